@@ -1,0 +1,156 @@
+"""Frozen dataclasses from plain dicts, and back: every key known, every type checked, nothing silently dropped.
+
+A field's annotation is its type: int, float, bool, str, Literal[…], X | None, tuple[X, …], a dataclass, or a union of
+dataclasses, of which the dict's "kind" chooses one, looked up in the table (name -> class) that holds them.
+"""
+
+import ast
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t5g2.core.errors import UserError, unknown
+
+Table = Mapping[str, type]
+
+
+def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence[Table] = ()) -> Any:
+    """The value of type `annotation` that the plain data `node` describes.
+
+    Raises:
+      UserError: an unknown or missing key, a wrong type, an unknown kind; names the dotted path and what is allowed.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _build_union(arguments, node, where, tables)
+    if origin is typing.Literal:
+        if node not in arguments:
+            raise unknown(f"value of {where}", str(node), map(str, arguments))
+        return node
+    if origin is tuple:
+        if isinstance(node, str) or not isinstance(node, Sequence):
+            raise _wrong_type(where, node, "a list")
+        if arguments[-1] is Ellipsis:
+            arguments = (arguments[0],) * len(node)
+        elif len(arguments) != len(node):
+            raise _wrong_type(where, node, f"a list of {len(arguments)}")
+        pairs = zip(arguments, node, strict=True)
+        return tuple(build(of, item, where=f"{where}.{i}", tables=tables) for i, (of, item) in enumerate(pairs))
+    if dataclasses.is_dataclass(annotation):
+        return _build_dataclass(annotation, node, where, tables)
+    if annotation is float and isinstance(node, int) and not isinstance(node, bool):
+        return float(node)
+    # bool is an int in Python, not in a config
+    if not isinstance(node, annotation) or (isinstance(node, bool) and annotation is not bool):
+        raise _wrong_type(where, node, f"of type {annotation.__name__}")
+    return node
+
+
+def dump(value: Any, *, tables: Sequence[Table] = ()) -> Any:
+    """`value` as plain data that JSON can hold and `build` turns back into an equal value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kinds = [name for table in tables for name, cls in table.items() if cls is type(value)]
+        fields = {f.name: dump(getattr(value, f.name), tables=tables) for f in dataclasses.fields(value) if f.init}
+        return {"kind": kinds[0], **fields} if kinds else fields
+    if isinstance(value, tuple | list):
+        return [dump(item, tables=tables) for item in value]
+    return value
+
+
+def override(node: Any, path: str, text: str) -> None:
+    """Sets the entry at the dotted `path` of nested dicts and lists to the value that `text` spells.
+
+    `text` is a Python literal (3, 1e-4, None, "a", (1, 2)), true/false/none, or else a plain string. Dicts on the way
+    that are missing are made; whether the keys exist is for `build` to say, which knows the types.
+    """
+    *parents, last = path.split(".")
+    for i, key in enumerate(parents):
+        if isinstance(node, list):
+            node = node[_index(node, key, path)]
+            continue
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict | list):
+            here = ".".join(parents[: i + 1])
+            raise UserError(f"cannot set {path}: {here} is {node!r}, which has no parts; set {here} itself")
+    node[_index(node, last, path) if isinstance(node, list) else last] = parse(text)
+
+
+def parse(text: str) -> Any:
+    """The value that the text of a flag spells: a Python literal, true/false/none in any case, or else the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as {dotted path: leaf value}; an empty dict or list is a leaf."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
+    flat = {}
+    for key, value in items:
+        flat |= flatten(value, f"{path}.{key}" if path else str(key))
+    return flat or {path: node}
+
+
+def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table]) -> Any:
+    if node is None and type(None) in arguments:
+        return None
+    choices = [a for a in arguments if a is not type(None)]
+    classes = [a for a in choices if dataclasses.is_dataclass(a)]
+    if isinstance(node, Mapping) and len(classes) == 1:
+        return _build_dataclass(classes[0], node, where, tables)
+    if isinstance(node, Mapping) and classes:
+        table = {name: cls for table in tables for name, cls in table.items() if cls in classes}
+        if "kind" not in node:
+            raise UserError(f"{where} has no 'kind'; give one of: {', '.join(sorted(table))}")
+        if node["kind"] not in table:
+            raise unknown(f"{where}.kind", str(node["kind"]), table)
+        return _build_dataclass(table[node["kind"]], node, where, tables)
+    if len(choices) == 1:
+        return build(choices[0], node, where=where, tables=tables)
+    for choice in choices:
+        if not dataclasses.is_dataclass(choice):
+            try:
+                return build(choice, node, where=where, tables=tables)
+            except UserError:
+                continue
+    names = ", ".join(getattr(a, "__name__", str(a)) for a in choices)
+    raise _wrong_type(where, node, f"one of: {names}")
+
+
+def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[Table]) -> Any:
+    if isinstance(node, cls):
+        return node
+    if not isinstance(node, Mapping):
+        raise _wrong_type(where, node, f"the settings of {cls.__name__}")
+    kinds = {name for table in tables for name, other in table.items() if other is cls}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in node:
+        if key not in fields and not (key == "kind" and node[key] in kinds):
+            raise unknown(f"key {where}.{key}, in {cls.__name__}:", key, fields)
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in node]
+    if required:
+        raise UserError(f"{where} lacks {', '.join(required)}, which {cls.__name__} has no default for; add them")
+    hints = typing.get_type_hints(cls)
+    values = {k: build(hints[k], node[k], where=f"{where}.{k}", tables=tables) for k in node if k in fields}
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _index(node: list, key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise UserError(f"cannot set {path}: {key!r} is not an entry; give a number below {len(node)}")
+    return int(key)
+
+
+def _wrong_type(where: str, node: Any, expected: str) -> UserError:
+    return UserError(f"{where} is {node!r} of type {type(node).__name__}; it must be {expected}")
