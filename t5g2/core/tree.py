@@ -1,0 +1,250 @@
+"""The leaves of a model by logical name and layer number, whatever way its layers are stored.
+
+A stack of layers is a module with two lists. `slots` holds the P blocks of a pattern, each leaf with a leading axis of
+R repeats, so that whole patterns can be scanned; `tail` holds the layers left over, as plain blocks. Slot p of repeat r
+is layer r * P + p; block t of the tail is layer R * P + t. With 5 layers and a pattern of 2 (P = 2, R = 2):
+
+    storage                shape        leaves (path, layer)                      name as stored
+    layers.slots.0.mlp.up  [2, D, F]    ("layers.mlp.up", 0), (…, 2)              layers.mlp.up.0-2by2
+    layers.slots.1.mlp.up  [2, D, F]    ("layers.mlp.up", 1), (…, 3)              layers.mlp.up.1-3by2
+    layers.tail.0.mlp.up   [D, F]       ("layers.mlp.up", 4)                      layers.mlp.up.4
+    final_norm.scale       [D]          ("final_norm.scale", None)                final_norm.scale
+
+Nothing else knows this but the models' own scan: names, rules, checkpoints and reports speak (path, layer).
+"""
+
+import fnmatch
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+LeafKey = tuple[str, int | None]
+Tree = TypeVar("Tree")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One parameter of one layer; layer None = it belongs to no layer.
+
+    Attributes:
+      shape, dtype: of this layer alone.
+      axes: logical axis of each dimension, None = none.
+      read: the array, sliced when called; of an abstract tree, its jax.ShapeDtypeStruct.
+    """
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...]
+    read: Callable[[], Any] = field(repr=False)
+
+    @property
+    def key(self) -> LeafKey:
+        """(path, layer)."""
+        return self.path, self.layer
+
+
+def name(key: LeafKey) -> str:
+    """A (path, layer) as one string.
+
+    >>> name(("layers.attention.q", 7)), name(("final_norm.scale", None))
+    ('layers.attention.q.7', 'final_norm.scale')
+    """
+    path, layer = key
+    return path if layer is None else f"{path}.{layer}"
+
+
+def leaves(tree: Any) -> dict[LeafKey, Leaf]:
+    """The view (path, layer) -> Leaf of a module, concrete or abstract, sorted by path and layer."""
+    found = []
+    for stored in _walk(tree):
+        value, axes = stored.value, stored.axes
+        if not stored.repeats:
+            found.append(Leaf(stored.path, stored.layer, value.shape, value.dtype, axes, lambda value=value: value))
+            continue
+        if value.shape[0] != stored.repeats:
+            raise ValueError(f"{stored.name} has shape {value.shape}, but {stored.repeats} layers are stacked in it")
+        for r, layer in enumerate(stored.layers):
+            read = lambda value=value, r=r: _slice(value, r)  # noqa: E731
+            found.append(Leaf(stored.path, layer, value.shape[1:], value.dtype, axes, read))
+    return {leaf.key: leaf for leaf in sorted(found, key=lambda leaf: (leaf.path, leaf.layer or 0))}
+
+
+def build(abstract: Tree, read: Callable[[LeafKey], Any], *, shardings: Any = None) -> Tree:
+    """The inverse of `leaves`: `abstract` with every leaf filled by `read((path, layer))`.
+
+    One stored leaf is read, stacked and placed at a time, so the host never holds more than the largest of them.
+
+    Args:
+      abstract: a module as jax.eval_shape gives it; a concrete one serves as well.
+      read: gives an array of exactly the leaf's shape and dtype.
+      shardings: where to place the leaves, a tree like `abstract`; None = the default device.
+
+    Raises:
+      ValueError: a leaf that was read has another shape or dtype; nothing is cast silently.
+    """
+    places = [None] * len(jax.tree.leaves(abstract)) if shardings is None else jax.tree.leaves(shardings)
+    filled = []
+    for stored, place in zip(_walk(abstract), places, strict=True):
+        shape = stored.value.shape[1:] if stored.repeats else stored.value.shape
+        layers = stored.layers if stored.repeats else [stored.layer]
+        keys = [(stored.path, layer) for layer in layers]
+        parts = [_checked(read(key), key, shape, stored.value.dtype) for key in keys]
+        if stored.repeats:
+            on_host = all(isinstance(part, np.ndarray) for part in parts)
+            whole = np.stack(parts) if on_host else jnp.stack(parts)
+        else:
+            whole = parts[0]
+        filled.append(jax.device_put(whole, place))
+    return jax.tree.unflatten(jax.tree.structure(abstract), filled)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Every leaf of any tree (a module, an optimizer's state) as it is stored, by a readable name that is unique.
+
+    A stack is one entry, named by its layers: "layers.mlp.up.0-2by2" holds layers 0 and 2.
+    """
+    walked = _walk(tree)
+    by_name = {stored.name: stored.value for stored in walked}
+    assert len(by_name) == len(walked), [n for n, count in Counter(s.name for s in walked).items() if count > 1]
+    return by_name
+
+
+def refill(tree: Tree, values: Mapping[str, Any]) -> Tree:
+    """The inverse of `named`: `tree` with every leaf replaced by the value of its name."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in named(tree)])
+
+
+def paths(tree: Tree) -> Tree:
+    """A tree of the same structure with every leaf replaced by its path, the layer left out."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [stored.path for stored in _walk(tree)])
+
+
+def select(pattern: str, path: str) -> bool:
+    """Whether the path fits the pattern: * any characters, dots too, ? one, [ab] one of these.
+
+    >>> select("*.scale", "layers.pre_mlp_norm.scale"), select("encoder.*", "decoder.final_norm.scale")
+    (True, False)
+    """
+    return fnmatch.fnmatchcase(path, pattern)
+
+
+def first(rules: Iterable[tuple[str, Value]], path: str) -> Value:
+    """The value of the first rule (pattern, value) whose pattern fits.
+
+    Raises:
+      LookupError: none fits; end the rules with "*".
+    """
+    rules = tuple(rules)
+    for pattern, value in rules:
+        if select(pattern, path):
+            return value
+    raise LookupError(f"no rule for {path}; the patterns are: {', '.join(pattern for pattern, _ in rules)}")
+
+
+def unmatched(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """The patterns that fit none of the paths: a misspelt one would otherwise do nothing, silently."""
+    known = set(paths)
+    return [pattern for pattern in patterns if not any(select(pattern, path) for path in known)]
+
+
+def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """How two mappings by name differ, one line an entry, sorted; empty if they are equal.
+
+    >>> print(difference({"a": 1, "b": 2, "c": 3}, {"b": 5, "c": 3, "d": 4}))
+    missing  a: 1
+    surplus  d: 4
+    changed  b: 2 -> 5
+    """
+    missing = [f"missing  {key}: {expected[key]}" for key in sorted(expected.keys() - given.keys())]
+    surplus = [f"surplus  {key}: {given[key]}" for key in sorted(given.keys() - expected.keys())]
+    both = sorted(expected.keys() & given.keys())
+    changed = [f"changed  {key}: {expected[key]} -> {given[key]}" for key in both if expected[key] != given[key]]
+    return "\n".join(missing + surplus + changed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """A leaf of a tree as it lies there. A stack of layers has `repeats` of them, `first` the lowest, `step` apart."""
+
+    path: str
+    value: Any
+    axes: tuple[str | None, ...]
+    layer: int | None = None
+    repeats: int = 0
+    step: int = 1
+
+    @property
+    def layers(self) -> list[int]:
+        assert self.layer is not None
+        return [self.layer + r * self.step for r in range(self.repeats)]
+
+    @property
+    def name(self) -> str:
+        if self.repeats <= 1:
+            return name((self.path, self.layer))
+        return f"{self.path}.{self.layer}-{self.layers[-1]}" + (f"by{self.step}" if self.step > 1 else "")
+
+
+def _walk(tree: Any) -> list[_Stored]:
+    """The leaves in jax's order."""
+    raw = []
+    for keys, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]:
+        parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+        # a variable holds one array, or nothing where optax masks it out
+        raw += [(parts, value, _axes(node, value)) for value in jax.tree.leaves(node)]
+    stacks = _stacks([(parts, value) for parts, value, _ in raw])
+    walked = []
+    for parts, value, axes in raw:
+        at = next((i for i, part in enumerate(parts) if parts[:i] in stacks and part in ("slots", "tail")), None)
+        if at is None:
+            walked.append(_Stored(".".join(parts), value, axes))
+            continue
+        pattern, repeats = stacks[parts[:at]]
+        path, index = ".".join(parts[:at] + parts[at + 2 :]), int(parts[at + 1])
+        if parts[at] == "slots":
+            walked.append(_Stored(path, value, axes, layer=index, repeats=repeats, step=pattern))
+        else:
+            walked.append(_Stored(path, value, axes, layer=pattern * repeats + index))
+    return walked
+
+
+def _stacks(raw: Sequence[tuple[tuple[str, ...], Any]]) -> dict[tuple[str, ...], tuple[int, int]]:
+    """{where a stack stands: (P, R)}; P = R = 0 if it is all tail."""
+    slots: dict[tuple[str, ...], set[int]] = {}
+    repeats: dict[tuple[str, ...], int] = {}
+    for parts, value in raw:
+        for i, part in enumerate(parts[:-1]):
+            if part in ("slots", "tail") and parts[i + 1].isdigit():
+                here = slots.setdefault(parts[:i], set())
+                if part == "slots":
+                    here.add(int(parts[i + 1]))
+                    # the largest, at least 1: an optimizer may keep placeholders of shape [1] or [] for some leaves
+                    repeats[parts[:i]] = max(repeats.get(parts[:i], 1), *(value.shape[:1] or (1,)))
+    return {at: (len(found), repeats.get(at, 0)) for at, found in slots.items()}
+
+
+def _axes(node: Any, value: Any) -> tuple[str | None, ...]:
+    """Logical axes of one layer: what the parameter was declared with; stacking does not change it."""
+    axes = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None
+    return (None,) * len(getattr(value, "shape", ())) if axes is None else tuple(axes)
+
+
+def _slice(value: Any, index: int) -> Any:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+    return value[index]
+
+
+def _checked(value: Any, key: LeafKey, shape: tuple[int, ...], dtype: Any) -> Any:
+    if value.shape != shape or value.dtype != dtype:
+        raise ValueError(f"{name(key)} is {value.dtype}{list(value.shape)}; it must be {dtype}{list(shape)}")
+    return value
