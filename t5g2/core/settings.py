@@ -1,7 +1,7 @@
 """Frozen dataclasses from plain dicts, and back: every key known, every type checked, nothing silently dropped.
 
-A field's annotation is its type: int, float, bool, str, Literal[…], X | None, tuple[X, …], a dataclass, or a union of
-dataclasses, of which the dict's "kind" chooses one, looked up in the table (name -> class) that holds them.
+A field's annotation is its type: int, float, bool, str, Literal[…], X | None, tuple[X, …], a dataclass, or several
+dataclasses (a union, or their base class), of which the dict's "kind" chooses one by its name in a table.
 """
 
 import ast
@@ -40,6 +40,8 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
         return tuple(build(of, item, where=f"{where}.{i}", tables=tables) for i, (of, item) in enumerate(pairs))
     if dataclasses.is_dataclass(annotation):
         return _build_dataclass(annotation, node, where, tables)
+    if members := _members((annotation,), tables):
+        return _build_kind(members, node, where, tables)
     if annotation is float and isinstance(node, int) and not isinstance(node, bool):
         return float(node)
     # bool is an int in Python, not in a config
@@ -107,12 +109,7 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table
     if isinstance(node, Mapping) and len(classes) == 1:
         return _build_dataclass(classes[0], node, where, tables)
     if isinstance(node, Mapping) and classes:
-        table = {name: cls for table in tables for name, cls in table.items() if cls in classes}
-        if "kind" not in node:
-            raise UserError(f"{where} has no 'kind'; give one of: {', '.join(sorted(table))}")
-        if node["kind"] not in table:
-            raise unknown(f"{where}.kind", str(node["kind"]), table)
-        return _build_dataclass(table[node["kind"]], node, where, tables)
+        return _build_kind(_members(tuple(classes), tables), node, where, tables)
     if len(choices) == 1:
         return build(choices[0], node, where=where, tables=tables)
     for choice in choices:
@@ -123,6 +120,23 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table
                 continue
     names = ", ".join(getattr(a, "__name__", str(a)) for a in choices)
     raise _wrong_type(where, node, f"one of: {names}")
+
+
+def _members(classes: tuple[type, ...], tables: Sequence[Table]) -> Table:
+    """The named classes that are one of `classes` or derive from it."""
+    return {name: cls for table in tables for name, cls in table.items() if issubclass(cls, classes)}
+
+
+def _build_kind(members: Table, node: Any, where: str, tables: Sequence[Table]) -> Any:
+    if isinstance(node, tuple(members.values())):
+        return node
+    if not isinstance(node, Mapping):
+        raise _wrong_type(where, node, f"settings with a 'kind', one of: {', '.join(sorted(members))}")
+    if "kind" not in node:
+        raise UserError(f"{where} has no 'kind'; give one of: {', '.join(sorted(members))}")
+    if node["kind"] not in members:
+        raise unknown(f"{where}.kind", str(node["kind"]), members)
+    return _build_dataclass(members[node["kind"]], node, where, tables)
 
 
 def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[Table]) -> Any:

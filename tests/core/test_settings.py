@@ -29,7 +29,21 @@ class Outer:
     on: bool = False
 
 
-TABLES = [{"constant": Constant, "cosine": Cosine}]
+class Shape:
+    """A base class whose members a table names."""
+
+
+@dataclass(frozen=True)
+class Square(Shape):
+    side: int
+
+
+@dataclass(frozen=True)
+class Holder:
+    shape: Shape
+
+
+TABLES = [{"constant": Constant, "cosine": Cosine}, {"square": Square}]
 
 
 def build(node):
@@ -100,3 +114,15 @@ def test_an_invariant_of_a_dataclass_is_told_with_its_path():
     with pytest.raises(UserError, match=r"config\.data: n = 3 is odd; give an even number"):
         settings.build(Even, {"n": 3}, where="config.data")
     assert dataclasses.asdict(settings.build(Even, {"n": 4})) == {"n": 4}
+
+
+def test_a_base_class_is_chosen_by_kind():
+    holder = settings.build(Holder, {"shape": {"kind": "square", "side": 3}}, tables=TABLES)
+    assert holder == Holder(Square(3))
+    assert settings.dump(holder, tables=TABLES) == {"shape": {"kind": "square", "side": 3}}
+    with pytest.raises(UserError, match=r"unknown config\.shape\.kind 'cosine'\. Allowed: square"):
+        settings.build(Holder, {"shape": {"kind": "cosine", "peak": 1.0}}, tables=TABLES)
+    with pytest.raises(
+        UserError, match=r"config\.shape is 3 of type int; it must be settings with a 'kind', one of: square"
+    ):
+        settings.build(Holder, {"shape": 3}, tables=TABLES)
