@@ -1,0 +1,108 @@
+"""Attention over several sources of keys under one softmax, with grouped queries and normed queries and keys.
+
+B batch, T queries, S keys of one source, D width, N query heads, K key/value heads, H head size.
+
+One set of weights serves a self-attention layer (one source: the tokens themselves), a decoding step (two: what the
+cache holds and the new tokens) and merged attention (one more: the encoder's states).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from t5g2.core.batch import Stream
+from t5g2.core.errors import unknown
+from t5g2.core.mesh import constrain
+from t5g2.models.backends import BACKENDS
+from t5g2.models.config import TextConfig
+from t5g2.models.layers import Compute, RMSNorm, normal, param, project, rotate
+from t5g2.models.masks import Keys, Mask
+
+__all__ = ["Attention", "Compute", "KeyValues", "Keys", "Mask", "attend"]
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of one layer, ready to be attended to: k_BSKH, v_BSKH."""
+
+    k_BSKH: Array
+    v_BSKH: Array
+
+    def of(self, tokens: Stream) -> Keys:
+        """These keys as a source of attention, said to stand for `tokens`."""
+        return Keys(self.k_BSKH, self.v_BSKH, tokens)
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    query: Stream,
+    sources: Sequence[tuple[Keys, Mask]],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """The values that each query sees, averaged with the softmax of scale * q k over the keys of all sources together.
+
+    Args:
+      query: the tokens that the queries stand for.
+      sources: keys and values, each with the mask that says which of them are visible; t5g2.models.masks has the rule.
+      softcap: scores become softcap * tanh(scores / softcap) before they are masked.
+
+    A query that sees no key gets zeros, and gives zero gradients.
+    """
+    if backend == "auto":
+        backend = "reference"  # the only one so far; choosing by device and shape belongs here and nowhere else
+    if backend not in BACKENDS:
+        raise unknown("attention backend", backend, ("auto", *BACKENDS))
+    return BACKENDS[backend](q_BTNH, query, sources, scale=scale, softcap=softcap)
+
+
+class Attention(nnx.Module):
+    """The projections and norms of one attention layer."""
+
+    def __init__(self, config: TextConfig, *, key: jax.Array, param_dtype):
+        self.config = config
+        width, size = config.width, config.head_size
+        shape_q, shape_kv = (width, config.heads, size), (width, config.kv_heads, size)
+        axes_q, axes_kv = ("embed", "heads", "head_size"), ("embed", "kv_heads", "head_size")
+        keys = jax.random.split(key, 4)
+        self.q = param(keys[0], shape_q, axes=axes_q, init=normal, dtype=param_dtype)
+        self.k = param(keys[1], shape_kv, axes=axes_kv, init=normal, dtype=param_dtype)
+        self.v = param(keys[2], shape_kv, axes=axes_kv, init=normal, dtype=param_dtype)
+        shape_o, axes_o = (config.heads, size, width), ("heads", "head_size", "embed")
+        self.o = param(keys[3], shape_o, axes=axes_o, init=normal, dtype=param_dtype)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(size, eps=config.norm_eps, param_dtype=param_dtype)
+            self.k_norm = RMSNorm(size, eps=config.norm_eps, param_dtype=param_dtype)
+
+    def queries(self, x_BTD: Float[Array, "B T D"], turn: tuple[Array, Array]) -> Float[Array, "B T N H"]:
+        """Queries, normed and then rotated."""
+        q_BTNH = project(x_BTD, self.q[...])
+        if self.config.qk_norm:
+            q_BTNH = self.q_norm.normalize(q_BTNH)
+        return constrain(rotate(q_BTNH, turn), "rows", "length", "heads_act", None)
+
+    def keys(self, x_BSD: Float[Array, "B S D"], turn: tuple[Array, Array] | None) -> KeyValues:
+        """Keys, normed and then rotated, and values. Without `turn` they are not rotated: keys of the encoder's states,
+        whose order merged attention does not see.
+        """
+        k_BSKH, v_BSKH = project(x_BSD, self.k[...]), project(x_BSD, self.v[...])
+        if self.config.qk_norm:
+            k_BSKH = self.k_norm.normalize(k_BSKH)
+        if turn is not None:
+            k_BSKH = rotate(k_BSKH, turn)
+        axes = ("rows", "length", "kv_heads_act", None)
+        return KeyValues(constrain(k_BSKH, *axes), constrain(v_BSKH, *axes))
+
+    def mix(
+        self, q_BTNH: Array, query: Stream, sources: Sequence[tuple[Keys, Mask]], *, compute: Compute
+    ) -> Float[Array, "B T D"]:
+        """What the queries see, projected back to the width of the model."""
+        config = self.config
+        o_BTNH = attend(
+            q_BTNH, query, sources, scale=config.scale, softcap=config.attention_softcap, backend=compute.backend
+        )
+        return project(constrain(o_BTNH, "rows", "length", "heads_act", None), self.o[...], inputs=2)

@@ -1,0 +1,73 @@
+"""Attention with a dense mask: what every other backend is compared with, and the only place that builds one.
+
+B batch, T queries, S keys of one source, N query heads, K key/value heads, G = N / K, H head size.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from t5g2.core.batch import Stream
+from t5g2.models.masks import Keys, Mask
+
+
+def visible(query: Stream, keys: Stream, mask: Mask) -> Bool[Array, "B T S"]:
+    """True where a query may see a key; the rule is in t5g2.models.masks."""
+
+    def pairs(q_BT, k_BS):
+        return q_BT[:, :, None], k_BS[:, None, :]
+
+    q_segment, k_segment = pairs(query.segments, keys.segments)
+    q_position, k_position = pairs(query.positions, keys.positions)
+    ahead_BTS = k_position - q_position
+    see_BTS = (q_segment == k_segment) & (k_segment != 0)
+    if mask.left is not None:
+        see_BTS &= ahead_BTS >= -mask.left
+    if mask.right is not None:
+        see_BTS &= ahead_BTS <= mask.right
+    if mask.causal:
+        allowed_BTS = ahead_BTS <= 0
+        if query.blocks is not None and keys.blocks is not None:
+            q_block, k_block = pairs(query.blocks, keys.blocks)
+            allowed_BTS |= (q_block == k_block) & (k_block != 0)
+        see_BTS &= allowed_BTS
+    return see_BTS
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    query: Stream,
+    sources: Sequence[tuple[Keys, Mask]],
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "B T N H"]:
+    """The values of all visible keys of all sources, averaged under one softmax; zeros where none is visible.
+
+    Scores, softmax and sums are float32; probabilities are rounded to the dtype of the values (as in transformers'
+    eager attention).
+    """
+    rows, length, heads, size = q_BTNH.shape
+    kv_heads = sources[0][0].k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(rows, length, kv_heads, heads // kv_heads, size)
+    scores, masks = [], []
+    for keys, mask in sources:
+        s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, keys.k_BSKH, preferred_element_type=jnp.float32) * scale
+        if softcap is not None:
+            s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
+        see_BKGTS = jnp.broadcast_to(visible(query, keys.tokens, mask)[:, None, None], s_BKGTS.shape)
+        masks.append(see_BKGTS)
+        # a finite stand-in for -inf: a row without a visible key must not become inf - inf
+        scores.append(jnp.where(see_BKGTS, s_BKGTS, jnp.finfo(jnp.float32).min))
+    peak_BKGT1 = jnp.max(jnp.stack([jnp.max(s, axis=-1, keepdims=True) for s in scores]), axis=0)
+    peak_BKGT1 = jax.lax.stop_gradient(peak_BKGT1)
+    weights = [jnp.where(see, jnp.exp(s - peak_BKGT1), 0.0) for s, see in zip(scores, masks, strict=True)]
+    total_BKGT1 = jnp.sum(jnp.stack([jnp.sum(w, axis=-1, keepdims=True) for w in weights]), axis=0)
+    total_BKGT1 = jnp.where(total_BKGT1 == 0.0, 1.0, total_BKGT1)
+    o_BTKGH = jnp.zeros(q_BTKGH.shape, jnp.float32)
+    for (keys, _), w_BKGTS in zip(sources, weights, strict=True):
+        p_BKGTS = (w_BKGTS / total_BKGT1).astype(keys.v_BSKH.dtype)
+        o_BTKGH += jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, keys.v_BSKH, preferred_element_type=jnp.float32)
+    return o_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)

@@ -1,0 +1,175 @@
+"""The parts of a Gemma block that are not attention: parameters, norms, rotary embedding, MLP, embedding.
+
+B batch, T length, D width, F MLP width, H head size, V vocabulary. Numerics follow the released Gemma 3 and T5Gemma 2
+weights as transformers 5.23.0 runs them (modeling_gemma3.py, modeling_t5gemma2.py); tests/parity holds us to it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from t5g2.core.errors import unknown
+from t5g2.models.backends import BACKENDS
+from t5g2.models.config import Rope
+
+Init = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a forward pass is computed; nothing here changes what is computed, but for rounding.
+
+    Attributes:
+      dtype: of activations; weights are cast to it where they are used.
+      backend: of attention; "auto" = the best one that this device and these shapes allow.
+      remat: "block" keeps only the input of each block for the backward pass and computes the rest again.
+      scan: run equal layers as one loop; False = unrolled, which compiles slowly and is easier to profile.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    backend: str = "auto"
+    remat: Literal["none", "block"] = "none"
+    scan: bool = True
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise unknown("dtype", self.dtype, ("float32", "bfloat16"))
+        if self.remat not in ("none", "block"):
+            raise unknown("remat", self.remat, ("none", "block"))
+        if self.backend not in ("auto", *BACKENDS):
+            raise unknown("attention backend", self.backend, ("auto", *BACKENDS))
+
+
+def param(key: jax.Array | None, shape: tuple[int, ...], *, axes: tuple[str | None, ...], init: Init, dtype):
+    """A parameter, declared once: its shape, the logical name of each axis, its first value and its dtype.
+
+    The names are metadata for core/mesh.py. Eager sharding would place the value on the mesh that happens to be set,
+    and fail on logical names.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {shape} and axes {axes} differ in length; name every axis, None = never sharded")
+    return nnx.Param(init(key, shape, dtype), out_sharding=axes, eager_sharding=False)
+
+
+def normal(key, shape, dtype) -> jax.Array:
+    """Normal with standard deviation 0.02, drawn in float32 (initializer_range of every Gemma 3 config)."""
+    return (0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+def zeros(key, shape, dtype) -> jax.Array:
+    """Zeros; for norms, whose factor is 1 + scale, and for the vector of the end-of-image token."""
+    del key
+    return jnp.zeros(shape, dtype)
+
+
+def project(x: Array, w: Array, *, inputs: int = 1) -> Array:
+    """x contracted with w over x's last `inputs` axes, which are w's first: BTD, DNH -> BTNH; BTNH, NHD -> BTD.
+
+    As a product of two matrices: XLA on CPU runs one on [B * T, D] twice as fast as on [B, T, D]. w is cast to x's
+    dtype, and sums are float32.
+    """
+    outer, out = x.shape[: x.ndim - inputs], w.shape[inputs:]
+    size = math.prod(w.shape[:inputs])
+    y = jnp.dot(x.reshape(-1, size), w.astype(x.dtype).reshape(size, -1), preferred_element_type=jnp.float32)
+    return y.astype(x.dtype).reshape(*outer, *out)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * (1 + scale), over the last axis."""
+
+    def __init__(self, size: int, *, eps: float, param_dtype):
+        self.eps = eps
+        self.scale = param(None, (size,), axes=(None,), init=zeros, dtype=param_dtype)
+
+    def normalize(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """x normalised: in float32, rounded to x's dtype once, after the multiplication."""
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        factor = 1.0 + self.scale[...].astype(jnp.float32)
+        return (x32 * jnp.broadcast_to(factor, x.shape)).astype(x.dtype)
+
+
+def rotation(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) -> tuple[Array, Array]:
+    """Cosine and sine of every pair's angle at every position, each float32[B, T, H/2].
+
+    Pair k turns by position * base^(-2k/H) / factor. Angles stay float32 whatever the activations are: bfloat16 cannot
+    tell position 1000 from 1001.
+    """
+    pairs = jnp.arange(head_size // 2, dtype=jnp.float32)
+    turns = rope.base ** (-2.0 * pairs / head_size) / rope.factor
+    angles_BTP = positions_BT[:, :, None].astype(jnp.float32) * turns[None, None, :]
+    return jnp.cos(angles_BTP), jnp.sin(angles_BTP)
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], turn: tuple[Array, Array]) -> Float[Array, "B T N H"]:
+    """x with pair (k, k + H/2) of every head turned by its angle: multiplied in float32, rounded once."""
+    cos, sin = (part[:, :, None, :] for part in turn)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+class GatedMLP(nnx.Module):
+    """down(gelu(gate x) * up x), with the tanh approximation of gelu."""
+
+    def __init__(self, width: int, hidden: int, *, key: jax.Array, param_dtype):
+        keys = jax.random.split(key, 3)
+        self.gate = param(keys[0], (width, hidden), axes=("embed", "mlp"), init=normal, dtype=param_dtype)
+        self.up = param(keys[1], (width, hidden), axes=("embed", "mlp"), init=normal, dtype=param_dtype)
+        self.down = param(keys[2], (hidden, width), axes=("mlp", "embed"), init=normal, dtype=param_dtype)
+
+    def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What the block adds to x, before its norm."""
+        gate_BTF = jax.nn.gelu(project(x_BTD, self.gate[...]), approximate=True)
+        return project(gate_BTF * project(x_BTD, self.up[...]), self.down[...])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden states into logits; the loss takes it whole, because it computes logits tile by tile.
+
+    Attributes:
+      table_VD: the tied embedding, unscaled.
+      softcap: c in c * tanh(logits / c), or None; static under jit.
+    """
+
+    table_VD: Array
+    softcap: float | None = field(metadata={"static": True})
+
+
+class Embedder(nnx.Module):
+    """The one table of token embeddings: input of every stack, and output head.
+
+    Attributes:
+      eoi_id: this token's input is the vector `eoi` instead, unscaled; the head still uses its row of the table.
+    """
+
+    def __init__(self, vocab_size: int, width: int, *, key: jax.Array, param_dtype, eoi_id: int | None = None):
+        self.eoi_id = eoi_id
+        self.table = param(key, (vocab_size, width), axes=("vocab", "embed"), init=normal, dtype=param_dtype)
+        if eoi_id is not None:
+            self.eoi = param(None, (width,), axes=(None,), init=zeros, dtype=param_dtype)
+
+    def embed(self, tokens_BT: Int[Array, "B T"], *, dtype) -> Float[Array, "B T D"]:
+        """Rows of the table times sqrt(D), which is rounded to the activations' dtype first, as the weights are."""
+        x_BTD = self.table[...][tokens_BT].astype(dtype)
+        x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), dtype)
+        if self.eoi_id is None:
+            return x_BTD
+        eoi_BTD = jnp.broadcast_to(self.eoi[...].astype(dtype), x_BTD.shape)
+        return jnp.where((tokens_BT == self.eoi_id)[:, :, None], eoi_BTD, x_BTD)
+
+
+def logits(hidden_BTD: Float[Array, "B T D"], head: Head) -> Float[Array, "B T V"]:
+    """float32 logits of every position: for decoding and for tests. The loss never makes them all at once."""
+    y_BTV = jnp.einsum(
+        "BTD,VD->BTV", hidden_BTD, head.table_VD.astype(hidden_BTD.dtype), preferred_element_type=jnp.float32
+    )
+    return y_BTV if head.softcap is None else head.softcap * jnp.tanh(y_BTV / head.softcap)

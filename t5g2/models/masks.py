@@ -1,0 +1,95 @@
+"""Who sees whom: structure that every attention backend turns into what it runs best, never an array.
+
+B batch, T queries, S keys, K key/value heads, H head size. A query sees a key if
+
+    they are of the same segment, and segment 0 (padding) is none;
+    the key is at most `left` positions before the query and at most `right` after it;
+    and, where the mask is causal, the key is not after the query - unless both are of one block that is not 0: blocks
+    (images, bidirectional prefixes) lift causality, and nothing else.
+
+Positions and segments belong to the tokens, not to their place in an array: one mask serves training, packing, prefill
+and decode.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Array
+
+from t5g2.core.batch import Stream
+from t5g2.models.config import LayerKind, TextConfig
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys of one source are visible, by position.
+
+    Attributes:
+      causal: keys after the query are hidden, but for those of the query's own block.
+      left, right: how many positions before and after the query's own are visible; None = all.
+    """
+
+    causal: bool
+    left: int | None = None
+    right: int | None = None
+
+
+ALL = Mask(causal=False)
+
+
+class Keys(NamedTuple):
+    """One source of keys: k_BSKH, v_BSKH and the tokens they stand for (their segments, positions and blocks)."""
+
+    k_BSKH: Array
+    v_BSKH: Array
+    tokens: Stream
+
+
+def causal(window: int | None = None) -> Mask:
+    """The query's own key and those before it: `window` keys in all, None = every one.
+
+    Five queries and keys, 1 = visible (transformers masking_utils.py: sliding_window_overlay):
+
+        causal()        causal(window=3)
+        1 0 0 0 0       1 0 0 0 0
+        1 1 0 0 0       1 1 0 0 0
+        1 1 1 0 0       1 1 1 0 0
+        1 1 1 1 0       0 1 1 1 0
+        1 1 1 1 1       0 0 1 1 1
+
+    Block ids [0 1 1 1 0] (positions 1 to 3 see each other both ways; the window still bounds what lies behind):
+
+        causal()        causal(window=2)
+        1 0 0 0 0       1 0 0 0 0
+        1 1 1 1 0       1 1 1 1 0
+        1 1 1 1 0       0 1 1 1 0
+        1 1 1 1 0       0 0 1 1 0
+        1 1 1 1 1       0 0 0 1 1
+    """
+    return Mask(causal=True, left=None if window is None else window - 1)
+
+
+def bidirectional(window: int | None = None) -> Mask:
+    """Keys on both sides: `window` in all, the query's own included; an even window reaches one further forward.
+
+    ceil(W/2) - 1 back and floor(W/2) forward (transformers modeling_t5gemma2.py: sliding_window_mask_function with
+    is_causal=False; T5Gemma 2 only, T5Gemma 1 sees W - 1 on each side):
+
+        bidirectional(window=3)     bidirectional(window=4)
+        1 1 0 0 0                   1 1 1 0 0
+        1 1 1 0 0                   1 1 1 1 0
+        0 1 1 1 0                   0 1 1 1 1
+        0 0 1 1 1                   0 0 1 1 1
+        0 0 0 1 1                   0 0 0 1 1
+    """
+    return ALL if window is None else Mask(causal=False, left=(window - 1) // 2, right=window // 2)
+
+
+def decoder(config: TextConfig, kind: LayerKind) -> Mask:
+    """How the tokens of a decoder, or of a decoder-only model, see each other in a layer of this kind."""
+    return causal(config.window if kind == "local" else None)
+
+
+def encoder(config: TextConfig, kind: LayerKind) -> Mask:
+    """How the tokens of a T5Gemma 2 encoder see each other in a layer of this kind."""
+    return bidirectional(config.window if kind == "local" else None)
