@@ -1,8 +1,10 @@
 """Architectures as frozen dataclasses; every invariant is checked on construction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from t5g2.core import settings
 from t5g2.core.errors import UserError
 
 LayerKind = Literal["local", "global"]
@@ -15,6 +17,10 @@ class Rope:
 
     base: float
     factor: float = 1.0
+
+    def __post_init__(self):
+        if self.base <= 0 or self.factor <= 0:
+            raise UserError(f"rope base = {self.base} and factor = {self.factor}; both must be above 0")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,11 @@ class TextConfig:
         for name in ("vocab_size", "width", "layers", "mlp_width", "heads", "kv_heads", "head_size", "window"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}; it must be at least 1")
+        for name in ("query_scalar", "attention_softcap", "final_softcap", "norm_eps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                optional = "" if name == "norm_eps" else ", or None for none"
+                raise UserError(f"{name} = {value}; it must be above 0{optional}")
         if self.heads % self.kv_heads:
             raise UserError(
                 f"heads = {self.heads} and kv_heads = {self.kv_heads}: every key/value head serves equally many query "
@@ -116,3 +127,18 @@ class EncoderDecoderConfig:
 
 
 ModelConfig = TextConfig | EncoderDecoderConfig
+KINDS: dict[str, type] = {"gemma3": TextConfig, "t5gemma2": EncoderDecoderConfig}
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The config as plain data, every field of it, that `from_dict` turns back into an equal one."""
+    return settings.dump(config, tables=(KINDS,))
+
+
+def from_dict(data: Mapping[str, Any], *, where: str = "model") -> ModelConfig:
+    """The config that plain data describes; its "kind" says which.
+
+    Raises:
+      UserError: an unknown kind or key (with the nearest), a wrong type, a broken invariant; `where` it was found.
+    """
+    return settings.build(ModelConfig, data, where=where, tables=(KINDS,))
