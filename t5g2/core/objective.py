@@ -1,0 +1,42 @@
+"""What every objective is: a frozen dataclass that turns a piece of text into an Example, and knows its bounds."""
+
+import abc
+
+import numpy as np
+
+from t5g2.core.batch import Example
+from t5g2.core.specials import Specials
+
+
+class Objective(abc.ABC):
+    """What is asked of a model about a piece of text. The example follows from tokens, rng and specials alone."""
+
+    @property
+    @abc.abstractmethod
+    def denoisers(self) -> tuple[str, ...]:
+        """The names that an example's `denoiser` counts in."""
+
+    @property
+    @abc.abstractmethod
+    def weights(self) -> tuple[float, ...]:
+        """The share of the examples that each denoiser makes; the shares sum to 1."""
+
+    @abc.abstractmethod
+    def lengths(self, tokens: int) -> tuple[int, int]:
+        """The longest encoder and decoder sequences that a piece of up to `tokens` tokens can become."""
+
+    @abc.abstractmethod
+    def sentinels_needed(self, tokens: int) -> int:
+        """The most different sentinels that a piece of up to `tokens` tokens can take."""
+
+    @abc.abstractmethod
+    def only(self, denoiser: str) -> "Objective":
+        """This objective with one of its denoisers alone.
+
+        Raises:
+          UserError: it has no denoiser of that name.
+        """
+
+    @abc.abstractmethod
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+        """The example made of int32[L] tokens, L >= 2."""

@@ -1,0 +1,42 @@
+"""The ids of the special tokens, as a tokenizer tells them to whoever builds sequences."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5g2.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Ids of special tokens. The sentinels have `sentinels` ids in a row, and an example uses each at most once.
+
+    Attributes:
+      pad, eos, bos, unk, mask: 0 to 4 in Gemma's tokenizers (google-deepmind/gemma @ 7691fd4, gm/text/_tokenizer.py).
+      first_sentinel, sentinels: <sentinel_0> and how many there are.
+    """
+
+    pad: int
+    eos: int
+    bos: int
+    unk: int
+    mask: int
+    first_sentinel: int
+    sentinels: int
+
+    def sentinel_ids(self, count: int) -> np.ndarray:
+        """int32[count]: the ids of <sentinel_0>, <sentinel_1>, …
+
+        Raises:
+          UserError: there are fewer.
+        """
+        if count > self.sentinels:
+            raise UserError(
+                f"an example needs {count} sentinels and the tokenizer has {self.sentinels}; give the tokenizer more "
+                f"sentinels, or the objective shorter pieces, longer spans or a lower rate"
+            )
+        return np.arange(self.first_sentinel, self.first_sentinel + count, dtype=np.int32)
+
+    def is_sentinel(self, tokens: np.ndarray) -> np.ndarray:
+        """bool, of the shape of `tokens`: True where a token is a sentinel."""
+        return (tokens >= self.first_sentinel) & (tokens < self.first_sentinel + self.sentinels)

@@ -1,0 +1,135 @@
+"""What the data of a run is, as frozen dataclasses; every rule that needs no file is checked on construction."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from t5g2.core.errors import UserError
+from t5g2.core.objective import Objective
+from t5g2.data.sources import SHORTEST_TOKENS, OnBadRecord, Text
+from t5g2.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text, what is asked about it, and how often it is drawn.
+
+    Attributes:
+      text: where the text comes from.
+      objective: what is made of each piece.
+      weight: how many of each block of draws come from here; a block has as many draws as the weights have in sum.
+      name: in logs and metrics; unique in a run. "" = the source's number.
+    """
+
+    text: Text
+    objective: Objective
+    weight: int = 1
+    name: str = ""
+
+    def __post_init__(self):
+        if self.weight < 1:
+            raise UserError(f"weight = {self.weight}; leave the source out, or give it at least 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of a run; the batches follow from it and a seed, and from nothing else but for the last three fields.
+
+    Attributes:
+      sources: what is mixed.
+      tokenizer: turns text into ids.
+      rows: of the global batch. One of rows and streams divides the other.
+      encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
+      piece_tokens: documents are cut into pieces of at most so many tokens, and each piece becomes an example.
+      packing: "first_fit" puts several examples into a row, "none" one.
+      packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on resuming.
+      streams: virtual streams that the sources are dealt out to; a property of the run, whatever reads them.
+      workers: processes that make rows; 0 = a thread of this process.
+      prefetch: batches that are made ahead.
+      on_bad_record: "stop" = a record that cannot be read is an error, "skip" = such records are counted and left out.
+    """
+
+    sources: tuple[Source, ...]
+    tokenizer: Tokenizer
+    rows: int
+    encoder_length: int
+    decoder_length: int
+    piece_tokens: int
+    packing: Literal["first_fit", "none"] = "first_fit"
+    packing_rows: int = 8
+    streams: int = 64
+    workers: int = 0
+    prefetch: int = 2
+    on_bad_record: OnBadRecord = "stop"
+
+    def __post_init__(self):
+        if not self.sources:
+            raise UserError("sources is empty; give at least one source of text")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} = {getattr(self, name)}; it must be at least {least}")
+        if self.rows % self.streams and self.streams % self.rows:
+            raise UserError(
+                f"rows = {self.rows} and streams = {self.streams}: neither divides the other, so rows cannot be dealt "
+                f"out evenly; nearest streams that fit: {', '.join(map(str, self._fitting_streams()))}"
+            )
+        if len(set(self.names)) < len(self.names):
+            raise UserError(f"two sources have one name: {', '.join(self.names)}; names are unique")
+        for source, name in zip(self.sources, self.names, strict=True):
+            self._check_fits(source.objective, name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources' names; `Batch.sources` counts in them."""
+        return tuple(source.name or str(i) for i, source in enumerate(self.sources))
+
+    @functools.cached_property
+    def denoisers(self) -> tuple[str, ...]:
+        """The names of the denoisers of all objectives, each once; `Batch.denoisers` counts in them."""
+        return tuple(dict.fromkeys(name for source in self.sources for name in source.objective.denoisers))
+
+    @property
+    def examples_per_row(self) -> int:
+        """The most examples that a row holds; a row of more would need examples of under 8 decoder tokens."""
+        return max(1, self.decoder_length // 8) if self.packing == "first_fit" else 1
+
+    def _check_fits(self, objective: Objective, name: str):
+        encoder, decoder = objective.lengths(self.piece_tokens)
+        if encoder > self.encoder_length or decoder > self.decoder_length:
+            raise UserError(
+                f"source {name!r}: a piece of piece_tokens = {self.piece_tokens} becomes up to {encoder} encoder and "
+                f"{decoder} decoder tokens, but a row has encoder_length = {self.encoder_length} and decoder_length = "
+                f"{self.decoder_length}; raise the lengths to at least these, or lower piece_tokens"
+                f"{self._longest_piece(objective)}"
+            )
+        needed, given = objective.sentinels_needed(self.piece_tokens), self.tokenizer.specials.sentinels
+        if needed > given:
+            raise UserError(
+                f"source {name!r}: a piece of piece_tokens = {self.piece_tokens} takes up to {needed} sentinels, and "
+                f"the tokenizer has {given}; give the tokenizer {needed} sentinels, lower piece_tokens, or choose "
+                f"denoisers with longer spans or a lower rate"
+            )
+
+    def _longest_piece(self, objective: Objective) -> str:
+        for tokens in range(self.piece_tokens, SHORTEST_TOKENS, -1):
+            encoder, decoder = objective.lengths(tokens)
+            if encoder <= self.encoder_length and decoder <= self.decoder_length:
+                return f" to {tokens}"
+        return ""
+
+    def _fitting_streams(self) -> list[int]:
+        fitting = [s for s in range(1, 4 * max(self.rows, self.streams)) if not (s % self.rows and self.rows % s)]
+        return sorted(sorted(fitting, key=lambda s: abs(math.log(s / self.streams)))[:3])
+
+
+LEAST = {
+    "rows": 1,
+    "encoder_length": 0,
+    "decoder_length": 2,
+    "piece_tokens": 2 * SHORTEST_TOKENS,
+    "packing_rows": 1,
+    "streams": 1,
+    "workers": 0,
+    "prefetch": 1,
+}

@@ -1,0 +1,238 @@
+"""From rows to batches: what one process reads of the global batch, made ahead of time, resumed where it stood."""
+
+import dataclasses
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5g2.core.batch import Batch, HostBatch
+from t5g2.core.errors import UserError
+from t5g2.data import packing, sources
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.streams import Position, Units, UnitsReader, examples_of, in_order, open_corpus, seed_of
+
+__all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "finite_batches", "to_global"]
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """The batches of a run, as one process sees them.
+
+    `next` gives the rows `rows` of the global batch; whichever processes share them out, and however far anything is
+    made ahead, batch n is the same. `positions` says where the streams stand after the last batch that `next` gave:
+    {stream: (int, int, int)}, for the streams that this process reads. A run goes on from the positions of all streams.
+
+    Args:
+      config: what to read.
+      seed: of everything that is drawn.
+      rows: the rows of the global batch that this process holds; None = all.
+      positions: where to go on, keys and values as in `positions` (JSON's string keys will do); None = the start.
+
+    Raises:
+      UserError: a source is missing, empty or malformed; the positions lack a stream.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seed: int,
+        rows: range | None = None,
+        positions: Mapping[Any, Sequence[int]] | None = None,
+    ):
+        rows = range(config.rows) if rows is None else rows
+        if rows.step != 1 or not 0 <= rows.start < rows.stop <= config.rows:
+            raise UserError(f"rows {rows} are not a part of the batch; it has rows 0 to {config.rows - 1}")
+        self.config = config
+        self.corpus = open_corpus(config)
+        for name, pieces in zip(config.names, self.corpus.pieces, strict=True):
+            log.info("%s", sources.describe(f"source {name}", pieces))
+        layout = Units(config.rows, config.streams)
+        units = layout.holding(rows)
+        streams = [stream for unit in units for stream in layout.streams_of(unit)]
+        start = self.positions = _positions(positions, streams)
+        self.statistics = Statistics()
+        first = layout.rows_of(units.start).start
+        self._mine = slice(rows.start - first, rows.stop - first)
+        self._closed = False
+        self._made = _Ahead(lambda: UnitsReader(self.corpus, units, seed=seed, positions=start), config)
+
+    def next(self) -> HostBatch:
+        """This process's rows of the next global batch.
+
+        Raises:
+          Exception: whatever went wrong while it was made.
+        """
+        rows = self._made.next()
+        streams, positions = rows.pop("streams"), rows.pop("positions")
+        # of a stream with several rows the last one counts
+        self.positions = self.positions | dict(zip(streams.tolist(), map(tuple, positions.tolist()), strict=True))
+        mine = {name: array[self._mine] for name, array in rows.items()}
+        batch = packing.host_batch(mine, streams[self._mine], positions[self._mine], self.config)
+        self.statistics.add(batch)
+        return batch
+
+    def close(self) -> None:
+        """Stops what works ahead; `next` may not be called any more."""
+        self._made.close()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Statistics:
+    """What the batches held so far, in tokens of this process's rows."""
+
+    def __init__(self):
+        self.batches = self.rows = self.examples = 0
+        self.encoder_tokens = self.encoder_slots = 0
+        self.decoder_tokens = self.decoder_slots = 0
+
+    def add(self, host_batch: HostBatch) -> None:
+        """Counts a batch."""
+        batch = host_batch.batch
+        self.batches += 1
+        self.rows += len(batch.targets)
+        self.examples += int(np.sum(host_batch.example_ids != packing.NO_EXAMPLE))
+        self.decoder_tokens += int(np.count_nonzero(batch.decoder.segments))
+        self.decoder_slots += batch.decoder.segments.size
+        if batch.encoder is not None:
+            self.encoder_tokens += int(np.count_nonzero(batch.encoder.segments))
+            self.encoder_slots += batch.encoder.segments.size
+
+    def summary(self) -> dict[str, float]:
+        """Shares of padding (0 to 1), tokens that are no padding, and examples a row."""
+        return {
+            "encoder_padding": 1 - self.encoder_tokens / max(self.encoder_slots, 1) if self.encoder_slots else 0.0,
+            "decoder_padding": 1 - self.decoder_tokens / max(self.decoder_slots, 1),
+            "encoder_tokens": self.encoder_tokens,
+            "decoder_tokens": self.decoder_tokens,
+            "examples_per_row": self.examples / max(self.rows, 1),
+        }
+
+
+def finite_batches(
+    config: DataConfig,
+    *,
+    seed: int,
+    rows: range | None = None,
+    denoiser: str | None = None,
+    examples: int | None = None,
+) -> Iterator[HostBatch]:
+    """Batches that hold every piece of every source exactly once, in an order that depends on the seed alone.
+
+    Example k's denoiser and spans are a pure function of k and the seed. The last batch is filled up with rows of
+    padding: weights 0, example ids -1. Positions mean nothing here and are 0.
+
+    Args:
+      config: what to read; its workers and streams are not used.
+      seed: of the order and of what is drawn.
+      rows: the rows of the global batch that this process holds; None = all.
+      denoiser: make every example with this one denoiser; every objective must have it.
+      examples: stop after so many of each source, the first of its order; None = all.
+
+    Raises:
+      UserError: a source is missing, empty or malformed; no such denoiser.
+    """
+    import grain
+
+    if denoiser is not None:
+        only = [dataclasses.replace(s, objective=s.objective.only(denoiser)) for s in config.sources]
+        config = dataclasses.replace(config, sources=tuple(only))
+    corpus = open_corpus(config)
+    seed = seed_of(seed, "finite")
+    parts = [examples_of(corpus, i, seed=seed, epochs=1)[:examples] for i in range(len(config.sources))]
+    dataset = packing.packed(in_order(grain.MapDataset.concatenate(parts)), config, seed=seed_of(seed, "rows"))
+    return _batches(iter(dataset), config, range(config.rows) if rows is None else rows)
+
+
+def _batches(rows: Iterator[packing.Rows], config: DataConfig, mine: range) -> Iterator[HostBatch]:
+    empty = packing.empty_rows(config, 1)
+    while taken := [row for _, row in zip(range(config.rows), rows, strict=False)]:
+        chosen = [taken[r] if r < len(taken) else {name: a[0] for name, a in empty.items()} for r in mine]
+        stacked = {name: np.stack([row[name] for row in chosen]) for name in empty}
+        zeros = np.zeros((len(mine), 3), np.int64)
+        yield packing.host_batch(stacked, zeros[:, 0].astype(np.int32), zeros, config)
+
+
+def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
+    """The global batch on the devices: jax.Arrays of `rows` rows, of which this process gives its own.
+
+    Args:
+      batch: NumPy arrays of this process's rows.
+      sharding: a NamedSharding whose first axis is the rows.
+      rows: of the global batch.
+    """
+    import jax
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
+
+    return jax.tree.map(put, batch)
+
+
+def _positions(given: Mapping[Any, Sequence[int]] | None, streams: Sequence[int]) -> dict[int, Position]:
+    """The positions of `streams`."""
+    if given is None:
+        return dict.fromkeys(streams, (0, 0, 0))
+    known = {int(stream): tuple(map(int, position)) for stream, position in given.items()}
+    missing = [stream for stream in streams if stream not in known]
+    if missing:
+        raise UserError(
+            f"the saved positions are of {len(known)} streams and lack stream {missing[0]}; a run keeps the number of "
+            f"streams that it began with, so set data.streams to what it was"
+        )
+    return {stream: known[stream] for stream in streams}
+
+
+class _Ahead:
+    """What `reader().next()` gives, made in a thread, up to `prefetch` batches ahead."""
+
+    def __init__(self, reader: Any, config: DataConfig):
+        self._made: queue.Queue = queue.Queue(maxsize=config.prefetch)
+        self._stop = threading.Event()
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, args=(reader,), name="t5g2-data", daemon=True)
+        self._thread.start()
+
+    def _work(self, reader: Any) -> None:
+        # signals are for the main thread; processes started from here inherit that
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            rows = reader()
+            while not self._stop.is_set():
+                self._put(rows.next())
+        except BaseException as error:  # handed to whoever asks for the next batch
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                self._made.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def next(self) -> dict[str, np.ndarray]:
+        if self._stop.is_set():
+            raise RuntimeError("the pipeline is closed")
+        if self._failed is not None:
+            raise self._failed
+        item = self._made.get()
+        if isinstance(item, BaseException):
+            self._failed = item
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,247 @@
+"""Virtual streams: an order of the data that depends on the seed alone, however many processes read it.
+
+    each source:  pieces -> shuffle -> repeat -> example k = f(piece, k) -> every streams-th example, from s on
+    stream s:     its part of each source -> mix -> pack
+
+Every epoch is shuffled anew. Example k of a source is a pure function of k, so streams see different draws and an epoch
+has each piece once. The mix is exact in each block of sum(weights) draws; the order in a block follows from seed,
+stream and block. Where a stream stands is a few integers.
+
+With B rows in the global batch: if B >= streams, row r comes from stream r // (B / streams). Otherwise, with g =
+streams / B, row r of batch n comes from stream r * g + n mod g, so that all streams are read in turn. A *unit* is what
+both have in common: max(B / streams, 1) rows and the max(g, 1) streams that fill them.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t5g2.core.errors import UserError
+from t5g2.core.objective import Objective
+from t5g2.core.specials import Specials
+from t5g2.data import packing
+from t5g2.data.config import DataConfig
+from t5g2.data.sources import Pieces, open_pieces
+
+# A stream's position: examples drawn when the rows being given out were begun; how many of those rows are given out;
+# rows given out in all.
+Position = tuple[int, int, int]
+START: Position = (0, 0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A config whose sources are open."""
+
+    config: DataConfig
+    pieces: tuple[Pieces, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the texts, the tokenizer and how they are cut."""
+        parts = [p.documents.fingerprint for p in self.pieces]
+        parts += [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Opens every source.
+
+    Raises:
+      UserError: a source is missing, empty or malformed; names it.
+    """
+    pieces = []
+    for name, source in zip(config.names, config.sources, strict=True):
+        try:
+            opened = open_pieces(
+                source.text,
+                config.tokenizer,
+                piece_tokens=config.piece_tokens,
+                on_bad_record=config.on_bad_record,
+            )
+        except UserError as error:
+            raise UserError(f"source {name!r}: {error}") from None
+        pieces.append(opened)
+    return Corpus(config, tuple(pieces))
+
+
+def seed_of(seed: int, *names: str | int) -> int:
+    """A seed below 2^32 for the purpose that the names say."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "little")
+
+
+@dataclass(frozen=True)
+class MakeExample:
+    """Example k of a source: a function of the piece and of k.
+
+    Attributes:
+      source, sources: its number, and how many there are; the example's id, k * sources + source, tells both.
+      denoisers: for each denoiser of the objective its number in the run's list.
+    """
+
+    objective: Objective
+    specials: Specials
+    seed: int
+    source: int
+    sources: int
+    denoisers: tuple[int, ...]
+
+    def __call__(self, k: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """The example as the packer takes it."""
+        rng = np.random.default_rng([self.seed, self.source, k])
+        example = self.objective(tokens, rng, specials=self.specials)
+        return packing.features(example, k * self.sources + self.source, self.denoisers[example.denoiser])
+
+
+class Selection:
+    """Which source draw i of a stream comes from, and which of that source's examples it is.
+
+    Of each block of sum(weights) draws, weights[d] come from source d, in an order drawn from seed, stream and block.
+    With weights (2, 1), block 0 drawn as [0 1 0] and block 1 as [1 0 0]:
+
+        draw                0      1      2      3      4      5
+        (source, example)  (0,0)  (1,0)  (0,1)  (1,1)  (0,2)  (0,3)
+
+    It has the shape of grain.transforms.DatasetSelectionMap; importing that here would import jax.
+    """
+
+    def __init__(self, weights: Sequence[int], *, seed: int, stream: int):
+        self._weights, self._seed, self._stream = tuple(weights), seed, stream
+        self._block, self._order = -1, np.empty((0, 2), np.int64)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        block, draw = divmod(index, sum(self._weights))
+        if block != self._block:
+            # kept, because the next draws are of this block; what it holds follows from the block alone
+            self._block, self._order = block, self._draw(block)
+        source, nth = self._order[draw].tolist()
+        return source, block * self._weights[source] + nth
+
+    def _draw(self, block: int) -> np.ndarray:
+        """int64[draws, 2]: of each draw the source, and how many draws of the block came from it before."""
+        pairs = [(source, nth) for source, weight in enumerate(self._weights) for nth in range(weight)]
+        rng = np.random.default_rng([self._seed, self._stream, block])
+        order = rng.permutation(np.repeat(np.arange(len(self._weights)), self._weights))
+        out = np.empty((len(pairs), 2), np.int64)
+        out[np.argsort(order, kind="stable")] = pairs
+        return out
+
+
+def examples_of(corpus: Corpus, source: int, *, seed: int, epochs: int | None = None) -> Any:
+    """A grain.MapDataset of the examples of a source, without end unless the epochs are limited."""
+    import grain
+
+    config, objective = corpus.config, corpus.config.sources[source].objective
+    make = MakeExample(
+        objective,
+        config.tokenizer.specials,
+        seed_of(seed, "example"),
+        source,
+        len(config.sources),
+        tuple(config.denoisers.index(name) for name in objective.denoisers),
+    )
+    pieces = grain.MapDataset.source(corpus.pieces[source])
+    return pieces.shuffle(seed=seed_of(seed, "shuffle", source)).repeat(epochs).map_with_index(make)
+
+
+def rows_of(corpus: Corpus, stream: int, *, seed: int) -> Any:
+    """A grain.IterDataset of the packed rows of a stream."""
+    import grain
+
+    config = corpus.config
+    parts = [examples_of(corpus, i, seed=seed)[stream :: config.streams] for i in range(len(config.sources))]
+    weights = [source.weight for source in config.sources]
+    mixed = grain.MapDataset.select_from_datasets(parts, Selection(weights, seed=seed_of(seed, "mix"), stream=stream))
+    return packing.packed(in_order(mixed), config, seed=seed_of(seed, "rows", stream))
+
+
+def in_order(dataset: Any) -> Any:
+    """A grain.IterDataset that reads a MapDataset without threads: prefetching is done once, at the end."""
+    import grain
+
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+
+
+class StreamReader:
+    """The rows of one stream, from a position on."""
+
+    def __init__(self, corpus: Corpus, stream: int, *, seed: int, position: Position = START):
+        self.stream = stream
+        self._rows = iter(rows_of(corpus, stream, seed=seed))
+        if tuple(position) != START:
+            drawn, given, rows = map(int, position)
+            self._rows.set_state({"parent": {"next_index": drawn}, "next_row": given, "counter": rows})
+
+    @property
+    def position(self) -> Position:
+        """Where the stream stands."""
+        state = self._rows.get_state()
+        return state["parent"]["next_index"], state["next_row"], state["counter"]
+
+    def next(self) -> dict[str, np.ndarray]:
+        """The arrays of the next row."""
+        return next(self._rows)
+
+
+@dataclass(frozen=True)
+class Units:
+    """How rows and streams belong together."""
+
+    rows: int
+    streams: int
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return min(self.rows, self.streams)
+
+    def rows_of(self, unit: int) -> range:
+        """The rows of the global batch that a unit fills."""
+        each = self.rows // self.count
+        return range(unit * each, (unit + 1) * each)
+
+    def streams_of(self, unit: int) -> range:
+        """The streams that a unit reads in turn."""
+        each = self.streams // self.count
+        return range(unit * each, (unit + 1) * each)
+
+    def holding(self, rows: range) -> range:
+        """The units that hold these rows."""
+        each = self.rows // self.count
+        return range(rows.start // each, -(-rows.stop // each))
+
+
+class UnitsReader:
+    """The rows of some units, batch by batch."""
+
+    def __init__(
+        self, corpus: Corpus, units: Sequence[int], *, seed: int, positions: Mapping[int, Position] | None = None
+    ):
+        self._layout = Units(corpus.config.rows, corpus.config.streams)
+        self._units: list[list[StreamReader]] = []
+        for unit in units:
+            streams = self._layout.streams_of(unit)
+            at = {s: START if positions is None else positions[s] for s in streams}
+            self._units.append([StreamReader(corpus, s, seed=seed, position=at[s]) for s in streams])
+        self._each = corpus.config.rows // self._layout.count
+
+    def next(self) -> dict[str, np.ndarray]:
+        """The arrays of this batch's rows, stacked in the order of the units, with "streams" and "positions"."""
+        rows, streams, positions = [], [], []
+        for readers in self._units:
+            # the rows that a unit's streams have given so far are its turns
+            turn = sum(reader.position[2] for reader in readers)
+            reader = readers[turn // self._each % len(readers)]
+            for _ in range(self._each):
+                rows.append(reader.next())
+                streams.append(reader.stream)
+                positions.append(reader.position)
+        out = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return out | {"streams": np.array(streams, np.int32), "positions": np.array(positions, np.int64)}

@@ -1,0 +1,57 @@
+"""Language modelling from left to right."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5g2.core.batch import Example
+from t5g2.core.errors import unknown
+from t5g2.core.objective import Objective
+from t5g2.core.specials import Specials
+from t5g2.objectives.shift import teacher_forced
+
+
+@dataclass(frozen=True)
+class Causal(Objective):
+    """Every token from those before it; the encoder reads nothing.
+
+    With bos = 2, eos = 1, tokens [11 12 13 14]:
+
+        encoder_tokens  []
+        decoder_tokens  [ 2 11 12 13 14]
+        targets         [11 12 13 14  1]
+        weights         [ 1  1  1  1  1]
+
+    Attributes:
+      eos: the targets end in EOS, also where a piece is not the end of its document.
+    """
+
+    eos: bool = True
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """One: "causal"."""
+        return ("causal",)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """All of the examples."""
+        return (1.0,)
+
+    def lengths(self, tokens: int) -> tuple[int, int]:
+        """0 for the encoder, the tokens and EOS for the decoder."""
+        return 0, tokens + self.eos
+
+    def sentinels_needed(self, tokens: int) -> int:
+        """None."""
+        return 0
+
+    def only(self, denoiser: str) -> "Causal":
+        """Itself."""
+        if denoiser not in self.denoisers:
+            raise unknown("denoiser", denoiser, self.denoisers)
+        return self
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+        """The example of int32[L] tokens; nothing is drawn."""
+        return teacher_forced(np.empty(0, np.int32), tokens, specials=specials, eos=self.eos)
