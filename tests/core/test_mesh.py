@@ -1,0 +1,178 @@
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from t5g2.core import mesh as meshes
+from t5g2.core.errors import UserError
+from t5g2.core.mesh import MeshShape
+
+
+def weight(*shape, axes):
+    return nnx.Param(jnp.zeros(shape), out_sharding=axes, eager_sharding=False)
+
+
+class Block(nnx.Module):
+    def __init__(self):
+        self.up = weight(8, 16, axes=("embed", "mlp"))
+        self.odd = weight(8, 3, axes=("embed", "kv_heads"))
+        self.scale = weight(8, axes=(None,))
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.slots = nnx.List([jax.vmap(lambda _: Block())(jnp.arange(3))])
+        self.tail = nnx.List([Block()])
+        self.table = weight(97, 8, axes=("vocab", "embed"))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return meshes.make(MeshShape(2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "sizes"),
+    [
+        (MeshShape(), 8, (8, 1, 1)),
+        (MeshShape(2, 2, 2), 8, (2, 2, 2)),
+        (MeshShape(1, -1, 2), 8, (1, 4, 2)),
+        (MeshShape(), 1, (1, 1, 1)),
+    ],
+)
+def test_sizes_multiply_to_the_devices(devices, shape, count, sizes):
+    made = meshes.make(shape, devices[:count])
+    assert tuple(made.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    assert set(made.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (MeshShape(3, 1, 1), "data=3 x fsdp=1 x tensor=1 needs 3 devices, and there are 8"),
+        (MeshShape(-1, 3, 1), "data=-1 x fsdp=3 x tensor=1 needs a multiple of 3 devices, and there are 8"),
+        (MeshShape(-1, 4, 4), "needs a multiple of 16 devices, and there are 8"),
+    ],
+)
+def test_a_shape_that_does_not_fit_names_both_numbers(devices, shape, message):
+    with pytest.raises(UserError, match=message):
+        meshes.make(shape, devices)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((0, 1, 1), "mesh.data = 0; it must be at least 1, or -1"), ((-1, -1, 1), "more than one -1")],
+)
+def test_a_shape_that_cannot_be_meant(sizes, message):
+    with pytest.raises(UserError, match=message):
+        MeshShape(*sizes)
+
+
+def test_weights_follow_their_logical_axes(mesh):
+    places = meshes.shardings(jax.eval_shape(Model), mesh)
+    assert places.tail[0].up.get_value().spec == P("fsdp", "tensor")
+    assert places.slots[0].up.get_value().spec == P(None, "fsdp", "tensor"), "the stacking axis is not cut"
+    assert places.tail[0].odd.get_value().spec == P("fsdp", None), "3 heads over 2 devices stay whole"
+    assert places.tail[0].scale.get_value().spec == P(None)
+    assert places.table.get_value().spec == P(None, "fsdp"), "97 rows over 2 devices stay whole"
+
+
+def test_shardings_can_be_handed_to_jit(mesh):
+    places = meshes.shardings(jax.eval_shape(Model), mesh)
+    model = jax.jit(Model, out_shardings=places)()
+    assert model.slots[0].up.get_value().sharding.shard_shape((3, 8, 16)) == (3, 4, 8)
+    assert jax.tree.structure(places) == jax.tree.structure(model)
+
+
+def test_moments_lie_with_their_weights(mesh):
+    params = jax.eval_shape(Model)
+    state = jax.eval_shape(optax.adamw(1e-3).init, params)
+    places = meshes.shardings_like(state, params, mesh)
+    weights = jax.tree.leaves(meshes.shardings(params, mesh))
+    assert jax.tree.structure(places) == jax.tree.structure(state)
+    assert jax.tree.leaves(places[0].mu) == jax.tree.leaves(places[0].nu) == weights
+    assert places[0].count == meshes.replicated(mesh)
+
+
+def test_factored_moments_are_replicated(mesh):
+    params = jax.eval_shape(Model)
+    state = jax.eval_shape(optax.adafactor(1e-3, min_dim_size_to_factor=4).init, params)
+    factored = meshes.shardings_like(state, params, mesh)[0]
+    assert factored.v_row.table.get_value().spec == factored.v_col.table.get_value().spec == P()
+    assert factored.v.tail[0].odd.get_value().spec == P("fsdp", None), "too small to factor: shaped like the weight"
+
+
+def test_a_leaf_of_another_shape_is_replicated(mesh):
+    params = {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    state = {"row": {"w": jax.ShapeDtypeStruct((4,), jnp.float32)}, "count": jax.ShapeDtypeStruct((), jnp.int32)}
+    assert {p.spec for p in jax.tree.leaves(meshes.shardings_like(state, params, mesh))} == {P()}
+
+
+def test_batches_are_cut_by_rows(mesh):
+    x = jax.device_put(jnp.zeros((8, 6)), meshes.batch_sharding(mesh))
+    assert x.sharding.shard_shape(x.shape) == (2, 6)
+    assert meshes.replicated(mesh).shard_shape((8, 6)) == (8, 6)
+
+
+def test_constrain_cuts_what_divides(mesh):
+    x = jnp.zeros((6, 4, 3))
+    assert meshes.constrain(x, "rows", "heads_act", "mlp_act") is x, "no mesh, no constraint"
+    with jax.set_mesh(mesh):
+        y = jax.jit(lambda x: meshes.constrain(x, "rows", "heads_act", "mlp_act"))(x)
+        # 6 rows do not go over 2 x 2 devices, but over the 2 of data
+        assert y.sharding.shard_shape(y.shape) == (3, 2, 3)
+        assert (meshes.parts("rows", 8), meshes.parts("rows", 6), meshes.parts("rows", 5)) == (4, 2, 1)
+    assert meshes.parts("rows", 8) == 1
+
+
+def test_an_axis_without_a_rule_is_an_error(mesh):
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="no rule for the logical axis 'row'"):
+        meshes.constrain(jnp.zeros((2,)), "row")
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"JAX_PLATFORMS": "cpu"}, False),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1234"}, True),
+        ({"JAX_PLATFORMS": "cpu", "SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"JAX_PLATFORMS": "cpu", "SLURM_NTASKS": "4"}, False),
+        ({"JAX_PLATFORMS": "cpu", "OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ],
+)
+def test_auto_joins_only_where_there_are_others(environ, told):
+    assert meshes._told_of_others(environ) == told
+
+
+def join(distributed, **environ):
+    code = f"from t5g2.core import mesh; import jax; mesh.start({distributed!r}); print(jax.process_count())"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "XLA_FLAGS"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=clean | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_become_one_run():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [join("auto", **told, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    assert [p.communicate(timeout=60)[0].strip() for p in processes] == ["2", "2"]
+
+
+def test_joining_when_nobody_is_there():
+    alone = join("on")
+    assert "UserError: this process cannot join the others: " in alone.communicate(timeout=60)[1]
+    assert join("auto").communicate(timeout=60)[0].strip() == "1"
+    with pytest.raises(UserError, match=r"unknown value of distributed 'of'; did you mean 'off'"):
+        meshes.start("of")
