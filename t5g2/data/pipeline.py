@@ -1,11 +1,13 @@
 """From rows to batches: what one process reads of the global batch, made ahead of time, resumed where it stood."""
 
 import dataclasses
+import functools
 import logging
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker, util
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from t5g2.core.errors import UserError
 from t5g2.data import packing, sources
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.streams import Position, Units, UnitsReader, examples_of, in_order, open_corpus, seed_of
+from t5g2.data.workers import WorkersReader
 
 __all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "finite_batches", "to_global"]
 
@@ -60,8 +63,9 @@ class Pipeline:
         self.statistics = Statistics()
         first = layout.rows_of(units.start).start
         self._mine = slice(rows.start - first, rows.stop - first)
-        self._closed = False
-        self._made = _Ahead(lambda: UnitsReader(self.corpus, units, seed=seed, positions=start), config)
+        reader = functools.partial(WorkersReader, workers=config.workers) if config.workers else UnitsReader
+        read = functools.partial(reader, self.corpus, units, seed=seed, positions=start)
+        self._made = _Ahead(read, config.prefetch)
 
     def next(self) -> HostBatch:
         """This process's rows of the next global batch.
@@ -195,44 +199,55 @@ def _positions(given: Mapping[Any, Sequence[int]] | None, streams: Sequence[int]
 
 
 class _Ahead:
-    """What `reader().next()` gives, made in a thread, up to `prefetch` batches ahead."""
+    """What a reader's `next` gives, made in a thread, up to `prefetch` batches ahead."""
 
-    def __init__(self, reader: Any, config: DataConfig):
-        self._made: queue.Queue = queue.Queue(maxsize=config.prefetch)
+    def __init__(self, make_reader: Callable[[], Any], prefetch: int):
+        self._made: queue.Queue = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         self._failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, args=(reader,), name="t5g2-data", daemon=True)
-        self._thread.start()
-
-    def _work(self, reader: Any) -> None:
-        # signals are for the main thread; processes started from here inherit that
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            rows = reader()
-            while not self._stop.is_set():
-                self._put(rows.next())
-        except BaseException as error:  # handed to whoever asks for the next batch
-            self._put(error)
-
-    def _put(self, item: Any) -> None:
-        while not self._stop.is_set():
-            try:
-                self._made.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
+        thread = threading.Thread(target=_work, args=(make_reader, self._made, self._stop), name="data", daemon=True)
+        thread.start()
+        # at the latest when the interpreter ends, and before grain looks after its workers (priority 1)
+        self.close = util.Finalize(self, _stop, (self._stop, thread), exitpriority=10)
 
     def next(self) -> dict[str, np.ndarray]:
-        if self._stop.is_set():
-            raise RuntimeError("the pipeline is closed")
-        if self._failed is not None:
-            raise self._failed
-        item = self._made.get()
-        if isinstance(item, BaseException):
+        """The next batch's rows; what went wrong while they were made is raised here, once more at every call."""
+        if self._failed is None:
+            if self._stop.is_set():
+                raise RuntimeError("the pipeline is closed")
+            item = self._made.get()
+            if not isinstance(item, BaseException):
+                return item
             self._failed = item
-            raise item
-        return item
+        raise self._failed
 
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+
+def _work(make_reader: Callable[[], Any], made: queue.Queue, stop: threading.Event) -> None:
+    # Signals are for the main thread, and for no process that is started from here: Ctrl-C and SIGTERM reach the whole
+    # process group, and the trainer saves first. Starting the resource tracker unblocks them again, so it goes first.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    reader = None
+    try:
+        reader = make_reader()
+        while not stop.is_set():
+            _put(reader.next(), made, stop)
+    except BaseException as error:  # handed to whoever asks for the next batch
+        _put(error, made, stop)
+    finally:
+        if reader is not None:
+            reader.close()
+
+
+def _put(item: Any, made: queue.Queue, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            made.put(item, timeout=0.1)
+            return
+        except queue.Full:
+            continue
+
+
+def _stop(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    thread.join()

@@ -87,7 +87,7 @@ class PythonText:
                 f"no document of the standard library is in split {self.split!r} with max_bytes = {self.max_bytes} and "
                 f"heldout_percent = {self.heldout_percent}; raise them"
             )
-        return _Texts(tuple(texts[name] for name in sorted(chosen)))
+        return _Texts(self, tuple(texts[name] for name in sorted(chosen)))
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,12 @@ def _cut(lengths: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 @dataclass(frozen=True, eq=False)
 class _Texts:
+    source: PythonText
     texts: tuple[str, ...]
     skipped: int = 0
+
+    def __reduce__(self):
+        return PythonText.open, (self.source,)
 
     @property
     def characters(self) -> int:

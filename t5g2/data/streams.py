@@ -245,3 +245,6 @@ class UnitsReader:
                 positions.append(reader.position)
         out = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return out | {"streams": np.array(streams, np.int32), "positions": np.array(positions, np.int64)}
+
+    def close(self) -> None:
+        """Nothing is held open."""

@@ -1,0 +1,109 @@
+"""Rows made by other processes, in the same order as without them, and processes that never outlive this one.
+
+Every worker has a part of the units and hands over its rows of a batch as one element. So a batch takes one element of
+each worker, whatever their number, and a batch's rows only have to be put back into the order of the units.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5g2.data.streams import Corpus, Position, UnitsReader
+
+WATCH_SECS = 0.5
+
+
+class WorkersReader:
+    """What a UnitsReader gives, made by `workers` processes.
+
+    Signals that are blocked in the calling thread are blocked in the workers.
+    """
+
+    def __init__(
+        self, corpus: Corpus, units: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
+    ):
+        import grain
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain reads its flags, and fails where nobody parsed any
+            flags.FLAGS.mark_as_parsed()
+        self._workers = min(workers, len(units))
+        dataset = _dataset(corpus, tuple(units), seed=seed, positions=positions)
+        self._elements = iter(
+            dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
+                worker_init_fn=_EndWithParent(os.getpid()),
+            )
+        )
+        each = corpus.config.rows // min(corpus.config.rows, corpus.config.streams)
+        order = np.concatenate([np.arange(len(units))[w :: self._workers] for w in range(self._workers)])
+        self._order = (np.argsort(order)[:, None] * each + np.arange(each)).ravel()
+
+    def next(self) -> dict[str, np.ndarray]:
+        """The arrays of this batch's rows, in the order of the units."""
+        parts = [next(self._elements) for _ in range(self._workers)]
+        # copied: the parts lie in shared memory, which is given back when they are dropped
+        return {name: np.concatenate([part[name] for part in parts])[self._order] for name in parts[0]}
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._elements.close()
+
+
+class _EndWithParent:
+    """Started in a worker, ends it within about WATCH_SECS when the trainer is gone, however that went.
+
+    The kernel's parent-death signal would do so at once, but it follows the thread that started the worker, not the
+    process. When the last worker is gone, Python's resource tracker removes what they left in shared memory.
+    """
+
+    def __init__(self, parent: int):
+        self._parent = parent
+
+    def __call__(self, worker: int, workers: int) -> None:
+        threading.Thread(target=self._watch, daemon=True, name="t5g2-watch-parent").start()
+
+    def _watch(self) -> None:
+        while os.getppid() == self._parent:
+            time.sleep(WATCH_SECS)
+        os._exit(1)
+
+
+def _dataset(corpus: Corpus, units: tuple[int, ...], *, seed: int, positions: Mapping[int, Position]) -> Any:
+    """A grain.IterDataset of UnitsReader's batches that can be cut by units.
+
+    Defined in a function because importing grain imports jax; grain sends it to the workers by value.
+    """
+    import grain
+
+    class Batches(grain.IterDataset):
+        def __init__(self):
+            super().__init__()
+            self._units = units
+
+        def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+            self._units = self._units[sl]
+
+        def __iter__(self):
+            return BatchesIterator(UnitsReader(corpus, self._units, seed=seed, positions=positions))
+
+    class BatchesIterator(grain.DatasetIterator):
+        def __init__(self, reader: UnitsReader):
+            super().__init__()
+            self._reader = reader
+
+        def __next__(self):
+            return self._reader.next()
+
+        # where to go on is in the rows, so grain's own state is empty
+        def get_state(self):
+            return {}
+
+        def set_state(self, state):
+            del state
+
+    return Batches()
