@@ -1,0 +1,130 @@
+"""Everything a user can get wrong: exit status 2, one message with what was given and what is allowed, no traceback."""
+
+import json
+
+import pytest
+
+from t5g2 import cli
+
+from .conftest import CONFIG
+
+
+def fails(capsys, *arguments: str) -> str:
+    """What the command says on stderr; its exit status is 2."""
+    assert cli.main(list(arguments)) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["train.stepz=3"], ["config.train.stepz", "did you mean 'steps'", "Allowed:"]),
+        (["data.rowz=3"], ["config.data.rowz", "did you mean 'rows'"]),
+        (["train.steps=many"], ["config.train.steps is 'many' of type str", "type int"]),
+        (["train.steps=0"], ["steps is 0", "at least 1"]),
+        (["model.width=abc"], ["config.model.width is 'abc'", "type int"]),
+        (["model.kv_heads=3"], ["heads = 4 and kv_heads = 3", "must divide"]),
+        (["train.microbatches=3"], ["rows = 8", "microbatches = 3", "divisible"]),
+        (["data.streams=3"], ["rows = 8 and streams = 3", "neither divides the other"]),
+        (["data.piece_tokens=200"], ["piece_tokens = 200", "decoder_length = 64", "lower piece_tokens"]),
+        (["data.encoder_length=16"], ["decoder-only", "encoder_length is 16"]),
+        (["data.sources.0.text.path=/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["init.params=x", "init.resume=y"], ["resume and params are both given"]),
+        (["optim.schedule.kind=cosin"], ["config.optim.schedule.kind 'cosin'", "did you mean 'cosine'"]),
+        (["compute.dtype=float16"], ["float16", "bfloat16, float32"]),
+        (["mesh.tensor=0"], ["mesh.tensor = 0", "at least 1"]),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) and "=" in x[0] else "",
+)
+def test_a_wrong_setting(capsys, corpus, tmp_path, changes, parts):
+    workdir = tmp_path / "run"
+    flags = [f"--config.{change}" for change in changes]
+    message = fails(capsys, "train", f"--config={CONFIG}:source@{corpus}", f"--workdir={workdir}", *flags)
+    for part in parts:
+        assert part in message
+    assert not list(workdir.glob("checkpoints/*"))
+
+
+def test_more_spans_than_sentinels(capsys, corpus, tmp_path):
+    flags = ["--config.data.tokenizer.sentinels=1", f"--workdir={tmp_path}"]
+    message = fails(capsys, "train", f"--config={CONFIG}:scratch@{corpus}", *flags)
+    assert "takes up to 2 sentinels, and the tokenizer has 1" in message
+
+
+def test_a_mesh_that_does_not_fit_the_devices(capsys, corpus, tmp_path):
+    flags = ["--config.mesh.data=3", f"--workdir={tmp_path}"]
+    message = fails(capsys, "train", f"--config={CONFIG}:source@{corpus}", *flags)
+    assert "needs 3 devices, and there are 8" in message
+
+
+def test_rows_that_the_devices_do_not_divide(capsys, corpus, tmp_path):
+    flags = ["--config.data.rows=4", f"--workdir={tmp_path}"]
+    message = fails(capsys, "train", f"--config={CONFIG}:source@{corpus}", *flags)
+    assert "rows = 4" in message
+    assert "8" in message
+
+
+def test_an_empty_corpus(capsys, corpus, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flags = [f"--config.data.sources.0.text.path={tmp_path / 'empty'}", f"--workdir={tmp_path / 'run'}"]
+    assert str(tmp_path / "empty") in fails(capsys, "train", f"--config={CONFIG}:source@{corpus}", *flags)
+
+
+def test_a_malformed_jsonl_line(capsys, corpus, tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "a good line of enough tokens"}\n{"text": "another\n')
+    flags = ["--config.data.sources.0.text.kind=jsonl", f"--config.data.sources.0.text.path={file}"]
+    message = fails(capsys, "data", f"--config={CONFIG}:source@{corpus}", *flags)
+    assert "text.jsonl" in message
+    assert "2" in message
+    assert cli.main(["data", f"--config={CONFIG}:source@{corpus}", *flags, "--config.data.on_bad_record=skip"]) == 0
+
+
+def test_an_unknown_size(capsys, corpus, tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'model': {'size': 't5gemma2:270m'}})\n"
+    )
+    message = fails(capsys, "check", f"--config={file}")
+    assert "t5gemma2:270m" in message
+    assert "t5gemma2:270m-270m" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["trian"], ["unknown command 'trian'", "did you mean 'train'"]),
+        (["train"], ["--config is missing"]),
+        (["train", "--config=nowhere.py"], ["--workdir is missing"]),
+        (["train", "--config=nowhere.py", "--workdir=x"], ["no config file nowhere.py"]),
+        (["train", f"--config={CONFIG}", "--workdri=x"], ["'workdri'", "did you mean 'workdir'"]),
+        (["train", f"--config={CONFIG}", "--workdir=x", "extra"], ["'extra' is no flag"]),
+        (["train", f"--config={CONFIG}", "--workdir=x", "--replay=soon"], ["replay"]),
+        (["sweep", "--sweep=nowhere.py", "--workdir=x"], ["no sweep file nowhere.py"]),
+        (["sweep", "--sweep=experiments/quickstart.py", "--workdir=x", "--launcher=moon"], ["'moon'", "local"]),
+        (["report", "--workdir=/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["generate", "--model=/nowhere/at/all", "--prompt=x"], ["/nowhere/at/all"]),
+        (["adapt", "--source=/nowhere/at/all", "--target=t5gemma2", "--out=x"], ["/nowhere/at/all"]),
+        (["average", "--workdir=/nowhere/at/all", "--out=x"], ["/nowhere/at/all"]),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_a_wrong_command_line(capsys, arguments, parts):
+    message = fails(capsys, *arguments)
+    for part in parts:
+        assert part in message
+
+
+def test_a_workdir_of_another_experiment(capsys, corpus, tmp_path):
+    from t5g2.train import experiment
+
+    config = f"{CONFIG}:source@{corpus}"
+    saved = experiment.dump(experiment.load(config))
+    (tmp_path / "experiment.json").write_text(json.dumps(saved))
+    message = fails(capsys, "train", f"--config={config}", f"--workdir={tmp_path}", "--config.optim.schedule.peak=1.0")
+    assert "changed  optim.schedule.peak: 0.003 -> 1.0" in message
+    assert "--allow_change=optim.schedule.peak" in message
+    assert json.loads((tmp_path / "experiment.json").read_text()) == saved

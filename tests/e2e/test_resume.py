@@ -1,0 +1,167 @@
+"""A run that is killed, stopped or damaged, and started again, ends in the same bits as one left alone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import CONFIG, command, environment, run
+
+# rates and times differ from run to run, and so do lines that a stop cut short; everything else must not
+TIMED = ("wall", "tokens_per_s", "mfu", "memory", "steps_per_s", "seconds")
+
+
+def train(corpus: Path, workdir: Path, *changes: str) -> list[str]:
+    return ["train", f"--config={CONFIG}:scratch@{corpus}", f"--workdir={workdir}", *changes]
+
+
+def metrics(workdir: Path) -> dict[tuple[int, str], float]:
+    """{(step, name): value} of what a run recorded, rates and times left out."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and not any(part in name for part in TIMED):
+                assert (row["step"], name) not in found, f"{name} is recorded twice at step {row['step']}"
+                found[row["step"], name] = value
+    return found
+
+
+def checksums(workdir: Path, step: int) -> dict[str, int]:
+    """The checksum of every leaf of a saved state."""
+    meta = json.loads(next((workdir / "checkpoints" / str(step) / "meta").glob("*.json")).read_text())
+    return {name: facts["checksum"] for name, facts in meta["body"]["leaves"].items()}
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    """The run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    run(*train(corpus, workdir))
+    return workdir
+
+
+def interrupted(arguments: list[str], workdir: Path, number: int, *, at_step: int, delay: float) -> int:
+    """Starts a run, sends it a signal some time after it has recorded a step, and returns its exit status."""
+    file = workdir / "metrics.jsonl"
+    child = subprocess.Popen(
+        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    end = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < end:
+        if file.exists() and f'"step": {at_step},' in file.read_text():
+            break
+        time.sleep(0.01)
+    time.sleep(delay)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=120)
+    assert "Traceback" not in said, said
+    return child.returncode
+
+
+@pytest.mark.long
+def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_path):
+    workdir, draw = tmp_path / "run", random.Random(3)
+    arguments = train(corpus, workdir)
+    # a step takes some 10 ms here, so the kills fall anywhere: into a step, a save, the start of the next
+    for number, at_step, status in (
+        (signal.SIGKILL, 2, -signal.SIGKILL),
+        (signal.SIGTERM, 8, 143),
+        (signal.SIGKILL, 12, -signal.SIGKILL),
+        (signal.SIGINT, 16, 130),
+        (signal.SIGKILL, 18, -signal.SIGKILL),
+    ):
+        found = interrupted(arguments, workdir, number, at_step=at_step, delay=draw.uniform(0, 0.05))
+        # a run that was faster than the signal has simply ended
+        assert found in (status, 0), found
+        if found == 0:
+            break
+    run(*arguments)
+    assert checksums(workdir, 24) == checksums(alone, 24)
+    assert metrics(workdir) == metrics(alone)
+
+
+@pytest.mark.long
+def test_a_signal_saves_first_and_a_finished_run_says_so(corpus, alone, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = [*train(corpus, workdir), "--config.save.every_steps=0", "--config.train.steps=100000"]
+    assert interrupted(arguments, workdir, signal.SIGTERM, at_step=6, delay=0) == 143
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    assert len(steps) == 1
+    assert steps[0] >= 6
+    assert not (workdir / "done.json").exists()
+    before = sorted((path, path.stat().st_mtime_ns) for path in alone.rglob("*") if path.parent.name == "checkpoints")
+    again = run(*train(corpus, alone))
+    assert "done" in again.stdout + again.stderr
+    assert before == sorted(
+        (path, path.stat().st_mtime_ns) for path in alone.rglob("*") if path.parent.name == "checkpoints"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(corpus, alone, tmp_path, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(alone, workdir)
+    (workdir / "done.json").unlink()
+    folder = workdir / "checkpoints" / "24" / "params" / "embedder.table"
+    file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    if damage == "flip":
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif damage == "truncate":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        file.unlink()
+    done = run(*train(corpus, workdir))
+    assert "params.embedder.table" in done.stderr
+    assert "24.damaged" in done.stderr
+    assert (workdir / "checkpoints" / "24.damaged").is_dir()
+    assert checksums(workdir, 24) == checksums(alone, 24)
+    assert metrics(workdir) == metrics(alone)
+
+
+@pytest.mark.long
+def test_what_may_differ_on_resume_and_what_may_not(corpus, alone, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(alone, workdir)
+    longer = run(*train(corpus, workdir), "--config.train.steps=26", "--config.compute.remat=block")
+    assert "resumed with another train.steps: 24 -> 26" in longer.stderr
+    assert "resumed with another compute.remat: 'none' -> 'block'" in longer.stderr
+    refused = run(*train(corpus, workdir), "--config.train.seed=8", status=2)
+    assert "changed  train.seed: 7 -> 8" in refused.stderr
+    allowed = ["--config.train.z_loss=1e-4", "--config.train.steps=28", "--allow_change=train.z_loss"]
+    assert "resumed with another train.z_loss: 0.0 -> 0.0001" in run(*train(corpus, workdir), *allowed).stderr
+
+
+@pytest.mark.long
+def test_killed_with_data_workers_leaves_nothing_behind(corpus, tmp_path):
+    workdir = tmp_path / "run"
+    before = set(os.listdir("/dev/shm"))
+    arguments = [*train(corpus, workdir), "--config.data.workers=2", "--config.train.steps=100000"]
+    child = subprocess.Popen(
+        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    file, end = workdir / "metrics.jsonl", time.monotonic() + 120
+    while not (file.exists() and '"step": 4,' in file.read_text()) and time.monotonic() < end:
+        assert child.poll() is None
+        time.sleep(0.05)
+    workers = descendants(child.pid)
+    assert len(workers) >= 2
+    child.kill()
+    child.wait()
+    time.sleep(5)
+    assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+    assert set(os.listdir("/dev/shm")) - before == set()
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
+    return children + [d for child in children for d in descendants(child)]
