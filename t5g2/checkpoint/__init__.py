@@ -1,0 +1,1 @@
+"""Weights on disk: train states, model folders, averages."""

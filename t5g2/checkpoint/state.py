@@ -1,0 +1,404 @@
+"""Train states on disk: saved in the background, checked when they come back.
+
+A step is a folder of separate items, so that one can be read without the others:
+
+    <step>/params/<leaf>/…   the weights, one folder per stored leaf (core/tree.py names them)
+    <step>/opt/<leaf>/…      the optimizer's state, likewise
+    <step>/data/data.json    stream positions: what was trained on, not what was prefetched
+    <step>/meta/data.json    what the caller wants to know on resume, and dtype, shape and checksum of every leaf
+
+Orbax restores a flipped bit without a word and reports every other fault alike, hence the checksums. A leaf has a
+folder of its own (no OCDBT, which packs them into shared files), so that what is broken on disk is a leaf with a name.
+"""
+
+import gc
+import hashlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from t5g2.core import tree
+from t5g2.core.errors import UserError
+from t5g2.core.logs import log
+
+Named = dict[str, Any]
+# What reading damaged files raises. Other errors, and these for one of the causes below, say nothing about the files.
+DAMAGE = (KeyError, ValueError, TypeError, FileNotFoundError, EOFError)
+NOT_THE_FILES = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
+
+
+class Restored(NamedTuple):
+    """A step as it was saved; `params` and `opt` are like the abstract trees asked for, opt None if none was."""
+
+    step: int
+    params: Any
+    opt: Any
+    data: Any
+    meta: Any
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+      directory: holds one folder per step; made if it is missing.
+      keep: the newest steps that stay; older ones are deleted when a newer one is complete.
+      keep_every: steps divisible by this stay as well, None = no others.
+      read_only: look only: nothing is deleted, moved or cleaned up, while another process may be writing.
+    """
+
+    def __init__(
+        self, directory: str | PathLike, *, keep: int = 3, keep_every: int | None = None, read_only: bool = False
+    ):
+        self.directory = epath.Path(directory).absolute()  # may be a bucket
+        self._read_only = read_only
+        if read_only and not self.directory.is_dir():
+            raise UserError(f"{self.directory} does not exist; give the workdir of a run that has saved a checkpoint")
+        if keep < 1:
+            raise UserError(f"keep = {keep}: at least the newest checkpoint has to stay, so keep must be at least 1")
+        logging.getLogger("absl").addFilter(_not_about_ocdbt)
+        if not read_only:
+            self._remove_half_saved()
+        policies: Any = ocp.training.preservation_policies
+        decisions: Any = ocp.training.save_decision_policies
+        preserved = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+        self._orbax = ocp.training.Checkpointer(
+            self.directory,
+            context=_context(),
+            # when to save is the loop's decision
+            save_decision_policy=decisions.FixedIntervalPolicy(1),
+            preservation_policy=policies.PreserveAll() if read_only else policies.AnyPreservationPolicy(preserved),
+            cleanup_tmp_directories=not read_only,
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that are complete on disk, ascending; a save in the background is not among them yet."""
+        self._orbax.reload()
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    def latest_step(self) -> int | None:
+        """The newest step, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, params: Any, opt: Any, *, data: Any, meta: Any) -> None:
+        """Saves in the background. On return the arrays have been copied, so they may be donated to the next step.
+
+        Args:
+          step: updates completed.
+          params: the model.
+          opt: the optimizer's state, any tree of arrays.
+          data: stream positions, plain data.
+          meta: what restore is to return with the state (seed, fingerprint of the experiment), plain data.
+
+        Raises:
+          FileExistsError: the step is there already; nothing is overwritten.
+          TypeError: `data` or `meta` would not come back from JSON as they are.
+        """
+        assert not self._read_only
+        self.wait()
+        if step in self.steps():
+            raise FileExistsError(f"step {step} is already saved in {self.directory}; it is not overwritten")
+        items = {"params": tree.named(params), "opt": tree.named(opt)}
+        records = {"data": _plain("data", data), "meta": _plain("meta", meta)}
+        sums = _checksums(items)
+        leaves = {name: _facts(x) | {"checksum": sums[name]} for name, x in _flat(items).items()}
+        arrays = {item: named for item, named in items.items() if named}
+        self._orbax.save_checkpointables_async(
+            step,
+            arrays
+            | {
+                "data": _sealed(records["data"]),
+                "meta": _sealed({"step": step, "leaves": leaves, "run": records["meta"]}),
+            },
+            force=True,
+        )
+
+    def restore(self, params: Any, opt: Any = None, *, step: int | None = None) -> Restored | None:
+        """The newest step that is intact, bit for bit what was saved; None if nothing was ever saved.
+
+        Args:
+          params: the abstract model, whose leaves (jax.ShapeDtypeStruct) say dtype, shape and sharding.
+          opt: the abstract optimizer state, None = leave it on disk.
+          step: this very step or none; a damaged one is then an error, and stays where it is.
+
+        A step that is damaged is moved to `<step>.damaged`, a warning names the leaves, and the step before is used.
+
+        Raises:
+          UserError: every step is damaged; there is no such step; the step holds another model or optimizer.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise UserError(
+                f"step {step} is not in {self.directory}; there are: {', '.join(map(str, steps)) or 'none'}"
+            )
+        wanted = {"params": _described(params)} | ({} if opt is None else {"opt": _described(opt)})
+        for candidate in reversed(steps) if step is None else [step]:
+            with _orbax_quiet():
+                found, problems = self._read(candidate, wanted)
+            if found is not None:
+                params = tree.refill(params, found["params"])
+                opt = None if opt is None else tree.refill(opt, found["opt"])
+                return Restored(candidate, params, opt, found["data"], found["meta"])
+            if len(problems) > 10:
+                problems = [*problems[:9], f"and {len(problems) - 9} more"]
+            what = f"checkpoint {self.directory / str(candidate)} is damaged:\n  " + "\n  ".join(problems)
+            if step is not None:
+                raise UserError(f"{what}\nAnother step can be used; there are: {', '.join(map(str, steps))}")
+            log.warning("%s\n%s; the step before is used", what, self._put_aside(candidate))
+        damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
+        if damaged or steps:
+            raise UserError(
+                f"no checkpoint in {self.directory} is intact; damaged: {', '.join(damaged or map(str, steps))}. "
+                f"To start over, remove them or choose another workdir"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Returns when the last save is complete on disk; raises what went wrong with it."""
+        self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background threads."""
+        self._orbax.wait()
+        self._orbax.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _remove_half_saved(self) -> None:
+        """What a save left that was killed. Orbax does this in a thread, which a short run may not live to see end."""
+        if jax.process_index() == 0 and self.directory.is_dir():
+            for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                half.rmtree(missing_ok=True)
+
+    def _read(self, step: int, wanted: Mapping[str, Named]) -> tuple[dict[str, Any] | None, list[str]]:
+        """(the items, no problems) or (None, what is wrong with which leaf)."""
+        records: dict[str, Any] = {}
+        problems = []
+        for item in ("data", "meta"):
+            try:
+                records[item] = _opened(self._load(step, {item: None})[item])
+            except DAMAGE as error:
+                problems.append(f"{item}: {_damage(error)}")
+        if not problems and records["meta"]["step"] != step:
+            problems.append(f"meta: it says step {records['meta']['step']}")
+        if _anywhere([bool(problems)])[0]:
+            return None, problems or ["data or meta, as another process sees it"]
+        saved = records["meta"]["leaves"]
+        self._compare(step, saved, wanted)
+        arrays, failure = {}, None
+        try:
+            arrays = self._load(step, {item: named for item, named in wanted.items() if named})
+        except DAMAGE as error:
+            failure = error
+        if _anywhere([failure is not None])[0]:
+            problems = self._unreadable(step, wanted)
+            if not problems:  # then it is not the files
+                raise failure or RuntimeError(f"another process could not read step {step}")
+            return None, problems
+        found = {item: arrays.get(item, {}) for item in wanted}
+        sums = _checksums(found)
+        problems = [
+            f"{name}: the contents have changed (checksum {sums[name]}, saved with {saved[name]['checksum']})"
+            for name in sums
+            if sums[name] != saved[name]["checksum"]
+        ]
+        return (
+            (None, problems) if problems else ({**found, "data": records["data"], "meta": records["meta"]["run"]}, [])
+        )
+
+    def _compare(self, step: int, saved: Mapping[str, Any], wanted: Mapping[str, Named]) -> None:
+        """What the step holds against what is asked for: a difference is not damage but another model."""
+        holds = {name: _show(facts) for name, facts in saved.items() if name.split(".")[0] in wanted}
+        asked = {name: _show(_facts(x)) for name, x in _flat(wanted).items()}
+        if holds != asked:
+            raise UserError(
+                f"step {step} in {self.directory} holds another model or optimizer than the one configured "
+                f"(saved -> configured):\n{tree.difference(holds, asked)}\n"
+                f"Use the settings it was saved with, or another workdir"
+            )
+
+    def _unreadable(self, step: int, wanted: Mapping[str, Named]) -> list[str]:
+        """Which leaves cannot be read on their own, and why. (Orbax says of all faults only that nothing fits.)"""
+        names = list(_flat(wanted))
+        reasons = {}
+        for item, named in wanted.items():
+            for leaf in named:
+                only = {name: x if name == leaf else ocp.PLACEHOLDER for name, x in named.items()}
+                try:
+                    self._load(step, {item: only})
+                except DAMAGE as error:
+                    reasons[f"{item}.{leaf}"] = _damage(error)
+        broken = _anywhere([name in reasons for name in names])
+        return [
+            f"{n}: {reasons.get(n, 'unreadable in another process')}" for n, b in zip(names, broken, strict=True) if b
+        ]
+
+    def _load(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
+        return self._orbax.load_checkpointables(step, dict(items)) if items else {}
+
+    def _put_aside(self, step: int) -> str:
+        """Moves a damaged step out of the way; says so."""
+        if self._read_only:
+            return "left where it is"
+        place = self.directory / f"{step}.damaged"
+        count = 1
+        while place.exists():
+            count += 1
+            place = self.directory / f"{step}.damaged{count}"
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(place)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"moved {place.name}")
+        self._orbax.reload()
+        return f"moved to {place.name}"
+
+
+def _context() -> Any:
+    registry = ocp.handlers.local_registry()
+    for item in ("data", "meta"):  # a dict of numbers would else become one tiny array per number
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    context.array.saving.use_ocdbt = False
+    context.array.saving.use_compression = False  # float weights do not compress, and saves are waited for at the end
+    return context
+
+
+def _not_about_ocdbt(record: logging.LogRecord) -> bool:
+    """False for the warning that Orbax gives at each save without OCDBT: that there is nothing to merge."""
+    return "Skipping merge of OCDBT" not in str(record.msg)
+
+
+@contextmanager
+def _orbax_quiet() -> Iterator[None]:
+    """Silences what Orbax's abandoned coroutines print as Python collects them: pages, after a leaf is unreadable."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        try:
+            yield
+        finally:
+            gc.collect()
+            sys.unraisablehook = hook
+
+
+def _described(abstract: Any) -> Named:
+    """The leaves by name, as what Orbax is to restore; without a sharding, to the first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaves = tree.named(abstract).items()
+    return {
+        n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or place) for n, x in leaves
+    }
+
+
+def _flat(items: Mapping[str, Named]) -> Named:
+    return {f"{item}.{name}": x for item, named in items.items() for name, x in named.items()}
+
+
+def _facts(x: Any) -> dict[str, Any]:
+    return {"dtype": str(x.dtype), "shape": list(x.shape)}
+
+
+def _show(facts: Mapping[str, Any]) -> str:
+    return f"{facts['dtype']}{facts['shape']}"
+
+
+def _plain(what: str, value: Any) -> Any:
+    if json.loads(json.dumps(value)) != value:
+        raise TypeError(
+            f"{what} does not come back from JSON as it is: {value!r}; use str keys, lists and plain numbers"
+        )
+    return value
+
+
+def _sealed(body: Any) -> dict[str, Any]:
+    return {"sha256": _digest(body), "body": body}
+
+
+def _opened(record: Any) -> Any:
+    if _digest(record["body"]) != record["sha256"]:
+        raise ValueError("the contents have changed")
+    return record["body"]
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _damage(error: Exception) -> str:
+    """The first line of the innermost cause; raises the error again if that is not about what the files hold."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(cause).strip() or "no reason given"
+    no_access = isinstance(cause, OSError | MemoryError) and not isinstance(cause, FileNotFoundError)
+    if no_access or text.startswith(NOT_THE_FILES):
+        raise error
+    return f"{type(cause).__name__}: {text.splitlines()[0]}"
+
+
+def _anywhere(flags: Sequence[bool]) -> np.ndarray:
+    """bool[n]: which flags are set in any process; all processes must act alike."""
+    if jax.process_count() == 1:
+        return np.asarray(flags)
+    return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
+
+
+def _checksums(items: Mapping[str, Named]) -> dict[str, int]:
+    """A checksum per leaf, computed where the leaves lie; the same for every sharding and number of devices."""
+    flat = _flat(items)
+    if not flat:
+        return {}
+    sums = np.asarray(_sum_all(tuple(flat.values())))
+    return {name: int(total) for name, total in zip(flat, sums, strict=True)}
+
+
+@jax.jit
+def _sum_all(leaves: tuple[jax.Array, ...]) -> jax.Array:
+    return jnp.stack([checksum(leaf) for leaf in leaves])
+
+
+def checksum(x: jax.Array) -> jax.Array:
+    """uint32: the sum, modulo 2^32, over all elements of a hash of the element's bits and its position.
+
+    The hash of a position is a bijection of the bits, so any change of one element changes the sum; changes of several
+    elements, swaps too, go unseen once in 2^32. Integer sums have no order, so neither sharding nor devices matter.
+    """
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    word = jnp.dtype(f"uint{min(32, 8 * x.dtype.itemsize)}")
+    bits = jax.lax.bitcast_convert_type(x, word).astype(
+        jnp.uint32
+    )  # an element of 64 bits becomes two on a new last axis
+    position = jnp.zeros((), jnp.uint32)
+    stride = 1
+    for axis in reversed(range(bits.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        position = jnp.broadcast_to(position, bits.shape) + along * jnp.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    return jnp.sum(_mix(bits ^ _mix(position + jnp.uint32(1))), dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The 32-bit finalizer of MurmurHash3, a bijection (Austin Appleby, MurmurHash3.cpp: fmix32)."""
+    x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> jnp.uint32(16))

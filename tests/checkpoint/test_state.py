@@ -1,0 +1,376 @@
+"""Train states: what comes back is bit for bit what was saved, or is named, put aside and not used."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax import P
+
+from t5g2.checkpoint import state
+from t5g2.checkpoint.state import Checkpoints
+from t5g2.core import tree
+from t5g2.core.errors import UserError
+from t5g2.core.logs import log
+
+
+class Block(nnx.Module):
+    def __init__(self, key):
+        self.up = nnx.Param(jax.random.normal(key, (8, 16)))
+        self.scale = nnx.Param(jax.random.normal(key, (8,)).astype(jnp.bfloat16))
+
+
+class Stack(nnx.Module):
+    def __init__(self, key):
+        self.slots = nnx.List([jax.vmap(Block)(jax.random.split(jax.random.fold_in(key, p), 2)) for p in range(2)])
+        self.tail = nnx.List([Block(key)])
+
+
+class Model(nnx.Module):
+    def __init__(self, key):
+        self.layers = Stack(key)
+        self.table = nnx.Param(jax.random.normal(key, (24, 8)))
+
+
+DATA = {"0": [1, 2], "1": [3, 4]}
+META = {"seed": 17, "fingerprint": "abc"}
+UP = "layers.up.0-2by2"
+
+
+class State(NamedTuple):
+    params: Model
+    opt: optax.OptState
+
+
+def make(seed=0):
+    params = Model(jax.random.key(seed))
+    return State(params, optax.adamw(1e-3).init(params))
+
+
+def on(mesh_shape, x):
+    """`x` sharded over the last axis by one mesh axis and the first by the other, where they divide."""
+    count = int(np.prod(mesh_shape))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(mesh_shape), ("a", "b"))
+
+    def spec(leaf):
+        fits = leaf.ndim > 1 and leaf.shape[-2] % mesh_shape[0] == 0 and leaf.shape[-1] % mesh_shape[1] == 0
+        return jax.NamedSharding(mesh, P(*[None] * (leaf.ndim - 2), "a", "b") if fits else P())
+
+    return jax.tree.map(spec, x)
+
+
+def abstract(x, shardings=None):
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, x) if shardings is None else shardings
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), x, shardings)
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """The text of our warnings, wherever logging was told to go by other tests."""
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name == log.name)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """Steps 1 and 2 of two different states, to be copied and damaged."""
+    directory = tmp_path_factory.mktemp("pristine") / "checkpoints"
+    with Checkpoints(directory) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, *make(step), data=DATA, meta=META)
+    return directory
+
+
+@pytest.fixture
+def directory(pristine, tmp_path):
+    return shutil.copytree(pristine, tmp_path / "checkpoints")
+
+
+def test_comes_back_on_another_mesh(tmp_path, devices):
+    saved = jax.device_put(make(), on((4, 2), make()))
+    assert len(jax.tree.leaves(saved)[0].sharding.device_set) == 8
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert checkpoints.restore(abstract(saved.params)) is None
+        checkpoints.save(5, *saved, data=DATA, meta=META)
+        checkpoints.wait()
+        assert (checkpoints.latest_step(), checkpoints.steps()) == (5, [5])
+        for mesh_shape in ((2, 2), (4, 2), (1, 1)):
+            shardings = on(mesh_shape, saved)
+            found = checkpoints.restore(*abstract(saved, shardings))
+            assert (found.step, found.data, found.meta) == (5, DATA, META)
+            assert_equal(State(found.params, found.opt), saved)
+            assert [x.sharding for x in jax.tree.leaves(found.params)] == jax.tree.leaves(shardings.params)
+        weights = checkpoints.restore(abstract(saved.params), step=5)
+        assert weights.opt is None
+        assert_equal(weights.params, saved.params)
+
+
+def test_a_state_without_arrays_is_fine(tmp_path):
+    params = make().params
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(0, params, optax.sgd(0.1).init(params), data={}, meta={})
+        found = checkpoints.restore(abstract(params), optax.sgd(0.1).init(params))
+    assert_equal(found.params, params)
+
+
+def test_state_may_be_donated_at_once(tmp_path):
+    saved = make()
+    expected = jax.tree.map(np.array, saved)
+    destroy = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, *saved, data=DATA, meta=META)
+        destroyed = destroy(saved)
+        assert all(x.is_deleted() for x in jax.tree.leaves(saved.params))
+        found = checkpoints.restore(*abstract(destroyed))
+    assert_equal(State(found.params, found.opt), expected)
+
+
+def test_retention_and_no_overwriting(tmp_path):
+    params, opt = make()
+    with Checkpoints(tmp_path / "c", keep=2, keep_every=3) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(step, params, opt, data=DATA, meta=META)
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 6, 7]
+        with pytest.raises(FileExistsError, match="step 7 is already saved in"):
+            checkpoints.save(7, params, opt, data=DATA, meta=META)
+        with pytest.raises(TypeError, match="data does not come back from JSON"):
+            checkpoints.save(8, params, opt, data={0: [1]}, meta=META)
+
+
+def files_of(directory, step, item, leaf):
+    return sorted(p for p in (directory / str(step) / item / leaf).rglob("*") if p.is_file() and p.name != "zarr.json")
+
+
+def flip(path, *, at=0):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 0b100
+    path.write_bytes(raw)
+
+
+DAMAGES = {
+    "flipped bit": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("item", "leaf"), [("params", UP), ("params", "table"), ("opt", f"0.nu.{UP}"), ("opt", "0.count")]
+)
+def test_damage_is_named_and_the_step_before_is_used(directory, warnings, damage, item, leaf):
+    DAMAGES[damage](files_of(directory, 2, item, leaf)[0])
+    with Checkpoints(directory) as checkpoints:
+        found = checkpoints.restore(*abstract(make()))
+        assert found.step == 1
+        assert_equal(State(found.params, found.opt), make(1))
+        assert checkpoints.steps() == [1]
+        assert (directory / "2.damaged").is_dir()
+        text = warnings()
+        assert text.startswith(f"checkpoint {directory}/2 is damaged:\n  {item}.{leaf}: ")
+        assert text.endswith("\nmoved to 2.damaged; the step before is used")
+        assert len(re.findall("^  ", text, flags=re.M)) == 1, "only the damaged leaf is named"
+        # going on from there, the step may be saved again, and a second accident does not hide the first
+        checkpoints.save(2, *make(2), data=DATA, meta=META)
+        checkpoints.wait()
+        DAMAGES[damage](files_of(directory, 2, item, leaf)[0])
+        assert checkpoints.restore(*abstract(make())).step == 1
+        assert (directory / "2.damaged2").is_dir()
+
+
+def rewrite(old, new):
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "named"),
+    [
+        (f"params/{UP}/zarr.json", rewrite("float32", "int32"), f"params.{UP}"),
+        (f"params/{UP}/zarr.json", rewrite('"shape":[2,8,16]', '"shape":[2,8,15]'), f"params.{UP}"),
+        (f"params/{UP}/zarr.json", lambda path: path.unlink(), f"params.{UP}"),
+        (f"params/{UP}", shutil.rmtree, f"params.{UP}"),
+        ("params/_METADATA", lambda path: path.unlink(), "params.table"),
+        ("data/data.json", rewrite("[1, 2]", "[1, 3]"), "data"),
+        ("data/data.json", lambda path: path.unlink(), "data"),
+        ("meta/data.json", rewrite('"seed": 17', '"seed": 18'), "meta"),
+        ("meta/data.json", lambda path: path.write_bytes(path.read_bytes()[:50]), "meta"),
+        ("meta", shutil.rmtree, "meta"),
+    ],
+)
+def test_damage_beside_the_weights(directory, warnings, file, damage, named):
+    before = {path: path.read_bytes() for path in (directory / "2").rglob("*") if path.is_file()}
+    damage(directory / "2" / file)
+    assert before != {path: path.read_bytes() for path in (directory / "2").rglob("*") if path.is_file()}
+    with Checkpoints(directory) as checkpoints:
+        found = checkpoints.restore(*abstract(make()))
+    assert found.step == 1
+    assert f"\n  {named}: " in warnings()
+
+
+def test_what_orbax_notes_for_itself_is_not_needed(directory):
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        (directory / "2" / name).unlink()
+    with Checkpoints(directory) as checkpoints:
+        found = checkpoints.restore(*abstract(make()))
+    assert found.step == 2
+    assert_equal(State(found.params, found.opt), make(2))
+
+
+def test_a_step_under_another_name_is_not_believed(directory, warnings):
+    (directory / "2").rename(directory / "3")
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.restore(*abstract(make())).step == 1
+    assert "meta: it says step 2" in warnings()
+
+
+def test_nothing_intact_is_an_error_now_and_later(directory):
+    for step in (1, 2):
+        flip(files_of(directory, step, "params", UP)[0])
+    for _ in range(2):
+        with (
+            Checkpoints(directory) as checkpoints,
+            pytest.raises(
+                UserError, match=r"no checkpoint in .* is intact; damaged: 1.damaged, 2.damaged. To start over"
+            ),
+        ):
+            checkpoints.restore(*abstract(make()))
+
+
+def test_an_asked_for_step_is_that_step_or_an_error(directory):
+    flip(files_of(directory, 2, "params", UP)[0])
+    with Checkpoints(directory) as checkpoints:
+        with pytest.raises(UserError, match=rf"(?s)2 is damaged:\n  params.{UP}: .*\nAnother step can be used"):
+            checkpoints.restore(abstract(make().params), step=2)
+        with pytest.raises(UserError, match=r"step 7 is not in .*; there are: 1, 2"):
+            checkpoints.restore(abstract(make().params), step=7)
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_reading_only_moves_nothing(directory, tmp_path, warnings):
+    flip(files_of(directory, 2, "params", UP)[0])
+    (directory / "3.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        assert checkpoints.restore(abstract(make().params)).step == 1
+    assert sorted(os.listdir(directory)) == ["1", "2", "3.orbax-checkpoint-tmp"]
+    assert "left where it is; the step before is used" in warnings()
+    with pytest.raises(UserError, match="does not exist; give the workdir of a run"):
+        Checkpoints(tmp_path / "nowhere", read_only=True)
+
+
+@pytest.mark.parametrize(
+    "cause", [PermissionError("x"), TimeoutError("x"), ValueError("UNAVAILABLE: x"), MemoryError()], ids=repr
+)
+def test_a_fault_that_is_not_the_files_moves_nothing(directory, monkeypatch, cause):
+    def fail(self, step, items):
+        raise KeyError("incompatible handler") from cause
+
+    with Checkpoints(directory) as checkpoints:
+        monkeypatch.setattr(Checkpoints, "_load", fail)
+        with pytest.raises(KeyError, match="incompatible handler"):
+            checkpoints.restore(*abstract(make()))
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_another_model_is_not_damage(directory):
+    params, opt = make()
+    other = jax.tree.map(lambda x: x.astype(jnp.float16) if x.shape == (24, 8) else x, params)
+    with Checkpoints(directory) as checkpoints:
+        with pytest.raises(
+            UserError, match=r"(?s)holds another model.*changed  params.table: float32\[24, 8\] -> float16"
+        ):
+            checkpoints.restore(abstract(other), abstract(opt))
+        with pytest.raises(UserError, match=r"(?s)missing  opt.0.nu.*surplus  opt.0.trace"):
+            checkpoints.restore(abstract(params), abstract(optax.sgd(0.1, momentum=0.9).init(params)))
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_killed_while_saving_leaves_what_was_complete(tmp_path):
+    """A process saves until it is killed, anywhere; what is found then is intact, and what is half is cleaned up."""
+    code = f"""
+    import jax, sys
+    sys.path.insert(0, {os.path.dirname(__file__)!r})
+    import test_state as t
+    from t5g2.checkpoint.state import Checkpoints
+    with Checkpoints({str(tmp_path / "c")!r}, keep=2) as checkpoints:
+        s = t.make()
+        for step in range((checkpoints.latest_step() or 0) + 1, 10**9):
+            checkpoints.save(step, *s, data=t.DATA, meta={{"step": step}})
+            print(step, flush=True)
+    """
+    for extra in (0.0, 0.011, 0.027):
+        child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+        printed = [int(child.stdout.readline()) for _ in range(3)]
+        time.sleep(extra)
+        child.send_signal(signal.SIGKILL)
+        rest = child.communicate()[0].split()
+        started = int(rest[-1]) if rest else printed[-1]
+        with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+            found = checkpoints.restore(*abstract(make()))
+            assert started - 1 <= found.step <= started + 1
+            assert found.meta == {"step": found.step}
+            assert_equal(State(found.params, found.opt), make())
+        assert sorted(os.listdir(tmp_path / "c")) == sorted(map(str, checkpoints.steps()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "float64"])
+def test_checksum_is_the_same_on_every_mesh_and_sees_every_change(dtype, devices):
+    with jax.enable_x64(dtype == "float64"):
+        x = np.random.default_rng(0).integers(0, 2, (8, 4)).astype(jnp.dtype(dtype))
+        expected = int(state.checksum(jnp.asarray(x)))
+        for mesh_shape in ((1, 1), (2, 2), (4, 2)):
+            assert int(jax.jit(state.checksum)(jax.device_put(x, on(mesh_shape, x)))) == expected
+        seen = {expected}
+        raw = x.view(np.uint8)
+        for byte in range(raw.size):
+            for bit in range(8 if dtype != "bool" else 1):
+                changed = raw.copy().reshape(-1)
+                changed[byte] ^= 1 << bit
+                seen.add(int(state.checksum(jnp.asarray(changed.view(x.dtype).reshape(x.shape)))))
+        assert len(seen) == 1 + raw.size * (8 if dtype != "bool" else 1)
+
+
+def test_checksum_sees_swaps_and_moves():
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    x[1, 2] = -x[4, 3]  # a pair that differs in the sign bit only
+    flat = x.reshape(-1)
+    sums = {
+        int(state.checksum(jnp.asarray(x))),
+        int(state.checksum(jnp.asarray(x.T))),
+        int(state.checksum(jnp.asarray(-x))),
+    }
+    for i in range(flat.size):
+        for j in range(i):
+            swapped = flat.copy()
+            swapped[[i, j]] = swapped[[j, i]]
+            sums.add(int(state.checksum(jnp.asarray(swapped.reshape(x.shape)))))
+    assert len(sums) == 3 + flat.size * (flat.size - 1) // 2
+    assert int(state.checksum(jnp.zeros((3, 2)))) != int(state.checksum(jnp.zeros((2, 2))))
+
+
+def test_what_is_on_disk_is_one_json_of_positions(pristine):
+    assert [p.name for p in (pristine / "2" / "data").glob("*.json")] == ["data.json"]
+    assert json.loads((pristine / "2" / "data" / "data.json").read_text())["body"] == DATA
+    assert set(tree.named(make().params)) <= {p.name for p in (pristine / "2" / "params").iterdir()}
