@@ -1,8 +1,8 @@
 """Every released size, as one literal each.
 
-Sources: config.json of google/gemma-3-{270m,1b-pt,4b-pt,12b-pt,27b-pt} and google/t5gemma-2-{270m-270m,1b-1b,4b-4b}
-(transformers 5.23.0 reads them), and the Gemma 3 report, arXiv 2503.19786, table 1. Text shapes only: vision comes apart.
-The rope factor of t5gemma2:1b-1b and 4b-4b is that of 270m-270m and of other ports; not read from a file of Google's.
+Sources: the Gemma 3 report (arXiv 2503.19786, table 1), the T5Gemma 2 report (arXiv 2512.14856, table 2), and the
+parameter totals of the released files, which tests/models/test_sizes.py reproduces to the last one. Text shapes only.
+The rope factor of t5gemma2:1b-1b and 4b-4b is inferred: that of 270m-270m, as in other ports of the two sizes.
 """
 
 from dataclasses import replace

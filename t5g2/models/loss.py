@@ -1,0 +1,214 @@
+"""The loss head: cross-entropy of a large vocabulary, tile by tile, so that all logits never exist at once.
+
+B rows, T length, D width, V vocabulary; R groups of rows (one per device that rows are cut over), K tokens of a tile in
+one group. A tile's logits are float32, whatever the activations are, and so is everything made of them.
+
+For training, gradients are made in the forward pass, while a tile's logits are there anyway: three matrix products per
+tile instead of the four that recomputing logits in a backward pass takes (Liger Kernel, arXiv 2410.10989, section 3.2).
+
+How it is cut over devices: a tile takes equally many positions of every row, so rows stay where they are. Each group of
+rows adds up its own gradient of the table, and the groups are summed once, after the last tile. With the vocabulary cut
+over devices, what crosses between them is a maximum and two sums per token, never a row of logits.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from t5g2.core import mesh
+from t5g2.core.mesh import constrain
+from t5g2.models.layers import Head
+
+
+class TokenLosses(NamedTuple):
+    """What the loss is for each token, not weighted; without a gradient.
+
+    Attributes:
+      loss_BT: float32, -log p(target), in nats.
+      z_BT: float32, the square of the log of the partition function.
+      correct_BT: whether no token has a higher logit than the target (of equal ones, each would be correct).
+    """
+
+    loss_BT: Float[Array, "B T"]
+    z_BT: Float[Array, "B T"]
+    correct_BT: Bool[Array, "B T"]
+
+
+class LossSums(NamedTuple):
+    """Weighted sums over tokens, never means, so that they can be added over microbatches, devices and batches.
+
+    Attributes:
+      total: float32, loss + z_loss * z: what is minimised, and the only field that has a gradient.
+      loss, z, correct: float32, the fields of TokenLosses, weighted and summed.
+      weight: float32, the sum of the weights, which means are divided by.
+      tokens: the losses of single tokens, not weighted.
+    """
+
+    total: Float[Array, ""]
+    loss: Float[Array, ""]
+    z: Float[Array, ""]
+    correct: Float[Array, ""]
+    weight: Float[Array, ""]
+    tokens: TokenLosses
+
+
+class _Settings(NamedTuple):
+    softcap: float | None
+    tile_tokens: int
+    z_loss: float = 0.0
+
+
+def tiled_cross_entropy(
+    hidden_BTD: Float[Array, "B T D"],
+    head: Head,
+    targets_BT: Int[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
+    *,
+    tile_tokens: int,
+    z_loss: float = 0.0,
+) -> LossSums:
+    """The loss of every token and its sums; `total` can be differentiated by hidden_BTD and the head's table.
+
+    Args:
+      weights_BT: of each token's loss; 0 = it counts nowhere, whatever its hidden state is.
+      tile_tokens: tokens per device whose logits exist at a time; at least one position of every row.
+      z_loss: weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
+    """
+    settings = _Settings(head.softcap, tile_tokens, z_loss)
+    total, tokens = _total(hidden_BTD, head.table_VD, targets_BT, weights_BT, settings)
+    tokens = jax.lax.stop_gradient(tokens)
+    sums = (jnp.sum(weights_BT * x_BT.astype(jnp.float32)) for x_BT in tokens)
+    return LossSums(total, *sums, weight=jnp.sum(weights_BT), tokens=tokens)
+
+
+def token_losses(
+    hidden_BTD: Float[Array, "B T D"], head: Head, targets_BT: Int[Array, "B T"], *, tile_tokens: int
+) -> TokenLosses:
+    """The loss of every token, for evaluation: as above, without the work for gradients, and without any."""
+    table_VD = _gathered(head.table_VD, hidden_BTD.dtype)
+
+    def tile(_, cut):
+        x_RKD, targets_RK = cut
+        return None, _score(x_RKD, table_VD, targets_RK, head.softcap).tokens
+
+    _, tokens = jax.lax.scan(tile, None, _cut((hidden_BTD, targets_BT), tile_tokens))
+    return jax.lax.stop_gradient(_join(tokens, targets_BT.shape))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _total(hidden_BTD, table_VD, targets_BT, weights_BT, settings: _Settings) -> tuple[Array, TokenLosses]:
+    tokens = token_losses(hidden_BTD, Head(table_VD, settings.softcap), targets_BT, tile_tokens=settings.tile_tokens)
+    return _weigh(tokens, weights_BT, settings), tokens
+
+
+def _total_and_slopes(hidden_BTD, table_VD, targets_BT, weights_BT, settings: _Settings):
+    """What `_total` returns, and its gradient by the hidden states and by the table."""
+    w_VD = _gathered(table_VD, hidden_BTD.dtype)
+
+    def tile(dw_RVD, cut):
+        x_RKD, targets_RK, weights_RK = cut
+        score = _score(x_RKD, w_VD, targets_RK, settings.softcap)
+        # matrix products of float32 slopes would take several times as long where activations are bfloat16
+        slope_RKV = _slope(score, targets_RK, weights_RK, settings).astype(x_RKD.dtype)
+        dx_RKD = jnp.einsum("RKV,VD->RKD", slope_RKV, w_VD, preferred_element_type=jnp.float32)
+        dw_RVD = dw_RVD + jnp.einsum("RKV,RKD->RVD", slope_RKV, x_RKD, preferred_element_type=jnp.float32)
+        return constrain(dw_RVD, "rows", "vocab_act", None), (dx_RKD.astype(x_RKD.dtype), score.tokens)
+
+    cut = _cut((hidden_BTD, targets_BT, weights_BT), settings.tile_tokens)
+    zeros_RVD = jnp.zeros((cut[0].shape[1], *table_VD.shape), jnp.float32)
+    dw_RVD, (dx, tokens) = jax.lax.scan(tile, constrain(zeros_RVD, "rows", "vocab_act", None), cut)
+    dw_VD = constrain(jnp.sum(dw_RVD, axis=0), "vocab", "embed")
+    dx_BTD, *tokens = _join((dx, *tokens), targets_BT.shape)
+    tokens = TokenLosses(*tokens)
+    return (_weigh(tokens, weights_BT, settings), tokens), (dx_BTD, dw_VD.astype(table_VD.dtype))
+
+
+def _scale_slopes(settings: _Settings, slopes, cotangents):
+    del settings
+    scale, _ = cotangents
+    scaled = [(scale * x.astype(jnp.float32)).astype(x.dtype) for x in slopes]
+    return *scaled, None, None  # targets and weights are data
+
+
+_total.defvjp(_total_and_slopes, _scale_slopes)
+
+
+class _Score(NamedTuple):
+    logits_RKV: Array
+    lse_RK: Array
+    tokens: TokenLosses  # of shape [R, K] here
+
+
+def _score(x_RKD, w_VD, targets_RK, softcap: float | None) -> _Score:
+    """The logits of one tile and the losses of its tokens."""
+    y_RKV = jnp.einsum("RKD,VD->RKV", x_RKD, w_VD, preferred_element_type=jnp.float32)
+    y_RKV = constrain(y_RKV if softcap is None else softcap * jnp.tanh(y_RKV / softcap), "rows", None, "vocab_act")
+    top_RK = jnp.max(y_RKV, axis=-1)
+    lse_RK = top_RK + jnp.log(jnp.sum(jnp.exp(y_RKV - top_RK[..., None]), axis=-1))
+    # a sum over V and not a lookup, which would bring logits of a cut vocabulary together
+    target_RK = jnp.sum(jnp.where(_is_target(targets_RK, y_RKV.shape[-1]), y_RKV, 0.0), axis=-1)
+    return _Score(y_RKV, lse_RK, TokenLosses(lse_RK - target_RK, jnp.square(lse_RK), target_RK >= top_RK))
+
+
+def _slope(score: _Score, targets_RK, weights_RK, settings: _Settings):
+    """The gradient of the tile's weighted loss by what its logits were before the softcap."""
+    y_RKV, lse_RK, _ = score
+    p_RKV = jnp.exp(y_RKV - lse_RK[..., None])
+    of_p_RK, of_target_RK = weights_RK * (1.0 + 2.0 * settings.z_loss * lse_RK), weights_RK
+    slope_RKV = of_p_RK[..., None] * p_RKV
+    slope_RKV = jnp.where(_is_target(targets_RK, p_RKV.shape[-1]), slope_RKV - of_target_RK[..., None], slope_RKV)
+    if settings.softcap is not None:
+        slope_RKV = slope_RKV * (1.0 - jnp.square(y_RKV / settings.softcap))
+    return constrain(slope_RKV, "rows", None, "vocab_act")
+
+
+def _weigh(tokens: TokenLosses, weights_BT, settings: _Settings):
+    return jnp.sum(weights_BT * (tokens.loss_BT + settings.z_loss * tokens.z_BT))
+
+
+def _is_target(targets_RK, vocab_size: int):
+    return targets_RK[..., None] == jnp.arange(vocab_size, dtype=targets_RK.dtype)[None, None, :]
+
+
+def _gathered(table_VD, dtype):
+    """The table as the tiles use it: whole along D, which FSDP cuts, and gathered once for all tiles."""
+    return constrain(table_VD.astype(dtype), "vocab_act", None)
+
+
+def _cut(arrays: tuple[Array, ...], tile_tokens: int) -> tuple[Array, ...]:
+    """[B, T, …] as tiles [n, R, K, …] of T / n positions of every row; T is padded with zeros to a multiple of n."""
+    rows, length = arrays[0].shape[:2]
+    groups = mesh.parts("rows", rows)
+    tiles, width = _tiling(rows // groups, length, tile_tokens)
+
+    def cut(x):
+        inner = x.shape[2:]
+        x = jnp.pad(x, [(0, 0), (0, tiles * width - length)] + [(0, 0)] * len(inner))
+        x = jnp.moveaxis(x.reshape(groups, rows // groups, tiles, width, *inner), 2, 0)
+        x = x.reshape(tiles, groups, rows // groups * width, *inner)
+        return constrain(x, None, "rows", *(None,) * (x.ndim - 2))
+
+    return tuple(cut(x) for x in arrays)
+
+
+def _join(tree, shape: tuple[int, int]):
+    """The inverse of `_cut`, for every array of the tree: [n, R, K, …] as [B, T, …], without the padding."""
+    rows, length = shape
+
+    def join(x):
+        tiles, groups, _, *inner = x.shape
+        x = jnp.moveaxis(x.reshape(tiles, groups, rows // groups, -1, *inner), 0, 2)
+        x = x.reshape(rows, -1, *inner)[:, :length]
+        return constrain(x, "rows", *(None,) * (x.ndim - 1))
+
+    return jax.tree.map(join, tree)
+
+
+def _tiling(rows: int, length: int, tile_tokens: int) -> tuple[int, int]:
+    """How many tiles, and positions of each row in one: as few tiles as tile_tokens allows, all of one size."""
+    tiles = math.ceil(length / max(1, min(length, tile_tokens // rows)))
+    return tiles, math.ceil(length / tiles)

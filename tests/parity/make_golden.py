@@ -1,0 +1,27 @@
+"""Writes golden/logits.npz: what transformers answers to some of the cases, for machines without torch.
+
+python -m tests.parity.make_golden
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import transformers
+
+from tests.parity import cases, reference
+
+FILE = Path(__file__).parent / "golden" / "logits.npz"
+
+
+def main():
+    arrays = {"transformers": np.array(transformers.__version__)}
+    for name, case in cases.GOLDEN.items():
+        arrays[name] = reference.run(reference.make(case.config), case).detach().numpy()
+        arrays[f"{name}: weights"] = np.array(cases.checksum(case.config))
+    np.savez_compressed(FILE, **arrays)
+    print(f"{FILE}: {FILE.stat().st_size / 1000:.0f} kB, {len(cases.GOLDEN)} cases")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Our models against answers of transformers that were written down (make_golden.py): runs everywhere."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from t5g2.models.attention import Compute
+from tests.parity import cases
+
+FILE = Path(__file__).parent / "golden" / "logits.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(FILE)
+
+
+@pytest.mark.parametrize("name", cases.GOLDEN)
+def test_logits(name, golden):
+    case = cases.GOLDEN[name]
+    assert golden[f"{name}: weights"] == cases.checksum(case.config), "these are not the weights the answers are for"
+    encoder, decoder = case.streams
+    answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, compute=Compute())))
+    got = np.asarray(answer(cases.model(case.config)))
+    valid = decoder.segments == 1
+    np.testing.assert_allclose(got[valid], golden[name][valid], atol=1e-5, rtol=0)
+
+
+def test_the_reference_is_the_release_we_name(golden):
+    assert str(golden["transformers"]) == "5.23.0"
+    assert FILE.stat().st_size < 150_000
