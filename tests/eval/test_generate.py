@@ -1,0 +1,221 @@
+"""Generation from caches equals the full forward; rows do not know of each other; samplers by literal distributions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.core.batch import Stream
+from t5g2.core.errors import UserError
+from t5g2.core.mesh import MeshShape
+from t5g2.core.mesh import make as make_mesh
+from t5g2.data.tokenizer import Bytes
+from t5g2.eval import generate as g
+from t5g2.models import build
+from t5g2.models.layers import Compute
+from tests import tiny
+
+COMPUTE = Compute()
+INF = -np.inf
+NO_EOS = 96  # of the tiny vocabulary; not what these models say
+
+
+def model_of(config):
+    """Blocks that outweigh the embedding: otherwise, as it is tied, the likeliest next token is the last one again."""
+    model = build.make(config, key=jax.random.key(3))
+    leaves, structure = jax.tree.flatten(model)
+    keys = jax.random.split(jax.random.key(4), len(leaves))
+    noise = [0.5 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    is_table = [x.shape[0] > 90 for x in leaves]
+    return jax.tree.unflatten(structure, [x if t else x + n for x, n, t in zip(leaves, noise, is_table, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    return model_of(tiny.GEMMA3)
+
+
+@pytest.fixture(scope="module")
+def t5gemma():
+    return model_of(tiny.T5GEMMA2)
+
+
+def prompts(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(8, 90, n).astype(np.int32) for n in lengths]
+
+
+def decoding(new, eos=NO_EOS, sampler=g.GREEDY):
+    return g.Decoding(new, eos=eos, pad=0, sampler=sampler, compute=COMPUTE)
+
+
+@jax.jit
+def full_logits(model, encoder, decoder):
+    return model.logits(model.hidden(encoder, decoder, compute=COMPUTE))
+
+
+def by_full_forward(model, encoder, start, new):
+    """The likeliest token again and again, each from a forward pass over everything so far."""
+    length = len(start) + new
+    tokens = [int(t) for t in start]
+    while len(tokens) < length:
+        row = np.array([tokens + [0] * (length - len(tokens))], np.int32)
+        here = (np.arange(length) < len(tokens)).astype(np.int32)[None]
+        decoder = Stream(row, here, np.arange(length, dtype=np.int32)[None])
+        tokens.append(int(jnp.argmax(full_logits(model, encoder, decoder)[0, len(tokens) - 1])))
+    return tokens[len(start) :]
+
+
+def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(gemma):
+    [start] = prompts([6])
+    made = g.generate(
+        gemma, None, g.padded([start], pad=0, left=True, multiple=1), decoding=decoding(8), key=jax.random.key(0)
+    )
+    expected = by_full_forward(gemma, None, start, 8)
+    assert made[0].tolist() == expected
+    assert len(set(expected)) > 3  # it does not just repeat itself
+
+
+def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder(t5gemma):
+    [read], start = prompts([11]), np.array([2], np.int32)
+    encoder = g.padded([read], pad=0, left=False, multiple=1)
+    made = g.generate(
+        t5gemma, encoder, g.padded([start], pad=0, left=True, multiple=1), decoding=decoding(9), key=jax.random.key(0)
+    )
+    expected = by_full_forward(t5gemma, encoder, start, 9)
+    assert made[0].tolist() == expected
+    assert len(set(expected)) > 3
+
+
+@pytest.mark.parametrize("sampler", [g.GREEDY, g.TopK(5, t=2.0)])
+def test_rows_of_different_lengths_are_generated_as_each_alone(gemma, sampler):
+    starts = prompts([9, 1, 4])
+    together = g.generate(
+        gemma, None, g.padded(starts, pad=0, left=True), decoding=decoding(8, sampler=sampler), key=jax.random.key(1)
+    )
+    for row, start in enumerate(starts):
+        # the same row, because its draws depend on its number; the others are left empty
+        only = [start if r == row else start[:0] for r in range(3)]
+        alone = g.generate(
+            gemma, None, g.padded(only, pad=0, left=True), decoding=decoding(8, sampler=sampler), key=jax.random.key(1)
+        )
+        assert alone[row].tolist() == together[row].tolist()
+        assert alone[(row + 1) % 3].tolist() == [0] * 8  # nothing is generated for an empty row
+
+
+def test_rows_of_different_encoder_lengths_are_generated_as_each_alone(t5gemma):
+    reads = prompts([9, 1, 13])
+    starts = g.padded([np.array([2], np.int32)] * 3, pad=0, left=True, multiple=1)
+    one = jax.tree.map(lambda x: x[:1], starts)
+    together = g.generate(
+        t5gemma, g.padded(reads, pad=0, left=False), starts, decoding=decoding(8), key=jax.random.key(0)
+    )
+    for row, read in enumerate(reads):
+        alone = g.generate(
+            t5gemma, g.padded([read], pad=0, left=False), one, decoding=decoding(8), key=jax.random.key(0)
+        )
+        assert alone[0].tolist() == together[row].tolist()
+    assert len({tuple(row) for row in together.tolist()}) == 3
+
+
+def test_a_row_ends_with_eos_and_then_pad_while_others_go_on(gemma):
+    starts = g.padded(prompts([9, 1, 4]), pad=0, left=True)
+    free = g.generate(gemma, None, starts, decoding=decoding(8), key=jax.random.key(0)).tolist()
+    eos = free[0][3]
+    ended = g.generate(gemma, None, starts, decoding=decoding(8, eos=eos), key=jax.random.key(0)).tolist()
+    for before, after in zip(free, ended, strict=True):
+        end = before.index(eos) + 1 if eos in before else 8
+        assert after == before[:end] + [0] * (8 - end)
+    assert eos in ended[0][:4]
+
+
+def test_eight_devices_generate_what_one_does(t5gemma, devices):
+    encoder = g.padded(prompts([9, 1, 13, 5]), pad=0, left=False)
+    starts = g.padded([np.array([2], np.int32)] * 4, pad=0, left=True, multiple=1)
+    alone = g.generate(t5gemma, encoder, starts, decoding=decoding(6), key=jax.random.key(0))
+    with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2), devices)):
+        together = g.generate(t5gemma, encoder, starts, decoding=decoding(6), key=jax.random.key(0))
+    assert together.is_fully_replicated
+    assert together.tolist() == alone.tolist()
+
+
+def test_text_goes_in_and_comes_out():
+    tokenizer = Bytes(sentinels=3)
+    config = dataclasses.replace(tiny.GEMMA3, vocab_size=tokenizer.vocab_size)
+    for model in (model_of(config), model_of(dataclasses.replace(tiny.T5GEMMA2, encoder=config, decoder=config))):
+        texts = g.generate_text(model, tokenizer, ["def f(", ""], max_new_tokens=5)
+        assert [type(text) for text in texts] == [str, str]
+        again = g.generate_text(model, tokenizer, ["def f("], max_new_tokens=5)
+        assert again == texts[:1]
+        [sampled] = g.generate_tokens(model, tokenizer, [tokenizer.encode("x")], max_new_tokens=7, sampler=g.TopP(0.9))
+        assert len(sampled) <= 7
+        assert not np.isin(sampled, (tokenizer.specials.eos, tokenizer.specials.pad)).any()
+    assert g.generate_text(model, tokenizer, []) == []
+
+
+def test_padding_is_drawn_as_in_the_docstring():
+    left = g.padded([np.array([7, 8, 9]), np.array([5])], pad=0, left=True, multiple=1)
+    assert left.tokens.tolist() == [[7, 8, 9], [0, 0, 5]]
+    assert left.segments.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert left.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
+    right = g.padded([np.array([7, 8, 9]), np.array([5])], pad=3, left=False, multiple=4)
+    assert right.tokens.tolist() == [[7, 8, 9, 3], [5, 3, 3, 3]]
+    assert right.positions.tolist() == [[0, 1, 2, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "logits", "expected"),
+    [
+        (g.Greedy(), [1, 3, 3], [INF, 3, INF]),
+        (g.Temperature(0.5), [1, 3, 2], [2, 6, 4]),
+        (g.TopK(2), [1, 3, 2, 2], [INF, 3, 2, INF]),
+        (g.TopK(2, t=0.5), [1, 3, 2, 2], [INF, 6, 4, INF]),
+        (g.TopK(9), [1, 3, 2], [1, 3, 2]),
+        (g.TopP(1.0), [1, 3, 2], [1, 3, 2]),
+    ],
+)
+def test_samplers_leave_these_logits(sampler, logits, expected):
+    left = sampler.restrict(jnp.array([logits, logits[::-1]], jnp.float32))
+    assert left[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("p", "t", "expected"),
+    [
+        (0.6, 1.0, [0, 0.625, 0.375, 0]),
+        (0.5, 1.0, [0, 1, 0, 0]),
+        (0.01, 1.0, [0, 1, 0, 0]),
+        (0.81, 1.0, [0.1 / 0.9, 0.5 / 0.9, 0.3 / 0.9, 0]),  # of equal ones the first
+        (1.0, 1.0, [0.1, 0.5, 0.3, 0.1]),
+        (0.6, 0.5, [0, 1, 0, 0]),  # the temperature first: the likeliest has 0.25 / 0.36 = 0.69
+    ],
+)
+def test_nucleus_by_literal_probabilities(p, t, expected):
+    probabilities = jnp.array([[0.1, 0.5, 0.3, 0.1]])
+    left = jax.nn.softmax(g.TopP(p, t).restrict(jnp.log(probabilities)))
+    np.testing.assert_allclose(left[0], expected, atol=1e-6)
+
+
+def test_draws_follow_the_restricted_distribution():
+    logits = jnp.log(jnp.array([[0.1, 0.5, 0.3, 0.1]]))
+    left = g.TopP(0.6).restrict(logits)[0]
+    drawn = jax.random.categorical(jax.random.key(0), left, shape=(4000,))
+    shares = np.bincount(drawn, minlength=4) / 4000
+    np.testing.assert_allclose(shares, [0, 0.625, 0.375, 0], atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: g.Temperature(0.0), "a temperature of 0.0: it must be above 0; for the likeliest token use greedy"),
+        (lambda: g.TopK(0), "top-k with k = 0; it must be at least 1"),
+        (lambda: g.TopP(1.5), "top-p with p = 1.5; it must be above 0 and at most 1"),
+        (lambda: g.TopP(0.5, t=-1), "a temperature of -1"),
+        (lambda: decoding(0), "max_new_tokens = 0; it must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_said(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
