@@ -108,8 +108,8 @@ GRADIENTS = {"gemma": GEMMA["odd"], "t5gemma": T5GEMMA["tiny"]}
 
 
 def weights(config: ModelConfig) -> dict[tree.LeafKey, np.ndarray]:
-    """Random float32 weights by (path, layer): large enough that every norm, window and angle tells in the output, small
-    enough that float32's own error does not (measured against float64: at most 5e-6, for transformers and for us).
+    """Random float32 weights by (path, layer): large enough that every norm, window and angle tells in the output, and
+    small enough that float32's own error does not (at most 5e-6 against float64, for transformers and for us).
 
     RandomState's stream is frozen by NumPy's compatibility policy, so golden files need not hold the weights; each
     leaf is seeded by its own name.

@@ -3,7 +3,6 @@
 python -m tests.parity.make_golden
 """
 
-import zlib
 from pathlib import Path
 
 import numpy as np
