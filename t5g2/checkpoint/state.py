@@ -23,12 +23,12 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from t5g2.checkpoint import checksum
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
@@ -69,8 +69,6 @@ class Checkpoints:
         if keep < 1:
             raise UserError(f"keep = {keep}: at least the newest checkpoint has to stay, so keep must be at least 1")
         logging.getLogger("absl").addFilter(_not_about_ocdbt)
-        if not read_only:
-            self._remove_half_saved()
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
         preserved = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
@@ -80,8 +78,9 @@ class Checkpoints:
             # when to save is the loop's decision
             save_decision_policy=decisions.FixedIntervalPolicy(1),
             preservation_policy=policies.PreserveAll() if read_only else policies.AnyPreservationPolicy(preserved),
-            cleanup_tmp_directories=not read_only,
         )
+        if not read_only:
+            self._remove_half_saved()
 
     def steps(self) -> list[int]:
         """The steps that are complete on disk, ascending; a save in the background is not among them yet."""
@@ -112,7 +111,7 @@ class Checkpoints:
             raise FileExistsError(f"step {step} is already saved in {self.directory}; it is not overwritten")
         items = {"params": tree.named(params), "opt": tree.named(opt)}
         records = {"data": _plain("data", data), "meta": _plain("meta", meta)}
-        sums = _checksums(items)
+        sums = _sums(items)
         leaves = {name: _facts(x) | {"checksum": sums[name]} for name, x in _flat(items).items()}
         arrays = {item: named for item, named in items.items() if named}
         self._orbax.save_checkpointables_async(
@@ -182,10 +181,13 @@ class Checkpoints:
         self.close()
 
     def _remove_half_saved(self) -> None:
-        """What a save left that was killed. Orbax does this in a thread, which a short run may not live to see end."""
-        if jax.process_index() == 0 and self.directory.is_dir():
-            for half in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                half.rmtree(missing_ok=True)
+        """What a save left that was killed. (Orbax can, but in a thread that a short run does not live to see end.)"""
+        complete = self.steps()
+        if jax.process_index() == 0:
+            for path in self.directory.iterdir():
+                # in a bucket, which cannot rename, a step has its name from the start and is complete by a marker
+                if ".orbax-checkpoint-tmp" in path.name or (path.name.isdigit() and int(path.name) not in complete):
+                    path.rmtree(missing_ok=True)
 
     def _read(self, step: int, wanted: Mapping[str, Named]) -> tuple[dict[str, Any] | None, list[str]]:
         """(the items, no problems) or (None, what is wrong with which leaf)."""
@@ -213,7 +215,7 @@ class Checkpoints:
                 raise failure or RuntimeError(f"another process could not read step {step}")
             return None, problems
         found = {item: arrays.get(item, {}) for item in wanted}
-        sums = _checksums(found)
+        sums = _sums(found)
         problems = [
             f"{name}: the contents have changed (checksum {sums[name]}, saved with {saved[name]['checksum']})"
             for name in sums
@@ -313,6 +315,10 @@ def _flat(items: Mapping[str, Named]) -> Named:
     return {f"{item}.{name}": x for item, named in items.items() for name, x in named.items()}
 
 
+def _sums(items: Mapping[str, Named]) -> dict[str, int]:
+    return checksum.of_all(_flat(items))
+
+
 def _facts(x: Any) -> dict[str, Any]:
     return {"dtype": str(x.dtype), "shape": list(x.shape)}
 
@@ -360,45 +366,3 @@ def _anywhere(flags: Sequence[bool]) -> np.ndarray:
     if jax.process_count() == 1:
         return np.asarray(flags)
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
-
-
-def _checksums(items: Mapping[str, Named]) -> dict[str, int]:
-    """A checksum per leaf, computed where the leaves lie; the same for every sharding and number of devices."""
-    flat = _flat(items)
-    if not flat:
-        return {}
-    sums = np.asarray(_sum_all(tuple(flat.values())))
-    return {name: int(total) for name, total in zip(flat, sums, strict=True)}
-
-
-@jax.jit
-def _sum_all(leaves: tuple[jax.Array, ...]) -> jax.Array:
-    return jnp.stack([checksum(leaf) for leaf in leaves])
-
-
-def checksum(x: jax.Array) -> jax.Array:
-    """uint32: the sum, modulo 2^32, over all elements of a hash of the element's bits and its position.
-
-    The hash of a position is a bijection of the bits, so any change of one element changes the sum; changes of several
-    elements, swaps too, go unseen once in 2^32. Integer sums have no order, so neither sharding nor devices matter.
-    """
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    word = jnp.dtype(f"uint{min(32, 8 * x.dtype.itemsize)}")
-    bits = jax.lax.bitcast_convert_type(x, word).astype(
-        jnp.uint32
-    )  # an element of 64 bits becomes two on a new last axis
-    position = jnp.zeros((), jnp.uint32)
-    stride = 1
-    for axis in reversed(range(bits.ndim)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        position = jnp.broadcast_to(position, bits.shape) + along * jnp.uint32(stride % 2**32)
-        stride *= bits.shape[axis]
-    return jnp.sum(_mix(bits ^ _mix(position + jnp.uint32(1))), dtype=jnp.uint32)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """The 32-bit finalizer of MurmurHash3, a bijection (Austin Appleby, MurmurHash3.cpp: fmix32)."""
-    x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> jnp.uint32(16))
