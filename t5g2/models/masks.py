@@ -8,7 +8,29 @@ B batch, T queries, S keys, K key/value heads, H head size. A query sees a key i
     (images, bidirectional prefixes) lift causality, and nothing else.
 
 Positions and segments belong to the tokens, not to their place in an array: one mask serves training, packing, prefill
-and decode.
+and decode. Below, 1 = visible, a row for each query, a column for each key.
+
+Two examples packed in one row, segments [1 1 1 2 2 0]; and what such a decoder row sees of itself and of an encoder row
+with segments [1 1 2 2 2 0] in a local layer of merged attention, where the window never hides the encoder:
+
+    packed: causal()      merged: causal(window=2) | ALL
+    1 0 0 0 0 0           1 0 0 0 0 0 | 1 1 0 0 0 0
+    1 1 0 0 0 0           1 1 0 0 0 0 | 1 1 0 0 0 0
+    1 1 1 0 0 0           0 1 1 0 0 0 | 1 1 0 0 0 0
+    0 0 0 1 0 0           0 0 0 1 0 0 | 0 0 1 1 1 0
+    0 0 0 1 1 0           0 0 0 1 1 0 | 0 0 1 1 1 0
+    0 0 0 0 0 0           0 0 0 0 0 0 | 0 0 0 0 0 0
+
+One token is decoded for two rows, at positions 6 and 4. In the cache of 8 slots stand prompts of 5 and of 3 tokens,
+padded to 5 on the left or on the right, and one token decoded after them; what the new token sees beside itself:
+
+    padded left: positions      padded right: positions
+    0 1 2 3 4 5 . .             0 1 2 3 4 5 . .
+    . . 0 1 2 3 . .             0 1 2 . . 3 . .
+
+    padded left: causal(3)      padded right: causal(3)
+    0 0 0 0 1 1 0 0             0 0 0 0 1 1 0 0
+    0 0 0 0 1 1 0 0             0 0 1 0 0 1 0 0
 """
 
 from dataclasses import dataclass

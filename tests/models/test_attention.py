@@ -1,0 +1,160 @@
+"""Every backend against attention written out by hand, in float64, one query at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.core.batch import Stream
+from t5g2.core.errors import UserError
+from t5g2.models.attention import Keys, Mask, attend
+from t5g2.models.backends import BACKENDS
+from t5g2.models.masks import ALL, bidirectional, causal
+
+ROWS, LENGTH, HEADS, KV_HEADS, SIZE = 2, 7, 4, 2, 6
+
+
+def source(draw, length: int, segments) -> Keys:
+    def array():
+        return jnp.asarray(draw.standard_normal((ROWS, length, KV_HEADS, SIZE)), jnp.float32)
+
+    return Keys(array(), array(), tokens(length, segments))
+
+
+def tokens(length: int, segments, blocks=None) -> Stream:
+    shape = (ROWS, length)
+    segments = np.broadcast_to(np.array(segments, np.int32), shape)
+    blocks = None if blocks is None else np.broadcast_to(np.array(blocks, np.int32), shape)
+    positions = np.zeros(shape, np.int32)
+    for row in range(ROWS):
+        for i in range(1, length):
+            same = segments[row, i] == segments[row, i - 1]
+            positions[row, i] = positions[row, i - 1] + 1 if same else 0
+    return Stream(np.zeros(shape, np.int32), segments, positions, blocks)
+
+
+def sees(query: Stream, q: tuple[int, int], keys: Stream, k: tuple[int, int], mask: Mask) -> bool:
+    ahead = keys.positions[k] - query.positions[q]
+    if query.segments[q] != keys.segments[k] or keys.segments[k] == 0:
+        return False
+    if (mask.left is not None and -ahead > mask.left) or (mask.right is not None and ahead > mask.right):
+        return False
+    if mask.causal and ahead > 0:
+        return query.blocks is not None and query.blocks[q] == keys.blocks[k] != 0
+    return True
+
+
+def by_hand(q_BTNH, query: Stream, sources, scale: float, softcap: float | None):
+    out = np.zeros(q_BTNH.shape)
+    for row, t, n in np.ndindex(*q_BTNH.shape[:3]):
+        scores, values = [], []
+        for keys, mask in sources:
+            for s in range(keys.k_BSKH.shape[1]):
+                if sees(query, (row, t), keys.tokens, (row, s), mask):
+                    head = n // (HEADS // KV_HEADS)
+                    score = scale * np.dot(np.float64(q_BTNH[row, t, n]), np.float64(keys.k_BSKH[row, s, head]))
+                    scores.append(score if softcap is None else softcap * np.tanh(score / softcap))
+                    values.append(np.float64(keys.v_BSKH[row, s, head]))
+        if scores:
+            p = np.exp(np.array(scores) - max(scores))
+            out[row, t, n] = (p / p.sum()) @ np.array(values)
+    return out
+
+
+def setup(name: str):
+    """Queries, their tokens, and sources: one, two, packed, with blocks, with queries that see nothing."""
+    draw = np.random.RandomState(0)
+    q_BTNH = jnp.asarray(draw.standard_normal((ROWS, LENGTH, HEADS, SIZE)), jnp.float32)
+    segments = [[1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1]] if name != "one" else 1
+    blocks = [0, 1, 1, 1, 1, 1, 0] if name == "blocks" else None
+    own = source(draw, LENGTH, segments)._replace(tokens=tokens(LENGTH, segments, blocks))
+    sources = [(own, causal(window=3))]
+    if name == "encoder":
+        sources = [(own, bidirectional(window=4))]
+    if name == "merged":
+        sources.append((source(draw, 5, [[1, 1, 2, 2, 0], [1, 0, 0, 1, 1]]), ALL))
+    if name == "three":
+        sources = [(source(draw, 3, 1), causal()), *sources, (source(draw, 5, 2), ALL)]
+    if name == "nothing to see":
+        sources = [(source(draw, 5, [[2, 2, 0, 0, 0], [3] * 5]), ALL)]
+    return q_BTNH, own.tokens, sources
+
+
+CASES = ("one", "packed", "blocks", "encoder", "merged", "three", "nothing to see")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_attention_by_hand(case, softcap, backend):
+    q_BTNH, query, sources = setup(case)
+    got = attend(q_BTNH, query, sources, scale=0.6, softcap=softcap, backend=backend)
+    expected = by_hand(np.asarray(q_BTNH), query, sources, 0.6, softcap)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_query_that_sees_nothing_gets_zeros_and_gives_none(backend):
+    q_BTNH, query, sources = setup("nothing to see")
+    blind_BT = ~np.array([[0, 0, 0, 0, 1, 1, 0], [0] * 7], bool)
+
+    def total(q_BTNH, k_BSKH, v_BSKH):
+        own = [(Keys(k_BSKH, v_BSKH, sources[0][0].tokens), ALL)]
+        o_BTNH = attend(q_BTNH, query, own, scale=0.6, backend=backend)
+        return jnp.sum(jnp.square(o_BTNH) + o_BTNH), o_BTNH
+
+    keys = sources[0][0]
+    gradients, o_BTNH = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q_BTNH, keys.k_BSKH, keys.v_BSKH)
+    assert not np.asarray(o_BTNH)[blind_BT].any()
+    assert not np.asarray(gradients[0])[blind_BT].any()
+    assert np.asarray(gradients[0])[~blind_BT].any()
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+    # keys that no query sees: padding, and the whole second row
+    for gradient in gradients[1:]:
+        assert not np.asarray(gradient)[0, 2:].any()
+        assert not np.asarray(gradient)[1].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_hidden_may_be_anything(backend):
+    q_BTNH, query, sources = setup("merged")
+    keys, mask = sources[1]
+    hidden = (keys.tokens.segments == 0)[:, :, None, None]
+    loud = Keys(jnp.where(hidden, 1e9, keys.k_BSKH), jnp.where(hidden, -1e9, keys.v_BSKH), keys.tokens)
+    quiet = attend(q_BTNH, query, sources, scale=0.6, backend=backend)
+    np.testing.assert_array_equal(attend(q_BTNH, query, [sources[0], (loud, mask)], scale=0.6, backend=backend), quiet)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_of_many_sources_are_as_good_as_of_one(backend):
+    q_BTNH, query, [(keys, mask)] = setup("packed")
+    halves = [
+        (Keys(*(leaf[:, part] for leaf in keys[:2]), Stream(*(leaf[:, part] for leaf in keys.tokens[:3]))), mask)
+        for part in (slice(0, 3), slice(3, None))
+    ]
+    whole = attend(q_BTNH, query, [(keys, mask)], scale=0.6, backend=backend)
+    np.testing.assert_allclose(attend(q_BTNH, query, halves, scale=0.6, backend=backend), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_scores_do_not_overflow(backend):
+    q_BTNH, query, sources = setup("packed")
+    o_BTNH = attend(1e3 * q_BTNH, query, sources, scale=1e3, backend=backend)
+    assert np.isfinite(o_BTNH).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_stays_near(backend):
+    q_BTNH, query, sources = setup("merged")
+    exact = attend(q_BTNH, query, sources, scale=0.6, backend=backend)
+    small = [(Keys(k.k_BSKH.astype(jnp.bfloat16), k.v_BSKH.astype(jnp.bfloat16), k.tokens), m) for k, m in sources]
+    rough = attend(q_BTNH.astype(jnp.bfloat16), query, small, scale=0.6, backend=backend)
+    assert rough.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03)
+
+
+def test_an_unknown_backend_names_the_nearest():
+    q_BTNH, query, sources = setup("one")
+    with pytest.raises(UserError, match=r"unknown attention backend 'referense'; did you mean 'reference'"):
+        attend(q_BTNH, query, sources, scale=1.0, backend="referense")
