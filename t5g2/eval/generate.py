@@ -176,7 +176,8 @@ def generate(
         tokens_BN = loop.tokens_BN.at[:, loop.made].set(next_B)
         return _Loop(loop.made + 1, tokens_BN, next_B, loop.done_B | (next_B == decoding.eos), cache)
 
-    cache = model.start_cache(rows, length + limit - 1, encoder=encoder, compute=compute)
+    slots = length + limit - 1  # a decoder-only model takes None alone, and says so
+    cache = model.start_cache(rows, slots, encoder=encoder, compute=compute)  # pyright: ignore[reportArgumentType]
     hidden_BTD, cache = model.extend(prompt, cache, compute=compute)
     first_B = choose(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)
     tokens_BN = jnp.full((rows, limit), decoding.pad, jnp.int32).at[:, 0].set(first_B)

@@ -1,0 +1,259 @@
+"""What a model can be measured on. A task is a frozen dataclass that is made ready once and then run on any weights.
+
+B rows, T decoder length, D width.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from t5g2.core.batch import Batch, HostBatch
+from t5g2.core.errors import UserError
+from t5g2.core.mesh import batch_sharding
+from t5g2.core.objective import Objective
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import finite_batches, to_global
+from t5g2.data.sources import Text, open_pieces
+from t5g2.data.streams import seed_of
+from t5g2.data.tokenizer import Tokenizer
+from t5g2.eval import metrics
+from t5g2.eval.generate import GREEDY, Model, Sampler, generate_tokens
+from t5g2.eval.metrics import TokenSums
+from t5g2.models.config import EncoderDecoderConfig
+from t5g2.models.layers import Compute
+from t5g2.models.loss import token_losses
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run tells its tasks.
+
+    Attributes:
+      data: the run's; a task takes tokenizer, lengths, rows and packing from it, and brings its own text.
+      seed: of everything that is drawn.
+      compute: of the forward pass.
+      tile_tokens: tokens whose logits exist at a time.
+      mesh: that the weights live on; None = one device.
+      rows: the rows of a batch that this process holds; None = all.
+    """
+
+    data: DataConfig
+    seed: int = 0
+    compute: Compute = Compute()  # noqa: RUF009 - frozen
+    tile_tokens: int = 1024
+    mesh: Mesh | None = None
+    rows: range | None = None
+
+
+class Outcome(NamedTuple):
+    """What a task found: numbers by name, and what the model said, as plain data for JSON."""
+
+    scores: dict[str, float]
+    predictions: list[dict[str, Any]]
+
+
+Measure = Callable[[Model], Outcome]
+
+
+class Task(abc.ABC):
+    """Something to measure; every subclass has a `name`, unique in a run, that its scores and predictions carry."""
+
+    name: str
+
+    @abc.abstractmethod
+    def prepare(self, setting: Setting) -> Measure:
+        """The function that measures a model; what does not depend on the weights is done here.
+
+        Raises:
+          UserError: the text cannot be read, or does not fit the setting.
+        """
+
+
+@dataclass(frozen=True)
+class HeldoutLoss(Task):
+    """The loss on text that was not trained on, in nats per token, for each denoiser of an objective and over all.
+
+    Every denoiser is asked about the same pieces of text, whatever its share, so that its mean is as exact as any
+    other's. `<name>/loss` is the mean of the denoisers' means, weighted with their shares of the mixture; sentinels
+    among the targets never count (they can be read off the input's order), whether the objective trains on them or not.
+    `<name>/loss/<denoiser>` is one denoiser's mean.
+
+    Attributes:
+      text: held-out text.
+      objective: what is asked about it.
+      examples: how many pieces, the first in an order that depends on the seed alone; None = all.
+    """
+
+    text: Text
+    objective: Objective
+    name: str = "heldout"
+    examples: int | None = 64
+
+    def __post_init__(self):
+        if self.examples is not None and self.examples < 1:
+            raise UserError(f"examples = {self.examples}; it must be at least 1, or None for the whole text")
+
+    def prepare(self, setting: Setting) -> Measure:
+        """Reads the batches, unless they are all of the text, which is read anew each time."""
+        data = dataclasses.replace(setting.data, sources=(Source(self.text, self.objective, name=self.name),))
+        seed = seed_of(setting.seed, "task", self.name)
+
+        def read(denoiser: str) -> Iterable[HostBatch]:
+            return finite_batches(data, seed=seed, rows=setting.rows, denoiser=denoiser, examples=self.examples)
+
+        kept = {d: list(read(d)) for d in self.objective.denoisers} if self.examples is not None else None
+
+        def measure(model: Model) -> Outcome:
+            sums = {d: _sums(model, kept[d] if kept else read(d), setting) for d in self.objective.denoisers}
+            return Outcome(self._scores(sums), [])
+
+        return measure
+
+    def _scores(self, sums: dict[str, TokenSums]) -> dict[str, float]:
+        shares = dict(zip(self.objective.denoisers, self.objective.weights, strict=True))
+        losses = {denoiser: of.mean_loss for denoiser, of in sums.items()}
+        loss = metrics.mixture(losses, shares)
+        return {
+            f"{self.name}/loss": loss,
+            f"{self.name}/perplexity": metrics.perplexity(loss),
+            f"{self.name}/accuracy": metrics.mixture({d: of.accuracy for d, of in sums.items()}, shares),
+            **{f"{self.name}/loss/{denoiser}": loss for denoiser, loss in losses.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Samples(Task):
+    """What the model says: it completes held-out text, and an encoder-decoder also fills in spans of it.
+
+    A prediction is {"task", "kind": "completion" or "filling", "prompt", "output", "reference"}, all text. There are no
+    scores: these are for people.
+
+    Attributes:
+      text: held-out text.
+      examples: pieces of it; each is completed, and has two spans filled in.
+      prompt_tokens: how much of a piece is given for completion.
+      span_tokens: length of each span to fill in.
+      max_new_tokens: how much is generated, and how much of the text is shown as reference.
+    """
+
+    text: Text
+    name: str = "samples"
+    examples: int = 4
+    prompt_tokens: int = 64
+    span_tokens: int = 12
+    max_new_tokens: int = 48
+    sampler: Sampler = GREEDY
+
+    def __post_init__(self):
+        for field in ("examples", "prompt_tokens", "span_tokens", "max_new_tokens"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} = {getattr(self, field)}; it must be at least 1")
+        if 4 * self.span_tokens > self.prompt_tokens + self.max_new_tokens:
+            raise UserError(
+                f"span_tokens = {self.span_tokens}: two spans may be at most half of a piece of prompt_tokens + "
+                f"max_new_tokens = {self.prompt_tokens + self.max_new_tokens} tokens; lower it"
+            )
+
+    def prepare(self, setting: Setting) -> Measure:
+        """Chooses the pieces."""
+        tokenizer = setting.data.tokenizer
+        pieces = self._choose(setting)
+        sentinels = tokenizer.specials.sentinel_ids(min(2, tokenizer.specials.sentinels))
+        completions = [(piece[: self.prompt_tokens], piece[self.prompt_tokens :]) for piece in pieces]
+        fillings = [without_spans(piece, self.span_tokens, sentinels) for piece in pieces]
+        say = partial(self._say, tokenizer=tokenizer, setting=setting)
+
+        def measure(model: Model) -> Outcome:
+            found = say(model, completions, "completion")
+            if isinstance(model.config, EncoderDecoderConfig) and len(sentinels) == 2:
+                found += say(model, fillings, "filling")
+            return Outcome({}, found)
+
+        return measure
+
+    def _choose(self, setting: Setting) -> list[np.ndarray]:
+        """Whole pieces of prompt_tokens + max_new_tokens, drawn; shorter ones where there are no others."""
+        length = self.prompt_tokens + self.max_new_tokens
+        data = setting.data
+        pieces = open_pieces(self.text, data.tokenizer, piece_tokens=length, on_bad_record=data.on_bad_record)
+        order = np.random.default_rng(seed_of(setting.seed, "task", self.name)).permutation(len(pieces))
+        drawn = [pieces[int(i)] for i in order[: 8 * self.examples]]
+        return sorted(drawn, key=lambda piece: len(piece) < length)[: self.examples]
+
+    def _say(
+        self,
+        model: Model,
+        asked: list[tuple[np.ndarray, np.ndarray]],
+        kind: str,
+        *,
+        tokenizer: Tokenizer,
+        setting: Setting,
+    ) -> list[dict[str, Any]]:
+        made = generate_tokens(
+            model,
+            tokenizer,
+            [prompt for prompt, _ in asked],
+            max_new_tokens=self.max_new_tokens,
+            sampler=self.sampler,
+            compute=setting.compute,
+            seed=seed_of(setting.seed, "draws", self.name, kind),
+        )
+        return [
+            {
+                "task": self.name,
+                "kind": kind,
+                "prompt": tokenizer.decode(prompt),
+                "output": tokenizer.decode(output),
+                "reference": tokenizer.decode(reference),
+            }
+            for (prompt, reference), output in zip(asked, made, strict=True)
+        ]
+
+
+BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
+
+
+def without_spans(piece: np.ndarray, span: int, sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A piece with two spans replaced by sentinels, and what is asked for; the spans begin at 1/4 and at 5/8 of it.
+
+    With span = 2, sentinels = [90 91], piece = [10 11 12 13 14 15 16 17]:
+
+        [10 11 90 14 91 17]     [90 12 13 91 15 16]
+    """
+    if len(sentinels) < 2 or len(piece) < 4 * span:
+        return piece, piece[:0]
+    first, second = len(piece) // 4, 5 * len(piece) // 8
+    s0, s1 = sentinels[:1], sentinels[1:2]
+    spans = piece[first : first + span], piece[second : second + span]
+    rest = piece[:first], piece[first + span : second], piece[second + span :]
+    return np.concatenate([rest[0], s0, rest[1], s1, rest[2]]), np.concatenate([s0, spans[0], s1, spans[1]])
+
+
+def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> TokenSums:
+    specials, total = setting.data.tokenizer.specials, TokenSums()
+    for batch, *_ in batches:
+        batch = batch._replace(weights=np.where(specials.is_sentinel(batch.targets), 0, batch.weights))
+        if setting.mesh is not None:
+            batch = to_global(batch, batch_sharding(setting.mesh), rows=setting.data.rows)
+        sums = _batch_sums(model, batch, compute=setting.compute, tile_tokens=setting.tile_tokens)
+        total += TokenSums(*np.asarray(sums, np.float64).tolist())
+    return total
+
+
+@partial(jax.jit, static_argnames=("compute", "tile_tokens"))
+def _batch_sums(model: Model, batch: Batch, *, compute: Compute, tile_tokens: int) -> jax.Array:
+    """float32[3]: the fields of TokenSums, over the global batch."""
+    hidden_BTD = model.hidden(batch.encoder, batch.decoder, compute=compute)  # pyright: ignore[reportArgumentType]
+    tokens = token_losses(hidden_BTD, model.head(), batch.targets, tile_tokens=tile_tokens)
+    # what stands at padding means nothing and need not be finite
+    loss_BT = jnp.where(batch.weights > 0, batch.weights * tokens.loss_BT, 0.0)
+    correct_BT = batch.weights * tokens.correct_BT.astype(jnp.float32)
+    return jnp.stack([jnp.sum(loss_BT), jnp.sum(correct_BT), jnp.sum(batch.weights)])

@@ -1,0 +1,188 @@
+"""Held-out loss against the plain sum over logits; on eight devices; packed or not; samples and fillings."""
+
+import dataclasses
+import functools
+import json
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from t5g2.core import mesh as meshes
+from t5g2.core.errors import UserError
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import finite_batches
+from t5g2.data.sources import TextFiles
+from t5g2.data.streams import seed_of
+from t5g2.data.tokenizer import Bytes
+from t5g2.eval import evaluate
+from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting, without_spans
+from t5g2.models import build
+from t5g2.models.layers import Compute
+from t5g2.objectives import UL2, Causal, Denoiser
+from tests import tiny
+
+TOKENIZER = Bytes(sentinels=4)
+STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
+T5GEMMA = dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK)
+MIXTURE = UL2(tasks=(Denoiser("short", rate=0.3, mean_span=3.0), Denoiser("suffix", rate=0.5, weight=3.0)))
+WORDS = "the a cat dog sat ran on under mat tree and then it saw".split()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("heldout")
+    draw = random.Random(0)
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(" ".join(draw.choices(WORDS, k=40)))
+    return TextFiles(str(folder))
+
+
+@pytest.fixture(scope="module")
+def t5gemma():
+    return build.make(T5GEMMA, key=jax.random.key(0))
+
+
+@functools.cache
+def setting_of(text, *, encoder_length=48, **changes):
+    source = Source(text, MIXTURE if encoder_length else Causal())
+    data = DataConfig(
+        sources=(source,),
+        tokenizer=TOKENIZER,
+        rows=8,
+        encoder_length=encoder_length,
+        decoder_length=48,
+        piece_tokens=24,
+        streams=4,
+        **changes,
+    )
+    return Setting(data, seed=1, tile_tokens=128)
+
+
+def plain_means(model, task, setting):
+    """Mean loss and accuracy per denoiser from all logits of every batch, tokens in Python loops."""
+    data = dataclasses.replace(setting.data, sources=(Source(task.text, task.objective, name=task.name),))
+    forward = jax.jit(lambda e, d: jax.nn.log_softmax(model.logits(model.hidden(e, d, compute=Compute()))))
+    found = {}
+    for denoiser in task.objective.denoisers:
+        losses, right = [], []
+        seed = seed_of(setting.seed, "task", task.name)
+        for host in finite_batches(data, seed=seed, denoiser=denoiser, examples=task.examples):
+            batch = host.batch
+            scores = np.asarray(forward(batch.encoder, batch.decoder))
+            for b, t in zip(*np.nonzero(batch.weights), strict=True):
+                if not TOKENIZER.specials.is_sentinel(batch.targets[b, t]):
+                    losses.append(-float(scores[b, t, batch.targets[b, t]]))
+                    right.append(int(np.argmax(scores[b, t])) == batch.targets[b, t])
+        found[denoiser] = (np.mean(losses), np.mean(right))
+    return found
+
+
+def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5gemma):
+    task, setting = HeldoutLoss(text, MIXTURE, examples=12), setting_of(text)
+    scores = evaluate.evaluate(t5gemma, [task], setting).scores
+    means = plain_means(t5gemma, task, setting)
+    assert scores["heldout/loss/short"] == pytest.approx(means["short"][0], abs=1e-5)
+    assert scores["heldout/loss/suffix"] == pytest.approx(means["suffix"][0], abs=1e-5)
+    assert scores["heldout/loss"] == pytest.approx(0.25 * means["short"][0] + 0.75 * means["suffix"][0], abs=1e-5)
+    assert scores["heldout/accuracy"] == pytest.approx(0.25 * means["short"][1] + 0.75 * means["suffix"][1], abs=1e-5)
+    assert scores["heldout/perplexity"] == pytest.approx(np.exp(scores["heldout/loss"]))
+    assert abs(means["short"][0] - means["suffix"][0]) > 1e-3  # so that the weights matter
+
+
+def test_a_decoder_only_model_is_measured_too(text):
+    model = build.make(STACK, key=jax.random.key(0))
+    task, setting = HeldoutLoss(text, Causal(), examples=12), setting_of(text, encoder_length=0)
+    scores = evaluate.evaluate(model, [task], setting).scores
+    assert scores["heldout/loss"] == pytest.approx(plain_means(model, task, setting)["causal"][0], abs=1e-5)
+    assert scores["heldout/loss/causal"] == scores["heldout/loss"]
+
+
+def test_sentinels_do_not_count_whether_they_are_trained_on_or_not(text, t5gemma):
+    setting = setting_of(text)
+    both = [
+        evaluate.evaluate(t5gemma, [HeldoutLoss(text, objective, examples=6)], setting).scores["heldout/loss/short"]
+        for objective in (MIXTURE, dataclasses.replace(MIXTURE, loss_on_sentinels=False))
+    ]
+    assert both[0] == both[1]
+
+
+def test_packing_and_devices_change_nothing(text, t5gemma, devices):
+    task = HeldoutLoss(text, MIXTURE, examples=12)
+    packed = evaluate.evaluate(t5gemma, [task], setting_of(text)).scores
+    alone = evaluate.evaluate(t5gemma, [task], setting_of(text, packing="none")).scores
+    mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2), devices)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(t5gemma, meshes.shardings(t5gemma, mesh))
+        spread = evaluate.evaluate(placed, [task], dataclasses.replace(setting_of(text), mesh=mesh)).scores
+    for name, value in packed.items():
+        assert alone[name] == pytest.approx(value, rel=1e-5), name
+        assert spread[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_the_whole_text_can_be_measured_and_again(text, t5gemma):
+    evaluation = evaluate.Evaluation([HeldoutLoss(text, MIXTURE, examples=None)], setting_of(text))
+    every = HeldoutLoss(text, MIXTURE, examples=10_000)
+    assert evaluation.run(t5gemma) == evaluation.run(t5gemma)
+    assert evaluation.run(t5gemma) == evaluate.evaluate(t5gemma, [every], setting_of(text))
+
+
+def test_samples_complete_and_fill_in(text, t5gemma):
+    task = Samples(text, examples=2, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
+    outcome = evaluate.evaluate(t5gemma, [task], setting_of(text))
+    assert outcome.scores == {}
+    assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2 + ["filling"] * 2
+    for row in outcome.predictions:
+        assert row.keys() == {"task", "kind", "prompt", "output", "reference"}
+    completion, filling = outcome.predictions[1:3]
+    assert (len(completion["prompt"]), len(completion["reference"])) == (16, 6)
+    kept = filling["prompt"].replace("<sentinel_0>", "|").replace("<sentinel_1>", "|")
+    assert len(kept) == 22 - 8 + 2
+    first, second = filling["reference"].removeprefix("<sentinel_0>").split("<sentinel_1>")
+    rebuilt = filling["prompt"].replace("<sentinel_0>", first).replace("<sentinel_1>", second)
+    assert rebuilt == outcome.predictions[0]["prompt"] + outcome.predictions[0]["reference"]
+    assert outcome == evaluate.evaluate(t5gemma, [task], setting_of(text))
+
+
+def test_a_decoder_only_model_only_completes(text):
+    model = build.make(STACK, key=jax.random.key(0))
+    task = Samples(text, examples=2, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
+    outcome = evaluate.evaluate(model, [task], setting_of(text, encoder_length=0))
+    assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2
+
+
+def test_spans_are_taken_out_as_in_the_docstring():
+    kept, taken = without_spans(np.arange(10, 18), 2, np.array([90, 91]))
+    assert kept.tolist() == [10, 11, 90, 14, 91, 17]
+    assert taken.tolist() == [90, 12, 13, 91, 15, 16]
+
+
+def test_tasks_are_chosen_by_name(text, t5gemma):
+    task = HeldoutLoss(text, MIXTURE, name="news", examples=2)
+    evaluation = evaluate.Evaluation([task, Samples(text)], setting_of(text))
+    assert "news/loss/short" in evaluation.run(t5gemma, ["news"]).scores
+    with pytest.raises(UserError, match="unknown evaluation task 'new'; did you mean 'news'"):
+        evaluation.run(t5gemma, ["new"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda text: HeldoutLoss(text, MIXTURE, examples=0), "examples = 0; it must be at least 1, or None"),
+        (lambda text: Samples(text, prompt_tokens=0), "prompt_tokens = 0; it must be at least 1"),
+        (lambda text: Samples(text, span_tokens=40), "span_tokens = 40: two spans may be at most half of a piece"),
+    ],
+)
+def test_impossible_tasks_are_said(text, make, message):
+    with pytest.raises(UserError, match=message):
+        make(text)
+
+
+def test_scores_and_predictions_are_files(tmp_path):
+    outcome = Outcome({"heldout/loss": 2.5, "heldout/perplexity": float("inf")}, [{"prompt": "ä\n"}, {"prompt": "b"}])
+    evaluate.write(tmp_path / "new", 7, outcome)
+    scores = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert scores == {"step": 7, "heldout/loss": 2.5, "heldout/perplexity": None}
+    lines = (tmp_path / "new" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == outcome.predictions
