@@ -1,16 +1,13 @@
-"""What is compared with transformers: small models of odd shapes, with weights and inputs that any NumPy makes alike.
+"""What is compared with transformers: small models of odd shapes, with inputs that any NumPy makes alike.
 
 NumPy only: the golden files are checked where neither torch nor transformers is installed.
 """
 
-import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from t5g2.core import tree
 from t5g2.core.batch import Stream
-from t5g2.models import build
 from t5g2.models.config import EncoderDecoderConfig, ModelConfig, Rope
 from tests.tiny import GEMMA3, T5GEMMA2
 
@@ -105,28 +102,3 @@ T5GEMMA = {
 GOLDEN = {f"gemma: {n}": GEMMA[n] for n in ("tiny", "odd", "image blocks")}
 GOLDEN |= {f"t5gemma: {n}": T5GEMMA[n] for n in ("tiny", "tiny, padded left", "odd")}
 GRADIENTS = {"gemma": GEMMA["odd"], "t5gemma": T5GEMMA["tiny"]}
-
-
-def weights(config: ModelConfig) -> dict[tree.LeafKey, np.ndarray]:
-    """Random float32 weights by (path, layer): large enough that every norm, window and angle tells in the output, and
-    small enough that float32's own error does not (at most 5e-6 against float64, for transformers and for us).
-
-    RandomState's stream is frozen by NumPy's compatibility policy, so golden files need not hold the weights; each
-    leaf is seeded by its own name.
-    """
-    made = {}
-    for key, leaf in tree.leaves(build.abstract(config)).items():
-        draw = np.random.RandomState(zlib.crc32(tree.name(key).encode()))
-        spread = 0.2 if len(leaf.shape) == 1 else np.prod(leaf.shape[:1]) ** -0.5
-        made[key] = (spread * draw.standard_normal(leaf.shape)).astype(np.float32)
-    return made
-
-
-def checksum(config: ModelConfig) -> int:
-    """A number that is another one if any bit of the weights is."""
-    return zlib.crc32(b"".join(array.tobytes() for array in weights(config).values()))
-
-
-def model(config: ModelConfig):
-    """Our model with these weights."""
-    return tree.build(build.abstract(config), weights(config).__getitem__)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import transformers
 
+from tests import weights
 from tests.parity import cases, reference
 
 FILE = Path(__file__).parent / "golden" / "logits.npz"
@@ -17,7 +18,7 @@ def main():
     arrays = {"transformers": np.array(transformers.__version__)}
     for name, case in cases.GOLDEN.items():
         arrays[name] = reference.run(reference.make(case.config), case).detach().numpy()
-        arrays[f"{name}: weights"] = np.array(cases.checksum(case.config))
+        arrays[f"{name}: weights"] = np.array(weights.checksum(case.config))
     np.savez_compressed(FILE, **arrays)
     print(f"{FILE}: {FILE.stat().st_size / 1000:.0f} kB, {len(cases.GOLDEN)} cases")
 

@@ -10,7 +10,8 @@ from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_m
 from t5g2.core import tree
 from t5g2.core.batch import Stream
 from t5g2.models.config import EncoderDecoderConfig, ModelConfig, TextConfig
-from tests.parity.cases import Case, weights
+from tests.parity.cases import Case
+from tests.weights import weights
 
 KINDS = {"local": "sliding_attention", "global": "full_attention"}
 BLOCK = {

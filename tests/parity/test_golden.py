@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from t5g2.models.attention import Compute
+from tests import weights
 from tests.parity import cases
 
 FILE = Path(__file__).parent / "golden" / "logits.npz"
@@ -20,10 +21,10 @@ def golden():
 @pytest.mark.parametrize("name", cases.GOLDEN)
 def test_logits(name, golden):
     case = cases.GOLDEN[name]
-    assert golden[f"{name}: weights"] == cases.checksum(case.config), "these are not the weights the answers are for"
+    assert golden[f"{name}: weights"] == weights.checksum(case.config), "these are not the weights the answers are for"
     encoder, decoder = case.streams
     answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, compute=Compute())))
-    got = np.asarray(answer(cases.model(case.config)))
+    got = np.asarray(answer(weights.model(case.config)))
     valid = decoder.segments == 1
     np.testing.assert_allclose(got[valid], golden[name][valid], atol=1e-5, rtol=0)
 

@@ -13,6 +13,7 @@ import pytest
 
 from t5g2.core import tree
 from t5g2.models.attention import Compute
+from tests import weights
 from tests.parity import cases
 
 if not (os.environ.get("CI") and sys.version_info[:2] == (3, 11)):
@@ -34,7 +35,7 @@ def ours(model, case):
 def test_logits(name):
     case = ALL[name]
     expected = reference.run(reference.make(case.config), case).detach().numpy()
-    got = np.asarray(jax.jit(lambda model: ours(model, case))(cases.model(case.config)))
+    got = np.asarray(jax.jit(lambda model: ours(model, case))(weights.model(case.config)))
     valid = case.streams[1].segments == 1
     assert np.std(expected[valid]) > 0.3  # a model that says nothing would agree with anything
     np.testing.assert_allclose(got[valid], expected[valid], atol=TOLERANCE, rtol=0)
@@ -47,7 +48,7 @@ def test_gradients(name):
     loss_weights = np.random.RandomState(2).standard_normal((*decoder.tokens.shape, case.vocab_size)).astype(np.float32)
     loss_weights *= (decoder.segments == 1)[:, :, None] / loss_weights.size**0.5
     expected = reference.gradients(reference.make(case.config), case, loss_weights)
-    gradient = jax.jit(jax.grad(lambda model: jnp.sum(ours(model, case) * loss_weights)))(cases.model(case.config))
+    gradient = jax.jit(jax.grad(lambda model: jnp.sum(ours(model, case) * loss_weights)))(weights.model(case.config))
     got = {key: reference.to_theirs(key, np.asarray(leaf.read())) for key, leaf in tree.leaves(gradient).items()}
     assert got.keys() == expected.keys()
     for key in got:
