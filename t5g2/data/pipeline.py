@@ -1,6 +1,5 @@
 """From rows to batches: what one process reads of the global batch, made ahead of time, resumed where it stood."""
 
-import dataclasses
 import functools
 import logging
 import queue
@@ -141,7 +140,7 @@ def finite_batches(
       config: what to read; its workers and streams are not used.
       seed: of the order and of what is drawn.
       rows: the rows of the global batch that this process holds; None = all.
-      denoiser: make every example with this one denoiser; every objective must have it.
+      denoiser: make every example with this one denoiser, which every objective must have.
       examples: stop after so many of each source, the first of its order; None = all.
 
     Raises:
@@ -149,12 +148,10 @@ def finite_batches(
     """
     import grain
 
-    if denoiser is not None:
-        only = [dataclasses.replace(s, objective=s.objective.only(denoiser)) for s in config.sources]
-        config = dataclasses.replace(config, sources=tuple(only))
     corpus = open_corpus(config)
     seed = seed_of(seed, "finite")
-    parts = [examples_of(corpus, i, seed=seed, epochs=1)[:examples] for i in range(len(config.sources))]
+    parts = [examples_of(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
+    parts = [part[:examples] for part in parts]
     dataset = packing.packed(in_order(grain.MapDataset.concatenate(parts)), config, seed=seed_of(seed, "rows"))
     return _batches(iter(dataset), config, range(config.rows) if rows is None else rows)
 

@@ -134,11 +134,17 @@ class Selection:
         return out
 
 
-def examples_of(corpus: Corpus, source: int, *, seed: int, epochs: int | None = None) -> Any:
-    """A grain.MapDataset of the examples of a source, without end unless the epochs are limited."""
+def examples_of(
+    corpus: Corpus, source: int, *, seed: int, epochs: int | None = None, denoiser: str | None = None
+) -> Any:
+    """A grain.MapDataset of the examples of a source, without end unless the epochs are limited.
+
+    With a denoiser, every example is made with this one; its number stays that of the run's list.
+    """
     import grain
 
     config, objective = corpus.config, corpus.config.sources[source].objective
+    objective = objective if denoiser is None else objective.only(denoiser)
     make = MakeExample(
         objective,
         config.tokenizer.specials,

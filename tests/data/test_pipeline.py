@@ -1,0 +1,267 @@
+"""Batches: the same on any number of hosts, resumed as if never stopped, every example in its place exactly once."""
+
+import collections
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from t5g2.core.errors import UserError
+from t5g2.data.pipeline import DataConfig, Pipeline, Source, finite_batches, to_global
+from t5g2.data.streams import Units
+from t5g2.data.tokenizer import Bytes
+from t5g2.objectives import UL2, Causal, PrefixLM
+from tests.data import corpus
+
+# rows below, at and above 8 streams; the last splits a stream's rows between hosts
+SHAPES = [(4, 8), (8, 8), (16, 8), (4, 2)]
+
+
+def host_rows(rows: int, hosts: int) -> list[range]:
+    each = rows // hosts
+    return [range(h * each, (h + 1) * each) for h in range(hosts)]
+
+
+@pytest.mark.parametrize(("rows", "streams"), SHAPES)
+def test_batches_are_the_same_on_1_2_and_4_hosts(tmp_path, rows, streams):
+    config = corpus.mixed(tmp_path, rows=rows, streams=streams)
+    alone, _ = corpus.batches(config, count=6)
+    for hosts in (2, 4):
+        parts = [corpus.batches(config, count=6, rows=r)[0] for r in host_rows(rows, hosts)]
+        corpus.assert_same(alone, corpus.joined(parts))
+
+
+@pytest.mark.parametrize(("rows", "streams"), SHAPES)
+def test_saved_on_4_hosts_resumed_on_2(tmp_path, rows, streams):
+    config = corpus.mixed(tmp_path, rows=rows, streams=streams)
+    whole, _ = corpus.batches(config, count=9)
+    saved = {}
+    for r in host_rows(rows, 4):
+        saved |= corpus.batches(config, count=5, rows=r)[1]
+    assert saved.keys() == set(range(streams))
+    saved = {str(stream): list(position) for stream, position in saved.items()}  # through JSON
+    parts = [corpus.batches(config, count=4, rows=r, positions=saved)[0] for r in host_rows(rows, 2)]
+    corpus.assert_same(whole[5:], corpus.joined(parts))
+
+
+@pytest.mark.parametrize(("rows", "streams"), [(2, 4), (6, 3)])
+@pytest.mark.parametrize("packing", ["first_fit", "none"])
+def test_resumed_at_any_step_is_never_stopped(tmp_path, rows, streams, packing):
+    config = corpus.mixed(tmp_path, rows=rows, streams=streams, packing=packing, prefetch=4)
+    whole, end = corpus.batches(config, count=12)
+    positions = None
+    with Pipeline(config, seed=0) as pipeline:
+        for step in range(1, 12):
+            pipeline.next()
+            positions = pipeline.positions  # of what was taken, though up to 4 batches more are made
+            rest, rest_end = corpus.batches(config, count=12 - step, positions=positions)
+            corpus.assert_same(whole[step:], rest)
+            assert rest_end == end
+
+
+def test_rows_carry_the_position_of_their_stream(tmp_path):
+    config = corpus.mixed(tmp_path, rows=6, streams=3)
+    batches, end = corpus.batches(config, count=4)
+    for batch in batches:
+        np.testing.assert_array_equal(batch.streams, [0, 0, 1, 1, 2, 2])
+        assert batch.positions.shape == (6, 3)
+    assert end == {s: tuple(batches[-1].positions[2 * s + 1].tolist()) for s in range(3)}
+    rest, _ = corpus.batches(config, count=2, positions={s: batches[1].positions[2 * s + 1] for s in range(3)})
+    corpus.assert_same(batches[2:], rest)
+
+
+def test_streams_are_read_in_turn_when_rows_are_few(tmp_path):
+    batches, _ = corpus.batches(corpus.mixed(tmp_path, rows=2, streams=6), count=7)
+    assert [b.streams.tolist() for b in batches] == [[0, 3], [1, 4], [2, 5], [0, 3], [1, 4], [2, 5], [0, 3]]
+
+
+def test_units_hold_rows_and_streams():
+    few, many = Units(rows=2, streams=6), Units(rows=6, streams=2)
+    assert [(list(few.rows_of(u)), list(few.streams_of(u))) for u in range(few.count)] == [
+        ([0], [0, 1, 2]),
+        ([1], [3, 4, 5]),
+    ]
+    assert [(list(many.rows_of(u)), list(many.streams_of(u))) for u in range(many.count)] == [
+        ([0, 1, 2], [0]),
+        ([3, 4, 5], [1]),
+    ]
+    assert many.holding(range(2, 4)) == range(2)
+    assert many.holding(range(3, 5)) == range(1, 2)
+
+
+def test_another_seed_gives_other_batches(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    a, b = (corpus.batches(config, count=1, seed=seed)[0][0].batch.targets for seed in (0, 1))
+    assert not np.array_equal(a, b)
+
+
+def test_an_epoch_has_every_piece_of_every_source_once(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    with Pipeline(config, seed=0) as pipeline:
+        epoch = [len(p) for p in pipeline.corpus.pieces]
+        seen = collections.Counter()
+        for _ in range(60):
+            ids = pipeline.next().example_ids
+            seen.update(ids[ids >= 0].tolist())
+    assert set(seen.values()) == {1}
+    for source, pieces in enumerate(epoch):
+        # up to the slowest stream nothing is left out; example k and k + epoch are of the same shuffle's two rounds
+        drawn = sorted(i // 2 for i in seen if i % 2 == source)
+        unbroken = next((n for n, k in enumerate(drawn) if k != n), len(drawn))
+        assert unbroken > pieces
+
+
+def test_what_is_packed_is_the_examples_themselves(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    packed, _ = corpus.batches(config, count=30)
+    alone, _ = corpus.batches(dataclasses.replace(config, packing="none"), count=70)
+    whole = {example_id: example for batch in alone for example_id, example in examples(batch)}
+    compared = 0
+    for batch in packed:
+        for example_id, example in examples(batch):
+            if example_id in whole:
+                compared += 1
+                for a, b in zip(example, whole[example_id], strict=True):
+                    np.testing.assert_array_equal(a, b)
+    assert compared > 200
+
+
+def examples(host_batch):
+    """(id, arrays by side, positions included) of every example in a batch."""
+    batch = host_batch.batch
+    for row, ids in enumerate(host_batch.example_ids):
+        for number, example_id in enumerate(ids[ids >= 0], start=1):
+            e = batch.encoder.segments[row] == number
+            d = batch.decoder.segments[row] == number
+            yield (
+                int(example_id),
+                (
+                    batch.encoder.tokens[row][e],
+                    batch.encoder.positions[row][e],
+                    batch.decoder.tokens[row][d],
+                    batch.decoder.positions[row][d],
+                    batch.targets[row][d],
+                    batch.weights[row][d],
+                    batch.denoisers[row][d],
+                    batch.sources[row][d],
+                ),
+            )
+
+
+def test_a_batch_keeps_the_contract(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    assert config.denoisers == (*UL2().denoisers, "prefix_lm")
+    for host_batch in corpus.batches(config, count=5)[0]:
+        batch = host_batch.batch
+        for stream in (batch.encoder, batch.decoder):
+            assert {a.dtype for a in stream[:3]} == {np.dtype(np.int32)}
+            assert not np.any(stream.tokens[stream.segments == 0])
+        padding = batch.decoder.segments == 0
+        for array in (batch.targets, batch.weights, batch.denoisers, batch.sources):
+            assert array.shape == (4, 96)
+            assert not np.any(array[padding])
+        starts = (batch.decoder.positions == 0) & ~padding
+        assert np.all(batch.decoder.tokens[starts] == corpus.SPECIALS.bos)
+        assert starts.sum() == np.sum(host_batch.example_ids >= 0)
+        # a source's denoisers are its own
+        assert np.all((batch.denoisers == 5)[~padding] == (batch.sources == 1)[~padding])
+
+
+def test_a_decoder_only_batch_has_no_encoder(tmp_path):
+    source = Source(corpus.write_texts(tmp_path, "few", 5), Causal())
+    config = DataConfig((source,), Bytes(), rows=2, encoder_length=0, decoder_length=96, piece_tokens=40, streams=2)
+    batches, _ = corpus.batches(config, count=3)
+    assert batches[0].batch.encoder is None
+    with Pipeline(config, seed=0) as pipeline:
+        pipeline.next()
+        summary = pipeline.statistics.summary()
+    assert summary["encoder_padding"] == 0.0
+    assert summary["decoder_padding"] == np.mean(batches[0].batch.decoder.segments == 0)
+    assert summary["examples_per_row"] == np.mean(np.sum(batches[0].example_ids >= 0, axis=1))
+
+
+@pytest.mark.parametrize("packing", ["first_fit", "none"])
+def test_finite_batches_have_every_piece_exactly_once(tmp_path, packing):
+    config = corpus.mixed(tmp_path, rows=4, streams=4, packing=packing)
+    with Pipeline(config, seed=0) as pipeline:
+        pieces = [len(p) for p in pipeline.corpus.pieces]
+    batches = list(finite_batches(config, seed=3))
+    assert {len(b.batch.targets) for b in batches} == {4}
+    ids = np.concatenate([b.example_ids[b.example_ids >= 0] for b in batches])
+    assert sorted(ids.tolist()) == sorted([2 * k for k in range(pieces[0])] + [2 * k + 1 for k in range(pieces[1])])
+    empty = np.all(batches[-1].example_ids < 0, axis=1)
+    assert not np.any(batches[-1].batch.weights[empty])
+    corpus.assert_same(batches, list(finite_batches(config, seed=3)))
+    parts = [list(finite_batches(config, seed=3, rows=r)) for r in host_rows(4, 2)]
+    corpus.assert_same(batches, corpus.joined(parts))
+
+
+def test_finite_batches_of_one_denoiser(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    config = dataclasses.replace(config, sources=config.sources[:1])
+    for batch in finite_batches(config, seed=3, denoiser="mu32_r50", examples=10):
+        # of this one the number stays what it is in the mixture, so losses can be kept apart by it
+        assert set(np.unique(batch.batch.denoisers)) <= {0, 3}
+    assert (
+        sum(np.sum(b.example_ids >= 0) for b in finite_batches(config, seed=3, denoiser="mu32_r50", examples=10)) == 10
+    )
+    with pytest.raises(UserError, match=r"unknown denoiser 'mu32'.*did you mean"):
+        finite_batches(config, seed=3, denoiser="mu32")
+
+
+def test_to_global_puts_rows_on_devices(tmp_path, devices):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    batch = corpus.batches(corpus.mixed(tmp_path, rows=8, streams=4), count=1)[0][0].batch
+    on_devices = to_global(batch, sharding, rows=8)
+    assert on_devices.encoder.tokens.sharding == sharding
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), on_devices, batch)
+
+
+def test_positions_of_another_number_of_streams_are_refused(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    with pytest.raises(UserError, match=r"of 2 streams and lack stream 2; .* set data.streams to what it was"):
+        Pipeline(config, seed=0, positions={0: (0, 0, 0), 1: (0, 0, 0)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": 6}, "rows = 6 and streams = 4: neither divides the other.*nearest streams that fit: 2, 3, 6"),
+        (
+            {"encoder_length": 30},
+            "'many'.* up to 36 encoder and 31 decoder tokens.*encoder_length = 30.* or lower piece_tokens to 33",
+        ),
+        ({"decoder_length": 20}, "decoder_length = 20; raise the lengths to at least these"),
+        (
+            {"tokenizer": Bytes(sentinels=1)},
+            "takes up to 2 sentinels, and the tokenizer has 1; give the tokenizer 2 sentinels",
+        ),
+        ({"piece_tokens": 4}, "piece_tokens = 4; it must be at least 16"),
+        ({"sources": ()}, "sources is empty"),
+        ({"workers": -1}, "workers = -1; it must be at least 0"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path, changes, message):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+def test_the_sentinels_of_a_16384_token_piece():
+    source = Source(None, UL2())
+    lengths = {"rows": 1, "streams": 1, "encoder_length": 16384, "decoder_length": 16384}
+    with pytest.raises(UserError, match="takes up to 819 sentinels, and the tokenizer has 100"):
+        DataConfig((source,), Bytes(), piece_tokens=16384, **lengths)
+    DataConfig((source,), Bytes(sentinels=819), piece_tokens=16384, **lengths)
+
+
+def test_sources_have_names_and_weights(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    assert config.names == ("many", "few")
+    same = tuple(dataclasses.replace(s, name="x") for s in config.sources)
+    with pytest.raises(UserError, match="two sources have one name: x, x"):
+        dataclasses.replace(config, sources=same)
+    with pytest.raises(UserError, match="weight = 0; leave the source out"):
+        Source(config.sources[0].text, PrefixLM(), weight=0)
