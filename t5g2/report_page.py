@@ -1,0 +1,348 @@
+"""The report as one HTML page that needs nothing else: style and plots are inside, nothing is loaded from anywhere.
+
+Text becomes HTML through `tag` alone, which escapes it; so nothing that a run wrote can be read as markup.
+"""
+
+import html
+import json
+import re
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+from t5g2 import plots
+from t5g2.core.settings import flatten
+from t5g2.report import NONE, Report, Run, Table, different_settings, number, state
+
+STYLE = """
+:root { color-scheme: light dark; --text: #23272e; --quiet: #6a7280; --line: #e3e6ea; --back: #fcfcfb;
+  --card: #ffffff; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #d9dde3; --quiet: #949ca8; --line: #2f343c; --back: #16181c; --card: #1d2025; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--text); line-height: 1.55;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1060px; margin: 0 auto; padding: 3.5rem 1.5rem 5rem; }
+h1 { font-size: 2rem; font-weight: 650; letter-spacing: -0.015em; margin: 0 0 0.3rem; line-height: 1.2; }
+h2 { font-size: 1.2rem; font-weight: 620; margin: 3.2rem 0 0.4rem; letter-spacing: -0.005em; }
+h3 { font-size: 0.95rem; font-weight: 600; margin: 1.6rem 0 0.4rem; }
+p { margin: 0.3rem 0 0.9rem; max-width: 46rem; }
+.quiet, figcaption { color: var(--quiet); font-size: 0.9rem; }
+.finding { font-size: 1.12rem; margin-top: 1.2rem; }
+code, pre, .text { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: 0.82rem; }
+figure { margin: 1rem 0 0; }
+svg { width: 100%; height: auto; display: block; }
+svg text { font-family: inherit !important; }
+.key { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; font-size: 0.9rem; margin: 0.8rem 0 0; }
+.dot { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 50%; margin-right: 0.45rem; }
+.wide { overflow-x: auto; margin: 0.9rem 0; }
+table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.42rem 0.95rem 0.42rem 0; text-align: right; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th { font-weight: 550; color: var(--quiet); vertical-align: bottom; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
+td:first-child { font-weight: 550; white-space: nowrap; padding-right: 2.2rem; }
+.words td { font-weight: 400; }
+details { margin: 0.8rem 0; }
+summary { cursor: pointer; color: var(--quiet); font-size: 0.9rem; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.9rem 1.1rem;
+  overflow-x: auto; margin: 0.6rem 0; }
+.sample { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 0.95rem 1.15rem;
+  margin: 0.9rem 0; display: grid; grid-template-columns: 7.5rem 1fr; gap: 0.5rem 1rem; }
+.sample .who { font-size: 0.84rem; color: var(--quiet); }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; }
+mark { background: none; color: #b0703a; font-weight: 600; }
+.tiles { display: flex; flex-wrap: wrap; gap: 0.6rem 2.4rem; margin: 0.9rem 0 0.4rem; }
+.tiles b { display: block; font-size: 1.5rem; font-weight: 620; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tiles span { color: var(--quiet); font-size: 0.86rem; }
+@media (max-width: 640px) { .sample { grid-template-columns: 1fr; } main { padding-top: 2rem; } }
+"""
+
+
+class Html(str):
+    """Text that is markup already."""
+
+
+def tag(name: str, *children: str | None, **attributes: str) -> Html:
+    """An element; children that are not Html are escaped, None is left out. `kind` becomes the class.
+
+    >>> tag("p", "a < b", tag("b", "!"), kind="quiet")
+    '<p class="quiet">a &lt; b<b>!</b></p>'
+    """
+    inner = "".join(c if isinstance(c, Html) else html.escape(str(c)) for c in children if c is not None)
+    names = {"kind": "class"}
+    given = "".join(f' {names.get(k, k)}="{html.escape(v)}"' for k, v in attributes.items())
+    return Html(f"<{name}{given}>{inner}</{name}>")
+
+
+def render(report: Report, table: Table) -> str:
+    """The page; `table` is the summary that is also printed."""
+    sections: Sequence[Callable[[Report], list[Html]]] = (
+        header,
+        held_out,
+        lambda report: [tag("h2", "Runs"), table_of(table)],
+        denoisers,
+        paper,
+        training,
+        samples,
+        provenance,
+        throughput,
+        configuration,
+        commands,
+    )
+    body = tag("main", *chain.from_iterable(section(report) for section in sections))
+    head = tag(
+        "head",
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'),
+        tag("title", report.title),
+        tag("style", Html(STYLE)),
+    )
+    return "<!doctype html>\n" + tag("html", head, tag("body", body), lang="en") + "\n"
+
+
+def header(report: Report) -> list[Html]:
+    """Title, what stands where, and the finding in words if two runs are compared."""
+    kind = f"A sweep of {len(report.runs)} runs" if report.sweep else "A run"
+    states = ", ".join(f"{run.name} {state(run)}" for run in report.runs)
+    return [
+        tag("h1", report.title),
+        tag("p", f"{kind} in {report.folder}: {states}.", kind="quiet"),
+        *(tag("p", text, kind="finding") for text in findings(report)),
+    ]
+
+
+def findings(report: Report) -> list[str]:
+    """For two compared runs, by task: their last held-out losses, and at how many evaluations the first is below."""
+    if len(report.compared) != 2:
+        return []
+    sentences = []
+    a, b = report.compared
+    for task in report.tasks(report.compared):
+        of_a, of_b = (dict(zip(*run.series(f"eval/{task}/loss"), strict=True)) for run in (a, b))
+        steps = sorted(of_a.keys() & of_b.keys())
+        if steps:
+            below = sum(of_a[step] < of_b[step] for step in steps)
+            ends = f"{of_a[steps[-1]]:.3f} and that of {b.name} {of_b[steps[-1]]:.3f} nats per token"
+            sentences.append(
+                f"At step {steps[-1]} the {_of(task, 'held-out loss')} of {a.name} is {ends}; "
+                f"{a.name} is below {b.name} at {below} of {len(steps)} evaluations."
+            )
+    return sentences
+
+
+def held_out(report: Report) -> list[Html]:
+    """The curves over all denoisers."""
+    made = []
+    for task in report.tasks(report.compared):
+        plot = plots.compare(report.compared, f"eval/{task}/loss", "nats per token")
+        made += [
+            tag("h2", _of(task, "Held-out loss")),
+            key(report.compared),
+            figure(
+                plot,
+                "Mean over the denoisers, weighted with their shares of the mixture; sentinels are not counted. "
+                "Lower is better; step 0 is before the first update.",
+            ),
+        ]
+    return made or [
+        tag("h2", "Held-out loss"),
+        missing("No evaluation has been recorded yet (eval/…/loss in metrics.jsonl)."),
+    ]
+
+
+def denoisers(report: Report) -> list[Html]:
+    """The same, one small plot a denoiser."""
+    made = []
+    for task, names in report.tasks(report.compared).items():
+        if len(names) > 1:
+            panels = {name: f"eval/{task}/loss/{name}" for name in names}
+            made += [
+                tag("h2", _of(task, "By denoiser")),
+                key(report.compared),
+                figure(plots.panels(report.compared, panels), "Nats per token, each plot with its own scale."),
+            ]
+    return made
+
+
+def paper(report: Report) -> list[Html]:
+    """The numbers that a paper printed."""
+    printed = report.sweep and report.sweep["paper"]
+    if not printed:
+        return []
+    rows = [[c if isinstance(c, str) else f"{c:g}" for c in row] for row in printed["rows"]]
+    note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
+    table = table_of(Table(list(printed["columns"]), rows))
+    return [tag("h2", "What the paper printed"), tag("p", printed["source"], kind="quiet"), table, note or Html("")]
+
+
+def training(report: Report) -> list[Html]:
+    """Training losses: the compared runs together, each other run alone."""
+    groups = {"compared" if len(report.compared) > 1 else report.compare[0]: report.compared} if report.compared else {}
+    groups |= {run.name: [run] for run in report.runs if run not in report.compared}
+    groups = {name: runs for name, runs in groups.items() if any(run.series("train/loss")[0] for run in runs)}
+    if not groups:
+        return [tag("h2", "Training loss"), missing("No training loss has been recorded yet (train/loss).")]
+    caption = "Pale: every logged step; strong: a running median. Held-out losses are dots."
+    return [tag("h2", "Training loss"), key(report.runs), figure(plots.training(groups), caption)]
+
+
+def samples(report: Report) -> list[Html]:
+    """What the compared runs made of the same prompts; other runs below."""
+    runs = [run for run in report.runs if run.samples]
+    if not runs:
+        return [tag("h2", "Samples"), missing("No samples have been written yet (samples/*.jsonl).")]
+    prompts: dict[tuple[str, str], list[tuple[Run, dict]]] = {}
+    for run in runs:
+        for row in run.samples:
+            prompts.setdefault((str(row.get("kind", "sample")), str(row.get("prompt", ""))), []).append((run, row))
+    made, before = [tag("h2", "Samples"), tag("p", "From held-out text, as they came.", kind="quiet")], None
+    headings = {"completion": "Completions", "filling": "Span fillings"}
+    for (kind, prompt), answers in sorted(prompts.items(), key=lambda item: item[0][0]):
+        if kind != before:
+            made.append(tag("h3", headings.get(kind, kind)))
+            before = kind
+        lines = [("prompt", prompt), *((run, row.get("output", "")) for run, row in answers)]
+        reference = next((row["reference"] for _, row in answers if row.get("reference")), None)
+        if reference is not None:
+            lines.append(("the text itself", reference))
+        cells = [
+            (tag("div", who if isinstance(who, str) else name_of(who), kind="who"), spoken(text)) for who, text in lines
+        ]
+        made.append(tag("div", *chain.from_iterable(cells), kind="sample"))
+    return made
+
+
+def provenance(report: Report) -> list[Html]:
+    """Where the weights of each adapted run come from, leaf by leaf."""
+    made = [tag("h2", "Where the weights come from")]
+    for run in report.runs:
+        if run.provenance is None:
+            continue
+        rows = leaf_rows(run.provenance)
+        counts: dict[str, int] = {}
+        for row in rows:
+            how = str(row.get("how", row.get("status", "")))
+            counts[how] = counts.get(how, 0) + 1
+        tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in counts.items() if how]
+        columns = list(dict.fromkeys(chain.from_iterable(rows)))
+        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+        made += [
+            tag("h3", name_of(run)),
+            tag("div", *tiles, kind="tiles"),
+            tag("details", tag("summary", f"all {len(rows)} leaves"), table_of(Table(columns, cells), kind="words")),
+        ]
+    return (
+        made if len(made) > 1 else [*made, missing("No provenance.json: no run here was adapted from another model.")]
+    )
+
+
+def leaf_rows(provenance: Any) -> list[dict]:
+    """The table in provenance.json: a list of objects, found under any key; otherwise the whole file, flattened."""
+    if isinstance(provenance, list) and all(isinstance(row, dict) for row in provenance):
+        return provenance
+    if isinstance(provenance, dict):
+        for value in provenance.values():
+            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+                return value
+    return [{"what": path, "value": value} for path, value in flatten(provenance).items()]
+
+
+def throughput(report: Report) -> list[Html]:
+    """Tokens a second, MFU, padding and memory by step."""
+    wanted = {
+        "tokens/s": "tokens_per_s",
+        "MFU": "mfu",
+        "padding, encoder": "padding/encoder",
+        "padding, decoder": "padding/decoder",
+        "memory, GiB": "memory_gib",
+    }
+    found = {title: m for title, m in wanted.items() if any(run.series(m)[0] for run in report.runs)}
+    if not found:
+        return [
+            tag("h2", "Speed, padding, memory"),
+            missing("None of tokens_per_s, padding and memory_gib is recorded yet."),
+        ]
+    text = "Tokens are those that are no padding, encoder and decoder together; padding is a share of all slots."
+    return [
+        tag("h2", "Speed, padding, memory"),
+        key(report.runs),
+        figure(plots.panels(report.runs, found, from_zero=True), text),
+    ]
+
+
+def configuration(report: Report) -> list[Html]:
+    """What differs between the runs, and every resolved config."""
+    runs = [run for run in report.runs if run.experiment is not None]
+    if not runs:
+        return [tag("h2", "Configuration"), missing("No experiment.json has been written yet.")]
+    made = [tag("h2", "Configuration")]
+    differing = different_settings(runs) if len(runs) > 1 else Table([], [])
+    if differing.rows:
+        made += [tag("p", "The settings in which the runs differ:", kind="quiet"), table_of(differing, kind="words")]
+    for run in runs:
+        text = json.dumps(run.experiment, indent=2)
+        made.append(tag("details", tag("summary", f"{run.name}: every setting"), tag("pre", text)))
+    return made
+
+
+def commands(report: Report) -> list[Html]:
+    """The ordinary commands that a sweep ran."""
+    if report.sweep is None:
+        return []
+    lines = "\n".join(part["command"] for part in report.sweep["parts"])
+    return [
+        tag("h2", "Commands"),
+        tag("p", "Each of them can be run alone, in this order.", kind="quiet"),
+        tag("pre", lines),
+    ]
+
+
+def table_of(table: Table, *, kind: str = "numbers") -> Html:
+    """A table; wide ones scroll by themselves."""
+    head = tag("tr", *(tag("th", column) for column in table.columns))
+    rows = [tag("tr", *(tag("td", cell) for cell in row)) for row in table.rows]
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), kind=kind), kind="wide")
+
+
+def figure(svg: str, caption: str) -> Html:
+    """A plot and what it shows."""
+    return tag("figure", Html(svg), tag("figcaption", caption))
+
+
+def key(runs: Sequence[Run]) -> Html:
+    """Which colour is which run."""
+    return tag("div", *(tag("span", _dot(run.color), run.name) for run in runs), kind="key")
+
+
+def name_of(run: Run) -> Html:
+    """The run's name with its colour."""
+    return tag("span", _dot(run.color), run.name)
+
+
+def spoken(text: str) -> Html:
+    """Text as a model read or said it, sentinels set apart."""
+    parts = re.split(r"(<sentinel_\d+>)", str(text))
+    marked = [tag("mark", part) if re.fullmatch(r"<sentinel_\d+>", part) else part for part in parts]
+    return tag("div", *marked, kind="text")
+
+
+def missing(text: str) -> Html:
+    """What is not there."""
+    return tag("p", text, kind="quiet")
+
+
+def _of(task: str, what: str) -> str:
+    """A heading that names the task unless it is the one that everybody has."""
+    return what if task == "heldout" else f"{what} ({task})"
+
+
+def _dot(color: str) -> Html:
+    return tag("i", kind="dot", style=f"background:{color}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return NONE
+    return number(value) if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,225 @@
+"""The report of what is there: numbers, page, csv; nothing loaded, everything escaped, gaps said."""
+
+import csv
+import json
+import re
+import xml.dom.minidom
+from html.parser import HTMLParser
+
+import pytest
+
+from t5g2 import plots, report, report_page
+from t5g2.core.errors import UserError
+from t5g2.report import Table
+
+DENOISERS = {"mu3_r15": 1.0, "suffix_r75": 4.0}
+
+
+def write_run(folder, *, end, steps=20, sample="of the text", **files):
+    """A run as the trainer leaves it; the held-out loss falls from end + 3 to end."""
+    folder.mkdir(parents=True)
+    rows = []
+    for step in range(0, steps + 1, 5):
+        if step % 10 == 0:
+            loss = end + 3 * (1 - step / steps)
+            rows.append({"step": step, "wall": 100.0 + step, "eval/heldout/loss": loss})
+            rows[-1] |= {f"eval/heldout/loss/{name}": loss + 0.1 * i for i, name in enumerate(DENOISERS)}
+        if step:
+            rows.append({"step": step, "wall": 101.0 + step, "train/loss": end + 1, "tokens_per_s": 1000.0 * step})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "experiment.json").write_text(json.dumps({"train": {"steps": steps}, "init": {"adapt": folder.name}}))
+    (folder / "samples").mkdir()
+    rows = [{"kind": "completion", "prompt": "The for <b>statement</b>", "output": sample, "reference": "is"}]
+    rows += [{"kind": "filling", "prompt": "a <sentinel_0> c", "output": "<sentinel_0>b", "reference": None}]
+    (folder / "samples" / "00000010.jsonl").write_text('{"prompt": "old"}\n')
+    (folder / "samples" / "00000020.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut')
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = tmp_path / "sweep"
+    write_run(folder / "adapted", end=2.0, done={"step": 20}, provenance={"leaves": LEAVES})
+    write_run(folder / "scratch", end=2.5, sample="<script>alert(1)</script>")
+    parts = [
+        {"name": name, "kind": "variant", "command": f"t5g2 train --workdir={name}", "result": f"{name}/done.json"}
+        for name in ("adapted", "scratch", "later")
+    ]
+    paper = {"source": "arXiv 1 & 2", "columns": ["model", "score"], "rows": [["1B-1B", 66.6]], "note": "as printed"}
+    record = {"title": "A < B", "parts": parts, "compare": ["adapted", "scratch"], "paper": paper}
+    (folder / "sweep.json").write_text(json.dumps(record))
+    return folder
+
+
+LEAVES = [
+    {"target": "decoder.layers.attention.q", "layer": 0, "how": "copied", "source": "layers.attention.q"},
+    {"target": "embedder.eoi", "layer": None, "how": "initialised", "source": None},
+]
+
+
+def test_a_sweep_becomes_a_page_a_table_and_a_csv(sweep, capsys):
+    page = report.write(sweep)
+    assert page == sweep / "report" / "index.html"
+    printed = capsys.readouterr().out
+    table = (sweep / "report" / "table.md").read_text()
+    assert table in printed
+    assert printed.endswith(f"\nreport: {page}\n")
+    assert table.splitlines() == [
+        "|                        | adapted |    scratch |       later |",
+        "| ---------------------- | ------: | ---------: | ----------: |",
+        "| state                  |    done | unfinished | not started |",
+        "| step                   |      20 |         20 |           – |",
+        "| held-out loss at start |   5.000 |      5.500 |           – |",
+        "| held-out loss at end   |   2.000 |      2.500 |           – |",
+        "| · mu3_r15              |   2.000 |      2.500 |           – |",
+        "| · suffix_r75           |   2.100 |      2.600 |           – |",
+        "| train loss at end      |   3.000 |      3.500 |           – |",
+        "| tokens/s               |   12.5k |      12.5k |           – |",
+        "| time                   |    0:21 |       0:21 |           – |",
+    ]
+    with open(sweep / "report" / "metrics.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["run", "step", "wall", "metric", "value"]
+    assert ["scratch", "10", "110.0", "eval/heldout/loss/suffix_r75", "4.1"] in rows
+    assert len(rows) == 1 + 2 * (3 * 3 + 4 * 2)
+
+
+def test_the_page_loads_nothing_and_escapes_everything(sweep):
+    text = report.write(sweep).read_text()
+    assert not re.search(r"(src|href|action)=[\"'](?!#)", text)  # references within the page only
+    assert not re.search(r"@import|<script|<iframe|<link|javascript:", text)
+    assert not [url for url in re.findall(r"url\(([^)]*)\)", text) if not url.startswith("#")]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "The for &lt;b&gt;statement&lt;/b&gt;" in text
+    assert "<h1>A &lt; B</h1>" in text
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        xml.dom.minidom.parseString(svg)
+
+
+class Nesting(HTMLParser):
+    """Fails if tags are not closed in the order in which they were opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_shows_each_part(sweep):
+    text = report.write(sweep).read_text()
+    parser = Nesting()
+    parser.feed(text)
+    assert parser.open == []
+    found = re.sub(r"<style>.*?</style>|<[^>]+>", " ", text, flags=re.DOTALL)
+    found = re.sub(r"\s+", " ", found)
+    for part in (
+        "At step 20 the held-out loss of adapted is 2.000 and that of scratch 2.500 nats per token",
+        "adapted is below scratch at 3 of 3 evaluations",
+        "By denoiser",
+        "What the paper printed arXiv 1 &amp; 2",
+        "66.6",
+        "Training loss",
+        "Span fillings",
+        "the text itself",
+        "1 copied 1 initialised all 2 leaves",
+        "decoder.layers.attention.q 0 copied layers.attention.q",
+        "init.adapt adapted scratch",  # the setting that differs
+        "t5g2 train --workdir=adapted",
+    ):
+        assert part in found, part
+    assert "<mark>&lt;sentinel_0&gt;</mark>" in text
+    assert "old" not in found.split()  # only the newest samples
+
+
+def test_a_single_run_has_a_report_too(tmp_path, capsys):
+    write_run(tmp_path / "run", end=2.0, done={"step": 20})
+    text = report.write(tmp_path / "run").read_text()
+    assert "| state                  | done |" in capsys.readouterr().out.replace("  done", " done")
+    assert "evaluations" not in text  # nothing to compare with
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "experiment.json", "samples", "provenance.json"])
+def test_what_is_missing_is_said(tmp_path, missing):
+    folder = tmp_path / "run"
+    write_run(folder, end=2.0, provenance=LEAVES)
+    if missing == "samples":
+        for file in (folder / "samples").iterdir():
+            file.unlink()
+    else:
+        (folder / missing).unlink()
+    text = report.write(folder).read_text()
+    said = {
+        "metrics.jsonl": "No training loss has been recorded yet",
+        "experiment.json": "No experiment.json has been written yet",
+        "samples": "No samples have been written yet",
+        "provenance.json": "No provenance.json",
+    }
+    for name, sentence in said.items():
+        assert (sentence in text) == (name == missing), name
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path):
+    (tmp_path / "experiment.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "wall": 1.0, "train/loss": null}\n{"step": 2, "wa')
+    text = report.write(tmp_path).read_text()
+    assert "No evaluation has been recorded yet" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no folder .*; give the --workdir of a run or of a sweep"),
+        (lambda folder: folder.mkdir(), "is no workdir: it has neither metrics.jsonl nor experiment.json"),
+        (lambda folder: (folder.mkdir(), (folder / "sweep.json").write_text("{")), "sweep.json is no JSON"),
+    ],
+)
+def test_a_folder_that_is_no_workdir_is_refused(tmp_path, make, message):
+    make(tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        report.write(tmp_path / "x")
+    assert not (tmp_path / "x" / "report").exists()
+
+
+def test_many_runs_are_rows(tmp_path):
+    runs = [report.Run(f"run{i}", "#000", [{"step": 1, "train/loss": 1.5}], None, None, [], True) for i in range(6)]
+    table = report.summary(report.Report("x", tmp_path, runs, []))
+    assert table.columns == ["run", "state", "step", "train loss at end"]
+    assert table.rows[5] == ["run5", "done", "1", "1.500"]
+
+
+def test_a_series_takes_the_last_row_of_a_step_and_leaves_null_out():
+    rows = [{"step": 2, "a": 1.0}, {"step": 1, "a": None}, {"step": 2, "a": 3.0}, {"step": 0, "b": 1.0, "a": 5.0}]
+    run = report.Run("x", "#000", rows, None, None, [], False)
+    assert run.series("a") == ([0, 2], [5.0, 3.0])
+    assert (run.first("a"), run.last("a"), run.last("c")) == (5.0, 3.0, None)
+
+
+def test_the_time_leaves_out_what_a_stop_lasted():
+    rows = [{"step": s, "wall": w} for s, w in ((0, 0.0), (1, 60.0), (1, 90_000.0), (2, 90_030.0))]
+    assert report.Run("x", "#000", rows, None, None, [], False).seconds == 90.0
+
+
+def test_a_table_is_aligned():
+    assert Table(["a", "long"], [["name", "1"]]).lines() == ["| a    | long |", "| ---- | ---: |", "| name |    1 |"]
+
+
+def test_the_running_median_follows_drops_and_ignores_spikes():
+    assert plots.smooth([9, 1, 8, 1, 7]) == [5.0, 8, 1, 7, 4.0]
+    assert plots.smooth([5.0] * 30 + [50.0] + [1.0] * 30)[28:33] == [5.0, 5.0, 5.0, 1.0, 1.0]
+    assert plots.smooth([]) == []
+
+
+def test_labels_are_moved_apart():
+    assert plots._apart([1, 1.02, 5], 0.5) == pytest.approx([0.76, 1.26, 5])
+
+
+def test_tags_escape_children_and_attributes():
+    made = report_page.tag("p", "a < b", report_page.tag("b", "!"), None, kind='x"y')
+    assert made == '<p class="x&quot;y">a &lt; b<b>!</b></p>'
