@@ -110,19 +110,12 @@ class Checkpoints:
         if step in self.steps():
             raise FileExistsError(f"step {step} is already saved in {self.directory}; it is not overwritten")
         items = {"params": tree.named(params), "opt": tree.named(opt)}
-        records = {"data": _plain("data", data), "meta": _plain("meta", meta)}
         sums = _sums(items)
         leaves = {name: _facts(x) | {"checksum": sums[name]} for name, x in _flat(items).items()}
-        arrays = {item: named for item, named in items.items() if named}
-        self._orbax.save_checkpointables_async(
-            step,
-            arrays
-            | {
-                "data": _sealed(records["data"]),
-                "meta": _sealed({"step": step, "leaves": leaves, "run": records["meta"]}),
-            },
-            force=True,
-        )
+        records = {"data": _plain("data", data), "meta": {"step": step, "leaves": leaves, "run": _plain("meta", meta)}}
+        arrays = {item: named for item, named in items.items() if named}  # Orbax knows no empty item
+        sealed = {item: _sealed(record) for item, record in records.items()}
+        self._orbax.save_checkpointables_async(step, arrays | sealed, force=True)
 
     def restore(self, params: Any, opt: Any = None, *, step: int | None = None) -> Restored | None:
         """The newest step that is intact, bit for bit what was saved; None if nothing was ever saved.
@@ -138,25 +131,18 @@ class Checkpoints:
           UserError: every step is damaged; there is no such step; the step holds another model or optimizer.
         """
         self.wait()
-        steps = self.steps()
-        if step is not None and step not in steps:
-            raise UserError(
-                f"step {step} is not in {self.directory}; there are: {', '.join(map(str, steps)) or 'none'}"
-            )
+        steps = self.steps() if step is None else [self._known(step)]
         wanted = {"params": _described(params)} | ({} if opt is None else {"opt": _described(opt)})
-        for candidate in reversed(steps) if step is None else [step]:
+        for candidate in reversed(steps):
             with _orbax_quiet():
                 found, problems = self._read(candidate, wanted)
             if found is not None:
                 params = tree.refill(params, found["params"])
                 opt = None if opt is None else tree.refill(opt, found["opt"])
                 return Restored(candidate, params, opt, found["data"], found["meta"])
-            if len(problems) > 10:
-                problems = [*problems[:9], f"and {len(problems) - 9} more"]
-            what = f"checkpoint {self.directory / str(candidate)} is damaged:\n  " + "\n  ".join(problems)
             if step is not None:
-                raise UserError(f"{what}\nAnother step can be used; there are: {', '.join(map(str, steps))}")
-            log.warning("%s\n%s; the step before is used", what, self._put_aside(candidate))
+                raise self._error(step, problems)
+            log.warning("%s\n%s; the step before is used", self._say(candidate, problems), self._put_aside(candidate))
         damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
         if damaged or steps:
             raise UserError(
@@ -164,6 +150,28 @@ class Checkpoints:
                 f"To start over, remove them or choose another workdir"
             )
         return None
+
+    def weights(self, step: int, params: Any) -> Iterator[tuple[str, jax.Array]]:
+        """The stored leaves of a step's params, one at a time, by name, each checked; `params` as in `restore`.
+
+        Raises:
+          UserError: there is no such step, it holds another model, or it is damaged; nothing is moved.
+        """
+        wanted = {"params": _described(params)}
+        records, problems = self._records(self._known(step))
+        if problems:
+            raise self._error(step, problems)
+        saved = records["meta"]["leaves"]
+        self._compare(step, saved, wanted)
+        for name in wanted["params"]:
+            try:
+                found = self._load(step, {"params": _only(name, wanted["params"])})["params"][name]
+            except DAMAGE as error:
+                raise self._error(step, [f"params.{name}: {_damage(error)}"]) from None
+            problems = _changed({"params": {name: found}}, saved)
+            if problems:
+                raise self._error(step, problems)
+            yield name, found
 
     def wait(self) -> None:
         """Returns when the last save is complete on disk; raises what went wrong with it."""
@@ -189,19 +197,18 @@ class Checkpoints:
                 if ".orbax-checkpoint-tmp" in path.name or (path.name.isdigit() and int(path.name) not in complete):
                     path.rmtree(missing_ok=True)
 
+    def _known(self, step: int) -> int:
+        steps = self.steps()
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"step {step} is not in {self.directory}; there are: {there}")
+        return step
+
     def _read(self, step: int, wanted: Mapping[str, Named]) -> tuple[dict[str, Any] | None, list[str]]:
         """(the items, no problems) or (None, what is wrong with which leaf)."""
-        records: dict[str, Any] = {}
-        problems = []
-        for item in ("data", "meta"):
-            try:
-                records[item] = _opened(self._load(step, {item: None})[item])
-            except DAMAGE as error:
-                problems.append(f"{item}: {_damage(error)}")
-        if not problems and records["meta"]["step"] != step:
-            problems.append(f"meta: it says step {records['meta']['step']}")
-        if _anywhere([bool(problems)])[0]:
-            return None, problems or ["data or meta, as another process sees it"]
+        records, problems = self._records(step)
+        if problems:
+            return None, problems
         saved = records["meta"]["leaves"]
         self._compare(step, saved, wanted)
         arrays, failure = {}, None
@@ -215,15 +222,24 @@ class Checkpoints:
                 raise failure or RuntimeError(f"another process could not read step {step}")
             return None, problems
         found = {item: arrays.get(item, {}) for item in wanted}
-        sums = _sums(found)
-        problems = [
-            f"{name}: the contents have changed (checksum {sums[name]}, saved with {saved[name]['checksum']})"
-            for name in sums
-            if sums[name] != saved[name]["checksum"]
-        ]
-        return (
-            (None, problems) if problems else ({**found, "data": records["data"], "meta": records["meta"]["run"]}, [])
-        )
+        problems = _changed(found, saved)
+        if problems:
+            return None, problems
+        return {**found, "data": records["data"], "meta": records["meta"]["run"]}, []
+
+    def _records(self, step: int) -> tuple[dict[str, Any], list[str]]:
+        """The items data and meta, or what is wrong with them."""
+        records: dict[str, Any] = {}
+        problems = []
+        for item in ("data", "meta"):
+            try:
+                records[item] = _opened(self._load(step, {item: None})[item])
+            except DAMAGE as error:
+                problems.append(f"{item}: {_damage(error)}")
+        if not problems and records["meta"]["step"] != step:
+            problems.append(f"meta: it says step {records['meta']['step']}")
+        anywhere = _anywhere([bool(problems)])[0]
+        return records, problems or (["data or meta: unreadable in another process"] if anywhere else [])
 
     def _compare(self, step: int, saved: Mapping[str, Any], wanted: Mapping[str, Named]) -> None:
         """What the step holds against what is asked for: a difference is not damage but another model."""
@@ -242,15 +258,22 @@ class Checkpoints:
         reasons = {}
         for item, named in wanted.items():
             for leaf in named:
-                only = {name: x if name == leaf else ocp.PLACEHOLDER for name, x in named.items()}
                 try:
-                    self._load(step, {item: only})
+                    self._load(step, {item: _only(leaf, named)})
                 except DAMAGE as error:
                     reasons[f"{item}.{leaf}"] = _damage(error)
         broken = _anywhere([name in reasons for name in names])
         return [
             f"{n}: {reasons.get(n, 'unreadable in another process')}" for n, b in zip(names, broken, strict=True) if b
         ]
+
+    def _say(self, step: int, problems: list[str]) -> str:
+        shown = problems if len(problems) <= 10 else [*problems[:9], f"and {len(problems) - 9} more"]
+        return "\n  ".join([f"checkpoint {self.directory / str(step)} is damaged:", *shown])
+
+    def _error(self, step: int, problems: list[str]) -> UserError:
+        others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
+        return UserError(f"{self._say(step, problems)}\nUse another step; there are: {others}")
 
     def _load(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
         return self._orbax.load_checkpointables(step, dict(items)) if items else {}
@@ -317,6 +340,19 @@ def _flat(items: Mapping[str, Named]) -> Named:
 
 def _sums(items: Mapping[str, Named]) -> dict[str, int]:
     return checksum.of_all(_flat(items))
+
+
+def _changed(found: Mapping[str, Named], saved: Mapping[str, Any]) -> list[str]:
+    """Which leaves are not what was saved."""
+    return [
+        f"{name}: the contents have changed (checksum {total}, saved with {saved[name]['checksum']})"
+        for name, total in _sums(found).items()
+        if total != saved[name]["checksum"]
+    ]
+
+
+def _only(leaf: str, named: Named) -> Named:
+    return {name: x if name == leaf else ocp.PLACEHOLDER for name, x in named.items()}
 
 
 def _facts(x: Any) -> dict[str, Any]:

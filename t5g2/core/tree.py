@@ -103,7 +103,10 @@ def build(abstract: Tree, read: Callable[[LeafKey], Any], *, shardings: Any = No
             whole = np.stack(parts) if on_host else jnp.stack(parts)
         else:
             whole = parts[0]
-        filled.append(jax.device_put(whole, place))
+        if place is None:
+            filled.append(jnp.asarray(whole))
+        else:  # each process places what its own devices hold
+            filled.append(jax.make_array_from_callback(whole.shape, place, whole.__getitem__))
     return jax.tree.unflatten(jax.tree.structure(abstract), filled)
 
 
