@@ -1,0 +1,261 @@
+"""Sweeps of fake runs: order, skipping, resuming, failing, signals; sweep files and their mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from t5g2 import report, sweep
+from t5g2.core.errors import UserError
+from t5g2.sweep import Paper, Step, Sweep, Variant
+
+# Stands in for `t5g2`: notes its arguments and does what the name of its workdir says.
+PROGRAM = """
+import json, os, pathlib, signal, sys, time
+flags = dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:])
+out = pathlib.Path(flags.get("workdir") or flags["out"])
+notes = out.parent / "notes.txt"
+def note(text):
+    with open(notes, "a") as file:
+        file.write(text + "\\n")
+note(out.name)
+out.mkdir(exist_ok=True)
+if out.name == "breaks" and not (out / "mended").exists():
+    print("the disk is full", flush=True)
+    sys.exit(7)
+if out.name == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if out.name == "waits" and not (out / "saved").exists():
+    def save(number, frame):
+        time.sleep(0.5)
+        (out / "saved").touch()
+        note(f"saved on {number}")
+        sys.exit(128 + number)
+    signal.signal(signal.SIGTERM, save)
+    signal.signal(signal.SIGINT, save)
+    (out / "ready").touch()
+    signal.pause()
+if "workdir" in flags and out.name != "forgets":
+    (out / "done.json").write_text('{"step": 1}')
+(out / "experiment.json").write_text(json.dumps(flags))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_real_configs(monkeypatch):
+    """What a variant is, is taken from its command line; its config need not exist."""
+    monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps(self.arguments(folder)))
+
+
+@pytest.fixture
+def program(tmp_path):
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    return [sys.executable, str(file)]
+
+
+def variant(name, **fields):
+    return Variant(name, config="configs/x.py:a", **fields)
+
+
+def notes(folder):
+    file = folder / "notes.txt"
+    return file.read_text().split("\n")[:-1] if file.exists() else []
+
+
+THREE = Sweep(
+    title="three",
+    parts=(
+        variant("b", after=("adapt",), overrides={"init.params": "{sweep}/adapted"}),
+        variant("a"),
+        Step(
+            "adapt", command=("adapt", "--source={sweep}/a/model", "--out={sweep}/adapted"), out="adapted", after=("a",)
+        ),
+    ),
+    compare=("b",),
+)
+
+
+def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
+    folder = tmp_path / "sweep"
+    sweep.run_local(THREE, folder, program=program)
+    assert notes(folder) == ["a", "adapted", "b"]
+    flags = json.loads((folder / "b" / "experiment.json").read_text())
+    assert flags == {
+        "config": "configs/x.py:a",
+        "workdir": str(folder / "b"),
+        "config.init.params": str(folder / "adapted"),
+    }
+    out = capfd.readouterr().out
+    assert f"[1/3] a     starts: t5g2 train --config=configs/x.py:a --workdir={folder / 'a'}\n" in out
+    assert "[3/3] b     done in 0:0" in out
+    assert f"report: {folder / 'report' / 'index.html'}" in out
+    assert [run.name for run in report.read(folder).runs] == ["a", "b"]
+    assert report.read(folder).compare == ["b"]
+
+
+def test_what_is_done_is_skipped(tmp_path, program, capfd):
+    folder = tmp_path / "sweep"
+    sweep.run_local(THREE, folder, program=program)
+    capfd.readouterr()
+    sweep.run_local(THREE, folder, program=program)
+    assert notes(folder) == ["a", "adapted", "b"]
+    out = capfd.readouterr().out
+    assert "[1/3] a     already done\n[2/3] adapt already done\n[3/3] b     already done\n" in out
+    assert "report: " in out
+
+
+def test_a_part_whose_settings_changed_runs_again_and_so_does_what_comes_after(tmp_path, program):
+    folder = tmp_path / "sweep"
+    parts = (variant("a"), variant("b", after=("a",)), variant("c"))
+    sweep.run_local(Sweep("x", parts), folder, program=program)
+    longer = (variant("a", overrides={"train.steps": 9}), *parts[1:])
+    sweep.run_local(Sweep("x", longer), folder, program=program)
+    assert notes(folder) == ["a", "b", "c", "a", "b"]
+
+
+def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_path, program, capfd):
+    folder, parts = tmp_path / "sweep", (variant("a"), variant("breaks"), variant("c"))
+    with pytest.raises(SystemExit) as stopped:
+        sweep.run_local(Sweep("x", parts), folder, program=program)
+    assert stopped.value.code == 7
+    assert notes(folder) == ["a", "breaks"]
+    *_, last, message = capfd.readouterr().out.splitlines()
+    assert last == "the disk is full"
+    assert message.startswith("[2/3] breaks failed after 0:0")
+    assert message.endswith("with exit status 7; its last lines are above")
+    (folder / "breaks" / "mended").touch()
+    sweep.run_local(Sweep("x", parts), folder, program=program)
+    assert notes(folder) == ["a", "breaks", "breaks", "c"]
+    assert "[2/3] breaks resumes: " in capfd.readouterr().out
+
+
+def test_a_killed_part_gives_the_status_of_a_shell(tmp_path, program):
+    with pytest.raises(SystemExit) as stopped:
+        sweep.run_local(Sweep("x", (variant("killed"),)), tmp_path / "sweep", program=program)
+    assert stopped.value.code == 128 + signal.SIGKILL
+
+
+def test_a_part_that_leaves_nothing_is_an_error(tmp_path, program):
+    with pytest.raises(UserError, match=r"forgets ended well but left no .*forgets/done\.json"):
+        sweep.run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
+
+
+def start_waiting(tmp_path, program):
+    """A sweep in a process of its own, in whose second part a run waits for a signal."""
+    code = f"""
+import json
+from pathlib import Path
+from t5g2 import sweep
+sweep.Variant.identity = lambda self, folder: json.dumps(self.arguments(folder))
+parts = tuple(sweep.Variant(name, config="configs/x.py:a") for name in ("a", "waits", "c"))
+sweep.run_local(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), program={program!r})
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(tmp_path / "sweep" / "waits" / "ready")
+    return child
+
+
+def wait_for(path):
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_once_and_waited_for(tmp_path, program, number):
+    child = start_waiting(tmp_path, program)
+    os.killpg(child.pid, number)  # the whole group, as a terminal does on Ctrl-C
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 128 + number
+    assert notes(tmp_path / "sweep") == ["a", "waits", f"saved on {int(number)}"]
+    assert "run the same command again to go on" in out
+    assert "[3/3]" not in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+def test_a_killed_sweep_ends_its_part_and_the_next_one_waits_for_it(tmp_path, program, capfd):
+    child = start_waiting(tmp_path, program)
+    child.kill()
+    child.wait()
+    parts = tuple(variant(name) for name in ("a", "waits", "c"))
+    sweep.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+    assert notes(tmp_path / "sweep") == ["a", "waits", "saved on 15", "waits", "c"]
+    assert "another sweep still works in" in capfd.readouterr().out
+
+
+def test_the_print_launcher_shows_the_commands_and_does_nothing(tmp_path, capsys):
+    file = tmp_path / "x.py"
+    file.write_text(
+        "from t5g2.sweep import *\n"
+        "def get_sweep():\n"
+        "    b = Variant('b', config='c.py', overrides={'a.b': 'two words', 'c': None}, after=('a',))\n"
+        "    return Sweep('x', (b, Variant('a', config='c.py')))\n"
+    )
+    sweep.run(file, tmp_path / "runs", launcher="print")
+    assert capsys.readouterr().out.splitlines() == [
+        "# a",
+        f"t5g2 train --config=c.py --workdir={tmp_path / 'runs' / 'a'}",
+        "# b, after a",
+        f"t5g2 train --config=c.py --workdir={tmp_path / 'runs' / 'b'} '--config.a.b=two words' --config.c=None",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("adamw", "adamw"), ("3", "'3'"), (3, "3"), (1e-4, "0.0001"), (None, "None"), ((1, 2), "(1, 2)")],
+)
+def test_overrides_are_spelled_so_that_they_are_read_back(value, text):
+    from t5g2.core import settings
+
+    assert sweep._spell(value) == text
+    assert settings.parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sweep("x", (variant("a"), variant("a"))), "two parts of the sweep are called 'a'"),
+        (lambda: Sweep("x", (variant("a/b"),)), "'a/b' cannot name a folder"),
+        (lambda: Sweep("x", (variant("a", after=("sorce",)), variant("source"))), "did you mean 'source'"),
+        (lambda: Sweep("x", (variant("a"),), compare=("b",)), "unknown variant to compare 'b'"),
+        (lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))), "a, b wait for each other"),
+        (lambda: Paper("p", ("a", "b"), ((1,),)), "has 1 entries for 2 columns"),
+    ],
+)
+def test_a_wrong_sweep_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no sweep file .*; give the path of a Python file that defines get_sweep"),
+        ("x = 1", r"has no get_sweep\(\)"),
+        ("def get_sweep(): return 3", r"get_sweep\(\) of .* returns int; it must return a t5g2.sweep.Sweep"),
+    ],
+)
+def test_a_wrong_sweep_file_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "x.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        sweep.run(tmp_path / "x.py", tmp_path / "runs")
+
+
+def test_an_unknown_launcher_is_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown launcher 'locl'; did you mean 'local'"):
+        sweep.run(tmp_path / "x.py", tmp_path, launcher="locl")
+
+
+def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):
+    (tmp_path / "experiment.json").write_text("{}")
+    with pytest.raises(UserError, match="is the workdir of a single run; give the sweep a folder of its own"):
+        sweep.run_local(THREE, tmp_path, program=program)
+    assert not (tmp_path / "sweep.json").exists()
