@@ -1,0 +1,157 @@
+"""Decoding with a cache gives the states of the full forward pass."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.core.batch import Stream
+from t5g2.models import build
+from t5g2.models.attention import Compute
+from tests import weights
+from tests.tiny import GEMMA3, T5GEMMA2
+
+COMPUTE = Compute()
+PROMPTS, DECODED = (7, 3), 8  # two rows; every window is 4 or 5
+ENCODER_LENGTHS = (9, 6)
+CONFIGS = pytest.mark.parametrize("config", [GEMMA3, T5GEMMA2], ids=["gemma", "t5gemma"])
+
+
+def padded(rows: list[np.ndarray], side: str) -> Stream:
+    """Rows of unequal lengths as one array; positions count tokens, not places."""
+    length = max(map(len, rows))
+    tokens, segments, positions = (np.zeros((len(rows), length), np.int32) for _ in range(3))
+    for i, row in enumerate(rows):
+        at = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        tokens[i, at], segments[i, at], positions[i, at] = row, 1, np.arange(len(row))
+    return Stream(tokens, segments, positions)
+
+
+@pytest.fixture(scope="module")
+def text():
+    draw = np.random.RandomState(0)
+    return (
+        [draw.randint(10, 97, n + DECODED) for n in PROMPTS],
+        [draw.randint(10, 97, n) for n in ENCODER_LENGTHS],
+    )
+
+
+# jitted once, with the model as an argument: run op by op, these tests take minutes
+HIDDEN = jax.jit(lambda model, encoder, decoder: model.hidden(encoder, decoder, compute=COMPUTE))
+EXTEND = jax.jit(lambda model, decoder, cache: model.extend(decoder, cache, compute=COMPUTE))
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "length"))
+def start(model, encoder, *, rows: int, length: int):
+    return model.start_cache(rows, length, encoder=encoder, compute=COMPUTE)
+
+
+def full(model, rows, encoder_rows) -> np.ndarray:
+    """The states of every row, computed without a cache."""
+    encoder = None if model.config is GEMMA3 else padded(encoder_rows, "right")
+    return np.asarray(HIDDEN(model, encoder, padded(rows, "right")))
+
+
+def token(rows, step: int) -> Stream:
+    """The token of each row that is decoded at a step, at its own position."""
+    positions = np.array([[n + step] for n in PROMPTS], np.int32)
+    tokens = np.array([[row[p[0]]] for row, p in zip(rows, positions, strict=True)], np.int32)
+    return Stream(tokens, np.ones_like(tokens), positions)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@CONFIGS
+def test_cached_decoding_equals_the_full_forward_pass(config, side, text):
+    rows, encoder_rows = text
+    model = weights.model(config)
+    expected = full(model, rows, encoder_rows)
+    encoder = None if config is GEMMA3 else padded(encoder_rows, side)
+    prompt = padded([row[:n] for row, n in zip(rows, PROMPTS, strict=True)], side)
+    cache = start(model, encoder, rows=2, length=max(PROMPTS) + DECODED + 2)
+    states, cache = EXTEND(model, prompt, cache)
+    for i, n in enumerate(PROMPTS):
+        np.testing.assert_allclose(states[i][prompt.segments[i] == 1], expected[i][:n], atol=1e-5)
+    for step in range(DECODED):
+        states, cache = EXTEND(model, token(rows, step), cache)
+        for i, n in enumerate(PROMPTS):
+            np.testing.assert_allclose(states[i, 0], expected[i][n + step], atol=1e-5, err_msg=f"{step} {i}")
+    assert int(cache.used) == max(PROMPTS) + DECODED
+
+
+@CONFIGS
+def test_a_prompt_may_come_in_pieces(config, text):
+    rows, encoder_rows = text
+    model = weights.model(config)
+    expected = full(model, rows, encoder_rows)
+    encoder = None if config is GEMMA3 else padded(encoder_rows, "right")
+    length = len(rows[1])
+    whole = padded([row[:length] for row in rows], "right")
+    cache = start(model, encoder, rows=2, length=length)
+    pieces = []
+    for first, end in ((0, 5), (5, 6), (6, length)):
+        piece = Stream(*(leaf[:, first:end] for leaf in whole[:3]))
+        states, cache = EXTEND(model, piece, cache)
+        pieces.append(states)
+    together = np.concatenate(pieces, axis=1)
+    for i in range(2):
+        np.testing.assert_allclose(together[i], expected[i][:length], atol=1e-5)
+
+
+def test_a_bidirectional_prefix_is_remembered(text):
+    (row, _), _ = text
+    model = weights.model(GEMMA3)
+    whole = padded([row], "right")
+    blocks = (np.arange(len(row)) < 6).astype(np.int32)[None]
+    expected = HIDDEN(model, None, whole._replace(blocks=blocks))
+    cache = start(model, None, rows=1, length=len(row))
+    pieces = []
+    for first, end, with_blocks in ((0, 6, True), (6, 7, False), (7, len(row), False)):
+        piece = Stream(*(leaf[:, first:end] for leaf in whole[:3]), blocks[:, first:end] if with_blocks else None)
+        states, cache = EXTEND(model, piece, cache)
+        pieces.append(states)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, atol=1e-5)
+
+
+def test_decoding_reads_the_encoder_no_more(text):
+    rows, encoder_rows = text
+    model = weights.model(T5GEMMA2)
+    cache = start(model, padded(encoder_rows, "right"), rows=2, length=4)
+    states, _ = EXTEND(model, token(rows, 0), cache)
+    model.encoder = jax.tree.map(jnp.zeros_like, model.encoder)
+    again, _ = EXTEND(model, token(rows, 0), cache)
+    np.testing.assert_array_equal(again, states)
+
+
+def test_a_donated_cache_is_updated_in_place():
+    config = replace(GEMMA3, layers=16)
+    model = build.abstract(config)
+    cache = jax.eval_shape(lambda m: m.start_cache(2, 512, compute=COMPUTE), model)
+    one = Stream(*3 * [jax.ShapeDtypeStruct((2, 1), jnp.int32)])
+    extend = jax.jit(lambda model, new, cache: model.extend(new, cache, compute=COMPUTE), donate_argnums=2)
+    memory = extend.lower(model, one, cache).compile().memory_analysis()
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= 0.95 * size
+    assert memory.temp_size_in_bytes < 0.25 * size  # what a few layers need, not a second cache
+
+
+def test_the_cache_has_the_dtype_of_activations():
+    model = weights.model(GEMMA3)
+    cache = jax.eval_shape(lambda: model.start_cache(1, 4, compute=Compute(dtype="bfloat16")))
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache.past)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_more_tokens_than_slots_are_refused(text):
+    (row, _), _ = text
+    model = weights.model(GEMMA3)
+    cache = start(model, None, rows=1, length=4)
+    with pytest.raises(ValueError, match="15 new tokens do not fit a cache of 4 slots"):
+        model.extend(padded([row], "right"), cache, compute=COMPUTE)
+
+
+def test_a_cache_needs_as_many_encoder_rows_as_it_has():
+    model = weights.model(T5GEMMA2)
+    with pytest.raises(ValueError, match="a cache of 2 rows needs encoder tokens of as many rows; given: None"):
+        model.start_cache(2, 4, compute=COMPUTE)

@@ -1,0 +1,179 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from t5g2.core import mesh as meshes
+from t5g2.core.mesh import MeshShape
+from t5g2.models.layers import Head
+from t5g2.models.loss import tiled_cross_entropy, token_losses
+
+V, D, B, T = 96, 40, 16, 13  # no two sizes that occur in a program are equal: an axis is known by its size
+
+
+@pytest.fixture(scope="module")
+def data():
+    keys = jax.random.split(jax.random.key(0), 4)
+    return {
+        "hidden": jax.random.normal(keys[0], (B, T, D)),
+        "table": 0.5 * jax.random.normal(keys[1], (V, D)),
+        "targets": jax.random.randint(keys[2], (B, T), 0, V),
+        "weights": jnp.where(jnp.arange(T)[None, :] < 11, jax.random.uniform(keys[3], (B, T)), 0.0),
+    }
+
+
+def naive(hidden, table, targets, softcap):
+    """-log p, log(Z)^2 and whether the target is the likeliest, from all logits at once."""
+    logits = jnp.einsum("btd,vd->btv", hidden, table)
+    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return lse - target, lse**2, jnp.argmax(logits, axis=-1) == targets
+
+
+def tiled_total(softcap=None, **settings):
+    def total(hidden, table, targets, weights):
+        return tiled_cross_entropy(hidden, Head(table, softcap), targets, weights, **settings).total
+
+    return total
+
+
+@pytest.mark.parametrize("tile_tokens", [1, 32, 64, 10**6])
+@pytest.mark.parametrize(("softcap", "z_loss"), [(None, 0.0), (3.0, 0.01)])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_loss, tile_tokens):
+    def expected(hidden, table, targets, weights):
+        loss, z, _ = naive(hidden, table, targets, softcap)
+        return jnp.sum(weights * (loss + z_loss * z))
+
+    want, want_slopes = jax.value_and_grad(expected, (0, 1))(*data.values())
+    got, got_slopes = jax.value_and_grad(tiled_total(softcap, tile_tokens=tile_tokens, z_loss=z_loss), (0, 1))(
+        *data.values()
+    )
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+    for got_slope, want_slope in zip(got_slopes, want_slopes, strict=True):
+        np.testing.assert_allclose(got_slope, want_slope, atol=5e-6)
+
+
+def test_sums_are_the_weighted_losses_of_the_tokens(data):
+    hidden, table, targets, weights = data.values()
+    head = Head(table, 3.0)
+    sums = tiled_cross_entropy(hidden, head, targets, weights, tile_tokens=64, z_loss=0.5)
+    loss, z, correct = naive(hidden, table, targets, 3.0)
+    for tokens in (sums.tokens, token_losses(hidden, head, targets, tile_tokens=48)):
+        np.testing.assert_allclose(tokens.loss_BT, loss, atol=5e-6)
+        np.testing.assert_allclose(tokens.z_BT, z, atol=2e-5)
+        np.testing.assert_array_equal(tokens.correct_BT, correct)
+    assert 0 < correct.sum() < B * T
+    np.testing.assert_allclose(sums.loss, jnp.sum(weights * loss), rtol=1e-6)
+    np.testing.assert_allclose(sums.z, jnp.sum(weights * z), rtol=1e-6)
+    np.testing.assert_allclose(sums.correct, jnp.sum(weights * correct.astype(jnp.float32)), rtol=1e-6)
+    np.testing.assert_allclose(sums.weight, jnp.sum(weights), rtol=1e-6)
+    np.testing.assert_allclose(sums.total, sums.loss + 0.5 * sums.z, rtol=1e-6)
+
+
+def test_equal_rows_may_be_a_tile_each(data):
+    """A row of weight 0 changes neither the loss nor the table's gradient, and gets no gradient itself."""
+    hidden, table, targets, weights = data.values()
+    without = weights.at[3].set(0.0)
+    f = jax.grad(tiled_total(tile_tokens=16), (0, 1))
+    dx, dw = f(hidden, table, targets, without)
+    dx_rest, dw_rest = f(np.delete(hidden, 3, 0), table, np.delete(targets, 3, 0), np.delete(weights, 3, 0))
+    assert not np.any(dx[3])
+    np.testing.assert_allclose(np.delete(dx, 3, 0), dx_rest, atol=1e-6)
+    np.testing.assert_allclose(dw, dw_rest, atol=5e-6)
+
+
+def test_only_the_total_has_a_gradient_and_it_scales(data):
+    hidden, table, targets, weights = data.values()
+
+    def mean(hidden):
+        sums = tiled_cross_entropy(hidden, Head(table, None), targets, weights, tile_tokens=64)
+        return sums.total / sums.weight + 7.0 * sums.loss + jnp.sum(sums.tokens.loss_BT)
+
+    total = jax.grad(tiled_total(tile_tokens=64))(hidden, table, targets, weights)
+    np.testing.assert_allclose(jax.grad(mean)(hidden), total / jnp.sum(weights), rtol=1e-5, atol=1e-8)
+
+
+def test_bfloat16_states_have_float32_logits_and_table_gradients(data):
+    hidden, table, targets, weights = data.values()
+    half = hidden.astype(jnp.bfloat16)
+    dx, dw = jax.grad(tiled_total(tile_tokens=64), (0, 1))(half, table, targets, weights)
+    assert (dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.float32)
+    # exactly the loss of the rounded states and table in float32: nothing after them is rounded
+    rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
+    loss, _, _ = naive(half.astype(jnp.float32), rounded, targets, None)
+    np.testing.assert_allclose(token_losses(half, Head(table, None), targets, tile_tokens=64).loss_BT, loss, atol=5e-6)
+    want = jax.grad(tiled_total(tile_tokens=64), 1)(half.astype(jnp.float32), rounded, targets, weights)
+    assert jnp.abs(dw - want).max() < 0.01 * jnp.abs(want).max()
+
+
+def shapes(jaxpr):
+    """The shapes of all values of a program, those of its loops' bodies and its functions included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from shapes(inner)
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_no_logits_but_a_tile(data, evaluation):
+    if evaluation:
+        program = jax.make_jaxpr(lambda x, w, t, _: token_losses(x, Head(w, 3.0), t, tile_tokens=48))(*data.values())
+    else:
+        program = jax.make_jaxpr(jax.value_and_grad(tiled_total(3.0, tile_tokens=48), (0, 1)))(*data.values())
+    with_vocab = {s for s in shapes(program.jaxpr) if V in s and D not in s}
+    assert max(map(np.prod, with_vocab)) == 48 * V, with_vocab
+    assert (1, 48, V) in with_vocab
+
+
+@pytest.fixture(scope="module")
+def sharded(devices):
+    """The compiled loss and gradients with rows over 4 and the vocabulary over 2 devices."""
+    mesh = meshes.make(MeshShape(2, 2, 2), devices)
+    rows, table = meshes.batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))
+    places = (rows, table, rows, rows)
+    shaped = [((B, T, D), jnp.float32), ((V, D), jnp.float32), ((B, T), jnp.int32), ((B, T), jnp.float32)]
+    arguments = [jax.ShapeDtypeStruct(*s, sharding=p) for s, p in zip(shaped, places, strict=True)]
+    f = jax.value_and_grad(tiled_total(3.0, tile_tokens=12, z_loss=0.01), (0, 1))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(f, out_shardings=(meshes.replicated(mesh), (rows, table))).lower(*arguments).compile()
+    return compiled, places
+
+
+def test_eight_devices_give_what_one_gives(data, sharded):
+    compiled, places = sharded
+    got, got_slopes = compiled(*jax.device_put(tuple(data.values()), places))
+    want, want_slopes = jax.value_and_grad(tiled_total(3.0, tile_tokens=48, z_loss=0.01), (0, 1))(*data.values())
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for got_slope, want_slope in zip(got_slopes, want_slopes, strict=True):
+        np.testing.assert_allclose(got_slope, want_slope, atol=5e-6)
+
+
+def test_no_logits_cross_devices(sharded):
+    compiled, _ = sharded
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    collective = re.compile(rf" = (.*?) (?:{kinds})(?:-start)?\(")
+    inside, entry = [], []
+    where = inside
+    for line in compiled.as_text().splitlines():
+        if line and not line[0].isspace():
+            where = entry if line.startswith("ENTRY") else inside
+        if found := collective.search(line):
+            where += [tuple(map(int, s.split(","))) for s in re.findall(r"\[([\d,]+)\]", found[1])]
+    tile = 12
+    assert {(1, tile)} < set(inside) <= {(1, tile), (1, tile, D)}, "in the loop: what sums over V give each token"
+    with_vocab = {s for s in entry if {V, V // 2} & set(s)}
+    assert with_vocab == {(V // 2, D)}, "once, outside the loop: the table is gathered, its gradient summed"
+
+
+def test_no_device_holds_logits_but_a_tile(sharded):
+    compiled, _ = sharded
+    found = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())}
+    with_vocab = {s for s in found if {V, V // 2} & set(s) and not {D, D // 2} & set(s)}
+    assert max(map(np.prod, with_vocab)) == 12 * V // 2, with_vocab
