@@ -119,6 +119,14 @@ def start(distributed: Literal["auto", "on", "off"] = "auto") -> None:
         ) from None
 
 
+def cache_compilations() -> None:
+    """Keeps compiled programs between processes, in ~/.cache/t5g2/jax unless JAX_COMPILATION_CACHE_DIR says where."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "t5g2" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def _told_of_others(environ: Mapping[str, str]) -> bool:
     """Whether the environment says that this process is one of several, or might be (a Cloud TPU host)."""
     if "JAX_COORDINATOR_ADDRESS" in environ or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:

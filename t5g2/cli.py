@@ -1,0 +1,248 @@
+"""The `t5g2` command: each subcommand parses its flags and calls one function.
+
+Exit status: 0 done; 2 the input is wrong (do not retry); 1 anything else (may be retried); 143 after SIGTERM and 130
+after Ctrl-C, with the checkpoint saved.
+"""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from t5g2.core.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of a subcommand: its type is that of `default`; None = text, and "required" says that it must be given."""
+
+    default: Any
+    help: str
+    required: bool = False
+
+
+CONFIG = Flag(
+    None, "FILE[:ARG], the config file and what its get_config is called with; --config.a.b=VALUE changes a key", True
+)
+WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
+MODEL = Flag(None, "model folder", True)
+OUT = Flag(None, "folder to write; it must not exist", True)
+DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (where a cluster is found), on, off")
+
+
+def train(argv: list[str]) -> None:
+    """Trains the experiment of a config file; run again, the same command resumes.
+
+    Example: t5g2 train --config=configs/quickstart.py:source --workdir=runs/source --config.train.steps=50
+    """
+    given, overrides = parse(
+        train,
+        argv,
+        config=CONFIG,
+        workdir=WORKDIR,
+        distributed=DISTRIBUTED,
+        replay=Flag(-1, "do not resume at the newest checkpoint but at this step, and write nothing"),
+        allow_change=Flag("", "settings, separated by commas, that may differ from the saved experiment"),
+    )
+    from t5g2.core import mesh
+    from t5g2.train import experiment, loop
+
+    mesh.cache_compilations()
+    mesh.start(given.distributed)
+    loop.train(
+        experiment.load(given.config, overrides),
+        given.workdir,
+        replay=None if given.replay < 0 else given.replay,
+        allow_change=tuple(filter(None, given.allow_change.split(","))),
+    )
+
+
+def evaluate(argv: list[str]) -> None:
+    """Scores a checkpoint of a run on the tasks of its config; writes scores.json and predictions.jsonl.
+
+    Example: t5g2 evaluate --config=configs/quickstart.py:adapted --workdir=runs/adapted --step=last
+    """
+    step = Flag("last", "step of the checkpoint, or last")
+    tasks = Flag("", "names of tasks, separated by commas; all of the config's unless given")
+    given, overrides = parse(
+        evaluate, argv, config=CONFIG, workdir=WORKDIR, step=step, tasks=tasks, distributed=DISTRIBUTED
+    )
+    from t5g2.core import mesh
+    from t5g2.train import experiment, scoring
+
+    mesh.cache_compilations()
+    mesh.start(given.distributed)
+    names = tuple(filter(None, given.tasks.split(",")))
+    scoring.evaluate_run(experiment.load(given.config, overrides), given.workdir, step=given.step, tasks=names)
+
+
+def generate(argv: list[str]) -> None:
+    """Completes a prompt, or every line of a jsonl file ({"prompt": …}), with a model folder.
+
+    Example: t5g2 generate --model=runs/adapted/model --prompt="The for statement" --max_new_tokens=40
+    """
+    given, _ = parse(
+        generate,
+        argv,
+        model=MODEL,
+        prompt=Flag(None, "text to complete"),
+        input=Flag(None, "jsonl file of prompts, instead of --prompt"),
+        out=Flag(None, "jsonl file to write, with --input; it must not exist"),
+        max_new_tokens=Flag(64, "tokens to generate at most"),
+        temperature=Flag(0.0, "0 = the likeliest token; above, sampling"),
+        seed=Flag(0, "seed of the sampling"),
+    )
+    from t5g2.train import prompting
+
+    prompting.generate(given)
+
+
+def adapt(argv: list[str]) -> None:
+    """Turns a decoder-only model folder into an encoder-decoder one and prints where every weight comes from.
+
+    Example: t5g2 adapt --source=runs/source/model --target=t5gemma2 --out=models/adapted
+    """
+    target = Flag(
+        None, "name of a size, a model.json, or t5gemma2: the T5Gemma 2 architecture of the source's size", True
+    )
+    seed = Flag(0, "seed of the weights that the source does not have")
+    given, _ = parse(
+        adapt, argv, source=Flag(None, "decoder-only model folder", True), target=target, out=OUT, seed=seed
+    )
+    from t5g2.train import weights
+
+    weights.adapt_folder(given.source, given.target, given.out, seed=given.seed)
+
+
+def average(argv: list[str]) -> None:
+    """Writes the mean, in float32, of the last checkpoints of a run as a model folder.
+
+    Example: t5g2 average --workdir=runs/adapted --last=5 --out=models/averaged
+    """
+    last = Flag(5, "number of checkpoints, counted back from the newest")
+    given, _ = parse(average, argv, workdir=WORKDIR, last=last, out=OUT)
+    from t5g2.train import weights
+
+    weights.average_run(given.workdir, given.out, last=given.last)
+
+
+def check(argv: list[str]) -> None:
+    """A dry run: shapes, shardings, memory per device, FLOPs and one batch; no weight is made.
+
+    Example: t5g2 check --config=configs/quickstart.py:adapted --devices=8 --hbm_gib=16
+    """
+    devices = Flag(0, "simulated devices to shard over; 0 = those of this machine")
+    hbm_gib = Flag(0.0, "memory of one device in GiB; more than it holds is an error (0 = do not ask)")
+    given, overrides = parse(check, argv, config=CONFIG, devices=devices, hbm_gib=hbm_gib)
+    from t5g2.train import check as dry_run
+    from t5g2.train import experiment
+
+    dry_run.check(experiment.load(given.config, overrides), devices=given.devices, hbm_gib=given.hbm_gib)
+
+
+def data(argv: list[str]) -> None:
+    """Shows the first examples of a config's data as a person reads them, the shares of its denoisers, and its padding.
+
+    Example: t5g2 data --config=configs/quickstart.py:adapted --n=3
+    """
+    given, overrides = parse(data, argv, config=CONFIG, n=Flag(3, "examples to show"))
+    from t5g2.train import experiment, preview
+
+    preview.show(experiment.load(given.config, overrides), examples=given.n)
+
+
+def sweep(argv: list[str]) -> None:
+    """Runs every variant of a sweep file, skips what is done, resumes what is not, and writes the report.
+
+    Example: t5g2 sweep --sweep=experiments/quickstart.py --workdir=runs/quickstart
+    """
+    launcher = Flag("local", "local runs the commands here, one after the other; print only shows them")
+    given, _ = parse(sweep, argv, sweep=Flag(None, "file with get_sweep()", True), workdir=WORKDIR, launcher=launcher)
+    from t5g2 import sweep as sweeps
+
+    sweeps.run(given.sweep, given.workdir, launcher=given.launcher)
+
+
+def report(argv: list[str]) -> None:
+    """Writes report/index.html, metrics.csv and table.md of a run or a sweep, and prints the table.
+
+    Example: t5g2 report --workdir=runs/quickstart
+    """
+    given, _ = parse(report, argv, workdir=WORKDIR)
+    from t5g2 import report as reports
+
+    reports.write(given.workdir)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    f.__name__: f for f in (train, evaluate, generate, adapt, average, check, data, sweep, report)
+}
+
+
+class HelpAsked(Exception):
+    """--help was among the flags; the text is the argument."""
+
+
+def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, list[tuple[str, str]]]:
+    """(the flags as attributes, [(dotted path, text)] of --config.a.b=VALUE) of a subcommand.
+
+    Raises:
+      UserError: an unknown flag (with the nearest one), a value of the wrong type, a required flag that is missing.
+    """
+    if {"--help", "-h"} & set(argv):
+        lines = [
+            f"  --{name}{'  (required)' if f.required else f'={f.default}'}\n      {f.help}"
+            for name, f in declared.items()
+        ]
+        raise HelpAsked(f"t5g2 {command.__name__}\n\n{inspect.getdoc(command)}\n\nFlags:\n" + "\n".join(lines))
+    values = flags.FlagValues()
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    for name, flag in declared.items():
+        define.get(type(flag.default), flags.DEFINE_string)(name, flag.default, flag.help, flag_values=values)
+    changes = [a for a in argv if a.lstrip("-").startswith("config.")] if "config" in declared else []
+    try:
+        rest = values(["t5g2", *(a for a in argv if a not in changes)])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise unknown(f"flag of t5g2 {command.__name__}", error.flagname, declared) from None
+    except flags.Error as error:
+        raise UserError(f"{error}; see t5g2 {command.__name__} --help") from None
+    if rest:
+        raise UserError(f"{rest[0]!r} is no flag; flags are written --name=VALUE, see t5g2 {command.__name__} --help")
+    for name, flag in declared.items():
+        if flag.required and values[name].value in (None, ""):
+            raise UserError(f"--{name} is missing: {flag.help}")
+    overrides = [tuple(a.lstrip("-").removeprefix("config.").partition("=")[::2]) for a in changes]
+    return values, overrides
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        first = [f"  t5g2 {name:9} {inspect.getdoc(f).splitlines()[0]}" for name, f in COMMANDS.items()]
+        print(
+            "t5g2: decoder-only in, encoder-decoder out\n\n"
+            + "\n".join(first)
+            + "\n\nt5g2 COMMAND --help shows its flags and an example."
+        )
+        return 0
+    if argv[0] == "--version":
+        from t5g2 import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], COMMANDS)
+        COMMANDS[argv[0]](argv[1:])
+    except HelpAsked as help_text:
+        print(help_text)
+    except UserError as error:
+        print(f"t5g2 {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

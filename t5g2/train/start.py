@@ -1,0 +1,306 @@
+"""What a run starts from and what it leaves: its workdir, shapes, weights, checkpoints, the done mark."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.state import Checkpoints
+from t5g2.core import logs, mesh, settings, tree
+from t5g2.core.batch import Batch, Stream
+from t5g2.core.errors import UserError
+from t5g2.data.streams import seed_of
+from t5g2.eval.tasks import Setting
+from t5g2.models import build
+from t5g2.models.config import to_dict
+from t5g2.train import experiment as experiments
+from t5g2.train import optim, weights
+from t5g2.train import state as states
+from t5g2.train import step as steps
+from t5g2.train.experiment import Experiment
+from t5g2.train.state import TrainState
+
+log = logging.getLogger("t5g2")
+
+RECORD, DONE, CHECKPOINTS, MODEL, PROVENANCE = "experiment.json", "done.json", "checkpoints", "model", "provenance.json"
+
+
+class Begun(NamedTuple):
+    """Where a run stands when it starts.
+
+    Attributes:
+      state: weights and optimizer, on the devices.
+      step: updates that made it.
+      positions: of the data streams; None = their start.
+      provenance: where each weight of an adapted model came from, as plain data; None if it was not adapted here.
+    """
+
+    state: Any
+    step: int
+    positions: Mapping[str, Sequence[int]] | None
+    provenance: Any
+
+
+@contextmanager
+def claimed(
+    workdir: Path, experiment: Experiment, *, replay: int | None = None, allow_change: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """Makes the workdir this experiment's and keeps other trainers out of it; a replay only looks.
+
+    Raises:
+      UserError: the folder is a file, belongs to a sweep, holds a different experiment, or is in use.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a folder, which is made if it is missing")
+    if (workdir / "sweep.json").exists():
+        raise UserError(f"{workdir} is the workdir of a sweep; give the run a folder of its own")
+    if (workdir / RECORD).exists():
+        saved = json.loads((workdir / RECORD).read_text())
+        changes = experiments.check_resume(saved, experiments.dump(experiment), allow=allow_change)
+        for path, (old, new) in changes.items():
+            log.info("resumed with another %s: %r -> %r", path, old, new)
+    if jax.process_index() != 0 or replay is not None:  # one process writes
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process trains in {workdir}; wait for it, or give another --workdir") from None
+        write_json(workdir / RECORD, experiments.dump(experiment))
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The shapes of a run: everything that is known before there is an array.
+
+    Attributes:
+      abstract: the state, each leaf with the sharding it will have.
+      batch: the global batch.
+    """
+
+    experiment: Experiment
+    world: jax.sharding.Mesh
+    optimizer: optax.GradientTransformationExtraArgs
+    abstract: TrainState
+    batch: Batch
+
+    def settings(self) -> steps.Settings:
+        """What the step computes beside the model."""
+        data, train = self.experiment.data, self.experiment.train
+        return steps.Settings(
+            compute=self.experiment.compute,
+            denoisers=len(data.denoisers),
+            sources=len(data.names),
+            microbatches=train.microbatches,
+            tile_tokens=train.tile_tokens,
+            z_loss=train.z_loss,
+        )
+
+    def compile(self) -> Any:
+        """The compiled step; says what it takes."""
+        step = steps.make_train_step(self.optimizer, self.settings())
+        start = time.perf_counter()
+        compiled = steps.compile_step(step, self.abstract, self.batch, world=self.world)
+        seconds = time.perf_counter() - start
+        memory = compiled.memory_analysis()
+        total = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+        log.info(
+            "compiled in %.1f s: %s parameters, %s slots a step, %.2f GiB per device of which %.2f temporary",
+            seconds,
+            logs.short(parameters),
+            logs.short(sum(s.tokens.size for s in (self.batch.encoder, self.batch.decoder) if s is not None)),
+            total,
+            memory.temp_size_in_bytes / 2**30,
+        )
+        return compiled
+
+    def setting(self, rows: range) -> Setting:
+        """What evaluation tasks are told."""
+        train = self.experiment.train
+        return Setting(
+            data=self.experiment.data,
+            seed=train.seed,
+            compute=self.experiment.compute,
+            tile_tokens=train.tile_tokens,
+            mesh=self.world,
+            rows=rows,
+        )
+
+
+def plan(experiment: Experiment, world: jax.sharding.Mesh) -> Plan:
+    """The shapes of a run on a mesh.
+
+    Raises:
+      UserError: a schedule or a pattern does not fit.
+    """
+    train, data = experiment.train, experiment.data
+    params = build.abstract(experiment.model, train.param_dtype)
+    optimizer = optim.make(experiment.optim, train.steps, params)
+    abstract = states.abstract(experiment.model, optimizer, world=world, param_dtype=train.param_dtype)
+    place = mesh.batch_sharding(world)
+
+    def ints(length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((data.rows, length), np.int32, sharding=place)
+
+    def stream(length: int) -> Stream:
+        return Stream(ints(length), ints(length), ints(length))
+
+    tokens = ints(data.decoder_length)
+    weights = jax.ShapeDtypeStruct(tokens.shape, np.float32, sharding=place)
+    encoder = stream(data.encoder_length) if data.encoder_length else None
+    batch = Batch(encoder, stream(data.decoder_length), tokens, weights, denoisers=tokens, sources=tokens)
+    return Plan(experiment, world, optimizer, abstract, batch)
+
+
+def checkpoints(experiment: Experiment, workdir: Path, *, replay: int | None = None) -> Checkpoints:
+    """The checkpoints of a run; a replay only reads them."""
+    return Checkpoints(workdir / CHECKPOINTS, keep=experiment.save.keep, read_only=replay is not None)
+
+
+def begin(experiment: Experiment, workdir: Path, plan: Plan, saved: Checkpoints, *, replay: int | None = None) -> Begun:
+    """The state that a run starts from, and which it is: the workdir's own, or what `init` says, or new weights.
+
+    Raises:
+      UserError: there is no such checkpoint, or what `init` names does not exist or does not fit.
+    """
+    restored = saved.restore(plan.abstract.params, plan.abstract.opt, step=replay)
+    where, init = f"the workdir, {workdir}", experiment.init
+    if restored is None and init.resume is not None:
+        with Checkpoints(Path(init.resume) / CHECKPOINTS, read_only=True) as other:
+            restored = other.restore(plan.abstract.params, plan.abstract.opt)
+        where = f"init.resume, {init.resume}"
+        if restored is None:
+            raise UserError(f"{where} has no checkpoint; give the workdir of a run that has saved one")
+    if restored is not None:
+        log.info("weights: from step %d of %s", restored.step, where)
+        step = jax.device_put(np.int32(restored.step), plan.abstract.step.sharding)
+        state = TrainState(step, restored.params, restored.opt)
+        provenance = read_json(workdir / PROVENANCE) if (workdir / PROVENANCE).exists() else None
+        return Begun(state, restored.step, restored.data, provenance)
+    params, provenance = first_params(experiment, plan)
+    if provenance is not None and jax.process_index() == 0:
+        write_json(workdir / PROVENANCE, provenance)
+    return Begun(states.fresh(params, plan.optimizer, plan.abstract), 0, None, provenance)
+
+
+def first_params(experiment: Experiment, plan: Plan) -> tuple[Any, Any]:
+    """(weights, their provenance or None) of a run that begins."""
+    init, dtype = experiment.init, experiment.train.param_dtype
+    seed = seed_of(experiment.train.seed, "weights")
+    if init.adapt is not None:
+        log.info("weights: adapted from init.adapt.source, %s", init.adapt.source)
+        params, provenance = weights.adapt_into(
+            init.adapt.source, experiment.model, mesh=plan.world, param_dtype=dtype, seed=seed
+        )
+        log.info("\n%s", provenance.table())
+        return params, provenance.to_dict()
+    if init.params is not None:
+        log.info("weights: from init.params, %s", init.params)
+        folder = folders.open_model(init.params)
+        if folder.config != experiment.model:
+            there, here = (settings.flatten(to_dict(c)) for c in (folder.config, experiment.model))
+            raise UserError(
+                f"init.params, {init.params}, holds another architecture than the config's (folder -> config):\n"
+                f"{tree.difference(there, here)}\nChange the config's model, or adapt the weights with init.adapt"
+            )
+        return folders.load_model(folder, mesh=plan.world, param_dtype=dtype), folder.provenance
+    log.info("weights: new, from seed %d", experiment.train.seed)
+    return states.fresh_params(experiment.model, plan.abstract, key=jax.random.key(seed), param_dtype=dtype), None
+
+
+def save(saved: Checkpoints, experiment: Experiment, step: int, state: TrainState, *, positions: Mapping) -> None:
+    """Starts to save a state with the positions of all streams, unless this step is what the run was resumed at."""
+    everywhere = gather_positions(positions, experiment.data.streams)
+    if step in saved.steps():
+        return
+    meta = {"experiment": experiments.fingerprint(experiment), "seed": experiment.train.seed}
+    saved.save(step, state.params, state.opt, data=everywhere, meta=meta)
+
+
+def finish(experiment: Experiment, workdir: Path, step: int, params: Any, provenance: Any) -> None:
+    """Writes the model folder and, last of all, the mark that the run is done."""
+    if experiment.save.model:
+        target = workdir / MODEL
+        if target.exists() and jax.process_index() == 0:  # of the same run, before it was told to go on
+            shutil.rmtree(target)
+        tokenizer = settings.dump(experiment.data.tokenizer, tables=experiments.TABLES)
+        folders.save_model(target, params, tokenizer=tokenizer, provenance=provenance)
+    if jax.process_index() == 0:
+        write_json(workdir / DONE, {"step": step})
+
+
+def task_names(experiment: Experiment, last: bool) -> list[str]:
+    """The tasks of this evaluation: those in eval.final at the end only."""
+    return [task.name for task in experiment.eval.tasks if last or task.name not in experiment.eval.final]
+
+
+def local_rows(experiment: Experiment, world: jax.sharding.Mesh) -> range:
+    """The rows of the global batch that this process holds.
+
+    Raises:
+      UserError: the rows cannot be dealt out evenly.
+    """
+    rows, parts = experiment.data.rows, world.shape["data"] * world.shape["fsdp"]
+    each = parts * experiment.train.microbatches
+    if rows % each:
+        raise UserError(
+            f"data.rows = {rows} cannot be dealt out to {parts} groups of devices (data x fsdp) in microbatches = "
+            f"{experiment.train.microbatches}; rows must be a multiple of {each}, or the mesh have fewer groups"
+        )
+    held = mesh.batch_sharding(world).addressable_devices_indices_map((rows,)).values()
+    starts, stops = zip(*(index[0].indices(rows)[:2] for index in held), strict=True)
+    return range(min(starts), max(stops))
+
+
+def due(step: int, every: int, *, first: bool = False, last: bool = False) -> bool:
+    """Whether something that happens every so many steps (0 = never between) happens at this one."""
+    return last or (step == 0 and first) or (every > 0 and step > 0 and step % every == 0)
+
+
+def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[str, list[int]]:
+    """The positions of all streams, each from a process that reads it, with keys as JSON has them.
+
+    With 2 streams, of which this process reads stream 1: {1: (8, 6, 14)} and stream 0's from another process give
+    {"0": [4, 0, 9], "1": [8, 6, 14]}.
+    """
+    width = len(next(iter(local.values())))
+    table = np.full((streams, width), -1, np.int64)
+    for stream, position in local.items():
+        table[stream] = position
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        # two 32-bit halves: jax has no 64-bit integers unless told to
+        halves = np.asarray(multihost_utils.process_allgather(table.view(np.int32)))
+        table = halves.astype(np.int32).view(np.int64).max(axis=0)
+    assert (table >= 0).all(), "a stream is read by no process"
+    return {str(stream): position.tolist() for stream, position in enumerate(table)}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text())

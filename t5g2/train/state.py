@@ -1,0 +1,55 @@
+"""The state of a training run, and a fresh one, made where it will live."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from t5g2.core import mesh
+from t5g2.models import build
+from t5g2.models.config import ModelConfig
+
+
+class TrainState(NamedTuple):
+    """What an update changes.
+
+    Attributes:
+      step: int32[], updates completed.
+      params: the model.
+      opt: the optimizer's state.
+    """
+
+    step: jax.Array
+    params: Any
+    opt: Any
+
+
+def abstract(
+    config: ModelConfig, optimizer: optax.GradientTransformation, *, world: Mesh, param_dtype: str
+) -> TrainState:
+    """The state as shapes, each with the sharding that it has on the mesh."""
+    params = build.abstract(config, jnp.dtype(param_dtype))
+    state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), params)
+    places = TrainState(
+        mesh.replicated(world), mesh.shardings(params, world), mesh.shardings_like(state.opt, params, world)
+    )
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+
+
+def shardings(abstract: Any) -> Any:
+    """The sharding of each leaf of an abstract state."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def fresh_params(config: ModelConfig, abstract: TrainState, *, key: jax.Array, param_dtype: str) -> Any:
+    """New weights, each computed on the devices that hold it."""
+    make = lambda key: build.make(config, key=key, param_dtype=jnp.dtype(param_dtype))  # noqa: E731
+    return jax.jit(make, out_shardings=shardings(abstract.params))(key)
+
+
+def fresh(params: Any, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """The state before the first update of these weights; they are taken over, not copied."""
+    opt = jax.jit(optimizer.init, out_shardings=shardings(abstract.opt))(params)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), params, opt)
