@@ -13,7 +13,7 @@ over devices, what crosses between them is a maximum and two sums per token, nev
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,13 +74,15 @@ def tiled_cross_entropy(
     """The loss of every token and its sums; `total` can be differentiated by hidden_BTD and the head's table.
 
     Args:
-      weights_BT: of each token's loss; 0 = it counts nowhere, whatever its hidden state is.
+      targets_BT: token ids, from 0 to V - 1 also where the weight is 0.
+      weights_BT: of each token's loss; 0 = it counts nowhere.
       tile_tokens: tokens per device whose logits exist at a time; at least one position of every row.
       z_loss: weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
     """
     settings = _Settings(head.softcap, tile_tokens, z_loss)
-    total, tokens = _total(hidden_BTD, head.table_VD, targets_BT, weights_BT, settings)
-    tokens = jax.lax.stop_gradient(tokens)
+    made: Any = _total(hidden_BTD, head.table_VD, targets_BT, weights_BT, settings)
+    total, tokens = made
+    tokens = TokenLosses(*map(jax.lax.stop_gradient, tokens))
     sums = (jnp.sum(weights_BT * x_BT.astype(jnp.float32)) for x_BT in tokens)
     return LossSums(total, *sums, weight=jnp.sum(weights_BT), tokens=tokens)
 
@@ -96,7 +98,7 @@ def token_losses(
         return None, _score(x_RKD, table_VD, targets_RK, head.softcap).tokens
 
     _, tokens = jax.lax.scan(tile, None, _cut((hidden_BTD, targets_BT), tile_tokens))
-    return jax.lax.stop_gradient(_join(tokens, targets_BT.shape))
+    return TokenLosses(*(jax.lax.stop_gradient(_join(x_nRK, targets_BT.shape)) for x_nRK in tokens))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -122,7 +124,7 @@ def _total_and_slopes(hidden_BTD, table_VD, targets_BT, weights_BT, settings: _S
     zeros_RVD = jnp.zeros((cut[0].shape[1], *table_VD.shape), jnp.float32)
     dw_RVD, (dx, tokens) = jax.lax.scan(tile, constrain(zeros_RVD, "rows", "vocab_act", None), cut)
     dw_VD = constrain(jnp.sum(dw_RVD, axis=0), "vocab", "embed")
-    dx_BTD, *tokens = _join((dx, *tokens), targets_BT.shape)
+    dx_BTD, *tokens = (_join(x, targets_BT.shape) for x in (dx, *tokens))
     tokens = TokenLosses(*tokens)
     return (_weigh(tokens, weights_BT, settings), tokens), (dx_BTD, dw_VD.astype(table_VD.dtype))
 
@@ -195,17 +197,13 @@ def _cut(arrays: tuple[Array, ...], tile_tokens: int) -> tuple[Array, ...]:
     return tuple(cut(x) for x in arrays)
 
 
-def _join(tree, shape: tuple[int, int]):
-    """The inverse of `_cut`, for every array of the tree: [n, R, K, …] as [B, T, …], without the padding."""
+def _join(x, shape: tuple[int, ...]):
+    """The inverse of `_cut`: [n, R, K, …] as [B, T, …], without the padding."""
     rows, length = shape
-
-    def join(x):
-        tiles, groups, _, *inner = x.shape
-        x = jnp.moveaxis(x.reshape(tiles, groups, rows // groups, -1, *inner), 0, 2)
-        x = x.reshape(rows, -1, *inner)[:, :length]
-        return constrain(x, "rows", *(None,) * (x.ndim - 1))
-
-    return jax.tree.map(join, tree)
+    tiles, groups, _, *inner = x.shape
+    x = jnp.moveaxis(x.reshape(tiles, groups, rows // groups, -1, *inner), 0, 2)
+    x = x.reshape(rows, -1, *inner)[:, :length]
+    return constrain(x, "rows", *(None,) * (x.ndim - 1))
 
 
 def _tiling(rows: int, length: int, tile_tokens: int) -> tuple[int, int]:
