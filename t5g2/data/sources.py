@@ -23,6 +23,9 @@ OnBadRecord = Literal["stop", "skip"]
 # A longer text file is read as several documents of about this size, so that a piece of it is near at hand.
 SPAN_BYTES = 1 << 16
 
+# Of the bad records that are skipped, so many are named, and all are counted.
+SHOWN_RECORDS = 10
+
 # Documents and pieces of fewer tokens are not worth a place: a document this short is left out, and a text that would
 # end in a piece this short ends in two equal ones instead.
 SHORTEST_TOKENS = 8
@@ -260,8 +263,9 @@ def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord) ->
                     raise UserError(
                         f"{file}, {place}: {error}; mend it, or leave such records out with on_bad_record=skip"
                     ) from None
-                log.warning("%s, %s: %s; left out", file, place, error)
                 skipped += 1
+                if skipped <= SHOWN_RECORDS:
+                    log.warning("%s, %s: %s; left out", file, place, error)
                 continue
             digest.update(len(text).to_bytes(8, "little") + text.encode())
             characters += len(text)
@@ -306,8 +310,8 @@ def _line_spans(path: str) -> Iterator[Span]:
     with open(path, "rb") as file:
         offset = 0
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", offset, line
+            if record := line.rstrip():
+                yield f"line {number}", offset, record
             offset += len(line)
 
 

@@ -1,0 +1,79 @@
+"""Streams: exact mixes, different draws, examples that depend on nothing but their number."""
+
+import numpy as np
+import pytest
+
+from t5g2.data.streams import Selection, StreamReader, examples_of, open_corpus, seed_of
+from tests.data import corpus
+
+
+def test_the_drawn_selection():
+    selection = Selection((2, 1), seed=0, stream=0)
+    selection._draw = lambda block: np.array([[(0, 0), (1, 0), (0, 1)], [(1, 0), (0, 0), (0, 1)]][block])
+    assert [selection[i] for i in range(6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (0, 3)]
+
+
+@pytest.mark.parametrize("weights", [(1,), (3, 1), (1, 1), (5, 3, 2)])
+def test_every_block_has_the_weights_exactly_and_no_example_twice(weights):
+    selection, size = Selection(weights, seed=1, stream=2), sum(weights)
+    draws = [selection[i] for i in range(size * 50)]
+    for block in range(50):
+        sources = [source for source, _ in draws[block * size : (block + 1) * size]]
+        assert np.bincount(sources, minlength=len(weights)).tolist() == list(weights)
+    for source, weight in enumerate(weights):
+        assert [n for s, n in draws if s == source] == list(range(50 * weight))
+
+
+def test_the_order_in_a_block_follows_from_seed_stream_and_block():
+    def sources(seed, stream):
+        selection = Selection((3, 3), seed=seed, stream=stream)
+        return [selection[i][0] for i in range(60)]
+
+    assert sources(0, 0) == sources(0, 0)
+    assert sources(0, 0) != sources(0, 1)
+    assert sources(0, 0) != sources(1, 0)
+    assert sources(0, 0)[:6] * 10 != sources(0, 0)
+    backwards = Selection((3, 3), seed=0, stream=0)
+    assert [backwards[i][0] for i in reversed(range(60))] == sources(0, 0)[::-1]
+
+
+def test_example_k_is_a_pure_function_of_k(tmp_path):
+    opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
+    one, other = examples_of(opened, 0, seed=5), examples_of(opened, 0, seed=5)
+    pieces = len(opened.pieces[0])
+    for k in (0, 7, pieces, 3 * pieces + 1):
+        _ = other[k + 1]  # whatever was drawn before
+        for name in one[k]:
+            np.testing.assert_array_equal(one[k][name], other[k][name])
+        assert one[k]["ids"][0, 0] == 2 * k
+
+
+def test_epochs_are_shuffled_anew_and_denoised_anew(tmp_path):
+    opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
+    examples, pieces = examples_of(opened, 0, seed=5), len(opened.pieces[0])
+    denoisers = np.array([examples[k]["ids"][0, 1] for k in range(2 * pieces)]).reshape(2, pieces)
+    assert not np.array_equal(denoisers[0], denoisers[1])
+    shuffled = opened.pieces[0]
+    assert len({tokens.tobytes() for tokens in (shuffled[i] for i in range(pieces))}) == pieces
+    assert not np.array_equal(examples[0]["encoder"], examples[pieces]["encoder"])
+
+
+def test_streams_see_different_draws(tmp_path):
+    opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
+    ids = []
+    for stream in range(4):
+        reader = StreamReader(opened, stream, seed=5)
+        ids.append([int(i) for _ in range(6) for i in reader.next()["ids"][:, 0] if i >= 0])
+    flat = [i for part in ids for i in part]
+    assert len(set(flat)) == len(flat)
+    for stream, part in enumerate(ids):
+        assert {i // 2 % 4 for i in part} == {stream}
+        # both sources in every stream, in the mix's proportion
+        share = np.mean([i % 2 == 0 for i in part])
+        assert abs(share - 0.75) < 0.15
+
+
+def test_seeds_differ_by_name():
+    names = [("shuffle", 0), ("shuffle", 1), ("mix",), ("rows", 0), ("example",)]
+    assert len({seed_of(seed, *name) for seed in (0, 1) for name in names}) == 10
+    assert seed_of(0, "mix") == seed_of(0, "mix") < 2**32
