@@ -67,7 +67,7 @@ def panels(runs: Sequence[Any], metrics: Mapping[str, str], *, from_zero: bool =
         for axes, (title, metric) in zip(grid, metrics.items(), strict=True):
             for run in runs:
                 steps, values = run.series(metric)
-                few = {"marker": "o", "markersize": 3} if len(steps) < 40 else {}
+                few = {"marker": "o", "markersize": 3} if len(steps) < 40 and not from_zero else {}
                 axes.plot(steps, values, color=run.color, linewidth=1.5, **few)
             axes.set_title(title)
             _finish(axes, ticker)

@@ -172,7 +172,7 @@ def read(folder: Path) -> Report:
 def read_run(folder: Path, name: str, *, color: str = COLORS[0]) -> Run:
     """The run in a folder, which may lack any of its files or not exist."""
     metrics, provenance = folder / "metrics.jsonl", _read_json(folder / "provenance.json")
-    samples = sorted((folder / "samples").glob("*.jsonl"))
+    samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
     return Run(
         name=name,
         color=color,
@@ -207,7 +207,8 @@ def summary(report: Report) -> Table:
         ("MFU", lambda run: percent(run.median("mfu"))),
         ("padding, encoder", lambda run: percent(run.median("padding/encoder"))),
         ("padding, decoder", lambda run: percent(run.median("padding/decoder"))),
-        ("memory, GiB", lambda run: number(run.last("memory_gib"), 2)),
+        ("memory of a device, GiB", lambda run: number(run.last("memory/device_gib"), 2)),
+        ("memory of the process, GiB", lambda run: number(run.last("memory/host_gib"), 2)),
         ("time", lambda run: NONE if run.seconds is None else logs.duration(run.seconds)),
     ]
     cells = [[title, *(fact(run) for run in report.runs)] for title, fact in facts]

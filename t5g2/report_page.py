@@ -6,13 +6,12 @@ Text becomes HTML through `tag` alone, which escapes it; so nothing that a run w
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
 
 from t5g2 import plots
-from t5g2.core.settings import flatten
-from t5g2.report import NONE, Report, Run, Table, different_settings, number, state
+from t5g2.report import NONE, Report, Run, Table, different_settings, state
 
 STYLE = """
 :root { color-scheme: light dark; --text: #23272e; --quiet: #6a7280; --line: #e3e6ea; --back: #fcfcfb;
@@ -215,38 +214,56 @@ def samples(report: Report) -> list[Html]:
 
 
 def provenance(report: Report) -> list[Html]:
-    """Where the weights of each adapted run come from, leaf by leaf."""
+    """Where every weight of the adapted runs comes from."""
     made = [tag("h2", "Where the weights come from")]
     for run in report.runs:
         if run.provenance is None:
             continue
-        rows = leaf_rows(run.provenance)
-        counts: dict[str, int] = {}
-        for row in rows:
-            how = str(row.get("how", row.get("status", "")))
-            counts[how] = counts.get(how, 0) + 1
-        tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in counts.items() if how]
-        columns = list(dict.fromkeys(chain.from_iterable(rows)))
-        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-        made += [
-            tag("h3", name_of(run)),
-            tag("div", *tiles, kind="tiles"),
-            tag("details", tag("summary", f"all {len(rows)} leaves"), table_of(Table(columns, cells), kind="words")),
-        ]
+        account = run.provenance
+        uses = Counter(use["how"] for row in account["rows"] for use in row["targets"])
+        uses["dropped"] = sum(not row["targets"] for row in account["rows"])
+        tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in uses.items()]
+        about = f"Recipe {account['recipe']}, from {account['source']}." if account["source"] else None
+        changed = [tag("p", f"Changed: {line}", kind="quiet") for line in account["settings"]]
+        made += [tag("h3", name_of(run)), tag("p", about, kind="quiet"), tag("div", *tiles, kind="tiles"), *changed]
+        made.append(table_of(leaves(account["rows"]), kind="words"))
     return (
         made if len(made) > 1 else [*made, missing("No provenance.json: no run here was adapted from another model.")]
     )
 
 
-def leaf_rows(provenance: Any) -> list[dict]:
-    """The table in provenance.json: a list of objects, found under any key; otherwise the whole file, flattened."""
-    if isinstance(provenance, list) and all(isinstance(row, dict) for row in provenance):
-        return provenance
-    if isinstance(provenance, dict):
-        for value in provenance.values():
-            if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-                return value
-    return [{"what": path, "value": value} for path, value in flatten(provenance).items()]
+def leaves(rows: Sequence[dict]) -> Table:
+    """The account of an adaptation; rows that differ in the layer alone are one line: layers 0-3, 5."""
+    grouped: dict[tuple, list[int]] = {}
+    for row in rows:
+        source, layer = _layer(row["source"] or NONE)
+        targets = [(*_layer(use["leaf"]), use["how"], use["note"]) for use in row["targets"]]
+        layer = next((found for _, found, _, _ in targets if found is not None), layer)
+        how = ", ".join(dict.fromkeys(how for _, _, how, _ in targets)) or "dropped"
+        into = tuple(path + (f" ({note})" if note else "") for path, _, _, note in targets)
+        grouped.setdefault((how, source, into, str(row["shape"])), []).extend([] if layer is None else [layer])
+    lines = [
+        [how, source, ", ".join(into) or NONE, _ranges(layers), shape]
+        for (how, source, into, shape), layers in grouped.items()
+    ]
+    return Table(["how", "source leaf", "target leaves", "layers", "shape of one"], lines)
+
+
+def _layer(name: str) -> tuple[str, int | None]:
+    """("layers.attention.q", 7) of "layers.attention.q.7"."""
+    path, _, last = name.rpartition(".")
+    return (path, int(last)) if last.isdigit() else (name, None)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """ "0-3, 5" of [0, 1, 2, 3, 5]; a dash of none."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or NONE
 
 
 def throughput(report: Report) -> list[Html]:
@@ -256,13 +273,14 @@ def throughput(report: Report) -> list[Html]:
         "MFU": "mfu",
         "padding, encoder": "padding/encoder",
         "padding, decoder": "padding/decoder",
-        "memory, GiB": "memory_gib",
+        "memory of a device, GiB": "memory/device_gib",
+        "memory of the process, GiB": "memory/host_gib",
     }
     found = {title: m for title, m in wanted.items() if any(run.series(m)[0] for run in report.runs)}
     if not found:
         return [
             tag("h2", "Speed, padding, memory"),
-            missing("None of tokens_per_s, padding and memory_gib is recorded yet."),
+            missing("None of tokens_per_s, padding/… and memory/… is recorded yet."),
         ]
     text = "Tokens are those that are no padding, encoder and decoder together; padding is a share of all slots."
     return [
@@ -340,9 +358,3 @@ def _of(task: str, what: str) -> str:
 
 def _dot(color: str) -> Html:
     return tag("i", kind="dot", style=f"background:{color}")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return NONE
-    return number(value) if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

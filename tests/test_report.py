@@ -31,8 +31,8 @@ def write_run(folder, *, end, steps=20, sample="of the text", **files):
     (folder / "samples").mkdir()
     rows = [{"kind": "completion", "prompt": "The for <b>statement</b>", "output": sample, "reference": "is"}]
     rows += [{"kind": "filling", "prompt": "a <sentinel_0> c", "output": "<sentinel_0>b", "reference": None}]
-    (folder / "samples" / "00000010.jsonl").write_text('{"prompt": "old"}\n')
-    (folder / "samples" / "00000020.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut')
+    (folder / "samples" / "5.jsonl").write_text('{"prompt": "old"}\n')
+    (folder / "samples" / "20.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut')
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
 
@@ -40,7 +40,7 @@ def write_run(folder, *, end, steps=20, sample="of the text", **files):
 @pytest.fixture
 def sweep(tmp_path):
     folder = tmp_path / "sweep"
-    write_run(folder / "adapted", end=2.0, done={"step": 20}, provenance={"leaves": LEAVES})
+    write_run(folder / "adapted", end=2.0, done={"step": 20}, provenance=ACCOUNT)
     write_run(folder / "scratch", end=2.5, sample="<script>alert(1)</script>")
     parts = [
         {"name": name, "kind": "variant", "command": f"t5g2 train --workdir={name}", "result": f"{name}/done.json"}
@@ -52,10 +52,20 @@ def sweep(tmp_path):
     return folder
 
 
-LEAVES = [
-    {"target": "decoder.layers.attention.q", "layer": 0, "how": "copied", "source": "layers.attention.q"},
-    {"target": "embedder.eoi", "layer": None, "how": "initialised", "source": None},
-]
+def copied(source, *targets, shape):
+    return {"source": source, "shape": shape, "targets": [{"leaf": t, "how": "copied", "note": ""} for t in targets]}
+
+
+ACCOUNT = {
+    "recipe": "merged",
+    "source": "runs/source",
+    "settings": ["window: 4 -> 5"],
+    "rows": [
+        *(copied(f"layers.q.{i}", f"encoder.layers.q.{i}", f"decoder.layers.q.{i}", shape=[8, 2]) for i in (0, 1, 3)),
+        {"source": None, "shape": [8], "targets": [{"leaf": "embedder.eoi", "how": "initialised", "note": "zeros"}]},
+        {"source": "head.bias", "shape": [9], "targets": []},
+    ],
+}
 
 
 def test_a_sweep_becomes_a_page_a_table_and_a_csv(sweep, capsys):
@@ -128,8 +138,10 @@ def test_the_page_is_well_formed_and_shows_each_part(sweep):
         "Training loss",
         "Span fillings",
         "the text itself",
-        "1 copied 1 initialised all 2 leaves",
-        "decoder.layers.attention.q 0 copied layers.attention.q",
+        "Recipe merged, from runs/source. 6 copied 1 initialised 1 dropped Changed: window: 4 -&gt; 5",
+        "copied layers.q encoder.layers.q, decoder.layers.q 0-1, 3 [8, 2]",
+        "initialised – embedder.eoi (zeros) – [8]",
+        "dropped head.bias – – [9]",
         "init.adapt adapted scratch",  # the setting that differs
         "t5g2 train --workdir=adapted",
     ):
@@ -148,7 +160,7 @@ def test_a_single_run_has_a_report_too(tmp_path, capsys):
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "experiment.json", "samples", "provenance.json"])
 def test_what_is_missing_is_said(tmp_path, missing):
     folder = tmp_path / "run"
-    write_run(folder, end=2.0, provenance=LEAVES)
+    write_run(folder, end=2.0, provenance=ACCOUNT)
     if missing == "samples":
         for file in (folder / "samples").iterdir():
             file.unlink()

@@ -45,6 +45,9 @@ if "workdir" in flags and out.name != "forgets":
 """
 
 
+IDENTITY = Variant.identity
+
+
 @pytest.fixture(autouse=True)
 def no_real_configs(monkeypatch):
     """What a variant is, is taken from its command line; its config need not exist."""
@@ -247,6 +250,37 @@ def test_a_wrong_sweep_file_is_refused(tmp_path, text, message):
         (tmp_path / "x.py").write_text(text)
     with pytest.raises(UserError, match=message):
         sweep.run(tmp_path / "x.py", tmp_path / "runs")
+
+
+CONFIG = """
+def get_config(width=8):
+    model = dict(kind="gemma3", vocab_size=384, width=int(width), layers=1, mlp_width=8)
+    model |= dict(heads=1, kv_heads=1, head_size=8, window=4)
+    source = {"text": {"kind": "python"}, "objective": {"kind": "causal"}}
+    data = dict(sources=[source], tokenizer={"kind": "bytes"}, rows=2, streams=2)
+    data |= dict(encoder_length=0, decoder_length=32, piece_tokens=16)
+    optim = {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 0.1}}
+    return {"model": model, "data": data, "optim": optim, "train": {"steps": 3}}
+"""
+
+
+def test_a_variant_is_its_resolved_experiment(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG)
+    here = IDENTITY(Variant("a", config=str(file)), tmp_path)
+    assert here == IDENTITY(Variant("b", config=f"{file}:8", overrides={"train.steps": 3}), tmp_path)
+    assert here != IDENTITY(Variant("a", config=f"{file}:16"), tmp_path)
+    assert here != IDENTITY(Variant("a", config=str(file), overrides={"init.params": "{sweep}/b"}), tmp_path)
+
+
+def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monkeypatch):
+    monkeypatch.setattr(Variant, "identity", IDENTITY)
+    (tmp_path / "config.py").write_text(CONFIG)
+    file = str(tmp_path / "config.py")
+    parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
+    with pytest.raises(UserError, match=r"config\.train\.stepz.*did you mean 'steps'"):
+        sweep.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_an_unknown_launcher_is_refused(tmp_path):

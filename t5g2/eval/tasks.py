@@ -47,7 +47,7 @@ class Setting:
 
     data: DataConfig
     seed: int = 0
-    compute: Compute = Compute()  # noqa: RUF009 - frozen
+    compute: Compute = Compute()
     tile_tokens: int = 1024
     mesh: Mesh | None = None
     rows: range | None = None
