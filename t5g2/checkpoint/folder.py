@@ -137,31 +137,25 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
       UserError: as open_model.
     """
     folder = folder if isinstance(folder, ModelFolder) else open_model(folder)
-    return load(folder.config, cast(folder.leaves, param_dtype), mesh=mesh)
-
-
-def load(config: ModelConfig, leaves: Mapping[LeafKey, Leaf], *, mesh: Mesh | None = None) -> Any:
-    """The model of this config with these leaves, which all have one dtype."""
-    dtypes = {str(leaf.dtype) for leaf in leaves.values()}
-    if len(dtypes) > 1:
-        raise UserError(
-            f"the weights have several dtypes: {', '.join(sorted(dtypes))}; say which one to use (param_dtype)"
-        )
-    abstract = build.abstract(config, dtypes.pop())
+    abstract = build.abstract(folder.config, dtype_of(folder, param_dtype))
     shardings = None if mesh is None else meshes.shardings(abstract, mesh)
-    return tree.build(abstract, lambda key: leaves[key].read(), shardings=shardings)
+    leaves = tree.leaves(abstract)
+    return tree.build(abstract, lambda key: folder.leaves[key].read().astype(leaves[key].dtype), shardings=shardings)
 
 
-def cast(leaves: Mapping[LeafKey, Leaf], dtype: Any) -> Mapping[LeafKey, Leaf]:
-    """The leaves in another dtype, cast when they are read; None = as they are."""
-    if dtype is None:
-        return leaves
-    to = np.dtype(dtype)
+def dtype_of(folder: ModelFolder, chosen: Any = None) -> np.dtype:
+    """The dtype that was chosen, or else the one that all weights of the folder have.
 
-    def casting(leaf: Leaf) -> Leaf:
-        return Leaf(leaf.path, leaf.layer, leaf.shape, to, leaf.axes, lambda: leaf.read().astype(to))
-
-    return {key: casting(leaf) for key, leaf in leaves.items()}
+    Raises:
+      UserError: none was chosen, and they have several.
+    """
+    if chosen is not None:
+        return np.dtype(chosen)
+    dtypes = {str(leaf.dtype): leaf.dtype for leaf in folder.leaves.values()}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(dtypes))
+        raise UserError(f"the weights in {folder.path} have several dtypes: {names}; say which to use (param_dtype)")
+    return next(iter(dtypes.values()))
 
 
 def _tensor(leaf: Leaf) -> safetensors_io.Tensor:

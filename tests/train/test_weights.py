@@ -1,0 +1,91 @@
+"""Folders in, folders out: adapt and average as the commands call them."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.checkpoint.folder import load_model, open_model, save_model
+from t5g2.core import mesh as meshes
+from t5g2.core import tree
+from t5g2.core.errors import UserError
+from t5g2.data.tokenizer import Bytes
+from t5g2.models.config import to_dict
+from t5g2.train.weights import adapt_folder, adapt_into
+from tests import tiny, weights
+
+TOKENIZER = Bytes(sentinels=5)
+SOURCE = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "source"
+    save_model(folder, weights.model(SOURCE), tokenizer=TOKENIZER.to_dict())
+    return folder
+
+
+def test_a_folder_becomes_a_folder(source, tmp_path, capsys):
+    provenance = adapt_folder(source, "t5gemma2", tmp_path / "adapted")
+    made = open_model(tmp_path / "adapted")
+    assert made.config.decoder == made.config.encoder == SOURCE
+    assert made.config.eoi_id == TOKENIZER.id("end_of_image")
+    assert made.tokenizer == TOKENIZER.to_dict()
+    assert made.provenance == provenance.to_dict()
+    assert made.provenance["source"] == str(source)
+    assert capsys.readouterr().out == provenance.table() + "\n"
+    given, model = tree.leaves(weights.model(SOURCE)), tree.leaves(load_model(made))
+    for layer in range(SOURCE.layers):
+        for side in ("encoder", "decoder"):
+            leaf = model[f"{side}.layers.attention.k", layer].read()
+            np.testing.assert_array_equal(leaf, given["layers.attention.k", layer].read())
+
+
+def test_straight_onto_a_mesh(source, tmp_path, devices):
+    config = dataclasses.replace(tiny.T5GEMMA2, encoder=SOURCE, decoder=dataclasses.replace(SOURCE, window=5))
+    mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2))
+    model, provenance = adapt_into(source, config, mesh=mesh, param_dtype="bfloat16")
+    assert [x.sharding for x in jax.tree.leaves(model)] == jax.tree.leaves(meshes.shardings(model, mesh))
+    assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
+    assert provenance.settings == ("decoder.window: 4 in the source, 5 in the target",)
+    assert provenance.table().endswith("\nchanged  decoder.window: 4 in the source, 5 in the target")
+
+
+def test_a_target_from_a_file(source, tmp_path):
+    config = dataclasses.replace(tiny.T5GEMMA2, encoder=SOURCE, decoder=SOURCE, eoi_id=None)
+    (tmp_path / "model.json").write_text(json.dumps(to_dict(config)))
+    adapt_folder(source, str(tmp_path / "model.json"), tmp_path / "out")
+    assert open_model(tmp_path / "out").config == config
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("t5gemma2:270m", r"t5gemma2:270m-270m"),
+        ("t5gemma2:270m-270m", r"encoder.width: 32 in the source, 640 in the target"),
+        ("gemma3:270m", r"cannot adapt TextConfig to TextConfig"),
+        (
+            "nowhere/model.json",
+            r"nowhere/model.json does not exist; give a model.json, the name of a size, or t5gemma2",
+        ),
+        ("{broken}", r"broken.json is not JSON"),
+    ],
+)
+def test_wrong_targets(source, tmp_path, target, message):
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match=message):
+        adapt_folder(source, target.format(broken=tmp_path / "broken.json"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_folders(source, tmp_path):
+    with pytest.raises(UserError, match="exists already and is not overwritten"):
+        adapt_folder(source, "t5gemma2", source)
+    with pytest.raises(UserError, match="nowhere does not exist; give a model folder"):
+        adapt_folder(tmp_path / "nowhere", "t5gemma2", tmp_path / "out")
+    adapt_folder(source, "t5gemma2", tmp_path / "adapted")
+    with pytest.raises(UserError, match="the source is an encoder-decoder model already"):
+        adapt_folder(tmp_path / "adapted", "t5gemma2", tmp_path / "out")
