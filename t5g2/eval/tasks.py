@@ -23,7 +23,6 @@ from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources import Text, open_pieces
 from t5g2.data.streams import seed_of
-from t5g2.data.tokenizer import Tokenizer
 from t5g2.eval import metrics
 from t5g2.eval.generate import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums
@@ -164,18 +163,32 @@ class Samples(Task):
 
     def prepare(self, setting: Setting) -> Measure:
         """Chooses the pieces."""
-        tokenizer = setting.data.tokenizer
+        tokenizer, decode = setting.data.tokenizer, setting.data.tokenizer.decode
         pieces = self._choose(setting)
-        sentinels = tokenizer.specials.sentinel_ids(min(2, tokenizer.specials.sentinels))
-        completions = [(piece[: self.prompt_tokens], piece[self.prompt_tokens :]) for piece in pieces]
-        fillings = [without_spans(piece, self.span_tokens, sentinels) for piece in pieces]
-        say = partial(self._say, tokenizer=tokenizer, setting=setting)
+        completions = [("completion", piece[: self.prompt_tokens], piece[self.prompt_tokens :]) for piece in pieces]
+        fillings = []
+        if tokenizer.specials.sentinels >= 2:
+            sentinels = tokenizer.specials.sentinel_ids(2)
+            fillings = [("filling", *without_spans(piece, self.span_tokens, sentinels)) for piece in pieces]
 
         def measure(model: Model) -> Outcome:
-            found = say(model, completions, "completion")
-            if isinstance(model.config, EncoderDecoderConfig) and len(sentinels) == 2:
-                found += say(model, fillings, "filling")
-            return Outcome({}, found)
+            # all at once, because every shape is a program to compile
+            asked = completions + fillings if isinstance(model.config, EncoderDecoderConfig) else completions
+            made = generate_tokens(
+                model,
+                tokenizer,
+                [prompt for _, prompt, _ in asked],
+                max_new_tokens=self.max_new_tokens,
+                sampler=self.sampler,
+                compute=setting.compute,
+                seed=seed_of(setting.seed, "draws", self.name),
+            )
+            texts = [
+                {"prompt": decode(prompt), "output": decode(output), "reference": decode(reference)}
+                for (_, prompt, reference), output in zip(asked, made, strict=True)
+            ]
+            kinds = [{"task": self.name, "kind": kind} for kind, *_ in asked]
+            return Outcome({}, [kind | text for kind, text in zip(kinds, texts, strict=True)])
 
         return measure
 
@@ -187,35 +200,6 @@ class Samples(Task):
         order = np.random.default_rng(seed_of(setting.seed, "task", self.name)).permutation(len(pieces))
         drawn = [pieces[int(i)] for i in order[: 8 * self.examples]]
         return sorted(drawn, key=lambda piece: len(piece) < length)[: self.examples]
-
-    def _say(
-        self,
-        model: Model,
-        asked: list[tuple[np.ndarray, np.ndarray]],
-        kind: str,
-        *,
-        tokenizer: Tokenizer,
-        setting: Setting,
-    ) -> list[dict[str, Any]]:
-        made = generate_tokens(
-            model,
-            tokenizer,
-            [prompt for prompt, _ in asked],
-            max_new_tokens=self.max_new_tokens,
-            sampler=self.sampler,
-            compute=setting.compute,
-            seed=seed_of(setting.seed, "draws", self.name, kind),
-        )
-        return [
-            {
-                "task": self.name,
-                "kind": kind,
-                "prompt": tokenizer.decode(prompt),
-                "output": tokenizer.decode(output),
-                "reference": tokenizer.decode(reference),
-            }
-            for (prompt, reference), output in zip(asked, made, strict=True)
-        ]
 
 
 BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
