@@ -97,7 +97,15 @@ def generate(argv: list[str]) -> None:
     )
     from t5g2.train import prompting
 
-    prompting.generate(given)
+    if (given.prompt is None) == (given.input is None) or (given.input is None) != (given.out is None):
+        raise UserError("give either --prompt, or --input together with --out")
+    prompts = [given.prompt] if given.input is None else prompting.read_prompts(given.input)
+    options = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "seed": given.seed}
+    outputs = prompting.generate(given.model, prompts, **options)
+    if given.out is None:
+        print(outputs[0])
+    else:
+        prompting.write_outputs(given.out, prompts, outputs)
 
 
 def adapt(argv: list[str]) -> None:

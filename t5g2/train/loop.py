@@ -52,7 +52,7 @@ def train(
         plan = start.plan(experiment, world)
 
         # 3 weights: the first that applies of workdir, resume, adapt, params, scratch
-        saved = closing.enter_context(start.checkpoints(experiment, workdir, replay=replay))
+        saved = closing.enter_context(start.checkpoints(experiment, workdir, read_only=replay is not None))
         begun = start.begin(experiment, workdir, plan, saved, replay=replay)
         state, step, positions = begun.state, begun.step, begun.positions
         if step >= experiment.train.steps and (workdir / start.DONE).exists():
@@ -75,7 +75,7 @@ def train(
             if not stopped and start.due(step, experiment.eval.every_steps, first=True, last=last):
                 with tell.pause():
                     tell.outcome(step, evaluation.run(state.params, start.task_names(experiment, last)))
-            if stopped or start.due(step, experiment.save.every_steps, last=last):
+            if replay is None and (stopped or start.due(step, experiment.save.every_steps, last=last)):
                 tell.flush()  # raises if the step before was not finite
                 with tell.pause():
                     start.save(saved, experiment, step, state, positions=pipeline.positions)
@@ -93,5 +93,6 @@ def train(
         if stopped:
             log.info("stopped by %s at step %d; run the same command to go on", telling.signal_name(stopped), step)
             sys.exit(128 + stopped)
-        start.finish(experiment, workdir, step, state.params, begun.provenance)
+        if replay is None:
+            start.finish(experiment, workdir, step, state.params, begun.provenance)
         log.info("done: %d steps; %s", step, telling.last_scores(workdir))

@@ -129,12 +129,12 @@ class Teller:
     def _values(self, step: int, told: Metrics, batch: HostBatch) -> dict[str, float]:
         weight = max(float(told.weight), 1e-9)
         data = self._experiment.data
-        schedule = self._experiment.optim.schedule.make(self._experiment.train.steps)
         values = {
             "train/loss": float(told.loss) / weight,
             "train/accuracy": float(told.correct) / weight,
             "train/gradient_norm": float(told.gradient_norm),
-            "train/learning_rate": float(schedule(step - 1)),
+            "train/parameter_norm": float(told.parameter_norm),
+            "train/learning_rate": float(told.learning_rate),
             "train/tokens": int(told.tokens),
             "padding/decoder": padding(batch.batch.decoder),
             "data/batch": binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()),

@@ -1,0 +1,43 @@
+"""The tasks of an experiment on a checkpoint of its run."""
+
+from pathlib import Path
+
+import jax
+
+from t5g2.core import logs, mesh
+from t5g2.core.errors import UserError
+from t5g2.eval import evaluate
+from t5g2.train import start
+from t5g2.train.experiment import Experiment
+
+
+def evaluate_run(experiment: Experiment, folder: str, *, step: str = "last", tasks: tuple[str, ...] = ()) -> None:
+    """Prints the scores of a checkpoint; writes scores.json and predictions.jsonl to <workdir>/evaluations/<step>.
+
+    Args:
+      step: a number, or "last".
+      tasks: names; none = all of the experiment's.
+
+    Raises:
+      UserError: no such run, step or task.
+    """
+    if step != "last" and not step.isdigit():
+        raise UserError(f"--step={step}; give the number of a saved step, or last")
+    workdir = Path(folder)
+    logs.setup(process=jax.process_index())
+    world = mesh.make(experiment.mesh)
+    rows = start.local_rows(experiment, world)
+    with jax.set_mesh(world):
+        plan = start.plan(experiment, world)
+        with start.checkpoints(experiment, workdir, read_only=True) as saved:
+            restored = saved.restore(plan.abstract.params, step=None if step == "last" else int(step))
+        if restored is None:
+            raise UserError(f"{workdir} has no checkpoint; give the workdir of a run that has saved one")
+        evaluation = evaluate.Evaluation(experiment.eval.tasks, plan.setting(rows))
+        outcome = evaluation.run(restored.params, tasks or None)
+    evaluate.write(workdir / "evaluations" / str(restored.step), restored.step, outcome)
+    if logs.is_primary():
+        width = max(map(len, outcome.scores), default=0)
+        print(f"step {restored.step}")
+        for name, value in outcome.scores.items():
+            print(f"{name:{width}}  {value:.4f}")
