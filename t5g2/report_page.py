@@ -220,6 +220,9 @@ def provenance(report: Report) -> list[Html]:
         if run.provenance is None:
             continue
         account = run.provenance
+        if not isinstance(account, dict) or "rows" not in account:
+            made += [tag("h3", name_of(run)), tag("pre", json.dumps(account, indent=2))]
+            continue
         uses = Counter(use["how"] for row in account["rows"] for use in row["targets"])
         uses["dropped"] = sum(not row["targets"] for row in account["rows"])
         tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in uses.items()]

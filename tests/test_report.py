@@ -177,6 +177,12 @@ def test_what_is_missing_is_said(tmp_path, missing):
         assert (sentence in text) == (name == missing), name
 
 
+def test_a_provenance_of_another_kind_is_shown_as_it_is(tmp_path):
+    write_run(tmp_path / "run", end=2.0, provenance={"imported from": "<hub>"})
+    text = report.write(tmp_path / "run").read_text()
+    assert "{\n  &quot;imported from&quot;: &quot;&lt;hub&gt;&quot;\n}" in text
+
+
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     (tmp_path / "experiment.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "wall": 1.0, "train/loss": null}\n{"step": 2, "wa')

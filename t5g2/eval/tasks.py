@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import batch_sharding
+from t5g2.core.mesh import batch_sharding, constrain
 from t5g2.core.objective import Objective
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches, to_global
@@ -240,4 +240,5 @@ def _batch_sums(model: Model, batch: Batch, *, compute: Compute, tile_tokens: in
     # what stands at padding means nothing and need not be finite
     loss_BT = jnp.where(batch.weights > 0, batch.weights * tokens.loss_BT, 0.0)
     correct_BT = batch.weights * tokens.correct_BT.astype(jnp.float32)
-    return jnp.stack([jnp.sum(loss_BT), jnp.sum(correct_BT), jnp.sum(batch.weights)])
+    sums = jnp.stack([jnp.sum(loss_BT), jnp.sum(correct_BT), jnp.sum(batch.weights)])
+    return constrain(sums, None)  # whole on every host, so that each can read it
