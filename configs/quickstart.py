@@ -2,7 +2,7 @@
 
     t5g2 train --config=configs/quickstart.py:source  --workdir=runs/quickstart/source     # decoder-only, causal
     t5g2 train --config=configs/quickstart.py:adapted --workdir=runs/quickstart/adapted    # from it, UL2
-    t5g2 train --config=configs/quickstart.py:scratch --workdir=runs/quickstart/scratch    # the same batches, from nothing
+    t5g2 train --config=configs/quickstart.py:scratch --workdir=runs/quickstart/scratch    # same batches, from nothing
 
 Text: the language reference and the standard library of the Python that runs it, 1 byte = 1 token.
 """
@@ -40,7 +40,7 @@ def get_config(arm="adapted"):
         "tokenizer": {"kind": "bytes"},
         "piece_tokens": PIECE_TOKENS,
         "rows": 8,
-        "encoder_length": 0 if source else 256,
+        "encoder_length": 0 if source else 192,
         "decoder_length": 256,
         "streams": 16,
     }

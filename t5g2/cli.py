@@ -152,14 +152,14 @@ def check(argv: list[str]) -> None:
 
 
 def data(argv: list[str]) -> None:
-    """Shows the first examples of a config's data as a person reads them, the shares of its denoisers, and its padding.
+    """Shows the first rows of a config's data as a person reads them, the shares of its denoisers, and its padding.
 
     Example: t5g2 data --config=configs/quickstart.py:adapted --n=3
     """
-    given, overrides = parse(data, argv, config=CONFIG, n=Flag(3, "examples to show"))
+    given, overrides = parse(data, argv, config=CONFIG, n=Flag(3, "rows to show"))
     from t5g2.train import experiment, preview
 
-    preview.show(experiment.load(given.config, overrides), examples=given.n)
+    preview.show(experiment.load(given.config, overrides), rows=given.n)
 
 
 def sweep(argv: list[str]) -> None:
