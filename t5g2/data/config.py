@@ -34,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data of a run; the batches follow from it and a seed, and from nothing else but for the last three fields.
+    """The data of a run. The batches follow from it and a seed alone; workers and prefetch do not change them.
 
     Attributes:
       sources: what is mixed.

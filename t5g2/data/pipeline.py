@@ -3,10 +3,9 @@
 import functools
 import logging
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker, util
+from multiprocessing import util
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
 from t5g2.data import packing, sources
 from t5g2.data.config import DataConfig, Source
-from t5g2.data.streams import Position, Units, UnitsReader, examples_of, in_order, open_corpus, seed_of
+from t5g2.data.streams import START, Position, Units, UnitsReader, examples_of, in_order, open_corpus, seed_of
 from t5g2.data.workers import WorkersReader
 
 __all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "finite_batches", "to_global"]
@@ -112,6 +111,11 @@ class Statistics:
             self.encoder_tokens += int(np.count_nonzero(batch.encoder.segments))
             self.encoder_slots += batch.encoder.segments.size
 
+    @property
+    def tokens(self) -> int:
+        """Encoder and decoder tokens that are no padding."""
+        return self.encoder_tokens + self.decoder_tokens
+
     def summary(self) -> dict[str, float]:
         """Shares of padding (0 to 1), tokens that are no padding, and examples a row."""
         return {
@@ -184,8 +188,8 @@ def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
 def _positions(given: Mapping[Any, Sequence[int]] | None, streams: Sequence[int]) -> dict[int, Position]:
     """The positions of `streams`."""
     if given is None:
-        return dict.fromkeys(streams, (0, 0, 0))
-    known = {int(stream): tuple(map(int, position)) for stream, position in given.items()}
+        return dict.fromkeys(streams, START)
+    known = {int(stream): (int(a), int(b), int(c)) for stream, (a, b, c) in given.items()}
     missing = [stream for stream in streams if stream not in known]
     if missing:
         raise UserError(
@@ -220,10 +224,6 @@ class _Ahead:
 
 
 def _work(make_reader: Callable[[], Any], made: queue.Queue, stop: threading.Event) -> None:
-    # Signals are for the main thread, and for no process that is started from here: Ctrl-C and SIGTERM reach the whole
-    # process group, and the trainer saves first. Starting the resource tracker unblocks them again, so it goes first.
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     reader = None
     try:
         reader = make_reader()

@@ -32,17 +32,22 @@ SHORTEST_TOKENS = 8
 
 
 class Documents(Protocol):
-    """Texts in a fixed order. A pickle of them is small, and reads the files again where it is opened.
+    """Texts in a fixed order. A pickle of them is small, and reads the files again where it is opened."""
 
-    Attributes:
-      fingerprint: 16 hex digits of the texts and their order.
-      characters: of all texts.
-      skipped: records that could not be read and were left out.
-    """
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the texts and their order."""
+        ...
 
-    fingerprint: str
-    characters: int
-    skipped: int
+    @property
+    def characters(self) -> int:
+        """Of all texts."""
+        ...
+
+    @property
+    def skipped(self) -> int:
+        """Records that could not be read and were left out."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -321,15 +326,17 @@ def _python_texts() -> dict[str, str]:
     files = [folder / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
     texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
     try:
-        from pydoc_data.topics import topics
+        from pydoc_data import topics
+
+        reference = topics.topics
     except ImportError:
-        topics = {}
-    if not texts or not topics:
+        reference = {}
+    if not texts or not reference:
         raise UserError(
-            f"this Python has {len(texts)} modules as source in {folder} and {len(topics)} topics in pydoc_data; "
-            f"use a Python whose standard library is installed as source files, or another source of text"
+            f"this Python has {len(texts)} modules of its library as sources in {folder} and {len(reference)} topics "
+            f"in pydoc_data; use one that was installed with both, or another source of text"
         )
-    return texts | {f"topic {name}": text for name, text in topics.items()}
+    return texts | {f"topic {name}": text for name, text in reference.items()}
 
 
 def _rank(name: str) -> int:

@@ -163,8 +163,10 @@ def rows_of(corpus: Corpus, stream: int, *, seed: int) -> Any:
 
     config = corpus.config
     parts = [examples_of(corpus, i, seed=seed)[stream :: config.streams] for i in range(len(config.sources))]
-    weights = [source.weight for source in config.sources]
-    mixed = grain.MapDataset.select_from_datasets(parts, Selection(weights, seed=seed_of(seed, "mix"), stream=stream))
+    if len(parts) == 1:
+        return packing.packed(in_order(parts[0]), config, seed=seed_of(seed, "rows", stream))
+    selection: Any = Selection([s.weight for s in config.sources], seed=seed_of(seed, "mix"), stream=stream)
+    mixed = grain.MapDataset.select_from_datasets(parts, selection)
     return packing.packed(in_order(mixed), config, seed=seed_of(seed, "rows", stream))
 
 

@@ -5,9 +5,11 @@ each worker, whatever their number, and a batch's rows only have to be put back 
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,7 @@ WATCH_SECS = 0.5
 
 
 class WorkersReader:
-    """What a UnitsReader gives, made by `workers` processes.
-
-    Signals that are blocked in the calling thread are blocked in the workers.
-    """
+    """What a UnitsReader gives, made by `workers` processes; in a thread of its own, whose signals it blocks."""
 
     def __init__(
         self, corpus: Corpus, units: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
@@ -31,6 +30,10 @@ class WorkersReader:
 
         if not flags.FLAGS.is_parsed():  # grain reads its flags, and fails where nobody parsed any
             flags.FLAGS.mark_as_parsed()
+        # Ctrl-C and SIGTERM reach the whole process group, and the trainer still wants batches while it saves: what
+        # starts here inherits that they are blocked. Starting the resource tracker unblocks them, so that goes first.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         self._workers = min(workers, len(units))
         dataset = _dataset(corpus, tuple(units), seed=seed, positions=positions)
         self._elements = iter(

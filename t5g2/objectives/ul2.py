@@ -162,7 +162,8 @@ def random_parts(items: int, parts: int, rng: np.random.Generator) -> np.ndarray
     With items = 7, parts = 3 and cuts after items 2 and 3: [2 1 4].
     """
     cuts = np.sort(rng.choice(items - 1, parts - 1, replace=False, shuffle=False)) + 1
-    return np.diff(cuts, prepend=0, append=items)
+    edges = np.concatenate(([0], cuts, [items]))
+    return edges[1:] - edges[:-1]
 
 
 def corrupt(

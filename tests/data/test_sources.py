@@ -176,8 +176,11 @@ def test_a_source_says_what_it_has(tmp_path):
 
 
 def probe(pickled):
-    """What a spawned worker sees of pickled documents, and which heavy modules it has."""
+    """What a spawned worker sees of pickled documents, and which heavy modules it has with all that makes examples."""
     import sys
+
+    import t5g2.data.pipeline
+    import t5g2.objectives  # noqa: F401
 
     documents = pickle.loads(pickled)
     heavy = [name for name in ("jax", "flax", "grain", "tensorflow") if name in sys.modules]

@@ -1,9 +1,12 @@
 """Streams: exact mixes, different draws, examples that depend on nothing but their number."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from t5g2.data.streams import Selection, StreamReader, examples_of, open_corpus, seed_of
+from t5g2.data.tokenizer import Bytes
 from tests.data import corpus
 
 
@@ -71,6 +74,14 @@ def test_streams_see_different_draws(tmp_path):
         # both sources in every stream, in the mix's proportion
         share = np.mean([i % 2 == 0 for i in part])
         assert abs(share - 0.75) < 0.15
+
+
+def test_the_fingerprint_changes_with_text_tokenizer_and_cut(tmp_path):
+    config = corpus.mixed(tmp_path, rows=2, streams=4)
+    same = {open_corpus(dataclasses.replace(config, **changes)).fingerprint for changes in ({}, {"rows": 4})}
+    assert len(same) == 1
+    for changes in ({"tokenizer": Bytes(101)}, {"piece_tokens": 39}, {"sources": config.sources[:1]}):
+        assert open_corpus(dataclasses.replace(config, **changes)).fingerprint not in same
 
 
 def test_seeds_differ_by_name():

@@ -3,6 +3,7 @@
 `python -m tests.data.trainer FILE` writes the pids of its workers, one a line, into FILE after the first batch.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -26,17 +27,14 @@ CONFIG = DataConfig(
 
 
 def main(path: str) -> None:
-    with Pipeline(CONFIG, seed=0) as pipeline:
+    with contextlib.suppress(KeyboardInterrupt), Pipeline(CONFIG, seed=0) as pipeline:
         pipeline.next()
         with open(path + ".part", "w") as file:
             file.writelines(f"{child.pid}\n" for child in multiprocessing.active_children())
         os.replace(path + ".part", path)
-        try:
-            while True:
-                pipeline.next()
-                time.sleep(0.05)
-        except KeyboardInterrupt:
-            pass
+        while True:
+            pipeline.next()
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Examples and packed rows as a person reads them."""
+
+import numpy as np
+
+from t5g2.core.batch import Batch, Example, HostBatch
+from t5g2.data.config import DataConfig
+from t5g2.data.tokenizer import Tokenizer
+
+
+def show(example: Example, tokenizer: Tokenizer) -> str:
+    """What the encoder reads and what the decoder is asked for, two lines; targets that do not count stand in ⟦ ⟧.
+
+        encoder  The <sentinel_0> sat on <sentinel_1>
+        targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
+
+    Decoder inputs are not shown: they are BOS and the targets but the last.
+    """
+    targets = _marked(example.targets, example.weights, tokenizer)
+    return f"encoder  {_line(tokenizer.decode(example.encoder_tokens))}\ntargets  {targets}"
+
+
+def show_row(batch: HostBatch, row: int, config: DataConfig) -> str:
+    """The examples of one row, each with its id, source and denoiser, and how full the row is.
+
+    row 0 of stream 3: 2 examples, encoder 37 of 96 tokens, decoder 58 of 96
+    [1] example 12, source many, denoiser mu3_r15
+    encoder  …
+    targets  …
+    """
+    data, ids = batch.batch, batch.example_ids[row]
+    decoder_full = f"decoder {_count(data.decoder.segments[row])}"
+    full = f"encoder {_count(data.encoder.segments[row])}, {decoder_full}" if data.encoder else decoder_full
+    count = int(np.sum(ids >= 0))
+    lines = [f"row {row} of stream {batch.streams[row]}: {count} example{'s' * (count != 1)}, {full}"]
+    for segment, example_id in enumerate(ids[:count].tolist(), start=1):
+        here = data.decoder.segments[row] == segment
+        source, denoiser = data.sources[row][here][0], data.denoisers[row][here][0]
+        example = _example(data, row, segment)
+        name = f"example {example_id}, source {config.names[source]}, denoiser {config.denoisers[denoiser]}"
+        lines += [f"[{segment}] {name}", show(example, config.tokenizer)]
+    return "\n".join(lines)
+
+
+def _example(data: Batch, row: int, segment: int) -> Example:
+    """An example of a packed row, taken out again."""
+    here = data.decoder.segments[row] == segment
+    encoder = np.empty(0, np.int32)
+    if data.encoder is not None:
+        encoder = data.encoder.tokens[row][data.encoder.segments[row] == segment]
+    return Example(encoder, data.decoder.tokens[row][here], data.targets[row][here], data.weights[row][here])
+
+
+def _marked(tokens: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer) -> str:
+    """The text, with ⟦ ⟧ around runs of tokens of weight 0."""
+    silent = weights == 0.0
+    starts = np.flatnonzero(silent[1:] != silent[:-1]) + 1
+    text = ""
+    for run, quiet in zip(np.split(tokens, starts), np.split(silent, starts), strict=True):
+        shown = _line(tokenizer.decode(run))
+        text += f"⟦{shown}⟧" if quiet[0] else shown
+    return text
+
+
+def _line(text: str) -> str:
+    """On one line: ends of lines as ⏎."""
+    return text.replace("\r", "␍").replace("\n", "⏎")
+
+
+def _count(segments: np.ndarray) -> str:
+    return f"{np.count_nonzero(segments)} of {len(segments)} tokens"
