@@ -60,6 +60,9 @@ mark { background: none; color: #b0703a; font-weight: 600; }
 """
 
 
+NOTHING = "-"  # in provenance.json: the source of a leaf that is initialised, the target of one that is dropped
+
+
 class Html(str):
     """Text that is markup already."""
 
@@ -220,35 +223,35 @@ def provenance(report: Report) -> list[Html]:
         if run.provenance is None:
             continue
         account = run.provenance
-        if not isinstance(account, dict) or "rows" not in account:
+        if not isinstance(account, dict) or "leaves" not in account:
             made += [tag("h3", name_of(run)), tag("pre", json.dumps(account, indent=2))]
             continue
-        uses = Counter(use["how"] for row in account["rows"] for use in row["targets"])
-        uses["dropped"] = sum(not row["targets"] for row in account["rows"])
-        tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in uses.items()]
-        about = f"Recipe {account['recipe']}, from {account['source']}." if account["source"] else None
+        counts = Counter(leaf["how"] for leaf in account["leaves"])
+        tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in counts.items()]
+        about = f"Recipe {account['recipe']}, from {account['source']}; target leaves by what became of them:"
         changed = [tag("p", f"Changed: {line}", kind="quiet") for line in account["settings"]]
         made += [tag("h3", name_of(run)), tag("p", about, kind="quiet"), tag("div", *tiles, kind="tiles"), *changed]
-        made.append(table_of(leaves(account["rows"]), kind="words"))
+        made.append(table_of(weights(account["leaves"]), kind="words"))
     return (
         made if len(made) > 1 else [*made, missing("No provenance.json: no run here was adapted from another model.")]
     )
 
 
-def leaves(rows: Sequence[dict]) -> Table:
-    """The account of an adaptation; rows that differ in the layer alone are one line: layers 0-3, 5."""
+def weights(leaves: Sequence[dict]) -> Table:
+    """The account of an adaptation, a line a source leaf; those that differ in the layer alone are one line."""
+    by_source: dict[tuple[str, str], list[dict]] = {}
+    for leaf in leaves:
+        alone = leaf["target"] if leaf["source"] == NOTHING else ""  # every initialised leaf is a line of its own
+        by_source.setdefault((leaf["source"], alone), []).append(leaf)
     grouped: dict[tuple, list[int]] = {}
-    for row in rows:
-        source, layer = _layer(row["source"] or NONE)
-        targets = [(*_layer(use["leaf"]), use["how"], use["note"]) for use in row["targets"]]
-        layer = next((found for _, found, _, _ in targets if found is not None), layer)
-        how = ", ".join(dict.fromkeys(how for _, _, how, _ in targets)) or "dropped"
-        into = tuple(path + (f" ({note})" if note else "") for path, _, _, note in targets)
-        grouped.setdefault((how, source, into, str(row["shape"])), []).extend([] if layer is None else [layer])
-    lines = [
-        [how, source, ", ".join(into) or NONE, _ranges(layers), shape]
-        for (how, source, into, shape), layers in grouped.items()
-    ]
+    for (source, _), uses in by_source.items():
+        path, layer = _layer(source if source != NOTHING else uses[0]["target"])
+        how = ", ".join(dict.fromkeys(use["how"] for use in uses))
+        targets = [(_layer(use["target"])[0], use["note"]) for use in uses]
+        into = ", ".join(target + (f" ({note})" if note else "") for target, note in targets)
+        key = (how, path if source != NOTHING else NONE, into, uses[0]["shape"])
+        grouped.setdefault(key, []).extend([] if layer is None else [layer])
+    lines = [[how, path, into, _ranges(layers), shape] for (how, path, into, shape), layers in grouped.items()]
     return Table(["how", "source leaf", "target leaves", "layers", "shape of one"], lines)
 
 

@@ -52,18 +52,23 @@ def sweep(tmp_path):
     return folder
 
 
-def copied(source, *targets, shape):
-    return {"source": source, "shape": shape, "targets": [{"leaf": t, "how": "copied", "note": ""} for t in targets]}
+def leaf(how, source, target, shape, note=""):
+    return {"target": target, "how": how, "source": source, "shape": shape, "note": note}
 
 
 ACCOUNT = {
     "recipe": "merged",
     "source": "runs/source",
     "settings": ["window: 4 -> 5"],
-    "rows": [
-        *(copied(f"layers.q.{i}", f"encoder.layers.q.{i}", f"decoder.layers.q.{i}", shape=[8, 2]) for i in (0, 1, 3)),
-        {"source": None, "shape": [8], "targets": [{"leaf": "embedder.eoi", "how": "initialised", "note": "zeros"}]},
-        {"source": "head.bias", "shape": [9], "targets": []},
+    "leaves": [
+        *(
+            leaf("copied", f"layers.q.{i}", f"{s}.layers.q.{i}", "[8]")
+            for i in (0, 1, 3)
+            for s in ("encoder", "decoder")
+        ),
+        leaf("initialised", "-", "embedder.eoi", "[9]", "zeros"),
+        leaf("initialised", "-", "decoder.gate.2", "[7]"),
+        leaf("dropped", "head.bias", "-", "[5]"),
     ],
 }
 
@@ -138,10 +143,11 @@ def test_the_page_is_well_formed_and_shows_each_part(sweep):
         "Training loss",
         "Span fillings",
         "the text itself",
-        "Recipe merged, from runs/source. 6 copied 1 initialised 1 dropped Changed: window: 4 -&gt; 5",
-        "copied layers.q encoder.layers.q, decoder.layers.q 0-1, 3 [8, 2]",
-        "initialised – embedder.eoi (zeros) – [8]",
-        "dropped head.bias – – [9]",
+        "by what became of them: 6 copied 2 initialised 1 dropped Changed: window: 4 -&gt; 5",
+        "copied layers.q encoder.layers.q, decoder.layers.q 0-1, 3 [8]",
+        "initialised – embedder.eoi (zeros) – [9]",
+        "initialised – decoder.gate 2 [7]",
+        "dropped head.bias - – [5]",
         "init.adapt adapted scratch",  # the setting that differs
         "t5g2 train --workdir=adapted",
     ):
