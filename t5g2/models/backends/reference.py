@@ -3,6 +3,7 @@
 B batch, T queries, S keys of one source, N query heads, K key/value heads, G = N / K, H head size.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -46,28 +47,29 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """The values of all visible keys of all sources, averaged under one softmax; zeros where none is visible.
 
-    Scores, softmax and sums are float32; probabilities are rounded to the dtype of the values (as in transformers'
-    eager attention).
+    Scores, softmax and sums are float32; weights are rounded to the dtype of the values before they meet them, and
+    divided by their sum afterwards, which is an array S times smaller.
     """
     rows, length, heads, size = q_BTNH.shape
     kv_heads = sources[0][0].k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(rows, length, kv_heads, heads // kv_heads, size)
-    scores, masks = [], []
+    # a finite stand-in for -inf: a row without a visible key must not become inf - inf
+    hidden = float(jnp.finfo(jnp.float32).min)
+    scores = []
     for keys, mask in sources:
         s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, keys.k_BSKH, preferred_element_type=jnp.float32) * scale
         if softcap is not None:
             s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
-        see_BKGTS = jnp.broadcast_to(visible(query, keys.tokens, mask)[:, None, None], s_BKGTS.shape)
-        masks.append(see_BKGTS)
-        # a finite stand-in for -inf: a row without a visible key must not become inf - inf
-        scores.append(jnp.where(see_BKGTS, s_BKGTS, jnp.finfo(jnp.float32).min))
-    peak_BKGT1 = jnp.max(jnp.stack([jnp.max(s, axis=-1, keepdims=True) for s in scores]), axis=0)
-    peak_BKGT1 = jax.lax.stop_gradient(peak_BKGT1)
-    weights = [jnp.where(see, jnp.exp(s - peak_BKGT1), 0.0) for s, see in zip(scores, masks, strict=True)]
-    total_BKGT1 = jnp.sum(jnp.stack([jnp.sum(w, axis=-1, keepdims=True) for w in weights]), axis=0)
-    total_BKGT1 = jnp.where(total_BKGT1 == 0.0, 1.0, total_BKGT1)
-    o_BTKGH = jnp.zeros(q_BTKGH.shape, jnp.float32)
-    for (keys, _), w_BKGTS in zip(sources, weights, strict=True):
-        p_BKGTS = (w_BKGTS / total_BKGT1).astype(keys.v_BSKH.dtype)
-        o_BTKGH += jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, keys.v_BSKH, preferred_element_type=jnp.float32)
-    return o_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+        see_B11TS = visible(query, keys.tokens, mask)[:, None, None]
+        scores.append(jnp.where(see_B11TS, s_BKGTS, hidden))
+    peaks = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
+    peak_BKGT1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    total_BKGT1, o_BKGTH = 0.0, 0.0
+    for (keys, _), s_BKGTS in zip(sources, scores, strict=True):
+        w_BKGTS = jnp.exp(s_BKGTS - peak_BKGT1)
+        total_BKGT1 += jnp.sum(w_BKGTS, axis=-1, keepdims=True)
+        rounded_BKGTS = w_BKGTS.astype(keys.v_BSKH.dtype)
+        o_BKGTH += jnp.einsum("BKGTS,BSKH->BKGTH", rounded_BKGTS, keys.v_BSKH, preferred_element_type=jnp.float32)
+    # where nothing is visible every weight is exp(0): these rows are set to zero here, and their gradients with them
+    o_BKGTH = jnp.where(peak_BKGT1 > hidden, o_BKGTH / total_BKGT1, 0.0)
+    return jnp.einsum("BKGTH->BTKGH", o_BKGTH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
