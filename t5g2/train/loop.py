@@ -54,7 +54,7 @@ def train(
         # 3 weights: the first that applies of workdir, resume, adapt, params, scratch
         saved = closing.enter_context(start.checkpoints(experiment, workdir, read_only=replay is not None))
         begun = start.begin(experiment, workdir, plan, saved, replay=replay)
-        state, step, positions = begun.state, begun.step, begun.positions
+        state, step = begun.state, begun.step
         if step >= experiment.train.steps and (workdir / start.DONE).exists():
             log.info("done: %d steps; %s", step, telling.last_scores(workdir))
             return
@@ -62,8 +62,10 @@ def train(
         # 4 data: every stream at the position that these weights have seen
         evaluation = Evaluation(experiment.eval.tasks, plan.setting(rows))
         pipeline = closing.enter_context(
-            Pipeline(experiment.data, seed=experiment.train.seed, rows=rows, positions=positions)
+            Pipeline(experiment.data, seed=experiment.train.seed, rows=rows, positions=begun.positions)
         )
+
+        start.check_corpus(begun, pipeline, allow_change=allow_change)
 
         # 5 compile: once; memory, FLOPs and tokens are told before the first step
         update = plan.compile()
@@ -78,7 +80,7 @@ def train(
             if replay is None and (stopped or start.due(step, experiment.save.every_steps, last=last)):
                 tell.flush()  # raises if the step before was not finite
                 with tell.pause():
-                    start.save(saved, experiment, step, state, positions=pipeline.positions)
+                    start.save(saved, experiment, step, state, pipeline=pipeline)
             if stopped or last:
                 break
             host_batch = pipeline.next()

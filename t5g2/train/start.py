@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.state import Checkpoints
 from t5g2.core import logs, mesh, settings, tree
 from t5g2.core.batch import Batch, Stream
 from t5g2.core.errors import UserError
+from t5g2.data.pipeline import Pipeline
 from t5g2.data.streams import seed_of
 from t5g2.eval.tasks import Setting
 from t5g2.models import build
@@ -44,12 +44,14 @@ class Begun(NamedTuple):
       state: weights and optimizer, on the devices.
       step: updates that made it.
       positions: of the data streams; None = their start.
+      corpus: fingerprint of the text that the positions are in; None = any.
       provenance: where each weight of an adapted model came from, as plain data; None if it was not adapted here.
     """
 
     state: Any
     step: int
     positions: Mapping[str, Sequence[int]] | None
+    corpus: str | None
     provenance: Any
 
 
@@ -95,7 +97,7 @@ class Plan:
 
     experiment: Experiment
     world: jax.sharding.Mesh
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: optim.Updates
     abstract: TrainState
     batch: Batch
 
@@ -168,9 +170,9 @@ def plan(experiment: Experiment, world: jax.sharding.Mesh) -> Plan:
     return Plan(experiment, world, optimizer, abstract, batch)
 
 
-def checkpoints(experiment: Experiment, workdir: Path, *, replay: int | None = None) -> Checkpoints:
-    """The checkpoints of a run; a replay only reads them."""
-    return Checkpoints(workdir / CHECKPOINTS, keep=experiment.save.keep, read_only=replay is not None)
+def checkpoints(experiment: Experiment, workdir: Path, *, read_only: bool = False) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(workdir / CHECKPOINTS, keep=experiment.save.keep, read_only=read_only)
 
 
 def begin(experiment: Experiment, workdir: Path, plan: Plan, saved: Checkpoints, *, replay: int | None = None) -> Begun:
@@ -192,11 +194,11 @@ def begin(experiment: Experiment, workdir: Path, plan: Plan, saved: Checkpoints,
         step = jax.device_put(np.int32(restored.step), plan.abstract.step.sharding)
         state = TrainState(step, restored.params, restored.opt)
         provenance = read_json(workdir / PROVENANCE) if (workdir / PROVENANCE).exists() else None
-        return Begun(state, restored.step, restored.data, provenance)
+        return Begun(state, restored.step, restored.data, restored.meta["corpus"], provenance)
     params, provenance = first_params(experiment, plan)
     if provenance is not None and jax.process_index() == 0:
         write_json(workdir / PROVENANCE, provenance)
-    return Begun(states.fresh(params, plan.optimizer, plan.abstract), 0, None, provenance)
+    return Begun(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, provenance)
 
 
 def first_params(experiment: Experiment, plan: Plan) -> tuple[Any, Any]:
@@ -224,12 +226,34 @@ def first_params(experiment: Experiment, plan: Plan) -> tuple[Any, Any]:
     return states.fresh_params(experiment.model, plan.abstract, key=jax.random.key(seed), param_dtype=dtype), None
 
 
-def save(saved: Checkpoints, experiment: Experiment, step: int, state: TrainState, *, positions: Mapping) -> None:
+def check_corpus(begun: Begun, pipeline: Pipeline, *, allow_change: tuple[str, ...] = ()) -> None:
+    """Compares the text with the one that the saved positions are in.
+
+    Raises:
+      UserError: it has changed, and `allow_change` does not name data.corpus.
+    """
+    found = pipeline.corpus.fingerprint
+    if begun.corpus in (None, found):
+        return
+    if "data.corpus" not in allow_change:
+        raise UserError(
+            f"the text or its tokens have changed since step {begun.step} was saved (fingerprint {begun.corpus} -> "
+            f"{found}), so the saved positions would skip and repeat examples; restore the text, use a new --workdir, "
+            f"or go on with it on purpose: --allow_change=data.corpus"
+        )
+    log.warning("the text has changed since step %d was saved: %s -> %s", begun.step, begun.corpus, found)
+
+
+def save(saved: Checkpoints, experiment: Experiment, step: int, state: TrainState, *, pipeline: Pipeline) -> None:
     """Starts to save a state with the positions of all streams, unless this step is what the run was resumed at."""
-    everywhere = gather_positions(positions, experiment.data.streams)
+    everywhere = gather_positions(pipeline.positions, experiment.data.streams)
     if step in saved.steps():
         return
-    meta = {"experiment": experiments.fingerprint(experiment), "seed": experiment.train.seed}
+    meta = {
+        "experiment": experiments.fingerprint(experiment),
+        "seed": experiment.train.seed,
+        "corpus": pipeline.corpus.fingerprint,
+    }
     saved.save(step, state.params, state.opt, data=everywhere, meta=meta)
 
 
