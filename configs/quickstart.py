@@ -55,13 +55,17 @@ def get_config(arm="adapted"):
     }
     config.train = {"steps": 300 if source else 60}
     heldout = {"kind": "python", "split": "heldout"}
+    # the same targets for all three: the last 3/4 of a piece, given the first
+    suffix = {"name": "suffix_r75", "rate": 0.75}
+    continuation = {"kind": "causal", "context": 0.25} if source else {"kind": "ul2", "tasks": [suffix]}
     config.eval = {
         "every_steps": 100 if source else 20,
         "tasks": [
             {"kind": "heldout_loss", "text": heldout, "objective": objective, "examples": 64},
-            {"kind": "samples", "text": heldout, "examples": 3},
+            {"kind": "heldout_loss", "text": heldout, "objective": continuation, "name": "continuation"},
+            {"kind": "samples", "text": heldout, "examples": 3, "sampler": {"kind": "temperature", "t": 0.5}},
         ],
-        "final": ["samples"],
+        "final": ["continuation", "samples"],
     }
     config.save = {"every_steps": 100 if source else 20, "keep": 1}
     config.log = {"every_steps": 10}

@@ -103,7 +103,8 @@ class HeldoutLoss(Task):
     def prepare(self, setting: Setting) -> Measure:
         """Reads the batches, unless they are all of the text, which is read anew each time."""
         data = dataclasses.replace(setting.data, sources=(Source(self.text, self.objective, name=self.name),))
-        seed = seed_of(setting.seed, "task", self.name)
+        # not by the task's name: tasks of one run and of its relatives are asked about the same pieces
+        seed = seed_of(setting.seed, "held-out loss")
 
         def read(denoiser: str) -> Iterable[HostBatch]:
             return finite_batches(data, seed=seed, rows=setting.rows, denoiser=denoiser, examples=self.examples)

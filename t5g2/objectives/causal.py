@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from t5g2.core.batch import Example
-from t5g2.core.errors import unknown
+from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
 from t5g2.core.specials import Specials
 from t5g2.objectives.shift import teacher_forced
@@ -22,11 +22,22 @@ class Causal(Objective):
         targets         [11 12 13 14  1]
         weights         [ 1  1  1  1  1]
 
+    With context=0.5 the first half is read and not counted, as if a prefix language model had read it:
+
+        weights         [ 0  0  1  1  1]
+
     Attributes:
       eos: the targets end in EOS, also where a piece is not the end of its document.
+      context: share of the tokens at the start that do not count, at least 0 and below 1. With 1 - rate of a UL2
+        suffix it counts the very targets that the suffix has.
     """
 
     eos: bool = True
+    context: float = 0.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.context < 1.0:
+            raise UserError(f"context = {self.context}; it is a share of the tokens, at least 0 and below 1")
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -54,4 +65,7 @@ class Causal(Objective):
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens; nothing is drawn."""
-        return teacher_forced(np.empty(0, np.int32), tokens, specials=specials, eos=self.eos)
+        example = teacher_forced(np.empty(0, np.int32), tokens, specials=specials, eos=self.eos)
+        # rounded as UL2's suffix is, so that both count the same tokens
+        example.weights[: len(tokens) - max(round(len(tokens) * (1.0 - self.context)), 1)] = 0.0
+        return example
