@@ -106,6 +106,8 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table
         return None
     choices = [a for a in arguments if a is not type(None)]
     classes = [a for a in choices if dataclasses.is_dataclass(a)]
+    if isinstance(node, tuple(classes)):
+        return node
     if isinstance(node, Mapping) and len(classes) == 1:
         return _build_dataclass(classes[0], node, where, tables)
     if isinstance(node, Mapping) and classes:

@@ -1,0 +1,96 @@
+import copy
+from pathlib import Path
+
+import pytest
+
+from t5g2.core.errors import UserError
+from t5g2.train import experiment as experiments
+
+ROOT = Path(__file__).parent.parent.parent
+QUICKSTART = ROOT / "configs" / "quickstart.py"
+ARMS = ("source", "adapted", "scratch")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_dump_and_build_are_inverse(arm):
+    loaded = experiments.load(f"{QUICKSTART}:{arm}")
+    plain = experiments.dump(loaded)
+    assert experiments.build(plain) == loaded
+    assert experiments.build(copy.deepcopy(plain)) == loaded
+    assert experiments.fingerprint(experiments.build(plain)) == experiments.fingerprint(loaded)
+
+
+def test_the_fingerprint_changes_with_every_setting():
+    config = f"{QUICKSTART}:adapted"
+    changes = [(), (("train.seed", "1"),), (("optim.schedule.peak", "1e-3"),), (("data.sources.0.weight", "2"),)]
+    assert len({experiments.fingerprint(experiments.load(config, change)) for change in changes}) == len(changes)
+
+
+def test_the_arms_of_the_quickstart_differ_in_nothing_but_where_weights_come_from():
+    adapted, scratch = (experiments.dump(experiments.load(f"{QUICKSTART}:{arm}")) for arm in ("adapted", "scratch"))
+    assert adapted.pop("init") != scratch.pop("init")
+    assert adapted == scratch
+
+
+def test_a_size_by_name_and_nothing_beside_it():
+    plain = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    named = plain | {"model": {"size": "t5gemma2:270m-270m"}}
+    assert experiments.build(named).model.decoder.width == 640
+    with pytest.raises(UserError, match="model has a size and also width; a size is complete, so give one of them"):
+        experiments.build(plain | {"model": {"size": "t5gemma2:270m-270m", "width": 3}})
+    with pytest.raises(UserError, match=r"t5gemma2:270m-270m"):
+        experiments.build(plain | {"model": {"size": "t5gemma2:270m"}})
+
+
+def test_what_may_differ_on_resume():
+    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    free = {
+        "train.steps": "70",
+        "log.every_steps": "3",
+        "save.every_steps": "7",
+        "save.keep": "5",
+        "eval.every_steps": "9",
+        "mesh.fsdp": "2",
+        "compute.remat": "block",
+        "compute.backend": "reference",
+        "data.workers": "2",
+        "data.prefetch": "4",
+        "init.adapt.source": "elsewhere",
+    }
+    now = experiments.dump(experiments.load(f"{QUICKSTART}:adapted", list(free.items())))
+    changed = experiments.check_resume(saved, now)
+    assert set(changed) == set(free)
+    assert changed["train.steps"] == (60, 70)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("train.seed", "1"),
+        ("train.microbatches", "2"),
+        ("data.rows", "16"),
+        ("data.streams", "8"),
+        ("data.sources.0.weight", "2"),
+        ("optim.schedule.peak", "1e-4"),
+        ("model.decoder.window", "8"),
+        ("compute.dtype", "bfloat16"),
+    ],
+)
+def test_anything_else_is_refused_with_the_difference_unless_it_is_named(path, text):
+    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    now = experiments.dump(experiments.load(f"{QUICKSTART}:adapted", [(path, text)]))
+    with pytest.raises(UserError, match=rf"(?s)changed  {path}: .*--allow_change={path}"):
+        experiments.check_resume(saved, now)
+    assert list(experiments.check_resume(saved, now, allow=[path])) == [path]
+    parent = path.rpartition(".")[0]
+    assert list(experiments.check_resume(saved, now, allow=[parent])) == [path]
+
+
+def test_errors_of_config_files(tmp_path):
+    with pytest.raises(UserError, match=r"no config file .*quickstrat\.py; did you mean .*quickstart\.py\?"):
+        experiments.load(str(QUICKSTART.with_name("quickstrat.py")))
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match=r"empty\.py has no get_config\(\)"):
+        experiments.load(str(tmp_path / "empty.py"))
+    with pytest.raises(UserError, match=r"unknown arm of the quickstart 'sauce'; did you mean 'source'\?"):
+        experiments.load(f"{QUICKSTART}:sauce")

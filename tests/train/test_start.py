@@ -1,0 +1,85 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from t5g2.core.errors import UserError
+from t5g2.core.mesh import MeshShape, make
+from t5g2.train import experiment as experiments
+from t5g2.train import start, stop
+
+
+@pytest.fixture
+def tiny():
+    return experiments.load("configs/quickstart.py:source")
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [(0, [0, 10]), (4, [0, 4, 8, 10]), (5, [0, 5, 10])],
+)
+def test_due(every, expected):
+    assert [s for s in range(11) if start.due(s, every, first=True, last=s == 10)] == expected
+    assert [s for s in range(11) if start.due(s, every, last=s == 10)] == expected[1:]
+
+
+def test_positions_of_all_streams():
+    assert start.gather_positions({1: (8, 6, 14), 0: (2**40, 0, 9)}, 2) == {"0": [2**40, 0, 9], "1": [8, 6, 14]}
+    with pytest.raises(AssertionError, match="read by no process"):
+        start.gather_positions({1: (8, 6, 14)}, 2)
+
+
+def test_rows_that_cannot_be_dealt_out(tiny, devices):
+    world = make(MeshShape(data=4, fsdp=2))
+    assert start.local_rows(tiny, world) == range(8)
+    with pytest.raises(UserError, match=r"data\.rows = 12 cannot be dealt out to 8 groups .* must be a multiple of 8"):
+        start.local_rows(
+            experiments.load("configs/quickstart.py:source", [("data.rows", "12"), ("data.streams", "12")]), world
+        )
+
+
+def test_a_workdir_is_claimed_by_one_trainer_at_a_time(tiny, tmp_path):
+    workdir = tmp_path / "run"
+    with start.claimed(workdir, tiny):
+        assert json.loads((workdir / "experiment.json").read_text()) == experiments.dump(tiny)
+        with pytest.raises(UserError, match="another process trains in"), start.claimed(workdir, tiny):
+            pass
+    with start.claimed(workdir, tiny):
+        pass
+
+
+def test_a_workdir_that_is_something_else(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; give a folder"), start.claimed(tmp_path / "file", tiny):
+        pass
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match="is the workdir of a sweep"), start.claimed(tmp_path, tiny):
+        pass
+
+
+def test_a_replay_writes_nothing(tiny, tmp_path):
+    with start.claimed(tmp_path / "run", tiny, replay=3):
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    import os
+    import signal
+
+    with stop.on_signals() as stopping:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.agreed() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_first_weights_are_the_same_on_any_mesh(tiny, devices):
+    found = []
+    for shape in (MeshShape(data=1, fsdp=4, tensor=2), MeshShape(data=8)):
+        world = make(shape)
+        with jax.set_mesh(world):
+            params, _ = start.first_params(tiny, start.plan(tiny, world))
+            found.append([np.asarray(x) for x in jax.tree.leaves(params)])
+    assert all((a == b).all() for a, b in zip(*found, strict=True))
