@@ -3,7 +3,7 @@
 Conventions, the same everywhere:
   segments  int32, 0 = padding, 1.. = the examples of a packed row; encoder and decoder of one example share a number
   positions int32, from 0 within each example and on each side
-  blocks    int32, 0 = none; tokens of one non-zero block of one segment see each other both ways (image blocks, prefixes)
+  blocks    int32, 0 = none; tokens of one non-zero block of one segment see each other both ways (images, prefixes)
 
 Two examples packed in one row (encoder_length = 8, decoder_length = 6):
 
