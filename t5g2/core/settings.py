@@ -38,7 +38,7 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
             raise _wrong_type(where, node, f"a list of {len(arguments)}")
         pairs = zip(arguments, node, strict=True)
         return tuple(build(of, item, where=f"{where}.{i}", tables=tables) for i, (of, item) in enumerate(pairs))
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return _build_dataclass(annotation, node, where, tables)
     if members := _members((annotation,), tables):
         return _build_kind(members, node, where, tables)
@@ -78,7 +78,10 @@ def override(node: Any, path: str, text: str) -> None:
         if not isinstance(node, dict | list):
             here = ".".join(parents[: i + 1])
             raise UserError(f"cannot set {path}: {here} is {node!r}, which has no parts; set {here} itself")
-    node[_index(node, last, path) if isinstance(node, list) else last] = parse(text)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = parse(text)
+    else:
+        node[last] = parse(text)
 
 
 def parse(text: str) -> Any:
@@ -105,7 +108,7 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table
     if node is None and type(None) in arguments:
         return None
     choices = [a for a in arguments if a is not type(None)]
-    classes = [a for a in choices if dataclasses.is_dataclass(a)]
+    classes: list[type] = [a for a in choices if isinstance(a, type) and dataclasses.is_dataclass(a)]
     if isinstance(node, tuple(classes)):
         return node
     if isinstance(node, Mapping) and len(classes) == 1:

@@ -6,8 +6,8 @@ that exclude each other, lengths that hold no example. Below this file there is 
 
 import difflib
 import hashlib
-import importlib.util
 import json
+import runpy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,19 +197,10 @@ def read(config: str) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; give a Python file with get_config()"
         raise UserError(f"no config file {name}{hint}")
-    module = load_module(path)
-    if not hasattr(module, "get_config"):
+    names = runpy.run_path(str(path))
+    if "get_config" not in names:
         raise UserError(f"{name} has no get_config(); a config file defines one that returns a ConfigDict")
-    made = module.get_config(argument) if argument else module.get_config()
-    return _plain(made)
-
-
-def load_module(path: Path) -> Any:
-    """The module of a Python file outside the package (a config, an experiment)."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _plain(names["get_config"](*filter(None, [argument])))
 
 
 def build(node: Mapping[str, Any]) -> Experiment:

@@ -288,8 +288,8 @@ def local_rows(experiment: Experiment, world: jax.sharding.Mesh) -> range:
             f"{experiment.train.microbatches}; rows must be a multiple of {each}, or the mesh have fewer groups"
         )
     held = mesh.batch_sharding(world).addressable_devices_indices_map((rows,)).values()
-    starts, stops = zip(*(index[0].indices(rows)[:2] for index in held), strict=True)
-    return range(min(starts), max(stops))
+    spans = [index[0].indices(rows) for index in held if index is not None]
+    return range(min(first for first, _, _ in spans), max(end for _, end, _ in spans))
 
 
 def due(step: int, every: int, *, first: bool = False, last: bool = False) -> bool:
