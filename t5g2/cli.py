@@ -222,15 +222,15 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
     for name, flag in declared.items():
         if flag.required and values[name].value in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")
-    overrides = [tuple(a.lstrip("-").removeprefix("config.").partition("=")[::2]) for a in changes]
-    return values, overrides
+    parts = [a.lstrip("-").removeprefix("config.").partition("=") for a in changes]
+    return values, [(path, text) for path, _, text in parts]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("--help", "-h", "help"):
-        first = [f"  t5g2 {name:9} {inspect.getdoc(f).splitlines()[0]}" for name, f in COMMANDS.items()]
+        first = [f"  t5g2 {name:9} {(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()]
         print(
             "t5g2: decoder-only in, encoder-decoder out\n\n"
             + "\n".join(first)
