@@ -276,26 +276,35 @@ class Checkpoints:
         return UserError(f"{self._say(step, problems)}\nUse another step; there are: {others}")
 
     def _load(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
-        return self._orbax.load_checkpointables(step, dict(items)) if items else {}
+        if not items:
+            return {}
+        with _context(alone=True):
+            return ocp.load_checkpointables(self.directory / str(step), dict(items))
 
     def _put_aside(self, step: int) -> str:
         """Moves a damaged step out of the way; says so."""
         if self._read_only:
             return "left where it is"
-        place = self.directory / f"{step}.damaged"
-        count = 1
-        while place.exists():
-            count += 1
-            place = self.directory / f"{step}.damaged{count}"
+        said = "moved aside by process 0"
         if jax.process_index() == 0:
+            place = self.directory / f"{step}.damaged"
+            count = 1
+            while place.exists():
+                count += 1
+                place = self.directory / f"{step}.damaged{count}"
             (self.directory / str(step)).rename(place)
+            said = f"moved to {place.name}"
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"moved {place.name}")
+            multihost_utils.sync_global_devices(f"moved checkpoint {step}")
         self._orbax.reload()
-        return f"moved to {place.name}"
+        return said
 
 
-def _context() -> Any:
+def _context(*, alone: bool = False) -> Any:
+    """How Orbax saves and loads; `alone` = without waiting for the other processes.
+
+    It would wait at a barrier for a process that cannot read its part of a leaf, for ever; `_anywhere` does not.
+    """
     registry = ocp.handlers.local_registry()
     for item in ("data", "meta"):  # a dict of numbers would else become one tiny array per number
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
@@ -303,6 +312,10 @@ def _context() -> Any:
     context.checkpointables.registry = registry
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False  # float weights do not compress, and saves are waited for at the end
+    if alone:
+        context.multiprocessing.active_processes = {jax.process_index()}
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.barrier_sync_key_prefix = f"process_{jax.process_index()}"
     return context
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint.folder import load_model, open_model, save_model
+from t5g2.checkpoint.state import Checkpoints
 from t5g2.core import mesh as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizer import Bytes
+from t5g2.models import build
 from t5g2.models.config import to_dict
-from t5g2.train.weights import adapt_folder, adapt_into
+from t5g2.train import experiment as experiments
+from t5g2.train.weights import adapt_folder, adapt_into, average_run
 from tests import tiny, weights
 
 TOKENIZER = Bytes(sentinels=5)
@@ -89,3 +93,29 @@ def test_wrong_folders(source, tmp_path):
     adapt_folder(source, "t5gemma2", tmp_path / "adapted")
     with pytest.raises(UserError, match="the source is an encoder-decoder model already"):
         adapt_folder(tmp_path / "adapted", "t5gemma2", tmp_path / "out")
+
+
+def test_the_average_of_a_run(tmp_path):
+    """The commands' view of it: a run's folder in, a model folder out; the arithmetic is tested with checkpoint/."""
+    text = tmp_path / "data"
+    for split in ("train", "heldout"):
+        (text / split).mkdir(parents=True)
+        (text / split / "a.txt").write_text("word " * 200)
+    experiment = experiments.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{text}")
+    run, out = tmp_path / "run", tmp_path / "out"
+    with pytest.raises(UserError, match=r"experiment.json does not exist; give the workdir of a run"):
+        average_run(run, out, last=2)
+    models = [build.make(experiment.model, key=jax.random.key(i)) for i in range(3)]
+    with Checkpoints(run / "checkpoints", keep=3) as checkpoints:
+        for step, model in enumerate(models):
+            checkpoints.save(step, model, {}, data={}, meta={})
+    (run / "experiment.json").write_text(json.dumps(experiments.dump(experiment)))
+    assert average_run(run, out, last=2) == [1, 2]
+    made = open_model(out)
+    assert made.config == experiment.model
+    assert made.tokenizer["kind"] == "bytes"
+    assert made.provenance["average_of_steps"] == [1, 2]
+    table = [np.asarray(model.embedder.table[...]) for model in models]
+    np.testing.assert_array_equal(made.leaves["embedder.table", None].read(), (table[1] + table[2]) / np.float32(2))
+    with pytest.raises(UserError, match=r"cannot average 4 checkpoints of .*: there are 3 \(0, 1, 2\)"):
+        average_run(run, tmp_path / "other", last=4)

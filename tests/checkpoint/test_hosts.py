@@ -1,0 +1,97 @@
+"""Two processes save one state together, agree on what is damaged, and a single one goes on from there."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from t5g2.checkpoint.folder import load_model, save_model
+from t5g2.checkpoint.state import Checkpoints
+from t5g2.core import mesh as meshes
+from t5g2.core import tree
+from t5g2.core.mesh import MeshShape
+from t5g2.models import build
+from tests import tiny, weights
+
+TABLE = "2/params/embedder.table/c"
+
+
+def on_a_mesh():
+    """(the tiny model, cut over all devices of all processes; its abstract twin)."""
+    mesh = meshes.make(MeshShape(data=1, fsdp=2, tensor=-1))
+    abstract = build.abstract(tiny.GEMMA3)
+    places = meshes.shardings(abstract, mesh)
+    model = tree.build(abstract, weights.weights(tiny.GEMMA3).__getitem__, shardings=places)
+    return model, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), model)
+
+
+def one_of_two(folder: Path) -> None:
+    """What each process does; run by the test below."""
+    from jax.experimental import multihost_utils
+
+    meshes.start("on")
+    model, abstract = on_a_mesh()
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, model, {"moment": model}, data={"0": [step]}, meta={})
+        print(checkpoints.restore(abstract, {"moment": abstract}).step)
+        save_model(folder / "model", model)
+        if jax.process_index() == 0:  # one chunk, which only one of the processes reads
+            chunk = max((folder / "checkpoints" / TABLE).rglob("*"), key=lambda path: (path.is_file(), str(path)))
+            os.truncate(chunk, 10)
+        multihost_utils.sync_global_devices("damaged")
+        found = checkpoints.restore(abstract, {"moment": abstract})
+        same = [
+            np.array_equal(a.addressable_data(0), b.addressable_data(0))
+            for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(model), strict=True)
+        ]
+        print(found.step, found.data, all(same))
+
+
+@pytest.mark.long
+def test_two_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environ = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    code = (
+        "import pathlib, sys; from tests.checkpoint import test_hosts; test_hosts.one_of_two(pathlib.Path(sys.argv[1]))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environ | {"JAX_PROCESS_ID": str(i)},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for out, err in ended:
+        said = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+        assert said == ["2", "1 {'0': [1]} True"], err
+        assert "params.embedder.table: " in err
+    assert sum("unreadable in another process" in err for _, err in ended) == 1
+    assert sum("moved to 2.damaged" in err for _, err in ended) == 1
+
+    expected = weights.model(tiny.GEMMA3)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        alone = checkpoints.restore(build.abstract(tiny.GEMMA3)).params
+    for model in (alone, load_model(tmp_path / "model")):
+        for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
