@@ -211,6 +211,10 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
     for name, flag in declared.items():
         define.get(type(flag.default), flags.DEFINE_string)(name, flag.default, flag.help, flag_values=values)
     changes = [a for a in argv if a.lstrip("-").startswith("config.")] if "config" in declared else []
+    parts = [a.lstrip("-").removeprefix("config.").partition("=") for a in changes]
+    for path, equals, _ in parts:
+        if not equals:
+            raise UserError(f"--config.{path} has no value; write --config.{path}=VALUE")
     try:
         rest = values(["t5g2", *(a for a in argv if a not in changes)])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -222,7 +226,6 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
     for name, flag in declared.items():
         if flag.required and values[name].value in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")
-    parts = [a.lstrip("-").removeprefix("config.").partition("=") for a in changes]
     return values, [(path, text) for path, _, text in parts]
 
 

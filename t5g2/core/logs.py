@@ -40,6 +40,7 @@ def setup(*, process: int = 0) -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if process else logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and grain warn of what is none of a user's concern
 
 
 class _Format(logging.Formatter):
