@@ -64,7 +64,7 @@ def dump(value: Any, *, tables: Sequence[Table] = ()) -> Any:
 def override(node: Any, path: str, text: str) -> None:
     """Sets the entry at the dotted `path` of nested dicts and lists to the value that `text` spells.
 
-    `text` is a Python literal (3, 1e-4, None, "a", (1, 2)), true/false/none, or else a plain string. Dicts on the way
+    `text` is a Python literal (3, 1e-4, None, "a", (1, 2)), true or false, or else a plain string. Dicts on the way
     that are missing are made; whether the keys exist is for `build` to say, which knows the types.
     """
     *parents, last = path.split(".")
@@ -85,10 +85,9 @@ def override(node: Any, path: str, text: str) -> None:
 
 
 def parse(text: str) -> Any:
-    """The value that the text of a flag spells: a Python literal, true/false/none in any case, or else the text."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    """The value that the text of a flag spells: a Python literal, true or false, or else the text."""
+    if text in ("true", "false"):
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -89,9 +89,22 @@ def test_errors_name_the_path_and_what_is_allowed(change, message):
 
 def test_override_reads_literals_and_reaches_into_lists():
     node = {"a": {"b": 1}, "list": [{"w": 1.0}]}
-    for path, text in {"a.b": "2e-3", "a.c.d": "none", "list.0.w": "3", "flag": "TRUE", "name": "x/y.z"}.items():
+    for path, text in {
+        "a.b": "2e-3",
+        "a.c.d": "None",
+        "list.0.w": "3",
+        "flag": "true",
+        "word": "none",
+        "name": "x/y.z",
+    }.items():
         settings.override(node, path, text)
-    assert node == {"a": {"b": 2e-3, "c": {"d": None}}, "list": [{"w": 3}], "flag": True, "name": "x/y.z"}
+    assert node == {
+        "a": {"b": 2e-3, "c": {"d": None}},
+        "list": [{"w": 3}],
+        "flag": True,
+        "word": "none",
+        "name": "x/y.z",
+    }
     with pytest.raises(UserError, match=r"cannot set list\.1\.w: '1' is not an entry; give a number below 1"):
         settings.override(node, "list.1.w", "3")
     with pytest.raises(UserError, match=r"cannot set name\.x: name is 'x/y\.z', which has no parts"):

@@ -101,7 +101,7 @@ def test_an_unknown_size(capsys, corpus, tmp_path):
         (["train", "--config=nowhere.py"], ["--workdir is missing"]),
         (["train", "--config=nowhere.py", "--workdir=x"], ["no config file nowhere.py"]),
         (["train", f"--config={CONFIG}", "--workdri=x"], ["'workdri'", "did you mean 'workdir'"]),
-        (["train", f"--config={CONFIG}", "--workdir=x", "--config.train.steps", "3"], ["write --config.train.steps=VAL"]),
+        (["train", f"--config={CONFIG}", "--workdir=x", "--config.train.steps", "3"], ["has no value; write"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "extra"], ["'extra' is no flag"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "--replay=soon"], ["replay"]),
         (["sweep", "--sweep=nowhere.py", "--workdir=x"], ["no sweep file nowhere.py"]),
