@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5g2.core.errors import UserError, unknown
@@ -121,7 +121,7 @@ def start(distributed: Literal["auto", "on", "off"] = "auto") -> None:
 
 def cache_compilations() -> None:
     """Keeps compiled programs between processes, in ~/.cache/t5g2/jax unless JAX_COMPILATION_CACHE_DIR says where."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "t5g2" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -163,7 +163,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(RULES["rows"]))
 
 
-def shardings(tree: Tree, mesh: Mesh) -> Tree:
+def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
     """Where every leaf of a model goes, by the logical axes it was declared with; a tree of NamedSharding like `tree`.
 
     A logical axis whose size the mesh does not divide is left whole. A leaf without logical axes is replicated.
@@ -203,6 +203,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh.shape))
+
+
+def constrain_weights(tree: Tree) -> Tree:
+    """Weights, or gradients of all of them, cut as `shardings` says if a mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, mesh))
 
 
 def parts(axis: str, size: int) -> int:

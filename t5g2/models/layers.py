@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.core.errors import unknown
+from t5g2.core.mesh import constrain
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import Rope
 
@@ -159,7 +160,8 @@ class Embedder(nnx.Module):
 
     def embed(self, tokens_BT: Int[Array, "B T"], *, dtype) -> Float[Array, "B T D"]:
         """Rows of the table times sqrt(D), which is rounded to the activations' dtype first, as the weights are."""
-        x_BTD = self.table[...][tokens_BT].astype(dtype)
+        # rows whole: a lookup in a table that is cut both ways makes XLA bring all tokens of all devices together
+        x_BTD = constrain(self.table[...], "vocab_act", None)[tokens_BT].astype(dtype)
         x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), dtype)
         if self.eoi_id is None:
             return x_BTD

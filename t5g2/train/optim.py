@@ -1,129 +1,236 @@
 """Optimizers and schedules as frozen dataclasses, and which weights are decayed or frozen, by pattern.
 
-Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; of rules, the first that fits
-counts. The gradients of frozen weights are zero before anything is made of them, the clipping norm included.
+Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; of several rules the first whose
+pattern fits a weight counts for it, and the others do not. A frozen weight does not change by a bit, its gradient is
+zero before the clipping norm is taken, and its moments stay as they are, so that it starts afresh when it thaws.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 
+LearningRate = Callable[[Any], jax.Array]  # updates completed -> float32[]
+
 
 @dataclass(frozen=True)
-class Constant:
-    """The same learning rate at every step, after a linear warm-up."""
+class _Schedule:
+    """A linear warm-up, whose first update already moves: peak / warmup_steps, 2 peak / warmup_steps, ..., peak."""
 
     peak: float
-    warmup_steps: int = 0
+    warmup_steps: int = 100
 
-    def make(self, steps: int) -> optax.Schedule:
-        """step (updates completed) -> learning rate."""
-        del steps
-        return _warmed_up(optax.constant_schedule(self.peak), self.peak, self.warmup_steps)
+    def __post_init__(self):
+        if self.peak < 0 or self.warmup_steps < 0:
+            raise UserError(f"peak = {self.peak} and warmup_steps = {self.warmup_steps}; neither can be negative")
+
+    def make(self, steps: int) -> LearningRate:
+        """The learning rate of each update of a run of `steps`: a function of the updates completed before it.
+
+        Raises:
+          UserError: the warm-up does not end before the run.
+        """
+        if self.warmup_steps >= steps and self.warmup_steps > 0:
+            raise UserError(
+                f"optim.schedule.warmup_steps = {self.warmup_steps} and train.steps = {steps}: the warm-up must end "
+                f"before the run does; lower warmup_steps"
+            )
+
+        def learning_rate(step: Any) -> jax.Array:
+            step = jnp.asarray(step).astype(jnp.float32)
+            rise = (step + 1.0) / max(self.warmup_steps, 1)
+            return self.peak * jnp.where(step < self.warmup_steps, rise, self._after(step, steps))
+
+        return learning_rate
+
+    def _after(self, step: jax.Array, steps: int) -> jax.Array:
+        """The share of the peak, for steps from warmup_steps on."""
+        raise NotImplementedError
+
+    def _done(self, step: jax.Array, steps: int) -> jax.Array:
+        """The share of the updates after the warm-up that is done."""
+        return jnp.clip((step - self.warmup_steps) / (steps - self.warmup_steps), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """Half a cosine from the peak down to `final_fraction` of it at the last step, after a linear warm-up.
+class Constant(_Schedule):
+    """The peak at every step after the warm-up."""
+
+    warmup_steps: int = 0
+
+    def _after(self, step: jax.Array, steps: int) -> jax.Array:
+        return jnp.ones_like(step)
+
+
+@dataclass(frozen=True)
+class Cosine(_Schedule):
+    """Half a cosine from the peak to `final_fraction` of it, which it would reach one update after the last.
 
     T5Gemma 2 (arXiv 2512.14856, section 3.1): cosine with 100 warm-up steps; peak and floor are not published.
     """
 
-    peak: float
-    warmup_steps: int = 100
     final_fraction: float = 0.0
 
-    def make(self, steps: int) -> optax.Schedule:
-        """step (updates completed) -> learning rate."""
-        length = _after_warmup(self.warmup_steps, steps)
-        return _warmed_up(
-            optax.cosine_decay_schedule(self.peak, length, self.final_fraction), self.peak, self.warmup_steps
-        )
+    def _after(self, step: jax.Array, steps: int) -> jax.Array:
+        wave = 0.5 * (1.0 + jnp.cos(jnp.pi * self._done(step, steps)))
+        return self.final_fraction + (1.0 - self.final_fraction) * wave
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A straight line from the peak down to `final_fraction` of it at the last step, after a linear warm-up."""
+class Linear(_Schedule):
+    """A straight line from the peak to `final_fraction` of it, which it would reach one update after the last."""
 
-    peak: float
-    warmup_steps: int = 100
     final_fraction: float = 0.0
 
-    def make(self, steps: int) -> optax.Schedule:
-        """step (updates completed) -> learning rate."""
-        length = _after_warmup(self.warmup_steps, steps)
-        line = optax.linear_schedule(self.peak, self.final_fraction * self.peak, length)
-        return _warmed_up(line, self.peak, self.warmup_steps)
+    def _after(self, step: jax.Array, steps: int) -> jax.Array:
+        return 1.0 - (1.0 - self.final_fraction) * self._done(step, steps)
 
 
-def _after_warmup(warmup_steps: int, steps: int) -> int:
-    if warmup_steps >= steps:
-        raise UserError(
-            f"optim.schedule.warmup_steps = {warmup_steps} and train.steps = {steps}: the warm-up must end before the "
-            f"run does; lower warmup_steps"
-        )
-    return steps - warmup_steps
+@dataclass(frozen=True)
+class InverseSqrt(_Schedule):
+    """peak * sqrt(warmup_steps / (step + 1)): does not depend on how long the run is.
+
+    T5 (arXiv 1910.10683, section 3.1.2): 1 / sqrt(max(step, 10000)), that is peak 0.01 and 10000 warm-up steps.
+    Known deviation: T5 keeps the peak during the warm-up instead of rising to it.
+    """
+
+    warmup_steps: int = 10_000
+
+    def _after(self, step: jax.Array, steps: int) -> jax.Array:
+        return jnp.sqrt(max(self.warmup_steps, 1) / (step + 1.0))
 
 
-def _warmed_up(schedule: optax.Schedule, peak: float, warmup_steps: int) -> optax.Schedule:
-    if not warmup_steps:
-        return schedule
-    # step 0 already moves: its rate is peak / warmup_steps
-    rise = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1 or 1)
-    return optax.join_schedules([rise, schedule], [warmup_steps])
+Schedule = Constant | Cosine | Linear | InverseSqrt
 
 
-Schedule = Constant | Cosine | Linear
-SCHEDULES = {"constant": Constant, "cosine": Cosine, "linear": Linear}
+class Moments(NamedTuple):
+    """Adam's state: int32[] updates so far, and running means of the gradients and of their squares."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (arXiv 1711.05101); `moment_dtype` is that of the first moment."""
+    """Adam with decoupled weight decay (arXiv 1711.05101).
+
+    Attributes:
+      moment_dtype: of the first moment.
+      second_moment_dtype: of the second. bfloat16 keeps 8 bits: with a large b2 what is added is rounded away.
+    """
 
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def scale(self) -> optax.GradientTransformation:
-        """Gradients -> directions, without learning rate and decay."""
-        return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.moment_dtype))
+    def __post_init__(self):
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
+            raise UserError(
+                f"second_moment_dtype = 'bfloat16' with b2 = {self.b2}: an update adds at most {1 - self.b2:.2g} of "
+                f"the moment, which bfloat16 rounds away; use a b2 up to 0.99, or float32"
+            )
+
+    def directions(self) -> optax.GradientTransformation:
+        """Gradients -> directions, before learning rate and decay; computed in float32, however moments are stored."""
+
+        def zeros(params: Any, dtype: str) -> Any:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), params)
+
+        def init(params: Any) -> Moments:
+            first, second = zeros(params, self.moment_dtype), zeros(params, self.second_moment_dtype)
+            return Moments(jnp.zeros((), jnp.int32), first, second)
+
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Moments]:
+            del params
+            count = state.count + 1
+            t = count.astype(jnp.float32)
+            mu = jax.tree.map(lambda m, g: self.b1 * m.astype(g.dtype) + (1.0 - self.b1) * g, state.mu, updates)
+            nu = jax.tree.map(lambda v, g: self.b2 * v.astype(g.dtype) + (1.0 - self.b2) * g * g, state.nu, updates)
+            # moments start at zero; this makes them means of the gradients so far
+            m_share, v_share = 1.0 / (1.0 - self.b1**t), 1.0 / (1.0 - self.b2**t)
+            made = jax.tree.map(lambda m, v: m * m_share / (jnp.sqrt(v * v_share) + self.eps), mu, nu)
+            return made, Moments(count, _cast(mu, self.moment_dtype), _cast(nu, self.second_moment_dtype))
+
+        return optax.GradientTransformation(init, update)
 
 
 @dataclass(frozen=True)
 class Adafactor:
-    """Second moments as row and column means where both are large (arXiv 1804.04235); no first moment."""
+    """Second moments as row and column means where both are large (arXiv 1804.04235); no first moment.
+
+    Attributes:
+      decay_rate: the second moment forgets as 1 - step^-decay_rate.
+      min_dim_size_to_factor: weights whose second-largest axis is smaller keep their whole second moment.
+      clip_rms: the root mean square of a weight's direction is at most this, each layer by itself.
+      relative: the learning rate is relative to the root mean square of the weight, at least 1e-3 (T5: peak 0.01).
+    """
 
     decay_rate: float = 0.8
     min_dim_size_to_factor: int = 128
     clip_rms: float = 1.0
+    relative: bool = True
 
-    def scale(self) -> optax.GradientTransformation:
-        """Gradients -> directions, without learning rate and decay."""
+    def directions(self) -> optax.GradientTransformation:
+        """Gradients -> directions, before learning rate and decay."""
         factored = optax.scale_by_factored_rms(
             decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
         )
-        return optax.chain(factored, optax.clip_by_block_rms(self.clip_rms))
+
+        def bound(made: Any, params: Any) -> Any:
+            made = jax.tree.map(lambda x, rms: x / jnp.maximum(1.0, rms / self.clip_rms), made, _rms(made))
+            if not self.relative:
+                return made
+            return jax.tree.map(lambda x, rms: x * jnp.maximum(rms, 1e-3), made, _rms(params))
+
+        # optax takes the state's dtype from the weights, which may be bfloat16; it reads nothing else of them
+        def init(params: Any) -> Any:
+            return factored.init(_cast(params, jnp.float32))
+
+        def update(updates: Any, state: Any, params: Any = None) -> Any:
+            made, state = factored.update(updates, state, _cast(params, jnp.float32))
+            return bound(made, params), state
+
+        return optax.GradientTransformation(init, update)
 
 
 Optimizer = AdamW | Adafactor
-OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}
+
+
+@dataclass(frozen=True)
+class Decay:
+    """At learning rate 1, an update takes this share away from the weights that fit."""
+
+    pattern: str
+    rate: float
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """Weights that do not change at updates `first` to `end` - 1; end None = to the end of the run."""
+    """The weights that fit do not change at updates `first` to `end` - 1, counted from 0; end None = for good.
+
+    A rule with end = 0 before a wider one exempts what it fits: of two that fit, the first counts.
+    """
 
     pattern: str
     first: int = 0
     end: int | None = None
+
+    def holds(self, step: jax.Array) -> jax.Array:
+        """Whether it holds at the update after `step` others."""
+        return (step >= self.first) & (step < (2**31 - 1 if self.end is None else self.end))
 
 
 @dataclass(frozen=True)
@@ -131,57 +238,136 @@ class Optim:
     """How weights are updated.
 
     Attributes:
-      clip_norm: global norm that gradients are scaled down to; None = no clipping.
-      weight_decay: share of a weight that an update at learning rate 1 would take away.
-      no_decay: patterns of weights that are not decayed; by default the scales of norms and the embedding.
-      freeze: patterns of weights that do not change, with ranges of steps.
+      clip_norm: global norm that gradients are scaled down to; None = no clipping (T5Gemma 2: 1.0).
+      decay: rules for weight decay; a weight that none fits is not decayed.
+      freeze: rules for weights that do not change; a weight that none fits is trained.
     """
 
     schedule: Schedule
     optimizer: Optimizer = AdamW()
     clip_norm: float | None = 1.0
-    weight_decay: float = 0.0
-    no_decay: tuple[str, ...] = ("*.scale", "embedder.*")
+    decay: tuple[Decay, ...] = ()
     freeze: tuple[Freeze, ...] = ()
 
 
-def make(optim: Optim, steps: int, abstract_params: Any) -> optax.GradientTransformationExtraArgs:
-    """The gradient transformation of a run of `steps` updates; its update takes `step` (updates completed).
+class Applied(NamedTuple):
+    """What an update did: the norm of all gradients that count, before clipping, and its learning rate; float32."""
+
+    gradient_norm: jax.Array
+    learning_rate: jax.Array
+
+
+class Updates(NamedTuple):
+    """How a run updates its weights: two pure functions.
+
+    Attributes:
+      init: params -> state.
+      apply: (params, gradients, state, step) -> (params, state, Applied); step = updates completed before this one.
+    """
+
+    init: Callable[[Any], Any]
+    apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, Applied]]
+
+
+def make(optim: Optim, steps: int, abstract_params: Any) -> Updates:
+    """The updates of a run of `steps`, for weights like these.
 
     Raises:
-      UserError: a pattern fits no weight.
+      UserError: a pattern fits no weight, or the schedule does not fit into the run.
     """
     paths = tree.paths(abstract_params)
-    patterns = [*(f.pattern for f in optim.freeze)]
-    for pattern in tree.unmatched(patterns, jax.tree.leaves(paths)):
-        known = sorted(set(jax.tree.leaves(paths)))
-        raise UserError(
-            f"optim.freeze has the pattern {pattern!r}, which fits no weight; weights are: {', '.join(known)}"
-        )
-    decayed = jax.tree.map(lambda path: not any(tree.select(p, path) for p in optim.no_decay), paths)
-    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm is not None else []
-    parts.append(optim.optimizer.scale())
-    if optim.weight_decay:
-        # optax calls a mask that is callable, so it gets a function and never a module
-        parts.append(optax.add_decayed_weights(optim.weight_decay, mask=lambda _: decayed))
-    parts.append(optax.scale_by_learning_rate(optim.schedule.make(steps)))
-    inner = optax.chain(*parts)
+    known = sorted(set(jax.tree.leaves(paths)))
+    for rules in ("decay", "freeze"):
+        for pattern in tree.unmatched([rule.pattern for rule in getattr(optim, rules)], known):
+            raise UserError(
+                f"optim.{rules} has the pattern {pattern!r}, which fits no weight; weights are: {', '.join(known)}"
+            )
+    learning_rate = optim.schedule.make(steps)
+    frozen = {path: _first(optim.freeze, path) for path in known}
+    transform = _with_frozen(optax.chain(optim.optimizer.directions(), _decay(optim.decay)), frozen, paths)
 
-    def moves(step: jax.Array, path: str) -> jax.Array:
-        """Whether a weight moves at this update: the first pattern that fits, and covers the step, freezes it."""
-        frozen = jnp.zeros((), bool)
-        for rule in optim.freeze:
-            if tree.select(rule.pattern, path):
-                frozen |= (step >= rule.first) & (step < (rule.end if rule.end is not None else 2**31 - 1))
-        return ~frozen
+    def thawed(x: jax.Array, path: str, step: jax.Array) -> jax.Array:
+        rule = frozen[path]
+        return x if rule is None else jnp.where(rule.holds(step), jnp.zeros_like(x), x)
 
-    def only_moving(updates: Any, step: jax.Array) -> Any:
-        return jax.tree.map(lambda u, path: jnp.where(moves(step, path), u, jnp.zeros_like(u)), updates, paths)
+    def apply(params: Any, gradients: Any, state: Any, step: jax.Array) -> tuple[Any, Any, Applied]:
+        gradients = jax.tree.map(lambda g, path: thawed(g, path, step), _cast(gradients, jnp.float32), paths)
+        norm, rate = optax.tree.norm(gradients), learning_rate(step)
+        if optim.clip_norm is not None:
+            share = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-30))
+            gradients = jax.tree.map(lambda g: g * share, gradients)
+        made, state = transform.update(gradients, state, params, step=step)
+        params = jax.tree.map(lambda w, x: (w.astype(x.dtype) - rate * x).astype(w.dtype), params, made)
+        return params, state, Applied(norm, rate)
 
-    def update(gradients: Any, state: Any, params: Any = None, *, step: jax.Array):
-        if not optim.freeze:
-            return inner.update(gradients, state, params)
-        updates, state = inner.update(only_moving(gradients, step), state, params)
-        return only_moving(updates, step), state
+    return Updates(transform.init, apply)
+
+
+def _first(rules: Sequence[Any], path: str) -> Any:
+    return next((rule for rule in rules if tree.select(rule.pattern, path)), None)
+
+
+def _decay(rules: Sequence[Decay]) -> optax.GradientTransformation:
+    """Adds to each direction the weight times its rate."""
+
+    def add(x: jax.Array, weight: jax.Array, path: str) -> jax.Array:
+        rule = _first(rules, path)
+        return x if rule is None or not rule.rate else x + rule.rate * weight.astype(x.dtype)
+
+    return optax.stateless(lambda made, params: jax.tree.map(add, made, params, tree.paths(made)))
+
+
+def _with_frozen(inner: optax.GradientTransformation, frozen: dict[str, Freeze | None], paths: Any) -> Any:
+    """`inner` for weights that are trained all the time; for the others by themselves, so that its state can stop.
+
+    Weights that are frozen for good have no state.
+    """
+    kinds: dict[Hashable, Any] = {"trained": inner}
+
+    def label(path: str) -> str:
+        rule = frozen[path]
+        if rule is None or (rule.end is not None and rule.end <= rule.first):
+            return "trained"
+        if rule.end is None and rule.first <= 0:
+            kinds["frozen"] = optax.set_to_zero()
+            return "frozen"
+        name = f"frozen_{rule.first}_{rule.end}"
+        kinds[name] = _pausing(inner, rule)
+        return name
+
+    labels = jax.tree.map(label, paths)
+    if len(kinds) == 1:
+        return optax.with_extra_args_support(inner)
+    # a function, because optax would call labels that are callable
+    return optax.partition(kinds, lambda _: labels)
+
+
+def _pausing(inner: optax.GradientTransformation, rule: Freeze) -> optax.GradientTransformationExtraArgs:
+    """`inner`, but while the rule holds its updates are zero and its state stays as it is, counts included."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        held = rule.holds(extra["step"])
+        made, after = inner.update(updates, state, params)
+        made = jax.tree.map(lambda x: jnp.where(held, jnp.zeros_like(x), x), made)
+        return made, jax.tree.map(lambda old, new: jnp.where(held, old, new), state, after)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _rms(values: Any) -> Any:
+    """The root mean square of each weight, of each layer of a stack by itself, with axes of size 1 to divide by."""
+    found = []
+    for node in jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        axes = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None
+        for x in jax.tree.leaves(node):
+            over = tuple(range(x.ndim - (x.ndim if axes is None else len(axes)), x.ndim))
+            found.append(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=over, keepdims=True)))
+    return jax.tree.unflatten(jax.tree.structure(values), found)
+
+
+def _cast(values: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), values)
+
+
+SCHEDULES = {"constant": Constant, "cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt}
+OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}

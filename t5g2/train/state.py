@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from t5g2.core import mesh
 from t5g2.models import build
 from t5g2.models.config import ModelConfig
+from t5g2.train.optim import Updates
 
 
 class TrainState(NamedTuple):
@@ -26,15 +26,12 @@ class TrainState(NamedTuple):
     opt: Any
 
 
-def abstract(
-    config: ModelConfig, optimizer: optax.GradientTransformation, *, world: Mesh, param_dtype: str
-) -> TrainState:
+def abstract(config: ModelConfig, optimizer: Updates, *, world: Mesh, param_dtype: str) -> TrainState:
     """The state as shapes, each with the sharding that it has on the mesh."""
     params = build.abstract(config, jnp.dtype(param_dtype))
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), params)
-    places = TrainState(
-        mesh.replicated(world), mesh.shardings(params, world), mesh.shardings_like(state.opt, params, world)
-    )
+    step: Any = mesh.replicated(world)
+    places = TrainState(step, mesh.shardings(params, world), mesh.shardings_like(state.opt, params, world))
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
 
 
@@ -49,7 +46,7 @@ def fresh_params(config: ModelConfig, abstract: TrainState, *, key: jax.Array, p
     return jax.jit(make, out_shardings=shardings(abstract.params))(key)
 
 
-def fresh(params: Any, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+def fresh(params: Any, optimizer: Updates, abstract: TrainState) -> TrainState:
     """The state before the first update of these weights; they are taken over, not copied."""
     opt = jax.jit(optimizer.init, out_shardings=shardings(abstract.opt))(params)
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), params, opt)

@@ -1,7 +1,7 @@
 """One update: a pure function (state, batch) -> (state, metrics), compiled once.
 
 Losses are sums and counts, added up over microbatches, and divided once by the global sum of weights: neither the
-number of microbatches nor of devices changes what is computed.
+number of microbatches nor of devices changes what is computed. B rows, T decoder length, D width, G groups.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from t5g2.core import mesh
 from t5g2.core.batch import Batch
 from t5g2.models.layers import Compute
 from t5g2.models.loss import tiled_cross_entropy
+from t5g2.train.optim import Updates
 from t5g2.train.state import TrainState, shardings
 
 
@@ -39,20 +40,41 @@ class Settings:
     z_loss: float = 0.0
 
 
-class Metrics(NamedTuple):
-    """What an update tells; float32 sums over the global batch unless said otherwise.
+class Sums(NamedTuple):
+    """What rows add up to: weighted sums over tokens, float32 unless said otherwise.
 
     Attributes:
-      total: what was minimised, its mean per weighted token.
-      loss, correct, weight: weighted losses, right predictions, weights.
-      denoiser_loss, denoiser_weight, source_loss, source_weight: the same by denoiser and by source.
+      loss, z, correct: of the loss head.
+      weight: of the weights.
+      denoiser_loss, denoiser_weight, source_loss, source_weight: float32[G], by denoiser and by source.
       tokens: int32, tokens that are no padding, encoder and decoder.
-      gradient_norm: before clipping.
-      finite: whether the loss and every gradient is.
+    """
+
+    loss: jax.Array
+    z: jax.Array
+    correct: jax.Array
+    weight: jax.Array
+    denoiser_loss: jax.Array
+    denoiser_weight: jax.Array
+    source_loss: jax.Array
+    source_weight: jax.Array
+    tokens: jax.Array
+
+
+class Metrics(NamedTuple):
+    """What an update tells: the fields of Sums, over the global batch, and
+
+    Attributes:
+      total: what was minimised, per unit of weight.
+      gradient_norm: of the gradients that count, before clipping.
+      parameter_norm: of all weights, before the update.
+      learning_rate: of this update.
+      finite: bool, whether the loss and every gradient is.
     """
 
     total: jax.Array
     loss: jax.Array
+    z: jax.Array
     correct: jax.Array
     weight: jax.Array
     denoiser_loss: jax.Array
@@ -61,79 +83,105 @@ class Metrics(NamedTuple):
     source_weight: jax.Array
     tokens: jax.Array
     gradient_norm: jax.Array
+    parameter_norm: jax.Array
+    learning_rate: jax.Array
     finite: jax.Array
 
 
-def make_train_step(optimizer: optax.GradientTransformationExtraArgs, settings: Settings) -> Callable:
+def make_train_step(optimizer: Updates, settings: Settings) -> Callable:
     """(state, batch) -> (state, metrics), for jit."""
 
-    def sums(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What is minimised, as a sum over this microbatch, and the sums that are told."""
-        hidden_BTD = params.hidden(batch.encoder, batch.decoder, compute=settings.compute)
-        loss = tiled_cross_entropy(
-            hidden_BTD,
-            params.head(),
-            batch.targets,
-            batch.weights,
-            tile_tokens=settings.tile_tokens,
-            z_loss=settings.z_loss,
-        )
-        weighted_BT = jnp.where(batch.weights > 0, batch.weights * loss.tokens.loss_BT, 0.0)
-        told = {"loss": loss.loss, "correct": loss.correct, "weight": loss.weight, "tokens": _count(batch)}
-        for name, groups_BT, count in (
-            ("denoiser", batch.denoisers, settings.denoisers),
-            ("source", batch.sources, settings.sources),
-        ):
-            one_hot_BTG = jax.nn.one_hot(groups_BT, count, dtype=jnp.float32)
-            told[f"{name}_loss"] = jnp.einsum("BT,BTG->G", weighted_BT, one_hot_BTG)
-            told[f"{name}_weight"] = jnp.einsum("BT,BTG->G", batch.weights, one_hot_BTG)
-        return loss.total, told
-
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradient = jax.value_and_grad(sums, has_aux=True)
-        if settings.microbatches == 1:
-            (total, told), gradients = gradient(state.params, batch)
-        else:
-
-            def add(carry, part):
-                return jax.tree.map(jnp.add, carry, gradient(state.params, part)), None
-
-            parts = _parts(batch, settings.microbatches)
-            shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts))
-            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            ((total, told), gradients), _ = jax.lax.scan(add, zero, parts)
-        share = 1.0 / jnp.maximum(told["weight"], 1.0)
-        gradients = jax.tree.map(lambda g: g * share.astype(g.dtype), gradients)
-        norm = optax.global_norm(gradients)
-        updates, opt = optimizer.update(gradients, state.opt, state.params, step=state.step)
-        params = optax.apply_updates(state.params, updates)
-        total = total * share
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        return TrainState(state.step + 1, params, opt), Metrics(total, gradient_norm=norm, finite=finite, **told)
+        total, sums, gradients = gradients_of(state.params, batch, settings)
+        share = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
+        gradients = jax.tree.map(lambda g: g * share, gradients)
+        params, opt, applied = optimizer.apply(state.params, gradients, state.opt, state.step)
+        metrics = Metrics(
+            total=total * share,
+            gradient_norm=applied.gradient_norm,
+            parameter_norm=optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), state.params)),
+            learning_rate=applied.learning_rate,
+            finite=jnp.isfinite(total) & jnp.isfinite(applied.gradient_norm),
+            **sums._asdict(),
+        )
+        return TrainState(state.step + 1, params, opt), metrics
 
     return train_step
+
+
+def gradients_of(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array, Sums, Any]:
+    """What is minimised, as a sum over the batch, the sums that are told, and the gradients of the former."""
+    gradient = jax.value_and_grad(loss_sums, has_aux=True)
+
+    def of(part: Batch) -> tuple[jax.Array, Sums, Any]:
+        (total, sums), gradients = gradient(params, part, settings)
+        # float32 also where weights are not: they are added up
+        return total, sums, mesh.constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))
+
+    if settings.microbatches == 1:
+        return of(batch)
+    parts = _parts(batch, settings.microbatches)
+    shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], parts))
+    total, sums, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    start = total, sums, mesh.constrain_weights(gradients)
+    return jax.lax.scan(lambda so_far, part: (jax.tree.map(jnp.add, so_far, of(part)), None), start, parts)[0]
+
+
+def loss_sums(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array, Sums]:
+    """The sum that is minimised, and what is told; means are for who has all rows."""
+    hidden_BTD = params.hidden(batch.encoder, batch.decoder, compute=settings.compute)
+    loss = tiled_cross_entropy(
+        hidden_BTD,
+        params.head(),
+        batch.targets,
+        batch.weights,
+        tile_tokens=settings.tile_tokens,
+        z_loss=settings.z_loss,
+    )
+
+    def by(groups_BT: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        one_hot_BTG = jax.nn.one_hot(groups_BT, count, dtype=jnp.float32)
+        values = batch.weights * loss.tokens.loss_BT, batch.weights
+        loss_G, weight_G = (jnp.einsum("BT,BTG->G", x_BT, one_hot_BTG) for x_BT in values)
+        return loss_G, weight_G
+
+    sums = Sums(
+        loss.loss,
+        loss.z,
+        loss.correct,
+        loss.weight,
+        *by(batch.denoisers, settings.denoisers),
+        *by(batch.sources, settings.sources),
+        tokens=_tokens(batch),
+    )
+    return loss.total, sums
 
 
 def compile_step(step: Callable, state: TrainState, batch: Batch, *, world: Mesh) -> Any:
     """The compiled step for an abstract state (with shardings) and an abstract batch; the state's memory is reused.
 
-    `.memory_analysis()` and `.cost_analysis()` of what comes back tell what it takes.
+    What comes back is called with (state, batch), placed as said; its `memory_analysis()` and `cost_analysis()` tell
+    what it takes (the latter counts the body of a loop once).
     """
     places = shardings(state)
     rows = jax.tree.map(lambda _: mesh.batch_sharding(world), batch)
     jitted = jax.jit(
         step, in_shardings=(places, rows), out_shardings=(places, mesh.replicated(world)), donate_argnums=0
     )
-    return jitted.lower(state, batch).compile()
+    with jax.set_mesh(world):
+        return jitted.lower(state, batch).compile()
 
 
-def _count(batch: Batch) -> jax.Array:
+def _tokens(batch: Batch) -> jax.Array:
     streams = [batch.decoder] if batch.encoder is None else [batch.encoder, batch.decoder]
     return sum((jnp.sum(s.segments > 0, dtype=jnp.int32) for s in streams), jnp.zeros((), jnp.int32))
 
 
 def _parts(batch: Batch, count: int) -> Batch:
-    """The batch with a leading axis of microbatches. Each device's rows are split: none moves."""
+    """The batch with a leading axis of microbatches; part j has the rows j, j + count, ...
+
+    So each device's rows are split into parts, and none moves, provided that a part has rows for every device.
+    """
 
     def split(x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)

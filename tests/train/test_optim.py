@@ -1,0 +1,275 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from t5g2.core import settings, tree
+from t5g2.core.errors import UserError
+from t5g2.train import optim
+from t5g2.train.optim import Adafactor, AdamW, Constant, Cosine, Decay, Freeze, InverseSqrt, Linear, Optim
+
+
+class Part(nnx.Module):
+    """A module of named weights."""
+
+    def __init__(self, key, **shapes):
+        for i, (name, shape) in enumerate(shapes.items()):
+            value = 1.0 + 0.1 * jax.random.normal(jax.random.fold_in(key, i), shape)
+            setattr(self, name, nnx.Param(value, out_sharding=(None,) * len(shape), eager_sharding=False))
+
+
+class Block(nnx.Module):
+    def __init__(self, key):
+        self.attention = Part(key, q=(8, 2, 4))
+        self.attention.q_norm = Part(key, scale=(4,))
+        self.mlp = Part(key, up=(8, 12))
+
+
+class Stack(nnx.Module):
+    """Layers 0 and 1 are stored as a stack, layer 2 by itself."""
+
+    def __init__(self):
+        keys = jax.random.split(jax.random.key(0), 3)
+        self.slots = nnx.List([jax.vmap(Block)(keys[:2])])
+        self.tail = nnx.List([Block(keys[2])])
+
+
+class Model(nnx.Module):
+    def __init__(self):
+        self.embedder = Part(jax.random.key(1), table=(20, 8))
+        self.layers = Stack()
+        self.final_norm = Part(jax.random.key(2), scale=(8,))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return Model()
+
+
+def gradients_like(params, seed):
+    keys = jax.random.split(jax.random.key(seed), len(jax.tree.leaves(params)))
+    values = [jax.random.normal(key, x.shape) for key, x in zip(keys, jax.tree.leaves(params), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), values)
+
+
+def run(how, params, *, steps=3, total=100, gradients=gradients_like):
+    """The weights after so many updates, the optimizer's state, and what the last update told."""
+    updates = optim.make(how, total, params)
+    state = jax.jit(updates.init)(params)
+    apply = jax.jit(updates.apply)
+    for step in range(steps):
+        params, state, applied = apply(params, gradients(params, step), state, jnp.int32(step))
+    return params, state, applied
+
+
+def by_path(params):
+    """{name: array} of every weight, layer by layer."""
+    return {tree.name(key): leaf.read() for key, leaf in tree.leaves(params).items()}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (Constant(2.0), [2.0] * 8),
+        (Constant(2.0, warmup_steps=4), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]),
+        (Linear(2.0, warmup_steps=4), [0.5, 1.0, 1.5, 2.0, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0]),
+        (Linear(2.0, warmup_steps=0, final_fraction=0.5), [2.0, 1.875, 1.75, 1.625, 1.5, 1.375, 1.25, 1.125, 1.0]),
+        (Cosine(2.0, warmup_steps=2), [1.0, 2.0, 2.0, 1.8660254, 1.5, 1.0, 0.5, 0.1339746, 0.0, 0.0]),
+        (Cosine(2.0, warmup_steps=4, final_fraction=0.1), [0.5, 1.0, 1.5, 2.0, 2.0, 1.7363961, 1.1, 0.4636039, 0.2]),
+        (InverseSqrt(2.0, warmup_steps=4), [0.5, 1.0, 1.5, 2.0, 1.7888544, 1.6329932, 1.5118579, 1.4142136]),
+    ],
+)
+def test_schedules(schedule, rates):
+    learning_rate = schedule.make(8)
+    np.testing.assert_allclose([learning_rate(step) for step in range(len(rates))], rates, atol=1e-6)
+    assert learning_rate(jnp.int32(1)).dtype == jnp.float32
+
+
+def test_a_warmup_ends_before_the_run():
+    with pytest.raises(UserError, match=r"warmup_steps = 100 and train\.steps = 100: the warm-up must end before"):
+        Cosine(1.0).make(100)
+    with pytest.raises(UserError, match=r"peak = -1\.0 and warmup_steps = 100; neither can be negative"):
+        Cosine(-1.0)
+
+
+def test_everything_comes_from_plain_data():
+    node = {
+        "schedule": {"kind": "cosine", "peak": 1e-3, "final_fraction": 0.1},
+        "optimizer": {"kind": "adamw", "second_moment_dtype": "bfloat16"},
+        "decay": [{"pattern": "*.scale", "rate": 0.0}, {"pattern": "*", "rate": 0.1}],
+        "freeze": [{"pattern": "embedder.*", "end": 10}],
+    }
+    made = settings.build(Optim, node, tables=(optim.OPTIMIZERS, optim.SCHEDULES))
+    assert made == Optim(
+        Cosine(1e-3, final_fraction=0.1),
+        AdamW(second_moment_dtype="bfloat16"),
+        decay=(Decay("*.scale", 0.0), Decay("*", 0.1)),
+        freeze=(Freeze("embedder.*", end=10),),
+    )
+    assert (
+        settings.build(
+            Optim,
+            settings.dump(made, tables=(optim.OPTIMIZERS, optim.SCHEDULES)),
+            tables=(optim.OPTIMIZERS, optim.SCHEDULES),
+        )
+        == made
+    )
+
+
+def test_adamw_is_optax_adamw(params):
+    how = Optim(Constant(0.01), AdamW(b1=0.8, b2=0.9), clip_norm=3.0, decay=(Decay("*", 0.2),))
+    got, _, applied = run(how, params)
+    # optax's own arithmetic mixes types
+    with jax.numpy_dtype_promotion("standard"):
+        want = adamw_of_optax(params)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=1e-6), got, want)
+    np.testing.assert_allclose(applied.gradient_norm, optax.tree.norm(gradients_like(params, 2)), rtol=1e-6)
+    np.testing.assert_allclose(applied.learning_rate, 0.01)
+
+
+def adamw_of_optax(params):
+    other = optax.chain(optax.clip_by_global_norm(3.0), optax.adamw(0.01, 0.8, 0.9, weight_decay=0.2))
+    want, state = params, other.init(params)
+    for step in range(3):
+        made, state = other.update(gradients_like(params, step), state, want)
+        want = optax.apply_updates(want, made)
+    return want
+
+
+def test_decay_hits_what_its_pattern_fits(params):
+    """Gradients are zero, so only decay moves a weight, by exactly its share."""
+    decay = (Decay("*.scale", 0.0), Decay("layers.attention.*", 0.5), Decay("*", 0.25))
+    still = lambda params, _: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+    after, _, _ = run(Optim(Constant(0.1), decay=decay), params, steps=1, gradients=still)
+    for (name, was), now in zip(by_path(params).items(), by_path(after).values(), strict=True):
+        rate = 0.0 if ".scale" in name else 0.5 if "attention" in name else 0.25
+        np.testing.assert_allclose(now, was * (1 - 0.1 * rate), rtol=1e-6, err_msg=name)
+    undecayed, _, _ = run(Optim(Constant(0.1)), params, steps=1, gradients=still)
+    jax.tree.map(np.testing.assert_array_equal, undecayed, params)
+
+
+def changed(before, after):
+    pairs = zip(by_path(before).items(), by_path(after).values(), strict=True)
+    return {name for (name, was), now in pairs if not np.array_equal(was, now)}
+
+
+def test_frozen_weights_do_not_change_by_a_bit(params):
+    """Decay and moments would move them; the first rule that fits counts, and `end=0` exempts."""
+    freeze = (Freeze("*.q_norm.scale", end=0), Freeze("layers.attention.*"), Freeze("embedder.*", first=2, end=4))
+    how = Optim(Constant(0.1), decay=(Decay("*", 0.1),), freeze=freeze)
+    names = set(by_path(params))
+    frozen = {n for n in names if n.startswith("layers.attention.") and "q_norm" not in n}
+    before = params
+    for steps, embedder in ((1, True), (2, True), (3, False), (4, False), (5, True)):
+        after, state, _ = run(how, params, steps=steps)
+        moved = changed(before, after)
+        assert moved == names - frozen - (set() if embedder else {"embedder.table"}), steps
+        before = after
+    for_good = [name for name in tree.named(state) if "attention" in name and "q_norm" not in name]
+    assert not for_good, "what is frozen for good has no moments"
+
+
+def test_frozen_gradients_do_not_enter_the_norm(params):
+    """Gradients of frozen weights may be anything, without the others noticing."""
+
+    def huge(params, seed):
+        made = gradients_like(params, seed)
+        made.embedder.table[...] = made.embedder.table[...] * 1e20
+        return made
+
+    how = Optim(Constant(0.1), freeze=(Freeze("embedder.*"),))
+    alone, _, norm = run(how, params)
+    beside, _, norm_beside = run(how, params, gradients=huge)
+    jax.tree.map(np.testing.assert_array_equal, alone, beside)
+    assert norm.gradient_norm == norm_beside.gradient_norm
+
+
+def test_a_thawed_weight_starts_afresh(params):
+    """Frozen for 3 updates and then trained for 2, a weight moves as one that has been trained for 2."""
+    late = lambda params, step: gradients_like(params, step - 3)  # noqa: E731
+    how = Optim(Constant(0.1), clip_norm=None, freeze=(Freeze("*", end=3),))
+    thawed, _, _ = run(how, params, steps=5, gradients=late)
+    fresh, _, _ = run(dataclasses.replace(how, freeze=()), params, steps=2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), thawed, fresh)
+
+
+def test_moments_are_stored_as_asked_and_names_are_unique(params):
+    freeze = (Freeze("embedder.*", end=1), Freeze("final_norm.*"))
+    how = Optim(Constant(0.1), AdamW(moment_dtype="bfloat16"), freeze=freeze)
+    after, state, _ = run(how, params)
+    kinds = {(name.split(".mu.")[-1] != name, str(value.dtype)) for name, value in tree.named(state).items()}
+    assert kinds == {(True, "bfloat16"), (False, "float32"), (False, "int32")}
+    exact, _, _ = run(dataclasses.replace(how, optimizer=AdamW()), params)
+    for got, want, was in zip(*map(jax.tree.leaves, (after, exact, params)), strict=True):
+        assert jnp.abs(got - want).max() <= 0.02 * jnp.abs(want - was).max() + 1e-7
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Adafactor(min_dim_size_to_factor=8)])
+def test_weights_in_bfloat16_are_updated_in_float32(params, optimizer):
+    def cast(values, dtype):
+        return jax.tree.map(lambda x: x.astype(dtype), values)
+
+    half = cast(params, jnp.bfloat16)
+    how = Optim(Constant(0.1), optimizer, decay=(Decay("*", 0.1),))
+    got, state, _ = run(how, half, steps=1)
+    want, _, _ = run(how, cast(half, jnp.float32), steps=1)
+    jax.tree.map(np.testing.assert_array_equal, got, cast(want, jnp.bfloat16))
+    assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_adafactor_sees_layers_and_not_how_they_are_stored(params, relative):
+    """One layer has gradients and weights a hundred times as large: the others in its stack do not notice."""
+
+    def louder(params, seed):
+        made = gradients_like(params, seed)
+        up = made.layers.slots[0].mlp.up
+        up[...] = up[...].at[0].multiply(100.0)
+        return made
+
+    how = Optim(Constant(0.1), Adafactor(min_dim_size_to_factor=8, relative=relative), clip_norm=None)
+    calm, state, _ = run(how, params)
+    loud, _, _ = run(how, params, gradients=louder)
+    assert changed(calm, loud) <= {"layers.mlp.up.0"}
+    factored = [name for name, x in tree.named(state).items() if name.endswith("v_row.embedder.table") and x.ndim == 1]
+    assert factored, "the table's second moment is its row and column means"
+
+
+def test_adafactor_steps_are_bounded(params):
+    """A direction's root mean square is at most clip_rms, times the weight's where relative."""
+    for relative in (False, True):
+        how = Optim(Constant(1.0), Adafactor(relative=relative, clip_rms=0.5), clip_norm=None)
+        after, _, _ = run(how, params, steps=1)
+        rms = lambda x: float(jnp.sqrt(jnp.mean(jnp.square(x))))  # noqa: E731
+        for was, now in zip(by_path(params).values(), by_path(after).values(), strict=True):
+            bound = 0.5 * (max(rms(was), 1e-3) if relative else 1.0)
+            np.testing.assert_allclose(rms(now - was), bound, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            Optim(Constant(1.0), freeze=(Freeze("encoder.*"),)),
+            r"optim\.freeze has the pattern 'encoder\.\*', which fits no",
+        ),
+        (
+            Optim(Constant(1.0), decay=(Decay("*.bias", 0.1),)),
+            r"optim\.decay has the pattern '\*\.bias', which fits no weig",
+        ),
+    ],
+)
+def test_a_pattern_that_fits_nothing(params, how, message):
+    with pytest.raises(UserError, match=message + r".*embedder\.table, final_norm\.scale, layers\.attention\.q,"):
+        optim.make(how, 10, params)
+
+
+def test_moments_that_would_lose_what_is_added():
+    with pytest.raises(UserError, match=r"with b2 = 0\.999: an update adds at most 0\.001 of the moment"):
+        AdamW(b2=0.999, second_moment_dtype="bfloat16")
+    with pytest.raises(UserError, match="b1 = 1; it must be at least 0 and below 1"):
+        AdamW(b1=1)

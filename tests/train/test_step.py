@@ -1,0 +1,216 @@
+"""The step on one and on eight devices, in one and in several microbatches: the same numbers, no surplus traffic."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.core import mesh as meshes
+from t5g2.core.batch import Batch, Stream
+from t5g2.core.mesh import MeshShape
+from t5g2.models import build
+from t5g2.models.layers import Compute
+from t5g2.train import optim, state, step
+from t5g2.train.optim import AdamW, Constant, Decay, Freeze, Optim
+from tests import hlo, tiny
+
+# Sizes by which an axis is known in a program: no two of rows, vocabulary and weights have a part in common.
+ROWS, T, S, V, D = 40, 6, 9, 104, 32
+STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=V, layers=2, pattern=("local",))
+CONFIG = dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK)
+DENOISERS, SOURCES = 3, 2
+# without a first moment, the state after one update holds the gradients themselves
+OPTIM = Optim(Constant(0.01), AdamW(b1=0.0), clip_norm=None, decay=(Decay("*", 0.1),))
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+
+    def stream(length):
+        """Two examples in a row, and padding."""
+        cuts = np.sort(rng.integers(1, length + 1, (ROWS, 2)), axis=1)
+        at = np.arange(length)[None, :]
+        segments = np.where(at < cuts[:, :1], 1, np.where(at < cuts[:, 1:], 2, 0))
+        positions = np.where(segments == 2, at - cuts[:, :1], at)
+        tokens = rng.integers(0, V, (ROWS, length))
+        return Stream(*(x.astype(np.int32) for x in (tokens, segments, positions)))
+
+    decoder = stream(T)
+    weights = (rng.uniform(size=(ROWS, T)) * (decoder.segments > 0)).astype(np.float32)
+    targets, denoisers, sources = (rng.integers(0, n, (ROWS, T), np.int32) for n in (V, DENOISERS, SOURCES))
+    return Batch(stream(S), decoder, targets, weights, denoisers, sources)
+
+
+BATCH = make_batch()
+
+
+@dataclasses.dataclass
+class Run:
+    """One compiled step, and what it made of the first state and the batch, on the host."""
+
+    compiled: object
+    abstract: state.TrainState
+    before: state.TrainState
+    after: state.TrainState
+    metrics: step.Metrics
+
+    @property
+    def gradients(self):
+        return self.after.opt[0].mu
+
+
+@pytest.fixture(scope="session")
+def run(devices):
+    @functools.cache
+    def run(shape, microbatches=1):
+        world = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
+        updates = optim.make(OPTIM, 10, build.abstract(CONFIG))
+        abstract = state.abstract(CONFIG, updates, world=world, param_dtype="float32")
+        place = meshes.batch_sharding(world)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
+        settings = step.Settings(Compute(), DENOISERS, SOURCES, microbatches, tile_tokens=20, z_loss=0.01)
+        compiled = step.compile_step(step.make_train_step(updates, settings), abstract, batch, world=world)
+        params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
+        first = state.fresh(params, updates, abstract)
+        before = jax.device_get(first)
+        after, metrics = compiled(first, jax.device_put(BATCH, place))
+        for x, planned in zip(*map(jax.tree.leaves, (after, abstract)), strict=True):
+            assert x.sharding.is_equivalent_to(planned.sharding, x.ndim)
+        return Run(compiled, abstract, before, *jax.device_get((after, metrics)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def alone(run):
+    return run((1, 1, 1))
+
+
+def naive(params, z_loss=0.01):
+    """The mean loss, from the logits of all tokens; and what the metrics should be."""
+    hidden = params.hidden(BATCH.encoder, BATCH.decoder, compute=Compute())
+    logits = params.logits(hidden)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    loss = lse - jnp.take_along_axis(logits, BATCH.targets[..., None], axis=-1)[..., 0]
+    total = jnp.sum(BATCH.weights * (loss + z_loss * lse**2)) / BATCH.weights.sum()
+    return total, (loss, jnp.argmax(logits, axis=-1) == BATCH.targets)
+
+
+def close(got, want):
+    """Equal but for the order of float32 sums: to 1e-5 of the largest entry of each array."""
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=1e-5 * np.abs(w).max() + 1e-7), got, want)
+
+
+def test_one_device_has_the_loss_and_gradients_of_all_logits(alone):
+    (total, (loss, correct)), gradients = jax.jit(jax.value_and_grad(naive, has_aux=True))(alone.before.params)
+    close(alone.gradients, gradients)
+    got, weights = alone.metrics, BATCH.weights
+    np.testing.assert_allclose(got.total, total, rtol=1e-5)
+    np.testing.assert_allclose(got.loss, np.sum(weights * loss), rtol=1e-5)
+    np.testing.assert_allclose(got.weight, np.sum(weights), rtol=1e-5)
+    np.testing.assert_allclose(got.correct, np.sum(weights[np.asarray(correct)]), rtol=1e-5)
+    for i in range(DENOISERS):
+        of = weights * (BATCH.denoisers == i)
+        np.testing.assert_allclose((got.denoiser_loss[i], got.denoiser_weight[i]), (np.sum(of * loss), of.sum()), 1e-5)
+    for i in range(SOURCES):
+        of = weights * (BATCH.sources == i)
+        np.testing.assert_allclose((got.source_loss[i], got.source_weight[i]), (np.sum(of * loss), of.sum()), 1e-5)
+
+
+def norm(values):
+    return np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(values)))
+
+
+def test_one_update(alone):
+    """Adam without a first moment: the gradient over its own size, and a tenth of the weight, at the learning rate."""
+    got = alone.metrics
+    assert (alone.before.step, alone.after.step) == (0, 1)
+    for before, after, gradient in zip(
+        *(jax.tree.leaves(x) for x in (alone.before.params, alone.after.params, alone.gradients)), strict=True
+    ):
+        moved = gradient / (np.abs(gradient) + 1e-8) + 0.1 * before
+        np.testing.assert_allclose(after, before - 0.01 * moved, atol=1e-6)
+    assert got.tokens == (BATCH.encoder.segments > 0).sum() + (BATCH.decoder.segments > 0).sum()
+    np.testing.assert_allclose(got.gradient_norm, norm(alone.gradients), rtol=1e-5)
+    np.testing.assert_allclose(got.parameter_norm, norm(alone.before.params), rtol=1e-5)
+    np.testing.assert_allclose(got.learning_rate, 0.01)
+    assert got.finite
+    assert {x.dtype for x in got} == {np.dtype(t) for t in (np.float32, np.int32, bool)}
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_eight_devices_compute_what_one_does(run, alone, shape):
+    eight = run(shape)
+    jax.tree.map(np.testing.assert_array_equal, eight.before, alone.before)
+    close(eight.metrics, alone.metrics)
+    close(eight.gradients, alone.gradients)
+
+
+@pytest.mark.parametrize(("shape", "microbatches"), [((1, 1, 1), 4), ((2, 2, 2), 2)])
+def test_microbatches_do_not_matter(run, alone, shape, microbatches):
+    parts = run(shape, microbatches)
+    close(parts.metrics, alone.metrics)
+    close(parts.gradients, alone.gradients)
+
+
+@pytest.mark.parametrize(("shape", "microbatches"), [((1, 1, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)])
+def test_the_states_memory_is_used_again(run, shape, microbatches):
+    made = run(shape, microbatches)
+    on_each = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(made.abstract))
+    assert made.compiled.memory_analysis().alias_size_in_bytes >= 0.95 * on_each
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_what_crosses_devices(run, microbatches):
+    """On 2 x 2 x 2 devices: weights are gathered, their gradients summed; logits stay, and so do states of rows."""
+    text = run((2, 2, 2), microbatches).compiled.as_text()
+    crossing = hlo.collectives(text)
+    table = {c for c in crossing if {V, V // 2} & set(c.shape)}
+    assert {c.shape for c in table} == {(V // 2, D)}, "the table and its gradient, and no logits"
+    rows = {ROWS, ROWS // 2, ROWS // 4, ROWS // microbatches, ROWS // microbatches // 4}
+    gathered = {c.shape for c in crossing if c.kind == "all-gather"}
+    assert gathered, "FSDP gathers weights"
+    assert not [s for s in gathered if rows & set(s)], "no device needs another's rows"
+    assert not [c for c in crossing if c.kind in ("all-to-all", "collective-permute")], "nothing is cut differently"
+
+
+@pytest.mark.parametrize(("shape", "width"), [((1, 1, 1), V), ((2, 2, 2), V // 2), ((1, 1, 8), V // 8)])
+def test_no_device_holds_logits_but_a_tile(run, shape, width):
+    logits = [s for s in hlo.shapes(run(shape).compiled.as_text()) if width in s and not {D, D // 2, D // 4} & set(s)]
+    tile = max(20, ROWS // math.prod(shape[:2]))  # one position of every row, at least
+    assert max(map(math.prod, logits)) == tile * width, logits
+
+
+def test_a_loss_that_is_not_finite_is_told(run, alone):
+    params = jax.tree.map(jnp.asarray, alone.before.params)
+    params.decoder.final_norm.scale[...] = jnp.full(D, jnp.nan)
+    _, metrics = alone.compiled(jax.device_put(alone.before._replace(params=params)), jax.device_put(BATCH))
+    assert not metrics.finite
+
+
+def test_a_batch_without_weights_has_no_gradient(alone):
+    batch = BATCH._replace(weights=np.zeros_like(BATCH.weights))
+    after, metrics = alone.compiled(jax.device_put(alone.before), jax.device_put(batch))
+    assert metrics.finite
+    assert metrics.total == metrics.gradient_norm == 0.0
+    close(after.params, jax.tree.map(lambda x: x * (1 - 0.01 * 0.1), alone.before.params))
+
+
+def test_frozen_weights_of_a_model_do_not_change():
+    """The encoder is frozen, but for its last norm: nothing else of it moves, and its gradients are not in the norm."""
+    how = dataclasses.replace(OPTIM, freeze=(Freeze("encoder.final_norm.*", end=0), Freeze("encoder.*")))
+    params = build.make(CONFIG, key=jax.random.key(0))
+    updates = optim.make(how, 10, params)
+    first = state.TrainState(jnp.int32(0), params, updates.init(params))
+    train_step = step.make_train_step(updates, step.Settings(Compute(), DENOISERS, SOURCES))
+    after, metrics = jax.jit(train_step)(first, jax.tree.map(jnp.asarray, BATCH))
+    jax.tree.map(np.testing.assert_array_equal, after.params.encoder.layers, params.encoder.layers)
+    assert np.any(after.params.encoder.final_norm.scale[...] != params.encoder.final_norm.scale[...])
+    assert np.any(after.params.decoder.layers.slots[0].mlp.up[...] != params.decoder.layers.slots[0].mlp.up[...])
+    gradients = after.opt.inner_states["trained"].inner_state[0].mu
+    np.testing.assert_allclose(metrics.gradient_norm, norm(gradients), rtol=1e-5)
