@@ -54,6 +54,7 @@ def get_config(arm="adapted"):
         ],
     }
     config.train = {"steps": 300 if source else 60}
+    config.compute = {"remat": "block"}  # on a CPU, where memory is slow, also the faster choice
     heldout = {"kind": "python", "split": "heldout"}
     # the same targets for all three: the last 3/4 of a piece, given the first
     suffix = {"name": "suffix_r75", "rate": 0.75}
