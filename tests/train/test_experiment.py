@@ -51,7 +51,7 @@ def test_what_may_differ_on_resume():
         "save.keep": "5",
         "eval.every_steps": "9",
         "mesh.fsdp": "2",
-        "compute.remat": "block",
+        "compute.remat": "none",
         "compute.backend": "reference",
         "data.workers": "2",
         "data.prefetch": "4",
