@@ -1,5 +1,3 @@
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from t5g2.core import mesh as meshes
 from t5g2.core.mesh import MeshShape
 from t5g2.models.layers import Head
 from t5g2.models.loss import tiled_cross_entropy, token_losses
+from tests import hlo
 
 V, D, B, T = 96, 40, 16, 13  # no two sizes that occur in a program are equal: an axis is known by its size
 
@@ -157,23 +156,15 @@ def test_eight_devices_give_what_one_gives(data, sharded):
 
 def test_no_logits_cross_devices(sharded):
     compiled, _ = sharded
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-    collective = re.compile(rf" = (.*?) (?:{kinds})(?:-start)?\(")
-    inside, entry = [], []
-    where = inside
-    for line in compiled.as_text().splitlines():
-        if line and not line[0].isspace():
-            where = entry if line.startswith("ENTRY") else inside
-        if found := collective.search(line):
-            where += [tuple(map(int, s.split(","))) for s in re.findall(r"\[([\d,]+)\]", found[1])]
+    crossing = hlo.collectives(compiled.as_text())
     tile = 12
-    assert {(1, tile)} < set(inside) <= {(1, tile), (1, tile, D)}, "in the loop: what sums over V give each token"
-    with_vocab = {s for s in entry if {V, V // 2} & set(s)}
+    looped = {c.shape for c in crossing if c.looped}
+    assert {(1, tile)} < looped <= {(1, tile), (1, tile, D)}, "in the loop: what sums over V give each token"
+    with_vocab = {c.shape for c in crossing if {V, V // 2} & set(c.shape)}
     assert with_vocab == {(V // 2, D)}, "once, outside the loop: the table is gathered, its gradient summed"
 
 
 def test_no_device_holds_logits_but_a_tile(sharded):
     compiled, _ = sharded
-    found = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())}
-    with_vocab = {s for s in found if {V, V // 2} & set(s) and not {D, D // 2} & set(s)}
+    with_vocab = {s for s in hlo.shapes(compiled.as_text()) if {V, V // 2} & set(s) and not {D, D // 2} & set(s)}
     assert max(map(np.prod, with_vocab)) == 12 * V // 2, with_vocab
