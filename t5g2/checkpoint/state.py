@@ -142,7 +142,8 @@ class Checkpoints:
                 return Restored(candidate, params, opt, found["data"], found["meta"])
             if step is not None:
                 raise self._error(step, problems)
-            log.warning("%s\n%s; the step before is used", self._say(candidate, problems), self._put_aside(candidate))
+            then = "there is no step before" if candidate == steps[0] else "the step before is used"
+            log.warning("%s\n%s; %s", self._say(candidate, problems), self._put_aside(candidate), then)
         damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
         if damaged or steps:
             raise UserError(

@@ -1,5 +1,6 @@
 """The view of a model by (path, layer): what it says, and that nothing is lost or moved on the way there and back."""
 
+import dataclasses
 import doctest
 from operator import attrgetter
 
@@ -11,6 +12,8 @@ import pytest
 from flax import nnx
 
 from t5g2.core import tree
+from t5g2.models import build
+from tests import tiny
 
 
 def param(key, shape, axes):
@@ -147,3 +150,28 @@ def test_first_match_wins_and_dead_patterns_are_found():
 
 def test_difference_of_equal_mappings_is_empty():
     assert tree.difference({"a": 1}, {"a": 1}) == ""
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 5])
+@pytest.mark.parametrize("config", [tiny.GEMMA3, tiny.T5GEMMA2], ids=["gemma3", "t5gemma2"])
+def test_the_models_follow_the_convention(config, layers):
+    if config is tiny.GEMMA3:
+        config = stack = dataclasses.replace(config, layers=layers)
+    else:
+        stack = dataclasses.replace(config.encoder, layers=layers)
+        config = dataclasses.replace(config, encoder=stack, decoder=stack)
+    abstract = build.abstract(config)
+    view = tree.leaves(abstract)
+    numbers = {}
+    for path, layer in view:
+        numbers.setdefault(path, []).append(layer)
+    assert {path: found for path, found in numbers.items() if "layers" in path.split(".")} == {
+        path: list(range(layers)) for path in numbers if "layers" in path.split(".")
+    }
+    values = {
+        key: np.random.default_rng(i).random(leaf.shape, np.float32) for i, (key, leaf) in enumerate(view.items())
+    }
+    again = tree.leaves(tree.build(abstract, values.__getitem__))
+    for key, leaf in again.items():
+        np.testing.assert_array_equal(np.asarray(leaf.read()), values[key])
+        assert len(leaf.axes) == len(leaf.shape)
