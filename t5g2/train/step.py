@@ -69,7 +69,7 @@ class Metrics(NamedTuple):
       gradient_norm: of the gradients that count, before clipping.
       parameter_norm: of all weights, before the update.
       learning_rate: of this update.
-      finite: bool, whether the loss and every gradient is.
+      finite: bool, whether the loss and every gradient that counts is.
     """
 
     total: jax.Array
