@@ -53,14 +53,14 @@ def get_config(arm="adapted"):
             {"pattern": "*", "rate": 0.1},
         ],
     }
-    config.train = {"steps": 300 if source else 60}
+    config.train = {"steps": 400 if source else 100}
     config.compute = {"remat": "block"}  # on a CPU, where memory is slow, also the faster choice
     heldout = {"kind": "python", "split": "heldout"}
     # the same targets for all three: the last 3/4 of a piece, given the first
     suffix = {"name": "suffix_r75", "rate": 0.75}
     continuation = {"kind": "causal", "context": 0.25} if source else {"kind": "ul2", "tasks": [suffix]}
     config.eval = {
-        "every_steps": 100 if source else 20,
+        "every_steps": 100 if source else 25,
         "tasks": [
             {"kind": "heldout_loss", "text": heldout, "objective": objective, "examples": 64},
             {"kind": "heldout_loss", "text": heldout, "objective": continuation, "name": "continuation"},
@@ -68,7 +68,7 @@ def get_config(arm="adapted"):
         ],
         "final": ["continuation", "samples"],
     }
-    config.save = {"every_steps": 100 if source else 20, "keep": 1}
+    config.save = {"every_steps": 100 if source else 25, "keep": 1}
     config.log = {"every_steps": 10}
     if arm == "adapted":
         config.init = {"adapt": {"source": "runs/quickstart/source/model"}}

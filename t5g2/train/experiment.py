@@ -157,6 +157,7 @@ class Experiment:
                 f"data.rows = {self.data.rows} is not divisible by train.microbatches = {self.train.microbatches}; "
                 f"every microbatch has equally many rows"
             )
+        self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
         if self.init.adapt and not isinstance(self.model, EncoderDecoderConfig):
             raise UserError("init.adapt makes an encoder-decoder model, but model is decoder-only; see init.params")
 
