@@ -1,0 +1,49 @@
+"""The shapes that signatures promise hold: every call of a forward, backward and decoding pass is checked."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os
+os.environ["JAX_PLATFORMS"] = "cpu"
+from jaxtyping import install_import_hook
+
+with install_import_hook("t5g2.models", "beartype.beartype"):
+    import jax
+    import jax.numpy as jnp
+    from t5g2.core.batch import Stream
+    from t5g2.models import build
+    from t5g2.models.layers import Compute
+    from t5g2.models.loss import tiled_cross_entropy
+    from tests import tiny
+
+compute, T, S = Compute(), 6, 9
+def stream(length):
+    ones = jnp.ones((2, length), jnp.int32)
+    return Stream(ones, ones, jnp.tile(jnp.arange(length, dtype=jnp.int32), (2, 1)))
+
+for config in (tiny.GEMMA3, tiny.T5GEMMA2):
+    model = build.make(config, key=jax.random.key(0))
+    encoder = stream(S) if config is tiny.T5GEMMA2 else None
+    def loss(model):
+        hidden = model.hidden(encoder, stream(T), compute=compute)
+        weights = jnp.ones((2, T), jnp.float32)
+        return tiled_cross_entropy(hidden, model.head(), stream(T).tokens, weights, tile_tokens=4).total
+    assert jnp.isfinite(jax.value_and_grad(loss)(model)[0])
+    cache = model.start_cache(2, T, encoder=encoder, compute=compute)
+    hidden, cache = model.extend(stream(T), cache, compute=compute)
+    assert model.logits(hidden).shape == (2, T, tiny.GEMMA3.vocab_size)
+try:
+    build.make(tiny.GEMMA3, key=jax.random.key(0)).logits(jnp.ones((2, T), jnp.float32))
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.long
+def test_annotated_shapes_hold_and_are_checked():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "TypeCheckError"
