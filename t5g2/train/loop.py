@@ -16,6 +16,7 @@ from t5g2.core import logs, mesh
 from t5g2.data.pipeline import Pipeline, to_global
 from t5g2.eval.evaluate import Evaluation
 from t5g2.train import start, stop, telling
+from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
 
 log = logging.getLogger("t5g2")
@@ -43,7 +44,7 @@ def train(
     rows = start.local_rows(experiment, world)
     workdir = Path(folder)
     with ExitStack() as closing:
-        closing.enter_context(start.claimed(workdir, experiment, replay=replay, allow_change=allow_change))
+        closing.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))
         stopping = closing.enter_context(stop.on_signals())
         closing.enter_context(jax.set_mesh(world))
         telling.world(world)
@@ -55,7 +56,7 @@ def train(
         saved = closing.enter_context(start.checkpoints(experiment, workdir, read_only=replay is not None))
         begun = start.begin(experiment, workdir, plan, saved, replay=replay)
         state, step = begun.state, begun.step
-        if step >= experiment.train.steps and (workdir / start.DONE).exists():
+        if replay is None and workdirs.is_done(workdir, experiment, step):
             log.info("done: %d steps; %s", step, telling.last_scores(workdir))
             return
 
@@ -64,8 +65,9 @@ def train(
         pipeline = closing.enter_context(
             Pipeline(experiment.data, seed=experiment.train.seed, rows=rows, positions=begun.positions)
         )
-
         start.check_corpus(begun, pipeline, allow_change=allow_change)
+        if replay is None:
+            workdirs.record(workdir, experiment, begun.provenance)
 
         # 5 compile: once; memory, FLOPs and tokens are told before the first step
         update = plan.compile()
@@ -75,6 +77,7 @@ def train(
         while True:
             stopped, last = stopping.agreed(), step == experiment.train.steps
             if not stopped and start.due(step, experiment.eval.every_steps, first=True, last=last):
+                tell.flush()  # so that the pause holds none of the step before
                 with tell.pause():
                     tell.outcome(step, evaluation.run(state.params, start.task_names(experiment, last)))
             if replay is None and (stopped or start.due(step, experiment.save.every_steps, last=last)):

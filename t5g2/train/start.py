@@ -1,19 +1,16 @@
-"""What a run starts from and what it leaves: its workdir, shapes, weights, checkpoints, the done mark."""
+"""What a run starts from and what it leaves: shapes, weights, data positions, checkpoints, the model folder."""
 
-import fcntl
-import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.state import Checkpoints
@@ -29,12 +26,11 @@ from t5g2.train import experiment as experiments
 from t5g2.train import optim, weights
 from t5g2.train import state as states
 from t5g2.train import step as steps
+from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
 from t5g2.train.state import TrainState
 
 log = logging.getLogger("t5g2")
-
-RECORD, DONE, CHECKPOINTS, MODEL, PROVENANCE = "experiment.json", "done.json", "checkpoints", "model", "provenance.json"
 
 
 class Begun(NamedTuple):
@@ -53,37 +49,6 @@ class Begun(NamedTuple):
     positions: Mapping[str, Sequence[int]] | None
     corpus: str | None
     provenance: Any
-
-
-@contextmanager
-def claimed(
-    workdir: Path, experiment: Experiment, *, replay: int | None = None, allow_change: tuple[str, ...] = ()
-) -> Iterator[None]:
-    """Makes the workdir this experiment's and keeps other trainers out of it; a replay only looks.
-
-    Raises:
-      UserError: the folder is a file, belongs to a sweep, holds a different experiment, or is in use.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder, which is made if it is missing")
-    if (workdir / "sweep.json").exists():
-        raise UserError(f"{workdir} is the workdir of a sweep; give the run a folder of its own")
-    if (workdir / RECORD).exists():
-        saved = json.loads((workdir / RECORD).read_text())
-        changes = experiments.check_resume(saved, experiments.dump(experiment), allow=allow_change)
-        for path, (old, new) in changes.items():
-            log.info("resumed with another %s: %r -> %r", path, old, new)
-    if jax.process_index() != 0 or replay is not None:  # one process writes
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains in {workdir}; wait for it, or give another --workdir") from None
-        write_json(workdir / RECORD, experiments.dump(experiment))
-        yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +137,7 @@ def plan(experiment: Experiment, world: jax.sharding.Mesh) -> Plan:
 
 def checkpoints(experiment: Experiment, workdir: Path, *, read_only: bool = False) -> Checkpoints:
     """The checkpoints of a run."""
-    return Checkpoints(workdir / CHECKPOINTS, keep=experiment.save.keep, read_only=read_only)
+    return Checkpoints(workdir / workdirs.CHECKPOINTS, keep=experiment.save.keep, read_only=read_only)
 
 
 def begin(experiment: Experiment, workdir: Path, plan: Plan, saved: Checkpoints, *, replay: int | None = None) -> Begun:
@@ -184,20 +149,25 @@ def begin(experiment: Experiment, workdir: Path, plan: Plan, saved: Checkpoints,
     restored = saved.restore(plan.abstract.params, plan.abstract.opt, step=replay)
     where, init = f"the workdir, {workdir}", experiment.init
     if restored is None and init.resume is not None:
-        with Checkpoints(Path(init.resume) / CHECKPOINTS, read_only=True) as other:
+        with Checkpoints(Path(init.resume) / workdirs.CHECKPOINTS, read_only=True) as other:
             restored = other.restore(plan.abstract.params, plan.abstract.opt)
         where = f"init.resume, {init.resume}"
         if restored is None:
             raise UserError(f"{where} has no checkpoint; give the workdir of a run that has saved one")
     if restored is not None:
+        if restored.step > experiment.train.steps:
+            raise UserError(
+                f"{where} holds step {restored.step} and train.steps is {experiment.train.steps}; raise it to at least "
+                f"that, or give another --workdir"
+            )
         log.info("weights: from step %d of %s", restored.step, where)
         step = jax.device_put(np.int32(restored.step), plan.abstract.step.sharding)
         state = TrainState(step, restored.params, restored.opt)
-        provenance = read_json(workdir / PROVENANCE) if (workdir / PROVENANCE).exists() else None
+        provenance = (
+            workdirs.read_json(workdir / workdirs.PROVENANCE) if (workdir / workdirs.PROVENANCE).exists() else None
+        )
         return Begun(state, restored.step, restored.data, restored.meta["corpus"], provenance)
     params, provenance = first_params(experiment, plan)
-    if provenance is not None and jax.process_index() == 0:
-        write_json(workdir / PROVENANCE, provenance)
     return Begun(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, provenance)
 
 
@@ -260,13 +230,15 @@ def save(saved: Checkpoints, experiment: Experiment, step: int, state: TrainStat
 def finish(experiment: Experiment, workdir: Path, step: int, params: Any, provenance: Any) -> None:
     """Writes the model folder and, last of all, the mark that the run is done."""
     if experiment.save.model:
-        target = workdir / MODEL
+        target = workdir / workdirs.MODEL
         if target.exists() and jax.process_index() == 0:  # of the same run, before it was told to go on
             shutil.rmtree(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the old model folder is gone")
         tokenizer = settings.dump(experiment.data.tokenizer, tables=experiments.TABLES)
         folders.save_model(target, params, tokenizer=tokenizer, provenance=provenance)
     if jax.process_index() == 0:
-        write_json(workdir / DONE, {"step": step})
+        workdirs.write_json(workdir / workdirs.DONE, {"step": step})
 
 
 def task_names(experiment: Experiment, last: bool) -> list[str]:
@@ -308,23 +280,8 @@ def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[s
     for stream, position in local.items():
         table[stream] = position
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         # two 32-bit halves: jax has no 64-bit integers unless told to
         halves = np.asarray(multihost_utils.process_allgather(table.view(np.int32)))
         table = halves.astype(np.int32).view(np.int64).max(axis=0)
     assert (table >= 0).all(), "a stream is read by no process"
     return {str(stream): position.tolist() for stream, position in enumerate(table)}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text())

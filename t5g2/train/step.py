@@ -67,7 +67,7 @@ class Metrics(NamedTuple):
     Attributes:
       total: what was minimised, per unit of weight.
       gradient_norm: of the gradients that count, before clipping.
-      parameter_norm: of all weights, before the update.
+      parameter_norm: of all weights, after the update.
       learning_rate: of this update.
       finite: bool, whether the loss and every gradient that counts is.
     """
@@ -96,12 +96,15 @@ def make_train_step(optimizer: Updates, settings: Settings) -> Callable:
         share = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
         gradients = jax.tree.map(lambda g: g * share, gradients)
         params, opt, applied = optimizer.apply(state.params, gradients, state.opt, state.step)
+        parameter_norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), params))
+        # a finite gradient and a wrong learning rate can still make weights that are not finite
+        finite = jnp.isfinite(total) & jnp.isfinite(applied.gradient_norm) & jnp.isfinite(parameter_norm)
         metrics = Metrics(
             total=total * share,
             gradient_norm=applied.gradient_norm,
-            parameter_norm=optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), state.params)),
+            parameter_norm=parameter_norm,
             learning_rate=applied.learning_rate,
-            finite=jnp.isfinite(total) & jnp.isfinite(applied.gradient_norm),
+            finite=finite,
             **sums._asdict(),
         )
         return TrainState(state.step + 1, params, opt), metrics

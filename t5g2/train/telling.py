@@ -109,8 +109,9 @@ class Teller:
         told = jax.tree.map(np.asarray, metrics)
         if not told.finite:
             raise FloatingPointError(
-                f"the loss ({float(told.total)}) or the gradient (norm {float(told.gradient_norm)}) of step {step} is "
-                f"not finite; the state after it is not saved. --replay=N goes through it again from a checkpoint"
+                f"step {step} is not finite: loss {float(told.total)}, norm of the gradient "
+                f"{float(told.gradient_norm)}, of the updated weights {float(told.parameter_norm)}; its state is not "
+                f"saved. --replay=N goes through it again from a checkpoint"
             )
         # every process computes as much
         flop = flops.of_batch(self._experiment.model, batch.batch) * jax.process_count()

@@ -67,7 +67,7 @@ def plain_means(model, task, setting):
     found = {}
     for denoiser in task.objective.denoisers:
         losses, right = [], []
-        seed = seed_of(setting.seed, "task", task.name)
+        seed = seed_of(setting.seed, "held-out loss")
         for host in finite_batches(data, seed=seed, denoiser=denoiser, examples=task.examples):
             batch = host.batch
             scores = np.asarray(forward(batch.encoder, batch.decoder))

@@ -8,6 +8,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.mesh import MeshShape, make
 from t5g2.train import experiment as experiments
 from t5g2.train import start, stop
+from t5g2.train import workdir as workdirs
 
 
 @pytest.fixture
@@ -41,25 +42,63 @@ def test_rows_that_cannot_be_dealt_out(tiny, devices):
 
 def test_a_workdir_is_claimed_by_one_trainer_at_a_time(tiny, tmp_path):
     workdir = tmp_path / "run"
-    with start.claimed(workdir, tiny):
+    with workdirs.claimed(workdir, tiny):
+        workdirs.record(workdir, tiny, {"rows": []})
         assert json.loads((workdir / "experiment.json").read_text()) == experiments.dump(tiny)
-        with pytest.raises(UserError, match="another process trains in"), start.claimed(workdir, tiny):
+        assert json.loads((workdir / "provenance.json").read_text()) == {"rows": []}
+        with pytest.raises(UserError, match="another process trains in"), workdirs.claimed(workdir, tiny):
             pass
-    with start.claimed(workdir, tiny):
+    with workdirs.claimed(workdir, tiny):
         pass
+
+
+def test_a_run_that_fails_before_it_begins_leaves_nothing(tiny, tmp_path):
+    def fail():
+        with workdirs.claimed(tmp_path / "run", tiny):
+            (tmp_path / "run" / "checkpoints").mkdir()
+            raise UserError("no text")
+
+    with pytest.raises(UserError, match="no text"):
+        fail()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_without_a_checkpoint_is_free_and_one_with_is_not(tiny, tmp_path):
+    other = experiments.load("configs/quickstart.py:source", [("train.seed", "1")])
+    with workdirs.claimed(tmp_path, other):
+        workdirs.record(tmp_path, other, None)
+    with workdirs.claimed(tmp_path, tiny):
+        pass
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"changed  train\.seed: 1 -> 0"), workdirs.claimed(tmp_path, tiny):
+        pass
+    assert json.loads((tmp_path / "experiment.json").read_text()) == experiments.dump(other)
+    (tmp_path / "experiment.json").write_text("{")
+    with pytest.raises(UserError, match=r"experiment\.json is damaged"), workdirs.claimed(tmp_path, tiny):
+        pass
+
+
+def test_done_is_a_step_and_what_it_leaves(tiny, tmp_path):
+    workdirs.write_json(tmp_path / "done.json", {"step": 400})
+    assert not workdirs.is_done(tmp_path, tiny, 400)
+    (tmp_path / "model").mkdir()
+    assert workdirs.is_done(tmp_path, tiny, 400)
+    assert not workdirs.is_done(tmp_path, tiny, 300)
+    workdirs.write_json(tmp_path / "done.json", {"step": 300})
+    assert not workdirs.is_done(tmp_path, tiny, 400)
 
 
 def test_a_workdir_that_is_something_else(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; give a folder"), start.claimed(tmp_path / "file", tiny):
+    with pytest.raises(UserError, match="is a file; give a folder"), workdirs.claimed(tmp_path / "file", tiny):
         pass
     (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(UserError, match="is the workdir of a sweep"), start.claimed(tmp_path, tiny):
+    with pytest.raises(UserError, match="is the workdir of a sweep"), workdirs.claimed(tmp_path, tiny):
         pass
 
 
 def test_a_replay_writes_nothing(tiny, tmp_path):
-    with start.claimed(tmp_path / "run", tiny, replay=3):
+    with workdirs.claimed(tmp_path / "run", tiny, replay=3):
         assert not (tmp_path / "run").exists()
 
 

@@ -137,7 +137,7 @@ def test_one_update(alone):
         np.testing.assert_allclose(after, before - 0.01 * moved, atol=1e-6)
     assert got.tokens == (BATCH.encoder.segments > 0).sum() + (BATCH.decoder.segments > 0).sum()
     np.testing.assert_allclose(got.gradient_norm, norm(alone.gradients), rtol=1e-5)
-    np.testing.assert_allclose(got.parameter_norm, norm(alone.before.params), rtol=1e-5)
+    np.testing.assert_allclose(got.parameter_norm, norm(alone.after.params), rtol=1e-5)
     np.testing.assert_allclose(got.learning_rate, 0.01)
     assert got.finite
     assert {x.dtype for x in got} == {np.dtype(t) for t in (np.float32, np.int32, bool)}
