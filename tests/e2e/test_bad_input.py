@@ -126,6 +126,7 @@ def test_a_workdir_of_another_experiment(capsys, corpus, tmp_path):
     config = f"{CONFIG}:source@{corpus}"
     saved = experiment.dump(experiment.load(config))
     (tmp_path / "experiment.json").write_text(json.dumps(saved))
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     message = fails(capsys, "train", f"--config={config}", f"--workdir={tmp_path}", "--config.optim.schedule.peak=1.0")
     assert "changed  optim.schedule.peak: 0.003 -> 1.0" in message
     assert "--allow_change=optim.schedule.peak" in message
