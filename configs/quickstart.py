@@ -64,7 +64,7 @@ def get_config(arm="adapted"):
         "tasks": [
             {"kind": "heldout_loss", "text": heldout, "objective": objective, "examples": 64},
             {"kind": "heldout_loss", "text": heldout, "objective": continuation, "name": "continuation"},
-            {"kind": "samples", "text": heldout, "examples": 3, "sampler": {"kind": "temperature", "t": 0.5}},
+            {"kind": "samples", "text": heldout, "examples": 3, "sampler": {"kind": "top_p", "p": 0.9}},
         ],
         "final": ["continuation", "samples"],
     }
