@@ -137,7 +137,10 @@ def findings(report: Report) -> list[str]:
 def held_out(report: Report) -> list[Html]:
     """The curves over all denoisers."""
     made = []
-    for task in report.tasks(report.compared):
+    tasks = list(report.tasks(report.compared))
+    # what was measured once is no curve, and the table has it
+    curves = [t for t in tasks if any(len(run.series(f"eval/{t}/loss")[0]) > 1 for run in report.compared)]
+    for task in curves or tasks:
         plot = plots.compare(report.compared, f"eval/{task}/loss", "nats per token")
         made += [
             tag("h2", _of(task, "Held-out loss")),
