@@ -8,7 +8,8 @@ PYTEST ?=
 WORKDIR ?= runs/quickstart
 
 # 3.11 is the last Python of the older pair of jax and flax; every newer one takes the newer pair
-PAIR := $(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")')
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+PAIR := $(if $(filter 3.11,$(VERSION)),py311,py312)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$(PAIR).txt
 
 .PHONY: quickstart test lint format bench clean
@@ -32,7 +33,14 @@ bench: $(VENV)/.installed-dev
 	for file in bench/*.py; do $(VENV)/bin/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)
+
+# a venv that is there keeps its own Python, whatever PYTHON says: then the pins would be those of another
+ifneq ($(wildcard $(VENV)/bin/python),)
+ifneq ($(shell $(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'),$(VERSION))
+$(error $(VENV) has another Python than PYTHON=$(PYTHON), which is $(VERSION); give another VENV=..., or remove $(VENV))
+endif
+endif
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"t5g2 needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Try: make PYTHON=python3.12")'

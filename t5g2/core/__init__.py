@@ -1,0 +1,1 @@
+"""What everything else stands on: leaf paths, the mesh, the batch contract, settings, errors, logs."""
