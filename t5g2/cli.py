@@ -17,11 +17,25 @@ from t5g2.core.errors import UserError, unknown
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag of a subcommand: its type is that of `default`; None = text, and "required" says that it must be given."""
+    """A flag of a subcommand.
+
+    Attributes:
+      default: its value where it is not given.
+      required: it must be given.
+      kind: int, float, bool or str; that of the default unless it is said.
+      least: no number below it is taken.
+    """
 
     default: Any
     help: str
     required: bool = False
+    kind: type | None = None
+    least: float | None = None
+
+    @property
+    def shown(self) -> str:
+        """What stands behind the name in the help."""
+        return "  (required)" if self.required else "" if self.default is None else f"={self.default}"
 
 
 CONFIG = Flag(
@@ -30,6 +44,7 @@ CONFIG = Flag(
 WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
 MODEL = Flag(None, "model folder", True)
 OUT = Flag(None, "folder to write; it must not exist", True)
+ALLOW_CHANGE = Flag("", "settings, separated by commas, that may differ from the saved experiment")
 DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (where a cluster is found), on, off")
 
 
@@ -44,8 +59,10 @@ def train(argv: list[str]) -> None:
         config=CONFIG,
         workdir=WORKDIR,
         distributed=DISTRIBUTED,
-        replay=Flag(-1, "do not resume at the newest checkpoint but at this step, and write nothing"),
-        allow_change=Flag("", "settings, separated by commas, that may differ from the saved experiment"),
+        replay=Flag(
+            None, "begin at this step's checkpoint instead of the newest, and write nothing", kind=int, least=0
+        ),
+        allow_change=ALLOW_CHANGE,
     )
     from t5g2.core import mesh
     from t5g2.train import experiment, loop
@@ -55,8 +72,8 @@ def train(argv: list[str]) -> None:
     loop.train(
         experiment.load(given.config, overrides),
         given.workdir,
-        replay=None if given.replay < 0 else given.replay,
-        allow_change=tuple(filter(None, given.allow_change.split(","))),
+        replay=given.replay,
+        allow_change=_listed(given.allow_change),
     )
 
 
@@ -68,15 +85,27 @@ def evaluate(argv: list[str]) -> None:
     step = Flag("last", "step of the checkpoint, or last")
     tasks = Flag("", "names of tasks, separated by commas; all of the config's unless given")
     given, overrides = parse(
-        evaluate, argv, config=CONFIG, workdir=WORKDIR, step=step, tasks=tasks, distributed=DISTRIBUTED
+        evaluate,
+        argv,
+        config=CONFIG,
+        workdir=WORKDIR,
+        step=step,
+        tasks=tasks,
+        distributed=DISTRIBUTED,
+        allow_change=ALLOW_CHANGE,
     )
     from t5g2.core import mesh
     from t5g2.train import experiment, scoring
 
     mesh.cache_compilations()
     mesh.start(given.distributed)
-    names = tuple(filter(None, given.tasks.split(",")))
-    scoring.evaluate_run(experiment.load(given.config, overrides), given.workdir, step=given.step, tasks=names)
+    scoring.evaluate_run(
+        experiment.load(given.config, overrides),
+        given.workdir,
+        step=given.step,
+        tasks=_listed(given.tasks),
+        allow_change=_listed(given.allow_change),
+    )
 
 
 def generate(argv: list[str]) -> None:
@@ -91,14 +120,16 @@ def generate(argv: list[str]) -> None:
         prompt=Flag(None, "text to complete"),
         input=Flag(None, "jsonl file of prompts, instead of --prompt"),
         out=Flag(None, "jsonl file to write, with --input; it must not exist"),
-        max_new_tokens=Flag(64, "tokens to generate at most"),
-        temperature=Flag(0.0, "0 = the likeliest token; above, sampling"),
+        max_new_tokens=Flag(64, "tokens to generate at most", least=1),
+        temperature=Flag(0.0, "0 = the likeliest token; above, sampling", least=0),
         seed=Flag(0, "seed of the sampling"),
     )
     from t5g2.train import prompting
 
     if (given.prompt is None) == (given.input is None) or (given.input is None) != (given.out is None):
         raise UserError("give either --prompt, or --input together with --out")
+    if given.out is not None:
+        prompting.refuse_existing(given.out)  # before the work
     prompts = [given.prompt] if given.input is None else prompting.read_prompts(given.input)
     options = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "seed": given.seed}
     outputs = prompting.generate(given.model, prompts, **options)
@@ -106,6 +137,7 @@ def generate(argv: list[str]) -> None:
         print(outputs[0])
     else:
         prompting.write_outputs(given.out, prompts, outputs)
+        print(f"wrote {given.out}")
 
 
 def adapt(argv: list[str]) -> None:
@@ -130,7 +162,7 @@ def average(argv: list[str]) -> None:
 
     Example: t5g2 average --workdir=runs/adapted --last=5 --out=models/averaged
     """
-    last = Flag(5, "number of checkpoints, counted back from the newest")
+    last = Flag(5, "number of checkpoints, counted back from the newest", least=1)
     given, _ = parse(average, argv, workdir=WORKDIR, last=last, out=OUT)
     from t5g2.train import weights
 
@@ -142,8 +174,8 @@ def check(argv: list[str]) -> None:
 
     Example: t5g2 check --config=configs/quickstart.py:adapted --devices=8 --hbm_gib=16
     """
-    devices = Flag(0, "simulated devices to shard over; 0 = those of this machine")
-    hbm_gib = Flag(0.0, "memory of one device in GiB; more than it holds is an error (0 = do not ask)")
+    devices = Flag(0, "simulated devices to shard over; 0 = those of this machine", least=0)
+    hbm_gib = Flag(0.0, "memory of one device in GiB; more than it holds is an error (0 = do not ask)", least=0)
     given, overrides = parse(check, argv, config=CONFIG, devices=devices, hbm_gib=hbm_gib)
     from t5g2.train import check as dry_run
     from t5g2.train import experiment
@@ -156,7 +188,7 @@ def data(argv: list[str]) -> None:
 
     Example: t5g2 data --config=configs/quickstart.py:adapted --n=3
     """
-    given, overrides = parse(data, argv, config=CONFIG, n=Flag(3, "rows to show"))
+    given, overrides = parse(data, argv, config=CONFIG, n=Flag(3, "rows to show", least=0))
     from t5g2.train import experiment, preview
 
     preview.show(experiment.load(given.config, overrides), rows=given.n)
@@ -201,15 +233,14 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
       UserError: an unknown flag (with the nearest one), a value of the wrong type, a required flag that is missing.
     """
     if {"--help", "-h"} & set(argv):
-        lines = [
-            f"  --{name}{'  (required)' if f.required else f'={f.default}'}\n      {f.help}"
-            for name, f in declared.items()
-        ]
+        lines = [f"  --{name}{flag.shown}\n      {flag.help}" for name, flag in declared.items()]
         raise HelpAsked(f"t5g2 {command.__name__}\n\n{inspect.getdoc(command)}\n\nFlags:\n" + "\n".join(lines))
     values = flags.FlagValues()
     define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for name, flag in declared.items():
-        define.get(type(flag.default), flags.DEFINE_string)(name, flag.default, flag.help, flag_values=values)
+        define.get(flag.kind or type(flag.default), flags.DEFINE_string)(
+            name, flag.default, flag.help, flag_values=values
+        )
     changes = [a for a in argv if a.lstrip("-").startswith("config.")] if "config" in declared else []
     parts = [a.lstrip("-").removeprefix("config.").partition("=") for a in changes]
     for path, equals, _ in parts:
@@ -226,7 +257,15 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
     for name, flag in declared.items():
         if flag.required and values[name].value in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")
+        value = values[name].value
+        if flag.least is not None and value is not None and not value >= flag.least:  # NaN is not either
+            raise UserError(f"--{name}={value}; it must be at least {flag.least}: {flag.help}")
     return values, [(path, text) for path, _, text in parts]
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The names that commas separate."""
+    return tuple(filter(None, text.split(",")))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,9 +49,9 @@ class Run:
         steps = sorted(points)
         return steps, [points[step] for step in steps]
 
-    def first(self, metric: str) -> float | None:
-        """The value at the first step that has one."""
-        return next(iter(self.series(metric)[1]), None)
+    def at_start(self, metric: str) -> float | None:
+        """The value at step 0, before the first update; None = it was not measured then, but later if at all."""
+        return dict(zip(*self.series(metric), strict=True)).get(0)
 
     def last(self, metric: str) -> float | None:
         """The value at the last step that has one."""
@@ -197,7 +197,7 @@ def summary(report: Report) -> Table:
     for task, denoisers in tasks.items():
         of = "held-out loss" if task == "heldout" else f"{task} loss"
         metric = f"eval/{task}/loss"
-        facts.append((f"{of} at start", lambda run, m=metric: number(run.first(m))))
+        facts.append((f"{of} at start", lambda run, m=metric: number(run.at_start(m))))
         facts.append((f"{of} at end", lambda run, m=metric: number(run.last(m))))
         for name in denoisers:
             facts.append((f"· {name}", lambda run, m=f"{metric}/{name}": number(run.last(m))))

@@ -23,7 +23,6 @@ import fcntl
 import hashlib
 import json
 import os
-import runpy
 import shlex
 import signal
 import subprocess
@@ -181,10 +180,9 @@ def load(path: str | os.PathLike) -> Sweep:
     """The sweep of a file. Raises UserError: no such file, no get_sweep(), or it returns something else."""
     if not Path(path).is_file():
         raise UserError(f"no sweep file {path}; give the path of a Python file that defines get_sweep()")
-    names = runpy.run_path(str(path))
-    if "get_sweep" not in names:
-        raise UserError(f"{path} has no get_sweep(); define one that returns a t5g2.sweep.Sweep")
-    made = names["get_sweep"]()
+    from t5g2.train import experiment
+
+    made = experiment.call(Path(path), "get_sweep", returns="a t5g2.sweep.Sweep")
     if not isinstance(made, Sweep):
         raise UserError(f"get_sweep() of {path} returns {type(made).__name__}; it must return a t5g2.sweep.Sweep")
     return made
@@ -204,10 +202,15 @@ def run(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: str = 
 
 def run_local(sweep: Sweep, folder: Path, *, program: Sequence[str] = PROGRAM) -> None:
     """Runs the parts here, one after the other; `program` is what `t5g2` stands for."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--workdir={folder} is a file; give a folder, which is made if it is missing")
     if (folder / "experiment.json").exists():
         raise UserError(f"{folder} is the workdir of a single run; give the sweep a folder of its own")
     identities = _identities(sweep, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={folder} cannot be made ({error}); give another folder") from None
     with _alone(folder) as lock, _Signals() as signals:
         _write_json(folder / "sweep.json", describe(sweep, folder))
         parts = sweep.ordered()

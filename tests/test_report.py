@@ -222,7 +222,16 @@ def test_a_series_takes_the_last_row_of_a_step_and_leaves_null_out():
     rows = [{"step": 2, "a": 1.0}, {"step": 1, "a": None}, {"step": 2, "a": 3.0}, {"step": 0, "b": 1.0, "a": 5.0}]
     run = report.Run("x", "#000", rows, None, None, [], False)
     assert run.series("a") == ([0, 2], [5.0, 3.0])
-    assert (run.first("a"), run.last("a"), run.last("c")) == (5.0, 3.0, None)
+    assert (run.at_start("a"), run.last("a"), run.last("c")) == (5.0, 3.0, None)
+
+
+def test_what_is_measured_at_the_end_only_has_no_start(tmp_path):
+    rows = [{"step": 0, "eval/heldout/loss": 5.0}, {"step": 9, "eval/heldout/loss": 3.0, "eval/suffix/loss": 2.0}]
+    run = report.Run("x", "#000", rows, None, None, [], True)
+    table = dict(report.summary(report.Report("x", tmp_path, [run], ["x"])).rows)
+    assert (table["held-out loss at start"], table["held-out loss at end"]) == ("5.000", "3.000")
+    assert table["suffix loss at end"] == "2.000"
+    assert "suffix loss at start" not in table
 
 
 def test_the_time_leaves_out_what_a_stop_lasted():

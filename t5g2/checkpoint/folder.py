@@ -63,7 +63,10 @@ def save_model(
       UserError: the directory exists already.
     """
     target = Path(directory).absolute()
-    refuse_existing(target)
+    # one process looks and all go by it: the others might look when it has begun to write
+    exists = target.exists()
+    if multihost_utils.broadcast_one_to_all(np.asarray(exists)) if jax.process_count() > 1 else exists:
+        raise _exists(target)
     temporary = target.with_name(f".{target.name}.tmp")
     tensors = {tree.name(key): _tensor(leaf) for key, leaf in tree.leaves(model).items()}
     notes = {MODEL: to_dict(model.config), TOKENIZER: tokenizer, PROVENANCE: provenance}
@@ -87,9 +90,7 @@ def save_model(
 def refuse_existing(directory: str | PathLike) -> None:
     """Raises UserError if the directory exists: call it before the work whose result is to go there."""
     if Path(directory).exists():
-        raise UserError(
-            f"{Path(directory).absolute()} exists already and is not overwritten; give another one, or remove it"
-        )
+        raise _exists(Path(directory))
 
 
 def open_model(directory: str | PathLike) -> ModelFolder:
@@ -156,6 +157,10 @@ def dtype_of(folder: ModelFolder, chosen: Any = None) -> np.dtype:
         names = ", ".join(sorted(dtypes))
         raise UserError(f"the weights in {folder.path} have several dtypes: {names}; say which to use (param_dtype)")
     return next(iter(dtypes.values()))
+
+
+def _exists(directory: Path) -> UserError:
+    return UserError(f"{directory.absolute()} exists already and is not overwritten; give another one, or remove it")
 
 
 def _tensor(leaf: Leaf) -> safetensors_io.Tensor:

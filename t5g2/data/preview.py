@@ -8,14 +8,17 @@ from t5g2.data.tokenizer import Tokenizer
 
 
 def show(example: Example, tokenizer: Tokenizer) -> str:
-    """What the encoder reads and what the decoder is asked for, two lines; targets that do not count stand in ⟦ ⟧.
+    """What the encoder reads and what the decoder is asked for, a line each; targets that do not count stand in ⟦ ⟧.
 
         encoder  The <sentinel_0> sat on <sentinel_1>
         targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
 
-    Decoder inputs are not shown: they are BOS and the targets but the last.
+    Decoder inputs are not shown: they are BOS and the targets but the last. Without encoder tokens the first line is
+    left out.
     """
     targets = _marked(example.targets, example.weights, tokenizer)
+    if not len(example.encoder_tokens):
+        return f"targets  {targets}"
     return f"encoder  {_line(tokenizer.decode(example.encoder_tokens))}\ntargets  {targets}"
 
 

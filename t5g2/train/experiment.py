@@ -6,12 +6,14 @@ that exclude each other, lengths that hold no example. Below this file there is 
 
 import difflib
 import hashlib
+import inspect
 import json
 import runpy
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from t5g2 import objectives
 from t5g2.core import settings
@@ -38,6 +40,12 @@ TABLES = (
     TASKS,
     SAMPLERS,
 )
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,10 @@ class Train:
     microbatches: int = 1
     tile_tokens: int = 1024
     z_loss: float = 0.0
-    param_dtype: str = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for name in ("steps", "microbatches", "tile_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        _at_least(1, steps=self.steps, microbatches=self.microbatches, tile_tokens=self.tile_tokens)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,9 @@ class Log:
     every_steps: int = 10
     tensorboard: bool = True
     wandb: str | None = None
+
+    def __post_init__(self):
+        _at_least(1, every_steps=self.every_steps)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Evaluation:
     final: tuple[str, ...] = ()
 
     def __post_init__(self):
+        _at_least(0, every_steps=self.every_steps)
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
             raise UserError(f"two tasks have the same name; the names are {', '.join(names)}")
@@ -132,6 +142,10 @@ class Save:
     every_steps: int = 0
     keep: int = 3
     model: bool = True
+
+    def __post_init__(self):
+        _at_least(0, every_steps=self.every_steps)
+        _at_least(1, keep=self.keep)
 
 
 @dataclass(frozen=True)
@@ -182,7 +196,7 @@ def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
     """The experiment of "FILE[:ARG]" with (dotted path, text) overrides applied.
 
     Raises:
-      UserError: no such file, a file without get_config, an unknown key (nearest name), a wrong type, a broken rule.
+      UserError: no such file, one that fails, an unknown key (nearest name), a wrong type, a broken rule.
     """
     node = read(config)
     for path, text in overrides:
@@ -198,10 +212,39 @@ def read(config: str) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; give a Python file with get_config()"
         raise UserError(f"no config file {name}{hint}")
-    names = runpy.run_path(str(path))
-    if "get_config" not in names:
-        raise UserError(f"{name} has no get_config(); a config file defines one that returns a ConfigDict")
-    return _plain(names["get_config"](*filter(None, [argument])))
+    made = call(path, "get_config", [argument] if argument else [], returns="a ConfigDict")
+    if not hasattr(made, "items"):
+        raise UserError(f"get_config() of {name} returns {type(made).__name__}; it must return a ConfigDict")
+    return _plain(made)
+
+
+def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) -> Any:
+    """What the function `name` of a Python file returns; `returns` says what that should be.
+
+    Raises:
+      UserError: the file is no Python, has no such function, or fails; with the line of it.
+    """
+    try:
+        function = runpy.run_path(str(path)).get(name)
+        if not callable(function):
+            raise UserError(f"{path} has no {name}(); define one that returns {returns}")
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
+            raise UserError(
+                f"{name}{inspect.signature(function)} of {path} was called with {', '.join(arguments) or 'nothing'}; "
+                f"what follows the ':' of FILE:ARG is its one argument"
+            ) from None
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:  # somebody's own code can fail in any way
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else '?'}"
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(
+            f"{path}{line}: {type(error).__name__}: {what}; give a Python file whose {name}() returns {returns}"
+        ) from error
 
 
 def build(node: Mapping[str, Any]) -> Experiment:
@@ -211,8 +254,11 @@ def build(node: Mapping[str, Any]) -> Experiment:
     if isinstance(model, Mapping) and "size" in model:
         if len(model) > 1:
             extra = ", ".join(sorted(set(model) - {"size"}))
-            raise UserError(f"model has a size and also {extra}; a size is complete, so give one of them")
-        node["model"] = size(model["size"])
+            raise UserError(
+                f"model has a size and also {extra}; a size is complete, so give one of them. To "
+                f'take a size, replace the whole model block of the config file: config.model = {{"size": NAME}}'
+            )
+        node["model"] = size(str(model["size"]))
     return settings.build(Experiment, node, tables=TABLES)
 
 
@@ -246,20 +292,50 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
     """{path: (saved, now)} of the settings that differ and may.
 
     Raises:
-      UserError: settings differ that may not; shows each with both values, and the ways out.
+      UserError: settings differ that may not; shows each with both values, and the ways out. Or `allow` names none.
     """
     old, new = settings.flatten(saved), settings.flatten(now)
     changed = {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
     allow = tuple(allow)
-    free = {k for k in changed if any(k == p or k.startswith(f"{p}.") for p in (*FREE_ON_RESUME, *allow))}
+    _check_paths(allow, old.keys() | new.keys())
+    free = {k for k in changed if any(_covers(path, k) for path in (*FREE_ON_RESUME, *allow))}
     refused = sorted(changed.keys() - free)
     if refused:
         shown = difference(*({k: side[k] for k in refused if k in side} for side in (old, new)))
+        named = dict.fromkeys(_shortest(path, set(refused), old.keys() | new.keys()) for path in refused)
         raise UserError(
             f"the workdir holds a different experiment (saved -> given):\n{shown}\n"
-            f"Use another --workdir, undo the change, or go on with it on purpose: --allow_change={','.join(refused)}"
+            f"Use another --workdir, undo the change, or go on with it on purpose: --allow_change={','.join(named)}"
         )
     return {k: changed[k] for k in sorted(free)}
+
+
+def _check_paths(paths: Iterable[str], settings: Iterable[str]) -> None:
+    """Raises UserError for a path that is neither a setting's nor that of a part of the settings."""
+    known = {prefix for setting in (*settings, "data.corpus") for prefix in _prefixes(setting)}
+    for path in paths:
+        if path not in known:
+            near = difflib.get_close_matches(path, sorted(known), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise UserError(
+                f"--allow_change={path} names no setting; {hint}Allowed: the dotted path of a setting, such as "
+                f"optim.schedule.peak, or of a part of them, such as optim, and data.corpus"
+            )
+
+
+def _shortest(path: str, refused: set[str], settings: Iterable[str]) -> str:
+    """The shortest path that covers this one and no setting that was not refused too."""
+    return next(p for p in _prefixes(path) if all(key in refused for key in settings if _covers(p, key)))
+
+
+def _covers(path: str, setting: str) -> bool:
+    return setting == path or setting.startswith(f"{path}.")
+
+
+def _prefixes(path: str) -> list[str]:
+    """a.b.c: a, a.b, a.b.c."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _plain(node: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.folder import refuse_existing
 from t5g2.core.errors import UserError
 from t5g2.data import tokenizer as tokenizers
 from t5g2.eval.evaluate import write_predictions
@@ -34,19 +35,30 @@ def generate(
 
 
 def read_prompts(path: str) -> list[str]:
-    """The prompts of a jsonl file, {"prompt": …} a line.
+    """The prompts of a jsonl file, {"prompt": …} a line; blank lines do not count.
 
     Raises:
-      UserError: no such file, or a line that is none; names the line.
+      UserError: no such file, no text, no prompt, or a line that is none; names the line.
     """
     if not Path(path).is_file():
         raise UserError(f'no file {path}; give a jsonl file with {{"prompt": …}} on every line')
+    try:
+        text = Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     prompts = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold U+2028, which splitlines takes for an end
+        if not line.strip():
+            continue
         try:
-            prompts.append(str(json.loads(line)["prompt"]))
+            prompt = json.loads(line)["prompt"]
         except (ValueError, KeyError, TypeError):
-            raise UserError(f'{path}, line {number}: {line[:80]!r} is not {{"prompt": …}}') from None
+            prompt = None
+        if not isinstance(prompt, str):
+            raise UserError(f'{path}, line {number}: {line[:80]!r} is not {{"prompt": "a text"}}')
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(f'{path} holds no prompt; give a jsonl file with {{"prompt": …}} on every line')
     return prompts
 
 
@@ -56,6 +68,6 @@ def write_outputs(path: str, prompts: Sequence[str], outputs: Sequence[str]) -> 
     Raises:
       UserError: the file exists.
     """
-    folders.refuse_existing(path)
+    refuse_existing(path)
     rows = [{"prompt": prompt, "output": output} for prompt, output in zip(prompts, outputs, strict=True)]
     write_predictions(path, rows)

@@ -8,23 +8,33 @@ from t5g2.core import logs, mesh
 from t5g2.core.errors import UserError
 from t5g2.eval import evaluate
 from t5g2.train import start
+from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
 
 
-def evaluate_run(experiment: Experiment, folder: str, *, step: str = "last", tasks: tuple[str, ...] = ()) -> None:
+def evaluate_run(
+    experiment: Experiment,
+    folder: str,
+    *,
+    step: str = "last",
+    tasks: tuple[str, ...] = (),
+    allow_change: tuple[str, ...] = (),
+) -> None:
     """Prints the scores of a checkpoint; writes scores.json and predictions.jsonl to <workdir>/evaluations/<step>.
 
     Args:
       step: a number, or "last".
       tasks: names; none = all of the experiment's.
+      allow_change: paths of settings that may differ from the saved experiment's; those of eval may anyway.
 
     Raises:
-      UserError: no such run, step or task.
+      UserError: no such run, step or task, or the run is of a different experiment.
     """
     if step != "last" and not step.isdigit():
         raise UserError(f"--step={step}; give the number of a saved step, or last")
     workdir = Path(folder)
     logs.setup(process=jax.process_index())
+    workdirs.compare_record(workdir, experiment, allow_change=("eval", *allow_change))
     world = mesh.make(experiment.mesh)
     rows = start.local_rows(experiment, world)
     with jax.set_mesh(world):

@@ -17,7 +17,6 @@ from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.state import Checkpoints
 from t5g2.core import mesh as meshes
 from t5g2.core.errors import UserError
-from t5g2.core.logs import log
 from t5g2.data import tokenizer as tokenizers
 from t5g2.models import build, sizes
 from t5g2.models.config import ModelConfig, from_dict
@@ -43,7 +42,7 @@ def adapt_folder(source: str | PathLike, target: str, out: str | PathLike, *, se
     model, provenance = _adapt(opened, _target(target, opened), seed=seed)
     print(provenance.table())
     folders.save_model(out, model, tokenizer=opened.tokenizer, provenance=provenance.to_dict())
-    log.info("wrote %s", Path(out).absolute())
+    print(f"wrote {Path(out).absolute()}")
     return provenance
 
 

@@ -35,6 +35,12 @@ def fails(capsys, *arguments: str) -> str:
         (["optim.schedule.kind=cosin"], ["config.optim.schedule.kind 'cosin'", "did you mean 'cosine'"]),
         (["compute.dtype=float16"], ["float16", "bfloat16, float32"]),
         (["optim.schedule.warmup_steps=24"], ["warmup_steps = 24 and train.steps = 24", "lower warmup_steps"]),
+        (["log.every_steps=0"], ["config.log: every_steps is 0", "at least 1"]),
+        (["eval.every_steps=-1"], ["config.eval: every_steps is -1", "at least 0"]),
+        (["save.every_steps=-1"], ["config.save: every_steps is -1", "at least 0"]),
+        (["save.keep=0"], ["config.save: keep is 0", "at least 1"]),
+        (["train.param_dtype=foo"], ["config.train.param_dtype 'foo'", "bfloat16, float32"]),
+        (["model.size=gemma3:1b"], ["replace the whole model block", "config.model"]),
         (["mesh.tensor=0"], ["mesh.tensor = 0", "at least 1"]),
     ],
     ids=lambda x: x[0] if isinstance(x, list) and "=" in x[0] else "",
@@ -105,6 +111,14 @@ def test_an_unknown_size(capsys, corpus, tmp_path):
         (["train", f"--config={CONFIG}", "--workdir=x", "--config.train.steps", "3"], ["has no value; write"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "extra"], ["'extra' is no flag"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "--replay=soon"], ["replay"]),
+        (["train", f"--config={CONFIG}", "--workdir=x", "--replay=-3"], ["--replay=-3", "at least 0"]),
+        (["train", "--config=README.md", "--workdir=x"], ["README.md", "SyntaxError"]),
+        (["check", f"--config={CONFIG}", "--devices=-1"], ["--devices=-1", "at least 0"]),
+        (["data", f"--config={CONFIG}", "--n=-1"], ["--n=-1", "at least 0"]),
+        (["generate", "--model=x", "--prompt=x", "--temperature=-1"], ["--temperature=-1", "at least 0"]),
+        (["generate", "--model=x", "--prompt=x", "--temperature=nan"], ["--temperature=nan", "at least 0"]),
+        (["generate", "--model=x", "--input=y", f"--out={CONFIG}"], ["exists already"]),
+        (["sweep", "--sweep=experiments/quickstart.py", f"--workdir={CONFIG}"], ["is a file"]),
         (["sweep", "--sweep=nowhere.py", "--workdir=x"], ["no sweep file nowhere.py"]),
         (["sweep", "--sweep=experiments/quickstart.py", "--workdir=x", "--launcher=moon"], ["'moon'", "local"]),
         (["report", "--workdir=/nowhere/at/all"], ["/nowhere/at/all"]),
@@ -131,3 +145,25 @@ def test_a_workdir_of_another_experiment(capsys, corpus, tmp_path):
     assert "changed  optim.schedule.peak: 0.003 -> 1.0" in message
     assert "--allow_change=optim.schedule.peak" in message
     assert json.loads((tmp_path / "experiment.json").read_text()) == saved
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"\n \n", "holds no prompt"),
+        (b'{"prompt": "a"}\n{"prompt": null}\n', "line 2"),
+    ],
+)
+def test_prompts_that_are_none(capsys, tmp_path, content, part):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(content)
+    assert part in fails(capsys, "generate", "--model=x", f"--input={file}", f"--out={tmp_path / 'out'}")
+
+
+def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
+    from t5g2.train import prompting
+
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding="utf-8")
+    assert prompting.read_prompts(str(file)) == ["a\u2028b", "c"]

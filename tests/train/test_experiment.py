@@ -94,3 +94,37 @@ def test_errors_of_config_files(tmp_path):
         experiments.load(str(tmp_path / "empty.py"))
     with pytest.raises(UserError, match=r"unknown arm of the quickstart 'sauce'; did you mean 'source'\?"):
         experiments.load(f"{QUICKSTART}:sauce")
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "message"),
+    [
+        ("def get_config(:\n", "", r"line 1: SyntaxError"),
+        ("# Title\n\nSome prose, not code.\n", "", r"line 3: SyntaxError"),
+        ("import no_such_module\n", "", r"line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config():\n    return {}\n", ":arm", r"get_config\(\) of .* was called with arm"),
+        ("def get_config(arm):\n    return {}\n", "", r"get_config\(arm\) of .* was called with nothing"),
+        ("def get_config():\n    return 3\n", "", r"returns int; it must return a ConfigDict"),
+        ("def get_config():\n    return {}['x']\n", "", r"line 2: KeyError: 'x'"),
+    ],
+)
+def test_a_config_file_that_fails_says_where(tmp_path, text, argument, message):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        experiments.read(f"{tmp_path / 'config.py'}{argument}")
+
+
+def test_an_allowed_change_names_a_setting():
+    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    assert experiments.check_resume(saved, saved, allow=["data.corpus", "optim", "data.sources.0"]) == {}
+    with pytest.raises(UserError, match=r"--allow_change=optim\.schedule\.peek names no setting; did you mean optim"):
+        experiments.check_resume(saved, saved, allow=["optim.schedule.peek"])
+
+
+def test_the_refusal_names_a_list_and_not_each_of_its_entries():
+    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    now = copy.deepcopy(saved)
+    saved["optim"]["decay"] = []
+    with pytest.raises(UserError, match=r"--allow_change=optim\.decay$"):
+        experiments.check_resume(saved, now)
+    assert experiments.check_resume(saved, now, allow=["optim.decay"])
