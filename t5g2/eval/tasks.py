@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.core.mesh import batch_sharding, constrain
 from t5g2.core.objective import Objective
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches, to_global
-from t5g2.data.sources import Text, open_pieces
+from t5g2.data.sources import Text, describe, open_pieces
 from t5g2.data.streams import seed_of
 from t5g2.eval import metrics
 from t5g2.eval.generate import GREEDY, Model, Sampler, generate_tokens
@@ -103,6 +104,10 @@ class HeldoutLoss(Task):
     def prepare(self, setting: Setting) -> Measure:
         """Reads the batches, unless they are all of the text, which is read anew each time."""
         data = dataclasses.replace(setting.data, sources=(Source(self.text, self.objective, name=self.name),))
+        pieces = open_pieces(
+            self.text, data.tokenizer, piece_tokens=data.piece_tokens, on_bad_record=data.on_bad_record
+        )
+        log.info("%s", describe(f"task {self.name}", pieces))
         # not by the task's name: tasks of one run and of its relatives are asked about the same pieces
         seed = seed_of(setting.seed, "held-out loss")
 
