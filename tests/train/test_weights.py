@@ -40,7 +40,7 @@ def test_a_folder_becomes_a_folder(source, tmp_path, capsys):
     assert made.tokenizer == TOKENIZER.to_dict()
     assert made.provenance == provenance.to_dict()
     assert made.provenance["source"] == str(source)
-    assert capsys.readouterr().out == provenance.table() + "\n"
+    assert capsys.readouterr().out == f"{provenance.table()}\nwrote {tmp_path / 'adapted'}\n"
     given, model = tree.leaves(weights.model(SOURCE)), tree.leaves(load_model(made))
     for layer in range(SOURCE.layers):
         for side in ("encoder", "decoder"):
