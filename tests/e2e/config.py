@@ -43,7 +43,7 @@ def get_config(argument):
         "optimizer": {"kind": "adamw"},
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup_steps": 4},
     }
-    config.train = {"steps": 24, "seed": 7}
+    config.train = {"steps": 48, "seed": 7}
     config.save = {"every_steps": 4, "keep": 2}
     config.log = {"every_steps": 2}
     config.compute = {"dtype": "float32"}

@@ -34,7 +34,7 @@ def fails(capsys, *arguments: str) -> str:
         (["init.params=x", "init.resume=y"], ["resume and params are both given"]),
         (["optim.schedule.kind=cosin"], ["config.optim.schedule.kind 'cosin'", "did you mean 'cosine'"]),
         (["compute.dtype=float16"], ["float16", "bfloat16, float32"]),
-        (["optim.schedule.warmup_steps=24"], ["warmup_steps = 24 and train.steps = 24", "lower warmup_steps"]),
+        (["optim.schedule.warmup_steps=48"], ["warmup_steps = 48 and train.steps = 48", "lower warmup_steps"]),
         (["log.every_steps=0"], ["config.log: every_steps is 0", "at least 1"]),
         (["eval.every_steps=-1"], ["config.eval: every_steps is -1", "at least 0"]),
         (["save.every_steps=-1"], ["config.save: every_steps is -1", "at least 0"]),
@@ -69,8 +69,7 @@ def test_a_mesh_that_does_not_fit_the_devices(capsys, corpus, tmp_path):
 def test_rows_that_the_devices_do_not_divide(capsys, corpus, tmp_path):
     flags = ["--config.data.rows=4", f"--workdir={tmp_path}"]
     message = fails(capsys, "train", f"--config={CONFIG}:source@{corpus}", *flags)
-    assert "rows = 4" in message
-    assert "8" in message
+    assert "rows = 4 cannot be dealt out to 8 groups" in message
 
 
 def test_an_empty_corpus(capsys, corpus, tmp_path):
@@ -85,7 +84,7 @@ def test_a_malformed_jsonl_line(capsys, corpus, tmp_path):
     flags = ["--config.data.sources.0.text.kind=jsonl", f"--config.data.sources.0.text.path={file}"]
     message = fails(capsys, "data", f"--config={CONFIG}:source@{corpus}", *flags)
     assert "text.jsonl" in message
-    assert "2" in message
+    assert "line 2" in message
     assert cli.main(["data", f"--config={CONFIG}:source@{corpus}", *flags, "--config.data.on_bad_record=skip"]) == 0
 
 

@@ -1,0 +1,67 @@
+"""The commands one after the other, as a user gives them: source, adapted, and what is done with their results."""
+
+import json
+import shutil
+
+import pytest
+
+from t5g2 import cli
+
+from .conftest import CONFIG
+
+
+def files(folder):
+    """{path: content} of every file in a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.long
+def test_from_the_source_to_every_result(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(corpus, tmp_path / "corpus")
+
+    def t5g2(name: str, *flags: str) -> str:
+        capsys.readouterr()
+        assert cli.main([name, *flags]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    def config(arm: str) -> list[str]:
+        text = {"kind": "text", "path": "corpus/heldout"}
+        objective = {"kind": "causal" if arm == "source" else "ul2"}
+        task = {"kind": "heldout_loss", "text": text, "objective": objective, "examples": 8}
+        flags = [f"--config={CONFIG}:{arm}@corpus", f"--config.eval.tasks={[task]!r}", "--config.train.steps=12"]
+        return [*flags, "--config.log.every_steps=4"]
+
+    t5g2("train", *config("source"), "--workdir=corpus/source")
+    t5g2("train", *config("adapted"), "--workdir=adapted")
+    account = json.loads((tmp_path / "adapted" / "provenance.json").read_text())
+    assert {leaf["how"] for leaf in account["leaves"]} == {"copied", "tied"}
+    rows = [json.loads(line) for line in (tmp_path / "adapted" / "metrics.jsonl").read_text().splitlines()]
+    recorded = [row["eval/heldout/loss"] for row in rows if "eval/heldout/loss" in row]
+    assert len(recorded) == 2
+
+    t5g2("evaluate", *config("adapted"), "--workdir=adapted")
+    scores = json.loads((tmp_path / "adapted" / "evaluations" / "12" / "scores.json").read_text())
+    assert scores["heldout/loss"] == pytest.approx(recorded[-1], rel=1e-6)
+
+    assert t5g2(
+        "generate", "--model=adapted/model", "--prompt=the cat", "--max_new_tokens=3", "--temperature=1"
+    ).strip()
+    (tmp_path / "in.jsonl").write_text('{"prompt": "the cat"}\n\n{"prompt": "a dog"}\n')
+    t5g2("generate", "--model=corpus/source/model", "--input=in.jsonl", "--out=out.jsonl", "--max_new_tokens=3")
+    outputs = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in outputs] == ["the cat", "a dog"]
+
+    assert "source leaves" in t5g2("adapt", "--source=corpus/source/model", "--target=t5gemma2", "--out=by_command")
+    t5g2("average", "--workdir=adapted", "--last=2", "--out=averaged")
+    # where no checkpoint is, the weights of a folder are what step 0 is measured on
+    flags = [*config("scratch"), "--workdir=going_on", "--config.init.params=averaged", "--config.save.model=False"]
+    t5g2("train", *flags, "--config.train.steps=5")
+
+    before = files(tmp_path / "adapted")
+    t5g2("train", *config("adapted"), "--workdir=adapted", "--replay=8")
+    assert files(tmp_path / "adapted") == before
+    assert "held-out loss at end" in t5g2("report", "--workdir=adapted")
+    assert (tmp_path / "adapted" / "report" / "index.html").stat().st_size > 10_000
+    assert "the experiment is sound" in t5g2("check", *config("adapted"))
+    assert "suffix_r75" in t5g2("data", *config("adapted"), "--n=1")
