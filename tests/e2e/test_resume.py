@@ -47,16 +47,22 @@ def alone(corpus, tmp_path_factory):
     return workdir
 
 
+def reached(file: Path, step: int, *, since: float) -> bool:
+    """Whether a step has been recorded after a moment, so by this run and not by one before it."""
+    if not file.exists():
+        return False
+    rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+    return any(row["step"] >= step and row["wall"] >= since for row in rows)
+
+
 def interrupted(arguments: list[str], workdir: Path, number: int, *, at_step: int, delay: float) -> int:
     """Starts a run, sends it a signal some time after it has recorded a step, and returns its exit status."""
-    file = workdir / "metrics.jsonl"
+    file, started = workdir / "metrics.jsonl", time.time()
     child = subprocess.Popen(
         command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
     )
     end = time.monotonic() + 120
-    while child.poll() is None and time.monotonic() < end:
-        if file.exists() and f'"step": {at_step},' in file.read_text():
-            break
+    while child.poll() is None and time.monotonic() < end and not reached(file, at_step, since=started):
         time.sleep(0.01)
     time.sleep(delay)
     child.send_signal(number)
