@@ -254,7 +254,7 @@ def test_a_wrong_sweep_file_is_refused(tmp_path, text, message):
 
 CONFIG = """
 def get_config(width=8):
-    model = dict(kind="gemma3", vocab_size=384, width=int(width), layers=1, mlp_width=8)
+    model = dict(kind="gemma", vocab_size=384, width=int(width), layers=1, mlp_width=8)
     model |= dict(heads=1, kv_heads=1, head_size=8, window=4)
     source = {"text": {"kind": "python"}, "objective": {"kind": "causal"}}
     data = dict(sources=[source], tokenizer={"kind": "bytes"}, rows=2, streams=2)

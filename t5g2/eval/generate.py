@@ -106,7 +106,7 @@ class TopP(Sampler):
 
 
 BY_NAME = {"greedy": Greedy, "temperature": Temperature, "top_k": TopK, "top_p": TopP}
-GREEDY, FLOAT32 = Greedy(), Compute()
+GREEDY, FLOAT32 = Greedy(), Compute(dtype="float32")
 
 
 @dataclass(frozen=True)

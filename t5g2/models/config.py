@@ -1,7 +1,8 @@
 """Architectures as frozen dataclasses; every invariant is checked on construction."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from t5g2.core import settings
@@ -24,6 +25,85 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """A SigLIP image tower: patches of a square image as tokens that all see each other.
+
+    Attributes:
+      width: D, size of a hidden state; heads divide it.
+      layers: L.
+      mlp_width: F.
+      heads: N.
+      image_size, patch_size: in pixels; (image_size / patch_size) ** 2 patches, in rows from the top left.
+      norm_eps: of every LayerNorm.
+      pool: one vector per image comes out, from attention with a learned query (the dual encoder's head).
+    """
+
+    width: int
+    layers: int
+    mlp_width: int
+    heads: int
+    image_size: int
+    patch_size: int
+    norm_eps: float = 1e-6
+    pool: bool = False
+
+    def __post_init__(self):
+        _at_least_one(self, "width", "layers", "mlp_width", "heads", "image_size", "patch_size")
+        _heads_divide(self.heads, self.width)
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size = {self.image_size} and patch_size = {self.patch_size}: an image is cut into whole "
+                f"patches, so patch_size must divide image_size"
+            )
+
+    @property
+    def patches(self) -> int:
+        """P, patches of one image."""
+        return self.side**2
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How images enter a language model: the tower that reads them, and the tokens whose embeddings they replace.
+
+    Attributes:
+      vision: the tower; its patches are averaged to `tokens` in a square, normed and projected to the model's width.
+      token: id of the image token; it may lie past the vocabulary (Gemma 3), for its own embedding is never used.
+      begin, end: ids of the tokens that stand before and after an image.
+      tokens: how many image tokens one image takes.
+      window: whether a local layer's window also bounds what an image's tokens see ahead of them. As trained
+        (google-deepmind/gemma) it does, in transformers it does not; the same where an image fits into the window,
+        which it does in every released model.
+    """
+
+    vision: VisionConfig
+    token: int
+    begin: int
+    end: int
+    tokens: int = 256
+    window: bool = True
+
+    def __post_init__(self):
+        _at_least_one(self, "tokens")
+        side = math.isqrt(self.tokens)
+        if side**2 != self.tokens or self.vision.side % side:
+            raise UserError(
+                f"tokens = {self.tokens} for an image of {self.vision.side} x {self.vision.side} patches: equal "
+                f"squares of patches are averaged, so it must be the square of a number that divides {self.vision.side}"
+            )
+        if self.vision.pool:
+            raise UserError("vision.pool = True gives one vector per image; a language model takes a tower without it")
+        for name in ("token", "begin", "end"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)}; it must be a token's id, at least 0")
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """One stack of Gemma blocks: a decoder-only model, or the encoder or decoder of an encoder-decoder one.
 
@@ -42,6 +122,8 @@ class TextConfig:
       qk_norm: RMSNorm on queries and keys (Gemma 3).
       attention_softcap, final_softcap: c in c * tanh(x / c), None = none (Gemma 2: 50 and 30).
       norm_eps: of every RMSNorm.
+      tied_head: the output head is the embedding table of this stack; means nothing for an encoder.
+      images: how images enter this stack (a decoder-only model, or an encoder); None = text only.
     """
 
     vocab_size: int
@@ -60,11 +142,11 @@ class TextConfig:
     attention_softcap: float | None = None
     final_softcap: float | None = None
     norm_eps: float = 1e-6
+    tied_head: bool = True
+    images: ImageConfig | None = None
 
     def __post_init__(self):
-        for name in ("vocab_size", "width", "layers", "mlp_width", "heads", "kv_heads", "head_size", "window"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}; it must be at least 1")
+        _at_least_one(self, "vocab_size", "width", "layers", "mlp_width", "heads", "kv_heads", "head_size", "window")
         for name in ("query_scalar", "attention_softcap", "final_softcap", "norm_eps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -94,40 +176,108 @@ class TextConfig:
         return (self.query_scalar or self.head_size) ** -0.5
 
 
+Cross = Literal["merged", "separate"]
+EncoderWindow = Literal["around", "each_side", "each_side_inclusive"]
+
+
 @dataclass(frozen=True)
 class EncoderDecoderConfig:
-    """An encoder and a decoder of Gemma blocks (T5Gemma 2: merged attention, one embedding for everything).
+    """An encoder and a decoder of Gemma blocks.
 
     Attributes:
       encoder, decoder: the two stacks.
-      cross: "merged" = decoder and encoder keys under one softmax with one set of weights (T5Gemma 2).
-      tied_embedding: encoder input, decoder input and output head are one table.
+      cross: "merged" = decoder and encoder keys under one softmax with one set of weights (T5Gemma 2); "separate" = a
+        cross-attention sublayer with weights of its own after self-attention (T5Gemma).
+      cross_layers: the decoder's layers that see the encoder: "all", or the "global" ones only.
+      tied_embedding: encoder and decoder inputs share one table (T5Gemma 2); else each has its own (T5Gemma).
       eoi_id: this token's input embedding is a vector of its own, not scaled (T5Gemma 2: 256000); None = no such token.
+      encoder_window: what W means in the encoder's local layers: "around" = W keys in all, ceil(W/2) - 1 back and
+        floor(W/2) forward (T5Gemma 2); "each_side" = W - 1 back and forward (T5Gemma as trained, google-deepmind/gemma,
+        and transformers to 5.0); "each_side_inclusive" = W back and forward (T5Gemma in transformers 5.8 to 5.23, a
+        regression that shows in inputs longer than W = 4096).
     """
 
     encoder: TextConfig
     decoder: TextConfig
-    cross: Literal["merged"] = "merged"
+    cross: Cross = "merged"
+    cross_layers: Literal["all", "global"] = "all"
     tied_embedding: bool = True
     eoi_id: int | None = None
+    encoder_window: EncoderWindow = "around"
 
     def __post_init__(self):
-        if self.encoder.width != self.decoder.width:
+        if self.cross == "merged" and self.encoder.width != self.decoder.width:
             raise UserError(
                 f"encoder width {self.encoder.width} and decoder width {self.decoder.width} differ: merged attention "
-                f"projects encoder states with the decoder's weights, so the widths must be equal"
+                f"projects encoder states with the decoder's weights, so the widths must be equal; cross='separate' "
+                f"has weights of its own for them"
             )
-        if self.encoder.vocab_size != self.decoder.vocab_size:
-            raise UserError(
-                f"encoder vocab_size {self.encoder.vocab_size} and decoder vocab_size {self.decoder.vocab_size} differ:"
-                f" one tied embedding serves both, so they must be equal"
-            )
+        for what in ("width", "vocab_size"):
+            sides = getattr(self.encoder, what), getattr(self.decoder, what)
+            if self.tied_embedding and sides[0] != sides[1]:
+                raise UserError(
+                    f"encoder {what} {sides[0]} and decoder {what} {sides[1]} differ: one tied embedding serves both, "
+                    f"so they must be equal; tied_embedding=False gives each its own"
+                )
         if self.eoi_id is not None and not 0 <= self.eoi_id < self.decoder.vocab_size:
             raise UserError(f"eoi_id = {self.eoi_id} is outside the vocabulary of {self.decoder.vocab_size}")
+        if self.decoder.images is not None:
+            raise UserError(
+                "decoder.images is set; in an encoder-decoder model the encoder reads images, so set "
+                "encoder.images and leave decoder.images None"
+            )
 
 
-ModelConfig = TextConfig | EncoderDecoderConfig
-KINDS: dict[str, type] = {"gemma3": TextConfig, "t5gemma2": EncoderDecoderConfig}
+@dataclass(frozen=True)
+class SiglipTextConfig:
+    """The text tower of a SigLIP dual encoder: tokens of a fixed length that all see each other, padding too.
+
+    Attributes:
+      length: of every text in tokens, padding included; the state of the last one is the text's.
+      projection: size of the text's embedding.
+      others: as in VisionConfig.
+    """
+
+    vocab_size: int
+    length: int
+    width: int
+    layers: int
+    mlp_width: int
+    heads: int
+    projection: int
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        _at_least_one(self, "vocab_size", "length", "width", "layers", "mlp_width", "heads", "projection")
+        _heads_divide(self.heads, self.width)
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """SigLIP: an image tower and a text tower whose embeddings are compared (MedSigLIP)."""
+
+    vision: VisionConfig
+    text: SiglipTextConfig
+
+    def __post_init__(self):
+        if not self.vision.pool:
+            raise UserError("vision.pool = False; a dual encoder compares one vector per image, so it must be True")
+        if self.vision.width != self.text.projection:
+            raise UserError(
+                f"vision.width = {self.vision.width} and text.projection = {self.text.projection}; images and texts "
+                f"are compared by a dot product, so they must be equal"
+            )
+
+
+ModelConfig = TextConfig | EncoderDecoderConfig | DualEncoderConfig
+KINDS: dict[str, type] = {"gemma": TextConfig, "t5gemma": EncoderDecoderConfig, "siglip": DualEncoderConfig}
+
+
+def text_only(config: ModelConfig) -> ModelConfig:
+    """The same language model without its image tower; what has none is returned as it is."""
+    if isinstance(config, EncoderDecoderConfig):
+        return replace(config, encoder=replace(config.encoder, images=None))
+    return replace(config, images=None) if isinstance(config, TextConfig) else config
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
@@ -142,3 +292,14 @@ def from_dict(data: Mapping[str, Any], *, where: str = "model") -> ModelConfig:
       UserError: an unknown kind or key (with the nearest), a wrong type, a broken invariant; `where` it was found.
     """
     return settings.build(ModelConfig, data, where=where, tables=(KINDS,))
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} = {getattr(config, name)}; it must be at least 1")
+
+
+def _heads_divide(heads: int, width: int) -> None:
+    if width % heads:
+        raise UserError(f"heads = {heads} and width = {width}: heads share the width equally, so heads must divide it")

@@ -7,7 +7,7 @@ weights as transformers 5.23.0 runs them (modeling_gemma3.py, modeling_t5gemma2.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from t5g2.core.mesh import constrain
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import Rope
 
+Precision = Literal["float32", "bfloat16"]
 Init = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 
 
@@ -28,19 +29,27 @@ class Compute:
 
     Attributes:
       dtype: of activations; weights are cast to it where they are used.
+      norm_dtype, softmax_dtype, loss_dtype: what norms, attention's softmax and the loss head compute in. The official
+        code (google-deepmind/gemma) norms in the activations' dtype; transformers norms in float32, as here.
+      vision_dtype: of the image tower and its projector, which were trained and run in float32.
       backend: of attention; "auto" = the best one that this device and these shapes allow.
       remat: "block" keeps only the input of each block for the backward pass and computes the rest again.
       scan: run equal layers as one loop; False = unrolled, which compiles slowly and is easier to profile.
     """
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "bfloat16"
+    norm_dtype: Precision = "float32"
+    softmax_dtype: Precision = "float32"
+    loss_dtype: Precision = "float32"
+    vision_dtype: Precision = "float32"
     backend: str = "auto"
     remat: Literal["none", "block"] = "none"
     scan: bool = True
 
     def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16"):
-            raise unknown("dtype", self.dtype, ("float32", "bfloat16"))
+        for name in ("dtype", "norm_dtype", "softmax_dtype", "loss_dtype", "vision_dtype"):
+            if getattr(self, name) not in get_args(Precision):
+                raise unknown(name, getattr(self, name), get_args(Precision))
         if self.remat not in ("none", "block"):
             raise unknown("remat", self.remat, ("none", "block"))
         if self.backend not in ("auto", *BACKENDS):

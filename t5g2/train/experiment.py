@@ -26,12 +26,12 @@ from t5g2.eval.generate import BY_NAME as SAMPLERS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.attention import Compute
-from t5g2.models.config import EncoderDecoderConfig, TextConfig
+from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig
 from t5g2.models.sizes import size
 from t5g2.train import optim
 
 TABLES = (
-    {"gemma3": TextConfig, "t5gemma2": EncoderDecoderConfig},
+    KINDS,
     objectives.BY_NAME,
     sources.BY_NAME,
     tokenizer.BY_NAME,

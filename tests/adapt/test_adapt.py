@@ -19,7 +19,7 @@ from t5g2.models.layers import Compute
 from tests import tiny, weights
 
 EOI = 7
-COMPUTE = Compute()
+COMPUTE = Compute(dtype="float32")
 KEY = jax.random.key(1)
 
 

@@ -77,7 +77,7 @@ def test_loads_onto_a_mesh(saved, devices):
 def test_anything_can_read_it(saved):
     opened = open_model(saved)
     assert (opened.tokenizer, opened.provenance) == (TOKENIZER, PROVENANCE)
-    assert json.loads((saved / "model.json").read_text())["kind"] == "t5gemma2"
+    assert json.loads((saved / "model.json").read_text())["kind"] == "t5gemma"
     index = json.loads((saved / "model.safetensors.index.json").read_text())
     shards = sorted(set(index["weight_map"].values()))
     assert len(shards) > 2

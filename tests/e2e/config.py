@@ -22,9 +22,9 @@ def get_config(argument):
     arm, folder = argument.split("@")
     objective = {"kind": "causal"} if arm == "source" else {"kind": "ul2"}
     config = ConfigDict()
-    config.model = {"kind": "gemma3", **BLOCKS}
+    config.model = {"kind": "gemma", **BLOCKS}
     if arm != "source":
-        config.model = {"kind": "t5gemma2", "encoder": BLOCKS, "decoder": BLOCKS}
+        config.model = {"kind": "t5gemma", "encoder": BLOCKS, "decoder": BLOCKS}
 
     def data(split, objective):
         return {

@@ -17,7 +17,7 @@ from t5g2.models import build
 from t5g2.models.layers import Compute
 from tests import tiny
 
-COMPUTE = Compute()
+COMPUTE = Compute(dtype="float32")
 INF = -np.inf
 NO_EOS = 96  # of the tiny vocabulary; not what these models say
 

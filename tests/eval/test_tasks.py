@@ -63,7 +63,9 @@ def setting_of(text, *, encoder_length=48, **changes):
 def plain_means(model, task, setting):
     """Mean loss and accuracy per denoiser from all logits of every batch, tokens in Python loops."""
     data = dataclasses.replace(setting.data, sources=(Source(task.text, task.objective, name=task.name),))
-    forward = jax.jit(lambda e, d: jax.nn.log_softmax(model.logits(model.hidden(e, d, compute=Compute()))))
+    forward = jax.jit(
+        lambda e, d: jax.nn.log_softmax(model.logits(model.hidden(e, d, compute=Compute(dtype="float32"))))
+    )
     found = {}
     for denoiser in task.objective.denoisers:
         losses, right = [], []

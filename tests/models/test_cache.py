@@ -14,7 +14,7 @@ from t5g2.models.attention import Compute
 from tests import weights
 from tests.tiny import GEMMA3, T5GEMMA2
 
-COMPUTE = Compute()
+COMPUTE = Compute(dtype="float32")
 PROMPTS, DECODED = (7, 3), 8  # two rows; every window is 4 or 5
 ENCODER_LENGTHS = (9, 6)
 CONFIGS = pytest.mark.parametrize("config", [GEMMA3, T5GEMMA2], ids=["gemma", "t5gemma"])

@@ -15,7 +15,7 @@ from t5g2.models.config import EncoderDecoderConfig
 from tests import weights
 from tests.tiny import GEMMA3, T5GEMMA2
 
-COMPUTE = Compute()
+COMPUTE = Compute(dtype="float32")
 HIDDEN = jax.jit(lambda model, encoder, decoder: model.hidden(encoder, decoder, compute=COMPUTE))
 ONE_LOCAL = replace(GEMMA3, layers=1)
 ONE_LOCAL_PAIR = EncoderDecoderConfig(encoder=ONE_LOCAL, decoder=replace(ONE_LOCAL, window=3))

@@ -19,7 +19,7 @@ with install_import_hook("t5g2.models", "beartype.beartype"):
     from t5g2.models.loss import tiled_cross_entropy
     from tests import tiny
 
-compute, T, S = Compute(), 6, 9
+compute, T, S = Compute(dtype="float32"), 6, 9
 def stream(length):
     ones = jnp.ones((2, length), jnp.int32)
     return Stream(ones, ones, jnp.tile(jnp.arange(length, dtype=jnp.int32), (2, 1)))

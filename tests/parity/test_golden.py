@@ -23,7 +23,7 @@ def test_logits(name, golden):
     case = cases.GOLDEN[name]
     assert golden[f"{name}: weights"] == weights.checksum(case.config), "these are not the weights the answers are for"
     encoder, decoder = case.streams
-    answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, compute=Compute())))
+    answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, compute=Compute(dtype="float32"))))
     got = np.asarray(answer(weights.model(case.config)))
     valid = decoder.segments == 1
     np.testing.assert_allclose(got[valid], golden[name][valid], atol=1e-5, rtol=0)

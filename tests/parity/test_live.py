@@ -28,7 +28,7 @@ ALL = {f"gemma: {n}": c for n, c in cases.GEMMA.items()} | {f"t5gemma: {n}": c f
 
 def ours(model, case):
     encoder, decoder = case.streams
-    return model.logits(model.hidden(encoder, decoder, compute=Compute()))
+    return model.logits(model.hidden(encoder, decoder, compute=Compute(dtype="float32")))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -73,7 +73,9 @@ def run(devices):
         abstract = state.abstract(CONFIG, updates, world=world, param_dtype="float32")
         place = meshes.batch_sharding(world)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
-        settings = step.Settings(Compute(), DENOISERS, SOURCES, microbatches, tile_tokens=20, z_loss=0.01)
+        settings = step.Settings(
+            Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, tile_tokens=20, z_loss=0.01
+        )
         compiled = step.compile_step(step.make_train_step(updates, settings), abstract, batch, world=world)
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
         first = state.fresh(params, updates, abstract)
@@ -93,7 +95,7 @@ def alone(run):
 
 def naive(params, z_loss=0.01):
     """The mean loss, from the logits of all tokens; and what the metrics should be."""
-    hidden = params.hidden(BATCH.encoder, BATCH.decoder, compute=Compute())
+    hidden = params.hidden(BATCH.encoder, BATCH.decoder, compute=Compute(dtype="float32"))
     logits = params.logits(hidden)
     lse = jax.nn.logsumexp(logits, axis=-1)
     loss = lse - jnp.take_along_axis(logits, BATCH.targets[..., None], axis=-1)[..., 0]
@@ -207,7 +209,7 @@ def test_frozen_weights_of_a_model_do_not_change():
     params = build.make(CONFIG, key=jax.random.key(0))
     updates = optim.make(how, 10, params)
     first = state.TrainState(jnp.int32(0), params, updates.init(params))
-    train_step = step.make_train_step(updates, step.Settings(Compute(), DENOISERS, SOURCES))
+    train_step = step.make_train_step(updates, step.Settings(Compute(dtype="float32"), DENOISERS, SOURCES))
     after, metrics = jax.jit(train_step)(first, jax.tree.map(jnp.asarray, BATCH))
     jax.tree.map(np.testing.assert_array_equal, after.params.encoder.layers, params.encoder.layers)
     assert np.any(after.params.encoder.final_norm.scale[...] != params.encoder.final_norm.scale[...])
