@@ -13,7 +13,29 @@ The folders, each importing only from those to its right:
     eval        generation, metrics, tasks
     train       the experiment, the optimizer, the step, the loop
 
-`import t5g2` loads none of them: `from t5g2.models import t5gemma` loads jax and flax, and so on.
+and api.py, the Python surface: `t5g2.load(DIR)` gives a model with `logits`, `encode`, `generate` and `save`.
+
+`import t5g2` loads none of them: the first use of `t5g2.load` loads jax and flax, and so on.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from t5g2.core.errors import UserError
+
+if TYPE_CHECKING:
+    from t5g2.api import load
+    from t5g2.eval.generate import Greedy, Temperature, TopK, TopP
+
 __version__ = "0.1.0"
+__all__ = ["Greedy", "Temperature", "TopK", "TopP", "UserError", "load"]
+
+_WHERE = {"load": "t5g2.api"} | dict.fromkeys(("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generate")
+
+
+def __getattr__(name: str) -> Any:
+    """What `__all__` names, imported when it is first asked for."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 't5g2' has no attribute {name!r}; it has {', '.join(__all__)}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)
