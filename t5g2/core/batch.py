@@ -34,6 +34,16 @@ class Stream(NamedTuple):
     blocks: Array | None = None
 
 
+def image_blocks(tokens: np.ndarray, image_token: int) -> np.ndarray:
+    """int32[..., T], the block id of each token: runs of image tokens are 1, 2, …, everything else is 0.
+
+    tokens [5 8 8 9 8], image_token = 8: blocks [0 1 1 0 2].
+    """
+    image = np.asarray(tokens) == image_token
+    starts = image & ~np.concatenate([np.zeros_like(image[..., :1]), image[..., :-1]], axis=-1)
+    return np.where(image, np.cumsum(starts, axis=-1), 0).astype(np.int32)
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """What an objective makes of one piece of text: unpadded, not packed, already shifted.

@@ -14,7 +14,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Stream
-from t5g2.core.errors import unknown
 from t5g2.core.mesh import constrain
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import TextConfig
@@ -42,7 +41,7 @@ def attend(
     *,
     scale: float,
     softcap: float | None = None,
-    backend: str = "auto",
+    compute: Compute,
 ) -> Float[Array, "B T N H"]:
     """The values that each query sees, averaged with the softmax of scale * q k over the keys of all sources together.
 
@@ -50,23 +49,27 @@ def attend(
       query: the tokens that the queries stand for.
       sources: keys and values, each with the mask that says which of them are visible; t5g2.models.masks has the rule.
       softcap: scores become softcap * tanh(scores / softcap) before they are masked.
+      compute: its backend and softmax_dtype.
 
     A query that sees no key gets zeros, and gives zero gradients.
     """
-    if backend == "auto":
-        backend = "reference"  # the only one so far; choosing by device and shape belongs here and nowhere else
-    if backend not in BACKENDS:
-        raise unknown("attention backend", backend, ("auto", *BACKENDS))
-    return BACKENDS[backend](q_BTNH, query, sources, scale=scale, softcap=softcap)
+    # the only one so far; choosing by device and shape belongs here and nowhere else
+    backend = "reference" if compute.backend == "auto" else compute.backend
+    return BACKENDS[backend](q_BTNH, query, sources, scale=scale, softcap=softcap, dtype=compute.softmax_dtype)
 
 
 class Attention(nnx.Module):
-    """The projections and norms of one attention layer."""
+    """The projections and norms of one attention layer.
 
-    def __init__(self, config: TextConfig, *, key: jax.Array, param_dtype):
+    Attributes:
+      config: of the stack whose queries these are.
+      memory_width: size of the states that keys and values are made of, if not the stack's own (cross-attention).
+    """
+
+    def __init__(self, config: TextConfig, *, key: jax.Array, param_dtype, memory_width: int | None = None):
         self.config = config
         width, size = config.width, config.head_size
-        shape_q, shape_kv = (width, config.heads, size), (width, config.kv_heads, size)
+        shape_q, shape_kv = (width, config.heads, size), (memory_width or width, config.kv_heads, size)
         axes_q, axes_kv = ("embed", "heads", "head_size"), ("embed", "kv_heads", "head_size")
         keys = jax.random.split(key, 4)
         self.q = param(keys[0], shape_q, axes=axes_q, init=normal, dtype=param_dtype)
@@ -78,20 +81,24 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(size, eps=config.norm_eps, param_dtype=param_dtype)
             self.k_norm = RMSNorm(size, eps=config.norm_eps, param_dtype=param_dtype)
 
-    def queries(self, x_BTD: Float[Array, "B T D"], turn: tuple[Array, Array]) -> Float[Array, "B T N H"]:
-        """Queries, normed and then rotated."""
+    def queries(
+        self, x_BTD: Float[Array, "B T D"], turn: tuple[Array, Array] | None, *, compute: Compute
+    ) -> Float[Array, "B T N H"]:
+        """Queries, normed and then rotated. Without `turn` they are not rotated: those of cross-attention."""
         q_BTNH = project(x_BTD, self.q[...])
         if self.config.qk_norm:
-            q_BTNH = self.q_norm.normalize(q_BTNH)
-        return constrain(rotate(q_BTNH, turn), "rows", "length", "heads_act", None)
+            q_BTNH = self.q_norm.normalize(q_BTNH, compute)
+        if turn is not None:
+            q_BTNH = rotate(q_BTNH, turn)
+        return constrain(q_BTNH, "rows", "length", "heads_act", None)
 
-    def keys(self, x_BSD: Float[Array, "B S D"], turn: tuple[Array, Array] | None) -> KeyValues:
+    def keys(self, x_BSD: Float[Array, "B S D"], turn: tuple[Array, Array] | None, *, compute: Compute) -> KeyValues:
         """Keys, normed and then rotated, and values. Without `turn` they are not rotated: keys of the encoder's states,
-        whose order merged attention does not see.
+        whose order neither merged nor separate cross-attention sees.
         """
         k_BSKH, v_BSKH = project(x_BSD, self.k[...]), project(x_BSD, self.v[...])
         if self.config.qk_norm:
-            k_BSKH = self.k_norm.normalize(k_BSKH)
+            k_BSKH = self.k_norm.normalize(k_BSKH, compute)
         if turn is not None:
             k_BSKH = rotate(k_BSKH, turn)
         axes = ("rows", "length", "kv_heads_act", None)
@@ -102,7 +109,5 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """What the queries see, projected back to the width of the model."""
         config = self.config
-        o_BTNH = attend(
-            q_BTNH, query, sources, scale=config.scale, softcap=config.attention_softcap, backend=compute.backend
-        )
+        o_BTNH = attend(q_BTNH, query, sources, scale=config.scale, softcap=config.attention_softcap, compute=compute)
         return project(constrain(o_BTNH, "rows", "length", "heads_act", None), self.o[...], inputs=2)

@@ -1,20 +1,24 @@
 """A model from its config, with weights or as shapes only."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from t5g2.models.config import EncoderDecoderConfig, ModelConfig
+from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig, TextConfig
 from t5g2.models.gemma import Gemma
+from t5g2.models.siglip import Siglip
 from t5g2.models.t5gemma import T5Gemma
 
+MODELS: dict[type, Callable[..., Any]] = {TextConfig: Gemma, EncoderDecoderConfig: T5Gemma, DualEncoderConfig: Siglip}
 
-def make(config: ModelConfig, *, key: jax.Array, param_dtype=jnp.float32) -> Gemma | T5Gemma:
+
+def make(config: ModelConfig, *, key: jax.Array, param_dtype=jnp.float32) -> Any:
     """The model that `config` describes, freshly initialised from `key` (jax.random.key)."""
-    if isinstance(config, EncoderDecoderConfig):
-        return T5Gemma(config, key=key, param_dtype=param_dtype)
-    return Gemma(config, key=key, param_dtype=param_dtype)
+    return MODELS[type(config)](config, key=key, param_dtype=param_dtype)
 
 
-def abstract(config: ModelConfig, param_dtype=jnp.float32) -> Gemma | T5Gemma:
+def abstract(config: ModelConfig, param_dtype=jnp.float32) -> Any:
     """The same model with a jax.ShapeDtypeStruct for every weight: nothing is computed, no memory is taken."""
     return jax.eval_shape(lambda: make(config, key=jax.random.key(0), param_dtype=param_dtype))

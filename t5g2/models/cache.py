@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Stream
-from t5g2.models import masks
 from t5g2.models.attention import KeyValues
 from t5g2.models.layers import Compute
 from t5g2.models.stack import Block, PerLayer, Site, Stack
@@ -27,7 +26,8 @@ class Cache(NamedTuple):
       past: per layer, KeyValues of B rows and T slots.
       tokens: int32[B, T] each, what the slots hold; segment 0 = nothing.
       used: int32[], slots written so far.
-      memory: per layer, KeyValues of the encoder's states; None for a decoder-only model.
+      memory: per layer, KeyValues of the encoder's states, None where the layer does not see them; None for a
+        decoder-only model.
       encoder: the encoder's tokens, or None.
     """
 
@@ -58,7 +58,7 @@ def start(
     nothing = jnp.zeros((rows, length), jnp.int32)
     memory = None
     if memory_BSD is not None:
-        memory = stack.layers.map(lambda block: block.attention.keys(memory_BSD, None))
+        memory = stack.layers.map(lambda block: block.remember(memory_BSD, compute=compute))
     tokens = Stream(nothing, nothing, nothing, nothing)
     return Cache(stack.layers.map(empty), tokens, jnp.zeros((), jnp.int32), memory, encoder)
 
@@ -81,15 +81,13 @@ def extend(
 
     def step(block: Block, x_BtD, stored):
         past, memory = stored
-        others = [(past.of(cache.tokens), site.masks[block.kind])]
-        if memory is not None:
-            others.append((memory.of(cache.encoder), masks.ALL))
-        return block.forward(x_BtD, site, others, compute=compute)
+        seen = None if memory is None else memory.of(cache.encoder)
+        return block.forward(x_BtD, site, past=past.of(cache.tokens), memory=seen, compute=compute)
 
     memory = cache.memory or jax.tree.map(lambda _: None, cache.past, is_leaf=lambda x: isinstance(x, KeyValues))
     stored = PerLayer(*(tuple(zip(p, m, strict=True)) for p, m in zip(cache.past, memory, strict=True)))
     x_BtD, own = stack.layers.fold(step, x_BtD, stored, compute=compute)
-    return stack.final_norm.normalize(x_BtD), _write(cache, own, site.tokens)
+    return stack.final_norm.normalize(x_BtD, compute), _write(cache, own, site.tokens)
 
 
 def _write(cache: Cache, own: PerLayer, tokens: Stream) -> Cache:

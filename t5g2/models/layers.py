@@ -97,12 +97,12 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.scale = param(None, (size,), axes=(None,), init=zeros, dtype=param_dtype)
 
-    def normalize(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """x normalised: in float32, rounded to x's dtype once, after the multiplication."""
-        x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        factor = 1.0 + self.scale[...].astype(jnp.float32)
-        return (x32 * jnp.broadcast_to(factor, x.shape)).astype(x.dtype)
+    def normalize(self, x: Float[Array, "... D"], compute: Compute) -> Float[Array, "... D"]:
+        """x normalised: in compute.norm_dtype, rounded to x's dtype once, after the multiplication."""
+        y = x.astype(compute.norm_dtype)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        factor = 1.0 + self.scale[...].astype(y.dtype)
+        return (y * jnp.broadcast_to(factor, x.shape)).astype(x.dtype)
 
 
 def rotation(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) -> tuple[Array, Array]:
@@ -146,7 +146,7 @@ class Head:
     """What turns hidden states into logits; the loss takes it whole, because it computes logits tile by tile.
 
     Attributes:
-      table_VD: the tied embedding, unscaled.
+      table_VD: unscaled; of a tied head, the embedding.
       softcap: c in c * tanh(logits / c), or None; static under jit.
     """
 
@@ -154,15 +154,22 @@ class Head:
     softcap: float | None = field(metadata={"static": True})
 
 
+class Unembedder(nnx.Module):
+    """The table of an output head that is not the embedding."""
+
+    def __init__(self, vocab_size: int, width: int, *, key: jax.Array, param_dtype):
+        self.table = param(key, (vocab_size, width), axes=("vocab", "embed"), init=normal, dtype=param_dtype)
+
+
 class Embedder(nnx.Module):
-    """The one table of token embeddings: input of every stack, and output head.
+    """A table of token embeddings: input of one stack or of several and, where it is tied, output head.
 
     Attributes:
       eoi_id: this token's input is the vector `eoi` instead, unscaled; the head still uses its row of the table.
     """
 
     def __init__(self, vocab_size: int, width: int, *, key: jax.Array, param_dtype, eoi_id: int | None = None):
-        self.eoi_id = eoi_id
+        self.vocab_size, self.eoi_id = vocab_size, eoi_id
         self.table = param(key, (vocab_size, width), axes=("vocab", "embed"), init=normal, dtype=param_dtype)
         if eoi_id is not None:
             self.eoi = param(None, (width,), axes=(None,), init=zeros, dtype=param_dtype)

@@ -39,7 +39,7 @@ from typing import NamedTuple
 from jaxtyping import Array
 
 from t5g2.core.batch import Stream
-from t5g2.models.config import LayerKind, TextConfig
+from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Keys(NamedTuple):
     tokens: Stream
 
 
-def causal(window: int | None = None) -> Mask:
+def causal(window: int | None = None, *, ahead: int | None = None) -> Mask:
     """The query's own key and those before it: `window` keys in all, None = every one.
 
     Five queries and keys, 1 = visible (transformers masking_utils.py: sliding_window_overlay):
@@ -87,15 +87,25 @@ def causal(window: int | None = None) -> Mask:
         1 1 1 1 0       0 1 1 1 0
         1 1 1 1 0       0 0 1 1 0
         1 1 1 1 1       0 0 0 1 1
+
+    With a window the block's own tokens ahead are bounded too if `ahead` says so, as in the official code
+    (google-deepmind/gemma, sliding masks are bounded on both sides); window = 2:
+
+        ahead=None      ahead=1
+        1 0 0 0 0       1 0 0 0 0
+        1 1 1 1 0       1 1 1 0 0
+        0 1 1 1 0       0 1 1 1 0
+        0 0 1 1 0       0 0 1 1 0
+        0 0 0 1 1       0 0 0 1 1
     """
-    return Mask(causal=True, left=None if window is None else window - 1)
+    return Mask(causal=True, left=None if window is None else window - 1, right=ahead)
 
 
 def bidirectional(window: int | None = None) -> Mask:
     """Keys on both sides: `window` in all, the query's own included; an even window reaches one further forward.
 
     ceil(W/2) - 1 back and floor(W/2) forward (transformers modeling_t5gemma2.py: sliding_window_mask_function with
-    is_causal=False; T5Gemma 2 only, T5Gemma 1 sees W - 1 on each side):
+    is_causal=False). T5Gemma 2 only: `each_side` is what T5Gemma 1 has.
 
         bidirectional(window=3)     bidirectional(window=4)
         1 1 0 0 0                   1 1 1 0 0
@@ -107,11 +117,32 @@ def bidirectional(window: int | None = None) -> Mask:
     return ALL if window is None else Mask(causal=False, left=(window - 1) // 2, right=window // 2)
 
 
+def each_side(reach: int) -> Mask:
+    """Keys up to `reach` positions before the query and after it (T5Gemma 1: google-deepmind/gemma has W - 1).
+
+    each_side(1)
+    1 1 0 0 0
+    1 1 1 0 0
+    0 1 1 1 0
+    0 0 1 1 1
+    0 0 0 1 1
+    """
+    return Mask(causal=False, left=reach, right=reach)
+
+
 def decoder(config: TextConfig, kind: LayerKind) -> Mask:
     """How the tokens of a decoder, or of a decoder-only model, see each other in a layer of this kind."""
-    return causal(config.window if kind == "local" else None)
+    if kind == "global":
+        return causal()
+    bounded = config.images is not None and config.images.window
+    return causal(config.window, ahead=config.window - 1 if bounded else None)
 
 
-def encoder(config: TextConfig, kind: LayerKind) -> Mask:
-    """How the tokens of a T5Gemma 2 encoder see each other in a layer of this kind."""
-    return bidirectional(config.window if kind == "local" else None)
+def encoder(config: EncoderDecoderConfig, kind: LayerKind) -> Mask:
+    """How the tokens of an encoder see each other in a layer of this kind; config.encoder_window has the kinds."""
+    if kind == "global":
+        return ALL
+    window = config.encoder.window
+    if config.encoder_window == "around":
+        return bidirectional(window)
+    return each_side(window if config.encoder_window == "each_side_inclusive" else window - 1)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Stream
 from t5g2.core.mesh import constrain
+from t5g2.models import masks
 from t5g2.models.attention import Attention, KeyValues
 from t5g2.models.config import LayerKind, TextConfig
 from t5g2.models.layers import Compute, GatedMLP, RMSNorm, rotation
@@ -30,46 +31,118 @@ class Site:
     turns: Mapping[LayerKind, tuple[Array, Array]]
 
     @classmethod
-    def of(cls, tokens: Stream, config: TextConfig, mask: Callable[[TextConfig, LayerKind], Mask]) -> "Site":
-        """The site of `tokens`; `mask` is `masks.decoder` or `masks.encoder`. Angles are computed here, once."""
+    def of(cls, tokens: Stream, config: TextConfig, mask: Callable[[LayerKind], Mask]) -> "Site":
+        """The site of `tokens`; `mask` gives the mask of a kind of layer. Angles are computed here, once."""
         kinds: dict[LayerKind, None] = dict.fromkeys(config.pattern)
         turns: dict[LayerKind, tuple[Array, Array]] = {
             kind: rotation(tokens.positions, config.rope(kind), config.head_size) for kind in kinds
         }
-        return cls(tokens, {kind: mask(config, kind) for kind in kinds}, turns)
+        return cls(tokens, {kind: mask(kind) for kind in kinds}, turns)
 
 
 class Block(nnx.Module):
-    """One layer: attention and MLP, each between two norms, each added to what came in (Gemma 3 report, section 2)."""
+    """One layer: attention and MLP, each between two norms, each added to what came in (Gemma 3 report, section 2).
+
+    Its tokens see themselves, and what a cache holds. Subclasses see the encoder too.
+    """
 
     def __init__(self, config: TextConfig, kind: LayerKind, *, key: jax.Array, param_dtype):
         self.kind: LayerKind = kind
         keys = jax.random.split(key)
-
-        def norm():
-            return RMSNorm(config.width, eps=config.norm_eps, param_dtype=param_dtype)
-
-        self.pre_attention_norm, self.post_attention_norm = norm(), norm()
+        self.pre_attention_norm, self.post_attention_norm = _norm(config, param_dtype), _norm(config, param_dtype)
         self.attention = Attention(config, key=keys[0], param_dtype=param_dtype)
-        self.pre_mlp_norm, self.post_mlp_norm = norm(), norm()
+        self.pre_mlp_norm, self.post_mlp_norm = _norm(config, param_dtype), _norm(config, param_dtype)
         self.mlp = GatedMLP(config.width, config.mlp_width, key=keys[1], param_dtype=param_dtype)
 
+    def remember(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues | None:
+        """Keys and values of the encoder's states as this layer sees them; None = it does not see them."""
+        del memory_BSD, compute
+        return None
+
     def forward(
-        self, x_BTD: Float[Array, "B T D"], site: Site, others: Sequence[tuple[Keys, Mask]] = (), *, compute: Compute
+        self,
+        x_BTD: Float[Array, "B T D"],
+        site: Site,
+        *,
+        past: Keys | None = None,
+        memory: Keys | None = None,
+        compute: Compute,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """The next hidden states, and the keys and values of these tokens for a cache.
 
-        `others` are sources of keys beside the tokens themselves: a cache, the encoder's states.
+        Args:
+          past: what the cache holds of this layer.
+          memory: what `remember` made of the encoder's states.
         """
-        turn = site.turns[self.kind]
-        h_BTD = self.pre_attention_norm.normalize(x_BTD)
-        own = self.attention.keys(h_BTD, turn)
-        sources = [*others, (own.of(site.tokens), site.masks[self.kind])]
-        o_BTD = self.attention.mix(self.attention.queries(h_BTD, turn), site.tokens, sources, compute=compute)
-        x_BTD = x_BTD + self.post_attention_norm.normalize(o_BTD)
-        h_BTD = self.pre_mlp_norm.normalize(x_BTD)
-        x_BTD = x_BTD + self.post_mlp_norm.normalize(self.mlp.transform(h_BTD))
-        return constrain(x_BTD, "rows", "length", "embed_act"), own
+        del memory
+        x_BTD, own = self._attend(x_BTD, site, past, compute=compute)
+        return self._transform(x_BTD, compute), own
+
+    def _attend(
+        self,
+        x_BTD: Array,
+        site: Site,
+        past: Keys | None,
+        others: Sequence[tuple[Keys, Mask]] = (),
+        *,
+        compute: Compute,
+    ) -> tuple[Array, KeyValues]:
+        turn, mask = site.turns[self.kind], site.masks[self.kind]
+        h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
+        own = self.attention.keys(h_BTD, turn, compute=compute)
+        sources = [(own.of(site.tokens), mask), *([] if past is None else [(past, mask)]), *others]
+        q_BTNH = self.attention.queries(h_BTD, turn, compute=compute)
+        o_BTD = self.attention.mix(q_BTNH, site.tokens, sources, compute=compute)
+        return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), own
+
+    def _transform(self, x_BTD: Array, compute: Compute) -> Array:
+        h_BTD = self.mlp.transform(self.pre_mlp_norm.normalize(x_BTD, compute))
+        x_BTD = x_BTD + self.post_mlp_norm.normalize(h_BTD, compute)
+        return constrain(x_BTD, "rows", "length", "embed_act")
+
+
+class MergedBlock(Block):
+    """A decoder's layer that attends to its own past and to all of the encoder with one set of weights, under one
+    softmax (T5Gemma 2 report, section 2).
+    """
+
+    def remember(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
+        """Keys and values from the weights of self-attention; keys normed and not rotated."""
+        return self.attention.keys(memory_BSD, None, compute=compute)
+
+    def forward(self, x_BTD, site, *, past=None, memory=None, compute):
+        """As Block.forward."""
+        x_BTD, own = self._attend(x_BTD, site, past, [(memory, masks.ALL)], compute=compute)
+        return self._transform(x_BTD, compute), own
+
+
+class CrossBlock(Block):
+    """A decoder's layer with a sublayer of its own for the encoder, after self-attention (T5Gemma report, section 2):
+    no rotation, no window, keys and values from states of the encoder's width.
+    """
+
+    def __init__(self, config: TextConfig, kind: LayerKind, *, memory_width: int, key: jax.Array, param_dtype):
+        super().__init__(config, kind, key=key, param_dtype=param_dtype)
+        self.pre_cross_norm, self.post_cross_norm = _norm(config, param_dtype), _norm(config, param_dtype)
+        self.cross_attention = Attention(
+            config, memory_width=memory_width, key=jax.random.fold_in(key, 2), param_dtype=param_dtype
+        )
+
+    def remember(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
+        """Keys and values from weights of their own, not rotated."""
+        return self.cross_attention.keys(memory_BSD, None, compute=compute)
+
+    def forward(self, x_BTD, site, *, past=None, memory=None, compute):
+        """As Block.forward."""
+        x_BTD, own = self._attend(x_BTD, site, past, compute=compute)
+        q_BTNH = self.cross_attention.queries(self.pre_cross_norm.normalize(x_BTD, compute), None, compute=compute)
+        o_BTD = self.cross_attention.mix(q_BTNH, site.tokens, [(memory, masks.ALL)], compute=compute)
+        x_BTD = x_BTD + self.post_cross_norm.normalize(o_BTD, compute)
+        return self._transform(x_BTD, compute), own
+
+
+def _norm(config: TextConfig, param_dtype) -> RMSNorm:
+    return RMSNorm(config.width, eps=config.norm_eps, param_dtype=param_dtype)
 
 
 class PerLayer(NamedTuple):
@@ -80,30 +153,27 @@ class PerLayer(NamedTuple):
 
 
 class Layers(nnx.Module):
-    """L blocks. Slot p holds the layers p, P + p, 2P + p, ... with a leading axis on every leaf; the tail holds the
-    layers that do not fill a pattern. Layer l is made from the l-th key, however it is stored.
+    """L layers, of any kind of module. Slot p holds the layers p, P + p, 2P + p, ... with a leading axis on every leaf;
+    the tail holds the layers that do not fill a pattern. Layer l is made from the l-th key, however it is stored.
     """
 
-    def __init__(self, config: TextConfig, *, key: jax.Array, param_dtype):
-        period = len(config.pattern)
-        scanned = config.layers // period * period
-        keys = jax.random.split(key, config.layers)
-
-        def make(kind: LayerKind, key: jax.Array) -> Block:
-            return Block(config, kind, key=key, param_dtype=param_dtype)
-
+    def __init__(self, make: Callable[[Any, jax.Array], Any], pattern: Sequence[Any], layers: int, *, key: jax.Array):
+        """`make` gives the layer for an entry of the pattern and a key; the pattern is repeated up to `layers`."""
+        period = len(pattern)
+        scanned = layers // period * period
+        keys = jax.random.split(key, layers)
         first = range(period if scanned else 0)
-        slots = [jax.vmap(partial(make, config.kind(p)))(keys[p:scanned:period]) for p in first]
+        slots = [jax.vmap(partial(make, pattern[p]))(keys[p:scanned:period]) for p in first]
         self.slots = nnx.List(slots)
-        self.tail = nnx.List([make(config.kind(layer), keys[layer]) for layer in range(scanned, config.layers)])
+        self.tail = nnx.List([make(pattern[layer % period], keys[layer]) for layer in range(scanned, layers)])
 
-    def map(self, function: Callable[[Block], Any]) -> PerLayer:
+    def map(self, function: Callable[[Any], Any]) -> PerLayer:
         """function(block) of every layer, all layers of a slot at once."""
         return PerLayer(tuple(jax.vmap(function)(slot) for slot in self.slots), tuple(map(function, self.tail)))
 
     def fold(
         self,
-        step: Callable[[Block, Array, Any], tuple[Array, Any]],
+        step: Callable[[Any, Array, Any], tuple[Array, Any]],
         x: Array,
         extras: PerLayer | None = None,
         *,
@@ -147,23 +217,34 @@ def _unrolled(step, x, layers):
 class Stack(nnx.Module):
     """The layers of an encoder or of a decoder, and the norm after them."""
 
-    def __init__(self, config: TextConfig, *, key: jax.Array, param_dtype):
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        key: jax.Array,
+        param_dtype,
+        block: Callable[..., Block] = Block,
+    ):
+        """`block` makes a layer as the class Block does: config, kind, key and param_dtype."""
         self.config = config
-        self.layers = Layers(config, key=key, param_dtype=param_dtype)
-        self.final_norm = RMSNorm(config.width, eps=config.norm_eps, param_dtype=param_dtype)
+        make = lambda kind, key: block(config, kind, key=key, param_dtype=param_dtype)  # noqa: E731
+        self.layers = Layers(make, config.pattern, config.layers, key=key)
+        self.final_norm = _norm(config, param_dtype)
 
     def run(
         self,
         x_BTD: Float[Array, "B T D"],
         site: Site,
-        others: Callable[[Block], Sequence[tuple[Keys, Mask]]] = lambda block: (),
+        memory: tuple[Float[Array, "B S M"], Stream] | None = None,
         *,
         compute: Compute,
     ) -> Float[Array, "B T D"]:
-        """Final-normed states of tokens embedded as x; `others` gives each block its further sources of keys."""
+        """Final-normed states of tokens embedded as x; `memory` is the encoder's states and tokens."""
 
         def step(block: Block, x_BTD, _):
-            return block.forward(x_BTD, site, others(block), compute=compute)[0], None
+            made = None if memory is None else block.remember(memory[0], compute=compute)
+            seen = None if made is None or memory is None else made.of(memory[1])
+            return block.forward(x_BTD, site, memory=seen, compute=compute)[0], None
 
         x_BTD, _ = self.layers.fold(step, x_BTD, compute=compute)
-        return self.final_norm.normalize(x_BTD)
+        return self.final_norm.normalize(x_BTD, compute)

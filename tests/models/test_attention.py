@@ -7,7 +7,7 @@ import pytest
 
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError
-from t5g2.models.attention import Keys, Mask, attend
+from t5g2.models.attention import Compute, Keys, Mask, attend
 from t5g2.models.backends import BACKENDS
 from t5g2.models.masks import ALL, bidirectional, causal
 
@@ -88,7 +88,7 @@ CASES = ("one", "packed", "blocks", "encoder", "merged", "three", "nothing to se
 @pytest.mark.parametrize("case", CASES)
 def test_equals_attention_by_hand(case, softcap, backend):
     q_BTNH, query, sources = setup(case)
-    got = attend(q_BTNH, query, sources, scale=0.6, softcap=softcap, backend=backend)
+    got = attend(q_BTNH, query, sources, scale=0.6, softcap=softcap, compute=Compute(backend=backend))
     expected = by_hand(np.asarray(q_BTNH), query, sources, 0.6, softcap)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -100,7 +100,7 @@ def test_a_query_that_sees_nothing_gets_zeros_and_gives_none(backend):
 
     def total(q_BTNH, k_BSKH, v_BSKH):
         own = [(Keys(k_BSKH, v_BSKH, sources[0][0].tokens), ALL)]
-        o_BTNH = attend(q_BTNH, query, own, scale=0.6, backend=backend)
+        o_BTNH = attend(q_BTNH, query, own, scale=0.6, compute=Compute(backend=backend))
         return jnp.sum(jnp.square(o_BTNH) + o_BTNH), o_BTNH
 
     keys = sources[0][0]
@@ -122,8 +122,10 @@ def test_what_is_hidden_may_be_anything(backend):
     keys, mask = sources[1]
     hidden = (keys.tokens.segments == 0)[:, :, None, None]
     loud = Keys(jnp.where(hidden, 1e9, keys.k_BSKH), jnp.where(hidden, -1e9, keys.v_BSKH), keys.tokens)
-    quiet = attend(q_BTNH, query, sources, scale=0.6, backend=backend)
-    np.testing.assert_array_equal(attend(q_BTNH, query, [sources[0], (loud, mask)], scale=0.6, backend=backend), quiet)
+    quiet = attend(q_BTNH, query, sources, scale=0.6, compute=Compute(backend=backend))
+    np.testing.assert_array_equal(
+        attend(q_BTNH, query, [sources[0], (loud, mask)], scale=0.6, compute=Compute(backend=backend)), quiet
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -133,23 +135,25 @@ def test_keys_of_many_sources_are_as_good_as_of_one(backend):
         (Keys(*(leaf[:, part] for leaf in keys[:2]), Stream(*(leaf[:, part] for leaf in keys.tokens[:3]))), mask)
         for part in (slice(0, 3), slice(3, None))
     ]
-    whole = attend(q_BTNH, query, [(keys, mask)], scale=0.6, backend=backend)
-    np.testing.assert_allclose(attend(q_BTNH, query, halves, scale=0.6, backend=backend), whole, atol=1e-6)
+    whole = attend(q_BTNH, query, [(keys, mask)], scale=0.6, compute=Compute(backend=backend))
+    np.testing.assert_allclose(
+        attend(q_BTNH, query, halves, scale=0.6, compute=Compute(backend=backend)), whole, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_large_scores_do_not_overflow(backend):
     q_BTNH, query, sources = setup("packed")
-    o_BTNH = attend(1e3 * q_BTNH, query, sources, scale=1e3, backend=backend)
+    o_BTNH = attend(1e3 * q_BTNH, query, sources, scale=1e3, compute=Compute(backend=backend))
     assert np.isfinite(o_BTNH).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_stays_near(backend):
     q_BTNH, query, sources = setup("merged")
-    exact = attend(q_BTNH, query, sources, scale=0.6, backend=backend)
+    exact = attend(q_BTNH, query, sources, scale=0.6, compute=Compute(backend=backend))
     small = [(Keys(k.k_BSKH.astype(jnp.bfloat16), k.v_BSKH.astype(jnp.bfloat16), k.tokens), m) for k, m in sources]
-    rough = attend(q_BTNH.astype(jnp.bfloat16), query, small, scale=0.6, backend=backend)
+    rough = attend(q_BTNH.astype(jnp.bfloat16), query, small, scale=0.6, compute=Compute(backend=backend))
     assert rough.dtype == jnp.bfloat16
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03)
 
@@ -157,4 +161,4 @@ def test_bfloat16_stays_near(backend):
 def test_an_unknown_backend_names_the_nearest():
     q_BTNH, query, sources = setup("one")
     with pytest.raises(UserError, match=r"unknown attention backend 'referense'; did you mean 'reference'"):
-        attend(q_BTNH, query, sources, scale=1.0, backend="referense")
+        attend(q_BTNH, query, sources, scale=1.0, compute=Compute(backend="referense"))

@@ -11,13 +11,24 @@ import pytest
 from t5g2.core.batch import Stream
 from t5g2.models import build
 from t5g2.models.attention import Compute
-from tests import weights
+from t5g2.models.config import TextConfig
+from tests import tiny, weights
 from tests.tiny import GEMMA3, T5GEMMA2
 
 COMPUTE = Compute(dtype="float32")
 PROMPTS, DECODED = (7, 3), 8  # two rows; every window is 4 or 5
 ENCODER_LENGTHS = (9, 6)
-CONFIGS = pytest.mark.parametrize("config", [GEMMA3, T5GEMMA2], ids=["gemma", "t5gemma"])
+FAMILIES = {
+    "gemma 2": tiny.GEMMA2,
+    "gemma 3": GEMMA3,
+    "gemma 3, own head": replace(GEMMA3, tied_head=False),
+    "t5gemma": tiny.T5GEMMA,
+    "t5gemma, cross-attention in global layers": replace(tiny.T5GEMMA, cross_layers="global"),
+    "t5gemma 2": T5GEMMA2,
+    "t5gemma 2, merged in global layers": replace(T5GEMMA2, cross_layers="global"),
+    "t5gemma 2, own embeddings": replace(T5GEMMA2, tied_embedding=False),
+}
+CONFIGS = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
 
 def padded(rows: list[np.ndarray], side: str) -> Stream:
@@ -51,7 +62,7 @@ def start(model, encoder, *, rows: int, length: int):
 
 def full(model, rows, encoder_rows) -> np.ndarray:
     """The states of every row, computed without a cache."""
-    encoder = None if model.config is GEMMA3 else padded(encoder_rows, "right")
+    encoder = None if isinstance(model.config, TextConfig) else padded(encoder_rows, "right")
     return np.asarray(HIDDEN(model, encoder, padded(rows, "right")))
 
 
@@ -68,7 +79,7 @@ def test_cached_decoding_equals_the_full_forward_pass(config, side, text):
     rows, encoder_rows = text
     model = weights.model(config)
     expected = full(model, rows, encoder_rows)
-    encoder = None if config is GEMMA3 else padded(encoder_rows, side)
+    encoder = None if isinstance(config, TextConfig) else padded(encoder_rows, side)
     prompt = padded([row[:n] for row, n in zip(rows, PROMPTS, strict=True)], side)
     cache = start(model, encoder, rows=2, length=max(PROMPTS) + DECODED + 2)
     states, cache = EXTEND(model, prompt, cache)
@@ -86,7 +97,7 @@ def test_a_prompt_may_come_in_pieces(config, text):
     rows, encoder_rows = text
     model = weights.model(config)
     expected = full(model, rows, encoder_rows)
-    encoder = None if config is GEMMA3 else padded(encoder_rows, "right")
+    encoder = None if isinstance(config, TextConfig) else padded(encoder_rows, "right")
     length = len(rows[1])
     whole = padded([row[:length] for row in rows], "right")
     cache = start(model, encoder, rows=2, length=length)

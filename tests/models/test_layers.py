@@ -6,6 +6,7 @@ import pytest
 from t5g2.models import layers
 from t5g2.models.config import Rope
 from t5g2.models.layers import Embedder, GatedMLP, Head, RMSNorm
+from tests.tiny import FLOAT32
 
 TOKENS = np.array([[3, 7, 0, 7]], np.int32)
 
@@ -15,10 +16,10 @@ def test_rms_norm_multiplies_by_one_plus_scale_in_float32_and_rounds_once():
     norm.scale[...] = jnp.array([0.0, 0.5, -1.0, 2.0])
     x = np.array([[1.0, -2.0, 3.0, 0.1]], np.float32)
     expected = x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-6) * np.array([1.0, 1.5, 0.0, 3.0])
-    np.testing.assert_allclose(norm.normalize(jnp.asarray(x)), expected, rtol=1e-6)
+    np.testing.assert_allclose(norm.normalize(jnp.asarray(x), FLOAT32), expected, rtol=1e-6)
     rough = jnp.asarray(x, jnp.bfloat16)
-    once = norm.normalize(rough.astype(jnp.float32)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(norm.normalize(rough), once)
+    once = norm.normalize(rough.astype(jnp.float32), FLOAT32).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(norm.normalize(rough, FLOAT32), once)
 
 
 # sqrt(width) as bfloat16 holds it, for the widths of released models

@@ -1,13 +1,15 @@
 """The drawings in the docstrings of t5g2.models.masks are what the reference backend computes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from t5g2.core.batch import Stream
 from t5g2.models import masks
 from t5g2.models.backends.reference import visible
-from t5g2.models.masks import ALL, bidirectional, causal
-from tests.tiny import GEMMA3
+from t5g2.models.masks import ALL, bidirectional, causal, each_side
+from tests.tiny import GEMMA3, GEMMA3_IMAGES, T5GEMMA, T5GEMMA2
 
 
 def drawn(text: str, title: str) -> list[str]:
@@ -44,6 +46,7 @@ def tokens(segments, positions=None, blocks=None) -> Stream:
         (causal, "causal(window=3)", causal(window=3)),
         (bidirectional, "bidirectional(window=3)", bidirectional(window=3)),
         (bidirectional, "bidirectional(window=4)", bidirectional(window=4)),
+        (each_side, "each_side(1)", each_side(1)),
     ],
 )
 def test_one_example(function, title, mask):
@@ -54,8 +57,14 @@ def test_one_example(function, title, mask):
 @pytest.mark.parametrize(("title", "mask"), [("causal()", causal()), ("causal(window=2)", causal(window=2))])
 def test_blocks_lift_causality_but_not_the_window(title, mask):
     five = tokens([1] * 5, blocks=[0, 1, 1, 1, 0])
-    text = causal.__doc__[causal.__doc__.index("Block ids") :]
+    text = causal.__doc__[causal.__doc__.index("Block ids") : causal.__doc__.index("With a window the block")]
     assert matrix(visible(five, five, mask)) == drawn(text, title)
+
+
+@pytest.mark.parametrize("ahead", [None, 1])
+def test_a_window_may_bound_a_block_ahead_too(ahead):
+    five = tokens([1] * 5, blocks=[0, 1, 1, 1, 0])
+    assert matrix(visible(five, five, causal(2, ahead=ahead))) == drawn(causal.__doc__, f"ahead={ahead}")
 
 
 def test_blocks_of_two_examples_are_two():
@@ -89,8 +98,11 @@ def test_decoding_rows_of_unequal_lengths(side):
 def test_the_masks_of_each_kind_of_layer():
     assert masks.decoder(GEMMA3, "local") == causal(window=4)
     assert masks.decoder(GEMMA3, "global") == causal()
-    assert masks.encoder(GEMMA3, "local") == bidirectional(window=4)
-    assert masks.encoder(GEMMA3, "global") == ALL
+    assert masks.decoder(GEMMA3_IMAGES, "local") == causal(window=4, ahead=3)
+    assert masks.encoder(T5GEMMA2, "local") == bidirectional(window=4)
+    assert masks.encoder(T5GEMMA2, "global") == masks.encoder(T5GEMMA, "global") == ALL
+    assert masks.encoder(T5GEMMA, "local") == each_side(2)  # window 3
+    assert masks.encoder(replace(T5GEMMA, encoder_window="each_side_inclusive"), "local") == each_side(3)
 
 
 @pytest.mark.parametrize(

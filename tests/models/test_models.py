@@ -13,7 +13,7 @@ from t5g2.models import build
 from t5g2.models.attention import Compute
 from t5g2.models.config import EncoderDecoderConfig
 from tests import weights
-from tests.tiny import GEMMA3, T5GEMMA2
+from tests.tiny import GEMMA2, GEMMA3, T5GEMMA, T5GEMMA2
 
 COMPUTE = Compute(dtype="float32")
 HIDDEN = jax.jit(lambda model, encoder, decoder: model.hidden(encoder, decoder, compute=COMPUTE))
@@ -103,7 +103,9 @@ def test_a_bidirectional_prefix_sees_itself_both_ways():
     np.testing.assert_array_equal(got, band(LENGTH, LENGTH, LENGTH, 0) | prefix)
 
 
-@pytest.mark.parametrize("config", [GEMMA3, T5GEMMA2], ids=["gemma", "t5gemma"])
+@pytest.mark.parametrize(
+    "config", [GEMMA2, GEMMA3, T5GEMMA, T5GEMMA2], ids=["gemma 2", "gemma 3", "t5gemma", "t5gemma 2"]
+)
 def test_packed_examples_have_the_states_that_they_have_alone(config):
     """Three examples in one row, each longer than a window on one side or the other, and padding."""
     model = weights.model(config)
@@ -119,20 +121,22 @@ def test_packed_examples_have_the_states_that_they_have_alone(config):
             np.concatenate([*(np.arange(len(p)) for p in parts), np.zeros(pad, int)]),
         )
 
-    encoder = packed(encoder_tokens, 2) if config is T5GEMMA2 else None
+    encoder = packed(encoder_tokens, 2) if isinstance(config, EncoderDecoderConfig) else None
     together = np.asarray(HIDDEN(model, encoder, packed(tokens, 3)))[0]
     starts = np.cumsum((0, *lengths))
     for i, start in enumerate(starts[:-1]):
         # padded to one length, so that it is compiled once
-        own = packed([encoder_tokens[i]], 12 - encoder_lengths[i]) if config is T5GEMMA2 else None
+        own = packed([encoder_tokens[i]], 12 - encoder_lengths[i]) if isinstance(config, EncoderDecoderConfig) else None
         alone = np.asarray(HIDDEN(model, own, packed([tokens[i]], 12 - lengths[i])))[0, : lengths[i]]
         np.testing.assert_allclose(together[start : start + lengths[i]], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [GEMMA3, replace(GEMMA3, layers=5), T5GEMMA2], ids=["gemma", "gemma 5", "t5gemma"])
+@pytest.mark.parametrize(
+    "config", [GEMMA3, replace(GEMMA3, layers=5), T5GEMMA, T5GEMMA2], ids=["gemma", "gemma 5", "t5gemma", "t5gemma 2"]
+)
 def test_neither_scan_nor_remat_changes_states_or_gradients(config):
     model = weights.model(config)
-    encoder = ENCODER if config is T5GEMMA2 else None
+    encoder = ENCODER if isinstance(config, EncoderDecoderConfig) else None
 
     def run(compute):
         def loss(model):
@@ -156,7 +160,7 @@ def test_remat_keeps_only_the_input_of_each_block():
 
     def stored(remat):
         def loss(model):
-            return jnp.sum(model.hidden(None, DECODER, compute=Compute(remat=remat)))
+            return jnp.sum(model.hidden(None, DECODER, compute=replace(COMPUTE, remat=remat)))
 
         return sum(leaf.size for leaf in jax.tree.leaves(jax.vjp(loss, model)[1]))
 
@@ -216,10 +220,12 @@ def test_rows_of_nothing_but_padding_are_finite_forward_and_backward():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("config", [GEMMA3, T5GEMMA2], ids=["gemma", "t5gemma"])
+@pytest.mark.parametrize(
+    "config", [GEMMA2, GEMMA3, T5GEMMA, T5GEMMA2], ids=["gemma 2", "gemma 3", "t5gemma", "t5gemma 2"]
+)
 def test_bfloat16_stays_near_float32(config):
     model = weights.model(config)
-    encoder = ENCODER if config is T5GEMMA2 else None
+    encoder = ENCODER if isinstance(config, EncoderDecoderConfig) else None
     exact = model.logits(HIDDEN(model, encoder, DECODER))
     states = jax.jit(lambda model: model.hidden(encoder, DECODER, compute=Compute(dtype="bfloat16")))(model)
     assert states.dtype == jnp.bfloat16
@@ -228,7 +234,9 @@ def test_bfloat16_stays_near_float32(config):
     assert np.corrcoef(np.ravel(rough), np.ravel(exact))[0, 1] > 0.999
 
 
-@pytest.mark.parametrize("config", [GEMMA3, T5GEMMA2], ids=["gemma", "t5gemma"])
+@pytest.mark.parametrize(
+    "config", [GEMMA2, GEMMA3, T5GEMMA, T5GEMMA2], ids=["gemma 2", "gemma 3", "t5gemma", "t5gemma 2"]
+)
 def test_an_abstract_model_is_the_model_without_its_weights(config):
     abstract = build.abstract(config, jnp.bfloat16)
     model = build.make(config, key=jax.random.key(0), param_dtype=jnp.bfloat16)
@@ -236,8 +244,9 @@ def test_an_abstract_model_is_the_model_without_its_weights(config):
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.bfloat16)}
     axes = {leaf.path: leaf.axes for leaf in tree.leaves(abstract).values() if len(leaf.shape) > 1}
-    stack = "decoder." if config is T5GEMMA2 else ""
-    assert axes["embedder.table"] == ("vocab", "embed")
+    stack = "decoder." if isinstance(config, EncoderDecoderConfig) else ""
+    table = "decoder_embedder.table" if config is T5GEMMA else "embedder.table"
+    assert axes[table] == ("vocab", "embed")
     assert axes[f"{stack}layers.attention.k"] == ("embed", "kv_heads", "head_size")
     assert axes[f"{stack}layers.mlp.down"] == ("mlp", "embed")
 
@@ -248,3 +257,45 @@ def test_a_decoder_only_model_refuses_an_encoder_side():
         model.hidden(ENCODER, DECODER, compute=COMPUTE)
     with pytest.raises(ValueError, match="no encoder side"):
         model.start_cache(1, 4, encoder=ENCODER, compute=COMPUTE)
+
+
+def test_separate_cross_attention_sees_neither_order_nor_positions():
+    model = weights.model(T5GEMMA)
+    memory_BSD = jax.random.normal(jax.random.key(0), (1, ENCODER_LENGTH, 24))
+    decode = jax.jit(lambda d, m, e: model.decode(d, m, e, compute=COMPUTE))
+    states = decode(DECODER, memory_BSD, ENCODER)
+    order = np.random.RandomState(0).permutation(ENCODER_LENGTH)
+    np.testing.assert_allclose(decode(DECODER, memory_BSD[:, order], ENCODER), states, atol=1e-5)
+    later = DECODER._replace(positions=DECODER.positions + 5)
+    np.testing.assert_allclose(decode(later, memory_BSD, ENCODER), states, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [T5GEMMA, T5GEMMA2], ids=["t5gemma", "t5gemma 2"])
+def test_cross_attention_in_global_layers_only(config):
+    """A decoder of one local layer does not see the encoder, one of a global layer does."""
+    for kind, sees in (("local", False), ("global", True)):
+        decoder = replace(config.decoder, layers=1, pattern=(kind,))
+        model = weights.model(replace(config, decoder=decoder, cross_layers="global"))
+        other = ENCODER._replace(tokens=ENCODER.tokens + 1)
+        same = np.array_equal(HIDDEN(model, ENCODER, DECODER), HIDDEN(model, other, DECODER))
+        assert same != sees
+        assert any("cross" in path for path, _ in tree.leaves(model)) == (sees and config is T5GEMMA)
+
+
+def test_a_head_of_its_own_is_not_the_embedding():
+    model = weights.model(replace(GEMMA3, tied_head=False))
+    logits = model.logits(HIDDEN(model, None, DECODER))
+    np.testing.assert_array_equal(model.head().table_VD, model.unembedder.table[...])
+    model.unembedder.table[...] = 2 * model.unembedder.table[...]
+    np.testing.assert_allclose(model.logits(HIDDEN(model, None, DECODER)), 2 * logits, rtol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["norm_dtype", "softmax_dtype"])
+def test_precision_settings_round_where_they_say(setting):
+    model = weights.model(T5GEMMA2)
+    exact = HIDDEN(model, ENCODER, DECODER)
+    compute = replace(COMPUTE, **{setting: "bfloat16"})
+    rough = jax.jit(lambda model: model.hidden(ENCODER, DECODER, compute=compute))(model)
+    assert rough.dtype == jnp.float32
+    off = np.abs(np.asarray(rough - exact))
+    assert 1e-4 < off.max() < 0.3

@@ -15,6 +15,7 @@ with install_import_hook("t5g2.models", "beartype.beartype"):
     import jax.numpy as jnp
     from t5g2.core.batch import Stream
     from t5g2.models import build
+    from t5g2.models.config import TextConfig
     from t5g2.models.layers import Compute
     from t5g2.models.loss import tiled_cross_entropy
     from tests import tiny
@@ -24,9 +25,9 @@ def stream(length):
     ones = jnp.ones((2, length), jnp.int32)
     return Stream(ones, ones, jnp.tile(jnp.arange(length, dtype=jnp.int32), (2, 1)))
 
-for config in (tiny.GEMMA3, tiny.T5GEMMA2):
+for config in (tiny.GEMMA3, tiny.GEMMA2, tiny.T5GEMMA2, tiny.T5GEMMA):
     model = build.make(config, key=jax.random.key(0))
-    encoder = stream(S) if config is tiny.T5GEMMA2 else None
+    encoder = None if isinstance(config, TextConfig) else stream(S)
     def loss(model):
         hidden = model.hidden(encoder, stream(T), compute=compute)
         weights = jnp.ones((2, T), jnp.float32)

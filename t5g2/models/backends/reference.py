@@ -44,20 +44,22 @@ def attend(
     *,
     scale: float,
     softcap: float | None,
+    dtype: str,
 ) -> Float[Array, "B T N H"]:
     """The values of all visible keys of all sources, averaged under one softmax; zeros where none is visible.
 
-    Scores, softmax and sums are float32; weights are rounded to the dtype of the values before they meet them, and
-    divided by their sum afterwards, which is an array S times smaller.
+    Scores and softmax are of type `dtype`, sums over keys float32; weights are rounded to the dtype of the values
+    before they meet them, and divided by their sum afterwards, which is an array S times smaller.
     """
     rows, length, heads, size = q_BTNH.shape
     kv_heads = sources[0][0].k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(rows, length, kv_heads, heads // kv_heads, size)
     # a finite stand-in for -inf: a row without a visible key must not become inf - inf
-    hidden = float(jnp.finfo(jnp.float32).min)
+    hidden = float(jnp.finfo(dtype).min)
     scores = []
     for keys, mask in sources:
-        s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, keys.k_BSKH, preferred_element_type=jnp.float32) * scale
+        s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, keys.k_BSKH, preferred_element_type=jnp.float32)
+        s_BKGTS = s_BKGTS.astype(dtype) * scale
         if softcap is not None:
             s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
         see_B11TS = visible(query, keys.tokens, mask)[:, None, None]
@@ -67,7 +69,7 @@ def attend(
     total_BKGT1, o_BKGTH = 0.0, 0.0
     for (keys, _), s_BKGTS in zip(sources, scores, strict=True):
         w_BKGTS = jnp.exp(s_BKGTS - peak_BKGT1)
-        total_BKGT1 += jnp.sum(w_BKGTS, axis=-1, keepdims=True)
+        total_BKGT1 += jnp.sum(w_BKGTS, axis=-1, keepdims=True, dtype=jnp.float32)
         rounded_BKGTS = w_BKGTS.astype(keys.v_BSKH.dtype)
         o_BKGTH += jnp.einsum("BKGTS,BSKH->BKGTH", rounded_BKGTS, keys.v_BSKH, preferred_element_type=jnp.float32)
     # where nothing is visible every weight is exp(0): these rows are set to zero here, and their gradients with them

@@ -1,0 +1,66 @@
+"""Images in a language model: what the tower and the projector make of them takes the place of token embeddings.
+
+B rows, I images of a row, K tokens of an image, T length, D width. The j-th image of a row fills its j-th K image tokens,
+in order; a row may have fewer images than others, and what is given beyond its tokens is not used. By row
+and not in the order of the whole batch, as transformers counts, so that a row's images live where the row does.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from t5g2.core.mesh import constrain
+from t5g2.models.config import ImageConfig
+from t5g2.models.layers import Compute, Embedder
+from t5g2.models.siglip import Projector, VisionTower
+
+
+def embed(
+    model: Any,
+    embedder: Embedder,
+    config: ImageConfig | None,
+    tokens_BT: Int[Array, "B T"],
+    images_BIHWC: Float[Array, "B I H W 3"] | None,
+    *,
+    compute: Compute,
+) -> Float[Array, "B T D"]:
+    """The embeddings of tokens, those of image tokens replaced if there are images; `model` has `vision`, `projector`.
+
+    Raises:
+      ValueError: images for a model that was made without a tower.
+    """
+    known_BT = tokens_BT
+    if config is not None and config.token >= embedder.vocab_size:
+        known_BT = jnp.where(tokens_BT == config.token, 0, tokens_BT)  # it has no row, and needs none
+    x_BTD = embedder.embed(known_BT, dtype=jnp.dtype(compute.dtype))
+    if images_BIHWC is not None:
+        if config is None:
+            raise ValueError("images were given to a model without a vision tower; make it with config.images")
+        soft_BKD = soft_tokens(model.vision, model.projector, images_BIHWC, compute=compute)
+        x_BTD = insert(x_BTD, tokens_BT, soft_BKD, token=config.token)
+    return constrain(x_BTD, "rows", "length", "embed_act")
+
+
+def soft_tokens(
+    tower: VisionTower, projector: Projector, images_BIHWC: Float[Array, "B I H W 3"], *, compute: Compute
+) -> Float[Array, "B IK D"]:
+    """The embeddings of every row's images, one image after the other, in compute.dtype; not scaled by sqrt(D)."""
+    rows, number = images_BIHWC.shape[:2]
+    patches_NPD = tower.encode(images_BIHWC.reshape(rows * number, *images_BIHWC.shape[2:]), compute=compute)
+    soft_NKD = projector.project(patches_NPD, compute=compute)
+    soft_BKD = soft_NKD.reshape(rows, -1, soft_NKD.shape[-1]).astype(compute.dtype)
+    return constrain(soft_BKD, "rows", "length", "embed_act")
+
+
+def insert(
+    x_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"], soft_BKD: Float[Array, "B IK D"], *, token: int
+) -> Float[Array, "B T D"]:
+    """x with the k-th occurrence of `token` in each row replaced by the row's k-th soft token, as it is.
+
+    tokens [5 8 8 9 8], token = 8: positions 1, 2 and 4 get the row's soft tokens 0, 1 and 2.
+    """
+    image_BT = tokens_BT == token
+    which_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, soft_BKD.shape[1] - 1)
+    taken_BTD = jnp.take_along_axis(soft_BKD, which_BT[:, :, None], axis=1)
+    return jnp.where(image_BT[:, :, None], taken_BTD, x_BTD)
