@@ -1,15 +1,19 @@
-"""Tokenizers: text to ids and back, special tokens by name."""
+"""The tokenizers there are, by name: bytes, SentencePiece, tokenizer.json."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.specials import Specials
+from t5g2.data.pieces import KINDS, FileTokenizer
+from t5g2.data.vocabulary import Tokenizer
 
 # The first five ids are those of Gemma's tokenizers; image tokens and sentinels, which Gemma has at the far end of its
 # 262144 pieces, follow at once.
@@ -17,7 +21,7 @@ NAMED = ("pad", "eos", "bos", "unk", "mask", "start_of_image", "end_of_image", "
 
 
 @dataclass(frozen=True)
-class Bytes:
+class Bytes(Tokenizer):
     """UTF-8 bytes after the special tokens; nothing to download, nothing unknown.
 
     With sentinels = 2: ids 0 to 7 are pad, eos, bos, unk, mask, start_of_image, end_of_image, image; 8 and 9 are the
@@ -49,16 +53,9 @@ class Bytes:
         """How many ids there are."""
         return self.first_byte + 256
 
-    def id(self, name: str) -> int:
-        """The id of a special token: "eos", "image", "sentinel_3", …
-
-        Raises:
-          UserError: there is no such token.
-        """
-        names = [*NAMED, *(f"sentinel_{k}" for k in range(self.sentinels))]
-        if name not in names:
-            raise unknown("special token", name, names)
-        return names.index(name)
+    def named(self) -> dict[str, int]:
+        """The ids of the special tokens by name, the sentinels left out."""
+        return {name: token for token, name in enumerate(NAMED)}
 
     def count(self, text: str) -> int:
         """How many tokens `encode` gives."""
@@ -68,21 +65,9 @@ class Bytes:
         """int32[tokens]: the text alone, without BOS or EOS."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + np.int32(self.first_byte)
 
-    def decode(self, tokens: Any, *, show_specials: bool = True) -> str:
-        """The text of a sequence of ids; special tokens as <eos>, <sentinel_3>, …, or left out.
-
-        Bytes that are not UTF-8 become U+FFFD; ids past the vocabulary, which a padded embedding has, <unused_ID>.
-        """
-        text, run = [], bytearray()
-        for token in np.asarray(tokens).tolist():
-            if self.first_byte <= token < self.vocab_size:
-                run.append(token - self.first_byte)
-                continue
-            text.append(run.decode(errors="replace"))
-            run.clear()
-            if show_specials:
-                text.append(f"<{self._name(token)}>")
-        return "".join(text) + run.decode(errors="replace")
+    def text(self, tokens: Iterable[int]) -> str:
+        """The text of ids that are no special tokens."""
+        return bytes(token - self.first_byte for token in tokens).decode(errors="replace")
 
     def fingerprint(self) -> str:
         """16 hex digits that differ between tokenizers that give different ids."""
@@ -92,28 +77,26 @@ class Bytes:
         """Plain data that a model folder keeps; `from_dict` turns it back."""
         return {"kind": "bytes", "sentinels": self.sentinels}
 
-    def _name(self, token: int) -> str:
-        if 0 <= token < len(NAMED):
-            return NAMED[token]
-        if 0 <= token < self.first_byte:
-            return f"sentinel_{token - len(NAMED)}"
-        return f"unused_{token}"
+
+BY_NAME: dict[str, type[Tokenizer]] = {"bytes": Bytes} | {name: cls for cls, name in KINDS.items()}
 
 
-Tokenizer = Bytes
-BY_NAME = {"bytes": Bytes}
-
-
-def from_dict(node: Mapping[str, Any]) -> Tokenizer:
+def from_dict(node: Mapping[str, Any], folder: str | PathLike | None = None) -> Tokenizer:
     """The tokenizer that `to_dict` described.
 
+    Args:
+      folder: where its file lies, if it has one; None = the working directory.
+
     Raises:
-      UserError: an unknown kind, or a damaged description.
+      UserError: an unknown kind, a damaged description, a file that is missing or not the one it was.
     """
     fields = dict(node)
     kind = str(fields.pop("kind", None))
     if kind not in BY_NAME:
         raise unknown("tokenizer", kind, BY_NAME)
+    if issubclass(BY_NAME[kind], FileTokenizer) and "file" in fields:
+        fields["file"] = str(Path(folder or "") / str(fields["file"]))
+        fields["ids"] = tuple((name, token) for name, token in fields.get("ids", ()))
     try:
         return BY_NAME[kind](**fields)
     except TypeError:

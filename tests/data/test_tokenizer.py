@@ -1,15 +1,38 @@
+import concurrent.futures
 import json
+import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5g2.core import settings as config_settings
 from t5g2.core.errors import UserError
+from t5g2.data.config import DataConfig
 from t5g2.data.tokenizer import BY_NAME, Bytes, from_dict
+from t5g2.data.vocabulary import Tokenizer
+from tests.data import tokenizer_files
+
+KINDS = ("sentencepiece", "huggingface")
+FILES = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer.json"}
 
 
-def test_ids_stand_in_gemmas_order():
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a file of each kind."""
+    made = tmp_path_factory.mktemp("tokenizers")
+    tokenizer_files.sentencepiece(made)
+    tokenizer_files.huggingface(made)
+    return made
+
+
+def opened(kind, folder, **chosen):
+    return from_dict({"kind": kind, "file": FILES[kind]} | chosen, folder)
+
+
+def test_ids_of_bytes_stand_in_gemmas_order():
     tokenizer = Bytes(sentinels=2)
     names = ("pad", "eos", "bos", "unk", "mask", "start_of_image", "end_of_image", "image", "sentinel_0", "sentinel_1")
     assert [tokenizer.id(name) for name in names] == list(range(10))
@@ -55,3 +78,167 @@ def test_it_is_described_by_plain_data():
         from_dict({"kind": "bytes", "sentinel": 3})
     with pytest.raises(UserError, match="sentinels = -1; it must be at least 0"):
         Bytes(-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_of_a_file_are_found_by_their_spelling(kind, folder):
+    tokenizer = opened(kind, folder)
+    assert [tokenizer.id(name) for name in ("pad", "eos", "bos", "unk", "mask")] == [0, 1, 2, 3, 4]
+    turn, newlines = "<start_of_turn>", "\n\n"
+    spelt = tokenizer.encode(f"{turn}{newlines}<unused1><start_of_image>")
+    names = ("start_of_turn", "sentinel_1", "start_of_image")
+    assert spelt.dtype == np.int32
+    assert spelt[[0, 2, 3]].tolist() == [tokenizer.id(name) for name in names]
+    assert len(spelt) == 4
+    # <unused0> to <unused3> stand in a row, <unused4> elsewhere
+    assert (tokenizer.specials.first_sentinel, tokenizer.specials.sentinels) == (tokenizer.encode("<unused0>")[0], 4)
+    with pytest.raises(UserError, match="unknown special token 'start_of_trun'; did you mean 'start_of_turn'"):
+        tokenizer.id("start_of_trun")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_undoes_encode_of_a_file(kind, folder):
+    tokenizer = opened(kind, folder)
+
+    @settings(derandomize=True, deadline=None)
+    @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0▁")))
+    def undone(text):
+        tokens = tokenizer.encode(text)
+        assert tokenizer.decode(tokens) == text
+        assert tokenizer.count(text) == len(tokens)
+        assert not len(tokens) or tokens.max() < tokenizer.vocab_size
+
+    undone()
+    text = "The string module\n\n  was  first"
+    assert tokenizer.count(text) < len(text)
+    # neither BOS nor the truncation and the padding that the file asks for
+    assert tokenizer.encode("").tolist() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_show_by_name_or_not_at_all(kind, folder):
+    tokenizer = opened(kind, folder)
+    tokens = [2, *tokenizer.encode("a b"), tokenizer.id("sentinel_2"), 0, *tokenizer.encode("c<end_of_turn>"), 1, 9999]
+    assert tokenizer.decode(tokens) == "<bos>a b<sentinel_2><pad>c<end_of_turn><eos><unused_9999>"
+    assert tokenizer.decode(tokens, show_specials=False) == "a bc"
+
+
+def test_the_ids_are_those_of_the_libraries(folder):
+    """The reference: what the libraries themselves give."""
+    import sentencepiece
+    import tokenizers
+
+    text = "Wikipedia says: <start_of_turn>x = 1\n\n<unused2>é"
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    assert opened("sentencepiece", folder).encode(text).tolist() == pieces.encode(text)
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.no_truncation()
+    fast.no_padding()
+    assert opened("huggingface", folder).encode(text).tolist() == fast.encode(text).ids[1:]
+
+
+def test_an_image_token_past_the_pieces_needs_no_row_of_the_table(folder, tmp_path):
+    """Gemma 3: the table of a text-only model has as many rows as there are pieces, and the file has an id more."""
+    tokenizer = opened("huggingface", folder)
+    assert tokenizer.id("image") == tokenizer.vocab_size == tokenizer.id("end_of_image") + 1
+    assert tokenizer.encode("a<image_soft_token>").tolist() == [*tokenizer.encode("a"), 3]
+    assert tokenizer.decode([tokenizer.id("image")]) == "<image>"
+
+
+def test_sentinels_follow_the_image_token_as_in_t5gemma2(tmp_path):
+    tokenizer_files.huggingface(tmp_path, t5gemma2=True)
+    tokenizer = opened("huggingface", tmp_path)
+    assert tokenizer.specials.first_sentinel == tokenizer.id("image") + 1 == tokenizer.encode("<unused4>")[0]
+    assert tokenizer.specials.sentinels == 2
+    assert tokenizer.vocab_size == tokenizer.id("image") + 3
+    assert tokenizer.encode("<image_soft_token>").tolist() == [tokenizer.id("image")]
+
+
+def test_ids_and_sentinels_can_be_said(folder):
+    tokenizer = opened("sentencepiece", folder, ids=[["image", 15]], sentinels=2)
+    # <unused4> and <unused5> come after the image token now
+    assert tokenizer.specials.sentinel_ids(2).tolist() == tokenizer.encode("<unused4><unused5>").tolist() == [16, 17]
+    assert tokenizer.id("image") == 15
+    chosen = opened("sentencepiece", folder, first_sentinel=20, sentinels=3)
+    assert chosen.id("sentinel_2") == 22
+    assert chosen.decode([22]) == "<sentinel_2>"
+    for other in (tokenizer, chosen):
+        assert from_dict(json.loads(json.dumps(other.to_dict())), folder) == other
+        assert other.fingerprint() != opened("sentencepiece", folder).fingerprint()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_described_by_its_name_and_hash(kind, folder, tmp_path):
+    tokenizer = opened(kind, folder)
+    node = json.loads(json.dumps(tokenizer.to_dict()))
+    assert node == {"kind": kind, "file": FILES[kind], "sha256": tokenizer.sha256}
+    (tmp_path / FILES[kind]).write_bytes((folder / FILES[kind]).read_bytes())
+    moved = from_dict(node, tmp_path)
+    assert moved == tokenizer
+    assert moved.fingerprint() == tokenizer.fingerprint()
+    with (tmp_path / FILES[kind]).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match=r"is not the tokenizer file it was \(sha256 .*put the right one there"):
+        from_dict(node, tmp_path)
+    (tmp_path / FILES[kind]).unlink()
+    with pytest.raises(UserError, match=rf"no tokenizer file .*{FILES[kind]}; put it there"):
+        from_dict(node, tmp_path)
+    (tmp_path / FILES[kind]).write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=rf"{FILES[kind]} is not a {kind} tokenizer \(.*\); download it again"):
+        opened(kind, tmp_path)
+    with pytest.raises(UserError, match=f"a {kind} tokenizer is not described by"):
+        from_dict({"kind": kind})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"ids": [["imag", 3]]}, "unknown special token in ids 'imag'; did you mean 'image'"),
+        ({"sentinels": -1}, "sentinels = -1; it must be at least 0"),
+        ({"first_sentinel": 399, "sentinels": 2}, "sentinels 399 to 400 are not among the 400 ids of"),
+    ],
+)
+def test_impossible_settings_of_a_file_are_said(chosen, message, folder):
+    with pytest.raises(UserError, match=message):
+        opened("sentencepiece", folder, **chosen)
+
+
+def test_a_file_without_the_usual_tokens_is_told_them(folder, tmp_path):
+    """SigLIP's pieces have </s> and no <bos>."""
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2, "b": 3}, unk_token="<unk>"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"has no pad and no bos token that is spelt as usual \(<pad>, <bos> or <s>\)"):
+        opened("huggingface", tmp_path)
+    tokenizer = opened("huggingface", tmp_path, ids=[["pad", 1], ["bos", 1]])
+    assert (tokenizer.specials.eos, tokenizer.specials.mask, tokenizer.specials.sentinels) == (1, -1, 0)
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """In another process."""
+    return tokenizer.encode(text).tolist()
+
+
+def test_a_data_worker_reads_the_file_for_itself(folder):
+    text = "for line in file"
+    tokenizers_ = [opened(kind, folder) for kind in KINDS]
+    here = [tokenizer.encode(text).tolist() for tokenizer in tokenizers_]
+    assert all(len(pickle.dumps(tokenizer)) < 1000 for tokenizer in tokenizers_)  # the path, not the pieces
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as worker:
+        assert [worker.submit(_encoded, tokenizer, text).result() for tokenizer in tokenizers_] == here
+
+
+def test_an_experiment_names_a_file(folder):
+    """As train/experiment.py builds it: a tokenizer is one of a table, and what is saved holds the file's hash."""
+    tables = (BY_NAME,)
+    annotation = DataConfig.__dataclass_fields__["tokenizer"].type
+    path = str(folder / "tokenizer.json")
+    tokenizer = config_settings.build(annotation, {"kind": "huggingface", "file": path}, tables=tables)
+    saved = config_settings.dump(tokenizer, tables=tables)
+    assert saved["sha256"] == opened("huggingface", folder).sha256
+    assert config_settings.build(annotation, json.loads(json.dumps(saved)), tables=tables) == tokenizer
+    with pytest.raises(UserError, match="lacks file"):
+        config_settings.build(annotation, {"kind": "huggingface"}, tables=tables)
+    with pytest.raises(UserError, match=r"unknown config.kind 'huggingfase'; did you mean 'huggingface'"):
+        config_settings.build(annotation, {"kind": "huggingfase"}, tables=tables)
