@@ -242,7 +242,7 @@ def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> Token
 def _batch_sums(model: Model, batch: Batch, *, compute: Compute, tile_tokens: int) -> jax.Array:
     """float32[3]: the fields of TokenSums, over the global batch."""
     hidden_BTD = model.hidden(batch.encoder, batch.decoder, compute=compute)  # pyright: ignore[reportArgumentType]
-    tokens = token_losses(hidden_BTD, model.head(), batch.targets, tile_tokens=tile_tokens)
+    tokens = token_losses(hidden_BTD, model.head(), batch.targets, tile_tokens=tile_tokens, dtype=compute.loss_dtype)
     # what stands at padding means nothing and need not be finite
     loss_BT = jnp.where(batch.weights > 0, batch.weights * tokens.loss_BT, 0.0)
     correct_BT = batch.weights * tokens.correct_BT.astype(jnp.float32)

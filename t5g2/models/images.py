@@ -1,8 +1,8 @@
 """Images in a language model: what the tower and the projector make of them takes the place of token embeddings.
 
-B rows, I images of a row, K tokens of an image, T length, D width. The j-th image of a row fills its j-th K image tokens,
-in order; a row may have fewer images than others, and what is given beyond its tokens is not used. By row
-and not in the order of the whole batch, as transformers counts, so that a row's images live where the row does.
+B rows, I images of a row, K tokens of an image, T length, D width. The j-th image of a row fills its j-th K image
+tokens, in order; a row may have fewer images than others, and what is given beyond its tokens is not used. By row and
+not in the order of the whole batch, as transformers counts, so that a row's images live where the row does.
 """
 
 from typing import Any

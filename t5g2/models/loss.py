@@ -1,7 +1,8 @@
 """The loss head: cross-entropy of a large vocabulary, tile by tile, so that all logits never exist at once.
 
 B rows, T length, D width, V vocabulary; R groups of rows (one per device that rows are cut over), K tokens of a tile in
-one group. A tile's logits are float32, whatever the activations are, and so is everything made of them.
+one group. A tile's logits are float32, whatever the activations are, and so is everything made of them, unless a
+setting says otherwise.
 
 For training, gradients are made in the forward pass, while a tile's logits are there anyway: three matrix products per
 tile instead of the four that recomputing logits in a backward pass takes (Liger Kernel, arXiv 2410.10989, section 3.2).
@@ -21,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5g2.core import mesh
 from t5g2.core.mesh import constrain
-from t5g2.models.layers import Head
+from t5g2.models.layers import Head, Precision
 
 
 class TokenLosses(NamedTuple):
@@ -60,6 +61,7 @@ class _Settings(NamedTuple):
     softcap: float | None
     tile_tokens: int
     z_loss: float = 0.0
+    dtype: Precision = "float32"
 
 
 def tiled_cross_entropy(
@@ -70,6 +72,7 @@ def tiled_cross_entropy(
     *,
     tile_tokens: int,
     z_loss: float = 0.0,
+    dtype: Precision = "float32",
 ) -> LossSums:
     """The loss of every token and its sums; `total` can be differentiated by hidden_BTD and the head's table.
 
@@ -78,8 +81,9 @@ def tiled_cross_entropy(
       weights_BT: of each token's loss; 0 = it counts nowhere.
       tile_tokens: tokens per device whose logits exist at a time; at least one position of every row.
       z_loss: weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
+      dtype: of logits, their softmax and the loss of a token (Compute.loss_dtype); sums over tokens are float32.
     """
-    settings = _Settings(head.softcap, tile_tokens, z_loss)
+    settings = _Settings(head.softcap, tile_tokens, z_loss, dtype)
     made: Any = _total(hidden_BTD, head.table_VD, targets_BT, weights_BT, settings)
     total, tokens = made
     tokens = TokenLosses(*map(jax.lax.stop_gradient, tokens))
@@ -88,14 +92,19 @@ def tiled_cross_entropy(
 
 
 def token_losses(
-    hidden_BTD: Float[Array, "B T D"], head: Head, targets_BT: Int[Array, "B T"], *, tile_tokens: int
+    hidden_BTD: Float[Array, "B T D"],
+    head: Head,
+    targets_BT: Int[Array, "B T"],
+    *,
+    tile_tokens: int,
+    dtype: Precision = "float32",
 ) -> TokenLosses:
     """The loss of every token, for evaluation: as above, without the work for gradients, and without any."""
     table_VD = _gathered(head.table_VD, hidden_BTD.dtype)
 
     def tile(_, cut):
         x_RKD, targets_RK = cut
-        return None, _score(x_RKD, table_VD, targets_RK, head.softcap).tokens
+        return None, _score(x_RKD, table_VD, targets_RK, _Settings(head.softcap, tile_tokens, dtype=dtype)).tokens
 
     _, tokens = jax.lax.scan(tile, None, _cut((hidden_BTD, targets_BT), tile_tokens))
     return TokenLosses(*(jax.lax.stop_gradient(_join(x_nRK, targets_BT.shape)) for x_nRK in tokens))
@@ -103,7 +112,8 @@ def token_losses(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _total(hidden_BTD, table_VD, targets_BT, weights_BT, settings: _Settings) -> tuple[Array, TokenLosses]:
-    tokens = token_losses(hidden_BTD, Head(table_VD, settings.softcap), targets_BT, tile_tokens=settings.tile_tokens)
+    head = Head(table_VD, settings.softcap)
+    tokens = token_losses(hidden_BTD, head, targets_BT, tile_tokens=settings.tile_tokens, dtype=settings.dtype)
     return _weigh(tokens, weights_BT, settings), tokens
 
 
@@ -113,7 +123,7 @@ def _total_and_slopes(hidden_BTD, table_VD, targets_BT, weights_BT, settings: _S
 
     def tile(dw_RVD, cut):
         x_RKD, targets_RK, weights_RK = cut
-        score = _score(x_RKD, w_VD, targets_RK, settings.softcap)
+        score = _score(x_RKD, w_VD, targets_RK, settings)
         # matrix products of float32 slopes would take several times as long where activations are bfloat16
         slope_RKV = _slope(score, targets_RK, weights_RK, settings).astype(x_RKD.dtype)
         dx_RKD = jnp.einsum("RKV,VD->RKD", slope_RKV, w_VD, preferred_element_type=jnp.float32)
@@ -145,22 +155,25 @@ class _Score(NamedTuple):
     tokens: TokenLosses  # of shape [R, K] here
 
 
-def _score(x_RKD, w_VD, targets_RK, softcap: float | None) -> _Score:
+def _score(x_RKD, w_VD, targets_RK, settings: _Settings) -> _Score:
     """The logits of one tile and the losses of its tokens."""
-    y_RKV = jnp.einsum("RKD,VD->RKV", x_RKD, w_VD, preferred_element_type=jnp.float32)
+    softcap = settings.softcap
+    y_RKV = jnp.einsum("RKD,VD->RKV", x_RKD, w_VD, preferred_element_type=jnp.float32).astype(settings.dtype)
     y_RKV = constrain(y_RKV if softcap is None else softcap * jnp.tanh(y_RKV / softcap), "rows", None, "vocab_act")
     top_RK = jnp.max(y_RKV, axis=-1)
     lse_RK = top_RK + jnp.log(jnp.sum(jnp.exp(y_RKV - top_RK[..., None]), axis=-1))
     # a sum over V and not a lookup, which would bring logits of a cut vocabulary together
     target_RK = jnp.sum(jnp.where(_is_target(targets_RK, y_RKV.shape[-1]), y_RKV, 0.0), axis=-1)
-    return _Score(y_RKV, lse_RK, TokenLosses(lse_RK - target_RK, jnp.square(lse_RK), target_RK >= top_RK))
+    loss_RK, z_RK = (x_RK.astype(jnp.float32) for x_RK in (lse_RK - target_RK, jnp.square(lse_RK)))
+    return _Score(y_RKV, lse_RK, TokenLosses(loss_RK, z_RK, target_RK >= top_RK))
 
 
 def _slope(score: _Score, targets_RK, weights_RK, settings: _Settings):
     """The gradient of the tile's weighted loss by what its logits were before the softcap."""
     y_RKV, lse_RK, _ = score
     p_RKV = jnp.exp(y_RKV - lse_RK[..., None])
-    of_p_RK, of_target_RK = weights_RK * (1.0 + 2.0 * settings.z_loss * lse_RK), weights_RK
+    of_target_RK = weights_RK.astype(p_RKV.dtype)
+    of_p_RK = of_target_RK * (1.0 + 2.0 * settings.z_loss * lse_RK)
     slope_RKV = of_p_RK[..., None] * p_RKV
     slope_RKV = jnp.where(_is_target(targets_RK, p_RKV.shape[-1]), slope_RKV - of_target_RK[..., None], slope_RKV)
     if settings.softcap is not None:

@@ -139,6 +139,7 @@ def loss_sums(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array,
         batch.targets,
         batch.weights,
         tile_tokens=settings.tile_tokens,
+        dtype=settings.compute.loss_dtype,
         z_loss=settings.z_loss,
     )
 

@@ -19,9 +19,9 @@ from t5g2.data.tokenizer import Bytes
 from t5g2.eval import evaluate
 from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting, without_spans
 from t5g2.models import build
-from t5g2.models.layers import Compute
 from t5g2.objectives import UL2, Causal, Denoiser
 from tests import tiny
+from tests.tiny import FLOAT32
 
 TOKENIZER = Bytes(sentinels=4)
 STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
@@ -57,15 +57,13 @@ def setting_of(text, *, encoder_length=48, **changes):
         streams=4,
         **changes,
     )
-    return Setting(data, seed=1, tile_tokens=128)
+    return Setting(data, seed=1, tile_tokens=128, compute=FLOAT32)
 
 
 def plain_means(model, task, setting):
     """Mean loss and accuracy per denoiser from all logits of every batch, tokens in Python loops."""
     data = dataclasses.replace(setting.data, sources=(Source(task.text, task.objective, name=task.name),))
-    forward = jax.jit(
-        lambda e, d: jax.nn.log_softmax(model.logits(model.hidden(e, d, compute=Compute(dtype="float32"))))
-    )
+    forward = jax.jit(lambda e, d: jax.nn.log_softmax(model.logits(model.hidden(e, d, compute=FLOAT32))))
     found = {}
     for denoiser in task.objective.denoisers:
         losses, right = [], []

@@ -120,6 +120,18 @@ def shapes(jaxpr):
                 yield from shapes(inner)
 
 
+def test_the_loss_may_be_computed_in_bfloat16(data):
+    """Near the exact one, off by no less than bfloat16's rounding of single losses, and summed in float32."""
+    run = jax.value_and_grad(tiled_total(3.0, tile_tokens=64, z_loss=0.01, dtype="bfloat16"), (0, 1))
+    got, got_slopes = run(*data.values())
+    want, want_slopes = jax.value_and_grad(tiled_total(3.0, tile_tokens=64, z_loss=0.01), (0, 1))(*data.values())
+    assert got.dtype == jnp.float32
+    assert 1e-5 < abs(got / want - 1) < 0.02
+    for got_slope, want_slope in zip(got_slopes, want_slopes, strict=True):
+        assert got_slope.dtype == jnp.float32
+        np.testing.assert_allclose(got_slope, want_slope, atol=0.02 * float(jnp.max(jnp.abs(want_slope))))
+
+
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_no_logits_but_a_tile(data, evaluation):
     if evaluation:
