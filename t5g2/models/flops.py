@@ -1,35 +1,60 @@
 """Exact FLOPs of a model on given tokens, by part: what MFU divides.
 
 Counted: two FLOPs for each multiply-add of a matrix product, of tokens that are no padding, and in attention of visible
-(query, key) pairs only. Not counted: norms, softmax, rotary embedding, embedding lookup (all well below 1%), and what
-an implementation computes beside: padding, hidden pairs, rematerialisation. So two implementations that compute the
-same have the same FLOPs, and MFU compares their time alone.
+(query, key) pairs only. Not counted: norms, softmax, rotary embedding, embedding lookup, the averaging of patches (all
+well below 1%), and what an implementation computes beside: padding, hidden pairs, images nobody looks at,
+rematerialisation. So two implementations that compute the same have the same FLOPs, and MFU compares their time alone.
 
-L layers, D width, N query heads, K key/value heads, H head size, F MLP width, V vocabulary. One token takes, forward:
+L layers, C of them that see the encoder, D width (M of the encoder), N query heads, K key/value heads, H head size, F
+MLP width, V vocabulary. One token takes, forward:
 
-    projections  L * (4 D N H + 4 D K H)     queries and output; keys and values
-    mlp          L * 6 D F
-    memory       L * 4 D K H                 keys and values of an encoder state, in every decoder layer
-    attention    4 N H for each pair         scores and weighted sum; pairs depend on the kind of layer
-    head         2 D V                       decoder tokens only
+    projections        L * (4 D N H + 4 D K H)     queries and output; keys and values
+    mlp                L * 6 D F
+    attention          4 N H for each pair         scores and weighted sum; pairs depend on the kind of layer
+    cross/memory       C * 4 M K H                 keys and values of an encoder state
+    cross/projections  C * 4 D N H                 queries and output of separate cross-attention; merged has none
+    head               2 D V                       decoder tokens only, tied or not
+
+One image takes, with P patches of A pixels, in a tower of width D and an MLP without gates (F); K image tokens in a
+language model of width W:
+
+    vision/patches     2 * 3 A D * P
+    vision/projections L * 8 D D * P
+    vision/mlp         L * 4 D F * P
+    vision/attention   L * 4 D * P * P
+    projector          2 D W * K
+
+A dual encoder has a second tower of the same kind for texts (all their tokens, padding too), and pooling: keys and
+values of every patch, and for one query attention, output and an MLP.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from t5g2.core.batch import Batch, Stream
 from t5g2.models import masks
-from t5g2.models.config import EncoderDecoderConfig, LayerKind, ModelConfig, TextConfig
+from t5g2.models.config import (
+    DualEncoderConfig,
+    EncoderDecoderConfig,
+    LayerKind,
+    ModelConfig,
+    SiglipTextConfig,
+    TextConfig,
+    VisionConfig,
+)
 from t5g2.models.masks import Mask
 
+KINDS: tuple[LayerKind, ...] = ("local", "global")
 TRAINING = 3  # forward; backward by the inputs and by the weights of every product
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Tokens that are no padding, and visible (query, key) pairs of one layer of each kind."""
+    """Tokens that are no padding, visible (query, key) pairs of one layer of each kind, images, and a dual encoder's
+    texts.
+    """
 
     encoder_tokens: int = 0
     decoder_tokens: int = 0
@@ -38,6 +63,8 @@ class Counts:
     decoder_local: int = 0
     decoder_global: int = 0
     cross: int = 0
+    images: int = 0
+    texts: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -48,64 +75,93 @@ class Counts:
 
 def forward(config: ModelConfig, counts: Counts) -> dict[str, int]:
     """FLOPs of one forward pass, the loss head included, by part."""
+    if isinstance(config, DualEncoderConfig):
+        return _dual_encoder(config, counts)
     decoder = config.decoder if isinstance(config, EncoderDecoderConfig) else config
     parts = _stack(
         "decoder", decoder, counts.decoder_tokens, local=counts.decoder_local, everywhere=counts.decoder_global
     )
     if isinstance(config, EncoderDecoderConfig):
+        encoder = config.encoder
         parts |= _stack(
-            "encoder",
-            config.encoder,
-            counts.encoder_tokens,
-            local=counts.encoder_local,
-            everywhere=counts.encoder_global,
+            "encoder", encoder, counts.encoder_tokens, local=counts.encoder_local, everywhere=counts.encoder_global
         )
-        parts["cross/memory"] = decoder.layers * 4 * decoder.width * _keys(decoder) * counts.encoder_tokens
-        parts["cross/attention"] = decoder.layers * 4 * _queries(decoder) * counts.cross
+        parts |= _cross(config, counts)
     parts["head"] = 2 * decoder.width * decoder.vocab_size * counts.decoder_tokens
+    reader = _reader(config)
+    if reader.images is not None:
+        vision = reader.images.vision
+        parts |= _tower("vision", vision, vision.patches, counts.images) | _patches(vision, counts.images)
+        parts["projector"] = 2 * vision.width * reader.width * reader.images.tokens * counts.images
     return parts
 
 
-def of_batch(config: ModelConfig, batch: Batch) -> int:
+def training(config: ModelConfig, counts: Counts, *, frozen_vision: bool) -> dict[str, int]:
+    """FLOPs of forward and backward pass, by part.
+
+    Args:
+      frozen_vision: the image tower is not trained, so it only runs forward (T5Gemma 2; google-deepmind/gemma).
+    """
+    times = {"vision/patches": TRAINING - 1}  # no gradient by pixels
+    if frozen_vision:
+        times = {"vision": 1, "projector": TRAINING - 1}  # nor by what a frozen tower gives
+    parts = forward(config, counts)
+    return {part: flop * times.get(part, times.get(part.split("/")[0], TRAINING)) for part, flop in parts.items()}
+
+
+def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -> int:
     """FLOPs of one training step on these rows (NumPy arrays): forward and backward."""
-    return TRAINING * sum(forward(config, count(config, batch.encoder, batch.decoder)).values())
+    counts = count(config, batch.encoder, batch.decoder)
+    return sum(training(config, counts, frozen_vision=frozen_vision).values())
 
 
-def of_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int) -> Counts:
-    """The counts of one example of so many encoder and decoder tokens."""
-    return _count(config, np.array([encoder]), np.array([decoder]))
+def of_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int, images: int = 0) -> Counts:
+    """The counts of one example of so many encoder and decoder tokens, those of its images included."""
+    made = _reader(config).images
+    sizes = None if made is None or isinstance(config, EncoderDecoderConfig) else np.full(images, made.tokens)
+    return replace(_count(config, np.array([encoder]), np.array([decoder]), blocks=sizes), images=images)
 
 
 def count(config: ModelConfig, encoder: Stream | None, decoder: Stream) -> Counts:
-    """The counts of packed rows, from their segments and block ids; positions must run through each segment."""
+    """The counts of packed rows, from their tokens, segments and block ids; positions must run through each segment."""
     segments = np.asarray(decoder.segments)
     sides = [np.zeros_like(segments) if encoder is None else np.asarray(encoder.segments), segments]
     most = max(int(side.max(initial=0)) for side in sides)
     tokens = (_sizes(side, most=most) for side in sides)
     blocks = None if decoder.blocks is None else _block_sizes(decoder)
-    return _count(config, *tokens, blocks=blocks)
+    reads = encoder if isinstance(config, EncoderDecoderConfig) else decoder
+    return replace(_count(config, *tokens, blocks=blocks), images=_images(config, reads))
 
 
 def _count(
     config: ModelConfig, encoder: np.ndarray, decoder: np.ndarray, *, blocks: np.ndarray | None = None
 ) -> Counts:
     """The counts of examples of encoder[i] and decoder[i] tokens, and of blocks of these sizes in their decoders."""
-    causal = config.decoder if isinstance(config, EncoderDecoderConfig) else config
-    # causality hides one half of a block's pairs, and the block brings them back
-    lifted = 0 if blocks is None else int(np.sum(blocks * (blocks - 1) // 2))
-    made = {
-        "decoder_tokens": int(decoder.sum()),
-        "decoder_local": _pairs(masks.decoder(causal, "local"), decoder) + lifted,
-        "decoder_global": _pairs(masks.decoder(causal, "global"), decoder) + lifted,
-    }
+    causal = config.decoder if isinstance(config, EncoderDecoderConfig) else _reader(config)
+    made = {"decoder_tokens": int(decoder.sum())}
+    for kind in KINDS:
+        mask = masks.decoder(causal, kind)
+        made[f"decoder_{kind}"] = _pairs(mask, decoder) + (0 if blocks is None else _lifted(mask, blocks))
     if isinstance(config, EncoderDecoderConfig):
-        made |= {
-            "encoder_tokens": int(encoder.sum()),
-            "encoder_local": _pairs(masks.encoder(config.encoder, "local"), encoder),
-            "encoder_global": _pairs(masks.encoder(config.encoder, "global"), encoder),
-            "cross": int(np.sum(encoder * decoder)),
-        }
+        made |= {f"encoder_{kind}": _pairs(masks.encoder(config, kind), encoder) for kind in KINDS}
+        made |= {"encoder_tokens": int(encoder.sum()), "cross": int(np.sum(encoder * decoder))}
     return Counts(**made)
+
+
+def _images(config: ModelConfig, reads: Stream | None) -> int:
+    """How many images stand among these tokens."""
+    images = _reader(config).images
+    if images is None or reads is None:
+        return 0
+    tokens, segments = np.asarray(reads.tokens), np.asarray(reads.segments)
+    return int(np.sum((tokens == images.token) & (segments > 0))) // images.tokens
+
+
+def _reader(config: ModelConfig) -> TextConfig:
+    """The stack of a language model that images enter."""
+    if isinstance(config, DualEncoderConfig):
+        raise TypeError("a dual encoder has no tokens to count; give Counts(images=…, texts=…)")
+    return config.encoder if isinstance(config, EncoderDecoderConfig) else config
 
 
 def _pairs(mask: Mask, lengths: np.ndarray) -> int:
@@ -114,13 +170,19 @@ def _pairs(mask: Mask, lengths: np.ndarray) -> int:
     Of n tokens, those at a distance of 1 to m see m others on one side, but the m at the end fewer, down to none:
     n * m - m * (m + 1) / 2 pairs, where m = min(visible, n - 1).
     """
+    right = 0 if mask.causal else _ahead(mask.right, lengths)
+    return int(np.sum(lengths + _ahead(mask.left, lengths) + right))
 
-    def side(visible: int | None) -> np.ndarray:
-        m = np.maximum(lengths - 1, 0) if visible is None else np.clip(lengths - 1, 0, visible)
-        return lengths * m - m * (m + 1) // 2
 
-    right = np.zeros_like(lengths) if mask.causal else side(mask.right)
-    return int(np.sum(lengths + side(mask.left) + right))
+def _lifted(mask: Mask, blocks: np.ndarray) -> int:
+    """Pairs that a causal mask hides and blocks of these sizes bring back: those ahead, as far as the mask goes."""
+    return int(np.sum(_ahead(mask.right, blocks)))
+
+
+def _ahead(visible: int | None, lengths: np.ndarray) -> np.ndarray:
+    """Pairs at a distance of 1 to `visible` (None = any), to one side, in sequences of these lengths."""
+    m = np.maximum(lengths - 1, 0) if visible is None else np.clip(lengths - 1, 0, visible)
+    return lengths * m - m * (m + 1) // 2
 
 
 def _sizes(ids: np.ndarray, *, most: int) -> np.ndarray:
@@ -146,6 +208,46 @@ def _stack(name: str, config: TextConfig, tokens: int, *, local: int, everywhere
         f"{name}/mlp": config.layers * 6 * config.width * config.mlp_width * tokens,
         f"{name}/attention": 4 * _queries(config) * sum(pairs[kind] for kind in kinds),
     }
+
+
+def _cross(config: EncoderDecoderConfig, counts: Counts) -> dict[str, int]:
+    decoder = config.decoder
+    everywhere = config.cross_layers == "all"
+    layers = sum(everywhere or decoder.kind(layer) == "global" for layer in range(decoder.layers))
+    parts = {
+        "cross/memory": layers * 4 * config.encoder.width * _keys(decoder) * counts.encoder_tokens,
+        "cross/attention": layers * 4 * _queries(decoder) * counts.cross,
+    }
+    if config.cross == "separate":
+        parts["cross/projections"] = layers * 4 * decoder.width * _queries(decoder) * counts.decoder_tokens
+    return parts
+
+
+def _tower(name: str, config: VisionConfig | SiglipTextConfig, length: int, number: int) -> dict[str, int]:
+    """`number` inputs of `length` tokens that all see each other."""
+    tokens = length * number
+    return {
+        f"{name}/projections": config.layers * 8 * config.width**2 * tokens,
+        f"{name}/mlp": config.layers * 4 * config.width * config.mlp_width * tokens,
+        f"{name}/attention": config.layers * 4 * config.width * length * tokens,
+    }
+
+
+def _patches(config: VisionConfig, images: int) -> dict[str, int]:
+    return {"vision/patches": 2 * 3 * config.patch_size**2 * config.width * config.patches * images}
+
+
+def _dual_encoder(config: DualEncoderConfig, counts: Counts) -> dict[str, int]:
+    vision, text = config.vision, config.text
+    parts = _tower("vision", vision, vision.patches, counts.images) | _patches(vision, counts.images)
+    # the query is the same for every image, so it is no image's
+    pooled = 4 * vision.width**2 * vision.patches + 4 * vision.width * vision.patches
+    pooled += 2 * vision.width**2 + 4 * vision.width * vision.mlp_width
+    parts["vision/pool"] = pooled * counts.images
+    parts |= _tower("text", text, text.length, counts.texts)
+    parts["text/head"] = 2 * text.width * text.projection * counts.texts
+    parts["similarity"] = 2 * text.projection * counts.texts * counts.images
+    return parts
 
 
 def _queries(config: TextConfig) -> int:
