@@ -5,12 +5,14 @@ model-00001-of-0000N.safetensors  one tensor per (path, layer), named as in core
 model.safetensors.index.json      which tensor is in which file
 t5g2_tokenizer.json               the tokenizer, if there is one
 provenance.json                   where the weights come from, if it was told
+tokenizer.json, …                 files that were carried along from where the model was made: CARRIED
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,24 @@ from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
-from t5g2.models.config import ModelConfig, from_dict, to_dict
+from t5g2.models.config import ModelConfig, from_dict, text_only, to_dict
 
 MODEL = "model.json"
 TOKENIZER = "t5g2_tokenizer.json"
 PROVENANCE = "provenance.json"
+# what belongs to a model besides its weights and is not read here: the tokenizer, how text and images are prepared
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +55,7 @@ class ModelFolder:
     Attributes:
       tokenizer, provenance: plain data as they were saved, None = none was.
       leaves: (path, layer) -> Leaf with the shape that the config asks for and the dtype that is stored.
+      carried: files of the folder that go along when the model is written elsewhere.
     """
 
     path: Path
@@ -47,6 +63,7 @@ class ModelFolder:
     tokenizer: dict[str, Any] | None
     provenance: dict[str, Any] | None
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
+    carried: tuple[Path, ...] = ()
 
 
 def save_model(
@@ -56,8 +73,16 @@ def save_model(
     tokenizer: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     shard_bytes: int = 5 * 10**9,
+    carry: Sequence[Path] = (),
 ) -> None:
     """Writes a model folder; it appears under its name only when it is complete. All processes call it, one writes.
+
+    Args:
+      directory: where; it does not exist.
+      model: a model of ours.
+      tokenizer, provenance: plain data, None = none.
+      shard_bytes: where the next file of weights begins.
+      carry: files that are copied into it, as a ModelFolder's `carried`.
 
     Raises:
       UserError: the directory exists already.
@@ -67,21 +92,45 @@ def save_model(
     exists = target.exists()
     if multihost_utils.broadcast_one_to_all(np.asarray(exists)) if jax.process_count() > 1 else exists:
         raise _exists(target)
-    temporary = target.with_name(f".{target.name}.tmp")
     tensors = {tree.name(key): _tensor(leaf) for key, leaf in tree.leaves(model).items()}
-    notes = {MODEL: to_dict(model.config), TOKENIZER: tokenizer, PROVENANCE: provenance}
     if jax.process_index() > 0:
         for tensor in tensors.values():
             tensor.read()  # takes part in gathering it
         return
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir(parents=True)
-    try:
-        safetensors_io.write(temporary, tensors, shard_bytes=shard_bytes)
+    notes = {MODEL: to_dict(model.config), TOKENIZER: tokenizer, PROVENANCE: provenance}
+    write_folder(target, tensors, notes, shard_bytes=shard_bytes, carry=carry)
+
+
+def write_folder(
+    directory: Path,
+    tensors: Mapping[str, safetensors_io.Tensor],
+    notes: Mapping[str, Mapping[str, Any] | None],
+    *,
+    carry: Sequence[Path] = (),
+    **how: Any,
+) -> None:
+    """Writes tensors, notes (file name -> plain data, None = no such file) and copies of the files in `carry`.
+
+    The folder appears under its name only when it is complete. `how` is what safetensors_io.write takes.
+    """
+    with appearing(directory) as temporary:
+        safetensors_io.write(temporary, tensors, **how)
+        for file in carry:
+            shutil.copyfile(file, temporary / file.name)
         for name, note in notes.items():
             if note is not None:
                 (temporary / name).write_text(json.dumps(note, indent=1) + "\n")
-        temporary.rename(target)
+
+
+@contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name `directory` when the block is done; if it fails, nothing is left."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -104,7 +153,8 @@ def open_model(directory: str | PathLike) -> ModelFolder:
         raise UserError(f"{path} does not exist; give a model folder, which `t5g2 train` writes at the end of a run")
     if not (path / MODEL).is_file():
         raise UserError(
-            f"{path} is not a model folder: it has no {MODEL}. Model folders are what train and adapt write"
+            f"{path} is not a model folder: it has no {MODEL}. Model folders are what train and adapt write, and what "
+            f"`t5g2 import` makes of a Hugging Face or an official Flax folder"
         )
     config = from_dict(_json(path / MODEL), where=str(path / MODEL))
     expected = {tree.name(key): leaf for key, leaf in tree.leaves(build.abstract(config)).items()}
@@ -123,7 +173,20 @@ def open_model(directory: str | PathLike) -> ModelFolder:
     tokenizer, provenance = (
         _json(path / name) if (path / name).is_file() else None for name in (TOKENIZER, PROVENANCE)
     )
-    return ModelFolder(path, config, tokenizer, provenance, leaves)
+    return ModelFolder(path, config, tokenizer, provenance, leaves, carried(path))
+
+
+def carried(directory: Path) -> tuple[Path, ...]:
+    """The files of a folder that go along with its model: those named in CARRIED, sorted by name."""
+    found = {path for pattern in CARRIED for path in directory.glob(pattern) if path.is_file()}
+    return tuple(sorted(found))
+
+
+def without_images(folder: ModelFolder) -> ModelFolder:
+    """The same folder as a text-only model: the weights of its image tower and projector are left out, and not read."""
+    kept = {key: leaf for key, leaf in folder.leaves.items() if not key[0].startswith(("vision.", "projector."))}
+    config = text_only(folder.config)
+    return folder if config == folder.config else replace(folder, config=config, leaves=kept)
 
 
 def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None, param_dtype: Any = None) -> Any:

@@ -1,0 +1,396 @@
+"""Import and export: folders of other formats as model folders, and back, one tensor in memory at a time.
+
+In: Hugging Face (config.json and safetensors) and the official Flax trees of google-deepmind/gemma. Out: Hugging Face.
+Which tensor holds which leaf is in names.py, which config is which in hf_config.py and hf_architecture.py. Nothing is
+computed on the way, so import, export and import again give the same bits.
+"""
+
+import hashlib
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint import hf_architecture, hf_config, names, safetensors_io
+from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.safetensors_io import Tensor
+from t5g2.core import tree
+from t5g2.core.errors import UserError
+from t5g2.core.tree import Leaf, LeafKey
+from t5g2.models import build, sizes
+from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig, TextConfig, from_dict
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+Given = ModelConfig | str | PathLike | None
+
+
+# ---- in ----
+def open_any(directory: str | PathLike) -> ModelFolder:
+    """Opens a model folder, a Hugging Face folder or an official Flax one; no weight is read yet.
+
+    Raises:
+      UserError: it is none of them, or as open_model and open_foreign.
+    """
+    path = Path(directory).absolute()
+    return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(path)
+
+
+def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder:
+    """Opens a Hugging Face or an official Flax folder as if it were a model folder; no weight is read yet.
+
+    Copies of tied weights, where they are stored, are read and compared.
+
+    Args:
+      directory: with config.json and safetensors, or an Orbax checkpoint.
+      config: the architecture, a size's name or a file like model.json. None = what config.json says, or the released
+        size that the shapes of a Flax tree are those of.
+
+    Raises:
+      UserError: it is neither; a file is missing or damaged; the architecture is not supported or cannot be found out;
+        tensors are missing, surplus or have other shapes; copies of tied weights differ.
+    """
+    path = Path(directory).absolute()
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder")
+    given = _given(config)
+    if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
+        layout, config, said = _hugging_face(path, given)
+        found = safetensors_io.read(path)
+    elif (flax_tree := importlib.import_module("t5g2.checkpoint.flax_tree")).is_flax(path):
+        found = flax_tree.read(path)
+        layout = names.FLAX_T5GEMMA if any(name.startswith("decoder/") for name in found) else names.FLAX_GEMMA
+        config = given or _released(path, layout, {name: tensor.shape for name, tensor in found.items()})
+        said = "its size" if given is None else "the given config"
+    else:
+        raise UserError(
+            f"{path} holds no model that is known: neither {CONFIG} and safetensors (Hugging Face), nor an Orbax "
+            f"checkpoint (official Flax), nor {folders.MODEL} (a model folder)"
+        )
+    abstract = tree.leaves(build.abstract(config))
+    tensors, notes = _normalised(path, layout, found)
+    tied = names.tie(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
+    notes += _account(f"{path}, by {said}", layout, config, tied, tensors)
+    provenance = {
+        "kind": "import",
+        "source": str(path),
+        "layout": layout.title,
+        "tensors": len(tied),
+        "parameters": sum(math.prod(leaf.shape) for leaf in abstract.values()),
+        "notes": notes,
+    }
+    return ModelFolder(
+        path, config, _tokenizer(path), provenance, _leaves(tied, tensors, abstract), folders.carried(path)
+    )
+
+
+def import_model(
+    source: str | PathLike, out: str | PathLike, *, config: Given = None, dtype: Any = None
+) -> ModelFolder:
+    """Writes a Hugging Face or an official Flax folder as a model folder, and opens that.
+
+    Args:
+      source, config: as in open_foreign.
+      out: where the model folder goes; it does not exist.
+      dtype: what the weights are cast to; None = each as it is stored.
+
+    Raises:
+      UserError: as open_foreign; `out` exists.
+    """
+    folders.refuse_existing(out)
+    if (Path(source) / folders.MODEL).is_file():
+        raise UserError(f"{source} is a model folder already: it has a {folders.MODEL}. Use it as it is, or copy it")
+    opened = open_foreign(source, config)
+    tensors = {tree.name(key): _cast(_tensor(leaf), dtype) for key, leaf in opened.leaves.items()}
+    notes = {
+        folders.MODEL: folders.to_dict(opened.config),
+        folders.TOKENIZER: opened.tokenizer,
+        folders.PROVENANCE: opened.provenance,
+    }
+    folders.write_folder(Path(out).absolute(), tensors, notes, carry=opened.carried)
+    return folders.open_model(out)
+
+
+def _given(config: Given) -> ModelConfig | None:
+    if config is None or isinstance(config, TextConfig | EncoderDecoderConfig | DualEncoderConfig):
+        return config
+    path = Path(config)
+    if path.suffix != ".json":
+        return sizes.size(str(config))
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a size's name, such as gemma3:1b, or a file like model.json")
+    return from_dict(_json(path), where=str(path))
+
+
+def _hugging_face(path: Path, given: ModelConfig | None) -> tuple[names.Layout, ModelConfig, str]:
+    """The layout, the config and who says so."""
+    if given is not None:
+        return hf_architecture.write(given, dtype="float32")[0], given, "the given config"
+    if not (path / CONFIG).is_file():
+        raise UserError(
+            f"{path} has safetensors but no {CONFIG}, so its architecture is unknown; put the {CONFIG} beside them, or "
+            f"say which it is: config = a size's name, such as gemma3:1b, or a file like model.json"
+        )
+    try:
+        layout, config = hf_config.read(_json(path / CONFIG))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return layout, config, CONFIG
+
+
+def _normalised(path: Path, layout: names.Layout, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under the table's names, and what was renamed."""
+    spelled: dict[str, str] = {}
+    for name in found:
+        known = layout.spelled(name)
+        if known in spelled:
+            raise UserError(
+                f"{path} holds {spelled[known]} and {name}, which are two names of one tensor; remove one of them"
+            )
+        spelled[known] = name
+    renamed = sum(known != name for known, name in spelled.items())
+    notes = [f"{renamed} tensors stood under other names that are in use for them"] if renamed else []
+    return {known: found[name] for known, name in spelled.items()}, notes
+
+
+def _account(
+    where: str, layout: names.Layout, config: ModelConfig, tied: list[names.Tied], tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """Raises UserError unless every tensor is needed and every needed one is there; returns what was passed over."""
+    wanted = {one.name: list(one.shape) for one in tied}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    notes = []
+    for copy, original in layout.copies.items():
+        if copy in tensors and copy not in wanted and original in tensors:
+            _compare(where, copy, original, tensors)
+            notes.append(f"{copy} repeats {original}")
+            del shapes[copy]
+    for name, shape in _placeholders(layout, config).items():
+        if shapes.get(name) == list(shape) and name not in wanted:
+            notes.append(f"{name} is a placeholder")
+            del shapes[name]
+    if wanted != shapes:
+        raise UserError(
+            f"the tensors in {where}, are not those of {layout.title} (needed -> found):\n"
+            f"{tree.difference(wanted, shapes)}{_hints(layout, wanted, shapes)}"
+        )
+    for one in tied:
+        rows, kept = one.shape[0] if one.shape else 0, one.shapes[0][0] if one.shapes[0] else 0
+        if one.arrange.rows and rows != kept:
+            notes.append(f"{one.name} has {rows} rows, of which the first {kept} are the vocabulary; the rest was cut")
+    return notes
+
+
+def _hints(layout: names.Layout, wanted: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> str:
+    """What field of the config a difference points at."""
+    hints = ""
+    for name, shape in wanted.items():
+        table = name.endswith(("embed_tokens.weight", "input_embedding", "token_embedding.weight"))
+        if table and found.get(name, shape) != shape:
+            hints += f"\nvocab_size = {shape[0]} and hidden_size = {shape[1]} contradict {name}, {found[name]}"
+    for copy in layout.copies:
+        if copy in wanted and copy not in found:
+            hints += f"\ntie_word_embeddings = false needs {copy}; if the weights are tied, say true"
+    return hints
+
+
+def _compare(where: str, copy: str, original: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError if a copy of tied weights is not one, bit for bit; one of them is in memory at a time."""
+    hashes = []
+    for name in (copy, original):
+        tensor = tensors[name]
+        data = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
+        hashes.append((tensor.shape, str(tensor.dtype), hashlib.sha256(data.data).hexdigest()))
+        del data
+    if hashes[0] != hashes[1]:
+        raise UserError(
+            f"{copy} and {original} in {where}, differ, but they are one tied weight; if they are meant to differ, say "
+            f"tie_word_embeddings = false in {CONFIG} (with every weight that this unties); otherwise remove {copy}"
+        )
+
+
+def _leaves(
+    tied: list[names.Tied], tensors: Mapping[str, Tensor], abstract: Mapping[LeafKey, Leaf]
+) -> dict[LeafKey, Leaf]:
+    """The leaves that the tensors hold, in the tensors' order."""
+    last = _Last()
+    leaves = {}
+    for one in tied:
+        tensor = tensors[one.name]
+        for index, key in enumerate(one.keys):
+            read = _reader(one, index, tensor.read if len(one.keys) == 1 else last.of(one.name, tensor.read))
+            leaves[key] = replace(abstract[key], dtype=tensor.dtype, read=read)
+    return leaves
+
+
+def _reader(one: names.Tied, index: int, read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    return lambda: one.arrange.ours(read(), one.shapes, index)
+
+
+class _Last:
+    """Keeps the tensor that was read last, of those that hold several leaves: they are mostly read in turn."""
+
+    def __init__(self):
+        self.name, self.array = "", np.empty(0)
+
+    def of(self, name: str, read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+        """`read`, of which the last answer is kept."""
+
+        def kept() -> np.ndarray:
+            if self.name != name:
+                self.array = np.empty(0)  # gone before the next one comes
+                self.name, self.array = name, read()
+            return self.array
+
+        return kept
+
+
+def _released(path: Path, layout: names.Layout, found: Mapping[str, names.Shape]) -> ModelConfig:
+    """The released size whose tensors have these names and shapes.
+
+    Raises:
+      UserError: there is none, or there are several.
+    """
+    fitting: dict[str, ModelConfig] = {}
+    for name, config in _variants(layout, found):
+        leaves = tree.leaves(build.abstract(config))
+        tied = names.tie(layout, leaves, found)
+        if {one.name: one.shape for one in tied} == found and config not in fitting.values():
+            fitting[name] = config
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    tables = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(found.items()) if "input_embedding" in name)
+    layers = len({match for name in found for match in re.findall(r"(?:\w+coder/)?layer_\d+/", name)})
+    what = f"could be any of {', '.join(fitting)}" if fitting else "is none of the released sizes"
+    raise UserError(
+        f"{path} ({layout.title}: {tables or 'no embedding'}; {layers} layers) {what}; say which architecture it has: "
+        f"config = a size's name, such as gemma3:1b, or a file like model.json"
+    )
+
+
+def _variants(layout: names.Layout, found: Mapping[str, names.Shape]) -> Iterator[tuple[str, ModelConfig]]:
+    """Released sizes as a Flax tree would hold them: of its width and depth, with images if it has them."""
+    images = any(name.startswith("vision_encoder/") for name in found)
+    for name, config in sizes.SIZES.items():
+        if isinstance(config, TextConfig) and layout is names.FLAX_GEMMA:
+            # the rows after 262144 were added in transformers, for the image token
+            rows = min(config.vocab_size, 262_144)
+            variant = replace(config, vocab_size=rows, images=config.images if images else None)
+            tables, layer = {"embedder/input_embedding": variant.width}, f"layer_{variant.layers - 1}/"
+        elif isinstance(config, EncoderDecoderConfig) and config.cross == "separate" and layout is names.FLAX_T5GEMMA:
+            variant = config
+            tables = {
+                f"{side}/embedder/input_embedding": getattr(config, side).width for side in ("encoder", "decoder")
+            }
+            layer = f"decoder/layer_{config.decoder.layers - 1}/"
+        else:
+            continue
+        widths = {table: found[table][1] for table in tables if table in found}
+        if widths == tables and any(name.startswith(layer) for name in found):
+            yield name, variant
+
+
+# ---- out ----
+def export_model(
+    model_dir: str | PathLike, out: str | PathLike, *, dtype: Any = None, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes a model as a Hugging Face folder that transformers loads: config.json, safetensors, the carried files.
+
+    Args:
+      model_dir: a model folder; what open_foreign opens serves as well.
+      out: where the folder goes; it does not exist.
+      dtype: what the weights are cast to; None = each as it is stored.
+      shard_bytes: where the next file of weights begins.
+
+    Raises:
+      UserError: `out` exists; transformers has no architecture for this model; as open_any.
+    """
+    folders.refuse_existing(out)
+    opened = open_any(model_dir)
+    specials, generation = _generation(opened)
+    stored = {str(_cast(_tensor(leaf), dtype).dtype) for leaf in opened.leaves.values()}
+    # transformers casts all weights to one dtype when it loads them; float32 holds every other
+    one_dtype = stored.pop() if len(stored) == 1 else "float32"
+    layout, data = hf_architecture.write(opened.config, dtype=one_dtype, specials=specials)
+    tensors = {}
+    for one in names.tie(layout, opened.leaves):
+        tensors[one.name] = _cast(_joined(one, opened.leaves), dtype)
+    for name, shape in _placeholders(layout, opened.config).items():
+        if name not in tensors:
+            tensors[name] = Tensor(shape, np.dtype(one_dtype), _zeros(shape, one_dtype))
+    folders.write_folder(
+        Path(out).absolute(),
+        tensors,
+        {CONFIG: data, GENERATION: generation},
+        carry=opened.carried,
+        shard_bytes=shard_bytes,
+        single=safetensors_io.SINGLE,
+        metadata={"format": "pt"},
+    )
+
+
+def _generation(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Ids of the special tokens, and the generation_config.json to write: None if one is carried, or has no use."""
+    specials = dict(hf_architecture.SPECIALS)
+    file = next((file for file in opened.carried if file.name == GENERATION), None)
+    if file is not None:
+        said = _json(file)
+        return specials | {name: said[name] for name in specials if said.get(name) is not None}, None
+    return specials, None if isinstance(opened.config, DualEncoderConfig) else specials
+
+
+def _placeholders(layout: names.Layout, config: ModelConfig) -> dict[str, names.Shape]:
+    """Tensors that transformers' class has, and the model, being without images or an end-of-image token, has not."""
+    if layout is not names.HF_T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
+        return {}
+    width = config.encoder.width
+    tower = hf_architecture.empty_tower(width) if config.encoder.images is None else {}
+    sides = ("encoder",) if config.tied_embedding else ("encoder", "decoder")
+    eoi = {f"model.{side}.embed_tokens.eoi_embedding": (width,) for side in sides} if config.eoi_id is None else {}
+    return tower | eoi
+
+
+def _joined(one: names.Tied, leaves: Mapping[LeafKey, Leaf]) -> Tensor:
+    parts = [leaves[key] for key in one.keys]
+    return Tensor(one.shape, np.dtype(parts[0].dtype), lambda: one.arrange.theirs([part.read() for part in parts]))
+
+
+def _zeros(shape: names.Shape, dtype: str) -> Callable[[], np.ndarray]:
+    return lambda: np.zeros(shape, jnp.dtype(dtype))
+
+
+def _tensor(leaf: Leaf) -> Tensor:
+    return Tensor(leaf.shape, np.dtype(leaf.dtype), leaf.read)
+
+
+def _cast(tensor: Tensor, dtype: Any) -> Tensor:
+    if dtype is None or tensor.dtype == jnp.dtype(dtype):
+        return tensor
+    return Tensor(tensor.shape, jnp.dtype(dtype), lambda: tensor.read().astype(jnp.dtype(dtype)))
+
+
+def _tokenizer(path: Path) -> dict[str, Any] | None:
+    """What data/tokenizer.py makes a tokenizer of; its file lies beside."""
+    for kind, name in (("huggingface", "tokenizer.json"), ("sentencepiece", "tokenizer.model")):
+        if (path / name).is_file():
+            with (path / name).open("rb") as file:
+                return {"kind": kind, "file": name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = safetensors_io.parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download it again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds {type(data).__name__}, not an object; download it again")
+    return data
