@@ -1,0 +1,213 @@
+"""The official Gemma and T5Gemma weights in Flax's layout, as Kaggle has them: an Orbax checkpoint, read leaf by leaf.
+
+A checkpoint is a folder with `_METADATA`, JSON that lists every leaf by its keys. The bytes of a leaf lie under its
+keys joined with '.', as a zarr array, either in a folder of that name or in one OCDBT database for all of them
+(orbax.readthedocs.io, "Checkpoint format"). Orbax restores trees; TensorStore, which it writes with, also opens one leaf,
+or a part of one, and so is used here directly.
+
+Released trees come in four forms (google-deepmind/gemma, gm/ckpts/_checkpoint.py: _CheckpointType); all are given the
+names of the first, as `model.init()` of the official Flax modules makes them:
+
+    NESTED   layer_3/attn/q_einsum/w                                          encoder/layer_3/… of an encoder-decoder
+    FLAT     'transformer/layer_3/attn/q_einsum' -> w                         SigLiPFromPatches_0/… is vision_encoder/…
+    STACKED  'transformer/stacked_layers/attention_type_1/attn/q_einsum' -> w [slices, …]; layer = slice * types + type
+    trainer  params/…, beside opt_state, step and collections, which are not read
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from t5g2.checkpoint.safetensors_io import MAX_JSON_BYTES, Tensor, parse_json
+from t5g2.core.errors import UserError
+
+METADATA = "_METADATA"
+# what tells a checkpoint whose metadata is lost from a folder that never was one
+MARKS = (METADATA, "manifest.ocdbt", "_sharding", "array_metadatas")
+DEPTH = 3  # a download's folder / a step / an item
+# of several items of one step, the first that is there: what trainers call the one that holds the weights
+ITEMS = ("params", "default", "state")
+STACKED = re.compile(r"(?P<prefix>|.*/)stacked_layers/attention_type_(?P<type>\d+)/(?P<rest>.+)")
+# how TensorStore reports what is wrong with files
+DAMAGE = (ValueError, OSError, IndexError, KeyError, TypeError, NotImplementedError)
+
+
+class _Leaf(NamedTuple):
+    """A leaf as it is stored: its name with '/', and where its array lies."""
+
+    name: str
+    spec: dict[str, Any]
+
+
+def is_flax(directory: str | PathLike) -> bool:
+    """Whether an Orbax checkpoint lies in the folder, or in one of its folders, whole or damaged."""
+    return next(_roots(Path(directory), DEPTH), None) is not None
+
+
+def read(directory: str | PathLike) -> dict[str, Tensor]:
+    """The weights of a checkpoint by their NESTED names ('layer_0/attn/q_einsum/w'), none of them read yet.
+
+    Each `read` opens what is asked for and nothing else: one leaf, or one layer's slice of a stacked leaf (of which
+    TensorStore decodes the chunks that the slice touches; a leaf saved from one device is one chunk).
+
+    Args:
+      directory: the checkpoint, or a folder that holds just one, at most three levels down; of several items of a step,
+        `params`, `default` or `state` is taken.
+
+    Raises:
+      UserError: there is none, or several; its metadata or a leaf is missing or damaged. A leaf whose bytes are missing
+        or damaged raises when it is read.
+    """
+    root = _root(Path(directory).absolute())
+    metadata = _metadata(root)
+    leaves = [_leaf(root, metadata, keys) for keys in _keys(root, metadata)]
+    opening = [ts.open(leaf.spec, open=True, read=True) for leaf in leaves]
+    stored = {leaf.name: _checked(root, leaf.name, future.result) for leaf, future in zip(leaves, opening, strict=True)}
+    types: dict[str, int] = {}
+    for name in stored:
+        if match := STACKED.fullmatch(name):
+            types[match["prefix"]] = max(types.get(match["prefix"], 0), int(match["type"]) + 1)
+    tensors: dict[str, Tensor] = {}
+    for name, array in stored.items():
+        for new, tensor in _layers(root, name, array, types):
+            if new in tensors:
+                raise _damaged(root, f"two of its leaves are called {new}")
+            tensors[new] = tensor
+    return tensors
+
+
+def _layers(root: Path, name: str, array: ts.TensorStore, types: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """What a stored leaf holds: itself, or a slice for each layer."""
+    match = STACKED.fullmatch(name)
+    if not match:
+        yield name, _tensor(root, name, array, lambda: array)
+        return
+    if not array.shape:
+        raise _damaged(root, f"{name} has no axis of layers")
+    first, step = int(match["type"]), types[match["prefix"]]
+    for slice_ in range(array.shape[0]):
+        layer = slice_ * step + first
+        part = lambda slice_=slice_: array[slice_]  # noqa: E731
+        yield f"{match['prefix']}layer_{layer}/{match['rest']}", _tensor(root, name, array, part, axes=1)
+
+
+def _tensor(
+    root: Path, name: str, array: ts.TensorStore, part: Callable[[], ts.TensorStore], *, axes: int = 0
+) -> Tensor:
+    """`part` of an array, which has its shape without the first `axes`."""
+
+    def get() -> np.ndarray:
+        return np.asarray(_checked(root, name, lambda: part().read(order="C").result()))
+
+    return Tensor(tuple(array.shape[axes:]), np.dtype(array.dtype.numpy_dtype), get)
+
+
+def _root(directory: Path) -> Path:
+    """The one checkpoint in a folder."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} does not exist; give a folder with a Flax checkpoint")
+    roots = sorted(_roots(directory, DEPTH))
+    if not roots:
+        raise UserError(
+            f"{directory} is not a Flax checkpoint: neither it nor a folder up to {DEPTH} levels down has {METADATA}; "
+            f"give the folder that was downloaded and unpacked"
+        )
+    if len({root.parent for root in roots}) == 1 and len(roots) > 1:
+        items = {root.name: root for root in roots}
+        roots = next(([items[name]] for name in ITEMS if name in items), roots)
+    if len(roots) > 1:
+        there = ", ".join(str(root.relative_to(directory)) for root in roots)
+        raise UserError(f"{directory} holds several checkpoints: {there}; give the folder of one of them")
+    return roots[0]
+
+
+def _roots(directory: Path, depth: int) -> Iterator[Path]:
+    """The checkpoints in a folder, as far down as `depth`; those that are still being written are none."""
+    if any((directory / mark).exists() for mark in MARKS):
+        yield directory
+        return
+    if depth and directory.is_dir():
+        for folder in directory.iterdir():
+            if folder.is_dir() and not folder.name.startswith(".") and "orbax-checkpoint-tmp" not in folder.name:
+                yield from _roots(folder, depth - 1)
+
+
+def _metadata(root: Path) -> dict[str, Any]:
+    path = root / METADATA
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{METADATA} has over {MAX_JSON_BYTES} bytes")
+        metadata = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise _damaged(root, f"{METADATA} is missing") from None
+    except (ValueError, OSError) as error:
+        raise _damaged(root, f"{METADATA} cannot be read: {error}") from None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("tree_metadata"), dict):
+        raise _damaged(root, f"{METADATA} holds no tree_metadata")
+    return metadata
+
+
+def _keys(root: Path, metadata: dict[str, Any]) -> list[list[str]]:
+    """The keys of every leaf of the weights, as Orbax writes them."""
+    found = []
+    for entry in metadata["tree_metadata"].values():
+        try:
+            keys = [str(part["key"]) for part in entry["key_metadata"]]
+            empty = entry["value_metadata"].get("skip_deserialize")  # an empty dict or None, which has no bytes
+        except (KeyError, TypeError, AttributeError):
+            raise _damaged(root, f"{METADATA} describes a leaf in a way that is not known") from None
+        if not keys or {"", ".", ".."} & set("/".join(keys).split("/")):
+            raise _damaged(root, f"{METADATA} has a leaf without a name, or with '..' in it: {'/'.join(keys)!a}")
+        if not empty:
+            found.append(keys)
+    if any(keys[0] == "params" for keys in found):  # a trainer's: the rest is its own
+        found = [keys for keys in found if keys[0] == "params"]
+    if not found:
+        raise _damaged(root, f"{METADATA} lists no leaves")
+    return found
+
+
+def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _Leaf:
+    file = {"driver": "file", "path": f"{root}/"}
+    path = ".".join(keys) + "/"
+    ocdbt = metadata.get("use_ocdbt")
+    if ocdbt or (ocdbt is None and (root / "manifest.ocdbt").is_file()):  # older ones do not say
+        store = {"driver": "ocdbt", "base": file, "path": path}
+    else:
+        store = file | {"path": f"{root}/{path}"}
+    spec = {
+        "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
+        "kvstore": store,
+        # bytes that are missing are zeros only in checkpoints that say they leave zeros out
+        "fill_missing_data_reads": metadata.get("store_array_data_equal_to_fill_value") is not True,
+    }
+    return _Leaf(_nested("/".join(keys)), spec)
+
+
+def _nested(name: str) -> str:
+    """The NESTED name of a leaf, but for stacked layers.
+
+    >>> _nested("params/layer_0/mlp/linear"), _nested("transformer/layer_0/mlp/linear/w")
+    ('layer_0/mlp/linear', 'layer_0/mlp/linear')
+    """
+    name = name.removeprefix("params/")
+    name = name.removeprefix("transformer/")
+    name = re.sub(r"^SigLiPFromPatches_0/", "vision_encoder/", name)
+    return re.sub(r"(^|/)mlp/(gating_einsum|linear)/w$", r"\1mlp/\2", name)
+
+
+def _checked(root: Path, name: str, get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except DAMAGE as error:
+        reason = str(error).split(" [", 1)[0]  # TensorStore appends its settings and the place in its source
+        raise _damaged(root, f"{name} cannot be read: {reason}") from None
+
+
+def _damaged(root: Path, detail: str) -> UserError:
+    return UserError(f"the checkpoint {root} is damaged ({detail}); download or unpack it again")
