@@ -1,6 +1,6 @@
 """Generation: the prompt is read once, then one token after the other from caches, in one compiled loop.
 
-B rows, T prompt length, S encoder length, N new tokens, V vocabulary, D width.
+B rows, T prompt length, S encoder length, N new tokens, I images of a row, V vocabulary, D width.
 """
 
 import abc
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.mesh import constrain
 from t5g2.data.tokenizer import Tokenizer
@@ -114,17 +114,20 @@ class Decoding:
     """How to generate; static under jit.
 
     Attributes:
-      max_new_tokens: a row ends after so many, or at its EOS.
-      eos, pad: ids; pad follows a row's EOS.
+      max_new_tokens: a row ends after so many, or at the first of `ends`.
+      ends: ids; EOS, and what else ends a row (Gemma 3's instruction-tuned models: <end_of_turn> too).
+      pad: the id that follows a row's end.
       sampler: how the next token is chosen.
       compute: dtype and attention backend of the forward pass.
+      suppressed: ids that are never made (google-deepmind/gemma forbids Gemma 3 the tokens around images).
     """
 
     max_new_tokens: int
-    eos: int
+    ends: tuple[int, ...]
     pad: int
     sampler: Sampler = GREEDY
     compute: Compute = FLOAT32
+    suppressed: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -143,15 +146,22 @@ class _Loop(NamedTuple):
 
 @partial(jax.jit, static_argnames="decoding")
 def generate(
-    model: Model, encoder: Stream | None, prompt: Stream, *, decoding: Decoding, key: Array
+    model: Model,
+    encoder: Stream | None,
+    prompt: Stream,
+    images: Float[Array, "B I H W 3"] | None = None,
+    *,
+    decoding: Decoding,
+    key: Array,
 ) -> Int[Array, "B N"]:
-    """int32[B, max_new_tokens]: what follows the prompt in each row, EOS included, then pad.
+    """int32[B, max_new_tokens]: what follows the prompt in each row, its end included, then pad.
 
     Args:
       model: any; `encoder` is None for a decoder-only one.
       encoder: what an encoder-decoder reads, int32[B, S] each; segment 1, and 0 where it is padding.
       prompt: what the decoder begins with, int32[B, T] each, padded on the left: its last column is each row's last
         token. At least BOS. Rows whose last segment is 0 are not generated for.
+      images: for the image tokens of the encoder, or, decoder-only, of the prompt, which then has `blocks`.
       key: for samplers that draw; row b's draws depend on the key and b alone.
     """
     rows, length = prompt.tokens.shape
@@ -159,10 +169,16 @@ def generate(
     segment_B, position_B = prompt.segments[:, -1], prompt.positions[:, -1]
 
     def choose(hidden_BD: Array, number: Array, done_B: Array) -> Array:
-        logits_BV = decoding.sampler.restrict(model.logits(hidden_BD[:, None])[:, 0])
+        logits_BV = model.logits(hidden_BD[:, None])[:, 0]
+        if decoding.suppressed:
+            logits_BV = logits_BV.at[:, jnp.array(decoding.suppressed)].set(-jnp.inf)
+        logits_BV = decoding.sampler.restrict(logits_BV)
         keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, number)))(jnp.arange(rows))
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
         return jnp.where(done_B, decoding.pad, drawn_B)
+
+    def ended(next_B: Array) -> Array:
+        return jnp.isin(next_B, jnp.array(decoding.ends, jnp.int32))
 
     def goes_on(loop: _Loop) -> Array:
         return (loop.made < limit) & ~jnp.all(loop.done_B)
@@ -174,14 +190,16 @@ def generate(
         hidden_B1D, cache = model.extend(last, loop.cache, compute=compute)
         next_B = choose(hidden_B1D[:, 0], loop.made, loop.done_B)
         tokens_BN = loop.tokens_BN.at[:, loop.made].set(next_B)
-        return _Loop(loop.made + 1, tokens_BN, next_B, loop.done_B | (next_B == decoding.eos), cache)
+        return _Loop(loop.made + 1, tokens_BN, next_B, loop.done_B | ended(next_B), cache)
 
-    slots = length + limit - 1  # a decoder-only model takes None alone, and says so
-    cache = model.start_cache(rows, slots, encoder=encoder, compute=compute)  # pyright: ignore[reportArgumentType]
-    hidden_BTD, cache = model.extend(prompt, cache, compute=compute)
+    # an encoder-decoder reads images with its encoder, a decoder-only model, which takes no encoder, with its prompt
+    read, seen = (None, images) if encoder is None else (images, None)
+    asked = {"encoder": encoder, "images": read, "compute": compute}
+    cache = model.start_cache(rows, length + limit - 1, **asked)
+    hidden_BTD, cache = model.extend(prompt, cache, seen, compute=compute)  # pyright: ignore[reportArgumentType]
     first_B = choose(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)
     tokens_BN = jnp.full((rows, limit), decoding.pad, jnp.int32).at[:, 0].set(first_B)
-    done_B = (segment_B == 0) | (first_B == decoding.eos)
+    done_B = (segment_B == 0) | ended(first_B)
     loop = _Loop(jnp.ones((), jnp.int32), tokens_BN, first_B, done_B, cache)
     # whole on every host, so that each can read it
     return constrain(jax.lax.while_loop(goes_on, step, loop).tokens_BN, None, None)
@@ -228,19 +246,43 @@ def generate_tokens(
 
     To have an encoder-decoder fill in spans, put sentinels into the prompt where they are missing.
     """
+    specials = tokenizer.specials
+    decoding = Decoding(max_new_tokens, (specials.eos,), specials.pad, sampler, compute)
+    decoder_only = not isinstance(model.config, EncoderDecoderConfig)
+    bos = np.array([specials.bos], np.int32)
+    read = [np.concatenate([bos, tokens]) for tokens in prompts] if decoder_only else prompts
+    return complete(model, read, bos=specials.bos, decoding=decoding, seed=seed)
+
+
+def complete(
+    model: Model,
+    prompts: Sequence[np.ndarray],
+    images: Float[np.ndarray, "B I H W 3"] | None = None,
+    *,
+    bos: int,
+    decoding: Decoding,
+    seed: int = 0,
+) -> list[np.ndarray]:
+    """int32[n] for each prompt of int32 tokens: what follows, without its end and padding.
+
+    Args:
+      prompts: as the model is to read them, a decoder-only one's with BOS.
+      images: float32 in [-1, 1], for the image tokens of each prompt.
+      bos: what the decoder of an encoder-decoder begins with.
+    """
     if not len(prompts):
         return []
-    specials = tokenizer.specials
-    bos = np.array([specials.bos], np.int32)
-    if isinstance(model.config, EncoderDecoderConfig):
-        encoder = padded(prompts, pad=specials.pad, left=False)
-        prompt = padded([bos] * len(prompts), pad=specials.pad, left=True, multiple=1)
+    pad, config = decoding.pad, model.config
+    if isinstance(config, EncoderDecoderConfig):
+        encoder = padded(prompts, pad=pad, left=False)
+        prompt = padded([np.array([bos], np.int32)] * len(prompts), pad=pad, left=True, multiple=1)
     else:
         encoder = None
-        prompt = padded([np.concatenate([bos, tokens]) for tokens in prompts], pad=specials.pad, left=True)
-    decoding = Decoding(max_new_tokens, specials.eos, specials.pad, sampler, compute)
-    made_BN = np.asarray(generate(model, encoder, prompt, decoding=decoding, key=jax.random.key(seed)))
-    return [_until(row, (specials.eos, specials.pad)) for row in made_BN]
+        prompt = padded(prompts, pad=pad, left=True)
+        if images is not None and config.images is not None:
+            prompt = prompt._replace(blocks=image_blocks(prompt.tokens, config.images.token))
+    made_BN = np.asarray(generate(model, encoder, prompt, images, decoding=decoding, key=jax.random.key(seed)))
+    return [_until(row, (*decoding.ends, pad)) for row in made_BN]
 
 
 def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Stream:

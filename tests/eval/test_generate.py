@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.mesh import MeshShape
 from t5g2.core.mesh import make as make_mesh
@@ -15,7 +15,7 @@ from t5g2.data.tokenizer import Bytes
 from t5g2.eval import generate as g
 from t5g2.models import build
 from t5g2.models.layers import Compute
-from tests import tiny
+from tests import tiny, weights
 
 COMPUTE = Compute(dtype="float32")
 INF = -np.inf
@@ -47,24 +47,25 @@ def prompts(lengths, seed=0):
     return [rng.integers(8, 90, n).astype(np.int32) for n in lengths]
 
 
-def decoding(new, eos=NO_EOS, sampler=g.GREEDY):
-    return g.Decoding(new, eos=eos, pad=0, sampler=sampler, compute=COMPUTE)
+def decoding(new, ends=(NO_EOS,), sampler=g.GREEDY, suppressed=()):
+    return g.Decoding(new, ends=ends, pad=0, sampler=sampler, compute=COMPUTE, suppressed=suppressed)
 
 
 @jax.jit
-def full_logits(model, encoder, decoder):
-    return model.logits(model.hidden(encoder, decoder, compute=COMPUTE))
+def full_logits(model, encoder, decoder, images=None):
+    return model.logits(model.hidden(encoder, decoder, images, compute=COMPUTE))
 
 
-def by_full_forward(model, encoder, start, new):
+def by_full_forward(model, encoder, start, new, images=None):
     """The likeliest token again and again, each from a forward pass over everything so far."""
     length = len(start) + new
     tokens = [int(t) for t in start]
     while len(tokens) < length:
         row = np.array([tokens + [0] * (length - len(tokens))], np.int32)
         here = (np.arange(length) < len(tokens)).astype(np.int32)[None]
-        decoder = Stream(row, here, np.arange(length, dtype=np.int32)[None])
-        tokens.append(int(jnp.argmax(full_logits(model, encoder, decoder)[0, len(tokens) - 1])))
+        blocks = None if images is None or encoder is not None else image_blocks(row, tiny.IMAGES.token)
+        decoder = Stream(row, here, np.arange(length, dtype=np.int32)[None], blocks)
+        tokens.append(int(jnp.argmax(full_logits(model, encoder, decoder, images)[0, len(tokens) - 1])))
     return tokens[len(start) :]
 
 
@@ -123,12 +124,42 @@ def test_rows_of_different_encoder_lengths_are_generated_as_each_alone(t5gemma):
 def test_a_row_ends_with_eos_and_then_pad_while_others_go_on(gemma):
     starts = g.padded(prompts([9, 1, 4]), pad=0, left=True)
     free = g.generate(gemma, None, starts, decoding=decoding(8), key=jax.random.key(0)).tolist()
-    eos = free[0][3]
-    ended = g.generate(gemma, None, starts, decoding=decoding(8, eos=eos), key=jax.random.key(0)).tolist()
+    ends = free[0][3], free[1][2]
+    ended = g.generate(gemma, None, starts, decoding=decoding(8, ends=ends), key=jax.random.key(0)).tolist()
     for before, after in zip(free, ended, strict=True):
-        end = before.index(eos) + 1 if eos in before else 8
+        end = min([before.index(eos) + 1 for eos in ends if eos in before], default=8)
         assert after == before[:end] + [0] * (8 - end)
-    assert eos in ended[0][:4]
+    assert set(ended[0][:4]) & set(ends)
+    assert set(ended[1][:3]) & set(ends)
+
+
+def test_what_is_suppressed_is_never_made(gemma):
+    """Another token is made in its place, as if it had no probability at all."""
+    starts = g.padded(prompts([9, 1, 4]), pad=0, left=True)
+    free = np.asarray(g.generate(gemma, None, starts, decoding=decoding(8), key=jax.random.key(0)))
+    unwanted = (0, NO_EOS, *free[:, 0].tolist())
+    for sampler in (g.GREEDY, g.Temperature(5.0)):
+        how = decoding(8, sampler=sampler, suppressed=unwanted)
+        made = np.asarray(g.generate(gemma, None, starts, decoding=how, key=jax.random.key(0)))
+        assert not np.isin(made, unwanted).any()
+        assert made.all()
+
+
+@pytest.mark.parametrize("config", [tiny.GEMMA3_IMAGES, tiny.T5GEMMA2_IMAGES], ids=["decoder-only", "encoder-decoder"])
+def test_images_are_read_with_the_prompt(config):
+    """From caches as from full forwards; rows have one image and two, one of them none that others do not see."""
+    model = weights.model(config)
+    image = [tiny.IMAGES.begin, *[tiny.IMAGES.token] * tiny.IMAGES.tokens, tiny.IMAGES.end]
+    reads = [np.array(tokens, np.int32) for tokens in ([2, 20, *image, 30], [2, *image, 40, *image], [2, 50, 51])]
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 16, 16, 3)).astype(np.float32)
+    together = g.complete(model, reads, images, bos=2, decoding=decoding(6))
+    for row, read in enumerate(reads):
+        encoder, start = None, read
+        if config is tiny.T5GEMMA2_IMAGES:
+            encoder, start = g.padded([read], pad=0, left=False, multiple=1), np.array([2], np.int32)
+        assert together[row].tolist() == by_full_forward(model, encoder, start, 6, images[row : row + 1])
+    others = g.complete(model, reads, -images, bos=2, decoding=decoding(6))
+    assert [a.tolist() == b.tolist() for a, b in zip(together, others, strict=True)] == [False, False, True]
 
 
 def test_eight_devices_generate_what_one_does(t5gemma, devices):
