@@ -2,8 +2,8 @@
 
 A checkpoint is a folder with `_METADATA`, JSON that lists every leaf by its keys. The bytes of a leaf lie under its
 keys joined with '.', as a zarr array, either in a folder of that name or in one OCDBT database for all of them
-(orbax.readthedocs.io, "Checkpoint format"). Orbax restores trees; TensorStore, which it writes with, also opens one leaf,
-or a part of one, and so is used here directly.
+(orbax.readthedocs.io, "Checkpoint format"). Orbax restores trees; TensorStore, which it writes with, also opens one
+leaf, or a part of one, and so is used here directly.
 
 Released trees come in four forms (google-deepmind/gemma, gm/ckpts/_checkpoint.py: _CheckpointType); all are given the
 names of the first, as `model.init()` of the official Flax modules makes them:

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -165,12 +165,17 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():  # not by place: several processes may compute them together, in this order
-            array = np.asarray(tensor.read())
-            found, declared = (array.dtype, array.shape), (tensor.dtype, tensor.shape)
-            assert found == declared, f"{name} was declared as {declared} and is {found}"
             file.seek(8 + len(text) + begins[name])
-            for block in _blocks(array):
-                file.write(block)
+            _write_tensor(file, name, tensor)
+
+
+def _write_tensor(file: IO[bytes], name: str, tensor: Tensor) -> None:
+    # a function of its own: the array is let go of before the next one is read
+    array = np.asarray(tensor.read())
+    found, declared = (array.dtype, array.shape), (tensor.dtype, tensor.shape)
+    assert found == declared, f"{name} was declared as {declared} and is {found}"
+    for block in _blocks(array):
+        file.write(block)
 
 
 def _blocks(array: np.ndarray) -> Iterator[memoryview]:
