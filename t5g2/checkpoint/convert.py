@@ -6,7 +6,6 @@ computed on the way, so import, export and import again give the same bits.
 """
 
 import hashlib
-import importlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +17,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from t5g2.checkpoint import flax_tree, hf_architecture, hf_config, names, safetensors_io
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import hf_architecture, hf_config, names, safetensors_io
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.safetensors_io import Tensor
 from t5g2.core import tree
@@ -30,6 +29,7 @@ from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelCon
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+WORKDIR = "experiment.json"
 Given = ModelConfig | str | PathLike | None
 
 
@@ -61,11 +61,13 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
     path = Path(directory).absolute()
     if not path.is_dir():
         raise UserError(f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder")
+    if (path / WORKDIR).is_file():
+        raise UserError(f"{path} is the workdir of a run: it has an {WORKDIR}. Its model folder is {path / 'model'}")
     given = _given(config)
     if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
         layout, config, said = _hugging_face(path, given)
         found = safetensors_io.read(path)
-    elif (flax_tree := importlib.import_module("t5g2.checkpoint.flax_tree")).is_flax(path):
+    elif flax_tree.is_flax(path):
         found = flax_tree.read(path)
         layout = names.FLAX_T5GEMMA if any(name.startswith("decoder/") for name in found) else names.FLAX_GEMMA
         config = given or _released(path, layout, {name: tensor.shape for name, tensor in found.items()})
