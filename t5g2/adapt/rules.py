@@ -148,7 +148,7 @@ def _differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]
     found = []
     for field in fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if is_dataclass(x):
+        if is_dataclass(x) and is_dataclass(y):
             found += _differences(x, y, f"{prefix}{field.name}.")
         elif x != y:
             found.append((f"{prefix}{field.name}", x, y))

@@ -19,7 +19,7 @@ from t5g2.core import mesh as meshes
 from t5g2.core.errors import UserError
 from t5g2.data import tokenizer as tokenizers
 from t5g2.models import build, sizes
-from t5g2.models.config import ModelConfig, from_dict
+from t5g2.models.config import ModelConfig, from_dict, text_only
 from t5g2.train import experiment as experiments
 
 DERIVED = "t5gemma2"  # the target whose sizes are the source's
@@ -117,4 +117,4 @@ def _target(name: str, source: ModelFolder) -> ModelConfig:
             return from_dict(json.loads(path.read_text()), where=str(path))
         except json.JSONDecodeError as error:
             raise UserError(f"{path.absolute()} is not JSON ({error}); give a file like model.json") from None
-    return sizes.size(name)
+    return text_only(sizes.size(name))  # a decoder-only text model has no image tower to give

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Stream, image_blocks
 from t5g2.models import build
 from t5g2.models.attention import Compute
 from t5g2.models.config import TextConfig
@@ -166,3 +166,53 @@ def test_a_cache_needs_as_many_encoder_rows_as_it_has():
     model = weights.model(T5GEMMA2)
     with pytest.raises(ValueError, match="a cache of 2 rows needs encoder tokens of as many rows; given: None"):
         model.start_cache(2, 4, compute=COMPUTE)
+
+
+IMAGE_CONFIGS = {"gemma 3": tiny.GEMMA3_IMAGES, "t5gemma 2": tiny.T5GEMMA2_IMAGES}
+
+
+@pytest.mark.parametrize("config", IMAGE_CONFIGS.values(), ids=IMAGE_CONFIGS)
+def test_cached_decoding_with_images_equals_the_full_forward_pass(config, text):
+    """Two images in the first row, one in the second; the window of 4 is shorter than a prompt and as long as an image."""
+    rows, encoder_rows = text
+    model = weights.model(config)
+    size = tiny.VISION.image_size
+    images = jax.random.uniform(jax.random.key(0), (2, 2, size, size, 3), minval=-1.0)
+    span = [6, 8, 8, 8, 8, 7]
+    read = [np.array([2, *span, 11, *span, 12]), np.array([2, 13, 14, *span])]
+    compute = COMPUTE
+
+    def hidden(model, encoder, decoder, images):
+        return model.hidden(encoder, decoder, images, compute=compute)
+
+    def blocks(stream):
+        return stream._replace(blocks=image_blocks(stream.tokens, 8))
+
+    if isinstance(config, TextConfig):
+        whole = [np.concatenate([a, b]) for a, b in zip(read, rows, strict=True)]
+        expected = jax.jit(hidden)(model, None, blocks(padded(whole, "right")), images)
+        prompt, encoder = blocks(padded(read, "left")), None
+        cache = start(model, None, rows=2, length=prompt.tokens.shape[1] + DECODED)
+        extend = jax.jit(lambda model, decoder, cache, images: model.extend(decoder, cache, images, compute=compute))
+        states, cache = extend(model, prompt, cache, images)
+        before = [len(r) for r in read]
+    else:
+        encoder = padded(read, "left")
+        expected = jax.jit(hidden)(model, padded(read, "right"), padded(rows, "right"), images)
+        cache = jax.jit(lambda m, e, i: m.start_cache(2, DECODED, encoder=e, images=i, compute=compute))(
+            model, encoder, images
+        )
+        before = [0, 0]
+    for step in range(DECODED):
+        tokens = np.array([[row[step]] for row in rows], np.int32)
+        positions = np.array([[n + step] for n in before], np.int32)
+        states, cache = EXTEND(model, Stream(tokens, np.ones_like(tokens), positions), cache)
+        for i, n in enumerate(before):
+            np.testing.assert_allclose(states[i, 0], expected[i][n + step], atol=1e-5, err_msg=f"{step} {i}")
+    other = jax.jit(hidden)(
+        model,
+        None if encoder is None else padded(read, "right"),
+        blocks(padded(whole, "right")) if encoder is None else padded(rows, "right"),
+        images + 0.1,
+    )
+    assert np.abs(np.asarray(other - expected)).max() > 1e-2  # the images tell

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from t5g2.models.attention import Compute
 from tests import weights
 from tests.parity import cases
+from tests.tiny import FLOAT32
 
 FILE = Path(__file__).parent / "golden" / "logits.npz"
 
@@ -23,7 +23,7 @@ def test_logits(name, golden):
     case = cases.GOLDEN[name]
     assert golden[f"{name}: weights"] == weights.checksum(case.config), "these are not the weights the answers are for"
     encoder, decoder = case.streams
-    answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, compute=Compute(dtype="float32"))))
+    answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, case.images, compute=FLOAT32)))
     got = np.asarray(answer(weights.model(case.config)))
     valid = decoder.segments == 1
     np.testing.assert_allclose(got[valid], golden[name][valid], atol=1e-5, rtol=0)
@@ -31,4 +31,4 @@ def test_logits(name, golden):
 
 def test_the_reference_is_the_release_we_name(golden):
     assert str(golden["transformers"]) == "5.23.0"
-    assert FILE.stat().st_size < 150_000
+    assert sum(file.stat().st_size for file in FILE.parent.iterdir()) < 2_000_000

@@ -1,0 +1,75 @@
+"""Image tokens: which embedding goes where, and that nothing else moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.core.batch import Stream, image_blocks
+from t5g2.models import images
+from tests import tiny, weights
+from tests.tiny import FLOAT32
+
+
+def test_the_docstrings_of_insert_and_image_blocks():
+    tokens = np.array([[5, 8, 8, 9, 8], [8, 5, 5, 5, 8]], np.int32)
+    x_BTD = jnp.zeros((2, 5, 1))
+    soft_BKD = jnp.arange(1.0, 7.0).reshape(2, 3, 1)
+    got = images.insert(x_BTD, tokens, soft_BKD, token=8)
+    np.testing.assert_array_equal(got[..., 0], [[0, 1, 2, 0, 3], [4, 0, 0, 0, 5]])
+    np.testing.assert_array_equal(image_blocks(tokens, 8), [[0, 1, 1, 0, 2], [1, 0, 0, 0, 2]])
+
+
+def stream(tokens) -> Stream:
+    tokens = np.atleast_2d(np.array(tokens, np.int32))
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return Stream(tokens, np.ones_like(tokens), positions)
+
+
+SPAN = [6, 8, 8, 8, 8, 7]
+SIZE = tiny.VISION.image_size
+
+
+def test_a_row_sees_its_own_images_and_each_in_its_place():
+    """Rows do not mix, an image that has no tokens changes nothing, and a causal model's earlier tokens see none."""
+    model = weights.model(tiny.GEMMA3_IMAGES)
+    decoder = stream([[2, *SPAN, 11, 12, *SPAN, 13], [2, 14, 15, *SPAN, 16, 17, 18, 19, 20, 21, 22]])
+    decoder = decoder._replace(blocks=image_blocks(decoder.tokens, 8))
+    hidden = jax.jit(lambda model, pictures: model.hidden(None, decoder, pictures, compute=FLOAT32))
+    pictures = jax.random.uniform(jax.random.key(0), (2, 2, SIZE, SIZE, 3), minval=-1.0)
+    exact = hidden(model, pictures)
+
+    def moved(row, image):
+        other = hidden(model, pictures.at[row, image].add(0.5))
+        return np.abs(np.asarray(other - exact)).max(-1) > 1e-6
+
+    first, second = moved(0, 0), moved(0, 1)
+    assert not first[1].any()
+    assert not second[1].any()
+    # from its first soft token on: begin, which is before it, sees nothing
+    np.testing.assert_array_equal(first[0], np.arange(16) >= 2)
+    np.testing.assert_array_equal(second[0], np.arange(16) >= 10)
+    assert moved(1, 0)[1].any()
+    assert not moved(1, 1).any()
+
+
+def test_an_image_token_past_the_vocabulary_needs_no_row():
+    config = tiny.dataclasses.replace(
+        tiny.GEMMA3_IMAGES, images=tiny.dataclasses.replace(tiny.IMAGES, token=tiny.GEMMA3.vocab_size)
+    )
+    model = weights.model(config)
+    decoder = stream([2, 6, *[97] * 4, 7, 11])
+    pictures = jnp.zeros((1, 1, SIZE, SIZE, 3))
+    states = model.hidden(None, decoder, pictures, compute=FLOAT32)
+    assert np.isfinite(states).all()
+
+
+def test_images_for_a_model_of_text_are_refused():
+    model = weights.model(tiny.GEMMA3)
+    with pytest.raises(ValueError, match="a model without a vision tower"):
+        model.hidden(None, stream([2, 11]), jnp.zeros((1, 1, SIZE, SIZE, 3)), compute=FLOAT32)
+    with pytest.raises(ValueError, match="reads images with its prompt"):
+        model.start_cache(1, 4, images=jnp.zeros((1, 1, SIZE, SIZE, 3)), compute=FLOAT32)
+    model = weights.model(tiny.T5GEMMA2)
+    with pytest.raises(ValueError, match="reads images with its encoder"):
+        model.extend(stream([2]), None, jnp.zeros((1, 1, SIZE, SIZE, 3)), compute=FLOAT32)
