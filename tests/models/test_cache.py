@@ -173,8 +173,8 @@ IMAGE_CONFIGS = {"gemma 3": tiny.GEMMA3_IMAGES, "t5gemma 2": tiny.T5GEMMA2_IMAGE
 
 @pytest.mark.parametrize("config", IMAGE_CONFIGS.values(), ids=IMAGE_CONFIGS)
 def test_cached_decoding_with_images_equals_the_full_forward_pass(config, text):
-    """Two images in the first row, one in the second; the window of 4 is shorter than a prompt and as long as an image."""
-    rows, encoder_rows = text
+    """Two images in the first row, one in the second; the window of 4 is as long as an image."""
+    rows, _ = text
     model = weights.model(config)
     size = tiny.VISION.image_size
     images = jax.random.uniform(jax.random.key(0), (2, 2, size, size, 3), minval=-1.0)
