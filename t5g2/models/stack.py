@@ -112,6 +112,7 @@ class MergedBlock(Block):
 
     def forward(self, x_BTD, site, *, past=None, memory=None, compute):
         """As Block.forward."""
+        assert memory is not None
         x_BTD, own = self._attend(x_BTD, site, past, [(memory, masks.ALL)], compute=compute)
         return self._transform(x_BTD, compute), own
 
@@ -134,6 +135,7 @@ class CrossBlock(Block):
 
     def forward(self, x_BTD, site, *, past=None, memory=None, compute):
         """As Block.forward."""
+        assert memory is not None
         x_BTD, own = self._attend(x_BTD, site, past, compute=compute)
         q_BTNH = self.cross_attention.queries(self.pre_cross_norm.normalize(x_BTD, compute), None, compute=compute)
         o_BTD = self.cross_attention.mix(q_BTNH, site.tokens, [(memory, masks.ALL)], compute=compute)
