@@ -16,6 +16,7 @@ from t5g2.core import mesh as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
+from t5g2.models.config import text_only
 from tests import tiny
 
 TOKENIZER = {"kind": "bytes", "sentinels": 5}
@@ -129,8 +130,8 @@ def test_no_weights(damaged):
         open_model(damaged)
 
 
-def shard(path):
-    return sorted(path.glob("model-*"))[1]
+def shard(path, number=1):
+    return sorted(path.glob("model-*"))[number]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -3])
@@ -190,3 +191,48 @@ def test_several_dtypes_need_a_choice(saved):
     with pytest.raises(UserError, match="several dtypes: bfloat16, float32; say which to use"):
         load_model(mixed)
     assert {x.dtype for x in jax.tree.leaves(load_model(mixed, param_dtype=jnp.float32))} == {jnp.dtype("float32")}
+
+
+def test_files_are_carried_along(saved, tmp_path):
+    for name in ("tokenizer.json", "chat_template.jinja", "config.json"):
+        (tmp_path / name).write_text(name)
+    carry = folder.carried(tmp_path)
+    assert [file.name for file in carry] == ["chat_template.jinja", "tokenizer.json"]
+    save_model(tmp_path / "model", make(tiny.GEMMA3), carry=carry)
+    opened = open_model(tmp_path / "model")
+    assert [file.read_text() for file in opened.carried] == ["chat_template.jinja", "tokenizer.json"]
+    assert open_model(saved).carried == ()
+
+
+@pytest.mark.parametrize("config", [tiny.GEMMA3_IMAGES, tiny.T5GEMMA2_IMAGES], ids=["gemma3", "t5gemma2"])
+def test_without_images_the_tower_is_not_read(tmp_path, config):
+    """Nor can it be: its bytes are gone."""
+    model = make(config)
+    save_model(tmp_path / "model", model)
+    opened = folder.without_images(open_model(tmp_path / "model"))
+    assert opened.config == text_only(config)
+    assert not [path for path, _ in opened.leaves if path.startswith(("vision", "projector"))]
+    file = shard(tmp_path / "model", 0)
+    tower = [key for key in open_model(tmp_path / "model").leaves if key[0].startswith(("vision", "projector"))]
+    cut = min(begin_of(file, tree.name(key)) for key in tower)
+    assert all(begin_of(file, tree.name(key)) < cut for key in opened.leaves)
+    os.truncate(file, cut)
+    text = load_model(opened)
+    for key, leaf in tree.leaves(text).items():
+        np.testing.assert_array_equal(leaf.read(), tree.leaves(model)[key].read())
+    with pytest.raises(UserError, match="truncated or damaged"):
+        open_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("config", [tiny.GEMMA3, tiny.T5GEMMA2, tiny.SIGLIP], ids=["gemma3", "t5gemma2", "siglip"])
+def test_without_images_where_there_are_none(tmp_path, config):
+    save_model(tmp_path / "model", make(config))
+    opened = open_model(tmp_path / "model")
+    assert folder.without_images(opened) is opened
+
+
+def begin_of(file, name):
+    """Where the bytes of a tensor begin in a safetensors file."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
