@@ -312,6 +312,7 @@ FILES = {
     "a shape that is none": (held(one(shape=2)), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
     "many axes": (held(one(shape=[2] + [1] * 64)), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
     "an enormous axis": (held(one(shape=[2**63])), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
+    "infinite": (held(b'{"x": 1e999}'), "its header is no JSON: '1e999' is too large a number"),
     "a number of many digits": (held(one(shape=[10**4000])), "its header is no JSON: a number of 4001 digits"),
     "enormous": (held(one(shape=[2**40, 2**40])), r"'x' has the shape \[\d+, \d+\], more than 2\^63 bytes"),
     "enormous and empty": (held(one(shape=[0, 2**62, 2**62])), r"'x' has the shape .*, more than 2\^63 bytes"),
