@@ -61,6 +61,7 @@ GEMMA2_DEFAULTS = _TEXT | {
 GEMMA3_DEFAULTS = _TEXT | {
     "vocab_size": 262_208,
     "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
 }
@@ -314,6 +315,11 @@ def _rope(fields: Fields, said: Any, scaling: Any, theta: str) -> Rope:
         raise UserError(
             f"config.json: {fields.where}rope_parameters or rope_scaling = {parameters}; supported: rope_type "
             f"'default' and 'linear', over the whole head"
+        )
+    if kind == "default" and parameters.get("factor", 1.0) != 1.0:
+        raise UserError(
+            f"config.json: {fields.where}rope_parameters or rope_scaling = {parameters}: rope_type 'default' has no "
+            f"factor; say rope_type 'linear', or remove the factor"
         )
     base = parameters.get("rope_theta", fields.of(theta))
     if theta in fields.data and fields.data[theta] != base:

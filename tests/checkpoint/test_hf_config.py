@@ -134,7 +134,7 @@ GEMMA3_27B = GEMMA3_4B | {
         "num_hidden_layers": 62,
         "num_key_value_heads": 16,
         "query_pre_attn_scalar": 168,
-        "rope_scaling": {"factor": 8.0, "type": "linear"},
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     },
 }
@@ -248,6 +248,10 @@ def test_a_softcap_that_transformers_ignores_is_ignored():
     assert read(GEMMA3_1B | {"final_logit_softcapping": 30.0}).final_softcap == 30.0
 
 
+def test_an_older_name_of_the_kind_of_scaling():
+    assert read(GEMMA3_1B | {"rope_scaling": {"factor": 8.0, "type": "linear"}}).rope_global == Rope(1e6, factor=8.0)
+
+
 def test_untied():
     assert not read(GEMMA3_1B | {"tie_word_embeddings": False}).tied_head
     two = read(T5GEMMA2_270M | {"tie_word_embeddings": False})
@@ -289,6 +293,7 @@ WRONG = [
         {"rope_type": "yarn", "factor": 4.0},
         r"'yarn'.*supported: rope_type 'default' and 'lin",
     ),
+    (GEMMA3_1B, "rope_scaling", {"factor": 8.0}, r"'factor': 8.0.*rope_type 'default' has no factor; say rope_type"),
     (GEMMA2_2B, "rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4}, r"'dynamic'.*supported: rope_type"),
     (GEMMA3_1B, "rope_parameters", {"rope_type": "linear"}, r"rope_parameters = .*an object for each kind of layer"),
     (
