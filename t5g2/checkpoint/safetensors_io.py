@@ -124,7 +124,7 @@ def write(
 
 
 def parse_json(text: bytes) -> Any:
-    """Plain data from untrusted JSON, stricter than `json.loads`: UTF-8 only, no name twice in an object, no NaN, nothing infinite.
+    """Plain data from untrusted JSON, stricter than `json.loads`: UTF-8, no name twice in an object, finite numbers.
 
     Raises:
       ValueError: it is not that, or nested too deeply.
