@@ -1,0 +1,222 @@
+"""Images: files to pixels, pixels to what an image tower reads, and how many of them a text takes. NumPy and Pillow.
+
+H height, W width, T length of a row of tokens, B rows. Sources: the Gemma 3 and SigLIP image processors of transformers
+5.23.0 (image_processing_pil_gemma3.py, image_processing_pil_siglip.py), which tests/parity compares with.
+"""
+
+import io
+import math
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageOps
+
+from t5g2.core.errors import UserError, unknown
+
+Resampling = Literal["bilinear", "bicubic"]
+Picture = UInt8[np.ndarray, "H W 3"]
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+ALLOWED = "images are JPEG, PNG or WebP"
+# what Pillow warns of as a decompression bomb (PIL.Image.MAX_IMAGE_PIXELS), here always an error: 256 MiB of pixels
+MOST_PIXELS = 89_478_485
+# twice what so many pixels take without compression
+MOST_BYTES = 2**29
+
+# how other kinds of files begin, for a message that says what was given: (at, bytes, name)
+OTHERS = (
+    (128, b"DICM", "a DICOM file"),
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\x00", "a TIFF"),
+    (0, b"MM\x00*", "a TIFF"),
+    (0, b"%PDF", "a PDF"),
+    (4, b"ftypavi", "an AVIF"),
+    (4, b"ftyphei", "a HEIC"),
+    (4, b"ftypmif1", "a HEIC"),
+    (0, b"<svg", "an SVG"),
+    (0, b"<?xml", "an SVG or other XML"),
+)
+# what Pillow's readers are known to raise on damaged files, beside OSError
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+
+def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Picture:
+    """uint8[H, W, 3], the pixels of an image file as RGB.
+
+    Turned upright as its EXIF orientation says, which is what every viewer shows and what transformers' load_image does
+    with a file (its processors ignore the tag of an image that is already open). Colours of a palette are looked up;
+    transparency is dropped, as in transformers: what shows is the colour underneath. Grey of 16 bits is scaled to 8,
+    where transformers, through Pillow, makes white of all that is above 255.
+    CMYK becomes RGB without a colour profile, and other profiles are ignored. Of an animation, the first frame.
+
+    Args:
+      source: a file, or what one holds.
+      name: what to call the image in errors; None = the file's path.
+
+    Raises:
+      UserError: no such file, not a JPEG, PNG or WebP, damaged or cut off, or of more pixels than MOST_PIXELS.
+    """
+    if not isinstance(source, bytes):
+        name = str(source) if name is None else name
+        source = _bytes(Path(source), name)
+    name = "the image given as bytes" if name is None else name
+    with warnings.catch_warnings():
+        # Pillow warns of sizes, which are checked below, and of odd metadata, which do not matter here
+        warnings.simplefilter("ignore")
+        try:
+            return _pixels(_decoded(source, name))
+        except UserError:
+            raise
+        except Image.DecompressionBombError:
+            raise UserError(f"{name} says that it has more than {2 * MOST_PIXELS} pixels; {_most()}") from None
+        except DAMAGE as error:
+            raise UserError(f"{name} cannot be read, it is damaged or cut off: {error}; get it again") from None
+
+
+def prepare(image: Picture, size: int, *, resampling: Resampling = "bilinear") -> Float[np.ndarray, "size size 3"]:
+    """float32[size, size, 3] in [-1, 1]: the image at size x size, whatever its aspect ratio was, as x / 127.5 - 1.
+
+    Resampled by Pillow on uint8: antialiased, and rounded to whole numbers.
+
+    Args:
+      image: uint8[H, W, 3].
+      resampling: "bilinear" (Gemma 3) or "bicubic" (the published preprocessor of MedSigLIP; its training resampled
+        bilinearly without antialiasing, according to its sample code).
+
+    Raises:
+      UserError: not such an array, or no such resampling.
+    """
+    if resampling not in get_args(Resampling):
+        raise unknown("resampling", resampling, get_args(Resampling))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(f"the image is {image.dtype}{list(image.shape)}; it must be uint8[height, width, 3]")
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    resized = Image.fromarray(image).resize((size, size), filters[resampling])
+    return np.asarray(resized, np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def pan_and_scan(
+    image: Picture, *, least_ratio: float = 1.2, most_crops: int = 4, least_side: int = 256
+) -> list[Picture]:
+    """Crops that cover a long image from left to right or from top to bottom, to be given after the image itself.
+
+    As many as the aspect ratio rounds to, but 2 to `most_crops`; none where the ratio is below `least_ratio`, or where
+    a crop would be less than `least_side` pixels wide or high. The last may be narrower by the remainder. 600 x 300:
+
+        ratio 2: 2 crops, columns 0-299 and 300-599
+
+    The defaults are those that google/gemma-3-4b-it's processor_config and its documentation name.
+    """
+    height, width = image.shape[:2]
+    long, short = max(height, width), min(height, width)
+    if long / short < least_ratio:
+        return []
+    number = min(math.floor(long / short + 0.5), long // least_side)
+    number = min(max(number, 2), most_crops)
+    size = math.ceil(long / number)
+    if min(size, short) < least_side:
+        return []
+    cuts = [slice(size * i, size * (i + 1)) for i in range(number)]
+    return [image[:, cut] if width >= height else image[cut] for cut in cuts]
+
+
+def check_images(
+    tokens_BT: Int[np.ndarray, "B T"], image_token: int, *, tokens_per_image: int, images_per_row: Sequence[int]
+) -> None:
+    """Whether every row of tokens has as many image tokens as its images take.
+
+    tokens [[5 8 8 9 8 8], [5 8 8 9 9 9]], image_token = 8, tokens_per_image = 2: images_per_row [2, 1] passes.
+
+    Raises:
+      UserError: says for the first row that does not match how many of both there are.
+    """
+    found_B = (np.asarray(tokens_BT) == image_token).sum(axis=1)
+    if len(found_B) != len(images_per_row):
+        raise UserError(
+            f"images are given for {len(images_per_row)} rows and there are {len(found_B)} rows of tokens; give a "
+            f"number for each row, 0 where there are none"
+        )
+    for row, (found, images) in enumerate(zip(found_B, images_per_row, strict=True)):
+        if found != images * tokens_per_image:
+            raise UserError(
+                f"row {row} has {found} image tokens (id {image_token}) and {images} images, which take "
+                f"{images * tokens_per_image} ({tokens_per_image} each); give as many of one as of the other"
+            )
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        if path.is_dir():
+            raise UserError(f"{name} is a folder; give the file of one image")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}; give the path of an image") from None
+    if len(data) > MOST_BYTES:
+        raise UserError(
+            f"{name} has more than {MOST_BYTES >> 20} MiB, which no image of a size that is read has; {_most()}"
+        )
+    return data
+
+
+def _decoded(data: bytes, name: str) -> Image.Image:
+    """The image, loaded."""
+    if not data:
+        raise UserError(f"{name} is empty; {ALLOWED}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{name} is {_kind(data)}; {ALLOWED}, so convert it or get it again") from None
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise UserError(f"{name} has {width} x {height} pixels; {_most()}")
+    if image.format == "PNG":
+        image.verify()  # its checksums, which loading does not look at; it can be used no more after that
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _pixels(image: Image.Image) -> Picture:
+    if image.mode.startswith("I"):
+        grey_HW = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
+        grey_HW = np.clip(np.round(grey_HW), 0, 255).astype(np.uint8)
+        return np.repeat(grey_HW[:, :, None], 3, axis=2)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _kind(data: bytes) -> str:
+    """What a file seems to be that is none of ours."""
+    for at, start, name in OTHERS:
+        if data[at : at + len(start)] == start:
+            return name
+    starts = ((b"\xff\xd8", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WebP"))
+    damaged = next((name for start, name in starts if data.startswith(start)), None)
+    return "no image" if damaged is None else f"a {damaged} that is damaged or cut off"
+
+
+def _most() -> str:
+    return f"images have at most {MOST_PIXELS} pixels, so make it smaller"
