@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import jax
 import jax.numpy as jnp
@@ -254,7 +254,7 @@ class LanguageModel(Model):
         """
         if isinstance(prompts, str):
             raise UserError("prompts is one text; give a list of them: [prompt]")
-        prompts, tokenizer, config = list(prompts), self.tokenizer, _images(self.config)
+        prompts, tokenizer, config = list(prompts), self.tokenizer, inputs.images_of(self.config)
         array, counts = None, [0] * len(prompts)
         if images is not None:
             array, counts = self._images(images, len(prompts))
@@ -274,11 +274,11 @@ class LanguageModel(Model):
           UserError: the directory exists; transformers has no architecture for this model.
         """
         folders.refuse_existing(directory)  # before the tower is read
-        if _images(self.config) is not None:
-            self._read_tower()
+        if inputs.images_of(self.config) is not None:
+            self.read_tower()
         super().save(directory, format=format)
 
-    def embed_images(self, images: Any) -> None:
+    def embed_images(self, *arguments: Any, **named: Any) -> NoReturn:
         """Refuses: that is what a dual encoder does."""
         raise UserError("a language model does not embed images and texts; load a SigLIP model, or use encode")
 
@@ -286,7 +286,7 @@ class LanguageModel(Model):
 
     def _reading(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Stream, Any]:
         """The side that reads images, and the images."""
-        config = _images(self.config)
+        config = inputs.images_of(self.config)
         stream = self._stream(side, tokens, mask, None if images is None else config)
         rows = len(stream.tokens)
         array, counts = (None, [0] * rows) if images is None else self._images(images, rows)
@@ -303,17 +303,17 @@ class LanguageModel(Model):
         return inputs.stream(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
 
     def _images(self, given: Any, rows: int) -> tuple[Any, list[int]]:
-        config = _images(self.config)
+        config = inputs.images_of(self.config)
         if config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
         array, counts = inputs.images(given, rows, config.vision.image_size)
         if not any(counts):
             return None, counts
-        self._read_tower()
+        self.read_tower()
         return array, counts
 
-    def _read_tower(self) -> None:
-        """Reads the image tower and its projector, unless they are there; the other weights stay what they are."""
+    def read_tower(self) -> None:
+        """Reads the image tower and its projector now, unless they are there; other weights stay what they are."""
         if hasattr(self.params, TOWER[0]):
             return
         values = tree.named(self.params)
@@ -374,7 +374,7 @@ class DualEncoder(Model):
             raise UserError(f"{self.folder.path} has no SigLIP tokenizer (spiece.model); put it there, or give tokens")
         return tokenizers.from_dict({"ids": [["pad", 1], ["bos", 1]]} | node, self.folder.path)
 
-    def logits(self, *arguments: Any, **named: Any) -> None:
+    def logits(self, *arguments: Any, **named: Any) -> NoReturn:
         """Refuses: that is what a language model does."""
         raise UserError(
             "a dual encoder has no logits of tokens and generates no text; use embed_images, embed_texts and similarity"
@@ -401,11 +401,6 @@ def _embed_images(params: Any, images: Any, *, compute: Compute):
 @functools.partial(jax.jit, static_argnames="compute")
 def _embed_texts(params: Any, tokens: Any, *, compute: Compute):
     return params.embed_texts(tokens, compute=compute)
-
-
-def _images(config: ModelConfig) -> ImageConfig | None:
-    stack = config.encoder if isinstance(config, EncoderDecoderConfig) else config
-    return stack.images if isinstance(stack, TextConfig) else None
 
 
 def _dtype(folder: ModelFolder, chosen: Any) -> np.dtype:

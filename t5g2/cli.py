@@ -109,35 +109,61 @@ def evaluate(argv: list[str]) -> None:
 
 
 def generate(argv: list[str]) -> None:
-    """Completes a prompt, or every line of a jsonl file ({"prompt": …}), with a model folder.
+    """Completes a prompt, or every line of a jsonl file ({"prompt": …}), with a model.
 
-    Example: t5g2 generate --model=runs/adapted/model --prompt="The for statement" --max_new_tokens=40
+    Example: t5g2 generate --model=models/t5gemma2-4b --prompt="What is this?" --image=photo.jpg --max_new_tokens=40
     """
     given, _ = parse(
         generate,
         argv,
-        model=MODEL,
+        model=Flag(None, "model folder, or a Hugging Face or an official Flax one", True),
         prompt=Flag(None, "text to complete"),
+        image=Flag("", "image files for the prompt, separated by commas; they stand where it says <start_of_image>"),
         input=Flag(None, "jsonl file of prompts, instead of --prompt"),
         out=Flag(None, "jsonl file to write, with --input; it must not exist"),
         max_new_tokens=Flag(64, "tokens to generate at most", least=1),
         temperature=Flag(0.0, "0 = the likeliest token; above, sampling", least=0),
         seed=Flag(0, "seed of the sampling"),
     )
+    import t5g2
     from t5g2.train import prompting
 
-    if (given.prompt is None) == (given.input is None) or (given.input is None) != (given.out is None):
-        raise UserError("give either --prompt, or --input together with --out")
-    if given.out is not None:
-        prompting.refuse_existing(given.out)  # before the work
-    prompts = [given.prompt] if given.input is None else prompting.read_prompts(given.input)
-    options = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "seed": given.seed}
-    outputs = prompting.generate(given.model, prompts, **options)
-    if given.out is None:
-        print(outputs[0])
-    else:
-        prompting.write_outputs(given.out, prompts, outputs)
-        print(f"wrote {given.out}")
+    prompts = prompting.prompts(given.prompt, given.input, given.out)
+    images = _listed(given.image)
+    if images and given.prompt is None:
+        raise UserError("--image is for the prompt of --prompt; give both, or neither")
+    sampler = t5g2.Greedy() if given.temperature == 0 else t5g2.Temperature(given.temperature)
+    options = {"max_new_tokens": given.max_new_tokens, "sampler": sampler, "seed": given.seed}
+    outputs = t5g2.load(given.model).generate(prompts, [images] if images else None, **options)
+    prompting.tell(prompts, outputs, given.out)
+
+
+def import_(argv: list[str]) -> None:
+    """Makes a model folder of a Hugging Face folder (config.json, safetensors) or an official Flax one (Orbax).
+
+    Example: t5g2 import --source=downloads/t5gemma-2-270m-270m --out=models/t5gemma2-270m --verify
+    """
+    config = Flag(None, "architecture, where the folder does not say: a size such as gemma3:1b, or a model.json")
+    verify = Flag(False, "compare the result with transformers, in float32; needs transformers and torch")
+    source = Flag(None, "Hugging Face folder or official Flax folder", True)
+    given, changes = parse(import_, argv, source=source, out=OUT, config=config, verify=verify)
+    if changes:
+        raise UserError(f"--config.{changes[0][0]} cannot be changed here; write a model.json and give --config=FILE")
+    from t5g2 import verify as verification
+
+    verification.import_model(given.source, given.out, config=given.config, verify=given.verify)
+
+
+def export(argv: list[str]) -> None:
+    """Writes a model folder as a Hugging Face folder, which transformers loads.
+
+    Example: t5g2 export --model=runs/adapted/model --out=models/adapted-hf
+    """
+    given, _ = parse(export, argv, model=MODEL, out=OUT)
+    from t5g2.checkpoint import convert
+
+    convert.export_model(given.model, given.out)
+    print(f"wrote {given.out}")
 
 
 def adapt(argv: list[str]) -> None:
@@ -218,8 +244,14 @@ def report(argv: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    f.__name__: f for f in (train, evaluate, generate, adapt, average, check, data, sweep, report)
+    f.__name__.rstrip("_"): f
+    for f in (train, evaluate, generate, import_, export, adapt, average, check, data, sweep, report)
 }
+
+
+def name_of(command: Callable) -> str:
+    """The name of a subcommand: that of its function, which has a _ where it would be a word of Python's."""
+    return command.__name__.rstrip("_")
 
 
 class HelpAsked(Exception):
@@ -234,7 +266,7 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
     """
     if {"--help", "-h"} & set(argv):
         lines = [f"  --{name}{flag.shown}\n      {flag.help}" for name, flag in declared.items()]
-        raise HelpAsked(f"t5g2 {command.__name__}\n\n{inspect.getdoc(command)}\n\nFlags:\n" + "\n".join(lines))
+        raise HelpAsked(f"t5g2 {name_of(command)}\n\n{inspect.getdoc(command)}\n\nFlags:\n" + "\n".join(lines))
     values = flags.FlagValues()
     define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     for name, flag in declared.items():
@@ -249,11 +281,11 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
     try:
         rest = values(["t5g2", *(a for a in argv if a not in changes)])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise unknown(f"flag of t5g2 {command.__name__}", error.flagname, declared) from None
+        raise unknown(f"flag of t5g2 {name_of(command)}", error.flagname, declared) from None
     except flags.Error as error:
-        raise UserError(f"{error}; see t5g2 {command.__name__} --help") from None
+        raise UserError(f"{error}; see t5g2 {name_of(command)} --help") from None
     if rest:
-        raise UserError(f"{rest[0]!r} is no flag; flags are written --name=VALUE, see t5g2 {command.__name__} --help")
+        raise UserError(f"{rest[0]!r} is no flag; flags are written --name=VALUE, see t5g2 {name_of(command)} --help")
     for name, flag in declared.items():
         if flag.required and values[name].value in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")

@@ -15,9 +15,15 @@ from jaxtyping import Bool, Float, Int
 from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.data.vocabulary import Tokenizer
-from t5g2.models.config import ImageConfig, SiglipTextConfig, TextConfig
+from t5g2.models.config import EncoderDecoderConfig, ImageConfig, ModelConfig, SiglipTextConfig, TextConfig
 
 START_OF_IMAGE = "<start_of_image>"
+
+
+def images_of(config: ModelConfig) -> ImageConfig | None:
+    """How images enter a language model, if they do."""
+    stack = config.encoder if isinstance(config, EncoderDecoderConfig) else config
+    return stack.images if isinstance(stack, TextConfig) else None
 
 
 def tokens(name: str, given: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:

@@ -1,37 +1,34 @@
-"""Completions of prompts by a model folder."""
+"""Files of prompts, and of what a model made of them."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import refuse_existing
 from t5g2.core.errors import UserError
-from t5g2.data import tokenizer as tokenizers
 from t5g2.eval.evaluate import write_predictions
-from t5g2.eval.generate import GREEDY, Temperature, generate_text
 
 
-def generate(
-    model: str, prompts: Sequence[str], *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
-) -> list[str]:
-    """What the model of a folder makes of each prompt.
+def prompts(text: str | None, path: str | None, out: str | None) -> list[str]:
+    """The text, or the prompts of the file at `path`, whose completions will go to the file `out`.
 
     Raises:
-      UserError: no such folder, or it has no tokenizer.
+      UserError: neither or both are given; `path` without `out`; `out` exists; as `read_prompts`.
     """
-    folder = folders.open_model(model)
-    if folder.tokenizer is None:
-        raise UserError(f"{model} has no tokenizer, so it cannot read text; save it with one")
-    sampler = Temperature(temperature) if temperature > 0 else GREEDY
-    return generate_text(
-        folders.load_model(folder),
-        tokenizers.from_dict(folder.tokenizer),
-        prompts,
-        max_new_tokens=max_new_tokens,
-        sampler=sampler,
-        seed=seed,
-    )
+    if (text is None) == (path is None) or (path is None) != (out is None):
+        raise UserError("give either --prompt, or --input together with --out")
+    if out is not None:
+        refuse_existing(out)  # before the work
+    return read_prompts(path) if text is None and path is not None else [str(text)]
+
+
+def tell(prompts: Sequence[str], outputs: Sequence[str], out: str | None) -> None:
+    """Prints the output of the only prompt, or writes all to the file `out`."""
+    if out is None:
+        print(outputs[0])
+    else:
+        write_outputs(out, prompts, outputs)
+        print(f"wrote {out}")
 
 
 def read_prompts(path: str) -> list[str]:
