@@ -102,11 +102,13 @@ def training(config: ModelConfig, counts: Counts, *, frozen_vision: bool) -> dic
     Args:
       frozen_vision: the image tower is not trained, so it only runs forward (T5Gemma 2; google-deepmind/gemma).
     """
-    times = {"vision/patches": TRAINING - 1}  # no gradient by pixels
-    if frozen_vision:
-        times = {"vision": 1, "projector": TRAINING - 1}  # nor by what a frozen tower gives
-    parts = forward(config, counts)
-    return {part: flop * times.get(part, times.get(part.split("/")[0], TRAINING)) for part, flop in parts.items()}
+
+    def times(part: str) -> int:
+        if frozen_vision and part.startswith("vision/"):
+            return 1
+        return TRAINING - 1 if part == "vision/patches" else TRAINING  # pixels need no gradient
+
+    return {part: times(part) * flop for part, flop in forward(config, counts).items()}
 
 
 def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -> int:
