@@ -67,7 +67,8 @@ class Arrange:
         flat = self._flat
         if "*" in flat:  # always outermost of all
             array, flat = array[index], flat[1:]
-        return np.ascontiguousarray(array.transpose([flat.index(axis) for axis in self._ours]).reshape(shapes[index]))
+        leaf = array.transpose([flat.index(axis) for axis in self._ours])
+        return np.array(leaf, order="C", copy=True if "*" in self._flat else None)
 
     @property
     def _ours(self) -> list[str]:

@@ -65,7 +65,8 @@ def test_an_arrangement_both_ways(title, dtype):
     np.testing.assert_array_equal(tensor, by_hand(*leaves))
     for i, expected in enumerate(leaves):
         back = arrange.ours(tensor, [shape] * count, i)
-        assert back.dtype == expected.dtype
+        assert (back.dtype, back.shape) == (expected.dtype, shape)
+        assert count == 1 or back.base is None
         assert back.flags.c_contiguous
         np.testing.assert_array_equal(back, expected)
 
