@@ -67,8 +67,8 @@ def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pictu
     Turned upright as its EXIF orientation says, which is what every viewer shows and what transformers' load_image does
     with a file (its processors ignore the tag of an image that is already open). Colours of a palette are looked up;
     transparency is dropped, as in transformers: what shows is the colour underneath. Grey of 16 bits is scaled to 8,
-    where transformers, through Pillow, makes white of all above 255. CMYK becomes RGB without a colour profile, and other
-    profiles are ignored. Of an animation, the first frame.
+    where transformers, through Pillow, makes white of all above 255. CMYK becomes RGB without a colour profile, and
+    other profiles are ignored. Of an animation, the first frame.
 
     Args:
       source: a file, or what one holds.

@@ -18,7 +18,7 @@ def unit(x):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def arguments(n=N, scale=math.log(10.0), bias=-3.0):
+def arguments(n=N, scale=2.3, bias=-3.0):
     keys = jax.random.split(jax.random.key(0), 3)
     texts = jax.random.normal(keys[0], (n, D))
     images = texts + 2 * jax.random.normal(keys[1], (n, D))  # pairs are more alike than others
