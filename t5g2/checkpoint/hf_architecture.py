@@ -74,6 +74,8 @@ def _gemma(config: TextConfig, specials: dict[str, Any]) -> Described:
     text = {"model_type": "gemma3_text"} | _stack(config) | tied | specials
     if config.images is None:
         return names.HF_GEMMA, _named("Gemma3ForCausalLM", "gemma3_text") | text
+    # transformers' class for images has no cap, whatever its config says
+    _demand("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
     images = _images(config.images) | {"image_token_index": config.images.token, "eoi_token_index": config.images.end}
     head = _named("Gemma3ForConditionalGeneration", "gemma3")
     return names.HF_GEMMA3_IMAGES, head | {"text_config": text} | images | tied | specials
@@ -161,10 +163,6 @@ def _named(architecture: str, model_type: str) -> dict[str, Any]:
 
 
 def _stack(config: TextConfig) -> dict[str, Any]:
-    if config.rope_local == config.rope_global and not config.qk_norm:
-        rope = _rope(config.rope_global)
-    else:
-        rope = {TYPES["local"]: _rope(config.rope_local), TYPES["global"]: _rope(config.rope_global)}
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -176,7 +174,7 @@ def _stack(config: TextConfig) -> dict[str, Any]:
         "query_pre_attn_scalar": int(config.query_scalar or config.head_size),
         "sliding_window": config.window,
         "layer_types": [TYPES[config.kind(layer)] for layer in range(config.layers)],
-        "rope_parameters": rope,
+        **_ropes(config),
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.final_softcap,
         "rms_norm_eps": config.norm_eps,
@@ -193,6 +191,18 @@ def _positions(config: TextConfig) -> int:
     if not config.qk_norm:
         return 8192
     return 32_768 if config.window <= 512 else 131_072
+
+
+def _ropes(config: TextConfig) -> dict[str, Any]:
+    """rope_parameters, and the same in the fields of transformers 4, which would run Gemma 3 with its defaults."""
+    whole = _rope(config.rope_global)
+    older: dict[str, Any] = {"rope_theta": config.rope_global.base, "rope_scaling": None}
+    if config.rope_global.factor != 1:
+        older["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_global.factor}
+    if not config.qk_norm:  # Gemma 2 has one for all layers
+        return {"rope_parameters": whole} | older
+    older["rope_local_base_freq"] = config.rope_local.base
+    return {"rope_parameters": {TYPES["local"]: _rope(config.rope_local), TYPES["global"]: whole}} | older
 
 
 def _rope(rope: Rope) -> dict[str, Any]:

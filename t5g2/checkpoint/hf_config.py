@@ -7,9 +7,9 @@ over; one that does, with a value we cannot compute, is an error.
 
 Source: transformers 5.23.0, models/*/configuration_*.py, and modeling_*.py for what is made of the fields.
 
-Known deviations: attn_logit_softcapping of Gemma 3 and T5Gemma 2 is ignored, as transformers ignores it. T5Gemma is
-read with encoder_window="each_side", as it was trained; transformers 5.8 to 5.23 runs it with one key more on each
-side. Images are read with window=True, as trained; transformers does not bound an image by the window, which is the
+Known deviations: attn_logit_softcapping of Gemma 3 and T5Gemma 2 is ignored, as transformers ignores it, and so is
+final_logit_softcapping of Gemma 3 with images. T5Gemma is read with encoder_window="each_side", as it was trained;
+transformers 5.8 to 5.23 runs it with one key more on each side. Images are read with window=True, as trained; transformers does not bound an image by the window, which is the
 same where an image fits into it. Neither has a field, so what was exported with another value is read back with these.
 """
 
@@ -169,7 +169,8 @@ def _gemma3(data: Mapping[str, Any]) -> TextConfig:
 def _gemma3_images(data: Mapping[str, Any]) -> TextConfig:
     top = Fields(data, IMAGE_TOKENS)
     stack = _gemma3_stack(top.under("text_config", GEMMA3_DEFAULTS))
-    return replace(stack, tied_head=_tied(data), images=_images(top, top.number("image_token_index")))
+    images = _images(top, top.number("image_token_index"))
+    return replace(stack, tied_head=_tied(data), images=images, final_softcap=None)
 
 
 def _t5gemma(data: Mapping[str, Any]) -> EncoderDecoderConfig:

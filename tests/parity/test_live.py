@@ -88,7 +88,10 @@ def test_gradients(name, tmp_path):
     assert got.keys() == expected.keys()
     for key in got:
         largest = np.abs(expected[key]).max()
-        assert largest > 1e-3, f"{tree.name(key)} has no gradient to compare"
+        if key[0].endswith("attention.k.bias"):  # adds the same to all scores of a query, which softmax takes away
+            assert max(largest, np.abs(got[key]).max()) < 1e-6
+            continue
+        assert largest > 3e-4, f"{tree.name(key)} has no gradient to compare"
         np.testing.assert_allclose(got[key], expected[key], atol=1e-4 * largest, rtol=0, err_msg=str(key))
 
 
