@@ -90,7 +90,7 @@ class Block(nnx.Module):
         turn, mask = site.turns[self.kind], site.masks[self.kind]
         h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
         own = self.attention.keys(h_BTD, turn, compute=compute)
-        sources = [(own.of(site.tokens), mask), *([] if past is None else [(past, mask)]), *others]
+        sources = [*([] if past is None else [(past, mask)]), *others, (own.of(site.tokens), mask)]
         q_BTNH = self.attention.queries(h_BTD, turn, compute=compute)
         o_BTD = self.attention.mix(q_BTNH, site.tokens, sources, compute=compute)
         return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), own
