@@ -1,0 +1,195 @@
+"""Zero-shot classification and retrieval with the embeddings of a dual encoder. NumPy on the host.
+
+N images, M texts, C classes, D width, Q queries, A answers, K queries of a block. Embeddings may have any length: they
+are compared by cosine.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
+
+from t5g2.core.errors import UserError
+
+# queries whose scores exist at a time
+BLOCK = 1024
+# cosines nearer than this are equal: float32 does not tell them apart
+TIE = 1e-6
+
+
+class Classified(NamedTuple):
+    """What zero-shot classification says of each image.
+
+    Attributes:
+      scores_NC: float32, probability that class and image belong together, each class for itself: rows do not sum to 1.
+      classes_N: int, the class of the highest score; of equal ones the first.
+    """
+
+    scores_NC: Float[np.ndarray, "N C"]
+    classes_N: Int[np.ndarray, " N"]
+
+    def accuracy(self, labels: ArrayLike) -> float:
+        """Share of the images whose class is their label.
+
+        Raises:
+          UserError: not one label for each image.
+        """
+        labels_N = np.asarray(labels)
+        if labels_N.shape != self.classes_N.shape:
+            raise UserError(f"{labels_N.shape} labels for {len(self.classes_N)} images; give one for each")
+        return float(np.mean(self.classes_N == labels_N))
+
+
+class Retrieved(NamedTuple):
+    """Share of the queries with a right answer among the first k, by k.
+
+    Attributes:
+      image_to_text: an image asks, any of its texts is right.
+      text_to_image: a text asks, its image is right.
+    """
+
+    image_to_text: dict[int, float]
+    text_to_image: dict[int, float]
+
+
+def class_embeddings(prompts_MD: Float[np.ndarray, "M D"], classes: ArrayLike) -> Float[np.ndarray, "C D"]:
+    """float32[C, D] of length 1: for each class the mean of its prompts' embeddings, each at length 1 before.
+
+    As CLIP averages several prompts (arXiv 2103.00020, section 3.1.4). Prompts [[2 0] [0 3] [0 1]] of the classes
+    [0 0 1]: [[0.71 0.71] [0 1]].
+
+    Args:
+      classes: of each prompt its class, from 0; no class without a prompt.
+
+    Raises:
+      UserError: as many classes as prompts are not given, or a class has no prompt.
+    """
+    class_M = np.asarray(classes)
+    units_MD = _units("prompts", prompts_MD)
+    if class_M.shape != units_MD.shape[:1] or not np.issubdtype(class_M.dtype, np.integer):
+        raise UserError(f"{len(units_MD)} prompts and classes {list(class_M.shape)}; give the class of every prompt")
+    number = int(class_M.max()) + 1
+    missing = sorted(set(range(number)) - set(class_M.tolist()))
+    if missing or class_M.min() < 0:
+        raise UserError(f"classes {class_M.min()} to {number - 1}, of which {missing} have no prompt; count from 0")
+    sums_CD = np.zeros((number, units_MD.shape[1]), np.float32)
+    np.add.at(sums_CD, class_M, units_MD)
+    return _units("classes", sums_CD)
+
+
+def classify(
+    images_ND: Float[np.ndarray, "N D"],
+    classes_CD: Float[np.ndarray, "C D"],
+    *,
+    logit_scale: float,
+    logit_bias: float,
+) -> Classified:
+    """The score of every class for every image, sigmoid(exp(logit_scale) * cosine + logit_bias), and the best class.
+
+    Images [[1 0] [0 1] [1 1]] and classes [[1 0] [0 1]], with logit_scale = ln 2 and logit_bias = -1:
+
+        scores [[sigmoid(1)    sigmoid(-1)]       classes [0 1 0]
+                [sigmoid(-1)   sigmoid(1)]
+                [sigmoid(0.41) sigmoid(0.41)]]
+
+    Raises:
+      UserError: embeddings that are not finite, none at all, or of two widths.
+    """
+    images_ND, classes_CD = _two("images", images_ND, "classes", classes_CD)
+    scores_NC = np.empty((len(images_ND), len(classes_CD)), np.float32)
+    classes_N = np.empty(len(images_ND), np.int64)
+    for at in _blocks(len(images_ND)):
+        logits_KC = (images_ND[at] @ classes_CD.T).astype(np.float64) * math.exp(logit_scale) + logit_bias
+        scores_NC[at] = np.exp(-np.logaddexp(0.0, -logits_KC))  # the sigmoid, without overflow
+        classes_N[at] = np.argmax(logits_KC, axis=1)  # not of scores: the sigmoids of 20 and 30 are the same float
+    return Classified(scores_NC, classes_N)
+
+
+def retrieve(
+    images_ND: Float[np.ndarray, "N D"],
+    texts_MD: Float[np.ndarray, "M D"],
+    image_of_text: ArrayLike,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+) -> Retrieved:
+    """Recall at each k in both directions.
+
+    Several texts may belong to one image: any of them is a right answer for it. An image without a text, and a text
+    without an image, are no queries; they are wrong answers for all others. Wrong answers that score like the best
+    right one come before it: a model that embeds everything alike finds nothing. Three images and four texts,
+
+        image_of_text [0 0 1 -1]         cosines  text 0  text 1  text 2  text 3
+                                         image 0    0.1     0.7     0.3     0.2      its text 1 is first
+                                         image 1    0.6     0.2     0.6     0.1      its text 2 ties with 0: second
+                                         image 2    0.5     0.4     0.1     0.6      has no text
+
+        image_to_text: 1/2 at k = 1, 2/2 at k = 2
+        text_to_image: text 0 has its image third, text 1 and text 2 first: 2/3 at k = 1 and 2, 3/3 at k = 3
+
+    Args:
+      image_of_text: of each text its image, from 0; -1 = none of them.
+      ks: numbers of answers that are looked at.
+
+    Raises:
+      UserError: embeddings as for `classify`, an image that does not exist, no pair at all, or a k below 1.
+    """
+    images_ND, texts_MD = _two("images", images_ND, "texts", texts_MD)
+    owner_M = np.asarray(image_of_text)
+    if owner_M.shape != texts_MD.shape[:1] or not np.issubdtype(owner_M.dtype, np.integer):
+        raise UserError(
+            f"{len(texts_MD)} texts and images of texts {list(owner_M.shape)}; give the image of every text"
+        )
+    if owner_M.min() < -1 or owner_M.max() >= len(images_ND) or owner_M.max() < 0:
+        raise UserError(
+            f"images of texts are {owner_M.min()} to {owner_M.max()}, and there are {len(images_ND)} images; allowed "
+            f"are 0 to {len(images_ND) - 1}, and -1 for a text without one, not for all"
+        )
+    if not len(ks) or min(ks) < 1:
+        raise UserError(f"ks = {list(ks)}; give at least one number of answers, each at least 1")
+    images_N = np.arange(len(images_ND))
+    by_image = _recall(images_ND, texts_MD, lambda at: images_N[at, None] == owner_M[None, :], ks)
+    by_text = _recall(texts_MD, images_ND, lambda at: owner_M[at, None] == images_N[None, :], ks)
+    return Retrieved(by_image, by_text)
+
+
+def _recall(
+    queries_QD: Float[np.ndarray, "Q D"],
+    answers_AD: Float[np.ndarray, "A D"],
+    right: Callable[[slice], Bool[np.ndarray, "K A"]],
+    ks: Sequence[int],
+) -> dict[int, float]:
+    """`right` says of a block of K queries which answers are right."""
+    ranks = []
+    for at in _blocks(len(queries_QD)):
+        scores_KA, right_KA = queries_QD[at] @ answers_AD.T, right(at)
+        best_K1 = np.max(scores_KA, axis=1, keepdims=True, where=right_KA, initial=-np.inf)
+        before_K = np.sum(~right_KA & (scores_KA > best_K1 - TIE), axis=1)
+        ranks.append(1 + before_K[right_KA.any(axis=1)])
+    ranks_Q = np.concatenate(ranks)
+    return {k: float(np.mean(ranks_Q <= k)) for k in ks}
+
+
+def _blocks(number: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, number, BLOCK))
+
+
+def _two(name: str, x: np.ndarray, other: str, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both at length 1, and of one width."""
+    x, y = _units(name, x), _units(other, y)
+    if x.shape[1] != y.shape[1]:
+        raise UserError(f"{name} {list(x.shape)} and {other} {list(y.shape)}; embeddings compared are of one width")
+    return x, y
+
+
+def _units(name: str, x_ND: np.ndarray) -> Float[np.ndarray, "N D"]:
+    """Every row at length 1; zeros stay zeros."""
+    x_ND = np.asarray(x_ND, np.float32)
+    if x_ND.ndim != 2 or not x_ND.size:
+        raise UserError(f"{name} have shape {list(x_ND.shape)}; embeddings are [number, width], and at least one")
+    if not np.isfinite(x_ND).all():
+        raise UserError(f"{name} hold embeddings that are not finite; they cannot be compared, so look at the model")
+    lengths_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
+    return x_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0).astype(np.float32)
