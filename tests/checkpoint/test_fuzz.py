@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import resource
 import shutil
 import tempfile
 import tracemalloc
@@ -100,12 +101,18 @@ def as_json(data):
 
 @contextlib.contextmanager
 def little_memory(limit):
+    """What runs in it takes at most `limit` bytes; what would take over 1 GiB fails before it does."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else None
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    if pages is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 1024 * MIB, before[1]))
     tracemalloc.start()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def told(work):
@@ -236,6 +243,14 @@ def test_a_header_that_claims_much_allocates_nothing(shape):
 CONFIGS = {
     name: hf_architecture.write(getattr(tiny, name), dtype="float32")[1]
     for name in ("GEMMA2", "GEMMA3", "GEMMA3_IMAGES", "T5GEMMA", "T5GEMMA2", "T5GEMMA2_IMAGES", "SIGLIP")
+}
+# as released files spell it
+OLD = {key: value for key, value in CONFIGS["GEMMA3"].items() if key not in ("layer_types", "rope_parameters")}
+CONFIGS["GEMMA3_OLD"] = OLD | {
+    "sliding_window_pattern": 2,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }
 
 
