@@ -2,15 +2,16 @@
 
 Reading takes both spellings: the one of released files (rope_theta, rope_local_base_freq, rope_scaling,
 sliding_window_pattern) and that of transformers 5 (rope_parameters and layer_types by kind of layer); a field that is
-absent has the default of its class there. Writing uses the second. Fields that change nothing we compute are passed
+absent has the default of its class there. Writing uses both. Fields that change nothing we compute are passed
 over; one that does, with a value we cannot compute, is an error.
 
 Source: transformers 5.23.0, models/*/configuration_*.py, and modeling_*.py for what is made of the fields.
 
 Known deviations: attn_logit_softcapping of Gemma 3 and T5Gemma 2 is ignored, as transformers ignores it, and so is
-final_logit_softcapping of Gemma 3 with images. T5Gemma is read with encoder_window="each_side", as it was trained;
-transformers 5.8 to 5.23 runs it with one key more on each side. Images are read with window=True, as trained; transformers does not bound an image by the window, which is the
-same where an image fits into it. Neither has a field, so what was exported with another value is read back with these.
+final_logit_softcapping of Gemma 3 with images. T5Gemma is read with encoder_window="each_side", as it was trained and
+as transformers 4 runs it; transformers 5.8 to 5.23 runs it with one key more on each side. Images are read with
+window=True, as trained; transformers does not bound an image by the window, which is the same where an image fits into
+it. Neither has a field, so what was exported with another value is read back with these.
 """
 
 from collections.abc import Mapping, Sequence
@@ -151,6 +152,11 @@ def read(data: Mapping[str, Any]) -> tuple[names.Layout, ModelConfig]:
             f"config.json: model_type = {kind!r}, one tower of a model; supported are whole ones: SigLIP with both of "
             f"its towers (model_type 'siglip'), or a language model that holds a tower (gemma3, t5gemma2). Give the "
             f"folder of the whole model"
+        )
+    if data.get("quantization_config"):
+        raise UserError(
+            f"config.json: quantization_config = {data['quantization_config']!r}; weights in whole float32, bfloat16 "
+            f"or float16 are supported. Give the model that was quantized"
         )
     if kind not in READERS:
         raise unknown("model_type in config.json", str(kind), READERS)

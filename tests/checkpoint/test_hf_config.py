@@ -280,6 +280,7 @@ WRONG = [
         "siglip_vision_model",
         r"'siglip_vision_model', one tower of a model; supported are whole",
     ),
+    (GEMMA3_1B, "quantization_config", {"bits": 4}, r"quantization_config = {'bits': 4}; weights in whole float32, b"),
     (GEMMA3_1B, "hidden_size", "1152", r"config.json: hidden_size = '1152'; supported: a whole number"),
     (GEMMA3_1B, "num_hidden_layers", 26.5, r"num_hidden_layers = 26.5; supported: a whole number"),
     (GEMMA3_1B, "head_dim", None, r"head_dim = None; supported: a whole number"),
@@ -368,6 +369,14 @@ def test_without_images_or_end_of_image_token():
 
 def replaced(config, **changes):
     return dataclasses.replace(config, **changes)
+
+
+def test_transformers_4_finds_the_rotary_embedding_too():
+    """It knows neither rope_parameters nor an error: it would run with its defaults."""
+    text = written(size("gemma3:4b"))["text_config"]
+    assert (text["rope_theta"], text["rope_local_base_freq"]) == (1e6, 1e4)
+    assert text["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert written(size("gemma2:2b"))["rope_theta"] == 1e4
 
 
 INEXPRESSIBLE = [
