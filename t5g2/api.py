@@ -32,6 +32,7 @@ from t5g2.core import tree
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError, unknown
 from t5g2.data import tokenizer as tokenizers
+from t5g2.data.images import Resampling, check_images
 from t5g2.data.vocabulary import Tokenizer
 from t5g2.eval.generate import GREEDY, Decoding, Sampler, complete
 from t5g2.models import build
@@ -87,10 +88,13 @@ class Model:
       folder: what it was loaded from.
       params: the module that holds the weights.
       dtype, compute, mesh: as in `load`.
+      resampling: how images get their size. preprocessor_config.json says so, where the folder has one; else bilinear,
+        and bicubic for a dual encoder.
     """
 
     def __init__(self, folder: ModelFolder, dtype: Any, compute: Compute, mesh: Mesh | None):
         self.folder, self.dtype, self.compute, self.mesh = folder, dtype, compute, mesh
+        self.resampling: Resampling = _resampling(folder)
         text = folders.without_images(folder)
         self.params: Any = folders.load_model(text, mesh=mesh, param_dtype=_dtype(text, dtype))
 
@@ -173,8 +177,7 @@ class LanguageModel(Model):
     @functools.cached_property
     def ends(self) -> tuple[int, ...]:
         """Ids that end what is generated; may be set."""
-        file = self.folder.path / "generation_config.json"
-        said = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        said = _said(self.folder.path / "generation_config.json", "eos_token_id")
         if said is not None:
             return tuple(said) if isinstance(said, list) else (said,)
         named = self.tokenizer.named()
@@ -291,7 +294,7 @@ class LanguageModel(Model):
         rows = len(stream.tokens)
         array, counts = (None, [0] * rows) if images is None else self._images(images, rows)
         if config is not None:
-            inputs.match_images(stream.tokens, config, counts)
+            check_images(stream.tokens, config.token, tokens_per_image=config.tokens, images_per_row=counts)
         return stream, array
 
     def _stream(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Stream:
@@ -306,7 +309,7 @@ class LanguageModel(Model):
         config = inputs.images_of(self.config)
         if config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
-        array, counts = inputs.images(given, rows, config.vision.image_size)
+        array, counts = inputs.images(given, rows, config.vision.image_size, self.resampling)
         if not any(counts):
             return None, counts
         self.read_tower()
@@ -339,7 +342,7 @@ class DualEncoder(Model):
         """float32[images, D], each of length 1; an image is a file, a PIL image or an array, as in inputs.images."""
         assert isinstance(self.config, DualEncoderConfig)
         size = self.config.vision.image_size
-        array = np.stack([inputs.prepared(image, size) for image in images])
+        array = np.stack([inputs.prepared(image, size, self.resampling) for image in images])
         return self._run(_embed_images, array)
 
     def embed_texts(self, texts: Any) -> Float[np.ndarray, "B D"]:
@@ -401,6 +404,27 @@ def _embed_images(params: Any, images: Any, *, compute: Compute):
 @functools.partial(jax.jit, static_argnames="compute")
 def _embed_texts(params: Any, tokens: Any, *, compute: Compute):
     return params.embed_texts(tokens, compute=compute)
+
+
+def _resampling(folder: ModelFolder) -> Resampling:
+    default: Resampling = "bicubic" if isinstance(folder.config, DualEncoderConfig) else "bilinear"
+    file = folder.path / "preprocessor_config.json"
+    pillows: dict[int, Resampling] = {2: "bilinear", 3: "bicubic"}
+    return pillows.get(_said(file, "resample"), default)
+
+
+def _said(file: Path, key: str) -> Any:
+    """What a carried file of JSON says under a key, if there is such a file and it says so.
+
+    Raises:
+      UserError: it is not JSON.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text()).get(key)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} is not JSON of an object ({error}); download it again, or remove it") from None
 
 
 def _dtype(folder: ModelFolder, chosen: Any) -> np.dtype:

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 
 from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
+from t5g2.data import images as pictures
+from t5g2.data.images import Resampling
 from t5g2.data.vocabulary import Tokenizer
 from t5g2.models.config import EncoderDecoderConfig, ImageConfig, ModelConfig, SiglipTextConfig, TextConfig
 
@@ -84,7 +86,9 @@ def stream(tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_
     return Stream(tokens_BT, valid_BT.astype(np.int32), positions_BT, blocks)
 
 
-def images(given: Any, rows: int, size: int) -> tuple[Float[np.ndarray, "B I H W 3"], list[int]]:
+def images(
+    given: Any, rows: int, size: int, resampling: Resampling = "bilinear"
+) -> tuple[Float[np.ndarray, "B I H W 3"], list[int]]:
     """Images as models take them, float32 in [-1, 1], rows with fewer filled up with zeros; and how many each row has.
 
     Args:
@@ -100,7 +104,7 @@ def images(given: Any, rows: int, size: int) -> tuple[Float[np.ndarray, "B I H W
             f"images are given for {len(given)} rows and there are {rows}; give a list for each row, [] where there "
             f"are none"
         )
-    by_row = [[prepared(one, size) for one in _row(row)] for row in given]
+    by_row = [[prepared(one, size, resampling) for one in _row(row)] for row in given]
     counts = [len(row) for row in by_row]
     array = np.zeros((rows, max(counts, default=0), size, size, 3), np.float32)
     for row, prepared_row in enumerate(by_row):
@@ -109,15 +113,13 @@ def images(given: Any, rows: int, size: int) -> tuple[Float[np.ndarray, "B I H W
     return array, counts
 
 
-def prepared(image: Any, size: int) -> Float[np.ndarray, "H W 3"]:
+def prepared(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray, "H W 3"]:
     """One image, as in `images`."""
-    from t5g2.data import images as pictures
-
     if isinstance(image, str | PathLike | bytes):
-        return pictures.prepare(pictures.read(image), size)
+        return pictures.prepare(pictures.read(image), size, resampling=resampling)
     array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-        return pictures.prepare(array, size)
+        return pictures.prepare(array, size, resampling=resampling)
     if array.shape != (size, size, 3) or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
             f"an image is {array.dtype}{list(array.shape)}; arrays are uint8[height, width, 3], or floats in [-1, 1] "
@@ -129,16 +131,6 @@ def prepared(image: Any, size: int) -> Float[np.ndarray, "H W 3"]:
             f"(x / 127.5 - 1), or give it as uint8"
         )
     return array.astype(np.float32)
-
-
-def match_images(tokens_BT: np.ndarray, config: ImageConfig, counts: Sequence[int]) -> None:
-    """Raises UserError unless every row has the image tokens that its images take."""
-    for row, (found, count) in enumerate(zip((tokens_BT == config.token).sum(axis=1), counts, strict=True)):
-        if found != count * config.tokens:
-            raise UserError(
-                f"row {row} has {found} image tokens (id {config.token}) and {count} images, which take "
-                f"{count * config.tokens}: {config.tokens} each; give as many of one as of the other"
-            )
 
 
 def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from t5g2.data.tokenizer import Bytes
 from t5g2.eval import generate as g
 from t5g2.models import build
 from t5g2.models.layers import Compute
-from tests import tiny, weights
+from tests import tiny
 
 COMPUTE = Compute(dtype="float32")
 INF = -np.inf
@@ -148,17 +148,17 @@ def test_what_is_suppressed_is_never_made(gemma):
 @pytest.mark.parametrize("config", [tiny.GEMMA3_IMAGES, tiny.T5GEMMA2_IMAGES], ids=["decoder-only", "encoder-decoder"])
 def test_images_are_read_with_the_prompt(config):
     """From caches as from full forwards; rows have one image and two, one of them none that others do not see."""
-    model = weights.model(config)
+    model = model_of(config)
     image = [tiny.IMAGES.begin, *[tiny.IMAGES.token] * tiny.IMAGES.tokens, tiny.IMAGES.end]
     reads = [np.array(tokens, np.int32) for tokens in ([2, 20, *image, 30], [2, *image, 40, *image], [2, 50, 51])]
     images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 16, 16, 3)).astype(np.float32)
-    together = g.complete(model, reads, images, bos=2, decoding=decoding(6))
+    together = g.complete(model, reads, images, bos=2, decoding=decoding(6, ends=()))
     for row, read in enumerate(reads):
         encoder, start = None, read
         if config is tiny.T5GEMMA2_IMAGES:
             encoder, start = g.padded([read], pad=0, left=False, multiple=1), np.array([2], np.int32)
         assert together[row].tolist() == by_full_forward(model, encoder, start, 6, images[row : row + 1])
-    others = g.complete(model, reads, -images, bos=2, decoding=decoding(6))
+    others = g.complete(model, reads, -images, bos=2, decoding=decoding(6, ends=()))
     assert [a.tolist() == b.tolist() for a, b in zip(together, others, strict=True)] == [False, False, True]
 
 
