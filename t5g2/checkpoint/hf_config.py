@@ -14,6 +14,7 @@ window=True, as trained; transformers does not bound an image by the window, whi
 it. Neither has a field, so what was exported with another value is read back with these.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +115,8 @@ class Fields:
           UserError: it is something else.
         """
         value = self.of(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or kind(value) != value:
             raise self.wrong(name, "a whole number" if kind is int else "a number")
         return kind(value)
 
@@ -158,7 +160,7 @@ def read(data: Mapping[str, Any]) -> tuple[names.Layout, ModelConfig]:
             f"config.json: quantization_config = {data['quantization_config']!r}; weights in whole float32, bfloat16 "
             f"or float16 are supported. Give the model that was quantized"
         )
-    if kind not in READERS:
+    if not isinstance(kind, str) or kind not in READERS:
         raise unknown("model_type in config.json", str(kind), READERS)
     layout, reader = READERS[kind]
     return layout, reader(data)
@@ -260,7 +262,7 @@ def _gemma2_stack(fields: Fields) -> TextConfig:
 
 def _gemma3_stack(fields: Fields) -> TextConfig:
     said = fields.data.get("rope_parameters") or {}
-    if said and not set(said) & set(KINDS):
+    if not isinstance(said, Mapping) or (said and not set(said) & set(KINDS)):
         raise fields.wrong("rope_parameters", "an object for each kind of layer: " + ", ".join(KINDS))
     scaling = fields.data.get("rope_scaling")
     ropes: dict[LayerKind, Rope] = {
@@ -268,7 +270,12 @@ def _gemma3_stack(fields: Fields) -> TextConfig:
         "global": _rope(fields, said.get("full_attention"), scaling, "rope_theta"),
     }
     period = fields.data.get("sliding_window_pattern", fields.data.get("_sliding_window_pattern"))
-    pattern = GEMMA3_PATTERN if period is None else (*("local",) * (period - 1), "global")
+    if period is not None and (type(period) is not int or not 1 <= period <= 1000):
+        raise UserError(
+            f"config.json: {fields.where}sliding_window_pattern = {period!r}; supported: a whole number from 1 to 1000"
+        )
+    local: tuple[LayerKind, ...] = ("local",)
+    pattern = GEMMA3_PATTERN if period is None else (*local * (period - 1), "global")
     return _stack(fields, pattern, ropes)
 
 
@@ -301,7 +308,8 @@ def _pattern(fields: Fields, layers: int, usual: tuple[LayerKind, ...]) -> tuple
     types = fields.data.get("layer_types")
     if types is None:
         return usual
-    if len(types) != layers or set(types) - set(KINDS):
+    known = isinstance(types, list | tuple) and all(isinstance(kind, str) and kind in KINDS for kind in types)
+    if not known or len(types) != layers:
         raise fields.wrong("layer_types", f"{layers} (num_hidden_layers) of {' and '.join(KINDS)}")
     kinds = tuple(KINDS[name] for name in types)
     periods = [usual, *(kinds[:period] for period in range(1, layers + 1))]
@@ -316,6 +324,9 @@ def _pattern(fields: Fields, layers: int, usual: tuple[LayerKind, ...]) -> tuple
 
 def _rope(fields: Fields, said: Any, scaling: Any, theta: str) -> Rope:
     """The rotary embedding of a kind of layer, from its rope_parameters and from the fields of older files."""
+    for node in (scaling, said):
+        if node is not None and not isinstance(node, Mapping):
+            raise UserError(f"config.json: {fields.where}rope_parameters or rope_scaling = {node!r}; give an object")
     parameters = {**(scaling or {}), **(said or {})}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ("default", "linear") or parameters.get("partial_rotary_factor", 1.0) != 1.0:
@@ -334,7 +345,8 @@ def _rope(fields: Fields, said: Any, scaling: Any, theta: str) -> Rope:
             f"config.json: {fields.where}{theta} = {fields.data[theta]} and rope_parameters say {base}; they are the "
             f"same number, so remove one of them"
         )
-    return Rope(float(base), float(parameters.get("factor", 1.0)) if kind == "linear" else 1.0)
+    numbers = Fields({"rope_theta": base, "factor": parameters.get("factor", 1.0)}, {}, fields.where)
+    return Rope(numbers.number("rope_theta", float), numbers.number("factor", float) if kind == "linear" else 1.0)
 
 
 def _softcap(fields: Fields, name: str) -> float | None:
