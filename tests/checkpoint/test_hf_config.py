@@ -246,6 +246,7 @@ def test_patterns():
 def test_a_softcap_that_transformers_ignores_is_ignored():
     assert read(GEMMA3_1B | {"attn_logit_softcapping": 50.0}) == size("gemma3:1b")
     assert read(GEMMA3_1B | {"final_logit_softcapping": 30.0}).final_softcap == 30.0
+    assert read(changed(GEMMA3_4B, "text_config.final_logit_softcapping", 30.0)) == size("gemma3:4b")
 
 
 def test_an_older_name_of_the_kind_of_scaling():
@@ -390,6 +391,7 @@ INEXPRESSIBLE = [
     (replaced(tiny.GEMMA2, rope_local=Rope(7.0)), r"Gemma 2 .*rope_local = Rope\(base=7.0, factor=1.0\) \(it has Rope"),
     (replaced(tiny.GEMMA2, images=tiny.IMAGES), r"Gemma 2 .*images = ImageConfig.* \(it has None\)"),
     (replaced(tiny.GEMMA3, attention_softcap=5.0), r"Gemma 3 .*attention_softcap = 5.0 \(it has None\)"),
+    (replaced(tiny.GEMMA3_IMAGES, final_softcap=3.0), r"Gemma 3 with images .*final_softcap = 3.0 \(it has None\)"),
     (replaced(tiny.GEMMA3, query_scalar=12.5), r"query_scalar = 12.5 \(it has 12\)"),
     (replaced(tiny.GEMMA3, width=30), r"width = 30 \(it has 32\)"),
     (
