@@ -1,22 +1,62 @@
 """The Python surface on tiny folders: values of the models underneath, and every mistake in words."""
 
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 
-from t5g2 import api
-from t5g2.checkpoint.folder import save_model
-from t5g2.core.batch import Stream
+import t5g2
+from t5g2 import api, inputs
+from t5g2.checkpoint import convert
+from t5g2.checkpoint.folder import open_model, save_model
+from t5g2.core import tree
+from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
+from t5g2.core.mesh import MeshShape
+from t5g2.core.mesh import make as make_mesh
+from t5g2.data.tokenizer import Bytes
+from t5g2.models.layers import Compute
 from tests import tiny, weights
+from tests.data import tokenizer_files
+
+TOKENIZER = Bytes(sentinels=3)
+# ids of images among the special tokens of the bytes
+IMAGES = dataclasses.replace(tiny.IMAGES, token=7, begin=5, end=6)
+GEMMA = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size, images=IMAGES)
+MODELS = {
+    "gemma": tiny.GEMMA3,
+    "t5gemma2": tiny.T5GEMMA2,
+    "gemma_images": GEMMA,
+    "t5gemma2_images": dataclasses.replace(
+        tiny.T5GEMMA2, encoder=GEMMA, decoder=dataclasses.replace(GEMMA, images=None), eoi_id=6
+    ),
+    "siglip": tiny.SIGLIP,
+}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Model folders of tiny models by name."""
+    """Model folders of tiny models by name; those that read images have a tokenizer."""
     root = tmp_path_factory.mktemp("models")
-    for name, config in {"gemma": tiny.GEMMA3, "t5gemma2": tiny.T5GEMMA2}.items():
-        save_model(root / name, weights.model(config))
+    for name, config in MODELS.items():
+        tokenizer = TOKENIZER.to_dict() if name.endswith("images") else None
+        save_model(root / name, weights.model(config), tokenizer=tokenizer)
     return root
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """A picture of noise, 20 x 30."""
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    pixels = np.random.default_rng(5).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def drawn(length, rows=2, seed=0):
@@ -28,13 +68,19 @@ def stream(tokens, mask, positions=None):
     return Stream(*(np.asarray(x, np.int32) for x in (tokens * mask, mask, positions)))
 
 
+@jax.jit
+def logits_of(model, encoder, decoder, images=None):
+    """What the model underneath gives."""
+    return model.logits(model.hidden(encoder, decoder, images, compute=tiny.FLOAT32))
+
+
 def test_logits_are_the_models(folders):
     tokens, mask = drawn(9), np.ones((2, 9), int)
     mask[1, :3] = 0
     got = api.load(folders / "gemma").logits(tokens, decoder_mask=mask)
     assert got.dtype == np.float32
     model = weights.model(tiny.GEMMA3)
-    expected = model.logits(model.hidden(None, stream(tokens, mask), compute=tiny.FLOAT32))
+    expected = logits_of(model, None, stream(tokens, mask))
     np.testing.assert_allclose(got[mask == 1], np.asarray(expected)[mask == 1], atol=2e-6)
 
 
@@ -44,7 +90,7 @@ def test_logits_of_an_encoder_decoder_and_its_states(folders):
     loaded, model = api.load(folders / "t5gemma2"), weights.model(tiny.T5GEMMA2)
     decoder, encoder = stream(tokens, np.ones((2, 5), int)), stream(read, mask)
     got = loaded.logits(tokens.tolist(), read.tolist(), encoder_mask=mask)
-    expected = model.logits(model.hidden(encoder, decoder, compute=tiny.FLOAT32))
+    expected = logits_of(model, encoder, decoder)
     np.testing.assert_allclose(got, expected, atol=2e-6)
     states = loaded.encode(read, encoder_mask=mask)
     assert (states.shape, states.dtype) == ((2, 8, 32), np.float32)
@@ -88,3 +134,277 @@ def test_a_mistake_is_said(folders, use, message):
 def test_an_unknown_choice_is_said(folders):
     with pytest.raises(UserError, match="unknown positions 'count'; did you mean 'counted'"):
         api.load(folders / "gemma", positions="count")
+
+
+def with_images(rows):
+    """Tokens of rows that have so many images each, and noise for them."""
+    image = [5, 7, 7, 7, 7, 6]
+    texts = [[2, 20 + row, *image * count, 30, *[40 + row] * 6 * (max(rows) - count)] for row, count in enumerate(rows)]
+    draw = np.random.default_rng(1)
+    return np.array(texts), [[draw.uniform(-1, 1, (16, 16, 3)) for _ in range(count)] for count in rows]
+
+
+@pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
+def test_images_take_their_places(folders, name):
+    tokens, images = with_images([1, 2, 0])
+    loaded, model = api.load(folders / name), weights.model(MODELS[name])
+    array = np.zeros((3, 2, 16, 16, 3), np.float32)
+    array[0, 0], array[1, 0], array[1, 1] = images[0][0], *images[1]
+    read = stream(tokens, np.ones_like(tokens))
+    if name == "gemma_images":
+        got = loaded.logits(tokens, images=images)
+        blocks = read._replace(blocks=image_blocks(tokens, 7))
+        expected = logits_of(model, None, blocks, array)
+    else:
+        decoder = drawn(3, rows=3)
+        got = loaded.logits(decoder, tokens, images=images)
+        streams = read, stream(decoder, np.ones_like(decoder))
+        expected = logits_of(model, *streams, array)
+        alone, together = loaded.encode(tokens[1:2], images=array[1:2]), loaded.encode(tokens, images=images)
+        np.testing.assert_allclose(alone, together[1:2], atol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=5e-6)
+
+
+def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
+    model = api.load(folders / "gemma_images")
+    tokens, _ = with_images([1])
+    with Image.open(photo) as opened:
+        picture = opened.convert("RGB")
+    pixels = np.asarray(picture)
+    prepared = inputs.prepared(photo, 16, "bilinear")
+    given = [[photo]], [[str(photo)]], [photo], [[photo.read_bytes()]], [[picture]], [[pixels]], [[prepared]]
+    logits = [model.logits(tokens, images=images) for images in (*given, prepared[None, None])]
+    for other in logits[1:]:
+        np.testing.assert_array_equal(other, logits[0])
+    # at its own size an image is not resampled: x / 127.5 - 1
+    square = pixels[:16, :16]
+    np.testing.assert_array_equal(inputs.prepared(square, 16, "bilinear"), square / np.float32(127.5) - np.float32(1))
+
+
+def test_text_needs_no_tower(folders, tmp_path):
+    """Where the tower's bytes cannot be read, text can, until an image comes."""
+    config, model = MODELS["gemma_images"], weights.model(MODELS["gemma_images"])
+    # every tensor in a file of its own
+    save_model(tmp_path / "model", model, tokenizer=TOKENIZER.to_dict(), shard_bytes=1)
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())["weight_map"]
+    towers = {file for name, file in index.items() if name.startswith(("vision.", "projector."))}
+    assert len(towers) == sum(key[0].startswith(("vision.", "projector.")) for key in weights.weights(config))
+    loaded = api.load(tmp_path / "model")
+    for file in towers:
+        (tmp_path / "model" / file).write_bytes(b"")
+    tokens = drawn(5)
+    expected = logits_of(model, None, stream(tokens, np.ones_like(tokens)))
+    np.testing.assert_allclose(loaded.logits(tokens), expected, atol=2e-6)
+    assert loaded.generate(["a", "bc"], max_new_tokens=2)
+    assert not hasattr(loaded.params, "vision")
+    with pytest.raises((UserError, ValueError, OSError)):
+        loaded.read_tower()
+
+
+def test_the_tower_comes_to_the_weights_that_are_there(folders):
+    loaded = api.load(folders / "gemma_images")
+    before = tree.named(loaded.params)
+    loaded.read_tower()
+    after = tree.named(loaded.params)
+    assert all(after[name] is before[name] for name in before)
+    for key, leaf in tree.leaves(loaded.params).items():
+        np.testing.assert_array_equal(leaf.read(), weights.weights(MODELS["gemma_images"])[key], err_msg=str(key))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_saved_is_what_was_loaded(folders, name, tmp_path):
+    loaded = api.load(folders / name)
+    loaded.save(tmp_path / "again")
+    again = open_model(tmp_path / "again")
+    assert (again.config, again.tokenizer) == (loaded.config, loaded.folder.tokenizer)
+    for key, array in weights.weights(MODELS[name]).items():
+        np.testing.assert_array_equal(again.leaves[key].read(), array, err_msg=str(key))
+    with pytest.raises(UserError, match="exists already"):
+        loaded.save(tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images", "siglip"])
+def test_folders_of_hugging_face_are_loaded_as_they_are(folders, name, tmp_path, photo):
+    ours = api.load(folders / name)
+    ours.save(tmp_path / "hf", format="huggingface")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
+    theirs = api.load(tmp_path / "hf")
+    if name == "siglip":
+        np.testing.assert_array_equal(theirs.embed_images([photo]), ours.embed_images([photo]))
+        return
+    tokens, images = with_images([2])
+    read = (tokens,) if name == "gemma_images" else (drawn(4, rows=1), tokens)
+    np.testing.assert_array_equal(theirs.logits(*read, images=images), ours.logits(*read, images=images))
+    with pytest.raises(UserError, match=r"hf has no tokenizer, so it cannot read text; put its tokenizer.json"):
+        theirs.generate(["a"])
+    with pytest.raises(UserError, match="unknown format 'hugging'; did you mean 'huggingface'"):
+        theirs.save(tmp_path / "x", format="hugging")
+
+
+def test_weights_are_cast_and_computed_with_as_asked(folders):
+    tokens = drawn(5)
+    stored = api.load(folders / "gemma")
+    assert stored.compute == Compute(dtype="float32")  # these tests run on a CPU
+    half = api.load(folders / "gemma", dtype="bfloat16", compute=Compute(dtype="bfloat16"))
+    assert {leaf.dtype for leaf in tree.leaves(half.params).values()} == {np.dtype(ml_dtypes.bfloat16)}
+    got, exact = half.logits(tokens), stored.logits(tokens)
+    assert got.dtype == np.float32
+    assert 1e-5 < np.abs(got - exact).max() < 0.1 * exact.std()
+
+
+def test_a_mesh_gives_the_same(folders, devices):
+    tokens, images = with_images([1, 0])
+    alone = api.load(folders / "t5gemma2_images")
+    cut = api.load(folders / "t5gemma2_images", mesh=make_mesh(MeshShape(fsdp=2, tensor=2), devices[:4]))
+    decoder = drawn(4)
+    got = cut.logits(decoder, tokens, images=images)
+    np.testing.assert_allclose(got, alone.logits(decoder, tokens, images=images), atol=1e-5)
+    assert len(jax.tree.leaves(cut.params)[0].sharding.device_set) == 4
+    assert cut.generate(["ab"], max_new_tokens=3) == alone.generate(["ab"], max_new_tokens=3)
+
+
+def test_prompts_hold_images_where_they_say_so():
+    """As transformers' Gemma3Processor: two newlines, start, the image's tokens, end, two newlines."""
+    image = [5, 7, 7, 7, 7, 6]
+    newlines = TOKENIZER.encode("\n\n").tolist()
+
+    def prompt(text, count):
+        return inputs.prompt(TOKENIZER, text, count, IMAGES).tolist()
+
+    def ids(text):
+        return TOKENIZER.encode(text).tolist()
+
+    assert prompt("hi", 0) == ids("hi")
+    assert prompt("hi", 1) == [*newlines, *image, *ids("\n\nhi")]
+    assert prompt("a<start_of_image>b", 1) == [*ids("a\n\n"), *image, *ids("\n\nb")]
+    two = [*ids("a\n\n"), *image, *ids("\n\n\n\n"), *image, *ids("\n\nb")]
+    assert prompt("a<start_of_image><start_of_image>b", 2) == two
+    with pytest.raises(UserError, match=r"'a<start_of_image>' says <start_of_image> 1 times and has 2 images; say it"):
+        prompt("a<start_of_image>", 2)
+
+
+@pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
+def test_text_and_images_go_in_and_text_comes_out(folders, name, photo):
+    model = api.load(folders / name)
+    model.ends = ()
+    together = model.generate(["what?", "x", "and <start_of_image> this"], [[photo], [], photo], max_new_tokens=6)
+    assert [type(text) for text in together] == [str] * 3
+    assert together[1:2] == model.generate(["x"], max_new_tokens=6)
+    assert together[0] == model.generate(["<start_of_image>what?"], [[photo]], max_new_tokens=6)[0]
+    drawn_ = model.generate(["x"] * 4, sampler=t5g2.Temperature(3.0), seed=1, max_new_tokens=6)
+    assert drawn_ == model.generate(["x"] * 4, sampler=t5g2.Temperature(3.0), seed=1, max_new_tokens=6)
+    assert len(set(drawn_)) > 1
+    assert model.generate([]) == []
+
+
+def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
+    plain = api.load(folders / "gemma_images")
+    assert plain.ends == (TOKENIZER.specials.eos,)
+    plain.save(tmp_path / "hf", format="huggingface")
+    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [1, 106]}')
+    assert api.load(tmp_path / "hf").ends == (1, 106)
+    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert api.load(tmp_path / "hf").ends == (5,)
+    (tmp_path / "hf" / "generation_config.json").unlink()
+    tokenizer_files.huggingface(tmp_path / "hf")
+    turns = api.load(tmp_path / "hf")
+    assert turns.ends == (1, turns.tokenizer.id("end_of_turn"))
+
+
+def test_an_imported_encoder_reads_bos_first(folders, tmp_path):
+    ours = api.load(folders / "t5gemma2_images")
+    assert not ours.encoder_bos
+    ours.save(tmp_path / "hf", format="huggingface")
+    assert api.load(tmp_path / "hf").encoder_bos
+    assert convert.import_model(tmp_path / "hf", tmp_path / "imported")
+    assert api.load(tmp_path / "imported").encoder_bos
+
+
+def test_texts_and_images_are_compared(folders, photo):
+    loaded, model = api.load(folders / "siglip"), weights.model(tiny.SIGLIP)
+    texts = np.random.default_rng(2).integers(0, 50, (3, 6))
+    text, image = loaded.embed_texts(texts), loaded.embed_images([photo, np.zeros((5, 9, 3), np.uint8)])
+    assert (text.shape, image.shape, text.dtype) == ((3, 16), (2, 16), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, rtol=1e-5)
+    pixels = np.stack([inputs.prepared(photo, 16, "bicubic"), np.full((16, 16, 3), -1, np.float32)])
+    np.testing.assert_allclose(image, model.embed_images(pixels, compute=tiny.FLOAT32), atol=1e-6)
+    expected = text @ image.T * np.exp(model.logit_scale[...]) + model.logit_bias[...]
+    similarity = loaded.similarity([photo, np.zeros((5, 9, 3), np.uint8)], texts)
+    np.testing.assert_allclose(similarity, expected, atol=1e-5)
+
+
+def test_siglip_texts_are_plain_and_padded_with_their_end(tmp_path):
+    """Lower case, no punctuation; cut to leave room for </s>, which also pads."""
+    tokenizer = Bytes(sentinels=0)
+    config = dataclasses.replace(tiny.SIGLIP.text, length=6, vocab_size=300)
+    got = inputs.siglip_tokens(tokenizer, ["Hi,  You!", "a"], config)
+    assert got[0].tolist() == [*tokenizer.encode("hi yo").tolist(), 1]
+    assert got[1].tolist() == [*tokenizer.encode("a").tolist(), 1, 1, 1, 1, 1]
+
+
+def tell(name, use, message):
+    return pytest.param(name, use, message, id=message[:50])
+
+
+@pytest.mark.parametrize(
+    ("name", "use", "message"),
+    [
+        tell(
+            "gemma_images", lambda m: m.logits([[2, 7, 7, 7, 7]]), "row 0 has 4 image tokens (id 7) and 0 images, which"
+        ),
+        tell(
+            "gemma_images",
+            lambda m: m.logits([[2, 7]], images=[[NOISE]]),
+            "row 0 has 1 image tokens (id 7) and 1 images",
+        ),
+        tell("gemma_images", lambda m: m.logits([[2]], images=[[], []]), "images are given for 2 rows and there are 1"),
+        tell(
+            "gemma_images", lambda m: m.logits([[2]], images=[[NOISE[:3]]]), "an image is float64[3, 16, 3]; arrays are"
+        ),
+        tell(
+            "gemma_images", lambda m: m.logits([[2]], images=[[9 * NOISE]]), "an image of floats reaches from -9 to 9"
+        ),
+        tell("gemma_images", lambda m: m.logits([[2]], images=[["/nowhere.png"]]), "/nowhere.png cannot be read"),
+        tell("gemma_images", lambda m: m.generate("a"), "prompts is one text; give a list of them"),
+        tell(
+            "gemma", lambda m: m.logits([[2]], images=[[NOISE]]), "images are given, but this model has no image tower"
+        ),
+        tell("gemma", lambda m: m.embed_texts(["a"]), "a language model does not embed images and texts"),
+        tell("gemma", lambda m: m.generate(["a"]), "gemma has no tokenizer, so it cannot read text"),
+        tell("siglip", lambda m: m.logits([[2]]), "a dual encoder has no logits of tokens and generates no text; use"),
+        tell("siglip", lambda m: m.generate(["a"]), "a dual encoder has no logits of tokens and generates no text"),
+        tell("siglip", lambda m: m.embed_texts(["a"]), "siglip has no SigLIP tokenizer (spiece.model); put it there"),
+        tell("siglip", lambda m: m.embed_texts("a"), "texts is one text; give a list of them"),
+        tell(
+            "siglip", lambda m: m.embed_texts([[50] * 6]), "texts is int64[1, 6]; give a list of texts, or ids from 0"
+        ),
+        tell(
+            "siglip",
+            lambda m: m.embed_texts([[1, 2]]),
+            "texts is int64[1, 2]; give a list of texts, or ids from 0 to 49",
+        ),
+    ],
+)
+def test_what_a_model_cannot_do_is_said(folders, name, use, message):
+    with pytest.raises(UserError) as error:
+        use(api.load(folders / name))
+    assert message in str(error.value)
+
+
+NOISE = np.where(np.arange(16 * 16 * 3).reshape(16, 16, 3) % 2, -1.0, 1.0)
+
+
+def test_a_folder_that_is_none_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"does not exist; give a Hugging Face folder, an official Flax one or a model"):
+        t5g2.load(tmp_path / "nothing")
+
+
+def test_the_package_loads_what_is_asked_for():
+    """`import t5g2` alone brings no jax; its names do."""
+    code = "import sys, t5g2; a = 'jax' in sys.modules; t5g2.Greedy(); print(a, 'jax' in sys.modules, dir(t5g2.load))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False True")
+    assert t5g2.load is api.load
+    assert t5g2.UserError is UserError
+    with pytest.raises(AttributeError, match="module 't5g2' has no attribute 'Greed'; it has Greedy"):
+        t5g2.Greed  # noqa: B018
