@@ -1,9 +1,24 @@
-"""The dry run: everything about a run that can be known before there is a weight, and one batch of its data."""
+"""The dry run: everything about a run that can be known before there is a weight, and one batch of its data.
+
+Memory is told twice. Weights, optimizer and gradients follow exactly from shapes and mesh; activations are estimated
+by formula, which takes no time at any size. And the step is compiled, with nothing run or allocated: XLA then says what
+all of it takes, and that decides what fits. For simulated devices, which stand for accelerators, it is told to order
+the step for little memory, as it does there; on a CPU it goes for parallel work, which takes up to twice as much. The
+figure is still a cautious one: a CPU computes bfloat16 as float32, and fuses less.
+
+r rows of a device, T tokens of a side, S keys, D width, N query heads, K key/value heads, H head size, F MLP width.
+"""
 
 import collections
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t5g2.adapt import rules
@@ -12,18 +27,56 @@ from t5g2.core import logs, mesh, settings, tree
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
 from t5g2.models import flops
-from t5g2.models.config import to_dict
+from t5g2.models.backends import BACKENDS
+from t5g2.models.config import EncoderDecoderConfig, TextConfig, to_dict
 from t5g2.train import start
+from t5g2.train import step as steps
 from t5g2.train.experiment import Experiment
 from t5g2.train.preview import padding
 
+GIB = 2**30
+TOWER = "vision.final_norm.scale"  # stands for the whole image tower: what is frozen up to here needs no gradient
 
-def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0) -> None:
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      weights, optimizer, batch: exact; what the step is given.
+      gradients: exact: float32, as the weights are cut, and a second time while microbatches are added up.
+      blocks: estimate: the inputs of all blocks that the backward pass needs, or all that it needs without remat.
+      scores: estimate: attention scores of one layer, or of all without remat; 0 with a backend that never holds them.
+      passing: estimate: one layer's activations and gathered weights, or the loss head's tile, table and its gradient,
+        whichever is more.
+    """
+
+    weights: int
+    optimizer: int
+    batch: int
+    gradients: int
+    blocks: int
+    scores: int
+    passing: int
+
+    @property
+    def given(self) -> int:
+        """What is there before the step runs, and stays."""
+        return self.weights + self.optimizer + self.batch
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.given + self.gradients + self.blocks + self.scores + self.passing
+
+
+def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, compiled: bool = True) -> None:
     """Prints weights and their shardings, memory per device, FLOPs by part, and what one batch is like.
 
     Args:
       devices: simulate so many (on CPU); 0 = those of this machine.
       hbm_gib: memory of a device; 0 = do not compare.
+      compiled: compile the step too; takes about half a minute and 2 GB for the largest models.
 
     Raises:
       UserError: something does not fit: mesh and devices, lengths and text, memory, the weights to begin with.
@@ -37,10 +90,11 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0) -> 
     with jax.set_mesh(world):
         plan = start.plan(experiment, world)
         print(weights_table(plan))
-        needed = _memory(plan)
+        needed = _print_memory(plan, simulated=devices > 0, compiled=compiled) / GIB
         with Pipeline(experiment.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
-        print(_batch(experiment, pipeline.statistics.summary(), flops.of_batch(experiment.model, batch.batch)))
+        counts = flops.count(experiment.model, batch.batch.encoder, batch.batch.decoder)
+        print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
     print(origin)
     if hbm_gib and needed > hbm_gib:
         raise UserError(
@@ -107,26 +161,169 @@ def weights_table(plan: start.Plan) -> str:
         lines.append(f"{path:42}{len(found):6}  {list(found[0].shape)!s:20}  {cut or '-'}")
     components = collections.Counter()
     for leaf in leaves.values():
-        components[leaf.path.split(".")[0]] += int(np.prod(leaf.shape))
+        components[component(leaf.path)] += math.prod(leaf.shape)
     total = sum(components.values())
+    frozen = sum(math.prod(leaf.shape) for leaf in leaves.values() if _frozen(plan.experiment, leaf.path))
     parts = ", ".join(f"{name} {count:,}" for name, count in components.items())
-    return "\n".join([*lines, f"{total:,} parameters: {parts}", ""])
+    kept = f"; {frozen:,} of them frozen" if frozen else ""
+    return "\n".join([*lines, f"{total:,} parameters: {parts}{kept}", ""])
 
 
-def _memory(plan: start.Plan) -> float:
-    """Compiles the step and prints GiB per device; returns their sum."""
-    compiled = plan.compile()
-    memory = compiled.memory_analysis()
-    state, temporary = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
-    print(f"memory per device: {state:.3f} GiB of state and batch, {temporary:.3f} GiB temporary")
+def component(path: str) -> str:
+    """The part of a model that a weight belongs to: embedding, encoder, decoder, vision, projector, ….
+
+    The layers of a decoder-only model are its decoder, the end-of-image vector is of the embedding.
+    """
+    first = path.split(".")[0]
+    if first.endswith("embedder"):
+        return "head" if first == "unembedder" else "embedding"
+    return "decoder" if first in ("layers", "final_norm") else first
+
+
+def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
+    """FLOPs of an update by part; those of an image tower that is frozen, of its forward pass alone."""
+    return flops.training(experiment.model, counts, frozen_vision=_frozen(experiment, TOWER))
+
+
+def _frozen(experiment: Experiment, path: str) -> bool:
+    """Whether a weight never changes."""
+    rule = next((rule for rule in experiment.optim.freeze if tree.select(rule.pattern, path)), None)
+    return rule is not None and rule.first <= 0 and rule.end is None
+
+
+def _print_memory(plan: start.Plan, *, simulated: bool, compiled: bool) -> int:
+    """Prints what a device needs; returns it in bytes: as compiled, or else as estimated."""
+    memory = estimate(plan)
+    told = {
+        "weights": memory.weights,
+        "optimizer": memory.optimizer,
+        "batch": memory.batch,
+        "gradients": memory.gradients,
+        "inputs of blocks, about": memory.blocks,
+        "attention scores, about": memory.scores,
+        "one layer or the loss, about": memory.passing,
+        "in all, about": memory.total,
+    }
+    print("memory per device, GiB")
+    print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in told.items()))
+    if not compiled:
+        print("the step was not compiled: activations are an estimate\n")
+        return memory.total
+    began = time.perf_counter()
+    analysis = (compile_for_little_memory(plan) if simulated else plan.compile()).memory_analysis()
+    state, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    print(
+        f"compiled in {time.perf_counter() - began:.0f} s, nothing run or allocated: {(state + temporary) / GIB:.3f} "
+        f"GiB per device, {state / GIB:.3f} of them weights, optimizer and batch"
+    )
+    if simulated:
+        print("(by XLA for a CPU, which widens bfloat16 and fuses less: an accelerator takes less)")
+    print()
     return state + temporary
 
 
-def _batch(experiment: Experiment, summary: dict[str, float], flop: float) -> str:
-    tokens = summary["encoder_tokens"] + summary["decoder_tokens"]
+def compile_for_little_memory(plan: start.Plan) -> Any:
+    """The compiled step, ordered for little memory."""
+    step = steps.make_train_step(plan.optimizer, plan.settings())
+    places = jax.tree.map(lambda x: x.sharding, plan.abstract), mesh.replicated(plan.world)
+    lowered = jax.jit(step, out_shardings=places, donate_argnums=0).lower(plan.abstract, plan.batch)
+    return lowered.compile(compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})
+
+
+def estimate(plan: start.Plan) -> Memory:
+    """What one device of the plan's mesh needs, without compiling."""
+    experiment, state = plan.experiment, plan.abstract
+    remat = experiment.compute.remat == "block"
+    sides = _sides(experiment)
+    counts = [1 if remat else side.config.layers for side in sides]
+    weights = _bytes(state.params)
+    gradients = sum(4 * _local(leaf) for leaf in jax.tree.leaves(state.params))
+    scores = [count * side.scores for side, count in zip(sides, counts, strict=True)]
+    return Memory(
+        weights=weights,
+        optimizer=_bytes(state.opt),
+        batch=_bytes(plan.batch),
+        gradients=gradients * (1 if experiment.train.microbatches == 1 else 2),
+        blocks=sum(side.config.layers * (side.inputs if remat else side.layer) for side in sides),
+        scores=max(scores) if remat else sum(scores),
+        passing=max(*(side.layer * remat + side.gathered for side in sides), _loss(plan)),
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Bytes of one layer of a stack, on one device: its input, what its backward pass needs, its attention scores, its
+    weights and their gradients where they are gathered for it.
+    """
+
+    config: TextConfig
+    inputs: int
+    layer: int
+    scores: int
+    gathered: int
+
+
+def _sides(experiment: Experiment) -> list[_Side]:
+    model, data = experiment.model, experiment.data
+    if not isinstance(model, EncoderDecoderConfig):
+        return [_side(experiment, model, data.decoder_length, keys=data.decoder_length)]
+    both, encoder, decoder = data.encoder_length + data.decoder_length, data.encoder_length, data.decoder_length
+    keys = both if model.cross == "merged" else max(encoder, decoder)
+    return [
+        _side(experiment, model.encoder, encoder, keys=encoder),
+        _side(experiment, model.decoder, decoder, keys=keys),
+    ]
+
+
+def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int) -> _Side:
+    world, compute = jax.sharding.get_abstract_mesh().shape, experiment.compute
+    size, cut = jnp.dtype(compute.dtype).itemsize, world["tensor"]
+    rows = experiment.data.rows // (world["data"] * world["fsdp"] * experiment.train.microbatches)
+    tokens = rows * length
+    heads, kv_heads = config.heads * config.head_size, config.kv_heads * config.head_size
+    inputs = tokens * config.width * size
+    # four norms, what they are added to; queries and output, keys and values; gate, up and their product
+    layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
+    # scores, weights and the gradients of both
+    scores = 4 * 4 * rows * max(config.heads // cut, 1) * length * keys if _holds_scores(compute.backend) else 0
+    matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
+    return _Side(config, inputs, layer, scores, matrices * (size + 4) if world["fsdp"] > 1 else 0)
+
+
+def _loss(plan: start.Plan) -> int:
+    """Bytes that the loss head and the embeddings take: the table whole along D and its gradients, a tile of logits."""
+    experiment, world = plan.experiment, plan.world.shape
+    model, train = experiment.model, experiment.train
+    decoder = model.decoder if isinstance(model, EncoderDecoderConfig) else model
+    rows = experiment.data.rows // (world["data"] * world["fsdp"] * train.microbatches)
+    vocabulary = decoder.vocab_size // world["tensor"]
+    table = vocabulary * decoder.width
+    tile = min(train.tile_tokens, rows * experiment.data.decoder_length) * vocabulary
+    size = jnp.dtype(experiment.compute.dtype).itemsize
+    # gradients by the head and by the lookup, in float32; logits and their slopes
+    return table * size + 2 * 4 * table + 2 * 4 * tile
+
+
+def _holds_scores(backend: str) -> bool:
+    """Whether attention holds the scores of all pairs: the reference backend does, and no other."""
+    return backend == "reference" or (backend == "auto" and set(BACKENDS) == {"reference"})
+
+
+def _bytes(abstract: Any) -> int:
+    return sum(_local(leaf) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(abstract))
+
+
+def _local(leaf: Any) -> int:
+    """How many numbers of an array one device holds."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape))
+
+
+def _batch(experiment: Experiment, summary: Mapping[str, float], parts: Mapping[str, int]) -> str:
+    tokens, flop = summary["encoder_tokens"] + summary["decoder_tokens"], sum(parts.values())
+    shares = ", ".join(f"{name} {part / flop:.1%}" for name, part in sorted(parts.items(), key=lambda p: -p[1]) if part)
     return (
         f"one batch: {experiment.data.rows} rows, {tokens:,} tokens, {summary['examples_per_row']:.1f} examples a row; "
         f"padding: {padding(summary, encoder=experiment.data.encoder_length > 0)}\n"
-        f"one update: {logs.short(flop)}FLOP for these masks, {logs.short(flop / tokens)}FLOP a token; "
-        f"{experiment.train.steps:,} updates: {logs.short(flop * experiment.train.steps)}FLOP"
+        f"one update: {flop:.3g} FLOPs for these masks, {flop / tokens:.3g} a token; "
+        f"{experiment.train.steps:,} updates: {flop * experiment.train.steps:.3g}\n  {shares}"
     )

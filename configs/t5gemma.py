@@ -1,0 +1,79 @@
+"""T5Gemma adaptation at a released size: s-s, b-b, l-l, ml-ml, xl-xl, 2b-2b, 9b-2b or 9b-9b (arXiv 2504.06225).
+
+    t5g2 check --config=configs/t5gemma.py:2b-2b --devices=64      # on a laptop: shardings, memory, FLOPs, one batch
+    t5g2 train --config=configs/t5gemma.py:2b-2b --workdir=runs/t5gemma-2b --config.init.params=models/t5gemma-2b \\
+        --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
+        --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
+
+models/t5gemma-2b is a Gemma 2 of that size, adapted, or the released model, imported. Without these three settings the
+weights are new and the text is the library of the Python that runs it as bytes, so that check needs no file; do not
+train pretrained weights on bytes.
+
+From the paper (sections 3.2 to 4): 2T tokens; PrefixLM, a text cut into two halves of up to 4096 tokens; for 9b-2b
+cross-attention, which has no weights to start from, is trained alone for 1000 steps.
+Ours, because it does not say: learning rate, batch (4.2M tokens), AdamW and its betas, warm-up, schedule, weight decay,
+clipping, packing, and that cross-attention's norms warm up with it. Known deviations: no distillation, which the
+paper's PrefixLM has; for its UL2 set data.sources.0.objective={"kind": "ul2"}, whose mixture is T5Gemma 2's, with
+lengths of 8192.
+
+Hardware: the model card names TPU v4, v5p and v5e and no counts. Rows are cut over all devices along fsdp.
+"""
+
+from ml_collections import ConfigDict
+
+from t5g2.core.errors import unknown
+from t5g2.models.sizes import SIZES
+
+FAMILY = "t5gemma:"
+PEAKS = {
+    "s-s": 1e-3,
+    "b-b": 1e-3,
+    "l-l": 5e-4,
+    "ml-ml": 5e-4,
+    "xl-xl": 3e-4,
+    "2b-2b": 3e-4,
+    "9b-2b": 2e-4,
+    "9b-9b": 2e-4,
+}
+LENGTH, ROWS = 4096, 512
+TOKENS = 2_000_000_000_000
+WARM_UP = [{"pattern": "decoder.layers.*cross*", "end": 0}, {"pattern": "*", "end": 1000}]  # end 0 = never frozen
+
+
+def get_config(size=""):
+    if FAMILY + size not in SIZES:
+        raise unknown("size of T5Gemma", size, PEAKS)
+    encoder, decoder = size.split("-")
+    objective = {"kind": "prefix_lm"}
+    config = ConfigDict()
+    config.model = {"size": FAMILY + size}
+    config.data = {
+        "sources": [{"text": {"kind": "python"}, "objective": objective, "name": "text"}],
+        "tokenizer": {"kind": "bytes"},
+        "piece_tokens": 2 * LENGTH - 1,  # and EOS
+        "rows": ROWS,
+        "encoder_length": LENGTH,
+        "decoder_length": LENGTH,
+        "streams": 128,
+    }
+    config.optim = {
+        "optimizer": {"kind": "adamw"},
+        "schedule": {"kind": "cosine", "peak": PEAKS[size], "warmup_steps": 1000},
+        "clip_norm": 1.0,
+        "decay": [
+            {"pattern": "*.scale", "rate": 0.0},
+            {"pattern": "*embedder.*", "rate": 0.0},
+            {"pattern": "*", "rate": 0.1},
+        ],
+        "freeze": WARM_UP if encoder != decoder else [],
+    }
+    config.train = {"steps": TOKENS // (2 * LENGTH * ROWS), "tile_tokens": 4096}
+    config.compute = {"remat": "block"}
+    config.mesh = {"data": 1, "fsdp": -1}
+    heldout = {"kind": "python", "split": "heldout"}
+    config.eval = {
+        "every_steps": 10_000,
+        "tasks": [{"kind": "heldout_loss", "text": heldout, "objective": objective}],
+    }
+    config.save = {"every_steps": 10_000}
+    return config

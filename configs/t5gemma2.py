@@ -1,0 +1,68 @@
+"""T5Gemma 2 pre-training at a released size: 270m-270m, 1b-1b or 4b-4b (arXiv 2512.14856, section 3.1).
+
+    t5g2 check --config=configs/t5gemma2.py:4b-4b --devices=128    # on a laptop: shardings, memory, FLOPs, one batch
+    t5g2 train --config=configs/t5gemma2.py:4b-4b --workdir=runs/t5gemma2-4b --config.init.params=models/t5gemma2-4b \\
+        --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
+        --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
+    t5g2 average --workdir=runs/t5gemma2-4b --last=5 --out=models/trained    # as the report does
+
+models/t5gemma2-4b is a Gemma 3 of that size, adapted, or the released model, imported. Without these three settings the
+weights are new and the text is the library of the Python that runs it as bytes, so that check needs no file; do not
+train pretrained weights on bytes.
+
+From the report: 2T tokens, 16K tokens in and 16K out, batches of 4.2M tokens, five denoising tasks, cosine schedule
+with 100 warm-up steps, gradients clipped to norm 1, no distillation, frozen image tower, a checkpoint each 10K steps.
+Ours, because it does not say: the peak learning rates (it searched a small grid for each size), AdamW and its betas,
+weight decay, packing, how tokens are counted (input and output together: 128 rows of 32K). Known deviation: text only,
+so nothing trains the projector, which is frozen too.
+
+Hardware: the model card names TPU v4, v5p and v5e and no counts. Rows are cut over all devices along fsdp; for more
+devices than 128, or less memory, add mesh.tensor.
+"""
+
+from ml_collections import ConfigDict
+
+from t5g2.core.errors import unknown
+from t5g2.models.sizes import SIZES
+
+FAMILY = "t5gemma2:"
+PEAKS = {"270m-270m": 1e-3, "1b-1b": 5e-4, "4b-4b": 3e-4}
+LENGTH, ROWS = 16_384, 128
+TOKENS = 2_000_000_000_000
+
+
+def get_config(size=""):
+    if FAMILY + size not in SIZES:
+        raise unknown("size of T5Gemma 2", size, PEAKS)
+    config = ConfigDict()
+    config.model = {"size": FAMILY + size}
+    config.data = {
+        "sources": [{"text": {"kind": "python"}, "objective": {"kind": "ul2"}, "name": "text"}],
+        "tokenizer": {"kind": "bytes", "sentinels": 819},  # as many as spans of 3 tokens take in a piece
+        "piece_tokens": LENGTH,
+        "rows": ROWS,
+        "encoder_length": LENGTH,
+        "decoder_length": LENGTH,
+        "streams": 128,
+    }
+    config.optim = {
+        "optimizer": {"kind": "adamw"},
+        "schedule": {"kind": "cosine", "peak": PEAKS[size], "warmup_steps": 100},
+        "clip_norm": 1.0,
+        "decay": [
+            {"pattern": "*.scale", "rate": 0.0},
+            {"pattern": "embedder.*", "rate": 0.0},
+            {"pattern": "*", "rate": 0.1},
+        ],
+        "freeze": [{"pattern": "vision.*"}, {"pattern": "projector.*"}],
+    }
+    config.train = {"steps": TOKENS // (2 * LENGTH * ROWS), "tile_tokens": 4096}
+    config.compute = {"remat": "block"}
+    config.mesh = {"data": 1, "fsdp": -1}
+    heldout = {"kind": "python", "split": "heldout"}
+    config.eval = {
+        "every_steps": 10_000,
+        "tasks": [{"kind": "heldout_loss", "text": heldout, "objective": {"kind": "ul2"}}],
+    }
+    config.save = {"every_steps": 10_000, "keep": 5}
+    return config

@@ -1,0 +1,157 @@
+"""The dry run: what it says of memory is what XLA says of the compiled step; what it counts is what the model has."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from t5g2.core import mesh
+from t5g2.core.errors import UserError
+from t5g2.models import flops
+from t5g2.models.config import TextConfig, to_dict
+from t5g2.train import check, start
+from t5g2.train import experiment as experiments
+from tests import tiny
+
+# large enough that activations and logits outweigh what XLA rounds up
+STACK = replace(tiny.GEMMA3, vocab_size=2048, width=64, layers=4, mlp_width=256, heads=4, kv_heads=2, head_size=16)
+GEMMA3 = replace(STACK, window=64)
+T5GEMMA2 = replace(tiny.T5GEMMA2, encoder=GEMMA3, decoder=GEMMA3)
+T5GEMMA = replace(tiny.T5GEMMA, encoder=replace(GEMMA3, qk_norm=False), decoder=replace(GEMMA3, qk_norm=False))
+MODELS = {"gemma3": GEMMA3, "t5gemma": T5GEMMA, "t5gemma2": T5GEMMA2}
+
+
+def experiment(model, **settings):
+    """An experiment on the library of this Python: settings by dotted path, __ for the dots."""
+    encoder = 0 if isinstance(model, TextConfig) else 256
+    node = {
+        "model": to_dict(model),
+        "data": {
+            "sources": [{"text": {"kind": "python", "max_bytes": 200_000}, "objective": {"kind": "prefix_lm"}}],
+            "tokenizer": {"kind": "bytes", "sentinels": 10},
+            "piece_tokens": 200,
+            "rows": 16,
+            "encoder_length": encoder,
+            "decoder_length": 256,
+            "streams": 16,
+        },
+        "optim": {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 1e-3}},
+        "train": {"steps": 10, "tile_tokens": 256},
+        "compute": {"dtype": "float32", "remat": "block"},
+        "mesh": {"data": 1},
+    }
+    if not encoder:
+        node["data"]["sources"][0]["objective"] = {"kind": "causal"}
+    for path, value in settings.items():
+        part, key = path.split("__")
+        node[part][key] = value
+    return experiments.build(node)
+
+
+def plan_of(made):
+    """The plan on as many devices as the mesh says, with that mesh set."""
+    shape = made.mesh
+    world = mesh.make(shape, devices=jax.devices()[: shape.data * shape.fsdp * shape.tensor])
+    return world, start.plan(made, world)
+
+
+SETTINGS = {
+    "one device": {},
+    "fsdp": {"mesh__fsdp": 8},
+    "tensor": {"mesh__tensor": 2},
+    "both": {"mesh__fsdp": 4, "mesh__tensor": 2},
+    "microbatches": {"train__microbatches": 4},
+    "no remat": {"compute__remat": "none"},
+}
+CASES = [("gemma3", "one device")] + [
+    pytest.param(model, name, marks=pytest.mark.long)
+    for model, name in (*(("t5gemma2", name) for name in SETTINGS), ("t5gemma", "fsdp"))
+]
+
+
+@pytest.mark.parametrize(("model", "settings"), CASES)
+def test_the_estimate_is_near_what_the_compiled_step_takes(model, settings):
+    """State to the byte (but for the step's number, 4 of them); the rest within a factor of 2."""
+    world, plan = plan_of(experiment(MODELS[model], **SETTINGS[settings]))
+    with jax.set_mesh(world):
+        memory = check.estimate(plan)
+        analysis = check.compile_for_little_memory(plan).memory_analysis()
+    assert analysis.argument_size_in_bytes - memory.given == 4
+    assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.given) < 2
+
+
+def estimate(**settings):
+    world, plan = plan_of(experiment(T5GEMMA2, **settings))
+    with jax.set_mesh(world):
+        return check.estimate(plan)
+
+
+def test_what_each_setting_saves():
+    alone = estimate()
+    assert alone.gradients == alone.weights  # both float32
+    assert alone.optimizer == pytest.approx(2 * alone.weights, rel=1e-3)
+    halved = estimate(train__param_dtype="bfloat16")
+    assert (halved.weights, halved.gradients) == (alone.weights / 2, alone.gradients)
+    parts = estimate(train__microbatches=2)
+    assert (parts.blocks, parts.scores, parts.gradients) == (alone.blocks / 2, alone.scores / 2, 2 * alone.gradients)
+    assert estimate(compute__remat="none").blocks > 6 * alone.blocks
+    # four arrays of float32 scores of one decoder layer: rows * heads * T * (T + S)
+    assert alone.scores == 4 * 4 * 16 * 4 * 256 * (256 + 256)
+
+
+def test_frozen_weights_have_no_optimizer_state():
+    made = experiment(T5GEMMA2, optim__freeze=[{"pattern": "encoder.*"}])
+    world, plan = plan_of(made)
+    with jax.set_mesh(world):
+        assert check.estimate(plan).optimizer < 0.7 * estimate().optimizer
+        assert "of them frozen" in check.weights_table(plan)
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("embedder.table", "embedding"),
+        ("embedder.eoi", "embedding"),
+        ("decoder_embedder.table", "embedding"),
+        ("unembedder.table", "head"),
+        ("layers.mlp.up", "decoder"),
+        ("final_norm.scale", "decoder"),
+        ("encoder.final_norm.scale", "encoder"),
+        ("vision.layers.mlp.up.kernel", "vision"),
+        ("projector.kernel", "projector"),
+    ],
+)
+def test_components(path, part):
+    assert check.component(path) == part
+
+
+def test_a_frozen_tower_is_counted_forward_only():
+    images = replace(tiny.IMAGES, token=7)
+    model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
+    counts = flops.of_lengths(model, encoder=9, decoder=5, images=2)
+    frozen = experiment(model, optim__freeze=[{"pattern": "vision.*"}])
+    for made, frozen_vision in ((frozen, True), (experiment(model), False)):
+        assert check.training_flops(made, counts) == flops.training(model, counts, frozen_vision=frozen_vision)
+
+
+def test_what_is_printed(capsys):
+    check.check(experiment(T5GEMMA2, mesh__fsdp=8), compiled=False)
+    said = capsys.readouterr().out
+    assert "embedder.table                                 1  [2048, 64]            embed: fsdp" in said
+    for line in ("weights  ", "optimizer  ", "gradients  ", "attention scores, about", "in all, about"):
+        assert f"\n  {line}" in said
+    assert "the step was not compiled: activations are an estimate" in said
+    assert "one batch: 16 rows" in said
+    assert "encoder/mlp" in said
+    assert said.endswith("the experiment is sound\n")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_memory_that_a_device_does_not_have_is_an_error(compiled):
+    with pytest.raises(UserError, match=r"needs \d+\.\d\d GiB per device and a device has --hbm_gib=0\.001; use more"):
+        check.check(experiment(T5GEMMA2, mesh__fsdp=8), hbm_gib=0.001, compiled=compiled)
+
+
+def test_devices_that_are_there_already_cannot_be_simulated():
+    with pytest.raises(UserError, match=r"--devices=3, but this process has 8 already; check from a new process"):
+        check.check(experiment(T5GEMMA2), devices=3)
