@@ -392,7 +392,7 @@ class Siglip(nnx.Module):
 def _unit(x_BD: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """x at length 1, in float32; zeros stay zeros, with a gradient that is finite."""
     x_BD = x_BD.astype(jnp.float32)
-    return x_BD * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True), 1e-30))
+    return x_BD * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True), 1e-12))
 
 
 def resample_positions(positions_PD: Float[np.ndarray, "P D"], side: int) -> Float[np.ndarray, "Q D"]:
