@@ -80,6 +80,11 @@ class FileTokenizer(Tokenizer):
                 f"{self.file}; give another first_sentinel or fewer sentinels"
             )
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file."""
+        return (Path(self.file),)
+
     def __getstate__(self) -> dict[str, Any]:
         # what is cached holds objects of C++ that a worker makes for itself
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -241,7 +246,9 @@ class HuggingFace(FileTokenizer):
         content = self._bytes()
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:
+            if type(error) is not Exception:  # the library raises nothing more special for a file that it cannot read
+                raise
             raise self._damaged(error) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def vocab_size(self) -> int:
         """One more than the largest id that `encode` gives."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a model folder keeps a copy of, beside `to_dict`."""
+        return ()
 
     @abc.abstractmethod
     def named(self) -> dict[str, int]:

@@ -235,8 +235,8 @@ def finish(experiment: Experiment, workdir: Path, step: int, params: Any, proven
             shutil.rmtree(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the old model folder is gone")
-        tokenizer = settings.dump(experiment.data.tokenizer, tables=experiments.TABLES)
-        folders.save_model(target, params, tokenizer=tokenizer, provenance=provenance)
+        tokenizer = experiment.data.tokenizer
+        folders.save_model(target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, carry=tokenizer.files)
     if jax.process_index() == 0:
         workdirs.write_json(workdir / workdirs.DONE, {"step": step})
 

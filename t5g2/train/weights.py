@@ -41,7 +41,7 @@ def adapt_folder(source: str | PathLike, target: str, out: str | PathLike, *, se
     opened = folders.open_model(source)
     model, provenance = _adapt(opened, _target(target, opened), seed=seed)
     print(provenance.table())
-    folders.save_model(out, model, tokenizer=opened.tokenizer, provenance=provenance.to_dict())
+    folders.save_model(out, model, tokenizer=opened.tokenizer, provenance=provenance.to_dict(), carry=opened.carried)
     print(f"wrote {Path(out).absolute()}")
     return provenance
 
@@ -84,7 +84,8 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
         steps = average.last(checkpoints, last)
         model = average.mean(checkpoints, steps, build.abstract(experiment.model, experiment.train.param_dtype))
     provenance = {"average_of_steps": steps, "workdir": str(Path(workdir).absolute())}
-    folders.save_model(out, model, tokenizer=experiment.data.tokenizer.to_dict(), provenance=provenance)
+    tokenizer = experiment.data.tokenizer
+    folders.save_model(out, model, tokenizer=tokenizer.to_dict(), provenance=provenance, carry=tokenizer.files)
     print(f"averaged the checkpoints of steps {', '.join(map(str, steps))} into {Path(out).absolute()}")
     return steps
 
@@ -107,7 +108,7 @@ def _adapt(
 def _target(name: str, source: ModelFolder) -> ModelConfig:
     """The architecture that --target names."""
     if name == DERIVED:
-        tokenizer = None if source.tokenizer is None else tokenizers.from_dict(source.tokenizer)
+        tokenizer = None if source.tokenizer is None else tokenizers.from_dict(source.tokenizer, source.path)
         return rules.target_config(source.config, eoi_id=None if tokenizer is None else tokenizer.id("end_of_image"))
     if name.endswith(".json"):
         path = Path(name)

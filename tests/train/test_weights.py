@@ -14,12 +14,14 @@ from t5g2.checkpoint.state import Checkpoints
 from t5g2.core import mesh as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizer import Bytes, from_dict
 from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import experiment as experiments
+from t5g2.train.start import finish
 from t5g2.train.weights import adapt_folder, adapt_into, average_run
 from tests import tiny, weights
+from tests.data import tokenizer_files
 
 TOKENIZER = Bytes(sentinels=5)
 SOURCE = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
@@ -46,6 +48,28 @@ def test_a_folder_becomes_a_folder(source, tmp_path, capsys):
         for side in ("encoder", "decoder"):
             leaf = model[f"{side}.layers.attention.k", layer].read()
             np.testing.assert_array_equal(leaf, given["layers.attention.k", layer].read())
+
+
+def test_a_tokenizer_in_a_file_goes_along(tmp_path):
+    """From the source to what it is adapted to, and from a run's config to its model folder."""
+    tokenizer_files.sentencepiece(tmp_path)
+    file = tmp_path / "tokenizer.model"
+    tokenizer = from_dict({"kind": "sentencepiece", "file": str(file)})
+    config = dataclasses.replace(tiny.GEMMA3, vocab_size=tokenizer.vocab_size)
+    notes = tokenizer.to_dict()
+    save_model(tmp_path / "source", weights.model(config), tokenizer=notes, carry=tokenizer.files)
+    adapt_folder(tmp_path / "source", "t5gemma2", tmp_path / "adapted")
+    made = open_model(tmp_path / "adapted")
+    assert made.config.eoi_id == tokenizer.id("end_of_image")
+    assert from_dict(made.tokenizer, made.path).encode("a text").tolist() == tokenizer.encode("a text").tolist()
+
+    settings = [("data.tokenizer", "{'kind': 'sentencepiece', 'file': '" + str(file) + "'}")]
+    settings.append(("model.vocab_size", str(tokenizer.vocab_size)))
+    experiment = experiments.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{tmp_path}", settings)
+    (tmp_path / "run").mkdir()
+    finish(experiment, tmp_path / "run", 3, build.make(experiment.model, key=jax.random.key(0)), None)
+    made = open_model(tmp_path / "run" / "model")
+    assert from_dict(made.tokenizer, made.path) == tokenizer
 
 
 def test_straight_onto_a_mesh(source, tmp_path, devices):
