@@ -51,6 +51,7 @@ def load(
     compute: Compute | None = None,
     mesh: Mesh | None = None,
     positions: Positions = "raw",
+    config: ModelConfig | str | PathLike | None = None,
 ) -> "LanguageModel | DualEncoder":
     """The model of a folder, ready to use. The image tower of a language model is read when images are first given.
 
@@ -63,13 +64,14 @@ def load(
       positions: of the tokens of a padded row. "raw" = the column, padding counted, as transformers does where no
         positions are given; "counted" = the number of tokens before it, as google-deepmind/gemma does. The same for
         rows padded on the right. Generation always counts.
+      config: the architecture of a folder that does not say it: a size's name, or a file like model.json.
 
     Raises:
       UserError: no such folder, a damaged one, an unknown choice.
     """
     if positions not in get_args(Positions):
         raise unknown("positions", positions, get_args(Positions))
-    folder = convert.open_any(directory)
+    folder = convert.open_any(directory) if config is None else convert.open_foreign(directory, config)
     compute = default_compute() if compute is None else compute
     if isinstance(folder.config, DualEncoderConfig):
         return DualEncoder(folder, dtype, compute, mesh)

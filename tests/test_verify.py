@@ -1,0 +1,145 @@
+"""Verification agrees with transformers where the models agree, and says so where they do not."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from t5g2 import verify
+from t5g2.checkpoint import convert, safetensors_io
+from t5g2.checkpoint.folder import save_model
+from t5g2.core.errors import UserError
+from t5g2.verify import Answer, Row
+from tests import tiny, weights
+
+MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
+HAS_REFERENCE = all(importlib.util.find_spec(name) for name in verify.PACKAGES)
+live = pytest.mark.skipif(not (HAS_REFERENCE or MUST_RUN), reason="torch and transformers are not installed")
+SAME = Row("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Hugging Face folders of tiny models, made when they are asked for."""
+    root = tmp_path_factory.mktemp("verify")
+
+    def made(name):
+        if not (root / name).exists():
+            save_model(root / f"{name}-ours", weights.model(getattr(tiny, name)))
+            convert.export_model(root / f"{name}-ours", root / name)
+        return root / name
+
+    return made
+
+
+@live
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["GEMMA2", "GEMMA3_IMAGES", "T5GEMMA", "T5GEMMA2_IMAGES", "SIGLIP"])
+def test_what_is_imported_is_what_transformers_has(folders, name, tmp_path, capsys):
+    verify.import_model(folders(name), tmp_path / "model", verify=True)
+    assert (tmp_path / "model" / "model.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    told = capsys.readouterr().out
+    kinds = ["texts and images"]
+    if name != "SIGLIP":
+        kinds = ["no padding", "padded on the right", "padded on the left", "24 past the window of"]
+        kinds += ["images"] if name.endswith("IMAGES") else []
+    assert [line for kind in kinds for line in told.splitlines() if line.startswith(kind) and line.endswith("ok")]
+    assert told.count("  ok\n") == len(kinds)
+    assert "GiB of weights in float32 at a time" in told
+    if name == "T5GEMMA":
+        assert "each_side_inclusive" in told  # transformers 5.8 to 5.23
+
+
+@live
+@pytest.mark.long
+def test_every_difference_is_found(tmp_path):
+    """A row of a matrix in every kind of input; a window that is off by one only in inputs that are longer than it."""
+    ours = tmp_path / "ours"
+    save_model(ours, weights.model(dataclasses.replace(tiny.GEMMA3, window=20)))
+    convert.export_model(ours, tmp_path / "theirs")
+
+    def differing(change):
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+        shutil.copytree(tmp_path / "theirs", tmp_path / "other")
+        change(tmp_path / "other")
+        return [row.name for row in verify.compare(ours, tmp_path / "other") if not row.passed]
+
+    def configured(**changes):
+        def change(folder):
+            file = folder / "config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+        return change
+
+    def nudged(folder):
+        arrays = {name: tensor.read() for name, tensor in safetensors_io.read(folder).items()}
+        arrays["model.layers.1.mlp.up_proj.weight"][0] *= 1.2  # a factor of all would be normed away
+        (folder / safetensors_io.SINGLE).unlink()
+        tensors = {n: safetensors_io.Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
+        safetensors_io.write(folder, tensors, single=safetensors_io.SINGLE, metadata={"format": "pt"})
+
+    assert differing(lambda folder: None) == []
+    assert differing(configured(sliding_window=21)) == ["24 past the window of 20"]
+    assert len(differing(nudged)) == 4
+
+
+def test_a_row_passes_within_all_limits():
+    assert SAME.passed
+    for worse in ({"error": 0.7e-3}, {"kl": 2e-6}, {"top_5": 0.9}, {"same_tokens": 15}, {"error": float("nan")}):
+        assert not Row(**(vars(SAME) | worse)).passed, worse
+
+
+def test_answers_are_compared_by_hand():
+    theirs = Answer(np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32)), [4, 5, 6])
+    ours = Answer(np.log(np.array([[0.25, 0.5, 0.125, 0.125]], np.float32)), [4, 7, 6])
+    row = verify._row("case", theirs, ours)
+    assert row.error == pytest.approx(np.log(2))
+    assert row.kl == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
+    assert (row.positions, row.top_5, row.same_tokens, row.tokens) == (1, 1.0, 2, 3)
+    five = verify._row("five", Answer(np.arange(7.0)[None], []), Answer(np.array([[2.5, 1, 2, 3, 4, 5, 6]]), []))
+    assert five.top_5 == 0  # 2 3 4 5 6, and 0 3 4 5 6
+
+
+def test_the_table():
+    differs = Row("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)
+    assert verify.table([SAME, differs]).splitlines() == [
+        "inputs      positions  max |d|  in sd    KL       top 5  greedy",
+        "no padding  32         1.7e-06  2.8e-06  5.0e-14  100%   16/16   ok",
+        "images      32         5.0e-01  1.0e+00  1.0e-01  50%    3/16    DIFFERS",
+        "limits: 0.001 sd, KL 1e-06, top 5 95%, every greedy token",
+    ]
+
+
+def test_what_differs_is_set_aside(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(verify, "_require_packages", lambda: None)
+    monkeypatch.setattr(verify, "compare", lambda *_: [SAME, Row("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)])
+    with pytest.raises(SystemExit) as stop:
+        verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
+    assert "differs from transformers; the model folder is set aside as" in str(stop.value.code)  # a text: status 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
+    assert "DIFFERS" in capsys.readouterr().out
+
+
+def test_without_the_reference_nothing_is_begun(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "PACKAGES", ("no_such_torch", "json"))
+    with pytest.raises(
+        UserError, match=r"no_such_torch is not installed; install them \(pip install 't5g2\[hf\]' torch"
+    ):
+        verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="no_such_torch is not installed"):
+        verify.compare(folders("GEMMA3"))
+
+
+def test_past_the_window_is_past_every_window():
+    """Of both sides, for each of the positions that are compared."""
+    for config in (tiny.GEMMA3, tiny.T5GEMMA2):
+        [case] = [case for case in verify._cases(config) if "past" in case.name]
+        for side in filter(None, (case.decoder, case.encoder)):
+            assert side[0].shape[1] - case.keep >= 4
