@@ -1,25 +1,87 @@
-"""Every file in configs/ and experiments/ loads and passes `t5g2 check`."""
+"""Every file in configs/ and experiments/ loads and passes `t5g2 check`, every released size among them."""
 
 from pathlib import Path
 
 import pytest
 
 from t5g2 import cli, sweep
+from t5g2.core.errors import UserError
+from t5g2.models.config import DualEncoderConfig
+from t5g2.models.sizes import SIZES
+from t5g2.train import check
 from t5g2.train import experiment as experiments
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+def sizes(family):
+    return tuple(name.removeprefix(family) for name in SIZES if name.startswith(family))
+
+
 # what each config file is called with
-ARGUMENTS = {"quickstart": ("source", "adapted", "scratch")}
+ARGUMENTS = {
+    "quickstart": ("source", "adapted", "scratch"),
+    "gemma": tuple(name for name in SIZES if name.startswith(("gemma", "medgemma:"))),
+    "t5gemma": sizes("t5gemma:"),
+    "t5gemma2": sizes("t5gemma2:"),
+}
 CONFIGS = [f"{f}:{arg}" for f in sorted((ROOT / "configs").glob("*.py")) for arg in ARGUMENTS[f.stem]]
+# compiled too: the arms of the quickstart, and the smallest size of each family
+SMALL = [c for c in CONFIGS if c.endswith((":source", ":adapted", ":scratch", "gemma3:270m", ":s-s", ":270m-270m"))]
 SWEEPS = sorted((ROOT / "experiments").glob("*.py"))
 
 
+def short(config):
+    return Path(config).name
+
+
+def test_every_language_model_has_a_config():
+    named = {*ARGUMENTS["gemma"], *(f"{f}:{arg}" for f in ("t5gemma", "t5gemma2") for arg in ARGUMENTS[f])}
+    assert named == {name for name, size in SIZES.items() if not isinstance(size, DualEncoderConfig)}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: Path(c).name)
+@pytest.mark.parametrize("config", SMALL, ids=short)
 def test_a_config_passes_check(config, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cli.main(["check", f"--config={config}"]) == 0
     assert "the experiment is sound" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c not in SMALL], ids=short)
+def test_a_config_of_a_large_model_passes_check_without_compiling(config, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    less = [("data.streams", "8"), ("data.packing_rows", "1")]  # a batch of the same shape from less text
+    check.check(experiments.load(config, less), compiled=False)
+    said = capsys.readouterr().out
+    assert "the step was not compiled" in said
+    assert said.endswith("the experiment is sound\n")
+
+
+@pytest.mark.parametrize("family", ["gemma", "t5gemma", "t5gemma2"])
+@pytest.mark.parametrize("argument", ["", ":3b-3b"])
+def test_a_size_that_is_not_released_names_those_that_are(family, argument, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as raised:
+        experiments.load(f"configs/{family}.py{argument}")
+    assert str(raised.value).startswith(f"unknown size of {'Gemma' if family == 'gemma' else 'T5Gemma'}")
+    assert f"Allowed: {', '.join(sorted(ARGUMENTS[family]))}" in str(raised.value)
+
+
+def test_what_the_reports_say_is_in_the_configs(monkeypatch):
+    """T5Gemma 2: 2T tokens in batches of 4.2M, 16K on either side. T5Gemma 9B-2B: cross-attention alone at first."""
+    monkeypatch.chdir(ROOT)
+    made = experiments.load("configs/t5gemma2.py:4b-4b")
+    batch = made.data.rows * (made.data.encoder_length + made.data.decoder_length)
+    assert (batch, made.train.steps * batch) == (2**22, pytest.approx(2e12, rel=1e-5))
+    assert (made.data.encoder_length, made.optim.clip_norm, made.optim.schedule.warmup_steps) == (16_384, 1.0, 100)
+    assert {rule.pattern: (rule.first, rule.end) for rule in made.optim.freeze}["vision.*"] == (0, None)
+    unbalanced = experiments.load("configs/t5gemma.py:9b-2b")
+    assert [(rule.pattern, rule.end) for rule in unbalanced.optim.freeze] == [
+        ("decoder.layers.*cross*", 0),
+        ("*", 1000),
+    ]
+    assert experiments.load("configs/t5gemma.py:2b-2b").optim.freeze == ()
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)

@@ -38,7 +38,7 @@ def experiment(model, **settings):
         "optim": {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 1e-3}},
         "train": {"steps": 10, "tile_tokens": 256},
         "compute": {"dtype": "float32", "remat": "block"},
-        "mesh": {"data": 1},
+        "mesh": {"data": 1, "fsdp": 1},
     }
     if not encoder:
         node["data"]["sources"][0]["objective"] = {"kind": "causal"}
@@ -150,6 +150,12 @@ def test_what_is_printed(capsys):
 def test_memory_that_a_device_does_not_have_is_an_error(compiled):
     with pytest.raises(UserError, match=r"needs \d+\.\d\d GiB per device and a device has --hbm_gib=0\.001; use more"):
         check.check(experiment(T5GEMMA2, mesh__fsdp=8), hbm_gib=0.001, compiled=compiled)
+
+
+def test_long_rows_are_named_where_attention_scores_take_the_memory():
+    made = experiment(T5GEMMA2, data__encoder_length=2048, data__decoder_length=2048)
+    with pytest.raises(UserError, match=r"attention scores, which the reference backend holds whole, so shorter rows"):
+        check.check(made, hbm_gib=0.1, compiled=False)
 
 
 def test_devices_that_are_there_already_cannot_be_simulated():
