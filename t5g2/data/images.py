@@ -1,7 +1,7 @@
 """Images: files to pixels, pixels to what an image tower reads, and how many of them a text takes. NumPy and Pillow.
 
 H height, W width, T length of a row of tokens, B rows. Sources: the Gemma 3 and SigLIP image processors of transformers
-5.23.0 (image_processing_pil_gemma3.py, image_processing_pil_siglip.py), which tests/parity compares with.
+5.23.0 (image_processing_pil_gemma3.py, image_processing_pil_siglip.py), which the tests compare with.
 """
 
 import io
@@ -126,7 +126,7 @@ def pan_and_scan(
 
         ratio 2: 2 crops, columns 0-299 and 300-599
 
-    The defaults are those that google/gemma-3-4b-it's processor_config and its documentation name.
+    The defaults are transformers' (processing_gemma3.py), which leaves the crops out unless it is told.
     """
     height, width = image.shape[:2]
     long, short = max(height, width), min(height, width)
@@ -166,13 +166,14 @@ def check_images(
 
 
 def _bytes(path: Path, name: str) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe might be waited for without end
+        raise UserError(f"{name} is {'a folder' if path.is_dir() else 'not a file'}; give the file of one image")
     try:
-        if path.is_dir():
-            raise UserError(f"{name} is a folder; give the file of one image")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}; give the path of an image") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name!r} cannot be opened: {why}; give the path of an image") from None
     if len(data) > MOST_BYTES:
         raise UserError(
             f"{name} has more than {MOST_BYTES >> 20} MiB, which no image of a size that is read has; {_most()}"
