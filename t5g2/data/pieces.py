@@ -246,9 +246,7 @@ class HuggingFace(FileTokenizer):
         content = self._bytes()
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:
-            if type(error) is not Exception:  # the library raises nothing more special for a file that it cannot read
-                raise
+        except ValueError as error:
             raise self._damaged(error) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -183,9 +183,10 @@ def test_a_file_is_described_by_its_name_and_hash(kind, folder, tmp_path):
     (tmp_path / FILES[kind]).unlink()
     with pytest.raises(UserError, match=rf"no tokenizer file .*{FILES[kind]}; put it there"):
         from_dict(node, tmp_path)
-    (tmp_path / FILES[kind]).write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=rf"{FILES[kind]} is not a {kind} tokenizer \(.*\); download it again"):
-        opened(kind, tmp_path)
+    for nonsense in (b"nonsense", b"", b"{}", b"\xff\xfe", b'{"model": {"type": "BPE"}}'):
+        (tmp_path / FILES[kind]).write_bytes(nonsense)
+        with pytest.raises(UserError, match=rf"{FILES[kind]} is not a {kind} tokenizer \(.*\); download it again"):
+            opened(kind, tmp_path)
     with pytest.raises(UserError, match=f"a {kind} tokenizer is not described by"):
         from_dict({"kind": kind})
 
