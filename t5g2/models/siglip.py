@@ -310,9 +310,9 @@ class Projector(nnx.Module):
         side = math.isqrt(self.config.tokens)
         square = math.isqrt(patches) // side
         x = patches_BPD.astype(jnp.float32).reshape(rows, side, square, side, square, width)
-        x_BKD = jnp.mean(x, axis=(2, 4)).astype(compute.vision_dtype).reshape(rows, -1, width)
-        x_BKD, kernel_DM = self.norm.normalize(x_BKD, compute), self.kernel[...].astype(compute.vision_dtype)
-        x_BKM = jnp.einsum("BKD,DM->BKM", x_BKD, kernel_DM, preferred_element_type=jnp.float32)
+        x_BKD = self.norm.normalize(jnp.mean(x, axis=(2, 4)).reshape(rows, -1, width), compute)
+        kernel_DM = self.kernel[...].astype(compute.vision_dtype)
+        x_BKM = jnp.einsum("BKD,DM->BKM", x_BKD.astype(kernel_DM.dtype), kernel_DM, preferred_element_type=jnp.float32)
         return x_BKM.astype(compute.vision_dtype)
 
 

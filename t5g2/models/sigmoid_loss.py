@@ -61,6 +61,20 @@ def sigmoid_loss(
     return _loss(texts_ND, images_ND, logit_scale, logit_bias, chunk)
 
 
+class _Plan(NamedTuple):
+    """How the pairs are gone through, and whether gradients are made on the way.
+
+    Attributes:
+      axes: of the mesh, over which the rows are cut.
+      pairs, chunk: N and C.
+    """
+
+    axes: tuple[str, ...]
+    pairs: int
+    chunk: int
+    slopes: bool
+
+
 class _Sums(NamedTuple):
     """Of all pairs that were scored: the loss and what it changes by."""
 
@@ -92,21 +106,23 @@ _loss.defvjp(_loss_and_slopes, _scale_slopes)
 def _sweep(texts_ND, images_ND, logit_scale, logit_bias, *, chunk: int, slopes: bool) -> tuple[Array, ...]:
     """The loss, and with `slopes` what it changes by: texts, images, scale and bias."""
     inputs = [x.astype(jnp.float32) for x in (texts_ND, images_ND, logit_scale, logit_bias)]
-    axes = _axes(len(texts_ND))
-    sweep = partial(_rounds, axes=axes, pairs=len(texts_ND), chunk=chunk, slopes=slopes)
-    if not axes:
-        return sweep(*inputs)
-    rows, whole = P(axes), P()
+    pairs = len(texts_ND)
+    plan = _Plan(_axes(pairs), pairs, chunk, slopes)
+    rounds = partial(_rounds, plan=plan)
+    if not plan.axes:
+        return rounds(*inputs)
+    rows, whole = P(plan.axes), P()
     out = (whole, rows, rows, whole, whole) if slopes else (whole,)
     # nothing is differentiated in there, so that nothing need be known of what varies over which axis
-    return jax.shard_map(sweep, in_specs=(rows, rows, whole, whole), out_specs=out, check_vma=False)(*inputs)
+    return jax.shard_map(rounds, in_specs=(rows, rows, whole, whole), out_specs=out, check_vma=False)(*inputs)
 
 
-def _rounds(texts_MD, images_MD, scale, bias, *, axes: tuple[str, ...], pairs: int, chunk: int, slopes: bool):
+def _rounds(texts_MD, images_MD, scale, bias, *, plan: _Plan) -> tuple[Array, ...]:
     """What one device does; the sums of all of them."""
-    devices, rows = pairs // len(texts_MD), len(texts_MD)
-    chunk = min(chunk, rows)
-    texts_MD = jnp.pad(texts_MD, ((0, -rows % chunk), (0, 0)))  # whole tiles; what is added counts nowhere
+    axes, pairs, rows = plan.axes, plan.pairs, len(texts_MD)
+    devices = pairs // rows
+    plan = plan._replace(chunk=min(plan.chunk, rows))
+    texts_MD = jnp.pad(texts_MD, ((0, -rows % plan.chunk), (0, 0)))  # whole tiles; what is added counts nowhere
     onward = [((device + 1) % devices, device) for device in range(devices)]
 
     def hand_on(x):
@@ -115,41 +131,43 @@ def _rounds(texts_MD, images_MD, scale, bias, *, axes: tuple[str, ...], pairs: i
     def one_round(carry, number):
         sums, texts_MD, slope_MD = carry
         coming_MD = hand_on(texts_MD)  # on its way while these are scored
-        sums, made_MD = _tiles(sums, texts_MD, images_MD, scale, bias, own=number == 0, chunk=chunk, slopes=slopes)
-        return (sums, coming_MD, hand_on(slope_MD + made_MD) if slopes else slope_MD), None
+        sums, made_MD = _tiles(sums, texts_MD, images_MD, (scale, bias), own=number == 0, plan=plan)
+        return (sums, coming_MD, hand_on(slope_MD + made_MD) if plan.slopes else slope_MD), None
 
     zero = jnp.zeros((), jnp.float32)
-    start = _Sums(zero, jnp.zeros_like(images_MD) if slopes else zero, zero, zero)
-    slope_MD = jnp.zeros_like(texts_MD) if slopes else zero
+    start = _Sums(zero, jnp.zeros_like(images_MD) if plan.slopes else zero, zero, zero)
+    slope_MD = jnp.zeros_like(texts_MD) if plan.slopes else zero
     (sums, _, slope_MD), _ = jax.lax.scan(one_round, (start, texts_MD, slope_MD), jnp.arange(devices))
 
     def total(x):
         return (jax.lax.psum(x, axes) if axes else x) / pairs
 
-    if not slopes:
+    if not plan.slopes:
         return (total(sums.loss),)
     return total(sums.loss), slope_MD[:rows] / pairs, sums.images / pairs, total(sums.scale), total(sums.bias)
 
 
-def _tiles(sums: _Sums, texts_MD, images_MD, scale, bias, *, own: Array, chunk: int, slopes: bool) -> tuple[_Sums, Any]:
-    """The sums with these texts added; and what the loss changes by with each of them, [M, D], None without `slopes`.
+def _tiles(
+    sums: _Sums, texts_MD, images_MD, scalars: tuple[Array, Array], *, own: Array, plan: _Plan
+) -> tuple[_Sums, Any]:
+    """The sums with these texts added; and what the loss changes by with each of them, [M, D], None without slopes.
 
     `own` = the texts are those of the images, in order: the i-th of both is a pair.
     """
     rows, width = images_MD.shape
-    factor = jnp.exp(scale)
+    factor, bias = jnp.exp(scalars[0]), scalars[1]
     product = partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
 
     def tile(sums, cut):
         text_CD, number = cut
-        column_C = number * chunk + jnp.arange(chunk)
+        column_C = number * plan.chunk + jnp.arange(plan.chunk)
         pair_MC = own & (jnp.arange(rows)[:, None] == column_C[None, :])
         counts_MC = jnp.broadcast_to((column_C < rows)[None, :], pair_MC.shape)
         cosine_MC = product("MD,CD->MC", images_MD, text_CD)
         sign_MC = jnp.where(pair_MC, 1.0, -1.0)
         y_MC = sign_MC * (cosine_MC * factor + bias)
         sums = sums._replace(loss=sums.loss + jnp.sum(jnp.where(counts_MC, jax.nn.softplus(-y_MC), 0.0)))
-        if not slopes:
+        if not plan.slopes:
             return sums, None
         slope_MC = jnp.where(counts_MC, -sign_MC * jax.nn.sigmoid(-y_MC), 0.0)
         sums = sums._replace(
@@ -159,10 +177,10 @@ def _tiles(sums: _Sums, texts_MD, images_MD, scale, bias, *, own: Array, chunk: 
         )
         return sums, factor * product("MC,MD->CD", slope_MC, images_MD)
 
-    cut = (texts_MD.reshape(-1, chunk, width), jnp.arange(len(texts_MD) // chunk))
+    cut = (texts_MD.reshape(-1, plan.chunk, width), jnp.arange(len(texts_MD) // plan.chunk))
     made: Any
     sums, made = jax.lax.scan(tile, sums, cut)
-    return sums, made.reshape(texts_MD.shape) if slopes else None
+    return sums, made.reshape(texts_MD.shape) if plan.slopes else None
 
 
 def _axes(pairs: int) -> tuple[str, ...]:
