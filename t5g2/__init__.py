@@ -7,13 +7,14 @@ The folders, each importing only from those to its right:
     core        leaf paths, mesh, the batch contract, settings, logs
     models      Gemma and T5Gemma blocks, attention, the tiled loss, FLOPs, released sizes
     objectives  causal, PrefixLM, UL2: pure NumPy, (tokens, rng) -> Example
-    data        tokenizer, sources, virtual streams, packing, the pipeline
+    data        tokenizers, images, sources, virtual streams, packing, the pipeline
     checkpoint  train states (Orbax), model folders (safetensors), averages
     adapt       the rules by which every weight of an encoder-decoder model comes from a decoder-only one
     eval        generation, metrics, tasks
     train       the experiment, the optimizer, the step, the loop
 
-and api.py, the Python surface: `t5g2.load(DIR)` gives a model with `logits`, `encode`, `generate` and `save`.
+and api.py, the Python surface: `t5g2.load(DIR)` gives a model with `logits`, `encode`, `generate` and `save` (what it
+is given is checked in inputs.py); verify.py compares a model with transformers.
 
 `import t5g2` loads none of them: the first use of `t5g2.load` loads jax and flax, and so on.
 """

@@ -1,7 +1,8 @@
 """Whether an imported model is the one that transformers has: both run on the same inputs, in float32.
 
 Every layer runs, on inputs padded on either side, longer than the sliding window, and with images. First transformers'
-model is loaded, run and let go of, then ours: what is in memory at a time is one of them, 4 bytes for each parameter.
+model is loaded, run and let go of, then ours: in memory at a time is one of them, 4 bytes for each parameter, and what it
+works with.
 
 B batch, T length, V vocabulary.
 """
@@ -227,6 +228,7 @@ def _reference(path: Path) -> Any:
     import torch
     import transformers
 
+    transformers.logging.disable_progress_bar()
     names = json.loads((path / convert.CONFIG).read_text()).get("architectures") or [""]
     if not hasattr(transformers, names[0]):
         raise UserError(
@@ -377,6 +379,18 @@ def _require_packages() -> None:
             f"verifying compares with transformers, and {' and '.join(missing)} is not installed; install them "
             f"(pip install 't5g2[hf]' torch), or import without --verify"
         )
+
+
+def _scores_bytes(config: ModelConfig) -> int:
+    """What the largest attention scores of the cases take: transformers holds them whole, before and after softmax."""
+    if isinstance(config, DualEncoderConfig):
+        towers = [(3, config.vision.heads, config.vision.patches)]
+    else:
+        images = inputs.images_of(config)
+        towers = [] if images is None else [(2, images.vision.heads, images.vision.patches)]
+        sides = (config.encoder, config.decoder) if isinstance(config, EncoderDecoderConfig) else (config,)
+        towers += [(len(sides), side.heads, side.window + PAST_WINDOW) for side in sides]
+    return max(2 * 4 * rows * heads * length**2 for rows, heads, length in towers)
 
 
 def _available() -> str:

@@ -20,7 +20,7 @@ from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.mesh import MeshShape
 from t5g2.core.mesh import make as make_mesh
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizer import Bytes, from_dict
 from t5g2.models.layers import Compute
 from tests import tiny, weights
 from tests.data import tokenizer_files
@@ -281,6 +281,33 @@ def test_prompts_hold_images_where_they_say_so():
     assert prompt("a<start_of_image><start_of_image>b", 2) == two
     with pytest.raises(UserError, match=r"'a<start_of_image>' says <start_of_image> 1 times and has 2 images; say it"):
         prompt("a<start_of_image>", 2)
+
+
+def test_prompts_are_those_of_the_processor_of_transformers(tmp_path):
+    """Newlines of the text and of the image meet in one piece or in several, as the tokenizer has it."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    ours = from_dict({"kind": "huggingface", "file": str(tokenizer_files.huggingface(tmp_path, t5gemma2=True))})
+    fast = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    fast.no_truncation()
+    fast.no_padding()
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    named = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, extra_special_tokens=names, **named)
+    resize = transformers.Gemma3ImageProcessorPil(size={"height": 16, "width": 16})
+    processor = transformers.Gemma3Processor(image_processor=resize, tokenizer=tokenizer, image_seq_length=4)
+    config = dataclasses.replace(tiny.IMAGES, **{at: ours.id(name) for at, name in PLACES.items()})
+    image = np.zeros((20, 30, 3), np.uint8)
+    for text, count in (
+        ("What is <start_of_image>?", 1),
+        ("a\n<start_of_image>\n\nb <start_of_image>", 2),
+        ("<start_of_image><start_of_image>", 2),
+    ):
+        theirs = processor(text=[text], images=[[image] * count])["input_ids"][0]
+        assert [2, *inputs.prompt(ours, text, count, config).tolist()] == list(theirs), text
+
+
+PLACES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
 
 
 @pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
