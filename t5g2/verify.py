@@ -1,8 +1,8 @@
 """Whether an imported model is the one that transformers has: both run on the same inputs, in float32.
 
 Every layer runs, on inputs padded on either side, longer than the sliding window, and with images. First transformers'
-model is loaded, run and let go of, then ours: in memory at a time is one of them, 4 bytes for each parameter, and what it
-works with.
+model is loaded, run and let go of, then ours: in memory at a time is one of them, 4 bytes for each parameter, and what
+it works with.
 
 B batch, T length, V vocabulary.
 """

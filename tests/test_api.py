@@ -369,6 +369,20 @@ def test_siglip_texts_are_plain_and_padded_with_their_end(tmp_path):
     assert got[1].tolist() == [*tokenizer.encode("a").tolist(), 1, 1, 1, 1, 1]
 
 
+def test_siglip_texts_are_those_of_transformers(tmp_path):
+    """And of a folder that has its pieces they are embedded as their ids are."""
+    text = dataclasses.replace(tiny.SIGLIP.text, vocab_size=300, length=16)
+    save_model(tmp_path / "siglip", weights.model(dataclasses.replace(tiny.SIGLIP, text=text)))
+    tokenizer_files.siglip(tmp_path / "siglip")
+    model = api.load(tmp_path / "siglip")
+    texts = ["A photo of, a Cat!", "  two   spaces ", "", "don't. stop-now " * 9]
+    ids = inputs.siglip_tokens(model.tokenizer, texts, text)
+    np.testing.assert_array_equal(model.embed_texts(texts), model.embed_texts(ids))
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.SiglipTokenizer(vocab_file=str(tmp_path / "siglip" / "spiece.model"))
+    assert ids.tolist() == theirs(texts, padding="max_length", max_length=16, truncation=True)["input_ids"]
+
+
 def tell(name, use, message):
     return pytest.param(name, use, message, id=message[:50])
 

@@ -43,6 +43,20 @@ def sentencepiece(folder: Path, pieces: int = 400) -> Path:
     return path
 
 
+def siglip(folder: Path, pieces: int = 300) -> Path:
+    """spiece.model: <pad>, </s> and <unk>, no BOS, a space in front of every text, as SigLIP has it."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences()), model_writer=model, vocab_size=pieces, minloglevel=2, **ids
+    )
+    path = folder / "spiece.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
 def huggingface(folder: Path, pieces: int = 400, *, t5gemma2: bool = False) -> Path:
     """tokenizer.json: the images' tokens after all pieces, and there the image token last of all, or, as in T5Gemma 2,
     <unused…> after it; with BOS, truncation and padding that must not show.
