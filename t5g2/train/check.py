@@ -35,6 +35,7 @@ from t5g2.train.experiment import Experiment
 from t5g2.train.preview import padding
 
 GIB = 2**30
+MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single array takes a quarter of this
 SCORES = "; much of it is attention scores, which the reference backend holds whole, so shorter rows save the most"
 TOWER = "vision.final_norm.scale"  # stands for the whole image tower: what is frozen up to here needs no gradient
 
@@ -208,8 +209,9 @@ def _print_memory(plan: start.Plan, memory: Memory, *, simulated: bool, compiled
     }
     print("memory per device, GiB")
     print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in told.items()))
-    if not compiled:
-        print("the step was not compiled: activations are an estimate\n")
+    if not compiled or memory.total > MOST:
+        why = f": no device has {memory.total / GIB:,.0f} GiB" if compiled else ""
+        print(f"the step was not compiled{why}; activations are an estimate\n")
         return memory.total
     began = time.perf_counter()
     analysis = (compile_for_little_memory(plan) if simulated else plan.compile()).memory_analysis()

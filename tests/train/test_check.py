@@ -140,7 +140,7 @@ def test_what_is_printed(capsys):
     assert "embedder.table                                 1  [2048, 64]            embed: fsdp" in said
     for line in ("weights  ", "optimizer  ", "gradients  ", "attention scores, about", "in all, about"):
         assert f"\n  {line}" in said
-    assert "the step was not compiled: activations are an estimate" in said
+    assert "the step was not compiled; activations are an estimate" in said
     assert "one batch: 16 rows" in said
     assert "encoder/mlp" in said
     assert said.endswith("the experiment is sound\n")
@@ -153,9 +153,15 @@ def test_memory_that_a_device_does_not_have_is_an_error(compiled):
 
 
 def test_long_rows_are_named_where_attention_scores_take_the_memory():
-    made = experiment(T5GEMMA2, data__encoder_length=2048, data__decoder_length=2048)
+    made = experiment(T5GEMMA2, mesh__fsdp=8, data__encoder_length=2048, data__decoder_length=2048)
     with pytest.raises(UserError, match=r"attention scores, which the reference backend holds whole, so shorter rows"):
         check.check(made, hbm_gib=0.1, compiled=False)
+
+
+def test_what_no_device_has_is_not_compiled(capsys, monkeypatch):
+    monkeypatch.setattr(check, "MOST", 2**20)
+    check.check(experiment(T5GEMMA2, mesh__fsdp=8))
+    assert "the step was not compiled: no device has 0 GiB; activations are an estimate" in capsys.readouterr().out
 
 
 def test_devices_that_are_there_already_cannot_be_simulated():
