@@ -305,12 +305,12 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number to three digits, as a person reads it: 0.52, 950, 12.3k, 4.2M, 1.1T."""
-    for unit in ("", "k", "M", "G", "T"):
+    """A number to three digits, as a person reads it: 0.52, 950, 12.3k, 4.2M, 1.1T, 65.9E."""
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
         if abs(number) < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
-    return f"{number:.3g}P"
+    return f"{number:.3g}Z"
 
 
 def duration(seconds: float) -> str:

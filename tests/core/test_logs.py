@@ -209,7 +209,8 @@ def test_other_processes_say_warnings_only(capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0.5, "0.5"), (950, "950"), (999.6, "1k"), (12345, "12.3k"), (4.2e6, "4.2M"), (2e18, "2e+03P")]
+    ("number", "text"),
+    [(0.5, "0.5"), (950, "950"), (999.6, "1k"), (12345, "12.3k"), (4.2e6, "4.2M"), (2e18, "2E"), (3e21, "3Z")],
 )
 def test_short_numbers(number, text):
     assert logs.short(number) == text
