@@ -405,7 +405,7 @@ def tell(name, use, message):
         tell(
             "gemma_images", lambda m: m.logits([[2]], images=[[9 * NOISE]]), "an image of floats reaches from -9 to 9"
         ),
-        tell("gemma_images", lambda m: m.logits([[2]], images=[["/nowhere.png"]]), "/nowhere.png cannot be read"),
+        tell("gemma_images", lambda m: m.logits([[2]], images=[["/nowhere.png"]]), "'/nowhere.png' cannot be opened"),
         tell("gemma_images", lambda m: m.generate("a"), "prompts is one text; give a list of them"),
         tell(
             "gemma", lambda m: m.logits([[2]], images=[[NOISE]]), "images are given, but this model has no image tower"
