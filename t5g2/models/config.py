@@ -9,6 +9,8 @@ from t5g2.core import settings
 from t5g2.core.errors import UserError
 
 LayerKind = Literal["local", "global"]
+# every layer has a name, a key and a line in reports: a number that is a mistake must not take gigabytes to be one
+MAX_LAYERS = 1000
 GEMMA3_PATTERN: tuple[LayerKind, ...] = ("local",) * 5 + ("global",)
 
 
@@ -48,7 +50,7 @@ class VisionConfig:
     pool: bool = False
 
     def __post_init__(self):
-        _at_least_one(self, "width", "layers", "mlp_width", "heads", "image_size", "patch_size")
+        _check_sizes(self, "width", "layers", "mlp_width", "heads", "image_size", "patch_size")
         _heads_divide(self.heads, self.width)
         if self.image_size % self.patch_size:
             raise UserError(
@@ -89,7 +91,8 @@ class ImageConfig:
     window: bool = True
 
     def __post_init__(self):
-        _at_least_one(self, "tokens")
+        if self.tokens < 1:
+            raise UserError(f"tokens = {self.tokens}; it must be at least 1")
         side = math.isqrt(self.tokens)
         if side**2 != self.tokens or self.vision.side % side:
             raise UserError(
@@ -146,7 +149,7 @@ class TextConfig:
     images: ImageConfig | None = None
 
     def __post_init__(self):
-        _at_least_one(self, "vocab_size", "width", "layers", "mlp_width", "heads", "kv_heads", "head_size", "window")
+        _check_sizes(self, "vocab_size", "width", "layers", "mlp_width", "heads", "kv_heads", "head_size", "window")
         for name in ("query_scalar", "attention_softcap", "final_softcap", "norm_eps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -248,7 +251,7 @@ class SiglipTextConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        _at_least_one(self, "vocab_size", "length", "width", "layers", "mlp_width", "heads", "projection")
+        _check_sizes(self, "vocab_size", "length", "width", "layers", "mlp_width", "heads", "projection")
         _heads_divide(self.heads, self.width)
 
 
@@ -294,10 +297,12 @@ def from_dict(data: Mapping[str, Any], *, where: str = "model") -> ModelConfig:
     return settings.build(ModelConfig, data, where=where, tables=(KINDS,))
 
 
-def _at_least_one(config: Any, *names: str) -> None:
+def _check_sizes(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise UserError(f"{name} = {getattr(config, name)}; it must be at least 1")
+    if config.layers > MAX_LAYERS:
+        raise UserError(f"layers = {config.layers}; at most {MAX_LAYERS} are supported")
 
 
 def _heads_divide(heads: int, width: int) -> None:

@@ -13,6 +13,7 @@ from tests.tiny import GEMMA3, T5GEMMA2
     ("change", "message"),
     [
         ({"layers": 0}, "layers = 0; it must be at least 1"),
+        ({"layers": 2_000_000}, "layers = 2000000; at most 1000 are supported"),
         ({"window": 0}, "window = 0; it must be at least 1"),
         ({"kv_heads": 3}, "heads = 4 and kv_heads = 3.*kv_heads must divide heads"),
         ({"head_size": 7}, "head_size = 7.*must be even"),
