@@ -22,6 +22,13 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs of one file are of no use to the next, and would take gigabytes by the end."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def devices():
     """The eight simulated devices."""
