@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ import numpy as np
 from t5g2 import api, inputs
 from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import tree
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError
@@ -95,26 +97,40 @@ def import_model(
 
     Raises:
       UserError: as convert.import_model; transformers or torch is not installed.
-      SystemExit: with status 1, it differs from transformers; the folder then has the name `out`.unverified.
+      SystemExit: with status 1, it differs from transformers; the folder is left under the name `out`.unverified, which
+        is also its name while it is verified.
     """
     if verify:
         _require_packages()
-    folder = convert.import_model(source, out, config=config)
+    folders.refuse_existing(out)
+    target = Path(out).absolute()
+    # under its own name only when it is known to be right
+    place = target.with_name(f"{target.name}.unverified") if verify else target
+    folder = convert.import_model(source, place, config=config)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())
-    print(f"wrote {folder.path}: {parameters:,} parameters")
+    print(f"wrote {place}: {parameters:,} parameters")
     for note in (folder.provenance or {}).get("notes", ()):
         print(f"  {note}")
-    if not verify:
-        return
+    if verify:
+        _verify(folder, source if (Path(source) / convert.CONFIG).is_file() else None, 4 * parameters)
+        place.rename(target)
+        print(f"verified, and renamed {target}")
+
+
+def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: int) -> None:
     print(
-        f"comparing with transformers: {4 * parameters / 2**30:.1f} GiB of weights in float32 at a time", _available()
+        f"comparing with transformers: {size_bytes / 2**30:.1f} GiB of weights in float32 at a time, and about "
+        f"{_scores_bytes(folder.config) / 2**30:.1f} GiB to work with {_available()}",
+        flush=True,
     )
-    rows = compare(folder.path, source if (Path(source) / convert.CONFIG).is_file() else None)
+    try:
+        rows = compare(folder.path, reference)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
     print(table(rows))
     if not all(row.passed for row in rows):
-        aside = folder.path.with_name(f"{folder.path.name}.unverified")
-        folder.path.rename(aside)
-        raise SystemExit(f"t5g2 import: it differs from transformers; the model folder is set aside as {aside}")
+        raise SystemExit(f"t5g2 import: the model differs from transformers'; it is left as {folder.path}")
 
 
 def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[Row]:
@@ -300,13 +316,19 @@ def _ours(path: Path, cases: list[Case]) -> list[dict[str, Answer]]:
         models = {case.name: params}
         if isinstance(config, EncoderDecoderConfig) and config.encoder_window != "around":
             ways: tuple[EncoderWindow, ...] = ("each_side", "each_side_inclusive")
-            models = {f"{case.name}, {way}": _with_window(params, way) for way in ways}
+            models = {f"{case.name}, {way}": _with(params, replace(config, encoder_window=way)) for way in ways}
+        elif isinstance(config, TextConfig) and images is not None and case.images and images.tokens > config.window:
+            # an image longer than the window: as trained its tokens are bounded by it, in transformers they are not
+            models = {
+                f"{case.name}, {said}": _with(params, replace(config, images=replace(images, window=bounded)))
+                for said, bounded in (("bounded by the window", True), ("not bounded", False))
+            }
         answers.append({name: _our_answer(one, case, images) for name, one in models.items()})
     return answers
 
 
-def _with_window(params: Any, window: EncoderWindow) -> Any:
-    config = replace(params.config, encoder_window=window)
+def _with(params: Any, config: ModelConfig) -> Any:
+    """The same weights under another config."""
     return tree.refill(build.abstract(config), tree.named(params))
 
 

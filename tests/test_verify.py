@@ -121,9 +121,21 @@ def test_what_differs_is_set_aside(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "compare", lambda *_: [SAME, Row("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)])
     with pytest.raises(SystemExit) as stop:
         verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
-    assert "differs from transformers; the model folder is set aside as" in str(stop.value.code)  # a text: status 1
+    assert "the model differs from transformers'; it is left as" in str(stop.value.code)  # a text: status 1
     assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
     assert "DIFFERS" in capsys.readouterr().out
+
+
+def test_stopped_while_it_is_verified_nothing_is_left(folders, tmp_path, monkeypatch):
+    def stopped(model, reference):
+        assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "_require_packages", lambda: None)
+    monkeypatch.setattr(verify, "compare", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_reference_nothing_is_begun(folders, tmp_path, monkeypatch):
