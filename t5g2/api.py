@@ -52,6 +52,7 @@ def load(
     mesh: Mesh | None = None,
     positions: Positions = "raw",
     config: ModelConfig | str | PathLike | None = None,
+    image_size: int | None = None,
 ) -> "LanguageModel | DualEncoder":
     """The model of a folder, ready to use. The image tower of a language model is read when images are first given.
 
@@ -65,6 +66,8 @@ def load(
         positions are given; "counted" = the number of tokens before it, as google-deepmind/gemma does. The same for
         rows padded on the right. Generation always counts.
       config: the architecture of a folder that does not say it: a size's name, or a file like model.json.
+      image_size: of images in pixels, if not what the tower was trained with (896 or 448): its position embeddings are
+        resampled.
 
     Raises:
       UserError: no such folder, a damaged one, an unknown choice.
@@ -72,6 +75,8 @@ def load(
     if positions not in get_args(Positions):
         raise unknown("positions", positions, get_args(Positions))
     folder = convert.open_any(directory) if config is None else convert.open_foreign(directory, config)
+    if image_size is not None:
+        folder = folders.with_image_size(folder, image_size)
     compute = default_compute() if compute is None else compute
     if isinstance(folder.config, DualEncoderConfig):
         return DualEncoder(folder, dtype, compute, mesh)
@@ -242,6 +247,7 @@ class LanguageModel(Model):
         prompts: Sequence[str],
         images: Any = None,
         *,
+        crops: int = 0,
         max_new_tokens: int = 64,
         sampler: Sampler = GREEDY,
         seed: int = 0,
@@ -253,6 +259,8 @@ class LanguageModel(Model):
 
         Args:
           images: for each prompt. They stand where it says <start_of_image>, or, if it does not, in front.
+          crops: of a long image, so many crops at most follow it (pan-and-scan), and the prompt says so, as in
+            transformers' Gemma3Processor; 0 = none.
 
         Raises:
           UserError: no tokenizer; images that do not match the prompts; a model without an image tower.
@@ -262,6 +270,8 @@ class LanguageModel(Model):
         prompts, tokenizer, config = list(prompts), self.tokenizer, inputs.images_of(self.config)
         array, counts = None, [0] * len(prompts)
         if images is not None:
+            if crops:
+                prompts, images = inputs.with_crops(prompts, images, crops)
             array, counts = self._images(images, len(prompts))
         read = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         specials = tokenizer.specials
@@ -431,5 +441,6 @@ def _said(file: Path, key: str) -> Any:
 
 def _dtype(folder: ModelFolder, chosen: Any) -> np.dtype:
     """What was chosen, or the dtype that the leaves have; the widest, where they have several."""
-    dtypes = {jnp.dtype(leaf.dtype) for leaf in folder.leaves.values()} if chosen is None else {jnp.dtype(chosen)}
+    chosen = folders.known_dtype(chosen)
+    dtypes = {jnp.dtype(leaf.dtype) for leaf in folder.leaves.values()} if chosen is None else {chosen}
     return functools.reduce(jnp.promote_types, sorted(dtypes, key=str))

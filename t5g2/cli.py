@@ -42,7 +42,8 @@ CONFIG = Flag(
     None, "FILE[:ARG], the config file and what its get_config is called with; --config.a.b=VALUE changes a key", True
 )
 WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
-MODEL = Flag(None, "model folder", True)
+MODEL = Flag(None, "model folder, or a Hugging Face or an official Flax one", True)
+DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; as they are stored unless given")
 OUT = Flag(None, "folder to write; it must not exist", True)
 ALLOW_CHANGE = Flag("", "settings, separated by commas, that may differ from the saved experiment")
 DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (where a cluster is found), on, off")
@@ -116,8 +117,9 @@ def generate(argv: list[str]) -> None:
     given, _ = parse(
         generate,
         argv,
-        model=Flag(None, "model folder, or a Hugging Face or an official Flax one", True),
+        model=MODEL,
         prompt=Flag(None, "text to complete"),
+        crops=Flag(0, "crops at most that follow each long image (pan-and-scan)", least=0),
         image=Flag("", "image files for the prompt, separated by commas; they stand where it says <start_of_image>"),
         input=Flag(None, "jsonl file of prompts, instead of --prompt"),
         out=Flag(None, "jsonl file to write, with --input; it must not exist"),
@@ -133,7 +135,7 @@ def generate(argv: list[str]) -> None:
     if images and given.prompt is None:
         raise UserError("--image is for the prompt of --prompt; give both, or neither")
     sampler = t5g2.Greedy() if given.temperature == 0 else t5g2.Temperature(given.temperature)
-    options = {"max_new_tokens": given.max_new_tokens, "sampler": sampler, "seed": given.seed}
+    options = {"max_new_tokens": given.max_new_tokens, "sampler": sampler, "seed": given.seed, "crops": given.crops}
     outputs = t5g2.load(given.model).generate(prompts, [images] if images else None, **options)
     prompting.tell(prompts, outputs, given.out)
 
@@ -146,12 +148,15 @@ def import_(argv: list[str]) -> None:
     config = Flag(None, "architecture, where the folder does not say: a size such as gemma3:1b, or a model.json")
     verify = Flag(False, "compare the result with transformers, in float32; needs transformers and torch")
     source = Flag(None, "Hugging Face folder or official Flax folder", True)
-    given, changes = parse(import_, argv, source=source, out=OUT, config=config, verify=verify)
+    size = Flag(None, "of images in pixels, if not what the tower was trained with; 896 or 448", kind=int, least=1)
+    flags = {"source": source, "out": OUT, "config": config, "verify": verify, "dtype": DTYPE, "image_size": size}
+    given, changes = parse(import_, argv, **flags)
     if changes:
         raise UserError(f"--config.{changes[0][0]} cannot be changed here; write a model.json and give --config=FILE")
     from t5g2 import verify as verification
 
-    verification.import_model(given.source, given.out, config=given.config, verify=given.verify)
+    how = {"config": given.config, "dtype": given.dtype, "image_size": given.image_size}
+    verification.import_model(given.source, given.out, verify=given.verify, **how)
 
 
 def export(argv: list[str]) -> None:
@@ -159,11 +164,13 @@ def export(argv: list[str]) -> None:
 
     Example: t5g2 export --model=runs/adapted/model --out=models/adapted-hf
     """
-    given, _ = parse(export, argv, model=MODEL, out=OUT)
+    given, _ = parse(export, argv, model=MODEL, out=OUT, dtype=DTYPE)
     from t5g2.checkpoint import convert
 
-    convert.export_model(given.model, given.out)
+    deviations = convert.export_model(given.model, given.out, dtype=given.dtype)
     print(f"wrote {given.out}")
+    for deviation in deviations:
+        print(f"transformers computes it otherwise for {deviation}")
 
 
 def adapt(argv: list[str]) -> None:

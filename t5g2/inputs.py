@@ -20,6 +20,7 @@ from t5g2.data.vocabulary import Tokenizer
 from t5g2.models.config import EncoderDecoderConfig, ImageConfig, ModelConfig, SiglipTextConfig, TextConfig
 
 START_OF_IMAGE = "<start_of_image>"
+_CROPPED = f"Here is the original image {START_OF_IMAGE} and here are some crops to help you see better "
 
 
 def images_of(config: ModelConfig) -> ImageConfig | None:
@@ -115,9 +116,7 @@ def images(
 
 def prepared(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray, "H W 3"]:
     """One image, as in `images`."""
-    if isinstance(image, str | PathLike | bytes):
-        return pictures.prepare(pictures.read(image), size, resampling=resampling)
-    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    array = pixels(image)
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         return pictures.prepare(array, size, resampling=resampling)
     if array.shape != (size, size, 3) or not np.issubdtype(array.dtype, np.floating):
@@ -133,6 +132,56 @@ def prepared(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray,
     return array.astype(np.float32)
 
 
+def pixels(image: Any) -> np.ndarray:
+    """An image as an array: uint8[height, width, 3] of a file or a PIL image, an array as it is."""
+    if isinstance(image, str | PathLike | bytes):
+        return pictures.read(image)
+    return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+
+
+def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str], list[list[Any]]]:
+    """The prompts and, for each, its images with the crops of long ones behind them (pan-and-scan).
+
+    The words around them are those of transformers' Gemma3Processor.
+
+    Raises:
+      UserError: as `images` and `prompt`; floats, which have the tower's size already and nothing to be cropped from.
+    """
+    rows = [_row(row) for row in given]
+    if len(rows) != len(prompts):
+        raise UserError(f"images are given for {len(rows)} prompts and there are {len(prompts)}; give a list for each")
+    texts, images = [], []
+    for text, row in zip(prompts, rows, strict=True):
+        arrays = [pixels(image) for image in row]
+        if any(array.dtype != np.uint8 for array in arrays):
+            raise UserError("crops are made of files, PIL images and uint8 arrays; give one, or crops=0")
+        parts = _split(text, len(row))
+        made, shown = parts[0], []
+        for array, part in zip(arrays, parts[1:], strict=True):
+            crops = pictures.pan_and_scan(array, most_crops=most)
+            shown += [array, *crops]
+            made += _CROPPED + " ".join([START_OF_IMAGE] * len(crops)) if crops else START_OF_IMAGE
+            made += part
+        texts.append(made)
+        images.append(shown)
+    return texts, images
+
+
+def _split(text: str, count: int) -> list[str]:
+    """The parts of a prompt around its images.
+
+    Raises:
+      UserError: it says <start_of_image>, and not as often as there are images.
+    """
+    parts = text.split(START_OF_IMAGE) if START_OF_IMAGE in text else [""] * count + [text]
+    if len(parts) != count + 1:
+        raise UserError(
+            f"the prompt {text[:60]!r} says {START_OF_IMAGE} {len(parts) - 1} times and has {count} images; say it "
+            f"once for each, or not at all"
+        )
+    return parts
+
+
 def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | None) -> np.ndarray:
     """int32[T]: a prompt with `count` images, without BOS.
 
@@ -145,12 +194,7 @@ def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | No
     if not count:
         return tokenizer.encode(text)
     assert config is not None
-    parts = text.split(START_OF_IMAGE) if START_OF_IMAGE in text else [""] * count + [text]
-    if len(parts) != count + 1:
-        raise UserError(
-            f"the prompt {text[:60]!r} says {START_OF_IMAGE} {len(parts) - 1} times and has {count} images; say it "
-            f"once for each, or not at all"
-        )
+    parts = _split(text, count)
     image = np.array([config.begin, *[config.token] * config.tokens, config.end], np.int32)
     pieces = []
     for number, part in enumerate(parts):

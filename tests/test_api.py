@@ -132,6 +132,8 @@ def test_a_mistake_is_said(folders, use, message):
 
 
 def test_an_unknown_choice_is_said(folders):
+    with pytest.raises(UserError, match="unknown dtype of weights 'bogus'"):
+        t5g2.load(folders / "gemma", dtype="bogus")
     with pytest.raises(UserError, match="unknown positions 'count'; did you mean 'counted'"):
         api.load(folders / "gemma", positions="count")
 
@@ -322,6 +324,35 @@ def test_text_and_images_go_in_and_text_comes_out(folders, name, photo):
     assert drawn_ == model.generate(["x"] * 4, sampler=t5g2.Temperature(3.0), seed=1, max_new_tokens=6)
     assert len(set(drawn_)) > 1
     assert model.generate([]) == []
+
+
+def test_crops_follow_a_long_image_and_the_prompt_says_so(folders, tmp_path):
+    """As transformers' Gemma3Processor words it; a square image has none."""
+    long, square = np.zeros((300, 900, 3), np.uint8), np.zeros((300, 300, 3), np.uint8)
+    long[:, 300:600] = 255
+    texts, images = inputs.with_crops(["A <start_of_image> B <start_of_image> C"], [[long, square]], 4)
+    start = "<start_of_image>"
+    crops = " ".join([start] * 3)
+    said = f"Here is the original image {start} and here are some crops to help you see better {crops}"
+    assert texts == [f"A {said} B {start} C"]
+    assert [image.shape[1] for image in images[0]] == [900, 300, 300, 300, 300]
+    assert images[0][2].min() == 255  # the middle
+    with pytest.raises(UserError, match="crops are made of files, PIL images and uint8 arrays"):
+        inputs.with_crops(["A"], [[np.zeros((16, 16, 3), np.float32)]], 4)
+    with pytest.raises(UserError, match="images are given for 1 prompts and there are 2"):
+        inputs.with_crops(["A", "B"], [[long]], 4)
+    Image.fromarray(long).save(tmp_path / "long.png")
+    model = t5g2.load(folders / "gemma_images")
+    model.generate(["A"], images=[[tmp_path / "long.png"]], crops=2, max_new_tokens=2)
+
+
+def test_images_of_another_size_than_the_towers(folders, photo):
+    model = t5g2.load(folders / "t5gemma2_images", image_size=32)
+    assert model.config.encoder.images.vision.image_size == 32
+    tokens, _ = with_images([1])
+    states = model.encode(tokens, images=[[photo]])
+    assert np.isfinite(states).all()
+    assert np.abs(states - t5g2.load(folders / "t5gemma2_images").encode(tokens, images=[[photo]])).max() > 1e-3
 
 
 def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):

@@ -39,6 +39,15 @@ def folders(tmp_path_factory):
 
 @live
 @pytest.mark.long
+def test_an_image_longer_than_the_window_is_compared_both_ways(tmp_path, capsys):
+    save_model(tmp_path / "ours", weights.model(dataclasses.replace(tiny.GEMMA3_IMAGES, window=2)))
+    convert.export_model(tmp_path / "ours", tmp_path / "theirs")
+    verify.import_model(tmp_path / "theirs", tmp_path / "model", verify=True)
+    assert "images, not bounded" in capsys.readouterr().out
+
+
+@live
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["GEMMA2", "GEMMA3_IMAGES", "T5GEMMA", "T5GEMMA2_IMAGES", "SIGLIP"])
 def test_what_is_imported_is_what_transformers_has(folders, name, tmp_path, capsys):
     verify.import_model(folders(name), tmp_path / "model", verify=True)

@@ -21,7 +21,7 @@ from t5g2.checkpoint import flax_tree, hf_architecture, hf_config, names, safete
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.safetensors_io import Tensor
-from t5g2.core import tree
+from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build, sizes
@@ -59,6 +59,8 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
         tensors are missing, surplus or have other shapes; copies of tied weights differ.
     """
     path = Path(directory).absolute()
+    if path.is_file():
+        raise UserError(f"{path} is a file; give the folder that it is in")
     if not path.is_dir():
         raise UserError(f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder")
     if (path / WORKDIR).is_file():
@@ -72,6 +74,8 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
         layout = names.FLAX_T5GEMMA if any(name.startswith("decoder/") for name in found) else names.FLAX_GEMMA
         config = given or _released(path, layout, {name: tensor.shape for name, tensor in found.items()})
         said = "its size" if given is None else "the given config"
+    elif any(next(path.glob(pattern), None) for pattern in safetensors_io.PICKLES):
+        raise safetensors_io.no_weights(path)
     else:
         raise UserError(
             f"{path} holds no model that is known: neither {CONFIG} and safetensors (Hugging Face), nor an Orbax "
@@ -79,6 +83,7 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
         )
     abstract = tree.leaves(build.abstract(config))
     tensors, notes = _normalised(path, layout, found)
+    notes += _overruled(path, given)
     tied = names.tie(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     notes += _account(f"{path}, by {said}", layout, config, tied, tensors)
     provenance = {
@@ -95,22 +100,32 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
 
 
 def import_model(
-    source: str | PathLike, out: str | PathLike, *, config: Given = None, dtype: Any = None
+    source: str | PathLike,
+    out: str | PathLike,
+    *,
+    config: Given = None,
+    dtype: Any = None,
+    image_size: int | None = None,
 ) -> ModelFolder:
     """Writes a Hugging Face or an official Flax folder as a model folder, and opens that.
 
     Args:
       source, config: as in open_foreign.
       out: where the model folder goes; it does not exist.
-      dtype: what the weights are cast to; None = each as it is stored.
+      dtype: what the weights are cast to: "float32", "bfloat16", "float16"; None = each as it is stored.
+      image_size: in pixels, of the images that it is to read, if not what it was trained with; its tower's position
+        embeddings are resampled.
 
     Raises:
-      UserError: as open_foreign; `out` exists.
+      UserError: as open_foreign; `out` exists; an unknown dtype, an image size that does not fit.
     """
+    dtype = folders.known_dtype(dtype)
     folders.refuse_existing(out)
     if (Path(source) / folders.MODEL).is_file():
         raise UserError(f"{source} is a model folder already: it has a {folders.MODEL}. Use it as it is, or copy it")
     opened = open_foreign(source, config)
+    if image_size is not None:
+        opened = folders.with_image_size(opened, image_size)
     tensors = {tree.name(key): _cast(_tensor(leaf), dtype) for key, leaf in opened.leaves.items()}
     notes = {
         folders.MODEL: folders.to_dict(opened.config),
@@ -146,6 +161,18 @@ def _hugging_face(path: Path, given: ModelConfig | None) -> tuple[names.Layout, 
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return layout, config, CONFIG
+
+
+def _overruled(path: Path, given: ModelConfig | None) -> list[str]:
+    """What a config that was given says otherwise than the folder's own."""
+    if given is None or not (path / CONFIG).is_file():
+        return []
+    try:
+        _, said = hf_config.read(_json(path / CONFIG))
+    except UserError as error:
+        return [f"{CONFIG} was not used: {error}"]
+    lines = tree.difference(settings.flatten(folders.to_dict(said)), settings.flatten(folders.to_dict(given)))
+    return [f"the given config overrules {CONFIG}: {line}" for line in lines.splitlines()]
 
 
 def _normalised(path: Path, layout: names.Layout, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -303,8 +330,10 @@ def _variants(layout: names.Layout, found: Mapping[str, names.Shape]) -> Iterato
 # ---- out ----
 def export_model(
     model_dir: str | PathLike, out: str | PathLike, *, dtype: Any = None, shard_bytes: int = 5 * 10**9
-) -> None:
+) -> list[str]:
     """Writes a model as a Hugging Face folder that transformers loads: config.json, safetensors, the carried files.
+
+    Returns what transformers computes otherwise, if anything.
 
     Args:
       model_dir: a model folder; what open_foreign opens serves as well.
@@ -313,8 +342,9 @@ def export_model(
       shard_bytes: where the next file of weights begins.
 
     Raises:
-      UserError: `out` exists; transformers has no architecture for this model; as open_any.
+      UserError: `out` exists; transformers has no architecture for this model; an unknown dtype; as open_any.
     """
+    dtype = folders.known_dtype(dtype)
     folders.refuse_existing(out)
     opened = open_any(model_dir)
     specials, generation = _generation(opened)
@@ -337,6 +367,7 @@ def export_model(
         single=safetensors_io.SINGLE,
         metadata={"format": "pt"},
     )
+    return hf_architecture.deviations(opened.config)
 
 
 def _generation(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -25,14 +26,16 @@ from jax.sharding import Mesh
 from t5g2.checkpoint import safetensors_io
 from t5g2.core import mesh as meshes
 from t5g2.core import tree
-from t5g2.core.errors import UserError
+from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
-from t5g2.models.config import ModelConfig, from_dict, text_only, to_dict
+from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig, from_dict, text_only, to_dict
+from t5g2.models.siglip import resample_positions
 
 MODEL = "model.json"
 TOKENIZER = "t5g2_tokenizer.json"
 PROVENANCE = "provenance.json"
+WEIGHTS = ("float32", "bfloat16", "float16")
 # what belongs to a model besides its weights and is not read here: the tokenizer, how text and images are prepared
 CARRIED = (
     "tokenizer.json",
@@ -187,6 +190,49 @@ def without_images(folder: ModelFolder) -> ModelFolder:
     kept = {key: leaf for key, leaf in folder.leaves.items() if not key[0].startswith(("vision.", "projector."))}
     config = text_only(folder.config)
     return folder if config == folder.config else replace(folder, config=config, leaves=kept)
+
+
+def known_dtype(dtype: Any) -> np.dtype | None:
+    """The dtype of weights that was chosen by name or as such; None stays None.
+
+    Raises:
+      UserError: weights are not kept in it.
+    """
+    if dtype is None:
+        return None
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in WEIGHTS:
+        raise unknown("dtype of weights", name, WEIGHTS)
+    return jnp.dtype(name)
+
+
+def with_image_size(folder: ModelFolder, size: int) -> ModelFolder:
+    """The same folder with an image tower for images of another size: its position embeddings are resampled when read.
+
+    Args:
+      size: in pixels, a multiple of the patch size: 896 and 448 for Gemma's tower of 14.
+
+    Raises:
+      UserError: there is no image tower, or the size does not fit its patches or its tokens.
+    """
+    config = folder.config
+    if isinstance(config, DualEncoderConfig):
+        vision = replace(config.vision, image_size=size)
+        config = replace(config, vision=vision)
+    else:
+        stack = config.encoder if isinstance(config, EncoderDecoderConfig) else config
+        if stack.images is None:
+            raise UserError(f"image_size = {size}, and {folder.path} has no image tower; leave it out")
+        vision = replace(stack.images.vision, image_size=size)
+        stack = replace(stack, images=replace(stack.images, vision=vision))
+        config = replace(config, encoder=stack) if isinstance(config, EncoderDecoderConfig) else stack
+    old = folder.leaves["vision.positions", None]
+    new = replace(
+        old,
+        shape=(vision.patches, vision.width),
+        read=lambda: resample_positions(old.read(), vision.side).astype(old.dtype),
+    )
+    return replace(folder, config=config, leaves={**folder.leaves, new.key: new})
 
 
 def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None, param_dtype: Any = None) -> Any:

@@ -47,6 +47,21 @@ def write(config: ModelConfig, *, dtype: str, specials: dict[str, Any] = SPECIAL
     return layout, data | {"dtype": dtype}
 
 
+def deviations(config: ModelConfig) -> list[str]:
+    """What transformers computes otherwise than the model, for want of a setting."""
+    found = []
+    if isinstance(config, EncoderDecoderConfig) and config.encoder_window == "each_side":
+        found.append(
+            f"inputs longer than {config.encoder.window} tokens: the encoder's window was trained with "
+            f"{config.encoder.window - 1} tokens on each side, transformers 5.8 to 5.23 takes {config.encoder.window}"
+        )
+    if isinstance(config, TextConfig) and config.images is not None:
+        tokens, window = config.images.tokens, config.window
+        if config.images.window and tokens > window:
+            found.append(f"an image of {tokens} tokens, which is bounded by the window of {window} here and not there")
+    return found
+
+
 def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the tensors that a T5Gemma 2 without images has in transformers nevertheless, all zeros.
 

@@ -120,6 +120,17 @@ class Fields:
             raise self.wrong(name, "a whole number" if kind is int else "a number")
         return kind(value)
 
+    def boolean(self, name: str) -> bool:
+        """The field, true or false.
+
+        Raises:
+          UserError: it is something else, such as the text "false".
+        """
+        value = self.of(name)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
     def under(self, name: str, defaults: Mapping[str, Any]) -> "Fields":
         """The object in a field.
 
@@ -248,7 +259,8 @@ def _siglip(data: Mapping[str, Any]) -> DualEncoderConfig:
 
 def _tied(data: Mapping[str, Any]) -> bool:
     """The outermost field counts, in transformers too; true where it is absent."""
-    return bool(data["tie_word_embeddings"]) if data.get("tie_word_embeddings") is not None else True
+    name = "tie_word_embeddings"
+    return True if data.get(name) is None else Fields(data, {}).boolean(name)
 
 
 def _gemma2_stack(fields: Fields) -> TextConfig:
@@ -389,7 +401,7 @@ def _vision(fields: Fields) -> VisionConfig:
         image_size=fields.number("image_size"),
         patch_size=fields.number("patch_size"),
         norm_eps=fields.number("layer_norm_eps", float),
-        pool=bool(fields.of("vision_use_head")),
+        pool=fields.boolean("vision_use_head"),
     )
 
 

@@ -162,7 +162,8 @@ def tie(layout: Layout, leaves: Mapping[LeafKey, Leaf], found: Mapping[str, Shap
         leaves. None = the first of them.
 
     Raises:
-      UserError: a tensor's shape fits two rows, so which leaf is where cannot be told.
+      UserError: a tensor's shape fits two rows, so which leaf is where cannot be told; the layout has no row for a
+        leaf, because the model is of another kind.
     """
     chosen: dict[LeafKey, Tied] = {}
     candidates = list(_candidates(layout.rows, leaves))
@@ -179,7 +180,11 @@ def tie(layout: Layout, leaves: Mapping[LeafKey, Leaf], found: Mapping[str, Shap
         if not any(key in chosen for key in tied.keys):
             chosen |= dict.fromkeys(tied.keys, tied)
     lost = sorted(name(key) for key in leaves.keys() - chosen.keys())
-    assert not lost, f"{layout.title} has no tensor for {lost}"
+    if lost:
+        raise UserError(
+            f"{layout.title} has no tensor for {len(lost)} weights of this architecture: {', '.join(lost[:8])}"
+            f"{', …' if len(lost) > 8 else ''}; give the architecture that the folder's weights are of"
+        )
     return [tied for tied in candidates if chosen[tied.keys[0]] is tied]
 
 

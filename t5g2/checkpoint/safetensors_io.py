@@ -200,7 +200,7 @@ def _where(folder: Path) -> dict[str, str] | None:
     """Which file holds which tensor; None = there is no index, and a single file."""
     index, single = folder / INDEX, folder / SINGLE
     if not index.is_file() and not single.is_file():
-        raise _no_weights(folder)
+        raise no_weights(folder)
     where = _index(index) if index.is_file() else None
     if where is not None and single.is_file() and SINGLE not in where.values():
         raise UserError(
@@ -209,7 +209,8 @@ def _where(folder: Path) -> dict[str, str] | None:
     return where
 
 
-def _no_weights(folder: Path) -> UserError:
+def no_weights(folder: Path) -> UserError:
+    """The error for a folder without safetensors, which says what it has instead."""
     pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
     if pickles:
         shown = ", ".join(pickles[:4]) + (f" and {len(pickles) - 4} more" if len(pickles) > 4 else "")

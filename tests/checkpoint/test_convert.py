@@ -19,6 +19,7 @@ from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
 from t5g2.models.config import EncoderDecoderConfig, TextConfig
+from t5g2.models.siglip import resample_positions
 from t5g2.models.sizes import SIZES
 from tests import tiny, weights
 
@@ -479,3 +480,72 @@ def test_a_file_that_was_cut_short(tmp_path, hugging_face):
     os.truncate(theirs / "model.safetensors", (theirs / "model.safetensors").stat().st_size - 8)
     with pytest.raises(UserError, match="was cut short while it was in use"):
         [leaf.read() for leaf in opened.leaves.values()]
+
+
+def test_an_architecture_of_another_kind_is_said(tmp_path):
+    """Of an official tree, which does not say its own."""
+    save_flax(tmp_path / "flax", nested(tiny.GEMMA3_IMAGES))
+    others = [tiny.T5GEMMA2, tiny.SIGLIP, dataclasses.replace(tiny.GEMMA3_IMAGES, tied_head=False)]
+    for config in others:
+        with pytest.raises(UserError, match=r"official Flax Gemma has no tensor for \d+ weights of this architecture"):
+            open_foreign(tmp_path / "flax", config)
+
+
+def test_a_given_config_that_overrules_the_folders_own_is_told(hugging_face):
+    given = dataclasses.replace(tiny.GEMMA3, window=100)
+    told = open_foreign(hugging_face(tiny.GEMMA3), given).provenance["notes"]
+    assert told == ["the given config overrules config.json: changed  window: 4 -> 100"]
+
+
+def test_pickles_alone_and_files_are_said(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"?")
+    with pytest.raises(UserError, match=r"only as pickles \(pytorch_model.bin\), which can run code"):
+        open_any(tmp_path)
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a file; give the folder that it is in"):
+        open_any(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("config", [tiny.GEMMA3_IMAGES, tiny.T5GEMMA2_IMAGES, tiny.SIGLIP])
+def test_images_of_another_size(tmp_path, hugging_face, config):
+    """Only the position embeddings change, and they are those of the function."""
+    source = hugging_face(config)
+    opened = open_foreign(source)
+    made = import_model(source, tmp_path / "larger", image_size=32)
+    for key, leaf in made.leaves.items():
+        if key == ("vision.positions", None):
+            expected = resample_positions(opened.leaves[key].read(), 8)
+            np.testing.assert_array_equal(leaf.read(), expected)
+        else:
+            np.testing.assert_array_equal(leaf.read(), opened.leaves[key].read())
+    with pytest.raises(UserError, match="image_size = 30 and patch_size = 4"):
+        import_model(source, tmp_path / "odd", image_size=30)
+    assert not (tmp_path / "odd").exists()
+
+
+def test_images_of_another_size_need_a_tower(tmp_path, hugging_face):
+    with pytest.raises(UserError, match=r"image_size = 32, and .* has no image tower"):
+        import_model(hugging_face(tiny.GEMMA3), tmp_path / "out", image_size=32)
+
+
+def test_what_transformers_computes_otherwise_is_told(tmp_path):
+    assert export_model(save(tmp_path / "a", tiny.GEMMA3), tmp_path / "b") == []
+    [told] = export_model(save(tmp_path / "c", tiny.T5GEMMA), tmp_path / "d")
+    assert told.startswith("inputs longer than 3 tokens: the encoder's window was trained with 2 tokens on each side")
+    narrow = dataclasses.replace(tiny.GEMMA3_IMAGES, window=2)
+    [told] = export_model(save(tmp_path / "e", narrow), tmp_path / "f")
+    assert told.startswith("an image of 4 tokens, which is bounded by the window of 2 here")
+
+
+@pytest.mark.parametrize("field", ["tie_word_embeddings"])
+def test_true_and_false_are_no_texts(hugging_face, field):
+    folder = hugging_face(tiny.GEMMA3)
+    reconfigure(folder, **{field: "false"})
+    with pytest.raises(UserError, match=rf"{field} = 'false'; .*true or false"):
+        open_foreign(folder)
+
+
+def test_an_unknown_dtype_is_said(tmp_path, hugging_face):
+    source = hugging_face(tiny.GEMMA3)
+    for use in (import_model, export_model):
+        with pytest.raises(UserError, match="unknown dtype of weights 'bfloat'; did you mean 'bfloat16'"):
+            use(source, tmp_path / "out", dtype="bfloat")
