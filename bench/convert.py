@@ -5,7 +5,13 @@ Memory is the most that was resident (VmHWM in /proc/self/status) less what was 
 and nothing was loaded, in 10^9 bytes; pages of a file that is mapped count. Everything is written to the temporary
 folder (TMPDIR), 8 GB at most at a time, and removed.
 
-Must: import and export at most 1.2 GB.
+Must: import and export at most 1.2 GB. Measured on 2 CPU cores, jax 0.10.2, 4.04 GB of bfloat16 (GB over idle):
+
+    read every tensor with the safetensors library (mmap, 2 GB shards)   2.02
+    read every tensor                                                    0.60
+    read and write every tensor                                          0.60
+    import                                                               0.61
+    export                                                               0.61
 """
 
 import json
