@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
 from t5g2.checkpoint import hf_architecture, names
@@ -58,17 +59,24 @@ def run(model: torch.nn.Module, case: Case) -> torch.Tensor:
     ).logits
 
 
-def gradients(model: torch.nn.Module, case: Case, loss_weights: np.ndarray) -> dict[tree.LeafKey, np.ndarray]:
-    """Gradients of sum(logits * loss_weights), as ours are: by (path, layer), in our shapes."""
+def gradients(
+    model: torch.nn.Module, case: Case, labels_BT: np.ndarray
+) -> tuple[float, dict[tree.LeafKey, np.ndarray]]:
+    """The mean cross-entropy of the labels that are not -100, by transformers' own loss, and its gradients as ours are:
+    by (path, layer), in our shapes. Nothing is shifted: labels_BT[b, t] is predicted at position t.
+    """
     model.zero_grad()
-    (run(model, case) * torch.tensor(loss_weights)).sum().backward()
+    logits = run(model, case)
+    labels = torch.tensor(labels_BT).long()
+    loss = ForCausalLMLoss(logits, labels, logits.shape[-1], shift_labels=labels)
+    loss.backward()
     theirs = dict(model.named_parameters(remove_duplicate=False))
     found = {}
     for one in _tied(case.config):
         grad = theirs[_live(one.name, theirs)].grad.numpy()
         for index, key in enumerate(one.keys):
             found[key] = one.arrange.ours(grad, one.shapes, index)
-    return found
+    return loss.item(), found
 
 
 def _tied(config: ModelConfig) -> list[names.Tied]:
