@@ -1,6 +1,7 @@
 """Official Flax trees: whatever way Orbax stored them, the same leaves by the same names, one at a time."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -64,13 +65,14 @@ def stacked(leaves):
     """Layer i is slice i // TYPES of attention type i % TYPES: types of 3 and of 2 layers."""
     tree = {}
     for key, held in flat(leaves).items():
-        if "layer_" not in key:
+        found = re.fullmatch(r"(.*/)layer_(\d+)/(.*)", key)
+        if found is None:
             tree[key] = held
             continue
-        _, layer, rest = key.split("/", 2)
-        slice_, kind = divmod(int(layer.removeprefix("layer_")), TYPES)
+        before, layer, rest = found.groups()
+        slice_, kind = divmod(int(layer), TYPES)
         for leaf, x in held.items():
-            at = tree.setdefault(f"transformer/stacked_layers/attention_type_{kind}/{rest}", {})
+            at = tree.setdefault(f"{before}stacked_layers/attention_type_{kind}/{rest}", {})
             at.setdefault(leaf, []).append(x)
             assert len(at[leaf]) == slice_ + 1
     return jax.tree.map(lambda x: jnp.stack(x) if isinstance(x, list) else x, tree, is_leaf=lambda x: type(x) is list)

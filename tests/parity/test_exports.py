@@ -272,14 +272,15 @@ def test_official_trees_of_gemma(tmp_path, name, variant):
     assert bits(open_foreign(tmp_path / "flax", config)) == bits(open_foreign(tmp_path / "hf"))
 
 
-def test_official_trees_of_t5gemma(tmp_path):
+@pytest.mark.parametrize("variant", ["nested", "flat", "stacked"])
+def test_official_trees_of_t5gemma(tmp_path, variant):
     config = FAMILIES["t5gemma"]
     hf = stored(export(tmp_path, config))
     tree = {}
     for side, stack, cross in [("encoder", config.encoder, None), ("decoder", config.decoder, 4)]:
         made = official_stack(hf, stack, f"model.{side}.", t5=True, cross_heads=cross)
         tree |= {f"{side}/{name}": x for name, x in made.items()}
-    trees.save(tmp_path / "flax", trees.nested(tree))
+    trees.save(tmp_path / "flax", trees.VARIANTS[variant](tree))
     assert bits(open_foreign(tmp_path / "flax", config)) == bits(open_foreign(tmp_path / "hf"))
 
 
