@@ -165,7 +165,7 @@ def test_gates_that_cannot_be_told_apart():
 
 
 def test_a_leaf_without_a_tensor_is_of_another_architecture():
-    with pytest.raises(UserError, match=r"Hugging Face Gemma has no tensor for 1 weights of .*: embedder.eoi; give the"):
+    with pytest.raises(UserError, match=r"Hugging Face Gemma has no tensor for 1 weights of .*: embedder.eoi; give"):
         names.tie(names.HF_GEMMA, keyed(leaf("embedder.eoi", (4,))))
 
 
