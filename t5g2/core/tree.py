@@ -36,6 +36,7 @@ class Leaf:
     Attributes:
       shape, dtype: of this layer alone.
       axes: logical axis of each dimension, None = none.
+      init: (key, shape, dtype) -> a new array for one layer, as the parameter was declared; None = unknown.
       read: the array, sliced when called; of an abstract tree, its jax.ShapeDtypeStruct.
     """
 
@@ -45,6 +46,7 @@ class Leaf:
     dtype: Any
     axes: tuple[str | None, ...]
     read: Callable[[], Any] = field(repr=False)
+    init: Callable[..., Any] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> LeafKey:
@@ -68,13 +70,14 @@ def leaves(tree: Any) -> dict[LeafKey, Leaf]:
     for stored in _walk(tree):
         value, axes = stored.value, stored.axes
         if not stored.repeats:
-            found.append(Leaf(stored.path, stored.layer, value.shape, value.dtype, axes, lambda value=value: value))
+            read = lambda value=value: value  # noqa: E731
+            found.append(Leaf(stored.path, stored.layer, value.shape, value.dtype, axes, read, stored.init))
             continue
         if value.shape[0] != stored.repeats:
             raise ValueError(f"{stored.name} has shape {value.shape}, but {stored.repeats} layers are stacked in it")
         for r, layer in enumerate(stored.layers):
             read = lambda value=value, r=r: _slice(value, r)  # noqa: E731
-            found.append(Leaf(stored.path, layer, value.shape[1:], value.dtype, axes, read))
+            found.append(Leaf(stored.path, layer, value.shape[1:], value.dtype, axes, read, stored.init))
     return {leaf.key: leaf for leaf in sorted(found, key=lambda leaf: (leaf.path, leaf.layer or 0))}
 
 
@@ -181,6 +184,7 @@ class _Stored:
     path: str
     value: Any
     axes: tuple[str | None, ...]
+    init: Callable[..., Any] | None = None
     layer: int | None = None
     repeats: int = 0
     step: int = 1
@@ -203,20 +207,20 @@ def _walk(tree: Any) -> list[_Stored]:
     for keys, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]:
         parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
         # a variable holds one array, or nothing where optax masks it out
-        raw += [(parts, value, _axes(node, value)) for value in jax.tree.leaves(node)]
-    stacks = _stacks([(parts, value) for parts, value, _ in raw])
+        raw += [(parts, value, _axes(node, value), _init(node)) for value in jax.tree.leaves(node)]
+    stacks = _stacks([(parts, value) for parts, value, _, _ in raw])
     walked = []
-    for parts, value, axes in raw:
+    for parts, value, axes, init in raw:
         at = next((i for i, part in enumerate(parts) if parts[:i] in stacks and part in ("slots", "tail")), None)
         if at is None:
-            walked.append(_Stored(".".join(parts), value, axes))
+            walked.append(_Stored(".".join(parts), value, axes, init))
             continue
         pattern, repeats = stacks[parts[:at]]
         path, index = ".".join(parts[:at] + parts[at + 2 :]), int(parts[at + 1])
         if parts[at] == "slots":
-            walked.append(_Stored(path, value, axes, layer=index, repeats=repeats, step=pattern))
+            walked.append(_Stored(path, value, axes, init, layer=index, repeats=repeats, step=pattern))
         else:
-            walked.append(_Stored(path, value, axes, layer=pattern * repeats + index))
+            walked.append(_Stored(path, value, axes, init, layer=pattern * repeats + index))
     return walked
 
 
@@ -239,6 +243,10 @@ def _axes(node: Any, value: Any) -> tuple[str | None, ...]:
     """Logical axes of one layer: what the parameter was declared with; stacking does not change it."""
     axes = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None
     return (None,) * len(getattr(value, "shape", ())) if axes is None else tuple(axes)
+
+
+def _init(node: Any) -> Callable[..., Any] | None:
+    return node.get_metadata().get("init") if isinstance(node, nnx.Variable) else None
 
 
 def _slice(value: Any, index: int) -> Any:

@@ -57,14 +57,15 @@ class Compute:
 
 
 def param(key: jax.Array | None, shape: tuple[int, ...], *, axes: tuple[str | None, ...], init: Init, dtype):
-    """A parameter, declared once: its shape, the logical name of each axis, its first value and its dtype.
+    """A parameter, declared once: its shape, the logical name of each axis, its initialiser and its dtype.
 
-    The names are metadata for core/mesh.py. Eager sharding would place the value on the mesh that happens to be set,
-    and fail on logical names.
+    Names and initialiser are metadata, for core/mesh.py and core/tree.py. They are part of the tree's structure, so an
+    initialiser must equal the one of the same parameter in another model: a function of a module, or a dataclass. Eager
+    sharding would place the value on the mesh that happens to be set, and fail on logical names.
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length; name every axis, None = never sharded")
-    return nnx.Param(init(key, shape, dtype), out_sharding=axes, eager_sharding=False)
+    return nnx.Param(init(key, shape, dtype), out_sharding=axes, init=init, eager_sharding=False)
 
 
 def normal(key, shape, dtype) -> jax.Array:
@@ -76,6 +77,18 @@ def zeros(key, shape, dtype) -> jax.Array:
     """Zeros; for norms, whose factor is 1 + scale, and for the vector of the end-of-image token."""
     del key
     return jnp.zeros(shape, dtype)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One number everywhere; for scalars that start at a value of their own."""
+
+    value: float
+
+    def __call__(self, key, shape, dtype) -> jax.Array:
+        """The array."""
+        del key
+        return jnp.full(shape, self.value, dtype)
 
 
 def project(x: Array, w: Array, *, inputs: int = 1) -> Array:

@@ -10,6 +10,7 @@ compute in compute.norm_dtype and compute.softmax_dtype whatever the activations
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -24,7 +25,7 @@ from t5g2.core.mesh import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.config import DualEncoderConfig, ImageConfig, SiglipTextConfig, VisionConfig
-from t5g2.models.layers import Compute, Init, RMSNorm, param, zeros
+from t5g2.models.layers import Compute, Constant, Init, RMSNorm, param, zeros
 from t5g2.models.masks import Keys
 from t5g2.models.stack import Layers
 
@@ -40,10 +41,17 @@ def ones(key, shape, dtype) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
-def xavier(key, shape, dtype, *, inputs: int = 1) -> jax.Array:
+@dataclass(frozen=True)
+class Xavier:
     """Uniform within sqrt(6 / (fan in + fan out)), drawn in float32; the first `inputs` axes are the fan in."""
-    bound = math.sqrt(6.0 / (math.prod(shape[:inputs]) + math.prod(shape[inputs:])))
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
+
+    inputs: int = 1
+
+    def __call__(self, key, shape, dtype) -> jax.Array:
+        """The array."""
+        fans = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
+        bound = math.sqrt(6.0 / sum(fans))
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
 
 
 def lecun(key, shape, dtype) -> jax.Array:
@@ -118,8 +126,7 @@ class Attention(nnx.Module):
         keys = jax.random.split(key, 4)
 
         def dense(key, shape, axes, inputs):
-            init = partial(xavier, inputs=inputs)
-            return Dense(shape, axes, inputs=inputs, init=init, key=key, param_dtype=param_dtype)
+            return Dense(shape, axes, inputs=inputs, init=Xavier(inputs), key=key, param_dtype=param_dtype)
 
         shape, axes = (width, heads, size), ("embed", "heads", "head_size")
         self.q, self.k, self.v = (dense(key, shape, axes, 1) for key in keys[:3])
@@ -172,7 +179,7 @@ class MLP(nnx.Module):
 
     def __init__(self, width: int, hidden: int, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key)
-        made = partial(Dense, init=xavier, bias=tiny, param_dtype=param_dtype)
+        made = partial(Dense, init=Xavier(), bias=tiny, param_dtype=param_dtype)
         self.up = made((width, hidden), ("embed", "mlp"), key=keys[0])
         self.down = made((hidden, width), ("mlp", "embed"), key=keys[1])
 
@@ -275,9 +282,8 @@ class Pool(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key, 3)
-        # big_vision draws it as a matrix [1, D]
-        init = lambda key, shape, dtype: xavier(key, (1, *shape), dtype).reshape(shape)  # noqa: E731
-        self.probe = param(keys[0], (config.width,), axes=(None,), init=init, dtype=param_dtype)
+        # big_vision draws it as a matrix [1, D]: no axis is the fan in
+        self.probe = param(keys[0], (config.width,), axes=(None,), init=Xavier(0), dtype=param_dtype)
         self.attention = Attention(config.width, config.heads, key=keys[1], param_dtype=param_dtype)
         self.norm = _norm(config, param_dtype)
         self.mlp = MLP(config.width, config.mlp_width, key=keys[2], param_dtype=param_dtype)
@@ -362,13 +368,8 @@ class Siglip(nnx.Module):
         keys = jax.random.split(key)
         self.vision = VisionTower(config.vision, key=keys[0], param_dtype=param_dtype)
         self.text = TextTower(config.text, key=keys[1], param_dtype=param_dtype)
-
-        def scalar(value: float):
-            return param(
-                None, (), axes=(), init=lambda _, shape, dtype: jnp.full(shape, value, dtype), dtype=param_dtype
-            )
-
-        self.logit_scale, self.logit_bias = scalar(LOGIT_SCALE), scalar(LOGIT_BIAS)
+        scalar = partial(param, None, (), axes=(), dtype=param_dtype)
+        self.logit_scale, self.logit_bias = scalar(init=Constant(LOGIT_SCALE)), scalar(init=Constant(LOGIT_BIAS))
 
     def embed_images(self, images_BHWC: Float[Array, "B H W 3"], *, compute: Compute) -> Float[Array, "B D"]:
         """float32[B, D] of length 1, of images in [-1, 1] and of the tower's size."""

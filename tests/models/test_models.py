@@ -13,7 +13,7 @@ from t5g2.models import build
 from t5g2.models.attention import Compute
 from t5g2.models.config import EncoderDecoderConfig
 from tests import weights
-from tests.tiny import GEMMA2, GEMMA3, T5GEMMA, T5GEMMA2
+from tests.tiny import GEMMA2, GEMMA3, SIGLIP, T5GEMMA, T5GEMMA2, T5GEMMA2_IMAGES
 
 COMPUTE = Compute(dtype="float32")
 HIDDEN = jax.jit(lambda model, encoder, decoder: model.hidden(encoder, decoder, compute=COMPUTE))
@@ -299,3 +299,19 @@ def test_precision_settings_round_where_they_say(setting):
     assert rough.dtype == jnp.float32
     off = np.abs(np.asarray(rough - exact))
     assert 1e-4 < off.max() < 0.3
+
+
+@pytest.mark.parametrize("config", [GEMMA2, T5GEMMA2_IMAGES, T5GEMMA, SIGLIP])
+def test_every_leaf_knows_its_initialiser(config):
+    """It makes one layer's array, spread as in a model that was made whole; two models agree on it."""
+    abstract = build.abstract(config)
+    assert jax.tree.structure(abstract) == jax.tree.structure(build.abstract(config))
+    made = tree.leaves(build.make(config, key=jax.random.key(0)))
+    for at, leaf in tree.leaves(abstract).items():
+        new = np.asarray(leaf.init(jax.random.key(1), leaf.shape, jnp.bfloat16).astype(jnp.float32))
+        old = np.asarray(made[at].read())
+        assert new.shape == old.shape
+        spread = 5 / np.sqrt(2 * max(old.size, 1)) if old.std() > 0 else 0.01
+        np.testing.assert_allclose(new.std(), old.std(), rtol=2 * spread, err_msg=tree.name(at))
+        if old.std() == 0:
+            np.testing.assert_allclose(new, old, rtol=0.01)
