@@ -110,6 +110,7 @@ def _t5gemma(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Describe
             ("eoi_id", config.eoi_id, None),
             ("encoder.images", encoder.images, None),
             ("encoder_window", config.encoder_window, window),
+            ("encoder_attention", config.encoder_attention, "bidirectional"),
         ],
     )
     tied = {"tie_word_embeddings": decoder.tied_head}
@@ -132,6 +133,7 @@ def _t5gemma2(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Describ
             *_gemma3_wishes("decoder.", decoder),
             ("cross_layers", config.cross_layers, "all"),
             ("encoder_window", config.encoder_window, "around"),
+            ("encoder_attention", config.encoder_attention, "bidirectional"),
             ("decoder.tied_head", decoder.tied_head, config.tied_embedding),
             ("encoder.vocab_size", encoder.vocab_size, decoder.vocab_size),
             *([] if images is None else [("encoder.images.end", images.end, config.eoi_id)]),

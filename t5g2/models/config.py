@@ -181,6 +181,7 @@ class TextConfig:
 
 Cross = Literal["merged", "separate"]
 EncoderWindow = Literal["around", "each_side", "each_side_inclusive"]
+EncoderAttention = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,8 @@ class EncoderDecoderConfig:
         floor(W/2) forward (T5Gemma 2); "each_side" = W - 1 back and forward (T5Gemma as trained, google-deepmind/gemma,
         and transformers to 5.0); "each_side_inclusive" = W back and forward (T5Gemma in transformers 5.8 to 5.23, a
         regression that shows in inputs longer than W = 4096).
+      encoder_attention: "bidirectional"; or "causal" = an encoder token sees what it sees in a decoder-only model, W
+        keys in a local layer, whatever encoder_window says (an ablation of T5Gemma, arXiv 2504.06225, section 6).
     """
 
     encoder: TextConfig
@@ -207,6 +210,7 @@ class EncoderDecoderConfig:
     tied_embedding: bool = True
     eoi_id: int | None = None
     encoder_window: EncoderWindow = "around"
+    encoder_attention: EncoderAttention = "bidirectional"
 
     def __post_init__(self):
         if self.cross == "merged" and self.encoder.width != self.decoder.width:

@@ -139,7 +139,11 @@ def decoder(config: TextConfig, kind: LayerKind) -> Mask:
 
 
 def encoder(config: EncoderDecoderConfig, kind: LayerKind) -> Mask:
-    """How the tokens of an encoder see each other in a layer of this kind; config.encoder_window has the kinds."""
+    """How the tokens of an encoder see each other in a layer of this kind: config.encoder_attention and encoder_window
+    say it.
+    """
+    if config.encoder_attention == "causal":
+        return decoder(config.encoder, kind)
     if kind == "global":
         return ALL
     window = config.encoder.window

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5g2.adapt import rules
 from t5g2.checkpoint import folder as folders
 from t5g2.core import logs, mesh, settings, tree
 from t5g2.core.errors import UserError
@@ -29,7 +28,7 @@ from t5g2.data.pipeline import Pipeline
 from t5g2.models import flops
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, to_dict
-from t5g2.train import start
+from t5g2.train import optim, start, weights
 from t5g2.train import step as steps
 from t5g2.train.experiment import Experiment
 from t5g2.train.preview import padding
@@ -37,7 +36,6 @@ from t5g2.train.preview import padding
 GIB = 2**30
 MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single array takes a quarter of this
 SCORES = "; much of it is attention scores, which the reference backend holds whole, so shorter rows save the most"
-TOWER = "vision.final_norm.scale"  # stands for the whole image tower: what is frozen up to here needs no gradient
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ class Memory:
 
     Attributes:
       weights, optimizer, batch: exact; what the step is given.
-      gradients: exact: float32, as the weights are cut, and a second time while microbatches are added up.
+      gradients: exact: of all that is trained, float32, as the weights are cut, and a second time while microbatches
+        are added up.
       blocks: estimate: the inputs of all blocks that the backward pass needs, or all that it needs without remat.
       scores: estimate: attention scores of one layer, or of all without remat; 0 with a backend that never holds them.
       passing: estimate: one layer's activations and gathered weights, or the loss head's tile, table and its gradient,
@@ -137,7 +136,7 @@ def _origin(experiment: Experiment) -> str:
     if not Path(path).exists():
         return f"weights: {name}, {path}, does not exist yet; it must when the run starts"
     if init.adapt is not None:
-        rules.check(folders.open_model(path).config, experiment.model)
+        weights.check_adapt(init.adapt, experiment.model)
     elif init.params is not None:
         there, here = (settings.flatten(to_dict(c)) for c in (folders.open_model(path).config, experiment.model))
         if there != here:
@@ -167,7 +166,7 @@ def weights_table(plan: start.Plan) -> str:
     for leaf in leaves.values():
         components[component(leaf.path)] += math.prod(leaf.shape)
     total = sum(components.values())
-    frozen = sum(math.prod(leaf.shape) for leaf in leaves.values() if _frozen(plan.experiment, leaf.path))
+    frozen = sum(math.prod(leaf.shape) for leaf in leaves.values() if plan.experiment.optim.is_frozen(leaf.path))
     parts = ", ".join(f"{name} {count:,}" for name, count in components.items())
     kept = f"; {frozen:,} of them frozen" if frozen else ""
     return "\n".join([*lines, f"{total:,} parameters: {parts}{kept}", ""])
@@ -186,13 +185,7 @@ def component(path: str) -> str:
 
 def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
     """FLOPs of an update by part; those of an image tower that is frozen, of its forward pass alone."""
-    return flops.training(experiment.model, counts, frozen_vision=_frozen(experiment, TOWER))
-
-
-def _frozen(experiment: Experiment, path: str) -> bool:
-    """Whether a weight never changes."""
-    rule = next((rule for rule in experiment.optim.freeze if tree.select(rule.pattern, path)), None)
-    return rule is not None and rule.first <= 0 and rule.end is None
+    return flops.training(experiment.model, counts, frozen_vision=experiment.optim.is_frozen(optim.TOWER))
 
 
 def _print_memory(plan: start.Plan, memory: Memory, *, simulated: bool, compiled: bool) -> int:
@@ -241,7 +234,12 @@ def estimate(plan: start.Plan) -> Memory:
     sides = _sides(experiment)
     counts = [1 if remat else side.config.layers for side in sides]
     weights = _bytes(state.params)
-    gradients = sum(4 * _local(leaf) for leaf in jax.tree.leaves(state.params))
+    trained = [
+        leaf
+        for leaf, path in zip(*map(jax.tree.leaves, (state.params, tree.paths(state.params))), strict=True)
+        if not experiment.optim.is_frozen(path)
+    ]
+    gradients = sum(4 * _local(leaf) for leaf in trained)
     scores = [count * side.scores for side, count in zip(sides, counts, strict=True)]
     return Memory(
         weights=weights,

@@ -3,6 +3,7 @@
 Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; of several rules the first whose
 pattern fits a weight counts for it, and the others do not. A frozen weight does not change by a bit, its gradient is
 zero before the clipping norm is taken, and its moments stay as they are, so that it starts afresh when it thaws.
+An image tower is frozen unless a rule says otherwise (FROZEN).
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -233,6 +234,12 @@ class Freeze:
         return (step >= self.first) & (step < (2**31 - 1 if self.end is None else self.end))
 
 
+# After all other rules. The projector behind the tower is trained, as in Gemma 3, whose official code
+# (google-deepmind/gemma) stops gradients at the tower's output; T5Gemma 2 keeps the tower frozen too.
+FROZEN = (Freeze("vision.*"),)
+TOWER = "vision.final_norm.scale"  # stands for the whole tower: what is frozen up to here needs no gradient
+
+
 @dataclass(frozen=True)
 class Optim:
     """How weights are updated.
@@ -240,7 +247,8 @@ class Optim:
     Attributes:
       clip_norm: global norm that gradients are scaled down to; None = no clipping (T5Gemma 2: 1.0).
       decay: rules for weight decay; a weight that none fits is not decayed.
-      freeze: rules for weights that do not change; a weight that none fits is trained.
+      freeze: rules for weights that do not change; a weight that none fits is trained, but for an image tower, which
+        takes a rule {"pattern": "vision.*", "end": 0} to be.
     """
 
     schedule: Schedule
@@ -248,6 +256,15 @@ class Optim:
     clip_norm: float | None = 1.0
     decay: tuple[Decay, ...] = ()
     freeze: tuple[Freeze, ...] = ()
+
+    def freezing(self, path: str) -> Freeze | None:
+        """The rule that counts for a weight; None = it is trained."""
+        return _first((*self.freeze, *FROZEN), path)
+
+    def is_frozen(self, path: str) -> bool:
+        """Whether the weight never changes."""
+        rule = self.freezing(path)
+        return rule is not None and rule.first <= 0 and rule.end is None
 
 
 class Applied(NamedTuple):
@@ -283,11 +300,13 @@ def make(optim: Optim, steps: int, abstract_params: Any) -> Updates:
                 f"optim.{rules} has the pattern {pattern!r}, which fits no weight; weights are: {', '.join(known)}"
             )
     learning_rate = optim.schedule.make(steps)
-    frozen = {path: _first(optim.freeze, path) for path in known}
+    frozen = {path: optim.freezing(path) for path in known}
     transform = _with_frozen(optax.chain(optim.optimizer.directions(), _decay(optim.decay)), frozen, paths)
 
     def thawed(x: jax.Array, path: str, step: jax.Array) -> jax.Array:
         rule = frozen[path]
+        if optim.is_frozen(path):  # nothing is read, so XLA leaves out the backward pass that leads here alone
+            return jnp.zeros_like(x)
         return x if rule is None else jnp.where(rule.holds(step), jnp.zeros_like(x), x)
 
     def apply(params: Any, gradients: Any, state: Any, step: jax.Array) -> tuple[Any, Any, Applied]:

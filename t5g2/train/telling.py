@@ -19,6 +19,7 @@ from t5g2.eval import evaluate
 from t5g2.eval.tasks import Outcome
 from t5g2.models import flops
 from t5g2.train import experiment as experiments
+from t5g2.train import optim
 from t5g2.train.experiment import Experiment
 from t5g2.train.step import Metrics
 
@@ -114,7 +115,8 @@ class Teller:
                 f"saved. --replay=N goes through it again from a checkpoint"
             )
         # every process computes as much
-        flop = flops.of_batch(self._experiment.model, batch.batch) * jax.process_count()
+        frozen = self._experiment.optim.is_frozen(optim.TOWER)
+        flop = flops.of_batch(self._experiment.model, batch.batch, frozen_vision=frozen) * jax.process_count()
         self._rates.add(tokens=int(told.tokens), steps=1, flop=flop)
         self._progress.advance(step)
         if step % self._experiment.log.every_steps and step != self._experiment.train.steps and self._write:

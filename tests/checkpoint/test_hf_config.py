@@ -387,6 +387,14 @@ INEXPRESSIBLE = [
     (replaced(tiny.T5GEMMA2, encoder_window="each_side"), r"encoder_window = 'each_side' \(it has 'around'\)"),
     (replaced(tiny.T5GEMMA2_IMAGES, eoi_id=9), r"encoder.images.end = 7 \(it has 9\)"),
     (replaced(tiny.T5GEMMA, encoder_window="around"), r"encoder_window = 'around' \(it has 'each_side'\)"),
+    (
+        replaced(tiny.T5GEMMA2, encoder_attention="causal"),
+        r"T5Gemma 2 .* encoder_attention = 'causal' \(it has 'bidirectional'\)",
+    ),
+    (
+        replaced(tiny.T5GEMMA, encoder_attention="causal"),
+        r"T5Gemma \(.* encoder_attention = 'causal' \(it has 'bidirec",
+    ),
     (replaced(tiny.T5GEMMA, eoi_id=3), r"eoi_id = 3 \(it has None\)"),
     (replaced(tiny.GEMMA2, rope_local=Rope(7.0)), r"Gemma 2 .*rope_local = Rope\(base=7.0, factor=1.0\) \(it has Rope"),
     (replaced(tiny.GEMMA2, images=tiny.IMAGES), r"Gemma 2 .*images = ImageConfig.* \(it has None\)"),

@@ -39,11 +39,13 @@ def pairs(query, keys, mask):
     return int(visible(query, keys, mask).sum())
 
 
-@pytest.mark.parametrize("encoder_window", get_args(EncoderWindow))
+@pytest.mark.parametrize(
+    "encoder", [*({"encoder_window": way} for way in get_args(EncoderWindow)), {"encoder_attention": "causal"}]
+)
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 100])
-def test_pairs_are_those_that_the_masks_show(window, encoder_window):
+def test_pairs_are_those_that_the_masks_show(window, encoder):
     stack = replace(tiny.GEMMA3, window=window)
-    config = replace(tiny.T5GEMMA2, encoder=stack, decoder=stack, encoder_window=encoder_window)
+    config = replace(tiny.T5GEMMA2, encoder=stack, decoder=stack, **encoder)
     assert flops.count(config, ENCODER, DECODER) == Counts(
         encoder_tokens=28,
         decoder_tokens=23,

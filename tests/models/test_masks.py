@@ -103,6 +103,10 @@ def test_the_masks_of_each_kind_of_layer():
     assert masks.encoder(T5GEMMA2, "global") == masks.encoder(T5GEMMA, "global") == ALL
     assert masks.encoder(T5GEMMA, "local") == each_side(2)  # window 3
     assert masks.encoder(replace(T5GEMMA, encoder_window="each_side_inclusive"), "local") == each_side(3)
+    for config in (T5GEMMA, T5GEMMA2):
+        alone = replace(config, encoder_attention="causal")
+        assert masks.encoder(alone, "local") == causal(window=config.encoder.window)
+        assert masks.encoder(alone, "global") == causal()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from flax import nnx
 
 from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
+from t5g2.models import build
 from t5g2.train import optim
 from t5g2.train.optim import Adafactor, AdamW, Constant, Cosine, Decay, Freeze, InverseSqrt, Linear, Optim
+from tests import tiny
 
 
 class Part(nnx.Module):
@@ -171,6 +173,22 @@ def test_frozen_weights_do_not_change_by_a_bit(params):
         before = after
     for_good = [name for name in tree.named(state) if "attention" in name and "q_norm" not in name]
     assert not for_good, "what is frozen for good has no moments"
+
+
+def test_an_image_tower_is_frozen_unless_a_rule_says_otherwise():
+    """The projector behind it is trained."""
+    params = build.make(tiny.T5GEMMA2_IMAGES, key=jax.random.key(0))
+    names = set(by_path(params))
+    tower = {name for name in names if name.startswith("vision.")}
+    assert tower
+    decay = (Decay("*", 0.1),)
+    assert changed(params, run(Optim(Constant(0.1), decay=decay), params)[0]) == names - tower
+    whole = Optim(Constant(0.1), decay=decay, freeze=(Freeze("vision.*", end=0),))
+    assert changed(params, run(whole, params)[0]) == names
+    half = Optim(Constant(0.1), decay=decay, freeze=(Freeze("vision.layers.*", end=0),))
+    assert changed(params, run(half, params)[0]) == (names - tower) | {
+        name for name in tower if name.startswith("vision.layers.")
+    }
 
 
 def test_frozen_gradients_do_not_enter_the_norm(params):

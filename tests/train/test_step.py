@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from t5g2.core import mesh as meshes
+from t5g2.core import tree
 from t5g2.core.batch import Batch, Stream
 from t5g2.core.mesh import MeshShape
 from t5g2.models import build
@@ -216,3 +217,50 @@ def test_frozen_weights_of_a_model_do_not_change():
     assert np.any(after.params.decoder.layers.slots[0].mlp.up[...] != params.decoder.layers.slots[0].mlp.up[...])
     gradients = after.opt.inner_states["trained"].inner_state[0].mu
     np.testing.assert_allclose(metrics.gradient_norm, norm(gradients), rtol=1e-5)
+
+
+def test_what_is_frozen_for_good_is_not_differentiated():
+    """Its part of the backward pass is not in the program, whatever microbatches are."""
+    params = build.abstract(CONFIG)
+
+    def flops(freeze, microbatches):
+        updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
+        settings = step.Settings(
+            Compute(dtype="float32", scan=False), DENOISERS, SOURCES, microbatches=microbatches, tile_tokens=ROWS * T
+        )
+        first = jax.eval_shape(lambda p: state.TrainState(jnp.int32(0), p, updates.init(p)), params)
+        lowered = jax.jit(step.make_train_step(updates, settings)).lower(first, jax.tree.map(jnp.asarray, BATCH))
+        return lowered.compile().cost_analysis()["flops"]
+
+    for microbatches in (1, 2):
+        everything = flops((), microbatches)
+        encoder = flops((Freeze("encoder.*"), Freeze("embedder.*")), microbatches)
+        assert encoder < 0.75 * everything
+        assert flops((Freeze("encoder.*", end=5), Freeze("embedder.*", end=5)), microbatches) > 0.95 * everything
+
+
+def test_a_warm_up_of_cross_attention_moves_nothing_else():
+    """T5Gemma, arXiv 2504.06225, section 3.2: at first the new cross-attention alone, its two norms included, then all;
+    an encoder wider than the decoder, in a real step.
+    """
+    narrow = dataclasses.replace(tiny.GEMMA2, vocab_size=V, layers=2)
+    wide = dataclasses.replace(narrow, width=40, heads=2, kv_heads=1)
+    config = dataclasses.replace(tiny.T5GEMMA, encoder=wide, decoder=narrow)
+    freeze = (Freeze("decoder.layers.*cross*", end=0), Freeze("*", end=2))
+    params = build.make(config, key=jax.random.key(0))
+    updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
+    train_step = jax.jit(step.make_train_step(updates, step.Settings(Compute(dtype="float32"), DENOISERS, SOURCES)))
+    now = state.TrainState(jnp.int32(0), params, updates.init(params))
+    cross = ("cross_attention.q", "cross_attention.k", "cross_attention.v", "cross_attention.o")
+    new = {f"decoder.layers.{name}" for name in (*cross, "pre_cross_norm.scale", "post_cross_norm.scale")}
+    paths = jax.tree.leaves(tree.paths(params))
+    assert new < set(paths)
+    for number in range(4):
+        before = jax.tree.leaves(now.params)
+        now, _ = train_step(now, jax.tree.map(jnp.asarray, BATCH))
+        moved = {
+            path
+            for path, old, after in zip(paths, before, jax.tree.leaves(now.params), strict=True)
+            if np.any(np.asarray(old) != np.asarray(after))
+        }
+        assert moved == (new if number < 2 else set(paths)), number
