@@ -17,6 +17,18 @@ A sweep file (experiments/*.py) defines get_sweep():
         )
 
 `{sweep}` stands for the sweep's workdir. Run again, the same command skips what is done and resumes what is not.
+
+A part with seeds is a group of runs, one a seed, in folders of their own; `{seed}` stands for the seed:
+
+    SEEDS = (0, 1, 2)
+    Variant("source", config="configs/quickstart.py:source", seeds=SEEDS),      # source-s0, source-s1, source-s2
+    Variant("adapted", config="configs/quickstart.py:adapted", after=("source",), seeds=SEEDS,
+            overrides={"init.adapt.source": "{sweep}/source-s{seed}/model"}),   # adapted-s1 comes after source-s1
+
+The report shows each group's mean and interval. `compare` names groups, or is a table of them:
+
+    compare={"width 96": {"adapted": "adapted-96", "scratch": "scratch-96"},
+             "width 160": {"adapted": "adapted-160", "scratch": "scratch-160"}}
 """
 
 import fcntl
@@ -30,7 +42,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +67,28 @@ class Variant:
       name: of the run, its folder and its curve.
       config: "FILE[:ARG]", as for `t5g2 train`.
       overrides: {dotted path: value} of settings that differ from the config's.
-      after: names of parts that must be done before.
+      after: names of parts that must be done before. Of a group, a run with the same seed waits for that seed's run,
+        any other for all of them.
+      seeds: one run for each, called NAME-sSEED, with train.seed = SEED; None = one run, with the config's seed.
+      seed: of one run of a group; a sweep sets it.
     """
 
     name: str
     config: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    seed: int | None = None
 
     def changes(self, folder: Path) -> list[tuple[str, str]]:
         """(dotted path, text) of each override, as `--config.PATH=TEXT` gives them."""
-        return [(path, _spell(value).replace("{sweep}", str(folder))) for path, value in self.overrides.items()]
+        seed = [] if self.seed is None else [("train.seed", str(self.seed))]
+        return seed + [(path, _filled(_spell(value), folder, self.seed)) for path, value in self.overrides.items()]
 
     def arguments(self, folder: Path) -> list[str]:
         """What follows `t5g2` on the command line."""
         changes = [f"--config.{path}={text}" for path, text in self.changes(folder)]
-        return ["train", f"--config={self.config}", f"--workdir={folder / self.name}", *changes]
+        return ["train", f"--config={self._config(folder)}", f"--workdir={folder / self.name}", *changes]
 
     def result(self, folder: Path) -> Path:
         """The file that exists once the part is done: the trainer writes it at its close."""
@@ -80,7 +98,10 @@ class Variant:
         """Changes with every setting of the experiment. Raises UserError where the config is wrong."""
         from t5g2.train import experiment
 
-        return experiment.fingerprint(experiment.load(self.config, self.changes(folder)))
+        return experiment.fingerprint(experiment.load(self._config(folder), self.changes(folder)))
+
+    def _config(self, folder: Path) -> str:
+        return _filled(self.config, folder, self.seed)
 
 
 @dataclass(frozen=True)
@@ -91,21 +112,23 @@ class Step:
       name: of the part.
       command: what follows `t5g2` on the command line.
       out: the file or folder that the command writes in one go, relative to the sweep's workdir; done = it exists.
-      after: names of parts that must be done before.
+      after, seeds, seed: as of a Variant.
     """
 
     name: str
     command: tuple[str, ...]
     out: str
     after: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    seed: int | None = None
 
     def arguments(self, folder: Path) -> list[str]:
         """What follows `t5g2` on the command line."""
-        return [word.replace("{sweep}", str(folder)) for word in self.command]
+        return [_filled(word, folder, self.seed) for word in self.command]
 
     def result(self, folder: Path) -> Path:
         """The file or folder that exists once the part is done."""
-        return folder / self.out
+        return folder / _filled(self.out, folder, self.seed)
 
     def identity(self, folder: Path) -> str:
         """Changes with the command."""
@@ -137,35 +160,57 @@ class Sweep:
     Attributes:
       title: heading of the report.
       parts: variants and steps.
-      compare: names of the variants whose curves are drawn together; none = all of them.
+      compare: names of the variants whose curves are drawn together, the first being what the others are compared with;
+        or {row: {column: variant}} of several such comparisons, every row with the same columns. None = all variants.
       paper: the paper's numbers, for the report.
     """
 
     title: str
     parts: tuple[Part, ...]
-    compare: tuple[str, ...] = ()
+    compare: tuple[str, ...] | Mapping[str, Mapping[str, str]] = ()
     paper: Paper | None = None
 
     def __post_init__(self):
-        names = [part.name for part in self.parts]
-        for name in names:
-            if names.count(name) > 1:
+        for part in self.parts:
+            _check_seeds(part)
+        runs = [run.name for part in self.parts for run in expand(part)]
+        groups = [part.name for part in self.parts if part.seeds is not None]
+        for name in (taken := [*runs, *groups]):
+            if taken.count(name) > 1:
                 raise UserError(f"two parts of the sweep are called {name!r}; names are folders, so they must differ")
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
                 raise UserError(f"{name!r} cannot name a folder; use letters, digits, '.', '-' and '_'")
         for part in self.parts:
-            for name in part.after:
-                if name not in names:
-                    raise unknown(f"part that {part.name} comes after:", name, names)
-        variants = [part.name for part in self.parts if isinstance(part, Variant)]
-        for name in self.compare:
-            if name not in variants:
-                raise unknown("variant to compare", name, variants)
+            for run in expand(part):
+                for name in run.after:
+                    if name not in taken:
+                        raise unknown(f"part that {run.name} comes after:", name, taken)
+        self._check_compare([part.name for part in self.parts if isinstance(part, Variant)])
         self.ordered()
 
+    def _check_compare(self, variants: list[str]) -> None:
+        rows = self.compare.values() if isinstance(self.compare, Mapping) else [{name: name for name in self.compare}]
+        columns = [list(row) for row in rows]
+        for row in rows:
+            for name in row.values():
+                if name not in variants:
+                    raise unknown("variant to compare", name, variants)
+        for named in columns:
+            if named != columns[0]:
+                raise UserError(
+                    f"the rows of `compare` have the columns {', '.join(columns[0])} and {', '.join(named)}; they are "
+                    f"the rows of one table, so give each the same columns"
+                )
+
     def ordered(self) -> list[Part]:
-        """The parts in the order in which they run. Raises UserError if some wait for each other."""
-        waiting, order = list(self.parts), []
+        """The runs and steps, one for each seed, in the order in which they run.
+
+        Raises:
+          UserError: some wait for each other.
+        """
+        runs = {part.name: expand(part) for part in self.parts}
+        waiting = [replace(run, after=_waits_for(run, runs)) for part in self.parts for run in runs[part.name]]
+        order: list[Part] = []
         while waiting:
             done = {part.name for part in order}
             ready = next((part for part in waiting if done.issuperset(part.after)), None)
@@ -174,6 +219,61 @@ class Sweep:
             order.append(ready)
             waiting.remove(ready)
         return order
+
+
+def expand(part: Part) -> list[Part]:
+    """A part for each of its seeds, or itself.
+
+    >>> [(run.name, run.after) for run in expand(Variant("a", config="c.py", after=("b-s{seed}",), seeds=(0, 7)))]
+    [('a-s0', ('b-s0',)), ('a-s7', ('b-s7',))]
+    """
+    if part.seeds is None:
+        return [part]
+    return [
+        replace(
+            part,
+            name=f"{part.name}-s{seed}",
+            after=tuple(name.replace("{seed}", str(seed)) for name in part.after),
+            seeds=None,
+            seed=seed,
+        )
+        for seed in part.seeds
+    ]
+
+
+def _waits_for(run: Part, runs: Mapping[str, Sequence[Part]]) -> tuple[str, ...]:
+    """The names of the runs that `run` comes after: of a group, the one of its own seed, or all if there is none."""
+    names: list[str] = []
+    for name in run.after:
+        group = runs.get(name, ())
+        same = [other.name for other in group if run.seed is not None and other.seed == run.seed]
+        names += same or [other.name for other in group] or [name]
+    return tuple(names)
+
+
+def _check_seeds(part: Part) -> None:
+    if part.seeds is None:
+        told = (*part.after, *part.command, part.out) if isinstance(part, Step) else (*part.after, part.config)
+        told += tuple(map(_spell, part.overrides.values())) if isinstance(part, Variant) else ()
+        if part.seed is None and any("{seed}" in text for text in told):
+            raise UserError(f"{part.name} speaks of {{seed}} and has no seeds; give it some, such as seeds=(0, 1, 2)")
+        return
+    if not part.seeds:
+        raise UserError(f"{part.name} has seeds = (); give at least one, or leave seeds out for the config's own")
+    for seed in part.seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise UserError(f"{part.name} has the seed {seed!r}; a seed is a whole number, at least 0")
+        if part.seeds.count(seed) > 1:
+            raise UserError(
+                f"{part.name} has the seed {seed} twice in {part.seeds}; each seed is a run, so they differ"
+            )
+    if isinstance(part, Variant) and "train.seed" in part.overrides:
+        raise UserError(f"{part.name} has seeds and overrides train.seed, which they set; leave one of the two out")
+    if isinstance(part, Step) and "{seed}" not in part.out:
+        raise UserError(
+            f"{part.name} has seeds and out = {part.out!r} for all of them; name it by the seed, as in "
+            f"{part.out + '-s{seed}'!r}"
+        )
 
 
 def load(path: str | os.PathLike) -> Sweep:
@@ -256,6 +356,7 @@ LAUNCHERS: dict[str, Callable[[Sweep, Path], None]] = {"local": run_local, "prin
 
 def describe(sweep: Sweep, folder: Path) -> dict[str, Any]:
     """sweep.json, which the report reads."""
+    groups = {run.name: part.name for part in sweep.parts if part.seeds is not None for run in expand(part)}
     parts = [
         {
             "name": part.name,
@@ -264,10 +365,13 @@ def describe(sweep: Sweep, folder: Path) -> dict[str, Any]:
             "result": str(part.result(folder).relative_to(folder)),
             "after": list(part.after),
         }
+        | ({"group": groups[part.name], "seed": part.seed} if part.name in groups else {})
         for part in sweep.ordered()
     ]
+    rows = sweep.compare
+    compare = {row: dict(rows[row]) for row in rows} if isinstance(rows, Mapping) else list(rows)
     paper = asdict(sweep.paper) if sweep.paper else None
-    return {"title": sweep.title, "parts": parts, "compare": list(sweep.compare), "paper": paper}
+    return {"title": sweep.title, "parts": parts, "compare": compare, "paper": paper}
 
 
 def _identities(sweep: Sweep, folder: Path) -> dict[str, str]:
@@ -339,6 +443,11 @@ def _alone(folder: Path) -> Iterator[int]:
 def _spell(value: Any) -> str:
     """The text that a flag needs so that it is read as `value` again."""
     return value if isinstance(value, str) and settings.parse(value) == value else repr(value)
+
+
+def _filled(text: str, folder: Path, seed: int | None) -> str:
+    text = text.replace("{sweep}", str(folder))
+    return text if seed is None else text.replace("{seed}", str(seed))
 
 
 def _shown(arguments: Sequence[str]) -> str:
