@@ -174,20 +174,37 @@ def export(argv: list[str]) -> None:
 
 
 def adapt(argv: list[str]) -> None:
-    """Turns a decoder-only model folder into an encoder-decoder one and prints where every weight comes from.
+    """Turns a decoder-only model into an encoder-decoder one and prints where every weight comes from.
 
-    Example: t5g2 adapt --source=runs/source/model --target=t5gemma2 --out=models/adapted
+    Example: t5g2 adapt --source=models/gemma-2-9b,models/gemma-2-2b --target=t5gemma:9b-2b --out=models/adapted
     """
-    target = Flag(
-        None, "name of a size, a model.json, or t5gemma2: the T5Gemma 2 architecture of the source's size", True
-    )
-    seed = Flag(0, "seed of the weights that the source does not have")
-    given, _ = parse(
-        adapt, argv, source=Flag(None, "decoder-only model folder", True), target=target, out=OUT, seed=seed
+    given, changes = parse(
+        adapt,
+        argv,
+        source=Flag(
+            None, "decoder-only model folder, Hugging Face or official Flax one; or two: ENCODER,DECODER", True
+        ),
+        target=Flag(None, "t5gemma or t5gemma2 (the source's sizes), a size, a model.json; --target.a.b=VALUE", True),
+        out=OUT,
+        vision=Flag(None, "folder whose image tower is taken, with a new projector"),
+        encoder_layers=Flag("all", "layers of the source to take: all, first:N, last:N, every:K, or 0,2,5"),
+        decoder_layers=Flag("all", "likewise for the decoder"),
+        cross_attention=Flag("auto", "separate cross-attention: self (copied), fresh, auto (self if widths are equal)"),
+        cross_norms=Flag("self", "its norms: self (copied), fresh (factor 1), none (nothing is added at first)"),
+        vocabulary=Flag("same", "rows of the embedding: same, or resize to the target's"),
+        dtype=DTYPE,
+        seed=Flag(0, "seed of the weights that no source has"),
     )
     from t5g2.train import weights
 
-    weights.adapt_folder(given.source, given.target, given.out, seed=given.seed)
+    weights.adapt_folder(
+        weights.given(given.source, given.vision, {name: given[name].value for name in weights.CHOICES}),
+        given.target,
+        given.out,
+        changes=changes,
+        dtype=given.dtype,
+        seed=given.seed,
+    )
 
 
 def average(argv: list[str]) -> None:
@@ -266,7 +283,7 @@ class HelpAsked(Exception):
 
 
 def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, list[tuple[str, str]]]:
-    """(the flags as attributes, [(dotted path, text)] of --config.a.b=VALUE) of a subcommand.
+    """(the flags as attributes, [(dotted path, text)] of --config.a.b=VALUE) of a subcommand; or of --target.a.b=VALUE.
 
     Raises:
       UserError: an unknown flag (with the nearest one), a value of the wrong type, a required flag that is missing.
@@ -280,11 +297,12 @@ def parse(command: Callable, argv: list[str], **declared: Flag) -> tuple[Any, li
         define.get(flag.kind or type(flag.default), flags.DEFINE_string)(
             name, flag.default, flag.help, flag_values=values
         )
-    changes = [a for a in argv if a.lstrip("-").startswith("config.")] if "config" in declared else []
-    parts = [a.lstrip("-").removeprefix("config.").partition("=") for a in changes]
+    whole = next((name for name in ("config", "target") if name in declared), "-")  # what has parts that can be set
+    changes = [a for a in argv if a.lstrip("-").startswith(f"{whole}.")]
+    parts = [a.lstrip("-").removeprefix(f"{whole}.").partition("=") for a in changes]
     for path, equals, _ in parts:
         if not equals:
-            raise UserError(f"--config.{path} has no value; write --config.{path}=VALUE")
+            raise UserError(f"--{whole}.{path} has no value; write --{whole}.{path}=VALUE")
     try:
         rest = values(["t5g2", *(a for a in argv if a not in changes)])[1:]
     except flags.UnrecognizedFlagError as error:

@@ -1,193 +1,164 @@
-"""Runs a recipe: the adapted model, and the account of every weight on both sides."""
+"""Runs the rules: the leaves of the adapted model, made when they are read, and the account of every weight.
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+It works on (path, layer) -> leaf of each side and never on two models at once, whose trees differ.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from t5g2.adapt.rules import Recipe, Rule
+from t5g2.adapt import fits, rules
+from t5g2.adapt.pairing import Pairing, Source
+from t5g2.adapt.provenance import Provenance, Row, Use
+from t5g2.adapt.rules import Rule
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Leaf, LeafKey
-from t5g2.models import build
-
-_COLUMNS = ("how", "source", "layers", "targets", "shape")
 
 
-@dataclass(frozen=True)
-class Use:
-    """A target leaf, and how it came about."""
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """An adapted model as leaves, each of which is made when it is read, and the account of all of them."""
 
-    target: LeafKey
-    how: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A source leaf and all that became of it. No uses = dropped on purpose; no source = the uses are initialised.
-
-    A source leaf is named once, however many target leaves it serves, and each target leaf once.
-    """
-
-    source: LeafKey | None
-    uses: tuple[Use, ...]
-    shape: tuple[int, ...]
+    leaves: Mapping[LeafKey, Leaf] = field(repr=False)
+    provenance: Provenance
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """The account of an adaptation.
-
-    Attributes:
-      recipe: its name.
-      rows: every source leaf in exactly one, every target leaf in exactly one.
-      settings: what the target's architecture has otherwise than the source's, as lines.
-      source: where the weights came from, as the caller calls it.
-    """
-
-    recipe: str
-    rows: tuple[Row, ...]
-    settings: tuple[str, ...] = ()
-    source: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, one entry for each target leaf and each dropped source leaf."""
-        leaves = []
-        for row in self.rows:
-            source = "-" if row.source is None else tree.name(row.source)
-            for use in row.uses or (Use(("-", None), "dropped"),):
-                facts = {"target": tree.name(use.target), "how": use.how, "source": source}
-                leaves.append(facts | {"shape": str(list(row.shape)), "note": use.note})
-        return {"recipe": self.recipe, "source": self.source, "settings": list(self.settings), "leaves": leaves}
-
-    def lines(self) -> list[tuple[str, str, str, str, str]]:
-        """(how, source, layers, targets, shape) as text; rows that differ in the layer only are one line."""
-        grouped: dict[tuple, list[int | None]] = {}
-        for row in self.rows:
-            source, layer = row.source or ("-", row.uses[0].target[1])
-            uses = tuple((use.how, use.target[0], use.note) for use in row.uses)
-            grouped.setdefault((source, row.shape, uses), []).append(layer)
-        lines = []
-        for (source, shape, uses), layers in grouped.items():
-            how = "dropped" if not uses else ", ".join(dict.fromkeys(how for how, _, _ in uses))
-            targets = ", ".join(path + (f" ({note})" if note else "") for _, path, note in uses) or "-"
-            lines.append((how, source, _ranges(layers), targets, str(list(shape))))
-        return lines
-
-    def table(self) -> str:
-        """The account as a person reads it: equal layers in one line, then the sums and the changed settings."""
-        cells = [_COLUMNS, *self.lines()]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        text = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-        ]
-        uses = [use for row in self.rows for use in row.uses]
-        sources = [row for row in self.rows if row.source is not None]
-        dropped = [row for row in sources if not row.uses]
-        counts = [f"{sum(use.how == how for use in uses)} {how}" for how in dict.fromkeys(use.how for use in uses)]
-        text.append(f"{len(uses)} target leaves: {', '.join(counts)}")
-        text.append(f"{len(sources)} source leaves: {len(sources) - len(dropped)} used, {len(dropped)} dropped")
-        return "\n".join([*text, *(f"changed  {line}" for line in self.settings)])
-
-
-def apply(
-    source: Mapping[LeafKey, Leaf], target: Any, recipe: Recipe, *, key: jax.Array, shardings: Any = None
-) -> tuple[Any, Provenance]:
-    """The target with every leaf filled as the recipe says, and the account of it.
+def adapt(
+    pairing: Pairing, target: Any, *, seed: int = 0, source: str = "", table: Sequence[Rule] = rules.RULES
+) -> Adapted:
+    """The target with every leaf made as the rules say.
 
     Args:
-      source: (path, layer) -> Leaf; read one at a time, as they are needed.
-      target: an abstract module with a `config`; its leaves say shape, and dtype, to which what is read is cast.
-      recipe: the rules.
-      key: for leaves that are initialised: they are what a new model made from this key has.
-      shardings: where the target's leaves go, a tree like it; None = the default device.
+      pairing: sources and target that fit.
+      target: the abstract module of the pairing's target; its leaves say shape, and dtype, to which all is cast.
+      seed: of leaves that are initialised.
+      source: where the weights come from, as the caller calls it.
+      table: the rules.
 
     Raises:
-      UserError: a target leaf without a rule or whose source leaf does not exist, or a source leaf that is neither used
-        nor dropped, with the lists of all of them; a source leaf of another shape, with both shapes.
+      UserError: a target leaf without a rule or whose source leaf does not exist, a source leaf that is neither used
+        nor dropped, or one of another shape; with the lists of all of them.
     """
     leaves = tree.leaves(target)
-    rules = {at: next((rule for rule in recipe.rules if rule.fits(at[0])), None) for at in leaves}
-    rows = _account(source, leaves, rules, recipe)
-    chosen = {at: rule for at, rule in rules.items() if rule is not None}
-    fresh = _initialised(target, [leaves[at] for at, rule in chosen.items() if rule.how == "initialised"], key)
-
-    def read(at: LeafKey) -> Any:
-        came_from = _source(chosen[at], at)
-        if came_from is None:
-            return fresh[at]
-        value = np.asarray(source[came_from].read()).astype(leaves[at].dtype)
-        derive = chosen[at].derive
-        return value if derive is None else derive(value, target.config)
-
-    return tree.build(target, read, shardings=shardings), Provenance(recipe.name, rows)
+    origins = {at: _origin(at, pairing, table) for at in leaves}
+    rows = _account(pairing, leaves, origins)
+    made = {at: replace(leaf, read=_reader(leaf, origins[at], pairing, seed)) for at, leaf in leaves.items()}
+    return Adapted(made, Provenance(pairing.recipe, source, rows, pairing.settings))
 
 
-def _source(rule: Rule, at: LeafKey) -> LeafKey | None:
-    """The source leaf that a rule names for a target leaf: the same layer of another path."""
-    path, layer = at
-    source = rule.source_of(path)
-    return None if source is None else (source, layer)
+class _Origin(NamedTuple):
+    """What the rules say of one target leaf; rule None = nothing. `at` is a leaf of `source`, which may not have it."""
+
+    rule: Rule | None
+    source: Source | None = None
+    at: LeafKey = ("", None)
+
+    @property
+    def leaf(self) -> Leaf | None:
+        return None if self.source is None else self.source.leaves.get(self.at)
 
 
-def _account(
-    source: Mapping[LeafKey, Leaf], target: Mapping[LeafKey, Leaf], rules: Mapping[LeafKey, Rule | None], recipe: Recipe
-) -> tuple[Row, ...]:
-    """Every leaf of both sides in its row; an error if one is left over."""
-    uses: dict[LeafKey, list[Use]] = {at: [] for at in source}
+def _origin(target: LeafKey, pairing: Pairing, table: Sequence[Rule]) -> _Origin:
+    path, layer = target
+    rule = rules.rule_for(path, pairing, table)
+    if rule is None:
+        return _Origin(None)
+    source, named = rules.source_of(rule, pairing), rule.source_of(path)
+    if source is None or named is None:
+        return _Origin(rule)
+    if layer is not None and rule.origin in ("encoder", "decoder"):
+        layer = pairing.layers[rule.origin][layer]
+    return _Origin(rule, source, (named, layer))
+
+
+def _reader(leaf: Leaf, origin: _Origin, pairing: Pairing, seed: int) -> Callable[[], Any]:
+    """Makes a target leaf, of exactly its shape and dtype."""
+    rule, came_from = origin.rule, origin.leaf
+    assert rule is not None
+    if came_from is None:
+        return lambda: _initialised(leaf, rule, seed)
+
+    def read() -> np.ndarray:
+        value = np.asarray(came_from.read()).astype(leaf.dtype, copy=False)
+        if rule.how == "derived":
+            token = pairing.target.eoi_id
+            assert token is not None
+            return fits.eoi(value, token)
+        if rule.fit is not None and value.shape != leaf.shape:
+            return rule.fit.make(value, leaf.shape)
+        return value
+
+    return read
+
+
+def _initialised(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
+    """A new leaf, by its own initialiser, from a key that depends on the seed and on its name."""
+    if rule.value is not None:
+        return jnp.full(leaf.shape, rule.value, leaf.dtype)
+    assert leaf.init is not None
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(tree.name(leaf.key).encode()))
+    return leaf.init(key, leaf.shape, leaf.dtype)
+
+
+def _account(pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[LeafKey, _Origin]) -> tuple[Row, ...]:
+    """Every leaf of every side in its row; an error if one is left over."""
+    named = pairing.sources.named
+    name_of = {id(source): name for name, source in named.items()}
+    uses: dict[tuple[str, LeafKey], list[Use]] = {(name, at): [] for name, s in named.items() for at in s.leaves}
     made, orphans, wrong = [], [], []
-    for at, rule in rules.items():
+    for at, leaf in leaves.items():
+        rule, source, came_from = origins[at]
         if rule is None:
             continue
-        use, came_from = Use(at, rule.how, rule.note), _source(rule, at)
-        if came_from is None:
-            made.append(Row(None, (use,), target[at].shape))
-        elif came_from not in source:
+        if source is None:
+            made.append(Row("", None, leaf.shape, (Use(at, rule.how, leaf.shape, rule.note),)))
+        elif came_from not in source.leaves:
             orphans.append(f"{tree.name(at)} (from {tree.name(came_from)})")
         else:
-            uses[came_from].append(use)
-            if rule.derive is None and source[came_from].shape != target[at].shape:
-                shapes = f"{list(source[came_from].shape)} in the source, {list(target[at].shape)} in the target"
+            use = _use(rule, source.leaves[came_from].shape, leaf)
+            uses[name_of[id(source)], came_from].append(use or Use(at, rule.how, leaf.shape))
+            if use is None:
+                shapes = f"{list(source.leaves[came_from].shape)} in the source, {list(leaf.shape)} in the target"
                 wrong.append(f"{tree.name(came_from)} -> {tree.name(at)}: {shapes}")
-    kept = [at for at in source if not uses[at] and not any(tree.select(p, at[0]) for p in recipe.dropped)]
-    problems = {
-        "target leaves without a rule": [tree.name(at) for at, rule in rules.items() if rule is None],
-        "target leaves whose source leaf does not exist": orphans,
-        "source leaves neither used nor dropped": [tree.name(at) for at in kept],
-        "source leaves of another shape": wrong,
-    }
+    rows, kept = [], []
+    for (name, at), found in uses.items():
+        why = "" if found else rules.reason(*at, named[name], pairing)
+        if why is None:
+            kept.append(f"{name}:{tree.name(at)}" if name else tree.name(at))
+        else:
+            rows.append(Row(name, at, named[name].leaves[at].shape, tuple(found), why))
+    _refuse(
+        pairing.recipe,
+        {
+            "target leaves without a rule": [tree.name(at) for at, origin in origins.items() if origin.rule is None],
+            "target leaves whose source leaf does not exist": orphans,
+            "source leaves neither used nor dropped": kept,
+            "source leaves of another shape": wrong,
+        },
+    )
+    return (*rows, *made)
+
+
+def _use(rule: Rule, shape: tuple[int, ...], leaf: Leaf) -> Use | None:
+    """How a target leaf comes from a source leaf of this shape; None = it cannot."""
+    if rule.how == "derived" or shape == leaf.shape:
+        return Use(leaf.key, rule.how, leaf.shape, rule.note)
+    if rule.fit is None or not rule.fit.allows(shape, leaf.shape):
+        return None
+    note = ", ".join(filter(None, (rule.note, rule.fit.note(shape, leaf.shape))))
+    return Use(leaf.key, "derived", leaf.shape, note)
+
+
+def _refuse(recipe: str, problems: Mapping[str, Sequence[str]]) -> None:
     if any(problems.values()):
         lists = "".join(f"\n{what}:\n  " + "\n  ".join(found) for what, found in problems.items() if found)
         raise UserError(
-            f"{recipe.name} does not account for every weight; the models differ in more than the recipe knows. Use "
-            f"models that it is made for, or add rules{lists}"
+            f"{recipe} does not account for every weight; the models differ in more than the rules know. Use models "
+            f"that they are made for, or add rules{lists}"
         )
-    return (*(Row(at, tuple(uses[at]), source[at].shape) for at in source), *made)
-
-
-def _initialised(target: Any, wanted: Sequence[Leaf], key: jax.Array) -> dict[LeafKey, jax.Array]:
-    """What these leaves are in a new model; XLA leaves out everything else, so no whole model is made."""
-    if not wanted:
-        return {}
-
-    def some(key: jax.Array) -> list[jax.Array]:
-        new = tree.leaves(build.make(target.config, key=key, param_dtype=wanted[0].dtype))
-        return [new[leaf.key].read() for leaf in wanted]
-
-    return {leaf.key: value for leaf, value in zip(wanted, jax.jit(some)(key), strict=True)}
-
-
-def _ranges(layers: Iterable[int | None]) -> str:
-    """Layers as ranges: 0, 1, 2, 5 are "0-2, 5"; "-" for a leaf of no layer."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if layer is None:
-            return "-"
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,50 +1,60 @@
-"""Where every weight of an adapted model comes from: one table per recipe, read from top to bottom.
+"""Where every weight of an adapted model comes from: one table for all recipes, read from top to bottom.
 
-Gemma 3 to T5Gemma 2 (arXiv 2512.14856, section 2). Merged attention was made so that this works: the decoder's queries
-and its own keys and values come from the source's matrices, and the encoder's states go through the same ones, so there
-is nothing new. Encoder and decoder both begin as the source, and the one embedding as its embedding.
+For a target leaf the first rule counts that fits its path and is in force for the pairing; for a source leaf that no
+target leaf came from, the first `Drop`. A leaf that no rule fits, on either side, is an error.
+
+Gemma 3 to T5Gemma 2 (arXiv 2512.14856, section 2): merged attention was made so that nothing is new. The decoder's
+queries and its own keys and values come from the source's matrices, and the encoder's states go through the same ones.
+Gemma 2 to T5Gemma (arXiv 2504.06225, section 3.2): both sides are the source; cross-attention is copied from
+self-attention where the widths allow it. Everything between and beside them is the same table under other settings.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
+from t5g2.adapt.fits import HEADS, POSITIONS, ROWS, Fit
+from t5g2.adapt.pairing import Pairing, Source
 from t5g2.core import tree
-from t5g2.core.errors import UserError
-from t5g2.models.config import EncoderDecoderConfig, ModelConfig, Rope, TextConfig
 
 How = Literal["copied", "tied", "derived", "initialised"]
+Origin = Literal["encoder", "decoder", "vision"]
+When = Callable[[Pairing], bool]
+
+
+def always(pairing: Pairing) -> bool:
+    """True."""
+    del pairing
+    return True
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Target leaves whose path fits `target` come from the source leaf `source` of the same layer.
+    """Target leaves whose path fits `target` come from the leaf `source` of one of the sources.
 
     Attributes:
-      target, source: paths. A `*` at the end of both stands for the same text. Source None = from nowhere, initialised.
-      how: "copied" = unchanged; "tied" = unchanged, and the one leaf that several parts of the target share;
-        "derived" = computed by `derive`; "initialised" = as in a new model.
+      target, source: paths. A `*` at the end of both stands for the same text. Source None = from nowhere.
+      how: "copied" = unchanged; "tied" = unchanged, and the one leaf that several parts of the target share; "derived"
+        = computed; "initialised" = by the leaf's own initialiser.
+      origin: which source: that of the encoder, of the decoder, of the image tower.
       note: what a reader should know.
-      derive: (the source leaf's array, the target's config) -> the target leaf's array.
+      fit: what bridges a difference of shapes, which makes it "derived"; None = there must be none.
+      value: of "initialised": all entries are this instead.
+      when: whether the rule is in force.
     """
 
     target: str
     how: How
-    source: str | None
+    origin: Origin | None = None
+    source: str | None = None
     note: str = ""
-    derive: Callable[[np.ndarray, Any], np.ndarray] | None = None
+    fit: Fit | None = None
+    value: float | None = None
+    when: When = always
 
     def __post_init__(self):
-        assert (self.source is None) == (self.how == "initialised"), self
-        assert (self.derive is not None) == (self.how == "derived"), self
+        assert (self.source is None) == (self.how == "initialised") == (self.origin is None), self
         assert self.source is None or self.target.endswith("*") == self.source.endswith("*"), self
-
-    def fits(self, path: str) -> bool:
-        """Whether the rule is about this target path."""
-        return tree.select(self.target, path)
 
     def source_of(self, path: str) -> str | None:
         """The source path for a target path that fits."""
@@ -54,102 +64,120 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How one kind of model becomes another.
+class Drop:
+    """Source leaves that are left behind on purpose: those of an origin whose path fits, while it is in force."""
 
-    Attributes:
-      rules: the first that fits a target leaf says where it comes from; a leaf that none fits is an error.
-      dropped: patterns of source leaves that are left behind on purpose; any other unused one is an error.
-    """
-
-    name: str
-    rules: Sequence[Rule]
-    dropped: Sequence[str] = ()
+    origin: Origin
+    pattern: str
+    why: str
+    when: When = always
 
 
-def eoi(table_VD: np.ndarray, config: EncoderDecoderConfig) -> np.ndarray:
-    """The end-of-image vector: its row of the table as the source embeds it, times sqrt(D), so that nothing changes.
-
-    The scale is rounded to the dtype of the weights first, as the embedding does when it computes in that dtype.
-    """
-    row_D = table_VD[config.eoi_id]
-    return row_D * np.asarray(math.sqrt(row_D.shape[0]), row_D.dtype)
+def _cross_is_copied(pairing: Pairing) -> bool:
+    return pairing.copies_cross_attention
 
 
-T5GEMMA2_FROM_GEMMA3 = Recipe(
-    "gemma3 -> t5gemma2",
-    rules=(
-        Rule("embedder.table", "tied", "embedder.table", "encoder input, decoder input, output head"),
-        Rule("embedder.eoi", "derived", "embedder.table", "row eoi_id * sqrt(width)", eoi),
-        Rule("encoder.layers.*", "copied", "layers.*"),
-        Rule("encoder.final_norm.scale", "copied", "final_norm.scale"),
-        Rule("decoder.layers.*", "copied", "layers.*"),
-        Rule("decoder.final_norm.scale", "copied", "final_norm.scale"),
+def _cross_norms(*choices: str) -> When:
+    return lambda pairing: pairing.choices.cross_norms in choices
+
+
+def _own_head(pairing: Pairing) -> bool:
+    """Whether the decoder's source has an output head that is not its embedding."""
+    return ("unembedder.table", None) in pairing.sources.decoder.leaves
+
+
+def _own_tower(pairing: Pairing) -> bool:
+    return pairing.sources.vision is None
+
+
+def _other_tower(pairing: Pairing) -> bool:
+    return pairing.sources.vision is not None
+
+
+def _two_sources(pairing: Pairing) -> bool:
+    return pairing.sources.encoder is not pairing.sources.decoder
+
+
+def _two_sources_tied(pairing: Pairing) -> bool:
+    return _two_sources(pairing) and pairing.target.tied_embedding
+
+
+def _no_images(pairing: Pairing) -> bool:
+    return pairing.target.encoder.images is None
+
+
+EOI = "row eoi_id * sqrt(width)"
+NEW_NORMS = "as in self-attention"
+RULES = (
+    # embeddings and head
+    Rule("embedder.table", "tied", "decoder", "embedder.table", "encoder input, decoder input, output head", ROWS),
+    Rule("encoder_embedder.table", "copied", "encoder", "embedder.table", "encoder input", ROWS),
+    Rule("decoder_embedder.table", "copied", "decoder", "embedder.table", "decoder input, output head", ROWS),
+    Rule("embedder.eoi", "derived", "decoder", "embedder.table", EOI),
+    Rule("encoder_embedder.eoi", "derived", "encoder", "embedder.table", EOI),
+    Rule("decoder_embedder.eoi", "derived", "decoder", "embedder.table", EOI),
+    Rule("unembedder.table", "copied", "decoder", "unembedder.table", "output head", ROWS, when=_own_head),
+    Rule("unembedder.table", "copied", "decoder", "embedder.table", "output head", ROWS),
+    # the encoder sees both ways with the weights that saw one
+    Rule("encoder.layers.attention.*", "copied", "encoder", "layers.attention.*", fit=HEADS),
+    Rule("encoder.layers.*", "copied", "encoder", "layers.*"),
+    Rule("encoder.final_norm.scale", "copied", "encoder", "final_norm.scale"),
+    # cross-attention of its own; with merged attention there are no such leaves
+    Rule(
+        "decoder.layers.cross_attention.*", "copied", "decoder", "layers.attention.*", fit=HEADS, when=_cross_is_copied
     ),
+    Rule("decoder.layers.cross_attention.*", "initialised"),
+    Rule("decoder.layers.post_cross_norm.scale", "initialised", note="factor 0", value=-1.0, when=_cross_norms("none")),
+    Rule("decoder.layers.*_cross_norm.scale", "initialised", note="factor 1", when=_cross_norms("fresh")),
+    Rule("decoder.layers.pre_cross_norm.scale", "copied", "decoder", "layers.pre_attention_norm.scale", NEW_NORMS),
+    Rule("decoder.layers.post_cross_norm.scale", "copied", "decoder", "layers.post_attention_norm.scale", NEW_NORMS),
+    Rule("decoder.layers.attention.*", "copied", "decoder", "layers.attention.*", fit=HEADS),
+    Rule("decoder.layers.*", "copied", "decoder", "layers.*"),
+    Rule("decoder.final_norm.scale", "copied", "decoder", "final_norm.scale"),
+    # images
+    Rule("vision.positions", "copied", "vision", "vision.positions", fit=POSITIONS),
+    Rule("vision.*", "copied", "vision", "vision.*"),
+    Rule("projector.*", "copied", "vision", "projector.*", when=_own_tower),
+    Rule("projector.*", "initialised", note="the tower is of another model"),
+)
+DROPS = (
+    Drop("vision", "vision.pool.*", "a language model takes the patches, not one vector per image", _other_tower),
+    Drop("vision", "*", "only the image tower of this folder is taken", _other_tower),
+    Drop("encoder", "vision.*", "the tower is taken from elsewhere", _other_tower),
+    Drop("encoder", "projector.*", "the tower is taken from elsewhere", _other_tower),
+    Drop("encoder", "vision.*", "the target reads no images", _no_images),
+    Drop("encoder", "projector.*", "the target reads no images", _no_images),
+    Drop("decoder", "vision.*", "the encoder reads the images, with its own source's tower", _two_sources),
+    Drop("decoder", "projector.*", "the encoder reads the images, with its own source's tower", _two_sources),
+    Drop("encoder", "embedder.table", "the one embedding is that of the decoder's source", _two_sources_tied),
+    Drop("encoder", "unembedder.table", "an encoder has no head", _two_sources),
 )
 
 
-def target_config(
-    source: ModelConfig, *, rope_factor: float | None = None, eoi_id: int | None = None
-) -> EncoderDecoderConfig:
-    """The T5Gemma 2 architecture of a Gemma 3 source: its blocks, as encoder and as decoder.
-
-    Args:
-      source: the decoder-only architecture.
-      rope_factor: of the global layers, which all released T5Gemma 2 have at 8, also where the source has 1; None = as
-        in the source, so that the adapted decoder computes what the source does.
-      eoi_id: the token whose input embedding becomes a vector of its own (released: 256000); None = no such token.
-
-    Raises:
-      UserError: the source is not a decoder-only Gemma 3.
-    """
-    if not isinstance(source, TextConfig):
-        raise UserError("the source is an encoder-decoder model already; give a decoder-only one")
-    if not source.qk_norm or source.attention_softcap or source.final_softcap:
-        raise UserError(
-            "the source is a Gemma 2 (no query-key norm, or soft caps); T5Gemma 2 has Gemma 3 blocks, so give a Gemma 3"
-        )
-    rope = source.rope_global if rope_factor is None else Rope(source.rope_global.base, rope_factor)
-    stack = replace(source, rope_global=rope)
-    return EncoderDecoderConfig(encoder=stack, decoder=stack, eoi_id=eoi_id)
+def rule_for(path: str, pairing: Pairing, rules: Sequence[Rule] = RULES) -> Rule | None:
+    """The rule that counts for a target path."""
+    return next((rule for rule in rules if tree.select(rule.target, path) and rule.when(pairing)), None)
 
 
-# What the shapes of weights follow from; these cannot differ between source and target.
-_SHAPES = ("vocab_size", "width", "layers", "mlp_width", "heads", "kv_heads", "head_size", "qk_norm")
+def source_of(rule: Rule, pairing: Pairing) -> Source | None:
+    """The source that a rule takes from; an image tower is the encoder's source's own, or of a folder of its own."""
+    sources = pairing.sources
+    found = {"encoder": sources.encoder, "decoder": sources.decoder, "vision": sources.vision or sources.encoder}
+    return None if rule.origin is None else found[rule.origin]
 
 
-def check(source: ModelConfig, target: ModelConfig) -> tuple[str, ...]:
-    """The settings that the target has otherwise than the source, as lines; its weights serve it all the same.
-
-    Raises:
-      UserError: the source's weights do not fit the target; with both values of every setting that differs.
-    """
-    if not isinstance(source, TextConfig) or not isinstance(target, EncoderDecoderConfig):
-        raise UserError(
-            f"cannot adapt {type(source).__name__} to {type(target).__name__}; give a decoder-only source (gemma3) "
-            f"and an encoder-decoder target (t5gemma2)"
-        )
-    kept, wrong = [], []
-    for side in ("encoder", "decoder"):
-        for name, was, becomes in _differences(source, getattr(target, side)):
-            line = f"{side}.{name}: {was} in the source, {becomes} in the target"
-            (wrong if name in _SHAPES else kept).append(line)
-    if wrong:
-        raise UserError(
-            "the source's weights do not fit the target:\n  "
-            + "\n  ".join(wrong)
-            + "\nChoose a target of the source's "
-            "sizes; --target=t5gemma2 derives it from the source"
-        )
-    return tuple(kept)
-
-
-def _differences(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found = []
-    for field in fields(a):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        if is_dataclass(x) and is_dataclass(y):
-            found += _differences(x, y, f"{prefix}{field.name}.")
-        elif x != y:
-            found.append((f"{prefix}{field.name}", x, y))
-    return found
+def reason(path: str, layer: int | None, source: Source, pairing: Pairing) -> str | None:
+    """Why a source leaf that nothing came from is dropped; None if no rule says that it may be."""
+    sources = {
+        "encoder": pairing.sources.encoder,
+        "decoder": pairing.sources.decoder,
+        "vision": pairing.sources.vision,
+    }
+    roles = [role for role, of in sources.items() if of is source]
+    for drop in DROPS:
+        if drop.origin in roles and tree.select(drop.pattern, path) and drop.when(pairing):
+            return drop.why
+    taken = {old for role in roles if role != "vision" for old in pairing.layers[role]}
+    if layer is not None and path.startswith("layers.") and layer not in taken:
+        return "cut in depth"
+    return None

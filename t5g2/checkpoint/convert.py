@@ -9,11 +9,12 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +26,15 @@ from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build, sizes
-from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig, TextConfig, from_dict
+from t5g2.models.config import (
+    DualEncoderConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    from_dict,
+)
+from t5g2.models.siglip import VisionTower
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -97,6 +106,61 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
     return ModelFolder(
         path, config, _tokenizer(path), provenance, _leaves(tied, tensors, abstract), folders.carried(path)
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A folder that was opened for its image tower.
+
+    Attributes:
+      config: of the tower, as it lies there; `pool` says whether it has the pooling head.
+      leaves: everything in the folder, the tower's under "vision.", read when asked for.
+    """
+
+    path: Path
+    config: VisionConfig
+    leaves: Mapping[LeafKey, Leaf] = field(repr=False)
+
+
+def open_tower(directory: str | PathLike) -> Tower:
+    """Opens any folder that has an image tower; no weight is read yet.
+
+    Args:
+      directory: as in open_any: Gemma 3 with images, MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP; or the tower
+        alone, as transformers saves it (model_type siglip_vision_model).
+
+    Raises:
+      UserError: it has no image tower; as open_any.
+    """
+    path = Path(directory).absolute()
+    if (path / CONFIG).is_file() and not (path / folders.MODEL).is_file():
+        data = _json(path / CONFIG)
+        if data.get("model_type") == "siglip_vision_model":
+            return _tower_alone(path, data)
+    opened = open_any(path)
+    config = opened.config
+    if isinstance(config, DualEncoderConfig):
+        return Tower(path, config.vision, opened.leaves)
+    images = (config.encoder if isinstance(config, EncoderDecoderConfig) else config).images
+    if images is None:
+        raise UserError(
+            f"{path} is a language model without an image tower; give the folder of one that has it: Gemma 3 with "
+            f"images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP"
+        )
+    return Tower(path, images.vision, opened.leaves)
+
+
+def _tower_alone(path: Path, data: Mapping[str, Any]) -> Tower:
+    try:
+        config = hf_config.read_tower(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
+    layout = names.HF_SIGLIP_VISION
+    tensors, _ = _normalised(path, layout, safetensors_io.read(path))
+    tied = names.tie(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
+    _account(f"{path}, by {CONFIG}", layout, None, tied, tensors)
+    return Tower(path, config, _leaves(tied, tensors, abstract))
 
 
 def import_model(
@@ -191,7 +255,7 @@ def _normalised(path: Path, layout: names.Layout, found: Mapping[str, Tensor]) -
 
 
 def _account(
-    where: str, layout: names.Layout, config: ModelConfig, tied: list[names.Tied], tensors: Mapping[str, Tensor]
+    where: str, layout: names.Layout, config: ModelConfig | None, tied: list[names.Tied], tensors: Mapping[str, Tensor]
 ) -> list[str]:
     """Raises UserError unless every tensor is needed and every needed one is there; returns what was passed over."""
     wanted = {one.name: list(one.shape) for one in tied}
@@ -380,7 +444,7 @@ def _generation(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | N
     return specials, None if isinstance(opened.config, DualEncoderConfig) else specials
 
 
-def _placeholders(layout: names.Layout, config: ModelConfig) -> dict[str, names.Shape]:
+def _placeholders(layout: names.Layout, config: ModelConfig | None) -> dict[str, names.Shape]:
     """Tensors that transformers' class has, and the model, being without images or an end-of-image token, has not."""
     if layout is not names.HF_T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
         return {}

@@ -78,11 +78,37 @@ def save_model(
     shard_bytes: int = 5 * 10**9,
     carry: Sequence[Path] = (),
 ) -> None:
+    """Writes a model as a model folder. All processes call it, one writes.
+
+    Args:
+      model: a model of ours.
+      others: as in save_leaves.
+
+    Raises:
+      UserError: the directory exists already.
+    """
+    how = {"tokenizer": tokenizer, "provenance": provenance, "shard_bytes": shard_bytes, "carry": carry}
+    save_leaves(directory, model.config, tree.leaves(model), **how)
+
+
+def save_leaves(
+    directory: str | PathLike,
+    config: ModelConfig,
+    leaves: Mapping[LeafKey, Leaf],
+    *,
+    tokenizer: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    shard_bytes: int = 5 * 10**9,
+    carry: Sequence[Path] = (),
+) -> None:
     """Writes a model folder; it appears under its name only when it is complete. All processes call it, one writes.
+
+    A leaf is read when it is its turn, and one is in memory at a time.
 
     Args:
       directory: where; it does not exist.
-      model: a model of ours.
+      config: the architecture.
+      leaves: of a model of it.
       tokenizer, provenance: plain data, None = none.
       shard_bytes: where the next file of weights begins.
       carry: files that are copied into it, as a ModelFolder's `carried`.
@@ -95,12 +121,12 @@ def save_model(
     exists = target.exists()
     if multihost_utils.broadcast_one_to_all(np.asarray(exists)) if jax.process_count() > 1 else exists:
         raise _exists(target)
-    tensors = {tree.name(key): _tensor(leaf) for key, leaf in tree.leaves(model).items()}
+    tensors = {tree.name(key): _tensor(leaf) for key, leaf in leaves.items()}
     if jax.process_index() > 0:
         for tensor in tensors.values():
             tensor.read()  # takes part in gathering it
         return
-    notes = {MODEL: to_dict(model.config), TOKENIZER: tokenizer, PROVENANCE: provenance}
+    notes = {MODEL: to_dict(config), TOKENIZER: tokenizer, PROVENANCE: provenance}
     write_folder(target, tensors, notes, shard_bytes=shard_bytes, carry=carry)
 
 

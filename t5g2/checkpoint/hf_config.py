@@ -163,8 +163,8 @@ def read(data: Mapping[str, Any]) -> tuple[names.Layout, ModelConfig]:
     if kind in ("siglip_vision_model", "siglip_text_model"):
         raise UserError(
             f"config.json: model_type = {kind!r}, one tower of a model; supported are whole ones: SigLIP with both of "
-            f"its towers (model_type 'siglip'), or a language model that holds a tower (gemma3, t5gemma2). Give the "
-            f"folder of the whole model"
+            f"its towers (model_type 'siglip'), or a language model that holds a tower (gemma3, t5gemma2). An image "
+            f"tower alone can be given to a language model: t5g2 adapt --vision=DIR"
         )
     if data.get("quantization_config"):
         raise UserError(
@@ -175,6 +175,15 @@ def read(data: Mapping[str, Any]) -> tuple[names.Layout, ModelConfig]:
         raise unknown("model_type in config.json", str(kind), READERS)
     layout, reader = READERS[kind]
     return layout, reader(data)
+
+
+def read_tower(data: Mapping[str, Any]) -> VisionConfig:
+    """The architecture of an image tower alone (model_type siglip_vision_model).
+
+    Raises:
+      UserError: as read.
+    """
+    return _vision(Fields(data, VISION_DEFAULTS))
 
 
 def _gemma2(data: Mapping[str, Any]) -> TextConfig:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5g2 import objectives
+from t5g2.adapt.choices import Choices
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.mesh import MeshShape
@@ -26,7 +27,7 @@ from t5g2.eval.generate import BY_NAME as SAMPLERS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.attention import Compute
-from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig
+from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
 from t5g2.models.sizes import size
 from t5g2.train import optim
 
@@ -50,9 +51,18 @@ def _at_least(least: int, **values: int) -> None:
 
 @dataclass(frozen=True)
 class Adapt:
-    """Start from a decoder-only model folder whose weights are adapted to this experiment's encoder-decoder model."""
+    """Weights of a decoder-only model, adapted to an encoder-decoder one.
+
+    Attributes:
+      source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two of them and a comma
+        between, that of the encoder first.
+      vision: folder of an image tower, if it is not the source's own.
+      choices: what the architectures leave open.
+    """
 
     source: str
+    vision: str | None = None
+    choices: Choices = Choices()
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Init:
 
     Attributes:
       resume: workdir of another run, whose whole state (weights, optimizer, data positions, step) is taken over.
-      adapt: a decoder-only model folder, adapted.
+      adapt: a decoder-only model, adapted.
       params: a model folder of this experiment's architecture.
     """
 
@@ -248,17 +258,21 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
 
 
 def build(node: Mapping[str, Any]) -> Experiment:
-    """The experiment that plain data describes; `model` may be {"size": NAME} instead of every field."""
+    """The experiment that plain data describes.
+
+    `model` is every field of an architecture, or {"size": NAME} and beside it what is to be otherwise, such as
+    {"size": "t5gemma:2b-2b", "cross": "merged"}.
+    """
     node = dict(node)
     model = node.get("model")
     if isinstance(model, Mapping) and "size" in model:
-        if len(model) > 1:
-            extra = ", ".join(sorted(set(model) - {"size"}))
+        changes = {key: value for key, value in model.items() if key != "size"}
+        if "kind" in changes:
             raise UserError(
-                f"model has a size and also {extra}; a size is complete, so give one of them. To "
-                f'take a size, replace the whole model block of the config file: config.model = {{"size": NAME}}'
+                "model has a size and also a kind, so it is a whole architecture twice; keep one of them. To take a "
+                'size, replace the whole model block of the config file: config.model = {"size": NAME}'
             )
-        node["model"] = size(str(model["size"]))
+        node["model"] = _merged(to_dict(size(str(model["size"]))), changes)
     return settings.build(Experiment, node, tables=TABLES)
 
 
@@ -336,6 +350,15 @@ def _prefixes(path: str) -> list[str]:
     """a.b.c: a, a.b, a.b.c."""
     parts = path.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `changes` instead of its own; of nested ones, those alone that are given."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = _merged(base[key], value) if nested else value
+    return merged
 
 
 def _plain(node: Any) -> Any:

@@ -178,7 +178,7 @@ def first_params(experiment: Experiment, plan: Plan) -> tuple[Any, Any]:
     if init.adapt is not None:
         log.info("weights: adapted from init.adapt.source, %s", init.adapt.source)
         params, provenance = weights.adapt_into(
-            init.adapt.source, experiment.model, mesh=plan.world, param_dtype=dtype, seed=seed
+            init.adapt, experiment.model, mesh=plan.world, param_dtype=dtype, seed=seed
         )
         log.info("\n%s", provenance.table())
         return params, provenance.to_dict()

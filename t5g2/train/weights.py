@@ -1,72 +1,122 @@
 """Weights from one model folder to another, and from the checkpoints of a run to one: adapt, average."""
 
-import dataclasses
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from t5g2.adapt import rules
-from t5g2.adapt.apply import Provenance, apply
-from t5g2.checkpoint import average
+from t5g2.adapt import pairing as pairings
+from t5g2.adapt.apply import Adapted, adapt
+from t5g2.adapt.choices import Choices
+from t5g2.adapt.pairing import FAMILIES, Pairing, Source, Sources
+from t5g2.adapt.provenance import Provenance
+from t5g2.checkpoint import average, convert
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.convert import Tower
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.state import Checkpoints
 from t5g2.core import mesh as meshes
+from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
 from t5g2.data import tokenizer as tokenizers
 from t5g2.models import build, sizes
-from t5g2.models.config import ModelConfig, from_dict, text_only
+from t5g2.models.config import EncoderDecoderConfig, ModelConfig, from_dict, text_only, to_dict
 from t5g2.train import experiment as experiments
+from t5g2.train.experiment import Adapt
 
-DERIVED = "t5gemma2"  # the target whose sizes are the source's
+Changes = Iterable[tuple[str, str]]
+CHOICES = tuple(entry.name for entry in fields(Choices))
 
 
-def adapt_folder(source: str | PathLike, target: str, out: str | PathLike, *, seed: int = 0) -> Provenance:
-    """Writes the model folder that a decoder-only one becomes, and prints the account of every weight.
+def given(source: str, vision: str | None, choices: Mapping[str, Any]) -> Adapt:
+    """What a command line says of an adaptation; `choices` by the names of their fields.
+
+    Raises:
+      UserError: one that is not allowed.
+    """
+    return Adapt(source, vision, settings.build(Choices, choices, where="adapt"))
+
+
+def adapt_folder(
+    given: Adapt,
+    target: str,
+    out: str | PathLike,
+    *,
+    changes: Changes = (),
+    dtype: Any = None,
+    seed: int = 0,
+) -> Provenance:
+    """Writes the model folder that a decoder-only model becomes, leaf by leaf, and prints the account of every weight.
 
     Args:
-      source: a decoder-only model folder; its tokenizer goes along, its dtype stays.
-      target: "t5gemma2" (the source's sizes), the name of a size, or a file like model.json.
-      out: where the folder goes.
-      seed: of weights that the source does not have.
+      given: the source or sources, and what the architectures leave open; the tokenizer goes along.
+      target: "t5gemma" or "t5gemma2" (with the source's blocks), the name of a size, or a file like model.json. A size
+        comes without its image tower where there is none to take.
+      out: where the folder goes; it does not exist.
+      changes: (dotted path, text) of what the target's architecture is to have otherwise.
+      dtype: of the weights; None = that of the sources.
+      seed: of weights that no source has.
 
     Raises:
       UserError: a folder is missing or damaged, `out` exists, the target is unknown or its weights do not fit.
     """
     folders.refuse_existing(out)
-    opened = folders.open_model(source)
-    model, provenance = _adapt(opened, _target(target, opened), seed=seed)
-    print(provenance.table())
-    folders.save_model(out, model, tokenizer=opened.tokenizer, provenance=provenance.to_dict(), carry=opened.carried)
+    opened = _open(given)
+    pairing = pairings.pair(opened.sources, _target(target, opened, given, changes), given.choices)
+    adapted = _adapt(opened, pairing, dtype=folders.known_dtype(dtype), seed=seed)
+    print(adapted.provenance.table())
+    folders.save_leaves(
+        out,
+        pairing.target,
+        adapted.leaves,
+        tokenizer=opened.tokenizer(pairing.target),
+        provenance=adapted.provenance.to_dict(),
+        carry=opened.carried,
+    )
     print(f"wrote {Path(out).absolute()}")
-    return provenance
+    return adapted.provenance
 
 
 def adapt_into(
-    source: str | PathLike,
+    given: Adapt,
     target: ModelConfig,
     *,
     mesh: Mesh | None = None,
     param_dtype: Any = None,
     seed: int = 0,
 ) -> tuple[Any, Provenance]:
-    """(the model of this config with the weights of a decoder-only model folder, the account of every weight).
+    """(the model of this config with the weights of a decoder-only one, the account of every weight).
 
     Args:
-      source: a model folder.
-      target: an encoder-decoder architecture of the source's sizes.
+      given: the source or sources, and what the architectures leave open.
+      target: an encoder-decoder architecture.
       mesh: where the weights go; None = the default device.
       param_dtype: what they are cast to; None = as they are stored.
-      seed: of weights that the source does not have.
+      seed: of weights that no source has.
 
     Raises:
-      UserError: the folder is missing or damaged, or its weights do not fit.
+      UserError: a folder is missing or damaged, or its weights do not fit.
     """
-    return _adapt(folders.open_model(source), target, mesh=mesh, param_dtype=param_dtype, seed=seed)
+    opened = _open(given)
+    pairing = pairings.pair(opened.sources, target, given.choices)
+    adapted = _adapt(opened, pairing, dtype=param_dtype, seed=seed)
+    abstract = build.abstract(target, next(iter(adapted.leaves.values())).dtype)
+    shardings = None if mesh is None else meshes.shardings(abstract, mesh)
+    return tree.build(abstract, lambda key: adapted.leaves[key].read(), shardings=shardings), adapted.provenance
+
+
+def check_adapt(given: Adapt, target: ModelConfig) -> Pairing:
+    """Sources and target, found to fit; no weight is read.
+
+    Raises:
+      UserError: as adapt_into.
+    """
+    return pairings.pair(_open(given).sources, target, given.choices)
 
 
 def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> list[int]:
@@ -90,32 +140,111 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
     return steps
 
 
-def _adapt(
-    opened: ModelFolder, target: ModelConfig, *, mesh: Mesh | None = None, param_dtype: Any = None, seed: int = 0
-) -> tuple[Any, Provenance]:
-    changed = rules.check(opened.config, target)
-    abstract = build.abstract(target, folders.dtype_of(opened, param_dtype))
-    model, provenance = apply(
-        opened.leaves,
-        abstract,
-        rules.T5GEMMA2_FROM_GEMMA3,
-        key=jax.random.key(seed),
-        shardings=None if mesh is None else meshes.shardings(abstract, mesh),
-    )
-    return model, dataclasses.replace(provenance, settings=changed, source=str(opened.path))
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """The folders of an adaptation; encoder and decoder may be one."""
+
+    sources: Sources
+    encoder: ModelFolder
+    decoder: ModelFolder
+    tower: Tower | None
+
+    @property
+    def described(self) -> str:
+        """Where the weights come from, for the account."""
+        one = self.encoder is self.decoder
+        parts = [str(self.encoder.path)] if one else [f"encoder {self.encoder.path}", f"decoder {self.decoder.path}"]
+        return ", ".join([*parts, *([] if self.tower is None else [f"vision {self.tower.path}"])])
+
+    @property
+    def carried(self) -> tuple[Path, ...]:
+        """Files that go along: the decoder's, and of the encoder's those that it does not have."""
+        found = {file.name: file for of in (self.encoder, self.decoder) for file in of.carried}
+        return tuple(found.values())
+
+    def tokenizer(self, target: EncoderDecoderConfig | None = None) -> dict[str, Any] | None:
+        """The tokenizer, as plain data; for a target, with the image token that it has.
+
+        Raises:
+          UserError: the two sources have different ones.
+        """
+        one, other = self.encoder.tokenizer, self.decoder.tokenizer
+        if one is not None and other is not None and one != other:
+            raise UserError(
+                f"{self.encoder.path} and {self.decoder.path} have different tokenizers ({one} and {other}); encoder "
+                f"and decoder read the same tokens, so give sources of one tokenizer"
+            )
+        found = other or one
+        images = None if target is None else target.encoder.images
+        if found is None or images is None or found["kind"] == "bytes":
+            return found
+        return found | {"ids": sorted((dict(found.get("ids", ())) | {"image": images.token}).items())}
+
+    def dtype(self, chosen: Any) -> np.dtype:
+        """The dtype that was chosen, or else the one of all that is read.
+
+        Raises:
+          UserError: none was chosen, and there are several.
+        """
+        if chosen is not None:
+            return np.dtype(chosen)
+        found = {folder.path: folders.dtype_of(folder) for folder in (self.encoder, self.decoder)}
+        if self.tower is not None:
+            found[self.tower.path] = self.tower.leaves["vision.positions", None].dtype
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{path}: {dtype}" for path, dtype in found.items())
+            raise UserError(f"the sources have weights of several dtypes ({listed}); say which to use (dtype)")
+        return next(iter(found.values()))
 
 
-def _target(name: str, source: ModelFolder) -> ModelConfig:
-    """The architecture that --target names."""
-    if name == DERIVED:
-        tokenizer = None if source.tokenizer is None else tokenizers.from_dict(source.tokenizer, source.path)
-        return rules.target_config(source.config, eoi_id=None if tokenizer is None else tokenizer.id("end_of_image"))
-    if name.endswith(".json"):
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"{path.absolute()} does not exist; give a model.json, the name of a size, or {DERIVED}")
-        try:
-            return from_dict(json.loads(path.read_text()), where=str(path))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path.absolute()} is not JSON ({error}); give a file like model.json") from None
-    return text_only(sizes.size(name))  # a decoder-only text model has no image tower to give
+def _open(given: Adapt) -> _Opened:
+    names = given.source.split(",")
+    if len(names) > 2 or not all(names):
+        raise UserError(f"source = {given.source!r}; give one folder, or two and a comma between: ENCODER,DECODER")
+    encoder, *others = map(convert.open_any, names)
+    decoder = others[0] if others and others[0].path != encoder.path else encoder
+    tower = None if given.vision is None else convert.open_tower(given.vision)
+    made = {of.path: Source(of.config, of.leaves, str(of.path)) for of in (encoder, decoder)}
+    vision = None if tower is None else Source(tower.config, tower.leaves, str(tower.path))
+    return _Opened(Sources(made[encoder.path], made[decoder.path], vision), encoder, decoder, tower)
+
+
+def _adapt(opened: _Opened, pairing: Pairing, *, dtype: Any, seed: int) -> Adapted:
+    abstract = build.abstract(pairing.target, opened.dtype(dtype))
+    return adapt(pairing, abstract, seed=seed, source=opened.described)
+
+
+def _target(name: str, opened: _Opened, given: Adapt, changes: Changes) -> ModelConfig:
+    """The architecture that --target names, with changes."""
+    if name in FAMILIES:
+        target: ModelConfig = pairings.derive(opened.sources, name, given.choices, end_of_image=_end_of_image(opened))
+    elif name.endswith(".json"):
+        target = _read(Path(name))
+    else:
+        target = sizes.size(name)
+        if opened.sources.tower is None and target != text_only(target):
+            target = text_only(target)
+            print(f"{name} without its image tower: {opened.described} has none, and --vision gives none")
+    node = to_dict(target)
+    for path, text in changes:
+        settings.override(node, path, text)
+    return from_dict(node, where="target")
+
+
+def _end_of_image(opened: _Opened) -> int | None:
+    """The id of the token after an image, if the source's tokenizer has one."""
+    described = opened.tokenizer()
+    if described is None:
+        return None
+    folder = opened.encoder if opened.decoder.tokenizer is None else opened.decoder
+    return tokenizers.from_dict(described, folder.path).named().get("end_of_image")
+
+
+def _read(path: Path) -> ModelConfig:
+    if not path.is_file():
+        families = " or ".join(FAMILIES)
+        raise UserError(f"{path.absolute()} does not exist; give a model.json, the name of a size, or {families}")
+    try:
+        return from_dict(json.loads(path.read_text()), where=str(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path.absolute()} is not JSON ({error}); give a file like model.json") from None

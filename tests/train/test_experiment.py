@@ -1,9 +1,12 @@
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from t5g2.core.errors import UserError
+from t5g2.models.config import Rope
+from t5g2.models.sizes import size
 from t5g2.train import experiment as experiments
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,13 +35,20 @@ def test_the_arms_of_the_quickstart_differ_in_nothing_but_where_weights_come_fro
     assert adapted == scratch
 
 
-def test_a_size_by_name_and_nothing_beside_it():
+def test_a_size_by_name_and_what_is_otherwise():
     plain = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
     named = plain | {"model": {"size": "t5gemma2:270m-270m"}}
-    assert experiments.build(named).model.decoder.width == 640
-    with pytest.raises(UserError, match="model has a size and also width; a size is complete, so give one of them"):
+    assert experiments.build(named).model == size("t5gemma2:270m-270m")
+    other = plain | {"model": {"size": "t5gemma:2b-2b", "cross": "merged", "decoder": {"rope_global": {"factor": 4}}}}
+    base = size("t5gemma:2b-2b")
+    decoder = dataclasses.replace(base.decoder, rope_global=Rope(10_000.0, 4.0))
+    assert experiments.build(other).model == dataclasses.replace(base, cross="merged", decoder=decoder)
+    assert experiments.build(experiments.dump(experiments.build(other))) == experiments.build(other)
+    with pytest.raises(UserError, match=r"key config\.model\.width, in EncoderDecoderConfig: 'width'"):
         experiments.build(plain | {"model": {"size": "t5gemma2:270m-270m", "width": 3}})
-    with pytest.raises(UserError, match=r"t5gemma2:270m-270m"):
+    with pytest.raises(UserError, match="model has a size and also a kind, so it is a whole architecture twice; keep"):
+        experiments.build(plain | {"model": plain["model"] | {"size": "t5gemma2:270m-270m"}})
+    with pytest.raises(UserError, match="t5gemma2:270m-270m"):
         experiments.build(plain | {"model": {"size": "t5gemma2:270m"}})
 
 

@@ -18,6 +18,7 @@ from t5g2.data.tokenizer import Bytes, from_dict
 from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import experiment as experiments
+from t5g2.train.experiment import Adapt
 from t5g2.train.start import finish
 from t5g2.train.weights import adapt_folder, adapt_into, average_run
 from tests import tiny, weights
@@ -35,7 +36,7 @@ def source(tmp_path_factory):
 
 
 def test_a_folder_becomes_a_folder(source, tmp_path, capsys):
-    provenance = adapt_folder(source, "t5gemma2", tmp_path / "adapted")
+    provenance = adapt_folder(Adapt(str(source)), "t5gemma2", tmp_path / "adapted")
     made = open_model(tmp_path / "adapted")
     assert made.config.decoder == made.config.encoder == SOURCE
     assert made.config.eoi_id == TOKENIZER.id("end_of_image")
@@ -58,7 +59,7 @@ def test_a_tokenizer_in_a_file_goes_along(tmp_path):
     config = dataclasses.replace(tiny.GEMMA3, vocab_size=tokenizer.vocab_size)
     notes = tokenizer.to_dict()
     save_model(tmp_path / "source", weights.model(config), tokenizer=notes, carry=tokenizer.files)
-    adapt_folder(tmp_path / "source", "t5gemma2", tmp_path / "adapted")
+    adapt_folder(Adapt(str(tmp_path / "source")), "t5gemma2", tmp_path / "adapted")
     made = open_model(tmp_path / "adapted")
     assert made.config.eoi_id == tokenizer.id("end_of_image")
     assert from_dict(made.tokenizer, made.path).encode("a text").tolist() == tokenizer.encode("a text").tolist()
@@ -75,7 +76,7 @@ def test_a_tokenizer_in_a_file_goes_along(tmp_path):
 def test_straight_onto_a_mesh(source, tmp_path, devices):
     config = dataclasses.replace(tiny.T5GEMMA2, encoder=SOURCE, decoder=dataclasses.replace(SOURCE, window=5))
     mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2))
-    model, provenance = adapt_into(source, config, mesh=mesh, param_dtype="bfloat16")
+    model, provenance = adapt_into(Adapt(str(source)), config, mesh=mesh, param_dtype="bfloat16")
     assert [x.sharding for x in jax.tree.leaves(model)] == jax.tree.leaves(meshes.shardings(model, mesh))
     assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
     assert provenance.settings == ("decoder.window: 4 in the source, 5 in the target",)
@@ -85,7 +86,7 @@ def test_straight_onto_a_mesh(source, tmp_path, devices):
 def test_a_target_from_a_file(source, tmp_path):
     config = dataclasses.replace(tiny.T5GEMMA2, encoder=SOURCE, decoder=SOURCE, eoi_id=None)
     (tmp_path / "model.json").write_text(json.dumps(to_dict(config)))
-    adapt_folder(source, str(tmp_path / "model.json"), tmp_path / "out")
+    adapt_folder(Adapt(str(source)), str(tmp_path / "model.json"), tmp_path / "out")
     assert open_model(tmp_path / "out").config == config
 
 
@@ -94,10 +95,10 @@ def test_a_target_from_a_file(source, tmp_path):
     [
         ("t5gemma2:270m", r"t5gemma2:270m-270m"),
         ("t5gemma2:270m-270m", r"encoder.width: 32 in the source, 640 in the target"),
-        ("gemma3:270m", r"cannot adapt TextConfig to TextConfig"),
+        ("gemma3:270m", r"the target is decoder-only; give an encoder-decoder one, such as t5gemma2"),
         (
             "nowhere/model.json",
-            r"nowhere/model.json does not exist; give a model.json, the name of a size, or t5gemma2",
+            r"nowhere/model.json does not exist; give a model.json, the name of a size, or t5gemma or t5gemma2",
         ),
         ("{broken}", r"broken.json is not JSON"),
     ],
@@ -105,18 +106,20 @@ def test_a_target_from_a_file(source, tmp_path):
 def test_wrong_targets(source, tmp_path, target, message):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UserError, match=message):
-        adapt_folder(source, target.format(broken=tmp_path / "broken.json"), tmp_path / "out")
+        adapt_folder(Adapt(str(source)), target.format(broken=tmp_path / "broken.json"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_folders(source, tmp_path):
     with pytest.raises(UserError, match="exists already and is not overwritten"):
-        adapt_folder(source, "t5gemma2", source)
-    with pytest.raises(UserError, match="nowhere does not exist; give a model folder"):
-        adapt_folder(tmp_path / "nowhere", "t5gemma2", tmp_path / "out")
-    adapt_folder(source, "t5gemma2", tmp_path / "adapted")
-    with pytest.raises(UserError, match="the source is an encoder-decoder model already"):
-        adapt_folder(tmp_path / "adapted", "t5gemma2", tmp_path / "out")
+        adapt_folder(Adapt(str(source)), "t5gemma2", source)
+    with pytest.raises(
+        UserError, match="nowhere does not exist; give a Hugging Face folder, an official Flax one or a model folder"
+    ):
+        adapt_folder(Adapt(str(tmp_path / "nowhere")), "t5gemma2", tmp_path / "out")
+    adapt_folder(Adapt(str(source)), "t5gemma2", tmp_path / "adapted")
+    with pytest.raises(UserError, match="adapted is an encoder-decoder model already"):
+        adapt_folder(Adapt(str(tmp_path / "adapted")), "t5gemma2", tmp_path / "out")
 
 
 def test_the_average_of_a_run(tmp_path):

@@ -1,0 +1,76 @@
+"""What an adaptation leaves open: settings beside the target's architecture."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from t5g2.core.errors import UserError
+
+LayerChoice = str | tuple[int, ...]
+_HOW = "all, first:N, last:N, every:K, or the source's layers one by one, such as 0,2,5"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a source becomes a target where the architectures alone do not say.
+
+    Attributes:
+      encoder_layers, decoder_layers: the source's layers that this side is made of, in order: "all"; "first:N" and
+        "last:N"; "every:K" = 0, K, 2K, …; or their numbers.
+      cross_attention: of a target with separate cross-attention: "self" = copied from the decoder's self-attention;
+        "fresh" = new; "auto" = copied where encoder and decoder have one width and new where not (T5Gemma, arXiv
+        2504.06225, section 3.2: balanced copied, unbalanced random).
+      cross_norms: the norms before and after it, of which the papers say nothing: "self" = those of self-attention;
+        "fresh" = a factor of 1; "none" = those of self-attention before it and a factor of 0 after it, so that at first
+        it adds nothing and the decoder is the source's.
+      vocabulary: "same" = as many rows as the source's embedding, where those from the image token on do not count;
+        "resize" = the first rows; new ones are the mean of all (as transformers' resize_token_embeddings makes them,
+        without its noise).
+    """
+
+    encoder_layers: LayerChoice = "all"
+    decoder_layers: LayerChoice = "all"
+    cross_attention: Literal["auto", "self", "fresh"] = "auto"
+    cross_norms: Literal["self", "fresh", "none"] = "self"
+    vocabulary: Literal["same", "resize"] = "same"
+
+    def __post_init__(self):
+        for name in ("encoder_layers", "decoder_layers"):
+            _parse(getattr(self, name), name)
+
+    def layers(self, side: Literal["encoder", "decoder"], count: int) -> tuple[int, ...]:
+        """The layers of a source of `count` that become the layers of this side, in order.
+
+        Choices(encoder_layers="every:2").layers("encoder", 5) is (0, 2, 4).
+
+        Raises:
+          UserError: the source has no such layers.
+        """
+        name = f"{side}_layers"
+        rule, number, listed = _parse(getattr(self, name), name)
+        if rule in ("first", "last") and number > count:
+            raise UserError(f"{name} = {getattr(self, name)}, and the source has {count} layers; take at most {count}")
+        wrong = [layer for layer in listed if layer >= count]
+        if wrong:
+            raise UserError(f"{name} names layer {wrong[0]}, and the source has {count}: 0 to {count - 1}")
+        everything = range(count)
+        taken = {
+            "all": everything,
+            "first": everything[:number],
+            "last": everything[count - number :],
+            "every": everything[:: max(number, 1)],
+            "listed": listed,
+        }
+        return tuple(taken[rule])
+
+
+def _parse(choice: LayerChoice, name: str) -> tuple[str, int, tuple[int, ...]]:
+    """(rule, its number, the layers listed) of a choice."""
+    text = choice if isinstance(choice, str) else ",".join(map(str, choice))
+    if text == "all":
+        return "all", 0, ()
+    if match := re.fullmatch(r"(first|last|every):([1-9][0-9]*)", text):
+        return match[1], int(match[2]), ()
+    if re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+        return "listed", 0, tuple(map(int, text.split(",")))
+    raise UserError(f"{name} = {text!r}; give {_HOW}")
