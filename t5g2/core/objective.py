@@ -21,6 +21,11 @@ class Objective(abc.ABC):
     def weights(self) -> tuple[float, ...]:
         """The share of the examples that each denoiser makes; the shares sum to 1."""
 
+    @property
+    def uses_blocks(self) -> bool:
+        """Whether examples have blocks: decoder tokens that see each other both ways, in a decoder-only model."""
+        return False
+
     @abc.abstractmethod
     def lengths(self, tokens: int) -> tuple[int, int]:
         """The longest encoder and decoder sequences that a piece of up to `tokens` tokens can become."""

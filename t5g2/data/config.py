@@ -90,12 +90,28 @@ class DataConfig:
         return tuple(dict.fromkeys(name for source in self.sources for name in source.objective.denoisers))
 
     @property
+    def uses_blocks(self) -> bool:
+        """Whether the decoder's tokens have blocks: those that see each other both ways."""
+        return any(source.objective.uses_blocks for source in self.sources)
+
+    @property
     def examples_per_row(self) -> int:
         """The most examples that a row holds; a row of more would need examples of under 8 decoder tokens."""
         return max(1, self.decoder_length // 8) if self.packing == "first_fit" else 1
 
     def _check_fits(self, objective: Objective, name: str):
         encoder, decoder = objective.lengths(self.piece_tokens)
+        if encoder > 0 and self.encoder_length == 0:
+            raise UserError(
+                f"source {name!r}: its objective, {type(objective).__name__}, writes for an encoder, and "
+                f"encoder_length is 0: the model is decoder-only. Take causal or prefix_lm_decoder, or an "
+                f"encoder-decoder model with an encoder_length of at least {encoder}"
+            )
+        if objective.uses_blocks and self.encoder_length > 0:
+            raise UserError(
+                f"source {name!r}: its objective, {type(objective).__name__}, is for a decoder-only model, and "
+                f"encoder_length is {self.encoder_length}; take prefix_lm, or a decoder-only model and encoder_length 0"
+            )
         if encoder > self.encoder_length or decoder > self.decoder_length:
             raise UserError(
                 f"source {name!r}: a piece of piece_tokens = {self.piece_tokens} becomes up to {encoder} encoder and "

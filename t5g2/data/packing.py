@@ -17,14 +17,19 @@ Rows = Mapping[str, np.ndarray]
 NO_EXAMPLE = -1
 
 
-def features(example: Example, example_id: int, denoiser: int) -> dict[str, np.ndarray]:
-    """An example as the packer takes it: arrays by name, the ids as one more short sequence."""
+def features(example: Example, example_id: int, denoiser: int, *, blocks: bool = False) -> dict[str, np.ndarray]:
+    """An example as the packer takes it: arrays by name, the ids as one more short sequence; with blocks if the run's
+    rows have them.
+    """
+    none = np.zeros(len(example.targets), np.int32)
+    more = {"blocks": none if example.blocks is None else example.blocks} if blocks else {}
     return {
         "encoder": example.encoder_tokens,
         "decoder": example.decoder_tokens,
         "targets": example.targets,
         "weights": example.weights,
         "ids": np.array([[example_id, denoiser]], np.int64),
+        **more,
     }
 
 
@@ -33,6 +38,7 @@ def packed(examples: Any, config: DataConfig, *, seed: int) -> Any:
     import grain
 
     several = config.packing == "first_fit"
+    blocks = ["blocks"] if config.uses_blocks else []
     return grain.experimental.FirstFitPackIterDataset(
         examples,
         length_struct={
@@ -41,6 +47,7 @@ def packed(examples: Any, config: DataConfig, *, seed: int) -> Any:
             "targets": config.decoder_length,
             "weights": config.decoder_length,
             "ids": config.examples_per_row,
+            **dict.fromkeys(blocks, config.decoder_length),
         },
         padding_struct={
             "encoder": config.tokenizer.specials.pad,
@@ -48,9 +55,10 @@ def packed(examples: Any, config: DataConfig, *, seed: int) -> Any:
             "targets": config.tokenizer.specials.pad,
             "weights": 0.0,
             "ids": NO_EXAMPLE,
+            **dict.fromkeys(blocks, 0),
         },
         # these are laid out like the decoder's tokens, and the ids one an example
-        meta_features=("targets", "weights", "ids"),
+        meta_features=("targets", "weights", "ids", *blocks),
         num_packing_bins=config.packing_rows if several else 1,
         max_sequences_per_bin=config.examples_per_row,
         shuffle_bins=several,
@@ -69,6 +77,8 @@ def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
     out["targets"] = np.full((rows, config.decoder_length), pad, np.int32)
     out["weights"] = np.zeros((rows, config.decoder_length), np.float32)
     out["ids"] = np.full((rows, config.examples_per_row, 2), NO_EXAMPLE, np.int64)
+    if config.uses_blocks:
+        out["blocks"] = np.zeros((rows, config.decoder_length), np.int32)
     return out
 
 
@@ -82,7 +92,7 @@ def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: D
     source_of_token = np.where(here, np.take_along_axis(ids % len(config.sources), example, axis=1), 0)
     batch = Batch(
         encoder=_stream(rows, "encoder") if config.encoder_length else None,
-        decoder=_stream(rows, "decoder"),
+        decoder=_stream(rows, "decoder")._replace(blocks=rows.get("blocks")),
         targets=rows["targets"],
         weights=rows["weights"],
         denoisers=denoiser_of_token.astype(np.int32),

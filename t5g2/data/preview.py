@@ -14,9 +14,12 @@ def show(example: Example, tokenizer: Tokenizer) -> str:
         targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
 
     Decoder inputs are not shown: they are BOS and the targets but the last. Without encoder tokens the first line is
-    left out.
+    left out; inputs that see each other both ways, a decoder-only model's prefix, stand in its place.
     """
     targets = _marked(example.targets, example.weights, tokenizer)
+    if example.blocks is not None and np.any(example.blocks):
+        seen = example.decoder_tokens[example.blocks > 0]
+        return f"prefix   {_line(tokenizer.decode(seen))}\ntargets  {targets}"
     if not len(example.encoder_tokens):
         return f"targets  {targets}"
     return f"encoder  {_line(tokenizer.decode(example.encoder_tokens))}\ntargets  {targets}"
@@ -50,7 +53,9 @@ def _example(data: Batch, row: int, segment: int) -> Example:
     encoder = np.empty(0, np.int32)
     if data.encoder is not None:
         encoder = data.encoder.tokens[row][data.encoder.segments[row] == segment]
-    return Example(encoder, data.decoder.tokens[row][here], data.targets[row][here], data.weights[row][here])
+    blocks = None if data.decoder.blocks is None else data.decoder.blocks[row][here]
+    parts = (part[row][here] for part in (data.decoder.tokens, data.targets, data.weights))
+    return Example(encoder, *parts, blocks=blocks)
 
 
 def _marked(tokens: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer) -> str:

@@ -81,6 +81,7 @@ class MakeExample:
     Attributes:
       source, sources: its number, and how many there are; the example's id, k * sources + source, tells both.
       denoisers: for each denoiser of the objective its number in the run's list.
+      blocks: whether the run's rows have blocks.
     """
 
     objective: Objective
@@ -89,12 +90,14 @@ class MakeExample:
     source: int
     sources: int
     denoisers: tuple[int, ...]
+    blocks: bool = False
 
     def __call__(self, k: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """The example as the packer takes it."""
         rng = np.random.default_rng([self.seed, self.source, k])
         example = self.objective(tokens, rng, specials=self.specials)
-        return packing.features(example, k * self.sources + self.source, self.denoisers[example.denoiser])
+        example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
+        return packing.features(example, example_id, denoiser, blocks=self.blocks)
 
 
 class Selection:
@@ -152,6 +155,7 @@ def examples_of(
         source,
         len(config.sources),
         tuple(config.denoisers.index(name) for name in objective.denoisers),
+        config.uses_blocks,
     )
     pieces = grain.MapDataset.source(corpus.pieces[source])
     return pieces.shuffle(seed=seed_of(seed, "shuffle", source)).repeat(epochs).map_with_index(make)

@@ -7,7 +7,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +120,7 @@ class Decoding:
       sampler: how the next token is chosen.
       compute: dtype and attention backend of the forward pass.
       suppressed: ids that are never made (google-deepmind/gemma forbids Gemma 3 the tokens around images).
+      prompt_both_ways: a decoder-only model's prompt sees itself both ways, as PrefixLMDecoder trains it.
     """
 
     max_new_tokens: int
@@ -128,6 +129,7 @@ class Decoding:
     sampler: Sampler = GREEDY
     compute: Compute = FLOAT32
     suppressed: tuple[int, ...] = ()
+    prompt_both_ways: bool = False
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -238,16 +240,15 @@ def generate_tokens(
     prompts: Sequence[np.ndarray],
     *,
     max_new_tokens: int = 64,
-    sampler: Sampler = GREEDY,
-    compute: Compute = FLOAT32,
     seed: int = 0,
+    **how: Any,
 ) -> list[np.ndarray]:
-    """int32[n] for each prompt of int32 tokens: what follows, without EOS and padding.
+    """int32[n] for each prompt of int32 tokens: what follows, without EOS and padding; `how` is Decoding's.
 
     To have an encoder-decoder fill in spans, put sentinels into the prompt where they are missing.
     """
     specials = tokenizer.specials
-    decoding = Decoding(max_new_tokens, (specials.eos,), specials.pad, sampler, compute)
+    decoding = Decoding(max_new_tokens, (specials.eos,), specials.pad, **how)
     decoder_only = not isinstance(model.config, EncoderDecoderConfig)
     bos = np.array([specials.bos], np.int32)
     read = [np.concatenate([bos, tokens]) for tokens in prompts] if decoder_only else prompts
@@ -281,6 +282,8 @@ def complete(
         prompt = padded(prompts, pad=pad, left=True)
         if images is not None and config.images is not None:
             prompt = prompt._replace(blocks=image_blocks(prompt.tokens, config.images.token))
+        if decoding.prompt_both_ways:
+            prompt = prompt._replace(blocks=prompt.segments)
     made_BN = np.asarray(generate(model, encoder, prompt, images, decoding=decoding, key=jax.random.key(seed)))
     return [_until(row, (*decoding.ends, pad)) for row in made_BN]
 

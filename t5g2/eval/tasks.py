@@ -147,6 +147,7 @@ class Samples(Task):
       prompt_tokens: how much of a piece is given for completion.
       span_tokens: length of each span to fill in.
       max_new_tokens: how much is generated, and how much of the text is shown as reference.
+      prompt_both_ways: a decoder-only model's prompt sees itself both ways, as PrefixLMDecoder trains it.
     """
 
     text: Text
@@ -156,6 +157,7 @@ class Samples(Task):
     span_tokens: int = 12
     max_new_tokens: int = 48
     sampler: Sampler = GREEDY
+    prompt_both_ways: bool = False
 
     def __post_init__(self):
         for field in ("examples", "prompt_tokens", "span_tokens", "max_new_tokens"):
@@ -187,6 +189,7 @@ class Samples(Task):
                 max_new_tokens=self.max_new_tokens,
                 sampler=self.sampler,
                 compute=setting.compute,
+                prompt_both_ways=self.prompt_both_ways,
                 seed=seed_of(setting.seed, "draws", self.name),
             )
             texts = [

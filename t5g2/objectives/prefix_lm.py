@@ -1,6 +1,10 @@
-"""PrefixLM: the encoder reads the beginning of a text, the decoder writes the rest."""
+"""PrefixLM: a model reads the beginning of a text, seeing both ways, and writes the rest.
 
-from dataclasses import dataclass
+Of an encoder-decoder the encoder reads it (PrefixLM); of a decoder-only model the decoder does, whose tokens see each
+other both ways there (PrefixLMDecoder). Both ask for the same targets of the same examples.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -65,9 +69,47 @@ class PrefixLM(Objective):
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens, L >= 2; only "uniform" draws anything."""
-        length = len(tokens)
-        split = int(rng.integers(1, length)) if self.prefix == "uniform" else _share(length, self.prefix)
+        split = self.split(len(tokens), rng)
         return teacher_forced(tokens[:split], tokens[split:], specials=specials, eos=self.eos)
+
+    def split(self, length: int, rng: np.random.Generator) -> int:
+        """How many of `length` tokens are the prefix."""
+        return int(rng.integers(1, length)) if self.prefix == "uniform" else _share(length, self.prefix)
+
+
+@dataclass(frozen=True)
+class PrefixLMDecoder(PrefixLM):
+    """PrefixLM for a decoder-only model (arXiv 1910.10683, section 3.2: prefix LM): the baseline that encoder-decoders
+    are compared with. Nothing has to be adapted.
+
+    Two halves, with bos = 2, eos = 1, tokens [11 12 13 14 15]; inputs of block 1 see each other both ways:
+
+        encoder_tokens  []
+        decoder_tokens  [ 2 11 12 13 14 15]
+        blocks          [ 1  1  1  0  0  0]
+        targets         [11 12 13 14 15  1]
+        weights         [ 0  0  1  1  1  1]
+
+    The targets that count are PrefixLM's. The others would be no question: their inputs see the answer.
+    """
+
+    @property
+    def uses_blocks(self) -> bool:
+        """True."""
+        return True
+
+    def lengths(self, tokens: int) -> tuple[int, int]:
+        """0 for the encoder, the tokens and EOS for the decoder."""
+        return 0, tokens + self.eos
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+        """The example of int32[L] tokens, L >= 2."""
+        split = self.split(len(tokens), rng)
+        example = teacher_forced(np.empty(0, np.int32), tokens, specials=specials, eos=self.eos)
+        example.weights[:split] = 0.0
+        blocks = np.zeros(len(example.targets), np.int32)
+        blocks[: split + 1] = 1  # BOS too
+        return replace(example, blocks=blocks)
 
 
 def _share(tokens: int, share: float) -> int:

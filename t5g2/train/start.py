@@ -131,7 +131,8 @@ def plan(experiment: Experiment, world: jax.sharding.Mesh) -> Plan:
     tokens = ints(data.decoder_length)
     weights = jax.ShapeDtypeStruct(tokens.shape, np.float32, sharding=place)
     encoder = stream(data.encoder_length) if data.encoder_length else None
-    batch = Batch(encoder, stream(data.decoder_length), tokens, weights, denoisers=tokens, sources=tokens)
+    decoder = stream(data.decoder_length)._replace(blocks=tokens if data.uses_blocks else None)
+    batch = Batch(encoder, decoder, tokens, weights, denoisers=tokens, sources=tokens)
     return Plan(experiment, world, optimizer, abstract, batch)
 
 

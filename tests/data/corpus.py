@@ -10,7 +10,7 @@ from t5g2.core.batch import HostBatch
 from t5g2.data.pipeline import DataConfig, Pipeline, Source
 from t5g2.data.sources import TextFiles
 from t5g2.data.tokenizer import Bytes
-from t5g2.objectives import UL2, PrefixLM
+from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 
 SPECIALS = Bytes().specials
 
@@ -33,6 +33,15 @@ def mixed(folder: Path, *, rows: int, streams: int, **changes) -> DataConfig:
     )
     fields = {"tokenizer": Bytes(), "encoder_length": 96, "decoder_length": 96, "piece_tokens": 40, "packing_rows": 3}
     return DataConfig(**{"sources": sources, "rows": rows, "streams": streams} | fields | changes)
+
+
+def decoder_only(folder: Path, *, rows: int, streams: int, **changes) -> DataConfig:
+    """The same two sources for a decoder-only model: prefixes that see both ways, and text from left to right."""
+    sources = (
+        Source(write_texts(folder, "many", 23), PrefixLMDecoder("uniform"), weight=3, name="many"),
+        Source(write_texts(folder, "few", 5), Causal(), name="few"),
+    )
+    return mixed(folder, rows=rows, streams=streams, **{"sources": sources, "encoder_length": 0} | changes)
 
 
 def batches(

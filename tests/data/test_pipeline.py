@@ -9,9 +9,10 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import DataConfig, Pipeline, Source, finite_batches, to_global
+from t5g2.data.sources import TextFiles
 from t5g2.data.streams import Units
 from t5g2.data.tokenizer import Bytes
-from t5g2.objectives import UL2, Causal, PrefixLM
+from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 from tests.data import corpus
 
 # rows below, at and above 8 streams; the last splits a stream's rows between hosts
@@ -24,8 +25,9 @@ def host_rows(rows: int, hosts: int) -> list[range]:
 
 
 @pytest.mark.parametrize(("rows", "streams"), SHAPES)
-def test_batches_are_the_same_on_1_2_and_4_hosts(tmp_path, rows, streams):
-    config = corpus.mixed(tmp_path, rows=rows, streams=streams)
+@pytest.mark.parametrize("made", [corpus.mixed, corpus.decoder_only])
+def test_batches_are_the_same_on_1_2_and_4_hosts(tmp_path, rows, streams, made):
+    config = made(tmp_path, rows=rows, streams=streams)
     alone, _ = corpus.batches(config, count=6)
     for hosts in (2, 4):
         parts = [corpus.batches(config, count=6, rows=r)[0] for r in host_rows(rows, hosts)]
@@ -33,8 +35,9 @@ def test_batches_are_the_same_on_1_2_and_4_hosts(tmp_path, rows, streams):
 
 
 @pytest.mark.parametrize(("rows", "streams"), SHAPES)
-def test_saved_on_4_hosts_resumed_on_2(tmp_path, rows, streams):
-    config = corpus.mixed(tmp_path, rows=rows, streams=streams)
+@pytest.mark.parametrize("made", [corpus.mixed, corpus.decoder_only])
+def test_saved_on_4_hosts_resumed_on_2(tmp_path, rows, streams, made):
+    config = made(tmp_path, rows=rows, streams=streams)
     whole, _ = corpus.batches(config, count=9)
     saved = {}
     for r in host_rows(rows, 4):
@@ -181,6 +184,34 @@ def test_a_decoder_only_batch_has_no_encoder(tmp_path):
     assert summary["examples_per_row"] == np.mean(np.sum(batches[0].example_ids >= 0, axis=1))
 
 
+def test_blocks_are_packed_with_their_examples(tmp_path):
+    """Each prefix is BOS and the tokens whose targets do not count; elsewhere, and without such a source, none."""
+    config = corpus.decoder_only(tmp_path, rows=4, streams=4)
+    prefixes = 0
+    for host_batch in [*corpus.batches(config, count=5)[0], *finite_batches(config, seed=0)]:
+        batch = host_batch.batch
+        blocks = batch.decoder.blocks
+        assert blocks.dtype == np.int32
+        assert not np.any(blocks[batch.decoder.segments == 0])
+        for row in range(4):
+            for segment in np.unique(batch.decoder.segments[row][batch.decoder.segments[row] > 0]):
+                here = batch.decoder.segments[row] == segment
+                silent = int(np.sum(batch.weights[row][here] == 0.0))
+                prefix = silent + 1 if batch.sources[row][here][0] == 0 else 0
+                np.testing.assert_array_equal(blocks[row][here], np.arange(here.sum()) < prefix)
+                prefixes += prefix > 0
+    assert prefixes > 50
+    plain = dataclasses.replace(config, sources=config.sources[1:])
+    assert corpus.batches(plain, count=1)[0][0].batch.decoder.blocks is None
+
+
+def test_blocks_come_through_workers(tmp_path):
+    config = corpus.decoder_only(tmp_path, rows=4, streams=4)
+    here, _ = corpus.batches(config, count=3)
+    there, _ = corpus.batches(dataclasses.replace(config, workers=2), count=3)
+    corpus.assert_same(here, there)
+
+
 @pytest.mark.parametrize("packing", ["first_fit", "none"])
 def test_finite_batches_have_every_piece_exactly_once(tmp_path, packing):
     config = corpus.mixed(tmp_path, rows=4, streams=4, packing=packing)
@@ -241,6 +272,14 @@ def test_positions_of_another_number_of_streams_are_refused(tmp_path):
         ({"piece_tokens": 4}, "piece_tokens = 4; it must be at least 16"),
         ({"sources": ()}, "sources is empty"),
         ({"workers": -1}, "workers = -1; it must be at least 0"),
+        (
+            {"encoder_length": 0},
+            "'many': its objective, UL2, writes for an encoder, and encoder_length is 0: .* Take causal or prefix_lm_",
+        ),
+        (
+            {"sources": (Source(TextFiles("*.txt"), PrefixLMDecoder()),)},
+            "its objective, PrefixLMDecoder, is for a decoder-only model, and encoder_length is 96; take prefix_lm, or",
+        ),
     ],
 )
 def test_settings_that_cannot_work(tmp_path, changes, message):

@@ -52,3 +52,13 @@ def test_a_row_of_a_decoder_only_model(tmp_path):
     assert targets.startswith("targets  ")
     assert targets.endswith("<eos>")
     assert "\n" not in targets
+
+
+def test_a_prefix_that_sees_both_ways(tmp_path):
+    config = corpus.decoder_only(tmp_path, rows=4, streams=4)
+    batch = next(iter(corpus.batches(config, count=1)[0]))
+    lines = preview.show_row(batch, 0, config).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("prefix   "))
+    prefix = lines[at].removeprefix("prefix   <bos>")
+    assert lines[at + 1].startswith(f"targets  ⟦{prefix}⟧")
+    assert lines[at + 1].endswith("<eos>")

@@ -79,6 +79,21 @@ def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(ge
     assert len(set(expected)) > 3  # it does not just repeat itself
 
 
+def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
+    """As the full forward pass has it, with the prompt as a block and what follows from left to right."""
+    for prompt in prompts((3, 9)):
+        tokens = prompt
+        for _ in range(6):
+            line = Stream(*(x[None] for x in (tokens, np.ones_like(tokens), np.arange(len(tokens), dtype=np.int32))))
+            line = line._replace(blocks=(np.arange(len(tokens)) < len(prompt)).astype(np.int32)[None])
+            tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, -1])))
+        both_ways = dataclasses.replace(decoding(6), prompt_both_ways=True)
+        [made] = g.complete(gemma, [prompt], bos=2, decoding=both_ways)
+        np.testing.assert_array_equal(made, tokens[len(prompt) :])
+        [causal] = g.complete(gemma, [prompt], bos=2, decoding=decoding(6))
+        assert made.tolist() != causal.tolist()
+
+
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder(t5gemma):
     [read], start = prompts([11]), np.array([2], np.int32)
     encoder = g.padded([read], pad=0, left=False, multiple=1)

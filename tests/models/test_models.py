@@ -103,6 +103,27 @@ def test_a_bidirectional_prefix_sees_itself_both_ways():
     np.testing.assert_array_equal(got, band(LENGTH, LENGTH, LENGTH, 0) | prefix)
 
 
+@pytest.mark.parametrize("config", [GEMMA2, GEMMA3], ids=["gemma 2", "gemma 3"])
+def test_packed_prefixes_have_the_states_that_they_have_alone(config):
+    """Block 1 of one example is not block 1 of the next."""
+    model = weights.model(config)
+    draw = np.random.RandomState(0)
+    first, second = draw.randint(10, 97, 9), draw.randint(10, 97, 7)
+
+    def row(*examples):
+        tokens = np.concatenate([t for t, _ in examples])
+        blocks = np.concatenate([np.arange(len(t)) < prefix for t, prefix in examples]).astype(np.int32)
+        segments = np.concatenate([np.full(len(t), i + 1) for i, (t, _) in enumerate(examples)])
+        positions = np.concatenate([np.arange(len(t)) for t, _ in examples])
+        return stream(tokens, segments, positions)._replace(blocks=blocks[None])
+
+    together = np.asarray(HIDDEN(model, None, row((first, 5), (second, 4))))[0]
+    np.testing.assert_allclose(together[:9], np.asarray(HIDDEN(model, None, row((first, 5))))[0], atol=1e-5)
+    np.testing.assert_allclose(together[9:], np.asarray(HIDDEN(model, None, row((second, 4))))[0], atol=1e-5)
+    causal = np.asarray(HIDDEN(model, None, row((first, 0))))[0]
+    assert np.abs(together[:4] - causal[:4]).max() > 0.1
+
+
 @pytest.mark.parametrize(
     "config", [GEMMA2, GEMMA3, T5GEMMA, T5GEMMA2], ids=["gemma 2", "gemma 3", "t5gemma", "t5gemma 2"]
 )
