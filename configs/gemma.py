@@ -8,6 +8,9 @@
 models/gemma3-1b is the released model, imported. Without these three settings the weights are new and the text is the
 library of the Python that runs it as bytes, so that check needs no file; do not train pretrained weights on bytes.
 
+The baseline of the encoder-decoder papers, a decoder-only model whose prefix sees both ways, asked for the same targets
+as an encoder-decoder with prefix_lm: --config.data.sources.0.objective='{"kind": "prefix_lm_decoder"}'.
+
 From the reports (Gemma 2, arXiv 2408.00118; Gemma 3, arXiv 2503.19786, and its model card): tokens for each size,
 lengths of 8192 and 32768. Ours, because they do not say: batch (4.2M tokens), learning rate, AdamW and its betas,
 warm-up, schedule, weight decay, packing; and 100G tokens for MedGemma (arXiv 2507.05201), which goes on from Gemma 3.

@@ -1,13 +1,14 @@
 """T5Gemma adaptation at a released size: s-s, b-b, l-l, ml-ml, xl-xl, 2b-2b, 9b-2b or 9b-9b (arXiv 2504.06225).
 
     t5g2 check --config=configs/t5gemma.py:2b-2b --devices=64      # on a laptop: shardings, memory, FLOPs, one batch
-    t5g2 train --config=configs/t5gemma.py:2b-2b --workdir=runs/t5gemma-2b --config.init.params=models/t5gemma-2b \\
+    t5g2 train --config=configs/t5gemma.py:2b-2b --workdir=runs/t5gemma-2b \\
+        --config.init.adapt.source=models/gemma-2-2b \\
         --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
         --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
 
-models/t5gemma-2b is a Gemma 2 of that size, adapted, or the released model, imported. Without these three settings the
-weights are new and the text is the library of the Python that runs it as bytes, so that check needs no file; do not
-train pretrained weights on bytes.
+models/gemma-2-2b is the released Gemma 2, in any of its formats; for 9b-2b give two, models/gemma-2-9b,models/gemma-2-2b.
+To go on from a T5Gemma instead, set init.params. Without these three settings the weights are new and the text is the
+library of the Python that runs it as bytes, so that check needs no file; do not train pretrained weights on bytes.
 
 From the paper (sections 3.2 to 4): 2T tokens; PrefixLM, a text cut into two halves of up to 4096 tokens; for 9b-2b
 cross-attention, which has no weights to start from, is trained alone for 1000 steps.

@@ -1,14 +1,16 @@
 """T5Gemma 2 pre-training at a released size: 270m-270m, 1b-1b or 4b-4b (arXiv 2512.14856, section 3.1).
 
     t5g2 check --config=configs/t5gemma2.py:4b-4b --devices=128    # on a laptop: shardings, memory, FLOPs, one batch
-    t5g2 train --config=configs/t5gemma2.py:4b-4b --workdir=runs/t5gemma2-4b --config.init.params=models/t5gemma2-4b \\
+    t5g2 train --config=configs/t5gemma2.py:4b-4b --workdir=runs/t5gemma2-4b \\
+        --config.init.adapt.source=models/gemma-3-4b-pt \\
         --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
         --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
     t5g2 average --workdir=runs/t5gemma2-4b --last=5 --out=models/trained    # as the report does
 
-models/t5gemma2-4b is a Gemma 3 of that size, adapted, or the released model, imported. Without these three settings the
-weights are new and the text is the library of the Python that runs it as bytes, so that check needs no file; do not
-train pretrained weights on bytes.
+models/gemma-3-4b-pt is the released Gemma 3, in any of its formats. The 270M and the 1B have no image tower: give the
+folder of one with init.adapt.vision, or leave it out with --config.model.encoder.images=None. To go on from a T5Gemma 2
+instead, set init.params. Without these three settings the weights are new and the text is the library of the Python
+that runs it as bytes, so that check needs no file; do not train pretrained weights on bytes.
 
 From the report: 2T tokens, 16K tokens in and 16K out, batches of 4.2M tokens, five denoising tasks, cosine schedule
 with 100 warm-up steps, gradients clipped to norm 1, no distillation, frozen image tower, a checkpoint each 10K steps.

@@ -65,3 +65,38 @@ def test_from_the_source_to_every_result(corpus, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "adapted" / "report" / "index.html").stat().st_size > 10_000
     assert "the experiment is sound" in t5g2("check", *config("adapted"))
     assert "suffix_r75" in t5g2("data", *config("adapted"), "--n=1")
+
+
+@pytest.mark.long
+def test_every_way_to_adapt_in_a_run(corpus, tmp_path, capsys, monkeypatch):
+    """Two sources, cut in depth, with changes; and the decoder-only baseline with a prefix that sees both ways."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(arm: str, workdir: str, *flags: str) -> list[dict]:
+        common = [f"--config={CONFIG}:{arm}@{corpus}", f"--workdir={workdir}", "--config.train.steps=24"]
+        assert cli.main(["train", *common, *flags]) == 0, capsys.readouterr().err
+        return [json.loads(line) for line in (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()]
+
+    rows = train("source", "prefix", "--config.data.sources.0.objective={'kind': 'prefix_lm_decoder'}")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert losses[-1] < losses[0] - 0.3
+    train("source", "wide", "--config.model.layers=5")
+    train(
+        "adapted",
+        "adapted",
+        "--config.init.adapt.source=wide/model,prefix/model",
+        "--config.init.adapt.choices.encoder_layers=every:2",
+        "--config.init.adapt.choices.cross_norms=none",
+        "--config.model.cross=separate",
+        "--config.model.tied_embedding=False",
+        "--config.model.encoder_attention=causal",
+        "--config.model.encoder.kv_heads=4",
+    )
+    account = json.loads((tmp_path / "adapted" / "provenance.json").read_text())
+    assert {leaf["how"] for leaf in account["leaves"]} == {"copied", "derived", "initialised", "dropped"}
+    assert account["source"] == f"encoder {tmp_path / 'wide/model'}, decoder {tmp_path / 'prefix/model'}"
+    assert "encoder.layers: 5 in the source, 3 in the target" in account["settings"]
+    assert cli.main(["report", "--workdir=adapted"]) == 0
+    page = (tmp_path / "adapted" / "report" / "index.html").read_text()
+    assert "encoder:layers.attention.k" in page
+    assert "cut in depth" in page
