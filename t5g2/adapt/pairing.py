@@ -179,30 +179,31 @@ def pair(sources: Sources, target: ModelConfig, choices: Choices = AS_IS) -> Pai
     for source in (sources.encoder, sources.decoder):
         _check_family(source, gemma3=target.encoder.qk_norm and target.decoder.qk_norm)
     layers: dict[Side, tuple[int, ...]] = {}
-    settings, wrong = [], []
+    settings, wrong, ways = [], [], []
     for side, source in configs.items():
         stack: TextConfig = getattr(target, side)
         layers[side] = choices.layers(side, source.layers)
         if len(layers[side]) != stack.layers:
-            wrong.append(
-                f"{side}.layers: {source.layers} in the source, of which {len(layers[side])} are taken, and "
-                f"{stack.layers} in the target; {side}_layers says which to take"
-            )
+            taken = f"of which {len(layers[side])} are taken"
+            wrong.append(f"{side}.layers: {source.layers} in the source, {taken}, and {stack.layers} in the target")
+            ways.append(f"{side}_layers says which layers to take")
         else:
             settings += _kinds(side, source, stack, layers[side])
         tied_head = stack.tied_head if side == "encoder" else source.tied_head  # an encoder has no head
         old_stack = replace(source, images=None, tied_head=tied_head)
         for name, old, new in _differences(old_stack, replace(stack, images=None)):
             line = f"{side}.{name}: {old} in the source, {new} in the target"
-            bridge = _bridge(name, source, stack, choices)
-            if bridge is None:
+            way = _way(name, source, stack, choices)
+            if way is None:
                 settings.append(line)
-            else:
-                wrong.append(line + bridge)
+            elif name != "layers":
+                wrong.append(line)
+                ways.append(way)
     wrong += _cross(target, choices)
     kept, odd = _images(sources, target)
     if wrong or odd:
-        raise UserError("the source's weights do not fit the target:\n  " + "\n  ".join([*wrong, *odd]))
+        lines = ["the source's weights do not fit the target:", *wrong, *odd]
+        raise UserError("\n".join(["\n  ".join(lines), *dict.fromkeys(ways)]))
     return Pairing(sources, target, choices, layers, (*settings, *kept))
 
 
@@ -219,18 +220,18 @@ def _check_family(source: Source, *, gemma3: bool) -> None:
     )
 
 
-def _bridge(name: str, source: TextConfig, target: TextConfig, choices: Choices) -> str | None:
+def _way(name: str, source: TextConfig, target: TextConfig, choices: Choices) -> str | None:
     """None if weights fit although this setting differs; else what to do."""
     if name in ("width", "mlp_width", "heads", "head_size", "qk_norm"):
-        return "; choose a target of the source's size: a family, such as t5gemma2, derives it from the source"
+        return f"{name}: choose a target of the source's size; a family, such as t5gemma2, derives it from the source"
     if name == "tied_head" and not source.tied_head:
-        return "; the source has a head of its own, so say tied_head=False"
+        return "tied_head: the source has a head of its own, so say tied_head=False"
     if name == "kv_heads" and target.kv_heads % source.kv_heads:
-        return f"; key/value heads are repeated, so give a multiple of {source.kv_heads}"
+        return f"kv_heads: they are repeated, so give a multiple of {source.kv_heads}"
     if name == "vocab_size" and choices.vocabulary == "same":
         # what follows the image token are rows that no text looks up
         cut = source.images is not None and source.images.token >= target.vocab_size
-        return None if cut else "; vocabulary=resize takes the first rows, or adds some"
+        return None if cut else "vocab_size: vocabulary=resize takes the first rows, or adds some"
     return None
 
 

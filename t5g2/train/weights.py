@@ -168,13 +168,13 @@ class _Opened:
         Raises:
           UserError: the two sources have different ones.
         """
-        one, other = self.encoder.tokenizer, self.decoder.tokenizer
-        if one is not None and other is not None and one != other:
+        one, other = (folder.tokenizer for folder in (self.encoder, self.decoder))
+        if one is not None and other is not None and one | {"file": None} != other | {"file": None}:
             raise UserError(
                 f"{self.encoder.path} and {self.decoder.path} have different tokenizers ({one} and {other}); encoder "
                 f"and decoder read the same tokens, so give sources of one tokenizer"
             )
-        found = other or one
+        found = one if other is None else other
         images = None if target is None else target.encoder.images
         if found is None or images is None or found["kind"] == "bytes":
             return found

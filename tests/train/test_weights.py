@@ -15,8 +15,8 @@ from t5g2.core import mesh as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizer import Bytes, from_dict
-from t5g2.models import build
-from t5g2.models.config import to_dict
+from t5g2.models import build, sizes
+from t5g2.models.config import text_only, to_dict
 from t5g2.train import experiment as experiments
 from t5g2.train.experiment import Adapt
 from t5g2.train.start import finish
@@ -120,6 +120,87 @@ def test_wrong_folders(source, tmp_path):
     adapt_folder(Adapt(str(source)), "t5gemma2", tmp_path / "adapted")
     with pytest.raises(UserError, match="adapted is an encoder-decoder model already"):
         adapt_folder(Adapt(str(tmp_path / "adapted")), "t5gemma2", tmp_path / "out")
+
+
+def test_two_sources(tmp_path):
+    """The encoder's first; each once, though one is given twice; of one tokenizer."""
+    small = dataclasses.replace(SOURCE, layers=2)
+    for name, config in (("large", SOURCE), ("small", small)):
+        save_model(tmp_path / name, weights.model(config), tokenizer=TOKENIZER.to_dict())
+    provenance = adapt_folder(Adapt(f"{tmp_path / 'large'},{tmp_path / 'small'}"), "t5gemma2", tmp_path / "out")
+    made = open_model(tmp_path / "out")
+    assert (made.config.encoder.layers, made.config.decoder.layers) == (3, 2)
+    assert made.tokenizer == TOKENIZER.to_dict()
+    assert provenance.source == f"encoder {tmp_path / 'large'}, decoder {tmp_path / 'small'}"
+    alone = adapt_folder(Adapt(f"{tmp_path / 'large'},{tmp_path / 'large'}"), "t5gemma2", tmp_path / "alone")
+    assert alone.source == str(tmp_path / "large")
+    with pytest.raises(UserError, match=r"source = 'a,b,c'; give one folder, or two and a comma between"):
+        adapt_folder(Adapt("a,b,c"), "t5gemma2", tmp_path / "none")
+    save_model(tmp_path / "other", weights.model(small), tokenizer=Bytes(sentinels=4).to_dict())
+    with pytest.raises(UserError, match=r"large and .*other have different tokenizers"):
+        adapt_folder(Adapt(f"{tmp_path / 'large'},{tmp_path / 'other'}"), "t5gemma2", tmp_path / "none")
+    save_model(
+        tmp_path / "half",
+        tree.build(build.abstract(small, jnp.bfloat16), lambda key: weights.weights(small)[key].astype(jnp.bfloat16)),
+    )
+    mixed = Adapt(f"{tmp_path / 'large'},{tmp_path / 'half'}")
+    with pytest.raises(UserError, match=r"weights of several dtypes \(.*large: float32, .*half: bfloat16\); say which"):
+        adapt_folder(mixed, "t5gemma2", tmp_path / "none")
+    adapt_folder(mixed, "t5gemma2", tmp_path / "cast", dtype="bfloat16")
+    assert {leaf.dtype for leaf in open_model(tmp_path / "cast").leaves.values()} == {jnp.dtype("bfloat16")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "alone",
+        "cast",
+        "half",
+        "large",
+        "other",
+        "out",
+        "small",
+    ]
+
+
+def test_a_size_with_images_is_adapted_without_where_there_is_no_tower(tmp_path, capsys, monkeypatch):
+    """And with one where --vision gives it; a target that says images itself wants them."""
+    target = dataclasses.replace(
+        tiny.T5GEMMA2,
+        encoder=dataclasses.replace(SOURCE, images=dataclasses.replace(tiny.IMAGES, token=7, begin=5, end=6)),
+        decoder=SOURCE,
+        eoi_id=6,
+    )
+    monkeypatch.setitem(sizes.SIZES, "t5gemma2:tiny", target)
+    save_model(tmp_path / "source", weights.model(SOURCE), tokenizer=TOKENIZER.to_dict())
+    save_model(tmp_path / "tower", weights.model(tiny.SIGLIP))
+    adapt_folder(Adapt(str(tmp_path / "source")), "t5gemma2:tiny", tmp_path / "text")
+    assert open_model(tmp_path / "text").config == text_only(target)
+    assert "t5gemma2:tiny without its image tower: " in capsys.readouterr().out
+    seeing = Adapt(str(tmp_path / "source"), str(tmp_path / "tower"))
+    adapt_folder(seeing, "t5gemma2:tiny", tmp_path / "seeing")
+    assert open_model(tmp_path / "seeing").config == target
+    adapt_folder(seeing, "t5gemma2", tmp_path / "derived")
+    images = open_model(tmp_path / "derived").config.encoder.images
+    assert (images.begin, images.end, images.token, images.vision) == (5, 6, 7, tiny.VISION)
+    with pytest.raises(UserError, match=r"the target reads images, and .*source has no image tower; give the folder"):
+        adapt_into(Adapt(str(tmp_path / "source")), target)
+    with pytest.raises(UserError, match="source is a language model without an image tower; give the folder of one"):
+        adapt_into(Adapt(str(tmp_path / "source"), str(tmp_path / "source")), target)
+    with pytest.raises(UserError, match=r"unknown key target\.crosss, in EncoderDecoderConfig"):
+        adapt_folder(seeing, "t5gemma2", tmp_path / "no", changes=[("crosss", "merged")])
+
+
+def test_the_image_token_of_a_tokenizer_in_a_file(tmp_path):
+    """Gemma 3's image token lies past the vocabulary, T5Gemma 2's is the one after the end of an image."""
+    tokenizer_files.sentencepiece(tmp_path)
+    tokenizer = from_dict({"kind": "sentencepiece", "file": str(tmp_path / "tokenizer.model")})
+    end = tokenizer.id("end_of_image")
+    rows = tokenizer.vocab_size
+    images = dataclasses.replace(tiny.IMAGES, token=rows, begin=end - 1, end=end)
+    config = dataclasses.replace(tiny.GEMMA3, vocab_size=rows + 3, images=images)
+    save_model(tmp_path / "source", weights.model(config), tokenizer=tokenizer.to_dict(), carry=tokenizer.files)
+    adapt_folder(Adapt(str(tmp_path / "source")), "t5gemma2", tmp_path / "adapted")
+    made = open_model(tmp_path / "adapted")
+    assert made.config.decoder.vocab_size == rows
+    assert made.config.encoder.images.token == end + 1
+    assert from_dict(made.tokenizer, made.path).id("image") == end + 1
 
 
 def test_the_average_of_a_run(tmp_path):
