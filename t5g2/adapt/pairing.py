@@ -136,8 +136,9 @@ def derive(sources: Sources, family: str, choices: Choices, *, end_of_image: int
     """
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
-    sides = {}
-    for side, source in (("encoder", sources.encoder), ("decoder", sources.decoder)):
+    sides: dict[Side, TextConfig] = {}
+    given: dict[Side, Source] = {"encoder": sources.encoder, "decoder": sources.decoder}
+    for side, source in given.items():
         config = text(source)
         _check_family(source, gemma3=family == "t5gemma2")
         images = config.images

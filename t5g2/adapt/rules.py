@@ -177,7 +177,7 @@ def reason(path: str, layer: int | None, source: Source, pairing: Pairing) -> st
     for drop in DROPS:
         if drop.origin in roles and tree.select(drop.pattern, path) and drop.when(pairing):
             return drop.why
-    taken = {old for role in roles if role != "vision" for old in pairing.layers[role]}
+    taken = {old for side, layers in pairing.layers.items() if side in roles for old in layers}
     if layer is not None and path.startswith("layers.") and layer not in taken:
         return "cut in depth"
     return None
