@@ -133,8 +133,10 @@ def _origin(experiment: Experiment) -> str:
         name, path = "init.params", init.params
     else:
         return "weights: new"
-    if not Path(path).exists():
-        return f"weights: {name}, {path}, does not exist yet; it must when the run starts"
+    folders_of = [path] if init.adapt is None else init.adapt.folders
+    missing = [folder for folder in folders_of if not Path(folder).exists()]
+    if missing:
+        return f"weights: {name}: {', '.join(missing)} does not exist yet; it must when the run starts"
     if init.adapt is not None:
         weights.check_adapt(init.adapt, experiment.model)
     elif init.params is not None:

@@ -64,6 +64,20 @@ class Adapt:
     vision: str | None = None
     choices: Choices = Choices()
 
+    def __post_init__(self):
+        if len(self.sources) > 2 or not all(self.sources):
+            raise UserError(f"source = {self.source!r}; give one folder, or two and a comma between: ENCODER,DECODER")
+
+    @property
+    def sources(self) -> list[str]:
+        """The folder that is encoder and decoder, or one for each."""
+        return self.source.split(",")
+
+    @property
+    def folders(self) -> list[str]:
+        """All that is read."""
+        return self.sources + ([] if self.vision is None else [self.vision])
+
 
 @dataclass(frozen=True)
 class Init:

@@ -198,10 +198,7 @@ class _Opened:
 
 
 def _open(given: Adapt) -> _Opened:
-    names = given.source.split(",")
-    if len(names) > 2 or not all(names):
-        raise UserError(f"source = {given.source!r}; give one folder, or two and a comma between: ENCODER,DECODER")
-    encoder, *others = map(convert.open_any, names)
+    encoder, *others = map(convert.open_any, given.sources)
     decoder = others[0] if others and others[0].path != encoder.path else encoder
     tower = None if given.vision is None else convert.open_tower(given.vision)
     made = {of.path: Source(of.config, of.leaves, str(of.path)) for of in (encoder, decoder)}

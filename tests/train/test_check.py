@@ -5,12 +5,14 @@ from dataclasses import replace
 import jax
 import pytest
 
+from t5g2.checkpoint import folder as folders
 from t5g2.core import mesh
 from t5g2.core.errors import UserError
-from t5g2.models import flops
+from t5g2.models import build, flops
 from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import check, start
 from t5g2.train import experiment as experiments
+from t5g2.train.experiment import Adapt, Init
 from tests import tiny
 
 # large enough that activations and logits outweigh what XLA rounds up
@@ -167,3 +169,21 @@ def test_what_no_device_has_is_not_compiled(capsys, monkeypatch):
 def test_devices_that_are_there_already_cannot_be_simulated():
     with pytest.raises(UserError, match=r"--devices=3, but this process has 8 already; check from a new process"):
         check.check(experiment(T5GEMMA2), devices=3)
+
+
+def test_sources_of_an_adaptation_that_are_there_are_compared(tmp_path, capsys):
+    """Two of them; what is not there yet is said, and what does not fit is an error before a device is touched."""
+    made = experiment(T5GEMMA2, mesh__fsdp=8)
+    folders.save_model(tmp_path / "one", build.make(GEMMA3, key=jax.random.key(0)))
+    narrow = replace(GEMMA3, mlp_width=40)
+    folders.save_model(tmp_path / "narrow", build.make(narrow, key=jax.random.key(0)))
+
+    def checked(*names):
+        adapt = Adapt(",".join(str(tmp_path / name) for name in names))
+        check.check(replace(made, init=Init(adapt=adapt)), compiled=False)
+        return capsys.readouterr().out
+
+    assert f"weights: from init.adapt.source, {tmp_path / 'one'}\n" in checked("one")
+    assert f"weights: init.adapt.source: {tmp_path / 'two'} does not exist yet; it must" in checked("one", "two")
+    with pytest.raises(UserError, match=r"decoder\.mlp_width: 40 in the source, \d+ in the target"):
+        checked("one", "narrow")
