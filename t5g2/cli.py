@@ -198,7 +198,7 @@ def adapt(argv: list[str]) -> None:
     from t5g2.train import weights
 
     weights.adapt_folder(
-        weights.given(given.source, given.vision, {name: given[name].value for name in weights.CHOICES}),
+        weights.from_flags(given.source, given.vision, {name: given[name].value for name in weights.CHOICES}),
         given.target,
         given.out,
         changes=changes,

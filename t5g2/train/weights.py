@@ -33,7 +33,7 @@ Changes = Iterable[tuple[str, str]]
 CHOICES = tuple(entry.name for entry in fields(Choices))
 
 
-def given(source: str, vision: str | None, choices: Mapping[str, Any]) -> Adapt:
+def from_flags(source: str, vision: str | None, choices: Mapping[str, Any]) -> Adapt:
     """What a command line says of an adaptation; `choices` by the names of their fields.
 
     Raises:
