@@ -48,7 +48,9 @@ def adapt(
     leaves = tree.leaves(target)
     origins = {at: _origin(at, pairing, table) for at in leaves}
     rows = _account(pairing, leaves, origins)
-    made = {at: replace(leaf, read=_reader(leaf, origins[at], pairing, seed)) for at, leaf in leaves.items()}
+    # what is new comes last: drawing it starts XLA, whose memory is then not there beside the largest tables
+    order = sorted(leaves, key=lambda at: origins[at].leaf is None)
+    made = {at: replace(leaves[at], read=_reader(leaves[at], origins[at], pairing, seed)) for at in order}
     return Adapted(made, Provenance(pairing.recipe, source, rows, pairing.settings))
 
 
