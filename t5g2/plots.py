@@ -1,6 +1,6 @@
 """The report's plots, as inline SVG that takes its text colour and font from the page.
 
-Runs are anything with `color`, `rows` and `series(metric) -> (steps, values)`.
+A group is the runs of one variant: their mean is a strong curve and, if there are several, each of them a thin one.
 """
 
 import io
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
+
+from t5g2.runs import Group
 
 INK = "#010203"  # stands for the page's own text colour
 STYLE = {
@@ -43,32 +45,34 @@ STYLE = {
 }
 
 
-def compare(runs: Sequence[Any], metric: str, unit: str) -> str:
-    """SVG: one curve a run, its last value written at its end."""
+def compare(sets: Mapping[str, Sequence[Group]], metric: str, unit: str) -> str:
+    """SVG: a plot for each {title: groups}, with one curve a group, its last value written at its end."""
     with _style() as (plt, ticker):
-        figure, axes = plt.subplots(figsize=(9.6, 4.0), layout="constrained")
-        ends = []
-        for run in runs:
-            steps, values = run.series(metric)
-            if steps:
-                axes.plot(steps, values, color=run.color, marker="o", markersize=4)
-                ends.append((steps[-1], values[-1], run.color))
-        low, high = axes.get_ylim()
-        for (x, y, ink), at in zip(ends, _apart([y for _, y, _ in ends], 0.055 * (high - low)), strict=True):
-            axes.annotate(f"{y:.3f}", (x, at), xytext=(9, 0), textcoords="offset points", va="center", color=ink)
-        _finish(axes, ticker, ylabel=unit)
+        figure, grid = _grid(plt, len(sets), columns=min(len(sets), 2), height=4.0 if len(sets) == 1 else 3.4)
+        for axes, (title, groups) in zip(grid, sets.items(), strict=True):
+            ends = []
+            for group in groups:
+                _curve(axes, group, metric, marker="o", markersize=4)
+                steps, values = group.series(metric)
+                if steps:
+                    ends.append((steps[-1], values[-1], group.color))
+            low, high = axes.get_ylim()
+            for (x, y, ink), at in zip(ends, _apart([y for _, y, _ in ends], 0.055 * (high - low)), strict=True):
+                near = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(f"{y:.3f}", (x, at), color=ink, **near)
+            axes.set_title(title)
+            _finish(axes, ticker, ylabel=unit if axes is grid[0] else None)
         return _svg(figure, plt)
 
 
-def panels(runs: Sequence[Any], metrics: Mapping[str, str], *, from_zero: bool = False) -> str:
+def panels(groups: Sequence[Group], metrics: Mapping[str, str], *, from_zero: bool = False) -> str:
     """SVG: a small plot for each {title: metric}, three in a row; `from_zero` = the values are amounts or shares."""
     with _style() as (plt, ticker):
         figure, grid = _grid(plt, len(metrics))
         for axes, (title, metric) in zip(grid, metrics.items(), strict=True):
-            for run in runs:
-                steps, values = run.series(metric)
-                few = {"marker": "o", "markersize": 3} if len(steps) < 40 and not from_zero else {}
-                axes.plot(steps, values, color=run.color, linewidth=1.5, **few)
+            for group in groups:
+                few = {"marker": "o", "markersize": 3} if len(group.steps(metric)) < 40 and not from_zero else {}
+                _curve(axes, group, metric, linewidth=1.5, **few)
             axes.set_title(title)
             _finish(axes, ticker)
             if from_zero:
@@ -78,18 +82,22 @@ def panels(runs: Sequence[Any], metrics: Mapping[str, str], *, from_zero: bool =
         return _svg(figure, plt)
 
 
-def training(groups: Mapping[str, Sequence[Any]]) -> str:
-    """SVG: a plot for each group of runs, with every logged training loss, its running median, and held-out losses."""
+def training(sets: Mapping[str, Sequence[Group]]) -> str:
+    """SVG: a plot for each {title: groups}, with every logged training loss, its running median, and held-out losses.
+
+    Of several seeds, the mean is what the running median is taken of.
+    """
     with _style() as (plt, ticker):
-        figure, grid = _grid(plt, len(groups), columns=min(len(groups), 3), height=3.0)
-        for axes, (title, group) in zip(grid, groups.items(), strict=True):
-            for run in group:
-                ink = run.color
-                steps, values = run.series("train/loss")
-                axes.plot(steps, values, color=ink, alpha=0.25, linewidth=1.0)
+        figure, grid = _grid(plt, len(sets), columns=min(len(sets), 3), height=3.0)
+        for axes, (title, groups) in zip(grid, sets.items(), strict=True):
+            for group in groups:
+                ink = group.color
+                for run in group.runs:
+                    axes.plot(*run.series("train/loss"), color=ink, alpha=0.25 / len(group.runs), linewidth=1.0)
+                steps, values = group.series("train/loss")
                 axes.plot(steps, smooth(values), color=ink)
-                for metric in _overall(run):
-                    axes.plot(*run.series(metric), color=ink, linestyle="none", marker="o", markersize=4)
+                for metric in _overall(group):
+                    axes.plot(*group.series(metric), color=ink, linestyle="none", marker="o", markersize=4)
             axes.set_title(title)
             _finish(axes, ticker, ylabel="nats per token" if axes is grid[0] else None)
         return _svg(figure, plt)
@@ -105,9 +113,16 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [statistics.median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
 
 
-def _overall(run: Any) -> list[str]:
-    names = dict.fromkeys(name for row in run.rows for name in row)
-    return [name for name in names if re.fullmatch(r"eval/[^/]+/loss", name)]
+def _curve(axes: Any, group: Group, metric: str, **style: Any) -> None:
+    """The mean of a group and, thin, what it is the mean of."""
+    if len(group.runs) > 1:
+        for run in group.runs:
+            axes.plot(*run.series(metric), color=group.color, linewidth=0.8, alpha=0.55)
+    axes.plot(*group.series(metric), color=group.color, **style)
+
+
+def _overall(group: Group) -> list[str]:
+    return [name for name in group.metrics if re.fullmatch(r"eval/[^/]+/loss", name)]
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:

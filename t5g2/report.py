@@ -7,72 +7,20 @@ It reads files only, whatever is there of them: sweep.json; of each run metrics.
 import csv
 import json
 import os
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from t5g2 import comparison
+from t5g2.comparison import NONE, Comparison, Table, amount
 from t5g2.core import logs, settings
 from t5g2.core.errors import UserError
+from t5g2.estimates import estimate
+from t5g2.runs import COLORS, Group, Run, read_json, read_run
 
-NONE = "–"
-COLORS = ("#3b78b8", "#d9773c", "#4d9a6c", "#9469a8", "#b19a35", "#4fa3b5", "#c2607c", "#7d8794")
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What the workdir of one run holds; None or empty = the file is not there (yet).
-
-    Attributes:
-      name: how it is called in tables and plots.
-      color: of its curves, everywhere.
-      rows: of metrics.jsonl.
-      experiment: of experiment.json.
-      provenance: of provenance.json.
-      samples: of the newest file under samples/.
-      done: whether the trainer has finished.
-    """
-
-    name: str
-    color: str
-    rows: list[dict]
-    experiment: dict | None
-    provenance: Any
-    samples: list[dict]
-    done: bool
-
-    def series(self, metric: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric, in the order of the steps; the last row of a step counts, null is left out."""
-        points = {row["step"]: row[metric] for row in self.rows if row.get(metric) is not None}
-        steps = sorted(points)
-        return steps, [points[step] for step in steps]
-
-    def at_start(self, metric: str) -> float | None:
-        """The value at step 0, before the first update; None = it was not measured then, but later if at all."""
-        return dict(zip(*self.series(metric), strict=True)).get(0)
-
-    def last(self, metric: str) -> float | None:
-        """The value at the last step that has one."""
-        return next(reversed(self.series(metric)[1]), None)
-
-    def median(self, metric: str) -> float | None:
-        """The median over the steps, which the compilation at the first one does not move."""
-        values = self.series(metric)[1]
-        return statistics.median(values) if values else None
-
-    @property
-    def step(self) -> int | None:
-        """The last step that anything was recorded at."""
-        return max((row["step"] for row in self.rows), default=None)
-
-    @property
-    def seconds(self) -> float | None:
-        """From the first row to the last, leaving out gaps of over ten minutes: there the run was stopped."""
-        walls = [row["wall"] for row in self.rows if "wall" in row]
-        gaps = [b - a for a, b in pairwise(walls)]
-        return sum(gap for gap in gaps if 0 <= gap < 600) if gaps else None
+MEANS = "mean ± half of its 95 % interval over seeds, t(n - 1) s / sqrt(n); differences by seed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,27 +30,38 @@ class Report:
     Attributes:
       title: heading.
       folder: the workdir.
-      runs: all runs.
-      compare: the names of those drawn together.
+      groups: all runs, by variant.
+      comparisons: which of them are drawn together.
       sweep: sweep.json, None for a single run.
     """
 
     title: str
     folder: Path
-    runs: list[Run]
-    compare: list[str]
+    groups: list[Group]
+    comparisons: list[Comparison]
     sweep: dict | None = None
 
     @property
-    def compared(self) -> list[Run]:
-        """The runs that are drawn together."""
-        return [run for run in self.runs if run.name in self.compare]
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for group in self.groups for run in group.runs]
 
-    def tasks(self, runs: Iterable[Run] | None = None) -> dict[str, list[str]]:
+    @property
+    def compared(self) -> list[Group]:
+        """The groups that are drawn together with others, each once."""
+        named = {group.name for of in self.comparisons for group in of.groups}
+        return [group for group in self.groups if group.name in named]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether any variant ran under several seeds."""
+        return any(group.seeded for group in self.groups)
+
+    def tasks(self, groups: Iterable[Group] | None = None) -> dict[str, list[str]]:
         """{task: its denoisers} of the held-out losses that the runs recorded, eval/<task>/loss[/<denoiser>]."""
         found: dict[str, list[str]] = {}
-        for run in self.runs if runs is None else runs:
-            for metric in dict.fromkeys(name for row in run.rows for name in row):
+        for group in self.groups if groups is None else groups:
+            for metric in group.metrics:
                 parts = metric.split("/")
                 if parts[0] == "eval" and len(parts) in (3, 4) and parts[2] == "loss":
                     denoisers = found.setdefault(parts[1], [])
@@ -111,21 +70,28 @@ class Report:
         return found
 
 
-class Table(NamedTuple):
-    """Text in columns; the first holds names, the others numbers."""
+@dataclass(frozen=True)
+class Fact:
+    """A row of the tables of runs and of groups.
 
-    columns: list[str]
-    rows: list[list[str]]
+    Attributes:
+      title: of the row.
+      read: the value of a run.
+      spell: the value as text.
+      interval: whether it is a result, whose interval over seeds is shown.
+    """
 
-    def lines(self) -> list[str]:
-        """The table as Markdown that is also aligned for a terminal."""
-        cells = [self.columns, *self.rows]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        return [
-            "| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |"
-            for row in (self.columns, rule, *self.rows)
-        ]
+    title: str
+    read: Callable[[Run], float | None]
+    spell: Callable[[float | None], str]
+    interval: bool = False
+
+    def of_group(self, group: Group) -> str:
+        """The mean over seeds."""
+        mean = estimate([value for run in group.counted if (value := self.read(run)) is not None])
+        if mean is None:
+            return NONE
+        return mean.text(self.spell) if self.interval else self.spell(mean.mean)
 
 
 def write(workdir: str | os.PathLike) -> Path:
@@ -139,84 +105,123 @@ def write(workdir: str | os.PathLike) -> Path:
     report = read(Path(workdir))
     out = report.folder / "report"
     out.mkdir(exist_ok=True)
-    table = summary(report)
-    _replace(out / "index.html", report_page.render(report, table))
-    _replace(out / "table.md", "\n".join(table.lines()) + "\n")
+    table = "\n\n".join("\n".join([*heading, *of.lines()]) for heading, of in _printed(report))
+    _replace(out / "index.html", report_page.render(report))
+    _replace(out / "table.md", table + "\n")
     with open(out / "metrics.csv.part", "w", newline="") as file:
         csv.writer(file).writerows([("run", "step", "wall", "metric", "value"), *_points(report.runs)])
     os.replace(out / "metrics.csv.part", out / "metrics.csv")
-    print("\n".join(["", *table.lines(), "", f"report: {out / 'index.html'}"]), flush=True)
+    print("\n".join(["", table, "", f"report: {out / 'index.html'}"]), flush=True)
     return out / "index.html"
+
+
+def _printed(report: Report) -> list[tuple[list[str], Table]]:
+    """(heading, table): the runs alone, or the results over seeds before them."""
+    results = comparison.results(report.comparisons, list(report.tasks(report.compared)))
+    if results is None and not report.seeded:
+        return [([], summary(report))]
+    about = f"Over seeds: {MEANS}"
+    return [
+        *([(["Results" + (f", {MEANS}" if report.seeded else ""), ""], results)] if results else []),
+        *([([about, ""], over_seeds(report))] if report.seeded else []),
+        (["Runs", ""], summary(report)),
+    ]
 
 
 def read(folder: Path) -> Report:
     """What a workdir holds. Raises UserError if it is neither that of a run nor that of a sweep."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the --workdir of a run or of a sweep")
-    sweep = _read_json(folder / "sweep.json")
+    sweep = read_json(folder / "sweep.json")
     if sweep is not None:
-        names = [part["name"] for part in sweep["parts"] if part["kind"] == "variant"]
-        compare = sweep["compare"] or names
-        colors = dict(zip([*compare, *(name for name in names if name not in compare)], cycle(COLORS), strict=False))
-        runs = [read_run(folder / name, name, color=colors[name]) for name in names]
-        return Report(sweep["title"], folder, runs, compare, sweep)
+        return _read_sweep(folder, sweep)
     if not ((folder / "metrics.jsonl").exists() or (folder / "experiment.json").exists()):
         raise UserError(
             f"{folder} is no workdir: it has neither metrics.jsonl nor experiment.json (a run) nor sweep.json (a "
             f"sweep); give the --workdir of `t5g2 train` or `t5g2 sweep`"
         )
     name = folder.resolve().name
-    return Report(name, folder, [read_run(folder, name)], [name])
+    group = Group(name, COLORS[0], [read_run(folder, name)])
+    return Report(name, folder, [group], [Comparison("", {name: group}, chosen=False)])
 
 
-def read_run(folder: Path, name: str, *, color: str = COLORS[0]) -> Run:
-    """The run in a folder, which may lack any of its files or not exist."""
-    metrics, provenance = folder / "metrics.jsonl", _read_json(folder / "provenance.json")
-    samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
-    return Run(
-        name=name,
-        color=color,
-        rows=logs.read_metrics(metrics) if metrics.exists() else [],
-        experiment=_read_json(folder / "experiment.json"),
-        provenance=provenance if provenance is not None else _read_json(folder / "model" / "provenance.json"),
-        samples=_read_lines(samples[-1]) if samples else [],
-        done=(folder / "done.json").exists(),
-    )
+def _read_sweep(folder: Path, sweep: dict) -> Report:
+    members: dict[str, list[dict]] = {}
+    for part in sweep["parts"]:
+        if part["kind"] == "variant":
+            members.setdefault(part.get("group", part["name"]), []).append(part)  # a group only where there are seeds
+    chosen = sweep["compare"] or list(members)
+    rows = chosen if isinstance(chosen, dict) else {"": {name: name for name in chosen}}
+    arms = list(dict.fromkeys(arm for row in rows.values() for arm in row))
+    # an arm has one colour in all comparisons
+    arm_of = {group: arm for row in reversed(rows.values()) for arm, group in row.items()}
+    keys = list(dict.fromkeys([*arms, *(name for name in members if name not in arm_of)]))
+    colors = dict(zip(keys, cycle(COLORS), strict=False))
+    groups = {}
+    for name, parts in members.items():
+        color = colors[arm_of.get(name, name)]
+        runs = [read_run(folder / part["name"], part["name"], color=color, seed=part.get("seed")) for part in parts]
+        groups[name] = Group(name, color, runs)
+    comparisons = [
+        Comparison(title, {arm: groups[name] for arm, name in row.items()}, chosen=bool(sweep["compare"]))
+        for title, row in rows.items()
+    ]
+    return Report(sweep["title"], folder, list(groups.values()), comparisons, sweep)
 
 
 def summary(report: Report) -> Table:
-    """Where the held-out loss began and where it ended, over all and per denoiser, and what it took.
+    """A run's held-out losses, where they began and ended, over all and per denoiser, and what it took.
 
     A column a run as long as they fit a terminal, otherwise a row a run.
     """
-    facts: list[tuple[str, Callable[[Run], str]]] = [
-        ("state", state),
-        ("step", lambda run: NONE if run.step is None else str(run.step)),
+    cells = [
+        ["state", *map(state, report.runs)],
+        ["step", *(NONE if run.step is None else str(run.step) for run in report.runs)],
+        *([fact.title, *(fact.spell(fact.read(run)) for run in report.runs)] for fact in facts(report)),
     ]
-    tasks = report.tasks()
-    for task, denoisers in tasks.items():
+    return _laid_out("run", [run.name for run in report.runs], cells)
+
+
+def over_seeds(report: Report) -> Table:
+    """The same for each variant, as means over its seeds; results with 95 % intervals."""
+    groups = report.groups
+    cells = [
+        ["seeds", *(f"{len(group.counted)} of {len(group.runs)}" for group in groups)],
+        *([fact.title, *(fact.of_group(group) for group in groups)] for fact in facts(report)),
+    ]
+    return _laid_out("variant", [group.name for group in groups], cells)
+
+
+def facts(report: Report) -> list[Fact]:
+    """What the tables show."""
+    found = []
+    for task, denoisers in report.tasks().items():
         of = "held-out loss" if task == "heldout" else f"{task} loss"
         metric = f"eval/{task}/loss"
-        facts.append((f"{of} at start", lambda run, m=metric: number(run.at_start(m))))
-        facts.append((f"{of} at end", lambda run, m=metric: number(run.last(m))))
+        found.append(Fact(f"{of} at start", lambda run, m=metric: run.at_start(m), number, interval=True))
+        found.append(Fact(f"{of} at end", lambda run, m=metric: run.last(m), number, interval=True))
         for name in denoisers:
-            facts.append((f"· {name}", lambda run, m=f"{metric}/{name}": number(run.last(m))))
-    facts += [
-        ("train loss at end", lambda run: number(run.last("train/loss"))),
-        ("tokens/s", lambda run: amount(run.median("tokens_per_s"))),
-        ("MFU", lambda run: percent(run.median("mfu"))),
-        ("padding, encoder", lambda run: percent(run.median("padding/encoder"))),
-        ("padding, decoder", lambda run: percent(run.median("padding/decoder"))),
-        ("memory of a device, GiB", lambda run: number(run.last("memory/device_gib"), 2)),
-        ("memory of the process, GiB", lambda run: number(run.last("memory/host_gib"), 2)),
-        ("time", lambda run: NONE if run.seconds is None else logs.duration(run.seconds)),
+            found.append(Fact(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
+    return [
+        *found,
+        Fact("train loss at end", lambda run: run.last("train/loss"), number, interval=True),
+        Fact("tokens/s", lambda run: run.median("tokens_per_s"), large),
+        Fact("MFU", lambda run: run.median("mfu"), percent),
+        Fact("padding, encoder", lambda run: run.median("padding/encoder"), percent),
+        Fact("padding, decoder", lambda run: run.median("padding/decoder"), percent),
+        Fact("memory of a device, GiB", lambda run: run.last("memory/device_gib"), lambda value: number(value, 2)),
+        Fact("memory of the process, GiB", lambda run: run.last("memory/host_gib"), lambda value: number(value, 2)),
+        Fact("time", lambda run: run.seconds, lambda value: NONE if value is None else logs.duration(value)),
     ]
-    cells = [[title, *(fact(run) for run in report.runs)] for title, fact in facts]
+
+
+def _laid_out(what: str, names: list[str], cells: list[list[str]]) -> Table:
+    """A column a name, or a row if there are many; what nobody has is left out, unless it is what they are run for."""
     cells = [row for row in cells if set(row[1:]) != {NONE} or row[0].endswith("end")]
-    if len(report.runs) > 5:
-        first, *rest = zip(["run", *(run.name for run in report.runs)], *cells, strict=True)
+    if len(names) > 5:
+        first, *rest = zip([what, *names], *cells, strict=True)
         return Table(list(first), [list(row) for row in rest])
-    return Table(["", *(run.name for run in report.runs)], cells)
+    return Table(["", *names], cells)
 
 
 def state(run: Run) -> str:
@@ -229,9 +234,9 @@ def number(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def amount(value: float | None) -> str:
+def large(value: float | None) -> str:
     """A large number to three digits: 12.3k."""
-    return NONE if value is None else logs.short(value)
+    return NONE if value is None else amount(value)
 
 
 def percent(share: float | None) -> str:
@@ -258,27 +263,6 @@ def _points(runs: Iterable[Run]) -> Iterable[tuple]:
             for metric, value in row.items():
                 if metric not in ("step", "wall"):
                     yield run.name, row["step"], row.get("wall"), metric, value
-
-
-def _read_json(path: Path) -> Any:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is no JSON ({error}); it is damaged: remove it and run the command that made it"
-        ) from None
-
-
-def _read_lines(path: Path) -> list[dict]:
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # being written, or cut off
-            continue
-    return [line for line in lines if isinstance(line, dict)]
 
 
 def _replace(path: Path, text: str) -> None:

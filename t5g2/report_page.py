@@ -7,11 +7,13 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
-from t5g2 import plots
-from t5g2.report import NONE, Report, Run, Table, different_settings, state
+from t5g2 import comparison, plots
+from t5g2.comparison import NONE, Table
+from t5g2.report import MEANS, Report, different_settings, over_seeds, state, summary
+from t5g2.runs import Group, Run
 
 STYLE = """
 :root { color-scheme: light dark; --text: #23272e; --quiet: #6a7280; --line: #e3e6ea; --back: #fcfcfb;
@@ -36,6 +38,8 @@ svg { width: 100%; height: auto; display: block; }
 svg text { font-family: inherit !important; }
 .key { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; font-size: 0.9rem; margin: 0.8rem 0 0; }
 .dot { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 50%; margin-right: 0.45rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 3.5rem; }
+.beside > div { min-width: 0; }
 .wide { overflow-x: auto; margin: 0.9rem 0; }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.42rem 0.95rem 0.42rem 0; text-align: right; border-bottom: 1px solid var(--line);
@@ -79,14 +83,14 @@ def tag(name: str, *children: str | None, **attributes: str) -> Html:
     return Html(f"<{name}{given}>{inner}</{name}>")
 
 
-def render(report: Report, table: Table) -> str:
-    """The page; `table` is the summary that is also printed."""
+def render(report: Report) -> str:
+    """The page."""
     sections: Sequence[Callable[[Report], list[Html]]] = (
         header,
         held_out,
-        lambda report: [tag("h2", "Runs"), table_of(table)],
+        results,
+        runs,
         denoisers,
-        paper,
         training,
         samples,
         provenance,
@@ -105,33 +109,22 @@ def render(report: Report, table: Table) -> str:
 
 
 def header(report: Report) -> list[Html]:
-    """Title, what stands where, and the finding in words if two runs are compared."""
+    """Title, what stands where, and the findings in words if runs are compared."""
     kind = f"A sweep of {len(report.runs)} runs" if report.sweep else "A run"
-    states = ", ".join(f"{run.name} {state(run)}" for run in report.runs)
+    states = ", ".join(_states(group) for group in report.groups)
+    sentences = comparison.findings(report.comparisons, list(report.tasks(report.compared)))
     return [
         tag("h1", report.title),
         tag("p", f"{kind} in {report.folder}: {states}.", kind="quiet"),
-        *(tag("p", text, kind="finding") for text in findings(report)),
+        *(tag("p", text, kind="finding") for text in sentences),
     ]
 
 
-def findings(report: Report) -> list[str]:
-    """For two compared runs, by task: their last held-out losses, and at how many evaluations the first is below."""
-    if len(report.compared) != 2:
-        return []
-    sentences = []
-    a, b = report.compared
-    for task in report.tasks(report.compared):
-        of_a, of_b = (dict(zip(*run.series(f"eval/{task}/loss"), strict=True)) for run in (a, b))
-        steps = sorted(of_a.keys() & of_b.keys())
-        if steps:
-            below = sum(of_a[step] < of_b[step] for step in steps)
-            ends = f"{of_a[steps[-1]]:.3f} and that of {b.name} {of_b[steps[-1]]:.3f} nats per token"
-            sentences.append(
-                f"At step {steps[-1]} the {_of(task, 'held-out loss')} of {a.name} is {ends}; "
-                f"{a.name} is below {b.name} at {below} of {len(steps)} evaluations."
-            )
-    return sentences
+def _states(group: Group) -> str:
+    if not group.seeded:
+        return f"{group.name} {state(group.runs[0])}"
+    states = Counter(map(state, group.runs))
+    return f"{group.name} {' and '.join(f'{count} {what}' for what, count in states.items())}"
 
 
 def held_out(report: Report) -> list[Html]:
@@ -141,14 +134,15 @@ def held_out(report: Report) -> list[Html]:
     # what was measured once is no curve, and the table has it
     curves = [t for t in tasks if any(len(run.series(f"eval/{t}/loss")[0]) > 1 for run in report.compared)]
     for task in curves or tasks:
-        plot = plots.compare(report.compared, f"eval/{task}/loss", "nats per token")
+        plot = plots.compare(_sets(report), f"eval/{task}/loss", "nats per token")
+        thin = " Thin: single seeds; strong: their mean." if report.seeded else ""
         made += [
             tag("h2", _of(task, "Held-out loss")),
-            key(report.compared),
+            key(_arms(report)),
             figure(
                 plot,
                 "Mean over the denoisers, weighted with their shares of the mixture; sentinels are not counted. "
-                "Lower is better; step 0 is before the first update.",
+                f"Lower is better; step 0 is before the first update.{thin}",
             ),
         ]
     return made or [
@@ -157,45 +151,79 @@ def held_out(report: Report) -> list[Html]:
     ]
 
 
+def results(report: Report) -> list[Html]:
+    """What the comparison gave, and beside it what a paper printed."""
+    made, printed = [], report.sweep and report.sweep["paper"]
+    table = comparison.results(report.comparisons, list(report.tasks(report.compared)))
+    if table is not None:
+        about = [tag("p", f"Held-out loss in nats per token. {_means(report)}", kind="quiet")]
+        until = "Tokens are the trained ones of encoder and decoder; the loss between evaluations is a straight line."
+        made.append(tag("div", tag("h2", "Results"), *about, table_of(table), tag("p", until, kind="quiet")))
+    if printed:
+        rows = [[c if isinstance(c, str) else f"{c:g}" for c in row] for row in printed["rows"]]
+        note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
+        source = tag("p", printed["source"], kind="quiet")
+        theirs = table_of(Table(list(printed["columns"]), rows))
+        made.append(tag("div", tag("h2", "What the paper printed"), source, theirs, note))
+    return [tag("div", *made, kind="beside")] if made else []
+
+
+def _means(report: Report) -> str:
+    return f"{MEANS[0].upper()}{MEANS[1:]}." if report.seeded else ""
+
+
+def runs(report: Report) -> list[Html]:
+    """Every run, and the means over seeds before them."""
+    made = []
+    if report.seeded:
+        made = [tag("h2", "Over seeds"), tag("p", _means(report), kind="quiet"), table_of(over_seeds(report))]
+    return [*made, tag("h2", "Runs"), table_of(summary(report))]
+
+
 def denoisers(report: Report) -> list[Html]:
     """The same, one small plot a denoiser."""
     made = []
     for task, names in report.tasks(report.compared).items():
         if len(names) > 1:
-            panels = {name: f"eval/{task}/loss/{name}" for name in names}
-            made += [
-                tag("h2", _of(task, "By denoiser")),
-                key(report.compared),
-                figure(plots.panels(report.compared, panels), "Nats per token, each plot with its own scale."),
-            ]
+            metrics = {name: f"eval/{task}/loss/{name}" for name in names}
+            made.append(tag("h2", _of(task, "By denoiser")))
+            for of in report.comparisons:
+                made += [tag("h3", of.title)] if of.title else []
+                made += [key(of.arms), figure(plots.panels(of.groups, metrics), "Nats per token, each its own scale.")]
     return made
 
 
-def paper(report: Report) -> list[Html]:
-    """The numbers that a paper printed."""
-    printed = report.sweep and report.sweep["paper"]
-    if not printed:
-        return []
-    rows = [[c if isinstance(c, str) else f"{c:g}" for c in row] for row in printed["rows"]]
-    note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
-    table = table_of(Table(list(printed["columns"]), rows))
-    return [tag("h2", "What the paper printed"), tag("p", printed["source"], kind="quiet"), table, note or Html("")]
-
-
 def training(report: Report) -> list[Html]:
-    """Training losses: the compared runs together, each other run alone."""
-    groups = {"compared" if len(report.compared) > 1 else report.compare[0]: report.compared} if report.compared else {}
-    groups |= {run.name: [run] for run in report.runs if run not in report.compared}
-    groups = {name: runs for name, runs in groups.items() if any(run.series("train/loss")[0] for run in runs)}
-    if not groups:
+    """Training losses: the compared groups together, each other group alone."""
+    sets = _sets(report, "compared")
+    sets |= {group.name: [group] for group in report.groups if group not in report.compared}
+    sets = {name: groups for name, groups in sets.items() if any(g.series("train/loss")[0] for g in groups)}
+    if not sets:
         return [tag("h2", "Training loss"), missing("No training loss has been recorded yet (train/loss).")]
     caption = "Pale: every logged step; strong: a running median. Held-out losses are dots."
-    return [tag("h2", "Training loss"), key(report.runs), figure(plots.training(groups), caption)]
+    return [tag("h2", "Training loss"), key(_arms(report, others=True)), figure(plots.training(sets), caption)]
+
+
+def _sets(report: Report, title: str = "") -> dict[str, list[Group]]:
+    """{title: groups} of the comparisons; `title` for the one that has none, if it has several groups."""
+    return {
+        of.title or (title if len(of.arms) > 1 else next(iter(of.arms)) if title else ""): of.groups
+        for of in report.comparisons
+        if of.arms
+    }
+
+
+def _arms(report: Report, *, others: bool = False) -> dict[str, Group]:
+    """{name: a group of that colour} of the arms of all comparisons, and of the other groups if wanted."""
+    arms = {arm: group for of in reversed(report.comparisons) for arm, group in of.arms.items()}
+    rest = [group for group in report.groups if others and group not in report.compared]
+    return arms | {group.name: group for group in rest}
 
 
 def samples(report: Report) -> list[Html]:
-    """What the compared runs made of the same prompts; other runs below."""
-    runs = [run for run in report.runs if run.samples]
+    """What the runs made of the same prompts; of several seeds, the first."""
+    first = (next((run for run in group.runs if run.samples), None) for group in report.groups)
+    runs = [run for run in first if run is not None]
     if not runs:
         return [tag("h2", "Samples"), missing("No samples have been written yet (samples/*.jsonl).")]
     prompts: dict[tuple[str, str], list[tuple[Run, dict]]] = {}
@@ -220,10 +248,10 @@ def samples(report: Report) -> list[Html]:
 
 
 def provenance(report: Report) -> list[Html]:
-    """Where every weight of the adapted runs comes from."""
+    """Where every weight of the adapted runs comes from; of several seeds, the first."""
     made = [tag("h2", "Where the weights come from")]
-    for run in report.runs:
-        if run.provenance is None:
+    for run in (next((run for run in group.runs if run.provenance is not None), None) for group in report.groups):
+        if run is None:
             continue
         account = run.provenance
         if not isinstance(account, dict) or "leaves" not in account:
@@ -285,7 +313,7 @@ def throughput(report: Report) -> list[Html]:
         "memory of a device, GiB": "memory/device_gib",
         "memory of the process, GiB": "memory/host_gib",
     }
-    found = {title: m for title, m in wanted.items() if any(run.series(m)[0] for run in report.runs)}
+    found = {title: m for title, m in wanted.items() if any(group.series(m)[0] for group in report.groups)}
     if not found:
         return [
             tag("h2", "Speed, padding, memory"),
@@ -294,8 +322,8 @@ def throughput(report: Report) -> list[Html]:
     text = "Tokens are those that are no padding, encoder and decoder together; padding is a share of all slots."
     return [
         tag("h2", "Speed, padding, memory"),
-        key(report.runs),
-        figure(plots.panels(report.runs, found, from_zero=True), text),
+        key({group.name: group for group in report.groups}),
+        figure(plots.panels(report.groups, found, from_zero=True), text),
     ]
 
 
@@ -305,9 +333,12 @@ def configuration(report: Report) -> list[Html]:
     if not runs:
         return [tag("h2", "Configuration"), missing("No experiment.json has been written yet.")]
     made = [tag("h2", "Configuration")]
-    differing = different_settings(runs) if len(runs) > 1 else Table([], [])
+    first = [of[0] for group in report.groups if (of := [run for run in group.runs if run in runs])]
+    differing = different_settings(first) if len(first) > 1 else Table([], [])
     if differing.rows:
-        made += [tag("p", "The settings in which the runs differ:", kind="quiet"), table_of(differing, kind="words")]
+        of_seeds = " (of several seeds, the first)" if report.seeded else ""
+        made += [tag("p", f"The settings in which the runs differ{of_seeds}:", kind="quiet")]
+        made.append(table_of(differing, kind="words"))
     for run in runs:
         text = json.dumps(run.experiment, indent=2)
         made.append(tag("details", tag("summary", f"{run.name}: every setting"), tag("pre", text)))
@@ -338,9 +369,9 @@ def figure(svg: str, caption: str) -> Html:
     return tag("figure", Html(svg), tag("figcaption", caption))
 
 
-def key(runs: Sequence[Run]) -> Html:
-    """Which colour is which run."""
-    return tag("div", *(tag("span", _dot(run.color), run.name) for run in runs), kind="key")
+def key(groups: Mapping[str, Group]) -> Html:
+    """Which colour is which."""
+    return tag("div", *(tag("span", _dot(group.color), name) for name, group in groups.items()), kind="key")
 
 
 def name_of(run: Run) -> Html:

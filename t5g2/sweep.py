@@ -25,7 +25,8 @@ A part with seeds is a group of runs, one a seed, in folders of their own; `{see
     Variant("adapted", config="configs/quickstart.py:adapted", after=("source",), seeds=SEEDS,
             overrides={"init.adapt.source": "{sweep}/source-s{seed}/model"}),   # adapted-s1 comes after source-s1
 
-The report shows each group's mean and interval. `compare` names groups, or is a table of them:
+The report shows each group's mean and interval. `compare` names groups, or several comparisons of them, each
+{arm: group} under a title:
 
     compare={"width 96": {"adapted": "adapted-96", "scratch": "scratch-96"},
              "width 160": {"adapted": "adapted-160", "scratch": "scratch-160"}}
@@ -161,7 +162,7 @@ class Sweep:
       title: heading of the report.
       parts: variants and steps.
       compare: names of the variants whose curves are drawn together, the first being what the others are compared with;
-        or {row: {column: variant}} of several such comparisons, every row with the same columns. None = all variants.
+        or {title: {arm: variant}} of several such comparisons, each with the same arms. () = all variants.
       paper: the paper's numbers, for the report.
     """
 
@@ -189,17 +190,16 @@ class Sweep:
         self.ordered()
 
     def _check_compare(self, variants: list[str]) -> None:
-        rows = self.compare.values() if isinstance(self.compare, Mapping) else [{name: name for name in self.compare}]
-        columns = [list(row) for row in rows]
-        for row in rows:
-            for name in row.values():
+        several = isinstance(self.compare, Mapping)
+        comparisons = list(self.compare.values()) if several else [{name: name for name in self.compare}]
+        for arms in comparisons:
+            for name in arms.values():
                 if name not in variants:
                     raise unknown("variant to compare", name, variants)
-        for named in columns:
-            if named != columns[0]:
+            if list(arms) != list(comparisons[0]):
                 raise UserError(
-                    f"the rows of `compare` have the columns {', '.join(columns[0])} and {', '.join(named)}; they are "
-                    f"the rows of one table, so give each the same columns"
+                    f"`compare` has comparisons of {', '.join(comparisons[0])} and of {', '.join(arms)}; they are the "
+                    f"columns of one table, so give each the same arms in the same order"
                 )
 
     def ordered(self) -> list[Part]:
@@ -368,8 +368,8 @@ def describe(sweep: Sweep, folder: Path) -> dict[str, Any]:
         | ({"group": groups[part.name], "seed": part.seed} if part.name in groups else {})
         for part in sweep.ordered()
     ]
-    rows = sweep.compare
-    compare = {row: dict(rows[row]) for row in rows} if isinstance(rows, Mapping) else list(rows)
+    of = sweep.compare
+    compare = {title: dict(arms) for title, arms in of.items()} if isinstance(of, Mapping) else list(of)
     paper = asdict(sweep.paper) if sweep.paper else None
     return {"title": sweep.title, "parts": parts, "compare": compare, "paper": paper}
 

@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 import pytest
 
 from t5g2 import plots, report, report_page
+from t5g2.comparison import Table
 from t5g2.core.errors import UserError
-from t5g2.report import Table
+from t5g2.runs import Group, Run
 
 DENOISERS = {"mu3_r15": 1.0, "suffix_r75": 4.0}
 
@@ -211,24 +212,29 @@ def test_a_folder_that_is_no_workdir_is_refused(tmp_path, make, message):
     assert not (tmp_path / "x" / "report").exists()
 
 
+def made(folder, *runs):
+    """A report of runs of their own."""
+    return report.Report("x", folder, [Group(run.name, run.color, [run]) for run in runs], [])
+
+
 def test_many_runs_are_rows(tmp_path):
-    runs = [report.Run(f"run{i}", "#000", [{"step": 1, "train/loss": 1.5}], None, None, [], True) for i in range(6)]
-    table = report.summary(report.Report("x", tmp_path, runs, []))
+    runs = [Run(f"run{i}", "#000", [{"step": 1, "train/loss": 1.5}], None, None, [], True) for i in range(6)]
+    table = report.summary(made(tmp_path, *runs))
     assert table.columns == ["run", "state", "step", "train loss at end"]
     assert table.rows[5] == ["run5", "done", "1", "1.500"]
 
 
 def test_a_series_takes_the_last_row_of_a_step_and_leaves_null_out():
     rows = [{"step": 2, "a": 1.0}, {"step": 1, "a": None}, {"step": 2, "a": 3.0}, {"step": 0, "b": 1.0, "a": 5.0}]
-    run = report.Run("x", "#000", rows, None, None, [], False)
+    run = Run("x", "#000", rows, None, None, [], False)
     assert run.series("a") == ([0, 2], [5.0, 3.0])
     assert (run.at_start("a"), run.last("a"), run.last("c")) == (5.0, 3.0, None)
 
 
 def test_what_is_measured_at_the_end_only_has_no_start(tmp_path):
     rows = [{"step": 0, "eval/heldout/loss": 5.0}, {"step": 9, "eval/heldout/loss": 3.0, "eval/suffix/loss": 2.0}]
-    run = report.Run("x", "#000", rows, None, None, [], True)
-    table = dict(report.summary(report.Report("x", tmp_path, [run], ["x"])).rows)
+    run = Run("x", "#000", rows, None, None, [], True)
+    table = dict(report.summary(made(tmp_path, run)).rows)
     assert (table["held-out loss at start"], table["held-out loss at end"]) == ("5.000", "3.000")
     assert table["suffix loss at end"] == "2.000"
     assert "suffix loss at start" not in table
@@ -236,7 +242,7 @@ def test_what_is_measured_at_the_end_only_has_no_start(tmp_path):
 
 def test_the_time_leaves_out_what_a_stop_lasted():
     rows = [{"step": s, "wall": w} for s, w in ((0, 0.0), (1, 60.0), (1, 90_000.0), (2, 90_030.0))]
-    assert report.Run("x", "#000", rows, None, None, [], False).seconds == 90.0
+    assert Run("x", "#000", rows, None, None, [], False).seconds == 90.0
 
 
 def test_a_table_is_aligned():

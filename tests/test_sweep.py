@@ -98,7 +98,7 @@ def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
     assert "[3/3] b     done in 0:0" in out
     assert f"report: {folder / 'report' / 'index.html'}" in out
     assert [run.name for run in report.read(folder).runs] == ["a", "b"]
-    assert report.read(folder).compare == ["b"]
+    assert [list(of.arms) for of in report.read(folder).comparisons] == [["b"]]
 
 
 def test_what_is_done_is_skipped(tmp_path, program, capfd):
