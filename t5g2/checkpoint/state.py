@@ -17,8 +17,9 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -152,11 +153,12 @@ class Checkpoints:
             )
         return None
 
-    def weights(self, step: int, params: Any) -> Iterator[tuple[str, jax.Array]]:
-        """The stored leaves of a step's params, one at a time, by name, each checked; `params` as in `restore`.
+    def weights(self, step: int, params: Any) -> dict[str, Callable[[], jax.Array]]:
+        """The stored leaves of a step's params by name, each read and checked when called; `params` as in `restore`.
 
         Raises:
-          UserError: there is no such step, it holds another model, or it is damaged; nothing is moved.
+          UserError: there is no such step, it holds another model, or it is damaged, at once or when a leaf is read;
+            nothing is moved.
         """
         wanted = {"params": _described(params)}
         records, problems = self._records(self._known(step))
@@ -164,7 +166,8 @@ class Checkpoints:
             raise self._error(step, problems)
         saved = records["meta"]["leaves"]
         self._compare(step, saved, wanted)
-        for name in wanted["params"]:
+
+        def read(name: str) -> jax.Array:
             try:
                 found = self._load(step, {"params": _only(name, wanted["params"])})["params"][name]
             except DAMAGE as error:
@@ -172,7 +175,9 @@ class Checkpoints:
             problems = _changed({"params": {name: found}}, saved)
             if problems:
                 raise self._error(step, problems)
-            yield name, found
+            return found
+
+        return {name: partial(read, name) for name in wanted["params"]}
 
     def wait(self) -> None:
         """Returns when the last save is complete on disk; raises what went wrong with it."""

@@ -120,7 +120,7 @@ def check_adapt(given: Adapt, target: ModelConfig) -> Pairing:
 
 
 def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> list[int]:
-    """Writes the mean of a run's last checkpoints as a model folder; returns the steps.
+    """Writes the mean of a run's last checkpoints as a model folder, leaf by leaf; returns the steps.
 
     Raises:
       UserError: `out` exists, the workdir holds no run or fewer checkpoints, or one is damaged.
@@ -132,10 +132,11 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
     experiment = experiments.build(json.loads(record.read_text()))
     with Checkpoints(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
         steps = average.last(checkpoints, last)
-        model = average.mean(checkpoints, steps, build.abstract(experiment.model, experiment.train.param_dtype))
-    provenance = {"average_of_steps": steps, "workdir": str(Path(workdir).absolute())}
-    tokenizer = experiment.data.tokenizer
-    folders.save_model(out, model, tokenizer=tokenizer.to_dict(), provenance=provenance, carry=tokenizer.files)
+        leaves = average.leaves(checkpoints, steps, build.abstract(experiment.model, experiment.train.param_dtype))
+        provenance = {"average_of_steps": steps, "workdir": str(Path(workdir).absolute())}
+        tokenizer = experiment.data.tokenizer
+        notes = {"tokenizer": tokenizer.to_dict(), "provenance": provenance}
+        folders.save_leaves(out, experiment.model, leaves, **notes, carry=tokenizer.files)
     print(f"averaged the checkpoints of steps {', '.join(map(str, steps))} into {Path(out).absolute()}")
     return steps
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint import average
-from t5g2.checkpoint.state import Checkpoints
+from t5g2.checkpoint.state import Checkpoints, ocp
 from t5g2.core import mesh as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -20,32 +20,61 @@ def make(seed, dtype):
     return build.make(tiny.GEMMA3, key=jax.random.key(seed), param_dtype=dtype)
 
 
-def described(model, mesh):
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), model, meshes.shardings(model, mesh)
-    )
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_is_the_mean(tmp_path, dtype, devices):
-    mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2))
+def test_is_the_mean(tmp_path, dtype):
+    """Bit for bit the one that NumPy computes, of five checkpoints and of the last three."""
     with Checkpoints(tmp_path / "c", keep=10) as checkpoints:
         for step in range(1, 6):
             checkpoints.save(step, make(step, dtype), {}, data={}, meta={})
         checkpoints.wait()
-        steps = average.last(checkpoints, 3)
-        assert steps == [3, 4, 5]
-        abstract = described(make(0, dtype), mesh)
-        averaged = average.mean(checkpoints, steps, abstract)
-    assert [x.sharding for x in jax.tree.leaves(averaged)] == [x.sharding for x in jax.tree.leaves(abstract)]
-    members = [tree.named(make(step, dtype)) for step in steps]
-    for name, leaf in tree.named(averaged).items():
-        total = np.zeros(leaf.shape, np.float32)
-        for member in members:
-            total = total + np.asarray(member[name]).astype(np.float32)
-        expected = (total / np.float32(3)).astype(leaf.dtype)
-        assert leaf.dtype == dtype
-        np.testing.assert_array_equal(np.asarray(leaf), expected)
+        for count in (5, 3, 1):
+            steps = average.last(checkpoints, count)
+            assert steps == list(range(6 - count, 6))
+            made = average.leaves(checkpoints, steps, build.abstract(tiny.GEMMA3, dtype))
+            members = [tree.leaves(make(step, dtype)) for step in steps]
+            assert made.keys() == members[0].keys()
+            for key, leaf in made.items():
+                total = np.zeros(leaf.shape, np.float32)
+                for member in members:
+                    total = total + np.asarray(member[key].read()).astype(np.float32)
+                expected = (total / np.float32(count)).astype(dtype)
+                assert leaf.read().dtype == leaf.dtype == dtype
+                np.testing.assert_array_equal(leaf.read(), expected)
+
+
+def test_what_was_saved_on_a_mesh_is_read_on_one_device(tmp_path, devices):
+    mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2))
+    models = [make(step, jnp.float32) for step in (1, 2)]
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        for step, model in enumerate(models):
+            checkpoints.save(step, jax.device_put(model, meshes.shardings(model, mesh)), {}, data={}, meta={})
+        checkpoints.wait()
+        made = average.leaves(checkpoints, [0, 1], build.abstract(tiny.GEMMA3))
+        tables = [np.asarray(model.embedder.table[...]) for model in models]
+        np.testing.assert_array_equal(made["embedder.table", None].read(), (tables[0] + tables[1]) / np.float32(2))
+
+
+def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
+    """In the order given, each stack of layers once; nothing is read before it is asked for."""
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make(step, jnp.float32), {}, data={}, meta={})
+        checkpoints.wait()
+        reads = []
+        load = Checkpoints._load
+
+        def noted(self, step, wanted):
+            params = wanted.get("params", {})
+            reads.extend((step, name) for name, of in params.items() if of is not ocp.PLACEHOLDER)
+            return load(self, step, wanted)
+
+        monkeypatch.setattr(Checkpoints, "_load", noted)
+        made = average.leaves(checkpoints, [1, 2], build.abstract(tiny.GEMMA3))
+        assert reads == []
+        for leaf in made.values():
+            leaf.read()
+        stored = list(tree.named(make(1, jnp.float32)))
+        assert sorted(reads) == sorted((step, name) for step in (1, 2) for name in stored)
 
 
 def test_errors(tmp_path):
@@ -63,11 +92,11 @@ def test_errors(tmp_path):
         with pytest.raises(
             UserError, match=r"(?s)holds another model.*changed  params.layers.mlp.down.0: float32\[1, 48, 32\]"
         ):
-            average.mean(checkpoints, [1, 2], wider)
+            average.leaves(checkpoints, [1, 2], wider)
         with pytest.raises(UserError, match=r"step 9 is not in .*; there are: 1, 2"):
-            average.mean(checkpoints, [1, 9], make(0, jnp.float32))
+            average.leaves(checkpoints, [1, 9], make(0, jnp.float32))
         file = next(p for p in (tmp_path / "c" / "2" / "params" / "embedder.table" / "c").rglob("*") if p.is_file())
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
         with pytest.raises(UserError, match=r"(?s)2 is damaged:\n  params.embedder.table: the contents have changed"):
-            average.mean(checkpoints, [1, 2], make(0, jnp.float32))
+            average.leaves(checkpoints, [1, 2], make(0, jnp.float32))["embedder.table", None].read()
         assert checkpoints.steps() == [1, 2]
