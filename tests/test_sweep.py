@@ -293,3 +293,70 @@ def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):
     with pytest.raises(UserError, match="is the workdir of a single run; give the sweep a folder of its own"):
         sweep.run_local(THREE, tmp_path, program=program)
     assert not (tmp_path / "sweep.json").exists()
+
+
+SEEDED = Sweep(
+    title="seeds",
+    parts=(
+        variant("b", after=("a",), seeds=(0, 1), overrides={"init.params": "{sweep}/a-s{seed}/model"}),
+        variant("a", seeds=(0, 1)),
+        Step("c", command=("average", "--out={sweep}/c"), out="c", after=("a",)),
+    ),
+    compare={"one": {"new": "b", "old": "a"}},
+)
+
+
+def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
+    """A run comes after the run of its seed where the other part has that seed, a part without seeds after all."""
+    sweep.run_local(SEEDED, tmp_path / "x", program=program)
+    done = notes(tmp_path / "x")
+    assert set(done) == {"a-s0", "a-s1", "b-s0", "b-s1", "c"}
+    assert done.index("a-s1") < done.index("b-s1")
+    assert max(done.index("a-s0"), done.index("a-s1")) < done.index("c")
+    flags = json.loads((tmp_path / "x" / "b-s1" / "experiment.json").read_text())
+    assert flags["config.train.seed"] == "1"
+    assert flags["config.init.params"] == str(tmp_path / "x" / "a-s1" / "model")
+    made = report.read(tmp_path / "x")
+    assert [(group.name, [run.seed for run in group.runs]) for group in made.groups] == [("a", [0, 1]), ("b", [0, 1])]
+    assert [(of.title, {arm: g.name for arm, g in of.arms.items()}) for of in made.comparisons] == [
+        ("one", {"new": "b", "old": "a"})
+    ]
+    sweep.run_local(SEEDED, tmp_path / "x", program=program)
+    assert notes(tmp_path / "x") == done, "done before"
+
+
+def test_a_half_done_sweep_of_seeds_goes_on_where_it_stopped(tmp_path, program):
+    parts = (variant("ok", seeds=(0, 1)), variant("breaks"), variant("late", after=("breaks",), seeds=(3,)))
+    half = Sweep(title="x", parts=parts)
+    with pytest.raises(SystemExit) as failed:
+        sweep.run_local(half, tmp_path / "x", program=program)
+    assert failed.value.code == 7
+    assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks"]
+    (tmp_path / "x" / "breaks" / "mended").touch()
+    sweep.run_local(half, tmp_path / "x", program=program)
+    assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks", "breaks", "late-s3"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: variant("a", seeds=()), r"a has seeds = \(\); give at least one, or leave seeds out"),
+        (lambda: variant("a", seeds=(1, 2, 1)), r"a has the seed 1 twice in \(1, 2, 1\); each seed is a run"),
+        (lambda: variant("a", seeds=(-1,)), "a has the seed -1"),
+        (lambda: variant("a", seeds=(1,), overrides={"train.seed": 3}), "a has seeds and overrides train.seed"),
+        (lambda: variant("a", overrides={"x": "{seed}"}), r"a speaks of \{seed\} and has no seeds"),
+    ],
+)
+def test_seeds_that_cannot_be(make, message):
+    with pytest.raises(UserError, match=message):
+        Sweep(title="x", parts=(make(),))
+
+
+def test_comparisons_that_cannot_be():
+    parts = (variant("a", seeds=(0,)), variant("b", seeds=(0,)))
+    with pytest.raises(UserError, match=r"unknown variant to compare 'a-s0'"):
+        Sweep(title="x", parts=parts, compare=("a-s0", "b"))
+    with pytest.raises(UserError, match="unknown variant to compare 'c'"):
+        Sweep(title="x", parts=parts, compare={"one": {"x": "a", "y": "c"}})
+    with pytest.raises(UserError, match="has comparisons of x, y and of x; they are the columns of one table"):
+        Sweep(title="x", parts=parts, compare={"one": {"x": "a", "y": "b"}, "two": {"x": "a"}})
