@@ -20,7 +20,7 @@ from t5g2.core.errors import unknown
 ARMS = ("source", "adapted", "scratch")
 WIDTHS = (64, 96)
 PIECE_TOKENS = 127  # and EOS
-STEPS = {"source": 800, "adapted": 200, "scratch": 800}
+STEPS = {"source": 500, "adapted": 125, "scratch": 500}
 
 
 def blocks(width):

@@ -2,7 +2,7 @@
 
     t5g2 sweep --sweep=experiments/t5gemma_table4.py --workdir=runs/t5gemma_table4
 
-Two sizes, three seeds. A Gemma 2 style decoder-only model is trained on 1.6M tokens; the T5Gemma that it is adapted to
+Two sizes, three seeds. A Gemma 2 style decoder-only model is trained on 1M tokens; the T5Gemma that it is adapted to
 (all weights copied, cross-attention from self-attention) is trained with PrefixLM on a quarter of that, as the paper
 adapts on 2T of 8T tokens; the same architecture from scratch on as many as the source had. A seed changes the order of
 the data and the new weights. Two arms of one seed see the same batches as long as both run.
