@@ -10,7 +10,7 @@ import pytest
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import DataConfig, Pipeline, Source, finite_batches, to_global
 from t5g2.data.sources import TextFiles
-from t5g2.data.streams import Units
+from t5g2.data.streams import Units, examples_of, open_corpus, seed_of
 from t5g2.data.tokenizer import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 from tests.data import corpus
@@ -210,6 +210,55 @@ def test_blocks_come_through_workers(tmp_path):
     here, _ = corpus.batches(config, count=3)
     there, _ = corpus.batches(dataclasses.replace(config, workers=2), count=3)
     corpus.assert_same(here, there)
+
+
+@pytest.mark.parametrize("packing", ["first_fit", "none"])
+@pytest.mark.parametrize("made", [corpus.mixed, corpus.decoder_only])
+def test_packed_examples_are_those_that_went_in(tmp_path, made, packing):
+    """Array by array: tokens, targets, weights and blocks of every example, from 0 on and at its own segment."""
+    config = made(tmp_path, rows=4, streams=4, packing=packing)
+    opened = open_corpus(config)
+    went_in = [examples_of(opened, i, seed=seed_of(3, "finite"), epochs=1) for i in range(2)]
+    packed = 0
+    for host in finite_batches(config, seed=3):
+        data = host.batch
+        for row, segment in zip(*np.nonzero(host.example_ids >= 0), strict=True):
+            number, source = divmod(int(host.example_ids[row, segment]), 2)
+            example, sides = went_in[source][number], {"decoder": data.decoder}
+            if data.encoder is not None:
+                sides["encoder"] = data.encoder
+            for side, stream in sides.items():
+                here = stream.segments[row] == segment + 1
+                np.testing.assert_array_equal(stream.tokens[row][here], example[side])
+                np.testing.assert_array_equal(stream.positions[row][here], np.arange(here.sum()))
+            here = data.decoder.segments[row] == segment + 1
+            np.testing.assert_array_equal(data.targets[row][here], example["targets"])
+            np.testing.assert_array_equal(data.weights[row][here], example["weights"])
+            assert (data.decoder.blocks is not None) == ("blocks" in example) == config.uses_blocks
+            if data.decoder.blocks is not None:
+                np.testing.assert_array_equal(data.decoder.blocks[row][here], example["blocks"])
+            packed += 1
+    assert packed == sum(map(len, went_in))
+
+
+def test_both_arms_of_a_comparison_train_on_the_same_targets(tmp_path):
+    """An encoder-decoder with prefix_lm and a decoder-only model with prefix_lm_decoder, example by example."""
+    text = corpus.write_texts(tmp_path, "many", 23)
+
+    def asked(objective, **lengths):
+        config = corpus.mixed(tmp_path, rows=4, streams=4, sources=(Source(text, objective),), **lengths)
+        found = {}
+        for host in corpus.batches(config, count=8)[0]:
+            data = host.batch
+            for row, segment in zip(*np.nonzero(host.example_ids >= 0), strict=True):
+                counts = (data.decoder.segments[row] == segment + 1) & (data.weights[row] > 0)
+                found[int(host.example_ids[row, segment])] = data.targets[row][counts].tolist()
+        return found
+
+    pair, alone = asked(PrefixLM("uniform")), asked(PrefixLMDecoder("uniform"), encoder_length=0)
+    both = pair.keys() & alone.keys()
+    assert len(both) > 40
+    assert {k: pair[k] for k in both} == {k: alone[k] for k in both}
 
 
 @pytest.mark.parametrize("packing", ["first_fit", "none"])

@@ -6,6 +6,7 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.core.mesh import MeshShape, make
+from t5g2.data.pipeline import Pipeline
 from t5g2.train import experiment as experiments
 from t5g2.train import start, stop
 from t5g2.train import workdir as workdirs
@@ -29,6 +30,22 @@ def test_positions_of_all_streams():
     assert start.gather_positions({1: (8, 6, 14), 0: (2**40, 0, 9)}, 2) == {"0": [2**40, 0, 9], "1": [8, 6, 14]}
     with pytest.raises(AssertionError, match="read by no process"):
         start.gather_positions({1: (8, 6, 14)}, 2)
+
+
+@pytest.mark.parametrize(
+    ("arm", "objective"), [("source", "causal"), ("source", "prefix_lm_decoder"), ("scratch", "ul2")]
+)
+def test_the_planned_batch_is_what_the_pipeline_gives(arm, objective, devices):
+    """The same arrays, blocks only where the objective makes some: the compiled step takes nothing else."""
+    source = "[{'text': {'kind': 'python'}, 'objective': {'kind': '" + objective + "'}}]"
+    experiment = experiments.load(f"configs/quickstart.py:{arm}", [("data.sources", source)])
+    with Pipeline(experiment.data, seed=0) as pipeline:
+        batch = pipeline.next().batch
+    planned = start.plan(experiment, make(MeshShape(data=4, fsdp=2))).batch
+    assert jax.tree.structure(planned) == jax.tree.structure(batch)
+    for abstract, array in zip(*map(jax.tree.leaves, (planned, batch)), strict=True):
+        assert (abstract.shape, abstract.dtype) == (array.shape, array.dtype)
+    assert (planned.decoder.blocks is not None) == (objective == "prefix_lm_decoder")
 
 
 def test_rows_that_cannot_be_dealt_out(tiny, devices):
