@@ -103,7 +103,10 @@ class HeldoutLoss(Task):
 
     def prepare(self, setting: Setting) -> Measure:
         """Reads the batches, unless they are all of the text, which is read anew each time."""
-        data = dataclasses.replace(setting.data, sources=(Source(self.text, self.objective, name=self.name),))
+        try:
+            data = dataclasses.replace(setting.data, sources=(Source(self.text, self.objective, name=self.name),))
+        except UserError as error:
+            raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
         pieces = open_pieces(
             self.text, data.tokenizer, piece_tokens=data.piece_tokens, on_bad_record=data.on_bad_record
         )
@@ -171,6 +174,11 @@ class Samples(Task):
 
     def prepare(self, setting: Setting) -> Measure:
         """Chooses the pieces."""
+        if self.prompt_both_ways and setting.data.encoder_length:
+            raise UserError(
+                f"evaluation task {self.name!r} has prompt_both_ways, which is for a decoder-only model, and the model "
+                f"is encoder-decoder: its encoder reads the prompt; leave prompt_both_ways out"
+            )
         tokenizer, decode = setting.data.tokenizer, setting.data.tokenizer.decode
         pieces = self._choose(setting)
         completions = [("completion", piece[: self.prompt_tokens], piece[self.prompt_tokens :]) for piece in pieces]

@@ -19,7 +19,7 @@ from t5g2.data.tokenizer import Bytes
 from t5g2.eval import evaluate
 from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting, without_spans
 from t5g2.models import build
-from t5g2.objectives import UL2, Causal, Denoiser
+from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder
 from tests import tiny
 from tests.tiny import FLOAT32
 
@@ -97,6 +97,32 @@ def test_a_decoder_only_model_is_measured_too(text):
     scores = evaluate.evaluate(model, [task], setting).scores
     assert scores["heldout/loss"] == pytest.approx(plain_means(model, task, setting)["causal"][0], abs=1e-5)
     assert scores["heldout/loss/causal"] == scores["heldout/loss"]
+
+
+def test_a_prefix_that_sees_both_ways_is_measured_whatever_the_run_trains_on(text, devices):
+    """Packed, alone and on eight devices; and not as if the prefix were read from left to right."""
+    model = build.make(STACK, key=jax.random.key(0))
+    task, setting = HeldoutLoss(text, PrefixLMDecoder("uniform"), examples=12), setting_of(text, encoder_length=0)
+    prefix = dataclasses.replace(setting.data, sources=(Source(text, PrefixLMDecoder()),))
+    mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2), devices)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, meshes.shardings(model, mesh))
+        spread = evaluate.evaluate(placed, [task], dataclasses.replace(setting, mesh=mesh)).scores["heldout/loss"]
+    alone = setting_of(text, encoder_length=0, packing="none")
+    others = [
+        evaluate.evaluate(model, [task], other).scores["heldout/loss"]
+        for other in (setting, alone, dataclasses.replace(setting, data=prefix))
+    ]
+    mean = plain_means(model, task, setting)["prefix_lm"][0]
+    assert [*others, spread] == pytest.approx([mean] * 4, rel=1e-5)
+    causal = jax.jit(lambda d: jax.nn.log_softmax(model.logits(model.hidden(None, d, compute=FLOAT32))))
+    losses = []
+    data = dataclasses.replace(setting.data, sources=(Source(text, task.objective),))
+    for host in finite_batches(data, seed=seed_of(1, "held-out loss"), examples=12):
+        scores = np.asarray(causal(host.batch.decoder._replace(blocks=None)))
+        counted = host.batch.weights > 0
+        losses += (-np.take_along_axis(scores, host.batch.targets[..., None], axis=-1)[..., 0][counted]).tolist()
+    assert abs(np.mean(losses) - mean) > 1e-3
 
 
 def test_sentinels_do_not_count_whether_they_are_trained_on_or_not(text, t5gemma):
@@ -177,6 +203,31 @@ def test_tasks_are_chosen_by_name(text, t5gemma):
 def test_impossible_tasks_are_said(text, make, message):
     with pytest.raises(UserError, match=message):
         make(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "encoder_length", "message"),
+    [
+        (
+            lambda text: HeldoutLoss(text, PrefixLMDecoder()),
+            48,
+            "task 'heldout' does not fit the run's data: .* PrefixLMDecoder, is for a decoder-only model, and enc.* 48",
+        ),
+        (
+            lambda text: HeldoutLoss(text, PrefixLM(), name="news"),
+            0,
+            "task 'news' does not fit the run's data: .* PrefixLM, writes for an encoder, and encoder_length is 0",
+        ),
+        (
+            lambda text: Samples(text, prompt_both_ways=True),
+            48,
+            "task 'samples' has prompt_both_ways, which is for a decoder-only model.* leave prompt_both_ways out",
+        ),
+    ],
+)
+def test_tasks_for_the_other_kind_of_model_are_said(text, make, encoder_length, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.Evaluation([make(text)], setting_of(text, encoder_length=encoder_length))
 
 
 def test_scores_and_predictions_are_files(tmp_path):
