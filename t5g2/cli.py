@@ -244,6 +244,26 @@ def data(argv: list[str]) -> None:
     preview.show(experiment.load(given.config, overrides), rows=given.n)
 
 
+def tokenize(argv: list[str]) -> None:
+    """Makes tokens of a config's sources ahead of a run, as shards that it opens without reading a text.
+
+    Example: t5g2 tokenize --config=configs/t5gemma2.py:4b-4b --out=tokens --shards=64 --workers=16
+    """
+    given, overrides = parse(
+        tokenize,
+        argv,
+        config=CONFIG,
+        out=Flag(None, "folder to write, a folder in it for each source; interrupted, the same command goes on", True),
+        sources=Flag("", "names of sources, separated by commas; all of the config's unless given"),
+        shards=Flag(16, "files that each source is written to", least=1),
+        workers=Flag(1, "processes that make shards", least=1),
+    )
+    from t5g2.train import experiment, preview
+
+    data = experiment.load(given.config, overrides).data
+    preview.tokenize(data, given.out, names=_listed(given.sources), shards=given.shards, workers=given.workers)
+
+
 def sweep(argv: list[str]) -> None:
     """Runs every variant of a sweep file, skips what is done, resumes what is not, and writes the report.
 
@@ -269,7 +289,7 @@ def report(argv: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     f.__name__.rstrip("_"): f
-    for f in (train, evaluate, generate, import_, export, adapt, average, check, data, sweep, report)
+    for f in (train, evaluate, generate, import_, export, adapt, average, check, data, tokenize, sweep, report)
 }
 
 

@@ -9,16 +9,16 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from t5g2.core.errors import UserError
+from t5g2.data.documents import Documents, OnBadRecord
+from t5g2.data.shards import Tokens
 from t5g2.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-OnBadRecord = Literal["stop", "skip"]
 
 # A longer text file is read as several documents of about this size, so that a piece of it is near at hand.
 SPAN_BYTES = 1 << 16
@@ -29,29 +29,6 @@ SHOWN_RECORDS = 10
 # Documents and pieces of fewer tokens are not worth a place: a document this short is left out, and a text that would
 # end in a piece this short ends in two equal ones instead.
 SHORTEST_TOKENS = 8
-
-
-class Documents(Protocol):
-    """Texts in a fixed order. A pickle of them is small, and reads the files again where it is opened."""
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of the texts and their order."""
-        ...
-
-    @property
-    def characters(self) -> int:
-        """Of all texts."""
-        ...
-
-    @property
-    def skipped(self) -> int:
-        """Records that could not be read and were left out."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -138,8 +115,8 @@ class Jsonl:
         return _scan(self.path, _line_spans, self.field, on_bad_record)
 
 
-Text = PythonText | TextFiles | Jsonl
-BY_NAME = {"python": PythonText, "text": TextFiles, "jsonl": Jsonl}
+Text = PythonText | TextFiles | Jsonl | Tokens
+BY_NAME = {"python": PythonText, "text": TextFiles, "jsonl": Jsonl, "tokens": Tokens}
 
 
 class Pieces:
@@ -159,7 +136,7 @@ class Pieces:
     def __init__(self, documents: Documents, tokenizer: Tokenizer, piece_tokens: int):
         self.documents = documents
         self._tokenizer = tokenizer
-        lengths = np.array([tokenizer.count(documents[i]) for i in range(len(documents))], np.int64)
+        lengths = documents.token_lengths(tokenizer)
         self.dropped = int(np.sum(lengths < SHORTEST_TOKENS))
         lengths = np.where(lengths < SHORTEST_TOKENS, 0, lengths)
         self.tokens = int(lengths.sum())
@@ -170,7 +147,7 @@ class Pieces:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """int32[tokens] of a piece."""
-        tokens = self._tokenizer.encode(self.documents[int(self._document[index])])
+        tokens = self.documents.tokens(int(self._document[index]), self._tokenizer)
         return tokens[self._start[index] : self._end[index]]
 
     def __repr__(self) -> str:
@@ -193,13 +170,16 @@ def _cut(lengths: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 @dataclass(frozen=True, eq=False)
-class _Texts:
+class _Texts(Documents):
     source: PythonText
     texts: tuple[str, ...]
-    skipped: int = 0
 
     def __reduce__(self):
         return PythonText.open, (self.source,)
+
+    @property
+    def skipped(self) -> int:
+        return 0
 
     @property
     def characters(self) -> int:
@@ -216,16 +196,35 @@ class _Texts:
         return self.texts[index]
 
 
+@dataclass(frozen=True)
+class _Scanned:
+    """What reading all records once has told: their fingerprint, their characters, and how many are left out."""
+
+    fingerprint: str
+    characters: int
+    skipped: int
+
+
 @dataclass(frozen=True, eq=False)
-class _Spans:
+class _Spans(Documents):
     """Parts of files: `spans` int64[documents, 3] says which file, from which byte, how many bytes."""
 
     files: tuple[str, ...]
     spans: np.ndarray
     field: str | None
-    fingerprint: str
-    characters: int
-    skipped: int
+    scanned: _Scanned
+
+    @property
+    def fingerprint(self) -> str:
+        return self.scanned.fingerprint
+
+    @property
+    def characters(self) -> int:
+        return self.scanned.characters
+
+    @property
+    def skipped(self) -> int:
+        return self.scanned.skipped
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -282,7 +281,7 @@ def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord) ->
             f"{path}: {len(files)} files without text; give files with at least {SHORTEST_TOKENS} tokens of it"
         )
     table = np.array(spans, np.int64).reshape(-1, 3)
-    return _Spans(tuple(files), table, field, digest.hexdigest()[:16], characters, skipped)
+    return _Spans(tuple(files), table, field, _Scanned(digest.hexdigest()[:16], characters, skipped))
 
 
 def _files(path: str) -> list[str]:

@@ -1,10 +1,17 @@
-"""The data of an experiment as a person reads it."""
+"""The data of an experiment before a run: as a person reads it, and as tokens made ahead."""
 
 import collections
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 
-from t5g2.core import logs
+from t5g2.core import logs, settings
+from t5g2.core.errors import unknown
+from t5g2.data import shards as token_shards
+from t5g2.data import sources
+from t5g2.data.config import DataConfig
 from t5g2.data.pipeline import Pipeline
 from t5g2.data.preview import show_row
 from t5g2.train.experiment import Experiment
@@ -47,3 +54,38 @@ def padding(summary: Mapping[str, float], *, encoder: bool) -> str:
     """The shares of padding in words; of a decoder-only model the decoder's alone."""
     decoder = f"{summary['decoder_padding']:.1%} of the decoder's slots"
     return f"{summary['encoder_padding']:.1%} of the encoder's slots, {decoder}" if encoder else decoder
+
+
+def tokenize(
+    config: DataConfig, out: str | PathLike, *, names: Sequence[str] = (), shards: int = 16, workers: int = 1
+) -> None:
+    """Writes the tokens of sources, a folder each, and says what to set so that a run reads them.
+
+    Args:
+      config: its sources and its tokenizer count.
+      out: the folder of the folders.
+      names: of sources; none = all that are texts.
+      shards: files of each source.
+      workers: processes.
+
+    Raises:
+      UserError: no such source; a text is missing or malformed; a folder holds other tokens.
+    """
+    logs.setup()
+    for name in names:
+        if name not in config.names:
+            raise unknown("source", name, config.names)
+    for number, (name, source) in enumerate(zip(config.names, config.sources, strict=True)):
+        if (names and name not in names) or isinstance(source.text, token_shards.Tokens):
+            continue
+        opened = source.text.open(on_bad_record=config.on_bad_record)
+        described = settings.dump(source.text, tables=(sources.BY_NAME,))
+        job = token_shards.Job(opened, config.tokenizer, described, min(shards, len(opened)))
+        begun = time.perf_counter()
+        said = token_shards.write(job, Path(out) / name, workers=workers)
+        seconds = time.perf_counter() - begun
+        setting = json.dumps({"kind": "tokens", "path": str(Path(out) / name)})
+        print(
+            f"{name}: {said['documents']:,} documents, {said['tokens']:,} tokens in {len(said['shards'])} shards, "
+            f"{seconds:.0f} s\n  --config.data.sources.{number}.text='{setting}'"
+        )

@@ -12,22 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
+from t5g2.data.documents import Documents
 from t5g2.data.sources import SHORTEST_TOKENS, Jsonl, Pieces, PythonText, TextFiles, describe, open_pieces
 from t5g2.data.tokenizer import Bytes
 
 
-class Documents(list):
+class InMemory(Documents):
     """Texts in memory, as a source opens them."""
 
-    fingerprint, skipped = "", 0
+    fingerprint, skipped, characters = "", 0, 0
 
-    @property
-    def characters(self):
-        return sum(map(len, self))
+    def __init__(self, texts):
+        self._texts = list(texts)
+
+    def __len__(self):
+        return len(self._texts)
+
+    def __getitem__(self, index):
+        return self._texts[index]
 
 
 def pieces_of(*lengths: int, piece: int) -> list[int]:
-    pieces = Pieces(Documents("x" * n for n in lengths), Bytes(), piece)
+    pieces = Pieces(InMemory("x" * n for n in lengths), Bytes(), piece)
     return [len(pieces[i]) for i in range(len(pieces))]
 
 
@@ -42,7 +48,7 @@ def test_the_drawn_pieces():
 @given(st.lists(st.text(max_size=120), max_size=8), st.integers(2 * SHORTEST_TOKENS, 64))
 def test_every_token_is_in_one_piece(texts, piece):
     tokenizer = Bytes()
-    pieces = Pieces(Documents(texts), tokenizer, piece)
+    pieces = Pieces(InMemory(texts), tokenizer, piece)
     long_enough = [tokenizer.encode(t) for t in texts if tokenizer.count(t) >= SHORTEST_TOKENS]
     assert pieces.dropped == len(texts) - len(long_enough)
     assert pieces.tokens == sum(map(len, long_enough))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,31 @@ def test_every_way_to_adapt_in_a_run(corpus, tmp_path, capsys, monkeypatch):
     page = (tmp_path / "adapted" / "report" / "index.html").read_text()
     assert "encoder:layers.attention.k" in page
     assert "cut in depth" in page
+
+
+@pytest.mark.long
+def test_a_run_goes_on_with_tokens_made_ahead(corpus, tmp_path, capsys, monkeypatch):
+    """The same command again makes nothing; a run that began with the text ends in the same bits with its tokens."""
+    monkeypatch.chdir(tmp_path)
+
+    def t5g2(name: str, *flags: str) -> str:
+        assert cli.main([name, f"--config={CONFIG}:source@{corpus}", *flags]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    said = t5g2("tokenize", "--out=tokens", "--shards=3")
+    assert "0: 12 documents, " in said
+    before = files(tmp_path / "tokens")
+    t5g2("tokenize", "--out=tokens", "--shards=3")
+    assert files(tmp_path / "tokens") == before
+    setting = said.split("--config.data.sources.0.text=")[1].strip().strip("'")
+    tokens = f"--config.data.sources.0.text={setting}"
+    t5g2("train", "--workdir=text", "--config.train.steps=8")
+    t5g2("train", "--workdir=tokens_only", "--config.train.steps=8", tokens)
+    half = ["--workdir=both", "--config.train.steps=8"]
+    t5g2("train", "--workdir=both", "--config.train.steps=4", "--config.optim.schedule.warmup_steps=3")
+    assert cli.main(["train", f"--config={CONFIG}:source@{corpus}", *half, tokens]) == 2
+    assert "--allow_change=" in capsys.readouterr().err
+    assert cli.main(["tokenize", f"--config={CONFIG}:source@{corpus}", "--out=t", "--sources=web"]) == 2
+    assert "unknown source 'web'" in capsys.readouterr().err
+    model = "model-00001-of-00001.safetensors"
+    assert files(tmp_path / "text" / "model")[Path(model)] == files(tmp_path / "tokens_only" / "model")[Path(model)]

@@ -1,0 +1,43 @@
+"""Documents: what every source of text gives."""
+
+import abc
+from typing import Literal
+
+import numpy as np
+
+from t5g2.data.vocabulary import Tokenizer
+
+OnBadRecord = Literal["stop", "skip"]
+
+
+class Documents(abc.ABC):
+    """Texts in a fixed order. A pickle of them is small, and reads the files again where it is opened."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """16 hex digits of the texts and their order."""
+
+    @property
+    @abc.abstractmethod
+    def characters(self) -> int:
+        """Of all texts."""
+
+    @property
+    @abc.abstractmethod
+    def skipped(self) -> int:
+        """Records that could not be read and were left out."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> str: ...
+
+    def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
+        """int64[documents]: how many tokens each has; reads all of them."""
+        return np.array([tokenizer.count(self[i]) for i in range(len(self))], np.int64)
+
+    def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
+        """int32[tokens] of a document."""
+        return tokenizer.encode(self[index])

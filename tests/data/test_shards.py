@@ -1,0 +1,184 @@
+"""Shards of tokens are the text over again: the same batches, whoever made them, however often it was interrupted."""
+
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from t5g2.core.errors import UserError
+from t5g2.data import shards
+from t5g2.data.shards import Job, Tokens
+from t5g2.data.sources import open_pieces
+from t5g2.data.tokenizer import Bytes
+from tests.data import corpus
+
+TOKENIZER = Bytes()
+
+
+def job(text, count=3, tokenizer=TOKENIZER):
+    return Job(text.open(), tokenizer, {"kind": "text", "path": "made here"}, count)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def text(tmp_path):
+    return corpus.write_texts(tmp_path / "text", "many", 23)
+
+
+def test_batches_from_shards_are_those_from_the_text(tmp_path):
+    """Bit for bit, resumed from the one to the other too: positions and fingerprints are the text's."""
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    sources = []
+    for source in config.sources:
+        shards.write(job(source.text), tmp_path / source.name)
+        sources.append(dataclasses.replace(source, text=Tokens(str(tmp_path / source.name))))
+    ready = dataclasses.replace(config, sources=tuple(sources))
+    whole, end = corpus.batches(config, count=8)
+    from_shards, ready_end = corpus.batches(ready, count=8)
+    corpus.assert_same(whole, from_shards)
+    assert end == ready_end
+    _, half = corpus.batches(config, count=3)
+    corpus.assert_same(whole[3:], corpus.batches(ready, count=5, positions=half)[0])
+    corpus.assert_same(whole, corpus.batches(dataclasses.replace(ready, workers=2), count=8)[0])
+    for a, b in zip(config.sources, ready.sources, strict=True):
+        pieces = [open_pieces(of.text, TOKENIZER, piece_tokens=40, on_bad_record="stop") for of in (a, b)]
+        assert pieces[0].documents.fingerprint == pieces[1].documents.fingerprint
+        assert pieces[0].documents.characters == pieces[1].documents.characters
+
+
+def test_every_document_is_there_once(tmp_path, text):
+    """In order, whatever the number of shards; the tokens too many for two bytes in four."""
+    for count, tokenizer in ((1, TOKENIZER), (4, TOKENIZER), (23, Bytes(sentinels=70_000))):
+        folder = tmp_path / f"out{count}"
+        said = shards.write(job(text, count, tokenizer), folder)
+        made, given = Tokens(str(folder)).open(), text.open()
+        assert len(made) == len(given) == 23
+        assert said["dtype"] == ("<u2" if tokenizer is TOKENIZER else "<i4")
+        for i in range(23):
+            found = made.tokens(i, tokenizer)
+            assert found.dtype == np.int32
+            np.testing.assert_array_equal(found, tokenizer.encode(given[i]))
+        np.testing.assert_array_equal(made.token_lengths(tokenizer), given.token_lengths(tokenizer))
+        assert said["tokens"] == given.token_lengths(tokenizer).sum()
+        again = pickle.loads(pickle.dumps(made))
+        np.testing.assert_array_equal(again.tokens(7, tokenizer), made.tokens(7, tokenizer))
+
+
+def test_one_process_or_two_write_the_same_bytes(tmp_path, text):
+    shards.write(job(text, 5), tmp_path / "one")
+    shards.write(job(text, 5), tmp_path / "two", workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_interrupted_it_goes_on_and_makes_nothing_twice(tmp_path, text, monkeypatch):
+    whole, folder, made = tmp_path / "whole", tmp_path / "out", []
+    shards.write(job(text), whole)
+    make = shards._make
+
+    def interrupted(job, folder, shard):
+        if shard == 1 and made == [0]:
+            (folder / ".tokens-00001-of-00003.array_record.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+        made.append(shard)
+        make(job, folder, shard)
+
+    monkeypatch.setattr(shards, "_make", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shards.write(job(text), folder)
+    with pytest.raises(UserError, match="out is not finished: run the same `t5g2 tokenize` again"):
+        Tokens(str(folder)).open()
+    made.append("again")
+    shards.write(job(text), folder)
+    assert made == [0, "again", 1, 2]
+    assert files(folder) == files(whole)
+
+
+def test_a_second_run_makes_what_is_missing_alone(tmp_path, text, monkeypatch):
+    folder = tmp_path / "out"
+    shards.write(job(text), folder)
+    whole = files(folder)
+    (folder / "tokens-00001-of-00003.array_record").unlink()
+    made = []
+    make = shards._make
+    monkeypatch.setattr(shards, "_make", lambda job, folder, shard: (made.append(shard), make(job, folder, shard)))
+    shards.write(job(text), folder)
+    assert made == [1]
+    assert files(folder) == whole
+    shards.write(job(text), folder)
+    assert made == [1]
+
+
+def test_a_folder_that_holds_something_else(tmp_path, text):
+    folder = tmp_path / "out"
+    shards.write(job(text), folder)
+    with pytest.raises(UserError, match=r"out holds tokens that were made otherwise \(shards differ\); give another"):
+        shards.write(job(text, 4), folder)
+    with pytest.raises(UserError, match=r"made otherwise \(tokenizer, tokenizer_fingerprint differ\)"):
+        shards.write(job(text, tokenizer=Bytes(sentinels=3)), folder)
+    other = corpus.write_texts(tmp_path / "other", "few", 5)
+    with pytest.raises(UserError, match=r"made otherwise \(.*text_fingerprint differ\)"):
+        shards.write(job(other), folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match=r"mine holds thesis\.txt; tokens are written to a folder of their own"):
+        shards.write(job(text), tmp_path / "mine")
+    for count, workers in ((0, 1), (24, 1), (3, 0)):
+        with pytest.raises(UserError, match="and shards at most one a document"):
+            shards.write(job(text, count), tmp_path / "none", workers=workers)
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_tokenizer_is_refused(tmp_path, text):
+    shards.write(job(text), tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"out was made with another tokenizer, .*'sentinels': 100.* has .*'sentinels': 3"
+    ):
+        open_pieces(Tokens(str(tmp_path / "out")), Bytes(sentinels=3), piece_tokens=40, on_bad_record="stop")
+
+
+def test_damage_is_told(tmp_path):
+    """A shard cut off is found when it is opened; a flipped bit where it is read."""
+    text = corpus.write_texts(tmp_path / "text", "long", 400)
+    folder = tmp_path / "out"
+    shards.write(job(text, 2), folder)
+    shard = folder / "tokens-00001-of-00002.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"00001-of-00002.array_record has \d+ bytes and 200 documents and was written"):
+        Tokens(str(folder)).open()
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    documents = Tokens(str(folder)).open()
+    with pytest.raises(UserError, match=r"00001-of-00002.array_record.* (is damaged at record|has \d+ tokens)"):
+        [documents.tokens(i, TOKENIZER) for i in range(200, 400)]
+    shard.unlink()
+    with pytest.raises(UserError, match=r"00001-of-00002.array_record is missing; run the same `t5g2 tokenize` again"):
+        Tokens(str(folder)).open()
+    shards.write(job(text, 2), folder)
+    assert shard.read_bytes() == whole
+
+
+def test_there_is_no_text_any_more(tmp_path, text):
+    shards.write(job(text), tmp_path / "out")
+    with pytest.raises(UserError, match="holds tokens, whose text is not kept"):
+        Tokens(str(tmp_path / "out")).open()[0]
+    with pytest.raises(UserError, match=r"nowhere has no tokens\.json; give a folder that `t5g2 tokenize` has written"):
+        Tokens(str(tmp_path / "nowhere")).open()
+
+
+def test_reading_shards_loads_neither_jax_nor_tensorflow(tmp_path, text):
+    shards.write(job(text), tmp_path / "out")
+    code = (
+        "import sys; from t5g2.data.shards import Tokens; from t5g2.data.tokenizer import Bytes;"
+        f"d = Tokens({str(tmp_path / 'out')!r}).open(); d.tokens(3, Bytes());"
+        "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert json.loads((tmp_path / "out" / "tokens.json").read_text())["documents"] == 23
