@@ -19,7 +19,7 @@ class Objective(abc.ABC):
     @property
     @abc.abstractmethod
     def weights(self) -> tuple[float, ...]:
-        """The share of the examples that each denoiser makes; the shares sum to 1."""
+        """The share of each denoiser, of the examples or of their targets; the shares sum to 1."""
 
     @property
     def uses_blocks(self) -> bool:
@@ -33,6 +33,13 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def sentinels_needed(self, tokens: int) -> int:
         """The most different sentinels that a piece of up to `tokens` tokens can take."""
+
+    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:  # noqa: B027
+        """Does nothing if the tokenizer has what this objective takes, sentinels apart.
+
+        Raises:
+          UserError: it lacks a token.
+        """
 
     @abc.abstractmethod
     def only(self, denoiser: str) -> "Objective":

@@ -33,10 +33,24 @@ class Specials:
         if count > self.sentinels:
             raise UserError(
                 f"an example needs {count} sentinels and the tokenizer has {self.sentinels}; give the tokenizer more "
-                f"sentinels, or the objective shorter pieces, longer spans or a lower rate"
+                f"sentinels, or the objective shorter pieces, longer spans, a lower rate, or one of sentinels = "
+                f'"cyclic" and "mask"'
             )
         return np.arange(self.first_sentinel, self.first_sentinel + count, dtype=np.int32)
 
+    def cyclic_sentinel_ids(self, count: int) -> np.ndarray:
+        """int32[count]: the ids of <sentinel_0>, <sentinel_1>, … and after the last from <sentinel_0> on again.
+
+        With first_sentinel = 90, sentinels = 2, count = 5: [90 91 90 91 90].
+
+        Raises:
+          UserError: there are none.
+        """
+        if count and not self.sentinels:
+            raise UserError(f"an example needs sentinels for {count} spans and the tokenizer has none; give it some")
+        return np.arange(count, dtype=np.int32) % np.int32(max(self.sentinels, 1)) + np.int32(self.first_sentinel)
+
     def is_sentinel(self, tokens: np.ndarray) -> np.ndarray:
-        """bool, of the shape of `tokens`: True where a token is a sentinel."""
-        return (tokens >= self.first_sentinel) & (tokens < self.first_sentinel + self.sentinels)
+        """bool, of the shape of `tokens`: True where a token stands for a span: a sentinel, or the mask token."""
+        sentinel = (tokens >= self.first_sentinel) & (tokens < self.first_sentinel + self.sentinels)
+        return sentinel | (tokens == self.mask) if self.mask >= 0 else sentinel

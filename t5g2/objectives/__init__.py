@@ -1,9 +1,29 @@
 """Objectives: what a model is asked about a piece of text. NumPy only."""
 
 from t5g2.objectives.causal import Causal
+from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
-from t5g2.objectives.ul2 import T5GEMMA2, UL2, Denoiser
+from t5g2.objectives.ul2 import UL2, SpanCorruption, UL2Original
 
-__all__ = ["BY_NAME", "T5GEMMA2", "UL2", "Causal", "Denoiser", "PrefixLM", "PrefixLMDecoder"]
+__all__ = [
+    "BY_NAME",
+    "T5",
+    "T5GEMMA2",
+    "UL2",
+    "UL2_ORIGINAL",
+    "Causal",
+    "Denoiser",
+    "PrefixLM",
+    "PrefixLMDecoder",
+    "SpanCorruption",
+    "UL2Original",
+]
 
-BY_NAME = {"causal": Causal, "prefix_lm": PrefixLM, "prefix_lm_decoder": PrefixLMDecoder, "ul2": UL2}
+BY_NAME = {
+    "causal": Causal,
+    "prefix_lm": PrefixLM,
+    "prefix_lm_decoder": PrefixLMDecoder,
+    "span_corruption": SpanCorruption,
+    "ul2": UL2,
+    "ul2_original": UL2Original,
+}

@@ -1,7 +1,11 @@
 """UL2: a mixture of denoisers, some that fill in corrupted spans, one that continues a prefix."""
 
 import dataclasses
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 
@@ -9,69 +13,9 @@ from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
 from t5g2.core.specials import Specials
+from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.shift import teacher_forced
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """One way to corrupt a text.
-
-    Of L tokens, round(L * rate) are taken away (at least 1, never all): in round(taken / mean_span) spans at random
-    places, or, without a mean span, as the one span at the end (UL2's S-denoiser, a prefix language model).
-
-    Attributes:
-      name: unique in its mixture; losses are reported by it.
-      rate: share of the tokens that are taken away, between 0 and 1.
-      mean_span: mean length of a span in tokens, at least 1; None = one span, the end of the text, and no sentinel.
-      weight: how often this denoiser is drawn, relative to the others.
-    """
-
-    name: str
-    rate: float
-    mean_span: float | None = None
-    weight: float = 1.0
-
-    def __post_init__(self):
-        if not 0.0 < self.rate < 1.0:
-            raise UserError(
-                f"denoiser {self.name!r} has rate {self.rate}; it is a share of the tokens, between 0 and 1"
-            )
-        if self.mean_span is not None and self.mean_span < 1.0:
-            raise UserError(f"denoiser {self.name!r} has mean_span {self.mean_span}; a span has at least 1 token")
-        if self.weight <= 0.0:
-            raise UserError(f"denoiser {self.name!r} has weight {self.weight}; leave it out, or give it more than 0")
-
-    def noise_tokens(self, tokens: int) -> int:
-        """How many of the tokens are taken away."""
-        return min(max(round(tokens * self.rate), 1), tokens - 1)
-
-    def spans(self, tokens: int) -> int:
-        """How many spans they are taken in; spans are kept apart by at least one token."""
-        if self.mean_span is None:
-            return 1
-        noise = self.noise_tokens(tokens)
-        return min(max(round(noise / self.mean_span), 1), tokens - noise)
-
-    def sentinels(self, tokens: int) -> int:
-        """How many sentinels stand for them."""
-        return 0 if self.mean_span is None else self.spans(tokens)
-
-    def lengths(self, tokens: int) -> tuple[int, int]:
-        """Length of what is kept and of what is asked for, sentinels included, EOS not."""
-        noise, sentinels = self.noise_tokens(tokens), self.sentinels(tokens)
-        return tokens - noise + sentinels, noise + sentinels
-
-
-# T5Gemma 2, arXiv 2512.14856, section 3.1: five tasks (mean span, rate), drawn 1:1:1:1:4. That the fifth, one span of
-# 3/4 of the text, is the end of the text follows UL2's S-denoiser (arXiv 2205.05131); the paper does not say it, nor
-# whether the ratio counts examples (here) or tokens.
-T5GEMMA2 = (
-    Denoiser("mu3_r15", rate=0.15, mean_span=3.0),
-    Denoiser("mu12_r50", rate=0.5, mean_span=12.0),
-    Denoiser("mu32_r15", rate=0.15, mean_span=32.0),
-    Denoiser("mu32_r50", rate=0.5, mean_span=32.0),
-    Denoiser("suffix_r75", rate=0.75, weight=4.0),
-)
+from t5g2.objectives.spans import corrupt, random_parts, sentinel_places
 
 
 @dataclass(frozen=True)
@@ -91,26 +35,54 @@ class UL2(Objective):
         decoder_tokens  [ 2 13 14 15 16 17 18]
         targets         [13 14 15 16 17 18  1]
 
-    Spans are drawn as in T5 (google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py,
+    The same spans with sentinels="mask", mask = 4, encoder_eos=True, and mode_tokens of two pieces, 50 and 51:
+
+        encoder_tokens  [50 51 11 12  4 15 16 17  4  1]
+        targets         [ 4 13 14  4 18 19 20  1]
+
+    Spans are drawn as in T5 (google-research/text-to-text-transfer-transformer @ 0068fa7, t5/data/preprocessors.py,
     random_spans_noise_mask): both the kept and the removed tokens are cut into as many parts, every cut being equally
     likely, and the parts alternate, a kept one first. So a text begins with a kept token and ends with a removed one.
+    Known deviation: spans are never more than the kept tokens, where T5's mask has fewer spans than it meant.
     Neither paper says which tokens stand for spans, whether there are mode tokens (here: none) or an EOS.
 
     Attributes:
       tasks: the mixture.
       loss_on_sentinels: whether a sentinel among the targets counts.
       eos: the targets end in EOS; it counts.
+      encoder_eos: the encoder's input ends in EOS, as T5's does.
+      sentinels: what stands for spans. "distinct" = <sentinel_0>, <sentinel_1>, …, each at most once; "cyclic" = the
+        same, and from <sentinel_0> on again after the tokenizer's last; "mask" = one token, mask, for every span.
+      mode_tokens: (mode, id), for each mode the id that its denoisers' encoder inputs begin with, or, for a mode that
+        is spelt in several pieces, several pairs in their order. () = no mode tokens, whatever the denoisers say.
+      mixing: what the weights are shares of: "examples", or "tokens", the targets that count: then a denoiser is drawn
+        for a piece with probability proportional to weight / counted targets of this piece on average, so that the
+        shares hold over any mixture of lengths.
     """
 
     tasks: tuple[Denoiser, ...] = T5GEMMA2
     loss_on_sentinels: bool = True
     eos: bool = True
+    encoder_eos: bool = False
+    sentinels: Literal["distinct", "cyclic", "mask"] = "distinct"
+    mode_tokens: tuple[tuple[str, int], ...] = ()
+    mixing: Literal["examples", "tokens"] = "examples"
 
     def __post_init__(self):
         if not self.tasks:
             raise UserError("tasks is empty; a mixture has at least one denoiser")
         if len(set(self.denoisers)) < len(self.tasks):
             raise UserError(f"two denoisers have one name: {', '.join(self.denoisers)}; names are unique in a mixture")
+        modes = {task.mode for task in self.tasks if task.mode}
+        for mode, _ in self.mode_tokens:
+            if mode not in modes:
+                raise unknown("mode in mode_tokens", mode, modes)
+        lacking = sorted(modes - {mode for mode, _ in self.mode_tokens})
+        if self.mode_tokens and lacking:
+            raise UserError(
+                f"mode_tokens has no {', '.join(lacking)}, which denoisers of the mixture begin with; give every mode "
+                f"an id, or none: mode_tokens = ()"
+            )
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -119,76 +91,111 @@ class UL2(Objective):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The share of each task."""
+        """The share of each task: of the examples, or of the targets that count."""
         total = sum(task.weight for task in self.tasks)
         return tuple(task.weight / total for task in self.tasks)
 
+    def chances(self, tokens: int) -> tuple[float, ...]:
+        """How probably each task is drawn for a piece of `tokens` tokens; they sum to 1."""
+        if self.mixing == "examples":
+            return self.weights
+        rates = [
+            weight / self._mean_counted(task, tokens) for weight, task in zip(self.weights, self.tasks, strict=True)
+        ]
+        total = sum(rates)
+        return tuple(rate / total for rate in rates)
+
+    def _mean_counted(self, task: Denoiser, tokens: int) -> float:
+        sentinels = task.sentinels(tokens) if self.loss_on_sentinels else 0
+        return task.mean_noise_tokens(tokens) + sentinels + self.eos
+
     def lengths(self, tokens: int) -> tuple[int, int]:
         """The longest encoder and decoder sequences over the tasks."""
-        encoder, decoder = zip(*(task.lengths(tokens) for task in self.tasks), strict=True)
-        return max(encoder), max(decoder) + self.eos
+        lengths = [task.lengths(tokens) for task in self.tasks]
+        encoder = max(kept + len(self._mode_ids(task)) for (kept, _), task in zip(lengths, self.tasks, strict=True))
+        return encoder + self.encoder_eos, max(asked for _, asked in lengths) + self.eos
 
     def sentinels_needed(self, tokens: int) -> int:
-        """The most sentinels that a task takes."""
-        return max(task.sentinels(tokens) for task in self.tasks)
+        """The most sentinels that a task takes; any number of them will do if they are used again and again."""
+        most = max(task.sentinels(tokens) for task in self.tasks)
+        return {"distinct": most, "cyclic": min(most, 1), "mask": 0}[self.sentinels]
+
+    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:
+        """Raises UserError if there is no mask token for spans, or if a mode token is no id or stands for spans."""
+        if any(not task.is_prefix for task in self.tasks):
+            self._sentinel_ids(0, specials)
+        for mode, token in self.mode_tokens:
+            if not 0 <= token < vocab_size or specials.is_sentinel(np.array(token)):
+                raise UserError(
+                    f"mode_tokens has {token} for mode {mode!r}; take an id from 0 to {vocab_size - 1} that stands for "
+                    f"no span, as the sentinels from {specials.first_sentinel} on do"
+                )
 
     def only(self, denoiser: str) -> "UL2":
         """The mixture of this one task."""
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
-        return dataclasses.replace(self, tasks=(self.tasks[self.denoisers.index(denoiser)],))
+        task = self.tasks[self.denoisers.index(denoiser)]
+        mode_tokens = tuple((mode, token) for mode, token in self.mode_tokens if mode == task.mode)
+        return dataclasses.replace(self, tasks=(task,), mode_tokens=mode_tokens)
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens, L >= 2."""
-        index = int(np.searchsorted(np.cumsum(self.weights)[:-1], rng.random(), side="right"))
-        task, length = self.tasks[index], len(tokens)
-        noise = task.noise_tokens(length)
-        if task.mean_span is None:
-            kept, taken = tokens[: length - noise], tokens[length - noise :]
-            return teacher_forced(kept, taken, specials=specials, eos=self.eos, denoiser=index)
-        spans = task.spans(length)
-        kept_lengths = random_parts(length - noise, spans, rng)
-        noise_lengths = random_parts(noise, spans, rng)
-        encoder_tokens, targets = corrupt(tokens, kept_lengths, noise_lengths, specials.sentinel_ids(spans))
+        length = len(tokens)
+        index = bisect_right(list(accumulate(self.chances(length)))[:-1], rng.random())
+        task = self.tasks[index]
+        noise = task.draw_noise_tokens(length, rng)
+        silent: np.ndarray | Sequence[int] = ()
+        if task.is_prefix:
+            encoder_tokens, targets = tokens[: length - noise], tokens[length - noise :]
+        else:
+            spans = task.spans(length)
+            kept_lengths = random_parts(length - noise, spans, rng)
+            noise_lengths = random_parts(noise, spans, rng)
+            encoder_tokens, targets = corrupt(tokens, kept_lengths, noise_lengths, self._sentinel_ids(spans, specials))
+            silent = () if self.loss_on_sentinels else sentinel_places(noise_lengths)
+        before, after = self._mode_ids(task), [specials.eos] * self.encoder_eos
+        if before or after:
+            encoder_tokens = np.concatenate([before, encoder_tokens, after], dtype=np.int32, casting="unsafe")
         example = teacher_forced(encoder_tokens, targets, specials=specials, eos=self.eos, denoiser=index)
-        if not self.loss_on_sentinels:
-            example.weights[np.cumsum(noise_lengths + 1) - (noise_lengths + 1)] = 0.0
+        if len(silent):
+            example.weights[silent] = 0.0
         return example
 
+    def _mode_ids(self, task: Denoiser) -> list[int]:
+        return [token for mode, token in self.mode_tokens if mode == task.mode]
 
-def random_parts(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """int64[parts]: lengths >= 1 that sum to `items`, every such composition equally likely.
+    def _sentinel_ids(self, spans: int, specials: Specials) -> np.ndarray:
+        """int32[spans]: what stands for each."""
+        if self.sentinels == "distinct":
+            return specials.sentinel_ids(spans)
+        if self.sentinels == "cyclic":
+            return specials.cyclic_sentinel_ids(spans)
+        if specials.mask < 0:
+            raise UserError(
+                'sentinels = "mask", and the tokenizer has no mask token; say which id it is: tokenizer.ids = '
+                '[["mask", 4]], or take sentinels = "cyclic"'
+            )
+        return np.full(spans, specials.mask, np.int32)
 
-    With items = 7, parts = 3 and cuts after items 2 and 3: [2 1 4].
+
+@dataclass(frozen=True)
+class SpanCorruption(UL2):
+    """T5's objective (arXiv 1910.10683, section 3.1.4): a UL2 of one task, by default of rate 0.15 and mean span 3.
+
+    The arrays are UL2's. T5's encoder inputs end in EOS (encoder_eos=True), and so do its targets.
     """
-    cuts = np.sort(rng.choice(items - 1, parts - 1, replace=False, shuffle=False)) + 1
-    edges = np.concatenate(([0], cuts, [items]))
-    return edges[1:] - edges[:-1]
+
+    tasks: tuple[Denoiser, ...] = T5
 
 
-def corrupt(
-    tokens: np.ndarray, kept_lengths: np.ndarray, noise_lengths: np.ndarray, sentinels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the encoder reads and what the decoder is asked for, without EOS.
+@dataclass(frozen=True)
+class UL2Original(UL2):
+    """UL2 as Tay et al. had it (arXiv 2205.05131): seven denoisers in the modes NLU, S2S and NLG.
 
-    With tokens [11 … 20], kept_lengths [2 3], noise_lengths [2 3], sentinels [90 91]:
-
-        [11 12 90 15 16 17 91]   [90 13 14 91 18 19 20]
+    The mode tokens are spelt "[NLU]", "[S2S]", "[NLG]" in its own vocabulary. They are no tokens of Gemma's, so the
+    default is none; to have them, give ids that nothing else uses, or those of the pieces of that spelling:
+    mode_tokens = (("NLU", 6), ("S2S", 7), ("NLG", 8)) are <unused0> to <unused2> of Gemma 3 and T5Gemma 2.
     """
-    part_lengths = np.stack([kept_lengths, noise_lengths], axis=1).ravel()
-    noise = np.repeat(np.arange(len(part_lengths)) % 2 == 1, part_lengths)
-    return _with_sentinels(tokens[~noise], kept_lengths, sentinels, after=True), _with_sentinels(
-        tokens[noise], noise_lengths, sentinels, after=False
-    )
 
-
-def _with_sentinels(tokens: np.ndarray, lengths: np.ndarray, sentinels: np.ndarray, *, after: bool) -> np.ndarray:
-    """The parts of `tokens`, each with its sentinel after or before it."""
-    ends = np.cumsum(lengths + 1)
-    places = ends - 1 if after else ends - (lengths + 1)
-    out = np.empty(len(tokens) + len(sentinels), np.int32)
-    is_token = np.ones(len(out), bool)
-    is_token[places] = False
-    out[places] = sentinels
-    out[is_token] = tokens
-    return out
+    tasks: tuple[Denoiser, ...] = UL2_ORIGINAL

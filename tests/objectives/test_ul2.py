@@ -11,7 +11,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.specials import Specials
 from t5g2.objectives import T5GEMMA2, UL2, Denoiser
 from t5g2.objectives.shift import teacher_forced
-from t5g2.objectives.ul2 import corrupt, random_parts
+from t5g2.objectives.spans import corrupt, random_parts
 from tests.objectives.arrays import SPECIALS, assert_example, repeatable
 
 TOKENS = np.arange(11, 21, dtype=np.int32)

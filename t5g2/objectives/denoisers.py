@@ -1,0 +1,121 @@
+"""Denoisers: the ways to corrupt a text, and the mixtures that the papers used."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from t5g2.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """One way to corrupt a text.
+
+    Of L tokens, round(L * rate) are taken away (at least 1, never all):
+
+      mean_span  in round(taken / mean_span) spans at random places
+      count      in so many spans at random places; one span is the end of the text, behind a sentinel
+      neither    as the end of the text, without a sentinel: a prefix language model (UL2's S-denoiser)
+
+    Attributes:
+      name: unique in its mixture; losses are reported by it.
+      rate: share of the tokens that are taken away, between 0 and 1. "uniform", of a prefix language model: every
+        split is equally likely, as T5's random_prefix_noise_mask has it.
+      mean_span: mean length of a span in tokens, at least 1.
+      weight: how often this denoiser is drawn, relative to the others.
+      mode: which of the mixture's mode tokens its inputs begin with; "" = none.
+      count: how many spans, at least 1; a text that is too short for them has fewer.
+    """
+
+    name: str
+    rate: float | Literal["uniform"]
+    mean_span: float | None = None
+    weight: float = 1.0
+    mode: str = ""
+    count: int | None = None
+
+    def __post_init__(self):
+        named = f"denoiser {self.name!r} has"
+        if self.rate != "uniform" and not 0.0 < self.rate < 1.0:
+            raise UserError(f"{named} rate {self.rate}; it is a share of the tokens, between 0 and 1")
+        if self.mean_span is not None and self.mean_span < 1.0:
+            raise UserError(f"{named} mean_span {self.mean_span}; a span has at least 1 token")
+        if self.count is not None and self.count < 1:
+            raise UserError(f"{named} count {self.count}; there is at least 1 span")
+        if self.mean_span is not None and self.count is not None:
+            raise UserError(f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other")
+        if self.rate == "uniform" and not self.is_prefix:
+            raise UserError(
+                f'{named} rate "uniform" and spans; give a number, or leave mean_span and count out: only a prefix '
+                f"language model draws its split"
+            )
+        if self.weight <= 0.0:
+            raise UserError(f"{named} weight {self.weight}; leave it out, or give it more than 0")
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether it takes the end of the text away and puts no sentinel there."""
+        return self.mean_span is None and self.count is None
+
+    def noise_tokens(self, tokens: int) -> int:
+        """How many of the tokens are taken away, at most."""
+        if self.rate == "uniform":
+            return tokens - 1
+        return min(max(round(tokens * self.rate), 1), tokens - 1)
+
+    def mean_noise_tokens(self, tokens: int) -> float:
+        """How many of the tokens are taken away, on average over the draws."""
+        return tokens / 2 if self.rate == "uniform" else self.noise_tokens(tokens)
+
+    def draw_noise_tokens(self, tokens: int, rng: np.random.Generator) -> int:
+        """How many of the tokens are taken away this time; only "uniform" draws anything."""
+        return int(rng.integers(1, tokens)) if self.rate == "uniform" else self.noise_tokens(tokens)
+
+    def spans(self, tokens: int) -> int:
+        """How many spans they are taken in; spans are kept apart by at least one token."""
+        if self.is_prefix:
+            return 1
+        noise = self.noise_tokens(tokens)
+        count = self.count if self.mean_span is None else round(noise / self.mean_span)
+        return min(max(count or 0, 1), noise, tokens - noise)
+
+    def sentinels(self, tokens: int) -> int:
+        """How many sentinels stand for them."""
+        return 0 if self.is_prefix else self.spans(tokens)
+
+    def lengths(self, tokens: int) -> tuple[int, int]:
+        """The most that is kept and that is asked for, sentinels included, EOS not."""
+        if self.rate == "uniform":
+            return tokens - 1, tokens - 1
+        noise, sentinels = self.noise_tokens(tokens), self.sentinels(tokens)
+        return tokens - noise + sentinels, noise + sentinels
+
+
+# T5, arXiv 1910.10683, section 3.3.4: 15 % of the tokens in spans of 3 on average.
+T5 = (Denoiser("span_corruption", rate=0.15, mean_span=3.0),)
+
+# T5Gemma 2, arXiv 2512.14856, section 3.1: five tasks (mean span, rate), drawn 1:1:1:1:4. That the fifth, one span of
+# 3/4 of the text, is the end of the text follows UL2's S-denoiser (arXiv 2205.05131); the paper does not say it, nor
+# whether the ratio counts examples (here) or tokens.
+T5GEMMA2 = (
+    Denoiser("mu3_r15", rate=0.15, mean_span=3.0),
+    Denoiser("mu12_r50", rate=0.5, mean_span=12.0),
+    Denoiser("mu32_r15", rate=0.15, mean_span=32.0),
+    Denoiser("mu32_r50", rate=0.5, mean_span=32.0),
+    Denoiser("suffix_r75", rate=0.75, weight=4.0),
+)
+
+# UL2, arXiv 2205.05131, table 1, as two public implementations restate it (theblackcat102/unify-learning-paradigms,
+# Finnish-NLP): R- and X-denoisers (mean span, rate), and the S-denoiser, one span of 1/4 of the text, whose sentinel
+# the model card's prompts end with (google/ul2). Known deviation: how often each is drawn was not to be found; here
+# they are drawn alike.
+UL2_ORIGINAL = (
+    Denoiser("mu3_r15", rate=0.15, mean_span=3.0, mode="NLU"),
+    Denoiser("mu8_r15", rate=0.15, mean_span=8.0, mode="NLU"),
+    Denoiser("suffix_r25", rate=0.25, count=1, mode="S2S"),
+    Denoiser("mu3_r50", rate=0.5, mean_span=3.0, mode="NLG"),
+    Denoiser("mu8_r50", rate=0.5, mean_span=8.0, mode="NLG"),
+    Denoiser("mu64_r15", rate=0.15, mean_span=64.0, mode="NLG"),
+    Denoiser("mu64_r50", rate=0.5, mean_span=64.0, mode="NLG"),
+)
