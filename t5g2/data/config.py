@@ -123,9 +123,14 @@ class DataConfig:
         if needed > given:
             raise UserError(
                 f"source {name!r}: a piece of piece_tokens = {self.piece_tokens} takes up to {needed} sentinels, and "
-                f"the tokenizer has {given}; give the tokenizer {needed} sentinels, lower piece_tokens, or choose "
-                f"denoisers with longer spans or a lower rate"
+                f"the tokenizer has {given}; give the tokenizer {needed} sentinels, lower piece_tokens, choose "
+                f"denoisers with longer spans or a lower rate, or let spans share them: the objective's sentinels = "
+                f'"cyclic" begins again after the last, "mask" takes one token for every span'
             )
+        try:
+            objective.check_tokenizer(self.tokenizer.specials, self.tokenizer.vocab_size)
+        except UserError as error:
+            raise UserError(f"source {name!r}: {error}") from None
 
     def _longest_piece(self, objective: Objective) -> str:
         for tokens in range(self.piece_tokens, SHORTEST_TOKENS, -1):
