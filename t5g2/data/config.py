@@ -7,7 +7,7 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.sources import SHORTEST_TOKENS, OnBadRecord, Text
+from t5g2.data.sources import MAX_SKIPPED, SHORTEST_TOKENS, OnBadRecord, Text
 from t5g2.data.tokenizer import Tokenizer
 
 
@@ -48,6 +48,7 @@ class DataConfig:
       workers: processes that make rows; 0 = a thread of this process.
       prefetch: batches that are made ahead.
       on_bad_record: "stop" = a record that cannot be read is an error, "skip" = such records are counted and left out.
+      max_skipped: the largest share of a source's records that may be left out so.
     """
 
     sources: tuple[Source, ...]
@@ -62,6 +63,7 @@ class DataConfig:
     workers: int = 0
     prefetch: int = 2
     on_bad_record: OnBadRecord = "stop"
+    max_skipped: float = MAX_SKIPPED
 
     def __post_init__(self):
         if not self.sources:
@@ -69,6 +71,8 @@ class DataConfig:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}; it must be at least {least}")
+        if not 0.0 <= self.max_skipped <= 1.0:
+            raise UserError(f"max_skipped = {self.max_skipped}; it is a share of the records, 0 to 1")
         if self.rows % self.streams and self.streams % self.rows:
             raise UserError(
                 f"rows = {self.rows} and streams = {self.streams}: neither divides the other, so rows cannot be dealt "

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from t5g2.core.errors import UserError
+from t5g2.data import copies
 from t5g2.data.documents import Documents, OnBadRecord
 from t5g2.data.shards import Tokens
 from t5g2.data.tokenizer import Tokenizer
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 # A longer text file is read as several documents of about this size, so that a piece of it is near at hand.
 SPAN_BYTES = 1 << 16
+
+# A share of bad records above this is no accident.
+MAX_SKIPPED = 0.01
 
 # Of the bad records that are skipped, so many are named, and all are counted.
 SHOWN_RECORDS = 10
@@ -80,7 +84,8 @@ class TextFiles:
     """UTF-8 text files, one document each; larger ones are several documents, cut at ends of lines.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/**/*.txt".
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/**/*.txt"; here or at
+        a URL (gs://…, s3://…); plain, or compressed if the name ends in .gz or .zst.
     """
 
     path: str
@@ -99,7 +104,8 @@ class Jsonl:
     """Files with a JSON object a line, one document each.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.jsonl".
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.jsonl"; here or at
+        a URL; plain, or compressed if the name ends in .gz or .zst.
       field: the key of the text.
     """
 
@@ -115,8 +121,30 @@ class Jsonl:
         return _scan(self.path, _line_spans, self.field, on_bad_record)
 
 
-Text = PythonText | TextFiles | Jsonl | Tokens
-BY_NAME = {"python": PythonText, "text": TextFiles, "jsonl": Jsonl, "tokens": Tokens}
+@dataclass(frozen=True)
+class Parquet:
+    """Parquet files, a document a row (pip install 't5g2[parquet]').
+
+    Attributes:
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.parquet".
+      field: the column of the text.
+    """
+
+    path: str
+    field: str = "text"
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """The documents, files in the order of their names.
+
+        Raises:
+          UserError: no file is found, all are empty, one is damaged or has no such column, or a row has no text there
+            (unless such rows are skipped).
+        """
+        return _scan(self.path, _line_spans, self.field, on_bad_record, column=self.field)
+
+
+Text = PythonText | TextFiles | Jsonl | Parquet | Tokens
+BY_NAME = {"python": PythonText, "text": TextFiles, "jsonl": Jsonl, "parquet": Parquet, "tokens": Tokens}
 
 
 class Pieces:
@@ -254,12 +282,13 @@ def _parse(data: bytes, field: str | None) -> str:
     return record[field]
 
 
-def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord) -> _Spans:
+def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord, *, column: str | None = None) -> _Spans:
     """Reads every record once: where it is, whether it is sound, and the fingerprint of all."""
     files = _files(path)
+    readable = tuple(copies.plain(file, column) for file in files)
     spans, digest, characters, skipped = [], hashlib.sha256(), 0, 0
     for number, file in enumerate(files):
-        for place, offset, data in spans_of(file):
+        for place, offset, data in spans_of(readable[number]):
             try:
                 text = _parse(data, field)
             except ValueError as error:
@@ -281,11 +310,13 @@ def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord) ->
             f"{path}: {len(files)} files without text; give files with at least {SHORTEST_TOKENS} tokens of it"
         )
     table = np.array(spans, np.int64).reshape(-1, 3)
-    return _Spans(tuple(files), table, field, _Scanned(digest.hexdigest()[:16], characters, skipped))
+    return _Spans(readable, table, field, _Scanned(digest.hexdigest()[:16], characters, skipped))
 
 
 def _files(path: str) -> list[str]:
-    """The files that a path means, sorted."""
+    """The files that a path or a URL means, sorted."""
+    if copies.is_url(path):
+        return copies.files(path)
     if Path(path).is_file():
         return [path]
     pattern = f"{glob.escape(path)}/**/*" if Path(path).is_dir() else path
@@ -360,13 +391,30 @@ def describe(name: str, pieces: Pieces) -> str:
     return f"{name}: {', '.join(parts)}"
 
 
-def open_pieces(text: Text, tokenizer: Tokenizer, *, piece_tokens: int, on_bad_record: OnBadRecord) -> Pieces:
+def open_pieces(
+    text: Text,
+    tokenizer: Tokenizer,
+    *,
+    piece_tokens: int,
+    on_bad_record: OnBadRecord,
+    max_skipped: float = MAX_SKIPPED,
+) -> Pieces:
     """The pieces of a source of text.
 
+    Args:
+      max_skipped: the largest share of the records that may be skipped.
+
     Raises:
-      UserError: it is missing, empty or malformed, or no document is long enough.
+      UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
     """
-    pieces = Pieces(text.open(on_bad_record=on_bad_record), tokenizer, piece_tokens)
+    documents = text.open(on_bad_record=on_bad_record)
+    records = len(documents) + documents.skipped
+    if documents.skipped > max_skipped * records:
+        raise UserError(
+            f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
+            f"them may be left out; mend them (the first are named above), or raise max_skipped"
+        )
+    pieces = Pieces(documents, tokenizer, piece_tokens)
     if not len(pieces):
         raise UserError(
             f"{text}: {pieces.dropped} documents, all of fewer than {SHORTEST_TOKENS} tokens; give longer ones"

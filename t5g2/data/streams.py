@@ -62,6 +62,7 @@ def open_corpus(config: DataConfig) -> Corpus:
                 config.tokenizer,
                 piece_tokens=config.piece_tokens,
                 on_bad_record=config.on_bad_record,
+                max_skipped=config.max_skipped,
             )
         except UserError as error:
             raise UserError(f"source {name!r}: {error}") from None

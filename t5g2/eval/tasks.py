@@ -108,7 +108,11 @@ class HeldoutLoss(Task):
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
         pieces = open_pieces(
-            self.text, data.tokenizer, piece_tokens=data.piece_tokens, on_bad_record=data.on_bad_record
+            self.text,
+            data.tokenizer,
+            piece_tokens=data.piece_tokens,
+            on_bad_record=data.on_bad_record,
+            max_skipped=data.max_skipped,
         )
         log.info("%s", describe(f"task {self.name}", pieces))
         # not by the task's name: tasks of one run and of its relatives are asked about the same pieces

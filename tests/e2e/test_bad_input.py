@@ -85,7 +85,10 @@ def test_a_malformed_jsonl_line(capsys, corpus, tmp_path):
     message = fails(capsys, "data", f"--config={CONFIG}:source@{corpus}", *flags)
     assert "text.jsonl" in message
     assert "line 2" in message
-    assert cli.main(["data", f"--config={CONFIG}:source@{corpus}", *flags, "--config.data.on_bad_record=skip"]) == 0
+    flags.append("--config.data.on_bad_record=skip")
+    message = fails(capsys, "data", f"--config={CONFIG}:source@{corpus}", *flags)
+    assert "1 of 2 records cannot be read, and max_skipped = 0.01 of them may be left out" in message
+    assert cli.main(["data", f"--config={CONFIG}:source@{corpus}", *flags, "--config.data.max_skipped=0.5"]) == 0
 
 
 def test_an_unknown_size(capsys, corpus, tmp_path):

@@ -1,0 +1,154 @@
+"""Files that cannot be read from the middle, as plain copies that can: compressed ones, parquet, and those elsewhere.
+
+A run reads documents in a shuffled order, each by its place in a file. A .gz or .zst file, a parquet file or a URL has
+no such places, so it is written out once, as it is or as a JSON object a line, and read from there. Copies are kept in
+T5G2_CACHE, or ~/.cache/t5g2, under a name that changes with the file (path, size, time of change; of a URL what its
+file system offers), and appear under it only when they are whole.
+"""
+
+import functools
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from t5g2.core.errors import UserError
+
+CHUNK = 1 << 20
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is elsewhere: gs://…, s3://…, memory://…."""
+    return "://" in path
+
+
+def files(path: str) -> list[str]:
+    """The files that a URL means, sorted: one, those of a folder, or those of a pattern.
+
+    Raises:
+      UserError: there are none, or there is nothing to read such URLs with.
+    """
+    system, inside = _system(path)
+    try:
+        found = [inside] if system.isfile(inside) else system.glob(inside) if "*" in inside else system.find(inside)
+        names = sorted(system.unstrip_protocol(name) for name in found if system.isfile(name))
+    except OSError as error:
+        raise UserError(f"{path} cannot be listed ({error}); is it right, and may you read it?") from None
+    if not names:
+        raise UserError(f"no file at {path!r}; give a file, a folder with files, or a pattern")
+    return names
+
+
+def plain(file: str, column: str | None = None) -> str:
+    """The path of a local file with the contents of `file`: itself if it is local and plain.
+
+    Args:
+      file: a path or a URL.
+      column: of a parquet file, which becomes {column: text} a line.
+
+    Raises:
+      UserError: it is damaged or cut off, has no such column, or what reads it is not installed.
+    """
+    convert = CONVERTERS.get(file.rpartition(".")[2])
+    if column is not None:
+        convert = functools.partial(_parquet, column=column)
+    elif convert is None and not is_url(file):
+        return file
+    target = _cache() / f"{_identity(file, column)}-{Path(file).name}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with _open(file) as source, open(part, "wb") as out:
+                (convert or _copy)(source, out)
+            os.replace(part, target)
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
+        finally:
+            part.unlink(missing_ok=True)
+    return str(target)
+
+
+def _copy(source: BinaryIO, out: BinaryIO) -> None:
+    shutil.copyfileobj(source, out, CHUNK)
+
+
+def _gzip(source: BinaryIO, out: BinaryIO) -> None:
+    with gzip.GzipFile(fileobj=source) as unpacked:
+        shutil.copyfileobj(unpacked, out, CHUNK)
+
+
+def _zstandard(source: BinaryIO, out: BinaryIO) -> None:
+    zstandard = _needed("zstandard", "zstd")
+    frame, data = None, b""
+    while data or (data := source.read(CHUNK)):
+        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        try:
+            out.write(frame.decompress(data))
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from None
+        # a file may hold several frames, one after the other
+        data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("a frame does not end")
+
+
+def _parquet(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
+    parquet = _needed("pyarrow.parquet", "parquet")
+    file = parquet.ParquetFile(source)
+    if column not in file.schema_arrow.names:
+        raise UserError(
+            f"{getattr(source, 'name', source)} has no column {column!r}; it has "
+            f"{', '.join(file.schema_arrow.names)}: set `field` to one of them"
+        )
+    for batch in file.iter_batches(columns=[column]):
+        for value in batch.column(0).to_pylist():
+            out.write(json.dumps({column: value}, default=str).encode() + b"\n")
+
+
+CONVERTERS: dict[str, Callable[[BinaryIO, BinaryIO], None]] = {"gz": _gzip, "zst": _zstandard}
+
+
+def _needed(module: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{module} is not installed, which reads such files; pip install 't5g2[{extra}]'") from None
+
+
+def _system(path: str) -> tuple[Any, str]:
+    fsspec = _needed("fsspec", "remote")
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _open(file: str) -> AbstractContextManager[BinaryIO]:
+    if not is_url(file):
+        return open(file, "rb")
+    system, inside = _system(file)
+    return system.open(inside, "rb")
+
+
+def _identity(file: str, column: str | None) -> str:
+    """16 hex digits that change with the file."""
+    if is_url(file):
+        system, inside = _system(file)
+        facts: tuple = (file, system.ukey(inside), column)
+    else:
+        status = os.stat(file)
+        facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, column)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("T5G2_CACHE") or Path.home() / ".cache" / "t5g2")

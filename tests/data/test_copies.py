@@ -1,0 +1,138 @@
+"""Compressed, columnar and remote files read as the plain ones that they were made of."""
+
+import gzip
+import json
+import pickle
+
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from t5g2.core.errors import UserError
+from t5g2.data import copies
+from t5g2.data.sources import Jsonl, Parquet, TextFiles, open_pieces
+from t5g2.data.tokenizer import Bytes
+from tests.data import corpus
+
+TEXTS = ["first é text", "second \n text", "third text of three"]
+LINES = "".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(TEXTS)).encode()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def zst(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def parquet(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", zst)])
+def test_compressed_files(tmp_path, ending, pack):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / f"a.jsonl.{ending}").write_bytes(pack(LINES))
+    (folder / f"b.jsonl.{ending}").write_bytes(pack(LINES[:20]) + pack(LINES[20:]))  # two members, two frames
+    made = Jsonl(str(folder)).open()
+    assert list(made) == TEXTS + TEXTS
+    assert list(pickle.loads(pickle.dumps(made))) == TEXTS + TEXTS
+    (tmp_path / f"c.txt.{ending}").write_bytes(pack("line é\n".encode() * 20_000))
+    assert "".join(TextFiles(str(tmp_path / f"c.txt.{ending}")).open()) == "line é\n" * 20_000
+
+
+def test_parquet_is_the_texts_of_a_column(tmp_path):
+    """The pieces and the fingerprint are those of the same texts as JSON lines."""
+    parquet(tmp_path / "a.parquet", text=TEXTS, id=[1, 2, 3])
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    made, lines = Parquet(str(tmp_path / "a.parquet")).open(), Jsonl(str(tmp_path / "a.jsonl")).open()
+    assert list(made) == TEXTS
+    assert made.fingerprint == lines.fingerprint
+    pieces = [
+        open_pieces(s, Bytes(), piece_tokens=16, on_bad_record="stop")
+        for s in (Parquet(str(tmp_path / "a.parquet")), Jsonl(str(tmp_path / "a.jsonl")))
+    ]
+    for i in range(len(pieces[0])):
+        np.testing.assert_array_equal(pieces[0][i], pieces[1][i])
+    with pytest.raises(
+        UserError, match=r"a\.parquet has no column 'body'; it has text, id: set `field` to one of them"
+    ):
+        Parquet(str(tmp_path / "a.parquet"), field="body").open()
+    parquet(tmp_path / "b.parquet", text=["fine text", None, "more text"])
+    with pytest.raises(UserError, match=r"b\.parquet, line 2: no text under 'text'"):
+        Parquet(str(tmp_path / "b.parquet")).open()
+    assert list(Parquet(str(tmp_path / "b.parquet")).open(on_bad_record="skip")) == ["fine text", "more text"]
+
+
+def test_urls(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", LINES)
+    memory.pipe("/corpus/deep/b.jsonl.gz", gzip.compress(LINES))
+    parquet(tmp_path / "c.parquet", text=TEXTS)
+    memory.pipe("/tables/c.parquet", (tmp_path / "c.parquet").read_bytes())
+    assert list(Jsonl("memory://corpus/a.jsonl").open()) == TEXTS
+    assert list(Jsonl("memory://corpus").open()) == TEXTS + TEXTS
+    assert list(Jsonl("memory://corpus/*/*.gz").open()) == TEXTS
+    assert list(Parquet("memory://tables").open()) == TEXTS
+    with pytest.raises(UserError, match="no file at 'memory://nowhere'"):
+        Jsonl("memory://nowhere").open()
+    with pytest.raises(UserError, match="nosuch://a cannot be read: "):
+        Jsonl("nosuch://a").open()
+
+
+def test_a_copy_is_made_once_and_again_when_the_file_changes(tmp_path, cache):
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(LINES))
+    assert copies.plain(str(tmp_path / "a.jsonl")) == str(tmp_path / "a.jsonl"), "plain ones are read where they are"
+    first = copies.plain(str(file))
+    before = (cache / first).stat().st_mtime_ns
+    assert copies.plain(str(file)) == first
+    assert (cache / first).stat().st_mtime_ns == before
+    file.write_bytes(gzip.compress(LINES + LINES))
+    assert copies.plain(str(file)) != first
+    assert len(list(Jsonl(str(file)).open())) == 6
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("how", ["cut off", "garbage"])
+def test_damaged_files_are_told_and_leave_nothing(tmp_path, cache, name, how):
+    parquet(tmp_path / "a.parquet", text=TEXTS * 100)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES * 100))
+    (tmp_path / "a.jsonl.zst").write_bytes(zst(LINES * 100))
+    file = tmp_path / name
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] if how == "cut off" else b"garbage" * 30)
+    source = Parquet(str(file)) if name.endswith("parquet") else Jsonl(str(file))
+    with pytest.raises(UserError, match=f"{name} is damaged or cut off .*; get it again"):
+        source.open()
+    assert not list(cache.iterdir())
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    import importlib
+
+    def missing(name):
+        raise ImportError(name)
+
+    parquet(tmp_path / "a.parquet", text=TEXTS)
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"pyarrow\.parquet is not installed, .*; pip install 't5g2\[parquet\]'"):
+        Parquet(str(tmp_path / "a.parquet")).open()
+
+
+def test_too_large_a_share_of_bad_records(tmp_path):
+    lines = b'{"text": "a fine line of text"}\n' * 9 + b"bad\n"
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    source, how = Jsonl(str(tmp_path / "a.jsonl")), {"piece_tokens": 16, "on_bad_record": "skip"}
+    with pytest.raises(UserError, match=r"1 of 10 records cannot be read, and max_skipped = 0\.01 of them may be left"):
+        open_pieces(source, Bytes(), **how)
+    assert open_pieces(source, Bytes(), max_skipped=0.1, **how).documents.skipped == 1
+    with pytest.raises(UserError, match=r"max_skipped = 1\.5; it is a share of the records, 0 to 1"):
+        corpus.mixed(tmp_path, rows=2, streams=2, max_skipped=1.5)
