@@ -236,12 +236,20 @@ def check(argv: list[str]) -> None:
 def data(argv: list[str]) -> None:
     """Shows the first rows of a config's data as a person reads them, the shares of its denoisers, and its padding.
 
-    Example: t5g2 data --config=configs/quickstart.py:adapted --n=3
+    Example: t5g2 data --config=configs/quickstart.py:adapted --n=3 --page=data.html
     """
-    given, overrides = parse(data, argv, config=CONFIG, n=Flag(3, "rows to show", least=0))
+    rows = Flag(3, "rows to show", least=0)
+    page = Flag(None, "HTML file to write: the rows in colours, and who sees whom in them")
+    given, overrides = parse(data, argv, config=CONFIG, n=rows, page=page)
     from t5g2.train import experiment, preview
 
-    preview.show(experiment.load(given.config, overrides), rows=given.n)
+    made = experiment.load(given.config, overrides)
+    seen = preview.look(made)
+    preview.show(seen, rows=given.n)
+    if given.page is not None:
+        from t5g2 import preview_page
+
+        preview_page.write(made, seen, given.page, rows=given.n)
 
 
 def tokenize(argv: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The data of an experiment before a run: as a person reads it, and as tokens made ahead."""
 
 import collections
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from t5g2.core import logs, settings
+from t5g2.core.batch import HostBatch
 from t5g2.core.errors import unknown
 from t5g2.data import shards as token_shards
 from t5g2.data import sources
@@ -19,35 +21,61 @@ from t5g2.train.experiment import Experiment
 BATCHES = 8  # what shares and padding are measured on
 
 
-def show(experiment: Experiment, *, rows: int) -> None:
-    """Prints the first rows of the first batch, then of a few batches the shares, padding and tokens/s of making them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Look:
+    """What the first batches of a run hold.
+
+    Attributes:
+      first: the first batch.
+      shares: of the decoder's tokens, by source and denoiser.
+      summary: padding and the like, as Statistics gives it.
+      tokens_per_s: that were made, no padding counted.
+    """
+
+    config: DataConfig
+    first: HostBatch
+    shares: dict[tuple[str, str], float]
+    summary: Mapping[str, float]
+    tokens_per_s: float
+
+    @property
+    def padding(self) -> str:
+        """Shares of padding in words, and how many examples a row has."""
+        words = padding(self.summary, encoder=self.config.encoder_length > 0)
+        return f"{words}; {self.summary['examples_per_row']:.1f} examples a row (the first {BATCHES} batches)"
+
+
+def look(experiment: Experiment) -> Look:
+    """Reads a few batches.
 
     Raises:
       UserError: the text is missing, empty or malformed.
     """
     logs.setup()
     config = experiment.data
-    tokens = collections.Counter()
+    tokens: collections.Counter = collections.Counter()
     with Pipeline(config, seed=experiment.train.seed) as pipeline:
         start = time.perf_counter()
-        for number in range(BATCHES):
-            batch = pipeline.next()
-            if number == 0:
-                for row in range(min(rows, config.rows)):
-                    print(show_row(batch, row, config), end="\n\n")
-            real = batch.batch.decoder.segments > 0
-            pairs = zip(batch.batch.sources[real].tolist(), batch.batch.denoisers[real].tolist(), strict=True)
-            tokens.update(pairs)
+        batches = [pipeline.next() for _ in range(BATCHES)]
         seconds = time.perf_counter() - start
-        summary = pipeline.statistics.summary()
+        summary, made = pipeline.statistics.summary(), pipeline.statistics.tokens
+    for host_batch in batches:
+        batch = host_batch.batch
+        real = batch.decoder.segments > 0
+        tokens.update(zip(batch.sources[real].tolist(), batch.denoisers[real].tolist(), strict=True))
     total = sum(tokens.values())
+    shares = {(config.names[s], config.denoisers[d]): count / total for (s, d), count in sorted(tokens.items())}
+    return Look(config, batches[0], shares, summary, made / seconds)
+
+
+def show(seen: Look, *, rows: int) -> None:
+    """Prints the first rows of the first batch, then the shares, padding and tokens/s of making a few batches."""
+    for row in range(min(rows, seen.config.rows)):
+        print(show_row(seen.first, row, seen.config), end="\n\n")
     print("source          denoiser        share of the decoder's tokens")
-    for (source, denoiser), count in sorted(tokens.items()):
-        print(f"{config.names[source]:15} {config.denoisers[denoiser]:15} {count / total:.1%}")
-    print(
-        f"padding: {padding(summary, encoder=config.encoder_length > 0)}; {summary['examples_per_row']:.1f} examples a "
-        f"row (the first {BATCHES} batches)\n{pipeline.statistics.tokens / seconds:.0f} tokens/s"
-    )
+    for (source, denoiser), share in seen.shares.items():
+        print(f"{source:15} {denoiser:15} {share:.1%}")
+    print(f"padding: {seen.padding}\n{seen.tokens_per_s:.0f} tokens/s")
 
 
 def padding(summary: Mapping[str, float], *, encoder: bool) -> str:
