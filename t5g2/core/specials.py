@@ -14,6 +14,8 @@ class Specials:
     Attributes:
       pad, eos, bos, unk, mask: 0 to 4 in Gemma's tokenizers (google-deepmind/gemma @ 7691fd4, gm/text/_tokenizer.py).
       first_sentinel, sentinels: <sentinel_0> and how many there are.
+      others: every other special token: of images, of turns.
+      first_byte: the id of byte 0, if the 256 bytes have ids in a row; None = no token is a single byte.
     """
 
     pad: int
@@ -23,6 +25,8 @@ class Specials:
     mask: int
     first_sentinel: int
     sentinels: int
+    others: tuple[int, ...] = ()
+    first_byte: int | None = None
 
     def sentinel_ids(self, count: int) -> np.ndarray:
         """int32[count]: the ids of <sentinel_0>, <sentinel_1>, …
@@ -54,3 +58,15 @@ class Specials:
         """bool, of the shape of `tokens`: True where a token stands for a span: a sentinel, or the mask token."""
         sentinel = (tokens >= self.first_sentinel) & (tokens < self.first_sentinel + self.sentinels)
         return sentinel | (tokens == self.mask) if self.mask >= 0 else sentinel
+
+    def is_special(self, tokens: np.ndarray) -> np.ndarray:
+        """bool, of the shape of `tokens`: True where a token is no text."""
+        named = (self.pad, self.eos, self.bos, self.unk, self.mask, *self.others)
+        return np.isin(tokens, named) | self.is_sentinel(tokens)
+
+    def is_continuation(self, tokens: np.ndarray) -> np.ndarray:
+        """bool, of the shape of `tokens`: True where a token is a byte, but not the first one of a UTF-8 character."""
+        if self.first_byte is None:
+            return np.zeros(np.shape(tokens), bool)
+        byte = tokens - self.first_byte
+        return (byte >= 0x80) & (byte < 0xC0)

@@ -131,7 +131,13 @@ class FileTokenizer(Tokenizer):
             )
         ids = {name: self._named.get(name, NONE) for name in ("pad", "eos", "bos", "unk", "mask")}
         first, count = self._sentinels()
-        return Specials(**ids, first_sentinel=first, sentinels=count)
+        others = tuple(token for name, token in sorted(self._named.items()) if name not in ids)
+        return Specials(**ids, first_sentinel=first, sentinels=count, others=others, first_byte=self._first_byte())
+
+    def _first_byte(self) -> int | None:
+        """The id of <0x00>, if <0x01> to <0xFF> follow it; a text's characters that are no pieces become such bytes."""
+        first, last = self._token("<0x00>"), self._token("<0xFF>")
+        return first if first is not None and last == first + 255 else None
 
     def _sentinels(self) -> tuple[int, int]:
         def unused(token: int) -> bool:

@@ -41,7 +41,10 @@ class Bytes(Tokenizer):
     def specials(self) -> Specials:
         """The ids of the special tokens."""
         ids = {name: NAMED.index(name) for name in ("pad", "eos", "bos", "unk", "mask")}
-        return Specials(**ids, first_sentinel=len(NAMED), sentinels=self.sentinels)
+        others = tuple(range(len(ids), len(NAMED)))
+        return Specials(
+            **ids, first_sentinel=len(NAMED), sentinels=self.sentinels, others=others, first_byte=self.first_byte
+        )
 
     @property
     def first_byte(self) -> int:
