@@ -1,5 +1,6 @@
 """Objectives: what a model is asked about a piece of text. NumPy only."""
 
+from t5g2.objectives.answers import Answers, AnswersDecoder
 from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
@@ -11,6 +12,8 @@ __all__ = [
     "T5GEMMA2",
     "UL2",
     "UL2_ORIGINAL",
+    "Answers",
+    "AnswersDecoder",
     "Causal",
     "Denoiser",
     "PrefixLM",
@@ -20,6 +23,8 @@ __all__ = [
 ]
 
 BY_NAME = {
+    "answers": Answers,
+    "answers_decoder": AnswersDecoder,
     "causal": Causal,
     "prefix_lm": PrefixLM,
     "prefix_lm_decoder": PrefixLMDecoder,

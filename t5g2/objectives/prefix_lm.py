@@ -15,6 +15,10 @@ from t5g2.core.objective import Objective
 from t5g2.core.specials import Specials
 from t5g2.objectives.shift import teacher_forced
 
+# of the places in and about a UTF-8 character, which has at most 4 bytes, the furthest from one beside it, where the
+# other side is the end of the piece
+MOST_MOVED = 3
+
 
 @dataclass(frozen=True)
 class PrefixLM(Objective):
@@ -27,14 +31,23 @@ class PrefixLM(Objective):
         targets         [13 14 15  1]
         weights         [ 1  1  1  1]
 
+    With split_at="character", where byte b is id 100 + b, "aéb", whose é is two bytes, tokens [197 295 269 198]:
+
+        encoder_tokens  [197]
+        targets         [295 269 198  1]
+
     Attributes:
       prefix: the share of the tokens that the encoder reads, rounded, but at least one token and never all of them; 0.5
         as in T5Gemma (arXiv 2504.06225, section 3.3: two equal halves). "uniform" = every split is equally likely.
       eos: the targets end in EOS, also where a piece is not the end of its document. The papers do not say.
+      split_at: "token" = anywhere; "character" = never inside a character that is several tokens; "text" = nor between
+        two special tokens, such as those of one image. A fixed share moves to the nearest such place, the left one of
+        two; a piece that has none, or none within three tokens ("character"), is split where it would have been.
     """
 
     prefix: float | Literal["uniform"] = 0.5
     eos: bool = True
+    split_at: Literal["token", "character", "text"] = "token"
 
     def __post_init__(self):
         if self.prefix != "uniform" and not 0.0 < self.prefix < 1.0:
@@ -52,14 +65,22 @@ class PrefixLM(Objective):
 
     def lengths(self, tokens: int) -> tuple[int, int]:
         """The longest prefix, and the longest rest with EOS."""
-        if self.prefix == "uniform":
+        if self.prefix == "uniform" or self.split_at == "text":
             return tokens - 1, tokens - 1 + self.eos
-        split = _share(tokens, self.prefix)
-        return split, tokens - split + self.eos
+        split, moved = _share(tokens, self.prefix), MOST_MOVED if self.split_at == "character" else 0
+        return min(split + moved, tokens - 1), min(tokens - split + moved, tokens - 1) + self.eos
 
     def sentinels_needed(self, tokens: int) -> int:
         """None."""
         return 0
+
+    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:
+        """Raises UserError if characters are to be kept whole and no token is known to be a byte."""
+        if self.split_at != "token" and specials.first_byte is None:
+            raise UserError(
+                f"split_at = {self.split_at!r}, and the tokenizer has no tokens for the 256 bytes by which a part of a "
+                f'character is known; take split_at = "token"'
+            )
 
     def only(self, denoiser: str) -> "PrefixLM":
         """Itself."""
@@ -69,12 +90,29 @@ class PrefixLM(Objective):
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens, L >= 2; only "uniform" draws anything."""
-        split = self.split(len(tokens), rng)
+        split = self.split(tokens, rng, specials=specials)
         return teacher_forced(tokens[:split], tokens[split:], specials=specials, eos=self.eos)
 
-    def split(self, length: int, rng: np.random.Generator) -> int:
-        """How many of `length` tokens are the prefix."""
-        return int(rng.integers(1, length)) if self.prefix == "uniform" else _share(length, self.prefix)
+    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> int:
+        """How many of the tokens are the prefix."""
+        length = len(tokens)
+        places = None if self.split_at == "token" else self._places(tokens, specials)
+        if self.prefix == "uniform":
+            nth = int(rng.integers(1, length if places is None else len(places) + 1))
+            return nth if places is None else int(places[nth - 1])
+        split = _share(length, self.prefix)
+        if places is None:
+            return split
+        nearest = int(places[np.argmin(np.abs(places - split))])
+        return split if self.split_at == "character" and abs(nearest - split) > MOST_MOVED else nearest
+
+    def _places(self, tokens: np.ndarray, specials: Specials) -> np.ndarray:
+        """int64[places]: the splits that part nothing that belongs together; if there are none, all."""
+        joined = specials.is_continuation(tokens)[1:]
+        if self.split_at == "text":
+            special = specials.is_special(tokens)
+            joined |= special[1:] & special[:-1]
+        return np.flatnonzero(~joined if not joined.all() else joined) + 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +142,7 @@ class PrefixLMDecoder(PrefixLM):
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens, L >= 2."""
-        split = self.split(len(tokens), rng)
+        split = self.split(tokens, rng, specials=specials)
         example = teacher_forced(np.empty(0, np.int32), tokens, specials=specials, eos=self.eos)
         example.weights[:split] = 0.0
         blocks = np.zeros(len(example.targets), np.int32)

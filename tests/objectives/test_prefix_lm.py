@@ -1,11 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
+from t5g2.data.tokenizer import Bytes
 from t5g2.objectives import PrefixLM, PrefixLMDecoder
-from tests.objectives.arrays import RNG, SPECIALS, assert_example
+from tests.objectives.arrays import RNG, SPECIALS, assert_example, repeatable
 
 TOKENS = np.array([11, 12, 13, 14, 15], np.int32)
 
@@ -87,3 +90,84 @@ def test_both_ask_for_the_same_targets_of_the_same_example(length, prefix, seed,
 def test_a_share_is_between_0_and_1(prefix):
     with pytest.raises(UserError, match=rf"prefix = {prefix}; it is a share of the tokens between 0 and 1"):
         PrefixLM(prefix)
+
+
+BYTES = dataclasses.replace(SPECIALS, first_byte=100, others=(50, 51))
+
+
+def test_the_drawn_split_that_parts_no_character():
+    tokens = np.frombuffer("aéb".encode(), np.uint8).astype(np.int32) + np.int32(100)
+    assert tokens.tolist() == [197, 295, 269, 198]
+    assert_example(
+        PrefixLM(split_at="character")(tokens, RNG, specials=BYTES),
+        encoder_tokens=[197],
+        decoder_tokens=[2, 295, 269, 198],
+        targets=[295, 269, 198, 1],
+        weights=[1, 1, 1, 1],
+    )
+    assert PrefixLM()(tokens, RNG, specials=BYTES).encoder_tokens.tolist() == [197, 295]
+
+
+def test_a_split_does_not_part_the_tokens_of_an_image():
+    # 50 and 51 are special: places are before the first, after the last, and where a text token stands between
+    tokens = np.array([11, 50, 51, 51, 51, 50, 12, 13, 14], np.int32)
+    assert PrefixLM(split_at="text").split(tokens, RNG, specials=BYTES) == 6
+    assert PrefixLM(0.3, split_at="text").split(tokens, RNG, specials=BYTES) == 1
+    assert PrefixLM(split_at="character").split(tokens, RNG, specials=BYTES) == 4
+    # none of the places will do
+    assert PrefixLM(split_at="text").split(tokens[1:6], RNG, specials=BYTES) == 2
+
+
+@repeatable
+@given(
+    text=st.text(min_size=2, max_size=40),
+    cut=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    prefix=st.one_of(st.just("uniform"), st.floats(0.01, 0.99)),
+    split_at=st.sampled_from(["character", "text"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_both_sides_of_a_split_are_whole_characters(text, cut, prefix, split_at, seed):
+    """Of a piece that begins or ends inside a character too: no other character is parted."""
+    tokenizer = Bytes()
+    tokens = tokenizer.encode(text)
+    tokens = tokens[cut[0] : len(tokens) - cut[1]]
+    if len(tokens) < 2:
+        return
+    for objective in (PrefixLM(prefix, split_at=split_at), PrefixLMDecoder(prefix, split_at=split_at)):
+        example = objective(tokens, np.random.default_rng(seed), specials=tokenizer.specials)
+        split = objective.split(tokens, np.random.default_rng(seed), specials=tokenizer.specials)
+        assert 1 <= split < len(tokens)
+        whole = tokenizer.specials.is_continuation(tokens)
+        assert not whole[split] or whole[1:].all()
+        np.testing.assert_array_equal(np.concatenate([example.encoder_tokens, example.targets[:-1]]), tokens)
+        encoder, decoder = objective.lengths(len(tokens))
+        assert len(example.encoder_tokens) <= encoder
+        assert len(example.targets) <= decoder
+
+
+@repeatable
+@given(tokens=st.lists(st.integers(0, 400), min_size=2, max_size=60), share=st.floats(0.01, 0.99))
+def test_the_lengths_bound_splits_of_what_is_no_text_at_all(tokens, share):
+    tokens = np.array(tokens, np.int32)
+    for split_at in ("token", "character", "text"):
+        objective = PrefixLM(share, split_at=split_at)
+        example = objective(tokens, RNG, specials=BYTES)
+        encoder, decoder = objective.lengths(len(tokens))
+        assert 1 <= len(example.encoder_tokens) <= encoder
+        assert 2 <= len(example.targets) <= decoder
+
+
+def test_every_uniform_split_between_characters_is_equally_likely():
+    tokens = np.frombuffer("aéb€c".encode(), np.uint8).astype(np.int32) + np.int32(100)
+    rng, objective = np.random.default_rng(0), PrefixLM("uniform", split_at="character")
+    counts = np.bincount([objective.split(tokens, rng, specials=BYTES) for _ in range(4000)], minlength=8)
+    assert np.flatnonzero(counts).tolist() == [1, 3, 4, 7]
+    # 1000 each are expected, with a standard deviation of 27
+    np.testing.assert_allclose(counts[counts > 0], 1000, atol=110)
+
+
+def test_characters_of_a_tokenizer_without_bytes():
+    with pytest.raises(UserError, match="split_at = 'character', and the tokenizer has no tokens for the 256 bytes"):
+        PrefixLM(split_at="character").check_tokenizer(SPECIALS, 400)
+    PrefixLM().check_tokenizer(SPECIALS, 400)
+    PrefixLMDecoder(split_at="text").check_tokenizer(BYTES, 400)

@@ -1,0 +1,127 @@
+"""Answers: the dialogue as drawn, what is asked for and what only read, and the text rebuilt."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5g2.core.errors import UserError
+from t5g2.data.tokenizer import Bytes
+from t5g2.objectives import Answers, AnswersDecoder
+from tests.objectives.arrays import RNG, SPECIALS, assert_example, repeatable
+
+DIALOGUE = np.array([50, 52, 11, 60, 50, 51, 12, 13, 60, 50, 52, 14, 60, 50, 51, 15, 60], np.int32)
+MODEL, USER, END = (50, 51), (50, 52), (60,)
+
+
+def test_the_drawn_last_answer():
+    assert_example(
+        Answers(MODEL, END)(DIALOGUE, RNG, specials=SPECIALS),
+        encoder_tokens=[50, 52, 11, 60, 50, 51, 12, 13, 60, 50, 52, 14, 60, 50, 51],
+        decoder_tokens=[2, 15, 60],
+        targets=[15, 60, 1],
+        weights=[1, 1, 1],
+    )
+
+
+def test_the_drawn_answers():
+    assert_example(
+        Answers(MODEL, END, turns="all")(DIALOGUE, RNG, specials=SPECIALS),
+        encoder_tokens=[50, 52, 11, 60, 50, 51],
+        decoder_tokens=[2, 12, 13, 60, 50, 52, 14, 60, 50, 51, 15, 60],
+        targets=[12, 13, 60, 50, 52, 14, 60, 50, 51, 15, 60, 1],
+        weights=[1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1],
+    )
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_the_drawn_answer_of_a_decoder_only_model(both_ways):
+    objective = AnswersDecoder(MODEL, END, both_ways=both_ways)
+    example = objective(DIALOGUE[:9], RNG, specials=SPECIALS)
+    assert_example(
+        example,
+        encoder_tokens=[],
+        decoder_tokens=[2, 50, 52, 11, 60, 50, 51, 12, 13, 60],
+        targets=[50, 52, 11, 60, 50, 51, 12, 13, 60, 1],
+        weights=[0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
+    )
+    assert objective.uses_blocks == both_ways
+    if both_ways:
+        assert example.blocks is not None
+        assert example.blocks.tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0, 0]
+    else:
+        assert example.blocks is None
+
+
+def test_a_template_in_bytes():
+    """With a real tokenizer: the answer is asked for up to the token that ends it, what follows is left out."""
+    tokenizer = Bytes()
+    text = "<start_of_turn>user\n2 + 2?<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n"
+    starts, ends = ("<start_of_turn>model\n", "<end_of_turn>")
+    objective = Answers(tuple(tokenizer.encode(starts).tolist()), tuple(tokenizer.encode(ends).tolist()), eos=False)
+    example = objective(tokenizer.encode(text), RNG, specials=tokenizer.specials)
+    assert tokenizer.decode(example.encoder_tokens) == text[: text.index("4")]
+    assert tokenizer.decode(example.targets) == "4<end_of_turn>"
+
+
+def test_an_answer_that_does_not_end_is_the_rest():
+    example = Answers(MODEL, END)(np.array([50, 51, 12, 13], np.int32), RNG, specials=SPECIALS)
+    assert (example.encoder_tokens.tolist(), example.targets.tolist()) == ([50, 51], [12, 13, 1])
+
+
+def test_an_answer_may_say_what_begins_one():
+    tokens = np.array([50, 51, 12, 50, 51, 13, 60], np.int32)
+    example = Answers(MODEL, END)(tokens, RNG, specials=SPECIALS)
+    assert (example.encoder_tokens.tolist(), example.targets.tolist()) == ([50, 51], [12, 50, 51, 13, 60, 1])
+
+
+def test_an_answer_cut_off_before_its_first_token_is_none():
+    example = Answers(MODEL, END, turns="all")(DIALOGUE[:15], RNG, specials=SPECIALS)
+    assert example.targets.tolist() == [12, 13, 60, 1]
+
+
+turn = st.lists(st.integers(5, 40), max_size=6)
+
+
+@repeatable
+@given(
+    questions=st.lists(st.tuples(turn, turn), min_size=1, max_size=5),
+    after=turn,
+    turns=st.sampled_from(["last", "all"]),
+    eos=st.booleans(),
+)
+def test_prompt_and_answers_rebuild_the_dialogue_and_fit_the_lengths(questions, after, turns, eos):
+    dialogue = [[*USER, *asked, *END, *MODEL, *answer, *END] for asked, answer in questions]
+    tokens = np.array([*chain(*dialogue), *after], np.int32)
+    wanted = [[*answer, *END] for _, answer in questions]
+    wanted = [*chain(*(wanted[-1:] if turns == "last" else wanted)), *[SPECIALS.eos] * eos]
+    for objective in (Answers(MODEL, END, turns, eos), AnswersDecoder(MODEL, END, turns, eos)):
+        example = objective(tokens, RNG, specials=SPECIALS)
+        read = np.concatenate([example.encoder_tokens, example.targets[: len(example.targets) - eos]])
+        np.testing.assert_array_equal(read, tokens[: len(tokens) - len(after)])
+        assert example.targets[example.weights > 0].tolist() == wanted
+        assert set(example.weights.tolist()) <= {0.0, 1.0}
+        encoder, decoder = objective.lengths(len(tokens))
+        assert len(example.encoder_tokens) <= encoder
+        assert len(example.targets) <= decoder
+
+
+def test_a_piece_without_an_answer():
+    with pytest.raises(UserError, match=r"a piece of 4 tokens has no answer: none begins after \[50, 51\]; records"):
+        Answers(MODEL, END)(DIALOGUE[:4], RNG, specials=SPECIALS)
+    with pytest.raises(UserError, match="a piece of 1 tokens has no answer"):
+        Answers(MODEL, END)(DIALOGUE[:1], RNG, specials=SPECIALS)
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(UserError, match="starts is empty; give the ids that an answer starts with"):
+        Answers((), END)
+    with pytest.raises(UserError, match="ends is empty; give the ids that an answer ends with"):
+        Answers(MODEL, ())
+    with pytest.raises(UserError, match=r"ends = \(60,\); the tokenizer's ids are 0 to 59"):
+        Answers(MODEL, END).check_tokenizer(SPECIALS, 60)
+    with pytest.raises(UserError, match=r"unknown denoiser 'ul2'\. Allowed: answers"):
+        Answers(MODEL, END).only("ul2")
+    assert Answers(MODEL, END).only("answers").sentinels_needed(9) == 0
