@@ -190,8 +190,8 @@ class Sweep:
         self.ordered()
 
     def _check_compare(self, variants: list[str]) -> None:
-        several = isinstance(self.compare, Mapping)
-        comparisons = list(self.compare.values()) if several else [{name: name for name in self.compare}]
+        of = self.compare
+        comparisons = list(of.values()) if isinstance(of, Mapping) else [{name: name for name in of}]
         for arms in comparisons:
             for name in arms.values():
                 if name not in variants:
