@@ -17,10 +17,11 @@ def teacher_forced(
         targets         [14 15  1]
         weights         [ 1  1  1]
     """
+    # both at once, and then apart: whoever changes one must not change the other
+    tokens = np.empty(len(targets) + 1 + eos, np.int32)
+    tokens[0] = specials.bos
+    tokens[1 : len(targets) + 1] = targets
     if eos:
-        targets = np.append(targets, np.int32(specials.eos))
-    decoder_tokens = np.empty_like(targets)
-    decoder_tokens[0] = specials.bos
-    decoder_tokens[1:] = targets[:-1]
-    weights = np.ones(len(targets), np.float32)
-    return Example(encoder_tokens, decoder_tokens, targets, weights, denoiser)
+        tokens[-1] = specials.eos
+    weights = np.ones(len(tokens) - 1, np.float32)
+    return Example(encoder_tokens, tokens[:-1].copy(), tokens[1:].copy(), weights, denoiser)

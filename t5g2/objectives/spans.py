@@ -25,24 +25,25 @@ def corrupt(
 
         [11 12 90 15 16 17 91]   [90 13 14 91 18 19 20]
     """
-    part_lengths = np.stack([kept_lengths, noise_lengths], axis=1).ravel()
-    noise = np.repeat(np.arange(len(part_lengths)) % 2 == 1, part_lengths)
-    return _with_sentinels(tokens[~noise], kept_lengths, sentinels, after=True), _with_sentinels(
-        tokens[noise], noise_lengths, sentinels, after=False
-    )
+    spans = np.arange(len(sentinels))
+    # token p of an output is token p + shift of the text; where a sentinel goes, a token that it replaces
+    shift = noise_lengths.cumsum() - noise_lengths - spans
+    encoder_tokens = tokens[_shifted(shift, kept_lengths + 1)]
+    encoder_tokens[sentinel_places(kept_lengths) + kept_lengths] = sentinels
+    shift = kept_lengths.cumsum() - spans - 1
+    targets = tokens[_shifted(shift, noise_lengths + 1)]
+    targets[sentinel_places(noise_lengths)] = sentinels
+    return encoder_tokens, targets
+
+
+def _shifted(shift: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64[sum of lengths]: 0, 1, 2, … plus the shift of the part that each is in."""
+    indices = shift.repeat(lengths)
+    indices += np.arange(len(indices))
+    return indices
 
 
 def sentinel_places(noise_lengths: np.ndarray) -> np.ndarray:
     """int64[spans]: where the sentinels stand among the targets; with noise_lengths [2 3]: [0 3]."""
-    return np.cumsum(noise_lengths + 1) - (noise_lengths + 1)
-
-
-def _with_sentinels(tokens: np.ndarray, lengths: np.ndarray, sentinels: np.ndarray, *, after: bool) -> np.ndarray:
-    """The parts of `tokens`, each with its sentinel after or before it."""
-    places = np.cumsum(lengths + 1) - 1 if after else sentinel_places(lengths)
-    out = np.empty(len(tokens) + len(sentinels), np.int32)
-    is_token = np.ones(len(out), bool)
-    is_token[places] = False
-    out[places] = sentinels
-    out[is_token] = tokens
-    return out
+    lengths = noise_lengths + 1
+    return lengths.cumsum() - lengths
