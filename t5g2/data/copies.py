@@ -68,6 +68,8 @@ def plain(file: str, column: str | None = None) -> str:
             with _open(file) as source, open(part, "wb") as out:
                 (convert or _copy)(source, out)
             os.replace(part, target)
+        except UserError:
+            raise
         except (EOFError, OSError, ValueError, zlib.error) as error:
             raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
         finally:
@@ -85,7 +87,7 @@ def _gzip(source: BinaryIO, out: BinaryIO) -> None:
 
 
 def _zstandard(source: BinaryIO, out: BinaryIO) -> None:
-    zstandard = _needed("zstandard", "zstd")
+    zstandard = needed("zstandard", "zstd")
     frame, data = None, b""
     while data or (data := source.read(CHUNK)):
         frame = frame or zstandard.ZstdDecompressor().decompressobj()
@@ -100,7 +102,7 @@ def _zstandard(source: BinaryIO, out: BinaryIO) -> None:
 
 
 def _parquet(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
-    parquet = _needed("pyarrow.parquet", "parquet")
+    parquet = needed("pyarrow.parquet", "parquet")
     file = parquet.ParquetFile(source)
     if column not in file.schema_arrow.names:
         raise UserError(
@@ -115,7 +117,12 @@ def _parquet(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
 CONVERTERS: dict[str, Callable[[BinaryIO, BinaryIO], None]] = {"gz": _gzip, "zst": _zstandard}
 
 
-def _needed(module: str, extra: str) -> Any:
+def needed(module: str, extra: str) -> Any:
+    """A module that only some users have.
+
+    Raises:
+      UserError: it is not installed; says what to install.
+    """
     import importlib
 
     try:
@@ -125,7 +132,7 @@ def _needed(module: str, extra: str) -> Any:
 
 
 def _system(path: str) -> tuple[Any, str]:
-    fsspec = _needed("fsspec", "remote")
+    fsspec = needed("fsspec", "remote")
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:

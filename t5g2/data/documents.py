@@ -9,6 +9,10 @@ from t5g2.data.vocabulary import Tokenizer
 
 OnBadRecord = Literal["stop", "skip"]
 
+# Documents and pieces of fewer tokens are not worth a place: a document this short is left out, and a text that would
+# end in a piece this short ends in two equal ones instead.
+SHORTEST_TOKENS = 8
+
 
 class Documents(abc.ABC):
     """Texts in a fixed order. A pickle of them is small, and reads the files again where it is opened."""
@@ -27,6 +31,11 @@ class Documents(abc.ABC):
     @abc.abstractmethod
     def skipped(self) -> int:
         """Records that could not be read and were left out."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The first of the records that were left out, and what is wrong with each."""
+        return ()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

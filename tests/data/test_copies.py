@@ -66,7 +66,7 @@ def test_parquet_is_the_texts_of_a_column(tmp_path):
     ):
         Parquet(str(tmp_path / "a.parquet"), field="body").open()
     parquet(tmp_path / "b.parquet", text=["fine text", None, "more text"])
-    with pytest.raises(UserError, match=r"b\.parquet, line 2: no text under 'text'"):
+    with pytest.raises(UserError, match=r"b\.parquet, row 2: no text under 'text', but null"):
         Parquet(str(tmp_path / "b.parquet")).open()
     assert list(Parquet(str(tmp_path / "b.parquet")).open(on_bad_record="skip")) == ["fine text", "more text"]
 
