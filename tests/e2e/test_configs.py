@@ -23,11 +23,13 @@ ARGUMENTS = {
     "quickstart": ("source", "adapted", "scratch"),
     "gemma": tuple(name for name in SIZES if name.startswith(("gemma", "medgemma:"))),
     "t5gemma": sizes("t5gemma:"),
+    "t5gemma_small": tuple(f"{arm}-{width}" for arm in ("source", "adapted", "scratch") for width in (64, 96)),
     "t5gemma2": sizes("t5gemma2:"),
 }
 CONFIGS = [f"{f}:{arg}" for f in sorted((ROOT / "configs").glob("*.py")) for arg in ARGUMENTS[f.stem]]
-# compiled too: the arms of the quickstart, and the smallest size of each family
-SMALL = [c for c in CONFIGS if c.endswith((":source", ":adapted", ":scratch", "gemma3:270m", ":s-s", ":270m-270m"))]
+# compiled too: the arms of what runs on a laptop, and the smallest size of each family
+LAPTOP = (":source", ":adapted", ":scratch", ":source-64", ":adapted-64", ":scratch-64")
+SMALL = [c for c in CONFIGS if c.endswith((*LAPTOP, "gemma3:270m", ":s-s", ":270m-270m"))]
 SWEEPS = sorted((ROOT / "experiments").glob("*.py"))
 
 
@@ -90,10 +92,11 @@ def test_what_the_reports_say_is_in_the_configs(monkeypatch):
 def test_a_sweep_loads_and_its_runs_are_checked_configs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     loaded = sweep.load(path)
-    for part in loaded.parts:
+    for part in loaded.ordered():
         if isinstance(part, sweep.Variant):
-            experiments.load(part.config, part.changes(tmp_path))
+            made = experiments.load(part.config, part.changes(tmp_path))
             assert str(ROOT / part.config) in CONFIGS
+            assert part.seed is None or made.train.seed == part.seed
 
 
 def test_memory_that_a_device_does_not_have_is_an_error(capsys, monkeypatch):
