@@ -1,5 +1,6 @@
 """Answers: the dialogue as drawn, what is asked for and what only read, and the text rebuilt."""
 
+import json
 from itertools import chain
 
 import numpy as np
@@ -8,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import finite_batches
+from t5g2.data.sources import Jsonl
 from t5g2.data.tokenizer import Bytes
 from t5g2.objectives import Answers, AnswersDecoder
 from tests.objectives.arrays import RNG, SPECIALS, assert_example, repeatable
@@ -125,3 +129,29 @@ def test_settings_that_cannot_be():
     with pytest.raises(UserError, match=r"unknown denoiser 'ul2'\. Allowed: answers"):
         Answers(MODEL, END).only("ul2")
     assert Answers(MODEL, END).only("answers").sentinels_needed(9) == 0
+
+
+def test_records_of_a_file_reach_the_step_whole(tmp_path):
+    """From a JSON Lines file through packing: what counts, decoded, are the answers."""
+    tokenizer = Bytes()
+    turns = [(f"What is {n} + {n}?", f"{2 * n}, I think.") for n in range(1, 12)]
+    start, end = "<start_of_turn>", "<end_of_turn>"
+    texts = [f"{start}user\n{asked}{end}\n{start}model\n{answer}{end}\n" for asked, answer in turns]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    starts, ends = (tuple(tokenizer.encode(s).tolist()) for s in (f"{start}model\n", end))
+    for objective, encoder_length in ((Answers(starts, ends), 512), (AnswersDecoder(starts, ends), 0)):
+        config = DataConfig(
+            sources=(Source(Jsonl(str(path)), objective),),
+            tokenizer=tokenizer,
+            rows=2,
+            encoder_length=encoder_length,
+            decoder_length=256,
+            piece_tokens=128,
+            streams=2,
+        )
+        counted = []
+        for batch, *_ in finite_batches(config, seed=0):
+            for targets, weights in zip(batch.targets, batch.weights, strict=True):
+                counted += tokenizer.decode(targets[weights > 0]).split("<eos>")[:-1]
+        assert sorted(counted) == sorted(answer + end for _, answer in turns)
