@@ -219,24 +219,23 @@ def test_frozen_weights_of_a_model_do_not_change():
     np.testing.assert_allclose(metrics.gradient_norm, norm(gradients), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_what_is_frozen_for_good_is_not_differentiated():
-    """Its part of the backward pass is not in the program, whatever microbatches are."""
+    """Its part of the backward pass is not in the program, where microbatches are added up in a loop too."""
     params = build.abstract(CONFIG)
 
-    def flops(freeze, microbatches):
+    def flops(freeze):
         updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
         settings = step.Settings(
-            Compute(dtype="float32", scan=False), DENOISERS, SOURCES, microbatches=microbatches, tile_tokens=ROWS * T
+            Compute(dtype="float32", scan=False), DENOISERS, SOURCES, microbatches=2, tile_tokens=ROWS * T
         )
         first = jax.eval_shape(lambda p: state.TrainState(jnp.int32(0), p, updates.init(p)), params)
         lowered = jax.jit(step.make_train_step(updates, settings)).lower(first, jax.tree.map(jnp.asarray, BATCH))
         return lowered.compile().cost_analysis()["flops"]
 
-    for microbatches in (1, 2):
-        everything = flops((), microbatches)
-        encoder = flops((Freeze("encoder.*"), Freeze("embedder.*")), microbatches)
-        assert encoder < 0.75 * everything
-        assert flops((Freeze("encoder.*", end=5), Freeze("embedder.*", end=5)), microbatches) > 0.95 * everything
+    everything = flops(())
+    assert flops((Freeze("encoder.*"), Freeze("embedder.*"))) < 0.75 * everything
+    assert flops((Freeze("encoder.*", end=5), Freeze("embedder.*", end=5))) > 0.95 * everything
 
 
 def test_a_warm_up_of_cross_attention_moves_nothing_else():
