@@ -26,6 +26,11 @@ class Objective(abc.ABC):
         """Whether examples have blocks: decoder tokens that see each other both ways, in a decoder-only model."""
         return False
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether a piece is a pair of inputs and targets (core/pairs.py), not a text."""
+        return False
+
     @abc.abstractmethod
     def lengths(self, tokens: int) -> tuple[int, int]:
         """The longest encoder and decoder sequences that a piece of up to `tokens` tokens can become."""

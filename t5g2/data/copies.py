@@ -60,7 +60,7 @@ def plain(file: str, column: str | None = None) -> str:
         convert = functools.partial(_parquet, column=column)
     elif convert is None and not is_url(file):
         return file
-    target = _cache() / f"{_identity(file, column)}-{Path(file).name}"
+    target = cache() / f"{_identity(file, column)}-{Path(file).name}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -157,5 +157,6 @@ def _identity(file: str, column: str | None) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder of copies."""
     return Path(os.environ.get("T5G2_CACHE") or Path.home() / ".cache" / "t5g2")

@@ -37,6 +37,11 @@ class Documents(abc.ABC):
         """The first of the records that were left out, and what is wrong with each."""
         return ()
 
+    @property
+    def pairs(self) -> bool:
+        """Whether each is a pair of inputs and targets (core/pairs.py), not a text: kept whole, however short."""
+        return False
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 

@@ -86,6 +86,11 @@ class TokenDocuments(Documents):
         """Records that were left out when the text was read."""
         return self._said["skipped"]
 
+    @property
+    def pairs(self) -> bool:
+        """Whether they are pairs of inputs and targets."""
+        return "pairs" in self._said
+
     def __len__(self) -> int:
         return len(self._lengths)
 
@@ -155,6 +160,7 @@ class Job:
             "documents": len(self.opened),
             "characters": self.opened.characters,
             "skipped": self.opened.skipped,
+            **({"pairs": True} if self.opened.pairs else {}),
             "tokenizer": self.tokenizer.to_dict(),
             "tokenizer_fingerprint": self.tokenizer.fingerprint(),
             "dtype": self.dtype,

@@ -7,13 +7,14 @@ from t5g2.data.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.files import Jsonl, Parquet, TextFiles
 from t5g2.data.python_text import PythonText
 from t5g2.data.records import ArrayRecord, Tfds
+from t5g2.data.seqio_examples import Seqio
 from t5g2.data.shards import Tokens
 from t5g2.data.tokenizer import Tokenizer
 
 # A share of bad records above this is no accident.
 MAX_SKIPPED = 0.01
 
-Text = PythonText | TextFiles | Jsonl | Parquet | ArrayRecord | Tfds | Tokens
+Text = PythonText | TextFiles | Jsonl | Parquet | ArrayRecord | Tfds | Seqio | Tokens
 BY_NAME = {
     "python": PythonText,
     "text": TextFiles,
@@ -21,6 +22,7 @@ BY_NAME = {
     "parquet": Parquet,
     "array_record": ArrayRecord,
     "tfds": Tfds,
+    "seqio": Seqio,
     "tokens": Tokens,
 }
 
@@ -43,8 +45,14 @@ class Pieces:
         self.documents = documents
         self._tokenizer = tokenizer
         lengths = documents.token_lengths(tokenizer)
-        self.dropped = int(np.sum(lengths < SHORTEST_TOKENS))
-        lengths = np.where(lengths < SHORTEST_TOKENS, 0, lengths)
+        if documents.pairs and lengths.max() > piece_tokens:
+            raise UserError(
+                f"a pair of inputs and targets has {lengths.max()} tokens with the number in front, and piece_tokens "
+                f"is {piece_tokens}; raise it to at least that, because pairs are not cut"
+            )
+        shortest = 1 if documents.pairs else SHORTEST_TOKENS
+        self.dropped = int(np.sum(lengths < shortest))
+        lengths = np.where(lengths < shortest, 0, lengths)
         self.tokens = int(lengths.sum())
         self._document, self._start, self._end = _cut(lengths, piece_tokens)
 
@@ -78,7 +86,9 @@ def _cut(lengths: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray, np.nd
 def describe(name: str, pieces: Pieces) -> str:
     """One line for the log: how much text a source has."""
     documents = pieces.documents
-    parts = [f"{len(documents):,} documents", f"{documents.characters:,} characters", f"{pieces.tokens:,} tokens"]
+    parts = [f"{len(documents):,} {'pairs' if documents.pairs else 'documents'}"]
+    parts += [f"{documents.characters:,} characters"] if documents.characters else []
+    parts += [f"{pieces.tokens:,} tokens"]
     parts += [f"{len(pieces):,} pieces"]
     parts += [f"{pieces.dropped:,} documents too short"] if pieces.dropped else []
     parts += [f"{documents.skipped:,} bad records left out"] if documents.skipped else []
@@ -92,16 +102,23 @@ def open_pieces(
     piece_tokens: int,
     on_bad_record: OnBadRecord,
     max_skipped: float = MAX_SKIPPED,
+    pairs: bool = False,
 ) -> Pieces:
     """The pieces of a source of text.
 
     Args:
       max_skipped: the largest share of the records that may be skipped.
+      pairs: whether pairs of inputs and targets are wanted.
 
     Raises:
       UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
     """
     documents = text.open(on_bad_record=on_bad_record)
+    if documents.pairs != pairs:
+        has, wants = ("pairs of inputs and targets", "text") if documents.pairs else ("text", "pairs")
+        raise UserError(
+            f"{text} has {has}, and {wants} is asked for; the objective seq2seq takes pairs, all others text"
+        )
     records = len(documents) + documents.skipped
     if documents.skipped > max_skipped * records:
         raise UserError(

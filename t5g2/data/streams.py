@@ -63,6 +63,7 @@ def open_corpus(config: DataConfig) -> Corpus:
                 piece_tokens=config.piece_tokens,
                 on_bad_record=config.on_bad_record,
                 max_skipped=config.max_skipped,
+                pairs=source.objective.takes_pairs,
             )
         except UserError as error:
             raise UserError(f"source {name!r}: {error}") from None

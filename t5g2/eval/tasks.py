@@ -113,6 +113,7 @@ class HeldoutLoss(Task):
             piece_tokens=data.piece_tokens,
             on_bad_record=data.on_bad_record,
             max_skipped=data.max_skipped,
+            pairs=self.objective.takes_pairs,
         )
         log.info("%s", describe(f"task {self.name}", pieces))
         # not by the task's name: tasks of one run and of its relatives are asked about the same pieces

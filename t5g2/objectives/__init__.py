@@ -4,6 +4,7 @@ from t5g2.objectives.answers import Answers, AnswersDecoder
 from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
+from t5g2.objectives.seq2seq import Seq2Seq
 from t5g2.objectives.ul2 import UL2, SpanCorruption, UL2Original
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Denoiser",
     "PrefixLM",
     "PrefixLMDecoder",
+    "Seq2Seq",
     "SpanCorruption",
     "UL2Original",
 ]
@@ -28,6 +30,7 @@ BY_NAME = {
     "causal": Causal,
     "prefix_lm": PrefixLM,
     "prefix_lm_decoder": PrefixLMDecoder,
+    "seq2seq": Seq2Seq,
     "span_corruption": SpanCorruption,
     "ul2": UL2,
     "ul2_original": UL2Original,
