@@ -4,7 +4,7 @@
     t5g2 train --config=configs/t5gemma_small.py:adapted-96 --workdir=runs/small/adapted    # from it, PrefixLM
     t5g2 train --config=configs/t5gemma_small.py:scratch-96 --workdir=runs/small/scratch    # from nothing, PrefixLM
 
-ARM-WIDTH: arms source, adapted, scratch; width 64 or 96. experiments/t5gemma_table4.py runs them all.
+ARM-WIDTH: arms source, adapted, scratch; width 64 or 96. experiments/t5gemma_table4.py runs those of width 64.
 
 Text: the language reference and the standard library of the Python that runs it, 1 byte = 1 token.
 From the paper (arXiv 2504.06225, sections 3 and 4): Gemma 2 blocks (local and global in turn, soft caps), separate

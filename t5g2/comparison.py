@@ -137,7 +137,9 @@ def _facts(comparison: Comparison, task: str) -> list[tuple[str, str]]:
             here = difference(group, first, metric, steps=(step, step))
             facts.append((f"{of}{arm} − {name}, step {step}", spelled(here, signed=True)))
         if a != b:
-            facts.append((f"{of}{arm} − {name}, ends", spelled(difference(group, first, metric, (b, a)), signed=True)))
+            facts.append(
+                (f"{of}{arm} − {name}, each at its end", spelled(difference(group, first, metric, (b, a)), signed=True))
+            )
         for what, at in (("start", 0), ("end", a)):
             caught = catch_up(group, first, metric=metric, step=at)
             if caught is not None:
@@ -177,7 +179,7 @@ def _sentences(comparison: Comparison, arm: tuple[str, Group], task: str) -> lis
     )
     between = difference(group, first, metric, (step, step))
     if comparison.seeded and between is not None:
-        text += f", a difference of {spelled(between)} by seed"
+        text += f", a difference of {spelled(between)} over {between.n} seeds"
     made = [f"{text}; {a} is below {b} at {below} of {len(steps)} evaluations."]
     caught = [catch_up(group, first, metric=metric, step=at) for at in (0, max(of_a))]
     if caught[0] is not None and caught[1] is not None:

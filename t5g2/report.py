@@ -200,7 +200,8 @@ def facts(report: Report) -> list[Fact]:
         metric = f"eval/{task}/loss"
         found.append(Fact(f"{of} at start", lambda run, m=metric: run.at_start(m), number, interval=True))
         found.append(Fact(f"{of} at end", lambda run, m=metric: run.last(m), number, interval=True))
-        for name in denoisers:
+        alone = all(len(of) < 2 for group in report.groups for of in report.tasks([group]).values())
+        for name in () if alone else denoisers:  # the only one is the mean
             found.append(Fact(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
     return [
         *found,

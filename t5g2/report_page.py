@@ -38,8 +38,11 @@ svg { width: 100%; height: auto; display: block; }
 svg text { font-family: inherit !important; }
 .key { display: flex; flex-wrap: wrap; gap: 0.2rem 1.4rem; font-size: 0.9rem; margin: 0.8rem 0 0; }
 .dot { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 50%; margin-right: 0.45rem; }
-.beside { display: flex; flex-wrap: wrap; gap: 0 3.5rem; }
-.beside > div { min-width: 0; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+.beside > div { flex: 1 1 0; min-width: min(100%, 28rem); }
+.beside th, .beside td { padding-right: 0.55rem; }
+.beside td:first-child { white-space: normal; padding-right: 1rem; }
+.beside .printed td:first-child { white-space: nowrap; }
 .wide { overflow-x: auto; margin: 0.9rem 0; }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.42rem 0.95rem 0.42rem 0; text-align: right; border-bottom: 1px solid var(--line);
@@ -48,6 +51,7 @@ th { font-weight: 550; color: var(--quiet); vertical-align: bottom; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 td:first-child { font-weight: 550; white-space: nowrap; padding-right: 2.2rem; }
 .words td { font-weight: 400; }
+.numbers td { white-space: nowrap; }
 details { margin: 0.8rem 0; }
 summary { cursor: pointer; color: var(--quiet); font-size: 0.9rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.9rem 1.1rem;
@@ -134,7 +138,9 @@ def held_out(report: Report) -> list[Html]:
     # what was measured once is no curve, and the table has it
     curves = [t for t in tasks if any(len(run.series(f"eval/{t}/loss")[0]) > 1 for run in report.compared)]
     for task in curves or tasks:
-        plot = plots.compare(_sets(report), f"eval/{task}/loss", "nats per token")
+        metric = f"eval/{task}/loss"
+        begun = {title: of for title, of in _sets(report).items() if any(group.steps(metric) for group in of)}
+        plot = plots.compare(begun, metric, "nats per token")
         thin = " Thin: single seeds; strong: their mean." if report.seeded else ""
         made += [
             tag("h2", _of(task, "Held-out loss")),
@@ -160,10 +166,10 @@ def results(report: Report) -> list[Html]:
         until = "Tokens are the trained ones of encoder and decoder; the loss between evaluations is a straight line."
         made.append(tag("div", tag("h2", "Results"), *about, table_of(table), tag("p", until, kind="quiet")))
     if printed:
-        rows = [[c if isinstance(c, str) else f"{c:g}" for c in row] for row in printed["rows"]]
+        rows = [[str(c) for c in row] for row in printed["rows"]]
         note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
         source = tag("p", printed["source"], kind="quiet")
-        theirs = table_of(Table(list(printed["columns"]), rows))
+        theirs = table_of(Table(list(printed["columns"]), rows), kind="numbers printed")
         made.append(tag("div", tag("h2", "What the paper printed"), source, theirs, note))
     return [tag("div", *made, kind="beside")] if made else []
 
@@ -322,7 +328,7 @@ def throughput(report: Report) -> list[Html]:
     text = "Tokens are those that are no padding, encoder and decoder together; padding is a share of all slots."
     return [
         tag("h2", "Speed, padding, memory"),
-        key({group.name: group for group in report.groups}),
+        key(_arms(report, others=True)),
         figure(plots.panels(report.groups, found, from_zero=True), text),
     ]
 

@@ -62,7 +62,7 @@ def test_the_table_of_results():
     assert rows["scratch: loss at end"].startswith("1.667 ± ")
     assert rows["adapted: tokens"] == "100"
     assert rows["scratch − adapted, step 1"].startswith("+1.800 ± ")
-    assert rows["scratch − adapted, ends"].startswith("-0.400 ± ")
+    assert rows["scratch − adapted, each at its end"].startswith("-0.400 ± ")
     assert rows["tokens until scratch is at adapted's start"].startswith("133 ± ")
     first, second = comparison.findings([both], ["heldout"])
     assert first.startswith("width 9: At step 1 the held-out loss of adapted is 2.067 ± ")

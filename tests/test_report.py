@@ -1,6 +1,7 @@
 """The report of what is there: numbers, page, csv; nothing loaded, everything escaped, gaps said."""
 
 import csv
+import html
 import json
 import re
 import xml.dom.minidom
@@ -16,8 +17,8 @@ from t5g2.runs import Group, Run
 DENOISERS = {"mu3_r15": 1.0, "suffix_r75": 4.0}
 
 
-def write_run(folder, *, end, steps=20, sample="of the text", **files):
-    """A run as the trainer leaves it; the held-out loss falls from end + 3 to end."""
+def write_run(folder, *, end, steps=20, sample="of the text", tokens=None, **files):
+    """A run as the trainer leaves it; the held-out loss falls from end + 3 to end. `tokens` of each step, if given."""
     folder.mkdir(parents=True)
     rows = []
     for step in range(0, steps + 1, 5):
@@ -27,6 +28,7 @@ def write_run(folder, *, end, steps=20, sample="of the text", **files):
             rows[-1] |= {f"eval/heldout/loss/{name}": loss + 0.1 * i for i, name in enumerate(DENOISERS)}
         if step:
             rows.append({"step": step, "wall": 101.0 + step, "train/loss": end + 1, "tokens_per_s": 1000.0 * step})
+            rows[-1] |= {} if tokens is None else {"train/tokens": tokens}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "experiment.json").write_text(json.dumps({"train": {"steps": steps}, "init": {"adapt": folder.name}}))
     (folder / "samples").mkdir()
@@ -155,6 +157,68 @@ def test_the_page_is_well_formed_and_shows_each_part(sweep):
         assert part in found, part
     assert "<mark>&lt;sentinel_0&gt;</mark>" in text
     assert "old" not in found.split()  # only the newest samples
+
+
+ENDS = {"adapted": (2.0, 2.1, 2.2), "scratch": (2.5, 2.6, 2.7)}
+
+
+@pytest.fixture
+def seeded(tmp_path):
+    """Two arms under three seeds, each 20 steps of 100 tokens; the last seed of scratch has only begun."""
+    folder, parts = tmp_path / "seeds", []
+    for arm, ends in ENDS.items():
+        for seed, end in enumerate(ends):
+            name = f"{arm}-s{seed}"
+            done = {} if name == "scratch-s2" else {"done": {"step": 20}}
+            write_run(folder / name, end=end, steps=20 if done else 5, tokens=100, provenance=ACCOUNT, **done)
+            command = f"t5g2 train --workdir={name}"
+            parts.append({"name": name, "kind": "variant", "command": command, "result": f"{name}/done.json"})
+            parts[-1] |= {"group": arm, "seed": seed}
+    record = {"title": "Seeds", "parts": parts, "compare": list(ENDS), "paper": None}
+    (folder / "sweep.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_sweep_of_seeds_has_means_with_intervals_and_the_single_runs(seeded, capsys):
+    """Half widths: 2.0, 2.1, 2.2 have 4.3027 * 0.1 / sqrt(3), and 2.5, 2.6 have 12.7062 * sqrt(0.005) / sqrt(2)."""
+    report.write(seeded)
+    text = (seeded / "report" / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    results, means, runs = text.split("|\n\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in results.splitlines() if line.startswith("| ")]
+    rows = dict(cells)
+    assert results.startswith("Results, mean ± half of its 95 % interval over seeds, t(n - 1) s / sqrt(n)")
+    assert rows["adapted: loss at end"] == "2.100 ± 0.248"
+    assert rows["scratch: loss at end"] == "2.550 ± 0.635"
+    assert rows["scratch − adapted, step 20"] == "+0.500 ± 0.000"  # both go up by as much with the seed
+    assert rows["tokens until scratch is at adapted's start"] == "333 ± 0"  # 3 nats in 2000 tokens
+    assert rows["tokens until scratch is at adapted's end"] == "not within 2k"
+    assert "| seeds                  |        3 of 3 |        2 of 3 |" in means
+    assert "| held-out loss at end   | 2.100 ± 0.248 | 2.550 ± 0.635 |" in means
+    assert "| scratch-s2 | unfinished |" in runs
+
+
+def test_the_page_of_a_sweep_of_seeds(seeded):
+    text = report.write(seeded).read_text()
+    parser = Nesting()
+    parser.feed(text)
+    assert parser.open == []
+    found = re.sub(r"<style>.*?</style>|<[^>]+>", " ", text, flags=re.DOTALL)
+    found = re.sub(r"\s+", " ", found)
+    for part in (
+        "adapted 3 done, scratch 2 done and 1 unfinished",
+        "of adapted is 2.100 ± 0.248 and that of scratch 2.550 ± 0.635 nats per token, a difference of 0.500 ± 0.000 "
+        "over 2 seeds; adapted is below scratch at 3 of 3 evaluations.",
+        "until scratch is at adapted's start (5.100 ± 0.248): 333 ± 0; at adapted's end (2.100 ± 0.248): not within 2k",
+        "Thin: single seeds; strong: their mean.",
+        "The settings in which the runs differ (of several seeds, the first)",
+    ):
+        assert part in html.unescape(found), part
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        xml.dom.minidom.parseString(svg)
+    weights = text[text.index("Where the weights come from") : text.index("Speed, padding, memory")]
+    assert "adapted-s0" in weights
+    assert "adapted-s1" not in weights
 
 
 def test_a_single_run_has_a_report_too(tmp_path, capsys):

@@ -337,6 +337,36 @@ def test_a_half_done_sweep_of_seeds_goes_on_where_it_stopped(tmp_path, program):
     assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks", "breaks", "late-s3"]
 
 
+def test_a_seed_more_runs_alone(tmp_path, program):
+    for seeds in ((0, 1), (0, 1, 5)):
+        sweep.run_local(Sweep("x", (variant("a", seeds=seeds),)), tmp_path / "x", program=program)
+    assert notes(tmp_path / "x") == ["a-s0", "a-s1", "a-s5"]
+
+
+def test_a_step_can_have_seeds_and_a_name_can_be_spelled_with_one(tmp_path):
+    """What is filled in is text, so a setting that is a number is read as one."""
+    step = Step("mean", ("average", "--out={sweep}/m{seed}"), out="m{seed}", after=("a-s{seed}",), seeds=(0, 3))
+    parts = (step, variant("a", seeds=(3, 0), overrides={"data.x": "{seed}"}), variant("b", after=("a-s3", "mean")))
+    order = Sweep("x", parts).ordered()
+    assert [(part.name, part.after) for part in order] == [
+        ("a-s3", ()),
+        ("mean-s3", ("a-s3",)),
+        ("a-s0", ()),
+        ("mean-s0", ("a-s0",)),
+        ("b", ("a-s3", "mean-s0", "mean-s3")),
+    ]
+    assert order[1].arguments(tmp_path) == ["average", f"--out={tmp_path}/m3"]
+    assert order[1].result(tmp_path) == tmp_path / "m3"
+    assert order[0].changes(tmp_path) == [("train.seed", "3"), ("data.x", "3")]
+
+
+def test_without_seeds_nothing_speaks_of_them(tmp_path):
+    described = sweep.describe(THREE, tmp_path)
+    assert described["compare"] == ["b"]
+    assert {key for part in described["parts"] for key in part} == {"name", "kind", "command", "result", "after"}
+    assert not any("train.seed" in part["command"] for part in described["parts"])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -344,12 +374,19 @@ def test_a_half_done_sweep_of_seeds_goes_on_where_it_stopped(tmp_path, program):
         (lambda: variant("a", seeds=(1, 2, 1)), r"a has the seed 1 twice in \(1, 2, 1\); each seed is a run"),
         (lambda: variant("a", seeds=(-1,)), "a has the seed -1"),
         (lambda: variant("a", seeds=(1,), overrides={"train.seed": 3}), "a has seeds and overrides train.seed"),
+        (lambda: variant("a", seeds=(True,)), "a has the seed True; a seed is a whole number, at least 0"),
         (lambda: variant("a", overrides={"x": "{seed}"}), r"a speaks of \{seed\} and has no seeds"),
+        (lambda: Step("a", ("average",), out="m", seeds=(0, 1)), r"out = 'm' for all of them; .* as in 'm-s\{seed\}'"),
     ],
 )
 def test_seeds_that_cannot_be(make, message):
     with pytest.raises(UserError, match=message):
         Sweep(title="x", parts=(make(),))
+
+
+def test_a_run_of_a_group_has_a_name_of_its_own():
+    with pytest.raises(UserError, match="two parts of the sweep are called 'a-s1'"):
+        Sweep(title="x", parts=(variant("a", seeds=(0, 1)), variant("a-s1")))
 
 
 def test_comparisons_that_cannot_be():
