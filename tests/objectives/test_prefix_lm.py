@@ -108,6 +108,14 @@ def test_the_drawn_split_that_parts_no_character():
     assert PrefixLM()(tokens, RNG, specials=BYTES).encoder_tokens.tolist() == [197, 295]
 
 
+@pytest.mark.parametrize(
+    ("text", "share", "split"), [("😀a", 0.2, 4), ("a😀", 0.8, 1), ("😀😀", 0.5, 4), ("a😀a", 0.6, 5)]
+)
+def test_a_split_moves_to_the_nearest_place(text, share, split):
+    tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int32) + np.int32(100)
+    assert PrefixLM(share, split_at="character").split(tokens, RNG, specials=BYTES) == split
+
+
 def test_a_split_does_not_part_the_tokens_of_an_image():
     # 50 and 51 are special: places are before the first, after the last, and where a text token stands between
     tokens = np.array([11, 50, 51, 51, 51, 50, 12, 13, 14], np.int32)

@@ -106,7 +106,7 @@ def test_every_mask_of_a_short_text_is_equally_likely(length, rate, mean_span, m
     assert_drawn_from(np.bincount(drawn, minlength=masks), np.full(masks, 1 / masks))
 
 
-@pytest.mark.parametrize("nth", [0, 12])
+@pytest.mark.parametrize("nth", [0, 12, 25])
 def test_lengths_of_spans_of_a_long_text(nth):
     """The exact distribution of the nth of m segments of n items: the rest is cut into m - 1 in any way."""
     length, draws = 512, 3000
