@@ -200,7 +200,8 @@ class EncoderDecoderConfig:
         and transformers to 5.0); "each_side_inclusive" = W back and forward (T5Gemma in transformers 5.8 to 5.23, a
         regression that shows in inputs longer than W = 4096).
       encoder_attention: "bidirectional"; or "causal" = an encoder token sees what it sees in a decoder-only model, W
-        keys in a local layer, whatever encoder_window says (an ablation of T5Gemma, arXiv 2504.06225, section 6).
+        keys in a local layer, whatever encoder_window says (an ablation of T5Gemma, arXiv 2504.06225, section 6); the
+        tokens of an image see each other in either.
     """
 
     encoder: TextConfig

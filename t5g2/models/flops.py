@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from t5g2.core.batch import Batch, Stream
+from t5g2.core.batch import Batch, Stream, image_blocks
 from t5g2.models import masks
 from t5g2.models.config import (
     DualEncoderConfig,
@@ -120,34 +120,36 @@ def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -
 def of_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int, images: int = 0) -> Counts:
     """The counts of one example of so many encoder and decoder tokens, those of its images included."""
     made = _reader(config).images
-    sizes = None if made is None or isinstance(config, EncoderDecoderConfig) else np.full(images, made.tokens)
+    sizes = np.full(images, 0 if made is None else made.tokens)
     return replace(_count(config, np.array([encoder]), np.array([decoder]), blocks=sizes), images=images)
 
 
 def count(config: ModelConfig, encoder: Stream | None, decoder: Stream) -> Counts:
-    """The counts of packed rows, from their tokens, segments and block ids; positions must run through each segment."""
+    """The counts of packed rows, from their tokens, segments and block ids; positions must run through each segment.
+
+    Block ids are those of the side that images enter; an encoder that has none is counted with its images as blocks.
+    """
     segments = np.asarray(decoder.segments)
     sides = [np.zeros_like(segments) if encoder is None else np.asarray(encoder.segments), segments]
     most = max(int(side.max(initial=0)) for side in sides)
     tokens = (_sizes(side, most=most) for side in sides)
-    blocks = None if decoder.blocks is None else _block_sizes(decoder)
     reads = encoder if isinstance(config, EncoderDecoderConfig) else decoder
-    return replace(_count(config, *tokens, blocks=blocks), images=_images(config, reads))
+    return replace(_count(config, *tokens, blocks=_block_sizes(config, reads)), images=_images(config, reads))
 
 
-def _count(
-    config: ModelConfig, encoder: np.ndarray, decoder: np.ndarray, *, blocks: np.ndarray | None = None
-) -> Counts:
-    """The counts of examples of encoder[i] and decoder[i] tokens, and of blocks of these sizes in their decoders."""
-    causal = config.decoder if isinstance(config, EncoderDecoderConfig) else _reader(config)
-    made = {"decoder_tokens": int(decoder.sum())}
+def _count(config: ModelConfig, encoder: np.ndarray, decoder: np.ndarray, *, blocks: np.ndarray) -> Counts:
+    """The counts of examples of encoder[i] and decoder[i] tokens, and of blocks of these sizes on the side that images
+    enter.
+    """
+    made, none = {"decoder_tokens": int(decoder.sum())}, np.zeros(0, np.int64)
+    if not isinstance(config, EncoderDecoderConfig):
+        alone = _reader(config)
+        made |= {f"decoder_{kind}": _pairs(masks.decoder(alone, kind), decoder, blocks) for kind in KINDS}
+        return Counts(**made)
     for kind in KINDS:
-        mask = masks.decoder(causal, kind)
-        made[f"decoder_{kind}"] = _pairs(mask, decoder) + (0 if blocks is None else _lifted(mask, blocks))
-    if isinstance(config, EncoderDecoderConfig):
-        made |= {f"encoder_{kind}": _pairs(masks.encoder(config, kind), encoder) for kind in KINDS}
-        made |= {"encoder_tokens": int(encoder.sum()), "cross": int(np.sum(encoder * decoder))}
-    return Counts(**made)
+        made[f"decoder_{kind}"] = _pairs(masks.decoder(config.decoder, kind), decoder, none)
+        made[f"encoder_{kind}"] = _pairs(masks.encoder(config, kind), encoder, blocks)
+    return Counts(**made, encoder_tokens=int(encoder.sum()), cross=int(np.sum(encoder * decoder)))
 
 
 def _images(config: ModelConfig, reads: Stream | None) -> int:
@@ -166,19 +168,15 @@ def _reader(config: ModelConfig) -> TextConfig:
     return config.encoder if isinstance(config, EncoderDecoderConfig) else config
 
 
-def _pairs(mask: Mask, lengths: np.ndarray) -> int:
-    """Visible pairs of sequences of these lengths, summed.
+def _pairs(mask: Mask, lengths: np.ndarray, blocks: np.ndarray) -> int:
+    """Visible pairs of sequences of these lengths, summed, with blocks of these sizes in them.
 
     Of n tokens, those at a distance of 1 to m see m others on one side, but the m at the end fewer, down to none:
     n * m - m * (m + 1) / 2 pairs, where m = min(visible, n - 1).
     """
-    right = 0 if mask.causal else _ahead(mask.right, lengths)
-    return int(np.sum(lengths + _ahead(mask.left, lengths) + right))
-
-
-def _lifted(mask: Mask, blocks: np.ndarray) -> int:
-    """Pairs that a causal mask hides and blocks of these sizes bring back: those ahead, as far as the mask goes."""
-    return int(np.sum(_ahead(mask.right, blocks)))
+    # a causal mask shows what is ahead within a block only
+    right = _ahead(mask.right, blocks if mask.causal else lengths)
+    return int(np.sum(lengths + _ahead(mask.left, lengths)) + np.sum(right))
 
 
 def _ahead(visible: int | None, lengths: np.ndarray) -> np.ndarray:
@@ -194,9 +192,17 @@ def _sizes(ids: np.ndarray, *, most: int) -> np.ndarray:
     return sizes[:, 1:].ravel()
 
 
-def _block_sizes(decoder: Stream) -> np.ndarray:
+def _block_sizes(config: ModelConfig, reads: Stream | None) -> np.ndarray:
     """Tokens of each block of each segment of each row."""
-    segments, blocks = np.asarray(decoder.segments), np.asarray(decoder.blocks)
+    if reads is None:
+        return np.zeros(0, np.int64)
+    segments, blocks = np.asarray(reads.segments), reads.blocks
+    images = _reader(config).images
+    if isinstance(config, EncoderDecoderConfig) and config.encoder_attention == "causal" and images is not None:
+        blocks = image_blocks(reads.tokens, images.token) if blocks is None else blocks
+    if blocks is None:
+        return np.zeros(0, np.int64)
+    blocks = np.asarray(blocks)
     most = int(blocks.max(initial=0))
     ids = np.where((segments > 0) & (blocks > 0), (segments - 1) * most + blocks, 0)
     return _sizes(ids, most=int(ids.max(initial=0)))

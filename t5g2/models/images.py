@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from t5g2.core.batch import Stream
 from t5g2.core.mesh import constrain
 from t5g2.models.config import ImageConfig
 from t5g2.models.layers import Compute, Embedder
@@ -40,6 +41,15 @@ def embed(
         soft_BKD = soft_tokens(model.vision, model.projector, images_BIHWC, compute=compute)
         x_BTD = insert(x_BTD, tokens_BT, soft_BKD, token=config.token)
     return constrain(x_BTD, "rows", "length", "embed_act")
+
+
+def with_blocks(tokens: Stream, config: ImageConfig) -> Stream:
+    """The tokens with each image as a block, as core.batch.image_blocks has it, under jit too; or with their own."""
+    if tokens.blocks is not None:
+        return tokens
+    image_BT = jnp.asarray(tokens.tokens) == config.token
+    starts_BT = image_BT & ~jnp.pad(image_BT[:, :-1], ((0, 0), (1, 0)))
+    return tokens._replace(blocks=jnp.where(image_BT, jnp.cumsum(starts_BT, axis=1, dtype=jnp.int32), 0))
 
 
 def soft_tokens(

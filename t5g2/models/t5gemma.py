@@ -20,6 +20,7 @@ from t5g2.core.batch import Stream
 from t5g2.models import cache as caches
 from t5g2.models import images, layers, masks
 from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
+from t5g2.models.images import with_blocks
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
 from t5g2.models.siglip import Projector, VisionTower
 from t5g2.models.stack import Block, CrossBlock, MergedBlock, Site, Stack
@@ -64,7 +65,12 @@ class T5Gemma(nnx.Module):
     def encode(
         self, encoder: Stream, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
     ) -> Float[Array, "B S D"]:
-        """Final-normed encoder states; what stands at padding is finite and means nothing."""
+        """Final-normed encoder states; what stands at padding is finite and means nothing.
+
+        In a causal encoder the tokens of an image see each other nevertheless, as in a decoder-only model.
+        """
+        if self.config.encoder_attention == "causal" and self.config.encoder.images is not None:
+            encoder = with_blocks(encoder, self.config.encoder.images)
         site = Site.of(encoder, self.config.encoder, lambda kind: masks.encoder(self.config, kind))
         return self.encoder.run(self._embed_encoder(encoder, images, compute), site, compute=compute)
 

@@ -92,6 +92,22 @@ def test_images_are_counted_by_their_tokens():
     assert flops.count(tiny.T5GEMMA2, encoder, DECODER).images == 0  # a model of text only
 
 
+def test_images_of_a_causal_encoder_are_blocks():
+    """As the model makes them; the same as those of a decoder-only model that is given them."""
+    for window in (False, True):
+        images = replace(tiny.IMAGES, window=window)
+        stack = replace(tiny.GEMMA3, window=2, images=images)
+        config = replace(tiny.T5GEMMA2, encoder=stack, encoder_attention="causal")
+        alone = flops.count(stack, None, WITH_IMAGES)
+        for encoder in (WITH_IMAGES, WITH_IMAGES._replace(blocks=None)):
+            counts = flops.count(config, encoder, DECODER)
+            for kind in ("local", "global"):
+                shown = pairs(WITH_IMAGES, WITH_IMAGES, masks.encoder(config, kind))
+                assert getattr(counts, f"encoder_{kind}") == getattr(alone, f"decoder_{kind}") == shown
+        parts = [flops.of_lengths(config, encoder=s, decoder=5, images=i) for s, i in ((11, 2), (7, 1))]
+        assert (parts[0] + parts[1]).encoder_local == alone.decoder_local
+
+
 def products(jaxpr):
     """FLOPs of all matrix products of a program, every round of its loops counted."""
     total = 0

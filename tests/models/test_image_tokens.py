@@ -1,12 +1,15 @@
 """Image tokens: which embedding goes where, and that nothing else moves."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5g2.core import tree
 from t5g2.core.batch import Stream, image_blocks
-from t5g2.models import images
+from t5g2.models import build, images
 from tests import tiny, weights
 from tests.tiny import FLOAT32
 
@@ -18,6 +21,10 @@ def test_the_docstrings_of_insert_and_image_blocks():
     got = images.insert(x_BTD, tokens, soft_BKD, token=8)
     np.testing.assert_array_equal(got[..., 0], [[0, 1, 2, 0, 3], [4, 0, 0, 0, 5]])
     np.testing.assert_array_equal(image_blocks(tokens, 8), [[0, 1, 1, 0, 2], [1, 0, 0, 0, 2]])
+    made = jax.jit(lambda given: images.with_blocks(given, tiny.IMAGES))(stream(tokens))
+    np.testing.assert_array_equal(made.blocks, image_blocks(tokens, 8))
+    own = stream(tokens)._replace(blocks=np.ones_like(tokens))
+    assert images.with_blocks(own, tiny.IMAGES) is own
 
 
 def stream(tokens) -> Stream:
@@ -51,6 +58,26 @@ def test_a_row_sees_its_own_images_and_each_in_its_place():
     np.testing.assert_array_equal(second[0], np.arange(16) >= 10)
     assert moved(1, 0)[1].any()
     assert not moved(1, 1).any()
+
+
+@pytest.mark.parametrize("token", [8, tiny.GEMMA3.vocab_size], ids=["in the vocabulary", "past it"])
+def test_a_causal_encoder_reads_images_as_a_decoder_only_model(token):
+    """Two images and text around them, longer than the window: the same states from the same weights."""
+    config = replace(tiny.GEMMA3, images=replace(tiny.IMAGES, token=token))
+    pair = replace(tiny.T5GEMMA2, encoder=config, encoder_attention="causal", eoi_id=None)
+    model, drawn = weights.model(config), weights.weights(config) | weights.weights(pair)
+    # the stack of a decoder-only model is the encoder here; what else both have has one name
+    read = {key: drawn.get((key[0].removeprefix("encoder."), key[1]), drawn[key]) for key in drawn}
+    other = tree.build(build.abstract(pair), read.__getitem__)
+    tokens = np.array([2, *SPAN, 11, 12, *SPAN, 13])
+    tokens = stream(np.where(tokens == 8, token, tokens))
+    pictures = jax.random.uniform(jax.random.key(0), (1, 2, SIZE, SIZE, 3), minval=-1.0)
+    alone = tokens._replace(blocks=image_blocks(tokens.tokens, token))
+    expected = np.asarray(model.hidden(None, alone, pictures, compute=FLOAT32))
+    encode = jax.jit(lambda encoder: other.encode(encoder, pictures, compute=FLOAT32))
+    np.testing.assert_allclose(encode(tokens), expected, atol=1e-5)
+    np.testing.assert_allclose(encode(alone), expected, atol=1e-5)
+    assert np.abs(np.asarray(model.hidden(None, tokens, pictures, compute=FLOAT32)) - expected).max() > 1e-2
 
 
 def test_an_image_token_past_the_vocabulary_needs_no_row():

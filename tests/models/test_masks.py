@@ -1,6 +1,7 @@
 """The drawings in the docstrings of t5g2.models.masks are what the reference backend computes."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from t5g2.core.batch import Stream
 from t5g2.models import masks
 from t5g2.models.backends.reference import visible
+from t5g2.models.config import EncoderWindow
 from t5g2.models.masks import ALL, bidirectional, causal, each_side
 from tests.tiny import GEMMA3, GEMMA3_IMAGES, T5GEMMA, T5GEMMA2
 
@@ -107,6 +109,31 @@ def test_the_masks_of_each_kind_of_layer():
         alone = replace(config, encoder_attention="causal")
         assert masks.encoder(alone, "local") == causal(window=config.encoder.window)
         assert masks.encoder(alone, "global") == causal()
+
+
+@pytest.mark.parametrize("encoder_window", get_args(EncoderWindow))
+def test_a_causal_encoder_of_packed_rows(encoder_window):
+    """Window 3, two examples and padding; what the window means both ways does not matter."""
+    config = replace(T5GEMMA, encoder_window=encoder_window, encoder_attention="causal")
+    packed = tokens([1, 1, 1, 1, 2, 2, 0], positions=[0, 1, 2, 3, 0, 1, 0])
+    assert matrix(visible(packed, packed, masks.encoder(config, "local"))) == [
+        "1000000",
+        "1100000",
+        "1110000",
+        "0111000",
+        "0000100",
+        "0000110",
+        "0000000",
+    ]
+    assert matrix(visible(packed, packed, masks.encoder(config, "global"))) == [
+        "1000000",
+        "1100000",
+        "1110000",
+        "1111000",
+        "0000100",
+        "0000110",
+        "0000000",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,15 @@ def test_to_dict_and_back(given):
     assert config.from_dict(config.to_dict(given)) == given
 
 
+def test_a_config_from_before_a_field_was_there_means_its_default():
+    """model.json of an older folder has no encoder_attention."""
+    data = config.to_dict(T5GEMMA2)
+    assert data.pop("encoder_attention") == "bidirectional"
+    assert config.from_dict(data) == T5GEMMA2
+    with pytest.raises(UserError, match=r"model\.encoder_attention.*'casual'.*'?causal"):
+        config.from_dict({**data, "encoder_attention": "casual"})
+
+
 def test_from_dict_names_what_is_wrong():
     data = config.to_dict(T5GEMMA2)
     data["decoder"]["widht"] = 64

@@ -322,15 +322,17 @@ def test_precision_settings_round_where_they_say(setting):
     assert 1e-4 < off.max() < 0.3
 
 
-@pytest.mark.parametrize("config", [GEMMA2, T5GEMMA2_IMAGES, T5GEMMA, SIGLIP])
+@pytest.mark.parametrize("config", [GEMMA2, replace(GEMMA3, tied_head=False), T5GEMMA2_IMAGES, T5GEMMA, SIGLIP])
 def test_every_leaf_knows_its_initialiser(config):
     """It makes one layer's array, spread as in a model that was made whole; two models agree on it."""
-    abstract = build.abstract(config)
-    assert jax.tree.structure(abstract) == jax.tree.structure(build.abstract(config))
+    abstract, again = build.abstract(config), build.abstract(config)
+    assert jax.tree.structure(abstract) == jax.tree.structure(again)
+    assert hash(jax.tree.structure(abstract)) == hash(jax.tree.structure(again)), "jit would trace twice"
     made = tree.leaves(build.make(config, key=jax.random.key(0)))
     for at, leaf in tree.leaves(abstract).items():
-        new = np.asarray(leaf.init(jax.random.key(1), leaf.shape, jnp.bfloat16).astype(jnp.float32))
-        old = np.asarray(made[at].read())
+        half = leaf.init(jax.random.key(1), leaf.shape, jnp.bfloat16)
+        assert (half.shape, half.dtype) == (leaf.shape, jnp.bfloat16)
+        new, old = np.asarray(half.astype(jnp.float32)), np.asarray(made[at].read())
         assert new.shape == old.shape
         spread = 5 / np.sqrt(2 * max(old.size, 1)) if old.std() > 0 else 0.01
         np.testing.assert_allclose(new.std(), old.std(), rtol=2 * spread, err_msg=tree.name(at))
