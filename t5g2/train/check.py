@@ -28,7 +28,7 @@ from t5g2.data.pipeline import Pipeline
 from t5g2.models import flops
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, to_dict
-from t5g2.train import optim, start, weights
+from t5g2.train import start, weights
 from t5g2.train import step as steps
 from t5g2.train.experiment import Experiment
 from t5g2.train.preview import padding
@@ -186,8 +186,9 @@ def component(path: str) -> str:
 
 
 def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
-    """FLOPs of an update by part; those of an image tower that is frozen, of its forward pass alone."""
-    return flops.training(experiment.model, counts, frozen_vision=experiment.optim.is_frozen(optim.TOWER))
+    """FLOPs of an update by part; those of an image tower that is frozen whole, of its forward pass alone."""
+    frozen = experiment.optim.freezes_tower(experiment.model)
+    return flops.training(experiment.model, counts, frozen_vision=frozen)
 
 
 def _print_memory(plan: start.Plan, memory: Memory, *, simulated: bool, compiled: bool) -> int:

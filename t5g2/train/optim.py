@@ -17,6 +17,8 @@ from flax import nnx
 
 from t5g2.core import tree
 from t5g2.core.errors import UserError
+from t5g2.models import build
+from t5g2.models.config import ModelConfig
 
 LearningRate = Callable[[Any], jax.Array]  # updates completed -> float32[]
 
@@ -236,8 +238,8 @@ class Freeze:
 
 # After all other rules. The projector behind the tower is trained, as in Gemma 3, whose official code
 # (google-deepmind/gemma) stops gradients at the tower's output; T5Gemma 2 keeps the tower frozen too.
-FROZEN = (Freeze("vision.*"),)
-TOWER = "vision.final_norm.scale"  # stands for the whole tower: what is frozen up to here needs no gradient
+TOWER = "vision.*"
+FROZEN = (Freeze(TOWER),)
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,11 @@ class Optim:
         """Whether the weight never changes."""
         rule = self.freezing(path)
         return rule is not None and rule.first <= 0 and rule.end is None
+
+    def freezes_tower(self, model: ModelConfig) -> bool:
+        """Whether no weight of its image tower ever changes, so that the tower runs forward only."""
+        paths = jax.tree.leaves(tree.paths(build.abstract(model)))
+        return all(self.is_frozen(path) for path in paths if tree.select(TOWER, path))
 
 
 class Applied(NamedTuple):

@@ -19,7 +19,6 @@ from t5g2.eval import evaluate
 from t5g2.eval.tasks import Outcome
 from t5g2.models import flops
 from t5g2.train import experiment as experiments
-from t5g2.train import optim
 from t5g2.train.experiment import Experiment
 from t5g2.train.step import Metrics
 
@@ -50,6 +49,7 @@ class Teller:
 
     def __init__(self, experiment: Experiment, workdir: Path, *, step: int, write: bool = True):
         self._experiment, self._workdir, self._write = experiment, workdir, write
+        self._frozen = experiment.optim.freezes_tower(experiment.model)
         self._pending: tuple[int, Metrics, HostBatch] | None = None
         self._peak = logs.peak()
         log.info("peak, which MFU is a share of: %s FLOP/s (%s)", logs.short(self._peak.flops_per_s), self._peak.source)
@@ -115,8 +115,7 @@ class Teller:
                 f"saved. --replay=N goes through it again from a checkpoint"
             )
         # every process computes as much
-        frozen = self._experiment.optim.is_frozen(optim.TOWER)
-        flop = flops.of_batch(self._experiment.model, batch.batch, frozen_vision=frozen) * jax.process_count()
+        flop = flops.of_batch(self._experiment.model, batch.batch, frozen_vision=self._frozen) * jax.process_count()
         self._rates.add(tokens=int(told.tokens), steps=1, flop=flop)
         self._progress.advance(step)
         if step % self._experiment.log.every_steps and step != self._experiment.train.steps and self._write:

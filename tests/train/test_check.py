@@ -132,8 +132,21 @@ def test_a_frozen_tower_is_counted_forward_only():
     model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
     counts = flops.of_lengths(model, encoder=9, decoder=5, images=2)
     trained = experiment(model, optim__freeze=[{"pattern": "vision.*", "end": 0}])
-    for made, frozen_vision in ((experiment(model), True), (trained, False)):
+    parts = experiment(model, optim__freeze=[{"pattern": "vision.layers.*", "end": 0}])
+    for made, frozen_vision in ((experiment(model), True), (trained, False), (parts, False)):
         assert check.training_flops(made, counts) == flops.training(model, counts, frozen_vision=frozen_vision)
+
+
+def test_a_frozen_tower_is_said():
+    """Without a rule in the config; all of it and nothing else."""
+    images = replace(tiny.IMAGES, token=7)
+    model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
+    number = sum(leaf.size for leaf in jax.tree.leaves(build.abstract(model).vision))
+    for freeze, said in (([], f"vision {number:,}; {number:,} of them frozen"), ([{"pattern": "*", "end": 0}], "")):
+        world, plan = plan_of(experiment(model, optim__freeze=freeze))
+        with jax.set_mesh(world):
+            last = check.weights_table(plan).rstrip().splitlines()[-1]
+        assert (said in last) if said else ("frozen" not in last)
 
 
 def test_what_is_printed(capsys):

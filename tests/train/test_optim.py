@@ -191,6 +191,16 @@ def test_an_image_tower_is_frozen_unless_a_rule_says_otherwise():
     }
 
 
+def test_a_tower_is_frozen_where_no_weight_of_it_is_trained():
+    """A rule for a part of it, or for some updates, trains it; so the FLOPs that are told are never too few."""
+    for freeze in ((), (Freeze("decoder.*", end=0), Freeze("*")), (Freeze("projector.*"),)):
+        assert Optim(Constant(0.1), freeze=freeze).freezes_tower(tiny.T5GEMMA2_IMAGES)
+    for pattern in ("*", "vision.*", "vision.layers.*", "vision.final_norm.bias"):
+        for rule in (Freeze(pattern, end=0), Freeze(pattern, end=5), Freeze(pattern, first=5)):
+            assert not Optim(Constant(0.1), freeze=(rule,)).freezes_tower(tiny.GEMMA3_IMAGES)
+    assert Optim(Constant(0.1)).freezes_tower(tiny.GEMMA3)
+
+
 def test_frozen_gradients_do_not_enter_the_norm(params):
     """Gradients of frozen weights may be anything, without the others noticing."""
 
