@@ -7,7 +7,7 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.sources import MAX_SKIPPED, SHORTEST_TOKENS, OnBadRecord, Text
+from t5g2.data.sources import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
 from t5g2.data.tokenizer import Tokenizer
 
 
@@ -42,6 +42,7 @@ class DataConfig:
       rows: of the global batch. One of rows and streams divides the other.
       encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
       piece_tokens: documents are cut into pieces of at most so many tokens, and each piece becomes an example.
+      long_documents: "split" = every token is in a piece, "truncate" = a document is its first piece and no more.
       packing: "first_fit" puts several examples into a row, "none" one.
       packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on resuming.
       streams: virtual streams that the sources are dealt out to; a property of the run, whatever reads them.
@@ -57,6 +58,7 @@ class DataConfig:
     encoder_length: int
     decoder_length: int
     piece_tokens: int
+    long_documents: LongDocuments = "split"
     packing: Literal["first_fit", "none"] = "first_fit"
     packing_rows: int = 8
     streams: int = 64

@@ -1,5 +1,7 @@
 """Where text comes from: documents in a fixed order, read when asked for, and cut into pieces of tokens."""
 
+from typing import Literal
+
 import numpy as np
 
 from t5g2.core.errors import UserError
@@ -10,6 +12,8 @@ from t5g2.data.records import ArrayRecord, Tfds
 from t5g2.data.seqio_examples import Seqio
 from t5g2.data.shards import Tokens
 from t5g2.data.tokenizer import Tokenizer
+
+LongDocuments = Literal["split", "truncate"]
 
 # A share of bad records above this is no accident.
 MAX_SKIPPED = 0.01
@@ -28,20 +32,25 @@ BY_NAME = {
 
 
 class Pieces:
-    """Documents as pieces of at most `piece_tokens` tokens; every token of every document is in one of them.
+    """Documents as pieces of at most `piece_tokens` tokens; every token of every document is in just one of them.
 
     A document of n tokens gives full pieces and the rest; a rest under SHORTEST_TOKENS is not left alone: the last two
     pieces then share their tokens evenly. With piece_tokens = 16, documents of 40, 34 and 7 tokens:
 
         [16 16 8]   [16 9 9]   [] (too short: left out, and counted in `dropped`)
 
+    With long_documents = "truncate" a document is its first piece and no more: [16] [16] [].
+
     Attributes:
       documents: what is cut.
       tokens: of all pieces.
       dropped: documents that are too short.
+      truncated: documents whose rest is left out.
     """
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, piece_tokens: int):
+    def __init__(
+        self, documents: Documents, tokenizer: Tokenizer, piece_tokens: int, *, long_documents: LongDocuments = "split"
+    ):
         self.documents = documents
         self._tokenizer = tokenizer
         lengths = documents.token_lengths(tokenizer)
@@ -53,6 +62,8 @@ class Pieces:
         shortest = 1 if documents.pairs else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
+        self.truncated = int(np.sum(lengths > piece_tokens)) if long_documents == "truncate" else 0
+        lengths = np.minimum(lengths, piece_tokens) if long_documents == "truncate" else lengths
         self.tokens = int(lengths.sum())
         self._document, self._start, self._end = _cut(lengths, piece_tokens)
 
@@ -91,6 +102,7 @@ def describe(name: str, pieces: Pieces) -> str:
     parts += [f"{pieces.tokens:,} tokens"]
     parts += [f"{len(pieces):,} pieces"]
     parts += [f"{pieces.dropped:,} documents too short"] if pieces.dropped else []
+    parts += [f"{pieces.truncated:,} documents cut off"] if pieces.truncated else []
     parts += [f"{documents.skipped:,} bad records left out"] if documents.skipped else []
     return f"{name}: {', '.join(parts)}"
 
@@ -103,12 +115,14 @@ def open_pieces(
     on_bad_record: OnBadRecord,
     max_skipped: float = MAX_SKIPPED,
     pairs: bool = False,
+    long_documents: LongDocuments = "split",
 ) -> Pieces:
     """The pieces of a source of text.
 
     Args:
       max_skipped: the largest share of the records that may be skipped.
       pairs: whether pairs of inputs and targets are wanted.
+      long_documents: what becomes of a document of more than piece_tokens.
 
     Raises:
       UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
@@ -125,7 +139,7 @@ def open_pieces(
             f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
             f"them may be left out; mend them, or raise max_skipped. The first:\n  " + "\n  ".join(documents.problems)
         )
-    pieces = Pieces(documents, tokenizer, piece_tokens)
+    pieces = Pieces(documents, tokenizer, piece_tokens, long_documents=long_documents)
     if not len(pieces):
         raise UserError(
             f"{text}: {pieces.dropped} documents, all of fewer than {SHORTEST_TOKENS} tokens; give longer ones"

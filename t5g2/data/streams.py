@@ -45,6 +45,7 @@ class Corpus:
         """16 hex digits that change with the texts, the tokenizer and how they are cut."""
         parts = [p.documents.fingerprint for p in self.pieces]
         parts += [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens)]
+        parts += ["truncated"] if self.config.long_documents == "truncate" else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
@@ -64,6 +65,7 @@ def open_corpus(config: DataConfig) -> Corpus:
                 on_bad_record=config.on_bad_record,
                 max_skipped=config.max_skipped,
                 pairs=source.objective.takes_pairs,
+                long_documents=config.long_documents,
             )
         except UserError as error:
             raise UserError(f"source {name!r}: {error}") from None

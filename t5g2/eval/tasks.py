@@ -114,6 +114,7 @@ class HeldoutLoss(Task):
             on_bad_record=data.on_bad_record,
             max_skipped=data.max_skipped,
             pairs=self.objective.takes_pairs,
+            long_documents=data.long_documents,
         )
         log.info("%s", describe(f"task {self.name}", pieces))
         # not by the task's name: tasks of one run and of its relatives are asked about the same pieces

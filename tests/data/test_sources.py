@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from t5g2.core.errors import UserError
 from t5g2.data.documents import Documents
 from t5g2.data.sources import SHORTEST_TOKENS, Jsonl, Pieces, PythonText, TextFiles, describe, open_pieces
+from t5g2.data.streams import open_corpus
 from t5g2.data.tokenizer import Bytes
+from tests.data import corpus
 
 
 class InMemory(Documents):
@@ -56,6 +58,34 @@ def test_every_token_is_in_one_piece(texts, piece):
     assert all(SHORTEST_TOKENS <= len(p) <= piece for p in cut)
     empty = [np.empty(0, np.int32)]
     np.testing.assert_array_equal(np.concatenate(cut + empty), np.concatenate(long_enough + empty))
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.text(max_size=120), max_size=8), st.integers(2 * SHORTEST_TOKENS, 64))
+def test_truncated_documents_are_their_first_tokens(texts, piece):
+    tokenizer = Bytes()
+    pieces = Pieces(InMemory(texts), tokenizer, piece, long_documents="truncate")
+    long_enough = [tokenizer.encode(t) for t in texts if tokenizer.count(t) >= SHORTEST_TOKENS]
+    assert [pieces[i].tolist() for i in range(len(pieces))] == [tokens[:piece].tolist() for tokens in long_enough]
+    assert pieces.truncated == sum(len(tokens) > piece for tokens in long_enough)
+    assert pieces.tokens == sum(min(len(tokens), piece) for tokens in long_enough)
+
+
+def test_a_run_may_truncate(tmp_path):
+    whole = open_corpus(corpus.mixed(tmp_path, rows=2, streams=2))
+    cut = open_corpus(corpus.mixed(tmp_path, rows=2, streams=2, long_documents="truncate"))
+    assert [len(pieces) for pieces in cut.pieces] == [23, 5]
+    assert len(whole.pieces[0]) > 23
+    assert cut.fingerprint != whole.fingerprint
+    assert "documents cut off" in describe("many", cut.pieces[0])
+    assert not whole.pieces[0].truncated
+
+
+def test_a_line_that_ends_with_the_file_is_told(tmp_path):
+    write(tmp_path, a__jsonl=b'{"text": "fine"}\n{"text": "cut o')
+    whole = r"a\.jsonl, line 2, the last one and without a line end \(is the file whole\?\): not JSON"
+    with pytest.raises(UserError, match=whole):
+        Jsonl(str(tmp_path)).open()
 
 
 def test_python_text_is_split_by_name():
