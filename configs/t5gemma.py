@@ -6,9 +6,10 @@
         --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
         --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
 
-models/gemma-2-2b is the released Gemma 2, in any of its formats; for 9b-2b give two, models/gemma-2-9b and after a comma
-models/gemma-2-2b. To go on from a T5Gemma instead, set init.params. Without these three settings the weights are new and the text is the
-library of the Python that runs it as bytes, so that check needs no file; do not train pretrained weights on bytes.
+models/gemma-2-2b is the released Gemma 2, in any of its formats; 9b-2b takes two, models/gemma-2-9b and, after a comma,
+models/gemma-2-2b. To go on from a T5Gemma instead, set init.params. Without these three settings the weights are new
+and the text is the library of the Python that runs it as bytes, so that check needs no file; do not train pretrained
+weights on bytes.
 
 From the paper (sections 3.2 to 4): 2T tokens; PrefixLM, a text cut into two halves of up to 4096 tokens; for 9b-2b
 cross-attention, which has no weights to start from, is trained alone for 1000 steps.
