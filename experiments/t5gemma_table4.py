@@ -11,8 +11,8 @@ How to read the report: at the adapted arm's last step its learning rate has dec
 difference there flatters adaptation; each at its end, scratch has had four times the tokens, as in the paper, and the
 adapted model, source included, 1.25 times those of scratch. The tokens that scratch needs are read off its own curve.
 
-Measured, width 64 (2 CPU cores, busy with other work: 24 minutes; jax 0.10.2). Held-out loss in nats per byte, means and
-95 % intervals over the seeds, differences by seed:
+Measured, width 64 (2 CPU cores, busy with other work: 24 minutes; jax 0.10.2). Held-out loss in nats per byte, means
+and 95 % intervals over the seeds, differences by seed:
 
                                   adapted          scratch          scratch - adapted
     before the first update       2.629 ± 0.108    5.947 ± 0.113
