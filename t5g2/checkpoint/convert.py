@@ -92,7 +92,7 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
         )
     abstract = tree.leaves(build.abstract(config))
     tensors, notes = _normalised(path, layout, found)
-    notes += _overruled(path, given)
+    notes += _passed_over(path, given)
     tied = names.tie(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     notes += _account(f"{path}, by {said}", layout, config, tied, tensors)
     provenance = {
@@ -145,7 +145,8 @@ def open_tower(directory: str | PathLike) -> Tower:
     if images is None:
         raise UserError(
             f"{path} is a language model without an image tower; give the folder of one that has it: Gemma 3 with "
-            f"images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP"
+            f"images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP, or a tower alone, as "
+            f"transformers saves it (siglip_vision_model)"
         )
     return Tower(path, images.vision, opened.leaves)
 
@@ -227,16 +228,20 @@ def _hugging_face(path: Path, given: ModelConfig | None) -> tuple[names.Layout, 
     return layout, config, CONFIG
 
 
-def _overruled(path: Path, given: ModelConfig | None) -> list[str]:
-    """What a config that was given says otherwise than the folder's own."""
-    if given is None or not (path / CONFIG).is_file():
+def _passed_over(path: Path, given: ModelConfig | None) -> list[str]:
+    """What the folder's config.json says that the architecture does not."""
+    if not (path / CONFIG).is_file():
         return []
+    data = _json(path / CONFIG)
+    notes = hf_config.dropouts(data)
+    if given is None:
+        return notes
     try:
-        _, said = hf_config.read(_json(path / CONFIG))
+        _, said = hf_config.read(data)
     except UserError as error:
-        return [f"{CONFIG} was not used: {error}"]
+        return [*notes, f"{CONFIG} was not used: {error}"]
     lines = tree.difference(settings.flatten(folders.to_dict(said)), settings.flatten(folders.to_dict(given)))
-    return [f"the given config overrules {CONFIG}: {line}" for line in lines.splitlines()]
+    return [*notes, *(f"the given config overrules {CONFIG}: {line}" for line in lines.splitlines())]
 
 
 def _normalised(path: Path, layout: names.Layout, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -108,7 +108,7 @@ def save_leaves(
     Args:
       directory: where; it does not exist.
       config: the architecture.
-      leaves: of a model of it.
+      leaves: all those of a model of it.
       tokenizer, provenance: plain data, None = none.
       shard_bytes: where the next file of weights begins.
       carry: files that are copied into it, as a ModelFolder's `carried`.
@@ -117,6 +117,8 @@ def save_leaves(
       UserError: the directory exists already.
     """
     target = Path(directory).absolute()
+    wanted, given = _shapes(tree.leaves(build.abstract(config))), _shapes(leaves)
+    assert given == wanted, tree.difference(wanted, given)
     # one process looks and all go by it: the others might look when it has begun to write
     exists = target.exists()
     if multihost_utils.broadcast_one_to_all(np.asarray(exists)) if jax.process_count() > 1 else exists:
@@ -300,6 +302,10 @@ def _exists(directory: Path) -> UserError:
 
 def _tensor(leaf: Leaf) -> safetensors_io.Tensor:
     return safetensors_io.Tensor(leaf.shape, np.dtype(leaf.dtype), _on_host(leaf.read))
+
+
+def _shapes(leaves: Mapping[LeafKey, Leaf]) -> dict[str, list[int]]:
+    return {tree.name(key): list(leaf.shape) for key, leaf in leaves.items()}
 
 
 def _on_host(read: Callable[[], Any]) -> Callable[[], np.ndarray]:

@@ -3,7 +3,7 @@
 Reading takes both spellings: the one of released files (rope_theta, rope_local_base_freq, rope_scaling,
 sliding_window_pattern) and that of transformers 5 (rope_parameters and layer_types by kind of layer); a field that is
 absent has the default of its class there. Writing uses both. Fields that change nothing we compute are passed
-over; one that does, with a value we cannot compute, is an error.
+over; one that does, with a value we cannot compute, is an error. Dropout is told: it changes only training.
 
 Source: transformers 5.23.0, models/*/configuration_*.py, and modeling_*.py for what is made of the fields.
 
@@ -166,11 +166,7 @@ def read(data: Mapping[str, Any]) -> tuple[names.Layout, ModelConfig]:
             f"its towers (model_type 'siglip'), or a language model that holds a tower (gemma3, t5gemma2). An image "
             f"tower alone can be given to a language model: t5g2 adapt --vision=DIR"
         )
-    if data.get("quantization_config"):
-        raise UserError(
-            f"config.json: quantization_config = {data['quantization_config']!r}; weights in whole float32, bfloat16 "
-            f"or float16 are supported. Give the model that was quantized"
-        )
+    _refuse_quantized(data)
     if not isinstance(kind, str) or kind not in READERS:
         raise unknown("model_type in config.json", str(kind), READERS)
     layout, reader = READERS[kind]
@@ -183,7 +179,29 @@ def read_tower(data: Mapping[str, Any]) -> VisionConfig:
     Raises:
       UserError: as read.
     """
+    _refuse_quantized(data)
     return _vision(Fields(data, VISION_DEFAULTS))
+
+
+def dropouts(data: Mapping[str, Any]) -> list[str]:
+    """What to say of fields that ask for dropout, of which there is none here; sorted."""
+    found, nodes = [], [("", data)]
+    while nodes:
+        where, node = nodes.pop()
+        for name, value in node.items():
+            if isinstance(value, Mapping):
+                nodes.append((f"{where}{name}.", value))
+            elif "dropout" in name and value not in (None, 0):
+                found.append(f"config.json: {where}{name} = {value!r}; training here is without dropout")
+    return sorted(found)
+
+
+def _refuse_quantized(data: Mapping[str, Any]) -> None:
+    if data.get("quantization_config"):
+        raise UserError(
+            f"config.json: quantization_config = {data['quantization_config']!r}; weights in whole float32, bfloat16 "
+            f"or float16 are supported. Give the model that was quantized"
+        )
 
 
 def _gemma2(data: Mapping[str, Any]) -> TextConfig:
