@@ -1,4 +1,4 @@
-"""The one contract between data, objectives, models and evaluation: Stream, Example, Batch, HostBatch.
+"""The one contract between data, objectives, models and evaluation: Stream, Example, Teaching, Batch, HostBatch.
 
 Conventions, the same everywhere:
   segments  int32, 0 = padding, 1.. = the examples of a packed row; encoder and decoder of one example share a number
@@ -55,6 +55,8 @@ class Example:
       weights: float32[T], the loss weight of each target (0 = not trained on).
       denoiser: index into the objective's `denoisers`.
       blocks: int32[T] or None: block ids of the decoder's inputs (a bidirectional prefix of a decoder-only model).
+      origins: int32[T] or None: where each target stands in the objective's `text` of the piece, -1 for what is not
+        of it: sentinels, EOS. None = the objective does not say, and a teacher cannot be asked.
     """
 
     encoder_tokens: np.ndarray
@@ -63,13 +65,41 @@ class Example:
     weights: np.ndarray
     denoiser: int = 0
     blocks: np.ndarray | None = None
+    origins: np.ndarray | None = None
+
+
+class Teaching(NamedTuple):
+    """What it takes to learn the targets of a batch from a teacher. B rows, decoder length T, K entries a token.
+
+    The text [11 12 13 14 15] with [13 14] taken away, and what a decoder-only teacher is given and gives:
+
+        targets        [90 13 14  1]
+        origins        [-1  2  3 -1]    13 is predicted at place 2 of the teacher's row
+        text.tokens    [ 2 11 12 13 14]
+
+    Attributes:
+      origins: int32[B, T], where the teacher's answer about each target stands; -1 = it has none, and the target
+        itself is to be learnt (sentinels, EOS). Places of a row of `text`, if there is one.
+      text: what a decoder-only teacher reads, BOS and the text of each example but its last token, packed as the
+        examples are; None if a teacher reads the rows themselves, or has answered before.
+      ids: int32[B, T, K], the tokens that the teacher's answers of before are about; None = it is to be asked.
+      log_probs: float16[B, T, K], their log-probabilities.
+      tail: float16[B, T], the probability of all other tokens together.
+    """
+
+    origins: Array
+    text: Stream | None = None
+    ids: Array | None = None
+    log_probs: Array | None = None
+    tail: Array | None = None
 
 
 class Batch(NamedTuple):
-    """What the step sees. B rows, decoder length T; `encoder` is None for a decoder-only model.
+    """What the step sees. B rows, decoder length T, I images of a row; `encoder` is None for a decoder-only model.
 
     targets int32[B, T]; weights float32[B, T]; denoisers and sources int32[B, T]: per token, so that losses can be
-    split by denoiser and by source (0 where the weight is 0 by padding).
+    split by denoiser and by source (0 where the weight is 0 by padding); images uint8[B, I, H, W, 3], in the order of
+    a row's image tokens, zeros past the last, None for a run without; teaching: None for a run without a teacher.
     """
 
     encoder: Stream | None
@@ -78,6 +108,8 @@ class Batch(NamedTuple):
     weights: Array
     denoisers: Array
     sources: Array
+    images: Array | None = None
+    teaching: Teaching | None = None
 
 
 class HostBatch(NamedTuple):

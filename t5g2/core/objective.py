@@ -31,6 +31,10 @@ class Objective(abc.ABC):
         """Whether a piece is a pair of inputs and targets (core/pairs.py), not a text."""
         return False
 
+    def text(self, tokens: np.ndarray) -> np.ndarray:
+        """The text that an example's `origins` count in: the tokens themselves, unless they are a pair."""
+        return tokens
+
     @abc.abstractmethod
     def lengths(self, tokens: int) -> tuple[int, int]:
         """The longest encoder and decoder sequences that a piece of up to `tokens` tokens can become."""

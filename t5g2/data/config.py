@@ -7,6 +7,7 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
+from t5g2.data.images import Resampling
 from t5g2.data.sources import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
 from t5g2.data.tokenizer import Tokenizer
 
@@ -33,6 +34,47 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """The images of a run's rows; what they are follows from the model and the tokenizer.
+
+    Attributes:
+      per_row: the most images of a row.
+      size: of an image as the tower reads it, in pixels.
+      tokens: that an image takes.
+      token, begin, end: the ids of an image token, and of what stands before and after an image's.
+      resampling: how images are brought to the size.
+    """
+
+    per_row: int
+    size: int
+    tokens: int
+    token: int
+    begin: int
+    end: int
+    resampling: Resampling = "bilinear"
+
+    def __post_init__(self):
+        if self.per_row < 1:
+            raise UserError(f"per_row = {self.per_row}; a row has room for at least 1 image")
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """What rows carry for a teacher, beside where its answers stand.
+
+    Attributes:
+      carry: "rows" = nothing else, the teacher reads the rows themselves; "text" = the text that examples were made of,
+        for a decoder-only teacher; "answers" = its answers of before.
+      cache: the folder of these answers.
+      per_token: entries of an answer.
+    """
+
+    carry: Literal["rows", "text", "answers"]
+    cache: str | None = None
+    per_token: int = 0
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The data of a run. The batches follow from it and a seed alone; workers and prefetch do not change them.
 
@@ -50,6 +92,8 @@ class DataConfig:
       prefetch: batches that are made ahead.
       on_bad_record: "stop" = a record that cannot be read is an error, "skip" = such records are counted and left out.
       max_skipped: the largest share of a source's records that may be left out so.
+      images: of the rows; None = rows have none.
+      teaching: what rows carry for a teacher; None = there is no teacher.
     """
 
     sources: tuple[Source, ...]
@@ -66,6 +110,8 @@ class DataConfig:
     prefetch: int = 2
     on_bad_record: OnBadRecord = "stop"
     max_skipped: float = MAX_SKIPPED
+    images: ImageRows | None = None
+    teaching: TeacherRows | None = None
 
     def __post_init__(self):
         if not self.sources:

@@ -5,31 +5,71 @@ for it on both sides. Two examples in a row of encoder_length = 8, decoder_lengt
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from t5g2.core.batch import Batch, Example, HostBatch, Stream
+from t5g2.core.batch import Batch, Example, HostBatch, Stream, Teaching
 from t5g2.data.config import DataConfig
 
 Rows = Mapping[str, np.ndarray]
 
 NO_EXAMPLE = -1
+# features whose tokens belong together: the packer says for each token which example of the row it is of, and where
+SIDES = ("encoder", "decoder", "text")
 
 
-def features(example: Example, example_id: int, denoiser: int, *, blocks: bool = False) -> dict[str, np.ndarray]:
-    """An example as the packer takes it: arrays by name, the ids as one more short sequence; with blocks if the run's
-    rows have them.
+@dataclass(frozen=True)
+class Feature:
+    """Something of which every row has so much, and every example less: [length, *shape] of a row.
+
+    Attributes:
+      padding: what stands where no example is.
     """
-    none = np.zeros(len(example.targets), np.int32)
-    more = {"blocks": none if example.blocks is None else example.blocks} if blocks else {}
+
+    length: int
+    shape: tuple[int, ...] = ()
+    dtype: Any = np.int32
+    padding: float = 0
+
+
+def layout(config: DataConfig) -> dict[str, Feature]:
+    """The features of a run's rows by name; those of an example are the same, each as long as it needs."""
+    pad, targets = config.tokenizer.specials.pad, config.decoder_length
+    found = {
+        "encoder": Feature(config.encoder_length, padding=pad),
+        "decoder": Feature(targets, padding=pad),
+        "targets": Feature(targets, padding=pad),
+        "weights": Feature(targets, dtype=np.float32),
+        # of each example its id and its denoiser
+        "ids": Feature(config.examples_per_row, (2,), np.int64, NO_EXAMPLE),
+    }
+    if config.uses_blocks:
+        found["blocks"] = Feature(targets)
+    if config.images is not None:
+        size = config.images.size
+        found["images"] = Feature(config.images.per_row, (size, size, 3), np.uint8)
+    if config.teaching is not None:
+        found["origins"] = Feature(targets, padding=-1)
+        if config.teaching.carry == "text":
+            # every token of a text is read or asked for, so this is never the first to be full
+            found["text"] = Feature(config.encoder_length + targets, padding=pad)
+        if config.teaching.carry == "answers":
+            found["answer_ids"] = Feature(targets, (config.teaching.per_token,))
+            found["answer_log_probs"] = Feature(targets, (config.teaching.per_token,), np.float16)
+            found["answer_tail"] = Feature(targets, dtype=np.float16)
+    return found
+
+
+def features(example: Example, example_id: int, denoiser: int) -> dict[str, np.ndarray]:
+    """The features that an example has of itself, as the packer takes them; the ids as one more short sequence."""
     return {
         "encoder": example.encoder_tokens,
         "decoder": example.decoder_tokens,
         "targets": example.targets,
         "weights": example.weights,
         "ids": np.array([[example_id, denoiser]], np.int64),
-        **more,
     }
 
 
@@ -37,28 +77,13 @@ def packed(examples: Any, config: DataConfig, *, seed: int) -> Any:
     """A grain.IterDataset of rows, of one of `features`; one example a row if the config says so."""
     import grain
 
-    several = config.packing == "first_fit"
-    blocks = ["blocks"] if config.uses_blocks else []
+    several, parts = config.packing == "first_fit", layout(config)
     return grain.experimental.FirstFitPackIterDataset(
         examples,
-        length_struct={
-            "encoder": config.encoder_length,
-            "decoder": config.decoder_length,
-            "targets": config.decoder_length,
-            "weights": config.decoder_length,
-            "ids": config.examples_per_row,
-            **dict.fromkeys(blocks, config.decoder_length),
-        },
-        padding_struct={
-            "encoder": config.tokenizer.specials.pad,
-            "decoder": config.tokenizer.specials.pad,
-            "targets": config.tokenizer.specials.pad,
-            "weights": 0.0,
-            "ids": NO_EXAMPLE,
-            **dict.fromkeys(blocks, 0),
-        },
-        # these are laid out like the decoder's tokens, and the ids one an example
-        meta_features=("targets", "weights", "ids", *blocks),
+        length_struct={name: feature.length for name, feature in parts.items()},
+        padding_struct={name: feature.padding for name, feature in parts.items()},
+        # these are laid out like the decoder's tokens, or some to an example
+        meta_features=tuple(name for name in parts if name not in SIDES),
         num_packing_bins=config.packing_rows if several else 1,
         max_sequences_per_bin=config.examples_per_row,
         shuffle_bins=several,
@@ -68,17 +93,12 @@ def packed(examples: Any, config: DataConfig, *, seed: int) -> Any:
 
 def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
     """Rows without an example: padding alone."""
-    pad = config.tokenizer.specials.pad
     out: dict[str, np.ndarray] = {}
-    for side, length in (("encoder", config.encoder_length), ("decoder", config.decoder_length)):
-        out[side] = np.full((rows, length), pad, np.int32)
-        out[f"{side}_segment_ids"] = np.zeros((rows, length), np.int32)
-        out[f"{side}_positions"] = np.zeros((rows, length), np.int32)
-    out["targets"] = np.full((rows, config.decoder_length), pad, np.int32)
-    out["weights"] = np.zeros((rows, config.decoder_length), np.float32)
-    out["ids"] = np.full((rows, config.examples_per_row, 2), NO_EXAMPLE, np.int64)
-    if config.uses_blocks:
-        out["blocks"] = np.zeros((rows, config.decoder_length), np.int32)
+    for name, feature in layout(config).items():
+        out[name] = np.full((rows, feature.length, *feature.shape), feature.padding, feature.dtype)
+        if name in SIDES:
+            out[f"{name}_segment_ids"] = np.zeros((rows, feature.length), np.int32)
+            out[f"{name}_positions"] = np.zeros((rows, feature.length), np.int32)
     return out
 
 
@@ -97,8 +117,30 @@ def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: D
         weights=rows["weights"],
         denoisers=denoiser_of_token.astype(np.int32),
         sources=source_of_token.astype(np.int32),
+        images=rows.get("images"),
+        teaching=_teaching(rows),
     )
     return HostBatch(batch, ids, streams, positions)
+
+
+def _teaching(rows: Rows) -> Teaching | None:
+    if "origins" not in rows:
+        return None
+    if "text" in rows:
+        return Teaching(_places_in_row(rows), _stream(rows, "text"))
+    return Teaching(rows["origins"], None, *(rows.get(f"answer_{name}") for name in ("ids", "log_probs", "tail")))
+
+
+def _places_in_row(rows: Rows) -> np.ndarray:
+    """int32[B, T]: origins, which count in an example's text, counted in the row's; -1 stays."""
+    segments, text = rows["decoder_segment_ids"], rows["text_segment_ids"]
+    examples = 1 + int(max(segments.max(), text.max()))
+    flat = np.bincount((np.arange(len(text))[:, None] * examples + text).ravel(), minlength=len(text) * examples)
+    counts = flat.reshape(len(text), examples)
+    counts[:, 0] = 0  # padding
+    starts = np.cumsum(counts, axis=1) - counts
+    shifted = rows["origins"] + np.take_along_axis(starts, segments, axis=1)
+    return np.where(rows["origins"] < 0, -1, shifted).astype(np.int32)
 
 
 def _stream(rows: Rows, side: str) -> Stream:

@@ -16,7 +16,7 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,6 +78,26 @@ def seed_of(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "little")
 
 
+class Piece(NamedTuple):
+    """What an example is made of: int32[L] tokens, and which of its source's pieces they are."""
+
+    tokens: np.ndarray
+    index: int
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """The pieces of a source with their numbers; it has the shape of grain's data sources."""
+
+    pieces: Pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: int) -> Piece:
+        return Piece(self.pieces[index], int(index))
+
+
 @dataclass(frozen=True)
 class MakeExample:
     """Example k of a source: a function of the piece and of k.
@@ -96,12 +116,16 @@ class MakeExample:
     denoisers: tuple[int, ...]
     blocks: bool = False
 
-    def __call__(self, k: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, k: int, piece: Piece) -> dict[str, np.ndarray]:
         """The example as the packer takes it."""
         rng = np.random.default_rng([self.seed, self.source, k])
-        example = self.objective(tokens, rng, specials=self.specials)
+        example = self.objective(piece.tokens, rng, specials=self.specials)
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
-        return packing.features(example, example_id, denoiser, blocks=self.blocks)
+        made = packing.features(example, example_id, denoiser)
+        if self.blocks:
+            none = np.zeros(len(example.targets), np.int32)
+            made["blocks"] = none if example.blocks is None else example.blocks
+        return made
 
 
 class Selection:
@@ -161,7 +185,7 @@ def examples_of(
         tuple(config.denoisers.index(name) for name in objective.denoisers),
         config.uses_blocks,
     )
-    pieces = grain.MapDataset.source(corpus.pieces[source])
+    pieces: Any = grain.MapDataset.source(Numbered(corpus.pieces[source]))
     return pieces.shuffle(seed=seed_of(seed, "shuffle", source)).repeat(epochs).map_with_index(make)
 
 

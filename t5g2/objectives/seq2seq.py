@@ -52,6 +52,10 @@ class Seq2Seq(Objective):
         """All of the examples."""
         return (1.0,)
 
+    def text(self, tokens: np.ndarray) -> np.ndarray:
+        """The inputs and the targets."""
+        return tokens[1:]
+
     def lengths(self, tokens: int) -> tuple[int, int]:
         """The bounds of the inputs, and of the targets with EOS; a pair has a number in front."""
         return min(self.inputs_tokens, tokens - 1), min(self.targets_tokens, tokens - 1) + self.eos
