@@ -100,7 +100,9 @@ class Answers(Objective):
         """
         answers = self.answers(tokens)
         begin, end = answers[0][0], answers[-1][1]
-        example = teacher_forced(tokens[:begin], tokens[begin:end], specials=specials, eos=self.eos)
+        example = teacher_forced(
+            tokens[:begin], tokens[begin:end], np.arange(begin, end), specials=specials, eos=self.eos
+        )
         example.weights[:] = _counted(answers, len(example.targets), begin)
         return example
 
@@ -160,7 +162,7 @@ class AnswersDecoder(Answers):
         """
         answers = self.answers(tokens)
         begin, end = answers[0][0], answers[-1][1]
-        example = teacher_forced(np.empty(0, np.int32), tokens[:end], specials=specials, eos=self.eos)
+        example = teacher_forced(np.empty(0, np.int32), tokens[:end], np.arange(end), specials=specials, eos=self.eos)
         example.weights[:] = _counted(answers, len(example.targets), 0)
         if not self.both_ways:
             return example

@@ -65,7 +65,7 @@ class Causal(Objective):
 
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens; nothing is drawn."""
-        example = teacher_forced(np.empty(0, np.int32), tokens, specials=specials, eos=self.eos)
+        example = teacher_forced(np.empty(0, np.int32), tokens, np.arange(len(tokens)), specials=specials, eos=self.eos)
         if self.context > 0.0:
             # rounded as UL2's suffix is, so that both count the same tokens
             counted = min(max(round(len(tokens) * (1.0 - self.context)), 1), len(tokens) - 1)

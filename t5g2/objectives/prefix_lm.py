@@ -91,7 +91,8 @@ class PrefixLM(Objective):
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens, L >= 2; only "uniform" draws anything."""
         split = self.split(tokens, rng, specials=specials)
-        return teacher_forced(tokens[:split], tokens[split:], specials=specials, eos=self.eos)
+        places = np.arange(split, len(tokens))
+        return teacher_forced(tokens[:split], tokens[split:], places, specials=specials, eos=self.eos)
 
     def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> int:
         """How many of the tokens are the prefix."""
@@ -143,7 +144,7 @@ class PrefixLMDecoder(PrefixLM):
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
         """The example of int32[L] tokens, L >= 2."""
         split = self.split(tokens, rng, specials=specials)
-        example = teacher_forced(np.empty(0, np.int32), tokens, specials=specials, eos=self.eos)
+        example = teacher_forced(np.empty(0, np.int32), tokens, np.arange(len(tokens)), specials=specials, eos=self.eos)
         example.weights[:split] = 0.0
         blocks = np.zeros(len(example.targets), np.int32)
         blocks[: split + 1] = 1  # BOS too

@@ -82,4 +82,5 @@ class Seq2Seq(Objective):
                 f"a pair has {len(inputs)} inputs and {len(targets)} targets, and the objective's inputs_tokens = "
                 f"{self.inputs_tokens} and targets_tokens = {self.targets_tokens}; raise these to the source's"
             )
-        return teacher_forced(inputs.copy(), targets, specials=specials, eos=self.eos)
+        places = np.arange(len(inputs), len(inputs) + len(targets))
+        return teacher_forced(inputs.copy(), targets, places, specials=specials, eos=self.eos)

@@ -18,12 +18,12 @@ def random_parts(items: int, parts: int, rng: np.random.Generator) -> np.ndarray
 
 def corrupt(
     tokens: np.ndarray, kept_lengths: np.ndarray, noise_lengths: np.ndarray, sentinels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the encoder reads and what the decoder is asked for, without EOS.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the encoder reads, what the decoder is asked for, without EOS, and where each target was; -1 = nowhere.
 
     With tokens [11 … 20], kept_lengths [2 3], noise_lengths [2 3], sentinels [90 91]:
 
-        [11 12 90 15 16 17 91]   [90 13 14 91 18 19 20]
+        [11 12 90 15 16 17 91]   [90 13 14 91 18 19 20]   [-1 2 3 -1 7 8 9]
     """
     spans = np.arange(len(sentinels))
     # token p of an output is token p + shift of the text; where a sentinel goes, a token that it replaces
@@ -31,9 +31,11 @@ def corrupt(
     encoder_tokens = tokens[_shifted(shift, kept_lengths + 1)]
     encoder_tokens[sentinel_places(kept_lengths) + kept_lengths] = sentinels
     shift = kept_lengths.cumsum() - spans - 1
-    targets = tokens[_shifted(shift, noise_lengths + 1)]
-    targets[sentinel_places(noise_lengths)] = sentinels
-    return encoder_tokens, targets
+    origins = _shifted(shift, noise_lengths + 1)
+    targets, places = tokens[origins], sentinel_places(noise_lengths)
+    targets[places] = sentinels
+    origins[places] = -1
+    return encoder_tokens, targets, origins
 
 
 def _shifted(shift: np.ndarray, lengths: np.ndarray) -> np.ndarray:

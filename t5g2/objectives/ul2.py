@@ -28,6 +28,7 @@ class UL2(Objective):
         decoder_tokens  [ 2 90 13 14 91 18 19 20]
         targets         [90 13 14 91 18 19 20  1]
         weights         [ 1  1  1  1  1  1  1  1]      with loss_on_sentinels=False: [0 1 1 0 1 1 1 1]
+        origins         [-1  2  3 -1  7  8  9 -1]
 
     The suffix, rate 0.75, tokens [11 … 18]:
 
@@ -149,16 +150,18 @@ class UL2(Objective):
         silent: np.ndarray | Sequence[int] = ()
         if task.is_prefix:
             encoder_tokens, targets = tokens[: length - noise], tokens[length - noise :]
+            origins = np.arange(length - noise, length)
         else:
             spans = task.spans(length)
             kept_lengths = random_parts(length - noise, spans, rng)
             noise_lengths = random_parts(noise, spans, rng)
-            encoder_tokens, targets = corrupt(tokens, kept_lengths, noise_lengths, self._sentinel_ids(spans, specials))
+            sentinels = self._sentinel_ids(spans, specials)
+            encoder_tokens, targets, origins = corrupt(tokens, kept_lengths, noise_lengths, sentinels)
             silent = () if self.loss_on_sentinels else sentinel_places(noise_lengths)
         before, after = self._mode_ids(task), [specials.eos] * self.encoder_eos
         if before or after:
             encoder_tokens = np.concatenate([before, encoder_tokens, after], dtype=np.int32, casting="unsafe")
-        example = teacher_forced(encoder_tokens, targets, specials=specials, eos=self.eos, denoiser=index)
+        example = teacher_forced(encoder_tokens, targets, origins, specials=specials, eos=self.eos, denoiser=index)
         if len(silent):
             example.weights[silent] = 0.0
         return example
