@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 
 from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
+from t5g2.data import image_tokens
 from t5g2.data import images as pictures
+from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import Resampling
 from t5g2.data.vocabulary import Tokenizer
 from t5g2.models.config import EncoderDecoderConfig, ImageConfig, ModelConfig, SiglipTextConfig, TextConfig
 
-START_OF_IMAGE = "<start_of_image>"
 _CROPPED = f"Here is the original image {START_OF_IMAGE} and here are some crops to help you see better "
 
 
@@ -155,7 +156,7 @@ def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str]
         arrays = [pixels(image) for image in row]
         if any(array.dtype != np.uint8 for array in arrays):
             raise UserError("crops are made of files, PIL images and uint8 arrays; give one, or crops=0")
-        parts = _split(text, len(row))
+        parts = image_tokens.split(text, len(row))
         made, shown = parts[0], []
         for array, part in zip(arrays, parts[1:], strict=True):
             crops = pictures.pan_and_scan(array, most_crops=most)
@@ -167,26 +168,11 @@ def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str]
     return texts, images
 
 
-def _split(text: str, count: int) -> list[str]:
-    """The parts of a prompt around its images.
-
-    Raises:
-      UserError: it says <start_of_image>, and not as often as there are images.
-    """
-    parts = text.split(START_OF_IMAGE) if START_OF_IMAGE in text else [""] * count + [text]
-    if len(parts) != count + 1:
-        raise UserError(
-            f"the prompt {text[:60]!r} says {START_OF_IMAGE} {len(parts) - 1} times and has {count} images; say it "
-            f"once for each, or not at all"
-        )
-    return parts
-
-
 def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | None) -> np.ndarray:
     """int32[T]: a prompt with `count` images, without BOS.
 
-    An image stands where the text says <start_of_image>, or, if it says so nowhere, in front. It becomes, as in
-    transformers' Gemma3Processor: newline newline, the start token, K image tokens, the end token, newline newline.
+    An image stands where the text says <start_of_image>, or, if it says so nowhere, in front; image_tokens.encode says
+    what it becomes.
 
     Raises:
       UserError: there are images, and another number of <start_of_image>.
@@ -194,13 +180,7 @@ def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | No
     if not count:
         return tokenizer.encode(text)
     assert config is not None
-    parts = _split(text, count)
-    image = np.array([config.begin, *[config.token] * config.tokens, config.end], np.int32)
-    pieces = []
-    for number, part in enumerate(parts):
-        before, after = "\n\n" if number else "", "\n\n" if number < count else ""
-        pieces += [tokenizer.encode(before + part + after), image]
-    return np.concatenate(pieces[:-1])
+    return image_tokens.encode(tokenizer.encode, image_tokens.split(text, count), config)
 
 
 def siglip_tokens(tokenizer: Tokenizer, texts: Sequence[str], config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:

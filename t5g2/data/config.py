@@ -7,7 +7,7 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.images import Resampling
+from t5g2.data.image_tokens import ImageRows
 from t5g2.data.sources import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
 from t5g2.data.tokenizer import Tokenizer
 
@@ -31,31 +31,6 @@ class Source:
     def __post_init__(self):
         if self.weight < 1:
             raise UserError(f"weight = {self.weight}; leave the source out, or give it at least 1")
-
-
-@dataclass(frozen=True)
-class ImageRows:
-    """The images of a run's rows; what they are follows from the model and the tokenizer.
-
-    Attributes:
-      per_row: the most images of a row.
-      size: of an image as the tower reads it, in pixels.
-      tokens: that an image takes.
-      token, begin, end: the ids of an image token, and of what stands before and after an image's.
-      resampling: how images are brought to the size.
-    """
-
-    per_row: int
-    size: int
-    tokens: int
-    token: int
-    begin: int
-    end: int
-    resampling: Resampling = "bilinear"
-
-    def __post_init__(self):
-        if self.per_row < 1:
-            raise UserError(f"per_row = {self.per_row}; a row has room for at least 1 image")
 
 
 @dataclass(frozen=True)

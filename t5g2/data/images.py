@@ -79,8 +79,12 @@ def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pictu
     """
     if not isinstance(source, bytes):
         name = str(source) if name is None else name
-        source = _bytes(Path(source), name)
+        source = contents(source, name=name)
     name = "the image given as bytes" if name is None else name
+    if len(source) > MOST_BYTES:
+        raise UserError(
+            f"{name} has more than {MOST_BYTES >> 20} MiB, which no image of a size that is read has; {_most()}"
+        )
     with warnings.catch_warnings():
         # Pillow warns of sizes, which are checked below, and of odd metadata, which do not matter here
         warnings.simplefilter("ignore")
@@ -94,8 +98,36 @@ def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pictu
             raise UserError(f"{name} cannot be read, it is damaged or cut off: {error}; get it again") from None
 
 
+def contents(path: str | os.PathLike, *, name: str | None = None) -> bytes:
+    """What an image file holds, or so much of it that `read` finds it too large.
+
+    Raises:
+      UserError: it is not there, or no file.
+    """
+    path = Path(path)
+    name = str(path) if name is None else name
+    if path.exists() and not path.is_file():  # a pipe might be waited for without end
+        raise UserError(f"{name} is {'a folder' if path.is_dir() else 'not a file'}; give the file of one image")
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name!r} cannot be opened: {why}; give the path of an image") from None
+
+
 def prepare(image: Picture, size: int, *, resampling: Resampling = "bilinear") -> Float[np.ndarray, "size size 3"]:
-    """float32[size, size, 3] in [-1, 1]: the image at size x size, whatever its aspect ratio was, as x / 127.5 - 1.
+    """float32[size, size, 3] in [-1, 1]: the image as `resized` gives it, as x / 127.5 - 1.
+
+    Raises:
+      UserError: as `resized`.
+    """
+    pixels_HWC = resized(image, size, resampling=resampling)
+    return pixels_HWC.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def resized(image: Picture, size: int, *, resampling: Resampling = "bilinear") -> UInt8[np.ndarray, "size size 3"]:
+    """uint8[size, size, 3]: the image at size x size, whatever its aspect ratio was.
 
     Resampled by Pillow on uint8: antialiased, and rounded to whole numbers.
 
@@ -112,8 +144,7 @@ def prepare(image: Picture, size: int, *, resampling: Resampling = "bilinear") -
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f"the image is {image.dtype}{list(image.shape)}; it must be uint8[height, width, 3]")
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    resized = Image.fromarray(image).resize((size, size), filters[resampling])
-    return np.asarray(resized, np.float32) / np.float32(127.5) - np.float32(1)
+    return np.asarray(Image.fromarray(image).resize((size, size), filters[resampling]))
 
 
 def pan_and_scan(
@@ -163,22 +194,6 @@ def check_images(
                 f"row {row} has {found} image tokens (id {image_token}) and {images} images, which take "
                 f"{images * tokens_per_image} ({tokens_per_image} each); give as many of one as of the other"
             )
-
-
-def _bytes(path: Path, name: str) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe might be waited for without end
-        raise UserError(f"{name} is {'a folder' if path.is_dir() else 'not a file'}; give the file of one image")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"{name!r} cannot be opened: {why}; give the path of an image") from None
-    if len(data) > MOST_BYTES:
-        raise UserError(
-            f"{name} has more than {MOST_BYTES >> 20} MiB, which no image of a size that is read has; {_most()}"
-        )
-    return data
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
