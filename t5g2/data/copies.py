@@ -60,13 +60,26 @@ def plain(file: str, column: str | None = None) -> str:
         convert = functools.partial(_parquet, column=column)
     elif convert is None and not is_url(file):
         return file
-    target = cache() / f"{_identity(file, column)}-{Path(file).name}"
+    return converted(file, convert or _copy, column)
+
+
+def converted(file: str, convert: Callable[[BinaryIO, BinaryIO], None], what: object) -> str:
+    """The path of the copy that `convert` makes of a file, unless there is one already.
+
+    Args:
+      convert: reads the first and writes the second.
+      what: is made of the file; its repr is part of the copy's name.
+
+    Raises:
+      UserError: it is damaged or cut off, or what `convert` raises.
+    """
+    target = cache() / f"{_identity(file, what)}-{Path(file).name}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             with _open(file) as source, open(part, "wb") as out:
-                (convert or _copy)(source, out)
+                convert(source, out)
             os.replace(part, target)
         except UserError:
             raise
@@ -102,16 +115,27 @@ def _zstandard(source: BinaryIO, out: BinaryIO) -> None:
 
 
 def _parquet(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
-    parquet = needed("pyarrow.parquet", "parquet")
-    file = parquet.ParquetFile(source)
-    if column not in file.schema_arrow.names:
-        raise UserError(
-            f"{getattr(source, 'name', source)} has no column {column!r}; it has "
-            f"{', '.join(file.schema_arrow.names)}: set `field` to one of them"
-        )
-    for batch in file.iter_batches(columns=[column]):
+    for batch in parquet_file(source, field=column).iter_batches(columns=[column]):
         for value in batch.column(0).to_pylist():
             out.write(json.dumps({column: value}, default=str).encode() + b"\n")
+
+
+def parquet_file(source: BinaryIO, **columns: str) -> Any:
+    """A pyarrow.parquet.ParquetFile that has these columns, each by the setting that names it.
+
+    Raises:
+      UserError: it lacks one, or pyarrow is not installed.
+    """
+    parquet = needed("pyarrow.parquet", "parquet")
+    file = parquet.ParquetFile(source)
+    names = file.schema_arrow.names
+    for setting, column in columns.items():
+        if column not in names:
+            raise UserError(
+                f"{getattr(source, 'name', source)} has no column {column!r}; it has {', '.join(names)}: set "
+                f"`{setting}` to one of them"
+            )
+    return file
 
 
 CONVERTERS: dict[str, Callable[[BinaryIO, BinaryIO], None]] = {"gz": _gzip, "zst": _zstandard}
@@ -146,14 +170,14 @@ def _open(file: str) -> AbstractContextManager[BinaryIO]:
     return system.open(inside, "rb")
 
 
-def _identity(file: str, column: str | None) -> str:
+def _identity(file: str, what: object) -> str:
     """16 hex digits that change with the file."""
     if is_url(file):
         system, inside = _system(file)
-        facts: tuple = (file, system.ukey(inside), column)
+        facts: tuple = (file, system.ukey(inside), what)
     else:
         status = os.stat(file)
-        facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, column)
+        facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, what)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

@@ -39,8 +39,13 @@ class Documents(abc.ABC):
 
     @property
     def pairs(self) -> bool:
-        """Whether each is a pair of inputs and targets (core/pairs.py), not a text: kept whole, however short."""
+        """Whether each is a pair of inputs and targets (core/pairs.py), not a text."""
         return False
+
+    @property
+    def whole(self) -> bool:
+        """Whether each is kept whole: not cut, and not left out because it is short."""
+        return self.pairs
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

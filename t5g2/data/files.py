@@ -56,7 +56,7 @@ class Jsonl:
         Raises:
           UserError: no file is found, all are empty, or a line is no object with that text (unless those are skipped).
         """
-        return _scan(self.path, _line_spans, self.field, on_bad_record)
+        return _scan(self.path, line_spans, self.field, on_bad_record)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _file_spans(path: str) -> Iterator[Span]:
             offset += len(data)
 
 
-def _line_spans(path: str, unit: str = "line") -> Iterator[Span]:
+def line_spans(path: str, unit: str = "line") -> Iterator[Span]:
     """(place in words, first byte, bytes) of the lines that are not empty."""
     with open(path, "rb") as file:
         offset = 0
@@ -157,4 +157,4 @@ def _line_spans(path: str, unit: str = "line") -> Iterator[Span]:
 
 
 # a table's copy has a line for each row
-_row_spans = functools.partial(_line_spans, unit="row")
+_row_spans = functools.partial(line_spans, unit="row")

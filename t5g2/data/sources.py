@@ -7,6 +7,8 @@ import numpy as np
 from t5g2.core.errors import UserError
 from t5g2.data.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.files import Jsonl, Parquet, TextFiles
+from t5g2.data.image_documents import InRows
+from t5g2.data.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.python_text import PythonText
 from t5g2.data.records import ArrayRecord, Tfds
 from t5g2.data.seqio_examples import Seqio
@@ -18,7 +20,19 @@ LongDocuments = Literal["split", "truncate"]
 # A share of bad records above this is no accident.
 MAX_SKIPPED = 0.01
 
-Text = PythonText | TextFiles | Jsonl | Parquet | ArrayRecord | Tfds | Seqio | Tokens
+Text = (
+    PythonText
+    | TextFiles
+    | Jsonl
+    | Parquet
+    | ArrayRecord
+    | Tfds
+    | Seqio
+    | Tokens
+    | ImageJsonl
+    | ImageParquet
+    | WebDataset
+)
 BY_NAME = {
     "python": PythonText,
     "text": TextFiles,
@@ -28,6 +42,9 @@ BY_NAME = {
     "tfds": Tfds,
     "seqio": Seqio,
     "tokens": Tokens,
+    "image_jsonl": ImageJsonl,
+    "image_parquet": ImageParquet,
+    "webdataset": WebDataset,
 }
 
 
@@ -59,7 +76,7 @@ class Pieces:
                 f"a pair of inputs and targets has {lengths.max()} tokens with the number in front, and piece_tokens "
                 f"is {piece_tokens}; raise it to at least that, because pairs are not cut"
             )
-        shortest = 1 if documents.pairs else SHORTEST_TOKENS
+        shortest = 1 if documents.whole else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
         self.truncated = int(np.sum(lengths > piece_tokens)) if long_documents == "truncate" else 0
@@ -108,7 +125,7 @@ def describe(name: str, pieces: Pieces) -> str:
 
 
 def open_pieces(
-    text: Text,
+    text: Text | InRows,
     tokenizer: Tokenizer,
     *,
     piece_tokens: int,

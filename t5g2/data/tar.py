@@ -1,0 +1,80 @@
+"""Tar files by the places of their members: nothing is unpacked."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from t5g2.core.errors import UserError
+
+BLOCK = 512
+
+
+class Member(NamedTuple):
+    """A file in an archive: what follows the first dot of its name, in lower case; where it begins; its bytes."""
+
+    ending: str
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """Files of an archive that follow each other and have one name but for their endings.
+
+    Attributes:
+      key: what is before the first dot of their names, folder included.
+      damage: of the archive, in words, which this sample is the last before; "" = none.
+    """
+
+    key: str
+    members: list[Member]
+    damage: str = ""
+
+
+def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
+    """The samples of an uncompressed tar file, in its order; only headers are read.
+
+    a/1.jpg a/1.txt a/2.png: the samples a/1, with two members, and a/2.
+
+    Args:
+      name: what to call the file in errors.
+
+    Raises:
+      UserError: it is no tar file.
+    """
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - what it reads is the caller's
+    except tarfile.ReadError as error:
+        raise UserError(f"{name} is no tar file ({error}); give tar files, uncompressed or with .gz or .zst") from None
+    key, members, end = "", [], 0
+    try:
+        for member in archive:
+            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            folder, slash, base = member.name.removeprefix("./").rpartition("/")
+            stem, _, ending = base.partition(".")
+            if not (member.isreg() and stem and ending):
+                continue
+            if members and folder + slash + stem != key:
+                yield Sample(key, members)
+                members = []
+            key = folder + slash + stem
+            members.append(Member(ending.lower(), member.offset_data, member.size))
+    except tarfile.ReadError:  # what the last member should have is not there
+        pass
+    if _ends_at(file, end):
+        if members:
+            yield Sample(key, members)
+        return
+    yield Sample(key, members, f"the archive is damaged or cut off here, about byte {end:,}; get it again")
+
+
+def _ends_at(file: BinaryIO, end: int) -> bool:
+    """Whether nothing but empty blocks follows, at least one: tarfile takes what is no header for the end."""
+    file.seek(0, os.SEEK_END)
+    if file.tell() < end + BLOCK:
+        return False
+    file.seek(end)
+    while rest := file.read(1 << 16):
+        if rest.strip(b"\0"):
+            return False
+    return True
