@@ -42,11 +42,15 @@ class TeacherRows:
         for a decoder-only teacher; "answers" = its answers of before.
       cache: the folder of these answers.
       per_token: entries of an answer.
+      method: how they were chosen, as Distillation has it.
+      teacher: fingerprint of whose answers they are; None = anybody's.
     """
 
     carry: Literal["rows", "text", "answers"]
     cache: str | None = None
     per_token: int = 0
+    method: str = ""
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

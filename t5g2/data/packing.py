@@ -102,6 +102,12 @@ def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
     return out
 
 
+def empty_batch(config: DataConfig, *, rows: int) -> HostBatch:
+    """A batch without an example; tells the shapes of all others."""
+    zeros = np.zeros((rows, 3), np.int64)
+    return host_batch(empty_rows(config, rows), zeros[:, 0].astype(np.int32), zeros, config)
+
+
 def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: DataConfig) -> HostBatch:
     """Stacked rows as the step and the loop take them."""
     segments = rows["decoder_segment_ids"]

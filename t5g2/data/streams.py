@@ -12,19 +12,23 @@ streams / B, row r of batch n comes from stream r * g + n mod g, so that all str
 both have in common: max(B / streams, 1) rows and the max(g, 1) streams that fill them.
 """
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from t5g2.core.batch import Example
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
 from t5g2.core.specials import Specials
 from t5g2.data import packing
-from t5g2.data.config import DataConfig
+from t5g2.data.answers import CachedAnswers
+from t5g2.data.config import DataConfig, TeacherRows
 from t5g2.data.sources import Pieces, open_pieces
 
 # A stream's position: examples drawn when the rows being given out were begun; how many of those rows are given out;
@@ -35,18 +39,30 @@ START: Position = (0, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A config whose sources are open."""
+    """A config whose sources are open.
+
+    Attributes:
+      pieces: of each source.
+      answers: of a teacher about them, where the config has such; else None for each.
+    """
 
     config: DataConfig
     pieces: tuple[Pieces, ...]
+    answers: tuple[CachedAnswers | None, ...]
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the texts, the tokenizer and how they are cut."""
-        parts = [p.documents.fingerprint for p in self.pieces]
-        parts += [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens)]
-        parts += ["truncated"] if self.config.long_documents == "truncate" else []
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+        """16 hex digits that change with the texts, the tokenizer and how they are cut, and a teacher's answers."""
+        parts = [p.documents.fingerprint for p in self.pieces] + self._cut()
+        return _digest([*parts, *(answers.fingerprint for answers in self.answers if answers is not None)])
+
+    def fingerprint_of(self, source: int) -> str:
+        """16 hex digits that change with the pieces of a source."""
+        return _digest([self.pieces[source].documents.fingerprint, *self._cut()])
+
+    def _cut(self) -> list[str]:
+        truncated = ["truncated"] if self.config.long_documents == "truncate" else []
+        return [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens), *truncated]
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -70,7 +86,28 @@ def open_corpus(config: DataConfig) -> Corpus:
         except UserError as error:
             raise UserError(f"source {name!r}: {error}") from None
         pieces.append(opened)
-    return Corpus(config, tuple(pieces))
+    corpus = Corpus(config, tuple(pieces), (None,) * len(pieces))
+    return (
+        corpus if config.teaching is None or config.teaching.cache is None else _with_answers(corpus, config.teaching)
+    )
+
+
+def _with_answers(corpus: Corpus, teaching: TeacherRows) -> Corpus:
+    answers = []
+    for i, name in enumerate(corpus.config.names):
+        found = CachedAnswers(Path(teaching.cache or "") / name, per_token=teaching.per_token)
+        found.check(
+            corpus.fingerprint_of(i),
+            vocab_size=corpus.config.tokenizer.vocab_size,
+            method=teaching.method,
+            teacher=teaching.teacher,
+        )
+        answers.append(found)
+    return dataclasses.replace(corpus, answers=tuple(answers))
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def seed_of(seed: int, *names: str | int) -> int:
@@ -106,6 +143,8 @@ class MakeExample:
       source, sources: its number, and how many there are; the example's id, k * sources + source, tells both.
       denoisers: for each denoiser of the objective its number in the run's list.
       blocks: whether the run's rows have blocks.
+      teaching: what they carry for a teacher, if there is one.
+      answers: of it, if they carry these.
     """
 
     objective: Objective
@@ -115,6 +154,8 @@ class MakeExample:
     sources: int
     denoisers: tuple[int, ...]
     blocks: bool = False
+    teaching: TeacherRows | None = None
+    answers: CachedAnswers | None = None
 
     def __call__(self, k: int, piece: Piece) -> dict[str, np.ndarray]:
         """The example as the packer takes it."""
@@ -125,6 +166,18 @@ class MakeExample:
         if self.blocks:
             none = np.zeros(len(example.targets), np.int32)
             made["blocks"] = none if example.blocks is None else example.blocks
+        return made if self.teaching is None else made | self._for_teacher(example, piece)
+
+    def _for_teacher(self, example: Example, piece: Piece) -> dict[str, np.ndarray]:
+        assert self.teaching is not None
+        assert example.origins is not None, f"{type(self.objective).__name__} does not say where its targets stand"
+        made = {"origins": example.origins}
+        if self.teaching.carry == "text":
+            text = self.objective.text(piece.tokens)
+            made["text"] = np.concatenate([[self.specials.bos], text[:-1]], dtype=np.int32, casting="unsafe")
+        if self.answers is not None:
+            found = self.answers.about(piece.index, example.origins)
+            made |= {f"answer_{name}": array for name, array in zip(("ids", "log_probs", "tail"), found, strict=True)}
         return made
 
 
@@ -184,6 +237,8 @@ def examples_of(
         len(config.sources),
         tuple(config.denoisers.index(name) for name in objective.denoisers),
         config.uses_blocks,
+        config.teaching,
+        corpus.answers[source],
     )
     pieces: Any = grain.MapDataset.source(Numbered(corpus.pieces[source]))
     return pieces.shuffle(seed=seed_of(seed, "shuffle", source)).repeat(epochs).map_with_index(make)

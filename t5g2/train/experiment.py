@@ -28,6 +28,7 @@ from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.attention import Compute
 from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
+from t5g2.models.distill import Distillation
 from t5g2.models.sizes import size
 from t5g2.train import optim
 
@@ -97,6 +98,33 @@ class Init:
         given = [name for name in ("resume", "adapt", "params") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} are both given; weights start from one place, so keep one of them")
+
+
+@dataclass(frozen=True)
+class Distill(Distillation):
+    """A teacher, and how its distributions enter the loss.
+
+    Attributes:
+      teacher: folder of a language model in any format that `t5g2 import` reads, decoder-only or encoder-decoder. It is
+        asked in every step, and reads what the student reads, or the text that this was made of.
+      cache: folder that `t5g2 cache-logits` wrote; the answers are read from there. With a teacher beside it, they must
+        be this one's.
+    """
+
+    teacher: str | None = None
+    cache: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.teacher is None and self.cache is None:
+            raise UserError(
+                "distill has no teacher; give teacher, the folder of a model, or cache, that of its answers"
+            )
+        if self.cache is not None and self.method == "full":
+            raise UserError(
+                'method = "full", and a cache holds parts of distributions; take the method that it was made with, '
+                '"top_k" or "sampled", or leave out cache to ask the teacher in every step'
+            )
 
 
 @dataclass(frozen=True)
@@ -186,6 +214,7 @@ class Experiment:
     eval: Evaluation = Evaluation()
     save: Save = Save()
     log: Log = Log()
+    distill: Distill | None = None
 
     def __post_init__(self):
         self._check_sides()
@@ -196,6 +225,8 @@ class Experiment:
                 f"every microbatch has equally many rows"
             )
         self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
+        if self.data.teaching is not None:
+            raise UserError("data.teaching follows from distill, which says who teaches; leave it out")
         if self.init.adapt and not isinstance(self.model, EncoderDecoderConfig):
             raise UserError("init.adapt makes an encoder-decoder model, but model is decoder-only; see init.params")
 
@@ -207,11 +238,15 @@ class Experiment:
                 f"{self.data.encoder_length}; an encoder-decoder needs a length above 0, a decoder-only model 0"
             )
 
+    @property
+    def vocab_size(self) -> int:
+        """The tokens that the model gives logits for."""
+        return (self.model.decoder if isinstance(self.model, EncoderDecoderConfig) else self.model).vocab_size
+
     def _check_tokens(self):
-        decoder = self.model.decoder if isinstance(self.model, EncoderDecoderConfig) else self.model
-        if self.data.tokenizer.vocab_size > decoder.vocab_size:
+        if self.data.tokenizer.vocab_size > self.vocab_size:
             raise UserError(
-                f"the tokenizer has {self.data.tokenizer.vocab_size} ids and the model {decoder.vocab_size} rows in "
+                f"the tokenizer has {self.data.tokenizer.vocab_size} ids and the model {self.vocab_size} rows in "
                 f"its embedding; raise the model's vocab_size, or take fewer sentinels"
             )
 

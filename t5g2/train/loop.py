@@ -63,14 +63,14 @@ def train(
         # 4 data: every stream at the position that these weights have seen
         evaluation = Evaluation(experiment.eval.tasks, plan.setting(rows))
         pipeline = closing.enter_context(
-            Pipeline(experiment.data, seed=experiment.train.seed, rows=rows, positions=begun.positions)
+            Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=begun.positions)
         )
         start.check_corpus(begun, pipeline, allow_change=allow_change)
         if replay is None:
             workdirs.record(workdir, experiment, begun.provenance)
 
         # 5 compile: once; memory, FLOPs and tokens are told before the first step
-        update = plan.compile()
+        update, teacher = plan.compile(), start.teacher(plan)
         tell = closing.enter_context(telling.Teller(experiment, workdir, step=step, write=replay is None))
 
         # 6 loop
@@ -88,7 +88,7 @@ def train(
                 break
             host_batch = pipeline.next()
             batch = to_global(host_batch.batch, mesh.batch_sharding(world), rows=experiment.data.rows)
-            state, metrics = update(state, batch)
+            state, metrics = update(state, batch, teacher)
             step += 1
             tell.step(step, metrics, host_batch)
 

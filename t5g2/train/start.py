@@ -1,5 +1,6 @@
 """What a run starts from and what it leaves: shapes, weights, data positions, checkpoints, the model folder."""
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -13,17 +14,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.state import Checkpoints
 from t5g2.core import logs, mesh, settings, tree
-from t5g2.core.batch import Batch, Stream
+from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
+from t5g2.data import packing
+from t5g2.data.config import DataConfig, TeacherRows
 from t5g2.data.pipeline import Pipeline
 from t5g2.data.streams import seed_of
 from t5g2.eval.tasks import Setting
 from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import experiment as experiments
-from t5g2.train import optim, weights
+from t5g2.train import optim, teachers, weights
 from t5g2.train import state as states
 from t5g2.train import step as steps
 from t5g2.train import workdir as workdirs
@@ -56,15 +60,19 @@ class Plan:
     """The shapes of a run: everything that is known before there is an array.
 
     Attributes:
+      data: the experiment's, with what rows carry for a teacher.
       abstract: the state, each leaf with the sharding it will have.
       batch: the global batch.
+      teacher: the folder of a teacher that is asked in every step, and its shapes, sharded; None if there is none.
     """
 
     experiment: Experiment
+    data: DataConfig
     world: jax.sharding.Mesh
     optimizer: optim.Updates
     abstract: TrainState
     batch: Batch
+    teacher: tuple[ModelFolder, Any] | None = None
 
     def settings(self) -> steps.Settings:
         """What the step computes beside the model."""
@@ -76,13 +84,16 @@ class Plan:
             microbatches=train.microbatches,
             tile_tokens=train.tile_tokens,
             z_loss=train.z_loss,
+            distillation=self.experiment.distill,
+            seed=seed_of(train.seed, "distill"),
         )
 
     def compile(self) -> Any:
         """The compiled step; says what it takes."""
         step = steps.make_train_step(self.optimizer, self.settings())
         start = time.perf_counter()
-        compiled = steps.compile_step(step, self.abstract, self.batch, world=self.world)
+        teacher = None if self.teacher is None else self.teacher[1]
+        compiled = steps.compile_step(step, self.abstract, self.batch, teacher, world=self.world)
         seconds = time.perf_counter() - start
         memory = compiled.memory_analysis()
         total = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
@@ -116,24 +127,38 @@ def plan(experiment: Experiment, world: jax.sharding.Mesh) -> Plan:
     Raises:
       UserError: a schedule or a pattern does not fit.
     """
-    train, data = experiment.train, experiment.data
+    train = experiment.train
+    data, teacher = rows(experiment, world)
     params = build.abstract(experiment.model, train.param_dtype)
     optimizer = optim.make(experiment.optim, train.steps, params)
     abstract = states.abstract(experiment.model, optimizer, world=world, param_dtype=train.param_dtype)
     place = mesh.batch_sharding(world)
+    row = packing.empty_batch(data, rows=1).batch
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((data.rows, *x.shape[1:]), x.dtype, sharding=place), row)
+    return Plan(experiment, data, world, optimizer, abstract, batch, teacher)
 
-    def ints(length: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((data.rows, length), np.int32, sharding=place)
 
-    def stream(length: int) -> Stream:
-        return Stream(ints(length), ints(length), ints(length))
+def rows(experiment: Experiment, world: jax.sharding.Mesh) -> tuple[DataConfig, tuple[ModelFolder, Any] | None]:
+    """The data with what its rows carry for a teacher, and the teacher that is asked in every step: `Plan.teacher`.
 
-    tokens = ints(data.decoder_length)
-    weights = jax.ShapeDtypeStruct(tokens.shape, np.float32, sharding=place)
-    encoder = stream(data.encoder_length) if data.encoder_length else None
-    decoder = stream(data.decoder_length)._replace(blocks=tokens if data.uses_blocks else None)
-    batch = Batch(encoder, decoder, tokens, weights, denoisers=tokens, sources=tokens)
-    return Plan(experiment, world, optimizer, abstract, batch)
+    Raises:
+      UserError: there is no such teacher, or it speaks of other tokens.
+    """
+    data, distill = experiment.data, experiment.distill
+    if distill is None:
+        return data, None
+    if distill.cache is not None:
+        whose = None
+        if distill.teacher is not None:
+            whose = teachers.fingerprint(teachers.open_teacher(distill.teacher, data.tokenizer, experiment.vocab_size))
+        carried = TeacherRows(
+            "answers", cache=distill.cache, per_token=distill.per_token, method=distill.method, teacher=whose
+        )
+        return dataclasses.replace(data, teaching=carried), None
+    folder = teachers.open_teacher(distill.teacher or "", data.tokenizer, experiment.vocab_size)
+    carried = TeacherRows("text" if teachers.reads_text(folder) else "rows")
+    abstract = teachers.abstract(folder, world, folders.dtype_of(folder))
+    return dataclasses.replace(data, teaching=carried), (folder, abstract)
 
 
 def checkpoints(experiment: Experiment, workdir: Path, *, read_only: bool = False) -> Checkpoints:
@@ -195,6 +220,15 @@ def first_params(experiment: Experiment, plan: Plan) -> tuple[Any, Any]:
         return folders.load_model(folder, mesh=plan.world, param_dtype=dtype), folder.provenance
     log.info("weights: new, from seed %d", experiment.train.seed)
     return states.fresh_params(experiment.model, plan.abstract, key=jax.random.key(seed), param_dtype=dtype), None
+
+
+def teacher(plan: Plan) -> Any:
+    """The weights of a teacher that is asked in every step; None if there is none."""
+    if plan.teacher is None:
+        return None
+    folder, abstract = plan.teacher
+    log.info("teacher: %s, %s parameters", folder.path, logs.short(sum(x.size for x in jax.tree.leaves(abstract))))
+    return folders.load_model(folder, mesh=plan.world)
 
 
 def check_corpus(begun: Begun, pipeline: Pipeline, *, allow_change: tuple[str, ...] = ()) -> None:

@@ -15,8 +15,10 @@ from jax.sharding import Mesh
 
 from t5g2.core import mesh
 from t5g2.core.batch import Batch
+from t5g2.models.distill import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss import tiled_cross_entropy
+from t5g2.train import teachers
 from t5g2.train.optim import Updates
 from t5g2.train.state import TrainState, shardings
 
@@ -30,6 +32,8 @@ class Settings:
       microbatches: parts of the batch, one after the other.
       tile_tokens: tokens per device whose logits exist at a time.
       z_loss: weight of the squared log of the partition function.
+      distillation: how a teacher's distributions enter the loss; None = there is no teacher.
+      seed: of what is drawn of them.
     """
 
     compute: Compute
@@ -38,6 +42,8 @@ class Settings:
     microbatches: int = 1
     tile_tokens: int = 1024
     z_loss: float = 0.0
+    distillation: Distillation | None = None
+    seed: int = 0
 
 
 class Sums(NamedTuple):
@@ -46,6 +52,7 @@ class Sums(NamedTuple):
     Attributes:
       loss, z, correct: of the loss head.
       weight: of the weights.
+      divergence, taught: from a teacher, and of the weights of what it has answers about; 0 without one.
       denoiser_loss, denoiser_weight, source_loss, source_weight: float32[G], by denoiser and by source.
       tokens: int32, tokens that are no padding, encoder and decoder.
     """
@@ -54,6 +61,8 @@ class Sums(NamedTuple):
     z: jax.Array
     correct: jax.Array
     weight: jax.Array
+    divergence: jax.Array
+    taught: jax.Array
     denoiser_loss: jax.Array
     denoiser_weight: jax.Array
     source_loss: jax.Array
@@ -77,6 +86,8 @@ class Metrics(NamedTuple):
     z: jax.Array
     correct: jax.Array
     weight: jax.Array
+    divergence: jax.Array
+    taught: jax.Array
     denoiser_loss: jax.Array
     denoiser_weight: jax.Array
     source_loss: jax.Array
@@ -89,10 +100,11 @@ class Metrics(NamedTuple):
 
 
 def make_train_step(optimizer: Updates, settings: Settings) -> Callable:
-    """(state, batch) -> (state, metrics), for jit."""
+    """(state, batch, teacher) -> (state, metrics), for jit; the teacher is a model, or None."""
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        total, sums, gradients = gradients_of(state.params, batch, settings)
+    def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+        total, sums, gradients = gradients_of(state.params, batch, settings, teacher, key)
         share = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
         gradients = jax.tree.map(lambda g: g * share, gradients)
         params, opt, applied = optimizer.apply(state.params, gradients, state.opt, state.step)
@@ -112,25 +124,35 @@ def make_train_step(optimizer: Updates, settings: Settings) -> Callable:
     return train_step
 
 
-def gradients_of(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array, Sums, Any]:
-    """What is minimised, as a sum over the batch, the sums that are told, and the gradients of the former."""
+def gradients_of(
+    params: Any, batch: Batch, settings: Settings, teacher: Any = None, key: jax.Array | None = None
+) -> tuple[jax.Array, Sums, Any]:
+    """What is minimised, as a sum over the batch, the sums that are told, and the gradients of the former.
+
+    Args:
+      teacher: a model, if there is one and it is asked.
+      key: for what is drawn of its distributions.
+    """
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 
-    def of(part: Batch) -> tuple[jax.Array, Sums, Any]:
-        (total, sums), gradients = gradient(params, part, settings)
+    def of(cut: tuple[Batch, jax.Array | None]) -> tuple[jax.Array, Sums, Any]:
+        part, key = cut
+        (total, sums), gradients = gradient(params, part, settings, teacher, key)
         # float32 also where weights are not: they are added up
         return total, sums, mesh.constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))
 
     if settings.microbatches == 1:
-        return of(batch)
-    parts = _parts(batch, settings.microbatches)
+        return of((batch, key))
+    parts = _parts(batch, settings.microbatches), None if key is None else jax.random.split(key, settings.microbatches)
     shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], parts))
     total, sums, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     start = total, sums, mesh.constrain_weights(gradients)
     return jax.lax.scan(lambda so_far, part: (jax.tree.map(jnp.add, so_far, of(part)), None), start, parts)[0]
 
 
-def loss_sums(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array, Sums]:
+def loss_sums(
+    params: Any, batch: Batch, settings: Settings, teacher: Any = None, key: jax.Array | None = None
+) -> tuple[jax.Array, Sums]:
     """The sum that is minimised, and what is told; means are for who has all rows."""
     hidden_BTD = params.hidden(batch.encoder, batch.decoder, compute=settings.compute)
     loss = tiled_cross_entropy(
@@ -141,6 +163,8 @@ def loss_sums(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array,
         tile_tokens=settings.tile_tokens,
         dtype=settings.compute.loss_dtype,
         z_loss=settings.z_loss,
+        teacher=None if settings.distillation is None else teachers.answers(teacher, batch, settings.compute, key=key),
+        distillation=settings.distillation,
     )
 
     def by(groups_BT: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -154,6 +178,8 @@ def loss_sums(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array,
         loss.z,
         loss.correct,
         loss.weight,
+        loss.divergence,
+        loss.taught,
         *by(batch.denoisers, settings.denoisers),
         *by(batch.sources, settings.sources),
         tokens=_tokens(batch),
@@ -161,19 +187,23 @@ def loss_sums(params: Any, batch: Batch, settings: Settings) -> tuple[jax.Array,
     return loss.total, sums
 
 
-def compile_step(step: Callable, state: TrainState, batch: Batch, *, world: Mesh) -> Any:
-    """The compiled step for an abstract state (with shardings) and an abstract batch; the state's memory is reused.
+def compile_step(step: Callable, state: TrainState, batch: Batch, teacher: Any = None, *, world: Mesh) -> Any:
+    """The compiled step for an abstract state (with shardings), an abstract batch, and a teacher as the state; the
+    state's memory is reused.
 
-    What comes back is called with (state, batch), placed as said; its `memory_analysis()` and `cost_analysis()` tell
-    what it takes (the latter counts the body of a loop once).
+    What comes back is called with (state, batch, teacher), placed as said; its `memory_analysis()` and
+    `cost_analysis()` tell what it takes (the latter counts the body of a loop once).
     """
     places = shardings(state)
     rows = jax.tree.map(lambda _: mesh.batch_sharding(world), batch)
     jitted = jax.jit(
-        step, in_shardings=(places, rows), out_shardings=(places, mesh.replicated(world)), donate_argnums=0
+        step,
+        in_shardings=(places, rows, shardings(teacher)),
+        out_shardings=(places, mesh.replicated(world)),
+        donate_argnums=0,
     )
     with jax.set_mesh(world):
-        return jitted.lower(state, batch).compile()
+        return jitted.lower(state, batch, teacher).compile()
 
 
 def _tokens(batch: Batch) -> jax.Array:

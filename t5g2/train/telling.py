@@ -141,6 +141,8 @@ class Teller:
             "padding/decoder": padding(batch.batch.decoder),
             "data/batch": binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()),
         }
+        if told.taught > 0:
+            values["train/divergence"] = float(told.divergence / told.taught)
         if batch.batch.encoder is not None:
             values["padding/encoder"] = padding(batch.batch.encoder)
         for kind, names in (("denoiser", data.denoisers), ("source", data.names)):

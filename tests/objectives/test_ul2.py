@@ -61,9 +61,10 @@ def test_the_drawn_suffix():
 
 
 def test_the_drawn_corruption():
-    encoder, targets = corrupt(TOKENS, np.array([2, 3]), np.array([2, 3]), np.array([90, 91]))
+    encoder, targets, origins = corrupt(TOKENS, np.array([2, 3]), np.array([2, 3]), np.array([90, 91]))
     np.testing.assert_array_equal(encoder, [11, 12, 90, 15, 16, 17, 91])
     np.testing.assert_array_equal(targets, [90, 13, 14, 91, 18, 19, 20])
+    np.testing.assert_array_equal(origins, [-1, 2, 3, -1, 7, 8, 9])
 
 
 def test_the_drawn_parts():
@@ -73,8 +74,11 @@ def test_the_drawn_parts():
 
 
 def test_the_drawn_shift():
-    example = teacher_forced(np.empty(0, np.int32), np.array([14, 15], np.int32), specials=SPECIALS, eos=True)
+    targets, origins = np.array([14, 15], np.int32), np.array([3, 4])
+    example = teacher_forced(np.empty(0, np.int32), targets, origins, specials=SPECIALS, eos=True)
     assert_example(example, encoder_tokens=[], decoder_tokens=[2, 14, 15], targets=[14, 15, 1], weights=[1, 1, 1])
+    assert example.origins is not None
+    assert (example.origins.dtype, example.origins.tolist()) == (np.int32, [3, 4, -1])
 
 
 def rebuilt(example, specials) -> np.ndarray:

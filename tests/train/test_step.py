@@ -81,7 +81,7 @@ def run(devices):
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
         first = state.fresh(params, updates, abstract)
         before = jax.device_get(first)
-        after, metrics = compiled(first, jax.device_put(BATCH, place))
+        after, metrics = compiled(first, jax.device_put(BATCH, place), None)
         for x, planned in zip(*map(jax.tree.leaves, (after, abstract)), strict=True):
             assert x.sharding.is_equivalent_to(planned.sharding, x.ndim)
         return Run(compiled, abstract, before, *jax.device_get((after, metrics)))
@@ -192,13 +192,13 @@ def test_no_device_holds_logits_but_a_tile(run, shape, width):
 def test_a_loss_that_is_not_finite_is_told(run, alone):
     params = jax.tree.map(jnp.asarray, alone.before.params)
     params.decoder.final_norm.scale[...] = jnp.full(D, jnp.nan)
-    _, metrics = alone.compiled(jax.device_put(alone.before._replace(params=params)), jax.device_put(BATCH))
+    _, metrics = alone.compiled(jax.device_put(alone.before._replace(params=params)), jax.device_put(BATCH), None)
     assert not metrics.finite
 
 
 def test_a_batch_without_weights_has_no_gradient(alone):
     batch = BATCH._replace(weights=np.zeros_like(BATCH.weights))
-    after, metrics = alone.compiled(jax.device_put(alone.before), jax.device_put(batch))
+    after, metrics = alone.compiled(jax.device_put(alone.before), jax.device_put(batch), None)
     assert metrics.finite
     assert metrics.total == metrics.gradient_norm == 0.0
     close(after.params, jax.tree.map(lambda x: x * (1 - 0.01 * 0.1), alone.before.params))

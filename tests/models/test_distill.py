@@ -1,0 +1,263 @@
+"""Distillation in the tiled loss, against the divergence of all distributions at once and jax's own derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from t5g2.core import mesh as meshes
+from t5g2.core.errors import UserError
+from t5g2.core.mesh import MeshShape
+from t5g2.models.distill import Answers, Distillation, Teacher, answers_of
+from t5g2.models.layers import Head
+from t5g2.models.loss import tiled_cross_entropy
+from tests.models.test_loss import naive, shapes
+
+V, D, B, T, WIDTH = 96, 40, 16, 13, 24  # as in test_loss: an axis is known by its size; the teacher is narrower
+HOW = {
+    "full": Distillation(0.7),
+    "top_k": Distillation(0.7, "top_k", 8),
+    "top_k, one more for the others": Distillation(1.0, "top_k", 8, "together"),
+    "all of them": Distillation(0.7, "top_k", V, "together"),
+    "sampled": Distillation(0.5, "sampled", 8),
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    keys = jax.random.split(jax.random.key(0), 7)
+    return {
+        "hidden": jax.random.normal(keys[0], (B, T, D)),
+        "table": 0.3 * jax.random.normal(keys[1], (V, D)),
+        "targets": jax.random.randint(keys[2], (B, T), 0, V),
+        "weights": jnp.where(jnp.arange(T)[None, :] < 11, jax.random.uniform(keys[3], (B, T)), 0.0),
+        "teacher": Teacher(
+            known_BT=jax.random.uniform(keys[4], (B, T)) < 0.8,
+            hidden_BTD=jax.random.normal(keys[5], (B, T, WIDTH)),
+            # more rows than the student's vocabulary has, as released tables do
+            head=Head(0.5 * jax.random.normal(keys[6], (V + 5, WIDTH)), 4.0),
+            key=jax.random.key(1),
+        ),
+    }
+
+
+def teacher_logits(teacher):
+    logits = jnp.einsum("btd,vd->btv", teacher.hidden_BTD, teacher.head.table_VD[:V])
+    return 4.0 * jnp.tanh(logits / 4.0)
+
+
+def answered(data, how):
+    """The teacher with its answers of before instead of its states."""
+    answers = answers_of(teacher_logits(data["teacher"]), how, dtype=jnp.float32)
+    return Teacher(data["teacher"].known_BT, answers)
+
+
+def divergence(student_BTV, teacher_BTV, how):
+    """From the teacher's distribution, as far as it is kept, to the student's: every distribution at once."""
+    p, log_s = jax.nn.softmax(teacher_BTV), jax.nn.log_softmax(student_BTV)
+    if how.method == "full":
+        return jnp.sum(p * (jnp.log(p) - log_s), axis=-1)
+    threshold = jnp.sort(p, axis=-1)[..., -how.per_token]
+    kept = p >= threshold[..., None]
+    if how.tail == "renormalise":
+        q = jnp.where(kept, p, 0.0) / jnp.sum(jnp.where(kept, p, 0.0), axis=-1, keepdims=True)
+        return jnp.sum(jnp.where(kept, q * (jnp.log(jnp.where(kept, q, 1.0)) - log_s), 0.0), axis=-1)
+    inside = jnp.sum(jnp.where(kept, p * (jnp.log(p) - log_s), 0.0), axis=-1)
+    if how.per_token == V:
+        return inside
+    tail = jnp.sum(jnp.where(kept, 0.0, p), axis=-1)
+    students = jnp.sum(jnp.where(kept, 0.0, jnp.exp(log_s)), axis=-1)
+    return inside + tail * (jnp.log(tail) - jnp.log(students))
+
+
+def expected(how, softcap, z_loss):
+    def total(hidden, table, targets, weights, teacher):
+        logits = jnp.einsum("btd,vd->btv", hidden, table)
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        loss, z, _ = naive(hidden, table, targets, softcap)
+        apart = divergence(logits, teacher_logits(teacher), how)
+        loss = jnp.where(teacher.known_BT, (1 - how.weight) * loss + how.weight * apart, loss)
+        return jnp.sum(weights * (loss + z_loss * z)), apart
+
+    return total
+
+
+def sums(how, softcap=None, **settings):
+    def total(hidden, table, targets, weights, teacher):
+        made = tiled_cross_entropy(
+            hidden, Head(table, softcap), targets, weights, teacher=teacher, distillation=how, **settings
+        )
+        return made.total, made
+
+    return total
+
+
+def assert_slopes(got, want):
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
+
+
+@pytest.mark.parametrize("tile_tokens", [32, 10**6])
+@pytest.mark.parametrize(("softcap", "z_loss"), [(None, 0.0), (3.0, 0.01)])
+@pytest.mark.parametrize("name", [name for name in HOW if name != "sampled"])
+def test_loss_and_gradients_are_those_of_all_distributions_at_once(data, name, softcap, z_loss, tile_tokens):
+    how, values = HOW[name], tuple(data.values())
+    (want, apart), want_slopes = jax.value_and_grad(expected(how, softcap, z_loss), (0, 1), has_aux=True)(*values)
+    run = jax.value_and_grad(sums(how, softcap, tile_tokens=tile_tokens, z_loss=z_loss), (0, 1), has_aux=True)
+    (got, made), got_slopes = run(*values)
+    np.testing.assert_allclose(got, want, rtol=3e-6)
+    assert_slopes(got_slopes, want_slopes)
+    known, weights = data["teacher"].known_BT, data["weights"]
+    np.testing.assert_allclose(made.tokens.divergence_BT, jnp.where(known, apart, 0.0), atol=1e-5)
+    np.testing.assert_allclose(made.divergence, jnp.sum(jnp.where(known, weights * apart, 0.0)), rtol=3e-6)
+    np.testing.assert_allclose(made.taught, jnp.sum(jnp.where(known, weights, 0.0)), rtol=1e-6)
+    np.testing.assert_allclose(sums(how, softcap, tile_tokens=64, z_loss=z_loss)(*values)[0], got, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_k, one more for the others"])
+def test_answers_of_before_are_answers_of_now(data, name):
+    how = HOW[name]
+    values = tuple(data.values())[:4]
+    run = jax.value_and_grad(sums(how, tile_tokens=64), (0, 1), has_aux=True)
+    (now, _), now_slopes = run(*values, data["teacher"])
+    (before, _), before_slopes = run(*values, answered(data, how))
+    np.testing.assert_allclose(before, now, rtol=2e-6)
+    assert_slopes(before_slopes, now_slopes)
+    # kept in 16 bits: each log-probability to 2^-11 of itself, and so the divergence
+    teacher = answered(data, how)
+    ids, *probabilities = teacher.answers
+    halved = teacher._replace(answers=Answers(ids, *(x.astype(jnp.float16) for x in probabilities)))
+    kept = run(*values, halved)[0][1].tokens.divergence_BT
+    exact = run(*values, teacher)[0][1].tokens.divergence_BT
+    largest = jnp.max(jnp.abs(teacher.answers.log_probs))
+    assert 0 < float(jnp.max(jnp.abs(kept - exact))) < 2**-11 * float(largest) * 10
+
+
+def test_what_is_not_kept_is_what_is_missing(data):
+    """The whole divergence is that with the others together, and the others' own divergence by their probability."""
+    hidden, table, *_ = data.values()
+    student = jnp.einsum("btd,vd->btv", hidden, table)
+    teacher = teacher_logits(data["teacher"])
+    whole = divergence(student, teacher, HOW["full"])
+    for k in (1, 4, 32):
+        how = Distillation(1.0, "top_k", k, "together")
+        p, s = jax.nn.softmax(teacher), jax.nn.softmax(student)
+        others = p < jnp.sort(p, axis=-1)[..., -k][..., None]
+        q, r = (jnp.where(others, x, 0.0) / jnp.sum(jnp.where(others, x, 0.0), -1, keepdims=True) for x in (p, s))
+        ratio = jnp.where(others, q, 1.0) / jnp.where(others, r, 1.0)
+        inner = jnp.sum(q * jnp.log(ratio), -1)
+        missing = jnp.sum(jnp.where(others, p, 0.0), -1) * inner
+        made = sums(how, tile_tokens=64)(*data.values())[1].tokens.divergence_BT
+        known = data["teacher"].known_BT
+        np.testing.assert_allclose((made + missing)[known], whole[known], atol=2e-5)
+        assert float(jnp.min(made)) >= -1e-6
+
+
+@pytest.mark.parametrize("name", ["full", "all of them"])
+def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
+    """No divergence, and of the loss the slope that is left is that of the cross-entropy's share."""
+    how = HOW[name]
+    hidden, table, targets, weights, teacher = data.values()
+    itself = teacher._replace(known_BT=jnp.ones((B, T), bool), hidden_BTD=hidden, head=Head(table, 3.0))
+    run = jax.value_and_grad(sums(how, 3.0, tile_tokens=64), (0, 1), has_aux=True)
+    (_, made), slopes = run(hidden, table, targets, weights, itself)
+    np.testing.assert_allclose(made.tokens.divergence_BT, 0.0, atol=2e-6)
+    plain = jax.grad(lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, tile_tokens=64).total, (0, 1))
+    assert_slopes(slopes, jax.tree.map(lambda g: (1 - how.weight) * g, plain(hidden, table)))
+    (_, alone), none = jax.value_and_grad(sums(Distillation(1.0), 3.0, tile_tokens=64), (0, 1), has_aux=True)(
+        hidden, table, targets, weights, itself
+    )
+    for slope in none:
+        np.testing.assert_allclose(slope, 0.0, atol=2e-6)
+    assert float(alone.loss) > 1.0  # the cross-entropy is told all the same
+
+
+def test_what_is_kept_of_a_drawn_distribution():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+    ids, log_probs, tail = answers_of(logits, Distillation(method="top_k", per_token=2), dtype=jnp.float32)
+    assert ids.tolist() == [[0, 1]]
+    np.testing.assert_allclose(jnp.exp(log_probs), [[0.5, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(tail, [0.2], rtol=1e-5)
+
+
+def test_what_is_drawn_is_drawn_by_its_probability_and_once():
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    how, draws = Distillation(method="sampled", per_token=2), 20_000
+    logits = jnp.broadcast_to(jnp.log(p), (draws, 4))
+    ids = np.asarray(answers_of(logits, how, key=jax.random.key(0)).ids)
+    assert (ids[:, 0] != ids[:, 1]).all()
+    # the pair (i, j) without putting back: p_i * p_j / (1 - p_i)
+    for i in range(4):
+        for j in range(4):
+            chance = 0.0 if i == j else p[i] * p[j] / (1 - p[i])
+            found = np.mean((ids == [i, j]).all(axis=1))
+            assert abs(found - chance) <= 5 * np.sqrt(chance / draws), (i, j)
+
+
+def test_the_loss_of_drawn_answers_is_that_of_the_answers(data):
+    """Asked or told: the same draws give the same loss."""
+    how, values = HOW["sampled"], tuple(data.values())
+    run = jax.value_and_grad(sums(how, tile_tokens=10**6), (0, 1), has_aux=True)
+    (asked, _), asked_slopes = run(*values)
+    # one tile, whose tokens are all rows', and its key the first of one
+    key = jax.random.split(data["teacher"].key, 1)[0]
+    logits = teacher_logits(data["teacher"]).reshape(1, B * T, V)
+    drawn = answers_of(logits, how, key=key, dtype=jnp.float32)
+    answers = Answers(*(x.reshape(B, T, *x.shape[2:]) for x in drawn))
+    (told, _), told_slopes = run(*values[:4], Teacher(data["teacher"].known_BT, answers))
+    np.testing.assert_allclose(told, asked, rtol=2e-6)
+    assert_slopes(told_slopes, asked_slopes)
+    other = data["teacher"]._replace(key=jax.random.key(2))
+    assert run(*values[:4], other)[0][0] != asked
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("name", ["full", "top_k, one more for the others", "sampled"])
+def test_no_logits_but_a_tile_of_either(data, name, cached):
+    if cached and name == "full":
+        return
+    teacher = answered(data, Distillation(method="top_k", per_token=8)) if cached else data["teacher"]
+    run = jax.value_and_grad(sums(HOW[name], 3.0, tile_tokens=48), (0, 1), has_aux=True)
+    program = jax.make_jaxpr(run)(*tuple(data.values())[:4], teacher)
+    with_vocab = {s for s in shapes(program.jaxpr) if V in s and D not in s and WIDTH not in s}
+    assert max(map(np.prod, with_vocab)) == 48 * V, with_vocab
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("name", ["full", "top_k", "top_k, one more for the others"])
+def test_on_eight_devices_as_on_one(data, devices, name, cached):
+    """Rows over 4 devices, the vocabulary over 2."""
+    if cached and name == "full":
+        return
+    how = HOW[name]
+    values = tuple(data.values())[:4]
+    teacher = answered(data, how) if cached else data["teacher"]
+    run = jax.value_and_grad(sums(how, tile_tokens=16, z_loss=0.01), (0, 1), has_aux=True)
+    (want, _), want_slopes = run(*values, teacher)
+    mesh = meshes.make(MeshShape(2, 2, 2), devices)
+    rows, table = meshes.batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))
+    whole = NamedSharding(mesh, P())
+    places = jax.tree.map(lambda x: rows if x.shape[:2] == (B, T) else whole, teacher)
+    with jax.set_mesh(mesh):
+        put = jax.device_put((*values, teacher), (rows, table, rows, rows, places))
+        (got, _), got_slopes = jax.jit(run)(*put)
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+    assert_slopes(jax.device_get(got_slopes), want_slopes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weight": 0.0}, "above 0 and at most 1"),
+        ({"weight": 1.5}, "above 0 and at most 1"),
+        ({"method": "topk"}, "top_k"),
+        ({"tail": "drop"}, "renormalise"),
+        ({"per_token": 0}, "at least 1"),
+        ({"method": "sampled", "tail": "together"}, "renormalise"),
+    ],
+)
+def test_settings_that_mean_nothing(given, message):
+    with pytest.raises(UserError, match=message):
+        Distillation(**given)
