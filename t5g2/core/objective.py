@@ -31,6 +31,11 @@ class Objective(abc.ABC):
         """Whether a piece is a pair of inputs and targets (core/pairs.py), not a text."""
         return False
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether a piece may have images: then their tokens are read, and none of them is a target that counts."""
+        return False
+
     def text(self, tokens: np.ndarray) -> np.ndarray:
         """The text that an example's `origins` count in: the tokens themselves, unless they are a pair."""
         return tokens

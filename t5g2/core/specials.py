@@ -15,6 +15,7 @@ class Specials:
       pad, eos, bos, unk, mask: 0 to 4 in Gemma's tokenizers (google-deepmind/gemma @ 7691fd4, gm/text/_tokenizer.py).
       first_sentinel, sentinels: <sentinel_0> and how many there are.
       others: every other special token: of images, of turns.
+      image, end_of_image: what stands for an image, and what ends it; -1 = there is none. Both are among the others.
       first_byte: the id of byte 0, if the 256 bytes have ids in a row; None = no token is a single byte.
     """
 
@@ -27,6 +28,8 @@ class Specials:
     sentinels: int
     others: tuple[int, ...] = ()
     first_byte: int | None = None
+    image: int = -1
+    end_of_image: int = -1
 
     def sentinel_ids(self, count: int) -> np.ndarray:
         """int32[count]: the ids of <sentinel_0>, <sentinel_1>, …

@@ -132,6 +132,7 @@ class FileTokenizer(Tokenizer):
         ids = {name: self._named.get(name, NONE) for name in ("pad", "eos", "bos", "unk", "mask")}
         first, count = self._sentinels()
         others = tuple(token for name, token in sorted(self._named.items()) if name not in ids)
+        ids |= {name: self._named.get(name, NONE) for name in ("image", "end_of_image")}
         return Specials(**ids, first_sentinel=first, sentinels=count, others=others, first_byte=self._first_byte())
 
     def _first_byte(self) -> int | None:

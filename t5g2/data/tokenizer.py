@@ -42,6 +42,7 @@ class Bytes(Tokenizer):
         """The ids of the special tokens."""
         ids = {name: NAMED.index(name) for name in ("pad", "eos", "bos", "unk", "mask")}
         others = tuple(range(len(ids), len(NAMED)))
+        ids |= {name: NAMED.index(name) for name in ("image", "end_of_image")}
         return Specials(
             **ids, first_sentinel=len(NAMED), sentinels=self.sentinels, others=others, first_byte=self.first_byte
         )

@@ -3,6 +3,7 @@
 from t5g2.objectives.answers import Answers, AnswersDecoder
 from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
+from t5g2.objectives.multimodal import MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 from t5g2.objectives.seq2seq import Seq2Seq
 from t5g2.objectives.ul2 import UL2, SpanCorruption, UL2Original
@@ -17,6 +18,8 @@ __all__ = [
     "AnswersDecoder",
     "Causal",
     "Denoiser",
+    "MultimodalPrefixLM",
+    "MultimodalPrefixLMDecoder",
     "PrefixLM",
     "PrefixLMDecoder",
     "Seq2Seq",
@@ -28,6 +31,8 @@ BY_NAME = {
     "answers": Answers,
     "answers_decoder": AnswersDecoder,
     "causal": Causal,
+    "multimodal_prefix_lm": MultimodalPrefixLM,
+    "multimodal_prefix_lm_decoder": MultimodalPrefixLMDecoder,
     "prefix_lm": PrefixLM,
     "prefix_lm_decoder": PrefixLMDecoder,
     "seq2seq": Seq2Seq,

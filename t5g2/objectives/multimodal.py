@@ -1,0 +1,97 @@
+"""Multimodal PrefixLM: a model reads a text up to the end of its last image, and writes the rest.
+
+It is what T5Gemma 2 makes of its vision data (arXiv 2512.14856, section 3.1), for encoder-decoder (MultimodalPrefixLM)
+and decoder-only models (MultimodalPrefixLMDecoder).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5g2.core.errors import UserError
+from t5g2.core.objective import Objective
+from t5g2.core.specials import Specials
+from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
+
+
+class _UpToTheLastImage(Objective):
+    """Splits a piece behind its last image."""
+
+    @property
+    def takes_images(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """One: "multimodal"."""
+        return ("multimodal",)
+
+    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:
+        """Raises UserError if there is no image token."""
+        super().check_tokenizer(specials, vocab_size)
+        if specials.image < 0:
+            raise UserError(
+                "the tokenizer has no image token; say which id the model has for it: tokenizer.ids = "
+                '[["image", 256001], …]'
+            )
+
+    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> int:
+        """How many of the tokens are the prefix.
+
+        Raises:
+          UserError: nothing follows the last image.
+        """
+        images = np.flatnonzero(tokens == specials.image)
+        if not len(images):
+            return super().split(tokens, rng, specials=specials)  # pyright: ignore[reportAttributeAccessIssue]
+        split = int(images[-1]) + 1
+        # an image ends with a token of its own, if the tokenizer has one
+        split += bool(tokens[split : split + 1] == specials.end_of_image)
+        if split == len(tokens):
+            raise UserError(
+                f"a piece of {len(tokens)} tokens ends with an image, so that there is nothing to ask for; give texts "
+                f"in which something follows the last image"
+            )
+        return split
+
+
+@dataclass(frozen=True)
+class MultimodalPrefixLM(_UpToTheLastImage, PrefixLM):
+    """Everything up to the end of the last image is the encoder's input, the rest is the decoder's target.
+
+    With bos = 2, eos = 1, images between 5 and 6 and their tokens 7, tokens [10 5 7 7 6 11 5 7 7 6 12 13]:
+
+        encoder_tokens  [10  5  7  7  6 11  5  7  7  6]
+        decoder_tokens  [ 2 12 13]
+        targets         [12 13  1]
+        weights         [ 1  1  1]
+
+    So an image is never a target. A piece without an image is split as PrefixLM splits it; one that ends with its last
+    image is an error (sources of texts with images refuse such records).
+
+    Attributes:
+      prefix, split_at: of pieces without an image, as PrefixLM has them.
+      eos: the targets end in EOS.
+    """
+
+    def lengths(self, tokens: int) -> tuple[int, int]:
+        """All tokens but one, on either side, and EOS: where the last image stands is not known."""
+        return tokens - 1, tokens - 1 + self.eos
+
+
+@dataclass(frozen=True)
+class MultimodalPrefixLMDecoder(_UpToTheLastImage, PrefixLMDecoder):
+    """MultimodalPrefixLM for a decoder-only model: what is read and the images in it see each other both ways.
+
+    With bos = 2, eos = 1, an image between 5 and 6 and its tokens 7, tokens [10 5 7 7 6 11 12]:
+
+        encoder_tokens  []
+        decoder_tokens  [ 2 10  5  7  7  6 11 12]
+        blocks          [ 1  1  1  1  1  1  0  0]
+        targets         [10  5  7  7  6 11 12  1]
+        weights         [ 0  0  0  0  0  1  1  1]
+
+    The targets that count are MultimodalPrefixLM's. Known deviation from Gemma 3, where only the tokens of one image
+    see each other both ways, and the text before them counts.
+    """
