@@ -27,6 +27,7 @@ from t5g2.data.streams import seed_of
 from t5g2.eval import metrics
 from t5g2.eval.generate import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums
+from t5g2.models import images
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.layers import Compute
 from t5g2.models.loss import token_losses
@@ -258,7 +259,8 @@ def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> Token
 @partial(jax.jit, static_argnames=("compute", "tile_tokens"))
 def _batch_sums(model: Model, batch: Batch, *, compute: Compute, tile_tokens: int) -> jax.Array:
     """float32[3]: the fields of TokenSums, over the global batch."""
-    hidden_BTD = model.hidden(batch.encoder, batch.decoder, compute=compute)  # pyright: ignore[reportArgumentType]
+    pictures = images.normalized(batch.images)
+    hidden_BTD = model.hidden(batch.encoder, batch.decoder, pictures, compute=compute)  # pyright: ignore[reportArgumentType]
     tokens = token_losses(hidden_BTD, model.head(), batch.targets, tile_tokens=tile_tokens, dtype=compute.loss_dtype)
     # what stands at padding means nothing and need not be finite
     loss_BT = jnp.where(batch.weights > 0, batch.weights * tokens.loss_BT, 0.0)

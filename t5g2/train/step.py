@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from t5g2.core import mesh
 from t5g2.core.batch import Batch
+from t5g2.models import images
 from t5g2.models.distill import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss import tiled_cross_entropy
@@ -154,7 +155,8 @@ def loss_sums(
     params: Any, batch: Batch, settings: Settings, teacher: Any = None, key: jax.Array | None = None
 ) -> tuple[jax.Array, Sums]:
     """The sum that is minimised, and what is told; means are for who has all rows."""
-    hidden_BTD = params.hidden(batch.encoder, batch.decoder, compute=settings.compute)
+    pictures = images.normalized(batch.images)
+    hidden_BTD = params.hidden(batch.encoder, batch.decoder, pictures, compute=settings.compute)
     loss = tiled_cross_entropy(
         hidden_BTD,
         params.head(),

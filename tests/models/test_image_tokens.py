@@ -27,6 +27,17 @@ def test_the_docstrings_of_insert_and_image_blocks():
     assert images.with_blocks(own, tiny.IMAGES) is own
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 4, 64, 1), (2, 4, 4, 4, 2), (1, 8, 16, 2, 1)])
+def test_pixels_are_those_that_data_prepares_bit_for_bit(shape):
+    every = np.arange(256, dtype=np.uint8)
+    expected = every.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    got = jax.jit(images.normalized)(every.reshape(shape))
+    assert got is not None
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(got).ravel(), expected)
+    assert images.normalized(None) is None
+
+
 def stream(tokens) -> Stream:
     tokens = np.atleast_2d(np.array(tokens, np.int32))
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
