@@ -7,6 +7,7 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
+from t5g2.data.image_text import ImageText
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.sources import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
 from t5g2.data.tokenizer import Tokenizer
@@ -108,6 +109,7 @@ class DataConfig:
         if len(set(self.names)) < len(self.names):
             raise UserError(f"two sources have one name: {', '.join(self.names)}; names are unique")
         for source, name in zip(self.sources, self.names, strict=True):
+            self._check_images(source, name)
             self._check_fits(source.objective, name)
 
     @property
@@ -129,6 +131,20 @@ class DataConfig:
     def examples_per_row(self) -> int:
         """The most examples that a row holds; a row of more would need examples of under 8 decoder tokens."""
         return max(1, self.decoder_length // 8) if self.packing == "first_fit" else 1
+
+    def _check_images(self, source: Source, name: str):
+        if not isinstance(source.text, ImageText):
+            return
+        if self.images is None:
+            raise UserError(
+                f"source {name!r}: its texts have images, and data.images is not set; say how many a row holds, with a "
+                f'model that has an image tower: data.images = {{"per_row": 4}}'
+            )
+        if not source.objective.takes_images:
+            raise UserError(
+                f"source {name!r}: its texts have images, and its objective, {type(source.objective).__name__}, would "
+                f"ask for them; take multimodal_prefix_lm, or multimodal_prefix_lm_decoder for a decoder-only model"
+            )
 
     def _check_fits(self, objective: Objective, name: str):
         encoder, decoder = objective.lengths(self.piece_tokens)
