@@ -272,6 +272,39 @@ def tokenize(argv: list[str]) -> None:
     preview.tokenize(data, given.out, names=_listed(given.sources), shards=given.shards, workers=given.workers)
 
 
+def cache_logits(argv: list[str]) -> None:
+    """Asks a teacher about every piece of a config's sources ahead of a run, and keeps what it says of each token.
+
+    Example: t5g2 cache-logits --config=configs/t5gemma2.py:1b-1b --teacher=models/gemma3-4b --out=answers
+    """
+    given, overrides = parse(
+        cache_logits,
+        argv,
+        config=CONFIG,
+        teacher=Flag(None, "folder of a model with the run's tokenizer, decoder-only for objectives that draw", True),
+        out=Flag(None, "folder to write, a folder in it for each source; interrupted, the same command goes on", True),
+        method=Flag("top_k", "top_k keeps the likeliest tokens of each distribution; sampled draws them"),
+        per_token=Flag(256, "how many tokens of each distribution are kept", least=1),
+        sources=Flag("", "names of sources, separated by commas; all of the config's unless given"),
+        shards=Flag(16, "files that each source is written to", least=1),
+        part=Flag("0/1", "0/4, 1/4, 2/4 and 3/4 in four calls share the shards out"),
+    )
+    from t5g2.core import mesh
+    from t5g2.models.distill import Distillation
+    from t5g2.train import ask, experiment
+
+    mesh.cache_compilations()
+    ask.cache_answers(
+        experiment.load(given.config, overrides),
+        given.teacher,
+        given.out,
+        Distillation(method=given.method, per_token=given.per_token),
+        names=_listed(given.sources),
+        shards=given.shards,
+        part=ask.Part.parse(given.part),
+    )
+
+
 def sweep(argv: list[str]) -> None:
     """Runs every variant of a sweep file, skips what is done, resumes what is not, and writes the report.
 
@@ -295,15 +328,29 @@ def report(argv: list[str]) -> None:
     reports.write(given.workdir)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    f.__name__.rstrip("_"): f
-    for f in (train, evaluate, generate, import_, export, adapt, average, check, data, tokenize, sweep, report)
-}
-
-
 def name_of(command: Callable) -> str:
-    """The name of a subcommand: that of its function, which has a _ where it would be a word of Python's."""
-    return command.__name__.rstrip("_")
+    """The name of a subcommand: that of its function, where a _ at the end keeps it from being a word of Python's."""
+    return command.__name__.rstrip("_").replace("_", "-")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    name_of(f): f
+    for f in (
+        train,
+        evaluate,
+        generate,
+        import_,
+        export,
+        adapt,
+        average,
+        check,
+        data,
+        tokenize,
+        cache_logits,
+        sweep,
+        report,
+    )
+}
 
 
 class HelpAsked(Exception):
@@ -357,7 +404,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("--help", "-h", "help"):
-        first = [f"  t5g2 {name:9} {(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()]
+        first = [f"  t5g2 {name:12} {(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()]
         print(
             "t5g2: decoder-only in, encoder-decoder out\n\n"
             + "\n".join(first)

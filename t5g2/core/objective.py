@@ -27,6 +27,11 @@ class Objective(abc.ABC):
         return False
 
     @property
+    def draws(self) -> bool:
+        """Whether an example depends on the rng, so that a piece gives another one in every epoch."""
+        return True
+
+    @property
     def takes_pairs(self) -> bool:
         """Whether a piece is a pair of inputs and targets (core/pairs.py), not a text."""
         return False

@@ -118,11 +118,12 @@ class CachedAnswers:
         """Of the teacher, of what it was asked, and of how much of it is used."""
         return f"{self._said['teacher_fingerprint']} {self._said['method']} {self._said['seed']} {self._per_token}"
 
-    def check(self, pieces: str, *, vocab_size: int, method: str, teacher: str | None) -> None:
+    def check(self, pieces: str, *, objective: str, vocab_size: int, method: str, teacher: str | None) -> None:
         """Compares the answers with what a run wants of them.
 
         Args:
           pieces: fingerprint of the run's.
+          objective: what is made of them, which matters where the teacher read that and not the text.
           vocab_size: of the run's tokenizer.
           method: how they are to be chosen.
           teacher: whose they are to be, by its fingerprint; None = anybody's.
@@ -130,6 +131,11 @@ class CachedAnswers:
         Raises:
           UserError: they are about something else, of somebody else, or chosen otherwise.
         """
+        if self._said.get("objective", objective) != objective:
+            raise UserError(
+                f"{self._folder.absolute()} has answers of an encoder-decoder, which read what "
+                f"{self._said['objective']} made of the text, and the run has {objective}; give the run that one, or make the answers again"
+            )
         if self._said["method"] != method:
             raise UserError(
                 f"{self._folder.absolute()} has answers that were chosen by method = {self._said['method']!r}, and "

@@ -98,6 +98,7 @@ def _with_answers(corpus: Corpus, teaching: TeacherRows) -> Corpus:
         found = CachedAnswers(Path(teaching.cache or "") / name, per_token=teaching.per_token)
         found.check(
             corpus.fingerprint_of(i),
+            objective=repr(corpus.config.sources[i].objective),
             vocab_size=corpus.config.tokenizer.vocab_size,
             method=teaching.method,
             teacher=teaching.teacher,

@@ -142,6 +142,22 @@ def _token_losses(hidden_BTD, table_VD, targets_BT, teacher: Teacher | None, set
     return jax.tree.map(lambda x_nRK: _join(x_nRK, targets_BT.shape), tokens)
 
 
+def answers(
+    hidden_BTD: Float[Array, "B T D"], head: Head, how: Distillation, *, tile_tokens: int, key: Array | None = None
+) -> distill.Answers:
+    """What is kept of a model's distributions, to teach another one: [B, T, N], as models/distill.py has it."""
+    w_VD = _gathered(head.table_VD, hidden_BTD.dtype)
+
+    def tile(_, cut):
+        x_RKD, key = cut
+        return None, distill.answers_of(_logits(x_RKD, w_VD, head.softcap), how, key=key)
+
+    (x_nRKD,) = _cut((hidden_BTD,), tile_tokens)
+    keys = None if key is None else jax.random.split(key, x_nRKD.shape[0])
+    _, made = jax.lax.scan(tile, None, (x_nRKD, keys))
+    return jax.tree.map(lambda x: _join(x, hidden_BTD.shape[:2]), made)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _total(
     hidden_BTD, table_VD, targets_BT, weights_BT, teacher: Teacher | None, settings: _Settings

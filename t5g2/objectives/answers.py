@@ -63,6 +63,11 @@ class Answers(Objective):
                 raise UserError(f"{name} is empty; give the ids that an answer {name[:-1]}s with, at least one")
 
     @property
+    def draws(self) -> bool:
+        """No."""
+        return False
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """One: "answers"."""
         return ("answers",)

@@ -40,6 +40,11 @@ class Causal(Objective):
             raise UserError(f"context = {self.context}; it is a share of the tokens, at least 0 and below 1")
 
     @property
+    def draws(self) -> bool:
+        """No."""
+        return False
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """One: "causal"."""
         return ("causal",)

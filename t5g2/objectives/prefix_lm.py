@@ -54,6 +54,11 @@ class PrefixLM(Objective):
             raise UserError(f'prefix = {self.prefix}; it is a share of the tokens between 0 and 1, or "uniform"')
 
     @property
+    def draws(self) -> bool:
+        """If every split is equally likely."""
+        return self.prefix == "uniform"
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """One: "prefix_lm"."""
         return ("prefix_lm",)

@@ -43,6 +43,11 @@ class Seq2Seq(Objective):
         return True
 
     @property
+    def draws(self) -> bool:
+        """No."""
+        return False
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """One: "seq2seq"."""
         return ("seq2seq",)

@@ -225,8 +225,9 @@ def _print_memory(plan: start.Plan, memory: Memory, *, simulated: bool, compiled
 def compile_for_little_memory(plan: start.Plan) -> Any:
     """The compiled step, ordered for little memory."""
     step = steps.make_train_step(plan.optimizer, plan.settings())
+    teacher = None if plan.teacher is None else plan.teacher[1]
     places = jax.tree.map(lambda x: x.sharding, plan.abstract), mesh.replicated(plan.world)
-    lowered = jax.jit(step, out_shardings=places, donate_argnums=0).lower(plan.abstract, plan.batch)
+    lowered = jax.jit(step, out_shardings=places, donate_argnums=0).lower(plan.abstract, plan.batch, teacher)
     return lowered.compile(compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})
 
 

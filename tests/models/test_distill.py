@@ -127,6 +127,7 @@ def test_answers_of_before_are_answers_of_now(data, name):
     assert_slopes(before_slopes, now_slopes)
     # kept in 16 bits: each log-probability to 2^-11 of itself, and so the divergence
     teacher = answered(data, how)
+    assert teacher.answers is not None
     ids, *probabilities = teacher.answers
     halved = teacher._replace(answers=Answers(ids, *(x.astype(jnp.float16) for x in probabilities)))
     kept = run(*values, halved)[0][1].tokens.divergence_BT
@@ -149,7 +150,7 @@ def test_what_is_not_kept_is_what_is_missing(data):
         ratio = jnp.where(others, q, 1.0) / jnp.where(others, r, 1.0)
         inner = jnp.sum(q * jnp.log(ratio), -1)
         missing = jnp.sum(jnp.where(others, p, 0.0), -1) * inner
-        made = sums(how, tile_tokens=64)(*data.values())[1].tokens.divergence_BT
+        made = jnp.asarray(sums(how, tile_tokens=64)(*data.values())[1].tokens.divergence_BT)
         known = data["teacher"].known_BT
         np.testing.assert_allclose((made + missing)[known], whole[known], atol=2e-5)
         assert float(jnp.min(made)) >= -1e-6
