@@ -1,7 +1,6 @@
-"""Rows of several examples: what the packer is told, and what is made of its rows.
+"""Rows of several examples: what they consist of, and what is made of those that packer.py has filled.
 
-The packer (grain's first fit) fills `packing_rows` rows at a time and puts an example into the first row that has room
-for it on both sides. Two examples in a row of encoder_length = 8, decoder_length = 6 are drawn in core/batch.py.
+Two examples in a row of encoder_length = 8, decoder_length = 6 are drawn in core/batch.py.
 """
 
 from collections.abc import Mapping
@@ -26,12 +25,14 @@ class Feature:
 
     Attributes:
       padding: what stands where no example is.
+      beside: the feature that it lies beside: an example has as many of the one as of the other. None = it is counted.
     """
 
     length: int
     shape: tuple[int, ...] = ()
     dtype: Any = np.int32
     padding: float = 0
+    beside: str | None = None
 
 
 def layout(config: DataConfig) -> dict[str, Feature]:
@@ -40,25 +41,25 @@ def layout(config: DataConfig) -> dict[str, Feature]:
     found = {
         "encoder": Feature(config.encoder_length, padding=pad),
         "decoder": Feature(targets, padding=pad),
-        "targets": Feature(targets, padding=pad),
-        "weights": Feature(targets, dtype=np.float32),
+        "targets": Feature(targets, padding=pad, beside="decoder"),
+        "weights": Feature(targets, dtype=np.float32, beside="decoder"),
         # of each example its id and its denoiser
         "ids": Feature(config.examples_per_row, (2,), np.int64, NO_EXAMPLE),
     }
     if config.uses_blocks:
-        found["blocks"] = Feature(targets)
+        found["blocks"] = Feature(targets, beside="decoder")
     if config.images is not None:
         size = config.images.size
         found["images"] = Feature(config.images.per_row, (size, size, 3), np.uint8)
     if config.teaching is not None:
-        found["origins"] = Feature(targets, padding=-1)
+        found["origins"] = Feature(targets, padding=-1, beside="decoder")
         if config.teaching.carry == "text":
             # every token of a text is read or asked for, so this is never the first to be full
             found["text"] = Feature(config.encoder_length + targets, padding=pad)
         if config.teaching.carry == "answers":
-            found["answer_ids"] = Feature(targets, (config.teaching.per_token,))
-            found["answer_log_probs"] = Feature(targets, (config.teaching.per_token,), np.float16)
-            found["answer_tail"] = Feature(targets, dtype=np.float16)
+            found["answer_ids"] = Feature(targets, (config.teaching.per_token,), beside="decoder")
+            found["answer_log_probs"] = Feature(targets, (config.teaching.per_token,), np.float16, beside="decoder")
+            found["answer_tail"] = Feature(targets, dtype=np.float16, beside="decoder")
     return found
 
 
@@ -71,24 +72,6 @@ def features(example: Example, example_id: int, denoiser: int) -> dict[str, np.n
         "weights": example.weights,
         "ids": np.array([[example_id, denoiser]], np.int64),
     }
-
-
-def packed(examples: Any, config: DataConfig, *, seed: int) -> Any:
-    """A grain.IterDataset of rows, of one of `features`; one example a row if the config says so."""
-    import grain
-
-    several, parts = config.packing == "first_fit", layout(config)
-    return grain.experimental.FirstFitPackIterDataset(
-        examples,
-        length_struct={name: feature.length for name, feature in parts.items()},
-        padding_struct={name: feature.padding for name, feature in parts.items()},
-        # these are laid out like the decoder's tokens, or some to an example
-        meta_features=tuple(name for name in parts if name not in SIDES),
-        num_packing_bins=config.packing_rows if several else 1,
-        max_sequences_per_bin=config.examples_per_row,
-        shuffle_bins=several,
-        seed=seed,
-    )
 
 
 def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:

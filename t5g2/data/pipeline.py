@@ -14,7 +14,8 @@ from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
 from t5g2.data import packing, sources
 from t5g2.data.config import DataConfig, Source
-from t5g2.data.streams import START, Position, Units, UnitsReader, examples_of, in_order, open_corpus, seed_of
+from t5g2.data.packer import START, Position
+from t5g2.data.streams import Concatenated, Units, UnitsReader, examples_of, open_corpus, packed, seed_of
 from t5g2.data.workers import WorkersReader
 
 __all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "finite_batches", "to_global"]
@@ -150,14 +151,11 @@ def finite_batches(
     Raises:
       UserError: a source is missing, empty or malformed; no such denoiser.
     """
-    import grain
-
     corpus = open_corpus(config)
     seed = seed_of(seed, "finite")
     parts = [examples_of(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
-    parts = [part[:examples] for part in parts]
-    dataset = packing.packed(in_order(grain.MapDataset.concatenate(parts)), config, seed=seed_of(seed, "rows"))
-    return _batches(iter(dataset), config, range(config.rows) if rows is None else rows)
+    rows_of_all = packed(Concatenated(parts, most=examples), config, seed=seed_of(seed, "rows"))
+    return _batches(rows_of_all, config, range(config.rows) if rows is None else rows)
 
 
 def _batches(rows: Iterator[packing.Rows], config: DataConfig, mine: range) -> Iterator[HostBatch]:

@@ -12,6 +12,7 @@ streams / B, row r of batch n comes from stream r * g + n mod g, so that all str
 both have in common: max(B / streams, 1) rows and the max(g, 1) streams that fill them.
 """
 
+import bisect
 import dataclasses
 import hashlib
 import sys
@@ -29,12 +30,8 @@ from t5g2.core.specials import Specials
 from t5g2.data import packing
 from t5g2.data.answers import CachedAnswers
 from t5g2.data.config import DataConfig, TeacherRows
+from t5g2.data.packer import START, PackedRows, Position
 from t5g2.data.sources import Pieces, open_pieces
-
-# A stream's position: examples drawn when the rows being given out were begun; how many of those rows are given out;
-# rows given out in all.
-Position = tuple[int, int, int]
-START: Position = (0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +121,6 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Numbered:
-    """The pieces of a source with their numbers; it has the shape of grain's data sources."""
-
-    pieces: Pieces
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def __getitem__(self, index: int) -> Piece:
-        return Piece(self.pieces[index], int(index))
-
-
-@dataclass(frozen=True)
 class MakeExample:
     """Example k of a source: a function of the piece and of k.
 
@@ -190,16 +174,11 @@ class Selection:
 
         draw                0      1      2      3      4      5
         (source, example)  (0,0)  (1,0)  (0,1)  (1,1)  (0,2)  (0,3)
-
-    It has the shape of grain.transforms.DatasetSelectionMap; importing that here would import jax.
     """
 
     def __init__(self, weights: Sequence[int], *, seed: int, stream: int):
         self._weights, self._seed, self._stream = tuple(weights), seed, stream
         self._block, self._order = -1, np.empty((0, 2), np.int64)
-
-    def __len__(self) -> int:
-        return sys.maxsize
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         block, draw = divmod(index, sum(self._weights))
@@ -219,15 +198,39 @@ class Selection:
         return out
 
 
+class Examples:
+    """The examples of a source by number; epoch after epoch, each in an order of its own.
+
+    Args:
+      pieces: of the source.
+      make: an example of a piece.
+      seed: of the orders.
+      epochs: how many; None = without end.
+    """
+
+    def __init__(self, pieces: Pieces, make: MakeExample, *, seed: int, epochs: int | None = None):
+        from grain.experimental import index_shuffle  # not above: importing grain imports jax
+
+        self._pieces, self._make, self._seed, self._shuffle = pieces, make, seed, index_shuffle
+        self._epoch, self._length = len(pieces), sys.maxsize if epochs is None else epochs * len(pieces)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        epoch, place = divmod(k, self._epoch)
+        # as grain's MapDataset.shuffle does it
+        index = self._shuffle(place, max_index=self._epoch - 1, seed=(self._seed + epoch) % 2**32, rounds=4)
+        return self._make(k, Piece(self._pieces[index], index))
+
+
 def examples_of(
     corpus: Corpus, source: int, *, seed: int, epochs: int | None = None, denoiser: str | None = None
-) -> Any:
-    """A grain.MapDataset of the examples of a source, without end unless the epochs are limited.
+) -> Examples:
+    """The examples of a source, without end unless the epochs are limited.
 
     With a denoiser, every example is made with this one; its number stays that of the run's list.
     """
-    import grain
-
     config, objective = corpus.config, corpus.config.sources[source].objective
     objective = objective if denoiser is None else objective.only(denoiser)
     make = MakeExample(
@@ -241,28 +244,52 @@ def examples_of(
         config.teaching,
         corpus.answers[source],
     )
-    pieces: Any = grain.MapDataset.source(Numbered(corpus.pieces[source]))
-    return pieces.shuffle(seed=seed_of(seed, "shuffle", source)).repeat(epochs).map_with_index(make)
+    return Examples(corpus.pieces[source], make, seed=seed_of(seed, "shuffle", source), epochs=epochs)
 
 
-def rows_of(corpus: Corpus, stream: int, *, seed: int) -> Any:
-    """A grain.IterDataset of the packed rows of a stream."""
-    import grain
+class StreamExamples:
+    """The examples of a stream in the order of its draws: its part of each source, mixed."""
 
-    config = corpus.config
-    parts = [examples_of(corpus, i, seed=seed)[stream :: config.streams] for i in range(len(config.sources))]
-    if len(parts) == 1:
-        return packing.packed(in_order(parts[0]), config, seed=seed_of(seed, "rows", stream))
-    selection: Any = Selection([s.weight for s in config.sources], seed=seed_of(seed, "mix"), stream=stream)
-    mixed = grain.MapDataset.select_from_datasets(parts, selection)
-    return packing.packed(in_order(mixed), config, seed=seed_of(seed, "rows", stream))
+    def __init__(self, corpus: Corpus, stream: int, *, seed: int):
+        config = corpus.config
+        self._stream, self._streams = stream, config.streams
+        self._sources = [examples_of(corpus, source, seed=seed) for source in range(len(config.sources))]
+        weights = [source.weight for source in config.sources]
+        self._selection = Selection(weights, seed=seed_of(seed, "mix"), stream=stream)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, draw: int) -> dict[str, np.ndarray]:
+        source, nth = self._selection[draw] if len(self._sources) > 1 else (0, draw)
+        return self._sources[source][self._stream + nth * self._streams]
 
 
-def in_order(dataset: Any) -> Any:
-    """A grain.IterDataset that reads a MapDataset without threads: prefetching is done once, at the end."""
-    import grain
+class Concatenated:
+    """The first `most` examples of each part, one part after the other."""
 
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    def __init__(self, parts: Sequence[Examples], *, most: int | None = None):
+        self._parts = parts
+        self._ends = np.cumsum([len(part) if most is None else min(len(part), most) for part in parts]).tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        part = bisect.bisect_right(self._ends, index)
+        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
+def packed(examples: Any, config: DataConfig, *, seed: int, position: Position = START) -> PackedRows:
+    """The rows of examples, as the config packs them."""
+    return PackedRows(
+        examples,
+        packing.layout(config),
+        rows=config.packing_rows,
+        rule=config.packing,
+        seed=seed,
+        position=position,
+    )
 
 
 class StreamReader:
@@ -270,16 +297,13 @@ class StreamReader:
 
     def __init__(self, corpus: Corpus, stream: int, *, seed: int, position: Position = START):
         self.stream = stream
-        self._rows = iter(rows_of(corpus, stream, seed=seed))
-        if tuple(position) != START:
-            drawn, given, rows = map(int, position)
-            self._rows.set_state({"parent": {"next_index": drawn}, "next_row": given, "counter": rows})
+        examples = StreamExamples(corpus, stream, seed=seed)
+        self._rows = packed(examples, corpus.config, seed=seed_of(seed, "rows", stream), position=position)
 
     @property
     def position(self) -> Position:
         """Where the stream stands."""
-        state = self._rows.get_state()
-        return state["parent"]["next_index"], state["next_row"], state["counter"]
+        return self._rows.position
 
     def next(self) -> dict[str, np.ndarray]:
         """The arrays of the next row."""
