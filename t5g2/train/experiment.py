@@ -30,7 +30,7 @@ from t5g2.models.attention import Compute
 from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
 from t5g2.models.distill import Distillation
 from t5g2.models.sizes import size
-from t5g2.train import optim
+from t5g2.train import image_rows, optim
 
 TABLES = (
     KINDS,
@@ -219,6 +219,7 @@ class Experiment:
     def __post_init__(self):
         self._check_sides()
         self._check_tokens()
+        image_rows.check(self.model, self.data)
         if self.data.rows % self.train.microbatches:
             raise UserError(
                 f"data.rows = {self.data.rows} is not divisible by train.microbatches = {self.train.microbatches}; "
@@ -227,6 +228,8 @@ class Experiment:
         self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
         if self.data.teaching is not None:
             raise UserError("data.teaching follows from distill, which says who teaches; leave it out")
+        if self.distill is not None and self.data.images is not None:
+            raise UserError("distill and data.images are both set; a teacher is asked without images, so leave one out")
         if self.init.adapt and not isinstance(self.model, EncoderDecoderConfig):
             raise UserError("init.adapt makes an encoder-decoder model, but model is decoder-only; see init.params")
 
@@ -310,7 +313,7 @@ def build(node: Mapping[str, Any]) -> Experiment:
     """The experiment that plain data describes.
 
     `model` is every field of an architecture, or {"size": NAME} and beside it what is to be otherwise, such as
-    {"size": "t5gemma:2b-2b", "cross": "merged"}.
+    {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes per_row, and resampling; the rest is the model's.
     """
     node = dict(node)
     model = node.get("model")
@@ -322,7 +325,7 @@ def build(node: Mapping[str, Any]) -> Experiment:
                 'size, replace the whole model block of the config file: config.model = {"size": NAME}'
             )
         node["model"] = _merged(to_dict(size(str(model["size"]))), changes)
-    return settings.build(Experiment, node, tables=TABLES)
+    return settings.build(Experiment, image_rows.completed(node), tables=TABLES)
 
 
 def dump(experiment: Experiment) -> dict[str, Any]:
