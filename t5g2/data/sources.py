@@ -1,5 +1,6 @@
 """Where text comes from: documents in a fixed order, read when asked for, and cut into pieces of tokens."""
 
+import threading
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ LongDocuments = Literal["split", "truncate"]
 
 # A share of bad records above this is no accident.
 MAX_SKIPPED = 0.01
+# 32 MiB a source in every process that reads.
+KEPT_TOKENS = 1 << 23
 
 Text = (
     PythonText
@@ -83,17 +86,53 @@ class Pieces:
         lengths = np.minimum(lengths, piece_tokens) if long_documents == "truncate" else lengths
         self.tokens = int(lengths.sum())
         self._document, self._start, self._end = _cut(lengths, piece_tokens)
+        self._kept = KeptTokens()
 
     def __len__(self) -> int:
         return len(self._start)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """int32[tokens] of a piece."""
-        tokens = self.documents.tokens(int(self._document[index]), self._tokenizer)
-        return tokens[self._start[index] : self._end[index]]
+        document, start, end = int(self._document[index]), int(self._start[index]), int(self._end[index])
+        tokens = self._kept.of(document)
+        if tokens is None:
+            tokens = self.documents.tokens(document, self._tokenizer)
+            if end - start < len(tokens):
+                self._kept.keep(document, tokens)
+        return tokens[start:end]
 
     def __repr__(self) -> str:
         return f"Pieces({len(self)})"
+
+
+class KeptTokens:
+    """The tokens of the documents that were read last, up to `KEPT_TOKENS` in all.
+
+    Pieces of a document come far apart, and each would read and tokenise all of it. A copy or a pickle is empty.
+    """
+
+    def __init__(self):
+        self._held: dict[int, np.ndarray] = {}
+        self._tokens = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return KeptTokens, ()
+
+    def of(self, document: int) -> np.ndarray | None:
+        """int32[tokens] of a document, read-only, if they are kept."""
+        return self._held.get(document)
+
+    def keep(self, document: int, tokens: np.ndarray) -> None:
+        """Keeps a document's tokens, which nobody writes to any more, and forgets what was kept longest."""
+        tokens.flags.writeable = False
+        with self._lock:
+            if len(tokens) > KEPT_TOKENS or document in self._held:
+                return
+            self._held[document] = tokens
+            self._tokens += len(tokens)
+            while self._tokens > KEPT_TOKENS:
+                self._tokens -= len(self._held.pop(next(iter(self._held))))
 
 
 def _cut(lengths: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
