@@ -15,7 +15,6 @@ from t5g2.core import mesh as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
-from t5g2.data import tokenizer as tokenizers
 from t5g2.data.tokenizer import Tokenizer
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig
@@ -40,7 +39,7 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
         )
     folder = folders.without_images(folder)
     if folder.tokenizer is not None:
-        theirs, ours = tokenizers.from_dict(folder.tokenizer, folder.path).to_dict(), tokenizer.to_dict()
+        theirs, ours = folder.tokenizer, tokenizer.to_dict()
         if any(theirs.get(key) != ours.get(key) for key in ("kind", "sha256")):
             raise UserError(
                 f"the teacher, {folder.path}, has another tokenizer ({theirs}) than the run ({ours}), so its answers "

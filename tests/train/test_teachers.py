@@ -1,0 +1,388 @@
+"""Learning from a teacher: which of its answers meet which targets, asked in the step or answered before the run."""
+
+import dataclasses
+import json
+import shutil
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.checkpoint import folder as folders
+from t5g2.core.errors import UserError
+from t5g2.core.mesh import MeshShape, make
+from t5g2.data.config import TeacherRows
+from t5g2.data.packing import host_batch
+from t5g2.data.pipeline import Pipeline, finite_batches
+from t5g2.data.tokenizer import Bytes
+from t5g2.models.distill import Distillation
+from t5g2.train import ask, loop, start, step, teachers
+from t5g2.train import experiment as experiments
+from tests import tiny, weights
+
+VOCAB = Bytes(sentinels=20).vocab_size
+SMALL = dataclasses.replace(tiny.GEMMA3, vocab_size=VOCAB)
+GEMMA = dataclasses.replace(SMALL, width=24, final_softcap=5.0)
+T5GEMMA2 = dataclasses.replace(tiny.T5GEMMA2, encoder=SMALL, decoder=SMALL, eoi_id=None)
+TOKENIZER = {"kind": "bytes", "sentinels": 20}
+UL2 = {"kind": "ul2"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A folder with 4 texts, and two teachers."""
+    folder = tmp_path_factory.mktemp("distill")
+    (folder / "text").mkdir()
+    rng = np.random.default_rng(0)
+    words = "the cat sat on a mat and saw the dog run".split()
+    for i in range(4):
+        (folder / "text" / f"{i}.txt").write_text(" ".join(rng.choice(words, 60)))
+    for name, config in (("gemma", GEMMA), ("t5gemma2", T5GEMMA2)):
+        folders.save_model(folder / name, model(config), tokenizer=Bytes(sentinels=20).to_dict())
+    return folder
+
+
+def experiment(corpus, objective=None, *, decoder_only=False, **changes):
+    """A run of a tiny student."""
+    stack = {"vocab_size": VOCAB, "width": 32, "layers": 2, "mlp_width": 48, "heads": 4, "kv_heads": 2, "head_size": 8}
+    stack |= {"window": 8, "pattern": ["local", "global"]}
+    model = {"kind": "gemma", **stack} if decoder_only else {"kind": "t5gemma", "encoder": stack, "decoder": stack}
+    source = {"text": {"kind": "text", "path": str(corpus / "text")}, "objective": objective or UL2, "name": "text"}
+    node = {
+        "model": model,
+        "data": {
+            "sources": [source],
+            "tokenizer": TOKENIZER,
+            "piece_tokens": 40,
+            "rows": 8,
+            "encoder_length": 0 if decoder_only else 64,
+            "decoder_length": 64,
+            "streams": 4,
+            "packing_rows": 2,
+        },
+        "optim": {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 1e-3}},
+        "train": {"steps": 3, "seed": 7, "tile_tokens": 64},
+        "compute": {"dtype": "float32"},
+        "log": {"every_steps": 1, "tensorboard": False},
+        "save": {"model": False},
+    }
+    return experiments.build(node | changes)
+
+
+def model(config):
+    """Random weights, with logits that are far apart: a teacher that has an opinion."""
+    made = weights.model(config)
+    made.embedder.table[...] = 4.0 * made.embedder.table[...]
+    return made
+
+
+def world():
+    return make(MeshShape(), jax.devices()[:1])
+
+
+def test_the_drawn_alignment():
+    """Two texts in a row: [11 … 15] with [13 14] taken away, and [21 … 24] with [24] taken away."""
+    columns = {
+        "decoder": [2, 90, 13, 14, 2, 90, 24, 0],
+        "decoder_segment_ids": [1, 1, 1, 1, 2, 2, 2, 0],
+        "decoder_positions": [0, 1, 2, 3, 0, 1, 2, 0],
+        "targets": [90, 13, 14, 1, 90, 24, 1, 0],
+        "origins": [-1, 2, 3, -1, -1, 3, -1, -1],
+        "text": [2, 11, 12, 13, 14, 2, 21, 22, 23, 0],
+        "text_segment_ids": [1, 1, 1, 1, 1, 2, 2, 2, 2, 0],
+        "text_positions": [0, 1, 2, 3, 4, 0, 1, 2, 3, 0],
+    }
+    rows = {name: np.array([values], np.int32) for name, values in columns.items()}
+    rows |= {"weights": np.ones((1, 8), np.float32), "ids": np.array([[[0, 0], [1, 0]]])}
+    config: Any = types.SimpleNamespace(sources=(None,), encoder_length=0)
+    teaching: Any = host_batch(rows, np.zeros(1, np.int32), np.zeros((1, 3), np.int64), config).batch.teaching
+    assert teaching.origins.dtype == np.int32
+    assert teaching.origins.tolist() == [[-1, 2, 3, -1, -1, 8, -1, -1]]
+    # the token that follows a place of the teacher's row is the target
+    following = np.append(rows["text"][0][1:], 0)
+    known = teaching.origins[0] >= 0
+    assert following[teaching.origins[0][known]].tolist()[:2] == [13, 14]
+    assert rows["text"][0][teaching.origins[0][5]] == 23  # 24 is the last token, which no teacher has to read
+
+
+@pytest.mark.parametrize("objective", ["ul2", "prefix_lm"])
+def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective):
+    run = experiment(corpus, {"kind": objective}, distill={"teacher": str(corpus / "gemma")})
+    data, _ = start.rows(run, world())
+    assert data.teaching == TeacherRows("text")
+    teacher, bos = model(GEMMA), data.tokenizer.specials.bos
+    [host_batch] = [next(finite_batches(data, seed=0))]
+    batch = jax.tree.map(jnp.asarray, host_batch.batch)
+    said = teachers.answers(teacher, batch, tiny.FLOAT32, key=None)
+    hidden, checked = np.asarray(said.hidden_BTD), 0
+    for row in range(3):
+        text, segments = batch.teaching.text, np.asarray(batch.decoder.segments[row])
+        for segment in range(1, segments.max() + 1):
+            read = np.asarray(text.tokens[row])[np.asarray(text.segments[row]) == segment]
+            assert read[0] == bos
+            line = jnp.asarray(read)[None]
+            alone = teacher.hidden(
+                None, type(batch.decoder)(line, jnp.ones_like(line), jnp.arange(len(read))[None]), compute=tiny.FLOAT32
+            )[0]
+            targets, known = np.asarray(batch.targets[row]), np.asarray(said.known_BT[row])
+            for place in np.flatnonzero((segments == segment) & known):
+                # the target follows the place whose state the teacher gives, but for the last, which it does not read
+                at = [i for i in range(len(read)) if i + 1 == len(read) or read[i + 1] == targets[place]]
+                near = [i for i in at if np.abs(hidden[row, place] - alone[i]).max() < 2e-5]
+                assert near, (row, place)
+                checked += 1
+    assert checked > 60
+
+
+@pytest.mark.parametrize("teacher", ["gemma", "t5gemma2"])
+def test_a_teacher_is_asked_in_every_step(corpus, tmp_path, teacher):
+    """The divergence is told and falls, the same however the batch is cut."""
+    settings = {"teacher": str(corpus / teacher), "weight": 0.5, "method": "full"}
+    told = []
+    # on the 8 devices of the tests; and in two parts
+    for name, mesh in (("devices", {}), ("parts", {"data": 2, "fsdp": 1, "tensor": 4})):
+        train = {"steps": 12, "seed": 7, "tile_tokens": 64, "microbatches": 2 if name == "parts" else 1}
+        loop.train(experiment(corpus, distill=settings, train=train, mesh=mesh), str(tmp_path / name))
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        told.append([row["train/divergence"] for row in rows if "train/divergence" in row])
+    np.testing.assert_allclose(*told, rtol=1e-3)
+    told = told[0]
+    assert len(told) == 12
+    assert told[-1] < told[0]
+    assert all(np.isfinite(told))
+
+
+def test_what_a_step_minimises(corpus):
+    """The sum over targets by hand: the teacher's distribution where it has an answer, the target itself elsewhere."""
+    run = experiment(corpus, distill={"teacher": str(corpus / "gemma"), "weight": 0.6})
+    plan = start.plan(run, world())
+    student, teacher = weights.model(run.model), model(GEMMA)
+    with Pipeline(plan.data, seed=7) as pipeline:
+        batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
+    total, sums = step.loss_sums(student, batch, plan.settings(), teacher, jax.random.key(0))
+    log_s = jax.nn.log_softmax(student.logits(student.hidden(batch.encoder, batch.decoder, compute=tiny.FLOAT32)))
+    text = batch.teaching.text
+    log_p = jax.nn.log_softmax(teacher.logits(teacher.hidden(None, text, compute=tiny.FLOAT32)))
+    known = batch.teaching.origins >= 0
+    log_p = jnp.take_along_axis(log_p, jnp.maximum(batch.teaching.origins, 0)[..., None], axis=1)
+    apart = jnp.sum(jnp.exp(log_p) * (log_p - log_s), axis=-1)
+    loss = -jnp.take_along_axis(log_s, batch.targets[..., None], axis=-1)[..., 0]
+    want = jnp.sum(batch.weights * jnp.where(known, 0.4 * loss + 0.6 * apart, loss))
+    np.testing.assert_allclose(total, want, rtol=1e-5)
+    np.testing.assert_allclose(sums.divergence, jnp.sum(batch.weights * jnp.where(known, apart, 0.0)), rtol=1e-5)
+    specials = run.data.tokenizer.specials
+    unknown = np.asarray(batch.targets)[np.asarray((~known) & (batch.weights > 0))]
+    assert (specials.is_sentinel(unknown) | (unknown == specials.eos)).all()
+    assert len(unknown) > 0
+
+
+def test_a_student_that_begins_as_its_teacher(corpus, tmp_path):
+    """Before the first update a copy has nothing to learn from the original."""
+    student = experiment(corpus, {"kind": "causal"}, decoder_only=True)
+    folders.save_model(tmp_path / "itself", weights.model(student.model), tokenizer=Bytes(sentinels=20).to_dict())
+    distill = {"teacher": str(tmp_path / "itself")}
+    run = experiment(
+        corpus, {"kind": "causal"}, decoder_only=True, distill=distill, init={"params": str(tmp_path / "itself")}
+    )
+    loop.train(run, str(tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [row for row in rows if "train/divergence" in row]
+    assert abs(told[0]["train/divergence"]) < 1e-6
+    assert told[0]["train/loss"] > 1.0
+
+
+@pytest.fixture(scope="module")
+def cache(corpus):
+    """The answers of the decoder-only teacher, 12 a token."""
+    out = corpus / "answers"
+    how = Distillation(method="top_k", per_token=12)
+    ask.cache_answers(experiment(corpus), str(corpus / "gemma"), out, how, shards=3)
+    return out
+
+
+@pytest.mark.parametrize(("per_token", "tail"), [(12, "renormalise"), (12, "together"), (5, "together")])
+def test_answers_of_before_give_the_loss_of_answers_of_now(corpus, cache, per_token, tail):
+    """To what 16 bits keep of probabilities."""
+    distill = {"method": "top_k", "per_token": per_token, "tail": tail}
+    asked = experiment(corpus, distill=distill | {"teacher": str(corpus / "gemma")})
+    told = experiment(corpus, distill=distill | {"cache": str(cache)})
+    student, teacher = weights.model(asked.model), model(GEMMA)
+    divergences = []
+    for run, asks in ((asked, teacher), (told, None)):
+        plan = start.plan(run, world())
+        with Pipeline(plan.data, seed=7) as pipeline:
+            batches = [jax.tree.map(jnp.asarray, pipeline.next().batch) for _ in range(3)]
+        sums = [step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1] for batch in batches]
+        divergences.append([float(s.divergence / s.taught) for s in sums])
+        assert all(s.taught > 100 for s in sums)
+    np.testing.assert_allclose(*divergences, rtol=2e-3)
+    assert min(divergences[0]) > 0.1
+
+
+def test_the_batches_of_a_cached_teacher_are_the_same_on_any_number_of_hosts(corpus, cache):
+    run = experiment(corpus, distill={"cache": str(cache), "method": "top_k", "per_token": 12})
+    data = start.plan(run, world()).data
+    with Pipeline(data, seed=7) as whole, Pipeline(data, seed=7, rows=range(4, 8)) as half:
+        for _ in range(3):
+            one, other = whole.next().batch.teaching, half.next().batch.teaching
+            for of_all, of_half in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+                np.testing.assert_array_equal(of_all[4:], of_half)
+        seen: Any = whole.next().batch.teaching
+        positions = half.positions
+        assert seen.ids.shape == (8, 64, 12)
+        assert set(positions) <= set(whole.positions)
+
+
+def test_a_run_with_cached_answers_is_resumed_and_refuses_others(corpus, cache, tmp_path):
+    distill = {"cache": str(cache), "method": "top_k", "per_token": 12}
+    loop.train(experiment(corpus, distill=distill), str(tmp_path / "run"))
+    longer = {"steps": 4, "seed": 7, "tile_tokens": 64}
+    # other answers in the place of those the run began with
+    other = tmp_path / "other"
+    ask.cache_answers(experiment(corpus), str(corpus / "gemma"), other, Distillation(method="sampled", per_token=12))
+    with pytest.raises(UserError, match=r"distill\.cache"):
+        loop.train(
+            experiment(corpus, distill=distill | {"cache": str(other), "method": "sampled"}, train=longer),
+            str(tmp_path / "run"),
+        )
+    loop.train(experiment(corpus, distill=distill, train=longer), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "sampled"}, r"chosen by method = 'top_k'.*set it to that of the answers"),
+        ({"per_token": 13}, r"has 12 entries a token and per_token = 13"),
+        ({"method": "full"}, r"a cache holds parts of distributions"),
+        ({"teacher": "t5gemma2"}, r"answers of another teacher"),
+    ],
+)
+def test_a_cache_that_does_not_fit(corpus, cache, changes, message):
+    changes = {key: str(corpus / value) if key == "teacher" else value for key, value in changes.items()}
+    distill = {"cache": str(cache), "method": "top_k", "per_token": 12} | changes
+    with pytest.raises(UserError, match=message):
+        Pipeline(start.plan(experiment(corpus, distill=distill), world()).data, seed=0)
+
+
+def test_a_cache_about_other_text(corpus, cache):
+    distill = {"cache": str(cache), "method": "top_k", "per_token": 12}
+    run = experiment(corpus, distill=distill)
+    shorter = dataclasses.replace(start.plan(run, world()).data, piece_tokens=32)
+    with pytest.raises(UserError, match=r"about other text.*cache-logits"):
+        Pipeline(shorter, seed=0)
+
+
+def test_a_teacher_of_its_own_speaks_for_itself(corpus, cache):
+    """The fingerprint is of weights, not of where they lie or in which format."""
+    distill = {"cache": str(cache), "method": "top_k", "per_token": 12, "teacher": str(corpus / "gemma")}
+    Pipeline(start.plan(experiment(corpus, distill=distill), world()).data, seed=0).close()
+
+
+def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cache, tmp_path):
+    how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
+    run, out = experiment(corpus), tmp_path / "answers"
+    for which in (1, 0):
+        assert not (out / "text" / "answers.json").exists()
+        ask.cache_answers(run, teacher, out, how, shards=3, part=ask.Part(which, 2))
+    names = sorted(file.name for file in (cache / "text").iterdir())
+    assert sorted(file.name for file in (out / "text").iterdir()) == names
+    for name in names:
+        if name.endswith("array_record"):
+            assert (out / "text" / name).read_bytes() == (cache / "text" / name).read_bytes()
+    # a shard that is lost is made again, the others are left alone
+    before = {name: (out / "text" / name).stat().st_mtime_ns for name in names}
+    lost = out / "text" / names[1]
+    lost.unlink()
+    ask.cache_answers(run, teacher, out, how, shards=3)
+    after = {name: (out / "text" / name).stat().st_mtime_ns for name in names}
+    assert {name for name in names if before[name] != after[name]} == {"answers.json", names[1]}
+    assert lost.read_bytes() == (cache / "text" / names[1]).read_bytes()
+
+
+def test_a_shard_that_is_cut_off(corpus, cache, tmp_path):
+    shutil.copytree(cache, tmp_path / "answers")
+    shard = sorted((tmp_path / "answers" / "text").glob("*.array_record"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    run = experiment(corpus, distill={"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12})
+    with pytest.raises(UserError, match=r"was written with .*remove it, and run the same `t5g2 cache-logits` again"):
+        Pipeline(start.plan(run, world()).data, seed=0)
+    bytes_ = bytearray(shard.read_bytes() + bytes(100))
+    bytes_[len(bytes_) // 2 : len(bytes_) // 2 + 64] = bytes(64)
+    shard.write_bytes(bytes(bytes_))
+    with Pipeline(start.plan(run, world()).data, seed=0) as pipeline, pytest.raises(UserError, match=r"is damaged at"):
+        [pipeline.next() for _ in range(50)]
+
+
+def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_path):
+    how = Distillation(method="top_k", per_token=VOCAB)
+    teacher = str(corpus / "t5gemma2")
+    with pytest.raises(UserError, match=r"depend on what UL2 draws.*take a decoder-only teacher"):
+        ask.cache_answers(experiment(corpus), teacher, tmp_path / "ul2", how)
+    prefix = {"kind": "prefix_lm"}
+    ask.cache_answers(experiment(corpus, prefix), teacher, tmp_path / "prefix", how)
+    distill = {"method": "top_k", "per_token": VOCAB, "tail": "together"}
+    asked = experiment(corpus, prefix, distill=distill | {"teacher": teacher})
+    told = experiment(corpus, prefix, distill=distill | {"cache": str(tmp_path / "prefix")})
+    student, divergences = weights.model(asked.model), []
+    for run, asks in ((asked, model(T5GEMMA2)), (told, None)):
+        plan = start.plan(run, world())
+        with Pipeline(plan.data, seed=7) as pipeline:
+            batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
+        sums = step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1]
+        divergences.append(float(sums.divergence / sums.taught))
+    np.testing.assert_allclose(*divergences, rtol=2e-3)
+    assert divergences[0] > 0.2
+    uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=told_settings(told))
+    with pytest.raises(UserError, match=r"answers of an encoder-decoder, which read what PrefixLM\(prefix=0\.5"):
+        Pipeline(start.plan(uneven, world()).data, seed=0)
+
+
+def told_settings(run):
+    return experiments.dump(run)["distill"]
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "message"),
+    [
+        (
+            dataclasses.replace(GEMMA, vocab_size=VOCAB - 1),
+            Bytes(sentinels=20),
+            r"a vocabulary of \d+ and the model one",
+        ),
+        (tiny.SIGLIP, None, r"give a language model"),
+    ],
+)
+def test_a_teacher_that_knows_other_tokens(corpus, tmp_path, config, tokenizer, message):
+    described = None if tokenizer is None else tokenizer.to_dict()
+    folders.save_model(tmp_path / "other", weights.model(config), tokenizer=described)
+    with pytest.raises(UserError, match=message):
+        start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "other")}), world())
+
+
+def test_a_teacher_with_another_tokenizer(corpus, tmp_path):
+    described = {"kind": "sentencepiece", "file": "t.model", "sha256": "0" * 64}
+    folders.save_model(tmp_path / "other", weights.model(GEMMA), tokenizer=described)
+    with pytest.raises(UserError, match=r"has another tokenizer"):
+        start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "other")}), world())
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ({}, r"distill has no teacher"),
+        ({"teacher": "/nowhere"}, r"/nowhere"),
+        ({"teacher": "x", "weight": 2.0}, r"at most 1"),
+    ],
+)
+def test_settings_that_name_no_teacher(corpus, distill, message):
+    with pytest.raises(UserError, match=message):
+        start.plan(experiment(corpus, distill=distill), world())
+
+
+@pytest.mark.parametrize("text", ["3", "4/4", "a/b", "0/0"])
+def test_a_part_of_the_shards(text):
+    with pytest.raises(UserError, match="WHICH/OF"):
+        ask.Part.parse(text)
