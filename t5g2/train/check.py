@@ -43,7 +43,7 @@ class Memory:
     """Bytes of one device.
 
     Attributes:
-      weights, optimizer, batch: exact; what the step is given.
+      weights, optimizer, batch: exact; what the step is given. The weights of a teacher are among them.
       gradients: exact: of all that is trained, float32, as the weights are cut, and a second time while microbatches
         are added up.
       blocks: estimate: the inputs of all blocks that the backward pass needs, or all that it needs without remat.
@@ -93,7 +93,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
         print(weights_table(plan))
         memory = estimate(plan)
         needed = _print_memory(plan, memory, simulated=devices > 0, compiled=compiled) / GIB
-        with Pipeline(experiment.data, seed=experiment.train.seed, rows=rows) as pipeline:
+        with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
         counts = flops.count(experiment.model, batch.batch.encoder, batch.batch.decoder)
         print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
@@ -237,7 +237,7 @@ def estimate(plan: start.Plan) -> Memory:
     remat = experiment.compute.remat == "block"
     sides = _sides(experiment)
     counts = [1 if remat else side.config.layers for side in sides]
-    weights = _bytes(state.params)
+    weights = _bytes(state.params) + (0 if plan.teacher is None else _bytes(plan.teacher[1]))
     trained = [
         leaf
         for leaf, path in zip(*map(jax.tree.leaves, (state.params, tree.paths(state.params))), strict=True)

@@ -360,7 +360,7 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
     Raises:
       UserError: settings differ that may not; shows each with both values, and the ways out. Or `allow` names none.
     """
-    old, new = settings.flatten(saved), settings.flatten(now)
+    old, new = settings.flatten(_with_defaults(saved)), settings.flatten(now)
     changed = {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
     allow = tuple(allow)
     _check_paths(allow, old.keys() | new.keys())
@@ -374,6 +374,14 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
             f"Use another --workdir, undo the change, or go on with it on purpose: --allow_change={','.join(named)}"
         )
     return {k: changed[k] for k in sorted(free)}
+
+
+def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved experiment with the settings that there were none of when it was saved, at their defaults."""
+    try:
+        return dump(build(saved))
+    except UserError:  # of another version, or a file that it names is gone: compared as it is
+        return saved
 
 
 def _check_paths(paths: Iterable[str], settings: Iterable[str]) -> None:

@@ -129,3 +129,29 @@ def test_a_run_goes_on_with_tokens_made_ahead(corpus, tmp_path, capsys, monkeypa
     assert "unknown source 'web'" in capsys.readouterr().err
     model = "model-00001-of-00001.safetensors"
     assert files(tmp_path / "text" / "model")[Path(model)] == files(tmp_path / "tokens_only" / "model")[Path(model)]
+
+
+def test_answers_ahead_of_a_run(corpus, tmp_path, capsys, monkeypatch):
+    """What cache-logits prints is what a run takes; a wrong flag, another number of shards: status 2."""
+    monkeypatch.chdir(tmp_path)
+    config = [f"--config={CONFIG}:source@{corpus}", "--config.train.steps=5", "--config.save.every_steps=0"]
+    assert cli.main(["train", *config, "--workdir=teacher"]) == 0
+    capsys.readouterr()
+    make = ["cache-logits", *config, "--teacher=teacher/model", "--out=answers", "--per_token=8"]
+    assert cli.main([*make, "--shards=2"]) == 0
+    [setting] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--config.distill=")]
+    flags = ["--config.distill=" + setting.removeprefix("--config.distill=").strip("'"), "--config.log.every_steps=1"]
+    assert cli.main(["train", *config, *flags, "--workdir=student"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("train/divergence", 0) > 0 for row in rows)
+    for wrong, message in (
+        (["--shards=3"], "holds other answers"),
+        (["--shards=2", "--method=full"], 'take "top_k" or "sampled"'),
+        (["--shards=2", "--part=2/2"], "WHICH/OF"),
+        (["--shards=2", "--sources=web"], "unknown source 'web'"),
+        (["--shards=2", "--teacher=nowhere"], "nowhere"),
+        (["--shards=2", "--config.data.piece_tokens=32"], "pieces_fingerprint"),
+    ):
+        capsys.readouterr()
+        assert cli.main([*make, *wrong]) == 2
+        assert message in capsys.readouterr().err

@@ -96,6 +96,19 @@ def test_anything_else_is_refused_with_the_difference_unless_it_is_named(path, t
     assert list(experiments.check_resume(saved, now, allow=[parent])) == [path]
 
 
+def test_a_run_saved_before_there_was_a_setting_is_resumed_at_its_default():
+    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    before = copy.deepcopy(saved)
+    del before["distill"], before["data"]["max_skipped"]
+    assert experiments.check_resume(before, saved) == {}
+    now = experiments.dump(experiments.load(f"{QUICKSTART}:adapted", [("data.max_skipped", "0.5")]))
+    with pytest.raises(UserError, match=r"changed  data\.max_skipped: 0\.01 -> 0\.5"):
+        experiments.check_resume(before, now)
+    before["no_such_setting"] = 1
+    with pytest.raises(UserError, match="no_such_setting"):
+        experiments.check_resume(before, saved)
+
+
 def test_errors_of_config_files(tmp_path):
     with pytest.raises(UserError, match=r"no config file .*quickstrat\.py; did you mean .*quickstart\.py\?"):
         experiments.load(str(QUICKSTART.with_name("quickstrat.py")))
