@@ -65,7 +65,7 @@ class DataConfig:
       encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
       piece_tokens: documents are cut into pieces of at most so many tokens, and each piece becomes an example.
       long_documents: "split" = every token is in a piece, "truncate" = a document is its first piece and no more.
-      packing: "first_fit" puts several examples into a row, "none" one.
+      packing: "first_fit" and "best_fit" put several examples into a row (data/packer.py), "none" one.
       packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on resuming.
       streams: virtual streams that the sources are dealt out to; a property of the run, whatever reads them.
       workers: processes that make rows; 0 = a thread of this process.
@@ -83,7 +83,7 @@ class DataConfig:
     decoder_length: int
     piece_tokens: int
     long_documents: LongDocuments = "split"
-    packing: Literal["first_fit", "none"] = "first_fit"
+    packing: Literal["first_fit", "best_fit", "none"] = "first_fit"
     packing_rows: int = 8
     streams: int = 64
     workers: int = 0
@@ -130,7 +130,7 @@ class DataConfig:
     @property
     def examples_per_row(self) -> int:
         """The most examples that a row holds; a row of more would need examples of under 8 decoder tokens."""
-        return max(1, self.decoder_length // 8) if self.packing == "first_fit" else 1
+        return 1 if self.packing == "none" else max(1, self.decoder_length // 8)
 
     def _check_images(self, source: Source, name: str):
         if not isinstance(source.text, ImageText):
