@@ -11,6 +11,7 @@ import numpy as np
 
 from t5g2.core.batch import Batch, Example, HostBatch, Stream, Teaching
 from t5g2.data.config import DataConfig
+from t5g2.data.image_tokens import ImageRows
 
 Rows = Mapping[str, np.ndarray]
 
@@ -49,8 +50,8 @@ def layout(config: DataConfig) -> dict[str, Feature]:
     if config.uses_blocks:
         found["blocks"] = Feature(targets, beside="decoder")
     if config.images is not None:
-        size = config.images.size
-        found["images"] = Feature(config.images.per_row, (size, size, 3), np.uint8)
+        # of each image its source, its piece and its number there: pictures are made of whole rows
+        found["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
     if config.teaching is not None:
         found["origins"] = Feature(targets, padding=-1, beside="decoder")
         if config.teaching.carry == "text":
@@ -87,8 +88,15 @@ def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
 
 def empty_batch(config: DataConfig, *, rows: int) -> HostBatch:
     """A batch without an example; tells the shapes of all others."""
-    zeros = np.zeros((rows, 3), np.int64)
-    return host_batch(empty_rows(config, rows), zeros[:, 0].astype(np.int32), zeros, config)
+    zeros, made = np.zeros((rows, 3), np.int64), empty_rows(config, rows)
+    if config.images is not None:
+        made["images"] = no_pictures(config.images, rows)
+    return host_batch(made, zeros[:, 0].astype(np.int32), zeros, config)
+
+
+def no_pictures(images: ImageRows, rows: int) -> np.ndarray:
+    """uint8[rows, I, size, size, 3], zeros."""
+    return np.zeros((rows, images.per_row, images.size, images.size, 3), np.uint8)
 
 
 def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: DataConfig) -> HostBatch:

@@ -15,7 +15,7 @@ from t5g2.core.errors import UserError
 from t5g2.data import packing, sources
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.packer import START, Position
-from t5g2.data.streams import Concatenated, Units, UnitsReader, examples_of, open_corpus, packed, seed_of
+from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed, seed_of
 from t5g2.data.workers import WorkersReader
 
 __all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "finite_batches", "to_global"]
@@ -155,14 +155,15 @@ def finite_batches(
     seed = seed_of(seed, "finite")
     parts = [examples_of(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
     rows_of_all = packed(Concatenated(parts, most=examples), config, seed=seed_of(seed, "rows"))
-    return _batches(rows_of_all, config, range(config.rows) if rows is None else rows)
+    return _batches(rows_of_all, corpus, range(config.rows) if rows is None else rows)
 
 
-def _batches(rows: Iterator[packing.Rows], config: DataConfig, mine: range) -> Iterator[HostBatch]:
+def _batches(rows: Iterator[packing.Rows], corpus: Corpus, mine: range) -> Iterator[HostBatch]:
+    config = corpus.config
     empty = packing.empty_rows(config, 1)
     while taken := [row for _, row in zip(range(config.rows), rows, strict=False)]:
         chosen = [taken[r] if r < len(taken) else {name: a[0] for name, a in empty.items()} for r in mine]
-        stacked = {name: np.stack([row[name] for row in chosen]) for name in empty}
+        stacked = corpus.with_pictures({name: np.stack([row[name] for row in chosen]) for name in empty})
         zeros = np.zeros((len(mine), 3), np.int64)
         yield packing.host_batch(stacked, zeros[:, 0].astype(np.int32), zeros, config)
 

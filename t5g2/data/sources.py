@@ -8,7 +8,7 @@ import numpy as np
 from t5g2.core.errors import UserError
 from t5g2.data.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.files import Jsonl, Parquet, TextFiles
-from t5g2.data.image_documents import InRows
+from t5g2.data.image_documents import Fitted, InRows
 from t5g2.data.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.python_text import PythonText
 from t5g2.data.records import ArrayRecord, Tfds
@@ -100,6 +100,11 @@ class Pieces:
             if end - start < len(tokens):
                 self._kept.keep(document, tokens)
         return tokens[start:end]
+
+    def picture(self, index: int, nth: int) -> np.ndarray:
+        """uint8[size, size, 3], an image of a piece of a text with images."""
+        assert isinstance(self.documents, Fitted), "only texts with images have pictures"
+        return self.documents.picture(int(self._document[index]), nth)
 
     def __repr__(self) -> str:
         return f"Pieces({len(self)})"

@@ -27,9 +27,12 @@ from t5g2.core.batch import Example
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
 from t5g2.core.specials import Specials
-from t5g2.data import packing
+from t5g2.data import image_tokens, packing
 from t5g2.data.answers import CachedAnswers
-from t5g2.data.config import DataConfig, TeacherRows
+from t5g2.data.config import DataConfig, Source, TeacherRows
+from t5g2.data.image_documents import InRows
+from t5g2.data.image_text import ImageText
+from t5g2.data.image_tokens import ImageRows
 from t5g2.data.packer import START, PackedRows, Position
 from t5g2.data.sources import Pieces, open_pieces
 
@@ -59,7 +62,18 @@ class Corpus:
 
     def _cut(self) -> list[str]:
         truncated = ["truncated"] if self.config.long_documents == "truncate" else []
-        return [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens), *truncated]
+        images = [] if self.config.images is None else [str(self.config.images)]
+        return [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens), *truncated, *images]
+
+    def with_pictures(self, rows: packing.Rows) -> packing.Rows:
+        """Stacked rows whose images are there, uint8[b, I, size, size, 3], and not where they are, int64[b, I, 3]."""
+        if self.config.images is None:
+            return rows
+        where, pictures = rows["images"], packing.no_pictures(self.config.images, len(rows["images"]))
+        for row, i in np.argwhere(where[..., 0] != packing.NO_EXAMPLE).tolist():
+            source, piece, nth = where[row, i].tolist()
+            pictures[row, i] = self.pieces[source].picture(piece, nth)
+        return {**rows, "images": pictures}
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -71,21 +85,34 @@ def open_corpus(config: DataConfig) -> Corpus:
     pieces = []
     for name, source in zip(config.names, config.sources, strict=True):
         try:
-            opened = open_pieces(
-                source.text,
-                config.tokenizer,
-                piece_tokens=config.piece_tokens,
-                on_bad_record=config.on_bad_record,
-                max_skipped=config.max_skipped,
-                pairs=source.objective.takes_pairs,
-                long_documents=config.long_documents,
-            )
+            opened = open_source(source, config)
         except UserError as error:
             raise UserError(f"source {name!r}: {error}") from None
         pieces.append(opened)
     corpus = Corpus(config, tuple(pieces), (None,) * len(pieces))
     return (
         corpus if config.teaching is None or config.teaching.cache is None else _with_answers(corpus, config.teaching)
+    )
+
+
+def open_source(source: Source, config: DataConfig) -> Pieces:
+    """The pieces of a source as a run of this config reads them.
+
+    Raises:
+      UserError: as open_pieces, and InRows.
+    """
+    text = source.text
+    if isinstance(text, ImageText):
+        assert config.images is not None, "DataConfig refuses texts with images where rows have none"
+        text = InRows(text, config.images, config.tokenizer, config.piece_tokens)
+    return open_pieces(
+        text,
+        config.tokenizer,
+        piece_tokens=config.piece_tokens,
+        on_bad_record=config.on_bad_record,
+        max_skipped=config.max_skipped,
+        pairs=source.objective.takes_pairs,
+        long_documents=config.long_documents,
     )
 
 
@@ -130,6 +157,7 @@ class MakeExample:
       blocks: whether the run's rows have blocks.
       teaching: what they carry for a teacher, if there is one.
       answers: of it, if they carry these.
+      images: of the run's rows, if they have any; of this source's pieces too, if they are `pictured`.
     """
 
     objective: Objective
@@ -141,16 +169,24 @@ class MakeExample:
     blocks: bool = False
     teaching: TeacherRows | None = None
     answers: CachedAnswers | None = None
+    images: ImageRows | None = None
+    pictured: bool = False
 
     def __call__(self, k: int, piece: Piece) -> dict[str, np.ndarray]:
         """The example as the packer takes it."""
         rng = np.random.default_rng([self.seed, self.source, k])
+        if self.images is not None and not self.pictured:
+            piece = piece._replace(tokens=image_tokens.without(piece.tokens, self.images, self.specials.unk))
         example = self.objective(piece.tokens, rng, specials=self.specials)
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
         made = packing.features(example, example_id, denoiser)
         if self.blocks:
             none = np.zeros(len(example.targets), np.int32)
             made["blocks"] = none if example.blocks is None else example.blocks
+        if self.images is not None:
+            count = np.count_nonzero(piece.tokens == self.images.token) // self.images.tokens
+            where = [(self.source, piece.index, nth) for nth in range(count)]
+            made["images"] = np.array(where, np.int64).reshape(count, 3)
         return made if self.teaching is None else made | self._for_teacher(example, piece)
 
     def _for_teacher(self, example: Example, piece: Piece) -> dict[str, np.ndarray]:
@@ -243,6 +279,8 @@ def examples_of(
         config.uses_blocks,
         config.teaching,
         corpus.answers[source],
+        config.images,
+        isinstance(config.sources[source].text, ImageText),
     )
     return Examples(corpus.pieces[source], make, seed=seed_of(seed, "shuffle", source), epochs=epochs)
 
@@ -344,6 +382,7 @@ class UnitsReader:
     def __init__(
         self, corpus: Corpus, units: Sequence[int], *, seed: int, positions: Mapping[int, Position] | None = None
     ):
+        self._corpus = corpus
         self._layout = Units(corpus.config.rows, corpus.config.streams)
         self._units: list[list[StreamReader]] = []
         for unit in units:
@@ -363,8 +402,8 @@ class UnitsReader:
                 rows.append(reader.next())
                 streams.append(reader.stream)
                 positions.append(reader.position)
-        out = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return out | {"streams": np.array(streams, np.int32), "positions": np.array(positions, np.int64)}
+        out = self._corpus.with_pictures({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        return {**out, "streams": np.array(streams, np.int32), "positions": np.array(positions, np.int64)}
 
     def close(self) -> None:
         """Nothing is held open."""

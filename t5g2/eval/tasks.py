@@ -23,7 +23,7 @@ from t5g2.core.objective import Objective
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources import Text, describe, open_pieces
-from t5g2.data.streams import seed_of
+from t5g2.data.streams import open_source, seed_of
 from t5g2.eval import metrics
 from t5g2.eval.generate import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums
@@ -108,15 +108,7 @@ class HeldoutLoss(Task):
             data = dataclasses.replace(setting.data, sources=(Source(self.text, self.objective, name=self.name),))
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
-        pieces = open_pieces(
-            self.text,
-            data.tokenizer,
-            piece_tokens=data.piece_tokens,
-            on_bad_record=data.on_bad_record,
-            max_skipped=data.max_skipped,
-            pairs=self.objective.takes_pairs,
-            long_documents=data.long_documents,
-        )
+        pieces = open_source(data.sources[0], data)
         log.info("%s", describe(f"task {self.name}", pieces))
         # not by the task's name: tasks of one run and of its relatives are asked about the same pieces
         seed = seed_of(setting.seed, "held-out loss")
