@@ -186,8 +186,7 @@ class PackedRows:
         self._count += 1
         if self._given == len(self._order):
             self._begun, self._given, self._set = self._end, 0, None
-        else:
-            self._fill(self._share)
+        self._fill(self._share)
         return row
 
     def _fill(self, examples: int | None) -> bool:

@@ -26,8 +26,9 @@ def host_rows(rows: int, hosts: int) -> list[range]:
 
 @pytest.mark.parametrize(("rows", "streams"), SHAPES)
 @pytest.mark.parametrize("made", [corpus.mixed, corpus.decoder_only])
-def test_batches_are_the_same_on_1_2_and_4_hosts(tmp_path, rows, streams, made):
-    config = made(tmp_path, rows=rows, streams=streams)
+@pytest.mark.parametrize("packing", ["first_fit", "best_fit"])
+def test_batches_are_the_same_on_1_2_and_4_hosts(tmp_path, rows, streams, made, packing):
+    config = made(tmp_path, rows=rows, streams=streams, packing=packing)
     alone, _ = corpus.batches(config, count=6)
     for hosts in (2, 4):
         parts = [corpus.batches(config, count=6, rows=r)[0] for r in host_rows(rows, hosts)]
@@ -49,7 +50,7 @@ def test_saved_on_4_hosts_resumed_on_2(tmp_path, rows, streams, made):
 
 
 @pytest.mark.parametrize(("rows", "streams"), [(2, 4), (6, 3)])
-@pytest.mark.parametrize("packing", ["first_fit", "none"])
+@pytest.mark.parametrize("packing", ["first_fit", "best_fit", "none"])
 def test_resumed_at_any_step_is_never_stopped(tmp_path, rows, streams, packing):
     config = corpus.mixed(tmp_path, rows=rows, streams=streams, packing=packing, prefetch=4)
     whole, end = corpus.batches(config, count=12)
@@ -212,7 +213,7 @@ def test_blocks_come_through_workers(tmp_path):
     corpus.assert_same(here, there)
 
 
-@pytest.mark.parametrize("packing", ["first_fit", "none"])
+@pytest.mark.parametrize("packing", ["first_fit", "best_fit", "none"])
 @pytest.mark.parametrize("made", [corpus.mixed, corpus.decoder_only])
 def test_packed_examples_are_those_that_went_in(tmp_path, made, packing):
     """Array by array: tokens, targets, weights and blocks of every example, from 0 on and at its own segment."""
@@ -261,7 +262,7 @@ def test_both_arms_of_a_comparison_train_on_the_same_targets(tmp_path):
     assert {k: pair[k] for k in both} == {k: alone[k] for k in both}
 
 
-@pytest.mark.parametrize("packing", ["first_fit", "none"])
+@pytest.mark.parametrize("packing", ["first_fit", "best_fit", "none"])
 def test_finite_batches_have_every_piece_exactly_once(tmp_path, packing):
     config = corpus.mixed(tmp_path, rows=4, streams=4, packing=packing)
     with Pipeline(config, seed=0) as pipeline:
