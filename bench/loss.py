@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from t5g2.models.layers import Head
-from t5g2.models.loss import tiled_cross_entropy
+from t5g2.models.loss import LossSettings, tiled_cross_entropy
 
 ROWS, LENGTH, WIDTH, VOCAB = 8, 128, 256, 65536
 TILES = (1024, 256, 128)
@@ -25,7 +25,9 @@ def naive(x_BTD, w_VD, targets_BT, weights_BT):
 
 def tiled(tile_tokens):
     def total(x_BTD, w_VD, targets_BT, weights_BT):
-        return tiled_cross_entropy(x_BTD, Head(w_VD, None), targets_BT, weights_BT, tile_tokens=tile_tokens).total
+        return tiled_cross_entropy(
+            x_BTD, Head(w_VD, None), targets_BT, weights_BT, LossSettings(tile_tokens=tile_tokens)
+        ).total
 
     return total
 

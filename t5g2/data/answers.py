@@ -134,7 +134,8 @@ class CachedAnswers:
         if self._said.get("objective", objective) != objective:
             raise UserError(
                 f"{self._folder.absolute()} has answers of an encoder-decoder, which read what "
-                f"{self._said['objective']} made of the text, and the run has {objective}; give the run that one, or make the answers again"
+                f"{self._said['objective']} made of the text, and the run has {objective}; give the run "
+                f"that one, or make the answers again"
             )
         if self._said["method"] != method:
             raise UserError(

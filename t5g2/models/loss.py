@@ -67,6 +67,20 @@ class LossSums(NamedTuple):
     tokens: TokenLosses
 
 
+class LossSettings(NamedTuple):
+    """How the loss is computed.
+
+    Attributes:
+      tile_tokens: tokens per device whose logits exist at a time; at least one position of every row.
+      z_loss: weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
+      dtype: of logits, their softmax and the loss of a token (Compute.loss_dtype); sums over tokens are float32.
+    """
+
+    tile_tokens: int
+    z_loss: float = 0.0
+    dtype: Precision = "float32"
+
+
 class _Settings(NamedTuple):
     softcap: float | None
     tile_tokens: int
@@ -80,10 +94,8 @@ def tiled_cross_entropy(
     head: Head,
     targets_BT: Int[Array, "B T"],
     weights_BT: Float[Array, "B T"],
+    settings: LossSettings,
     *,
-    tile_tokens: int,
-    z_loss: float = 0.0,
-    dtype: Precision = "float32",
     teacher: Teacher | None = None,
     distillation: Distillation | None = None,
 ) -> LossSums:
@@ -92,13 +104,10 @@ def tiled_cross_entropy(
     Args:
       targets_BT: token ids, from 0 to V - 1 also where the weight is 0.
       weights_BT: of each token's loss; 0 = it counts nowhere.
-      tile_tokens: tokens per device whose logits exist at a time; at least one position of every row.
-      z_loss: weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
-      dtype: of logits, their softmax and the loss of a token (Compute.loss_dtype); sums over tokens are float32.
       teacher, distillation: whose distributions are learnt too, and how; both or neither.
     """
-    settings = _Settings(head.softcap, tile_tokens, z_loss, dtype, None if teacher is None else distillation)
-    made: Any = _total(hidden_BTD, head.table_VD, targets_BT, weights_BT, jax.lax.stop_gradient(teacher), settings)
+    static = _Settings(head.softcap, *settings, None if teacher is None else distillation)
+    made: Any = _total(hidden_BTD, head.table_VD, targets_BT, weights_BT, jax.lax.stop_gradient(teacher), static)
     total, tokens = made
     tokens = jax.lax.stop_gradient(tokens)
 
@@ -143,7 +152,7 @@ def _token_losses(hidden_BTD, table_VD, targets_BT, teacher: Teacher | None, set
 
 
 def answers(
-    hidden_BTD: Float[Array, "B T D"], head: Head, how: Distillation, *, tile_tokens: int, key: Array | None = None
+    hidden_BTD: Float[Array, "B T D"], head: Head, *, how: Distillation, tile_tokens: int, key: Array | None = None
 ) -> distill.Answers:
     """What is kept of a model's distributions, to teach another one: [B, T, N], as models/distill.py has it."""
     w_VD = _gathered(head.table_VD, hidden_BTD.dtype)

@@ -119,8 +119,12 @@ class _Asked:
         self.reads_text = teachers.reads_text(folder)
         self._model = folders.load_model(folder, mesh=self.world)
         self._answer = jax.jit(
-            functools.partial(_answers, compute=experiment.compute, how=how, tile_tokens=experiment.train.tile_tokens),
-            static_argnames="vocab_size",
+            functools.partial(
+                _answers,
+                compute=experiment.compute,
+                answer=functools.partial(loss.answers, how=how, tile_tokens=experiment.train.tile_tokens),
+                vocab_size=self.vocab_size,
+            )
         )
 
     def about(self, questions: Sequence[Question], key: jax.Array) -> list[tuple[np.ndarray, ...]]:
@@ -129,17 +133,13 @@ class _Asked:
         place = mesh.batch_sharding(self.world)
         sides = [_rows([getattr(q, side) for q in questions], rows, self.data) for side in ("encoder", "decoder")]
         encoder, decoder = (jax.device_put(side, place) for side in sides)
-        made = self._answer(self._model, None if self.reads_text else encoder, decoder, key, vocab_size=self.vocab_size)
+        made = self._answer(self._model, None if self.reads_text else encoder, decoder, key)
         return [_in_text(q, *(x[row] for x in jax.device_get(made))) for row, q in enumerate(questions)]
 
 
-def _answers(
-    model: Any, encoder: Stream | None, decoder: Stream, key: jax.Array, *, compute, how, tile_tokens, vocab_size
-):
-    hidden_BTD = model.hidden(encoder, decoder, compute=compute)
-    head = model.head()
-    head = type(head)(head.table_VD[:vocab_size], head.softcap)
-    return loss.answers(hidden_BTD, head, how, tile_tokens=tile_tokens, key=key)
+def _answers(model: Any, encoder: Stream | None, decoder: Stream, key: jax.Array, *, compute, answer, vocab_size: int):
+    hidden_BTD, head = model.hidden(encoder, decoder, compute=compute), model.head()
+    return answer(hidden_BTD, type(head)(head.table_VD[:vocab_size], head.softcap), key=key)
 
 
 def _source(asked: _Asked, corpus: Corpus, source: int, folder: Path, *, shards: int, part: Part) -> None:

@@ -18,7 +18,7 @@ from t5g2.core.batch import Batch
 from t5g2.models import images
 from t5g2.models.distill import Distillation
 from t5g2.models.layers import Compute
-from t5g2.models.loss import tiled_cross_entropy
+from t5g2.models.loss import LossSettings, tiled_cross_entropy
 from t5g2.train import teachers
 from t5g2.train.optim import Updates
 from t5g2.train.state import TrainState, shardings
@@ -162,9 +162,7 @@ def loss_sums(
         params.head(),
         batch.targets,
         batch.weights,
-        tile_tokens=settings.tile_tokens,
-        dtype=settings.compute.loss_dtype,
-        z_loss=settings.z_loss,
+        LossSettings(settings.tile_tokens, settings.z_loss, settings.compute.loss_dtype),
         teacher=None if settings.distillation is None else teachers.answers(teacher, batch, settings.compute, key=key),
         distillation=settings.distillation,
     )

@@ -12,7 +12,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.mesh import MeshShape
 from t5g2.models.distill import Answers, Distillation, Teacher, answers_of
 from t5g2.models.layers import Head
-from t5g2.models.loss import tiled_cross_entropy
+from t5g2.models.loss import LossSettings, tiled_cross_entropy
 from tests.models.test_loss import naive, shapes
 
 V, D, B, T, WIDTH = 96, 40, 16, 13, 24  # as in test_loss: an axis is known by its size; the teacher is narrower
@@ -87,7 +87,13 @@ def expected(how, softcap, z_loss):
 def sums(how, softcap=None, **settings):
     def total(hidden, table, targets, weights, teacher):
         made = tiled_cross_entropy(
-            hidden, Head(table, softcap), targets, weights, teacher=teacher, distillation=how, **settings
+            hidden,
+            Head(table, softcap),
+            targets,
+            weights,
+            LossSettings(**settings),
+            teacher=teacher,
+            distillation=how,
         )
         return made.total, made
 
@@ -165,7 +171,9 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
     run = jax.value_and_grad(sums(how, 3.0, tile_tokens=64), (0, 1), has_aux=True)
     (_, made), slopes = run(hidden, table, targets, weights, itself)
     np.testing.assert_allclose(made.tokens.divergence_BT, 0.0, atol=2e-6)
-    plain = jax.grad(lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, tile_tokens=64).total, (0, 1))
+    plain = jax.grad(
+        lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, LossSettings(tile_tokens=64)).total, (0, 1)
+    )
     assert_slopes(slopes, jax.tree.map(lambda g: (1 - how.weight) * g, plain(hidden, table)))
     (_, alone), none = jax.value_and_grad(sums(Distillation(1.0), 3.0, tile_tokens=64), (0, 1), has_aux=True)(
         hidden, table, targets, weights, itself

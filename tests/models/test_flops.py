@@ -13,7 +13,7 @@ from t5g2.models import build, flops, masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig, EncoderWindow
 from t5g2.models.flops import Counts
-from t5g2.models.loss import tiled_cross_entropy
+from t5g2.models.loss import LossSettings, tiled_cross_entropy
 from tests import tiny
 
 
@@ -155,7 +155,9 @@ def test_flops_are_those_of_the_programs_matrix_products(name):
             model.vision = jax.tree.map(jax.lax.stop_gradient, model.vision)
         hidden = model.hidden(encoder, decoder, images, compute=COMPUTE)
         zeros = jnp.zeros((rows, t), jnp.int32)
-        return tiled_cross_entropy(hidden, model.head(), zeros, zeros.astype(jnp.float32), tile_tokens=rows * t).total
+        return tiled_cross_entropy(
+            hidden, model.head(), zeros, zeros.astype(jnp.float32), LossSettings(tile_tokens=rows * t)
+        ).total
 
     def counted(function, frozen=False):
         return products(jax.make_jaxpr(partial(function, frozen=frozen))(model, images).jaxpr)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from t5g2.core import mesh as meshes
 from t5g2.core.mesh import MeshShape
 from t5g2.models.layers import Head
-from t5g2.models.loss import tiled_cross_entropy, token_losses
+from t5g2.models.loss import LossSettings, tiled_cross_entropy, token_losses
 from tests import hlo
 
 V, D, B, T = 96, 40, 16, 13  # no two sizes that occur in a program are equal: an axis is known by its size
@@ -36,7 +36,7 @@ def naive(hidden, table, targets, softcap):
 
 def tiled_total(softcap=None, **settings):
     def total(hidden, table, targets, weights):
-        return tiled_cross_entropy(hidden, Head(table, softcap), targets, weights, **settings).total
+        return tiled_cross_entropy(hidden, Head(table, softcap), targets, weights, LossSettings(**settings)).total
 
     return total
 
@@ -60,7 +60,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_los
 def test_sums_are_the_weighted_losses_of_the_tokens(data):
     hidden, table, targets, weights = data.values()
     head = Head(table, 3.0)
-    sums = tiled_cross_entropy(hidden, head, targets, weights, tile_tokens=64, z_loss=0.5)
+    sums = tiled_cross_entropy(hidden, head, targets, weights, LossSettings(tile_tokens=64, z_loss=0.5))
     loss, z, correct = naive(hidden, table, targets, 3.0)
     for tokens in (sums.tokens, token_losses(hidden, head, targets, tile_tokens=48)):
         np.testing.assert_allclose(tokens.loss_BT, loss, atol=5e-6)
@@ -90,7 +90,7 @@ def test_only_the_total_has_a_gradient_and_it_scales(data):
     hidden, table, targets, weights = data.values()
 
     def mean(hidden):
-        sums = tiled_cross_entropy(hidden, Head(table, None), targets, weights, tile_tokens=64)
+        sums = tiled_cross_entropy(hidden, Head(table, None), targets, weights, LossSettings(tile_tokens=64))
         return sums.total / sums.weight + 7.0 * sums.loss + jnp.sum(sums.tokens.loss_BT)
 
     total = jax.grad(tiled_total(tile_tokens=64))(hidden, table, targets, weights)
