@@ -18,9 +18,14 @@ from t5g2.data.packer import START, Position
 from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed, seed_of
 from t5g2.data.workers import WorkersReader
 
-__all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "finite_batches", "to_global"]
+__all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "describe_ratio", "finite_batches", "to_global"]
 
 log = logging.getLogger(__name__)
+
+# of a side; above it a run is told which row lengths would fit
+MUCH_PADDING = 0.2
+# what the sides' padding differs by, if the lengths' ratio and no chance is the reason
+OF_RATIO = 0.05
 
 
 class Pipeline:
@@ -79,6 +84,10 @@ class Pipeline:
         mine = {name: array[self._mine] for name, array in rows.items()}
         batch = packing.host_batch(mine, streams[self._mine], positions[self._mine], self.config)
         self.statistics.add(batch)
+        if self.statistics.batches == self.config.packing_rows:  # as many rows of each stream as it fills at a time
+            summary = self.statistics.summary()
+            told = filter(None, [f"{summary['padding']:.1%} padding", describe_ratio(summary, self.config)])
+            log.info("the first %d batches: %s", self.config.packing_rows, "; ".join(told))
         return batch
 
     def close(self) -> None:
@@ -117,15 +126,62 @@ class Statistics:
         """Encoder and decoder tokens that are no padding."""
         return self.encoder_tokens + self.decoder_tokens
 
+    def padding(self, *, encoder_flops: float = 1.0, decoder_flops: float = 1.0) -> float:
+        """The share of padding of both sides together, where a slot costs so many FLOPs; by default all cost alike."""
+        slots = encoder_flops * self.encoder_slots + decoder_flops * self.decoder_slots
+        return 1 - (encoder_flops * self.encoder_tokens + decoder_flops * self.decoder_tokens) / max(slots, 1)
+
     def summary(self) -> dict[str, float]:
-        """Shares of padding (0 to 1), tokens that are no padding, and examples a row."""
+        """Shares of padding (0 to 1), tokens that are no padding, and examples a row.
+
+        mixture_ratio, row_ratio: decoder tokens to one encoder token, of the examples and of the rows; 0 without an
+        encoder.
+        """
         return {
+            "padding": self.padding(),
             "encoder_padding": 1 - self.encoder_tokens / max(self.encoder_slots, 1) if self.encoder_slots else 0.0,
             "decoder_padding": 1 - self.decoder_tokens / max(self.decoder_slots, 1),
             "encoder_tokens": self.encoder_tokens,
             "decoder_tokens": self.decoder_tokens,
             "examples_per_row": self.examples / max(self.rows, 1),
+            "mixture_ratio": self.decoder_tokens / self.encoder_tokens if self.encoder_tokens else 0.0,
+            "row_ratio": self.decoder_slots / self.encoder_slots if self.encoder_slots else 0.0,
         }
+
+
+def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
+    """How the sides of the examples relate, and how those of the rows do; lengths that would fit if they waste much.
+
+    Packing fills the sides of a row together, so the side that is too long for the mixture stays empty in part:
+
+        1.16 decoder tokens to one encoder token in the examples, 0.52 in the rows; 56.2% of the encoder's slots and
+        2.7% of the decoder's are empty: decoder_length = 448 or encoder_length = 176 would fit
+
+    "" without an encoder. A length is only named if the longest example fits.
+    """
+    if not summary["mixture_ratio"]:
+        return ""
+    mixture, rows = summary["mixture_ratio"], summary["row_ratio"]
+    line = f"{mixture:.2f} decoder tokens to one encoder token in the examples, {rows:.2f} in the rows"
+    encoder, decoder = summary["encoder_padding"], summary["decoder_padding"]
+    if config.packing == "none" or max(encoder, decoder) <= MUCH_PADDING or abs(encoder - decoder) < OF_RATIO:
+        return line
+    needs = [source.objective.lengths(config.piece_tokens) for source in config.sources]
+    fitting = {
+        "decoder_length": (config.encoder_length * mixture, max(need for _, need in needs)),
+        "encoder_length": (config.decoder_length / mixture, max(need for need, _ in needs)),
+    }
+    named = [f"{name} = {_rounded(length)}" for name, (length, need) in fitting.items() if _rounded(length) >= need]
+    return (
+        f"{line}; {encoder:.1%} of the encoder's slots and {decoder:.1%} of the decoder's are empty: "
+        f"{' or '.join(named)} would fit"
+    )
+
+
+def _rounded(length: float) -> int:
+    """Up, to a length that hardware likes."""
+    step = 64 if length > 512 else 8
+    return -(-int(length) // step) * step
 
 
 def finite_batches(

@@ -14,8 +14,10 @@ from t5g2.core.errors import unknown
 from t5g2.data import shards as token_shards
 from t5g2.data import sources
 from t5g2.data.config import DataConfig
-from t5g2.data.pipeline import Pipeline
+from t5g2.data.pipeline import Pipeline, describe_ratio
 from t5g2.data.preview import show_row
+from t5g2.models import flops
+from t5g2.models.config import ModelConfig
 from t5g2.train.experiment import Experiment
 
 BATCHES = 8  # what shares and padding are measured on
@@ -29,6 +31,7 @@ class Look:
       first: the first batch.
       shares: of the decoder's tokens, by source and denoiser.
       summary: padding and the like, as Statistics gives it.
+      flop_padding: the share of padding, slots weighted with the FLOPs of a token on their side, attention left out.
       tokens_per_s: that were made, no padding counted.
     """
 
@@ -36,12 +39,14 @@ class Look:
     first: HostBatch
     shares: dict[tuple[str, str], float]
     summary: Mapping[str, float]
+    flop_padding: float
     tokens_per_s: float
 
     @property
     def padding(self) -> str:
         """Shares of padding in words, and how many examples a row has."""
         words = padding(self.summary, encoder=self.config.encoder_length > 0)
+        words += f" ({self.flop_padding:.1%} of the FLOPs of all slots, attention left out)"
         return f"{words}; {self.summary['examples_per_row']:.1f} examples a row (the first {BATCHES} batches)"
 
 
@@ -55,17 +60,20 @@ def look(experiment: Experiment) -> Look:
     config = experiment.data
     tokens: collections.Counter = collections.Counter()
     with Pipeline(config, seed=experiment.train.seed) as pipeline:
-        start = time.perf_counter()
-        batches = [pipeline.next() for _ in range(BATCHES)]
+        batches = [pipeline.next()]  # it takes the start of what makes it, too
+        start, before = time.perf_counter(), pipeline.statistics.tokens
+        batches += [pipeline.next() for _ in range(BATCHES - 1)]
         seconds = time.perf_counter() - start
-        summary, made = pipeline.statistics.summary(), pipeline.statistics.tokens
+        summary, made = pipeline.statistics.summary(), pipeline.statistics.tokens - before
+        encoder_flops, decoder_flops = flops_of_token(experiment.model)
+        flop_padding = pipeline.statistics.padding(encoder_flops=encoder_flops, decoder_flops=decoder_flops)
     for host_batch in batches:
         batch = host_batch.batch
         real = batch.decoder.segments > 0
         tokens.update(zip(batch.sources[real].tolist(), batch.denoisers[real].tolist(), strict=True))
     total = sum(tokens.values())
     shares = {(config.names[s], config.denoisers[d]): count / total for (s, d), count in sorted(tokens.items())}
-    return Look(config, batches[0], shares, summary, made / seconds)
+    return Look(config, batches[0], shares, summary, flop_padding, made / seconds)
 
 
 def show(seen: Look, *, rows: int) -> None:
@@ -75,7 +83,14 @@ def show(seen: Look, *, rows: int) -> None:
     print("source          denoiser        share of the decoder's tokens")
     for (source, denoiser), share in seen.shares.items():
         print(f"{source:15} {denoiser:15} {share:.1%}")
-    print(f"padding: {seen.padding}\n{seen.tokens_per_s:.0f} tokens/s")
+    told = filter(None, [f"padding: {seen.padding}", describe_ratio(seen.summary, seen.config)])
+    print(*told, f"{seen.tokens_per_s:.0f} tokens/s", sep="\n")
+
+
+def flops_of_token(model: ModelConfig) -> tuple[int, int]:
+    """Of a token of the encoder and of the decoder, forward, attention left out; the head is the decoder's."""
+    encoder, decoder = flops.Counts(encoder_tokens=1), flops.Counts(decoder_tokens=1)
+    return sum(flops.forward(model, encoder).values()), sum(flops.forward(model, decoder).values())
 
 
 def padding(summary: Mapping[str, float], *, encoder: bool) -> str:

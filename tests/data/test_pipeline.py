@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.pipeline import DataConfig, Pipeline, Source, finite_batches, to_global
+from t5g2.data.pipeline import DataConfig, Pipeline, Source, describe_ratio, finite_batches, to_global
 from t5g2.data.sources import TextFiles
 from t5g2.data.streams import Units, examples_of, open_corpus, seed_of
 from t5g2.data.tokenizer import Bytes
@@ -354,3 +355,57 @@ def test_sources_have_names_and_weights(tmp_path):
         dataclasses.replace(config, sources=same)
     with pytest.raises(UserError, match="weight = 0; leave the source out"):
         Source(config.sources[0].text, PrefixLM(), weight=0)
+
+
+def test_statistics_count_slots_and_weigh_them(tmp_path):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    with Pipeline(config, seed=0) as pipeline:
+        batch = pipeline.next().batch
+        statistics = pipeline.statistics
+    encoder, decoder = (int(np.count_nonzero(side.segments)) for side in (batch.encoder, batch.decoder))
+    summary = statistics.summary()
+    assert summary["mixture_ratio"] == decoder / encoder
+    assert summary["row_ratio"] == 1.0
+    assert summary["padding"] == 1 - (encoder + decoder) / (2 * 4 * 96)
+    assert statistics.padding(encoder_flops=1, decoder_flops=3) == 1 - (encoder + 3 * decoder) / (4 * 4 * 96)
+    assert statistics.padding(encoder_flops=0) == summary["decoder_padding"]
+
+
+def test_lengths_that_do_not_fit_the_mixture_are_told(tmp_path):
+    def told(**changes):
+        config = corpus.mixed(tmp_path, rows=8, streams=4, **changes)
+        with Pipeline(config, seed=0) as pipeline:
+            for _ in range(40):
+                pipeline.next()
+            return describe_ratio(pipeline.statistics.summary(), config)
+
+    fits = told(encoder_length=192, decoder_length=200)
+    assert re.fullmatch(r"1\.\d\d decoder tokens to one encoder token in the examples, 1.04 in the rows", fits)
+    # half of the encoder is of no use; a piece of 40 tokens fits into less
+    wide = told(encoder_length=384, decoder_length=200)
+    named = re.search(
+        r"0.52 in the rows; 5\d\.\d% of the encoder's slots and \d\.\d% of the decoder's are empty: "
+        r"decoder_length = (\d+) or encoder_length = (\d+) would fit",
+        wide,
+    )
+    assert named, wide
+    assert 370 <= int(named[1]) <= 512
+    assert 170 <= int(named[2]) <= 210
+    # an encoder that fits would be too short for the longest example
+    assert re.search(
+        r"empty: decoder_length = \d+ would", told(encoder_length=400, decoder_length=100, piece_tokens=100)
+    )
+    assert "empty" not in told(encoder_length=384, decoder_length=200, packing="none")
+    plain = corpus.decoder_only(tmp_path, rows=4, streams=4)
+    with Pipeline(plain, seed=0) as pipeline:
+        pipeline.next()
+        assert describe_ratio(pipeline.statistics.summary(), plain) == ""
+
+
+def test_a_run_is_told_how_its_rows_fit(tmp_path, caplog):
+    config = corpus.mixed(tmp_path, rows=4, streams=4, packing_rows=3)
+    with caplog.at_level("INFO", logger="t5g2"), Pipeline(config, seed=0) as pipeline:
+        for _ in range(5):
+            pipeline.next()
+    [line] = [record.getMessage() for record in caplog.records if "padding" in record.getMessage()]
+    assert re.match(r"the first 3 batches: \d\d\.\d% padding; \d\.\d\d decoder tokens to one encoder token", line)
