@@ -1,6 +1,7 @@
 """What every objective is: a frozen dataclass that turns a piece of text into an Example, and knows its bounds."""
 
 import abc
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,6 +60,15 @@ class Objective(abc.ABC):
         Raises:
           UserError: it lacks a token.
         """
+
+    def filling(
+        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: Specials
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """A prompt in which spans of `span` tokens from `starts` on are missing, as this objective's examples have it,
+        and what is asked for, without EOS; None if it takes no spans away.
+        """
+        del tokens, starts, span, specials
+        return None
 
     @abc.abstractmethod
     def only(self, denoiser: str) -> "Objective":

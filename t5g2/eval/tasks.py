@@ -138,7 +138,7 @@ class HeldoutLoss(Task):
 
 @dataclass(frozen=True)
 class Samples(Task):
-    """What the model says: it completes held-out text, and an encoder-decoder also fills in spans of it.
+    """What the model says: it completes held-out text, and an encoder-decoder that was trained to fills in spans of it.
 
     A prediction is {"task", "kind": "completion" or "filling", "prompt", "output", "reference"}, all text. There are no
     scores: these are for people.
@@ -181,10 +181,7 @@ class Samples(Task):
         tokenizer, decode = setting.data.tokenizer, setting.data.tokenizer.decode
         pieces = self._choose(setting)
         completions = [("completion", piece[: self.prompt_tokens], piece[self.prompt_tokens :]) for piece in pieces]
-        fillings = []
-        if tokenizer.specials.sentinels >= 2:
-            sentinels = tokenizer.specials.sentinel_ids(2)
-            fillings = [("filling", *without_spans(piece, self.span_tokens, sentinels)) for piece in pieces]
+        fillings = [("filling", *asked) for piece in pieces if (asked := self._without_spans(piece, setting.data))]
 
         def measure(model: Model) -> Outcome:
             # all at once, because every shape is a program to compile
@@ -208,6 +205,18 @@ class Samples(Task):
 
         return measure
 
+    def _without_spans(self, piece: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray] | None:
+        """A prompt without two spans, at 1/4 and 5/8 of the piece, and what is asked for, as the first of the run's
+        objectives has it that takes spans away; None if none does, or the piece is too short.
+        """
+        if len(piece) < 4 * self.span_tokens:
+            return None
+        starts = [len(piece) // 4, 5 * len(piece) // 8]
+        made = (
+            s.objective.filling(piece, starts, self.span_tokens, specials=data.tokenizer.specials) for s in data.sources
+        )
+        return next(filter(None, made), None)
+
     def _choose(self, setting: Setting) -> list[np.ndarray]:
         """Whole pieces of prompt_tokens + max_new_tokens, drawn; shorter ones where there are no others."""
         length = self.prompt_tokens + self.max_new_tokens
@@ -219,22 +228,6 @@ class Samples(Task):
 
 
 BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
-
-
-def without_spans(piece: np.ndarray, span: int, sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A piece with two spans replaced by sentinels, and what is asked for; the spans begin at 1/4 and at 5/8 of it.
-
-    With span = 2, sentinels = [90 91], piece = [10 11 12 13 14 15 16 17]:
-
-        [10 11 90 14 91 17]     [90 12 13 91 15 16]
-    """
-    if len(sentinels) < 2 or len(piece) < 4 * span:
-        return piece, piece[:0]
-    first, second = len(piece) // 4, 5 * len(piece) // 8
-    s0, s1 = sentinels[:1], sentinels[1:2]
-    spans = piece[first : first + span], piece[second : second + span]
-    rest = piece[:first], piece[first + span : second], piece[second + span :]
-    return np.concatenate([rest[0], s0, rest[1], s1, rest[2]]), np.concatenate([s0, spans[0], s1, spans[1]])
 
 
 def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> TokenSums:

@@ -158,13 +158,40 @@ class UL2(Objective):
             sentinels = self._sentinel_ids(spans, specials)
             encoder_tokens, targets, origins = corrupt(tokens, kept_lengths, noise_lengths, sentinels)
             silent = () if self.loss_on_sentinels else sentinel_places(noise_lengths)
-        before, after = self._mode_ids(task), [specials.eos] * self.encoder_eos
-        if before or after:
-            encoder_tokens = np.concatenate([before, encoder_tokens, after], dtype=np.int32, casting="unsafe")
+        encoder_tokens = self._framed(encoder_tokens, task, specials)
         example = teacher_forced(encoder_tokens, targets, origins, specials=specials, eos=self.eos, denoiser=index)
         if len(silent):
             example.weights[silent] = 0.0
         return example
+
+    def filling(
+        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: Specials
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """A prompt and what is asked for; of several denoisers that take spans away, the mode is the first one's.
+
+        With sentinels 90 91 …, tokens [10 … 17], starts [2 5], span 2:
+
+            [10 11 90 14 91 17]     [90 12 13 91 15 16]
+        """
+        takers = [task for task in self.tasks if not task.is_prefix]
+        if not takers:
+            return None
+        if self.sentinels == "distinct" and specials.sentinels < len(starts):
+            return None
+        edges = np.concatenate([[0], np.asarray(starts) + span])
+        kept, taken = np.append(starts, len(tokens)) - edges, np.full(len(starts), span)
+        ids = self._sentinel_ids(len(starts), specials)
+        # what is behind the last span is kept as it is
+        end = edges[-1]
+        encoder_tokens, targets, _ = corrupt(tokens[:end], kept[:-1], taken, ids)
+        return self._framed(np.concatenate([encoder_tokens, tokens[end:]]), takers[0], specials), targets
+
+    def _framed(self, encoder_tokens: np.ndarray, task: Denoiser, specials: Specials) -> np.ndarray:
+        """The encoder's input with what stands before and after it."""
+        before, after = self._mode_ids(task), [specials.eos] * self.encoder_eos
+        if not (before or after):
+            return encoder_tokens
+        return np.concatenate([before, encoder_tokens, after], dtype=np.int32, casting="unsafe")
 
     def _mode_ids(self, task: Denoiser) -> list[int]:
         return [token for mode, token in self.mode_tokens if mode == task.mode]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import random
+import re
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from t5g2.data.sources import TextFiles
 from t5g2.data.streams import seed_of
 from t5g2.data.tokenizer import Bytes
 from t5g2.eval import evaluate
-from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting, without_spans
+from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting
 from t5g2.models import build
 from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder
 from tests import tiny
@@ -45,8 +46,8 @@ def t5gemma():
 
 
 @functools.cache
-def setting_of(text, *, encoder_length=48, **changes):
-    source = Source(text, MIXTURE if encoder_length else Causal())
+def setting_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
+    source = Source(text, objective if encoder_length else Causal())
     data = DataConfig(
         sources=(source,),
         tokenizer=TOKENIZER,
@@ -178,10 +179,22 @@ def test_a_decoder_only_model_only_completes(text):
     assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2
 
 
-def test_spans_are_taken_out_as_in_the_docstring():
-    kept, taken = without_spans(np.arange(10, 18), 2, np.array([90, 91]))
-    assert kept.tolist() == [10, 11, 90, 14, 91, 17]
-    assert taken.tolist() == [90, 12, 13, 91, 15, 16]
+@pytest.mark.parametrize(
+    ("policy", "kinds", "prompt"),
+    [
+        (UL2(sentinels="mask"), ["completion", "filling"], r"^.{5}<mask>.{4}<mask>.{5}$"),
+        (MIXTURE, ["completion", "filling"], r"^.{5}<sentinel_0>.{4}<sentinel_1>.{5}$"),
+        (UL2().only("suffix_r75"), ["completion"], None),
+        (PrefixLM(), ["completion"], None),
+    ],
+)
+def test_a_gap_is_what_the_training_had_for_one(text, t5gemma, policy, kinds, prompt):
+    """A model that has never seen a gap is asked to fill none in."""
+    task = Samples(text, examples=1, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
+    outcome = evaluate.evaluate(t5gemma, [task], setting_of(text, objective=policy))
+    assert [row["kind"] for row in outcome.predictions] == kinds
+    if prompt is not None:
+        assert re.match(prompt, outcome.predictions[1]["prompt"], re.DOTALL)
 
 
 def test_tasks_are_chosen_by_name(text, t5gemma):

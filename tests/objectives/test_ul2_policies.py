@@ -271,3 +271,28 @@ def test_a_tokenizer_without_a_mask_or_without_sentinels():
     UL2((Denoiser("suffix", rate=0.5),), sentinels="mask").check_tokenizer(nothing, 200)
     assert not nothing.is_sentinel(np.array([-1, 4, 90])).any()
     assert SPECIALS.is_sentinel(np.array([3, 4, 89, 90, 99, 100])).tolist() == [False, True, False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt", "asked"),
+    [
+        ({}, [10, 11, 90, 14, 91, 17], [90, 12, 13, 91, 15, 16]),
+        ({"sentinels": "mask"}, [10, 11, 4, 14, 4, 17], [4, 12, 13, 4, 15, 16]),
+        (
+            {"encoder_eos": True, "mode_tokens": MODES[:2]},
+            [50, 51, 10, 11, 90, 14, 91, 17, 1],
+            [90, 12, 13, 91, 15, 16],
+        ),
+    ],
+)
+def test_a_prompt_with_gaps_is_an_encoder_input_of_the_training(changes, prompt, asked):
+    got = UL2((SPANS,), **changes).filling(np.arange(10, 18), [2, 5], 2, specials=SPECIALS)
+    assert got is not None
+    assert [part.tolist() for part in got] == [prompt, asked]
+
+
+def test_no_prompt_with_gaps_of_what_takes_none_away():
+    how = {"tokens": np.arange(10, 18), "starts": [2, 5], "span": 2}
+    assert UL2().only("suffix_r75").filling(**how, specials=SPECIALS) is None
+    assert UL2((SPANS,)).filling(**how, specials=dataclasses.replace(SPECIALS, sentinels=1)) is None
+    assert UL2((SPANS,), sentinels="cyclic").filling(**how, specials=dataclasses.replace(SPECIALS, sentinels=1))
