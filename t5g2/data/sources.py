@@ -1,6 +1,7 @@
 """Where text comes from: documents in a fixed order, read when asked for, and cut into pieces of tokens."""
 
 import threading
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -177,6 +178,7 @@ def open_pieces(
     max_skipped: float = MAX_SKIPPED,
     pairs: bool = False,
     long_documents: LongDocuments = "split",
+    tokens: Callable[[Documents], Documents] | None = None,
 ) -> Pieces:
     """The pieces of a source of text.
 
@@ -184,6 +186,8 @@ def open_pieces(
       max_skipped: the largest share of the records that may be skipped.
       pairs: whether pairs of inputs and targets are wanted.
       long_documents: what becomes of a document of more than piece_tokens.
+      tokens: turns the documents into the same ones as tokens, such as from a cache; None = each is tokenised when it
+        is read.
 
     Raises:
       UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
@@ -200,6 +204,7 @@ def open_pieces(
             f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
             f"them may be left out; mend them, or raise max_skipped. The first:\n  " + "\n  ".join(documents.problems)
         )
+    documents = documents if tokens is None else tokens(documents)
     pieces = Pieces(documents, tokenizer, piece_tokens, long_documents=long_documents)
     if not len(pieces):
         raise UserError(

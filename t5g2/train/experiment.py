@@ -349,6 +349,7 @@ FREE_ON_RESUME = (
     "compute.remat",
     "compute.backend",
     "data.workers",
+    "data.cache_tokens",
     "data.prefetch",
     "init",
 )

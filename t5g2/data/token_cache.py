@@ -1,0 +1,61 @@
+"""Tokens that a run makes once: the shards of t5g2/data/shards.py, kept in T5G2_CACHE or ~/.cache/t5g2.
+
+tokens/<fingerprint of the text and of the tokenizer>/         a folder as `t5g2 tokenize` writes it
+tokens/<fingerprint …>.lock                                    held by the process that writes it; others wait
+
+A text or a tokenizer that changes has another name, so nothing here is ever out of date; what is old may be removed.
+"""
+
+import fcntl
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+from t5g2.core.errors import UserError
+from t5g2.data import shards
+from t5g2.data.copies import cache
+from t5g2.data.documents import Documents
+from t5g2.data.shards import Job, TokenDocuments, Tokens
+from t5g2.data.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+SHARD_DOCUMENTS = 4096
+
+
+def tokenized(documents: Documents, tokenizer: Tokenizer, *, workers: int = 0) -> Documents:
+    """The same documents as tokens from the cache, which are made if they are not there.
+
+    Whoever comes while they are made waits. Interrupted, the next call goes on after the last whole shard; a folder
+    that has lost something is made anew.
+
+    Args:
+      workers: processes that make them; 0 = this one.
+    """
+    if isinstance(documents, TokenDocuments):
+        return documents
+    name = hashlib.sha256(f"{documents.fingerprint} {tokenizer.fingerprint()}".encode()).hexdigest()[:16]
+    folder = cache() / "tokens" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = _whole(folder)
+        if found is None:
+            job = Job(documents, tokenizer, {}, -(-len(documents) // SHARD_DOCUMENTS))
+            said = shards.write(job, folder, workers=max(workers, 1))
+            log.info("tokens of %s: %d, kept in %s", documents.fingerprint, said["tokens"], folder)
+            found = Tokens(str(folder)).open()
+    return found
+
+
+def _whole(folder: Path) -> Documents | None:
+    """What a folder holds; None if it is not finished, or has lost something and is made anew."""
+    if not (folder / shards.MANIFEST).is_file():
+        return None
+    try:
+        return Tokens(str(folder)).open()
+    except UserError as error:
+        log.warning("%s", error)
+        shutil.rmtree(folder)
+        return None
