@@ -1,7 +1,6 @@
 """Where text comes from: documents in a fixed order, read when asked for, and cut into pieces of tokens."""
 
 import threading
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from t5g2.data.python_text import PythonText
 from t5g2.data.records import ArrayRecord, Tfds
 from t5g2.data.seqio_examples import Seqio
 from t5g2.data.shards import Tokens
+from t5g2.data.token_cache import InCache
 from t5g2.data.tokenizer import Tokenizer
 
 LongDocuments = Literal["split", "truncate"]
@@ -170,7 +170,7 @@ def describe(name: str, pieces: Pieces) -> str:
 
 
 def open_pieces(
-    text: Text | InRows,
+    text: Text | InRows | InCache,
     tokenizer: Tokenizer,
     *,
     piece_tokens: int,
@@ -178,7 +178,6 @@ def open_pieces(
     max_skipped: float = MAX_SKIPPED,
     pairs: bool = False,
     long_documents: LongDocuments = "split",
-    tokens: Callable[[Documents], Documents] | None = None,
 ) -> Pieces:
     """The pieces of a source of text.
 
@@ -186,8 +185,6 @@ def open_pieces(
       max_skipped: the largest share of the records that may be skipped.
       pairs: whether pairs of inputs and targets are wanted.
       long_documents: what becomes of a document of more than piece_tokens.
-      tokens: turns the documents into the same ones as tokens, such as from a cache; None = each is tokenised when it
-        is read.
 
     Raises:
       UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
@@ -204,7 +201,6 @@ def open_pieces(
             f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
             f"them may be left out; mend them, or raise max_skipped. The first:\n  " + "\n  ".join(documents.problems)
         )
-    documents = documents if tokens is None else tokens(documents)
     pieces = Pieces(documents, tokenizer, piece_tokens, long_documents=long_documents)
     if not len(pieces):
         raise UserError(

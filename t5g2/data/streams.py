@@ -14,7 +14,6 @@ both have in common: max(B / streams, 1) rows and the max(g, 1) streams that fil
 
 import bisect
 import dataclasses
-import functools
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from t5g2.data.image_text import ImageText
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.packer import START, PackedRows, Position
 from t5g2.data.sources import Pieces, open_pieces
-from t5g2.data.token_cache import tokenized
+from t5g2.data.token_cache import InCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +102,12 @@ def open_source(source: Source, config: DataConfig) -> Pieces:
     Raises:
       UserError: as open_pieces, and InRows.
     """
-    text, tokens = source.text, None
-    if config.cache_tokens:
-        tokens = functools.partial(tokenized, tokenizer=config.tokenizer, workers=config.workers)
+    text = source.text
     if isinstance(text, ImageText):
         assert config.images is not None, "DataConfig refuses texts with images where rows have none"
-        text, tokens = InRows(text, config.images, config.tokenizer, config.piece_tokens), None
+        text = InRows(text, config.images, config.tokenizer, config.piece_tokens)
+    elif config.cache_tokens:
+        text = InCache(text, config.tokenizer, config.max_skipped, workers=config.workers)
     return open_pieces(
         text,
         config.tokenizer,
@@ -117,7 +116,6 @@ def open_source(source: Source, config: DataConfig) -> Pieces:
         max_skipped=config.max_skipped,
         pairs=source.objective.takes_pairs,
         long_documents=config.long_documents,
-        tokens=tokens,
     )
 
 

@@ -10,18 +10,50 @@ import fcntl
 import hashlib
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t5g2.core.errors import UserError
 from t5g2.data import shards
 from t5g2.data.copies import cache
-from t5g2.data.documents import Documents
+from t5g2.data.documents import Documents, OnBadRecord
 from t5g2.data.shards import Job, TokenDocuments, Tokens
 from t5g2.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 SHARD_DOCUMENTS = 4096
+
+
+@dataclass(frozen=True)
+class InCache:
+    """A source of text, read as tokens from the cache.
+
+    Attributes:
+      text: where the text comes from.
+      max_skipped: the largest share of its records that may be left out; more of it is not tokenised.
+      workers: processes that tokenise; 0 = this one.
+    """
+
+    text: Any
+    tokenizer: Tokenizer
+    max_skipped: float
+    workers: int = 0
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """Its documents, as they are if too many are left out, else as tokens.
+
+        Raises:
+          UserError: as the text.
+        """
+        documents = self.text.open(on_bad_record=on_bad_record)
+        if documents.skipped > self.max_skipped * (len(documents) + documents.skipped):
+            return documents
+        return tokenized(documents, self.tokenizer, workers=self.workers)
+
+    def __str__(self) -> str:
+        return str(self.text)
 
 
 def tokenized(documents: Documents, tokenizer: Tokenizer, *, workers: int = 0) -> Documents:

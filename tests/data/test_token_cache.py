@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from t5g2.core.errors import UserError
 from t5g2.data import shards, token_cache
 from t5g2.data.pipeline import Pipeline
-from t5g2.data.sources import Jsonl, TextFiles
+from t5g2.data.sources import Jsonl, TextFiles, open_pieces
 from t5g2.data.tokenizer import Bytes
 from tests.data import corpus
 
@@ -124,6 +125,24 @@ def test_of_several_that_want_them_one_makes_them(tmp_path, cache, monkeypatch):
     assert len(writes) == 1
     assert len({tuple(documents.tokens(0, Bytes()).tolist()) for documents in found}) == 1
     assert len(found) == 4
+
+
+def test_a_text_with_too_many_bad_records_is_not_tokenised(tmp_path, cache):
+    """And says which they are, as it does without the cache."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "the text of a record"}\n{"txt": "no text"}\n')
+    source = token_cache.InCache(Jsonl(str(file)), Bytes(), 0.01)
+    with pytest.raises(UserError, match=r"Jsonl.*a\.jsonl.*1 of 2 records cannot be read(.|\n)*line 2"):
+        open_pieces(source, Bytes(), piece_tokens=16, on_bad_record="skip")
+    assert not cache.exists()
+    kept = open_pieces(
+        token_cache.InCache(Jsonl(str(file)), Bytes(), 0.5),
+        Bytes(),
+        piece_tokens=16,
+        on_bad_record="skip",
+        max_skipped=0.5,
+    )
+    assert kept.documents.skipped == 1
 
 
 def test_tokens_made_ahead_are_not_kept_again(tmp_path, cache):
