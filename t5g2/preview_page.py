@@ -10,6 +10,8 @@ import numpy as np
 
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError
+from t5g2.data.config import DataConfig
+from t5g2.data.preview import decode
 from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig
@@ -92,7 +94,7 @@ def _row(experiment: Experiment, seen: Look, row: int) -> list[Html]:
         parts.append(tag("h3", f"{name}: {used} of {len(segments)} tokens"))
         parts.append(_strip(segments))
         silent = np.zeros(len(tokens), bool) if weights is None else weights == 0
-        parts.append(tag("div", *_spans(tokens, segments, silent, config.tokenizer), kind="tokens"))
+        parts.append(tag("div", *_spans(tokens, segments, silent, config), kind="tokens"))
     return [tag("div", *parts, kind="row"), tag("div", *_masks(experiment, seen, row), kind="masks")]
 
 
@@ -117,8 +119,9 @@ def _color(segment: int) -> str:
     return "transparent" if segment == 0 else COLORS[(segment - 1) % len(COLORS)]
 
 
-def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, tokenizer) -> list[Html]:
+def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, config: DataConfig) -> list[Html]:
     """The text in runs of one example, special tokens apart from the others."""
+    tokenizer = config.tokenizer
     special = np.isin(tokens, list(tokenizer.named().values())) | tokenizer.specials.is_sentinel(tokens)
     made = []
     for run in _runs(segments, silent, special):
@@ -126,7 +129,7 @@ def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, tokeniz
             made.append(tag("span", f" +{run.stop - run.start} padding", kind="padding"))
             continue
         kinds = [name for name, of in (("special", special), ("silent", silent)) if of[run.start]]
-        text = tokenizer.decode(tokens[run]).replace("\n", "⏎")
+        text = decode(tokens[run], tokenizer, config.images).replace("\n", "⏎")
         made.append(tag("span", text, kind=" ".join(kinds), style=f"background:{_color(int(segments[run.start]))}"))
     return made
 

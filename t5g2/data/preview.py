@@ -4,25 +4,27 @@ import numpy as np
 
 from t5g2.core.batch import Batch, Example, HostBatch
 from t5g2.data.config import DataConfig
+from t5g2.data.image_tokens import ImageRows
 from t5g2.data.tokenizer import Tokenizer
 
 
-def show(example: Example, tokenizer: Tokenizer) -> str:
+def show(example: Example, tokenizer: Tokenizer, images: ImageRows | None = None) -> str:
     """What the encoder reads and what the decoder is asked for, a line each; targets that do not count stand in ⟦ ⟧.
 
         encoder  The <sentinel_0> sat on <sentinel_1>
         targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
 
-    Decoder inputs are not shown: they are BOS and the targets but the last. Without encoder tokens the first line is
-    left out; inputs that see each other both ways, a decoder-only model's prefix, stand in its place.
+    The tokens of an image are one [image 896x896]. Decoder inputs are not shown: they are BOS and the targets but the
+    last. Without encoder tokens the first line is left out; inputs that see each other both ways, a decoder-only
+    model's prefix, stand in its place.
     """
-    targets = _marked(example.targets, example.weights, tokenizer)
+    targets = _marked(example, tokenizer, images)
     if example.blocks is not None and np.any(example.blocks):
         seen = example.decoder_tokens[example.blocks > 0]
-        return f"prefix   {_line(tokenizer.decode(seen))}\ntargets  {targets}"
+        return f"prefix   {_line(decode(seen, tokenizer, images))}\ntargets  {targets}"
     if not len(example.encoder_tokens):
         return f"targets  {targets}"
-    return f"encoder  {_line(tokenizer.decode(example.encoder_tokens))}\ntargets  {targets}"
+    return f"encoder  {_line(decode(example.encoder_tokens, tokenizer, images))}\ntargets  {targets}"
 
 
 def show_row(batch: HostBatch, row: int, config: DataConfig) -> str:
@@ -43,7 +45,7 @@ def show_row(batch: HostBatch, row: int, config: DataConfig) -> str:
         source, denoiser = data.sources[row][here][0], data.denoisers[row][here][0]
         example = _example(data, row, segment)
         name = f"example {example_id}, source {config.names[source]}, denoiser {config.denoisers[denoiser]}"
-        lines += [f"[{segment}] {name}", show(example, config.tokenizer)]
+        lines += [f"[{segment}] {name}", show(example, config.tokenizer, config.images)]
     return "\n".join(lines)
 
 
@@ -58,13 +60,26 @@ def _example(data: Batch, row: int, segment: int) -> Example:
     return Example(encoder, *parts, blocks=blocks)
 
 
-def _marked(tokens: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text, with ⟦ ⟧ around runs of tokens of weight 0."""
-    silent = weights == 0.0
+def decode(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -> str:
+    """The text of tokens, in which [image 896x896] stands for the tokens of each image of that size."""
+    if images is None:
+        return tokenizer.decode(tokens)
+    is_image = tokens == images.token
+    cuts = np.flatnonzero(is_image[1:] != is_image[:-1]) + 1
+    return "".join(
+        f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if here[0] else tokenizer.decode(run)
+        for run, here in zip(np.split(tokens, cuts), np.split(is_image, cuts), strict=True)
+        if len(run)
+    )
+
+
+def _marked(example: Example, tokenizer: Tokenizer, images: ImageRows | None) -> str:
+    """The text of the targets, with ⟦ ⟧ around runs of weight 0."""
+    silent = example.weights == 0.0
     starts = np.flatnonzero(silent[1:] != silent[:-1]) + 1
     text = ""
-    for run, quiet in zip(np.split(tokens, starts), np.split(silent, starts), strict=True):
-        shown = _line(tokenizer.decode(run))
+    for run, quiet in zip(np.split(example.targets, starts), np.split(silent, starts), strict=True):
+        shown = _line(decode(run, tokenizer, images))
         text += f"⟦{shown}⟧" if quiet[0] else shown
     return text
 

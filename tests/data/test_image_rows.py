@@ -10,6 +10,7 @@ from t5g2.core.errors import UserError
 from t5g2.data import images, packing
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
+from t5g2.data.preview import show_row
 from t5g2.data.sources import TextFiles
 from t5g2.data.streams import open_corpus
 from t5g2.data.tokenizer import Bytes
@@ -140,6 +141,17 @@ def test_an_image_token_in_a_text_is_none(tmp_path):
     assert not np.any(tokens == 7)
     assert np.any(tokens == Bytes().specials.unk)
     assert not batch.images.any()
+
+
+def test_a_person_sees_images_not_their_tokens(tmp_path):
+    for decoder_only, first in ((False, "encoder  "), (True, "prefix   <bos>")):
+        config = mixed(tmp_path, packing="none", decoder_only=decoder_only)
+        batches = corpus.batches(config, count=6)[0]
+        shown = "\n".join(show_row(batch, row, config) for batch in batches for row in range(4))
+        image = "<start_of_image>[image 16x16]<end_of_image>"
+        assert f"{first}here ⏎⏎{image}\n" in shown
+        assert f"{first}⏎⏎{image}⏎⏎ and ⏎⏎{image}\n" in shown
+        assert "<image>" not in shown
 
 
 def test_the_fingerprint_is_of_what_an_image_is(tmp_path):

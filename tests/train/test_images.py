@@ -1,0 +1,271 @@
+"""Images from a file to the loss: what the model is given, on one device and on eight, and that it learns from it."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.core import mesh as meshes
+from t5g2.core import tree
+from t5g2.core.errors import UserError
+from t5g2.core.mesh import MeshShape
+from t5g2.data.images import prepare, read
+from t5g2.data.pipeline import Pipeline, to_global
+from t5g2.data.tokenizer import Bytes
+from t5g2.eval.tasks import HeldoutLoss
+from t5g2.models import build
+from t5g2.objectives import MultimodalPrefixLM
+from t5g2.train import experiment as experiments
+from t5g2.train import optim, start, state, step
+from tests import weights
+from tests.data import corpus, image_corpus
+
+CONFIG = "configs/t5gemma2_images.py"
+SMALL = {
+    "model.encoder.width": "32",
+    "model.encoder.layers": "3",
+    "model.encoder.mlp_width": "48",
+    "model.encoder.head_size": "16",
+    "model.encoder.images.vision.image_size": "16",
+    "model.encoder.images.vision.patch_size": "4",
+    "model.encoder.images.vision.width": "16",
+    "model.encoder.images.vision.mlp_width": "24",
+    "model.encoder.images.tokens": "4",
+    "data.piece_tokens": "60",
+    "data.encoder_length": "64",
+    "data.decoder_length": "64",
+    "data.images.per_row": "3",
+    "data.packing_rows": "2",
+    "eval.tasks": "()",
+    "optim.freeze": "()",
+}
+SMALL |= {name.replace("encoder", "decoder"): SMALL[name] for name in list(SMALL)[:4]}
+RECORDS = tuple((f"<start_of_image> it is {color} now", (color,)) for color in image_corpus.NAMES)
+
+
+def load(folder, records=image_corpus.RECORDS, **changes):
+    """The experiment of the config, smaller, on small pictures and texts of the tests."""
+    image_corpus.jsonl(folder / "images", records)
+    corpus.write_texts(folder / "texts", "few", 8)
+    sources = [
+        {
+            "text": {"kind": "image_jsonl", "path": f"{folder}/images"},
+            "objective": {"kind": "multimodal_prefix_lm"},
+            "name": "images",
+        },
+        {"text": {"kind": "text", "path": f"{folder}/texts"}, "objective": {"kind": "ul2"}, "name": "text"},
+    ]
+    return experiments.load(CONFIG, [*SMALL.items(), ("data.sources", repr(sources)), *changes.items()])
+
+
+def batch_of(experiment, *, skip=0):
+    with Pipeline(experiment.data, seed=0) as pipeline:
+        for _ in range(skip):
+            pipeline.next()
+        return pipeline.next().batch
+
+
+def test_the_planned_batch_is_what_the_pipeline_gives(tmp_path, devices):
+    experiment = load(tmp_path)
+    planned, batch = start.plan(experiment, meshes.make(MeshShape(data=4, fsdp=2))).batch, batch_of(experiment)
+    assert batch.images.shape == (8, 3, 16, 16, 3)
+    assert jax.tree.structure(planned) == jax.tree.structure(batch)
+    for abstract, array in zip(*map(jax.tree.leaves, (planned, batch)), strict=True):
+        assert (abstract.shape, abstract.dtype) == (array.shape, array.dtype)
+
+
+def test_the_loss_is_that_of_the_model_given_the_images_as_floats(tmp_path):
+    """Directly: the pictures as data.images prepares them for a prompt, logits of all, cross-entropy of those asked."""
+    experiment = load(tmp_path)
+    batch, model = batch_of(experiment), weights.model(experiment.model)
+    assert {0, 1} == set(np.unique(batch.sources))
+    floats = np.zeros(batch.images.shape, np.float32)
+    pictures = {c: prepare(read(image_corpus.picture(c)), 16) for c in image_corpus.NAMES}
+    for row, i in np.argwhere(batch.images.any(axis=(2, 3, 4))).tolist():
+        [color] = [c for c, p in pictures.items() if np.array_equal(np.round((p + 1) * 127.5), batch.images[row, i])]
+        floats[row, i] = pictures[color]
+    hidden = jax.jit(lambda images: model.hidden(batch.encoder, batch.decoder, images, compute=experiment.compute))
+    log_probs = np.asarray(jax.nn.log_softmax(model.logits(hidden(floats)).astype(jnp.float32)), np.float64)
+    losses = -np.take_along_axis(log_probs, batch.targets[..., None], axis=-1)[..., 0]
+    total, sums = step.loss_sums(model, batch, step.Settings(experiment.compute, 6, 2))
+    np.testing.assert_allclose(float(total), np.sum(losses * batch.weights), rtol=1e-5)
+    assert int(sums.tokens) == np.sum(batch.encoder.segments > 0) + np.sum(batch.decoder.segments > 0)
+    blank, _ = step.loss_sums(
+        model, batch._replace(images=np.zeros_like(batch.images)), step.Settings(experiment.compute, 6, 2)
+    )
+    assert abs(float(blank - total)) > 1e-2, "the images make no difference"
+
+
+def update(experiment, batch, shape, microbatches, devices):
+    """The metrics of one update, and the weights after it."""
+    world = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
+    updates = optim.make(experiment.optim, experiment.train.steps, build.abstract(experiment.model))
+    abstract = state.abstract(experiment.model, updates, world=world, param_dtype="float32")
+    place = meshes.batch_sharding(world)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batch)
+    settings = step.Settings(experiment.compute, 6, 2, microbatches)
+    compiled = step.compile_step(step.make_train_step(updates, settings), abstract, shapes, world=world)
+    params = jax.device_put(weights.model(experiment.model), jax.tree.map(lambda x: x.sharding, abstract.params))
+    there = to_global(batch, place, rows=len(batch.targets))
+    after, metrics = compiled(state.fresh(params, updates, abstract), there, None)
+    return jax.device_get(metrics), jax.device_get(after.params)
+
+
+@pytest.mark.long
+def test_a_mesh_and_microbatches_compute_the_same(tmp_path, devices):
+    # so that the weights' differences are about the gradients themselves
+    near_sgd = {"optim.optimizer": "{'kind': 'adamw', 'eps': 10.0}", "optim.decay": "()"}
+    experiment = load(tmp_path, **near_sgd, **{"optim.schedule": "{'kind': 'constant', 'peak': 10.0}"})
+    batch = batch_of(experiment)
+    alone, params = update(experiment, batch, (1, 1, 1), 1, devices)
+    assert alone.finite
+    for shape, microbatches in (((2, 2, 2), 1), ((2, 1, 2), 4)):
+        metrics, there = update(experiment, batch, shape, microbatches, devices)
+        for name in ("total", "loss", "weight", "source_loss", "denoiser_loss", "tokens", "gradient_norm"):
+            np.testing.assert_allclose(getattr(metrics, name), getattr(alone, name), rtol=2e-5, err_msg=name)
+        for a, b in zip(*map(jax.tree.leaves, (there, params)), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+    before, paths = weights.model(experiment.model), jax.tree.leaves(tree.paths(params))
+    pairs = zip(paths, *map(jax.tree.leaves, (params, before)), strict=True)
+    moved = {path.split(".")[0] for path, a, b in pairs if not np.array_equal(a, b)}
+    assert {"projector", "encoder", "decoder"} <= moved
+    assert "vision" not in moved, "an image tower is frozen"
+
+
+@pytest.mark.long
+def test_it_learns_what_is_in_the_pictures(tmp_path):
+    """The texts differ by a color, one of five, that only the picture says; other texts are learned beside them."""
+    experiment = load(tmp_path, RECORDS, **{"optim.schedule.peak": "1e-2", "train.steps": "200"})
+    updates = optim.make(experiment.optim, experiment.train.steps, build.abstract(experiment.model))
+    settings = step.Settings(experiment.compute, len(experiment.data.denoisers), 2)
+    train = jax.jit(step.make_train_step(updates, settings))
+    params = build.make(experiment.model, key=jax.random.key(0))
+    now, losses = state.TrainState(jnp.zeros((), jnp.int32), params, updates.init(params)), []
+    with Pipeline(experiment.data, seed=0) as pipeline:
+        for _ in range(experiment.train.steps):
+            now, metrics = train(now, pipeline.next().batch)
+            losses.append(np.asarray(metrics.source_loss / metrics.source_weight))
+        held = [pipeline.next().batch for _ in range(8)]
+    first, last = np.mean(losses[:10], axis=0), np.mean(losses[-10:], axis=0)
+    assert last[0] < 0.05 * first[0], "texts with images"
+    assert last[1] < 0.9 * first[1], "texts"
+
+    def summed(batches):
+        return sum(float(step.loss_sums(now.params, batch, settings)[1].source_loss[0]) for batch in batches)
+
+    examples = sum(int((batch.encoder.tokens == 7).sum()) // 4 for batch in held)
+    right, wrong = summed(held), summed(b._replace(images=np.roll(b.images, 1, axis=0)) for b in held)
+    assert right / examples < 0.75 * math.log(len(RECORDS)), "no better than without looking"
+    assert wrong > 2 * right
+
+
+def test_held_out_texts_with_images_are_measured(tmp_path):
+    experiment = load(tmp_path, RECORDS)
+    world = meshes.make(MeshShape(), jax.devices()[:1])
+    with jax.set_mesh(world):
+        setting = start.plan(experiment, world).setting(range(8))
+        text = experiment.data.sources[0].text
+        task = HeldoutLoss(text, MultimodalPrefixLM(), name="seen", examples=None)
+        model = weights.model(experiment.model)
+        scores = task.prepare(setting)(model).scores
+    total = weight = 0.0
+    alone = dataclasses.replace(experiment.data, sources=experiment.data.sources[:1], packing="none")
+    seen = set()
+    with Pipeline(alone, seed=3) as pipeline:
+        while len(seen) < len(RECORDS):
+            batch = pipeline.next().batch
+            for row in range(8):
+                one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
+                words = Bytes().decode(one.targets[0], show_specials=False)
+                if words not in seen:
+                    seen.add(words)
+                    _, sums = step.loss_sums(model, one, step.Settings(experiment.compute, 1, 1))
+                    total, weight = total + float(sums.loss), weight + float(sums.weight)
+    assert scores["seen/loss"] == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_a_decoder_only_model_reads_them_too(tmp_path):
+    """Also where the image token has no row of its own in the embedding, as in Gemma 3."""
+    image_corpus.jsonl(tmp_path / "images", RECORDS)
+    stack = dataclasses.replace(load(tmp_path / "other").model.encoder, vocab_size=364)
+    losses = []
+    for token in (7, 364):
+
+        class Own(Bytes):
+            def named(self, token=token):
+                return super().named() | {"image": token}
+
+            @property
+            def specials(self, token=token):
+                return dataclasses.replace(super().specials, image=token)
+
+        images = dataclasses.replace(stack.images, token=token)
+        experiment = experiments.build(
+            {
+                "model": dataclasses.replace(stack, images=images),
+                "data": {
+                    "sources": [
+                        {
+                            "text": {"kind": "image_jsonl", "path": f"{tmp_path}/images"},
+                            "objective": {"kind": "multimodal_prefix_lm_decoder"},
+                        }
+                    ],
+                    "tokenizer": Own(),
+                    "images": {"per_row": 3},
+                    "rows": 4,
+                    "streams": 4,
+                    "encoder_length": 0,
+                    "decoder_length": 64,
+                    "piece_tokens": 40,
+                },
+                "optim": {"schedule": {"kind": "constant", "peak": 0.1}},
+                "train": {"steps": 3},
+                "compute": {"dtype": "float32"},
+            }
+        )
+        batch = batch_of(experiment)
+        assert (batch.targets == token).sum() >= 4 * 4
+        model = weights.model(experiment.model)
+        settings = step.Settings(experiment.compute)
+        (total, sums), gradients = jax.value_and_grad(step.loss_sums, has_aux=True)(model, batch, settings)
+        assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+        losses.append(float(total / sums.weight))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_what_images_are_is_the_models(tmp_path):
+    experiment = load(tmp_path)
+    rows = experiment.data.images
+    assert (rows.per_row, rows.size, rows.tokens, rows.token, rows.begin, rows.end) == (3, 16, 4, 7, 5, 6)
+    assert experiments.build(experiments.dump(experiment)) == experiment
+    assert load(tmp_path, **{"data.images": "{'per_row': 2, 'resampling': 'bicubic'}"}).data.images == (
+        dataclasses.replace(rows, per_row=2, resampling="bicubic")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.images": "None"}, r"source 'images': its texts have images, and data\.images is not set; say how many"),
+        ({"data.images": "{'size': 32, 'per_row': 1}"}, r"images has \{'size': 32\}, and the model \{'size': 16, "),
+        ({"data.images": "{}"}, r"config\.data\.images lacks per_row, which ImageRows has no default for"),
+        ({"data.images.per_rows": "1"}, r"unknown key config\.data\.images\.per_rows, .* did you mean 'per_row'"),
+        ({"model.encoder.images": "None", "data.images": "None"}, r"texts have images, and data\.images is not set"),
+        (
+            {"model.encoder.images": "None", "data.images": "{'per_row': 1, 'size': 1, 'tokens': 1, 'token': 1, "
+             "'begin': 1, 'end': 1}"},
+            r"data\.images is set, and the model has no image tower; leave it out, or take a model that has one",
+        ),
+        (
+            {"model.encoder.images.token": "9"},
+            r"the tokenizer has \{'image': 7\} and the model \{'image': 9, 'start_of_image': 5, 'end_of_image': 6\}",
+        ),
+        ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher is asked without images"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, **changes)
