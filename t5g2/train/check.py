@@ -27,8 +27,9 @@ from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
 from t5g2.models import flops
 from t5g2.models.backends import BACKENDS
-from t5g2.models.config import EncoderDecoderConfig, TextConfig, to_dict
-from t5g2.train import start, weights
+from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig, to_dict
+from t5g2.models.siglip import TILE
+from t5g2.train import image_rows, start, weights
 from t5g2.train import step as steps
 from t5g2.train.experiment import Experiment
 from t5g2.train.preview import padding
@@ -258,11 +259,11 @@ def estimate(plan: start.Plan) -> Memory:
 
 @dataclass(frozen=True)
 class _Side:
-    """Bytes of one layer of a stack, on one device: its input, what its backward pass needs, its attention scores, its
-    weights and their gradients where they are gathered for it.
+    """Bytes of one layer of a stack or an image tower, on one device: its input, what its backward pass needs, its
+    attention scores, its weights and their gradients where they are gathered for it.
     """
 
-    config: TextConfig
+    config: TextConfig | VisionConfig
     inputs: int
     layer: int
     scores: int
@@ -271,13 +272,15 @@ class _Side:
 
 def _sides(experiment: Experiment) -> list[_Side]:
     model, data = experiment.model, experiment.data
+    tower = _tower(experiment)
     if not isinstance(model, EncoderDecoderConfig):
-        return [_side(experiment, model, data.decoder_length, keys=data.decoder_length)]
+        return [_side(experiment, model, data.decoder_length, keys=data.decoder_length), *tower]
     both, encoder, decoder = data.encoder_length + data.decoder_length, data.encoder_length, data.decoder_length
     keys = both if model.cross == "merged" else max(encoder, decoder)
     return [
         _side(experiment, model.encoder, encoder, keys=encoder),
         _side(experiment, model.decoder, decoder, keys=keys),
+        *tower,
     ]
 
 
@@ -294,6 +297,26 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
     scores = 4 * 4 * rows * max(config.heads // cut, 1) * length * keys if _holds_scores(compute.backend) else 0
     matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
     return _Side(config, inputs, layer, scores, matrices * (size + 4) if world["fsdp"] > 1 else 0)
+
+
+def _tower(experiment: Experiment) -> list[_Side]:
+    """The image tower, which reads every image of every row, there or not; a frozen one leaves nothing behind."""
+    rows, images = experiment.data.images, image_rows.images_of(experiment.model)
+    if rows is None or images is None:
+        return []
+    world, compute, vision = jax.sharding.get_abstract_mesh().shape, experiment.compute, images.vision
+    size, cut = jnp.dtype(compute.vision_dtype).itemsize, world["tensor"]
+    number = experiment.data.rows // (world["data"] * world["fsdp"] * experiment.train.microbatches) * rows.per_row
+    inputs, wide = (number * vision.patches * width * size for width in (vision.width, vision.mlp_width))
+    pixels = 4 * 3 * number * vision.image_size**2
+    tile = number * max(vision.heads // cut, 1) * min(vision.patches, TILE) * vision.patches
+    scores = 4 * tile if _holds_scores(compute.backend) else 0
+    if experiment.optim.freezes_tower(experiment.model):
+        # what is added to, and queries, keys, values and output, or both sides of the MLP's activation
+        passing = 2 * inputs + max(4 * inputs // cut + 2 * scores, 2 * wide // cut)
+        return [_Side(vision, 0, 0, 0, passing + pixels)]
+    layer = 4 * inputs + (4 * inputs + 2 * wide) // cut
+    return [_Side(vision, inputs, layer, 4 * scores, pixels)]
 
 
 def _loss(plan: start.Plan) -> int:

@@ -20,7 +20,7 @@ def completed(node: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Mapping) or not isinstance(data.get("images"), Mapping) or "model" not in node:
         return node
     model = settings.build(LanguageModel, node["model"], where="config.model", tables=(KINDS,))
-    images = _of(model)
+    images = images_of(model)
     if images is not None:
         node["data"] = {**data, "images": _facts(images) | data["images"]}
     return node
@@ -28,7 +28,7 @@ def completed(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(model: LanguageModel, data: DataConfig) -> None:
     """Raises UserError if the model reads no images, or others than the rows have, or other tokens for them."""
-    rows, images = data.images, _of(model)
+    rows, images = data.images, images_of(model)
     if rows is None:
         return
     if images is None:
@@ -51,7 +51,8 @@ def check(model: LanguageModel, data: DataConfig) -> None:
         )
 
 
-def _of(model: LanguageModel) -> ImageConfig | None:
+def images_of(model: LanguageModel) -> ImageConfig | None:
+    """How images enter a model, if they do."""
     return model.encoder.images if isinstance(model, EncoderDecoderConfig) else model.images
 
 
