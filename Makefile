@@ -1,6 +1,7 @@
 # One virtual environment, installed once and again only when pyproject.toml or the constraints change.
 #   make quickstart            the main job, small, on real text
 #   make test                  every test (PYTEST="-m 'not long'" for the short ones)
+#   make test-beam             tokens by Apache Beam, on Python 3.11
 #   make test PYTHON=python3.12 VENV=.venv312
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,13 +13,22 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PAIR := $(if $(filter 3.11,$(VERSION)),py311,py312)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$(PAIR).txt
 
-.PHONY: quickstart test lint format bench clean
+.PHONY: quickstart test test-beam lint format bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(PYTEST)
+
+# Apache Beam wants older releases than the rest is tested with, so it has an environment of its own
+test-beam: .venv-beam/.installed
+	.venv-beam/bin/python -m pytest tests/data/test_beam.py
+
+.venv-beam/.installed: pyproject.toml constraints/beam.txt
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/beam.txt -e '.[beam]' hypothesis pytest
+	@touch $@
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -33,7 +43,7 @@ bench: $(VENV)/.installed-dev
 	for file in bench/*.py; do $(VENV)/bin/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-beam
 
 # a venv that is there keeps its own Python, whatever PYTHON says: then the pins would be those of another
 ifneq ($(wildcard $(VENV)/bin/python),)

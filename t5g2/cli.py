@@ -265,11 +265,14 @@ def tokenize(argv: list[str]) -> None:
         sources=Flag("", "names of sources, separated by commas; all of the config's unless given"),
         shards=Flag(16, "files that each source is written to", least=1),
         workers=Flag(1, "processes that make shards", least=1),
+        beam=Flag(None, "options of an Apache Beam pipeline that makes them, such as --beam='--runner=DirectRunner'"),
     )
+    from t5g2.data import beam
     from t5g2.train import experiment, preview
 
     data = experiment.load(given.config, overrides).data
-    preview.tokenize(data, given.out, names=_listed(given.sources), shards=given.shards, workers=given.workers)
+    how = {"shards": given.shards, "workers": given.workers, "run": beam.pipeline(given.beam) if given.beam else None}
+    preview.tokenize(data, given.out, names=_listed(given.sources), **how)
 
 
 def cache_logits(argv: list[str]) -> None:

@@ -182,12 +182,17 @@ class Job:
         return range(shard * count // self.shards, (shard + 1) * count // self.shards)
 
 
-def write(job: Job, folder: str | os.PathLike, *, workers: int = 1) -> dict[str, Any]:
+# makes each of some shards, with the function that makes one
+Run = Callable[[Callable[[int], None], Sequence[int]], None]
+
+
+def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: Run | None = None) -> dict[str, Any]:
     """Writes the shards of a job into a folder and returns what tokens.json says; shards that are there are kept.
 
     Args:
       folder: where; made if it is missing. Interrupted, the same call goes on.
       workers: processes that make shards, one shard at a time each; 1 = this one.
+      run: how shards are made instead, such as by other machines; the function and the folder must be known there.
 
     Raises:
       UserError: the folder holds something else, or shards of another text, tokenizer or number.
@@ -202,7 +207,9 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1) -> dict[str,
     make = functools.partial(_make, job, folder)
     missing = [shard for shard in range(job.shards) if not _is_there(job, folder, shard)]
     log.info("%s: %d of %d shards to make", folder, len(missing), job.shards)
-    if workers == 1 or len(missing) < 2:
+    if run is not None:
+        run(make, missing)
+    elif workers == 1 or len(missing) < 2:
         for shard in missing:
             make(shard)
     else:

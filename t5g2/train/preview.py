@@ -100,7 +100,13 @@ def padding(summary: Mapping[str, float], *, encoder: bool) -> str:
 
 
 def tokenize(
-    config: DataConfig, out: str | PathLike, *, names: Sequence[str] = (), shards: int = 16, workers: int = 1
+    config: DataConfig,
+    out: str | PathLike,
+    *,
+    names: Sequence[str] = (),
+    shards: int = 16,
+    workers: int = 1,
+    run: token_shards.Run | None = None,
 ) -> None:
     """Writes the tokens of sources, a folder each, and says what to set so that a run reads them.
 
@@ -110,6 +116,7 @@ def tokenize(
       names: of sources; none = all that are texts.
       shards: files of each source.
       workers: processes.
+      run: how shards are made instead.
 
     Raises:
       UserError: no such source; a text is missing or malformed; a folder holds other tokens.
@@ -125,7 +132,7 @@ def tokenize(
         described = settings.dump(source.text, tables=(sources.BY_NAME,))
         job = token_shards.Job(opened, config.tokenizer, described, min(shards, len(opened)))
         begun = time.perf_counter()
-        said = token_shards.write(job, Path(out) / name, workers=workers)
+        said = token_shards.write(job, Path(out) / name, workers=workers, run=run)
         seconds = time.perf_counter() - begun
         setting = json.dumps({"kind": "tokens", "path": str(Path(out) / name)})
         print(
