@@ -173,6 +173,19 @@ class FileTokenizer(Tokenizer):
         tokens = np.array(self._encode(text), np.int32)
         return np.where(tokens < self.vocab_size, tokens, np.int32(max(self.specials.unk, 0)))
 
+    def encode_plain(self, text: str) -> np.ndarray:
+        """int32[tokens]: the text alone, in which what is spelt like a special token is text too.
+
+        A spelling is cut after its first character, and what is left and right of there tokenised by itself.
+        """
+        tokens = self.encode(text)
+        special = np.unique(tokens[self.specials.is_special(tokens)]).tolist()
+        spelt = [piece for piece in map(self._piece, special) if piece and len(piece) > 1 and piece in text]
+        if not spelt:
+            return tokens
+        at = text.index(spelt[0]) + 1
+        return np.concatenate([self.encode_plain(text[:at]), self.encode_plain(text[at:])])
+
     def fingerprint(self) -> str:
         """16 hex digits that differ between tokenizers that give different ids."""
         parts = [type(self).__name__, self.sha256, sorted(self._named.items()), self._sentinels()]

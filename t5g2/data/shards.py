@@ -91,6 +91,11 @@ class TokenDocuments(Documents):
         """Whether they are pairs of inputs and targets."""
         return "pairs" in self._said
 
+    @property
+    def whole(self) -> bool:
+        """Whether they are not to be cut."""
+        return "whole" in self._said or self.pairs
+
     def __len__(self) -> int:
         return len(self._lengths)
 
@@ -161,6 +166,7 @@ class Job:
             "characters": self.opened.characters,
             "skipped": self.opened.skipped,
             **({"pairs": True} if self.opened.pairs else {}),
+            **({"whole": True} if self.opened.whole and not self.opened.pairs else {}),
             "tokenizer": self.tokenizer.to_dict(),
             "tokenizer_fingerprint": self.tokenizer.fingerprint(),
             "dtype": self.dtype,

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from t5g2.core.errors import UserError
+from t5g2.data.chat import Chat, InPieces
 from t5g2.data.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.files import Jsonl, Parquet, TextFiles
 from t5g2.data.image_documents import Fitted, InRows
@@ -33,6 +34,7 @@ Text = (
     | Tfds
     | Seqio
     | Tokens
+    | Chat
     | ImageJsonl
     | ImageParquet
     | WebDataset
@@ -46,6 +48,7 @@ BY_NAME = {
     "tfds": Tfds,
     "seqio": Seqio,
     "tokens": Tokens,
+    "chat": Chat,
     "image_jsonl": ImageJsonl,
     "image_parquet": ImageParquet,
     "webdataset": WebDataset,
@@ -75,10 +78,11 @@ class Pieces:
         self.documents = documents
         self._tokenizer = tokenizer
         lengths = documents.token_lengths(tokenizer)
-        if documents.pairs and lengths.max() > piece_tokens:
+        if documents.whole and lengths.max() > piece_tokens:
+            what = "pair of inputs and targets" if documents.pairs else "document that is not to be cut"
             raise UserError(
-                f"a pair of inputs and targets has {lengths.max()} tokens with the number in front, and piece_tokens "
-                f"is {piece_tokens}; raise it to at least that, because pairs are not cut"
+                f"a {what} has {lengths.max()} tokens{' with the number in front' * documents.pairs}, and piece_tokens "
+                f"is {piece_tokens}; raise it to at least that"
             )
         shortest = 1 if documents.whole else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
@@ -170,7 +174,7 @@ def describe(name: str, pieces: Pieces) -> str:
 
 
 def open_pieces(
-    text: Text | InRows | InCache,
+    text: Text | InRows | InPieces | InCache,
     tokenizer: Tokenizer,
     *,
     piece_tokens: int,

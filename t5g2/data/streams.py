@@ -29,6 +29,7 @@ from t5g2.core.objective import Objective
 from t5g2.core.specials import Specials
 from t5g2.data import image_tokens, packing
 from t5g2.data.answers import CachedAnswers
+from t5g2.data.chat import Chat, InPieces
 from t5g2.data.config import DataConfig, Source, TeacherRows
 from t5g2.data.image_documents import InRows
 from t5g2.data.image_text import ImageText
@@ -106,6 +107,8 @@ def open_source(source: Source, config: DataConfig) -> Pieces:
     if isinstance(text, ImageText):
         assert config.images is not None, "DataConfig refuses texts with images where rows have none"
         text = InRows(text, config.images, config.tokenizer, config.piece_tokens)
+    elif isinstance(text, Chat):
+        text = InPieces(text, config.tokenizer, config.piece_tokens)
     elif config.cache_tokens:
         text = InCache(text, config.tokenizer, config.max_skipped, workers=config.workers)
     return open_pieces(

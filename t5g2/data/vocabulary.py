@@ -49,6 +49,10 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> np.ndarray:
         """int32[tokens]: the text alone, without BOS or EOS."""
 
+    def encode_plain(self, text: str) -> np.ndarray:
+        """int32[tokens]: the text alone, in which what is spelt like a special token is text too."""
+        return self.encode(text)
+
     def count(self, text: str) -> int:
         """How many tokens `encode` gives."""
         return len(self.encode(text))

@@ -25,12 +25,13 @@ ARGUMENTS = {
     "t5gemma": sizes("t5gemma:"),
     "t5gemma_small": tuple(f"{arm}-{width}" for arm in ("source", "adapted", "scratch") for width in (64, 96)),
     "t5gemma2": sizes("t5gemma2:"),
+    "chat_small": ("",),
     "t5gemma2_images": (),  # takes pictures: tests/train/test_images.py makes some
 }
-CONFIGS = [f"{f}:{arg}" for f in sorted((ROOT / "configs").glob("*.py")) for arg in ARGUMENTS[f.stem]]
+CONFIGS = [f"{f}:{arg}".rstrip(":") for f in sorted((ROOT / "configs").glob("*.py")) for arg in ARGUMENTS[f.stem]]
 # compiled too: the arms of what runs on a laptop, and the smallest size of each family
 LAPTOP = (":source", ":adapted", ":scratch", ":source-64", ":adapted-64", ":scratch-64")
-SMALL = [c for c in CONFIGS if c.endswith((*LAPTOP, "gemma3:270m", ":s-s", ":270m-270m"))]
+SMALL = [c for c in CONFIGS if c.endswith((*LAPTOP, "chat_small.py", "gemma3:270m", ":s-s", ":270m-270m"))]
 SWEEPS = sorted((ROOT / "experiments").glob("*.py"))
 
 
