@@ -1,11 +1,12 @@
 # One virtual environment, installed once and again only when pyproject.toml or the constraints change.
 #   make quickstart            the main job, small, on real text
-#   make test                  every test (PYTEST="-m 'not long'" for the short ones)
+#   make test                  every test (PYTEST="-m 'not long'" for the short ones; WORKERS=2 at a time)
 #   make test-beam             tokens by Apache Beam, on Python 3.11
 #   make test PYTHON=python3.12 VENV=.venv312
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?=
+WORKERS ?= 2
 WORKDIR ?= runs/quickstart
 
 # 3.11 is the last Python of the older pair of jax and flax; every newer one takes the newer pair
@@ -19,7 +20,7 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest $(PYTEST)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 # Apache Beam wants older releases than the rest is tested with, so it has an environment of its own
 test-beam: .venv-beam/.installed

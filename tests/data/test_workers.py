@@ -65,7 +65,7 @@ def test_workers_and_their_memory_are_gone_after_the_trainer_is_killed(trainer):
     assert all(map(is_running, workers))
     assert segments
     process.kill()
-    await_end(workers, segments, secs=5)
+    await_end(workers, segments)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -73,7 +73,7 @@ def test_a_signal_to_the_group_is_for_the_trainer_alone(trainer, number):
     process, workers, segments = trainer
     os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=60)
-    await_end(workers, segments, secs=5)
+    await_end(workers, segments)
     assert "Traceback" not in stderr
     if number == signal.SIGINT:  # the trainer closes its pipeline, and nobody has anything to say
         assert (process.returncode, stderr) == (0, "")
@@ -87,9 +87,12 @@ def test_a_pipeline_that_nobody_closed_ends_with_the_interpreter():
     assert "Traceback" not in done.stderr
 
 
-def await_end(workers: list[int], segments: set[str], *, secs: float) -> None:
-    """Waits until the processes and the segments are gone; it is an error if they are there after `secs`."""
-    deadline = time.monotonic() + secs
+def await_end(workers: list[int], segments: set[str]) -> None:
+    """Waits until the processes and the segments are gone; it is an error if they are there after a minute.
+
+    Another test that runs at the same time has segments too, which go when it ends.
+    """
+    deadline = time.monotonic() + 60
     while left := [*filter(is_running, workers), *sorted(shared_memory() & segments)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.test_workers import await_end
+
 from .conftest import CONFIG, command, environment, run
 
 # rates and times differ from run to run, and so do lines that a stop cut short; everything else must not
@@ -156,13 +158,11 @@ def test_killed_with_data_workers_leaves_nothing_behind(corpus, tmp_path):
     while not (file.exists() and '"step": 4,' in file.read_text()) and time.monotonic() < end:
         assert child.poll() is None
         time.sleep(0.05)
-    workers = descendants(child.pid)
+    workers, segments = descendants(child.pid), set(os.listdir("/dev/shm")) - before
     assert len(workers) >= 2
     child.kill()
     child.wait()
-    time.sleep(5)
-    assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
-    assert set(os.listdir("/dev/shm")) - before == set()
+    await_end(workers, segments)
 
 
 def descendants(pid: int) -> list[int]:
