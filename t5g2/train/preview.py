@@ -10,10 +10,11 @@ from pathlib import Path
 
 from t5g2.core import logs, settings
 from t5g2.core.batch import HostBatch
-from t5g2.core.errors import unknown
+from t5g2.core.errors import UserError, unknown
 from t5g2.data import shards as token_shards
 from t5g2.data import sources
 from t5g2.data.config import DataConfig
+from t5g2.data.image_text import ImageText
 from t5g2.data.pipeline import Pipeline, describe_ratio
 from t5g2.data.preview import show_row
 from t5g2.models import flops
@@ -119,7 +120,7 @@ def tokenize(
       run: how shards are made instead.
 
     Raises:
-      UserError: no such source; a text is missing or malformed; a folder holds other tokens.
+      UserError: no such source, or one with images; a text is missing or malformed; a folder holds other tokens.
     """
     logs.setup()
     for name in names:
@@ -127,6 +128,10 @@ def tokenize(
             raise unknown("source", name, config.names)
     for number, (name, source) in enumerate(zip(config.names, config.sources, strict=True)):
         if (names and name not in names) or isinstance(source.text, token_shards.Tokens):
+            continue
+        if isinstance(source.text, ImageText):
+            if names:
+                raise UserError(f"source {name!r} has images, which are not kept as tokens; a run reads it as it is")
             continue
         opened = source.text.open(on_bad_record=config.on_bad_record)
         described = settings.dump(source.text, tables=(sources.BY_NAME,))

@@ -82,6 +82,23 @@ def test_the_estimate_is_near_what_the_compiled_step_takes(model, settings):
     assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.given) < 2
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("freeze", [[], [{"pattern": "vision.*", "end": 0}]], ids=["frozen", "trained"])
+def test_the_estimate_is_near_with_images(freeze, tmp_path):
+    """Images take most of what there is here."""
+    tower = replace(tiny.VISION, width=64, mlp_width=256, image_size=256, patch_size=8)
+    images = replace(tiny.IMAGES, vision=tower, tokens=16, token=7, begin=5, end=6)
+    model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
+    without = estimate()
+    world, plan = plan_of(experiment(model, data__images={"per_row": 2}, optim__freeze=freeze))
+    with jax.set_mesh(world):
+        memory = check.estimate(plan)
+        analysis = check.compile_for_little_memory(plan).memory_analysis()
+    assert memory.total > 1.5 * without.total
+    assert analysis.argument_size_in_bytes - memory.given == 4
+    assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.given) < 2
+
+
 def estimate(**settings):
     world, plan = plan_of(experiment(T5GEMMA2, **settings))
     with jax.set_mesh(world):

@@ -19,7 +19,7 @@ from t5g2.eval.tasks import HeldoutLoss
 from t5g2.models import build
 from t5g2.objectives import MultimodalPrefixLM
 from t5g2.train import experiment as experiments
-from t5g2.train import optim, start, state, step
+from t5g2.train import optim, preview, start, state, step
 from tests import weights
 from tests.data import corpus, image_corpus
 
@@ -44,6 +44,9 @@ SMALL = {
 }
 SMALL |= {name.replace("encoder", "decoder"): SMALL[name] for name in list(SMALL)[:4]}
 RECORDS = tuple((f"<start_of_image> it is {color} now", (color,)) for color in image_corpus.NAMES)
+
+
+loss_sums = jax.jit(step.loss_sums, static_argnames="settings")
 
 
 def load(folder, records=image_corpus.RECORDS, **changes):
@@ -90,7 +93,7 @@ def test_the_loss_is_that_of_the_model_given_the_images_as_floats(tmp_path):
     hidden = jax.jit(lambda images: model.hidden(batch.encoder, batch.decoder, images, compute=experiment.compute))
     log_probs = np.asarray(jax.nn.log_softmax(model.logits(hidden(floats)).astype(jnp.float32)), np.float64)
     losses = -np.take_along_axis(log_probs, batch.targets[..., None], axis=-1)[..., 0]
-    total, sums = step.loss_sums(model, batch, step.Settings(experiment.compute, 6, 2))
+    total, sums = loss_sums(model, batch, step.Settings(experiment.compute, 6, 2))
     np.testing.assert_allclose(float(total), np.sum(losses * batch.weights), rtol=1e-5)
     assert int(sums.tokens) == np.sum(batch.encoder.segments > 0) + np.sum(batch.decoder.segments > 0)
     blank, _ = step.loss_sums(
@@ -154,7 +157,7 @@ def test_it_learns_what_is_in_the_pictures(tmp_path):
     assert last[1] < 0.9 * first[1], "texts"
 
     def summed(batches):
-        return sum(float(step.loss_sums(now.params, batch, settings)[1].source_loss[0]) for batch in batches)
+        return sum(float(loss_sums(now.params, batch, settings)[1].source_loss[0]) for batch in batches)
 
     examples = sum(int((batch.encoder.tokens == 7).sum()) // 4 for batch in held)
     right, wrong = summed(held), summed(b._replace(images=np.roll(b.images, 1, axis=0)) for b in held)
@@ -182,7 +185,7 @@ def test_held_out_texts_with_images_are_measured(tmp_path):
                 words = Bytes().decode(one.targets[0], show_specials=False)
                 if words not in seen:
                     seen.add(words)
-                    _, sums = step.loss_sums(model, one, step.Settings(experiment.compute, 1, 1))
+                    _, sums = loss_sums(model, one, step.Settings(experiment.compute, 1, 1))
                     total, weight = total + float(sums.loss), weight + float(sums.weight)
     assert scores["seen/loss"] == pytest.approx(total / weight, rel=1e-5)
 
@@ -230,10 +233,20 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
         assert (batch.targets == token).sum() >= 4 * 4
         model = weights.model(experiment.model)
         settings = step.Settings(experiment.compute)
-        (total, sums), gradients = jax.value_and_grad(step.loss_sums, has_aux=True)(model, batch, settings)
+        gradient = jax.jit(jax.value_and_grad(step.loss_sums, has_aux=True), static_argnums=2)
+        (total, sums), gradients = gradient(model, batch, settings)
         assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
         losses.append(float(total / sums.weight))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_texts_with_images_are_not_kept_as_tokens(tmp_path, capsys):
+    experiment = load(tmp_path)
+    preview.tokenize(experiment.data, tmp_path / "out", shards=1)
+    assert "text: 8 documents" in capsys.readouterr().out
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["text"]
+    with pytest.raises(UserError, match="source 'images' has images, which are not kept as tokens; a run reads it as "):
+        preview.tokenize(experiment.data, tmp_path / "other", names=["images"])
 
 
 def test_what_images_are_is_the_models(tmp_path):
