@@ -1,5 +1,6 @@
 """The tasks of an experiment on a checkpoint of its run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -38,7 +39,7 @@ def evaluate_run(
     world = mesh.make(experiment.mesh)
     rows = start.local_rows(experiment, world)
     with jax.set_mesh(world):
-        plan = start.plan(experiment, world)
+        plan = start.plan(replace(experiment, distill=None), world)  # no task asks a teacher
         with start.checkpoints(experiment, workdir, read_only=True) as saved:
             restored = saved.restore(plan.abstract.params, step=None if step == "last" else int(step))
         if restored is None:

@@ -19,7 +19,7 @@ from t5g2.data.packing import host_batch
 from t5g2.data.pipeline import Pipeline, finite_batches
 from t5g2.data.tokenizer import Bytes
 from t5g2.models.distill import Distillation
-from t5g2.train import ask, loop, start, step, teachers
+from t5g2.train import ask, loop, scoring, start, step, teachers
 from t5g2.train import experiment as experiments
 from tests import tiny, weights
 
@@ -234,6 +234,16 @@ def test_the_batches_of_a_cached_teacher_are_the_same_on_any_number_of_hosts(cor
         positions = half.positions
         assert seen.ids.shape == (8, 64, 12)
         assert set(positions) <= set(whole.positions)
+
+
+def test_an_evaluation_takes_no_teacher(corpus, tmp_path, capsys):
+    shutil.copytree(corpus / "gemma", tmp_path / "gemma")
+    task = {"kind": "heldout_loss", "text": {"kind": "text", "path": str(corpus / "text")}, "objective": UL2}
+    run = experiment(corpus, distill={"teacher": str(tmp_path / "gemma")}, eval={"tasks": [task | {"examples": 4}]})
+    loop.train(run, str(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "gemma")
+    scoring.evaluate_run(run, str(tmp_path / "run"))
+    assert "heldout/loss" in capsys.readouterr().out
 
 
 def test_a_run_with_cached_answers_is_resumed_and_refuses_others(corpus, cache, tmp_path):
