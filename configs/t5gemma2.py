@@ -12,11 +12,20 @@ folder of one with init.adapt.vision, or leave it out with --config.model.encode
 instead, set init.params. Without these three settings the weights are new and the text is the library of the Python
 that runs it as bytes, so that check needs no file; do not train pretrained weights on bytes.
 
+Texts with images come beside others, so many images to a row:
+
+        --config.data.images.per_row=8 --config.optim.freeze='[{"pattern": "vision.*"}]' \\
+        --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model", "ids": [["image", 256001]]}' \\
+        --config.data.sources='[{"text": {"kind": "jsonl", "path": "corpus/*.jsonl"}, "objective": {"kind": "ul2"},
+            "weight": 3, "name": "text"}, {"text": {"kind": "webdataset", "path": "shards/*.tar"},
+            "objective": {"kind": "multimodal_prefix_lm"}, "name": "images"}]'
+
 From the report: 2T tokens, 16K tokens in and 16K out, batches of 4.2M tokens, five denoising tasks, cosine schedule
 with 100 warm-up steps, gradients clipped to norm 1, no distillation, frozen image tower, a checkpoint each 10K steps.
 Ours, because it does not say: the peak learning rates (it searched a small grid for each size), AdamW and its betas,
-weight decay, packing, how tokens are counted (input and output together: 128 rows of 32K). Known deviation: text only,
-so nothing trains the projector, which is frozen too.
+weight decay, packing, how tokens are counted (input and output together: 128 rows of 32K), the share of texts
+with images. Known deviation: text only unless images are given as above, so nothing trains the projector, which is
+frozen too.
 
 Hardware: the model card names TPU v4, v5p and v5e and no counts. Rows are cut over all devices along fsdp; for more
 devices than 128 add mesh.tensor. Memory: check estimates 84 GiB a device for 4b-4b on 128, of which 64 are attention

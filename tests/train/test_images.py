@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,24 @@ def test_what_images_are_is_the_models(tmp_path):
     assert load(tmp_path, **{"data.images": "{'per_row': 2, 'resampling': 'bicubic'}"}).data.images == (
         dataclasses.replace(rows, per_row=2, resampling="bicubic")
     )
+
+
+def test_a_released_size_takes_the_settings_that_its_config_tells():
+    """Those of its docstring, with bytes for the tokenizer and their ids for the model."""
+    lines = runpy.run_path("configs/t5gemma2.py")["__doc__"].splitlines()
+    told = " ".join(" ".join(lines).replace(chr(92), " ").split())
+    sources = told.partition("--config.data.sources='")[2].partition("'")[0]
+    freeze = told.partition("--config.optim.freeze='")[2].partition("'")[0]
+    ids = {"token": 7, "begin": 5, "end": 6}
+    changes = [(f"model.encoder.images.{name}", str(token)) for name, token in ids.items()]
+    changes += [("data.sources", sources), ("optim.freeze", freeze), ("data.images.per_row", "8")]
+    made = experiments.load("configs/t5gemma2.py:4b-4b", [*changes, ("model.eoi_id", "6")])
+    assert made.data.names == ("text", "images")
+    images = made.data.images
+    assert images is not None
+    assert (images.per_row, images.size, images.tokens, images.token) == (8, 896, 256, 7)
+    assert made.optim.is_frozen("vision.patches.kernel")
+    assert not made.optim.is_frozen("projector.kernel")
 
 
 @pytest.mark.parametrize(
