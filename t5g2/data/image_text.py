@@ -1,8 +1,9 @@
 """Sources of texts with images: JSON lines with paths, parquet with bytes, tar shards of WebDataset.
 
 An image stands where its text says <start_of_image>, or in front of the text if it says so nowhere. Every image is read
-and decoded once when a source is opened, so that what is bad is known, and counted, before a run begins; after that an
-image is read where it is when its turn comes, and what is kept in memory is where everything stands.
+when a source is opened, and decoded if it has not been before (sound_images.py), so that what is bad is known, and
+counted, before a run begins; after that an image is read where it is when its turn comes, and what is kept in memory is
+where everything stands.
 
 A record is bad if its text or an image cannot be had, if it does not say <start_of_image> once for each image, or if no
 text follows the last image: then there is nothing to ask for. A record may have no image; it is a text.
@@ -28,6 +29,7 @@ from t5g2.data.files import found, line_spans
 from t5g2.data.image_documents import ImageDocuments, ImageSource
 from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.scan import Scan, Scanned, json_text
+from t5g2.data.sound_images import SoundImages
 
 THREADS = min(8, os.cpu_count() or 1)  # that read and decode images while a source is opened
 ENDINGS = ("jpg", "jpeg", "png", "webp")  # of images in a tar file
@@ -304,15 +306,18 @@ def _files(path: str, ending: str) -> tuple[str, ...]:
 
 def _scan(samples: Iterator[_Sample], where: str, on_bad_record: OnBadRecord) -> tuple[_Index, Scanned]:
     """Reads every record and its images once."""
-    scan, digest = Scan(on_bad_record), hashlib.sha256()
+    scan, digest, sound = Scan(on_bad_record), hashlib.sha256(), SoundImages(where)
     texts, counts, images = [], [], []
-    for sample, checked in _checked(samples):
-        if scan.sound(sample.place, lambda checked=checked: checked.result()[0]):
-            hashes = checked.result()[1]
-            texts.append(sample.at)
-            counts.append(len(hashes))
-            images += sample.images
-            digest.update(b"".join(hashes))
+    try:
+        for sample, checked in _checked(samples, sound):
+            if scan.sound(sample.place, lambda checked=checked: checked.result()[0]):
+                hashes = checked.result()[1]
+                texts.append(sample.at)
+                counts.append(len(hashes))
+                images += sample.images
+                digest.update(b"".join(hashes))
+    finally:
+        sound.keep()
     scanned = scan.done(where)
     if not scanned.characters:
         raise UserError(f"{where}: no record with a text; give some")
@@ -325,18 +330,18 @@ def _scan(samples: Iterator[_Sample], where: str, on_bad_record: OnBadRecord) ->
     return index, replace(scanned, fingerprint=digest.hexdigest()[:16])
 
 
-def _checked(samples: Iterator[_Sample]) -> Iterator[tuple[_Sample, Future]]:
+def _checked(samples: Iterator[_Sample], sound: SoundImages) -> Iterator[tuple[_Sample, Future]]:
     """The samples in their order, each with what `_check` makes of it; threads work a little ahead."""
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: collections.deque[tuple[_Sample, Future]] = collections.deque()
         for sample in samples:
-            ahead.append((sample, pool.submit(_check, sample)))
+            ahead.append((sample, pool.submit(_check, sample, sound)))
             if len(ahead) > 4 * THREADS:
                 yield ahead.popleft()
         yield from ahead
 
 
-def _check(sample: _Sample) -> tuple[str, list[bytes]]:
+def _check(sample: _Sample, sound: SoundImages) -> tuple[str, list[bytes]]:
     """The text of a record, and a hash of each of its images.
 
     Raises:
@@ -345,13 +350,12 @@ def _check(sample: _Sample) -> tuple[str, list[bytes]]:
     try:
         text, images = sample.read()
         parts = image_tokens.split(text, len(images))
-        for name, data in images:
-            pictures.read(data, name=name)
+        hashes = [sound.check(data, name=name) for name, data in images]
     except UserError as error:  # of one record, not of all
         raise ValueError(str(error)) from None
     if images and not parts[-1].strip():
         raise ValueError("no text after the last image, so that there is nothing to ask for")
-    return START_OF_IMAGE.join(parts), [hashlib.sha256(data).digest() for _, data in images]
+    return START_OF_IMAGE.join(parts), hashes
 
 
 def _reader(file: str, text: Span, images: Sequence[Span], field: str | None, *, problem: str) -> Callable[[], _Read]:

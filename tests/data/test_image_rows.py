@@ -20,6 +20,11 @@ from tests.data import corpus
 ROWS = image_corpus.ROWS
 
 
+@pytest.fixture(autouse=True)
+def what_is_kept_goes_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+
+
 def mixed(folder, *, rows=4, streams=4, decoder_only=False, **changes) -> DataConfig:
     """Texts with images and texts without, 2:1, packed into rows of 96 and 96 tokens with 3 images."""
     objective = MultimodalPrefixLMDecoder() if decoder_only else MultimodalPrefixLM()

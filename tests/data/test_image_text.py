@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import tarfile
+from pathlib import Path
 
 import image_corpus as corpus
 import numpy as np
@@ -219,6 +220,28 @@ def test_a_sample_that_is_not_whole_is_told(tmp_path):
     assert told[1].startswith("'2': the sample has png, cls; it needs one .txt")
     assert told[2].startswith("'3': the sample has txt, png, png; it needs one .txt")
     assert told[3] == "'4': byte 0 is not UTF-8"
+
+
+def test_an_image_is_decoded_once_and_again_when_it_has_changed(tmp_path, monkeypatch, caplog):
+    text, decoded, read = corpus.jsonl(tmp_path / "data"), [], images.read
+    monkeypatch.setattr(images, "read", lambda data, name: decoded.append(Path(name).name) or read(data, name=name))
+    first = text.open()
+    assert sorted(decoded) == sorted(f"{color}.png" for color in corpus.NAMES)
+    decoded.clear()
+    assert text.open().fingerprint == first.fingerprint
+    assert not decoded
+    changed = tmp_path / "data" / "pictures" / "blue.png"
+    changed.write_bytes(corpus.picture("red", size=(9, 9)))
+    assert text.open().fingerprint != first.fingerprint
+    assert decoded == ["blue.png"]
+    changed.write_bytes(changed.read_bytes()[:-30])
+    for _ in range(2):  # what is damaged is never taken for sound
+        with pytest.raises(UserError, match=r"blue\.png cannot be read, it is damaged or cut off"):
+            text.open()
+    monkeypatch.setenv("T5G2_CACHE", str(changed))  # not a folder
+    changed.write_bytes(corpus.picture("blue"))
+    assert text.open().fingerprint == first.fingerprint
+    assert "the images will be decoded again when they are next opened" in caplog.text
 
 
 def test_documents_that_do_not_fit_are_told_or_counted(tmp_path):

@@ -47,6 +47,11 @@ SMALL |= {name.replace("encoder", "decoder"): SMALL[name] for name in list(SMALL
 RECORDS = tuple((f"<start_of_image> it is {color} now", (color,)) for color in image_corpus.NAMES)
 
 
+@pytest.fixture(autouse=True)
+def what_is_kept_goes_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+
+
 loss_sums = jax.jit(step.loss_sums, static_argnames="settings")
 
 
