@@ -21,6 +21,7 @@ from t5g2.core.logs import log
 from t5g2.core.mesh import batch_sharding, constrain
 from t5g2.core.objective import Objective
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.image_text import ImageText
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources import Text, describe, open_pieces
 from t5g2.data.streams import open_source, seed_of
@@ -105,7 +106,10 @@ class HeldoutLoss(Task):
     def prepare(self, setting: Setting) -> Measure:
         """Reads the batches, unless they are all of the text, which is read anew each time."""
         try:
-            data = dataclasses.replace(setting.data, sources=(Source(self.text, self.objective, name=self.name),))
+            source = Source(self.text, self.objective, name=self.name)
+            # a tower that reads no image takes as long as one that does
+            images = setting.data.images if isinstance(self.text, ImageText) else None
+            data = dataclasses.replace(setting.data, sources=(source,), images=images)
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
         pieces = open_source(data.sources[0], data)

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from t5g2.core import logs, settings
-from t5g2.core.batch import HostBatch
+from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError, unknown
 from t5g2.data import shards as token_shards
 from t5g2.data import sources
 from t5g2.data.config import DataConfig
 from t5g2.data.image_text import ImageText
+from t5g2.data.image_tokens import ImageRows
 from t5g2.data.pipeline import Pipeline, describe_ratio
 from t5g2.data.preview import show_row
 from t5g2.models import flops
@@ -34,6 +37,7 @@ class Look:
       summary: padding and the like, as Statistics gives it.
       flop_padding: the share of padding, slots weighted with the FLOPs of a token on their side, attention left out.
       tokens_per_s: that were made, no padding counted.
+      images: in these batches.
     """
 
     config: DataConfig
@@ -42,6 +46,7 @@ class Look:
     summary: Mapping[str, float]
     flop_padding: float
     tokens_per_s: float
+    images: int = 0
 
     @property
     def padding(self) -> str:
@@ -74,7 +79,14 @@ def look(experiment: Experiment) -> Look:
         tokens.update(zip(batch.sources[real].tolist(), batch.denoisers[real].tolist(), strict=True))
     total = sum(tokens.values())
     shares = {(config.names[s], config.denoisers[d]): count / total for (s, d), count in sorted(tokens.items())}
-    return Look(config, batches[0], shares, summary, flop_padding, made / seconds)
+    images = sum(_images(host_batch.batch, config.images) for host_batch in batches)
+    return Look(config, batches[0], shares, summary, flop_padding, made / seconds, images)
+
+
+def _images(batch: Batch, rows: ImageRows | None) -> int:
+    """How many images stand among the tokens that are read."""
+    read = batch.decoder if batch.encoder is None else batch.encoder
+    return 0 if rows is None else int(np.sum(read.tokens == rows.token)) // rows.tokens
 
 
 def show(seen: Look, *, rows: int) -> None:
@@ -84,7 +96,11 @@ def show(seen: Look, *, rows: int) -> None:
     print("source          denoiser        share of the decoder's tokens")
     for (source, denoiser), share in seen.shares.items():
         print(f"{source:15} {denoiser:15} {share:.1%}")
-    told = filter(None, [f"padding: {seen.padding}", describe_ratio(seen.summary, seen.config)])
+    images, config = "", seen.config
+    if config.images is not None:
+        each = seen.images / (BATCHES * config.rows)
+        images = f"{each:.1f} images a row, which has room for {config.images.per_row}: data.images.per_row"
+    told = filter(None, [f"padding: {seen.padding}", describe_ratio(seen.summary, config), images])
     print(*told, f"{seen.tokens_per_s:.0f} tokens/s", sep="\n")
 
 

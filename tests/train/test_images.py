@@ -246,6 +246,18 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_how_many_images_a_row_has_is_told(tmp_path, capsys):
+    experiment = load(tmp_path)
+    seen = preview.look(experiment)
+    with Pipeline(experiment.data, seed=experiment.train.seed) as pipeline:
+        batches = [pipeline.next().batch for _ in range(preview.BATCHES)]
+    count = sum(int(b.images.any(axis=(2, 3, 4)).sum()) for b in batches)
+    assert seen.images == count
+    preview.show(seen, rows=1)
+    said = f"{count / (8 * preview.BATCHES):.1f} images a row, which has room for 3: data.images.per_row\n"
+    assert said in capsys.readouterr().out
+
+
 def test_texts_with_images_are_not_kept_as_tokens(tmp_path, capsys):
     experiment = load(tmp_path)
     preview.tokenize(experiment.data, tmp_path / "out", shards=1)
