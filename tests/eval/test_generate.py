@@ -82,11 +82,12 @@ def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(ge
 def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
     """As the full forward pass has it, with the prompt as a block and what follows from left to right."""
     for prompt in prompts((3, 9)):
-        tokens = prompt
+        tokens, places = prompt, np.arange(15, dtype=np.int32)  # one length, so that it is compiled once
         for _ in range(6):
-            line = Stream(*(x[None] for x in (tokens, np.ones_like(tokens), np.arange(len(tokens), dtype=np.int32))))
-            line = line._replace(blocks=(np.arange(len(tokens)) < len(prompt)).astype(np.int32)[None])
-            tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, -1])))
+            row = np.pad(tokens, (0, len(places) - len(tokens)))
+            here, block = (places < len(tokens)).astype(np.int32), (places < len(prompt)).astype(np.int32)
+            line = Stream(*(x[None] for x in (row, here, places, block)))
+            tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, len(tokens) - 1])))
         both_ways = dataclasses.replace(decoding(6), prompt_both_ways=True)
         [made] = g.complete(gemma, [prompt], bos=2, decoding=both_ways)
         np.testing.assert_array_equal(made, tokens[len(prompt) :])
