@@ -5,6 +5,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's and numpy's own threads gain nothing on arrays this small
 
 import jax
 import pytest
@@ -23,8 +24,14 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs():
-    """Compiled programs of one file are of no use to the next, and would take gigabytes by the end."""
+def programs(request):
+    """Compiled programs of one file are of no use to the next, and would take gigabytes by the end.
+
+    They run a few times each, so what LLVM's optimisations save is less than they cost. What is compared with
+    transformers is compiled as a run compiles it, and so is what the tests start as processes of their own.
+    """
+    as_in_a_run = request.path.parent.name == "parity" or request.path.stem == "test_verify"
+    jax.config.update("jax_disable_most_optimizations", not as_in_a_run)
     yield
     jax.clear_caches()
 
