@@ -1,73 +1,183 @@
-"""How fast data is made, on one machine: tokens/s of the objectives alone and through the pipeline.
+"""How fast batches are made, how full their rows are, and what they cost a training step.
 
-    python bench/data.py
+    python bench/data.py                      # all three tables
+    python bench/data.py speed padding step   # or some
 
-Tokens are those of the text (objectives) or all that are no padding, encoder and decoder (pipeline).
+Text: what ships with Python, tokenised ahead (`t5g2 tokenize`), 1 byte = 1 token, T5Gemma 2's UL2. A piece is half as
+long as the encoder's part of a row, and the decoder's part 1.19 times that, as examples of full pieces are. Tokens are
+those that are no padding, encoder and decoder. How fast objectives are alone is what bench/objectives.py measures.
+
+speed    Goal: 1 million tokens a second, 2 to aim at. By the clock (median of rounds), and per second of processor
+         time of the training process, which is what batches take away from it.
+padding  Goal: at most 20%, 10% to aim at. Slots are weighted with the FLOPs of a token on their side, forward, attention
+         left out, of T5Gemma 2 4B-4B; on the 270M one, whose head weighs most, in the last column.
+step     Goal: a step with real data takes at most 1.05 times one with a batch that is always the same. Both in turn, in
+         blocks of steps; the median over the blocks of their ratio.
+
+Measured on 2 CPU cores that had 5 to 9 processes to run, so rates by the clock are low:
+
+    million tokens/s, workers 0, 1, 2     512 + 608: 1.34 1.83 1.51    2048 + 2432: 5.33 6.21 6.37
+                                          4096 + 4864: 8.76 7.97 9.87
+    padding by FLOPs, 4B-4B               none    first_fit, 8 and 32 rows    best_fit, 8 and 32 rows
+        512 + 608                         37.3%   19.1%  17.8%                16.9%  11.5%
+        2048 + 2432                       38.8%   19.1%  17.1%                16.4%  12.4%
+        4096 + 4864                       40.0%   19.3%  16.2%                17.7%  12.9%
+    a step, workers 0, 1, 2               1.013  1.016  0.938
 """
 
 import dataclasses
+import json
+import logging
+import statistics
+import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from t5g2.data.pipeline import DataConfig, Pipeline, Source
-from t5g2.data.sources import PythonText
+from t5g2.data import shards
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import Pipeline
+from t5g2.data.python_text import PythonText
 from t5g2.data.tokenizer import Bytes
-from t5g2.objectives import UL2, Causal
+from t5g2.objectives import UL2
 
-SIZES = {256: (128, 16), 2048: (1024, 8)}  # row length: tokens of a piece, rows
-
-
-def objectives() -> None:
-    print(f"{'objective':12}{'piece':>8}{'Mtokens/s':>12}{'us/example':>12}")
-    for name, objective in {"causal": Causal(), "ul2": UL2()}.items():
-        for length in (128, 512, 4096):
-            tokens, specials = np.zeros(length, np.int32), Bytes(sentinels=1000).specials
-            count = 2000
-            start = time.perf_counter()
-            for k in range(count):
-                objective(tokens, np.random.default_rng([0, 0, k]), specials=specials)
-            secs = time.perf_counter() - start
-            print(f"{name:12}{length:8}{count * length / secs / 1e6:12.2f}{secs / count * 1e6:12.1f}")
+TOKENIZER = Bytes(sentinels=300)
+LENGTHS = {512: 608, 2048: 2432, 4096: 4864}  # encoder's and decoder's part of a row
+ROUNDS, ROUND_SECS = 5, 1.0
+PADDING_TOKENS = 2_000_000
+BLOCKS, BLOCK_STEPS = 15, 16
+# its steps take about 0.2 s on 2 CPU cores
+STEP_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
 
-def pipelines() -> None:
+def config(tokens: shards.Tokens, encoder: int, **changes: Any) -> DataConfig:
+    fields: dict[str, Any] = {"rows": 16, "streams": 16, "encoder_length": encoder, "decoder_length": LENGTHS[encoder]}
+    fields |= {"piece_tokens": encoder // 2, "tokenizer": TOKENIZER, "packing": "best_fit"}
+    return DataConfig((Source(tokens, UL2()),), **(fields | changes))
+
+
+def speed(tokens: shards.Tokens) -> None:
     print(
-        f"\n{'rows':>6}{'length':>8}{'workers':>9}{'first s':>9}{'rows/s':>9}{'Mtokens/s':>11}{'padding enc/dec':>18}"
+        "\n| rows | workers | million tokens/s | per CPU second of the trainer | us an example |\n|---|---|---|---|---|"
     )
-    for length, (piece, rows) in SIZES.items():
-        config = DataConfig(
-            sources=(Source(PythonText(), UL2()),),
-            tokenizer=Bytes(sentinels=200),
-            rows=rows,
-            encoder_length=length,
-            decoder_length=length,
-            piece_tokens=piece,
-            streams=16,
-        )
+    for encoder, decoder in LENGTHS.items():
         for workers in (0, 1, 2):
-            show(dataclasses.replace(config, workers=workers))
+            with Pipeline(config(tokens, encoder, workers=workers), seed=0) as pipeline:
+                for _ in range(10):  # the first sets of every stream
+                    pipeline.next()
+                rates = [rate(pipeline) for _ in range(ROUNDS)]
+            wall, cpu, example = (statistics.median(column) for column in zip(*rates, strict=True))
+            print(
+                f"| {encoder} + {decoder} | {workers} | {wall / 1e6:.2f} | {cpu / 1e6:.2f} | {1e6 * example:.0f} |",
+                flush=True,
+            )
 
 
-def show(config: DataConfig, secs: float = 5.0) -> None:
-    start = time.perf_counter()
-    with Pipeline(config, seed=0) as pipeline:
+def rate(pipeline: Pipeline) -> tuple[float, float, float]:
+    """Tokens per second and per second of this process's processor time, seconds per example, over one round."""
+    tokens, examples = pipeline.statistics.tokens, pipeline.statistics.examples
+    start, cpu = time.perf_counter(), time.process_time()
+    while time.perf_counter() - start < ROUND_SECS:
         pipeline.next()
-        first = time.perf_counter() - start
-        before = pipeline.statistics.tokens
-        start, rows = time.perf_counter(), 0
-        while time.perf_counter() - start < secs:
-            pipeline.next()
-            rows += config.rows
-        took, summary = time.perf_counter() - start, pipeline.statistics.summary()
-    tokens = pipeline.statistics.tokens - before
-    padding = f"{summary['encoder_padding']:.0%} / {summary['decoder_padding']:.0%}"
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    tokens, examples = pipeline.statistics.tokens - tokens, pipeline.statistics.examples - examples
+    return tokens / wall, tokens / cpu, wall / examples
+
+
+def padding(tokens: shards.Tokens) -> None:
+    from t5g2.models import sizes
+    from t5g2.train.preview import flops_of_token
+
+    weights = [flops_of_token(sizes.size(f"t5gemma2:{name}")) for name in ("4b-4b", "270m-270m")]
     print(
-        f"{config.rows:6}{config.encoder_length:8}{config.workers:9}{first:9.1f}{rows / took:9.0f}"
-        f"{tokens / took / 1e6:11.2f}{padding:>18}"
+        "\n| rows | packing | rows at a time | encoder | decoder | FLOPs, 4B-4B | FLOPs, 270M-270M |\n"
+        + "|---" * 7
+        + "|"
     )
+    for encoder in LENGTHS:
+        ways = [("none", 1)] + [(rule, rows) for rows in (8, 32) for rule in ("first_fit", "best_fit")]
+        for rule, rows in ways:
+            made = config(tokens, encoder, packing=rule, packing_rows=rows)
+            if rule == "none":  # as short as the longest example lets it be
+                longest, asked = made.sources[0].objective.lengths(made.piece_tokens)
+                made = dataclasses.replace(made, encoder_length=longest, decoder_length=asked)
+            with Pipeline(made, seed=0) as pipeline:
+                while pipeline.statistics.tokens < PADDING_TOKENS or pipeline.statistics.batches % rows:
+                    pipeline.next()
+                seen = pipeline.statistics
+            by_flops = [f"{seen.padding(encoder_flops=e, decoder_flops=d):.1%}" for e, d in weights]
+            summary = seen.summary()
+            sides = [f"{summary[f'{side}_padding']:.1%}" for side in ("encoder", "decoder")]
+            print(
+                "| "
+                + " | ".join([f"{made.encoder_length} + {made.decoder_length}", rule, str(rows), *sides, *by_flops])
+                + " |",
+                flush=True,
+            )
+
+
+def step(tokens: shards.Tokens) -> None:
+    import jax
+
+    from t5g2.core import mesh
+    from t5g2.train import experiment
+
+    source = {"text": {"kind": "tokens", "path": tokens.path}, "objective": {"kind": "ul2"}, "name": "python"}
+    overrides = [("data.sources", json.dumps([source])), ("data.tokenizer", '{"kind": "bytes", "sentinels": 300}')]
+    overrides += [(f"model.{side}.vocab_size", "576") for side in ("encoder", "decoder")]
+    print("\n| workers | a step, ms | with real data / with one batch |\n|---|---|---|")
+    for workers in (0, 1, 2):
+        made = experiment.load(f"{STEP_CONFIG}:scratch", [*overrides, ("data.workers", str(workers))])
+        world = mesh.make(made.mesh)
+        with jax.set_mesh(world):
+            seconds, ratio = steps(made, world)
+        print(f"| {workers} | {1e3 * seconds:.0f} | {ratio:.3f} |", flush=True)
+
+
+def steps(made: Any, world: Any) -> tuple[float, float]:
+    """Seconds of a step with one batch; how many times that a step with real data takes."""
+    import jax
+
+    from t5g2.core import mesh
+    from t5g2.data.pipeline import to_global
+    from t5g2.train import start
+
+    plan = start.plan(made, world)
+    with tempfile.TemporaryDirectory() as folder, Pipeline(plan.data, seed=0) as pipeline:
+        state = start.begin(made, Path(folder), plan, start.checkpoints(made, Path(folder))).state
+        update, ratios, seconds = plan.compile(), [], []
+
+        def batch() -> Any:
+            return to_global(pipeline.next().batch, mesh.batch_sharding(world), rows=made.data.rows)
+
+        constant = batch()
+        for _ in range(BLOCKS):
+            took = {}
+            for real in (False, True):
+                begun, metrics = time.perf_counter(), None
+                for _ in range(BLOCK_STEPS):
+                    state, metrics = update(state, batch() if real else constant, None)
+                jax.block_until_ready(metrics)
+                took[real] = time.perf_counter() - begun
+            ratios.append(took[True] / took[False])
+            seconds.append(took[False] / BLOCK_STEPS)
+    return statistics.median(seconds), statistics.median(ratios)
+
+
+PARTS = {"speed": speed, "padding": padding, "step": step}
+
+
+def main():
+    logging.getLogger("t5g2").setLevel(logging.WARNING)
+    asked = sys.argv[1:] or list(PARTS)
+    with tempfile.TemporaryDirectory() as folder:
+        opened = PythonText().open()
+        said = shards.write(shards.Job(opened, TOKENIZER, {"kind": "python"}, 4), folder)
+        print(f"{said['documents']} documents, {said['tokens']:,} tokens")
+        for part in asked:
+            PARTS[part](shards.Tokens(folder))
 
 
 if __name__ == "__main__":
-    objectives()
-    pipelines()
+    main()
