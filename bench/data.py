@@ -10,7 +10,7 @@ those that are no padding, encoder and decoder. How fast objectives are alone is
 speed    Goal: 1 million tokens a second, 2 to aim at. By the clock (median of rounds), and per second of processor
          time of the training process, which is what batches take away from it.
 padding  Goal: at most 20%, 10% to aim at. Slots are weighted with the FLOPs of a token on their side (forward, no
-         left out, of T5Gemma 2 4B-4B; on the 270M one, whose head weighs most, in the last column.
+         attention), of T5Gemma 2 4B-4B; on the 270M one, whose head weighs most, in the last column.
 step     Goal: a step with real data takes at most 1.05 times one with a batch that is always the same. Both in turn, in
          blocks of steps; the median over the blocks of their ratio.
 
