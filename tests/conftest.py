@@ -28,9 +28,10 @@ def programs(request):
     """Compiled programs of one file are of no use to the next, and would take gigabytes by the end.
 
     They run a few times each, so what LLVM's optimisations save is less than they cost. What is compared with
-    transformers is compiled as a run compiles it, and so is what the tests start as processes of their own.
+    transformers, or bit for bit with another process, is compiled as a run compiles it, and so is what the tests start
+    as processes of their own.
     """
-    as_in_a_run = request.path.parent.name == "parity" or request.path.stem == "test_verify"
+    as_in_a_run = request.path.parent.name == "parity" or request.path.stem in ("test_state", "test_verify")
     jax.config.update("jax_disable_most_optimizations", not as_in_a_run)
     yield
     jax.clear_caches()
