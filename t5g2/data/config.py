@@ -72,7 +72,8 @@ class DataConfig:
       prefetch: batches that are made ahead.
       on_bad_record: "stop" = a record that cannot be read is an error, "skip" = such records are counted and left out.
       max_skipped: the largest share of a source's records that may be left out so.
-      cache_tokens: tokenise each text once, into the cache (data/token_cache.py), and read the tokens from there.
+      cache_tokens: tokenise each text once, into the cache (data/token_cache.py), and read the tokens from there;
+        dialogues and texts with images are not kept.
       images: of the rows; None = rows have none.
       teaching: what rows carry for a teacher; None = there is no teacher.
     """

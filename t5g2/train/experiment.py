@@ -120,6 +120,8 @@ class Distill(Distillation):
             raise UserError(
                 "distill has no teacher; give teacher, the folder of a model, or cache, that of its answers"
             )
+        if self.cache is not None and "://" in self.cache:
+            raise UserError(f"cache = {self.cache!r} is a URL; answers are read from a local folder, so copy it to one")
         if self.cache is not None and self.method == "full":
             raise UserError(
                 'method = "full", and a cache holds parts of distributions; take the method that it was made with, '

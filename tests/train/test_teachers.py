@@ -386,6 +386,7 @@ def test_a_teacher_with_another_tokenizer(corpus, tmp_path):
         ({}, r"distill has no teacher"),
         ({"teacher": "/nowhere"}, r"/nowhere"),
         ({"teacher": "x", "weight": 2.0}, r"at most 1"),
+        ({"cache": "gs://bucket/answers", "method": "top_k"}, r"'gs://bucket/answers' is a URL"),
     ],
 )
 def test_settings_that_name_no_teacher(corpus, distill, message):
