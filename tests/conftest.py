@@ -1,9 +1,15 @@
 """Eight simulated CPU devices, strict types, no silent warnings of ours."""
 
 import os
+from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if int(metadata.version("jax").split(".")[1]) < 11:  # halves the time to compile; the newer pair has no such choice
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# A collective holds its thread until all devices have come to it, and independent ones start in any order: with no more
+# threads than two cores give, eight devices can wait for each other for ever.
+os.environ["PJRT_NPROC"] = "32"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's and numpy's own threads gain nothing on arrays this small
 
@@ -12,6 +18,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):
@@ -24,15 +31,12 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs(request):
+def programs():
     """Compiled programs of one file are of no use to the next, and would take gigabytes by the end.
 
-    They run a few times each, so what LLVM's optimisations save is less than they cost. What is compared with
-    transformers, or bit for bit with another process, is compiled as a run compiles it, and so is what the tests start
-    as processes of their own.
+    They run a few times each, so what LLVM's optimisations save is less than they cost. What the tests start as
+    processes of their own is compiled as a run compiles it.
     """
-    as_in_a_run = request.path.parent.name == "parity" or request.path.stem in ("test_state", "test_verify")
-    jax.config.update("jax_disable_most_optimizations", not as_in_a_run)
     yield
     jax.clear_caches()
 
