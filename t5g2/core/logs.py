@@ -285,9 +285,12 @@ class Progress:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def report(self, step: int, *, loss: float, tokens_per_s: float, mfu: float | None = None) -> None:
-        """Shows the numbers of a log point; `mfu` is a share of 1."""
-        parts = [f"loss {loss:.3f}", f"{short(tokens_per_s)} tokens/s"]
+    def report(
+        self, step: int, *, loss: float, tokens_per_s: float, divergence: float | None = None, mfu: float | None = None
+    ) -> None:
+        """Shows the numbers of a log point; `divergence` is from a teacher, `mfu` a share of 1."""
+        parts = [f"loss {loss:.3f}"] + ([f"divergence {divergence:.3f}"] if divergence is not None else [])
+        parts += [f"{short(tokens_per_s)} tokens/s"]
         parts += [f"MFU {100 * mfu:.1f} %"] if mfu is not None else []
         if self._bar is not None:
             self._bar.set_postfix_str(" · ".join(parts), refresh=False)

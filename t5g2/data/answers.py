@@ -11,7 +11,7 @@ on. The order of the pieces is that of the source, so the answers hold for every
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,8 @@ import numpy as np
 from t5g2.core.errors import UserError
 
 MANIFEST = "answers.json"
+KEYS = {"teacher", "teacher_fingerprint", "pieces_fingerprint", "pieces", "vocab_size", "method", "per_token", "seed"}
+KEYS |= {"dtype", "shards"}
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,13 @@ class CachedAnswers:
     def __init__(self, folder: str | PathLike, *, per_token: int):
         self._folder, self._per_token = Path(folder), per_token
         if not (self._folder / MANIFEST).is_file():
+            there = sorted(file.parent.name for file in self._folder.parent.glob(f"*/{MANIFEST}"))
             raise UserError(
                 f"{self._folder.absolute()} has no {MANIFEST}; give a folder that `t5g2 cache-logits` has finished, "
                 f"with a folder in it for each source of the run"
+                + (f"; in {self._folder.parent} there are answers about {', '.join(there)}" if there else "")
             )
-        self._said: dict[str, Any] = json.loads((self._folder / MANIFEST).read_text())
+        self._said = read_json(self._folder / MANIFEST)
         if per_token > self._said["per_token"]:
             raise UserError(
                 f"{self._folder.absolute()} has {self._said['per_token']} entries a token and per_token = {per_token}; "
@@ -202,11 +206,32 @@ def _open(folder: str, per_token: int) -> CachedAnswers:
     return CachedAnswers(folder, per_token=per_token)
 
 
-def write_shard(file: Path, records: Sequence[bytes]) -> None:
+def read_json(file: Path) -> dict[str, Any]:
+    """What answers.json, or the plan of an unfinished folder, says.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        said = json.loads(file.read_text())
+        whole = said.keys() >= KEYS and all(isinstance(s, str) or s.keys() >= {"file", "bytes"} for s in said["shards"])
+    except (ValueError, TypeError, AttributeError):
+        whole, said = False, {}
+    if not whole:
+        raise UserError(
+            f"{file.absolute()} is damaged: it does not say what answers are in its folder; remove the folder, and run "
+            f"the same `t5g2 cache-logits` again"
+        )
+    return said
+
+
+def write_shard(file: Path, records: Iterable[bytes]) -> None:
     """Writes a shard; the file must not be read before this returns."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(file), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
+    try:
+        for record in records:
+            writer.write(record)
+    finally:
+        writer.close()

@@ -5,12 +5,13 @@ larger than a tile: a teacher that is asked gives its hidden states, and its log
 student's are.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float16, Int
+from jaxtyping import Array, Bool, Float, Float16, Int, Key
 
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.mesh import constrain
@@ -58,6 +59,14 @@ class Distillation:
                 'take method = "top_k" or tail = "renormalise"'
             )
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raises UserError if more tokens of a distribution are to be kept than it has."""
+        if self.method != "full" and self.per_token > size:
+            raise UserError(
+                f"per_token = {self.per_token} and the vocabulary has {size} tokens; set it to at most that, or take "
+                f'method = "full"'
+            )
+
 
 class Answers(NamedTuple):
     """What a teacher said of some tokens, as core.batch.Teaching has it; [B, T, …] or, cut into tiles, [R, K, …]."""
@@ -75,7 +84,7 @@ class Teacher(NamedTuple):
       answers: those of before; None = it is asked, and so:
       hidden_BTD: its states, from which the targets are predicted.
       head: its head, whose vocabulary begins with the student's; rows past that do not count.
-      key: for what is drawn of its distributions.
+      key: for what is drawn of its distributions; of a tile, one for each.
     """
 
     known_BT: Bool[Array, "B T"]
@@ -131,9 +140,9 @@ def of_logits(
     lse_RK: Float[Array, "R K"],
     settings: Distillation,
     *,
-    key: Array | None = None,
+    key: Key[Array, "R K"] | None = None,
 ) -> Lesson:
-    """The lesson of a teacher's own logits."""
+    """The lesson of a teacher's own logits; what is drawn of a distribution is drawn with its own key."""
     if settings.method != "full":
         return of_answers(answers_of(logits_RKV, settings, key=key, dtype=jnp.float32), y_RKV, lse_RK, settings)
     log_p_RKV = jax.nn.log_softmax(logits_RKV)
@@ -143,9 +152,9 @@ def of_logits(
 
 
 def answers_of(
-    logits_RKV: Float[Array, "*L V"], settings: Distillation, *, key: Array | None = None, dtype=jnp.float16
+    logits_RKV: Float[Array, "*L V"], settings: Distillation, *, key: Key[Array, "*L"] | None = None, dtype=jnp.float16
 ) -> Answers:
-    """What is kept of distributions: the likeliest tokens, likeliest first, or such as are drawn.
+    """What is kept of distributions: the likeliest tokens, likeliest first, or such as are drawn with a `key` of each.
 
     Logits of probabilities 0.5, 0.3, 0.15, 0.05 and per_token = 2: ids [0 1], probabilities [0.5 0.3], tail 0.2.
     """
@@ -154,7 +163,10 @@ def answers_of(
     if settings.method == "sampled":
         assert key is not None
         # the N largest of log-probabilities with Gumbel noise are a draw without putting back (arXiv 1903.06059)
-        scores_RKV = log_p_RKV + jax.random.gumbel(key, log_p_RKV.shape)
+        noise = functools.partial(jax.random.gumbel, shape=log_p_RKV.shape[-1:])
+        for _ in key.shape:
+            noise = jax.vmap(noise)
+        scores_RKV = log_p_RKV + noise(key)
     _, ids_RKN = jax.lax.top_k(scores_RKV, min(settings.per_token, log_p_RKV.shape[-1]))
     kept_RKN = jnp.take_along_axis(log_p_RKV, ids_RKN, axis=-1)
     tail_RK = jnp.maximum(1.0 - jnp.sum(jnp.exp(kept_RKN), axis=-1), 0.0)

@@ -162,7 +162,7 @@ def answers(
         return None, distill.answers_of(_logits(x_RKD, w_VD, head.softcap), how, key=key)
 
     (x_nRKD,) = _cut((hidden_BTD,), tile_tokens)
-    keys = None if key is None else jax.random.split(key, x_nRKD.shape[0])
+    keys = None if key is None else _keys(key, hidden_BTD.shape[:2], tile_tokens)
     _, made = jax.lax.scan(tile, None, (x_nRKD, keys))
     return jax.tree.map(lambda x: _join(x, hidden_BTD.shape[:2]), made)
 
@@ -267,7 +267,7 @@ def _weigh(tokens: TokenLosses, weights_BT, teacher: Teacher | None, settings: _
 
 
 def _of_tokens(teacher: Teacher | None, shape: tuple[int, ...], settings: _Settings) -> Any:
-    """What a teacher has for each token, in tiles, and a key for each tile; None without a teacher."""
+    """What a teacher has for each token, in tiles; None without a teacher."""
     if teacher is None:
         return None
     per_token = teacher._replace(head=None, key=None)
@@ -275,7 +275,13 @@ def _of_tokens(teacher: Teacher | None, shape: tuple[int, ...], settings: _Setti
     cut = jax.tree.unflatten(tree, _cut(tuple(leaves), settings.tile_tokens))
     if teacher.key is None:
         return cut
-    return cut._replace(key=jax.random.split(teacher.key, cut.known_BT.shape[0]))
+    return cut._replace(key=_keys(teacher.key, shape, settings.tile_tokens))
+
+
+def _keys(key: Array, shape: tuple[int, ...], tile_tokens: int) -> Array:
+    """A key for each token, in tiles: what is drawn for a token is the same however the tokens are cut."""
+    data_BTW = jax.random.key_data(jax.random.split(key, shape))
+    return jax.random.wrap_key_data(_cut((data_BTW,), tile_tokens)[0], impl=jax.random.key_impl(key))
 
 
 def _lessons(teacher: Teacher | None, vocab_size: int, settings: _Settings) -> Callable:

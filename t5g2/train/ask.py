@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ from t5g2.train.experiment import Experiment
 log = logging.getLogger("t5g2")
 
 PLAN = "plan.json"  # what an unfinished folder is going to hold
+BLOCK = 16  # batches whose answers are in memory; more would fill rows better, because those of one length go together
+TELL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,15 @@ def cache_answers(
       part: of the shards, if several calls share them.
 
     Raises:
-      UserError: no such source or teacher; it speaks of other tokens; a folder holds other answers; the objective draws
-        something and the teacher is an encoder-decoder; "full".
+      UserError: no such source or teacher; it speaks of other tokens; a folder holds other answers, or is none; the
+        objective draws something and the teacher is an encoder-decoder; "full", or more tokens than there are.
     """
     logs.setup()
     if how.method == "full":
         raise UserError('method = "full": a cache keeps a part of each distribution; take "top_k" or "sampled"')
+    how.check_vocabulary(experiment.vocab_size)
+    if "://" in str(out):
+        raise UserError(f"out = {str(out)!r} is a URL; answers are written to a local folder, so give one")
     for name in names:
         if name not in experiment.data.names:
             raise unknown("source", name, experiment.data.names)
@@ -104,6 +109,10 @@ def cache_answers(
         for source, name in enumerate(experiment.data.names):
             if not names or name in names:
                 _source(asked, corpus, source, Path(out) / name, shards=shards, part=part)
+    waiting = [name for name in experiment.data.names if not (Path(out) / name / files.MANIFEST).is_file()]
+    if waiting:
+        print(f"not yet to be trained with: {', '.join(waiting)} in {out} lacks shards, which other calls make")
+        return
     print(f"--config.distill='{json.dumps({'cache': str(out), 'method': how.method, 'per_token': how.per_token})}'")
 
 
@@ -147,27 +156,46 @@ def _source(asked: _Asked, corpus: Corpus, source: int, folder: Path, *, shards:
     pieces = corpus.pieces[source]
     layout = Layout(len(pieces), min(shards, len(pieces)), asked.how.per_token, _dtype(asked.vocab_size))
     plan = _plan(asked, corpus, source, layout)
-    _claim(folder, plan)
+    bytes_of = _claim(folder, plan)
     mine = [shard for shard in range(layout.shards) if shard % part.of == part.which]
-    missing = [shard for shard in mine if not (folder / layout.file(shard)).is_file()]
+    missing = [shard for shard in mine if not _is_whole(folder / layout.file(shard), bytes_of)]
     log.info("%s: %d of %d shards to make", folder, len(missing), len(mine))
     for shard in missing:
-        begun, tokens = time.perf_counter(), 0
-        records: list[bytes] = [b""] * len(layout.pieces_of(shard))
-        for batch in _batches(asked, corpus, source, layout.pieces_of(shard)):
-            key = jax.random.key(seed_of(asked.seed, source, min(batch)))
-            for piece, found in zip(batch, asked.about(list(batch.values()), key), strict=True):
-                records[piece - layout.pieces_of(shard).start] = layout.pack(*found)
-                tokens += len(found[0])
+        records = _records(asked, corpus, source, layout, shard)
         _replace(folder / layout.file(shard), functools.partial(files.write_shard, records=records))
-        log.info("%s: shard %d, %.0f tokens/s", folder, shard, tokens / (time.perf_counter() - begun))
+    made = {layout.file(shard) for shard in missing}
     there = [folder / layout.file(shard) for shard in range(layout.shards)]
-    if not all(file.is_file() for file in there):
-        log.info("%s: %d of %d shards are still to come", folder, sum(not f.is_file() for f in there), len(there))
+    waiting = [file for file in there if file.name not in made and not _is_whole(file, bytes_of)]
+    if waiting:
+        log.info("%s: %d of %d shards are still to come", folder, len(waiting), len(there))
         return
     said = plan | {"shards": [{"file": file.name, "bytes": file.stat().st_size} for file in there]}
-    _replace(folder / files.MANIFEST, lambda file: file.write_text(json.dumps(said, indent=1) + "\n"))
+    _write_json(folder / files.MANIFEST, said)
     (folder / PLAN).unlink(missing_ok=True)
+
+
+def _is_whole(file: Path, bytes_of: Mapping[str, int]) -> bool:
+    """Whether a shard is there, and as long as it was when its folder was finished."""
+    return file.is_file() and file.stat().st_size == bytes_of.get(file.name, file.stat().st_size)
+
+
+def _records(asked: _Asked, corpus: Corpus, source: int, layout: Layout, shard: int) -> Iterator[bytes]:
+    """The records of a shard, piece after piece; those of a few batches are in memory."""
+    pieces, told, tokens = layout.pieces_of(shard), time.perf_counter(), 0
+    for begin in range(pieces.start, pieces.stop, BLOCK * asked.data.rows):
+        block = range(begin, min(begin + BLOCK * asked.data.rows, pieces.stop))
+        packed: dict[int, bytes] = {}
+        for batch in _batches(asked, corpus, source, block):
+            key = jax.random.key(seed_of(asked.seed, source, min(batch)))
+            for piece, found in zip(batch, asked.about(list(batch.values()), key), strict=True):
+                packed[piece] = layout.pack(*found)
+                tokens += len(found[0])
+        yield from (packed[piece] for piece in block)
+        passed = time.perf_counter() - told
+        if passed >= TELL_SECONDS or block.stop == pieces.stop:
+            done = block.stop - pieces.start
+            log.info("shard %d: %d of %d pieces, %.0f tokens/s", shard, done, len(pieces), tokens / passed)
+            told, tokens = time.perf_counter(), 0
 
 
 def _batches(asked: _Asked, corpus: Corpus, source: int, pieces: range) -> Iterator[dict[int, Question]]:
@@ -238,14 +266,22 @@ def _plan(asked: _Asked, corpus: Corpus, source: int, layout: Layout) -> dict[st
     return json.loads(json.dumps(plan))
 
 
-def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Writes down what the folder is going to hold; raises UserError if it holds something else."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _claim(folder: Path, plan: Mapping[str, Any]) -> dict[str, int]:
+    """Writes down what the folder is going to hold; the bytes of its shards by name, if it has been finished before.
+
+    Raises:
+      UserError: it holds something else, or is none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder.absolute()} cannot be a folder, because a file is in its place") from None
     for name in (files.MANIFEST, PLAN):
         if not (folder / name).is_file():
             continue
-        said = json.loads((folder / name).read_text())
-        said["shards"] = [shard if isinstance(shard, str) else shard["file"] for shard in said["shards"]]
+        said = files.read_json(folder / name)
+        shards = said.get("shards", [])
+        said["shards"] = [shard if isinstance(shard, str) else shard["file"] for shard in shards]
         # the same teacher may lie somewhere else
         differ = [
             key for key in sorted(plan.keys() | said.keys()) if key != "teacher" and plan.get(key) != said.get(key)
@@ -256,14 +292,23 @@ def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
                 f"{folder.absolute()} holds other answers (there -> now: {shown or 'another number of shards'}); give "
                 f"another folder, or remove this one"
             )
-        return
-    others = sorted(file.name for file in folder.iterdir())
+        return {shard["file"]: shard["bytes"] for shard in shards if not isinstance(shard, str)}
+    # what ends in .part is of a call that was killed while it wrote, or of another part of the work
+    others = sorted(file.name for file in folder.iterdir() if file.suffix != ".part")
     if others:
         raise UserError(f"{folder.absolute()} holds {others[0]}; answers are written to a folder of their own")
-    _replace(folder / PLAN, lambda file: file.write_text(json.dumps(plan, indent=1) + "\n"))
+    _write_json(folder / PLAN, plan)
+    return {}
 
 
-def _replace(target: Path, write: Any) -> None:
+def _write_json(target: Path, what: Mapping[str, Any]) -> None:
+    """Parts of the work may write the same at the same time, so each has a name of its own until it is whole."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(what, indent=1) + "\n")
+    os.replace(part, target)
+
+
+def _replace(target: Path, write: Callable[[Path], None]) -> None:
     part = target.with_name(f".{target.name}.part")
     write(part)
     os.replace(part, target)

@@ -91,11 +91,12 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
     rows = start.local_rows(experiment, world)
     with jax.set_mesh(world):
         plan = start.plan(experiment, world)
+        # before the step is compiled, which takes longer than to find that there is no such file
+        with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
+            batch = pipeline.next()
         print(weights_table(plan))
         memory = estimate(plan)
         needed = _print_memory(plan, memory, simulated=devices > 0, compiled=compiled) / GIB
-        with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
-            batch = pipeline.next()
         counts = flops.count(experiment.model, batch.batch.encoder, batch.batch.decoder)
         print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
     print(origin)

@@ -232,6 +232,8 @@ class Experiment:
             raise UserError("data.teaching follows from distill, which says who teaches; leave it out")
         if self.distill is not None and self.data.images is not None:
             raise UserError("distill and data.images are both set; a teacher is asked without images, so leave one out")
+        if self.distill is not None:
+            self.distill.check_vocabulary(self.vocab_size)
         if self.init.adapt and not isinstance(self.model, EncoderDecoderConfig):
             raise UserError("init.adapt makes an encoder-decoder model, but model is decoder-only; see init.params")
 

@@ -66,6 +66,7 @@ def train(
             Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=begun.positions)
         )
         start.check_corpus(begun, pipeline, allow_change=allow_change)
+        whose = start.check_teacher(begun, plan, allow_change=allow_change)
         if replay is None:
             workdirs.record(workdir, experiment, begun.provenance)
 
@@ -83,7 +84,7 @@ def train(
             if replay is None and (stopped or start.due(step, experiment.save.every_steps, last=last)):
                 tell.flush()  # raises if the step before was not finite
                 with tell.pause():
-                    start.save(saved, experiment, step, state, pipeline=pipeline)
+                    start.save(saved, experiment, step, state, pipeline=pipeline, teacher=whose)
             if stopped or last:
                 break
             host_batch = pipeline.next()

@@ -45,6 +45,7 @@ class Begun(NamedTuple):
       step: updates that made it.
       positions: of the data streams; None = their start.
       corpus: fingerprint of the text that the positions are in; None = any.
+      teacher: fingerprint of the teacher that was asked in every step; None = any.
       provenance: where each weight of an adapted model came from, as plain data; None if it was not adapted here.
     """
 
@@ -52,6 +53,7 @@ class Begun(NamedTuple):
     step: int
     positions: Mapping[str, Sequence[int]] | None
     corpus: str | None
+    teacher: str | None
     provenance: Any
 
 
@@ -192,9 +194,11 @@ def begin(experiment: Experiment, workdir: Path, plan: Plan, saved: Checkpoints,
         provenance = (
             workdirs.read_json(workdir / workdirs.PROVENANCE) if (workdir / workdirs.PROVENANCE).exists() else None
         )
-        return Begun(state, restored.step, restored.data, restored.meta["corpus"], provenance)
+        return Begun(
+            state, restored.step, restored.data, restored.meta["corpus"], restored.meta.get("teacher"), provenance
+        )
     params, provenance = first_params(experiment, plan)
-    return Begun(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, provenance)
+    return Begun(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, None, provenance)
 
 
 def first_params(experiment: Experiment, plan: Plan) -> tuple[Any, Any]:
@@ -231,6 +235,27 @@ def teacher(plan: Plan) -> Any:
     return folders.load_model(folder, mesh=plan.world)
 
 
+def check_teacher(begun: Begun, plan: Plan, *, allow_change: tuple[str, ...] = ()) -> str | None:
+    """The fingerprint of the teacher that is asked in every step, whose weights are read for it; None without one.
+
+    Raises:
+      UserError: it is not that of the steps before, and `allow_change` does not name distill.teacher.
+    """
+    if plan.teacher is None:
+        return None
+    folder, _ = plan.teacher
+    found = teachers.fingerprint(folder)
+    if begun.teacher not in (None, found):
+        if not {"distill", "distill.teacher"} & set(allow_change):
+            raise UserError(
+                f"distill.teacher, {folder.path}, is another model than when step {begun.step} was saved (fingerprint "
+                f"{begun.teacher} -> {found}); restore it, use a new --workdir, or go on with it on purpose: "
+                f"--allow_change=distill.teacher"
+            )
+        log.warning("the teacher has changed since step %d was saved: %s -> %s", begun.step, begun.teacher, found)
+    return found
+
+
 def check_corpus(begun: Begun, pipeline: Pipeline, *, allow_change: tuple[str, ...] = ()) -> None:
     """Compares the text with the one that the saved positions are in.
 
@@ -249,7 +274,9 @@ def check_corpus(begun: Begun, pipeline: Pipeline, *, allow_change: tuple[str, .
     log.warning("the text has changed since step %d was saved: %s -> %s", begun.step, begun.corpus, found)
 
 
-def save(saved: Checkpoints, experiment: Experiment, step: int, state: TrainState, *, pipeline: Pipeline) -> None:
+def save(
+    saved: Checkpoints, experiment: Experiment, step: int, state: TrainState, *, pipeline: Pipeline, teacher: str | None
+) -> None:
     """Starts to save a state with the positions of all streams, unless this step is what the run was resumed at."""
     everywhere = gather_positions(pipeline.positions, experiment.data.streams)
     if step in saved.steps():
@@ -258,6 +285,7 @@ def save(saved: Checkpoints, experiment: Experiment, step: int, state: TrainStat
         "experiment": experiments.fingerprint(experiment),
         "seed": experiment.train.seed,
         "corpus": pipeline.corpus.fingerprint,
+        "teacher": teacher,
     }
     saved.save(step, state.params, state.opt, data=everywhere, meta=meta)
 

@@ -40,7 +40,9 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
     folder = folders.without_images(folder)
     if folder.tokenizer is not None:
         theirs, ours = folder.tokenizer, tokenizer.to_dict()
-        if any(theirs.get(key) != ours.get(key) for key in ("kind", "sha256")):
+        # one that reads rows reads the sentinels too, where one that reads the text meets none
+        compared = ("kind", "sha256") if reads_text(folder) else (theirs.keys() | ours.keys()) - {"file"}
+        if any(theirs.get(key) != ours.get(key) for key in compared):
             raise UserError(
                 f"the teacher, {folder.path}, has another tokenizer ({theirs}) than the run ({ours}), so its answers "
                 f"are about other tokens; give a teacher of the run's tokenizer, or train with the teacher's"

@@ -122,7 +122,8 @@ class Teller:
             return
         rates = self._rates.read()
         loss, mfu = float(told.loss / max(told.weight, 1e-9)), rates["flop"] / self._peak.flops_per_s
-        self._progress.report(step, loss=loss, tokens_per_s=rates["tokens"], mfu=mfu)
+        divergence = float(told.divergence / told.taught) if told.taught > 0 else None
+        self._progress.report(step, loss=loss, divergence=divergence, tokens_per_s=rates["tokens"], mfu=mfu)
         if self._writer is not None:
             values = self._values(step, told, batch)
             speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "mfu": mfu}
@@ -143,6 +144,8 @@ class Teller:
         }
         if told.taught > 0:
             values["train/divergence"] = float(told.divergence / told.taught)
+        if self._experiment.distill is not None or self._experiment.train.z_loss > 0:
+            values["train/total"] = float(told.total)
         if batch.batch.encoder is not None:
             values["padding/encoder"] = padding(batch.batch.encoder)
         for kind, names in (("denoiser", data.denoisers), ("source", data.names)):

@@ -1,5 +1,7 @@
 """Distillation in the tiled loss, against the divergence of all distributions at once and jax's own derivatives."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,12 @@ def answered(data, how):
     """The teacher with its answers of before instead of its states."""
     answers = answers_of(teacher_logits(data["teacher"]), how, dtype=jnp.float32)
     return Teacher(data["teacher"].known_BT, answers)
+
+
+def drawn_of(data, how) -> Answers:
+    """Answers drawn with the keys that a loss head takes, one of each token's own."""
+    keys = jax.random.split(data["teacher"].key, (B, T))
+    return answers_of(teacher_logits(data["teacher"]), how, key=keys, dtype=jnp.float32)
 
 
 def divergence(student_BTV, teacher_BTV, how):
@@ -195,7 +203,7 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_once():
     p = np.array([0.5, 0.3, 0.15, 0.05])
     how, draws = Distillation(method="sampled", per_token=2), 20_000
     logits = jnp.broadcast_to(jnp.log(p), (draws, 4))
-    ids = np.asarray(answers_of(logits, how, key=jax.random.key(0)).ids)
+    ids = np.asarray(answers_of(logits, how, key=jax.random.split(jax.random.key(0), draws)).ids)
     assert (ids[:, 0] != ids[:, 1]).all()
     # the pair (i, j) without putting back: p_i * p_j / (1 - p_i)
     for i in range(4):
@@ -205,28 +213,25 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_once():
             assert abs(found - chance) <= 5 * np.sqrt(chance / draws), (i, j)
 
 
-def test_the_loss_of_drawn_answers_is_that_of_the_answers(data):
-    """Asked or told: the same draws give the same loss."""
+@pytest.mark.parametrize("tile_tokens", [16, 48, 10**6])
+def test_the_loss_of_drawn_answers_is_that_of_the_answers(data, tile_tokens):
+    """Asked or told, in tiles of any size: the same draws give the same loss."""
     how, values = HOW["sampled"], tuple(data.values())
-    run = jax.value_and_grad(sums(how, tile_tokens=10**6), (0, 1), has_aux=True)
+    run = jax.value_and_grad(sums(how, tile_tokens=tile_tokens), (0, 1), has_aux=True)
     (asked, _), asked_slopes = run(*values)
-    # one tile, whose tokens are all rows', and its key the first of one
-    key = jax.random.split(data["teacher"].key, 1)[0]
-    logits = teacher_logits(data["teacher"]).reshape(1, B * T, V)
-    drawn = answers_of(logits, how, key=key, dtype=jnp.float32)
-    answers = Answers(*(x.reshape(B, T, *x.shape[2:]) for x in drawn))
-    (told, _), told_slopes = run(*values[:4], Teacher(data["teacher"].known_BT, answers))
+    told_by = Teacher(data["teacher"].known_BT, drawn_of(data, how))
+    (told, _), told_slopes = run(*values[:4], told_by)
     np.testing.assert_allclose(told, asked, rtol=2e-6)
     assert_slopes(told_slopes, asked_slopes)
     other = data["teacher"]._replace(key=jax.random.key(2))
     assert run(*values[:4], other)[0][0] != asked
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("name", ["full", "top_k, one more for the others", "sampled"])
+@pytest.mark.parametrize(
+    ("name", "cached"),
+    [("full", False), *itertools.product(["top_k, one more for the others", "sampled"], [False, True])],
+)
 def test_no_logits_but_a_tile_of_either(data, name, cached):
-    if cached and name == "full":
-        return
     teacher = answered(data, Distillation(method="top_k", per_token=8)) if cached else data["teacher"]
     run = jax.value_and_grad(sums(HOW[name], 3.0, tile_tokens=48), (0, 1), has_aux=True)
     program = jax.make_jaxpr(run)(*tuple(data.values())[:4], teacher)
@@ -234,12 +239,16 @@ def test_no_logits_but_a_tile_of_either(data, name, cached):
     assert max(map(np.prod, with_vocab)) == 48 * V, with_vocab
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("name", ["full", "top_k", "top_k, one more for the others"])
+@pytest.mark.parametrize(
+    ("name", "cached"),
+    [
+        ("full", False),
+        ("sampled", False),
+        *itertools.product(["top_k", "top_k, one more for the others"], [False, True]),
+    ],
+)
 def test_on_eight_devices_as_on_one(data, devices, name, cached):
     """Rows over 4 devices, the vocabulary over 2."""
-    if cached and name == "full":
-        return
     how = HOW[name]
     values = tuple(data.values())[:4]
     teacher = answered(data, how) if cached else data["teacher"]

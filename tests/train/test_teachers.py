@@ -327,6 +327,76 @@ def test_a_shard_that_is_cut_off(corpus, cache, tmp_path):
         [pipeline.next() for _ in range(50)]
 
 
+def test_a_shard_that_is_cut_off_is_made_again(corpus, cache, tmp_path):
+    how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
+    shutil.copytree(cache, tmp_path / "answers")
+    shard = sorted((tmp_path / "answers" / "text").glob("*.array_record"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    # another part of the work leaves it, and does not declare it whole
+    ask.cache_answers(experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=ask.Part(0, 2))
+    assert shard.read_bytes() == whole[:-100]
+    ask.cache_answers(experiment(corpus), teacher, tmp_path / "answers", how, shards=3)
+    assert shard.read_bytes() == whole
+
+
+def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
+    """What a killed call leaves behind is no obstacle."""
+    how, teacher, out = Distillation(method="top_k", per_token=12), str(corpus / "gemma"), tmp_path / "answers"
+    (out / "text").mkdir(parents=True)
+    (out / "text" / ".plan.json.1.part").write_text("{")
+    ask.cache_answers(experiment(corpus), teacher, out, how, shards=3, part=ask.Part(0, 2))
+    assert (
+        capsys.readouterr().out == f"not yet to be trained with: text in {out} lacks shards, which other calls make\n"
+    )
+    ask.cache_answers(experiment(corpus), teacher, out, how, shards=3, part=ask.Part(1, 2))
+    said = capsys.readouterr().out
+    assert said == f"--config.distill='{json.dumps({'cache': str(out), 'method': 'top_k', 'per_token': 12})}'\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("answers.json", ""), ("answers.json", "{}"), ("answers.json", "[1]"), ("plan.json", '{"x":')]
+)
+def test_a_damaged_description_of_answers(corpus, tmp_path, file, content):
+    folder = tmp_path / "answers" / "text"
+    folder.mkdir(parents=True)
+    (folder / file).write_text(content)
+    how = Distillation(method="top_k", per_token=12)
+    with pytest.raises(UserError, match=rf"{file} is damaged.*remove the folder"):
+        ask.cache_answers(experiment(corpus), str(corpus / "gemma"), tmp_path / "answers", how, shards=3)
+    distill = {"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12}
+    expected = r"is damaged.*remove the folder" if file == "answers.json" else r"has no answers\.json"
+    with pytest.raises(UserError, match=expected):
+        Pipeline(start.plan(experiment(corpus, distill=distill), world()).data, seed=0)
+
+
+def test_answers_that_cannot_be_made(corpus, tmp_path):
+    how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
+        ask.cache_answers(experiment(corpus), teacher, tmp_path / "file", how)
+    with pytest.raises(UserError, match=r"'gs://bucket/answers' is a URL; answers are written to a local folder"):
+        ask.cache_answers(experiment(corpus), teacher, "gs://bucket/answers", how)
+    more = Distillation(method="top_k", per_token=VOCAB + 1)
+    with pytest.raises(UserError, match=rf"per_token = {VOCAB + 1} and the vocabulary has {VOCAB} tokens"):
+        ask.cache_answers(experiment(corpus), teacher, tmp_path / "answers", more)
+    with pytest.raises(UserError, match=rf"the vocabulary has {VOCAB} tokens"):
+        experiment(corpus, distill={"teacher": teacher, "method": "sampled", "per_token": VOCAB + 1})
+
+
+def test_a_run_does_not_go_on_with_another_teacher(corpus, tmp_path):
+    shutil.copytree(corpus / "gemma", tmp_path / "teacher")
+    settings = {"distill": {"teacher": str(tmp_path / "teacher")}, "train": {"steps": 1, "seed": 7, "tile_tokens": 64}}
+    loop.train(experiment(corpus, **settings), str(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "teacher")
+    other = weights.model(GEMMA)
+    folders.save_model(tmp_path / "teacher", other, tokenizer=Bytes(sentinels=20).to_dict())
+    settings["train"]["steps"] = 2
+    with pytest.raises(UserError, match=r"another model than when step 1 was saved.*allow_change=distill\.teacher"):
+        loop.train(experiment(corpus, **settings), str(tmp_path / "run"))
+    loop.train(experiment(corpus, **settings), str(tmp_path / "run"), allow_change=("distill.teacher",))
+
+
 def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_path):
     how = Distillation(method="top_k", per_token=VOCAB)
     teacher = str(corpus / "t5gemma2")
@@ -371,6 +441,14 @@ def test_a_teacher_that_knows_other_tokens(corpus, tmp_path, config, tokenizer, 
     folders.save_model(tmp_path / "other", weights.model(config), tokenizer=described)
     with pytest.raises(UserError, match=message):
         start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "other")}), world())
+
+
+def test_other_sentinels_matter_to_a_teacher_that_reads_them(corpus, tmp_path):
+    for name, config in (("gemma", GEMMA), ("t5gemma2", T5GEMMA2)):
+        folders.save_model(tmp_path / name, weights.model(config), tokenizer=Bytes(sentinels=10).to_dict())
+    start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "gemma")}), world())
+    with pytest.raises(UserError, match=r"has another tokenizer"):
+        start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "t5gemma2")}), world())
 
 
 def test_a_teacher_with_another_tokenizer(corpus, tmp_path):
