@@ -10,7 +10,6 @@ Entry t of a piece is about token t, given BOS and the tokens before it. Shard s
 on. The order of the pieces is that of the source, so the answers hold for every seed and every objective.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from t5g2.core.errors import UserError
+from t5g2.data import manifest
 
 MANIFEST = "answers.json"
 KEYS = {"teacher", "teacher_fingerprint", "pieces_fingerprint", "pieces", "vocab_size", "method", "per_token", "seed"}
@@ -93,7 +93,7 @@ class CachedAnswers:
                 f"with a folder in it for each source of the run"
                 + (f"; in {self._folder.parent} there are answers about {', '.join(there)}" if there else "")
             )
-        self._said = read_json(self._folder / MANIFEST)
+        self._said = described(self._folder / MANIFEST)
         if per_token > self._said["per_token"]:
             raise UserError(
                 f"{self._folder.absolute()} has {self._said['per_token']} entries a token and per_token = {per_token}; "
@@ -206,23 +206,9 @@ def _open(folder: str, per_token: int) -> CachedAnswers:
     return CachedAnswers(folder, per_token=per_token)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """What answers.json, or the plan of an unfinished folder, says.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    try:
-        said = json.loads(file.read_text())
-        whole = said.keys() >= KEYS and all(isinstance(s, str) or s.keys() >= {"file", "bytes"} for s in said["shards"])
-    except (ValueError, TypeError, AttributeError):
-        whole, said = False, {}
-    if not whole:
-        raise UserError(
-            f"{file.absolute()} is damaged: it does not say what answers are in its folder; remove the folder, and run "
-            f"the same `t5g2 cache-logits` again"
-        )
-    return said
+def described(file: Path) -> dict[str, Any]:
+    """What answers.json, or the plan of an unfinished folder, says; raises UserError if it is damaged."""
+    return manifest.read(file, keys=KEYS, command="t5g2 cache-logits")
 
 
 def write_shard(file: Path, records: Iterable[bytes]) -> None:

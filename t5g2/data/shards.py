@@ -22,12 +22,15 @@ from typing import Any
 import numpy as np
 
 from t5g2.core.errors import UserError
+from t5g2.data import manifest
 from t5g2.data.documents import Documents, OnBadRecord
+from t5g2.data.parent import EndWithParent
 from t5g2.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "tokens.json"
+KEYS = {"text_fingerprint", "tokenizer_fingerprint", "tokenizer", "characters", "skipped", "dtype", "shards"}
 PLAN = "plan.json"  # what an unfinished folder is going to hold
 
 
@@ -53,7 +56,7 @@ class Tokens:
             unfinished = (folder / PLAN).is_file()
             what = "is not finished: run the same `t5g2 tokenize` again" if unfinished else f"has no {MANIFEST}"
             raise UserError(f"{folder.absolute()} {what}; give a folder that `t5g2 tokenize` has written")
-        said = json.loads((folder / MANIFEST).read_text())
+        said = _described(folder / MANIFEST)
         shards = [folder / shard["file"] for shard in said["shards"]]
         lengths = [_lengths(folder, shard) for shard in said["shards"]]
         return TokenDocuments(folder, said, tuple(map(str, shards)), lengths)
@@ -238,12 +241,15 @@ def _told(job: Job, folder: Path, shard: int) -> dict[str, Any]:
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """Writes down what the folder is going to hold; raises UserError if it holds something else."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder.absolute()} cannot be a folder, because a file is in its place") from None
     plan = json.loads(json.dumps(plan))
     for name in (MANIFEST, PLAN):
         if not (folder / name).is_file():
             continue
-        said = json.loads((folder / name).read_text())
+        said = _described(folder / name)
         said["shards"] = [shard if isinstance(shard, str) else shard["file"] for shard in said["shards"]]
         said.pop("tokens", None)
         if said != plan:
@@ -253,10 +259,15 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
                 f"remove this one"
             )
         return
-    others = sorted(file.name for file in folder.iterdir())
+    # what ends in .part is of a call that was killed while it wrote
+    others = sorted(file.name for file in folder.iterdir() if file.suffix != ".part")
     if others:
         raise UserError(f"{folder.absolute()} holds {others[0]}; tokens are written to a folder of their own")
     _replace(folder / PLAN, lambda file: file.write_text(json.dumps(plan, indent=1) + "\n"))
+
+
+def _described(file: Path) -> dict[str, Any]:
+    return manifest.read(file, keys=KEYS, command="t5g2 tokenize")
 
 
 def _is_there(job: Job, folder: Path, shard: int) -> bool:
@@ -264,7 +275,10 @@ def _is_there(job: Job, folder: Path, shard: int) -> bool:
     lengths, tokens = (folder / job.file(*of) for of in (("lengths", shard, "npy"), ("tokens", shard, "array_record")))
     if not (lengths.is_file() and tokens.is_file()):
         return False
-    return _reader(str(tokens)).num_records() == len(np.load(lengths)) == len(job.documents(shard))
+    try:
+        return _reader(str(tokens)).num_records() == len(np.load(lengths)) == len(job.documents(shard))
+    except (ValueError, EOFError):  # cut off
+        return False
 
 
 def _make(job: Job, folder: Path, shard: int) -> None:
@@ -293,7 +307,8 @@ def _make(job: Job, folder: Path, shard: int) -> None:
 def _in_processes(make: Callable[[int], None], shards: Sequence[int], workers: int) -> None:
     """Calls `make` for each shard, in processes; the first failure ends it."""
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), mp_context=spawn) as pool:
+    many, watch = min(workers, len(shards)), EndWithParent(os.getpid())
+    with concurrent.futures.ProcessPoolExecutor(many, mp_context=spawn, initializer=watch) as pool:
         try:
             for done in concurrent.futures.as_completed([pool.submit(make, shard) for shard in shards]):
                 done.result()

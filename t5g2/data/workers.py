@@ -6,17 +6,14 @@ each worker, whatever their number, and a batch's rows only have to be put back 
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
 
+from t5g2.data.parent import EndWithParent
 from t5g2.data.streams import Corpus, Position, UnitsReader
-
-WATCH_SECS = 0.5
 
 
 class WorkersReader:
@@ -39,7 +36,7 @@ class WorkersReader:
         self._elements = iter(
             dataset.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
-                worker_init_fn=_EndWithParent(os.getpid()),
+                worker_init_fn=EndWithParent(os.getpid()),
             )
         )
         each = corpus.config.rows // min(corpus.config.rows, corpus.config.streams)
@@ -55,25 +52,6 @@ class WorkersReader:
     def close(self) -> None:
         """Ends the workers."""
         self._elements.close()
-
-
-class _EndWithParent:
-    """Started in a worker, ends it within about WATCH_SECS when the trainer is gone, however that went.
-
-    The kernel's parent-death signal would do so at once, but it follows the thread that started the worker, not the
-    process. When the last worker is gone, Python's resource tracker removes what they left in shared memory.
-    """
-
-    def __init__(self, parent: int):
-        self._parent = parent
-
-    def __call__(self, worker: int, workers: int) -> None:
-        threading.Thread(target=self._watch, daemon=True, name="t5g2-watch-parent").start()
-
-    def _watch(self) -> None:
-        while os.getppid() == self._parent:
-            time.sleep(WATCH_SECS)
-        os._exit(1)
 
 
 def _dataset(corpus: Corpus, units: tuple[int, ...], *, seed: int, positions: Mapping[int, Position]) -> Any:

@@ -279,7 +279,7 @@ def _claim(folder: Path, plan: Mapping[str, Any]) -> dict[str, int]:
     for name in (files.MANIFEST, PLAN):
         if not (folder / name).is_file():
             continue
-        said = files.read_json(folder / name)
+        said = files.described(folder / name)
         shards = said.get("shards", [])
         said["shards"] = [shard if isinstance(shard, str) else shard["file"] for shard in shards]
         # the same teacher may lie somewhere else

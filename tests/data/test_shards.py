@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import pathlib
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +165,51 @@ def test_damage_is_told(tmp_path):
         Tokens(str(folder)).open()
     shards.write(job(text, 2), folder)
     assert shard.read_bytes() == whole
+
+
+def test_what_is_damaged_otherwise(tmp_path, text):
+    folder = tmp_path / "out"
+    shards.write(job(text, 2), folder)
+    lengths = folder / "lengths-00001-of-00002.npy"
+    whole = lengths.read_bytes()
+    lengths.write_bytes(whole[:-7])
+    shards.write(job(text, 2), folder)
+    assert lengths.read_bytes() == whole
+    for content in ("", "{}", "[1]"):
+        (folder / "tokens.json").write_text(content)
+        with pytest.raises(UserError, match=r"tokens\.json is damaged.*remove the folder, and run the same `t5g2 tok"):
+            shards.write(job(text, 2), folder)
+        with pytest.raises(UserError, match=r"tokens\.json is damaged"):
+            Tokens(str(folder)).open()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
+        shards.write(job(text, 2), tmp_path / "file")
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path, text):
+    """Killed while its processes wait for a shard that never ends."""
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        "from t5g2.data import shards\n"
+        "def make(shard):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.pid').touch()\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    shards._in_processes(make, [0, 1], 2)\n"
+    )
+    with subprocess.Popen([sys.executable, str(tmp_path / "slow.py")]) as parent:
+        children = waited(lambda: pids if len(pids := [int(f.stem) for f in tmp_path.glob("*.pid")]) == 2 else None)
+        parent.kill()
+    assert waited(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in children))
+
+
+def waited(ready):
+    """What `ready` returns once that is true, or after a minute."""
+    for _ in range(600):
+        if found := ready():
+            break
+        time.sleep(0.1)
+    return found
 
 
 def test_there_is_no_text_any_more(tmp_path, text):
