@@ -146,10 +146,10 @@ def _build_kind(members: Table, node: Any, where: str, tables: Sequence[Table]) 
 def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[Table]) -> Any:
     if isinstance(node, cls):
         return node
-    if not isinstance(node, Mapping):
-        raise _wrong_type(where, node, f"the settings of {cls.__name__}")
     kinds = {name for table in tables for name, other in table.items() if other is cls}
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    if not isinstance(node, Mapping):
+        raise _wrong_type(where, node, f"the settings of {cls.__name__}, a mapping with some of {', '.join(fields)}")
     for key in node:
         if key not in fields and not (key == "kind" and node[key] in kinds):
             raise unknown(f"key {where}.{key}, in {cls.__name__}:", key, fields)

@@ -127,7 +127,7 @@ def found(path: str) -> list[str]:
     files = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
     if not files:
         raise UserError(
-            f"no file at {path!r}; give a file, a folder with files, or a pattern such as 'corpus/**/*.txt'"
+            f"no file at {path!r}; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'"
         )
     return files
 

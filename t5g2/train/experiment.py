@@ -124,8 +124,8 @@ class Distill(Distillation):
             raise UserError(f"cache = {self.cache!r} is a URL; answers are read from a local folder, so copy it to one")
         if self.cache is not None and self.method == "full":
             raise UserError(
-                'method = "full", and a cache holds parts of distributions; take the method that it was made with, '
-                '"top_k" or "sampled", or leave out cache to ask the teacher in every step'
+                'method = "full", which it is unless given, and a cache holds parts of distributions; set it to what '
+                'the cache was made with, "top_k" or "sampled", or leave out cache to ask the teacher in every step'
             )
 
 
