@@ -232,11 +232,11 @@ class Selection:
 
     def _draw(self, block: int) -> np.ndarray:
         """int64[draws, 2]: of each draw the source, and how many draws of the block came from it before."""
-        pairs = [(source, nth) for source, weight in enumerate(self._weights) for nth in range(weight)]
+        sources = np.repeat(np.arange(len(self._weights)), self._weights)
+        nth = np.concatenate([np.arange(weight) for weight in self._weights])
         rng = np.random.default_rng([self._seed, self._stream, block])
-        order = rng.permutation(np.repeat(np.arange(len(self._weights)), self._weights))
-        out = np.empty((len(pairs), 2), np.int64)
-        out[np.argsort(order, kind="stable")] = pairs
+        out = np.empty((len(sources), 2), np.int64)
+        out[np.argsort(rng.permutation(sources), kind="stable")] = np.stack([sources, nth], axis=1)
         return out
 
 
