@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from t5g2.core.errors import UserError, unknown
+from t5g2.core.errors import ENVIRONMENT, UserError, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,6 +427,11 @@ def main(argv: list[str] | None = None) -> int:
         print(help_text)
     except UserError as error:
         print(f"t5g2 {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            raise
+        print(f"t5g2 {argv[0]}: {error}; {ENVIRONMENT[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

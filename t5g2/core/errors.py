@@ -1,7 +1,18 @@
 """The one error a user can cause, and how it is worded: what was given, what is allowed, what to do."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+# What the machine refuses, whatever is in the files: to be told as it is.
+ENVIRONMENT = {
+    errno.EACCES: "give this user the right to it, or another path",
+    errno.EPERM: "give this user the right to it, or another path",
+    errno.EROFS: "give a path that can be written",
+    errno.ENOSPC: "make room, or give a path on another disk",
+    errno.EDQUOT: "make room, or give a path on another disk",
+    errno.EFBIG: "allow larger files (ulimit -f), or give another path",
+}
 
 
 class UserError(ValueError):

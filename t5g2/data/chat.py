@@ -343,4 +343,4 @@ def _rows(source: BinaryIO, out: BinaryIO, *, fields: tuple[str, ...]) -> None:
         raise UserError(f"{getattr(source, 'name', source)} has the columns {names}, and none of {', '.join(fields)}")
     for batch in parquet.iter_batches(columns=there):
         for row in batch.to_pylist():
-            out.write(json.dumps(row, default=str).encode() + b"\n")
+            out.write(copies.json_line(row))

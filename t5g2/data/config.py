@@ -32,6 +32,8 @@ class Source:
     def __post_init__(self):
         if self.weight < 1:
             raise UserError(f"weight = {self.weight}; leave the source out, or give it at least 1")
+        if "/" in self.name or self.name.startswith("."):  # it names metrics, and folders of tokens and of answers
+            raise UserError(f"name = {self.name!r}; the name of a source has no / in it and does not begin with a dot")
 
 
 @dataclass(frozen=True)

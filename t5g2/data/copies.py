@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from t5g2.core import errors
 from t5g2.core.errors import UserError
 
 CHUNK = 1 << 20
@@ -28,6 +29,14 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def is_folder(path: str) -> bool:
+    """Whether a path or a URL is a folder."""
+    if not is_url(path):
+        return os.path.isdir(path)
+    system, inside = _system(path)
+    return system.isdir(inside)
+
+
 def files(path: str) -> list[str]:
     """The files that a URL means, sorted: one, those of a folder, or those of a pattern.
 
@@ -36,13 +45,25 @@ def files(path: str) -> list[str]:
     """
     system, inside = _system(path)
     try:
-        found = [inside] if system.isfile(inside) else system.glob(inside) if "*" in inside else system.find(inside)
+        found = (
+            [inside]
+            if system.isfile(inside)
+            else system.glob(inside)
+            if set(inside) & set("*?[")
+            else _below(system, inside)
+        )
         names = sorted(system.unstrip_protocol(name) for name in found if system.isfile(name))
     except OSError as error:
         raise UserError(f"{path} cannot be listed ({error}); is it right, and may you read it?") from None
     if not names:
         raise UserError(f"no file at {path!r}; give a file, a folder with files, or a pattern")
     return names
+
+
+def _below(system: Any, folder: str) -> list[str]:
+    """All files below a folder, hidden ones aside."""
+    base = len(folder.rstrip("/"))
+    return [name for name in system.find(folder) if "/." not in name[base:]]
 
 
 def plain(file: str, column: str | None = None) -> str:
@@ -84,6 +105,8 @@ def converted(file: str, convert: Callable[[BinaryIO, BinaryIO], None], what: ob
         except UserError:
             raise
         except (EOFError, OSError, ValueError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno in errors.ENVIRONMENT:  # nothing is wrong with the file
+                raise
             raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
         finally:
             part.unlink(missing_ok=True)
@@ -117,7 +140,21 @@ def _zstandard(source: BinaryIO, out: BinaryIO) -> None:
 def _parquet(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
     for batch in parquet_file(source, field=column).iter_batches(columns=[column]):
         for value in batch.column(0).to_pylist():
-            out.write(json.dumps({column: value}, default=str).encode() + b"\n")
+            out.write(json_line({column: value}))
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """A record as a line of JSON. Bytes are text if they are UTF-8; what else JSON has no word for says what it is."""
+    return json.dumps(record, default=_in_json).encode() + b"\n"
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"bytes": len(value)}
+    return {type(value).__name__: str(value)}
 
 
 def parquet_file(source: BinaryIO, **columns: str) -> Any:
@@ -160,7 +197,7 @@ def _system(path: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}; give a local path, or a URL that fsspec knows") from None
 
 
 def _open(file: str) -> AbstractContextManager[BinaryIO]:

@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ class _Spans(ScannedDocuments):
     """Parts of files: `spans` int64[documents, 3] says which file, from which byte, how many bytes."""
 
     files: tuple[str, ...]
+    sizes: tuple[int, ...]
     spans: np.ndarray
     field: str | None
     scanned: Scanned
@@ -96,6 +98,11 @@ class _Spans(ScannedDocuments):
     def __getitem__(self, index: int) -> str:
         file, offset, size = self.spans[index].tolist()
         with open(self.files[file], "rb") as data:
+            if os.fstat(data.fileno()).st_size != self.sizes[file]:
+                raise UserError(
+                    f"{self.files[file]} has changed since it was opened: it had {self.sizes[file]} bytes; restore it, "
+                    f"or start again with the text as it is"
+                )
             data.seek(offset)
             return json_text(data.read(size), self.field)
 
@@ -112,24 +119,39 @@ def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord, *,
     scanned = scan.done(path)
     if not scanned.characters:
         raise UserError(
-            f"{path}: {len(files)} files without text; give files with at least {SHORTEST_TOKENS} tokens of it"
+            f"{path}: no text in {len(files)} file{'s' * (len(files) > 1)}; give such as have at least "
+            f"{SHORTEST_TOKENS} tokens of it"
         )
-    return _Spans(readable, np.array(spans, np.int64).reshape(-1, 3), field, scanned)
+    sizes = tuple(os.path.getsize(file) for file in readable)
+    return _Spans(readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, scanned)
 
 
 def found(path: str) -> list[str]:
     """The files that a path or a URL means, sorted."""
     if copies.is_url(path):
         return copies.files(path)
+    if not path:
+        raise UserError("path is empty; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'")
     if Path(path).is_file():
         return [path]
-    pattern = f"{glob.escape(path)}/**/*" if Path(path).is_dir() else path
-    files = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+    names = _below(path) if Path(path).is_dir() else glob.iglob(path, recursive=True)
+    files = sorted(name for name in names if Path(name).is_file())
     if not files:
         raise UserError(
             f"no file at {path!r}; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'"
         )
     return files
+
+
+def _below(folder: str) -> Iterator[str]:
+    """All that is below a folder, hidden ones aside; unlike glob it does not pass over what may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or take it away")
+
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(where, name) for name in names if not name.startswith("."))
 
 
 Span = tuple[str, int, bytes]

@@ -130,7 +130,7 @@ class ImageParquet(ImageSource):
                 except ValueError as error:
                     images, line["problem"] = [], f"{error} under {self.images_field!r}"
                 line["sizes"] = [len(image) for image in images]
-                out.write(json.dumps(line, default=str).encode() + b"\n" + b"".join(images))
+                out.write(copies.json_line(line) + b"".join(images))
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def _files(path: str, ending: str) -> tuple[str, ...]:
       UserError: there are none.
     """
     names = found(path)
-    if not copies.is_url(path) and Path(path).is_dir():
+    if copies.is_folder(path):
         names = [name for name in names if name.removesuffix(".gz").removesuffix(".zst").endswith(ending)]
     if not names:
         raise UserError(f"no file that ends in {ending} in {path!r}; give a file, a folder with such, or a pattern")

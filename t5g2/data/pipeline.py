@@ -63,7 +63,7 @@ class Pipeline:
         layout = Units(config.rows, config.streams)
         units = layout.holding(rows)
         streams = [stream for unit in units for stream in layout.streams_of(unit)]
-        start = self.positions = _positions(positions, streams)
+        start = self.positions = _positions(positions, streams, of=config.streams)
         self.statistics = Statistics()
         first = layout.rows_of(units.start).start
         self._mine = slice(rows.start - first, rows.stop - first)
@@ -240,16 +240,15 @@ def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
     return jax.tree.map(put, batch)
 
 
-def _positions(given: Mapping[Any, Sequence[int]] | None, streams: Sequence[int]) -> dict[int, Position]:
-    """The positions of `streams`."""
+def _positions(given: Mapping[Any, Sequence[int]] | None, streams: Sequence[int], *, of: int) -> dict[int, Position]:
+    """The positions of `streams`, of so many in all."""
     if given is None:
         return dict.fromkeys(streams, START)
     known = {int(stream): (int(a), int(b), int(c)) for stream, (a, b, c) in given.items()}
-    missing = [stream for stream in streams if stream not in known]
-    if missing:
+    if any(stream not in known for stream in streams) or any(stream >= of for stream in known):
         raise UserError(
-            f"the saved positions are of {len(known)} streams and lack stream {missing[0]}; a run keeps the number of "
-            f"streams that it began with, so set data.streams to what it was"
+            f"the saved positions are of {len(known)} streams and data.streams is {of}; a run keeps the number of "
+            f"streams that it began with, because examples would be lost and repeated, so set it to what it was"
         )
     return {stream: known[stream] for stream in streams}
 

@@ -143,4 +143,6 @@ def json_text(data: bytes, field: str | None) -> str:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("JSON that is nested too deep") from None
     return text_under(record, field)

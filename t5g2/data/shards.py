@@ -9,12 +9,14 @@ again, tokenised: the pieces, and with them the batches of a run, are those of t
 """
 
 import concurrent.futures
+import contextlib
+import fcntl
 import functools
 import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,9 +214,41 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: Run | N
             f"and shards at most one a document"
         )
     folder, plan = Path(folder), job.plan
+    with _alone(folder):
+        return _write(job, folder, plan, workers=workers, run=run)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else writes into the folder meanwhile; raises UserError if somebody does, or it is no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder.absolute()} cannot be a folder, because a file is in its place") from None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another `t5g2 tokenize` writes into {folder.absolute()}; wait for it, or give another folder"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(job: Job, folder: Path, plan: dict[str, Any], *, workers: int, run: Run | None) -> dict[str, Any]:
     _claim(folder, plan)
+    for left in folder.glob(".*.part"):  # by a call that was killed
+        left.unlink(missing_ok=True)
     make = functools.partial(_make, job, folder)
-    missing = [shard for shard in range(job.shards) if not _is_there(job, folder, shard)]
+    told = _described(folder / MANIFEST)["shards"] if (folder / MANIFEST).is_file() else []
+    missing = [
+        shard
+        for shard in range(job.shards)
+        if not _is_there(job, folder, shard) or (told and _told(job, folder, shard) != told[shard])
+    ]
     log.info("%s: %d of %d shards to make", folder, len(missing), job.shards)
     if run is not None:
         run(make, missing)
@@ -241,10 +275,6 @@ def _told(job: Job, folder: Path, shard: int) -> dict[str, Any]:
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """Writes down what the folder is going to hold; raises UserError if it holds something else."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder.absolute()} cannot be a folder, because a file is in its place") from None
     plan = json.loads(json.dumps(plan))
     for name in (MANIFEST, PLAN):
         if not (folder / name).is_file():
@@ -318,7 +348,8 @@ def _in_processes(make: Callable[[int], None], shards: Sequence[int], workers: i
 
 
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
-    part = target.with_name(f".{target.name}.part")
+    # a process of a call that was killed may write for a moment longer
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     write(part)
     os.replace(part, target)
 
@@ -339,10 +370,15 @@ def _lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
     for file in (tokens, lengths):
         if not file.is_file():
             raise UserError(f"{file.absolute()} is missing; run the same `t5g2 tokenize` again")
-    found = np.load(lengths)
-    if tokens.stat().st_size != shard["bytes"] or len(found) != shard["documents"]:
+    try:
+        found = np.load(lengths)
+    except (ValueError, EOFError):
+        raise UserError(f"{lengths.absolute()} is cut off; run the same `t5g2 tokenize` again") from None
+    size = tokens.stat().st_size
+    if size != shard["bytes"] or len(found) != shard["documents"] or found.sum(dtype=np.int64) != shard["tokens"]:
         raise UserError(
-            f"{tokens.absolute()} has {tokens.stat().st_size} bytes and {len(found)} documents and was written with "
-            f"{shard['bytes']} and {shard['documents']}; remove it, and run the same `t5g2 tokenize` again"
+            f"{tokens.absolute()} has {size} bytes, {len(found)} documents and {found.sum(dtype=np.int64)} tokens and "
+            f"was written with {shard['bytes']}, {shard['documents']} and {shard['tokens']}; run the same `t5g2 "
+            f"tokenize` again"
         )
     return found

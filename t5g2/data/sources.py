@@ -77,7 +77,7 @@ class Pieces:
     ):
         self.documents = documents
         self._tokenizer = tokenizer
-        lengths = documents.token_lengths(tokenizer)
+        self._lengths = lengths = documents.token_lengths(tokenizer)
         if documents.whole and lengths.max() > piece_tokens:
             what = "pair of inputs and targets" if documents.pairs else "document that is not to be cut"
             raise UserError(
@@ -102,6 +102,11 @@ class Pieces:
         tokens = self._kept.of(document)
         if tokens is None:
             tokens = self.documents.tokens(document, self._tokenizer)
+            if len(tokens) != self._lengths[document]:
+                raise UserError(
+                    f"document {document} has {len(tokens)} tokens, and had {self._lengths[document]} when its source "
+                    f"was opened; the files have changed: restore them, or start again with the text as it is"
+                )
             if end - start < len(tokens):
                 self._kept.keep(document, tokens)
         return tokens[start:end]
@@ -173,6 +178,17 @@ def describe(name: str, pieces: Pieces) -> str:
     return f"{name}: {', '.join(parts)}"
 
 
+def check_skipped(text: object, documents: Documents, max_skipped: float) -> None:
+    """Raises UserError if more than a share of a text's records is left out."""
+    records = len(documents) + documents.skipped
+    if documents.skipped > max_skipped * records:
+        first = ["The first:", *documents.problems] if documents.problems else []
+        raise UserError(
+            f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
+            f"them may be left out; mend them, or raise max_skipped. {f'{chr(10)}  '.join(first)}".rstrip()
+        )
+
+
 def open_pieces(
     text: Text | InRows | InPieces | InCache,
     tokenizer: Tokenizer,
@@ -197,14 +213,10 @@ def open_pieces(
     if documents.pairs != pairs:
         has, wants = ("pairs of inputs and targets", "text") if documents.pairs else ("text", "pairs")
         raise UserError(
-            f"{text} has {has}, and {wants} is asked for; the objective seq2seq takes pairs, all others text"
+            f"{text} has {has}, and {wants} is asked for; the objective seq2seq takes pairs, which seqio "
+            f"tasks give, and all others take text"
         )
-    records = len(documents) + documents.skipped
-    if documents.skipped > max_skipped * records:
-        raise UserError(
-            f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
-            f"them may be left out; mend them, or raise max_skipped. The first:\n  " + "\n  ".join(documents.problems)
-        )
+    check_skipped(text, documents, max_skipped)
     pieces = Pieces(documents, tokenizer, piece_tokens, long_documents=long_documents)
     if not len(pieces):
         raise UserError(

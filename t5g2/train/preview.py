@@ -150,6 +150,7 @@ def tokenize(
                 raise UserError(f"source {name!r} has images, which are not kept as tokens; a run reads it as it is")
             continue
         opened = source.text.open(on_bad_record=config.on_bad_record)
+        sources.check_skipped(source.text, opened, config.max_skipped)
         described = settings.dump(source.text, tables=(sources.BY_NAME,))
         job = token_shards.Job(opened, config.tokenizer, described, min(shards, len(opened)))
         begun = time.perf_counter()
@@ -158,5 +159,6 @@ def tokenize(
         setting = json.dumps({"kind": "tokens", "path": str(Path(out) / name)})
         print(
             f"{name}: {said['documents']:,} documents, {said['tokens']:,} tokens in {len(said['shards'])} shards, "
-            f"{seconds:.0f} s\n  --config.data.sources.{number}.text='{setting}'"
+            + (f"{opened.skipped:,} bad records left out, " if opened.skipped else "")
+            + f"{seconds:.0f} s\n  --config.data.sources.{number}.text='{setting}'"
         )

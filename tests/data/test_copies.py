@@ -1,5 +1,7 @@
 """Compressed, columnar and remote files read as the plain ones that they were made of."""
 
+import datetime
+import errno
 import gzip
 import json
 import pickle
@@ -46,6 +48,27 @@ def test_compressed_files(tmp_path, ending, pack):
     assert list(pickle.loads(pickle.dumps(made))) == TEXTS + TEXTS
     (tmp_path / f"c.txt.{ending}").write_bytes(pack("line é\n".encode() * 20_000))
     assert "".join(TextFiles(str(tmp_path / f"c.txt.{ending}")).open()) == "line é\n" * 20_000
+
+
+def test_what_a_column_holds_that_is_no_string(tmp_path):
+    """Bytes are text where they are UTF-8, as Spark writes it; nothing else is taken for text by its looks."""
+    parquet(tmp_path / "a.parquet", text=["déjà vu".encode()])
+    assert list(Parquet(str(tmp_path / "a.parquet")).open()) == ["déjà vu"]
+    for name, value in (("b", b"\xff\xfe"), ("c", datetime.datetime(2020, 1, 1))):
+        parquet(tmp_path / f"{name}.parquet", text=[value])
+        with pytest.raises(UserError, match=r"no text under 'text'"):
+            Parquet(str(tmp_path / f"{name}.parquet")).open()
+
+
+def test_a_full_disk_is_no_damaged_file(tmp_path, monkeypatch):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one two three"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(copies, "CONVERTERS", {"gz": full})
+    with pytest.raises(OSError, match="No space left"):
+        TextFiles(str(tmp_path / "a.txt.gz")).open()
 
 
 def test_parquet_is_the_texts_of_a_column(tmp_path):

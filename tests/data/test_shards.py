@@ -153,7 +153,7 @@ def test_damage_is_told(tmp_path):
     shard = folder / "tokens-00001-of-00002.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"00001-of-00002.array_record has \d+ bytes and 200 documents and was written"):
+    with pytest.raises(UserError, match=r"00001-of-00002.array_record has \d+ bytes, 200 documents and \d+ tokens"):
         Tokens(str(folder)).open()
     middle = len(whole) // 2
     shard.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
@@ -173,6 +173,13 @@ def test_what_is_damaged_otherwise(tmp_path, text):
     lengths = folder / "lengths-00001-of-00002.npy"
     whole = lengths.read_bytes()
     lengths.write_bytes(whole[:-7])
+    shards.write(job(text, 2), folder)
+    assert lengths.read_bytes() == whole
+    flipped = bytearray(whole)
+    flipped[-1] ^= 64
+    lengths.write_bytes(bytes(flipped))
+    with pytest.raises(UserError, match=r"tokens and was written with .*; run the same `t5g2 tokenize` again"):
+        Tokens(str(folder)).open()
     shards.write(job(text, 2), folder)
     assert lengths.read_bytes() == whole
     for content in ("", "{}", "[1]"):
@@ -201,6 +208,25 @@ def test_processes_end_with_the_one_that_started_them(tmp_path, text):
         children = waited(lambda: pids if len(pids := [int(f.stem) for f in tmp_path.glob("*.pid")]) == 2 else None)
         parent.kill()
     assert waited(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in children))
+
+
+def test_one_call_at_a_time(tmp_path, text):
+    """A second call into the same folder is refused; what a killed one left is taken away."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".tokens-00000-of-00002.array_record.77.part").write_text("half")
+    meanwhile = []
+
+    def run(make, missing):
+        with pytest.raises(UserError, match=r"another `t5g2 tokenize` writes into .*out; wait for it"):
+            shards.write(job(text, 2), folder)
+        meanwhile.extend(missing)
+        [make(shard) for shard in missing]
+
+    shards.write(job(text, 2), folder, run=run)
+    assert meanwhile == [0, 1]
+    assert not list(folder.glob(".*"))
+    shards.write(job(text, 2), folder)
 
 
 def waited(ready):

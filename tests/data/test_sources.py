@@ -177,6 +177,57 @@ def test_a_text_file_that_is_no_text(tmp_path):
         TextFiles(str(tmp_path)).open()
 
 
+def test_a_path_that_says_nothing():
+    """The empty path is the root of all files to glob."""
+    with pytest.raises(UserError, match="path is empty; give a file, a folder"):
+        TextFiles("").open()
+
+
+def test_hidden_files_are_left_aside(tmp_path):
+    write(tmp_path, a__txt="one two three", **{".b__txt": "hidden"})
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "c.txt").write_text("hidden")
+    for path in (str(tmp_path), f"file://{tmp_path}"):
+        assert list(TextFiles(path).open()) == ["one two three"]
+    assert len(TextFiles(f"file://{tmp_path}/[a-z].txt").open()) == 1
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    """And not left out; the refusal is made up, because root may read everything."""
+    write(tmp_path, a__txt="one two three")
+    (tmp_path / "sub").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"sub cannot be listed \(Permission denied\)"):
+        TextFiles(str(tmp_path)).open()
+
+
+def test_text_that_changes_under_a_run_is_noticed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"text": "x" * 40}))
+    pieces = open_pieces(Jsonl(str(file)), Bytes(), piece_tokens=64, on_bad_record="stop")
+    assert len(pieces[0]) == 40
+    file.write_text(json.dumps({"text": "x" * 32, "a": 1}))  # as many bytes
+    with pytest.raises(UserError, match=r"document 0 has 32 tokens, and had 40 when its source was opened"):
+        pieces[0]
+    file.write_text(json.dumps({"text": "x" * 20}))
+    with pytest.raises(UserError, match=r"a\.jsonl has changed since it was opened: it had 52 bytes"):
+        pieces[0]
+
+
+def test_json_that_is_nested_too_deep(tmp_path):
+    write(tmp_path, a__jsonl="[" * 100_000 + "\n" + json.dumps({"text": "sound, and long enough"}))
+    with pytest.raises(UserError, match=r"line 1: JSON that is nested too deep; mend it"):
+        Jsonl(str(tmp_path)).open()
+    assert len(Jsonl(str(tmp_path)).open(on_bad_record="skip")) == 1
+
+
 @pytest.mark.parametrize("source", [TextFiles, Jsonl])
 def test_a_corpus_that_is_missing_or_empty(tmp_path, source):
     with pytest.raises(UserError, match="no file at '/nowhere/at/all'; give a file, a folder with files, or a pattern"):
@@ -184,7 +235,7 @@ def test_a_corpus_that_is_missing_or_empty(tmp_path, source):
     with pytest.raises(UserError, match="no file at"):
         source(str(tmp_path)).open()
     write(tmp_path, empty__txt="")
-    with pytest.raises(UserError, match="1 files without text; give files with at least 8 tokens"):
+    with pytest.raises(UserError, match="no text in 1 file; give such as have at least 8 tokens"):
         source(str(tmp_path)).open()
 
 

@@ -1,6 +1,8 @@
 """Everything a user can get wrong: exit status 2, one message with what was given and what is allowed, no traceback."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -169,3 +171,20 @@ def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding="utf-8")
     assert prompting.read_prompts(str(file)) == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(errno.EACCES, r"give this user the right to it"), (errno.ENOSPC, r"make room"), (errno.EROFS, r"can be written")],
+)
+def test_what_the_machine_refuses(tmp_path, capsys, monkeypatch, code, told):
+    """Told with status 2 and no traceback; the refusal is made up, because root is refused little."""
+
+    def refused(*_, **__):
+        raise OSError(code, os.strerror(code), str(tmp_path / "out"))
+
+    monkeypatch.setattr(cli, "COMMANDS", cli.COMMANDS | {"data": refused})
+    assert cli.main(["data"]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "out") in error
+    assert told in error
