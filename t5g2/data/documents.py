@@ -15,7 +15,7 @@ SHORTEST_TOKENS = 8
 
 
 class Documents(abc.ABC):
-    """Texts in a fixed order. A pickle of them is small, and reads the files again where it is opened."""
+    """Texts in a fixed order. A pickle of them says where they are, 24 bytes each, and reads the files again."""
 
     @property
     @abc.abstractmethod

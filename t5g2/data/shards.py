@@ -151,7 +151,7 @@ class Job:
     """What is tokenised: a source of text, as whoever makes a shard opens it anew.
 
     Attributes:
-      opened: the documents; a pickle of them is small.
+      opened: the documents; a pickle of them does not hold their text.
       described: the source as plain data, for the record.
       shards: how many files.
     """
