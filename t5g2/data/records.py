@@ -189,16 +189,24 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
                 f"`field` to one of them"
             )
         features = features[key]
-    if config.split.partition("[")[0] not in builder.info.splits:
-        raise unknown(f"split of {config.name}", config.split, builder.info.splits)
+    for part in config.split.split("+"):
+        if part.partition("[")[0] not in builder.info.splits:
+            raise unknown(f"split of {config.name}", part, builder.info.splits)
     try:
-        return builder.as_data_source(split=config.split), builder
-    except (NotImplementedError, ValueError) as error:
+        source = builder.as_data_source(split=config.split)
+        len(source)
+    except ValueError as error:
+        raise UserError(
+            f"{config.name} has no split {config.split!r} ({str(error).strip().partition(chr(10))[0]}); give one of "
+            f"{', '.join(builder.info.splits)}, or a part of one, such as train[10%:90%]"
+        ) from None
+    except NotImplementedError as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{config.name} in {builder.data_path} cannot be read without TensorFlow ({reason}); prepare it with "
             f"--file_format=array_record"
         ) from None
+    return source, builder
 
 
 @dataclass(frozen=True, eq=False)

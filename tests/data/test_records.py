@@ -171,6 +171,11 @@ def test_what_is_wrong_with_a_data_set_is_told(tfds_folder, tmp_path):
     where = {"data_dir": str(tfds_folder)}
     with pytest.raises(UserError, match="tales has no feature 'body'; it has text, id, more: set `field` to one"):
         Tfds("tales", field="body", **where).open()
+    both = Tfds("tales", split="train+test", **where).open()
+    assert list(both) == [*Tfds("tales", **where).open(), "a text held out"]
+    for split in ("train[90%:10%]", "train[:50%"):
+        with pytest.raises(UserError, match=r"tales has no split 'train\[.*give one of .*such as train\[10%:90%\]"):
+            Tfds("tales", split=split, **where).open()
     with pytest.raises(UserError, match="unknown split of tales 'tran'; did you mean 'train'"):
         Tfds("tales", split="tran", **where).open()
     with pytest.raises(UserError, match="there is no data set 'no_such_tales' of TensorFlow Datasets here"):
