@@ -10,6 +10,7 @@ if int(metadata.version("jax").split(".")[1]) < 11:  # halves the time to compil
 # A collective holds its thread until all devices have come to it, and independent ones start in any order: with no more
 # threads than two cores give, eight devices can wait for each other for ever.
 os.environ["PJRT_NPROC"] = "32"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of LLVM's; programs run a few times
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's and numpy's own threads gain nothing on arrays this small
 
@@ -18,7 +19,6 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):
@@ -32,11 +32,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    """Compiled programs of one file are of no use to the next, and would take gigabytes by the end.
-
-    They run a few times each, so what LLVM's optimisations save is less than they cost. What the tests start as
-    processes of their own is compiled as a run compiles it.
-    """
+    """Compiled programs of one file are of no use to the next, and would take gigabytes by the end."""
     yield
     jax.clear_caches()
 

@@ -31,7 +31,8 @@ def command(*arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """One device, as on a laptop; the suite's compilation cache."""
-    return os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    as_in_a_run = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
+    return os.environ | as_in_a_run | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
