@@ -3,6 +3,9 @@
 import collections
 import dataclasses
 import json
+import os
+import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -34,6 +37,7 @@ class Look:
     Attributes:
       first: the first batch.
       shares: of the decoder's tokens, by source and denoiser.
+      examples: the share of the examples that came from each source.
       summary: padding and the like, as Statistics gives it.
       flop_padding: the share of padding, slots weighted with the FLOPs of a token on their side, attention left out.
       tokens_per_s: that were made, no padding counted.
@@ -43,6 +47,7 @@ class Look:
     config: DataConfig
     first: HostBatch
     shares: dict[tuple[str, str], float]
+    examples: dict[str, float]
     summary: Mapping[str, float]
     flop_padding: float
     tokens_per_s: float
@@ -65,6 +70,7 @@ def look(experiment: Experiment) -> Look:
     logs.setup()
     config = experiment.data
     tokens: collections.Counter = collections.Counter()
+    examples: collections.Counter = collections.Counter()
     with Pipeline(config, seed=experiment.train.seed) as pipeline:
         batches = [pipeline.next()]  # it takes the start of what makes it, too
         start, before = time.perf_counter(), pipeline.statistics.tokens
@@ -77,10 +83,14 @@ def look(experiment: Experiment) -> Look:
         batch = host_batch.batch
         real = batch.decoder.segments > 0
         tokens.update(zip(batch.sources[real].tolist(), batch.denoisers[real].tolist(), strict=True))
+        segments = batch.decoder.segments
+        begins = real & (np.diff(segments, axis=1, prepend=0) != 0)
+        examples.update(config.names[source] for source in batch.sources[begins].tolist())
     total = sum(tokens.values())
     shares = {(config.names[s], config.denoisers[d]): count / total for (s, d), count in sorted(tokens.items())}
     images = sum(_images(host_batch.batch, config.images) for host_batch in batches)
-    return Look(config, batches[0], shares, summary, flop_padding, made / seconds, images)
+    drawn = {name: examples[name] / examples.total() for name in config.names}
+    return Look(config, batches[0], shares, drawn, summary, flop_padding, made / seconds, images)
 
 
 def _images(batch: Batch, rows: ImageRows | None) -> int:
@@ -90,18 +100,39 @@ def _images(batch: Batch, rows: ImageRows | None) -> int:
 
 
 def show(seen: Look, *, rows: int) -> None:
-    """Prints the first rows of the first batch, then the shares, padding and tokens/s of making a few batches."""
+    """Prints the first rows of the first batch, then the shares, padding and tokens/s of making a few batches.
+
+    In a terminal what spells a special token is in colour, unless NO_COLOR is set (https://no-color.org).
+    """
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    specials = _specials(seen) if colours else None
     for row in range(min(rows, seen.config.rows)):
-        print(show_row(seen.first, row, seen.config), end="\n\n")
+        text = show_row(seen.first, row, seen.config)
+        print(specials.sub("\033[36m\\g<0>\033[0m", text) if specials else text, end="\n\n")
     print("source          denoiser        share of the decoder's tokens")
     for (source, denoiser), share in seen.shares.items():
         print(f"{source:15} {denoiser:15} {share:.1%}")
     images, config = "", seen.config
+    if len(config.sources) > 1:
+        whole = sum(source.weight for source in config.sources)
+        weights = {name: source.weight for name, source in zip(config.names, config.sources, strict=True)}
+        drawn = [f"{name} {share:.1%} (weight {weights[name]} of {whole})" for name, share in seen.examples.items()]
+        print("examples:", ", ".join(drawn))
     if config.images is not None:
         each = seen.images / (BATCHES * config.rows)
         images = f"{each:.1f} images a row, which has room for {config.images.per_row}: data.images.per_row"
     told = filter(None, [f"padding: {seen.padding}", describe_ratio(seen.summary, config), images])
     print(*told, f"{seen.tokens_per_s:.0f} tokens/s", sep="\n")
+
+
+def _specials(seen: Look) -> re.Pattern | None:
+    """How the special tokens of the first batch are spelled; None if it has none."""
+    batch, tokenizer = seen.first.batch, seen.config.tokenizer
+    read = batch.decoder if batch.encoder is None else batch.encoder
+    tokens = np.unique(np.concatenate([batch.targets.ravel(), read.tokens.ravel()]))
+    spelled = {tokenizer.decode(token[None]) for token in tokens[tokenizer.specials.is_special(tokens)]} - {""}
+    # the longest first, because the spelling of one may begin that of another
+    return re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))) if spelled else None
 
 
 def flops_of_token(model: ModelConfig) -> tuple[int, int]:
