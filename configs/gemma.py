@@ -57,6 +57,7 @@ def get_config(size=""):
         "encoder_length": 0,
         "decoder_length": length,
         "streams": 128,
+        "packing": "best_fit",
     }
     config.optim = {
         "optimizer": {"kind": "adamw"},

@@ -56,6 +56,7 @@ def get_config(size=""):
         "encoder_length": LENGTH,
         "decoder_length": LENGTH,
         "streams": 128,
+        "packing": "best_fit",
     }
     config.optim = {
         "optimizer": {"kind": "adamw"},

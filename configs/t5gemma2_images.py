@@ -51,6 +51,7 @@ def get_config(path="pictures.tar"):
         "encoder_length": 192,
         "decoder_length": 192,
         "streams": 8,
+        "packing": "best_fit",
     }
     config.optim = {
         "optimizer": {"kind": "adamw"},

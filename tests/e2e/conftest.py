@@ -31,8 +31,9 @@ def command(*arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """One device, as on a laptop; the suite's compilation cache."""
-    as_in_a_run = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
-    return os.environ | as_in_a_run | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    of_tests = {"XLA_FLAGS", "PJRT_NPROC", "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    kept = {name: value for name, value in os.environ.items() if name not in of_tests}
+    return kept | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
