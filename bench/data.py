@@ -14,14 +14,15 @@ padding  Goal: at most 20%, 10% to aim at. Slots are weighted with the FLOPs of 
 step     Goal: a step with real data takes at most 1.05 times one with a batch that is always the same. Both in turn, in
          blocks of steps; the median over the blocks of their ratio.
 
-Measured on 2 CPU cores that had 5 to 9 processes to run, so rates by the clock are low:
+Measured on 2 CPU cores; the steps while these had 5 to 9 processes to run:
 
-    million tokens/s, workers 0, 1, 2     512 + 608: 1.34 1.83 1.51    2048 + 2432: 5.33 6.21 6.37
-                                          4096 + 4864: 8.76 7.97 9.87
+    million tokens/s, workers 0, 1, 2     512 + 608: 1.75 1.92 2.05    2048 + 2432: 6.36 7.23 7.51
+                                          4096 + 4864: 10.74 10.35 12.18
     padding by FLOPs, 4B-4B               none    first_fit, 8 and 32 rows    best_fit, 8 and 32 rows
         512 + 608                         37.3%   19.1%  17.8%                16.9%  11.5%
         2048 + 2432                       38.8%   19.1%  17.1%                16.4%  12.4%
         4096 + 4864                       40.0%   19.3%  16.2%                17.7%  12.9%
+    on 270M-270M's weights 0.5 to 0.9 points more; first_fit, 8 rows, 4096 + 4864: 20.1%
     a step, workers 0, 1, 2               1.013  1.016  0.938
 """
 
