@@ -29,7 +29,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from t5g2.checkpoint import convert, flax_tree, hf_architecture, names, safetensors_io
+from t5g2.checkpoint import convert, flax_tree, hf_config_writer, names, safetensors_io
 from t5g2.core import tree
 from t5g2.models import build, sizes
 
@@ -42,7 +42,7 @@ NEEDED = 9 * 10**9
 def make(out: Path) -> dict[str, float]:
     """A Hugging Face folder of a pattern that every tensor begins elsewhere; the sizes of it."""
     config = replace(sizes.size("gemma3:1b"), layers=LAYERS)
-    layout, data = hf_architecture.write(config, dtype="bfloat16")
+    layout, data = hf_config_writer.write(config, dtype="bfloat16")
     tied = names.tie(layout, tree.leaves(build.abstract(config)))
 
     def tensor(number: int, shape: tuple[int, ...]) -> safetensors_io.Tensor:

@@ -36,11 +36,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from t5g2.data import shards
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import Pipeline
-from t5g2.data.python_text import PythonText
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.shards import token_shards
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2
 
 TOKENIZER = Bytes(sentinels=300)
@@ -52,13 +52,13 @@ BLOCKS, BLOCK_STEPS = 15, 16
 STEP_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
 
-def config(tokens: shards.Tokens, encoder: int, **changes: Any) -> DataConfig:
+def config(tokens: token_shards.Tokens, encoder: int, **changes: Any) -> DataConfig:
     fields: dict[str, Any] = {"rows": 16, "streams": 16, "encoder_length": encoder, "decoder_length": LENGTHS[encoder]}
     fields |= {"piece_tokens": encoder // 2, "tokenizer": TOKENIZER, "packing": "best_fit"}
     return DataConfig((Source(tokens, UL2()),), **(fields | changes))
 
 
-def speed(tokens: shards.Tokens) -> None:
+def speed(tokens: token_shards.Tokens) -> None:
     print(
         "\n| rows | workers | million tokens/s | per CPU second of the trainer | us an example |\n|---|---|---|---|---|"
     )
@@ -86,9 +86,9 @@ def rate(pipeline: Pipeline) -> tuple[float, float, float]:
     return tokens / wall, tokens / cpu, wall / examples
 
 
-def padding(tokens: shards.Tokens) -> None:
+def padding(tokens: token_shards.Tokens) -> None:
+    from t5g2.commands.data import flops_of_token
     from t5g2.models import sizes
-    from t5g2.train.preview import flops_of_token
 
     weights = [flops_of_token(sizes.size(f"t5gemma2:{name}")) for name in ("4b-4b", "270m-270m")]
     print(
@@ -118,10 +118,10 @@ def padding(tokens: shards.Tokens) -> None:
             )
 
 
-def step(tokens: shards.Tokens) -> None:
+def step(tokens: token_shards.Tokens) -> None:
     import jax
 
-    from t5g2.core import mesh
+    from t5g2.core import sharding
     from t5g2.train import experiment
 
     source = {"text": {"kind": "tokens", "path": tokens.path}, "objective": {"kind": "ul2"}, "name": "python"}
@@ -130,7 +130,7 @@ def step(tokens: shards.Tokens) -> None:
     print("\n| workers | a step, ms | with real data / with one batch |\n|---|---|---|")
     for workers in (0, 1, 2):
         made = experiment.load(f"{STEP_CONFIG}:scratch", [*overrides, ("data.workers", str(workers))])
-        world = mesh.make(made.mesh)
+        world = sharding.make(made.mesh)
         with jax.set_mesh(world):
             seconds, ratio = steps(made, world)
         print(f"| {workers} | {1e3 * seconds:.0f} | {ratio:.3f} |", flush=True)
@@ -140,9 +140,9 @@ def steps(made: Any, world: Any) -> tuple[float, float]:
     """Seconds of a step with one batch; how many times that a step with real data takes."""
     import jax
 
-    from t5g2.core import mesh
+    from t5g2.core import sharding
     from t5g2.data.pipeline import to_global
-    from t5g2.train import start
+    from t5g2.train import plan as start
 
     plan = start.plan(made, world)
     with tempfile.TemporaryDirectory() as folder, Pipeline(plan.data, seed=0) as pipeline:
@@ -150,7 +150,7 @@ def steps(made: Any, world: Any) -> tuple[float, float]:
         update, ratios, seconds = plan.compile(), [], []
 
         def batch() -> Any:
-            return to_global(pipeline.next().batch, mesh.batch_sharding(world), rows=made.data.rows)
+            return to_global(pipeline.next().batch, sharding.batch_sharding(world), rows=made.data.rows)
 
         constant = batch()
         for _ in range(BLOCKS):
@@ -174,10 +174,10 @@ def main():
     asked = sys.argv[1:] or list(PARTS)
     with tempfile.TemporaryDirectory() as folder:
         opened = PythonText().open()
-        said = shards.write(shards.Job(opened, TOKENIZER, {"kind": "python"}, 4), folder)
+        said = token_shards.write(token_shards.Job(opened, TOKENIZER, {"kind": "python"}, 4), folder)
         print(f"{said['documents']} documents, {said['tokens']:,} tokens")
         for part in asked:
-            PARTS[part](shards.Tokens(folder))
+            PARTS[part](token_shards.Tokens(folder))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from t5g2.models.distill import Distillation, Teacher
+from t5g2.models.distillation import Distillation, Teacher
 from t5g2.models.layers import Head
 from t5g2.models.loss import LossSettings, answers, tiled_cross_entropy
 

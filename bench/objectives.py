@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from t5g2.core.objective import Objective
-from t5g2.core.specials import Specials
+from t5g2.core.special_tokens import Specials
 from t5g2.objectives import UL2, Answers, Causal, PrefixLM, PrefixLMDecoder, SpanCorruption, UL2Original
 
 GOAL = 3e6

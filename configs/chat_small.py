@@ -15,9 +15,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from t5g2.data.chat import answer_ids
-from t5g2.data.copies import cache
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.sources.dialogues import answer_ids
+from t5g2.data.sources.local_copies import cache
+from t5g2.data.tokenizers.registry import Bytes
 
 BLOCKS = {
     "vocab_size": 384,

@@ -25,12 +25,12 @@ from t5g2.core.errors import UserError
 
 if TYPE_CHECKING:
     from t5g2.api import load
-    from t5g2.eval.generate import Greedy, Temperature, TopK, TopP
+    from t5g2.eval.generation import Greedy, Temperature, TopK, TopP
 
 __version__ = "0.1.0"
 __all__ = ["Greedy", "Temperature", "TopK", "TopP", "UserError", "load"]
 
-_WHERE = {"load": "t5g2.api"} | dict.fromkeys(("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generate")
+_WHERE = {"load": "t5g2.api"} | dict.fromkeys(("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generation")
 
 
 def __getattr__(name: str) -> Any:

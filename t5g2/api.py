@@ -23,18 +23,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from t5g2 import inputs
+from t5g2 import api_inputs
 from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError, unknown
-from t5g2.data import tokenizer as tokenizers
 from t5g2.data.images import Resampling, check_images
-from t5g2.data.vocabulary import Tokenizer
-from t5g2.eval.generate import GREEDY, Decoding, Sampler, complete
+from t5g2.data.tokenizers import registry as tokenizers
+from t5g2.data.tokenizers.base import Tokenizer
+from t5g2.eval.generation import GREEDY, Decoding, Sampler, complete
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ImageConfig, ModelConfig, TextConfig
 from t5g2.models.layers import Compute
@@ -61,7 +61,7 @@ def load(
       dtype: what the weights are cast to; None = as they are stored (the text's and the tower's may differ).
       compute: how the forward pass is computed; None = in float32 on a CPU, in bfloat16 on an accelerator, and image
         towers in float32 on both.
-      mesh: the devices that the weights are cut over, as core/mesh.py says; None = the default device.
+      mesh: the devices that the weights are cut over, as core/sharding.py says; None = the default device.
       positions: of the tokens of a padded row. "raw" = the column, padding counted, as transformers does where no
         positions are given; "counted" = the number of tokens before it, as google-deepmind/gemma does. The same for
         rows padded on the right. Generation always counts.
@@ -267,13 +267,13 @@ class LanguageModel(Model):
         """
         if isinstance(prompts, str):
             raise UserError("prompts is one text; give a list of them: [prompt]")
-        prompts, tokenizer, config = list(prompts), self.tokenizer, inputs.images_of(self.config)
+        prompts, tokenizer, config = list(prompts), self.tokenizer, api_inputs.images_of(self.config)
         array, counts = None, [0] * len(prompts)
         if images is not None:
             if crops:
-                prompts, images = inputs.with_crops(prompts, images, crops)
+                prompts, images = api_inputs.with_crops(prompts, images, crops)
             array, counts = self._images(images, len(prompts))
-        read = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
+        read = [api_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         specials = tokenizer.specials
         if self.encoder_bos or not isinstance(self.config, EncoderDecoderConfig):
             read = [np.append(np.int32(specials.bos), tokens) for tokens in read]
@@ -289,7 +289,7 @@ class LanguageModel(Model):
           UserError: the directory exists; transformers has no architecture for this model.
         """
         folders.refuse_existing(directory)  # before the tower is read
-        if inputs.images_of(self.config) is not None:
+        if api_inputs.images_of(self.config) is not None:
             self.read_tower()
         super().save(directory, format=format)
 
@@ -301,7 +301,7 @@ class LanguageModel(Model):
 
     def _reading(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Stream, Any]:
         """The side that reads images, and the images."""
-        config = inputs.images_of(self.config)
+        config = api_inputs.images_of(self.config)
         stream = self._stream(side, tokens, mask, None if images is None else config)
         rows = len(stream.tokens)
         array, counts = (None, [0] * rows) if images is None else self._images(images, rows)
@@ -312,16 +312,16 @@ class LanguageModel(Model):
     def _stream(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Stream:
         stack = getattr(self.config, side) if isinstance(self.config, EncoderDecoderConfig) else self.config
         assert isinstance(stack, TextConfig)
-        tokens_BT = inputs.tokens(f"{side}_tokens", tokens, stack)
-        valid_BT = inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
+        tokens_BT = api_inputs.tokens(f"{side}_tokens", tokens, stack)
+        valid_BT = api_inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
         image_token = images.token if images and side == "decoder" else None
-        return inputs.stream(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
+        return api_inputs.stream(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
 
     def _images(self, given: Any, rows: int) -> tuple[Any, list[int]]:
-        config = inputs.images_of(self.config)
+        config = api_inputs.images_of(self.config)
         if config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
-        array, counts = inputs.images(given, rows, config.vision.image_size, self.resampling)
+        array, counts = api_inputs.images(given, rows, config.vision.image_size, self.resampling)
         if not any(counts):
             return None, counts
         self.read_tower()
@@ -354,7 +354,7 @@ class DualEncoder(Model):
         """float32[images, D], each of length 1; an image is a file, a PIL image or an array, as in inputs.images."""
         assert isinstance(self.config, DualEncoderConfig)
         size = self.config.vision.image_size
-        array = np.stack([inputs.prepared(image, size, self.resampling) for image in images])
+        array = np.stack([api_inputs.prepared(image, size, self.resampling) for image in images])
         return self._run(_embed_images, array)
 
     def embed_texts(self, texts: Any) -> Float[np.ndarray, "B D"]:
@@ -368,9 +368,9 @@ class DualEncoder(Model):
         if isinstance(texts, str):
             raise UserError("texts is one text; give a list of them: [text]")
         if len(texts) and all(isinstance(text, str) for text in texts):
-            array = inputs.siglip_tokens(self.tokenizer, texts, config)
+            array = api_inputs.siglip_tokens(self.tokenizer, texts, config)
         else:
-            array = inputs.siglip_ids(texts, config)
+            array = api_inputs.siglip_ids(texts, config)
         return self._run(_embed_texts, array)
 
     def similarity(self, images: Sequence[Any], texts: Any) -> Float[np.ndarray, "B I"]:

@@ -65,11 +65,11 @@ def train(argv: list[str]) -> None:
         ),
         allow_change=ALLOW_CHANGE,
     )
-    from t5g2.core import mesh
+    from t5g2.core import sharding
     from t5g2.train import experiment, loop
 
-    mesh.cache_compilations()
-    mesh.start(given.distributed)
+    sharding.cache_compilations()
+    sharding.start(given.distributed)
     loop.train(
         experiment.load(given.config, overrides),
         given.workdir,
@@ -95,12 +95,13 @@ def evaluate(argv: list[str]) -> None:
         distributed=DISTRIBUTED,
         allow_change=ALLOW_CHANGE,
     )
-    from t5g2.core import mesh
-    from t5g2.train import experiment, scoring
+    from t5g2.commands import evaluate
+    from t5g2.core import sharding
+    from t5g2.train import experiment
 
-    mesh.cache_compilations()
-    mesh.start(given.distributed)
-    scoring.evaluate_run(
+    sharding.cache_compilations()
+    sharding.start(given.distributed)
+    evaluate.evaluate_run(
         experiment.load(given.config, overrides),
         given.workdir,
         step=given.step,
@@ -128,16 +129,16 @@ def generate(argv: list[str]) -> None:
         seed=Flag(0, "seed of the sampling"),
     )
     import t5g2
-    from t5g2.train import prompting
+    from t5g2.commands import generate
 
-    prompts = prompting.prompts(given.prompt, given.input, given.out)
+    prompts = generate.prompts(given.prompt, given.input, given.out)
     images = _listed(given.image)
     if images and given.prompt is None:
         raise UserError("--image is for the prompt of --prompt; give both, or neither")
     sampler = t5g2.Greedy() if given.temperature == 0 else t5g2.Temperature(given.temperature)
     options = {"max_new_tokens": given.max_new_tokens, "sampler": sampler, "seed": given.seed, "crops": given.crops}
     outputs = t5g2.load(given.model).generate(prompts, [images] if images else None, **options)
-    prompting.tell(prompts, outputs, given.out)
+    generate.tell(prompts, outputs, given.out)
 
 
 def import_(argv: list[str]) -> None:
@@ -153,7 +154,7 @@ def import_(argv: list[str]) -> None:
     given, changes = parse(import_, argv, **flags)
     if changes:
         raise UserError(f"--config.{changes[0][0]} cannot be changed here; write a model.json and give --config=FILE")
-    from t5g2 import verify as verification
+    from t5g2.commands import verify as verification
 
     how = {"config": given.config, "dtype": given.dtype, "image_size": given.image_size}
     verification.import_model(given.source, given.out, verify=given.verify, **how)
@@ -195,10 +196,10 @@ def adapt(argv: list[str]) -> None:
         dtype=DTYPE,
         seed=Flag(0, "seed of the weights that no source has"),
     )
-    from t5g2.train import weights
+    from t5g2.train import adaptation
 
-    weights.adapt_folder(
-        weights.from_flags(given.source, given.vision, {name: given[name].value for name in weights.CHOICES}),
+    adaptation.adapt_folder(
+        adaptation.from_flags(given.source, given.vision, {name: given[name].value for name in adaptation.CHOICES}),
         given.target,
         given.out,
         changes=changes,
@@ -214,9 +215,9 @@ def average(argv: list[str]) -> None:
     """
     last = Flag(5, "number of checkpoints, counted back from the newest", least=1)
     given, _ = parse(average, argv, workdir=WORKDIR, last=last, out=OUT)
-    from t5g2.train import weights
+    from t5g2.train import adaptation
 
-    weights.average_run(given.workdir, given.out, last=given.last)
+    adaptation.average_run(given.workdir, given.out, last=given.last)
 
 
 def check(argv: list[str]) -> None:
@@ -227,7 +228,7 @@ def check(argv: list[str]) -> None:
     devices = Flag(0, "simulated devices to shard over; 0 = those of this machine", least=0)
     hbm_gib = Flag(0.0, "memory of one device in GiB; more than it holds is an error (0 = do not ask)", least=0)
     given, overrides = parse(check, argv, config=CONFIG, devices=devices, hbm_gib=hbm_gib)
-    from t5g2.train import check as dry_run
+    from t5g2.commands import check as dry_run
     from t5g2.train import experiment
 
     dry_run.check(experiment.load(given.config, overrides), devices=given.devices, hbm_gib=given.hbm_gib)
@@ -241,15 +242,16 @@ def data(argv: list[str]) -> None:
     rows = Flag(3, "rows to show", least=0)
     page = Flag(None, "HTML file to write: the rows in colours, and who sees whom in them")
     given, overrides = parse(data, argv, config=CONFIG, n=rows, page=page)
-    from t5g2.train import experiment, preview
+    from t5g2.commands import data as preview
+    from t5g2.train import experiment
 
     made = experiment.load(given.config, overrides)
     seen = preview.look(made)
     preview.show(seen, rows=given.n)
     if given.page is not None:
-        from t5g2 import preview_page
+        from t5g2.report import data_page
 
-        preview_page.write(made, seen, given.page, rows=given.n)
+        data_page.write(made, seen, given.page, rows=given.n)
 
 
 def tokenize(argv: list[str]) -> None:
@@ -267,8 +269,9 @@ def tokenize(argv: list[str]) -> None:
         workers=Flag(1, "processes that make shards", least=1),
         beam=Flag(None, "options of an Apache Beam pipeline that makes them, such as --beam='--runner=DirectRunner'"),
     )
-    from t5g2.data import beam
-    from t5g2.train import experiment, preview
+    from t5g2.commands import data as preview
+    from t5g2.data.shards import beam
+    from t5g2.train import experiment
 
     data = experiment.load(given.config, overrides).data
     how = {"shards": given.shards, "workers": given.workers, "run": beam.pipeline(given.beam) if given.beam else None}
@@ -292,19 +295,20 @@ def cache_logits(argv: list[str]) -> None:
         shards=Flag(16, "files that each source is written to", least=1),
         part=Flag("0/1", "0/4, 1/4, 2/4 and 3/4 in four calls share the shards out"),
     )
-    from t5g2.core import mesh
-    from t5g2.models.distill import Distillation
-    from t5g2.train import ask, experiment
+    from t5g2.commands import cache_logits
+    from t5g2.core import sharding
+    from t5g2.models.distillation import Distillation
+    from t5g2.train import experiment
 
-    mesh.cache_compilations()
-    ask.cache_answers(
+    sharding.cache_compilations()
+    cache_logits.cache_answers(
         experiment.load(given.config, overrides),
         given.teacher,
         given.out,
         Distillation(method=given.method, per_token=given.per_token),
         names=_listed(given.sources),
         shards=given.shards,
-        part=ask.Part.parse(given.part),
+        part=cache_logits.Part.parse(given.part),
     )
 
 
@@ -326,7 +330,7 @@ def report(argv: list[str]) -> None:
     Example: t5g2 report --workdir=runs/quickstart
     """
     given, _ = parse(report, argv, workdir=WORKDIR)
-    from t5g2 import report as reports
+    from t5g2.report import contents as reports
 
     reports.write(given.workdir)
 

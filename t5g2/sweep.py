@@ -339,9 +339,9 @@ def run_local(sweep: Sweep, folder: Path, *, program: Sequence[str] = PROGRAM) -
                 )
             _write_json(mark, identities[part.name])
             _say(f"{label} done in {taken}")
-    from t5g2 import report
+    from t5g2.report import contents
 
-    report.write(folder)
+    contents.write(folder)
 
 
 def print_commands(sweep: Sweep, folder: Path) -> None:

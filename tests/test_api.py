@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 import t5g2
-from t5g2 import api, inputs
+from t5g2 import api, api_inputs
 from t5g2.checkpoint import convert
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
 from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import MeshShape
-from t5g2.core.mesh import make as make_mesh
-from t5g2.data.tokenizer import Bytes, from_dict
+from t5g2.core.sharding import MeshShape
+from t5g2.core.sharding import make as make_mesh
+from t5g2.data.tokenizers.registry import Bytes, from_dict
 from t5g2.models.layers import Compute
 from tests import tiny, weights
 from tests.data import tokenizer_files
@@ -173,14 +173,16 @@ def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
     with Image.open(photo) as opened:
         picture = opened.convert("RGB")
     pixels = np.asarray(picture)
-    prepared = inputs.prepared(photo, 16, "bilinear")
+    prepared = api_inputs.prepared(photo, 16, "bilinear")
     given = [[photo]], [[str(photo)]], [photo], [[photo.read_bytes()]], [[picture]], [[pixels]], [[prepared]]
     logits = [model.logits(tokens, images=images) for images in (*given, prepared[None, None])]
     for other in logits[1:]:
         np.testing.assert_array_equal(other, logits[0])
     # at its own size an image is not resampled: x / 127.5 - 1
     square = pixels[:16, :16]
-    np.testing.assert_array_equal(inputs.prepared(square, 16, "bilinear"), square / np.float32(127.5) - np.float32(1))
+    np.testing.assert_array_equal(
+        api_inputs.prepared(square, 16, "bilinear"), square / np.float32(127.5) - np.float32(1)
+    )
 
 
 def test_text_needs_no_tower(folders, tmp_path):
@@ -271,7 +273,7 @@ def test_prompts_hold_images_where_they_say_so():
     newlines = TOKENIZER.encode("\n\n").tolist()
 
     def prompt(text, count):
-        return inputs.prompt(TOKENIZER, text, count, IMAGES).tolist()
+        return api_inputs.prompt(TOKENIZER, text, count, IMAGES).tolist()
 
     def ids(text):
         return TOKENIZER.encode(text).tolist()
@@ -306,7 +308,7 @@ def test_prompts_are_those_of_the_processor_of_transformers(tmp_path):
         ("<start_of_image><start_of_image>", 2),
     ):
         theirs = processor(text=[text], images=[[image] * count])["input_ids"][0]
-        assert [2, *inputs.prompt(ours, text, count, config).tolist()] == list(theirs), text
+        assert [2, *api_inputs.prompt(ours, text, count, config).tolist()] == list(theirs), text
 
 
 PLACES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
@@ -330,7 +332,7 @@ def test_crops_follow_a_long_image_and_the_prompt_says_so(folders, tmp_path):
     """As transformers' Gemma3Processor words it; a square image has none."""
     long, square = np.zeros((300, 900, 3), np.uint8), np.zeros((300, 300, 3), np.uint8)
     long[:, 300:600] = 255
-    texts, images = inputs.with_crops(["A <start_of_image> B <start_of_image> C"], [[long, square]], 4)
+    texts, images = api_inputs.with_crops(["A <start_of_image> B <start_of_image> C"], [[long, square]], 4)
     start = "<start_of_image>"
     crops = " ".join([start] * 3)
     said = f"Here is the original image {start} and here are some crops to help you see better {crops}"
@@ -338,9 +340,9 @@ def test_crops_follow_a_long_image_and_the_prompt_says_so(folders, tmp_path):
     assert [image.shape[1] for image in images[0]] == [900, 300, 300, 300, 300]
     assert images[0][2].min() == 255  # the middle
     with pytest.raises(UserError, match="crops are made of files, PIL images and uint8 arrays"):
-        inputs.with_crops(["A"], [[np.zeros((16, 16, 3), np.float32)]], 4)
+        api_inputs.with_crops(["A"], [[np.zeros((16, 16, 3), np.float32)]], 4)
     with pytest.raises(UserError, match="images are given for 1 prompts and there are 2"):
-        inputs.with_crops(["A", "B"], [[long]], 4)
+        api_inputs.with_crops(["A", "B"], [[long]], 4)
     Image.fromarray(long).save(tmp_path / "long.png")
     model = t5g2.load(folders / "gemma_images")
     model.generate(["A"], images=[[tmp_path / "long.png"]], crops=2, max_new_tokens=2)
@@ -384,7 +386,7 @@ def test_texts_and_images_are_compared(folders, photo):
     text, image = loaded.embed_texts(texts), loaded.embed_images([photo, np.zeros((5, 9, 3), np.uint8)])
     assert (text.shape, image.shape, text.dtype) == ((3, 16), (2, 16), np.float32)
     np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, rtol=1e-5)
-    pixels = np.stack([inputs.prepared(photo, 16, "bicubic"), np.full((16, 16, 3), -1, np.float32)])
+    pixels = np.stack([api_inputs.prepared(photo, 16, "bicubic"), np.full((16, 16, 3), -1, np.float32)])
     np.testing.assert_allclose(image, model.embed_images(pixels, compute=tiny.FLOAT32), atol=1e-6)
     expected = text @ image.T * np.exp(model.logit_scale[...]) + model.logit_bias[...]
     similarity = loaded.similarity([photo, np.zeros((5, 9, 3), np.uint8)], texts)
@@ -395,7 +397,7 @@ def test_siglip_texts_are_plain_and_padded_with_their_end(tmp_path):
     """Lower case, no punctuation; cut to leave room for </s>, which also pads."""
     tokenizer = Bytes(sentinels=0)
     config = dataclasses.replace(tiny.SIGLIP.text, length=6, vocab_size=300)
-    got = inputs.siglip_tokens(tokenizer, ["Hi,  You!", "a"], config)
+    got = api_inputs.siglip_tokens(tokenizer, ["Hi,  You!", "a"], config)
     assert got[0].tolist() == [*tokenizer.encode("hi yo").tolist(), 1]
     assert got[1].tolist() == [*tokenizer.encode("a").tolist(), 1, 1, 1, 1, 1]
 
@@ -407,7 +409,7 @@ def test_siglip_texts_are_those_of_transformers(tmp_path):
     tokenizer_files.siglip(tmp_path / "siglip")
     model = api.load(tmp_path / "siglip")
     texts = ["A photo of, a Cat!", "  two   spaces ", "", "don't. stop-now " * 9]
-    ids = inputs.siglip_tokens(model.tokenizer, texts, text)
+    ids = api_inputs.siglip_tokens(model.tokenizer, texts, text)
     np.testing.assert_array_equal(model.embed_texts(texts), model.embed_texts(ids))
     transformers = pytest.importorskip("transformers")
     theirs = transformers.SiglipTokenizer(vocab_file=str(tmp_path / "siglip" / "spiece.model"))

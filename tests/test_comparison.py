@@ -2,9 +2,9 @@
 
 import pytest
 
-from t5g2 import comparison
-from t5g2.comparison import Comparison, catch_up
-from t5g2.runs import Group, Run
+from t5g2.report import comparison
+from t5g2.report.comparison import Comparison, catch_up
+from t5g2.report.run_records import Group, Run
 
 LOSS = "eval/heldout/loss"
 

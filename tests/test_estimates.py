@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from t5g2.estimates import Estimate, estimate, paired, reached, t_point, tokens_at
+from t5g2.report.statistics import Estimate, estimate, paired, reached, t_point, tokens_at
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from t5g2 import preview_page
+from t5g2.commands import data as preview
 from t5g2.core.errors import UserError
 from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import to_dict
+from t5g2.report import data_page
 from t5g2.train import experiment as experiments
-from t5g2.train import preview
 from tests import tiny
 from tests.data import corpus
 
@@ -75,7 +75,7 @@ T5GEMMA2 = replace(tiny.T5GEMMA2, encoder=GEMMA3, decoder=GEMMA3)
 def test_the_pictures_are_the_masks(tmp_path, capsys, model, objective, encoder, pictures):
     experiment = made(tmp_path, model, objective, encoder)
     seen = preview.look(experiment)
-    preview_page.write(experiment, seen, tmp_path / "page.html", rows=2)
+    data_page.write(experiment, seen, tmp_path / "page.html", rows=2)
     assert capsys.readouterr().out.strip() == f"page: {tmp_path / 'page.html'}"
     parts = Parts()
     parts.feed((tmp_path / "page.html").read_text())
@@ -99,7 +99,7 @@ def test_the_words_are_the_rows(tmp_path):
     experiment = made(tmp_path, T5GEMMA2, {"kind": "ul2"}, 64)
     seen = preview.look(experiment)
     assert sum(seen.shares.values()) == pytest.approx(1.0)
-    preview_page.write(experiment, seen, tmp_path / "page.html", rows=8)
+    data_page.write(experiment, seen, tmp_path / "page.html", rows=8)
     text = (tmp_path / "page.html").read_text()
     assert "<script>" not in text
     parts = Parts()
@@ -116,4 +116,4 @@ def test_the_words_are_the_rows(tmp_path):
 def test_a_page_that_cannot_be_written(tmp_path):
     experiment = made(tmp_path, T5GEMMA2, {"kind": "ul2"}, 64)
     with pytest.raises(UserError, match=r"--page=.*nowhere/page.html cannot be written .*; give a file in a folder"):
-        preview_page.write(experiment, preview.look(experiment), tmp_path / "nowhere" / "page.html", rows=1)
+        data_page.write(experiment, preview.look(experiment), tmp_path / "nowhere" / "page.html", rows=1)

@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from t5g2 import plots, report, report_page
-from t5g2.comparison import Table
 from t5g2.core.errors import UserError
-from t5g2.runs import Group, Run
+from t5g2.report import contents, plots
+from t5g2.report import page as report_page
+from t5g2.report.comparison import Table
+from t5g2.report.run_records import Group, Run
 
 DENOISERS = {"mu3_r15": 1.0, "suffix_r75": 4.0}
 
@@ -77,7 +78,7 @@ ACCOUNT = {
 
 
 def test_a_sweep_becomes_a_page_a_table_and_a_csv(sweep, capsys):
-    page = report.write(sweep)
+    page = contents.write(sweep)
     assert page == sweep / "report" / "index.html"
     printed = capsys.readouterr().out
     table = (sweep / "report" / "table.md").read_text()
@@ -104,7 +105,7 @@ def test_a_sweep_becomes_a_page_a_table_and_a_csv(sweep, capsys):
 
 
 def test_the_page_loads_nothing_and_escapes_everything(sweep):
-    text = report.write(sweep).read_text()
+    text = contents.write(sweep).read_text()
     assert not re.search(r"(src|href|action)=[\"'](?!#)", text)  # references within the page only
     assert not re.search(r"@import|<script|<iframe|<link|javascript:", text)
     assert not [url for url in re.findall(r"url\(([^)]*)\)", text) if not url.startswith("#")]
@@ -131,7 +132,7 @@ class Nesting(HTMLParser):
 
 
 def test_the_page_is_well_formed_and_shows_each_part(sweep):
-    text = report.write(sweep).read_text()
+    text = contents.write(sweep).read_text()
     parser = Nesting()
     parser.feed(text)
     assert parser.open == []
@@ -181,7 +182,7 @@ def seeded(tmp_path):
 
 def test_a_sweep_of_seeds_has_means_with_intervals_and_the_single_runs(seeded, capsys):
     """Half widths: 2.0, 2.1, 2.2 have 4.3027 * 0.1 / sqrt(3), and 2.5, 2.6 have 12.7062 * sqrt(0.005) / sqrt(2)."""
-    report.write(seeded)
+    contents.write(seeded)
     text = (seeded / "report" / "table.md").read_text()
     assert text in capsys.readouterr().out
     results, means, runs = text.split("|\n\n")
@@ -199,7 +200,7 @@ def test_a_sweep_of_seeds_has_means_with_intervals_and_the_single_runs(seeded, c
 
 
 def test_the_page_of_a_sweep_of_seeds(seeded):
-    text = report.write(seeded).read_text()
+    text = contents.write(seeded).read_text()
     parser = Nesting()
     parser.feed(text)
     assert parser.open == []
@@ -223,7 +224,7 @@ def test_the_page_of_a_sweep_of_seeds(seeded):
 
 def test_a_single_run_has_a_report_too(tmp_path, capsys):
     write_run(tmp_path / "run", end=2.0, done={"step": 20})
-    text = report.write(tmp_path / "run").read_text()
+    text = contents.write(tmp_path / "run").read_text()
     assert "| state                  | done |" in capsys.readouterr().out.replace("  done", " done")
     assert "evaluations" not in text  # nothing to compare with
 
@@ -237,7 +238,7 @@ def test_what_is_missing_is_said(tmp_path, missing):
             file.unlink()
     else:
         (folder / missing).unlink()
-    text = report.write(folder).read_text()
+    text = contents.write(folder).read_text()
     said = {
         "metrics.jsonl": "No training loss has been recorded yet",
         "experiment.json": "No experiment.json has been written yet",
@@ -250,14 +251,14 @@ def test_what_is_missing_is_said(tmp_path, missing):
 
 def test_a_provenance_of_another_kind_is_shown_as_it_is(tmp_path):
     write_run(tmp_path / "run", end=2.0, provenance={"imported from": "<hub>"})
-    text = report.write(tmp_path / "run").read_text()
+    text = contents.write(tmp_path / "run").read_text()
     assert "{\n  &quot;imported from&quot;: &quot;&lt;hub&gt;&quot;\n}" in text
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     (tmp_path / "experiment.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "wall": 1.0, "train/loss": null}\n{"step": 2, "wa')
-    text = report.write(tmp_path).read_text()
+    text = contents.write(tmp_path).read_text()
     assert "No evaluation has been recorded yet" in text
 
 
@@ -272,18 +273,18 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path, make, message):
     make(tmp_path / "x")
     with pytest.raises(UserError, match=message):
-        report.write(tmp_path / "x")
+        contents.write(tmp_path / "x")
     assert not (tmp_path / "x" / "report").exists()
 
 
 def made(folder, *runs):
     """A report of runs of their own."""
-    return report.Report("x", folder, [Group(run.name, run.color, [run]) for run in runs], [])
+    return contents.Report("x", folder, [Group(run.name, run.color, [run]) for run in runs], [])
 
 
 def test_many_runs_are_rows(tmp_path):
     runs = [Run(f"run{i}", "#000", [{"step": 1, "train/loss": 1.5}], None, None, [], True) for i in range(6)]
-    table = report.summary(made(tmp_path, *runs))
+    table = contents.summary(made(tmp_path, *runs))
     assert table.columns == ["run", "state", "step", "train loss at end"]
     assert table.rows[5] == ["run5", "done", "1", "1.500"]
 
@@ -298,7 +299,7 @@ def test_a_series_takes_the_last_row_of_a_step_and_leaves_null_out():
 def test_what_is_measured_at_the_end_only_has_no_start(tmp_path):
     rows = [{"step": 0, "eval/heldout/loss": 5.0}, {"step": 9, "eval/heldout/loss": 3.0, "eval/suffix/loss": 2.0}]
     run = Run("x", "#000", rows, None, None, [], True)
-    table = dict(report.summary(made(tmp_path, run)).rows)
+    table = dict(contents.summary(made(tmp_path, run)).rows)
     assert (table["held-out loss at start"], table["held-out loss at end"]) == ("5.000", "3.000")
     assert table["suffix loss at end"] == "2.000"
     assert "suffix loss at start" not in table

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from t5g2 import report, sweep
+from t5g2 import sweep
 from t5g2.core.errors import UserError
+from t5g2.report import contents
 from t5g2.sweep import Paper, Step, Sweep, Variant
 
 # Stands in for `t5g2`: notes its arguments and does what the name of its workdir says.
@@ -97,8 +98,8 @@ def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
     assert f"[1/3] a     starts: t5g2 train --config=configs/x.py:a --workdir={folder / 'a'}\n" in out
     assert "[3/3] b     done in 0:0" in out
     assert f"report: {folder / 'report' / 'index.html'}" in out
-    assert [run.name for run in report.read(folder).runs] == ["a", "b"]
-    assert [list(of.arms) for of in report.read(folder).comparisons] == [["b"]]
+    assert [run.name for run in contents.read(folder).runs] == ["a", "b"]
+    assert [list(of.arms) for of in contents.read(folder).comparisons] == [["b"]]
 
 
 def test_what_is_done_is_skipped(tmp_path, program, capfd):
@@ -316,7 +317,7 @@ def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
     flags = json.loads((tmp_path / "x" / "b-s1" / "experiment.json").read_text())
     assert flags["config.train.seed"] == "1"
     assert flags["config.init.params"] == str(tmp_path / "x" / "a-s1" / "model")
-    made = report.read(tmp_path / "x")
+    made = contents.read(tmp_path / "x")
     assert [(group.name, [run.seed for run in group.runs]) for group in made.groups] == [("a", [0, 1]), ("b", [0, 1])]
     assert [(of.title, {arm: g.name for arm, g in of.arms.items()}) for of in made.comparisons] == [
         ("one", {"new": "b", "old": "a"})

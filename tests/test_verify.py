@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from t5g2 import verify
 from t5g2.checkpoint import convert, safetensors_io
 from t5g2.checkpoint.folder import save_model
+from t5g2.commands import verify
+from t5g2.commands.verify import Answer, Row
 from t5g2.core.errors import UserError
-from t5g2.verify import Answer, Row
 from tests import tiny, weights
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)

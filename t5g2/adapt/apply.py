@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5g2.adapt import fits, rules
+from t5g2.adapt import rules, shape_changes
 from t5g2.adapt.pairing import Pairing, Source
 from t5g2.adapt.provenance import Provenance, Row, Use
 from t5g2.adapt.rules import Rule
@@ -91,7 +91,7 @@ def _reader(leaf: Leaf, origin: _Origin, pairing: Pairing, seed: int) -> Callabl
         if rule.how == "derived":
             token = pairing.target.eoi_id
             assert token is not None
-            return fits.eoi(value, token)
+            return shape_changes.eoi(value, token)
         if rule.fit is not None and value.shape != leaf.shape:
             return rule.fit.make(value, leaf.shape)
         return value

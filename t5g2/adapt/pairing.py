@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from t5g2.adapt.choices import Choices
+from t5g2.adapt.options import Choices
 from t5g2.adapt.provenance import ranges
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from t5g2.adapt.fits import HEADS, POSITIONS, ROWS, Fit
 from t5g2.adapt.pairing import Pairing, Source
+from t5g2.adapt.shape_changes import HEADS, POSITIONS, ROWS, Fit
 from t5g2.core import tree
 
 How = Literal["copied", "tied", "derived", "initialised"]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5g2.checkpoint import flax_tree, hf_architecture, hf_config, names, safetensors_io
+from t5g2.checkpoint import flax_tree, hf_config_reader, hf_config_writer, names, safetensors_io
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.safetensors_io import Tensor
@@ -153,7 +153,7 @@ def open_tower(directory: str | PathLike) -> Tower:
 
 def _tower_alone(path: Path, data: Mapping[str, Any]) -> Tower:
     try:
-        config = hf_config.read_tower(data)
+        config = hf_config_reader.read_tower(data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
@@ -215,14 +215,14 @@ def _given(config: Given) -> ModelConfig | None:
 def _hugging_face(path: Path, given: ModelConfig | None) -> tuple[names.Layout, ModelConfig, str]:
     """The layout, the config and who says so."""
     if given is not None:
-        return hf_architecture.write(given, dtype="float32")[0], given, "the given config"
+        return hf_config_writer.write(given, dtype="float32")[0], given, "the given config"
     if not (path / CONFIG).is_file():
         raise UserError(
             f"{path} has safetensors but no {CONFIG}, so its architecture is unknown; put the {CONFIG} beside them, or "
             f"say which it is: config = a size's name, such as gemma3:1b, or a file like model.json"
         )
     try:
-        layout, config = hf_config.read(_json(path / CONFIG))
+        layout, config = hf_config_reader.read(_json(path / CONFIG))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return layout, config, CONFIG
@@ -233,11 +233,11 @@ def _passed_over(path: Path, given: ModelConfig | None) -> list[str]:
     if not (path / CONFIG).is_file():
         return []
     data = _json(path / CONFIG)
-    notes = hf_config.dropouts(data)
+    notes = hf_config_reader.dropouts(data)
     if given is None:
         return notes
     try:
-        _, said = hf_config.read(data)
+        _, said = hf_config_reader.read(data)
     except UserError as error:
         return [*notes, f"{CONFIG} was not used: {error}"]
     lines = tree.difference(settings.flatten(folders.to_dict(said)), settings.flatten(folders.to_dict(given)))
@@ -420,7 +420,7 @@ def export_model(
     stored = {str(_cast(_tensor(leaf), dtype).dtype) for leaf in opened.leaves.values()}
     # transformers casts all weights to one dtype when it loads them; float32 holds every other
     one_dtype = stored.pop() if len(stored) == 1 else "float32"
-    layout, data = hf_architecture.write(opened.config, dtype=one_dtype, specials=specials)
+    layout, data = hf_config_writer.write(opened.config, dtype=one_dtype, specials=specials)
     tensors = {}
     for one in names.tie(layout, opened.leaves):
         tensors[one.name] = _cast(_joined(one, opened.leaves), dtype)
@@ -436,12 +436,12 @@ def export_model(
         single=safetensors_io.SINGLE,
         metadata={"format": "pt"},
     )
-    return hf_architecture.deviations(opened.config)
+    return hf_config_writer.deviations(opened.config)
 
 
 def _generation(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Ids of the special tokens, and the generation_config.json to write: None if one is carried, or has no use."""
-    specials = dict(hf_architecture.SPECIALS)
+    specials = dict(hf_config_writer.SPECIALS)
     file = next((file for file in opened.carried if file.name == GENERATION), None)
     if file is not None:
         said = _json(file)
@@ -454,7 +454,7 @@ def _placeholders(layout: names.Layout, config: ModelConfig | None) -> dict[str,
     if layout is not names.HF_T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
         return {}
     width = config.encoder.width
-    tower = hf_architecture.empty_tower(width) if config.encoder.images is None else {}
+    tower = hf_config_writer.empty_tower(width) if config.encoder.images is None else {}
     sides = ("encoder",) if config.tied_embedding else ("encoder", "decoder")
     eoi = {f"model.{side}.embed_tokens.eoi_embedding": (width,) for side in sides} if config.eoi_id is None else {}
     return tower | eoi
@@ -480,7 +480,7 @@ def _cast(tensor: Tensor, dtype: Any) -> Tensor:
 
 
 def _tokenizer(path: Path) -> dict[str, Any] | None:
-    """What data/tokenizer.py makes a tokenizer of; its file lies beside."""
+    """What data/tokenizers/registry.py makes a tokenizer of; its file lies beside."""
     for kind, name in (("huggingface", "tokenizer.json"), ("sentencepiece", "tokenizer.model")):
         if (path / name).is_file():
             with (path / name).open("rb") as file:

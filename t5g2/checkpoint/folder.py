@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from t5g2.checkpoint import safetensors_io
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
@@ -268,7 +268,7 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
 
     Args:
       folder: a model folder, or one that is open already.
-      mesh: where the weights go, cut as core/mesh.py says; None = the default device.
+      mesh: where the weights go, cut as core/sharding.py says; None = the default device.
       param_dtype: what the weights are cast to; None = as they are stored.
 
     Raises:

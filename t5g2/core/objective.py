@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from t5g2.core.batch import Example
-from t5g2.core.specials import Specials
+from t5g2.core.special_tokens import Specials
 
 
 class Objective(abc.ABC):

@@ -7,10 +7,10 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.image_text import ImageText
+from t5g2.data.chunks import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
 from t5g2.data.image_tokens import ImageRows
-from t5g2.data.sources import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
-from t5g2.data.tokenizer import Tokenizer
+from t5g2.data.sources.image_text import ImageText
+from t5g2.data.tokenizers.registry import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class DataConfig:
       encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
       piece_tokens: documents are cut into pieces of at most so many tokens, and each piece becomes an example.
       long_documents: "split" = every token is in a piece, "truncate" = a document is its first piece and no more.
-      packing: "first_fit" and "best_fit" put several examples into a row (data/packer.py), "none" one.
+      packing: "first_fit" and "best_fit" put several examples into a row (data/packing.py), "none" one.
       packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on resuming.
       streams: virtual streams that the sources are dealt out to; a property of the run, whatever reads them.
       workers: processes that make rows; 0 = a thread of this process.
       prefetch: batches that are made ahead.
       on_bad_record: "stop" = a record that cannot be read is an error, "skip" = such records are counted and left out.
       max_skipped: the largest share of a source's records that may be left out so.
-      cache_tokens: tokenise each text once, into the cache (data/token_cache.py), and read the tokens from there;
+      cache_tokens: tokenise each text once, into the cache (data/shards/token_cache.py), and read the tokens from there;
         dialogues and texts with images are not kept.
       images: of the rows; None = rows have none.
       teaching: what rows carry for a teacher; None = there is no teacher.

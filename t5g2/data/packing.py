@@ -1,144 +1,221 @@
-"""Rows of several examples: what they consist of, and what is made of those that packer.py has filled.
+"""Examples into rows: a set of rows is filled at a time, each row with examples that lie side by side in it.
 
-Two examples in a row of encoder_length = 8, decoder_length = 6 are drawn in core/batch.py.
+The next example goes into one of the set's rows with room for it on every side; when none has, the set is closed, and
+the example begins the next one. So a set holds examples that follow each other, and where a run stands is said by the
+first of them. Which row it is:
+
+    first_fit  the first with room.
+    best_fit   the one whose sides are then filled most alike: the difference of the shares that are left of encoder and
+               decoder (and of the teacher's text) is least; of equal ones the one with the least room, the first of
+               those. With one side alone this is best fit as it is known.
+    none       a set is one row, and holds one example.
+
+Rows of 8 encoder and 8 decoder tokens; examples (encoder, decoder) a = (6, 2), b = (2, 2), c = (2, 6):
+
+                first_fit                       best_fit
+    row 0       a b   left 0 and 4              a c   left 0 and 0
+    row 1       c     left 6 and 2              b     left 6 and 6
+
+With a span corruption that leaves most of a text to the encoder and another that takes most of it away, which row has
+least room in sum says nothing about what fits into it; `bench/data.py` has the shares of padding of all three.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from t5g2.core.batch import Batch, Example, HostBatch, Stream, Teaching
-from t5g2.data.config import DataConfig
-from t5g2.data.image_tokens import ImageRows
+from t5g2.data.packed_rows import SIDES, Feature, Rows
 
-Rows = Mapping[str, np.ndarray]
-
-NO_EXAMPLE = -1
-# features whose tokens belong together: the packer says for each token which example of the row it is of, and where
-SIDES = ("encoder", "decoder", "text")
+Rule = Literal["first_fit", "best_fit", "none"]
+# Examples drawn when the rows being given out were begun; how many of those rows are given out; rows given out in all.
+Position = tuple[int, int, int]
+START: Position = (0, 0, 0)
 
 
-@dataclass(frozen=True)
-class Feature:
-    """Something of which every row has so much, and every example less: [length, *shape] of a row.
+class Examples(Protocol):
+    """Examples by number, as the packer takes them."""
 
-    Attributes:
-      padding: what stands where no example is.
-      beside: the feature that it lies beside: an example has as many of the one as of the other. None = it is counted.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, np.ndarray]: ...
+
+
+class Packer:
+    """A set of rows that is being filled.
+
+    Args:
+      layout: the features of a row. An example has each of them, and as many of any feature that lies `beside` another
+        as of that one.
+      rows: of the set.
+      rule: which row an example goes to.
     """
 
-    length: int
-    shape: tuple[int, ...] = ()
-    dtype: Any = np.int32
-    padding: float = 0
-    beside: str | None = None
+    def __init__(self, layout: Mapping[str, Feature], rows: int, *, rule: Rule):
+        self._layout, self._rows, self._rule = layout, rows, rule
+        # what an example takes of a row: the sides first, then what there is a number of
+        self._counted = sorted((n for n, f in layout.items() if f.beside is None), key=lambda n: n not in SIDES)
+        self._room = [layout[name].length for name in self._counted]
+        sides = [i for i, name in enumerate(self._counted) if name in SIDES and self._room[i]]
+        self._parts = [(i, 1.0 / self._room[i]) for i in sides]
+        self._padding = {n: np.full((f.length, *f.shape), f.padding, f.dtype) for n, f in layout.items()}
+        self._clear()
 
+    def _clear(self) -> None:
+        self._rooms = [list(self._room) for _ in range(self._rows)]
+        self._held: list[list[Mapping[str, np.ndarray]]] = [[] for _ in range(self._rows)]
 
-def layout(config: DataConfig) -> dict[str, Feature]:
-    """The features of a run's rows by name; those of an example are the same, each as long as it needs."""
-    pad, targets = config.tokenizer.specials.pad, config.decoder_length
-    found = {
-        "encoder": Feature(config.encoder_length, padding=pad),
-        "decoder": Feature(targets, padding=pad),
-        "targets": Feature(targets, padding=pad, beside="decoder"),
-        "weights": Feature(targets, dtype=np.float32, beside="decoder"),
-        # of each example its id and its denoiser
-        "ids": Feature(config.examples_per_row, (2,), np.int64, NO_EXAMPLE),
-    }
-    if config.uses_blocks:
-        found["blocks"] = Feature(targets, beside="decoder")
-    if config.images is not None:
-        # of each image its source, its piece and its number there: pictures are made of whole rows
-        found["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
-    if config.teaching is not None:
-        found["origins"] = Feature(targets, padding=-1, beside="decoder")
-        if config.teaching.carry == "text":
-            # every token of a text is read or asked for, so this is never the first to be full
-            found["text"] = Feature(config.encoder_length + targets, padding=pad)
-        if config.teaching.carry == "answers":
-            found["answer_ids"] = Feature(targets, (config.teaching.per_token,), beside="decoder")
-            found["answer_log_probs"] = Feature(targets, (config.teaching.per_token,), np.float16, beside="decoder")
-            found["answer_tail"] = Feature(targets, dtype=np.float16, beside="decoder")
-    return found
+    def add(self, example: Mapping[str, np.ndarray]) -> bool:
+        """Puts an example into a row; False if none has room for it, and nothing is done.
 
+        Raises:
+          ValueError: it is longer than a row.
+        """
+        takes = [len(example[name]) for name in self._counted]
+        row = self._first(takes) if self._rule != "best_fit" else self._best(takes)
+        if row is None:
+            for name, length, room in zip(self._counted, takes, self._room, strict=True):
+                if length > room:
+                    raise ValueError(f"an example has {length} of {name!r}, and a row holds {room}")
+            return False
+        self._rooms[row] = [room - length for room, length in zip(self._rooms[row], takes, strict=True)]
+        self._held[row].append(example)
+        return True
 
-def features(example: Example, example_id: int, denoiser: int) -> dict[str, np.ndarray]:
-    """The features that an example has of itself, as the packer takes them; the ids as one more short sequence."""
-    return {
-        "encoder": example.encoder_tokens,
-        "decoder": example.decoder_tokens,
-        "targets": example.targets,
-        "weights": example.weights,
-        "ids": np.array([[example_id, denoiser]], np.int64),
-    }
-
-
-def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
-    """Rows without an example: padding alone."""
-    out: dict[str, np.ndarray] = {}
-    for name, feature in layout(config).items():
-        out[name] = np.full((rows, feature.length, *feature.shape), feature.padding, feature.dtype)
-        if name in SIDES:
-            out[f"{name}_segment_ids"] = np.zeros((rows, feature.length), np.int32)
-            out[f"{name}_positions"] = np.zeros((rows, feature.length), np.int32)
-    return out
-
-
-def empty_batch(config: DataConfig, *, rows: int) -> HostBatch:
-    """A batch without an example; tells the shapes of all others."""
-    zeros, made = np.zeros((rows, 3), np.int64), empty_rows(config, rows)
-    if config.images is not None:
-        made["images"] = no_pictures(config.images, rows)
-    return host_batch(made, zeros[:, 0].astype(np.int32), zeros, config)
-
-
-def no_pictures(images: ImageRows, rows: int) -> np.ndarray:
-    """uint8[rows, I, size, size, 3], zeros."""
-    return np.zeros((rows, images.per_row, images.size, images.size, 3), np.uint8)
-
-
-def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: DataConfig) -> HostBatch:
-    """Stacked rows as the step and the loop take them."""
-    segments = rows["decoder_segment_ids"]
-    ids, denoisers = rows["ids"][..., 0], rows["ids"][..., 1]
-    here = segments > 0
-    example = np.maximum(segments - 1, 0)
-    denoiser_of_token = np.where(here, np.take_along_axis(denoisers, example, axis=1), 0)
-    source_of_token = np.where(here, np.take_along_axis(ids % len(config.sources), example, axis=1), 0)
-    batch = Batch(
-        encoder=_stream(rows, "encoder") if config.encoder_length else None,
-        decoder=_stream(rows, "decoder")._replace(blocks=rows.get("blocks")),
-        targets=rows["targets"],
-        weights=rows["weights"],
-        denoisers=denoiser_of_token.astype(np.int32),
-        sources=source_of_token.astype(np.int32),
-        images=rows.get("images"),
-        teaching=_teaching(rows),
-    )
-    return HostBatch(batch, ids, streams, positions)
-
-
-def _teaching(rows: Rows) -> Teaching | None:
-    if "origins" not in rows:
+    def _first(self, takes: Sequence[int]) -> int | None:
+        for row, rooms in enumerate(self._rooms):
+            for length, room in zip(takes, rooms, strict=True):
+                if length > room:
+                    break
+            else:
+                return row
         return None
-    if "text" in rows:
-        return Teaching(_places_in_row(rows), _stream(rows, "text"))
-    return Teaching(rows["origins"], None, *(rows.get(f"answer_{name}") for name in ("ids", "log_probs", "tail")))
+
+    def _best(self, takes: Sequence[int]) -> int | None:
+        best, found = (2.0, 0.0), None
+        for row, rooms in enumerate(self._rooms):
+            for length, room in zip(takes, rooms, strict=True):
+                if length > room:
+                    break
+            else:
+                left = [(rooms[i] - takes[i]) * part for i, part in self._parts]
+                score = (max(left) - min(left), sum(left))
+                if score < best:
+                    best, found = score, row
+        return found
+
+    def finish(self) -> Rows:
+        """The arrays of the rows that hold an example, [rows, length, ...]; the set is empty again."""
+        held = [examples for examples in self._held if examples]
+        self._clear()
+        lengths = {name: [[len(example[name]) for example in row] for row in held] for name in self._layout}
+        out: dict[str, np.ndarray] = {}
+        for name, feature in self._layout.items():
+            beside = feature.beside
+            if beside is not None and lengths[name] != lengths[beside]:
+                raise ValueError(f"an example has not as many of {name!r} as of {beside!r}")
+            padding, parts = self._padding[name], []
+            for row, taken in zip(held, lengths[name], strict=True):
+                parts += [*(example[name] for example in row), padding[sum(taken) :]]
+            array = np.empty((len(held) * feature.length, *feature.shape), feature.dtype)
+            if len(array):
+                np.concatenate(parts, out=array, casting="same_kind")
+            out[name] = array.reshape(len(held), *padding.shape)
+            if name in SIDES:
+                out |= _segments_and_positions(name, lengths[name], feature.length)
+        return out
 
 
-def _places_in_row(rows: Rows) -> np.ndarray:
-    """int32[B, T]: origins, which count in an example's text, counted in the row's; -1 stays."""
-    segments, text = rows["decoder_segment_ids"], rows["text_segment_ids"]
-    examples = 1 + int(max(segments.max(), text.max()))
-    flat = np.bincount((np.arange(len(text))[:, None] * examples + text).ravel(), minlength=len(text) * examples)
-    counts = flat.reshape(len(text), examples)
-    counts[:, 0] = 0  # padding
-    starts = np.cumsum(counts, axis=1) - counts
-    shifted = rows["origins"] + np.take_along_axis(starts, segments, axis=1)
-    return np.where(rows["origins"] < 0, -1, shifted).astype(np.int32)
+def _segments_and_positions(name: str, lengths: Sequence[Sequence[int]], room: int) -> dict[str, np.ndarray]:
+    """int32[rows, room] each: which example of its row every token is of (from 1 on), and where it stands there."""
+    repeats = np.array([n for row in lengths for n in (*row, room - sum(row))], np.int64)
+    segments = np.repeat([s for row in lengths for s in (*range(1, len(row) + 1), 0)], repeats).astype(np.int32)
+    starts = np.repeat(np.cumsum(repeats) - repeats, repeats)
+    positions = np.where(segments, np.arange(len(segments)) - starts, 0).astype(np.int32)
+    shape = (len(lengths), room)
+    return {f"{name}_segment_ids": segments.reshape(shape), f"{name}_positions": positions.reshape(shape)}
 
 
-def _stream(rows: Rows, side: str) -> Stream:
-    return Stream(rows[side], rows[f"{side}_segment_ids"], rows[f"{side}_positions"])
+class PackedRows:
+    """The rows of examples, one by one, from a position on; a set's rows come in an order drawn from the seed.
+
+    The next set is begun while the rows of this one are given out, some examples a row, so that every row costs alike.
+
+    Args:
+      layout: the features of a row.
+      rows: of a set; 1 if the rule is "none".
+      rule: which row an example goes to.
+      seed: of the order of the rows.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        layout: Mapping[str, Feature],
+        *,
+        rows: int,
+        rule: Rule,
+        seed: int,
+        position: Position = START,
+    ):
+        self._examples, self._seed, self._rule = examples, seed, rule
+        self._begun, self._given, self._count = map(int, position)
+        self._drawn = self._begun  # examples that are in a set
+        self._packer = Packer(layout, 1 if rule == "none" else rows, rule=rule)
+        self._waiting: Mapping[str, np.ndarray] | None = None  # drawn, and without room in the last set
+        self._set: Rows | None = None
+        self._order: Sequence[int] = ()
+        self._share = 0  # examples to draw ahead with each row
+
+    @property
+    def position(self) -> Position:
+        """Where to go on."""
+        return self._begun, self._given, self._count
+
+    def __iter__(self) -> "PackedRows":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The arrays of the next row."""
+        if self._set is None:
+            self._close()
+        rows: Any = self._set
+        at = self._order[self._given]
+        row = {name: array[at] for name, array in rows.items()}
+        self._given += 1
+        self._count += 1
+        if self._given == len(self._order):
+            self._begun, self._given, self._set = self._end, 0, None
+        self._fill(self._share)
+        return row
+
+    def _fill(self, examples: int | None) -> bool:
+        """Draws so many examples into the set, all that it holds if None; whether it is full."""
+        drawn, last = 0, len(self._examples)
+        while drawn != examples:
+            if self._waiting is None:
+                if self._drawn == last:
+                    return True
+                self._waiting = self._examples[self._drawn]
+            if not self._packer.add(self._waiting):
+                return True
+            self._waiting = None
+            self._drawn += 1
+            drawn += 1
+        return False
+
+    def _close(self) -> None:
+        """Makes the rows of the set that is being filled."""
+        self._fill(None)
+        self._set = self._packer.finish()
+        count = len(self._set["decoder"])
+        if not count:
+            self._set = None
+            raise StopIteration
+        self._order = range(count)
+        if self._rule != "none":
+            # the seed of a set follows from how many rows came before it
+            rng = np.random.default_rng(self._seed + self._count - self._given)
+            self._order = rng.permuted(range(count)).tolist()
+        self._end = self._drawn
+        self._share = -(-(self._end - self._begun) // count)

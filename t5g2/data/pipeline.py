@@ -12,9 +12,9 @@ import numpy as np
 
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
-from t5g2.data import packing, sources
+from t5g2.data import chunks, packed_rows
 from t5g2.data.config import DataConfig, Source
-from t5g2.data.packer import START, Position
+from t5g2.data.packing import START, Position
 from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed, seed_of
 from t5g2.data.workers import WorkersReader
 
@@ -59,7 +59,7 @@ class Pipeline:
         self.config = config
         self.corpus = open_corpus(config)
         for name, pieces in zip(config.names, self.corpus.pieces, strict=True):
-            log.info("%s", sources.describe(f"source {name}", pieces))
+            log.info("%s", chunks.describe(f"source {name}", pieces))
         layout = Units(config.rows, config.streams)
         units = layout.holding(rows)
         streams = [stream for unit in units for stream in layout.streams_of(unit)]
@@ -82,7 +82,7 @@ class Pipeline:
         # of a stream with several rows the last one counts
         self.positions = self.positions | dict(zip(streams.tolist(), map(tuple, positions.tolist()), strict=True))
         mine = {name: array[self._mine] for name, array in rows.items()}
-        batch = packing.host_batch(mine, streams[self._mine], positions[self._mine], self.config)
+        batch = packed_rows.host_batch(mine, streams[self._mine], positions[self._mine], self.config)
         self.statistics.add(batch)
         if self.statistics.batches == self.config.packing_rows:  # as many rows of each stream as it fills at a time
             summary = self.statistics.summary()
@@ -114,7 +114,7 @@ class Statistics:
         batch = host_batch.batch
         self.batches += 1
         self.rows += len(batch.targets)
-        self.examples += int(np.sum(host_batch.example_ids != packing.NO_EXAMPLE))
+        self.examples += int(np.sum(host_batch.example_ids != packed_rows.NO_EXAMPLE))
         self.decoder_tokens += int(np.count_nonzero(batch.decoder.segments))
         self.decoder_slots += batch.decoder.segments.size
         if batch.encoder is not None:
@@ -214,14 +214,14 @@ def finite_batches(
     return _batches(rows_of_all, corpus, range(config.rows) if rows is None else rows)
 
 
-def _batches(rows: Iterator[packing.Rows], corpus: Corpus, mine: range) -> Iterator[HostBatch]:
+def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, mine: range) -> Iterator[HostBatch]:
     config = corpus.config
-    empty = packing.empty_rows(config, 1)
+    empty = packed_rows.empty_rows(config, 1)
     while taken := [row for _, row in zip(range(config.rows), rows, strict=False)]:
         chosen = [taken[r] if r < len(taken) else {name: a[0] for name, a in empty.items()} for r in mine]
         stacked = corpus.with_pictures({name: np.stack([row[name] for row in chosen]) for name in empty})
         zeros = np.zeros((len(mine), 3), np.int64)
-        yield packing.host_batch(stacked, zeros[:, 0].astype(np.int32), zeros, config)
+        yield packed_rows.host_batch(stacked, zeros[:, 0].astype(np.int32), zeros, config)
 
 
 def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:

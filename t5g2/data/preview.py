@@ -5,7 +5,7 @@ import numpy as np
 from t5g2.core.batch import Batch, Example, HostBatch
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
-from t5g2.data.tokenizer import Tokenizer
+from t5g2.data.tokenizers.registry import Tokenizer
 
 
 def show(example: Example, tokenizer: Tokenizer, images: ImageRows | None = None) -> str:

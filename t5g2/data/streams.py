@@ -26,17 +26,17 @@ import numpy as np
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.core.specials import Specials
-from t5g2.data import image_tokens, packing
-from t5g2.data.answers import CachedAnswers
-from t5g2.data.chat import Chat, InPieces
+from t5g2.core.special_tokens import Specials
+from t5g2.data import image_tokens, packed_rows
+from t5g2.data.chunks import Pieces, open_pieces
 from t5g2.data.config import DataConfig, Source, TeacherRows
-from t5g2.data.image_documents import InRows
-from t5g2.data.image_text import ImageText
 from t5g2.data.image_tokens import ImageRows
-from t5g2.data.packer import START, PackedRows, Position
-from t5g2.data.sources import Pieces, open_pieces
-from t5g2.data.token_cache import InCache
+from t5g2.data.packing import START, PackedRows, Position
+from t5g2.data.shards.logit_shards import CachedAnswers
+from t5g2.data.shards.token_cache import InCache
+from t5g2.data.sources.dialogues import Chat, InPieces
+from t5g2.data.sources.image_documents import InRows
+from t5g2.data.sources.image_text import ImageText
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +67,12 @@ class Corpus:
         images = [] if self.config.images is None else [str(self.config.images)]
         return [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens), *truncated, *images]
 
-    def with_pictures(self, rows: packing.Rows) -> packing.Rows:
+    def with_pictures(self, rows: packed_rows.Rows) -> packed_rows.Rows:
         """Stacked rows whose images are there, uint8[b, I, size, size, 3], and not where they are, int64[b, I, 3]."""
         if self.config.images is None:
             return rows
-        where, pictures = rows["images"], packing.no_pictures(self.config.images, len(rows["images"]))
-        for row, i in np.argwhere(where[..., 0] != packing.NO_EXAMPLE).tolist():
+        where, pictures = rows["images"], packed_rows.no_pictures(self.config.images, len(rows["images"]))
+        for row, i in np.argwhere(where[..., 0] != packed_rows.NO_EXAMPLE).tolist():
             source, piece, nth = where[row, i].tolist()
             pictures[row, i] = self.pieces[source].picture(piece, nth)
         return {**rows, "images": pictures}
@@ -185,7 +185,7 @@ class MakeExample:
             piece = piece._replace(tokens=image_tokens.without(piece.tokens, self.images, self.specials.unk))
         example = self.objective(piece.tokens, rng, specials=self.specials)
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
-        made = packing.features(example, example_id, denoiser)
+        made = packed_rows.features(example, example_id, denoiser)
         if self.blocks:
             none = np.zeros(len(example.targets), np.int32)
             made["blocks"] = none if example.blocks is None else example.blocks
@@ -328,7 +328,7 @@ def packed(examples: Any, config: DataConfig, *, seed: int, position: Position =
     """The rows of examples, as the config packs them."""
     return PackedRows(
         examples,
-        packing.layout(config),
+        packed_rows.layout(config),
         rows=config.packing_rows,
         rule=config.packing,
         seed=seed,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.data.parent import EndWithParent
+from t5g2.core.processes import EndWithParent
 from t5g2.data.streams import Corpus, Position, UnitsReader
 
 

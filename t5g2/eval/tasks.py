@@ -18,17 +18,17 @@ from jax.sharding import Mesh
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
-from t5g2.core.mesh import batch_sharding, constrain
 from t5g2.core.objective import Objective
+from t5g2.core.sharding import batch_sharding, constrain
+from t5g2.data.chunks import Text, describe, open_pieces
 from t5g2.data.config import DataConfig, Source
-from t5g2.data.image_text import ImageText
 from t5g2.data.pipeline import finite_batches, to_global
-from t5g2.data.sources import Text, describe, open_pieces
+from t5g2.data.sources.image_text import ImageText
 from t5g2.data.streams import open_source, seed_of
 from t5g2.eval import metrics
-from t5g2.eval.generate import GREEDY, Model, Sampler, generate_tokens
+from t5g2.eval.generation import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums
-from t5g2.models import images
+from t5g2.models import image_embeddings as images
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.layers import Compute
 from t5g2.models.loss import token_losses

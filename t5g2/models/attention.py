@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Stream
-from t5g2.core.mesh import constrain
+from t5g2.core.sharding import constrain
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute, RMSNorm, normal, param, project, rotate

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Stream
 from t5g2.models import cache as caches
-from t5g2.models import images, layers, masks
+from t5g2.models import image_embeddings as images
+from t5g2.models import layers, masks
 from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
 from t5g2.models.siglip import Projector, VisionTower
@@ -42,7 +43,7 @@ class Gemma(Stack):
 
         Args:
           decoder: with images, its `blocks` are those of core.batch.image_blocks: an image's tokens see each other.
-          images: float32 in [-1, 1], by row; t5g2.models.images says which tokens they stand for.
+          images: float32 in [-1, 1], by row; t5g2.models.image_embeddings says which tokens they stand for.
         """
         _refuse(encoder)
         return self.run(self._embed(decoder, images, compute), self._site(decoder), compute=compute)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.core.errors import unknown
-from t5g2.core.mesh import constrain
+from t5g2.core.sharding import constrain
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import Rope
 
@@ -59,7 +59,7 @@ class Compute:
 def param(key: jax.Array | None, shape: tuple[int, ...], *, axes: tuple[str | None, ...], init: Init, dtype):
     """A parameter, declared once: its shape, the logical name of each axis, its initialiser and its dtype.
 
-    Names and initialiser are metadata, for core/mesh.py and core/tree.py. They are part of the tree's structure, so an
+    Names and initialiser are metadata, for core/sharding.py and core/tree.py. They are part of the tree's structure, so an
     initialiser must equal the one of the same parameter in another model: a function of a module, or a dataclass. Eager
     sharding would place the value on the mesh that happens to be set, and fail on logical names.
     """

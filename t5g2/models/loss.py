@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5g2.core import mesh
-from t5g2.core.mesh import constrain
-from t5g2.models import distill
-from t5g2.models.distill import Distillation, Teacher
+from t5g2.core import sharding
+from t5g2.core.sharding import constrain
+from t5g2.models import distillation as distill
+from t5g2.models.distillation import Distillation, Teacher
 from t5g2.models.layers import Head, Precision
 
 
@@ -154,7 +154,7 @@ def _token_losses(hidden_BTD, table_VD, targets_BT, teacher: Teacher | None, set
 def answers(
     hidden_BTD: Float[Array, "B T D"], head: Head, *, how: Distillation, tile_tokens: int, key: Array | None = None
 ) -> distill.Answers:
-    """What is kept of a model's distributions, to teach another one: [B, T, N], as models/distill.py has it."""
+    """What is kept of a model's distributions, to teach another one: [B, T, N], as models/distillation.py has it."""
     w_VD = _gathered(head.table_VD, hidden_BTD.dtype)
 
     def tile(_, cut):
@@ -319,7 +319,7 @@ def _gathered(table_VD, dtype):
 def _cut(arrays: tuple[Array, ...], tile_tokens: int) -> tuple[Array, ...]:
     """[B, T, …] as tiles [n, R, K, …] of T / n positions of every row; T is padded with zeros to a multiple of n."""
     rows, length = arrays[0].shape[:2]
-    groups = mesh.parts("rows", rows)
+    groups = sharding.parts("rows", rows)
     tiles, width = _tiling(rows // groups, length, tile_tokens)
 
     def cut(x):

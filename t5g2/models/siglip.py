@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import constrain
+from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.config import DualEncoderConfig, ImageConfig, SiglipTextConfig, VisionConfig

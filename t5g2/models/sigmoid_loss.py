@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 
 
 def sigmoid_loss(
@@ -45,7 +45,7 @@ def sigmoid_loss(
 
     Args:
       texts_ND, images_ND: embeddings of length 1; row i of both is a pair. Cut over the devices of the mesh that is set
-        as core/mesh.py cuts rows, or over fewer of its axes if their number does not divide N.
+        as core/sharding.py cuts rows, or over fewer of its axes if their number does not divide N.
       logit_scale, logit_bias: the model's scalars; the scale is a logarithm.
       chunk: C, texts that are scored at a time on each device.
 

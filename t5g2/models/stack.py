@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Stream
-from t5g2.core.mesh import constrain
+from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import Attention, KeyValues
 from t5g2.models.config import LayerKind, TextConfig

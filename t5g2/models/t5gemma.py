@@ -18,9 +18,10 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Stream
 from t5g2.models import cache as caches
-from t5g2.models import images, layers, masks
+from t5g2.models import image_embeddings as images
+from t5g2.models import layers, masks
 from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
-from t5g2.models.images import with_blocks
+from t5g2.models.image_embeddings import with_blocks
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
 from t5g2.models.siglip import Projector, VisionTower
 from t5g2.models.stack import Block, CrossBlock, MergedBlock, Site, Stack
@@ -58,7 +59,7 @@ class T5Gemma(nnx.Module):
         In a packed row a decoder token sees the encoder tokens of its own segment.
 
         Args:
-          images: float32 in [-1, 1], by row; t5g2.models.images says which of the encoder's tokens they stand for.
+          images: float32 in [-1, 1], by row; t5g2.models.image_embeddings says which of the encoder's tokens they stand for.
         """
         return self.decode(decoder, self.encode(encoder, images, compute=compute), encoder, compute=compute)
 

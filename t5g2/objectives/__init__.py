@@ -1,11 +1,11 @@
 """Objectives: what a model is asked about a piece of text. NumPy only."""
 
-from t5g2.objectives.answers import Answers, AnswersDecoder
 from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.multimodal import MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 from t5g2.objectives.seq2seq import Seq2Seq
+from t5g2.objectives.sft import Answers, AnswersDecoder
 from t5g2.objectives.ul2 import UL2, SpanCorruption, UL2Original
 
 __all__ = [

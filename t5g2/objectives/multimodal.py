@@ -10,7 +10,7 @@ import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.core.specials import Specials
+from t5g2.core.special_tokens import Specials
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 
 

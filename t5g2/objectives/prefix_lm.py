@@ -12,8 +12,8 @@ import numpy as np
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
-from t5g2.core.specials import Specials
-from t5g2.objectives.shift import teacher_forced
+from t5g2.core.special_tokens import Specials
+from t5g2.objectives.teacher_forcing import teacher_forced
 
 # of the places in and about a UTF-8 character, which has at most 4 bytes, the furthest from one beside it, where the
 # other side is the end of the piece

@@ -8,8 +8,8 @@ from t5g2.core import pairs
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
-from t5g2.core.specials import Specials
-from t5g2.objectives.shift import teacher_forced
+from t5g2.core.special_tokens import Specials
+from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)

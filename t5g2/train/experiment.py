@@ -16,27 +16,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5g2 import objectives
-from t5g2.adapt.choices import Choices
+from t5g2.adapt.options import Choices
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
-from t5g2.core.mesh import MeshShape
+from t5g2.core.sharding import MeshShape
 from t5g2.core.tree import difference
-from t5g2.data import sources, tokenizer
+from t5g2.data import chunks
 from t5g2.data.pipeline import DataConfig
-from t5g2.eval.generate import BY_NAME as SAMPLERS
+from t5g2.data.tokenizers import registry
+from t5g2.eval.generation import BY_NAME as SAMPLERS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.attention import Compute
 from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
-from t5g2.models.distill import Distillation
+from t5g2.models.distillation import Distillation
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim
 
 TABLES = (
     KINDS,
     objectives.BY_NAME,
-    sources.BY_NAME,
-    tokenizer.BY_NAME,
+    chunks.BY_NAME,
+    registry.BY_NAME,
     optim.OPTIMIZERS,
     optim.SCHEDULES,
     TASKS,

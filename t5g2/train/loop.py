@@ -12,10 +12,11 @@ from pathlib import Path
 
 import jax
 
-from t5g2.core import logs, mesh
+from t5g2.core import logs, sharding
 from t5g2.data.pipeline import Pipeline, to_global
-from t5g2.eval.evaluate import Evaluation
-from t5g2.train import start, stop, telling
+from t5g2.eval.evaluation import Evaluation
+from t5g2.train import plan as start
+from t5g2.train import preemption, recorder
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
 
@@ -40,14 +41,14 @@ def train(
     """
     # 1 world: the rules that cross fields were checked when the experiment was made; now those that need devices
     logs.setup(process=jax.process_index())
-    world = mesh.make(experiment.mesh)
+    world = sharding.make(experiment.mesh)
     rows = start.local_rows(experiment, world)
     workdir = Path(folder)
     with ExitStack() as closing:
         closing.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))
-        stopping = closing.enter_context(stop.on_signals())
+        stopping = closing.enter_context(preemption.on_signals())
         closing.enter_context(jax.set_mesh(world))
-        telling.world(world)
+        recorder.world(world)
 
         # 2 shapes: what the state looks like and where each leaf of it will lie; no array yet
         plan = start.plan(experiment, world)
@@ -57,7 +58,7 @@ def train(
         begun = start.begin(experiment, workdir, plan, saved, replay=replay)
         state, step = begun.state, begun.step
         if replay is None and workdirs.is_done(workdir, experiment, step):
-            log.info("done: %d steps; %s", step, telling.last_scores(workdir))
+            log.info("done: %d steps; %s", step, recorder.last_scores(workdir))
             return
 
         # 4 data: every stream at the position that these weights have seen
@@ -72,7 +73,7 @@ def train(
 
         # 5 compile: once; memory, FLOPs and tokens are told before the first step
         update, teacher = plan.compile(), start.teacher(plan)
-        tell = closing.enter_context(telling.Teller(experiment, workdir, step=step, write=replay is None))
+        tell = closing.enter_context(recorder.Teller(experiment, workdir, step=step, write=replay is None))
 
         # 6 loop
         while True:
@@ -88,7 +89,7 @@ def train(
             if stopped or last:
                 break
             host_batch = pipeline.next()
-            batch = to_global(host_batch.batch, mesh.batch_sharding(world), rows=experiment.data.rows)
+            batch = to_global(host_batch.batch, sharding.batch_sharding(world), rows=experiment.data.rows)
             state, metrics = update(state, batch, teacher)
             step += 1
             tell.step(step, metrics, host_batch)
@@ -97,8 +98,8 @@ def train(
         tell.flush()
         saved.wait()
         if stopped:
-            log.info("stopped by %s at step %d; run the same command to go on", telling.signal_name(stopped), step)
+            log.info("stopped by %s at step %d; run the same command to go on", recorder.signal_name(stopped), step)
             sys.exit(128 + stopped)
         if replay is None:
             start.finish(experiment, workdir, step, state.params, begun.provenance)
-        log.info("done: %d steps; %s", step, telling.last_scores(workdir))
+        log.info("done: %d steps; %s", step, recorder.last_scores(workdir))

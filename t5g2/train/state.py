@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from t5g2.core import mesh
+from t5g2.core import sharding
 from t5g2.models import build
 from t5g2.models.config import ModelConfig
 from t5g2.train.optim import Updates
@@ -30,8 +30,8 @@ def abstract(config: ModelConfig, optimizer: Updates, *, world: Mesh, param_dtyp
     """The state as shapes, each with the sharding that it has on the mesh."""
     params = build.abstract(config, jnp.dtype(param_dtype))
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), params)
-    step: Any = mesh.replicated(world)
-    places = TrainState(step, mesh.shardings(params, world), mesh.shardings_like(state.opt, params, world))
+    step: Any = sharding.replicated(world)
+    places = TrainState(step, sharding.shardings(params, world), sharding.shardings_like(state.opt, params, world))
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
 
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from t5g2.core import mesh
+from t5g2.core import sharding
 from t5g2.core.batch import Batch
-from t5g2.models import images
-from t5g2.models.distill import Distillation
+from t5g2.models import image_embeddings
+from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossSettings, tiled_cross_entropy
 from t5g2.train import teachers
@@ -140,14 +140,14 @@ def gradients_of(
         part, key = cut
         (total, sums), gradients = gradient(params, part, settings, teacher, key)
         # float32 also where weights are not: they are added up
-        return total, sums, mesh.constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))
+        return total, sums, sharding.constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))
 
     if settings.microbatches == 1:
         return of((batch, key))
     parts = _parts(batch, settings.microbatches), None if key is None else jax.random.split(key, settings.microbatches)
     shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], parts))
     total, sums, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    start = total, sums, mesh.constrain_weights(gradients)
+    start = total, sums, sharding.constrain_weights(gradients)
     return jax.lax.scan(lambda so_far, part: (jax.tree.map(jnp.add, so_far, of(part)), None), start, parts)[0]
 
 
@@ -155,7 +155,7 @@ def loss_sums(
     params: Any, batch: Batch, settings: Settings, teacher: Any = None, key: jax.Array | None = None
 ) -> tuple[jax.Array, Sums]:
     """The sum that is minimised, and what is told; means are for who has all rows."""
-    pictures = images.normalized(batch.images)
+    pictures = image_embeddings.normalized(batch.images)
     hidden_BTD = params.hidden(batch.encoder, batch.decoder, pictures, compute=settings.compute)
     loss = tiled_cross_entropy(
         hidden_BTD,
@@ -195,11 +195,11 @@ def compile_step(step: Callable, state: TrainState, batch: Batch, teacher: Any =
     `cost_analysis()` tell what it takes (the latter counts the body of a loop once).
     """
     places = shardings(state)
-    rows = jax.tree.map(lambda _: mesh.batch_sharding(world), batch)
+    rows = jax.tree.map(lambda _: sharding.batch_sharding(world), batch)
     jitted = jax.jit(
         step,
         in_shardings=(places, rows, shardings(teacher)),
-        out_shardings=(places, mesh.replicated(world)),
+        out_shardings=(places, sharding.replicated(world)),
         donate_argnums=0,
     )
     with jax.set_mesh(world):
@@ -219,6 +219,6 @@ def _parts(batch: Batch, count: int) -> Batch:
 
     def split(x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
-        return mesh.constrain(x, None, "rows", *(None,) * (x.ndim - 2))
+        return sharding.constrain(x, None, "rows", *(None,) * (x.ndim - 2))
 
     return jax.tree.map(split, batch)

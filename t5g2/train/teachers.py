@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
-from t5g2.data.tokenizer import Tokenizer
+from t5g2.data.tokenizers.registry import Tokenizer
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig
-from t5g2.models.distill import Answers, Teacher
+from t5g2.models.distillation import Answers, Teacher
 from t5g2.models.layers import Compute
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from t5g2.adapt import pairing as pairings
 from t5g2.adapt.apply import adapt
-from t5g2.adapt.choices import Choices
+from t5g2.adapt.options import Choices
 from t5g2.adapt.pairing import Pairing, Source, Sources
 from t5g2.adapt.provenance import Provenance
 from t5g2.core import tree
@@ -52,7 +52,7 @@ def source(config: ModelConfig) -> Source:
 
 
 def tower(config: ModelConfig) -> Source:
-    """A folder for the sake of its image tower, as train/weights.py opens one."""
+    """A folder for the sake of its image tower, as train/adaptation.py opens one."""
     vision: VisionConfig = config.vision if not isinstance(config, TextConfig) else config.images.vision
     return Source(vision, tree.leaves(weights.model(config)), "the tower's folder")
 

@@ -13,9 +13,9 @@ from t5g2.adapt import apply as apply_module
 from t5g2.adapt import pairing as pairings
 from t5g2.adapt import rules
 from t5g2.adapt.apply import adapt
-from t5g2.adapt.choices import Choices
+from t5g2.adapt.options import Choices
 from t5g2.adapt.pairing import Sources
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from t5g2.adapt.choices import Choices
+from t5g2.adapt.options import Choices
 from t5g2.adapt.pairing import Sources, derive, pair
 from t5g2.core.errors import UserError
 from t5g2.models.config import EncoderDecoderConfig, Rope

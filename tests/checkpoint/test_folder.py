@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from t5g2.checkpoint import folder, safetensors_io
 from t5g2.checkpoint.folder import load_model, open_model, save_model
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.models import build

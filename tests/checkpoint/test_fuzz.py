@@ -17,7 +17,7 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from t5g2.checkpoint import flax_tree, hf_architecture, hf_config, safetensors_io
+from t5g2.checkpoint import flax_tree, hf_config_reader, hf_config_writer, safetensors_io
 from t5g2.checkpoint.safetensors_io import INDEX, SINGLE, Tensor
 from t5g2.core.errors import UserError
 from tests import tiny
@@ -241,7 +241,7 @@ def test_a_header_that_claims_much_allocates_nothing(shape):
 # config.json
 
 CONFIGS = {
-    name: hf_architecture.write(getattr(tiny, name), dtype="float32")[1]
+    name: hf_config_writer.write(getattr(tiny, name), dtype="float32")[1]
     for name in ("GEMMA2", "GEMMA3", "GEMMA3_IMAGES", "T5GEMMA", "T5GEMMA2", "T5GEMMA2_IMAGES", "SIGLIP")
 }
 # as released files spell it
@@ -257,7 +257,7 @@ CONFIGS["GEMMA3_OLD"] = OLD | {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_of_a_config(name):
     """Through bytes, as `import` reads it, and as plain data."""
-    assert hf_config.read(CONFIGS[name])[1] is not None
+    assert hf_config_reader.read(CONFIGS[name])[1] is not None
 
     @fuzz(200)
     @given(changed(CONFIGS[name]))
@@ -268,7 +268,7 @@ def test_values_of_a_config(name):
             return
         with little_memory(8 * MIB):
             if isinstance(plain, dict):
-                told(lambda: hf_config.read(plain))
+                told(lambda: hf_config_reader.read(plain))
 
     check()
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from t5g2.checkpoint import hf_architecture, hf_config
+from t5g2.checkpoint import hf_config_reader, hf_config_writer
 from t5g2.core.errors import UserError
 from t5g2.models import config as configs
 from t5g2.models.config import GEMMA3_PATTERN, Rope
@@ -16,17 +16,17 @@ CONFIGS = {name: c for name, c in vars(tiny).items() if isinstance(c, tuple(conf
 
 
 def written(config):
-    return json.loads(json.dumps(hf_architecture.write(config, dtype="bfloat16")[1]))
+    return json.loads(json.dumps(hf_config_writer.write(config, dtype="bfloat16")[1]))
 
 
 def read(data):
-    return hf_config.read(data)[1]
+    return hf_config_reader.read(data)[1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_there_and_back(name):
-    layout, data = hf_architecture.write(CONFIGS[name], dtype="bfloat16")
-    assert hf_config.read(json.loads(json.dumps(data))) == (layout, CONFIGS[name])
+    layout, data = hf_config_writer.write(CONFIGS[name], dtype="bfloat16")
+    assert hf_config_reader.read(json.loads(json.dumps(data))) == (layout, CONFIGS[name])
     assert data["dtype"] == "bfloat16"
 
 
@@ -412,4 +412,4 @@ INEXPRESSIBLE = [
 @pytest.mark.parametrize(("config", "message"), INEXPRESSIBLE, ids=[m[:40] for _, m in INEXPRESSIBLE])
 def test_what_transformers_cannot_express_is_said(config, message):
     with pytest.raises(UserError, match=rf"transformers cannot express this model: .*{message}"):
-        hf_architecture.write(config, dtype="float32")
+        hf_config_writer.write(config, dtype="float32")

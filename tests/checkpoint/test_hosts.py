@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint.folder import load_model, save_model
-from t5g2.checkpoint.state import Checkpoints
-from t5g2.core import mesh as meshes
+from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
-from t5g2.core.mesh import MeshShape
+from t5g2.core.sharding import MeshShape
 from t5g2.models import build
 from tests import tiny, weights
 

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 from jax import P
 
-from t5g2.checkpoint.state import Checkpoints
+from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
@@ -312,7 +312,7 @@ def test_killed_while_saving_leaves_what_was_complete(tmp_path):
     import jax, sys
     sys.path.insert(0, {os.path.dirname(__file__)!r})
     import test_state as t
-    from t5g2.checkpoint.state import Checkpoints
+    from t5g2.checkpoint.train_states import Checkpoints
     with Checkpoints({str(tmp_path / "c")!r}, keep=2) as checkpoints:
         s = t.make()
         for step in range((checkpoints.latest_step() or 0) + 1, 10**9):

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import MeshShape
+from t5g2.core.sharding import MeshShape
 
 
 def weight(*shape, axes):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from t5g2.core.batch import HostBatch
+from t5g2.data.chunks import TextFiles
 from t5g2.data.pipeline import DataConfig, Pipeline, Source
-from t5g2.data.sources import TextFiles
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 
 SPECIALS = Bytes().specials

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from t5g2.data.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.image_tokens import ImageRows
+from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
 
 SIZE = 16
 # ids of data.tokenizer.Bytes; 4 tokens an image

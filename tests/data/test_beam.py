@@ -7,9 +7,9 @@ import pytest
 
 from t5g2 import cli
 from t5g2.core.errors import UserError
-from t5g2.data import beam, shards
-from t5g2.data.sources import Jsonl
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.chunks import Jsonl
+from t5g2.data.shards import beam, token_shards
+from t5g2.data.tokenizers.registry import Bytes
 
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
@@ -21,7 +21,7 @@ needs_beam = pytest.mark.skipif(
 def job(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"text": "the text of record {i}, of its own length{i * "!"}"}}\n' for i in range(40)))
-    return shards.Job(Jsonl(str(file)).open(on_bad_record="stop"), Bytes(), {}, 7)
+    return token_shards.Job(Jsonl(str(file)).open(on_bad_record="stop"), Bytes(), {}, 7)
 
 
 def contents(folder):
@@ -37,20 +37,20 @@ def test_without_beam_the_message_says_what_to_install(monkeypatch):
 @needs_beam
 @pytest.mark.parametrize("more", ["", " --direct_num_workers=2 --direct_running_mode=multi_threading"])
 def test_a_pipeline_makes_the_same_files(job, tmp_path, more):
-    said = shards.write(job, tmp_path / "alone")
-    assert shards.write(job, tmp_path / "beam", run=beam.pipeline(f"--runner=DirectRunner{more}")) == said
+    said = token_shards.write(job, tmp_path / "alone")
+    assert token_shards.write(job, tmp_path / "beam", run=beam.pipeline(f"--runner=DirectRunner{more}")) == said
     assert contents(tmp_path / "beam") == contents(tmp_path / "alone")
 
 
 @needs_beam
 def test_a_pipeline_makes_what_is_missing(job, tmp_path):
-    shards.write(job, tmp_path / "alone")
-    shards.write(job, tmp_path / "beam")
+    token_shards.write(job, tmp_path / "alone")
+    token_shards.write(job, tmp_path / "beam")
     lost = tmp_path / "beam" / job.file("tokens", 3, "array_record")
     kept = tmp_path / "beam" / job.file("tokens", 4, "array_record")
     before = kept.stat().st_mtime_ns
     lost.unlink()
-    shards.write(job, tmp_path / "beam", run=beam.pipeline("--runner=DirectRunner"))
+    token_shards.write(job, tmp_path / "beam", run=beam.pipeline("--runner=DirectRunner"))
     assert kept.stat().st_mtime_ns == before
     assert contents(tmp_path / "beam") == contents(tmp_path / "alone")
 

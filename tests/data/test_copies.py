@@ -14,9 +14,9 @@ import pytest
 import zstandard
 
 from t5g2.core.errors import UserError
-from t5g2.data import copies
-from t5g2.data.sources import Jsonl, Parquet, TextFiles, open_pieces
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.chunks import Jsonl, Parquet, TextFiles, open_pieces
+from t5g2.data.sources import local_copies
+from t5g2.data.tokenizers.registry import Bytes
 from tests.data import corpus
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
@@ -66,7 +66,7 @@ def test_a_full_disk_is_no_damaged_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(copies, "CONVERTERS", {"gz": full})
+    monkeypatch.setattr(local_copies, "CONVERTERS", {"gz": full})
     with pytest.raises(OSError, match="No space left"):
         TextFiles(str(tmp_path / "a.txt.gz")).open()
 
@@ -113,13 +113,15 @@ def test_urls(tmp_path):
 def test_a_copy_is_made_once_and_again_when_the_file_changes(tmp_path, cache):
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(LINES))
-    assert copies.plain(str(tmp_path / "a.jsonl")) == str(tmp_path / "a.jsonl"), "plain ones are read where they are"
-    first = copies.plain(str(file))
+    assert local_copies.plain(str(tmp_path / "a.jsonl")) == str(tmp_path / "a.jsonl"), (
+        "plain ones are read where they are"
+    )
+    first = local_copies.plain(str(file))
     before = (cache / first).stat().st_mtime_ns
-    assert copies.plain(str(file)) == first
+    assert local_copies.plain(str(file)) == first
     assert (cache / first).stat().st_mtime_ns == before
     file.write_bytes(gzip.compress(LINES + LINES))
-    assert copies.plain(str(file)) != first
+    assert local_copies.plain(str(file)) != first
     assert len(list(Jsonl(str(file)).open())) == 6
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data import images, packing
+from t5g2.data import images, packed_rows
+from t5g2.data.chunks import TextFiles
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.preview import show_row
-from t5g2.data.sources import TextFiles
 from t5g2.data.streams import open_corpus
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2, Causal, MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from tests.data import corpus
 
@@ -124,7 +124,7 @@ def test_a_run_without_texts_with_images_has_the_same_shapes(tmp_path):
     both = mixed(tmp_path)
     text = dataclasses.replace(both, sources=both.sources[1:])
     batches = [corpus.batches(config, count=1)[0][0] for config in (both, text)]
-    batches.append(packing.empty_batch(both, rows=4))
+    batches.append(packed_rows.empty_batch(both, rows=4))
     shapes = [[(a.shape, a.dtype) for a in corpus.arrays(host.batch)] for host in batches]
     assert shapes[0] == shapes[1] == shapes[2]
     assert not batches[1].batch.images.any()

@@ -14,10 +14,10 @@ from PIL import Image
 
 from t5g2.core.errors import UserError
 from t5g2.data import images
-from t5g2.data.image_documents import InRows
-from t5g2.data.image_text import ImageJsonl, ImageParquet, WebDataset
-from t5g2.data.sources import open_pieces
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.chunks import open_pieces
+from t5g2.data.sources.image_documents import InRows
+from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
+from t5g2.data.tokenizers.registry import Bytes
 
 TOKENIZER = Bytes()
 KINDS = ("jsonl", "parquet", "structs", "webdataset")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5g2.data.packer import START, PackedRows, Packer
-from t5g2.data.packing import NO_EXAMPLE, Feature
+from t5g2.data.packed_rows import NO_EXAMPLE, Feature
+from t5g2.data.packing import START, PackedRows, Packer
 from t5g2.data.streams import examples_of, open_corpus, seed_of
 from tests.data import corpus
 

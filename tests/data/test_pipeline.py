@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
+from t5g2.data.chunks import TextFiles
 from t5g2.data.pipeline import DataConfig, Pipeline, Source, describe_ratio, finite_batches, to_global
-from t5g2.data.sources import TextFiles
 from t5g2.data.streams import Units, examples_of, open_corpus, seed_of
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 from tests.data import corpus
 

@@ -1,7 +1,7 @@
 import numpy as np
 
 from t5g2.data import preview
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2, Denoiser
 from tests.data import corpus
 

@@ -11,8 +11,8 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5g2.core.errors import UserError
-from t5g2.data.sources import ArrayRecord, Jsonl, Tfds, open_pieces
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.chunks import ArrayRecord, Jsonl, Tfds, open_pieces
+from t5g2.data.tokenizers.registry import Bytes
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data import shards
+from t5g2.data.chunks import Seqio, Tokens, describe, open_pieces
 from t5g2.data.config import DataConfig, Source
-from t5g2.data.pieces import SentencePiece
 from t5g2.data.pipeline import finite_batches
-from t5g2.data.sources import Seqio, Tokens, describe, open_pieces
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.shards import token_shards
+from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.subword import SentencePiece
 from t5g2.objectives import Causal, Seq2Seq
 from tests.data import tokenizer_files
 
@@ -99,7 +99,7 @@ def test_tokens_are_kept_for_runs_without_seqio(tokenizer, tmp_path):
     documents = source.open()
     again = source.open()
     assert (documents.fingerprint, documents.file) == (again.fingerprint, again.file)
-    shards.write(shards.Job(documents, tokenizer, {"kind": "seqio"}, 2), tmp_path / "tokens")
+    token_shards.write(token_shards.Job(documents, tokenizer, {"kind": "seqio"}, 2), tmp_path / "tokens")
     kept, sent = Tokens(str(tmp_path / "tokens")).open(), pickle.loads(pickle.dumps(documents))
     assert kept.pairs
     assert sent.pairs

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data import shards
-from t5g2.data.shards import Job, Tokens
-from t5g2.data.sources import open_pieces
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.chunks import open_pieces
+from t5g2.data.shards import token_shards
+from t5g2.data.shards.token_shards import Job, Tokens
+from t5g2.data.tokenizers.registry import Bytes
 from tests.data import corpus
 
 TOKENIZER = Bytes()
@@ -39,7 +39,7 @@ def test_batches_from_shards_are_those_from_the_text(tmp_path):
     config = corpus.mixed(tmp_path, rows=4, streams=4)
     sources = []
     for source in config.sources:
-        shards.write(job(source.text), tmp_path / source.name)
+        token_shards.write(job(source.text), tmp_path / source.name)
         sources.append(dataclasses.replace(source, text=Tokens(str(tmp_path / source.name))))
     ready = dataclasses.replace(config, sources=tuple(sources))
     whole, end = corpus.batches(config, count=8)
@@ -59,7 +59,7 @@ def test_every_document_is_there_once(tmp_path, text):
     """In order, whatever the number of shards; the tokens too many for two bytes in four."""
     for count, tokenizer in ((1, TOKENIZER), (4, TOKENIZER), (23, Bytes(sentinels=70_000))):
         folder = tmp_path / f"out{count}"
-        said = shards.write(job(text, count, tokenizer), folder)
+        said = token_shards.write(job(text, count, tokenizer), folder)
         made, given = Tokens(str(folder)).open(), text.open()
         assert len(made) == len(given) == 23
         assert said["dtype"] == ("<u2" if tokenizer is TOKENIZER else "<i4")
@@ -74,15 +74,15 @@ def test_every_document_is_there_once(tmp_path, text):
 
 
 def test_one_process_or_two_write_the_same_bytes(tmp_path, text):
-    shards.write(job(text, 5), tmp_path / "one")
-    shards.write(job(text, 5), tmp_path / "two", workers=2)
+    token_shards.write(job(text, 5), tmp_path / "one")
+    token_shards.write(job(text, 5), tmp_path / "two", workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
 def test_interrupted_it_goes_on_and_makes_nothing_twice(tmp_path, text, monkeypatch):
     whole, folder, made = tmp_path / "whole", tmp_path / "out", []
-    shards.write(job(text), whole)
-    make = shards._make
+    token_shards.write(job(text), whole)
+    make = token_shards._make
 
     def interrupted(job, folder, shard):
         if shard == 1 and made == [0]:
@@ -91,54 +91,56 @@ def test_interrupted_it_goes_on_and_makes_nothing_twice(tmp_path, text, monkeypa
         made.append(shard)
         make(job, folder, shard)
 
-    monkeypatch.setattr(shards, "_make", interrupted)
+    monkeypatch.setattr(token_shards, "_make", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shards.write(job(text), folder)
+        token_shards.write(job(text), folder)
     with pytest.raises(UserError, match="out is not finished: run the same `t5g2 tokenize` again"):
         Tokens(str(folder)).open()
     made.append("again")
-    shards.write(job(text), folder)
+    token_shards.write(job(text), folder)
     assert made == [0, "again", 1, 2]
     assert files(folder) == files(whole)
 
 
 def test_a_second_run_makes_what_is_missing_alone(tmp_path, text, monkeypatch):
     folder = tmp_path / "out"
-    shards.write(job(text), folder)
+    token_shards.write(job(text), folder)
     whole = files(folder)
     (folder / "tokens-00001-of-00003.array_record").unlink()
     made = []
-    make = shards._make
-    monkeypatch.setattr(shards, "_make", lambda job, folder, shard: (made.append(shard), make(job, folder, shard)))
-    shards.write(job(text), folder)
+    make = token_shards._make
+    monkeypatch.setattr(
+        token_shards, "_make", lambda job, folder, shard: (made.append(shard), make(job, folder, shard))
+    )
+    token_shards.write(job(text), folder)
     assert made == [1]
     assert files(folder) == whole
-    shards.write(job(text), folder)
+    token_shards.write(job(text), folder)
     assert made == [1]
 
 
 def test_a_folder_that_holds_something_else(tmp_path, text):
     folder = tmp_path / "out"
-    shards.write(job(text), folder)
+    token_shards.write(job(text), folder)
     with pytest.raises(UserError, match=r"out holds tokens that were made otherwise \(shards differ\); give another"):
-        shards.write(job(text, 4), folder)
+        token_shards.write(job(text, 4), folder)
     with pytest.raises(UserError, match=r"made otherwise \(tokenizer, tokenizer_fingerprint differ\)"):
-        shards.write(job(text, tokenizer=Bytes(sentinels=3)), folder)
+        token_shards.write(job(text, tokenizer=Bytes(sentinels=3)), folder)
     other = corpus.write_texts(tmp_path / "other", "few", 5)
     with pytest.raises(UserError, match=r"made otherwise \(.*text_fingerprint differ\)"):
-        shards.write(job(other), folder)
+        token_shards.write(job(other), folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match=r"mine holds thesis\.txt; tokens are written to a folder of their own"):
-        shards.write(job(text), tmp_path / "mine")
+        token_shards.write(job(text), tmp_path / "mine")
     for count, workers in ((0, 1), (24, 1), (3, 0)):
         with pytest.raises(UserError, match="and shards at most one a document"):
-            shards.write(job(text, count), tmp_path / "none", workers=workers)
+            token_shards.write(job(text, count), tmp_path / "none", workers=workers)
     assert not (tmp_path / "none").exists()
 
 
 def test_another_tokenizer_is_refused(tmp_path, text):
-    shards.write(job(text), tmp_path / "out")
+    token_shards.write(job(text), tmp_path / "out")
     with pytest.raises(
         UserError, match=r"out was made with another tokenizer, .*'sentinels': 100.* has .*'sentinels': 3"
     ):
@@ -149,7 +151,7 @@ def test_damage_is_told(tmp_path):
     """A shard cut off is found when it is opened; a flipped bit where it is read."""
     text = corpus.write_texts(tmp_path / "text", "long", 400)
     folder = tmp_path / "out"
-    shards.write(job(text, 2), folder)
+    token_shards.write(job(text, 2), folder)
     shard = folder / "tokens-00001-of-00002.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
@@ -163,34 +165,34 @@ def test_damage_is_told(tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=r"00001-of-00002.array_record is missing; run the same `t5g2 tokenize` again"):
         Tokens(str(folder)).open()
-    shards.write(job(text, 2), folder)
+    token_shards.write(job(text, 2), folder)
     assert shard.read_bytes() == whole
 
 
 def test_what_is_damaged_otherwise(tmp_path, text):
     folder = tmp_path / "out"
-    shards.write(job(text, 2), folder)
+    token_shards.write(job(text, 2), folder)
     lengths = folder / "lengths-00001-of-00002.npy"
     whole = lengths.read_bytes()
     lengths.write_bytes(whole[:-7])
-    shards.write(job(text, 2), folder)
+    token_shards.write(job(text, 2), folder)
     assert lengths.read_bytes() == whole
     flipped = bytearray(whole)
     flipped[-1] ^= 64
     lengths.write_bytes(bytes(flipped))
     with pytest.raises(UserError, match=r"tokens and was written with .*; run the same `t5g2 tokenize` again"):
         Tokens(str(folder)).open()
-    shards.write(job(text, 2), folder)
+    token_shards.write(job(text, 2), folder)
     assert lengths.read_bytes() == whole
     for content in ("", "{}", "[1]"):
         (folder / "tokens.json").write_text(content)
         with pytest.raises(UserError, match=r"tokens\.json is damaged.*remove the folder, and run the same `t5g2 tok"):
-            shards.write(job(text, 2), folder)
+            token_shards.write(job(text, 2), folder)
         with pytest.raises(UserError, match=r"tokens\.json is damaged"):
             Tokens(str(folder)).open()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
-        shards.write(job(text, 2), tmp_path / "file")
+        token_shards.write(job(text, 2), tmp_path / "file")
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path, text):
@@ -219,14 +221,14 @@ def test_one_call_at_a_time(tmp_path, text):
 
     def run(make, missing):
         with pytest.raises(UserError, match=r"another `t5g2 tokenize` writes into .*out; wait for it"):
-            shards.write(job(text, 2), folder)
+            token_shards.write(job(text, 2), folder)
         meanwhile.extend(missing)
         [make(shard) for shard in missing]
 
-    shards.write(job(text, 2), folder, run=run)
+    token_shards.write(job(text, 2), folder, run=run)
     assert meanwhile == [0, 1]
     assert not list(folder.glob(".*"))
-    shards.write(job(text, 2), folder)
+    token_shards.write(job(text, 2), folder)
 
 
 def waited(ready):
@@ -239,7 +241,7 @@ def waited(ready):
 
 
 def test_there_is_no_text_any_more(tmp_path, text):
-    shards.write(job(text), tmp_path / "out")
+    token_shards.write(job(text), tmp_path / "out")
     with pytest.raises(UserError, match="holds tokens, whose text is not kept"):
         Tokens(str(tmp_path / "out")).open()[0]
     with pytest.raises(UserError, match=r"nowhere has no tokens\.json; give a folder that `t5g2 tokenize` has written"):
@@ -247,9 +249,9 @@ def test_there_is_no_text_any_more(tmp_path, text):
 
 
 def test_reading_shards_loads_neither_jax_nor_tensorflow(tmp_path, text):
-    shards.write(job(text), tmp_path / "out")
+    token_shards.write(job(text), tmp_path / "out")
     code = (
-        "import sys; from t5g2.data.shards import Tokens; from t5g2.data.tokenizer import Bytes;"
+        "import sys; from t5g2.data.shards.token_shards import Tokens; from t5g2.data.tokenizers.registry import Bytes;"
         f"d = Tokens({str(tmp_path / 'out')!r}).open(); d.tokens(3, Bytes());"
         "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
     )

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.data.documents import Documents
-from t5g2.data.sources import SHORTEST_TOKENS, Jsonl, Pieces, PythonText, TextFiles, describe, open_pieces
+from t5g2.data.chunks import SHORTEST_TOKENS, Jsonl, Pieces, PythonText, TextFiles, describe, open_pieces
+from t5g2.data.sources.documents import Documents
 from t5g2.data.streams import open_corpus
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from tests.data import corpus
 
 

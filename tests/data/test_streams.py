@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5g2.data.streams import Selection, StreamReader, examples_of, open_corpus, seed_of
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from tests.data import corpus
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data import shards, token_cache
+from t5g2.data.chunks import Jsonl, TextFiles, open_pieces
 from t5g2.data.pipeline import Pipeline
-from t5g2.data.sources import Jsonl, TextFiles, open_pieces
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.shards import token_cache, token_shards
+from t5g2.data.tokenizers.registry import Bytes
 from tests.data import corpus
 
 
@@ -114,8 +114,8 @@ def test_of_several_that_want_them_one_makes_them(tmp_path, cache, monkeypatch):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("the cat sat on the mat " * 50)
     opened = TextFiles(str(tmp_path / "text")).open(on_bad_record="stop")
-    writes, write = [], shards.write
-    monkeypatch.setattr(shards, "write", lambda *a, **how: writes.append(1) or write(*a, **how))
+    writes, write = [], token_shards.write
+    monkeypatch.setattr(token_shards, "write", lambda *a, **how: writes.append(1) or write(*a, **how))
     found = []
     threads = [threading.Thread(target=lambda: found.append(token_cache.tokenized(opened, Bytes()))) for _ in range(4)]
     for thread in threads:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from t5g2.core import settings as config_settings
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig
-from t5g2.data.tokenizer import BY_NAME, Bytes, from_dict
-from t5g2.data.vocabulary import Tokenizer
+from t5g2.data.tokenizers.base import Tokenizer
+from t5g2.data.tokenizers.registry import BY_NAME, Bytes, from_dict
 from tests.data import tokenizer_files
 
 KINDS = ("sentencepiece", "huggingface")

@@ -9,9 +9,9 @@ import os
 import sys
 import time
 
+from t5g2.data.chunks import PythonText
 from t5g2.data.pipeline import DataConfig, Pipeline, Source
-from t5g2.data.sources import PythonText
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2
 
 CONFIG = DataConfig(

@@ -166,11 +166,11 @@ def test_prompts_that_are_none(capsys, tmp_path, content, part):
 
 
 def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
-    from t5g2.train import prompting
+    from t5g2.commands import generate
 
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding="utf-8")
-    assert prompting.read_prompts(str(file)) == ["a\u2028b", "c"]
+    assert generate.read_prompts(str(file)) == ["a\u2028b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from t5g2 import cli, sweep
+from t5g2.commands import check
 from t5g2.core.errors import UserError
 from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES
-from t5g2.train import check
 from t5g2.train import experiment as experiments
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,10 +9,10 @@ import pytest
 
 from t5g2.core.batch import Stream, image_blocks
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import MeshShape
-from t5g2.core.mesh import make as make_mesh
-from t5g2.data.tokenizer import Bytes
-from t5g2.eval import generate as g
+from t5g2.core.sharding import MeshShape
+from t5g2.core.sharding import make as make_mesh
+from t5g2.data.tokenizers.registry import Bytes
+from t5g2.eval import generation as g
 from t5g2.models import build
 from t5g2.models.layers import Compute
 from tests import tiny

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
+from t5g2.data.chunks import TextFiles
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
-from t5g2.data.sources import TextFiles
 from t5g2.data.streams import seed_of
-from t5g2.data.tokenizer import Bytes
-from t5g2.eval import evaluate
+from t5g2.data.tokenizers.registry import Bytes
+from t5g2.eval import evaluation as evaluate
 from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting
 from t5g2.models import build
 from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder

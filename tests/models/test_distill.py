@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import MeshShape
-from t5g2.models.distill import Answers, Distillation, Teacher, answers_of
+from t5g2.core.sharding import MeshShape
+from t5g2.models.distillation import Answers, Distillation, Teacher, answers_of
 from t5g2.models.layers import Head
 from t5g2.models.loss import LossSettings, tiled_cross_entropy
 from tests.models.test_loss import naive, shapes

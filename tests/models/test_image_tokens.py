@@ -9,7 +9,7 @@ import pytest
 
 from t5g2.core import tree
 from t5g2.core.batch import Stream, image_blocks
-from t5g2.models import build, images
+from t5g2.models import build, image_embeddings
 from tests import tiny, weights
 from tests.tiny import FLOAT32
 
@@ -18,24 +18,24 @@ def test_the_docstrings_of_insert_and_image_blocks():
     tokens = np.array([[5, 8, 8, 9, 8], [8, 5, 5, 5, 8]], np.int32)
     x_BTD = jnp.zeros((2, 5, 1))
     soft_BKD = jnp.arange(1.0, 7.0).reshape(2, 3, 1)
-    got = images.insert(x_BTD, tokens, soft_BKD, token=8)
+    got = image_embeddings.insert(x_BTD, tokens, soft_BKD, token=8)
     np.testing.assert_array_equal(got[..., 0], [[0, 1, 2, 0, 3], [4, 0, 0, 0, 5]])
     np.testing.assert_array_equal(image_blocks(tokens, 8), [[0, 1, 1, 0, 2], [1, 0, 0, 0, 2]])
-    made = jax.jit(lambda given: images.with_blocks(given, tiny.IMAGES))(stream(tokens))
+    made = jax.jit(lambda given: image_embeddings.with_blocks(given, tiny.IMAGES))(stream(tokens))
     np.testing.assert_array_equal(made.blocks, image_blocks(tokens, 8))
     own = stream(tokens)._replace(blocks=np.ones_like(tokens))
-    assert images.with_blocks(own, tiny.IMAGES) is own
+    assert image_embeddings.with_blocks(own, tiny.IMAGES) is own
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 64, 1), (2, 4, 4, 4, 2), (1, 8, 16, 2, 1)])
 def test_pixels_are_those_that_data_prepares_bit_for_bit(shape):
     every = np.arange(256, dtype=np.uint8)
     expected = every.astype(np.float32) / np.float32(127.5) - np.float32(1)
-    got = jax.jit(images.normalized)(every.reshape(shape))
+    got = jax.jit(image_embeddings.normalized)(every.reshape(shape))
     assert got is not None
     assert got.dtype == np.float32
     np.testing.assert_array_equal(np.asarray(got).ravel(), expected)
-    assert images.normalized(None) is None
+    assert image_embeddings.normalized(None) is None
 
 
 def stream(tokens) -> Stream:

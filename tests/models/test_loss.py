@@ -5,8 +5,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5g2.core import mesh as meshes
-from t5g2.core.mesh import MeshShape
+from t5g2.core import sharding as meshes
+from t5g2.core.sharding import MeshShape
 from t5g2.models.layers import Head
 from t5g2.models.loss import LossSettings, tiled_cross_entropy, token_losses
 from tests import hlo

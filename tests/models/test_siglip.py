@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core import mesh as meshes
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import MeshShape
+from t5g2.core.sharding import MeshShape
 from t5g2.models import build, siglip
 from t5g2.models.config import ImageConfig, VisionConfig
 from t5g2.models.layers import Compute

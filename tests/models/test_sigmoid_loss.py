@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core import mesh as meshes
-from t5g2.core.mesh import MeshShape
+from t5g2.core import sharding as meshes
+from t5g2.core.sharding import MeshShape
 from t5g2.models.sigmoid_loss import sigmoid_loss
 from tests import hlo
 

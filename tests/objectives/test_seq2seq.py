@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from t5g2.core import pairs
 from t5g2.core.errors import UserError
-from t5g2.data.documents import Documents
-from t5g2.data.sources import Pieces, PythonText, open_pieces
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.chunks import Pieces, PythonText, open_pieces
+from t5g2.data.sources.documents import Documents
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import Seq2Seq
 from tests.objectives.arrays import RNG, SPECIALS, assert_example
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.core.specials import Specials
+from t5g2.core.special_tokens import Specials
 from t5g2.objectives import T5GEMMA2, UL2, Denoiser
-from t5g2.objectives.shift import teacher_forced
 from t5g2.objectives.spans import corrupt, random_parts
+from t5g2.objectives.teacher_forcing import teacher_forced
 from tests.objectives.arrays import SPECIALS, assert_example, repeatable
 
 TOKENS = np.arange(11, 21, dtype=np.int32)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.core.specials import Specials
+from t5g2.core.special_tokens import Specials
+from t5g2.data.chunks import PythonText
 from t5g2.data.config import DataConfig, Source
-from t5g2.data.sources import PythonText
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import T5GEMMA2, UL2, UL2_ORIGINAL, Denoiser, SpanCorruption, UL2Original
 from tests.objectives.arrays import SPECIALS, assert_example, repeatable
 from tests.objectives.test_ul2 import MANY, TOKENS, Drawn

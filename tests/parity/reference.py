@@ -8,7 +8,7 @@ import transformers
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
-from t5g2.checkpoint import hf_architecture, names
+from t5g2.checkpoint import hf_config_writer, names
 from t5g2.checkpoint.convert import export_model
 from t5g2.checkpoint.folder import save_model
 from t5g2.core import tree
@@ -80,7 +80,7 @@ def gradients(
 
 
 def _tied(config: ModelConfig) -> list[names.Tied]:
-    layout, _ = hf_architecture.write(config, dtype="float32")
+    layout, _ = hf_config_writer.write(config, dtype="float32")
     return names.tie(layout, tree.leaves(build.abstract(config)))
 
 

@@ -17,8 +17,8 @@ from t5g2.checkpoint.convert import export_model
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.models import sizes
 from t5g2.models.config import to_dict
+from t5g2.train.adaptation import adapt_folder
 from t5g2.train.experiment import Adapt
-from t5g2.train.weights import adapt_folder
 from tests import tiny, weights
 from tests.adapt.recipes import CASES
 

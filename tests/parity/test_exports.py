@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import hf_architecture, hf_config
+from t5g2.checkpoint import hf_config_reader, hf_config_writer
 from t5g2.checkpoint.convert import export_model, import_model, open_foreign
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core.batch import Stream, image_blocks
-from t5g2.eval.generate import Decoding, generate
+from t5g2.eval.generation import Decoding, generate
 from t5g2.models.config import EncoderDecoderConfig
 from tests import tiny, weights
 from tests.checkpoint import test_flax_tree as trees
@@ -89,7 +89,7 @@ def test_auto_classes_load_what_we_write_and_we_load_what_they_write(tmp_path, n
     model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     back = import_model(tmp_path / "theirs", tmp_path / "back")
     assert bits(back) == bits(open_model(tmp_path / "ours"))
-    described = [hf_architecture.write(config, dtype="float32") for config in (back.config, CONFIGS[name])]
+    described = [hf_config_writer.write(config, dtype="float32") for config in (back.config, CONFIGS[name])]
     assert described[0] == described[1]
 
 
@@ -290,21 +290,21 @@ def test_released_files_mean_the_same_to_transformers(name):
     """What it makes of a file in the old spelling, written in its new one, is what we read in the old one."""
     data = files.RELEASED[name]
     theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(data)))
-    assert hf_config.read(json.loads(theirs.to_json_string(use_diff=False))) == hf_config.read(data)
-    assert hf_config.read(json.loads(theirs.to_json_string())) == hf_config.read(data)
+    assert hf_config_reader.read(json.loads(theirs.to_json_string(use_diff=False))) == hf_config_reader.read(data)
+    assert hf_config_reader.read(json.loads(theirs.to_json_string())) == hf_config_reader.read(data)
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (hf_config.GEMMA2_DEFAULTS, transformers.Gemma2Config),
-        (hf_config.GEMMA2_DEFAULTS, transformers.T5GemmaModuleConfig),
-        (hf_config.GEMMA3_DEFAULTS, transformers.Gemma3TextConfig),
-        (hf_config.GEMMA3_DEFAULTS, transformers.T5Gemma2DecoderConfig),
-        (hf_config.VISION_DEFAULTS, transformers.SiglipVisionConfig),
-        (hf_config.SIGLIP_TEXT_DEFAULTS, transformers.SiglipTextConfig),
-        (hf_config.IMAGE_TOKENS, transformers.Gemma3Config),
-        (hf_config.IMAGE_TOKENS, transformers.T5Gemma2EncoderConfig),
+        (hf_config_reader.GEMMA2_DEFAULTS, transformers.Gemma2Config),
+        (hf_config_reader.GEMMA2_DEFAULTS, transformers.T5GemmaModuleConfig),
+        (hf_config_reader.GEMMA3_DEFAULTS, transformers.Gemma3TextConfig),
+        (hf_config_reader.GEMMA3_DEFAULTS, transformers.T5Gemma2DecoderConfig),
+        (hf_config_reader.VISION_DEFAULTS, transformers.SiglipVisionConfig),
+        (hf_config_reader.SIGLIP_TEXT_DEFAULTS, transformers.SiglipTextConfig),
+        (hf_config_reader.IMAGE_TOKENS, transformers.Gemma3Config),
+        (hf_config_reader.IMAGE_TOKENS, transformers.T5Gemma2EncoderConfig),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

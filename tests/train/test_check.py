@@ -6,12 +6,13 @@ import jax
 import pytest
 
 from t5g2.checkpoint import folder as folders
-from t5g2.core import mesh
+from t5g2.commands import check
+from t5g2.core import sharding
 from t5g2.core.errors import UserError
 from t5g2.models import build, flops
 from t5g2.models.config import TextConfig, to_dict
-from t5g2.train import check, start
 from t5g2.train import experiment as experiments
+from t5g2.train import plan as start
 from t5g2.train.experiment import Adapt, Init
 from tests import tiny
 
@@ -53,7 +54,7 @@ def experiment(model, **settings):
 def plan_of(made):
     """The plan on as many devices as the mesh says, with that mesh set."""
     shape = made.mesh
-    world = mesh.make(shape, devices=jax.devices()[: shape.data * shape.fsdp * shape.tensor])
+    world = sharding.make(shape, devices=jax.devices()[: shape.data * shape.fsdp * shape.tensor])
     return world, start.plan(made, world)
 
 

@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core import mesh as meshes
+from t5g2.commands import data
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import MeshShape
+from t5g2.core.sharding import MeshShape
 from t5g2.data.images import prepare, read
 from t5g2.data.pipeline import Pipeline, to_global
-from t5g2.data.tokenizer import Bytes
+from t5g2.data.tokenizers.registry import Bytes
 from t5g2.eval.tasks import HeldoutLoss
 from t5g2.models import build
 from t5g2.objectives import MultimodalPrefixLM
 from t5g2.train import experiment as experiments
-from t5g2.train import optim, preview, start, state, step
+from t5g2.train import optim, plan, state, step
 from tests import weights
 from tests.data import corpus, image_corpus
 
@@ -79,7 +80,7 @@ def batch_of(experiment, *, skip=0):
 
 def test_the_planned_batch_is_what_the_pipeline_gives(tmp_path, devices):
     experiment = load(tmp_path)
-    planned, batch = start.plan(experiment, meshes.make(MeshShape(data=4, fsdp=2))).batch, batch_of(experiment)
+    planned, batch = plan.plan(experiment, meshes.make(MeshShape(data=4, fsdp=2))).batch, batch_of(experiment)
     assert batch.images.shape == (8, 3, 16, 16, 3)
     assert jax.tree.structure(planned) == jax.tree.structure(batch)
     for abstract, array in zip(*map(jax.tree.leaves, (planned, batch)), strict=True):
@@ -175,7 +176,7 @@ def test_held_out_texts_with_images_are_measured(tmp_path):
     experiment = load(tmp_path, RECORDS)
     world = meshes.make(MeshShape(), jax.devices()[:1])
     with jax.set_mesh(world):
-        setting = start.plan(experiment, world).setting(range(8))
+        setting = plan.plan(experiment, world).setting(range(8))
         text = experiment.data.sources[0].text
         task = HeldoutLoss(text, MultimodalPrefixLM(), name="seen", examples=None)
         model = weights.model(experiment.model)
@@ -248,23 +249,23 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
 
 def test_how_many_images_a_row_has_is_told(tmp_path, capsys):
     experiment = load(tmp_path)
-    seen = preview.look(experiment)
+    seen = data.look(experiment)
     with Pipeline(experiment.data, seed=experiment.train.seed) as pipeline:
-        batches = [pipeline.next().batch for _ in range(preview.BATCHES)]
+        batches = [pipeline.next().batch for _ in range(data.BATCHES)]
     count = sum(int(b.images.any(axis=(2, 3, 4)).sum()) for b in batches)
     assert seen.images == count
-    preview.show(seen, rows=1)
-    said = f"{count / (8 * preview.BATCHES):.1f} images a row, which has room for 3: data.images.per_row\n"
+    data.show(seen, rows=1)
+    said = f"{count / (8 * data.BATCHES):.1f} images a row, which has room for 3: data.images.per_row\n"
     assert said in capsys.readouterr().out
 
 
 def test_texts_with_images_are_not_kept_as_tokens(tmp_path, capsys):
     experiment = load(tmp_path)
-    preview.tokenize(experiment.data, tmp_path / "out", shards=1)
+    data.tokenize(experiment.data, tmp_path / "out", shards=1)
     assert "text: 8 documents" in capsys.readouterr().out
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["text"]
     with pytest.raises(UserError, match="source 'images' has images, which are not kept as tokens; a run reads it as "):
-        preview.tokenize(experiment.data, tmp_path / "other", names=["images"])
+        data.tokenize(experiment.data, tmp_path / "other", names=["images"])
 
 
 def test_what_images_are_is_the_models(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from t5g2.train import preview
+from t5g2.commands import data as preview
 from tests import tiny
 from tests.data import corpus
 

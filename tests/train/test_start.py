@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.core.mesh import MeshShape, make
+from t5g2.core.sharding import MeshShape, make
 from t5g2.data.pipeline import Pipeline
 from t5g2.train import experiment as experiments
-from t5g2.train import start, stop
+from t5g2.train import plan, preemption
 from t5g2.train import workdir as workdirs
 
 
@@ -22,14 +22,14 @@ def tiny():
     [(0, [0, 10]), (4, [0, 4, 8, 10]), (5, [0, 5, 10])],
 )
 def test_due(every, expected):
-    assert [s for s in range(11) if start.due(s, every, first=True, last=s == 10)] == expected
-    assert [s for s in range(11) if start.due(s, every, last=s == 10)] == expected[1:]
+    assert [s for s in range(11) if plan.due(s, every, first=True, last=s == 10)] == expected
+    assert [s for s in range(11) if plan.due(s, every, last=s == 10)] == expected[1:]
 
 
 def test_positions_of_all_streams():
-    assert start.gather_positions({1: (8, 6, 14), 0: (2**40, 0, 9)}, 2) == {"0": [2**40, 0, 9], "1": [8, 6, 14]}
+    assert plan.gather_positions({1: (8, 6, 14), 0: (2**40, 0, 9)}, 2) == {"0": [2**40, 0, 9], "1": [8, 6, 14]}
     with pytest.raises(AssertionError, match="read by no process"):
-        start.gather_positions({1: (8, 6, 14)}, 2)
+        plan.gather_positions({1: (8, 6, 14)}, 2)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_planned_batch_is_what_the_pipeline_gives(arm, objective, devices):
     experiment = experiments.load(f"configs/quickstart.py:{arm}", [("data.sources", source)])
     with Pipeline(experiment.data, seed=0) as pipeline:
         batch = pipeline.next().batch
-    planned = start.plan(experiment, make(MeshShape(data=4, fsdp=2))).batch
+    planned = plan.plan(experiment, make(MeshShape(data=4, fsdp=2))).batch
     assert jax.tree.structure(planned) == jax.tree.structure(batch)
     for abstract, array in zip(*map(jax.tree.leaves, (planned, batch)), strict=True):
         assert (abstract.shape, abstract.dtype) == (array.shape, array.dtype)
@@ -50,9 +50,9 @@ def test_the_planned_batch_is_what_the_pipeline_gives(arm, objective, devices):
 
 def test_rows_that_cannot_be_dealt_out(tiny, devices):
     world = make(MeshShape(data=4, fsdp=2))
-    assert start.local_rows(tiny, world) == range(8)
+    assert plan.local_rows(tiny, world) == range(8)
     with pytest.raises(UserError, match=r"data\.rows = 12 cannot be dealt out to 8 groups .* must be a multiple of 8"):
-        start.local_rows(
+        plan.local_rows(
             experiments.load("configs/quickstart.py:source", [("data.rows", "12"), ("data.streams", "12")]), world
         )
 
@@ -123,7 +123,7 @@ def test_a_second_ctrl_c_ends_at_once():
     import os
     import signal
 
-    with stop.on_signals() as stopping:
+    with preemption.on_signals() as stopping:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.agreed() == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
@@ -136,6 +136,6 @@ def test_the_first_weights_are_the_same_on_any_mesh(tiny, devices):
     for shape in (MeshShape(data=1, fsdp=4, tensor=2), MeshShape(data=8)):
         world = make(shape)
         with jax.set_mesh(world):
-            params, _ = start.first_params(tiny, start.plan(tiny, world))
+            params, _ = plan.first_params(tiny, plan.plan(tiny, world))
             found.append([np.asarray(x) for x in jax.tree.leaves(params)])
     assert all((a == b).all() for a, b in zip(*found, strict=True))

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint.folder import load_model, open_model, save_model
-from t5g2.checkpoint.state import Checkpoints
-from t5g2.core import mesh as meshes
+from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
-from t5g2.data.tokenizer import Bytes, from_dict
+from t5g2.data.tokenizers.registry import Bytes, from_dict
 from t5g2.models import build, sizes
 from t5g2.models.config import text_only, to_dict
 from t5g2.train import experiment as experiments
+from t5g2.train.adaptation import adapt_folder, adapt_into, average_run
 from t5g2.train.experiment import Adapt
-from t5g2.train.start import finish
-from t5g2.train.weights import adapt_folder, adapt_into, average_run
+from t5g2.train.plan import finish
 from tests import tiny, weights
 from tests.data import tokenizer_files
 

@@ -1,0 +1,220 @@
+"""What a user gives to a model, checked and turned into arrays: tokens, masks, images, prompts.
+
+B rows, T length, I images of a row, K tokens of an image.
+"""
+
+import re
+import string
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.errors import UserError
+from t5g2.data import image_tokens
+from t5g2.data import images as pictures
+from t5g2.data.image_tokens import START_OF_IMAGE
+from t5g2.data.images import Resampling
+from t5g2.data.tokenizers.base import Tokenizer
+from t5g2.models.config import EncoderDecoderConfig, ImageConfig, ModelConfig, SiglipTextConfig, TextConfig
+
+_CROPPED = f"Here is the original image {START_OF_IMAGE} and here are some crops to help you see better "
+
+
+def images_of(config: ModelConfig) -> ImageConfig | None:
+    """How images enter a language model, if they do."""
+    stack = config.encoder if isinstance(config, EncoderDecoderConfig) else config
+    return stack.images if isinstance(stack, TextConfig) else None
+
+
+def tokens(name: str, given: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
+    """int32[B, T] of what was given as such.
+
+    Raises:
+      UserError: it is not of that shape, or an id is outside the vocabulary; `name` it was given under.
+    """
+    try:
+        array = np.asarray(given)
+    except ValueError:
+        raise UserError(f"{name} has rows of different lengths; pad them to one, and say where with the mask") from None
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise UserError(
+            f"{name} is {array.dtype}{list(array.shape)}; it must be whole numbers of shape [rows, length], such as "
+            f"[[2, 17, 4]]"
+        )
+    known = (array >= 0) & (array < stack.vocab_size)
+    if stack.images is not None:
+        known |= array == stack.images.token
+    if not known.all():
+        raise UserError(
+            f"{name} holds the id {array[~known][0]}; ids of this model's vocabulary are 0 to {stack.vocab_size - 1}"
+        )
+    return array.astype(np.int32)
+
+
+def mask(name: str, given: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T"]:
+    """True where there is a token; None = everywhere.
+
+    Raises:
+      UserError: it has not the shape of the tokens, or holds something else than truth values.
+    """
+    if given is None:
+        return np.ones(shape, bool)
+    array = np.asarray(given)
+    if array.shape != shape or not np.isin(array, (0, 1)).all():
+        raise UserError(
+            f"{name} is {array.dtype}{list(array.shape)}; it must be bool or 0 and 1 of shape {list(shape)}, that of "
+            f"the tokens"
+        )
+    return array.astype(bool)
+
+
+def stream(tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_token: int | None = None) -> Stream:
+    """Tokens as models take them; tokens [7 8 9], of which the first is padding:
+
+        tokens [0 8 9]   segments [0 1 1]   positions [0 1 2], or counted [0 0 1]
+
+    Args:
+      image_token: runs of it become blocks; None = no blocks.
+    """
+    positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+    if counted:
+        positions_BT = np.maximum(np.cumsum(valid_BT, axis=1, dtype=np.int32) - 1, 0)
+    tokens_BT = np.where(valid_BT, tokens_BT, 0)
+    blocks = None if image_token is None else image_blocks(tokens_BT, image_token)
+    return Stream(tokens_BT, valid_BT.astype(np.int32), positions_BT, blocks)
+
+
+def images(
+    given: Any, rows: int, size: int, resampling: Resampling = "bilinear"
+) -> tuple[Float[np.ndarray, "B I H W 3"], list[int]]:
+    """Images as models take them, float32 in [-1, 1], rows with fewer filled up with zeros; and how many each row has.
+
+    Args:
+      given: an array [B, I, H, W, 3]; or for each row a list of images, or one image. An image is a file, a PIL image,
+        or an array [H, W, 3]: uint8 of any size, or floats in [-1, 1] of the tower's size.
+
+    Raises:
+      UserError: not as many rows as there are, a file that is no image, floats outside of [-1, 1] or of another size.
+    """
+    given = list(given)
+    if len(given) != rows:
+        raise UserError(
+            f"images are given for {len(given)} rows and there are {rows}; give a list for each row, [] where there "
+            f"are none"
+        )
+    by_row = [[prepared(one, size, resampling) for one in _row(row)] for row in given]
+    counts = [len(row) for row in by_row]
+    array = np.zeros((rows, max(counts, default=0), size, size, 3), np.float32)
+    for row, prepared_row in enumerate(by_row):
+        for number, image in enumerate(prepared_row):
+            array[row, number] = image
+    return array, counts
+
+
+def prepared(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray, "H W 3"]:
+    """One image, as in `images`."""
+    array = pixels(image)
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        return pictures.prepare(array, size, resampling=resampling)
+    if array.shape != (size, size, 3) or not np.issubdtype(array.dtype, np.floating):
+        raise UserError(
+            f"an image is {array.dtype}{list(array.shape)}; arrays are uint8[height, width, 3], or floats in [-1, 1] "
+            f"of the tower's own size, [{size}, {size}, 3]"
+        )
+    if not (np.abs(array) <= 1).all():
+        raise UserError(
+            f"an image of floats reaches from {array.min():g} to {array.max():g}; floats must lie in [-1, 1] "
+            f"(x / 127.5 - 1), or give it as uint8"
+        )
+    return array.astype(np.float32)
+
+
+def pixels(image: Any) -> np.ndarray:
+    """An image as an array: uint8[height, width, 3] of a file or a PIL image, an array as it is."""
+    if isinstance(image, str | PathLike | bytes):
+        return pictures.read(image)
+    return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+
+
+def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str], list[list[Any]]]:
+    """The prompts and, for each, its images with the crops of long ones behind them (pan-and-scan).
+
+    The words around them are those of transformers' Gemma3Processor.
+
+    Raises:
+      UserError: as `images` and `prompt`; floats, which have the tower's size already and nothing to be cropped from.
+    """
+    rows = [_row(row) for row in given]
+    if len(rows) != len(prompts):
+        raise UserError(f"images are given for {len(rows)} prompts and there are {len(prompts)}; give a list for each")
+    texts, images = [], []
+    for text, row in zip(prompts, rows, strict=True):
+        arrays = [pixels(image) for image in row]
+        if any(array.dtype != np.uint8 for array in arrays):
+            raise UserError("crops are made of files, PIL images and uint8 arrays; give one, or crops=0")
+        parts = image_tokens.split(text, len(row))
+        made, shown = parts[0], []
+        for array, part in zip(arrays, parts[1:], strict=True):
+            crops = pictures.pan_and_scan(array, most_crops=most)
+            shown += [array, *crops]
+            made += _CROPPED + " ".join([START_OF_IMAGE] * len(crops)) if crops else START_OF_IMAGE
+            made += part
+        texts.append(made)
+        images.append(shown)
+    return texts, images
+
+
+def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | None) -> np.ndarray:
+    """int32[T]: a prompt with `count` images, without BOS.
+
+    An image stands where the text says <start_of_image>, or, if it says so nowhere, in front; image_tokens.encode says
+    what it becomes.
+
+    Raises:
+      UserError: there are images, and another number of <start_of_image>.
+    """
+    if not count:
+        return tokenizer.encode(text)
+    assert config is not None
+    return image_tokens.encode(tokenizer.encode, image_tokens.split(text, count), config)
+
+
+def siglip_tokens(tokenizer: Tokenizer, texts: Sequence[str], config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
+    """int32[B, length]: texts as SigLIP was trained on them (as transformers' SiglipTokenizer makes them).
+
+    In lower case, without punctuation, cut to length - 1 tokens; </s> ends a text and fills up its row.
+    """
+    rows = np.full((len(texts), config.length), tokenizer.specials.eos, np.int32)
+    punctuation = str.maketrans("", "", string.punctuation)
+    for row, text in zip(rows, texts, strict=True):
+        plain = re.sub(r"\s+", " ", text.lower().translate(punctuation)).strip()
+        found = tokenizer.encode(plain)[: config.length - 1]
+        row[: len(found)] = found
+    return rows
+
+
+def siglip_ids(given: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
+    """int32[B, length] of tokens that were given.
+
+    Raises:
+      UserError: another shape, or ids outside the vocabulary.
+    """
+    array = np.asarray(given)
+    ok = array.ndim == 2 and array.shape[1] == config.length and np.issubdtype(array.dtype, np.integer)
+    if not ok or array.min(initial=0) < 0 or array.max(initial=0) >= config.vocab_size:
+        raise UserError(
+            f"texts is {array.dtype}{list(array.shape)}; give a list of texts, or ids from 0 to "
+            f"{config.vocab_size - 1} of shape [texts, {config.length}]"
+        )
+    return array.astype(np.int32)
+
+
+def _row(row: Any) -> list[Any]:
+    """The images of a row: a list of them, an array [I, H, W, 3], or one image alone."""
+    if isinstance(row, list | tuple):
+        return list(row)
+    return list(row) if getattr(row, "ndim", 0) == 4 else [row]

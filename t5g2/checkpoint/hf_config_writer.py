@@ -1,0 +1,293 @@
+"""The config.json with which transformers makes the same model, for every model of ours that it can make.
+
+Source: transformers 5.23.0, models/*/configuration_*.py. The inverse, and what has no field, is in hf_config.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from t5g2.checkpoint import names
+from t5g2.checkpoint.hf_config_reader import ACTIVATION, TYPES
+from t5g2.core.errors import UserError
+from t5g2.models.config import (
+    DualEncoderConfig,
+    EncoderDecoderConfig,
+    ImageConfig,
+    ModelConfig,
+    Rope,
+    TextConfig,
+    VisionConfig,
+)
+
+SPECIALS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+# transformers' T5Gemma 2 always makes an image tower; one without layers stands for none, with these tensors
+EMPTY_TOWER = VisionConfig(width=1, layers=1, mlp_width=1, heads=1, image_size=1, patch_size=1)
+Wish = tuple[str, Any, Any]  # a setting, its value here, the value that an architecture of transformers has
+Described = tuple[names.Layout, dict[str, Any]]
+
+
+def write(config: ModelConfig, *, dtype: str, specials: dict[str, Any] = SPECIALS) -> Described:
+    """The layout of a model's tensors in transformers, and its config.json.
+
+    Args:
+      dtype: of the weights: "bfloat16".
+      specials: the ids of the special tokens, as in generation_config.json.
+
+    Raises:
+      UserError: transformers has no architecture with these settings; says which do not fit, and which would.
+    """
+    if isinstance(config, DualEncoderConfig):
+        layout, data = _siglip(config)
+    elif isinstance(config, TextConfig):
+        layout, data = _gemma(config, specials)
+    elif config.cross == "separate":
+        layout, data = _t5gemma(config, specials)
+    else:
+        layout, data = _t5gemma2(config, specials)
+    return layout, data | {"dtype": dtype}
+
+
+def deviations(config: ModelConfig) -> list[str]:
+    """What transformers computes otherwise than the model, for want of a setting."""
+    found = []
+    if isinstance(config, EncoderDecoderConfig) and config.encoder_window == "each_side":
+        found.append(
+            f"inputs longer than {config.encoder.window} tokens: the encoder's window was trained with "
+            f"{config.encoder.window - 1} tokens on each side, transformers 5.8 to 5.23 takes {config.encoder.window}"
+        )
+    if isinstance(config, TextConfig) and config.images is not None:
+        tokens, window = config.images.tokens, config.window
+        if config.images.window and tokens > window:
+            found.append(f"an image of {tokens} tokens, which is bounded by the window of {window} here and not there")
+    return found
+
+
+def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the tensors that a T5Gemma 2 without images has in transformers nevertheless, all zeros.
+
+    Args:
+      width: D, of the model.
+    """
+    vision, projector = "model.encoder.vision_tower.vision_model.", "model.encoder.multi_modal_projector."
+    return {
+        vision + "embeddings.patch_embedding.weight": (1, 3, 1, 1),
+        vision + "embeddings.patch_embedding.bias": (1,),
+        vision + "embeddings.position_embedding.weight": (1, 1),
+        vision + "post_layernorm.weight": (1,),
+        vision + "post_layernorm.bias": (1,),
+        projector + "mm_input_projection_weight": (1, width),
+        projector + "mm_soft_emb_norm.weight": (1,),
+    }
+
+
+def _gemma(config: TextConfig, specials: dict[str, Any]) -> Described:
+    tied = {"tie_word_embeddings": config.tied_head}
+    if not config.qk_norm:
+        _demand("Gemma 2 (qk_norm = False)", [*_gemma2_wishes("", config), ("images", config.images, None)])
+        return names.HF_GEMMA, _named("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | specials
+    _demand("Gemma 3 (qk_norm = True)", _gemma3_wishes("", config))
+    text = {"model_type": "gemma3_text"} | _stack(config) | tied | specials
+    if config.images is None:
+        return names.HF_GEMMA, _named("Gemma3ForCausalLM", "gemma3_text") | text
+    # transformers' class for images has no cap, whatever its config says
+    _demand("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
+    images = _images(config.images) | {"image_token_index": config.images.token, "eoi_token_index": config.images.end}
+    head = _named("Gemma3ForConditionalGeneration", "gemma3")
+    return names.HF_GEMMA3_IMAGES, head | {"text_config": text} | images | tied | specials
+
+
+def _t5gemma(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Described:
+    encoder, decoder = config.encoder, config.decoder
+    # transformers' window is "each_side" to 5.0 and "each_side_inclusive" since 5.8: it has no setting for it
+    window = "each_side" if config.encoder_window == "around" else config.encoder_window
+    _demand(
+        "T5Gemma (cross = 'separate')",
+        [
+            *_gemma2_wishes("encoder.", encoder),
+            *_gemma2_wishes("decoder.", decoder),
+            ("cross_layers", config.cross_layers, "all"),
+            ("tied_embedding", config.tied_embedding, False),
+            ("eoi_id", config.eoi_id, None),
+            ("encoder.images", encoder.images, None),
+            ("encoder_window", config.encoder_window, window),
+            ("encoder_attention", config.encoder_attention, "bidirectional"),
+        ],
+    )
+    tied = {"tie_word_embeddings": decoder.tied_head}
+    sides = {
+        "encoder": {"model_type": "t5_gemma_module", "is_decoder": False} | _stack(encoder) | specials,
+        "decoder": {"model_type": "t5_gemma_module", "is_decoder": True}
+        | {"cross_attention_hidden_size": encoder.width}
+        | (_stack(decoder) | tied | specials),
+    }
+    head = _named("T5GemmaForConditionalGeneration", "t5gemma") | {"is_encoder_decoder": True}
+    return names.HF_T5GEMMA, head | sides | {"vocab_size": decoder.vocab_size} | tied | specials
+
+
+def _t5gemma2(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Described:
+    encoder, decoder, images = config.encoder, config.decoder, config.encoder.images
+    _demand(
+        "T5Gemma 2 (cross = 'merged')",
+        [
+            *_gemma3_wishes("encoder.", encoder),
+            *_gemma3_wishes("decoder.", decoder),
+            ("cross_layers", config.cross_layers, "all"),
+            ("encoder_window", config.encoder_window, "around"),
+            ("encoder_attention", config.encoder_attention, "bidirectional"),
+            ("decoder.tied_head", decoder.tied_head, config.tied_embedding),
+            ("encoder.vocab_size", encoder.vocab_size, decoder.vocab_size),
+            *([] if images is None else [("encoder.images.end", images.end, config.eoi_id)]),
+        ],
+    )
+    tied = {"tie_word_embeddings": decoder.tied_head}
+    eoi = {"eoi_token_index": -1 if config.eoi_id is None else config.eoi_id}
+    token = {"image_token_index": 256_001 if images is None else images.token}
+    side = _no_images() if images is None else _images(images)
+    text = {"model_type": "t5gemma2_text"} | _stack(encoder) | tied | specials
+    sides = {
+        "encoder": {"model_type": "t5gemma2_encoder", "text_config": text} | side | eoi | token | tied,
+        "decoder": {"model_type": "t5gemma2_decoder"} | _stack(decoder) | tied | specials,
+    }
+    head = _named("T5Gemma2ForConditionalGeneration", "t5gemma2") | {"is_encoder_decoder": True}
+    return names.HF_T5GEMMA2, head | sides | token | eoi | tied | specials
+
+
+def _siglip(config: DualEncoderConfig) -> Described:
+    text = config.text
+    described = {
+        "model_type": "siglip_text_model",
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.width,
+        "intermediate_size": text.mlp_width,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "max_position_embeddings": text.length,
+        "projection_size": text.projection,
+        "hidden_act": ACTIVATION,
+        "layer_norm_eps": text.norm_eps,
+        "attention_dropout": 0.0,
+        # of SigLIP's vocabulary: </s> ends a text and also fills it up
+        "pad_token_id": 1,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+    }
+    towers = {"text_config": described, "vision_config": _vision(config.vision)}
+    return names.HF_SIGLIP, _named("SiglipModel", "siglip") | towers
+
+
+def _named(architecture: str, model_type: str) -> dict[str, Any]:
+    return {"architectures": [architecture], "model_type": model_type}
+
+
+def _stack(config: TextConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "query_pre_attn_scalar": int(config.query_scalar or config.head_size),
+        "sliding_window": config.window,
+        "layer_types": [TYPES[config.kind(layer)] for layer in range(config.layers)],
+        **_ropes(config),
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.final_softcap,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_activation": ACTIVATION,
+        "max_position_embeddings": _positions(config),
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+    }
+
+
+def _positions(config: TextConfig) -> int:
+    """What a release with this window says; it bounds nothing that is computed."""
+    if not config.qk_norm:
+        return 8192
+    return 32_768 if config.window <= 512 else 131_072
+
+
+def _ropes(config: TextConfig) -> dict[str, Any]:
+    """rope_parameters, and the same in the fields of transformers 4, which would run Gemma 3 with its defaults."""
+    whole = _rope(config.rope_global)
+    older: dict[str, Any] = {"rope_theta": config.rope_global.base, "rope_scaling": None}
+    if config.rope_global.factor != 1:
+        older["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_global.factor}
+    if not config.qk_norm:  # Gemma 2 has one for all layers
+        return {"rope_parameters": whole} | older
+    older["rope_local_base_freq"] = config.rope_local.base
+    return {"rope_parameters": {TYPES["local"]: _rope(config.rope_local), TYPES["global"]: whole}} | older
+
+
+def _rope(rope: Rope) -> dict[str, Any]:
+    if rope.factor == 1:
+        return {"rope_type": "default", "rope_theta": rope.base}
+    return {"rope_type": "linear", "rope_theta": rope.base, "factor": rope.factor}
+
+
+def _images(images: ImageConfig) -> dict[str, Any]:
+    return {
+        "vision_config": _vision(images.vision),
+        "mm_tokens_per_image": images.tokens,
+        "boi_token_index": images.begin,
+    }
+
+
+def _no_images() -> dict[str, Any]:
+    tower = _vision(EMPTY_TOWER) | {"num_hidden_layers": 0}
+    return {"vision_config": tower, "mm_tokens_per_image": 1, "boi_token_index": 255_999}
+
+
+def _vision(vision: VisionConfig) -> dict[str, Any]:
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_size": vision.width,
+        "intermediate_size": vision.mlp_width,
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.heads,
+        "num_channels": 3,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_act": ACTIVATION,
+        "layer_norm_eps": vision.norm_eps,
+        "attention_dropout": 0.0,
+        "vision_use_head": vision.pool,
+    }
+
+
+def _gemma2_wishes(where: str, stack: TextConfig) -> list[Wish]:
+    return [
+        (f"{where}qk_norm", stack.qk_norm, False),
+        (f"{where}rope_local", stack.rope_local, stack.rope_global),
+        *_stack_wishes(where, stack),
+    ]
+
+
+def _gemma3_wishes(where: str, stack: TextConfig) -> list[Wish]:
+    return [
+        (f"{where}qk_norm", stack.qk_norm, True),
+        (f"{where}attention_softcap", stack.attention_softcap, None),
+        *_stack_wishes(where, stack),
+    ]
+
+
+def _stack_wishes(where: str, stack: TextConfig) -> list[Wish]:
+    whole = None if stack.query_scalar is None else int(stack.query_scalar)
+    return [
+        (f"{where}query_scalar", stack.query_scalar, whole),
+        # though the heads' size is a setting of its own, transformers insists
+        (f"{where}width", stack.width, -(-stack.width // stack.heads) * stack.heads),
+    ]
+
+
+def _demand(architecture: str, wishes: Sequence[Wish]) -> None:
+    """Raises UserError if a setting has another value than the architecture has."""
+    wrong = [f"{name} = {value!r} (it has {wanted!r})" for name, value, wanted in wishes if value != wanted]
+    if wrong:
+        raise UserError(
+            f"transformers cannot express this model: of its architectures {architecture} is the nearest, which does "
+            f"not fit {', '.join(wrong)}. A model folder keeps it; to export it, train it with settings that fit"
+        )

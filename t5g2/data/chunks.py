@@ -1,0 +1,225 @@
+"""Where text comes from: documents in a fixed order, read when asked for, and cut into pieces of tokens."""
+
+import threading
+from typing import Literal
+
+import numpy as np
+
+from t5g2.core.errors import UserError
+from t5g2.data.shards.token_cache import InCache
+from t5g2.data.shards.token_shards import Tokens
+from t5g2.data.sources.array_records import ArrayRecord, Tfds
+from t5g2.data.sources.dialogues import Chat, InPieces
+from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
+from t5g2.data.sources.image_documents import Fitted, InRows
+from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.sources.seqio_source import Seqio
+from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
+from t5g2.data.tokenizers.registry import Tokenizer
+
+LongDocuments = Literal["split", "truncate"]
+
+# A share of bad records above this is no accident.
+MAX_SKIPPED = 0.01
+# 32 MiB a source in every process that reads.
+KEPT_TOKENS = 1 << 23
+
+Text = (
+    PythonText
+    | TextFiles
+    | Jsonl
+    | Parquet
+    | ArrayRecord
+    | Tfds
+    | Seqio
+    | Tokens
+    | Chat
+    | ImageJsonl
+    | ImageParquet
+    | WebDataset
+)
+BY_NAME = {
+    "python": PythonText,
+    "text": TextFiles,
+    "jsonl": Jsonl,
+    "parquet": Parquet,
+    "array_record": ArrayRecord,
+    "tfds": Tfds,
+    "seqio": Seqio,
+    "tokens": Tokens,
+    "chat": Chat,
+    "image_jsonl": ImageJsonl,
+    "image_parquet": ImageParquet,
+    "webdataset": WebDataset,
+}
+
+
+class Pieces:
+    """Documents as pieces of at most `piece_tokens` tokens; every token of every document is in just one of them.
+
+    A document of n tokens gives full pieces and the rest; a rest under SHORTEST_TOKENS is not left alone: the last two
+    pieces then share their tokens evenly. With piece_tokens = 16, documents of 40, 34 and 7 tokens:
+
+        [16 16 8]   [16 9 9]   [] (too short: left out, and counted in `dropped`)
+
+    With long_documents = "truncate" a document is its first piece and no more: [16] [16] [].
+
+    Attributes:
+      documents: what is cut.
+      tokens: of all pieces.
+      dropped: documents that are too short.
+      truncated: documents whose rest is left out.
+    """
+
+    def __init__(
+        self, documents: Documents, tokenizer: Tokenizer, piece_tokens: int, *, long_documents: LongDocuments = "split"
+    ):
+        self.documents = documents
+        self._tokenizer = tokenizer
+        self._lengths = lengths = documents.token_lengths(tokenizer)
+        if documents.whole and lengths.max() > piece_tokens:
+            what = "pair of inputs and targets" if documents.pairs else "document that is not to be cut"
+            raise UserError(
+                f"a {what} has {lengths.max()} tokens{' with the number in front' * documents.pairs}, and piece_tokens "
+                f"is {piece_tokens}; raise it to at least that"
+            )
+        shortest = 1 if documents.whole else SHORTEST_TOKENS
+        self.dropped = int(np.sum(lengths < shortest))
+        lengths = np.where(lengths < shortest, 0, lengths)
+        self.truncated = int(np.sum(lengths > piece_tokens)) if long_documents == "truncate" else 0
+        lengths = np.minimum(lengths, piece_tokens) if long_documents == "truncate" else lengths
+        self.tokens = int(lengths.sum())
+        self._document, self._start, self._end = _cut(lengths, piece_tokens)
+        self._kept = KeptTokens()
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """int32[tokens] of a piece."""
+        document, start, end = int(self._document[index]), int(self._start[index]), int(self._end[index])
+        tokens = self._kept.of(document)
+        if tokens is None:
+            tokens = self.documents.tokens(document, self._tokenizer)
+            if len(tokens) != self._lengths[document]:
+                raise UserError(
+                    f"document {document} has {len(tokens)} tokens, and had {self._lengths[document]} when its source "
+                    f"was opened; the files have changed: restore them, or start again with the text as it is"
+                )
+            if end - start < len(tokens):
+                self._kept.keep(document, tokens)
+        return tokens[start:end]
+
+    def picture(self, index: int, nth: int) -> np.ndarray:
+        """uint8[size, size, 3], an image of a piece of a text with images."""
+        assert isinstance(self.documents, Fitted), "only texts with images have pictures"
+        return self.documents.picture(int(self._document[index]), nth)
+
+    def __repr__(self) -> str:
+        return f"Pieces({len(self)})"
+
+
+class KeptTokens:
+    """The tokens of the documents that were read last, up to `KEPT_TOKENS` in all.
+
+    Pieces of a document come far apart, and each would read and tokenise all of it. A copy or a pickle is empty.
+    """
+
+    def __init__(self):
+        self._held: dict[int, np.ndarray] = {}
+        self._tokens = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return KeptTokens, ()
+
+    def of(self, document: int) -> np.ndarray | None:
+        """int32[tokens] of a document, read-only, if they are kept."""
+        return self._held.get(document)
+
+    def keep(self, document: int, tokens: np.ndarray) -> None:
+        """Keeps a document's tokens, which nobody writes to any more, and forgets what was kept longest."""
+        tokens.flags.writeable = False
+        with self._lock:
+            if len(tokens) > KEPT_TOKENS or document in self._held:
+                return
+            self._held[document] = tokens
+            self._tokens += len(tokens)
+            while self._tokens > KEPT_TOKENS:
+                self._tokens -= len(self._held.pop(next(iter(self._held))))
+
+
+def _cut(lengths: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each piece its document and where it starts and ends there, in tokens."""
+    counts = -(-lengths // piece)
+    document = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = number * piece
+    length, count = lengths[document], counts[document]
+    rest = length - (count - 1) * piece
+    is_last = (number == count - 1) & (count > 1) & (rest < SHORTEST_TOKENS)
+    start[is_last] -= (piece - rest[is_last]) // 2
+    end = np.append(start[1:], 0)
+    end[number == count - 1] = length[number == count - 1]
+    return document, start, end
+
+
+def describe(name: str, pieces: Pieces) -> str:
+    """One line for the log: how much text a source has."""
+    documents = pieces.documents
+    parts = [f"{len(documents):,} {'pairs' if documents.pairs else 'documents'}"]
+    parts += [f"{documents.characters:,} characters"] if documents.characters else []
+    parts += [f"{pieces.tokens:,} tokens"]
+    parts += [f"{len(pieces):,} pieces"]
+    parts += [f"{pieces.dropped:,} documents too short"] if pieces.dropped else []
+    parts += [f"{pieces.truncated:,} documents cut off"] if pieces.truncated else []
+    parts += [f"{documents.skipped:,} bad records left out"] if documents.skipped else []
+    return f"{name}: {', '.join(parts)}"
+
+
+def check_skipped(text: object, documents: Documents, max_skipped: float) -> None:
+    """Raises UserError if more than a share of a text's records is left out."""
+    records = len(documents) + documents.skipped
+    if documents.skipped > max_skipped * records:
+        first = ["The first:", *documents.problems] if documents.problems else []
+        raise UserError(
+            f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
+            f"them may be left out; mend them, or raise max_skipped. {f'{chr(10)}  '.join(first)}".rstrip()
+        )
+
+
+def open_pieces(
+    text: Text | InRows | InPieces | InCache,
+    tokenizer: Tokenizer,
+    *,
+    piece_tokens: int,
+    on_bad_record: OnBadRecord,
+    max_skipped: float = MAX_SKIPPED,
+    pairs: bool = False,
+    long_documents: LongDocuments = "split",
+) -> Pieces:
+    """The pieces of a source of text.
+
+    Args:
+      max_skipped: the largest share of the records that may be skipped.
+      pairs: whether pairs of inputs and targets are wanted.
+      long_documents: what becomes of a document of more than piece_tokens.
+
+    Raises:
+      UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
+    """
+    documents = text.open(on_bad_record=on_bad_record)
+    if documents.pairs != pairs:
+        has, wants = ("pairs of inputs and targets", "text") if documents.pairs else ("text", "pairs")
+        raise UserError(
+            f"{text} has {has}, and {wants} is asked for; the objective seq2seq takes pairs, which seqio "
+            f"tasks give, and all others take text"
+        )
+    check_skipped(text, documents, max_skipped)
+    pieces = Pieces(documents, tokenizer, piece_tokens, long_documents=long_documents)
+    if not len(pieces):
+        raise UserError(
+            f"{text}: {pieces.dropped} documents, all of fewer than {SHORTEST_TOKENS} tokens; give longer ones"
+        )
+    return pieces

@@ -1,0 +1,234 @@
+"""Records that can be had by number: ArrayRecord files, and the data sets of TensorFlow Datasets without TensorFlow."""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5g2.core.errors import UserError, unknown
+from t5g2.data.sources import local_copies
+from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
+from t5g2.data.sources.text_files import found
+from t5g2.data.sources.validation import Scan, Scanned, ScannedDocuments, json_text, text_under
+
+
+class Records(abc.ABC):
+    """Records by number, as a process has them open."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def place(self, index: int) -> str:
+        """Which record this is, in words."""
+
+    @abc.abstractmethod
+    def text(self, index: int) -> str:
+        """Its text.
+
+        Raises:
+          ValueError: it has none; says what it has.
+          UserError: it cannot be read at all: what holds it is damaged.
+        """
+
+
+@dataclass(frozen=True)
+class ArrayRecord:
+    """ArrayRecord files, a document a record.
+
+    A record is text in UTF-8, or a JSON object with a field of text. Records of TensorFlow Datasets (tf.train.Example)
+    are read by `Tfds`.
+
+    Attributes:
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.array_record"; here
+        or at a URL, of which a copy is kept.
+      field: the key of the text; "" = the record is the text.
+    """
+
+    path: str
+    field: str = "text"
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """The documents, files in the order of their names.
+
+        Raises:
+          UserError: no file is found; one is empty, damaged or cut off; a record has no such text (unless such records
+            are skipped).
+        """
+        files = tuple((file, local_copies.plain(file)) for file in found(self.path))
+        return _scan(_ArrayRecords(files, self.field or None), self.path, on_bad_record)
+
+
+@dataclass(frozen=True)
+class Tfds:
+    """A data set of TensorFlow Datasets that is prepared as ArrayRecord (pip install 't5g2[tfds]').
+
+    It is read through `tfds.data_source`, which takes no TensorFlow. What is prepared as TFRecord has no random access:
+    prepare it once more with `tfds build --file_format=array_record`, or `builder.download_and_prepare(
+    file_format="array_record")`. Nothing is downloaded or prepared here.
+
+    Attributes:
+      name: as in tfds.builder: "wiki40b/en", "c4/en:3.0.1".
+      split: as in tfds: "train", "validation[:1%]".
+      field: the feature of the text; a dot leads into a nested one: "passage.text".
+      data_dir: where data sets are; "" = tfds's own, TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+
+    name: str
+    split: str = "train"
+    field: str = "text"
+    data_dir: str = ""
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """The documents, in the order of the files.
+
+        Raises:
+          UserError: there is no such data set, split or feature; it is not prepared as ArrayRecord, or is damaged; an
+            example's text is not UTF-8 (unless such examples are skipped).
+        """
+        return _scan(_Tfds(self), str(self), on_bad_record)
+
+
+class _ArrayRecords(Records):
+    """`files` are pairs: as the user knows it, and where it can be read."""
+
+    def __init__(self, files: Sequence[tuple[str, str]], field: str | None):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        self._files, self._field = tuple(files), field
+        try:
+            # several readers of one process, each asked for one record at a time: no reading ahead, no threads
+            options = "readahead_buffer_size:0,max_parallelism:0"
+            self._readers = [ArrayRecordReader(plain, options) for _, plain in self._files]
+            counts = [reader.num_records() for reader in self._readers]
+        except RuntimeError as error:
+            raise UserError(f"{self._files[0][0]} cannot be opened ({str(error)[:200]})") from None
+        for (file, plain), count in zip(self._files, counts, strict=True):
+            # the index is at the end: of a file that was cut off, the reader says that it has no records
+            if not count:
+                raise UserError(
+                    f"{file} ({Path(plain).stat().st_size:,} bytes) has no index of records: it is no ArrayRecord "
+                    f"file, or is empty, damaged or cut off; get it again, or take it away"
+                )
+        self._ends = np.cumsum(counts)
+
+    def __reduce__(self):
+        return _ArrayRecords, (self._files, self._field)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _find(self, index: int) -> tuple[int, int]:
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        return file, index - (int(self._ends[file - 1]) if file else 0)
+
+    def place(self, index: int) -> str:
+        file, record = self._find(index)
+        return f"{self._files[file][0]}, record {record}"
+
+    def text(self, index: int) -> str:
+        file, record = self._find(index)
+        try:
+            [data] = self._readers[file].read([record])
+        except (RuntimeError, IndexError) as error:
+            raise UserError(f"{self.place(index)}: the file is damaged ({str(error)[:200]}); get it again") from None
+        return json_text(data, self._field)
+
+
+class _Tfds(Records):
+    def __init__(self, config: Tfds):
+        self._config, self._path = config, tuple(config.field.split("."))
+        self._source, self._builder = _data_source(config)
+
+    def __reduce__(self):
+        return _Tfds, (self._config,)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def place(self, index: int) -> str:
+        return f"{self._config.name}, split {self._config.split}, record {index}"
+
+    def text(self, index: int) -> str:
+        try:
+            record: Any = self._source[index]
+        except (RuntimeError, IndexError, OSError) as error:
+            raise UserError(
+                f"{self.place(index)}: the files in {self._builder.data_path} are damaged or cut off "
+                f"({str(error)[:200]}); prepare them again"
+            ) from None
+        for key in self._path[:-1]:
+            record = record[key]
+        data = record[self._path[-1]]
+        return json_text(data, None) if isinstance(data, bytes) else text_under({self._path[-1]: data}, self._path[-1])
+
+
+def _data_source(config: Tfds) -> tuple[Any, Any]:
+    """The data source, and the builder of its data set."""
+    tfds = local_copies.needed("tensorflow_datasets", "tfds")
+    where = {"data_dir": config.data_dir} if config.data_dir else {}
+    try:
+        builder = tfds.builder(config.name, try_gcs=False, **where)
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"there is no data set {config.name!r} of TensorFlow Datasets here ({reason})") from None
+    if not builder.is_prepared():
+        raise UserError(
+            f"{config.name} is not prepared in {builder.data_path}; prepare it: tfds build {config.name} "
+            f"--file_format=array_record, or say where it is with data_dir"
+        )
+    features = builder.info.features or {}
+    for key in config.field.split("."):
+        names = list(features.keys()) if hasattr(features, "keys") else []
+        if key not in names:
+            raise UserError(
+                f"{config.name} has no feature {config.field!r}; it has {', '.join(builder.info.features or ())}: set "
+                f"`field` to one of them"
+            )
+        features = features[key]
+    for part in config.split.split("+"):
+        if part.partition("[")[0] not in builder.info.splits:
+            raise unknown(f"split of {config.name}", part, builder.info.splits)
+    try:
+        source = builder.as_data_source(split=config.split)
+        len(source)
+    except ValueError as error:
+        raise UserError(
+            f"{config.name} has no split {config.split!r} ({str(error).strip().partition(chr(10))[0]}); give one of "
+            f"{', '.join(builder.info.splits)}, or a part of one, such as train[10%:90%]"
+        ) from None
+    except NotImplementedError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{config.name} in {builder.data_path} cannot be read without TensorFlow ({reason}); prepare it with "
+            f"--file_format=array_record"
+        ) from None
+    return source, builder
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen(ScannedDocuments):
+    """The sound ones of some records: int64[documents], their numbers."""
+
+    records: Records
+    numbers: np.ndarray
+    scanned: Scanned
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> str:
+        return self.records.text(int(self.numbers[index]))
+
+
+def _scan(records: Records, where: str, on_bad_record: OnBadRecord) -> _Chosen:
+    """Reads every record once."""
+    scan = Scan(on_bad_record)
+    numbers = [i for i in range(len(records)) if scan.sound(records.place(i), lambda i=i: records.text(i))]
+    scanned = scan.done(where)
+    if not scanned.characters:
+        raise UserError(f"{where}: {len(records)} records without text; give some of at least {SHORTEST_TOKENS} tokens")
+    return _Chosen(records, np.array(numbers, np.int64), scanned)

@@ -1,0 +1,107 @@
+"""The library that ships with every Python, as text: nothing to download."""
+
+import hashlib
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from t5g2.core.errors import UserError
+from t5g2.data.sources.documents import Documents, OnBadRecord
+from t5g2.data.sources.validation import fingerprint
+
+
+@dataclass(frozen=True)
+class PythonText:
+    """English and code that ship with every Python: the language reference and the standard library.
+
+    Documents are the topics of the language reference (`pydoc_data.topics`) and the top-level modules of the standard
+    library, docstrings included, each one document, in the order of their names. Packages, tests and site-packages are
+    left out. Which is held out follows from a document's name alone, so it stays what it is from Python to Python.
+
+    Attributes:
+      split: "train", "heldout" or "all".
+      heldout_percent: how many of 100 documents are held out, about.
+      max_bytes: stop adding documents, in an order drawn from their names, before there are more; 0 = all.
+    """
+
+    split: Literal["train", "heldout", "all"] = "train"
+    heldout_percent: int = 10
+    max_bytes: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.heldout_percent < 100:
+            raise UserError(f"heldout_percent = {self.heldout_percent}; it must be between 1 and 99")
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """The documents of this split; there are no bad records.
+
+        Raises:
+          UserError: this Python came without its library's sources.
+        """
+        texts = _python_texts()
+        chosen, size = [], 0
+        for name in sorted(texts, key=_rank):
+            size += len(texts[name].encode())
+            if self.max_bytes and size > self.max_bytes:
+                break
+            if self.split == "all" or (_rank(name) % 100 < self.heldout_percent) == (self.split == "heldout"):
+                chosen.append(name)
+        if not chosen:
+            raise UserError(
+                f"no document of the standard library is in split {self.split!r} with max_bytes = {self.max_bytes} and "
+                f"heldout_percent = {self.heldout_percent}; raise them"
+            )
+        return _Texts(self, tuple(texts[name] for name in sorted(chosen)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Texts(Documents):
+    source: PythonText
+    texts: tuple[str, ...]
+
+    def __reduce__(self):
+        return PythonText.open, (self.source,)
+
+    @property
+    def skipped(self) -> int:
+        return 0
+
+    @property
+    def characters(self) -> int:
+        return sum(map(len, self.texts))
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(text.encode() for text in self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> str:
+        return self.texts[index]
+
+
+def _python_texts() -> dict[str, str]:
+    """{name: text} of the language reference's topics and of the standard library's top-level modules."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = [folder / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
+    texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
+    try:
+        from pydoc_data import topics
+
+        reference = topics.topics
+    except ImportError:
+        reference = {}
+    if not texts or not reference:
+        raise UserError(
+            f"this Python has {len(texts)} modules of its library as sources in {folder} and {len(reference)} topics "
+            f"in pydoc_data; use one that was installed with both, or another source of text"
+        )
+    return texts | {f"topic {name}": text for name, text in reference.items()}
+
+
+def _rank(name: str) -> int:
+    """A number that depends on the name alone, for splits and limits that do not follow the alphabet."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

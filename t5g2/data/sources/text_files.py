@@ -1,0 +1,182 @@
+"""Files of text, of JSON lines and of tables: each document is a span of bytes of a file that is there."""
+
+import functools
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from t5g2.core.errors import UserError
+from t5g2.data.sources import local_copies
+from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
+from t5g2.data.sources.validation import Scan, Scanned, ScannedDocuments, json_text
+
+# A longer text file is read as several documents of about this size, so that a piece of it is near at hand.
+SPAN_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """UTF-8 text files, one document each; larger ones are several documents, cut at ends of lines.
+
+    Attributes:
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/**/*.txt"; here or at
+        a URL (gs://…, s3://…); plain, or compressed if the name ends in .gz or .zst.
+    """
+
+    path: str
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """The documents, files in the order of their names.
+
+        Raises:
+          UserError: no file is found, all are empty, or one is not UTF-8 (unless those are skipped).
+        """
+        return _scan(self.path, _file_spans, None, on_bad_record)
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """Files with a JSON object a line, one document each.
+
+    Attributes:
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.jsonl"; here or at
+        a URL; plain, or compressed if the name ends in .gz or .zst.
+      field: the key of the text.
+    """
+
+    path: str
+    field: str = "text"
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """The documents, files in the order of their names; empty lines are none.
+
+        Raises:
+          UserError: no file is found, all are empty, or a line is no object with that text (unless those are skipped).
+        """
+        return _scan(self.path, line_spans, self.field, on_bad_record)
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """Parquet files, a document a row (pip install 't5g2[parquet]').
+
+    Attributes:
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.parquet".
+      field: the column of the text.
+    """
+
+    path: str
+    field: str = "text"
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """The documents, files in the order of their names.
+
+        Raises:
+          UserError: no file is found, all are empty, one is damaged or has no such column, or a row has no text there
+            (unless such rows are skipped).
+        """
+        return _scan(self.path, _row_spans, self.field, on_bad_record, column=self.field)
+
+
+@dataclass(frozen=True, eq=False)
+class _Spans(ScannedDocuments):
+    """Parts of files: `spans` int64[documents, 3] says which file, from which byte, how many bytes."""
+
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    spans: np.ndarray
+    field: str | None
+    scanned: Scanned
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getitem__(self, index: int) -> str:
+        file, offset, size = self.spans[index].tolist()
+        with open(self.files[file], "rb") as data:
+            if os.fstat(data.fileno()).st_size != self.sizes[file]:
+                raise UserError(
+                    f"{self.files[file]} has changed since it was opened: it had {self.sizes[file]} bytes; restore it, "
+                    f"or start again with the text as it is"
+                )
+            data.seek(offset)
+            return json_text(data.read(size), self.field)
+
+
+def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord, *, column: str | None = None) -> _Spans:
+    """Reads every record once: where it is, whether it is sound, and the fingerprint of all."""
+    files = found(path)
+    readable = tuple(local_copies.plain(file, column) for file in files)
+    spans, scan = [], Scan(on_bad_record)
+    for number, file in enumerate(files):
+        for place, offset, data in spans_of(readable[number]):
+            if scan.sound(f"{file}, {place}", functools.partial(json_text, data, field)):
+                spans.append((number, offset, len(data)))
+    scanned = scan.done(path)
+    if not scanned.characters:
+        raise UserError(
+            f"{path}: no text in {len(files)} file{'s' * (len(files) > 1)}; give such as have at least "
+            f"{SHORTEST_TOKENS} tokens of it"
+        )
+    sizes = tuple(os.path.getsize(file) for file in readable)
+    return _Spans(readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, scanned)
+
+
+def found(path: str) -> list[str]:
+    """The files that a path or a URL means, sorted."""
+    if local_copies.is_url(path):
+        return local_copies.files(path)
+    if not path:
+        raise UserError("path is empty; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'")
+    if Path(path).is_file():
+        return [path]
+    names = _below(path) if Path(path).is_dir() else glob.iglob(path, recursive=True)
+    files = sorted(name for name in names if Path(name).is_file())
+    if not files:
+        raise UserError(
+            f"no file at {path!r}; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'"
+        )
+    return files
+
+
+def _below(folder: str) -> Iterator[str]:
+    """All that is below a folder, hidden ones aside; unlike glob it does not pass over what may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or take it away")
+
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(where, name) for name in names if not name.startswith("."))
+
+
+Span = tuple[str, int, bytes]
+
+
+def _file_spans(path: str) -> Iterator[Span]:
+    """(place in words, first byte, bytes) of the documents of a text file; they end where lines end."""
+    with open(path, "rb") as file:
+        offset = 0
+        while data := file.read(SPAN_BYTES) + file.readline():
+            yield f"from byte {offset}", offset, data
+            offset += len(data)
+
+
+def line_spans(path: str, unit: str = "line") -> Iterator[Span]:
+    """(place in words, first byte, bytes) of the lines that are not empty."""
+    with open(path, "rb") as file:
+        offset = 0
+        for number, line in enumerate(file, start=1):
+            if record := line.rstrip():
+                # a file that was cut off ends in the middle of a line
+                end = "" if line.endswith(b"\n") else ", the last one and without a line end (is the file whole?)"
+                yield f"{unit} {number}{end}", offset, record
+            offset += len(line)
+
+
+# a table's copy has a line for each row
+_row_spans = functools.partial(line_spans, unit="row")

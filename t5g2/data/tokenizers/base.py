@@ -1,0 +1,94 @@
+"""What every tokenizer offers: text to ids and back, special tokens by name."""
+
+import abc
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5g2.core.errors import unknown
+from t5g2.core.special_tokens import Specials
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back. A tokenizer is a frozen dataclass that a data worker can unpickle."""
+
+    @property
+    @abc.abstractmethod
+    def specials(self) -> Specials:
+        """The ids of the special tokens."""
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """One more than the largest id that `encode` gives."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a model folder keeps a copy of, beside `to_dict`."""
+        return ()
+
+    @abc.abstractmethod
+    def named(self) -> dict[str, int]:
+        """The ids of the special tokens by name; those that it has, the sentinels left out."""
+
+    def id(self, name: str) -> int:
+        """The id of a special token: "eos", "image", "sentinel_3", …
+
+        Raises:
+          UserError: there is no such token.
+        """
+        first, count = self.specials.first_sentinel, self.specials.sentinels
+        names = self.named() | {f"sentinel_{k}": first + k for k in range(count)}
+        if name not in names:
+            raise unknown("special token", name, names)
+        return names[name]
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """int32[tokens]: the text alone, without BOS or EOS."""
+
+    def encode_plain(self, text: str) -> np.ndarray:
+        """int32[tokens]: the text alone, in which what is spelt like a special token is text too."""
+        return self.encode(text)
+
+    def count(self, text: str) -> int:
+        """How many tokens `encode` gives."""
+        return len(self.encode(text))
+
+    def decode(self, tokens: Any, *, show_specials: bool = True) -> str:
+        """The text of a sequence of ids; special tokens as <eos>, <sentinel_3>, …, or left out.
+
+        Bytes that are not UTF-8 become U+FFFD; ids past the vocabulary, which a padded embedding has, <unused_ID>.
+        """
+        names = {token: name for name, token in self.named().items()}
+        specials = self.specials
+        text: list[str] = []
+        run: list[int] = []
+        for token in np.asarray(tokens).tolist():
+            sentinel = token - specials.first_sentinel
+            if token in names:
+                shown = f"<{names[token]}>"
+            elif 0 <= sentinel < specials.sentinels:
+                shown = f"<sentinel_{sentinel}>"
+            elif not 0 <= token < self.vocab_size:
+                shown = f"<unused_{token}>"
+            else:
+                run.append(token)
+                continue
+            text += [self.text(run), shown if show_specials else ""]
+            run = []
+        return "".join([*text, self.text(run)])
+
+    @abc.abstractmethod
+    def text(self, tokens: Iterable[int]) -> str:
+        """The text of ids that are no special tokens."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """16 hex digits that differ between tokenizers that give different ids."""
+
+    @abc.abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that a model folder keeps; `from_dict` turns it back."""

@@ -1,0 +1,92 @@
+"""Images in a language model: what the tower and the projector make of them takes the place of token embeddings.
+
+B rows, I images of a row, K tokens of an image, T length, D width. The j-th image of a row fills its j-th K image
+tokens, in order; a row may have fewer images than others, and what is given beyond its tokens is not used. By row and
+not in the order of the whole batch, as transformers counts, so that a row's images live where the row does.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from t5g2.core.batch import Stream
+from t5g2.core.sharding import constrain
+from t5g2.models.config import ImageConfig
+from t5g2.models.layers import Compute, Embedder
+from t5g2.models.siglip import Projector, VisionTower
+
+# 1 / 127.5 in two parts, of which the first has 16 bits, so that its product with a byte is exact
+LARGE = np.float32(32896 / 2**22)
+SMALL = np.float32(1 / 127.5 - 32896 / 2**22)
+
+
+def normalized(images_BIHWC: UInt8[Array, "B I H W 3"] | None) -> Float[Array, "B I H W 3"] | None:
+    """x / 127.5 - 1 of bytes, in [-1, 1], as data.images.prepare has it, bit for bit; None of None.
+
+    Without a division: XLA makes a product with 1 / 127.5 of it, which for 111 of the 256 bytes is another number.
+    """
+    if images_BIHWC is None:
+        return None
+    x_BIHWC = images_BIHWC.astype(jnp.float32)
+    return x_BIHWC * LARGE + x_BIHWC * SMALL - jnp.float32(1)
+
+
+def embed(
+    model: Any,
+    embedder: Embedder,
+    config: ImageConfig | None,
+    tokens_BT: Int[Array, "B T"],
+    images_BIHWC: Float[Array, "B I H W 3"] | None,
+    *,
+    compute: Compute,
+) -> Float[Array, "B T D"]:
+    """The embeddings of tokens, those of image tokens replaced if there are images; `model` has `vision`, `projector`.
+
+    Raises:
+      ValueError: images for a model that was made without a tower.
+    """
+    known_BT = tokens_BT
+    if config is not None and config.token >= embedder.vocab_size:
+        known_BT = jnp.where(tokens_BT == config.token, 0, tokens_BT)  # it has no row, and needs none
+    x_BTD = embedder.embed(known_BT, dtype=jnp.dtype(compute.dtype))
+    if images_BIHWC is not None:
+        if config is None:
+            raise ValueError("images were given to a model without a vision tower; make it with config.images")
+        soft_BKD = soft_tokens(model.vision, model.projector, images_BIHWC, compute=compute)
+        x_BTD = insert(x_BTD, tokens_BT, soft_BKD, token=config.token)
+    return constrain(x_BTD, "rows", "length", "embed_act")
+
+
+def with_blocks(tokens: Stream, config: ImageConfig) -> Stream:
+    """The tokens with each image as a block, as core.batch.image_blocks has it, under jit too; or with their own."""
+    if tokens.blocks is not None:
+        return tokens
+    image_BT = jnp.asarray(tokens.tokens) == config.token
+    starts_BT = image_BT & ~jnp.pad(image_BT[:, :-1], ((0, 0), (1, 0)))
+    return tokens._replace(blocks=jnp.where(image_BT, jnp.cumsum(starts_BT, axis=1, dtype=jnp.int32), 0))
+
+
+def soft_tokens(
+    tower: VisionTower, projector: Projector, images_BIHWC: Float[Array, "B I H W 3"], *, compute: Compute
+) -> Float[Array, "B IK D"]:
+    """The embeddings of every row's images, one image after the other, in compute.dtype; not scaled by sqrt(D)."""
+    rows, number = images_BIHWC.shape[:2]
+    patches_NPD = tower.encode(images_BIHWC.reshape(rows * number, *images_BIHWC.shape[2:]), compute=compute)
+    soft_NKD = projector.project(patches_NPD, compute=compute)
+    soft_BKD = soft_NKD.reshape(rows, -1, soft_NKD.shape[-1]).astype(compute.dtype)
+    return constrain(soft_BKD, "rows", "length", "embed_act")
+
+
+def insert(
+    x_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"], soft_BKD: Float[Array, "B IK D"], *, token: int
+) -> Float[Array, "B T D"]:
+    """x with the k-th occurrence of `token` in each row replaced by the row's k-th soft token, as it is.
+
+    tokens [5 8 8 9 8], token = 8: positions 1, 2 and 4 get the row's soft tokens 0, 1 and 2.
+    """
+    image_BT = tokens_BT == token
+    which_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, soft_BKD.shape[1] - 1)
+    taken_BTD = jnp.take_along_axis(soft_BKD, which_BT[:, :, None], axis=1)
+    return jnp.where(image_BT[:, :, None], taken_BTD, x_BTD)

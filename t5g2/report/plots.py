@@ -1,0 +1,183 @@
+"""The report's plots, as inline SVG that takes its text colour and font from the page.
+
+A group is the runs of one variant: their mean is a strong curve and, if there are several, each of them a thin one.
+"""
+
+import io
+import math
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+from t5g2.report.run_records import Group
+
+INK = "#010203"  # stands for the page's own text colour
+STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "t5g2",  # the same plot is the same file
+    "text.parse_math": False,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def compare(sets: Mapping[str, Sequence[Group]], metric: str, unit: str) -> str:
+    """SVG: a plot for each {title: groups}, with one curve a group, its last value written at its end."""
+    with _style() as (plt, ticker):
+        figure, grid = _grid(plt, len(sets), columns=min(len(sets), 2), height=4.0 if len(sets) == 1 else 3.4)
+        for axes, (title, groups) in zip(grid, sets.items(), strict=True):
+            ends = []
+            for group in groups:
+                _curve(axes, group, metric, marker="o", markersize=4)
+                steps, values = group.series(metric)
+                if steps:
+                    ends.append((steps[-1], values[-1], group.color))
+            low, high = axes.get_ylim()
+            for (x, y, ink), at in zip(ends, _apart([y for _, y, _ in ends], 0.055 * (high - low)), strict=True):
+                near = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(f"{y:.3f}", (x, at), color=ink, **near)
+            axes.set_title(title)
+            _finish(axes, ticker, ylabel=unit if axes is grid[0] else None)
+        return _svg(figure, plt)
+
+
+def panels(groups: Sequence[Group], metrics: Mapping[str, str], *, from_zero: bool = False) -> str:
+    """SVG: a small plot for each {title: metric}, three in a row; `from_zero` = the values are amounts or shares."""
+    with _style() as (plt, ticker):
+        figure, grid = _grid(plt, len(metrics))
+        for axes, (title, metric) in zip(grid, metrics.items(), strict=True):
+            for group in groups:
+                few = {"marker": "o", "markersize": 3} if len(group.steps(metric)) < 40 and not from_zero else {}
+                _curve(axes, group, metric, linewidth=1.5, **few)
+            axes.set_title(title)
+            _finish(axes, ticker)
+            if from_zero:
+                axes.set_ylim(0, 1.15 * axes.dataLim.y1 or 1)
+            if metric.startswith(("padding/", "mfu")):
+                axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        return _svg(figure, plt)
+
+
+def training(sets: Mapping[str, Sequence[Group]]) -> str:
+    """SVG: a plot for each {title: groups}, with every logged training loss, its running median, and held-out losses.
+
+    Of several seeds, the mean is what the running median is taken of.
+    """
+    with _style() as (plt, ticker):
+        figure, grid = _grid(plt, len(sets), columns=min(len(sets), 3), height=3.0)
+        for axes, (title, groups) in zip(grid, sets.items(), strict=True):
+            for group in groups:
+                ink = group.color
+                for run in group.runs:
+                    axes.plot(*run.series("train/loss"), color=ink, alpha=0.25 / len(group.runs), linewidth=1.0)
+                steps, values = group.series("train/loss")
+                axes.plot(steps, smooth(values), color=ink)
+                for metric in _overall(group):
+                    axes.plot(*group.series(metric), color=ink, linestyle="none", marker="o", markersize=4)
+            axes.set_title(title)
+            _finish(axes, ticker, ylabel="nats per token" if axes is grid[0] else None)
+        return _svg(figure, plt)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """The running median over about a twentieth of the curve to either side: it follows drops and ignores spikes.
+
+    >>> smooth([9, 1, 8, 1, 7])
+    [5.0, 8, 1, 7, 4.0]
+    """
+    reach = max(1, len(values) // 20)
+    return [statistics.median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+
+
+def _curve(axes: Any, group: Group, metric: str, **style: Any) -> None:
+    """The mean of a group and, thin, what it is the mean of."""
+    if len(group.runs) > 1:
+        for run in group.runs:
+            axes.plot(*run.series(metric), color=group.color, linewidth=0.8, alpha=0.55)
+    axes.plot(*group.series(metric), color=group.color, **style)
+
+
+def _overall(group: Group) -> list[str]:
+    return [name for name in group.metrics if re.fullmatch(r"eval/[^/]+/loss", name)]
+
+
+def _apart(values: Sequence[float], gap: float) -> list[float]:
+    """Values moved so that neighbours are at least `gap` apart, for labels.
+
+    [1, 1.02, 5] with gap 0.5 become [0.76, 1.26, 5].
+    """
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    moved = list(values)
+    for _ in range(50):
+        for a, b in pairwise(order):
+            overlap = gap - (moved[b] - moved[a])
+            if overlap > 1e-9:
+                moved[a] -= overlap / 2
+                moved[b] += overlap / 2
+    return moved
+
+
+def _grid(plt: Any, count: int, *, columns: int = 3, height: float = 2.3) -> tuple[Any, list[Any]]:
+    """A figure of the page's width with `count` axes, and they."""
+    lines = math.ceil(count / columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(9.6, height * lines), layout="constrained", squeeze=False)
+    axes = list(grid.flat)
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
+
+
+def _finish(axes: Any, ticker: Any, *, ylabel: str | None = None) -> None:
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, steps=(1, 2, 5, 10)))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
+    axes.set_xlabel("step")
+    if ylabel:
+        axes.set_ylabel(ylabel)
+
+
+@contextmanager
+def _style() -> Iterator[tuple[Any, Any]]:
+    """(pyplot, ticker) of a matplotlib that needs no display, in our style for as long as the block lasts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib import ticker
+
+    with matplotlib.rc_context(dict[Any, Any](STYLE)):
+        yield plt, ticker
+
+
+def _svg(figure: Any, plt: Any) -> str:
+    """The figure as an <svg> element, without the file's preamble."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # ids that are the same in every figure, and nobody refers to
+    return re.sub(r' id="(figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick)_\d+"', "", text)

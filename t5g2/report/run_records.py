@@ -1,0 +1,177 @@
+"""What the workdirs of runs hold, as the report reads it: a run, and the runs of one variant under several seeds."""
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from t5g2.core import logs
+from t5g2.core.errors import UserError
+from t5g2.report import statistics
+from t5g2.report.statistics import Estimate, estimate
+
+COLORS = ("#3b78b8", "#d9773c", "#4d9a6c", "#9469a8", "#b19a35", "#4fa3b5", "#c2607c", "#7d8794")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the workdir of one run holds; None or empty = the file is not there (yet).
+
+    Attributes:
+      name: how it is called in tables and plots.
+      color: of its curves, everywhere.
+      rows: of metrics.jsonl.
+      experiment: of experiment.json.
+      provenance: of provenance.json.
+      samples: of the newest file under samples/.
+      done: whether the trainer has finished.
+      seed: where it is one of several under different seeds.
+    """
+
+    name: str
+    color: str
+    rows: list[dict]
+    experiment: dict | None
+    provenance: Any
+    samples: list[dict]
+    done: bool
+    seed: int | None = None
+
+    def series(self, metric: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of a metric, in the order of the steps; the last row of a step counts, null is left out."""
+        points = self.points(metric)
+        return list(points), list(points.values())
+
+    def points(self, metric: str) -> dict[int, float]:
+        """{step: value} of the same."""
+        points = {row["step"]: row[metric] for row in self.rows if row.get(metric) is not None}
+        return {step: points[step] for step in sorted(points)}
+
+    def at_start(self, metric: str) -> float | None:
+        """The value at step 0, before the first update; None = it was not measured then, but later if at all."""
+        return self.points(metric).get(0)
+
+    def last(self, metric: str) -> float | None:
+        """The value at the last step that has one."""
+        return next(reversed(self.series(metric)[1]), None)
+
+    def median(self, metric: str) -> float | None:
+        """The median over the steps, which the compilation at the first one does not move."""
+        values = self.series(metric)[1]
+        return statistics.median(values) if values else None
+
+    def tokens(self, steps: Iterable[int]) -> list[float] | None:
+        """Trained tokens, of encoder and decoder together, after so many steps; None = none were logged."""
+        return statistics.tokens_at(list(steps), self.points("train/tokens"))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all that was recorded."""
+        return list(dict.fromkeys(name for row in self.rows for name in row if name not in ("step", "wall")))
+
+    @property
+    def step(self) -> int | None:
+        """The last step that anything was recorded at."""
+        return max((row["step"] for row in self.rows), default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """From the first row to the last, leaving out gaps of over ten minutes: there the run was stopped."""
+        walls = [row["wall"] for row in self.rows if "wall" in row]
+        gaps = [b - a for a, b in pairwise(walls)]
+        return sum(gap for gap in gaps if 0 <= gap < 600) if gaps else None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The runs of one variant, under several seeds or a single one.
+
+    Attributes:
+      name: of the variant.
+      color: of its runs.
+      runs: one for each seed, whatever there is of it.
+    """
+
+    name: str
+    color: str
+    runs: list[Run]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it speaks of seeds."""
+        return any(run.seed is not None for run in self.runs)
+
+    @property
+    def counted(self) -> list[Run]:
+        """The runs that means are taken over: those that are done, or while none is, those that have begun."""
+        return [run for run in self.runs if run.done] or [run for run in self.runs if run.rows]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all that was recorded."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.metrics))
+
+    def by_seed(self, metric: str, step: int) -> dict[int | None, float]:
+        """{seed: value at a step} of the counted runs."""
+        found = {run.seed: run.points(metric).get(step) for run in self.counted}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def steps(self, metric: str) -> list[int]:
+        """The steps at which every counted run has the metric."""
+        every = [set(run.points(metric)) for run in self.counted]
+        return sorted(set.intersection(*every)) if every else []
+
+    def series(self, metric: str) -> tuple[list[int], list[float]]:
+        """(steps, means) of a metric at those steps."""
+        steps = self.steps(metric)
+        points = [run.points(metric) for run in self.counted]
+        return steps, [statistics.fmean(of[step] for of in points) for step in steps]
+
+    def at(self, metric: str, step: int | None) -> Estimate | None:
+        """Mean and interval at a step; None = no counted run has it there."""
+        return None if step is None else estimate(list(self.by_seed(metric, step).values()))
+
+    def last_step(self, metric: str) -> int | None:
+        """The last step at which every counted run has the metric."""
+        return next(reversed(self.steps(metric)), None)
+
+
+def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | None = None) -> Run:
+    """The run in a folder, which may lack any of its files or not exist."""
+    metrics, provenance = folder / "metrics.jsonl", read_json(folder / "provenance.json")
+    samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
+    return Run(
+        name=name,
+        color=color,
+        rows=logs.read_metrics(metrics) if metrics.exists() else [],
+        experiment=read_json(folder / "experiment.json"),
+        provenance=provenance if provenance is not None else read_json(folder / "model" / "provenance.json"),
+        samples=_read_lines(samples[-1]) if samples else [],
+        done=(folder / "done.json").exists(),
+        seed=seed,
+    )
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, None if there is none. Raises UserError if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no JSON ({error}); it is damaged: remove it and run the command that made it"
+        ) from None
+
+
+def _read_lines(path: Path) -> list[dict]:
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # being written, or cut off
+            continue
+    return [line for line in lines if isinstance(line, dict)]
