@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from t5g2.core.files import cache_folder
 from t5g2.data.sources.dialogues import answer_ids
-from t5g2.data.sources.local_copies import cache
 from t5g2.data.tokenizers.registry import Bytes
 
 BLOCKS = {
@@ -36,7 +36,7 @@ TURNS = {"start_of_turn": Bytes().id("sentinel_98"), "end_of_turn": Bytes().id("
 
 def dialogues():
     """The path of the file."""
-    target = cache() / "python_functions.jsonl"
+    target = cache_folder() / "python_functions.jsonl"
     lines = []
     for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -27,8 +27,8 @@ from t5g2 import api_inputs
 from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
+from t5g2.core import files, tree
 from t5g2.core import sharding as meshes
-from t5g2.core import tree
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.images import Resampling, check_images
@@ -137,7 +137,7 @@ class Model:
         """
         if format not in get_args(Format):
             raise unknown("format", format, get_args(Format))
-        folders.refuse_existing(directory)
+        files.refuse_existing(directory)
         target = Path(directory).absolute()
         notes: dict[str, Any] = {"tokenizer": self.folder.tokenizer, "provenance": self.folder.provenance}
         notes["carry"] = self.folder.carried
@@ -288,7 +288,7 @@ class LanguageModel(Model):
         Raises:
           UserError: the directory exists; transformers has no architecture for this model.
         """
-        folders.refuse_existing(directory)  # before the tower is read
+        files.refuse_existing(directory)  # before the tower is read
         if api_inputs.images_of(self.config) is not None:
             self.read_tower()
         super().save(directory, format=format)

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from t5g2.core import device, distributed
 from t5g2.core.errors import ENVIRONMENT, UserError, unknown
 
 
@@ -65,11 +66,10 @@ def train(argv: list[str]) -> None:
         ),
         allow_change=ALLOW_CHANGE,
     )
-    from t5g2.core import sharding
     from t5g2.train import experiment, loop
 
-    sharding.cache_compilations()
-    sharding.start(given.distributed)
+    device.cache_compilations()
+    distributed.initialize(given.distributed)
     loop.train(
         experiment.load(given.config, overrides),
         given.workdir,
@@ -96,11 +96,10 @@ def evaluate(argv: list[str]) -> None:
         allow_change=ALLOW_CHANGE,
     )
     from t5g2.commands import evaluate
-    from t5g2.core import sharding
     from t5g2.train import experiment
 
-    sharding.cache_compilations()
-    sharding.start(given.distributed)
+    device.cache_compilations()
+    distributed.initialize(given.distributed)
     evaluate.evaluate_run(
         experiment.load(given.config, overrides),
         given.workdir,
@@ -296,11 +295,10 @@ def cache_logits(argv: list[str]) -> None:
         part=Flag("0/1", "0/4, 1/4, 2/4 and 3/4 in four calls share the shards out"),
     )
     from t5g2.commands import cache_logits
-    from t5g2.core import sharding
     from t5g2.models.distillation import Distillation
     from t5g2.train import experiment
 
-    sharding.cache_compilations()
+    device.cache_compilations()
     cache_logits.cache_answers(
         experiment.load(given.config, overrides),
         given.teacher,

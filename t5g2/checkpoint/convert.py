@@ -22,7 +22,7 @@ from t5g2.checkpoint import flax_tree, hf_config_reader, hf_config_writer, names
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.safetensors_io import Tensor
-from t5g2.core import settings, tree
+from t5g2.core import files, settings, tree
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build, sizes
@@ -185,7 +185,7 @@ def import_model(
       UserError: as open_foreign; `out` exists; an unknown dtype, an image size that does not fit.
     """
     dtype = folders.known_dtype(dtype)
-    folders.refuse_existing(out)
+    files.refuse_existing(out)
     if (Path(source) / folders.MODEL).is_file():
         raise UserError(f"{source} is a model folder already: it has a {folders.MODEL}. Use it as it is, or copy it")
     opened = open_foreign(source, config)
@@ -414,7 +414,7 @@ def export_model(
       UserError: `out` exists; transformers has no architecture for this model; an unknown dtype; as open_any.
     """
     dtype = folders.known_dtype(dtype)
-    folders.refuse_existing(out)
+    files.refuse_existing(out)
     opened = open_any(model_dir)
     specials, generation = _generation(opened)
     stored = {str(_cast(_tensor(leaf), dtype).dtype) for leaf in opened.leaves.values()}

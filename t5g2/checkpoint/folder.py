@@ -10,8 +10,7 @@ tokenizer.json, …                 files that were carried along from where the
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -27,6 +26,7 @@ from t5g2.checkpoint import safetensors_io
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.files import already_exists, new_folder
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig, from_dict, text_only, to_dict
@@ -122,7 +122,7 @@ def save_leaves(
     # one process looks and all go by it: the others might look when it has begun to write
     exists = target.exists()
     if multihost_utils.broadcast_one_to_all(np.asarray(exists)) if jax.process_count() > 1 else exists:
-        raise _exists(target)
+        raise already_exists(target)
     tensors = {tree.name(key): _tensor(leaf) for key, leaf in leaves.items()}
     if jax.process_index() > 0:
         for tensor in tensors.values():
@@ -144,33 +144,13 @@ def write_folder(
 
     The folder appears under its name only when it is complete. `how` is what safetensors_io.write takes.
     """
-    with appearing(directory) as temporary:
+    with new_folder(directory) as temporary:
         safetensors_io.write(temporary, tensors, **how)
         for file in carry:
             shutil.copyfile(file, temporary / file.name)
         for name, note in notes.items():
             if note is not None:
                 (temporary / name).write_text(json.dumps(note, indent=1) + "\n")
-
-
-@contextmanager
-def appearing(directory: Path) -> Iterator[Path]:
-    """A folder to write into, which gets the name `directory` when the block is done; if it fails, nothing is left."""
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def refuse_existing(directory: str | PathLike) -> None:
-    """Raises UserError if the directory exists: call it before the work whose result is to go there."""
-    if Path(directory).exists():
-        raise _exists(Path(directory))
 
 
 def open_model(directory: str | PathLike) -> ModelFolder:
@@ -294,10 +274,6 @@ def dtype_of(folder: ModelFolder, chosen: Any = None) -> np.dtype:
         names = ", ".join(sorted(dtypes))
         raise UserError(f"the weights in {folder.path} have several dtypes: {names}; say which to use (param_dtype)")
     return next(iter(dtypes.values()))
-
-
-def _exists(directory: Path) -> UserError:
-    return UserError(f"{directory.absolute()} exists already and is not overwritten; give another one, or remove it")
 
 
 def _tensor(leaf: Leaf) -> safetensors_io.Tensor:

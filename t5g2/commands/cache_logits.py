@@ -20,10 +20,11 @@ from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import logs, sharding
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig
 from t5g2.data.shards import logit_shards as files
 from t5g2.data.shards.logit_shards import Layout
-from t5g2.data.streams import Corpus, open_corpus, seed_of
+from t5g2.data.streams import Corpus, open_corpus
 from t5g2.models import loss
 from t5g2.models.distillation import Distillation
 from t5g2.train import teachers
@@ -122,7 +123,7 @@ class _Asked:
     def __init__(self, experiment: Experiment, folder: ModelFolder, how: Distillation):
         self.folder, self.how, self.data = folder, how, experiment.data
         self.fingerprint = teachers.fingerprint(folder)
-        self.seed = seed_of(experiment.train.seed, "cache")
+        self.seed = derive_seed(experiment.train.seed, "cache")
         self.world = sharding.make(experiment.mesh)
         self.vocab_size = experiment.vocab_size
         self.reads_text = teachers.reads_text(folder)
@@ -186,7 +187,7 @@ def _records(asked: _Asked, corpus: Corpus, source: int, layout: Layout, shard: 
         block = range(begin, min(begin + BLOCK * asked.data.rows, pieces.stop))
         packed: dict[int, bytes] = {}
         for batch in _batches(asked, corpus, source, block):
-            key = jax.random.key(seed_of(asked.seed, source, min(batch)))
+            key = jax.random.key(derive_seed(asked.seed, source, min(batch)))
             for piece, found in zip(batch, asked.about(list(batch.values()), key), strict=True):
                 packed[piece] = layout.pack(*found)
                 tokens += len(found[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from t5g2.core import logs, sharding
+from t5g2.core import distributed, logs, sharding
 from t5g2.core.errors import UserError
 from t5g2.eval import evaluation as evaluate
 from t5g2.train import plan as start
@@ -47,7 +47,7 @@ def evaluate_run(
         evaluation = evaluate.Evaluation(experiment.eval.tasks, plan.setting(rows))
         outcome = evaluation.run(restored.params, tasks or None)
     evaluate.write(workdir / "evaluations" / str(restored.step), restored.step, outcome)
-    if logs.is_primary():
+    if distributed.is_primary():
         width = max(map(len, outcome.scores), default=0)
         print(f"step {restored.step}")
         for name, value in outcome.scores.items():

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from t5g2.checkpoint.folder import refuse_existing
 from t5g2.core.errors import UserError
+from t5g2.core.files import refuse_existing
 from t5g2.eval.evaluation import write_predictions
 
 

@@ -27,7 +27,7 @@ from t5g2 import api, api_inputs
 from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.core import tree
+from t5g2.core import files, tree
 from t5g2.core.batch import Stream
 from t5g2.core.errors import UserError
 from t5g2.eval.generation import Decoding, complete
@@ -104,7 +104,7 @@ def import_model(
     """
     if verify:
         _require_packages()
-    folders.refuse_existing(out)
+    files.refuse_existing(out)
     target = Path(out).absolute()
     # under its own name only when it is known to be right
     place = target.with_name(f"{target.name}.unverified") if verify else target

@@ -9,20 +9,17 @@ Models name axes by what they mean ("embed", "heads", "rows"); RULES alone says 
 A mesh of one device is a mesh of ones: there is no other path for it. Axes are Auto: XLA chooses the collectives.
 """
 
-import importlib.util
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5g2.core.errors import UserError, unknown
+from t5g2.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -45,7 +42,6 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "vocab_act": ("tensor",),
 }
 
-_NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 Tree = TypeVar("Tree")
 
@@ -87,59 +83,6 @@ class MeshShape:
                 f"number of devices (-1 = all that are left)"
             )
         return data, fsdp, tensor
-
-
-def start(distributed: Literal["auto", "on", "off"] = "auto") -> None:
-    """Joins the processes of a run on several hosts into one; call it before anything asks for devices.
-
-    JAX finds the coordinator and the process's number by itself on Cloud TPU, Slurm, Open MPI and Kubernetes; elsewhere
-    set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-    Args:
-      distributed: "auto" joins where the environment tells of several processes, "on" always, "off" never.
-
-    Raises:
-      UserError: "on", and nothing says who the other processes are.
-    """
-    if distributed not in ("auto", "on", "off"):
-        raise unknown("value of distributed", distributed, ("auto", "on", "off"))
-    if distributed == "off" or jax.distributed.is_initialized():
-        return
-    if distributed == "auto" and not _told_of_others(os.environ):
-        return
-    try:
-        # the address is read by JAX itself
-        processes, process = (int(os.environ[k]) if k in os.environ else None for k in _NUMBERS)
-        jax.distributed.initialize(num_processes=processes, process_id=process)
-    except ValueError as error:
-        raise UserError(
-            f"this process cannot join the others: {error} Cloud TPU, Slurm, Open MPI and Kubernetes say by themselves "
-            f"who they are; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or use "
-            f"--distributed=off"
-        ) from None
-
-
-def cache_compilations() -> None:
-    """Keeps compiled programs between processes, in ~/.cache/t5g2/jax unless JAX_COMPILATION_CACHE_DIR says where."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "t5g2" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _told_of_others(environ: Mapping[str, str]) -> bool:
-    """Whether the environment says that this process is one of several, or might be (a Cloud TPU host)."""
-    if "JAX_COORDINATOR_ADDRESS" in environ or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        return True
-    # SLURM_STEP_NUM_TASKS counts what one srun started; without srun there is no step and this process is alone
-    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return True
-    if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
-        return True
-    # a host of a Cloud TPU may be one of a pod; joining works on a single one too
-    chips = any(Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*"))
-    wanted = "tpu" in environ.get("JAX_PLATFORMS", "tpu").split(",")
-    return wanted and chips and importlib.util.find_spec("libtpu") is not None
 
 
 def make(shape: MeshShape, devices: Any = None) -> Mesh:

@@ -12,10 +12,11 @@ import numpy as np
 
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
+from t5g2.core.seeds import derive_seed
 from t5g2.data import chunks, packed_rows
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.packing import START, Position
-from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed, seed_of
+from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed
 from t5g2.data.workers import WorkersReader
 
 __all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "describe_ratio", "finite_batches", "to_global"]
@@ -208,9 +209,9 @@ def finite_batches(
       UserError: a source is missing, empty or malformed; no such denoiser.
     """
     corpus = open_corpus(config)
-    seed = seed_of(seed, "finite")
+    seed = derive_seed(seed, "finite")
     parts = [examples_of(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
-    rows_of_all = packed(Concatenated(parts, most=examples), config, seed=seed_of(seed, "rows"))
+    rows_of_all = packed(Concatenated(parts, most=examples), config, seed=derive_seed(seed, "rows"))
     return _batches(rows_of_all, corpus, range(config.rows) if rows is None else rows)
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
+from t5g2.core.seeds import derive_seed
 from t5g2.core.special_tokens import Specials
 from t5g2.data import image_tokens, packed_rows
 from t5g2.data.chunks import Pieces, open_pieces
@@ -139,11 +140,6 @@ def _with_answers(corpus: Corpus, teaching: TeacherRows) -> Corpus:
 
 def _digest(parts: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-
-
-def seed_of(seed: int, *names: str | int) -> int:
-    """A seed below 2^32 for the purpose that the names say."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "little")
 
 
 class Piece(NamedTuple):
@@ -278,7 +274,7 @@ def examples_of(
     make = MakeExample(
         objective,
         config.tokenizer.specials,
-        seed_of(seed, "example"),
+        derive_seed(seed, "example"),
         source,
         len(config.sources),
         tuple(config.denoisers.index(name) for name in objective.denoisers),
@@ -288,7 +284,7 @@ def examples_of(
         config.images,
         isinstance(config.sources[source].text, ImageText),
     )
-    return Examples(corpus.pieces[source], make, seed=seed_of(seed, "shuffle", source), epochs=epochs)
+    return Examples(corpus.pieces[source], make, seed=derive_seed(seed, "shuffle", source), epochs=epochs)
 
 
 class StreamExamples:
@@ -299,7 +295,7 @@ class StreamExamples:
         self._stream, self._streams = stream, config.streams
         self._sources = [examples_of(corpus, source, seed=seed) for source in range(len(config.sources))]
         weights = [source.weight for source in config.sources]
-        self._selection = Selection(weights, seed=seed_of(seed, "mix"), stream=stream)
+        self._selection = Selection(weights, seed=derive_seed(seed, "mix"), stream=stream)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -342,7 +338,7 @@ class StreamReader:
     def __init__(self, corpus: Corpus, stream: int, *, seed: int, position: Position = START):
         self.stream = stream
         examples = StreamExamples(corpus, stream, seed=seed)
-        self._rows = packed(examples, corpus.config, seed=seed_of(seed, "rows", stream), position=position)
+        self._rows = packed(examples, corpus.config, seed=derive_seed(seed, "rows", stream), position=position)
 
     @property
     def position(self) -> Position:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t5g2.core.distributed import is_primary
 from t5g2.core.errors import unknown
-from t5g2.core.logs import is_primary
 from t5g2.eval.generation import Model
 from t5g2.eval.tasks import Outcome, Setting, Task
 

@@ -19,12 +19,13 @@ from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.objective import Objective
+from t5g2.core.seeds import derive_seed
 from t5g2.core.sharding import batch_sharding, constrain
 from t5g2.data.chunks import Text, describe, open_pieces
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
-from t5g2.data.streams import open_source, seed_of
+from t5g2.data.streams import open_source
 from t5g2.eval import metrics
 from t5g2.eval.generation import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums
@@ -115,7 +116,7 @@ class HeldoutLoss(Task):
         pieces = open_source(data.sources[0], data)
         log.info("%s", describe(f"task {self.name}", pieces))
         # not by the task's name: tasks of one run and of its relatives are asked about the same pieces
-        seed = seed_of(setting.seed, "held-out loss")
+        seed = derive_seed(setting.seed, "held-out loss")
 
         def read(denoiser: str) -> Iterable[HostBatch]:
             return finite_batches(data, seed=seed, rows=setting.rows, denoiser=denoiser, examples=self.examples)
@@ -198,7 +199,7 @@ class Samples(Task):
                 sampler=self.sampler,
                 compute=setting.compute,
                 prompt_both_ways=self.prompt_both_ways,
-                seed=seed_of(setting.seed, "draws", self.name),
+                seed=derive_seed(setting.seed, "draws", self.name),
             )
             texts = [
                 {"prompt": decode(prompt), "output": decode(output), "reference": decode(reference)}
@@ -226,7 +227,7 @@ class Samples(Task):
         length = self.prompt_tokens + self.max_new_tokens
         data = setting.data
         pieces = open_pieces(self.text, data.tokenizer, piece_tokens=length, on_bad_record=data.on_bad_record)
-        order = np.random.default_rng(seed_of(setting.seed, "task", self.name)).permutation(len(pieces))
+        order = np.random.default_rng(derive_seed(setting.seed, "task", self.name)).permutation(len(pieces))
         drawn = [pieces[int(i)] for i in order[: 8 * self.examples]]
         return sorted(drawn, key=lambda piece: len(piece) < length)[: self.examples]
 

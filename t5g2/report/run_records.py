@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from t5g2.core import logs
+from t5g2.core import metrics_writer
 from t5g2.core.errors import UserError
 from t5g2.report import statistics
 from t5g2.report.statistics import Estimate, estimate
@@ -146,7 +146,7 @@ def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | Non
     return Run(
         name=name,
         color=color,
-        rows=logs.read_metrics(metrics) if metrics.exists() else [],
+        rows=metrics_writer.read_metrics(metrics) if metrics.exists() else [],
         experiment=read_json(folder / "experiment.json"),
         provenance=provenance if provenance is not None else read_json(folder / "model" / "provenance.json"),
         samples=_read_lines(samples[-1]) if samples else [],

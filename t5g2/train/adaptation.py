@@ -20,7 +20,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.convert import Tower
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.train_states import Checkpoints
-from t5g2.core import settings, tree
+from t5g2.core import files, settings, tree
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers import registry as tokenizers
@@ -65,7 +65,7 @@ def adapt_folder(
     Raises:
       UserError: a folder is missing or damaged, `out` exists, the target is unknown or its weights do not fit.
     """
-    folders.refuse_existing(out)
+    files.refuse_existing(out)
     opened = _open(given)
     pairing = pairings.pair(opened.sources, _target(target, opened, given, changes), given.choices)
     adapted = _adapt(opened, pairing, dtype=folders.known_dtype(dtype), seed=seed)
@@ -125,7 +125,7 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
     Raises:
       UserError: `out` exists, the workdir holds no run or fewer checkpoints, or one is damaged.
     """
-    folders.refuse_existing(out)
+    files.refuse_existing(out)
     record = Path(workdir) / "experiment.json"
     if not record.is_file():
         raise UserError(f"{record} does not exist; give the workdir of a run")

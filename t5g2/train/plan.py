@@ -19,10 +19,10 @@ from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core import logs, settings, sharding, tree
 from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
+from t5g2.core.seeds import derive_seed
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherRows
 from t5g2.data.pipeline import Pipeline
-from t5g2.data.streams import seed_of
 from t5g2.eval.tasks import Setting
 from t5g2.models import build
 from t5g2.models.config import to_dict
@@ -87,7 +87,7 @@ class Plan:
             tile_tokens=train.tile_tokens,
             z_loss=train.z_loss,
             distillation=self.experiment.distill,
-            seed=seed_of(train.seed, "distill"),
+            seed=derive_seed(train.seed, "distill"),
         )
 
     def compile(self) -> Any:
@@ -204,7 +204,7 @@ def begin(experiment: Experiment, workdir: Path, plan: Plan, saved: Checkpoints,
 def first_params(experiment: Experiment, plan: Plan) -> tuple[Any, Any]:
     """(weights, their provenance or None) of a run that begins."""
     init, dtype = experiment.init, experiment.train.param_dtype
-    seed = seed_of(experiment.train.seed, "weights")
+    seed = derive_seed(experiment.train.seed, "weights")
     if init.adapt is not None:
         log.info("weights: adapted from init.adapt.source, %s", init.adapt.source)
         params, provenance = adaptation.adapt_into(

@@ -3,9 +3,7 @@
 import binascii
 import json
 import logging
-import resource
 import signal
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5g2.core import logs
+from t5g2.core import device as device_module
+from t5g2.core import logs, metrics_writer
 from t5g2.core.batch import HostBatch, Stream
+from t5g2.core.device import memory_gib
 from t5g2.eval import evaluation
 from t5g2.eval.tasks import Outcome
 from t5g2.models import flops
@@ -51,11 +51,11 @@ class Teller:
         self._experiment, self._workdir, self._write = experiment, workdir, write
         self._frozen = experiment.optim.freezes_tower(experiment.model)
         self._pending: tuple[int, Metrics, HostBatch] | None = None
-        self._peak = logs.peak()
+        self._peak = device_module.peak()
         log.info("peak, which MFU is a share of: %s FLOP/s (%s)", logs.short(self._peak.flops_per_s), self._peak.source)
         settings = experiment.log
         self._writer = (
-            logs.MetricsWriter(
+            metrics_writer.MetricsWriter(
                 workdir,
                 step=step,
                 tensorboard=settings.tensorboard,
@@ -127,7 +127,7 @@ class Teller:
         if self._writer is not None:
             values = self._values(step, told, batch)
             speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "mfu": mfu}
-            self._writer.write(step, values | speed | memory())
+            self._writer.write(step, values | speed | memory_gib())
 
     def _values(self, step: int, told: Metrics, batch: HostBatch) -> dict[str, float]:
         weight = max(float(told.weight), 1e-9)
@@ -161,19 +161,11 @@ def padding(stream: Stream) -> float:
     return 1.0 - float(np.mean(np.asarray(stream.segments) > 0))
 
 
-def memory() -> dict[str, float]:
-    """Peak memory so far in GiB: of this process, and of the fullest device where it tells."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB on Linux
-    found = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
-    peaks = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
-    return found | ({"memory/device_gib": max(peaks) / 2**30} if peaks else {})
-
-
 def last_scores(workdir: Path) -> str:
     """The newest scores of a run, in a line."""
     if not (workdir / "metrics.jsonl").exists():
         return "no scores"
-    rows: list[dict[str, Any]] = logs.read_metrics(workdir / "metrics.jsonl")
+    rows: list[dict[str, Any]] = metrics_writer.read_metrics(workdir / "metrics.jsonl")
     scored = [{k: v for k, v in row.items() if k.startswith("eval/") and k.endswith("/loss")} for row in rows]
     scored = [row for row in scored if row]
     return json.dumps(scored[-1]) if scored else "no scores"

@@ -12,8 +12,8 @@ import pytest
 
 from t5g2.checkpoint.folder import load_model, save_model
 from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.core import distributed, tree
 from t5g2.core import sharding as meshes
-from t5g2.core import tree
 from t5g2.core.sharding import MeshShape
 from t5g2.models import build
 from tests import tiny, weights
@@ -34,7 +34,7 @@ def one_of_two(folder: Path) -> None:
     """What each process does; run by the test below."""
     from jax.experimental import multihost_utils
 
-    meshes.start("on")
+    distributed.initialize("on")
     # not to standard output, where Gloo writes too, in pieces of lines
     said = (folder / f"said-{jax.process_index()}.txt").open("w")
     model, abstract = on_a_mesh()

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from t5g2.core import logs
+from t5g2.core import device as device_module
+from t5g2.core import logs, metrics_writer
 from t5g2.core.errors import UserError
 
 
@@ -36,7 +37,7 @@ def write_steps(writer, steps):
 
 
 def test_a_row_holds_step_wall_and_floats(tmp_path):
-    writer = logs.MetricsWriter(tmp_path)
+    writer = metrics_writer.MetricsWriter(tmp_path)
     writer.write(np.int64(3), {"train/loss": jax.numpy.float32(2.5), "bad": float("nan"), "worse": float("inf")})
     writer.close()
     writer.write(4, {"train/loss": 1.0})  # after closing: dropped
@@ -48,24 +49,24 @@ def test_a_row_holds_step_wall_and_floats(tmp_path):
 
 @pytest.mark.parametrize("resumed", [0, 1, 2, 3, 4])
 def test_a_resumed_file_is_as_if_never_stopped(tmp_path, resumed):
-    alone = logs.MetricsWriter(tmp_path / "alone")
+    alone = metrics_writer.MetricsWriter(tmp_path / "alone")
     write_steps(alone, range(6))
     alone.close()
 
-    stopped = logs.MetricsWriter(tmp_path / "stopped")
+    stopped = metrics_writer.MetricsWriter(tmp_path / "stopped")
     write_steps(stopped, range(5))  # goes on past the checkpoint, dies before the next one
     stopped.close()
-    again = logs.MetricsWriter(tmp_path / "stopped", step=resumed)
+    again = metrics_writer.MetricsWriter(tmp_path / "stopped", step=resumed)
     write_steps(again, range(resumed, 6))
     again.close()
     assert without_wall(rows(tmp_path / "stopped")) == without_wall(rows(tmp_path / "alone"))
 
 
 def test_an_evaluation_lost_with_the_process_is_written_after_resuming(tmp_path):
-    writer = logs.MetricsWriter(tmp_path)
+    writer = metrics_writer.MetricsWriter(tmp_path)
     writer.write(2, {"train/loss": 5.0})
     writer.close()
-    again = logs.MetricsWriter(tmp_path, step=2)
+    again = metrics_writer.MetricsWriter(tmp_path, step=2)
     again.write(2, {"eval/loss": 7.0, "train/loss": 5.0})
     again.close()
     assert without_wall(rows(tmp_path)) == [{"step": 2, "train/loss": 5.0}, {"step": 2, "eval/loss": 7.0}]
@@ -75,8 +76,8 @@ def test_an_evaluation_lost_with_the_process_is_written_after_resuming(tmp_path)
 def test_a_partial_last_line_is_dropped(tmp_path, partial):
     whole = b'{"step": 1, "wall": 1.0, "train/loss": 3.0}\n'
     (tmp_path / "metrics.jsonl").write_bytes(whole + partial)
-    assert len(logs.read_metrics(tmp_path / "metrics.jsonl")) in (1, 2)  # a reader may come at any moment
-    logs.MetricsWriter(tmp_path, step=1).close()
+    assert len(metrics_writer.read_metrics(tmp_path / "metrics.jsonl")) in (1, 2)  # a reader may come at any moment
+    metrics_writer.MetricsWriter(tmp_path, step=1).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 
 
@@ -108,7 +109,7 @@ def events(file):
 
 
 def test_tensorboard_finds_the_scalars_at_once_and_forgets_what_is_run_again(tmp_path):
-    writer = logs.MetricsWriter(tmp_path, step=5)
+    writer = metrics_writer.MetricsWriter(tmp_path, step=5)
     writer.write(6, {"train/loss": 2.5, "bad": float("nan")})
     [file] = tmp_path.glob("events.out.tfevents.*")
     version, start, scalars = events(file)
@@ -122,7 +123,7 @@ def test_tensorboard_finds_the_scalars_at_once_and_forgets_what_is_run_again(tmp
 
 
 def test_tensorboard_can_be_left_out(tmp_path):
-    writer = logs.MetricsWriter(tmp_path, tensorboard=False)
+    writer = metrics_writer.MetricsWriter(tmp_path, tensorboard=False)
     writer.write(1, {"train/loss": 2.5})
     writer.close()
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -130,7 +131,7 @@ def test_tensorboard_can_be_left_out(tmp_path):
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    writer = logs.MetricsWriter(tmp_path / "run")
+    writer = metrics_writer.MetricsWriter(tmp_path / "run")
     writer.write(1, {"train/loss": 2.5})
     writer.close()
     assert not (tmp_path / "run").exists()
@@ -142,7 +143,7 @@ def test_wandb_gets_the_rows_and_goes_on_with_its_run(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(init=lambda **settings: started.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (0, 1):
-        writer = logs.MetricsWriter(tmp_path, step=step, wandb_project="t5g2", config={"seed": 1})
+        writer = metrics_writer.MetricsWriter(tmp_path, step=step, wandb_project="t5g2", config={"seed": 1})
         writer.write(step + 1, {"train/loss": 2.5})
         writer.close()
     assert logged == [(1, {"train/loss": 2.5}), (2, {"train/loss": 2.5})]
@@ -156,7 +157,7 @@ def test_wandb_that_is_not_installed_is_said(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"project 'mine', but wandb is not installed; run `pip install 't5g2\[wandb\]'`"
     ):
-        logs.MetricsWriter(tmp_path, wandb_project="mine")
+        metrics_writer.MetricsWriter(tmp_path, wandb_project="mine")
 
 
 def test_throughput_leaves_pauses_out():
@@ -227,17 +228,17 @@ def test_durations(seconds, text):
 def test_named_peaks_count_every_device(monkeypatch, kind, flops):
     device = types.SimpleNamespace(device_kind=kind, platform="tpu")
     monkeypatch.setattr(jax, "devices", lambda: [device] * 4)
-    peak = logs.peak()
+    peak = device_module.peak()
     assert peak.flops_per_s == 4 * flops
     assert peak.source == f"named bf16 peak of 4 x {kind}"
 
 
 def test_the_peak_of_a_cpu_is_measured_once(monkeypatch):
     monkeypatch.setattr(logs, "measure_matmul", lambda size: 1e11)
-    peak = logs.peak()
+    peak = device_module.peak()
     assert peak.flops_per_s == 1e11  # the eight simulated devices share the cores
     assert peak.source.startswith("measured float32 matmul on 1 x ")
 
 
 def test_a_matmul_can_be_measured():
-    assert logs.measure_matmul(64, repeats=2) > 0
+    assert device_module.measure_matmul(64, repeats=2) > 0

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from t5g2.core import distributed as distributed_module
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
@@ -150,7 +151,7 @@ def test_an_axis_without_a_rule_is_an_error(mesh):
     ],
 )
 def test_auto_joins_only_where_there_are_others(environ, told):
-    assert meshes._told_of_others(environ) == told
+    assert distributed_module._has_other_processes(environ) == told
 
 
 def join(distributed, **environ):
@@ -175,4 +176,4 @@ def test_joining_when_nobody_is_there():
     assert "UserError: this process cannot join the others: " in alone.communicate(timeout=60)[1]
     assert join("auto").communicate(timeout=60)[0].strip() == "1"
     with pytest.raises(UserError, match=r"unknown value of distributed 'of'; did you mean 'off'"):
-        meshes.start("of")
+        distributed_module.initialize("of")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5g2.core.seeds import derive_seed
 from t5g2.data.packed_rows import NO_EXAMPLE, Feature
 from t5g2.data.packing import START, PackedRows, Packer
-from t5g2.data.streams import examples_of, open_corpus, seed_of
+from t5g2.data.streams import examples_of, open_corpus
 from tests.data import corpus
 
 LAYOUT = {
@@ -221,7 +222,7 @@ def test_the_order_of_examples_is_that_of_grains_shuffle(tmp_path):
     config = corpus.mixed(tmp_path, rows=2, streams=4)
     opened = open_corpus(config)
     for source, pieces in enumerate(opened.pieces):
-        shuffled = grain.MapDataset.source(range(len(pieces))).shuffle(seed=seed_of(5, "shuffle", source)).repeat(3)
+        shuffled = grain.MapDataset.source(range(len(pieces))).shuffle(seed=derive_seed(5, "shuffle", source)).repeat(3)
         examples: Any = examples_of(opened, source, seed=5, epochs=3)
         assert len(examples) == len(shuffled) == 3 * len(pieces)
         examples._make = lambda k, piece: piece.index

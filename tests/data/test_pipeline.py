@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
+from t5g2.core.seeds import derive_seed
 from t5g2.data.chunks import TextFiles
 from t5g2.data.pipeline import DataConfig, Pipeline, Source, describe_ratio, finite_batches, to_global
-from t5g2.data.streams import Units, examples_of, open_corpus, seed_of
+from t5g2.data.streams import Units, examples_of, open_corpus
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 from tests.data import corpus
@@ -220,7 +221,7 @@ def test_packed_examples_are_those_that_went_in(tmp_path, made, packing):
     """Array by array: tokens, targets, weights and blocks of every example, from 0 on and at its own segment."""
     config = made(tmp_path, rows=4, streams=4, packing=packing)
     opened = open_corpus(config)
-    went_in = [examples_of(opened, i, seed=seed_of(3, "finite"), epochs=1) for i in range(2)]
+    went_in = [examples_of(opened, i, seed=derive_seed(3, "finite"), epochs=1) for i in range(2)]
     packed = 0
     for host in finite_batches(config, seed=3):
         data = host.batch

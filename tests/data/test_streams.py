@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from t5g2.data.streams import Selection, StreamReader, examples_of, open_corpus, seed_of
+from t5g2.core.seeds import derive_seed
+from t5g2.data.streams import Selection, StreamReader, examples_of, open_corpus
 from t5g2.data.tokenizers.registry import Bytes
 from tests.data import corpus
 
@@ -86,5 +87,5 @@ def test_the_fingerprint_changes_with_text_tokenizer_and_cut(tmp_path):
 
 def test_seeds_differ_by_name():
     names = [("shuffle", 0), ("shuffle", 1), ("mix",), ("rows", 0), ("example",)]
-    assert len({seed_of(seed, *name) for seed in (0, 1) for name in names}) == 10
-    assert seed_of(0, "mix") == seed_of(0, "mix") < 2**32
+    assert len({derive_seed(seed, *name) for seed in (0, 1) for name in names}) == 10
+    assert derive_seed(0, "mix") == derive_seed(0, "mix") < 2**32

@@ -12,10 +12,10 @@ import pytest
 
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
+from t5g2.core.seeds import derive_seed
 from t5g2.data.chunks import TextFiles
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
-from t5g2.data.streams import seed_of
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.eval import evaluation as evaluate
 from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting
@@ -68,7 +68,7 @@ def plain_means(model, task, setting):
     found = {}
     for denoiser in task.objective.denoisers:
         losses, right = [], []
-        seed = seed_of(setting.seed, "held-out loss")
+        seed = derive_seed(setting.seed, "held-out loss")
         for host in finite_batches(data, seed=seed, denoiser=denoiser, examples=task.examples):
             batch = host.batch
             scores = np.asarray(forward(batch.encoder, batch.decoder))
@@ -119,7 +119,7 @@ def test_a_prefix_that_sees_both_ways_is_measured_whatever_the_run_trains_on(tex
     causal = jax.jit(lambda d: jax.nn.log_softmax(model.logits(model.hidden(None, d, compute=FLOAT32))))
     losses = []
     data = dataclasses.replace(setting.data, sources=(Source(text, task.objective),))
-    for host in finite_batches(data, seed=seed_of(1, "held-out loss"), examples=12):
+    for host in finite_batches(data, seed=derive_seed(1, "held-out loss"), examples=12):
         scores = np.asarray(causal(host.batch.decoder._replace(blocks=None)))
         counted = host.batch.weights > 0
         losses += (-np.take_along_axis(scores, host.batch.targets[..., None], axis=-1)[..., 0][counted]).tolist()

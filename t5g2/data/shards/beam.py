@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from t5g2.core.errors import UserError
+from t5g2.core.optional import require
 from t5g2.data.shards.token_shards import Run
-from t5g2.data.sources.local_copies import needed
 
 
 def pipeline(options: str) -> Run:
@@ -20,7 +20,7 @@ def pipeline(options: str) -> Run:
     Raises:
       UserError: apache-beam is not installed, or does not know an option or a runner.
     """
-    beam, arguments = needed("apache_beam", "beam"), shlex.split(options)
+    beam, arguments = require("apache_beam", "beam"), shlex.split(options)
     parsed = beam.options.pipeline_options.PipelineOptions(arguments)
     # asked for once, so that what is wrong is said before a text is opened
     unknown = [name for name in arguments if name.startswith("--") and not _is_known(parsed, name)]

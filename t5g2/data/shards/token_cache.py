@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from t5g2.core.errors import UserError
+from t5g2.core.files import cache_folder
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Job, TokenDocuments, Tokens
 from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.sources.local_copies import cache
 from t5g2.data.tokenizers.registry import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def tokenized(documents: Documents, tokenizer: Tokenizer, *, workers: int = 0) -
     if isinstance(documents, TokenDocuments):
         return documents
     name = hashlib.sha256(f"{documents.fingerprint} {tokenizer.fingerprint()}".encode()).hexdigest()[:16]
-    folder = cache() / "tokens" / name
+    folder = cache_folder() / "tokens" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from t5g2.core import optional
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
@@ -168,7 +169,7 @@ class _Tfds(Records):
 
 def _data_source(config: Tfds) -> tuple[Any, Any]:
     """The data source, and the builder of its data set."""
-    tfds = local_copies.needed("tensorflow_datasets", "tfds")
+    tfds = optional.require("tensorflow_datasets", "tfds")
     where = {"data_dir": config.data_dir} if config.data_dir else {}
     try:
         builder = tfds.builder(config.name, try_gcs=False, **where)

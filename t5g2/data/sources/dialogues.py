@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from t5g2.core import optional
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import Documents, OnBadRecord
@@ -336,7 +337,7 @@ def _turn_id(tokenizer: Tokenizer, name: str, given: int | None) -> int:
 
 def _rows(source: BinaryIO, out: BinaryIO, *, fields: tuple[str, ...]) -> None:
     """Writes a line of JSON for each row of a parquet file, of those of the columns that there are."""
-    parquet = local_copies.needed("pyarrow.parquet", "parquet").ParquetFile(source)
+    parquet = optional.require("pyarrow.parquet", "parquet").ParquetFile(source)
     there = [field for field in fields if field in parquet.schema_arrow.names]
     if not there:
         names = ", ".join(parquet.schema_arrow.names)

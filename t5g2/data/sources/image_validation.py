@@ -7,8 +7,8 @@ import os
 
 import PIL
 
+from t5g2.core import files
 from t5g2.data import images
-from t5g2.data.sources import local_copies
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class SoundImages:
 
     def __init__(self, where: str):
         name = hashlib.sha256(f"{os.path.abspath(where)} {PIL.__version__}".encode()).hexdigest()[:16]
-        self._file = local_copies.cache() / f"{name}.images"
+        self._file = files.cache_folder() / f"{name}.images"
         data = self._file.read_bytes() if self._file.is_file() else b""
         self._known = {data[i : i + BYTES] for i in range(0, len(data) - BYTES + 1, BYTES)}
         self._new: set[bytes] = set()

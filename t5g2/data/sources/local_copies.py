@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 from t5g2.core import errors
 from t5g2.core.errors import UserError
+from t5g2.core.files import cache_folder
+from t5g2.core.optional import require
 
 CHUNK = 1 << 20
 
@@ -94,7 +96,7 @@ def converted(file: str, convert: Callable[[BinaryIO, BinaryIO], None], what: ob
     Raises:
       UserError: it is damaged or cut off, or what `convert` raises.
     """
-    target = cache() / f"{_identity(file, what)}-{Path(file).name}"
+    target = cache_folder() / f"{_identity(file, what)}-{Path(file).name}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -123,7 +125,7 @@ def _gzip(source: BinaryIO, out: BinaryIO) -> None:
 
 
 def _zstandard(source: BinaryIO, out: BinaryIO) -> None:
-    zstandard = needed("zstandard", "zstd")
+    zstandard = require("zstandard", "zstd")
     frame, data = None, b""
     while data or (data := source.read(CHUNK)):
         frame = frame or zstandard.ZstdDecompressor().decompressobj()
@@ -163,7 +165,7 @@ def parquet_file(source: BinaryIO, **columns: str) -> Any:
     Raises:
       UserError: it lacks one, or pyarrow is not installed.
     """
-    parquet = needed("pyarrow.parquet", "parquet")
+    parquet = require("pyarrow.parquet", "parquet")
     file = parquet.ParquetFile(source)
     names = file.schema_arrow.names
     for setting, column in columns.items():
@@ -178,22 +180,8 @@ def parquet_file(source: BinaryIO, **columns: str) -> Any:
 CONVERTERS: dict[str, Callable[[BinaryIO, BinaryIO], None]] = {"gz": _gzip, "zst": _zstandard}
 
 
-def needed(module: str, extra: str) -> Any:
-    """A module that only some users have.
-
-    Raises:
-      UserError: it is not installed; says what to install.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{module} is not installed, which reads such files; pip install 't5g2[{extra}]'") from None
-
-
 def _system(path: str) -> tuple[Any, str]:
-    fsspec = needed("fsspec", "remote")
+    fsspec = require("fsspec", "remote")
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
@@ -216,8 +204,3 @@ def _identity(file: str, what: object) -> str:
         status = os.stat(file)
         facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, what)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def cache() -> Path:
-    """The folder of copies."""
-    return Path(os.environ.get("T5G2_CACHE") or Path.home() / ".cache" / "t5g2")

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.core import pairs
+from t5g2.core import files, optional, pairs
 from t5g2.core.errors import UserError, unknown
-from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.tokenizers.base import Tokenizer
 
@@ -156,7 +155,7 @@ class _Examples(Documents):
 
 def _dataset(source: Seqio) -> tuple[Any, Any]:
     """The task or mixture, and its tf.data.Dataset."""
-    seqio = local_copies.needed("seqio", "seqio")
+    seqio = optional.require("seqio", "seqio")
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # they are jax's
@@ -205,7 +204,7 @@ def _examples(source: Seqio, dataset: Any) -> Iterator[tuple[np.ndarray | None, 
 
 def _write(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.ndarray, int]:
     """The file of the tokens, named after them; where each example ends; the highest id after the first `skip`."""
-    folder = local_copies.cache()
+    folder = files.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".seqio.{os.getpid()}.part"
     digest, lengths, highest = hashlib.sha256(), [], 0

@@ -1,0 +1,79 @@
+"""What a device can do: peak FLOP/s, memory in use, the cache of compiled programs."""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs between processes, in ~/.cache/t5g2/jax unless JAX_COMPILATION_CACHE_DIR says where."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "t5g2" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# bf16 matmul peak of one device in FLOP/s, dense. TPUs: the numbers MaxText divides by (MaxText README and
+# configs/tpu); GPUs: NVIDIA's data sheets, without sparsity. Keys are beginnings of jax's `device_kind`.
+NAMED_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class Peak(NamedTuple):
+    """What MFU is a share of: FLOP/s of all devices together, and where the number comes from."""
+
+    flops_per_s: float
+    source: str
+
+
+def peak() -> Peak:
+    """The peak of all devices of the run: the named bf16 peak where the device is known, otherwise measured."""
+    import jax
+
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    # the longest name first: "TPU v5 lite" also begins with "TPU v5"
+    for name in sorted(NAMED_PEAKS, key=len, reverse=True):
+        if kind.startswith(name):
+            return Peak(NAMED_PEAKS[name] * len(devices), f"named bf16 peak of {len(devices)} x {kind}")
+    # the simulated devices of a CPU share its cores: one of them is measured, per process
+    count = jax.process_count() if devices[0].platform == "cpu" else len(devices)
+    rate = measure_matmul(1024 if devices[0].platform == "cpu" else 8192)
+    return Peak(rate * count, f"measured float32 matmul on {count} x {kind}")
+
+
+def measure_matmul(size: int, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of several [size, size] float32 matrix products on the first local device."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((size, size), jnp.float32)
+    multiply = jax.jit(lambda a: a @ a)
+    multiply(a).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        multiply(a).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def memory_gib() -> dict[str, float]:
+    """Peak memory_gib so far in GiB: of this process, and of the fullest device where it tells."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB on Linux
+    found = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    peaks = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
+    return found | ({"memory/device_gib": max(peaks) / 2**30} if peaks else {})

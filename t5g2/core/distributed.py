@@ -1,0 +1,66 @@
+"""Several processes as one run: joining them, and which one writes."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from t5g2.core.errors import UserError, unknown
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+_PROCESS_VARIABLES = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
+    """Joins the processes of a run on several hosts into one; call it before anything asks for devices.
+
+    JAX finds the coordinator and the process's number by itself on Cloud TPU, Slurm, Open MPI and Kubernetes; elsewhere
+    set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Args:
+      distributed: "auto" joins where the environment tells of several processes, "on" always, "off" never.
+
+    Raises:
+      UserError: "on", and nothing says who the other processes are.
+    """
+    if distributed not in ("auto", "on", "off"):
+        raise unknown("value of distributed", distributed, ("auto", "on", "off"))
+    if distributed == "off" or jax.distributed.is_initialized():
+        return
+    if distributed == "auto" and not _has_other_processes(os.environ):
+        return
+    try:
+        # the address is read by JAX itself
+        processes, process = (int(os.environ[k]) if k in os.environ else None for k in _PROCESS_VARIABLES)
+        jax.distributed.initialize(num_processes=processes, process_id=process)
+    except ValueError as error:
+        raise UserError(
+            f"this process cannot join the others: {error} Cloud TPU, Slurm, Open MPI and Kubernetes say by themselves "
+            f"who they are; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or use "
+            f"--distributed=off"
+        ) from None
+
+
+def _has_other_processes(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says that this process is one of several, or might be (a Cloud TPU host)."""
+    if "JAX_COORDINATOR_ADDRESS" in environ or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return True
+    # SLURM_STEP_NUM_TASKS counts what one srun started; without srun there is no step and this process is alone
+    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return True
+    if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    # a host of a Cloud TPU may be one of a pod; joining works on a single one too
+    chips = any(Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*"))
+    wanted = "tpu" in environ.get("JAX_PLATFORMS", "tpu").split(",")
+    return wanted and chips and importlib.util.find_spec("libtpu") is not None

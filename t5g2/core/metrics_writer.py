@@ -1,0 +1,170 @@
+"""Metrics by step: metrics.jsonl, TensorBoard events and Weights & Biases."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t5g2.core.distributed import is_primary
+from t5g2.core.errors import UserError
+from t5g2.core.logs import log
+
+
+class MetricsWriter:
+    """Numbers by step: in metrics.jsonl always, in TensorBoard events unless told not to, in Weights & Biases if asked.
+
+    A line of metrics.jsonl is one JSON object: `{"step": 20, "wall": 1714650000.1, "train/loss": 2.5}`; `wall` is in
+    seconds since 1970, and a value that is not finite is null. Several lines may hold one step (training, evaluation).
+
+    A run that is resumed at step S leaves the file as if it had never stopped: lines after S are cut off, what was
+    written at S stays, and a name that is already there at S is not written a second time. (An evaluation at S comes
+    before the checkpoint of S and is repeated after it, a training loss at S is not: both end up there once.)
+    A line is one write to the file, so a process that is killed leaves at most one partial line at the end, which is
+    dropped here.
+
+    Args:
+      folder: the workdir.
+      step: the step the run starts from or resumes at.
+      tensorboard: also write an event file.
+      wandb_project: also log there; the run's id is kept in the workdir, so that a resumed run goes on.
+      config: the resolved experiment, for Weights & Biases.
+
+    Raises:
+      UserError: a project is named and wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        step: int = 0,
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        self._resumed_at, self._at_resume = step, set()
+        self._sinks: list[Any] = []
+        if not is_primary():
+            return
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = _cut(folder / "metrics.jsonl", step)
+        self._at_resume = {name for row in kept if row["step"] == step for name in row}
+        self._sinks = [_Lines(folder / "metrics.jsonl")]
+        if tensorboard:
+            self._sinks.append(_Events(folder, step))
+        if wandb_project is not None:
+            self._sinks.append(_WeightsAndBiases(folder, wandb_project, config))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records scalars at `step`; JAX and NumPy scalars are fetched here."""
+        if not self._sinks:
+            return
+        new = {k: float(v) for k, v in values.items() if step != self._resumed_at or k not in self._at_resume}
+        if new:
+            wall = round(time.time(), 3)
+            for sink in self._sinks:
+                sink.write(int(step), wall, new)
+
+    def close(self) -> None:
+        """Closes everything; what is written afterwards is dropped."""
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+
+class _Lines:
+    """metrics.jsonl, one unbuffered write a line."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run is
+
+    def write(self, step: int, wall: float, values: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "wall": wall, **finite}, allow_nan=False).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Events:
+    """A TensorBoard event file. tensorboardX's own writer has a thread and a queue that its flush does not empty."""
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._proto: Any = {**vars(event_pb2), **vars(summary_pb2)}  # classes that protobuf makes at import
+        # the process id, because a file is named by the second and a rerun may come within it
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+        # TensorBoard forgets what earlier event files hold from this step on
+        start = self._proto["SessionLog"](status=self._proto["SessionLog"].START)
+        self._writer.write_event(self._proto["Event"](step=step + 1, wall_time=time.time(), session_log=start))
+
+    def write(self, step: int, wall: float, values: Mapping[str, float]) -> None:
+        scalars = [self._proto["Summary"].Value(tag=name, simple_value=value) for name, value in values.items()]
+        summary = self._proto["Summary"](value=scalars)
+        self._writer.write_event(self._proto["Event"](step=step, wall_time=wall, summary=summary))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run of Weights & Biases; its id is kept in the workdir, so that a resumed run goes on."""
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any] | None):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                f"metrics are to go to the Weights & Biases project {project!r}, but wandb is not installed; "
+                f"run `pip install 't5g2[wandb]'`, or name no project"
+            ) from None
+        file = folder / "wandb_id"
+        if not file.exists():
+            file.write_text(os.urandom(4).hex())
+        settings: dict[str, Any] = {"name": folder.name, "dir": str(folder), "config": config}
+        self._run = wandb.init(project=project, id=file.read_text(), resume="allow", **settings)
+
+    def write(self, step: int, wall: float, values: Mapping[str, float]) -> None:
+        del wall  # it keeps its own
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """The rows of a metrics.jsonl; lines that are no rows, such as one that is just being written, are left out."""
+    return [row for row in map(_parse, Path(path).read_bytes().split(b"\n")) if row is not None]
+
+
+def _parse(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _cut(path: Path, step: int) -> list[dict]:
+    """Leaves in the file only whole rows up to `step`, and returns them; the file is replaced in one go."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    lines = [line for line in data.split(b"\n") if line]
+    rows = [_parse(line) for line in lines]
+    keep = [i for i, row in enumerate(rows) if row is not None and row["step"] <= step]
+    text = b"".join(lines[i] + b"\n" for i in keep)
+    if text != data:
+        if later := sum(row is not None for row in rows) - len(keep):
+            log.info("%s: %d lines after step %d are cut off; those steps are run again", path, later, step)
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(text)
+        os.replace(part, path)
+    return [row for row in map(_parse, text.split(b"\n")) if row is not None]
