@@ -12,13 +12,13 @@ import time
 import numpy as np
 
 from t5g2.core.objective import Objective
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives import UL2, Answers, Causal, PrefixLM, PrefixLMDecoder, SpanCorruption, UL2Original
 
 GOAL = 3e6
 LENGTHS = (128, 512, 2048, 16384)
 ROUNDS, ROUND_TOKENS = 5, 400_000
-SPECIALS = Specials(pad=0, eos=1, bos=2, unk=3, mask=4, first_sentinel=10, sentinels=3000, first_byte=3010)
+SPECIALS = SpecialTokens(pad=0, eos=1, bos=2, unk=3, mask=4, first_sentinel=10, sentinels=3000, first_byte=3010)
 MODES = (("NLU", 5), ("S2S", 6), ("NLG", 7))
 
 OBJECTIVES: dict[str, Objective] = {

@@ -29,7 +29,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files, tree
 from t5g2.core import sharding as meshes
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.images import Resampling, check_images
 from t5g2.data.tokenizers import registry as tokenizers
@@ -299,7 +299,7 @@ class LanguageModel(Model):
 
     embed_texts = similarity = embed_images
 
-    def _reading(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Stream, Any]:
+    def _reading(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Sequences, Any]:
         """The side that reads images, and the images."""
         config = api_inputs.images_of(self.config)
         stream = self._stream(side, tokens, mask, None if images is None else config)
@@ -309,7 +309,7 @@ class LanguageModel(Model):
             check_images(stream.tokens, config.token, tokens_per_image=config.tokens, images_per_row=counts)
         return stream, array
 
-    def _stream(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Stream:
+    def _stream(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Sequences:
         stack = getattr(self.config, side) if isinstance(self.config, EncoderDecoderConfig) else self.config
         assert isinstance(stack, TextConfig)
         tokens_BT = api_inputs.tokens(f"{side}_tokens", tokens, stack)
@@ -399,12 +399,12 @@ class DualEncoder(Model):
 
 
 @functools.partial(jax.jit, static_argnames="compute")
-def _logits(params: Any, encoder: Stream | None, decoder: Stream, images: Any, *, compute: Compute):
+def _logits(params: Any, encoder: Sequences | None, decoder: Sequences, images: Any, *, compute: Compute):
     return params.logits(params.hidden(encoder, decoder, images, compute=compute))
 
 
 @functools.partial(jax.jit, static_argnames="compute")
-def _encode(params: Any, encoder: Stream, images: Any, *, compute: Compute):
+def _encode(params: Any, encoder: Sequences, images: Any, *, compute: Compute):
     return params.encode(encoder, images, compute=compute).astype(jnp.float32)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.data import image_tokens
 from t5g2.data import images as pictures
@@ -72,7 +72,7 @@ def mask(name: str, given: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T
     return array.astype(bool)
 
 
-def stream(tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_token: int | None = None) -> Stream:
+def stream(tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_token: int | None = None) -> Sequences:
     """Tokens as models take them; tokens [7 8 9], of which the first is padding:
 
         tokens [0 8 9]   segments [0 1 1]   positions [0 1 2], or counted [0 0 1]
@@ -85,7 +85,7 @@ def stream(tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_
         positions_BT = np.maximum(np.cumsum(valid_BT, axis=1, dtype=np.int32) - 1, 0)
     tokens_BT = np.where(valid_BT, tokens_BT, 0)
     blocks = None if image_token is None else image_blocks(tokens_BT, image_token)
-    return Stream(tokens_BT, valid_BT.astype(np.int32), positions_BT, blocks)
+    return Sequences(tokens_BT, valid_BT.astype(np.int32), positions_BT, blocks)
 
 
 def images(

@@ -16,7 +16,7 @@ from t5g2 import api, api_inputs
 from t5g2.checkpoint import convert
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
@@ -65,7 +65,7 @@ def drawn(length, rows=2, seed=0):
 
 def stream(tokens, mask, positions=None):
     positions = np.arange(tokens.shape[1])[None].repeat(len(tokens), 0) if positions is None else positions
-    return Stream(*(np.asarray(x, np.int32) for x in (tokens * mask, mask, positions)))
+    return Sequences(*(np.asarray(x, np.int32) for x in (tokens * mask, mask, positions)))
 
 
 @jax.jit

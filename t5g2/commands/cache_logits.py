@@ -18,7 +18,7 @@ import numpy as np
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import logs, sharding
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig
@@ -147,7 +147,7 @@ class _Asked:
         return [_in_text(q, *(x[row] for x in jax.device_get(made))) for row, q in enumerate(questions)]
 
 
-def _answers(model: Any, encoder: Stream | None, decoder: Stream, key: jax.Array, *, compute, answer, vocab_size: int):
+def _answers(model: Any, encoder: Sequences | None, decoder: Sequences, key: jax.Array, *, compute, answer, vocab_size: int):
     hidden_BTD, head = model.hidden(encoder, decoder, compute=compute), model.head()
     return answer(hidden_BTD, type(head)(head.table_VD[:vocab_size], head.softcap), key=key)
 
@@ -229,7 +229,7 @@ def _in_text(question: Question, ids_TN, log_probs_TN, tail_T) -> tuple[np.ndarr
     return tuple(made)
 
 
-def _rows(sequences: Sequence[np.ndarray], rows: int, data: DataConfig) -> Stream:
+def _rows(sequences: Sequence[np.ndarray], rows: int, data: DataConfig) -> Sequences:
     """One sequence a row, rows of nothing after the last; as long as the longest, rounded up so that shapes are few."""
     step = max(data.piece_tokens // 4, 1)
     length = -(-max(*map(len, sequences), 1) // step) * step
@@ -238,7 +238,7 @@ def _rows(sequences: Sequence[np.ndarray], rows: int, data: DataConfig) -> Strea
     for row, sequence in enumerate(sequences):
         tokens[row, : len(sequence)] = sequence
         segments[row, : len(sequence)] = 1
-    return Stream(tokens, segments, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape) * segments)
+    return Sequences(tokens, segments, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape) * segments)
 
 
 def _plan(asked: _Asked, corpus: Corpus, source: int, layout: Layout) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _plan(asked: _Asked, corpus: Corpus, source: int, layout: Layout) -> dict[st
     }
     if not asked.reads_text:
         objective = asked.data.sources[source].objective
-        if objective.draws:
+        if objective.is_stochastic:
             raise UserError(
                 f"source {corpus.config.names[source]!r}: the teacher, {asked.folder.path}, is an encoder-decoder, "
                 f"whose answers depend on what {type(objective).__name__} draws for an example; ask it in the run "

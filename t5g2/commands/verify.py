@@ -28,7 +28,7 @@ from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files, tree
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.eval.generation import Decoding, complete
 from t5g2.models import build
@@ -335,7 +335,7 @@ def _with(params: Any, config: ModelConfig) -> Any:
 
 
 def _our_answer(params: Any, case: Case, images: Any) -> Answer:
-    def stream(tokens: np.ndarray, valid: np.ndarray, read: bool) -> Stream:
+    def stream(tokens: np.ndarray, valid: np.ndarray, read: bool) -> Sequences:
         token = images.token if images is not None and read and case.encoder is None else None
         return api_inputs.stream(tokens, valid, counted=False, image_token=token)
 
@@ -363,7 +363,7 @@ def _our_pairs(path: Path, texts: np.ndarray, images: np.ndarray) -> Answer:
 
 
 @partial(jax.jit, static_argnames="keep")
-def _last_logits(params: Any, encoder: Stream | None, decoder: Stream, images: Any, *, keep: int) -> jax.Array:
+def _last_logits(params: Any, encoder: Sequences | None, decoder: Sequences, images: Any, *, keep: int) -> jax.Array:
     return params.logits(params.hidden(encoder, decoder, images, compute=FLOAT32)[:, -keep:])
 
 

@@ -25,7 +25,7 @@ import numpy as np
 Array = Any  # np.ndarray on the host, jax.Array on devices
 
 
-class Stream(NamedTuple):
+class Sequences(NamedTuple):
     """The tokens of one side of a model and where each stands; every array is int32[..., length]."""
 
     tokens: Array
@@ -88,7 +88,7 @@ class Teaching(NamedTuple):
     """
 
     origins: Array
-    text: Stream | None = None
+    text: Sequences | None = None
     ids: Array | None = None
     log_probs: Array | None = None
     tail: Array | None = None
@@ -102,8 +102,8 @@ class Batch(NamedTuple):
     a row's image tokens, zeros past the last, None for a run without; teaching: None for a run without a teacher.
     """
 
-    encoder: Stream | None
-    decoder: Stream
+    encoder: Sequences | None
+    decoder: Sequences
     targets: Array
     weights: Array
     denoisers: Array

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from t5g2.core.batch import Example
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 
 
 class Objective(abc.ABC):
@@ -28,7 +28,7 @@ class Objective(abc.ABC):
         return False
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether an example depends on the rng, so that a piece gives another one in every epoch."""
         return True
 
@@ -54,7 +54,7 @@ class Objective(abc.ABC):
     def sentinels_needed(self, tokens: int) -> int:
         """The most different sentinels that a piece of up to `tokens` tokens can take."""
 
-    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:  # noqa: B027
+    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:  # noqa: B027
         """Does nothing if the tokenizer has what this objective takes, sentinels apart.
 
         Raises:
@@ -62,7 +62,7 @@ class Objective(abc.ABC):
         """
 
     def filling(
-        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: Specials
+        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """A prompt in which spans of `span` tokens from `starts` on are missing, as this objective's examples have it,
         and what is asked for, without EOS; None if it takes no spans away.
@@ -79,5 +79,5 @@ class Objective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example made of int32[L] tokens, L >= 2."""

@@ -8,7 +8,7 @@ from t5g2.core.errors import UserError
 
 
 @dataclass(frozen=True)
-class Specials:
+class SpecialTokens:
     """Ids of special tokens. The sentinels have `sentinels` ids in a row, and an example uses each at most once.
 
     Attributes:

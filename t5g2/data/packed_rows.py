@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.core.batch import Batch, Example, HostBatch, Stream, Teaching
+from t5g2.core.batch import Batch, Example, HostBatch, Sequences, Teaching
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
 
@@ -140,5 +140,5 @@ def _places_in_row(rows: Rows) -> np.ndarray:
     return np.where(rows["origins"] < 0, -1, shifted).astype(np.int32)
 
 
-def _stream(rows: Rows, side: str) -> Stream:
-    return Stream(rows[side], rows[f"{side}_segment_ids"], rows[f"{side}_positions"])
+def _stream(rows: Rows, side: str) -> Sequences:
+    return Sequences(rows[side], rows[f"{side}_segment_ids"], rows[f"{side}_positions"])

@@ -27,7 +27,7 @@ from t5g2.core.batch import Example
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
 from t5g2.core.seeds import derive_seed
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data import image_tokens, packed_rows
 from t5g2.data.chunks import Pieces, open_pieces
 from t5g2.data.config import DataConfig, Source, TeacherRows
@@ -163,7 +163,7 @@ class MakeExample:
     """
 
     objective: Objective
-    specials: Specials
+    specials: SpecialTokens
     seed: int
     source: int
     sources: int

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import constrain
 from t5g2.data.tokenizers.registry import Tokenizer
@@ -149,8 +149,8 @@ class _Loop(NamedTuple):
 @partial(jax.jit, static_argnames="decoding")
 def generate(
     model: Model,
-    encoder: Stream | None,
-    prompt: Stream,
+    encoder: Sequences | None,
+    prompt: Sequences,
     images: Float[Array, "B I H W 3"] | None = None,
     *,
     decoding: Decoding,
@@ -188,7 +188,7 @@ def generate(
     def step(loop: _Loop) -> _Loop:
         # a row that is done goes on as padding, which nobody sees
         segments_B = jnp.where(loop.done_B, 0, segment_B)
-        last = Stream(loop.last_B[:, None], segments_B[:, None], (position_B + loop.made)[:, None])
+        last = Sequences(loop.last_B[:, None], segments_B[:, None], (position_B + loop.made)[:, None])
         hidden_B1D, cache = model.extend(last, loop.cache, compute=compute)
         next_B = choose(hidden_B1D[:, 0], loop.made, loop.done_B)
         tokens_BN = loop.tokens_BN.at[:, loop.made].set(next_B)
@@ -288,7 +288,7 @@ def complete(
     return [_until(row, (*decoding.ends, pad)) for row in made_BN]
 
 
-def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Stream:
+def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:
     """Sequences of different lengths as rows of one; segment 1 and positions from 0 where there are tokens.
 
     The length is a multiple of `multiple`, so that few programs are compiled. [7 8 9] and [5] with left=True,
@@ -305,7 +305,7 @@ def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: i
         place = slice(length - len(sequence), length) if left else slice(0, len(sequence))
         tokens[row, place], segments[row, place] = sequence, 1
         positions[row, place] = np.arange(len(sequence))
-    return Stream(tokens, segments, positions)
+    return Sequences(tokens, segments, positions)
 
 
 def _until(row: np.ndarray, ends: Sequence[int]) -> np.ndarray:

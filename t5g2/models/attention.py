@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.sharding import constrain
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import TextConfig
@@ -29,14 +29,14 @@ class KeyValues(NamedTuple):
     k_BSKH: Array
     v_BSKH: Array
 
-    def of(self, tokens: Stream) -> Keys:
+    def of(self, tokens: Sequences) -> Keys:
         """These keys as a source of attention, said to stand for `tokens`."""
         return Keys(self.k_BSKH, self.v_BSKH, tokens)
 
 
 def attend(
     q_BTNH: Float[Array, "B T N H"],
-    query: Stream,
+    query: Sequences,
     sources: Sequence[tuple[Keys, Mask]],
     *,
     scale: float,
@@ -105,7 +105,7 @@ class Attention(nnx.Module):
         return KeyValues(constrain(k_BSKH, *axes), constrain(v_BSKH, *axes))
 
     def mix(
-        self, q_BTNH: Array, query: Stream, sources: Sequence[tuple[Keys, Mask]], *, compute: Compute
+        self, q_BTNH: Array, query: Sequences, sources: Sequence[tuple[Keys, Mask]], *, compute: Compute
     ) -> Float[Array, "B T D"]:
         """What the queries see, projected back to the width of the model."""
         config = self.config

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models.attention import KeyValues
 from t5g2.models.layers import Compute
 from t5g2.models.stack import Block, PerLayer, Site, Stack
@@ -32,10 +32,10 @@ class Cache(NamedTuple):
     """
 
     past: PerLayer
-    tokens: Stream
+    tokens: Sequences
     used: Array
     memory: PerLayer | None = None
-    encoder: Stream | None = None
+    encoder: Sequences | None = None
 
 
 def start(
@@ -44,7 +44,7 @@ def start(
     length: int,
     *,
     memory_BSD: Array | None = None,
-    encoder: Stream | None = None,
+    encoder: Sequences | None = None,
     compute: Compute,
 ) -> Cache:
     """An empty cache of `length` slots; with `memory_BSD`, its keys and values are computed once for every layer."""
@@ -59,7 +59,7 @@ def start(
     memory = None
     if memory_BSD is not None:
         memory = stack.layers.map(lambda block: block.remember(memory_BSD, compute=compute))
-    tokens = Stream(nothing, nothing, nothing, nothing)
+    tokens = Sequences(nothing, nothing, nothing, nothing)
     return Cache(stack.layers.map(empty), tokens, jnp.zeros((), jnp.int32), memory, encoder)
 
 
@@ -90,7 +90,7 @@ def extend(
     return stack.final_norm.normalize(x_BtD, compute), _write(cache, own, site.tokens)
 
 
-def _write(cache: Cache, own: PerLayer, tokens: Stream) -> Cache:
+def _write(cache: Cache, own: PerLayer, tokens: Sequences) -> Cache:
     """The cache with new keys, and the tokens they stand for, in the slots after those used."""
 
     def put(old, new, axis: int):
@@ -102,5 +102,5 @@ def _write(cache: Cache, own: PerLayer, tokens: Stream) -> Cache:
         jax.tree.map(lambda old, new: put(old, new, 1), cache.past.tail, own.tail),
     )
     blocks = jnp.zeros_like(tokens.segments) if tokens.blocks is None else tokens.blocks
-    stored = Stream(*(put(old, new, 1) for old, new in zip(cache.tokens, tokens._replace(blocks=blocks), strict=True)))
+    stored = Sequences(*(put(old, new, 1) for old, new in zip(cache.tokens, tokens._replace(blocks=blocks), strict=True)))
     return cache._replace(past=past, tokens=stored, used=cache.used + tokens.segments.shape[1])

@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from t5g2.core.batch import Batch, Stream, image_blocks
+from t5g2.core.batch import Batch, Sequences, image_blocks
 from t5g2.models import masks
 from t5g2.models.config import (
     DualEncoderConfig,
@@ -124,7 +124,7 @@ def of_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int, images: i
     return replace(_count(config, np.array([encoder]), np.array([decoder]), blocks=sizes), images=images)
 
 
-def count(config: ModelConfig, encoder: Stream | None, decoder: Stream) -> Counts:
+def count(config: ModelConfig, encoder: Sequences | None, decoder: Sequences) -> Counts:
     """The counts of packed rows, from their tokens, segments and block ids; positions must run through each segment.
 
     Block ids are those of the side that images enter; an encoder that has none is counted with its images as blocks.
@@ -152,7 +152,7 @@ def _count(config: ModelConfig, encoder: np.ndarray, decoder: np.ndarray, *, blo
     return Counts(**made, encoder_tokens=int(encoder.sum()), cross=int(np.sum(encoder * decoder)))
 
 
-def _images(config: ModelConfig, reads: Stream | None) -> int:
+def _images(config: ModelConfig, reads: Sequences | None) -> int:
     """How many images stand among these tokens."""
     images = _reader(config).images
     if images is None or reads is None:
@@ -192,7 +192,7 @@ def _sizes(ids: np.ndarray, *, most: int) -> np.ndarray:
     return sizes[:, 1:].ravel()
 
 
-def _block_sizes(config: ModelConfig, reads: Stream | None) -> np.ndarray:
+def _block_sizes(config: ModelConfig, reads: Sequences | None) -> np.ndarray:
     """Tokens of each block of each segment of each row."""
     if reads is None:
         return np.zeros(0, np.int64)

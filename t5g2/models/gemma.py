@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models import cache as caches
 from t5g2.models import image_embeddings as images
 from t5g2.models import layers, masks
@@ -37,7 +37,7 @@ class Gemma(Stack):
             self.projector = Projector(config.images, config.width, key=projector_key, param_dtype=param_dtype)
 
     def hidden(
-        self, encoder: None, decoder: Stream, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
+        self, encoder: None, decoder: Sequences, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
     ) -> Float[Array, "B T D"]:
         """Final-normed states of every token, for the loss or for `logits`. There is no encoder side.
 
@@ -68,7 +68,7 @@ class Gemma(Stack):
 
     def extend(
         self,
-        decoder: Stream,
+        decoder: Sequences,
         cache: caches.Cache,
         images: Float[Array, "B I H W 3"] | None = None,
         *,
@@ -80,10 +80,10 @@ class Gemma(Stack):
         """
         return caches.extend(self, self._embed(decoder, images, compute), self._site(decoder), cache, compute=compute)
 
-    def _embed(self, decoder: Stream, pictures: Array | None, compute: Compute) -> Float[Array, "B T D"]:
+    def _embed(self, decoder: Sequences, pictures: Array | None, compute: Compute) -> Float[Array, "B T D"]:
         return images.embed(self, self.embedder, self.config.images, decoder.tokens, pictures, compute=compute)
 
-    def _site(self, decoder: Stream) -> Site:
+    def _site(self, decoder: Sequences) -> Site:
         return Site.of(decoder, self.config, lambda kind: masks.decoder(self.config, kind))
 
 

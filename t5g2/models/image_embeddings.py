@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.sharding import constrain
 from t5g2.models.config import ImageConfig
 from t5g2.models.layers import Compute, Embedder
@@ -59,7 +59,7 @@ def embed(
     return constrain(x_BTD, "rows", "length", "embed_act")
 
 
-def with_blocks(tokens: Stream, config: ImageConfig) -> Stream:
+def with_blocks(tokens: Sequences, config: ImageConfig) -> Sequences:
     """The tokens with each image as a block, as core.batch.image_blocks has it, under jit too; or with their own."""
     if tokens.blocks is not None:
         return tokens

@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
 
 
@@ -64,7 +64,7 @@ class Keys(NamedTuple):
 
     k_BSKH: Array
     v_BSKH: Array
-    tokens: Stream
+    tokens: Sequences
 
 
 def causal(window: int | None = None, *, ahead: int | None = None) -> Mask:

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
@@ -168,10 +168,10 @@ def _attend_in_tiles(
     return jnp.moveaxis(o_nBKNH, 0, 1).reshape(q_BTNH.shape)
 
 
-def _everything(rows: int, length: int) -> Stream:
+def _everything(rows: int, length: int) -> Sequences:
     """Tokens that all see each other."""
     ones_BT = jnp.ones((rows, length), jnp.int32)
-    return Stream(ones_BT, ones_BT, ones_BT)
+    return Sequences(ones_BT, ones_BT, ones_BT)
 
 
 class MLP(nnx.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import Attention, KeyValues
@@ -26,12 +26,12 @@ from t5g2.models.masks import Keys, Mask
 class Site:
     """The tokens that a stack runs over, and what all its blocks need to know of them, by kind of layer."""
 
-    tokens: Stream
+    tokens: Sequences
     masks: Mapping[LayerKind, Mask]
     turns: Mapping[LayerKind, tuple[Array, Array]]
 
     @classmethod
-    def of(cls, tokens: Stream, config: TextConfig, mask: Callable[[LayerKind], Mask]) -> "Site":
+    def of(cls, tokens: Sequences, config: TextConfig, mask: Callable[[LayerKind], Mask]) -> "Site":
         """The site of `tokens`; `mask` gives the mask of a kind of layer. Angles are computed here, once."""
         kinds: dict[LayerKind, None] = dict.fromkeys(config.pattern)
         turns: dict[LayerKind, tuple[Array, Array]] = {
@@ -237,7 +237,7 @@ class Stack(nnx.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         site: Site,
-        memory: tuple[Float[Array, "B S M"], Stream] | None = None,
+        memory: tuple[Float[Array, "B S M"], Sequences] | None = None,
         *,
         compute: Compute,
     ) -> Float[Array, "B T D"]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models import cache as caches
 from t5g2.models import image_embeddings as images
 from t5g2.models import layers, masks
@@ -52,7 +52,7 @@ class T5Gemma(nnx.Module):
             self.projector = Projector(encoder.images, encoder.width, key=projector_key, param_dtype=param_dtype)
 
     def hidden(
-        self, encoder: Stream, decoder: Stream, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
+        self, encoder: Sequences, decoder: Sequences, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
     ) -> Float[Array, "B T D"]:
         """Final-normed decoder states of every token, for the loss or for `logits`.
 
@@ -64,7 +64,7 @@ class T5Gemma(nnx.Module):
         return self.decode(decoder, self.encode(encoder, images, compute=compute), encoder, compute=compute)
 
     def encode(
-        self, encoder: Stream, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
+        self, encoder: Sequences, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
     ) -> Float[Array, "B S D"]:
         """Final-normed encoder states; what stands at padding is finite and means nothing.
 
@@ -76,7 +76,7 @@ class T5Gemma(nnx.Module):
         return self.encoder.run(self._embed_encoder(encoder, images, compute), site, compute=compute)
 
     def decode(
-        self, decoder: Stream, memory_BSD: Float[Array, "B S M"], encoder: Stream, *, compute: Compute
+        self, decoder: Sequences, memory_BSD: Float[Array, "B S M"], encoder: Sequences, *, compute: Compute
     ) -> Float[Array, "B T D"]:
         """Final-normed decoder states, given the states of `encoder`."""
         x_BTD = self._embed_decoder(decoder, compute)
@@ -96,7 +96,7 @@ class T5Gemma(nnx.Module):
         rows: int,
         length: int,
         *,
-        encoder: Stream | None = None,
+        encoder: Sequences | None = None,
         images: Float[Array, "B I H W 3"] | None = None,
         compute: Compute,
     ) -> caches.Cache:
@@ -111,7 +111,7 @@ class T5Gemma(nnx.Module):
         return caches.start(self.decoder, rows, length, memory_BSD=memory_BSD, encoder=encoder, compute=compute)
 
     def extend(
-        self, decoder: Stream, cache: caches.Cache, images: None = None, *, compute: Compute
+        self, decoder: Sequences, cache: caches.Cache, images: None = None, *, compute: Compute
     ) -> tuple[Float[Array, "B T D"], caches.Cache]:
         """States of tokens that follow those in the cache, and the cache with them: a whole prompt, or one token."""
         if images is not None:
@@ -123,14 +123,14 @@ class T5Gemma(nnx.Module):
     def _decoder_embedder(self) -> Embedder:
         return self.embedder if self.config.tied_embedding else self.decoder_embedder
 
-    def _embed_decoder(self, decoder: Stream, compute: Compute) -> Float[Array, "B T D"]:
+    def _embed_decoder(self, decoder: Sequences, compute: Compute) -> Float[Array, "B T D"]:
         return images.embed(self, self._decoder_embedder, None, decoder.tokens, None, compute=compute)
 
-    def _embed_encoder(self, encoder: Stream, pictures: Array | None, compute: Compute) -> Float[Array, "B S M"]:
+    def _embed_encoder(self, encoder: Sequences, pictures: Array | None, compute: Compute) -> Float[Array, "B S M"]:
         embedder = self.embedder if self.config.tied_embedding else self.encoder_embedder
         return images.embed(self, embedder, self.config.encoder.images, encoder.tokens, pictures, compute=compute)
 
-    def _site(self, decoder: Stream) -> Site:
+    def _site(self, decoder: Sequences) -> Site:
         return Site.of(decoder, self.config.decoder, lambda kind: masks.decoder(self.config.decoder, kind))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
@@ -68,7 +68,7 @@ class Causal(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example of int32[L] tokens; nothing is drawn."""
         example = teacher_forced(np.empty(0, np.int32), tokens, np.arange(len(tokens)), specials=specials, eos=self.eos)
         if self.context > 0.0:

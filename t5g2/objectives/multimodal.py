@@ -10,7 +10,7 @@ import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 
 
@@ -27,7 +27,7 @@ class _UpToTheLastImage(Objective):
         """One: "multimodal"."""
         return ("multimodal",)
 
-    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:
+    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if there is no image token."""
         super().check_tokenizer(specials, vocab_size)
         if specials.image < 0:
@@ -36,7 +36,7 @@ class _UpToTheLastImage(Objective):
                 '[["image", 256001], …]'
             )
 
-    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> int:
+    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> int:
         """How many of the tokens are the prefix.
 
         Raises:

@@ -12,7 +12,7 @@ import numpy as np
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 # of the places in and about a UTF-8 character, which has at most 4 bytes, the furthest from one beside it, where the
@@ -79,7 +79,7 @@ class PrefixLM(Objective):
         """None."""
         return 0
 
-    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:
+    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if characters are to be kept whole and no token is known to be a byte."""
         if self.split_at != "token" and specials.first_byte is None:
             raise UserError(
@@ -93,13 +93,13 @@ class PrefixLM(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example of int32[L] tokens, L >= 2; only "uniform" draws anything."""
         split = self.split(tokens, rng, specials=specials)
         places = np.arange(split, len(tokens))
         return teacher_forced(tokens[:split], tokens[split:], places, specials=specials, eos=self.eos)
 
-    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> int:
+    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> int:
         """How many of the tokens are the prefix."""
         length = len(tokens)
         places = None if self.split_at == "token" else self._places(tokens, specials)
@@ -112,7 +112,7 @@ class PrefixLM(Objective):
         nearest = int(places[np.argmin(np.abs(places - split))])
         return split if self.split_at == "character" and abs(nearest - split) > MOST_MOVED else nearest
 
-    def _places(self, tokens: np.ndarray, specials: Specials) -> np.ndarray:
+    def _places(self, tokens: np.ndarray, specials: SpecialTokens) -> np.ndarray:
         """int64[places]: the splits that part nothing that belongs together; if there are none, all."""
         joined = specials.is_continuation(tokens)[1:]
         if self.split_at == "text":
@@ -146,7 +146,7 @@ class PrefixLMDecoder(PrefixLM):
         """0 for the encoder, the tokens and EOS for the decoder."""
         return 0, tokens + self.eos
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example of int32[L] tokens, L >= 2."""
         split = self.split(tokens, rng, specials=specials)
         example = teacher_forced(np.empty(0, np.int32), tokens, np.arange(len(tokens)), specials=specials, eos=self.eos)

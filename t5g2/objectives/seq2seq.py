@@ -8,7 +8,7 @@ from t5g2.core import pairs
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
@@ -75,7 +75,7 @@ class Seq2Seq(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example of a pair; nothing is drawn.
 
         Raises:

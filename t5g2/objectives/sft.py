@@ -20,7 +20,7 @@ import numpy as np
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
@@ -85,7 +85,7 @@ class Answers(Objective):
         """None."""
         return 0
 
-    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:
+    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if starts or ends has an id that there is not."""
         for name in ("starts", "ends"):
             if not all(0 <= token < vocab_size for token in getattr(self, name)):
@@ -97,7 +97,7 @@ class Answers(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example of int32[L] tokens; nothing is drawn.
 
         Raises:
@@ -159,7 +159,7 @@ class AnswersDecoder(Answers):
         """0 for the encoder, the tokens and EOS for the decoder."""
         return 0, tokens + self.eos
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example of int32[L] tokens; nothing is drawn.
 
         Raises:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from t5g2.core.batch import Example
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 
 
 def teacher_forced(
@@ -11,7 +11,7 @@ def teacher_forced(
     targets: np.ndarray,
     origins: np.ndarray,
     *,
-    specials: Specials,
+    specials: SpecialTokens,
     eos: bool,
     denoiser: int = 0,
 ) -> Example:

@@ -12,7 +12,7 @@ import numpy as np
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.spans import corrupt, random_parts, sentinel_places
 from t5g2.objectives.teacher_forcing import teacher_forced
@@ -122,7 +122,7 @@ class UL2(Objective):
         most = max(task.sentinels(tokens) for task in self.tasks)
         return {"distinct": most, "cyclic": min(most, 1), "mask": 0}[self.sentinels]
 
-    def check_tokenizer(self, specials: Specials, vocab_size: int) -> None:
+    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if there is no mask token for spans, or if a mode token is no id or stands for spans."""
         if any(not task.is_prefix for task in self.tasks):
             self._sentinel_ids(0, specials)
@@ -141,7 +141,7 @@ class UL2(Objective):
         mode_tokens = tuple((mode, token) for mode, token in self.mode_tokens if mode == task.mode)
         return dataclasses.replace(self, tasks=(task,), mode_tokens=mode_tokens)
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: Specials) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
         """The example of int32[L] tokens, L >= 2."""
         length = len(tokens)
         index = bisect_right(list(accumulate(self.chances(length)))[:-1], rng.random())
@@ -165,7 +165,7 @@ class UL2(Objective):
         return example
 
     def filling(
-        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: Specials
+        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """A prompt and what is asked for; of several denoisers that take spans away, the mode is the first one's.
 
@@ -186,7 +186,7 @@ class UL2(Objective):
         encoder_tokens, targets, _ = corrupt(tokens[:end], kept[:-1], taken, ids)
         return self._framed(np.concatenate([encoder_tokens, tokens[end:]]), takers[0], specials), targets
 
-    def _framed(self, encoder_tokens: np.ndarray, task: Denoiser, specials: Specials) -> np.ndarray:
+    def _framed(self, encoder_tokens: np.ndarray, task: Denoiser, specials: SpecialTokens) -> np.ndarray:
         """The encoder's input with what stands before and after it."""
         before, after = self._mode_ids(task), [specials.eos] * self.encoder_eos
         if not (before or after):
@@ -196,7 +196,7 @@ class UL2(Objective):
     def _mode_ids(self, task: Denoiser) -> list[int]:
         return [token for mode, token in self.mode_tokens if mode == task.mode]
 
-    def _sentinel_ids(self, spans: int, specials: Specials) -> np.ndarray:
+    def _sentinel_ids(self, spans: int, specials: SpecialTokens) -> np.ndarray:
         """int32[spans]: what stands for each."""
         if self.sentinels == "distinct":
             return specials.sentinel_ids(spans)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from t5g2.commands.data import Look
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig
 from t5g2.data.preview import decode
@@ -139,7 +139,7 @@ def _masks(experiment: Experiment, seen: Look, row: int) -> list[Html]:
     model, batch = experiment.model, seen.first.batch
     decoder = _of_row(batch.decoder, row)
     stack = model.decoder if isinstance(model, EncoderDecoderConfig) else model
-    wanted: list[tuple[str, Stream, Stream, Mask]] = []
+    wanted: list[tuple[str, Sequences, Sequences, Mask]] = []
     for kind in dict.fromkeys(stack.pattern):
         if isinstance(model, EncoderDecoderConfig) and batch.encoder is not None:
             encoder = _of_row(batch.encoder, row)
@@ -158,8 +158,8 @@ def _masks(experiment: Experiment, seen: Look, row: int) -> list[Html]:
     ]
 
 
-def _of_row(stream: Stream, row: int) -> Stream:
-    return Stream(*(None if part is None else part[row : row + 1] for part in stream))
+def _of_row(stream: Sequences, row: int) -> Sequences:
+    return Sequences(*(None if part is None else part[row : row + 1] for part in stream))
 
 
 def _picture(see_TS: np.ndarray, segments_T: np.ndarray) -> Html:

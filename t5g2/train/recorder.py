@@ -13,7 +13,7 @@ import numpy as np
 
 from t5g2.core import device as device_module
 from t5g2.core import logs, metrics_writer
-from t5g2.core.batch import HostBatch, Stream
+from t5g2.core.batch import HostBatch, Sequences
 from t5g2.core.device import memory_gib
 from t5g2.eval import evaluation
 from t5g2.eval.tasks import Outcome
@@ -156,7 +156,7 @@ class Teller:
         return values
 
 
-def padding(stream: Stream) -> float:
+def padding(stream: Sequences) -> float:
     """The share of a side's slots that hold no token."""
     return 1.0 - float(np.mean(np.asarray(stream.segments) > 0))
 

@@ -17,7 +17,7 @@ from t5g2.adapt.options import Choices
 from t5g2.adapt.pairing import Sources
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.models import build
 from t5g2.models.layers import Compute
@@ -45,7 +45,7 @@ def stream(tokens, segments=None, positions=None, blocks=None):
     tokens = jnp.asarray(tokens, jnp.int32)
     whole = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments, jnp.int32)
-    return Stream(tokens, segments, whole if positions is None else positions, blocks)
+    return Sequences(tokens, segments, whole if positions is None else positions, blocks)
 
 
 def tokens_with_eoi(rows=2, length=11):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
@@ -64,7 +64,7 @@ def by_full_forward(model, encoder, start, new, images=None):
         row = np.array([tokens + [0] * (length - len(tokens))], np.int32)
         here = (np.arange(length) < len(tokens)).astype(np.int32)[None]
         blocks = None if images is None or encoder is not None else image_blocks(row, tiny.IMAGES.token)
-        decoder = Stream(row, here, np.arange(length, dtype=np.int32)[None], blocks)
+        decoder = Sequences(row, here, np.arange(length, dtype=np.int32)[None], blocks)
         tokens.append(int(jnp.argmax(full_logits(model, encoder, decoder, images)[0, len(tokens) - 1])))
     return tokens[len(start) :]
 
@@ -86,7 +86,7 @@ def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
         for _ in range(6):
             row = np.pad(tokens, (0, len(places) - len(tokens)))
             here, block = (places < len(tokens)).astype(np.int32), (places < len(prompt)).astype(np.int32)
-            line = Stream(*(x[None] for x in (row, here, places, block)))
+            line = Sequences(*(x[None] for x in (row, here, places, block)))
             tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, len(tokens) - 1])))
         both_ways = dataclasses.replace(decoding(6), prompt_both_ways=True)
         [made] = g.complete(gemma, [prompt], bos=2, decoding=both_ways)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.models.attention import Compute, Keys, Mask, attend
 from t5g2.models.backends import BACKENDS
@@ -21,7 +21,7 @@ def source(draw, length: int, segments) -> Keys:
     return Keys(array(), array(), tokens(length, segments))
 
 
-def tokens(length: int, segments, blocks=None) -> Stream:
+def tokens(length: int, segments, blocks=None) -> Sequences:
     shape = (ROWS, length)
     segments = np.broadcast_to(np.array(segments, np.int32), shape)
     blocks = None if blocks is None else np.broadcast_to(np.array(blocks, np.int32), shape)
@@ -30,10 +30,10 @@ def tokens(length: int, segments, blocks=None) -> Stream:
         for i in range(1, length):
             same = segments[row, i] == segments[row, i - 1]
             positions[row, i] = positions[row, i - 1] + 1 if same else 0
-    return Stream(np.zeros(shape, np.int32), segments, positions, blocks)
+    return Sequences(np.zeros(shape, np.int32), segments, positions, blocks)
 
 
-def sees(query: Stream, q: tuple[int, int], keys: Stream, k: tuple[int, int], mask: Mask) -> bool:
+def sees(query: Sequences, q: tuple[int, int], keys: Sequences, k: tuple[int, int], mask: Mask) -> bool:
     ahead = keys.positions[k] - query.positions[q]
     if query.segments[q] != keys.segments[k] or keys.segments[k] == 0:
         return False
@@ -44,7 +44,7 @@ def sees(query: Stream, q: tuple[int, int], keys: Stream, k: tuple[int, int], ma
     return True
 
 
-def by_hand(q_BTNH, query: Stream, sources, scale: float, softcap: float | None):
+def by_hand(q_BTNH, query: Sequences, sources, scale: float, softcap: float | None):
     out = np.zeros(q_BTNH.shape)
     for row, t, n in np.ndindex(*q_BTNH.shape[:3]):
         scores, values = [], []
@@ -132,7 +132,7 @@ def test_what_is_hidden_may_be_anything(backend):
 def test_keys_of_many_sources_are_as_good_as_of_one(backend):
     q_BTNH, query, [(keys, mask)] = setup("packed")
     halves = [
-        (Keys(*(leaf[:, part] for leaf in keys[:2]), Stream(*(leaf[:, part] for leaf in keys.tokens[:3]))), mask)
+        (Keys(*(leaf[:, part] for leaf in keys[:2]), Sequences(*(leaf[:, part] for leaf in keys.tokens[:3]))), mask)
         for part in (slice(0, 3), slice(3, None))
     ]
     whole = attend(q_BTNH, query, [(keys, mask)], scale=0.6, compute=Compute(backend=backend))

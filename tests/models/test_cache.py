@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.models import build
 from t5g2.models.attention import Compute
 from t5g2.models.config import TextConfig
@@ -31,14 +31,14 @@ FAMILIES = {
 CONFIGS = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
 
-def padded(rows: list[np.ndarray], side: str) -> Stream:
+def padded(rows: list[np.ndarray], side: str) -> Sequences:
     """Rows of unequal lengths as one array; positions count tokens, not places."""
     length = max(map(len, rows))
     tokens, segments, positions = (np.zeros((len(rows), length), np.int32) for _ in range(3))
     for i, row in enumerate(rows):
         at = slice(length - len(row), None) if side == "left" else slice(0, len(row))
         tokens[i, at], segments[i, at], positions[i, at] = row, 1, np.arange(len(row))
-    return Stream(tokens, segments, positions)
+    return Sequences(tokens, segments, positions)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,11 @@ def full(model, rows, encoder_rows) -> np.ndarray:
     return np.asarray(HIDDEN(model, encoder, padded(rows, "right")))
 
 
-def token(rows, step: int) -> Stream:
+def token(rows, step: int) -> Sequences:
     """The token of each row that is decoded at a step, at its own position."""
     positions = np.array([[n + step] for n in PROMPTS], np.int32)
     tokens = np.array([[row[p[0]]] for row, p in zip(rows, positions, strict=True)], np.int32)
-    return Stream(tokens, np.ones_like(tokens), positions)
+    return Sequences(tokens, np.ones_like(tokens), positions)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -103,7 +103,7 @@ def test_a_prompt_may_come_in_pieces(config, text):
     cache = start(model, encoder, rows=2, length=length)
     pieces = []
     for first, end in ((0, 5), (5, 6), (6, length)):
-        piece = Stream(*(leaf[:, first:end] for leaf in whole[:3]))
+        piece = Sequences(*(leaf[:, first:end] for leaf in whole[:3]))
         states, cache = EXTEND(model, piece, cache)
         pieces.append(states)
     together = np.concatenate(pieces, axis=1)
@@ -120,7 +120,7 @@ def test_a_bidirectional_prefix_is_remembered(text):
     cache = start(model, None, rows=1, length=len(row))
     pieces = []
     for first, end, with_blocks in ((0, 6, True), (6, 7, False), (7, len(row), False)):
-        piece = Stream(*(leaf[:, first:end] for leaf in whole[:3]), blocks[:, first:end] if with_blocks else None)
+        piece = Sequences(*(leaf[:, first:end] for leaf in whole[:3]), blocks[:, first:end] if with_blocks else None)
         states, cache = EXTEND(model, piece, cache)
         pieces.append(states)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, atol=1e-5)
@@ -140,7 +140,7 @@ def test_a_donated_cache_is_updated_in_place():
     config = replace(GEMMA3, layers=16)
     model = build.abstract(config)
     cache = jax.eval_shape(lambda m: m.start_cache(2, 512, compute=COMPUTE), model)
-    one = Stream(*3 * [jax.ShapeDtypeStruct((2, 1), jnp.int32)])
+    one = Sequences(*3 * [jax.ShapeDtypeStruct((2, 1), jnp.int32)])
     extend = jax.jit(lambda model, new, cache: model.extend(new, cache, compute=COMPUTE), donate_argnums=2)
     memory = extend.lower(model, one, cache).compile().memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
@@ -206,7 +206,7 @@ def test_cached_decoding_with_images_equals_the_full_forward_pass(config, text):
     for step in range(DECODED):
         tokens = np.array([[row[step]] for row in rows], np.int32)
         positions = np.array([[n + step] for n in before], np.int32)
-        states, cache = EXTEND(model, Stream(tokens, np.ones_like(tokens), positions), cache)
+        states, cache = EXTEND(model, Sequences(tokens, np.ones_like(tokens), positions), cache)
         for i, n in enumerate(before):
             np.testing.assert_allclose(states[i, 0], expected[i][n + step], atol=1e-5, err_msg=f"{step} {i}")
     other = jax.jit(hidden)(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.core.batch import Batch, Stream, image_blocks
+from t5g2.core.batch import Batch, Sequences, image_blocks
 from t5g2.models import build, flops, masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig, EncoderWindow
@@ -24,7 +24,7 @@ def stream(segments, blocks=None, tokens=None):
     for t in range(1, segments.shape[1]):
         positions[:, t] = np.where(segments[:, t] == segments[:, t - 1], positions[:, t - 1] + 1, 0)
     blocks = None if blocks is None else np.array(blocks, np.int32)
-    return Stream(np.zeros_like(segments) if tokens is None else np.array(tokens), segments, positions, blocks)
+    return Sequences(np.zeros_like(segments) if tokens is None else np.array(tokens), segments, positions, blocks)
 
 
 ENCODER = stream([[1] * 9 + [2] * 4 + [0] * 2, [1] * 15])

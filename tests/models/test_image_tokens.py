@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5g2.core import tree
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.models import build, image_embeddings
 from tests import tiny, weights
 from tests.tiny import FLOAT32
@@ -38,10 +38,10 @@ def test_pixels_are_those_that_data_prepares_bit_for_bit(shape):
     assert image_embeddings.normalized(None) is None
 
 
-def stream(tokens) -> Stream:
+def stream(tokens) -> Sequences:
     tokens = np.atleast_2d(np.array(tokens, np.int32))
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    return Stream(tokens, np.ones_like(tokens), positions)
+    return Sequences(tokens, np.ones_like(tokens), positions)
 
 
 SPAN = [6, 8, 8, 8, 8, 7]

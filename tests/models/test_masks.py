@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderWindow
@@ -33,12 +33,12 @@ def matrix(mask_BTS, row: int = 0) -> list[str]:
     return ["".join("01"[int(see)] for see in line) for line in np.asarray(mask_BTS)[row]]
 
 
-def tokens(segments, positions=None, blocks=None) -> Stream:
+def tokens(segments, positions=None, blocks=None) -> Sequences:
     segments = np.atleast_2d(np.array(segments, np.int32))
     positions = np.arange(segments.shape[1]) if positions is None else positions
     positions = np.broadcast_to(np.array(positions, np.int32), segments.shape)
     blocks = None if blocks is None else np.atleast_2d(np.array(blocks, np.int32))
-    return Stream(np.zeros_like(segments), segments, positions, blocks)
+    return Sequences(np.zeros_like(segments), segments, positions, blocks)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5g2.core import tree
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models import build
 from t5g2.models.attention import Compute
 from t5g2.models.config import EncoderDecoderConfig
@@ -22,12 +22,12 @@ ONE_LOCAL_PAIR = EncoderDecoderConfig(encoder=ONE_LOCAL, decoder=replace(ONE_LOC
 LENGTH, ENCODER_LENGTH = 11, 9
 
 
-def stream(tokens, segments=None, positions=None, blocks=None) -> Stream:
+def stream(tokens, segments=None, positions=None, blocks=None) -> Sequences:
     tokens = np.atleast_2d(np.array(tokens, np.int32))
     segments = np.ones_like(tokens) if segments is None else np.atleast_2d(np.array(segments, np.int32))
     positions = np.arange(tokens.shape[1]) if positions is None else positions
     positions = np.broadcast_to(np.array(positions, np.int32), tokens.shape)
-    return Stream(tokens, segments, positions, blocks)
+    return Sequences(tokens, segments, positions, blocks)
 
 
 # every token is another one, so that the rows of the embedding tell the tokens apart
@@ -35,7 +35,7 @@ DECODER = stream(np.arange(10, 10 + LENGTH))
 ENCODER = stream(np.arange(40, 40 + ENCODER_LENGTH))
 
 
-def influence(config, states, of: Stream) -> np.ndarray:
+def influence(config, states, of: Sequences) -> np.ndarray:
     """Which tokens `of` a stream have any influence on each state of `states(model)`: bool[states, tokens]."""
     model = weights.model(config)
 

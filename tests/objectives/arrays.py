@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import settings
 
 from t5g2.core.batch import Example
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 
-SPECIALS = Specials(pad=0, eos=1, bos=2, unk=3, mask=4, first_sentinel=90, sentinels=10)
+SPECIALS = SpecialTokens(pad=0, eos=1, bos=2, unk=3, mask=4, first_sentinel=90, sentinels=10)
 RNG = np.random.default_rng(0)
 
 # the same cases in every run, on a busy machine too

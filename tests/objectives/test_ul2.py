@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives import T5GEMMA2, UL2, Denoiser
 from t5g2.objectives.spans import corrupt, random_parts
 from t5g2.objectives.teacher_forcing import teacher_forced
 from tests.objectives.arrays import SPECIALS, assert_example, repeatable
 
 TOKENS = np.arange(11, 21, dtype=np.int32)
-MANY = Specials(pad=0, eos=1, bos=2, unk=3, mask=4, first_sentinel=10_000, sentinels=10_000)
+MANY = SpecialTokens(pad=0, eos=1, bos=2, unk=3, mask=4, first_sentinel=10_000, sentinels=10_000)
 
 
 class Drawn:

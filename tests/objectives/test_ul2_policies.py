@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data.chunks import PythonText
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.tokenizers.registry import Bytes
@@ -176,7 +176,7 @@ def test_every_policy_rebuilds_the_text_and_fits_the_lengths(tasks, length, shor
         assert array.dtype == np.int32
 
 
-def rebuilt(read: list[int], asked: list[int], specials: Specials) -> list[int]:
+def rebuilt(read: list[int], asked: list[int], specials: SpecialTokens) -> list[int]:
     """The text: the encoder's input, each sentinel replaced by the next span, whose own sentinel is the same one."""
     begins = [i for i, token in enumerate(asked) if specials.is_sentinel(np.array(token))]
     if not begins:

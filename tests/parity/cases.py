@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.models.config import EncoderDecoderConfig, ImageConfig, ModelConfig, Rope, TextConfig
 from tests.tiny import GEMMA2, GEMMA3, T5GEMMA, T5GEMMA2, VISION
 
@@ -33,7 +33,7 @@ class Case:
         return (config.encoder, config.decoder) if isinstance(config, EncoderDecoderConfig) else (None, config)
 
     @property
-    def streams(self) -> tuple[Stream | None, Stream]:
+    def streams(self) -> tuple[Sequences | None, Sequences]:
         """Two rows for the encoder, or None, and for the decoder. Positions count padding, as transformers counts."""
         draw = np.random.RandomState(1)
         encoder_config, decoder_config = self.sides
@@ -68,7 +68,7 @@ class Case:
         size = config.vision.image_size
         return np.random.RandomState(3).uniform(-1, 1, (2, 2, size, size, 3)).astype(np.float32)
 
-    def _stream(self, draw: np.random.RandomState, config: TextConfig, length: int, padding: str) -> Stream:
+    def _stream(self, draw: np.random.RandomState, config: TextConfig, length: int, padding: str) -> Sequences:
         """Two rows, of which the second has four tokens of padding."""
         if config.images is not None:
             length = WITH_IMAGES
@@ -83,7 +83,7 @@ class Case:
             for row, start in ((0, 1), (0, 11), (1, 8)):
                 tokens[row, start : start + len(span)] = span
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-        return Stream(np.where(segments == 1, tokens, 0), segments, positions)
+        return Sequences(np.where(segments == 1, tokens, 0), segments, positions)
 
 
 def _pair(config: EncoderDecoderConfig, both: dict[str, Any], **sides: dict[str, Any]) -> EncoderDecoderConfig:

@@ -12,7 +12,7 @@ from t5g2.checkpoint import hf_config_writer, names
 from t5g2.checkpoint.convert import export_model
 from t5g2.checkpoint.folder import save_model
 from t5g2.core import tree
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models import build
 from t5g2.models.config import ModelConfig
 from tests.parity.cases import Case
@@ -104,11 +104,11 @@ def _pixels(model: torch.nn.Module, case: Case) -> torch.Tensor:
     return torch.tensor(used.transpose(0, 3, 1, 2)).to(model.dtype)
 
 
-def _tensors(stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(stream: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(stream.tokens).long(), torch.tensor(stream.segments).long()
 
 
-def _block_masks(model, decoder: Stream, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+def _block_masks(model, decoder: Sequences, mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """The masks that transformers makes for images; a causal model without a vision tower takes them ready made."""
     return create_masks_for_vision_model(
         config=model.config,

@@ -15,7 +15,7 @@ import pytest
 from t5g2.checkpoint import hf_config_reader, hf_config_writer
 from t5g2.checkpoint.convert import export_model, import_model, open_foreign
 from t5g2.checkpoint.folder import open_model, save_model
-from t5g2.core.batch import Stream, image_blocks
+from t5g2.core.batch import Sequences, image_blocks
 from t5g2.eval.generation import Decoding, generate
 from t5g2.models.config import EncoderDecoderConfig
 from tests import tiny, weights
@@ -142,7 +142,7 @@ def prompt(config):
 
 def stream(tokens):
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    return Stream(tokens, np.ones_like(tokens), positions)
+    return Sequences(tokens, np.ones_like(tokens), positions)
 
 
 def ours_greedy(config, tokens, images):

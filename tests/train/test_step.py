@@ -11,7 +11,7 @@ import pytest
 
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
-from t5g2.core.batch import Batch, Stream
+from t5g2.core.batch import Batch, Sequences
 from t5g2.core.sharding import MeshShape
 from t5g2.models import build
 from t5g2.models.layers import Compute
@@ -39,7 +39,7 @@ def make_batch():
         segments = np.where(at < cuts[:, :1], 1, np.where(at < cuts[:, 1:], 2, 0))
         positions = np.where(segments == 2, at - cuts[:, :1], at)
         tokens = rng.integers(0, V, (ROWS, length))
-        return Stream(*(x.astype(np.int32) for x in (tokens, segments, positions)))
+        return Sequences(*(x.astype(np.int32) for x in (tokens, segments, positions)))
 
     decoder = stream(T)
     weights = (rng.uniform(size=(ROWS, T)) * (decoder.segments > 0)).astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from t5g2.core.errors import unknown
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 
 
 class Tokenizer(abc.ABC):
@@ -16,7 +16,7 @@ class Tokenizer(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def specials(self) -> Specials:
+    def specials(self) -> SpecialTokens:
         """The ids of the special tokens."""
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from t5g2.core.errors import UserError, unknown
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.data.tokenizers.subword import KINDS, FileTokenizer
 
@@ -38,12 +38,12 @@ class Bytes(Tokenizer):
             raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
 
     @property
-    def specials(self) -> Specials:
+    def specials(self) -> SpecialTokens:
         """The ids of the special tokens."""
         ids = {name: NAMED.index(name) for name in ("pad", "eos", "bos", "unk", "mask")}
         others = tuple(range(len(ids), len(NAMED)))
         ids |= {name: NAMED.index(name) for name in ("image", "end_of_image")}
-        return Specials(
+        return SpecialTokens(
             **ids, first_sentinel=len(NAMED), sentinels=self.sentinels, others=others, first_byte=self.first_byte
         )
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from t5g2.core.errors import UserError, unknown
-from t5g2.core.special_tokens import Specials
+from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data.tokenizers.base import Tokenizer
 
 SPELLINGS = {
@@ -116,7 +116,7 @@ class FileTokenizer(Tokenizer):
         return self._named
 
     @functools.cached_property
-    def specials(self) -> Specials:
+    def specials(self) -> SpecialTokens:
         """The ids of the special tokens; of unk and mask -1, which is no id, if there are none.
 
         Raises:
@@ -133,7 +133,7 @@ class FileTokenizer(Tokenizer):
         first, count = self._sentinels()
         others = tuple(token for name, token in sorted(self._named.items()) if name not in ids)
         ids |= {name: self._named.get(name, NONE) for name in ("image", "end_of_image")}
-        return Specials(**ids, first_sentinel=first, sentinels=count, others=others, first_byte=self._first_byte())
+        return SpecialTokens(**ids, first_sentinel=first, sentinels=count, others=others, first_byte=self._first_byte())
 
     def _first_byte(self) -> int | None:
         """The id of <0x00>, if <0x01> to <0xFF> follow it; a text's characters that are no pieces become such bytes."""

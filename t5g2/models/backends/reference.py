@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from t5g2.core.batch import Stream
+from t5g2.core.batch import Sequences
 from t5g2.models.masks import Keys, Mask
 
 
-def visible(query: Stream, keys: Stream, mask: Mask) -> Bool[Array, "B T S"]:
+def visible(query: Sequences, keys: Sequences, mask: Mask) -> Bool[Array, "B T S"]:
     """True where a query may see a key; the rule is in t5g2.models.masks."""
 
     def pairs(q_BT, k_BS):
@@ -39,7 +39,7 @@ def visible(query: Stream, keys: Stream, mask: Mask) -> Bool[Array, "B T S"]:
 
 def attend(
     q_BTNH: Float[Array, "B T N H"],
-    query: Stream,
+    query: Sequences,
     sources: Sequence[tuple[Keys, Mask]],
     *,
     scale: float,
