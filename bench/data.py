@@ -3,8 +3,8 @@
     python bench/data.py                      # all three tables
     python bench/data.py speed padding step   # or some
 
-Text: what ships with Python, tokenised ahead (`t5g2 tokenize`), 1 byte = 1 token, T5Gemma 2's UL2. A piece is half as
-long as the encoder's part of a row, and the decoder's part 1.19 times that, as examples of full pieces are. Tokens are
+Text: what ships with Python, tokenised ahead (`t5g2 tokenize`), 1 byte = 1 token, T5Gemma 2's UL2. A chunk is half as
+long as the encoder's part of a row, and the decoder's part 1.19 times that, as examples of full chunks are. Tokens are
 those that are no padding, encoder and decoder. How fast objectives are alone is what bench/objectives.py measures.
 
 speed    Goal: 1 million tokens a second, 2 to aim at. By the clock (median of rounds), and per second of processor
@@ -54,7 +54,7 @@ STEP_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
 def config(tokens: token_shards.Tokens, encoder: int, **changes: Any) -> DataConfig:
     fields: dict[str, Any] = {"rows": 16, "streams": 16, "encoder_length": encoder, "decoder_length": LENGTHS[encoder]}
-    fields |= {"piece_tokens": encoder // 2, "tokenizer": TOKENIZER, "packing": "best_fit"}
+    fields |= {"chunk_tokens": encoder // 2, "tokenizer": TOKENIZER, "packing": "best_fit"}
     return DataConfig((Source(tokens, UL2()),), **(fields | changes))
 
 
@@ -101,7 +101,7 @@ def padding(tokens: token_shards.Tokens) -> None:
         for rule, rows in ways:
             made = config(tokens, encoder, packing=rule, packing_rows=rows)
             if rule == "none":  # as short as the longest example lets it be
-                longest, asked = made.sources[0].objective.lengths(made.piece_tokens)
+                longest, asked = made.sources[0].objective.lengths(made.chunk_tokens)
                 made = dataclasses.replace(made, encoder_length=longest, decoder_length=asked)
             with Pipeline(made, seed=0) as pipeline:
                 while pipeline.statistics.tokens < PADDING_TOKENS or pipeline.statistics.batches % rows:

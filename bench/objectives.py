@@ -4,7 +4,7 @@
 
 Each example has a generator of its own, as in the pipeline; making it is part of the time. A row is the best of five
 rounds; `bench/data.py` has the whole pipeline. The goal is 3 million tokens/s, so that one core feeds an accelerator
-that trains on as many; pieces of 512 tokens and more have to reach it.
+that trains on as many; chunks of 512 tokens and more have to reach it.
 """
 
 import time
@@ -49,16 +49,16 @@ def tokens_per_second(objective: Objective, length: int) -> float:
     for _ in range(ROUNDS):
         start = time.process_time()
         for k in range(count):
-            objective(tokens, np.random.default_rng([0, 0, k]), specials=SPECIALS)
+            objective(tokens, np.random.default_rng([0, 0, k]), special_tokens=SPECIALS)
         best = min(best, time.process_time() - start)
     return count * length / best
 
 
 if __name__ == "__main__":
-    print(f"{'Mtokens/s, pieces of':34}" + "".join(f"{length:>10}" for length in LENGTHS))
+    print(f"{'Mtokens/s, chunks of':34}" + "".join(f"{length:>10}" for length in LENGTHS))
     slowest = float("inf")
     for name, objective in OBJECTIVES.items():
         speeds = [tokens_per_second(objective, length) for length in LENGTHS]
         slowest = min([slowest, *speeds[1:]])
         print(f"{name:34}" + "".join(f"{speed / 1e6:10.2f}" for speed in speeds))
-    print(f"\nslowest, pieces of 512 tokens and more: {slowest / 1e6:.1f} Mtokens/s, {slowest / GOAL:.1f} x the goal")
+    print(f"\nslowest, chunks of 512 tokens and more: {slowest / 1e6:.1f} Mtokens/s, {slowest / GOAL:.1f} x the goal")

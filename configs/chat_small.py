@@ -60,7 +60,7 @@ def get_config():
     config.data = {
         "sources": [{"text": text, "objective": objective, "name": "functions"}],
         "tokenizer": {"kind": "bytes"},
-        "piece_tokens": LONGEST,
+        "chunk_tokens": LONGEST,
         "rows": 8,
         "encoder_length": 320,
         "decoder_length": 256,

@@ -52,7 +52,7 @@ def get_config(size=""):
     config.data = {
         "sources": [{"text": {"kind": "python"}, "objective": causal, "name": "text"}],
         "tokenizer": {"kind": "bytes"},
-        "piece_tokens": length - 1,  # and EOS
+        "chunk_tokens": length - 1,  # and EOS
         "rows": BATCH_TOKENS // length,
         "encoder_length": 0,
         "decoder_length": length,

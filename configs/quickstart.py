@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from t5g2.core.errors import unknown
 
-PIECE_TOKENS = 120
+CHUNK_TOKENS = 120
 BLOCKS = {
     "vocab_size": 384,
     "width": 128,
@@ -38,7 +38,7 @@ def get_config(arm="adapted"):
     config.data = {
         "sources": [{"text": {"kind": "python", "split": "train"}, "objective": objective, "name": "python"}],
         "tokenizer": {"kind": "bytes"},
-        "piece_tokens": PIECE_TOKENS,
+        "chunk_tokens": CHUNK_TOKENS,
         "rows": 8,
         "encoder_length": 0 if source else 192,
         "decoder_length": 256,
@@ -57,7 +57,7 @@ def get_config(arm="adapted"):
     # bfloat16 is slower than float32 on a CPU; remat is faster there too, where memory is slow
     config.compute = {"dtype": "float32", "remat": "block"}
     heldout = {"kind": "python", "split": "heldout"}
-    # the same targets for all three: the last 3/4 of a piece, given the first
+    # the same targets for all three: the last 3/4 of a chunk, given the first
     suffix = {"name": "suffix_r75", "rate": 0.75}
     continuation = {"kind": "causal", "context": 0.25} if source else {"kind": "ul2", "tasks": [suffix]}
     config.eval = {

@@ -52,7 +52,7 @@ def get_config(size=""):
     config.data = {
         "sources": [{"text": {"kind": "python"}, "objective": objective, "name": "text"}],
         "tokenizer": {"kind": "bytes"},
-        "piece_tokens": 2 * LENGTH - 1,  # and EOS
+        "chunk_tokens": 2 * LENGTH - 1,  # and EOS
         "rows": ROWS,
         "encoder_length": LENGTH,
         "decoder_length": LENGTH,

@@ -50,8 +50,8 @@ def get_config(size=""):
     config.model = {"size": FAMILY + size}
     config.data = {
         "sources": [{"text": {"kind": "python"}, "objective": {"kind": "ul2"}, "name": "text"}],
-        "tokenizer": {"kind": "bytes", "sentinels": 819},  # as many as spans of 3 tokens take in a piece
-        "piece_tokens": LENGTH,
+        "tokenizer": {"kind": "bytes", "sentinels": 819},  # as many as spans of 3 tokens take in a chunk
+        "chunk_tokens": LENGTH,
         "rows": ROWS,
         "encoder_length": LENGTH,
         "decoder_length": LENGTH,

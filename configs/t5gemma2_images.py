@@ -46,7 +46,7 @@ def get_config(path="pictures.tar"):
         ],
         "tokenizer": {"kind": "bytes"},
         "images": {"per_row": 2},
-        "piece_tokens": TEXT_TOKENS,
+        "chunk_tokens": TEXT_TOKENS,
         "rows": 8,
         "encoder_length": 192,
         "decoder_length": 192,

@@ -19,7 +19,7 @@ from t5g2.core.errors import unknown
 
 ARMS = ("source", "adapted", "scratch")
 WIDTHS = (64, 96)
-PIECE_TOKENS = 127  # and EOS
+CHUNK_TOKENS = 127  # and EOS
 STEPS = {"source": 500, "adapted": 125, "scratch": 500}
 
 
@@ -64,7 +64,7 @@ def get_config(name="adapted-96"):
     config.data = {
         "sources": [{"text": {"kind": "python", "split": "train"}, "objective": objective, "name": "python"}],
         "tokenizer": {"kind": "bytes"},
-        "piece_tokens": PIECE_TOKENS,
+        "chunk_tokens": CHUNK_TOKENS,
         "rows": 16,
         "encoder_length": 0 if source else 64,
         "decoder_length": 128 if source else 64,
@@ -83,7 +83,7 @@ def get_config(name="adapted-96"):
     config.train = {"steps": STEPS[arm]}
     # bfloat16 is slower than float32 on a CPU
     config.compute = {"dtype": "float32"}
-    # all pieces of four documents, 68,000 characters, so that every seed is asked the same
+    # all chunks of four documents, 68,000 characters, so that every seed is asked the same
     heldout = {"kind": "python", "split": "heldout", "max_bytes": 800_000}
     config.eval = {
         "every_steps": 100 if source else 25,

@@ -274,13 +274,13 @@ class LanguageModel(Model):
                 prompts, images = api_inputs.with_crops(prompts, images, crops)
             array, counts = self._images(images, len(prompts))
         read = [api_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
-        specials = tokenizer.specials
+        special_tokens = tokenizer.special_tokens
         if self.encoder_bos or not isinstance(self.config, EncoderDecoderConfig):
-            read = [np.append(np.int32(specials.bos), tokens) for tokens in read]
-        decoding = Decoding(max_new_tokens, self.ends, specials.pad, sampler, self.compute, self.suppressed)
+            read = [np.append(np.int32(special_tokens.bos), tokens) for tokens in read]
+        decoding = Decoding(max_new_tokens, self.ends, special_tokens.pad, sampler, self.compute, self.suppressed)
         with self._devices():
-            made = complete(self.params, read, array, bos=specials.bos, decoding=decoding, seed=seed)
-        return [tokenizer.decode(tokens, show_specials=False) for tokens in made]
+            made = complete(self.params, read, array, bos=special_tokens.bos, decoding=decoding, seed=seed)
+        return [tokenizer.decode(tokens, show_special_tokens=False) for tokens in made]
 
     def save(self, directory: str | PathLike, *, format: Format = "t5g2") -> None:
         """Writes the model, with its tokenizer: a model folder, or a Hugging Face folder that transformers loads.
@@ -381,7 +381,7 @@ class DualEncoder(Model):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """SigLIP's pieces: </s> pads, and there is no BOS."""
+        """SigLIP's SentencePiece tokens: </s> pads, and there is no BOS."""
         node = self.folder.tokenizer
         if node is None and (self.folder.path / "spiece.model").is_file():
             node = {"kind": "sentencepiece", "file": "spiece.model"}

@@ -188,7 +188,7 @@ def siglip_tokens(tokenizer: Tokenizer, texts: Sequence[str], config: SiglipText
 
     In lower case, without punctuation, cut to length - 1 tokens; </s> ends a text and fills up its row.
     """
-    rows = np.full((len(texts), config.length), tokenizer.specials.eos, np.int32)
+    rows = np.full((len(texts), config.length), tokenizer.special_tokens.eos, np.int32)
     punctuation = str.maketrans("", "", string.punctuation)
     for row, text in zip(rows, texts, strict=True):
         plain = re.sub(r"\s+", " ", text.lower().translate(punctuation)).strip()

@@ -278,7 +278,7 @@ def tokenize(argv: list[str]) -> None:
 
 
 def cache_logits(argv: list[str]) -> None:
-    """Asks a teacher about every piece of a config's sources ahead of a run, and keeps what it says of each token.
+    """Asks a teacher about every chunk of a config's sources ahead of a run, and keeps what it says of each token.
 
     Example: t5g2 cache-logits --config=configs/t5gemma2.py:1b-1b --teacher=models/gemma3-4b --out=answers
     """

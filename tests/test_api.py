@@ -288,7 +288,7 @@ def test_prompts_hold_images_where_they_say_so():
 
 
 def test_prompts_are_those_of_the_processor_of_transformers(tmp_path):
-    """Newlines of the text and of the image meet in one piece or in several, as the tokenizer has it."""
+    """Newlines of the text and of the image meet in one chunk or in several, as the tokenizer has it."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     ours = from_dict({"kind": "huggingface", "file": str(tokenizer_files.huggingface(tmp_path, t5gemma2=True))})
@@ -359,7 +359,7 @@ def test_images_of_another_size_than_the_towers(folders, photo):
 
 def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
     plain = api.load(folders / "gemma_images")
-    assert plain.ends == (TOKENIZER.specials.eos,)
+    assert plain.ends == (TOKENIZER.special_tokens.eos,)
     plain.save(tmp_path / "hf", format="huggingface")
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [1, 106]}')
     assert api.load(tmp_path / "hf").ends == (1, 106)
@@ -403,7 +403,7 @@ def test_siglip_texts_are_plain_and_padded_with_their_end(tmp_path):
 
 
 def test_siglip_texts_are_those_of_transformers(tmp_path):
-    """And of a folder that has its pieces they are embedded as their ids are."""
+    """And of a folder that has its chunks they are embedded as their ids are."""
     text = dataclasses.replace(tiny.SIGLIP.text, vocab_size=300, length=16)
     save_model(tmp_path / "siglip", weights.model(dataclasses.replace(tiny.SIGLIP, text=text)))
     tokenizer_files.siglip(tmp_path / "siglip")

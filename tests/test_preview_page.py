@@ -52,7 +52,7 @@ def made(tmp_path, model, objective, encoder):
                 {"text": {"kind": "text", "path": str(tmp_path / "text")}, "objective": objective, "name": "n"}
             ],
             "tokenizer": {"kind": "bytes", "sentinels": 10},
-            "piece_tokens": 30,
+            "chunk_tokens": 30,
             "rows": 8,
             "encoder_length": encoder,
             "decoder_length": 64,

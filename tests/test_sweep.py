@@ -259,7 +259,7 @@ def get_config(width=8):
     model |= dict(heads=1, kv_heads=1, head_size=8, window=4)
     source = {"text": {"kind": "python"}, "objective": {"kind": "causal"}}
     data = dict(sources=[source], tokenizer={"kind": "bytes"}, rows=2, streams=2)
-    data |= dict(encoder_length=0, decoder_length=32, piece_tokens=16)
+    data |= dict(encoder_length=0, decoder_length=32, chunk_tokens=16)
     optim = {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 0.1}}
     return {"model": model, "data": data, "optim": optim, "train": {"steps": 3}}
 """

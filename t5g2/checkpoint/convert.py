@@ -416,11 +416,11 @@ def export_model(
     dtype = folders.known_dtype(dtype)
     files.refuse_existing(out)
     opened = open_any(model_dir)
-    specials, generation = _generation(opened)
+    special_tokens, generation = _generation(opened)
     stored = {str(_cast(_tensor(leaf), dtype).dtype) for leaf in opened.leaves.values()}
     # transformers casts all weights to one dtype when it loads them; float32 holds every other
     one_dtype = stored.pop() if len(stored) == 1 else "float32"
-    layout, data = hf_config_writer.write(opened.config, dtype=one_dtype, specials=specials)
+    layout, data = hf_config_writer.write(opened.config, dtype=one_dtype, special_tokens=special_tokens)
     tensors = {}
     for one in names.tie(layout, opened.leaves):
         tensors[one.name] = _cast(_joined(one, opened.leaves), dtype)
@@ -441,12 +441,12 @@ def export_model(
 
 def _generation(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Ids of the special tokens, and the generation_config.json to write: None if one is carried, or has no use."""
-    specials = dict(hf_config_writer.SPECIALS)
+    special_tokens = dict(hf_config_writer.SPECIALS)
     file = next((file for file in opened.carried if file.name == GENERATION), None)
     if file is not None:
         said = _json(file)
-        return specials | {name: said[name] for name in specials if said.get(name) is not None}, None
-    return specials, None if isinstance(opened.config, DualEncoderConfig) else specials
+        return special_tokens | {name: said[name] for name in special_tokens if said.get(name) is not None}, None
+    return special_tokens, None if isinstance(opened.config, DualEncoderConfig) else special_tokens
 
 
 def _placeholders(layout: names.Layout, config: ModelConfig | None) -> dict[str, names.Shape]:

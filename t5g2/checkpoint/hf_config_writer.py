@@ -26,12 +26,12 @@ Wish = tuple[str, Any, Any]  # a setting, its value here, the value that an arch
 Described = tuple[names.Layout, dict[str, Any]]
 
 
-def write(config: ModelConfig, *, dtype: str, specials: dict[str, Any] = SPECIALS) -> Described:
+def write(config: ModelConfig, *, dtype: str, special_tokens: dict[str, Any] = SPECIALS) -> Described:
     """The layout of a model's tensors in transformers, and its config.json.
 
     Args:
       dtype: of the weights: "bfloat16".
-      specials: the ids of the special tokens, as in generation_config.json.
+      special tokens: the ids of the special tokens, as in generation_config.json.
 
     Raises:
       UserError: transformers has no architecture with these settings; says which do not fit, and which would.
@@ -39,11 +39,11 @@ def write(config: ModelConfig, *, dtype: str, specials: dict[str, Any] = SPECIAL
     if isinstance(config, DualEncoderConfig):
         layout, data = _siglip(config)
     elif isinstance(config, TextConfig):
-        layout, data = _gemma(config, specials)
+        layout, data = _gemma(config, special_tokens)
     elif config.cross == "separate":
-        layout, data = _t5gemma(config, specials)
+        layout, data = _t5gemma(config, special_tokens)
     else:
-        layout, data = _t5gemma2(config, specials)
+        layout, data = _t5gemma2(config, special_tokens)
     return layout, data | {"dtype": dtype}
 
 
@@ -80,23 +80,23 @@ def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _gemma(config: TextConfig, specials: dict[str, Any]) -> Described:
+def _gemma(config: TextConfig, special_tokens: dict[str, Any]) -> Described:
     tied = {"tie_word_embeddings": config.tied_head}
     if not config.qk_norm:
         _demand("Gemma 2 (qk_norm = False)", [*_gemma2_wishes("", config), ("images", config.images, None)])
-        return names.HF_GEMMA, _named("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | specials
+        return names.HF_GEMMA, _named("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | special_tokens
     _demand("Gemma 3 (qk_norm = True)", _gemma3_wishes("", config))
-    text = {"model_type": "gemma3_text"} | _stack(config) | tied | specials
+    text = {"model_type": "gemma3_text"} | _stack(config) | tied | special_tokens
     if config.images is None:
         return names.HF_GEMMA, _named("Gemma3ForCausalLM", "gemma3_text") | text
     # transformers' class for images has no cap, whatever its config says
     _demand("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
     images = _images(config.images) | {"image_token_index": config.images.token, "eoi_token_index": config.images.end}
     head = _named("Gemma3ForConditionalGeneration", "gemma3")
-    return names.HF_GEMMA3_IMAGES, head | {"text_config": text} | images | tied | specials
+    return names.HF_GEMMA3_IMAGES, head | {"text_config": text} | images | tied | special_tokens
 
 
-def _t5gemma(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Described:
+def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> Described:
     encoder, decoder = config.encoder, config.decoder
     # transformers' window is "each_side" to 5.0 and "each_side_inclusive" since 5.8: it has no setting for it
     window = "each_side" if config.encoder_window == "around" else config.encoder_window
@@ -115,16 +115,16 @@ def _t5gemma(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Describe
     )
     tied = {"tie_word_embeddings": decoder.tied_head}
     sides = {
-        "encoder": {"model_type": "t5_gemma_module", "is_decoder": False} | _stack(encoder) | specials,
+        "encoder": {"model_type": "t5_gemma_module", "is_decoder": False} | _stack(encoder) | special_tokens,
         "decoder": {"model_type": "t5_gemma_module", "is_decoder": True}
         | {"cross_attention_hidden_size": encoder.width}
-        | (_stack(decoder) | tied | specials),
+        | (_stack(decoder) | tied | special_tokens),
     }
     head = _named("T5GemmaForConditionalGeneration", "t5gemma") | {"is_encoder_decoder": True}
-    return names.HF_T5GEMMA, head | sides | {"vocab_size": decoder.vocab_size} | tied | specials
+    return names.HF_T5GEMMA, head | sides | {"vocab_size": decoder.vocab_size} | tied | special_tokens
 
 
-def _t5gemma2(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Described:
+def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> Described:
     encoder, decoder, images = config.encoder, config.decoder, config.encoder.images
     _demand(
         "T5Gemma 2 (cross = 'merged')",
@@ -143,13 +143,13 @@ def _t5gemma2(config: EncoderDecoderConfig, specials: dict[str, Any]) -> Describ
     eoi = {"eoi_token_index": -1 if config.eoi_id is None else config.eoi_id}
     token = {"image_token_index": 256_001 if images is None else images.token}
     side = _no_images() if images is None else _images(images)
-    text = {"model_type": "t5gemma2_text"} | _stack(encoder) | tied | specials
+    text = {"model_type": "t5gemma2_text"} | _stack(encoder) | tied | special_tokens
     sides = {
         "encoder": {"model_type": "t5gemma2_encoder", "text_config": text} | side | eoi | token | tied,
-        "decoder": {"model_type": "t5gemma2_decoder"} | _stack(decoder) | tied | specials,
+        "decoder": {"model_type": "t5gemma2_decoder"} | _stack(decoder) | tied | special_tokens,
     }
     head = _named("T5Gemma2ForConditionalGeneration", "t5gemma2") | {"is_encoder_decoder": True}
-    return names.HF_T5GEMMA2, head | sides | token | eoi | tied | specials
+    return names.HF_T5GEMMA2, head | sides | token | eoi | tied | special_tokens
 
 
 def _siglip(config: DualEncoderConfig) -> Described:

@@ -1,4 +1,4 @@
-"""Asking a teacher ahead of a run: its answers about every piece of a config's sources, as t5g2/data/shards/logit_shards.py keeps
+"""Asking a teacher ahead of a run: its answers about every chunk of a config's sources, as t5g2/data/shards/logit_shards.py keeps
 them. Shards are written one after the other, and what is there is kept, so an interrupted call goes on.
 """
 
@@ -58,7 +58,7 @@ class Part:
 
 
 class Question(NamedTuple):
-    """What a teacher reads of a piece, and where in its text each of the answers belongs; -1 = nowhere."""
+    """What a teacher reads of a chunk, and where in its text each of the answers belongs; -1 = nowhere."""
 
     encoder: np.ndarray
     decoder: np.ndarray
@@ -76,12 +76,12 @@ def cache_answers(
     shards: int = 16,
     part: Part = Part(),
 ) -> None:
-    """Writes a teacher's answers about every piece of the sources, a folder each, and says what to set to read them.
+    """Writes a teacher's answers about every chunk of the sources, a folder each, and says what to set to read them.
 
     Args:
       experiment: its data, mesh and compute count.
       teacher: folder of a model. A decoder-only one reads the text, so its answers serve every objective; an
-        encoder-decoder reads what the source's objective makes of a piece, which must be the same every time.
+        encoder-decoder reads what the source's objective makes of a chunk, which must be the same every time.
       out: the folder of the folders; interrupted, the same call goes on.
       how: what is kept of each distribution.
       names: of sources; none = all.
@@ -147,15 +147,17 @@ class _Asked:
         return [_in_text(q, *(x[row] for x in jax.device_get(made))) for row, q in enumerate(questions)]
 
 
-def _answers(model: Any, encoder: Sequences | None, decoder: Sequences, key: jax.Array, *, compute, answer, vocab_size: int):
+def _answers(
+    model: Any, encoder: Sequences | None, decoder: Sequences, key: jax.Array, *, compute, answer, vocab_size: int
+):
     hidden_BTD, head = model.hidden(encoder, decoder, compute=compute), model.head()
     return answer(hidden_BTD, type(head)(head.table_VD[:vocab_size], head.softcap), key=key)
 
 
 def _source(asked: _Asked, corpus: Corpus, source: int, folder: Path, *, shards: int, part: Part) -> None:
     """Writes one source's folder."""
-    pieces = corpus.pieces[source]
-    layout = Layout(len(pieces), min(shards, len(pieces)), asked.how.per_token, _dtype(asked.vocab_size))
+    chunks = corpus.chunks[source]
+    layout = Layout(len(chunks), min(shards, len(chunks)), asked.how.per_token, _dtype(asked.vocab_size))
     plan = _plan(asked, corpus, source, layout)
     bytes_of = _claim(folder, plan)
     mine = [shard for shard in range(layout.shards) if shard % part.of == part.which]
@@ -181,39 +183,39 @@ def _is_whole(file: Path, bytes_of: Mapping[str, int]) -> bool:
 
 
 def _records(asked: _Asked, corpus: Corpus, source: int, layout: Layout, shard: int) -> Iterator[bytes]:
-    """The records of a shard, piece after piece; those of a few batches are in memory."""
-    pieces, told, tokens = layout.pieces_of(shard), time.perf_counter(), 0
-    for begin in range(pieces.start, pieces.stop, BLOCK * asked.data.rows):
-        block = range(begin, min(begin + BLOCK * asked.data.rows, pieces.stop))
+    """The records of a shard, chunk after chunk; those of a few batches are in memory."""
+    chunks, told, tokens = layout.chunks_of(shard), time.perf_counter(), 0
+    for begin in range(chunks.start, chunks.stop, BLOCK * asked.data.rows):
+        block = range(begin, min(begin + BLOCK * asked.data.rows, chunks.stop))
         packed: dict[int, bytes] = {}
         for batch in _batches(asked, corpus, source, block):
             key = jax.random.key(derive_seed(asked.seed, source, min(batch)))
-            for piece, found in zip(batch, asked.about(list(batch.values()), key), strict=True):
-                packed[piece] = layout.pack(*found)
+            for chunk, found in zip(batch, asked.about(list(batch.values()), key), strict=True):
+                packed[chunk] = layout.pack(*found)
                 tokens += len(found[0])
-        yield from (packed[piece] for piece in block)
+        yield from (packed[chunk] for chunk in block)
         passed = time.perf_counter() - told
-        if passed >= TELL_SECONDS or block.stop == pieces.stop:
-            done = block.stop - pieces.start
-            log.info("shard %d: %d of %d pieces, %.0f tokens/s", shard, done, len(pieces), tokens / passed)
+        if passed >= TELL_SECONDS or block.stop == chunks.stop:
+            done = block.stop - chunks.start
+            log.info("shard %d: %d of %d chunks, %.0f tokens/s", shard, done, len(chunks), tokens / passed)
             told, tokens = time.perf_counter(), 0
 
 
-def _batches(asked: _Asked, corpus: Corpus, source: int, pieces: range) -> Iterator[dict[int, Question]]:
-    """The questions about pieces, by piece; those of about one length together, because short rows are padded."""
-    questions = {piece: _question(asked, corpus, source, piece) for piece in pieces}
-    order = sorted(questions, key=lambda piece: (len(questions[piece].decoder), piece))
+def _batches(asked: _Asked, corpus: Corpus, source: int, chunks: range) -> Iterator[dict[int, Question]]:
+    """The questions about chunks, by chunk; those of about one length together, because short rows are padded."""
+    questions = {chunk: _question(asked, corpus, source, chunk) for chunk in chunks}
+    order = sorted(questions, key=lambda chunk: (len(questions[chunk].decoder), chunk))
     for at in range(0, len(order), asked.data.rows):
-        yield {piece: questions[piece] for piece in order[at : at + asked.data.rows]}
+        yield {chunk: questions[chunk] for chunk in order[at : at + asked.data.rows]}
 
 
-def _question(asked: _Asked, corpus: Corpus, source: int, piece: int) -> Question:
-    tokens, objective = corpus.pieces[source][piece], asked.data.sources[source].objective
-    text, specials = objective.text(tokens), asked.data.tokenizer.specials
+def _question(asked: _Asked, corpus: Corpus, source: int, chunk: int) -> Question:
+    tokens, objective = corpus.chunks[source][chunk], asked.data.sources[source].objective
+    text, special_tokens = objective.text(tokens), asked.data.tokenizer.special_tokens
     if asked.reads_text:
-        decoder = np.concatenate([[specials.bos], text[:-1]], dtype=np.int32, casting="unsafe")
+        decoder = np.concatenate([[special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
         return Question(np.empty(0, np.int32), decoder, np.arange(len(text)), len(text))
-    example = objective(tokens, np.random.default_rng(0), specials=specials)
+    example = objective(tokens, np.random.default_rng(0), special_tokens=special_tokens)
     assert example.origins is not None
     return Question(example.encoder_tokens, example.decoder_tokens, example.origins, len(text))
 
@@ -231,9 +233,9 @@ def _in_text(question: Question, ids_TN, log_probs_TN, tail_T) -> tuple[np.ndarr
 
 def _rows(sequences: Sequence[np.ndarray], rows: int, data: DataConfig) -> Sequences:
     """One sequence a row, rows of nothing after the last; as long as the longest, rounded up so that shapes are few."""
-    step = max(data.piece_tokens // 4, 1)
+    step = max(data.chunk_tokens // 4, 1)
     length = -(-max(*map(len, sequences), 1) // step) * step
-    tokens = np.full((rows, length), data.tokenizer.specials.pad, np.int32)
+    tokens = np.full((rows, length), data.tokenizer.special_tokens.pad, np.int32)
     segments = np.zeros((rows, length), np.int32)
     for row, sequence in enumerate(sequences):
         tokens[row, : len(sequence)] = sequence
@@ -247,7 +249,7 @@ def _plan(asked: _Asked, corpus: Corpus, source: int, layout: Layout) -> dict[st
         "teacher": str(asked.folder.path),
         "teacher_fingerprint": asked.fingerprint,
         "pieces_fingerprint": corpus.fingerprint_of(source),
-        "pieces": layout.pieces,
+        "pieces": layout.chunks,
         "vocab_size": asked.vocab_size,
         "method": asked.how.method,
         "per_token": asked.how.per_token,

@@ -16,7 +16,7 @@ import numpy as np
 from t5g2.core import logs, settings
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError, unknown
-from t5g2.data import chunks
+from t5g2.data import chunking
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.pipeline import Pipeline, describe_ratio
@@ -105,10 +105,10 @@ def show(seen: Look, *, rows: int) -> None:
     In a terminal what spells a special token is in colour, unless NO_COLOR is set (https://no-color.org).
     """
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    specials = _specials(seen) if colours else None
+    special_tokens = _special_tokens(seen) if colours else None
     for row in range(min(rows, seen.config.rows)):
         text = show_row(seen.first, row, seen.config)
-        print(specials.sub("\033[36m\\g<0>\033[0m", text) if specials else text, end="\n\n")
+        print(special_tokens.sub("\033[36m\\g<0>\033[0m", text) if special_tokens else text, end="\n\n")
     print("source          denoiser        share of the decoder's tokens")
     for (source, denoiser), share in seen.shares.items():
         print(f"{source:15} {denoiser:15} {share:.1%}")
@@ -125,12 +125,12 @@ def show(seen: Look, *, rows: int) -> None:
     print(*told, f"{seen.tokens_per_s:.0f} tokens/s", sep="\n")
 
 
-def _specials(seen: Look) -> re.Pattern | None:
+def _special_tokens(seen: Look) -> re.Pattern | None:
     """How the special tokens of the first batch are spelled; None if it has none."""
     batch, tokenizer = seen.first.batch, seen.config.tokenizer
     read = batch.decoder if batch.encoder is None else batch.encoder
     tokens = np.unique(np.concatenate([batch.targets.ravel(), read.tokens.ravel()]))
-    spelled = {tokenizer.decode(token[None]) for token in tokens[tokenizer.specials.is_special(tokens)]} - {""}
+    spelled = {tokenizer.decode(token[None]) for token in tokens[tokenizer.special_tokens.is_special(tokens)]} - {""}
     # the longest first, because the spelling of one may begin that of another
     return re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))) if spelled else None
 
@@ -181,8 +181,8 @@ def tokenize(
                 raise UserError(f"source {name!r} has images, which are not kept as tokens; a run reads it as it is")
             continue
         opened = source.text.open(on_bad_record=config.on_bad_record)
-        chunks.check_skipped(source.text, opened, config.max_skipped)
-        described = settings.dump(source.text, tables=(chunks.BY_NAME,))
+        chunking.check_skipped(source.text, opened, config.max_skipped)
+        described = settings.dump(source.text, tables=(chunking.BY_NAME,))
         job = token_shards.Job(opened, config.tokenizer, described, min(shards, len(opened)))
         begun = time.perf_counter()
         said = token_shards.write(job, Path(out) / name, workers=workers, run=run)

@@ -46,7 +46,7 @@ def image_blocks(tokens: np.ndarray, image_token: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """What an objective makes of one piece of text: unpadded, not packed, already shifted.
+    """What an objective makes of one chunk of text: unpadded, not packed, already shifted.
 
     Attributes:
       encoder_tokens: int32[S], empty for a decoder-only objective.
@@ -55,7 +55,7 @@ class Example:
       weights: float32[T], the loss weight of each target (0 = not trained on).
       denoiser: index into the objective's `denoisers`.
       blocks: int32[T] or None: block ids of the decoder's inputs (a bidirectional prefix of a decoder-only model).
-      origins: int32[T] or None: where each target stands in the objective's `text` of the piece, -1 for what is not
+      origins: int32[T] or None: where each target stands in the objective's `text` of the chunk, -1 for what is not
         of it: sentinels, EOS. None = the objective does not say, and a teacher cannot be asked.
     """
 
@@ -68,7 +68,7 @@ class Example:
     origins: np.ndarray | None = None
 
 
-class Teaching(NamedTuple):
+class TeacherInputs(NamedTuple):
     """What it takes to learn the targets of a batch from a teacher. B rows, decoder length T, K entries a token.
 
     The text [11 12 13 14 15] with [13 14] taken away, and what a decoder-only teacher is given and gives:
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
     denoisers: Array
     sources: Array
     images: Array | None = None
-    teaching: Teaching | None = None
+    teacher: TeacherInputs | None = None
 
 
 class HostBatch(NamedTuple):

@@ -1,4 +1,4 @@
-"""What every objective is: a frozen dataclass that turns a piece of text into an Example, and knows its bounds."""
+"""What every objective is: a frozen dataclass that turns a chunk of text into an Example, and knows its bounds."""
 
 import abc
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from t5g2.core.special_tokens import SpecialTokens
 
 
 class Objective(abc.ABC):
-    """What is asked of a model about a piece of text. The example follows from tokens, rng and specials alone."""
+    """What is asked of a model about a chunk of text. The example follows from tokens, rng and special tokens alone."""
 
     @property
     @abc.abstractmethod
@@ -29,17 +29,17 @@ class Objective(abc.ABC):
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether an example depends on the rng, so that a piece gives another one in every epoch."""
+        """Whether an example depends on the rng, so that a chunk gives another one in every epoch."""
         return True
 
     @property
     def takes_pairs(self) -> bool:
-        """Whether a piece is a pair of inputs and targets (core/pairs.py), not a text."""
+        """Whether a chunk is a pair of inputs and targets (core/pairs.py), not a text."""
         return False
 
     @property
     def takes_images(self) -> bool:
-        """Whether a piece may have images: then their tokens are read, and none of them is a target that counts."""
+        """Whether a chunk may have images: then their tokens are read, and none of them is a target that counts."""
         return False
 
     def text(self, tokens: np.ndarray) -> np.ndarray:
@@ -48,13 +48,13 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """The longest encoder and decoder sequences that a piece of up to `tokens` tokens can become."""
+        """The longest encoder and decoder sequences that a chunk of up to `tokens` tokens can become."""
 
     @abc.abstractmethod
     def sentinels_needed(self, tokens: int) -> int:
-        """The most different sentinels that a piece of up to `tokens` tokens can take."""
+        """The most different sentinels that a chunk of up to `tokens` tokens can take."""
 
-    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:  # noqa: B027
+    def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:  # noqa: B027
         """Does nothing if the tokenizer has what this objective takes, sentinels apart.
 
         Raises:
@@ -62,12 +62,12 @@ class Objective(abc.ABC):
         """
 
     def filling(
-        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: SpecialTokens
+        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """A prompt in which spans of `span` tokens from `starts` on are missing, as this objective's examples have it,
         and what is asked for, without EOS; None if it takes no spans away.
         """
-        del tokens, starts, span, specials
+        del tokens, starts, span, special_tokens
         return None
 
     @abc.abstractmethod
@@ -79,5 +79,5 @@ class Objective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example made of int32[L] tokens, L >= 2."""

@@ -2,7 +2,7 @@
 
     inputs [11 12 13], targets [21 22]:  [3 11 12 13 21 22]
 
-The first number says how many inputs follow. So a pair goes wherever a piece of text goes, and is never cut.
+The first number says how many inputs follow. So a pair goes wherever a chunk of text goes, and is never cut.
 """
 
 import numpy as np

@@ -40,7 +40,7 @@ class SpecialTokens:
         if count > self.sentinels:
             raise UserError(
                 f"an example needs {count} sentinels and the tokenizer has {self.sentinels}; give the tokenizer more "
-                f"sentinels, or the objective shorter pieces, longer spans, a lower rate, or one of sentinels = "
+                f"sentinels, or the objective shorter chunks, longer spans, a lower rate, or one of sentinels = "
                 f'"cyclic" and "mask"'
             )
         return np.arange(self.first_sentinel, self.first_sentinel + count, dtype=np.int32)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.chunks import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
+from t5g2.data.chunking import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.tokenizers.registry import Tokenizer
@@ -19,7 +19,7 @@ class Source:
 
     Attributes:
       text: where the text comes from.
-      objective: what is made of each piece.
+      objective: what is made of each chunk.
       weight: how many of each block of draws come from here; a block has as many draws as the weights have in sum.
       name: in logs and metrics; unique in a run. "" = the source's number.
     """
@@ -37,7 +37,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class TeacherRows:
+class TeacherFeatures:
     """What rows carry for a teacher, beside where its answers stand.
 
     Attributes:
@@ -65,8 +65,8 @@ class DataConfig:
       tokenizer: turns text into ids.
       rows: of the global batch. One of rows and streams divides the other.
       encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
-      piece_tokens: documents are cut into pieces of at most so many tokens, and each piece becomes an example.
-      long_documents: "split" = every token is in a piece, "truncate" = a document is its first piece and no more.
+      chunk_tokens: documents are cut into chunks of at most so many tokens, and each chunk becomes an example.
+      long_documents: "split" = every token is in a chunk, "truncate" = a document is its first chunk and no more.
       packing: "first_fit" and "best_fit" put several examples into a row (data/packing.py), "none" one.
       packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on resuming.
       streams: virtual streams that the sources are dealt out to; a property of the run, whatever reads them.
@@ -85,7 +85,7 @@ class DataConfig:
     rows: int
     encoder_length: int
     decoder_length: int
-    piece_tokens: int
+    chunk_tokens: int
     long_documents: LongDocuments = "split"
     packing: Literal["first_fit", "best_fit", "none"] = "first_fit"
     packing_rows: int = 8
@@ -96,7 +96,7 @@ class DataConfig:
     max_skipped: float = MAX_SKIPPED
     cache_tokens: bool = False
     images: ImageRows | None = None
-    teaching: TeacherRows | None = None
+    teacher_features: TeacherFeatures | None = None
 
     def __post_init__(self):
         if not self.sources:
@@ -152,7 +152,7 @@ class DataConfig:
             )
 
     def _check_fits(self, objective: Objective, name: str):
-        encoder, decoder = objective.lengths(self.piece_tokens)
+        encoder, decoder = objective.lengths(self.chunk_tokens)
         if encoder > 0 and self.encoder_length == 0:
             raise UserError(
                 f"source {name!r}: its objective, {type(objective).__name__}, writes for an encoder, and "
@@ -166,26 +166,26 @@ class DataConfig:
             )
         if encoder > self.encoder_length or decoder > self.decoder_length:
             raise UserError(
-                f"source {name!r}: a piece of piece_tokens = {self.piece_tokens} becomes up to {encoder} encoder and "
+                f"source {name!r}: a chunk of chunk_tokens = {self.chunk_tokens} becomes up to {encoder} encoder and "
                 f"{decoder} decoder tokens, but a row has encoder_length = {self.encoder_length} and decoder_length = "
-                f"{self.decoder_length}; raise the lengths to at least these, or lower piece_tokens"
-                f"{self._longest_piece(objective)}"
+                f"{self.decoder_length}; raise the lengths to at least these, or lower chunk_tokens"
+                f"{self._longest_chunk(objective)}"
             )
-        needed, given = objective.sentinels_needed(self.piece_tokens), self.tokenizer.specials.sentinels
+        needed, given = objective.sentinels_needed(self.chunk_tokens), self.tokenizer.special_tokens.sentinels
         if needed > given:
             raise UserError(
-                f"source {name!r}: a piece of piece_tokens = {self.piece_tokens} takes up to {needed} sentinels, and "
-                f"the tokenizer has {given}; give the tokenizer {needed} sentinels, lower piece_tokens, choose "
+                f"source {name!r}: a chunk of chunk_tokens = {self.chunk_tokens} takes up to {needed} sentinels, and "
+                f"the tokenizer has {given}; give the tokenizer {needed} sentinels, lower chunk_tokens, choose "
                 f"denoisers with longer spans or a lower rate, or let spans share them: the objective's sentinels = "
                 f'"cyclic" begins again after the last, "mask" takes one token for every span'
             )
         try:
-            objective.check_tokenizer(self.tokenizer.specials, self.tokenizer.vocab_size)
+            objective.check_tokenizer(self.tokenizer.special_tokens, self.tokenizer.vocab_size)
         except UserError as error:
             raise UserError(f"source {name!r}: {error}") from None
 
-    def _longest_piece(self, objective: Objective) -> str:
-        for tokens in range(self.piece_tokens, SHORTEST_TOKENS, -1):
+    def _longest_chunk(self, objective: Objective) -> str:
+        for tokens in range(self.chunk_tokens, SHORTEST_TOKENS, -1):
             encoder, decoder = objective.lengths(tokens)
             if encoder <= self.encoder_length and decoder <= self.decoder_length:
                 return f" to {tokens}"
@@ -200,7 +200,7 @@ LEAST = {
     "rows": 1,
     "encoder_length": 0,
     "decoder_length": 2,
-    "piece_tokens": 2 * SHORTEST_TOKENS,
+    "chunk_tokens": 2 * SHORTEST_TOKENS,
     "packing_rows": 1,
     "streams": 1,
     "workers": 0,

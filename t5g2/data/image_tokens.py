@@ -89,11 +89,11 @@ def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: L
     """
     image = np.array([layout.begin, *[layout.token] * layout.tokens, layout.end], np.int32)
     last = len(parts) - 1
-    pieces = []
+    chunks = []
     for number, part in enumerate(parts):
         before, after = "\n\n" if number else "", "\n\n" if number < last else ""
-        pieces += [encode_text(before + part + after), image]
-    return np.concatenate(pieces[:-1])
+        chunks += [encode_text(before + part + after), image]
+    return np.concatenate(chunks[:-1])
 
 
 def without(tokens: np.ndarray, layout: Layout, unk: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.core.batch import Batch, Example, HostBatch, Sequences, Teaching
+from t5g2.core.batch import Batch, Example, HostBatch, Sequences, TeacherInputs
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
 
@@ -38,7 +38,7 @@ class Feature:
 
 def layout(config: DataConfig) -> dict[str, Feature]:
     """The features of a run's rows by name; those of an example are the same, each as long as it needs."""
-    pad, targets = config.tokenizer.specials.pad, config.decoder_length
+    pad, targets = config.tokenizer.special_tokens.pad, config.decoder_length
     found = {
         "encoder": Feature(config.encoder_length, padding=pad),
         "decoder": Feature(targets, padding=pad),
@@ -50,16 +50,16 @@ def layout(config: DataConfig) -> dict[str, Feature]:
     if config.uses_blocks:
         found["blocks"] = Feature(targets, beside="decoder")
     if config.images is not None:
-        # of each image its source, its piece and its number there: pictures are made of whole rows
+        # of each image its source, its chunk and its number there: pictures are made of whole rows
         found["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
-    if config.teaching is not None:
+    if config.teacher_features is not None:
         found["origins"] = Feature(targets, padding=-1, beside="decoder")
-        if config.teaching.carry == "text":
+        if config.teacher_features.carry == "text":
             # every token of a text is read or asked for, so this is never the first to be full
             found["text"] = Feature(config.encoder_length + targets, padding=pad)
-        if config.teaching.carry == "answers":
-            found["answer_ids"] = Feature(targets, (config.teaching.per_token,), beside="decoder")
-            found["answer_log_probs"] = Feature(targets, (config.teaching.per_token,), np.float16, beside="decoder")
+        if config.teacher_features.carry == "answers":
+            found["answer_ids"] = Feature(targets, (config.teacher_features.per_token,), beside="decoder")
+            found["answer_log_probs"] = Feature(targets, (config.teacher_features.per_token,), np.float16, beside="decoder")
             found["answer_tail"] = Feature(targets, dtype=np.float16, beside="decoder")
     return found
 
@@ -115,17 +115,17 @@ def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: D
         denoisers=denoiser_of_token.astype(np.int32),
         sources=source_of_token.astype(np.int32),
         images=rows.get("images"),
-        teaching=_teaching(rows),
+        teacher=_teaching(rows),
     )
     return HostBatch(batch, ids, streams, positions)
 
 
-def _teaching(rows: Rows) -> Teaching | None:
+def _teaching(rows: Rows) -> TeacherInputs | None:
     if "origins" not in rows:
         return None
     if "text" in rows:
-        return Teaching(_places_in_row(rows), _stream(rows, "text"))
-    return Teaching(rows["origins"], None, *(rows.get(f"answer_{name}") for name in ("ids", "log_probs", "tail")))
+        return TeacherInputs(_places_in_row(rows), _stream(rows, "text"))
+    return TeacherInputs(rows["origins"], None, *(rows.get(f"answer_{name}") for name in ("ids", "log_probs", "tail")))
 
 
 def _places_in_row(rows: Rows) -> np.ndarray:

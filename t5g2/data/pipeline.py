@@ -13,7 +13,7 @@ import numpy as np
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data import chunks, packed_rows
+from t5g2.data import chunking, packed_rows
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.packing import START, Position
 from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed
@@ -59,8 +59,8 @@ class Pipeline:
             raise UserError(f"rows {rows} are not a part of the batch; it has rows 0 to {config.rows - 1}")
         self.config = config
         self.corpus = open_corpus(config)
-        for name, pieces in zip(config.names, self.corpus.pieces, strict=True):
-            log.info("%s", chunks.describe(f"source {name}", pieces))
+        for name, chunks in zip(config.names, self.corpus.chunks, strict=True):
+            log.info("%s", chunking.describe(f"source {name}", chunks))
         layout = Units(config.rows, config.streams)
         units = layout.holding(rows)
         streams = [stream for unit in units for stream in layout.streams_of(unit)]
@@ -167,7 +167,7 @@ def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
     encoder, decoder = summary["encoder_padding"], summary["decoder_padding"]
     if config.packing == "none" or max(encoder, decoder) <= MUCH_PADDING or abs(encoder - decoder) < OF_RATIO:
         return line
-    needs = [source.objective.lengths(config.piece_tokens) for source in config.sources]
+    needs = [source.objective.lengths(config.chunk_tokens) for source in config.sources]
     fitting = {
         "decoder_length": (config.encoder_length * mixture, max(need for _, need in needs)),
         "encoder_length": (config.decoder_length / mixture, max(need for need, _ in needs)),
@@ -193,7 +193,7 @@ def finite_batches(
     denoiser: str | None = None,
     examples: int | None = None,
 ) -> Iterator[HostBatch]:
-    """Batches that hold every piece of every source exactly once, in an order that depends on the seed alone.
+    """Batches that hold every chunk of every source exactly once, in an order that depends on the seed alone.
 
     Example k's denoiser and spans are a pure function of k and the seed. The last batch is filled up with rows of
     padding: weights 0, example ids -1. Positions mean nothing here and are 0.

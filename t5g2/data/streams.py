@@ -1,10 +1,10 @@
 """Virtual streams: an order of the data that depends on the seed alone, however many processes read it.
 
-    each source:  pieces -> shuffle -> repeat -> example k = f(piece, k) -> every streams-th example, from s on
+    each source:  chunks -> shuffle -> repeat -> example k = f(chunk, k) -> every streams-th example, from s on
     stream s:     its part of each source -> mix -> pack
 
 Every epoch is shuffled anew. Example k of a source is a pure function of k, so streams see different draws and an epoch
-has each piece once. The mix is exact in each block of sum(weights) draws; the order in a block follows from seed,
+has each chunk once. The mix is exact in each block of sum(weights) draws; the order in a block follows from seed,
 stream and block. Where a stream stands is a few integers.
 
 With B rows in the global batch: if B >= streams, row r comes from stream r // (B / streams). Otherwise, with g =
@@ -29,13 +29,13 @@ from t5g2.core.objective import Objective
 from t5g2.core.seeds import derive_seed
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data import image_tokens, packed_rows
-from t5g2.data.chunks import Pieces, open_pieces
-from t5g2.data.config import DataConfig, Source, TeacherRows
+from t5g2.data.chunking import Chunks, open_chunks
+from t5g2.data.config import DataConfig, Source, TeacherFeatures
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.packing import START, PackedRows, Position
 from t5g2.data.shards.logit_shards import CachedAnswers
 from t5g2.data.shards.token_cache import InCache
-from t5g2.data.sources.dialogues import Chat, InPieces
+from t5g2.data.sources.dialogues import Chat, InChunks
 from t5g2.data.sources.image_documents import InRows
 from t5g2.data.sources.image_text import ImageText
 
@@ -45,28 +45,28 @@ class Corpus:
     """A config whose sources are open.
 
     Attributes:
-      pieces: of each source.
+      chunks: of each source.
       answers: of a teacher about them, where the config has such; else None for each.
     """
 
     config: DataConfig
-    pieces: tuple[Pieces, ...]
+    chunks: tuple[Chunks, ...]
     answers: tuple[CachedAnswers | None, ...]
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with the texts, the tokenizer and how they are cut, and a teacher's answers."""
-        parts = [p.documents.fingerprint for p in self.pieces] + self._cut()
+        parts = [p.documents.fingerprint for p in self.chunks] + self._cut()
         return _digest([*parts, *(answers.fingerprint for answers in self.answers if answers is not None)])
 
     def fingerprint_of(self, source: int) -> str:
-        """16 hex digits that change with the pieces of a source."""
-        return _digest([self.pieces[source].documents.fingerprint, *self._cut()])
+        """16 hex digits that change with the chunks of a source."""
+        return _digest([self.chunks[source].documents.fingerprint, *self._cut()])
 
     def _cut(self) -> list[str]:
         truncated = ["truncated"] if self.config.long_documents == "truncate" else []
         images = [] if self.config.images is None else [str(self.config.images)]
-        return [self.config.tokenizer.fingerprint(), str(self.config.piece_tokens), *truncated, *images]
+        return [self.config.tokenizer.fingerprint(), str(self.config.chunk_tokens), *truncated, *images]
 
     def with_pictures(self, rows: packed_rows.Rows) -> packed_rows.Rows:
         """Stacked rows whose images are there, uint8[b, I, size, size, 3], and not where they are, int64[b, I, 3]."""
@@ -74,8 +74,8 @@ class Corpus:
             return rows
         where, pictures = rows["images"], packed_rows.no_pictures(self.config.images, len(rows["images"]))
         for row, i in np.argwhere(where[..., 0] != packed_rows.NO_EXAMPLE).tolist():
-            source, piece, nth = where[row, i].tolist()
-            pictures[row, i] = self.pieces[source].picture(piece, nth)
+            source, chunk, nth = where[row, i].tolist()
+            pictures[row, i] = self.chunks[source].picture(chunk, nth)
         return {**rows, "images": pictures}
 
 
@@ -85,21 +85,21 @@ def open_corpus(config: DataConfig) -> Corpus:
     Raises:
       UserError: a source is missing, empty or malformed; names it.
     """
-    pieces = []
+    chunks = []
     for name, source in zip(config.names, config.sources, strict=True):
         try:
             opened = open_source(source, config)
         except UserError as error:
             raise UserError(f"source {name!r}: {error}") from None
-        pieces.append(opened)
-    corpus = Corpus(config, tuple(pieces), (None,) * len(pieces))
+        chunks.append(opened)
+    corpus = Corpus(config, tuple(chunks), (None,) * len(chunks))
     return (
-        corpus if config.teaching is None or config.teaching.cache is None else _with_answers(corpus, config.teaching)
+        corpus if config.teacher_features is None or config.teacher_features.cache is None else _with_answers(corpus, config.teacher_features)
     )
 
 
-def open_source(source: Source, config: DataConfig) -> Pieces:
-    """The pieces of a source as a run of this config reads them.
+def open_source(source: Source, config: DataConfig) -> Chunks:
+    """The chunks of a source as a run of this config reads them.
 
     Raises:
       UserError: as open_pieces, and InRows.
@@ -107,15 +107,15 @@ def open_source(source: Source, config: DataConfig) -> Pieces:
     text = source.text
     if isinstance(text, ImageText):
         assert config.images is not None, "DataConfig refuses texts with images where rows have none"
-        text = InRows(text, config.images, config.tokenizer, config.piece_tokens)
+        text = InRows(text, config.images, config.tokenizer, config.chunk_tokens)
     elif isinstance(text, Chat):
-        text = InPieces(text, config.tokenizer, config.piece_tokens)
+        text = InChunks(text, config.tokenizer, config.chunk_tokens)
     elif config.cache_tokens:
         text = InCache(text, config.tokenizer, config.max_skipped, workers=config.workers)
-    return open_pieces(
+    return open_chunks(
         text,
         config.tokenizer,
-        piece_tokens=config.piece_tokens,
+        chunk_tokens=config.chunk_tokens,
         on_bad_record=config.on_bad_record,
         max_skipped=config.max_skipped,
         pairs=source.objective.takes_pairs,
@@ -123,7 +123,7 @@ def open_source(source: Source, config: DataConfig) -> Pieces:
     )
 
 
-def _with_answers(corpus: Corpus, teaching: TeacherRows) -> Corpus:
+def _with_answers(corpus: Corpus, teaching: TeacherFeatures) -> Corpus:
     answers = []
     for i, name in enumerate(corpus.config.names):
         found = CachedAnswers(Path(teaching.cache or "") / name, per_token=teaching.per_token)
@@ -142,8 +142,8 @@ def _digest(parts: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-class Piece(NamedTuple):
-    """What an example is made of: int32[L] tokens, and which of its source's pieces they are."""
+class Chunk(NamedTuple):
+    """What an example is made of: int32[L] tokens, and which of its source's chunks they are."""
 
     tokens: np.ndarray
     index: int
@@ -151,7 +151,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class MakeExample:
-    """Example k of a source: a function of the piece and of k.
+    """Example k of a source: a function of the chunk and of k.
 
     Attributes:
       source, sources: its number, and how many there are; the example's id, k * sources + source, tells both.
@@ -159,47 +159,47 @@ class MakeExample:
       blocks: whether the run's rows have blocks.
       teaching: what they carry for a teacher, if there is one.
       answers: of it, if they carry these.
-      images: of the run's rows, if they have any; of this source's pieces too, if they are `pictured`.
+      images: of the run's rows, if they have any; of this source's chunks too, if they are `pictured`.
     """
 
     objective: Objective
-    specials: SpecialTokens
+    special_tokens: SpecialTokens
     seed: int
     source: int
     sources: int
     denoisers: tuple[int, ...]
     blocks: bool = False
-    teaching: TeacherRows | None = None
+    teaching: TeacherFeatures | None = None
     answers: CachedAnswers | None = None
     images: ImageRows | None = None
     pictured: bool = False
 
-    def __call__(self, k: int, piece: Piece) -> dict[str, np.ndarray]:
+    def __call__(self, k: int, chunk: Chunk) -> dict[str, np.ndarray]:
         """The example as the packer takes it."""
         rng = np.random.default_rng([self.seed, self.source, k])
         if self.images is not None and not self.pictured:
-            piece = piece._replace(tokens=image_tokens.without(piece.tokens, self.images, self.specials.unk))
-        example = self.objective(piece.tokens, rng, specials=self.specials)
+            chunk = chunk._replace(tokens=image_tokens.without(chunk.tokens, self.images, self.special_tokens.unk))
+        example = self.objective(chunk.tokens, rng, special_tokens=self.special_tokens)
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
         made = packed_rows.features(example, example_id, denoiser)
         if self.blocks:
             none = np.zeros(len(example.targets), np.int32)
             made["blocks"] = none if example.blocks is None else example.blocks
         if self.images is not None:
-            count = np.count_nonzero(piece.tokens == self.images.token) // self.images.tokens
-            where = [(self.source, piece.index, nth) for nth in range(count)]
+            count = np.count_nonzero(chunk.tokens == self.images.token) // self.images.tokens
+            where = [(self.source, chunk.index, nth) for nth in range(count)]
             made["images"] = np.array(where, np.int64).reshape(count, 3)
-        return made if self.teaching is None else made | self._for_teacher(example, piece)
+        return made if self.teaching is None else made | self._for_teacher(example, chunk)
 
-    def _for_teacher(self, example: Example, piece: Piece) -> dict[str, np.ndarray]:
+    def _for_teacher(self, example: Example, chunk: Chunk) -> dict[str, np.ndarray]:
         assert self.teaching is not None
         assert example.origins is not None, f"{type(self.objective).__name__} does not say where its targets stand"
         made = {"origins": example.origins}
         if self.teaching.carry == "text":
-            text = self.objective.text(piece.tokens)
-            made["text"] = np.concatenate([[self.specials.bos], text[:-1]], dtype=np.int32, casting="unsafe")
+            text = self.objective.text(chunk.tokens)
+            made["text"] = np.concatenate([[self.special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
         if self.answers is not None:
-            found = self.answers.about(piece.index, example.origins)
+            found = self.answers.about(chunk.index, example.origins)
             made |= {f"answer_{name}": array for name, array in zip(("ids", "log_probs", "tail"), found, strict=True)}
         return made
 
@@ -240,17 +240,17 @@ class Examples:
     """The examples of a source by number; epoch after epoch, each in an order of its own.
 
     Args:
-      pieces: of the source.
-      make: an example of a piece.
+      chunks: of the source.
+      make: an example of a chunk.
       seed: of the orders.
       epochs: how many; None = without end.
     """
 
-    def __init__(self, pieces: Pieces, make: MakeExample, *, seed: int, epochs: int | None = None):
+    def __init__(self, chunks: Chunks, make: MakeExample, *, seed: int, epochs: int | None = None):
         from grain.experimental import index_shuffle  # not above: importing grain imports jax
 
-        self._pieces, self._make, self._seed, self._shuffle = pieces, make, seed, index_shuffle
-        self._epoch, self._length = len(pieces), sys.maxsize if epochs is None else epochs * len(pieces)
+        self._pieces, self._make, self._seed, self._shuffle = chunks, make, seed, index_shuffle
+        self._epoch, self._length = len(chunks), sys.maxsize if epochs is None else epochs * len(chunks)
 
     def __len__(self) -> int:
         return self._length
@@ -259,7 +259,7 @@ class Examples:
         epoch, place = divmod(k, self._epoch)
         # as grain's MapDataset.shuffle does it
         index = self._shuffle(place, max_index=self._epoch - 1, seed=(self._seed + epoch) % 2**32, rounds=4)
-        return self._make(k, Piece(self._pieces[index], index))
+        return self._make(k, Chunk(self._pieces[index], index))
 
 
 def examples_of(
@@ -273,18 +273,18 @@ def examples_of(
     objective = objective if denoiser is None else objective.only(denoiser)
     make = MakeExample(
         objective,
-        config.tokenizer.specials,
+        config.tokenizer.special_tokens,
         derive_seed(seed, "example"),
         source,
         len(config.sources),
         tuple(config.denoisers.index(name) for name in objective.denoisers),
         config.uses_blocks,
-        config.teaching,
+        config.teacher_features,
         corpus.answers[source],
         config.images,
         isinstance(config.sources[source].text, ImageText),
     )
-    return Examples(corpus.pieces[source], make, seed=derive_seed(seed, "shuffle", source), epochs=epochs)
+    return Examples(corpus.chunks[source], make, seed=derive_seed(seed, "shuffle", source), epochs=epochs)
 
 
 class StreamExamples:

@@ -231,7 +231,7 @@ def generate_text(
         compute=compute,
         seed=seed,
     )
-    return [tokenizer.decode(tokens, show_specials=False) for tokens in made]
+    return [tokenizer.decode(tokens, show_special_tokens=False) for tokens in made]
 
 
 def generate_tokens(
@@ -247,12 +247,12 @@ def generate_tokens(
 
     To have an encoder-decoder fill in spans, put sentinels into the prompt where they are missing.
     """
-    specials = tokenizer.specials
-    decoding = Decoding(max_new_tokens, (specials.eos,), specials.pad, **how)
+    special_tokens = tokenizer.special_tokens
+    decoding = Decoding(max_new_tokens, (special_tokens.eos,), special_tokens.pad, **how)
     decoder_only = not isinstance(model.config, EncoderDecoderConfig)
-    bos = np.array([specials.bos], np.int32)
+    bos = np.array([special_tokens.bos], np.int32)
     read = [np.concatenate([bos, tokens]) for tokens in prompts] if decoder_only else prompts
-    return complete(model, read, bos=specials.bos, decoding=decoding, seed=seed)
+    return complete(model, read, bos=special_tokens.bos, decoding=decoding, seed=seed)
 
 
 def complete(

@@ -21,7 +21,7 @@ from t5g2.core.logs import log
 from t5g2.core.objective import Objective
 from t5g2.core.seeds import derive_seed
 from t5g2.core.sharding import batch_sharding, constrain
-from t5g2.data.chunks import Text, describe, open_pieces
+from t5g2.data.chunking import Text, describe, open_chunks
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
@@ -84,7 +84,7 @@ class Task(abc.ABC):
 class HeldoutLoss(Task):
     """The loss on text that was not trained on, in nats per token, for each denoiser of an objective and over all.
 
-    Every denoiser is asked about the same pieces of text, whatever its share, so that its mean is as exact as any
+    Every denoiser is asked about the same chunks of text, whatever its share, so that its mean is as exact as any
     other's. `<name>/loss` is the mean of the denoisers' means, weighted with their shares of the mixture; sentinels
     among the targets never count (they can be read off the input's order), whether the objective trains on them or not.
     `<name>/loss/<denoiser>` is one denoiser's mean.
@@ -92,7 +92,7 @@ class HeldoutLoss(Task):
     Attributes:
       text: held-out text.
       objective: what is asked about it.
-      examples: how many pieces, the first in an order that depends on the seed alone; None = all.
+      examples: how many chunks, the first in an order that depends on the seed alone; None = all.
     """
 
     text: Text
@@ -113,9 +113,9 @@ class HeldoutLoss(Task):
             data = dataclasses.replace(setting.data, sources=(source,), images=images)
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
-        pieces = open_source(data.sources[0], data)
-        log.info("%s", describe(f"task {self.name}", pieces))
-        # not by the task's name: tasks of one run and of its relatives are asked about the same pieces
+        chunks = open_source(data.sources[0], data)
+        log.info("%s", describe(f"task {self.name}", chunks))
+        # not by the task's name: tasks of one run and of its relatives are asked about the same chunks
         seed = derive_seed(setting.seed, "held-out loss")
 
         def read(denoiser: str) -> Iterable[HostBatch]:
@@ -150,8 +150,8 @@ class Samples(Task):
 
     Attributes:
       text: held-out text.
-      examples: pieces of it; each is completed, and has two spans filled in.
-      prompt_tokens: how much of a piece is given for completion.
+      examples: chunks of it; each is completed, and has two spans filled in.
+      prompt_tokens: how much of a chunk is given for completion.
       span_tokens: length of each span to fill in.
       max_new_tokens: how much is generated, and how much of the text is shown as reference.
       prompt_both_ways: a decoder-only model's prompt sees itself both ways, as PrefixLMDecoder trains it.
@@ -172,21 +172,21 @@ class Samples(Task):
                 raise UserError(f"{field} = {getattr(self, field)}; it must be at least 1")
         if 4 * self.span_tokens > self.prompt_tokens + self.max_new_tokens:
             raise UserError(
-                f"span_tokens = {self.span_tokens}: two spans may be at most half of a piece of prompt_tokens + "
+                f"span_tokens = {self.span_tokens}: two spans may be at most half of a chunk of prompt_tokens + "
                 f"max_new_tokens = {self.prompt_tokens + self.max_new_tokens} tokens; lower it"
             )
 
     def prepare(self, setting: Setting) -> Measure:
-        """Chooses the pieces."""
+        """Chooses the chunks."""
         if self.prompt_both_ways and setting.data.encoder_length:
             raise UserError(
                 f"evaluation task {self.name!r} has prompt_both_ways, which is for a decoder-only model, and the model "
                 f"is encoder-decoder: its encoder reads the prompt; leave prompt_both_ways out"
             )
         tokenizer, decode = setting.data.tokenizer, setting.data.tokenizer.decode
-        pieces = self._choose(setting)
-        completions = [("completion", piece[: self.prompt_tokens], piece[self.prompt_tokens :]) for piece in pieces]
-        fillings = [("filling", *asked) for piece in pieces if (asked := self._without_spans(piece, setting.data))]
+        chunks = self._choose(setting)
+        completions = [("completion", chunk[: self.prompt_tokens], chunk[self.prompt_tokens :]) for chunk in chunks]
+        fillings = [("filling", *asked) for chunk in chunks if (asked := self._without_spans(chunk, setting.data))]
 
         def measure(model: Model) -> Outcome:
             # all at once, because every shape is a program to compile
@@ -210,35 +210,36 @@ class Samples(Task):
 
         return measure
 
-    def _without_spans(self, piece: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray] | None:
-        """A prompt without two spans, at 1/4 and 5/8 of the piece, and what is asked for, as the first of the run's
-        objectives has it that takes spans away; None if none does, or the piece is too short.
+    def _without_spans(self, chunk: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray] | None:
+        """A prompt without two spans, at 1/4 and 5/8 of the chunk, and what is asked for, as the first of the run's
+        objectives has it that takes spans away; None if none does, or the chunk is too short.
         """
-        if len(piece) < 4 * self.span_tokens:
+        if len(chunk) < 4 * self.span_tokens:
             return None
-        starts = [len(piece) // 4, 5 * len(piece) // 8]
+        starts = [len(chunk) // 4, 5 * len(chunk) // 8]
         made = (
-            s.objective.filling(piece, starts, self.span_tokens, specials=data.tokenizer.specials) for s in data.sources
+            s.objective.filling(chunk, starts, self.span_tokens, special_tokens=data.tokenizer.special_tokens)
+            for s in data.sources
         )
         return next(filter(None, made), None)
 
     def _choose(self, setting: Setting) -> list[np.ndarray]:
-        """Whole pieces of prompt_tokens + max_new_tokens, drawn; shorter ones where there are no others."""
+        """Whole chunks of prompt_tokens + max_new_tokens, drawn; shorter ones where there are no others."""
         length = self.prompt_tokens + self.max_new_tokens
         data = setting.data
-        pieces = open_pieces(self.text, data.tokenizer, piece_tokens=length, on_bad_record=data.on_bad_record)
-        order = np.random.default_rng(derive_seed(setting.seed, "task", self.name)).permutation(len(pieces))
-        drawn = [pieces[int(i)] for i in order[: 8 * self.examples]]
-        return sorted(drawn, key=lambda piece: len(piece) < length)[: self.examples]
+        chunks = open_chunks(self.text, data.tokenizer, chunk_tokens=length, on_bad_record=data.on_bad_record)
+        order = np.random.default_rng(derive_seed(setting.seed, "task", self.name)).permutation(len(chunks))
+        drawn = [chunks[int(i)] for i in order[: 8 * self.examples]]
+        return sorted(drawn, key=lambda chunk: len(chunk) < length)[: self.examples]
 
 
 BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
 
 
 def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> TokenSums:
-    specials, total = setting.data.tokenizer.specials, TokenSums()
+    special_tokens, total = setting.data.tokenizer.special_tokens, TokenSums()
     for batch, *_ in batches:
-        batch = batch._replace(weights=np.where(specials.is_sentinel(batch.targets), 0, batch.weights))
+        batch = batch._replace(weights=np.where(special_tokens.is_sentinel(batch.targets), 0, batch.weights))
         if setting.mesh is not None:
             batch = to_global(batch, batch_sharding(setting.mesh), rows=setting.data.rows)
         sums = _batch_sums(model, batch, compute=setting.compute, tile_tokens=setting.tile_tokens)

@@ -102,5 +102,7 @@ def _write(cache: Cache, own: PerLayer, tokens: Sequences) -> Cache:
         jax.tree.map(lambda old, new: put(old, new, 1), cache.past.tail, own.tail),
     )
     blocks = jnp.zeros_like(tokens.segments) if tokens.blocks is None else tokens.blocks
-    stored = Sequences(*(put(old, new, 1) for old, new in zip(cache.tokens, tokens._replace(blocks=blocks), strict=True)))
+    stored = Sequences(
+        *(put(old, new, 1) for old, new in zip(cache.tokens, tokens._replace(blocks=blocks), strict=True))
+    )
     return cache._replace(past=past, tokens=stored, used=cache.used + tokens.segments.shape[1])

@@ -62,7 +62,7 @@ _GEMMA2_27B = replace(
 # Gemma 3. SigLIP so400m/14; positions beyond the pretraining length are interpolated: global layers divide them by 8
 
 _SO400M = VisionConfig(width=1152, layers=27, mlp_width=4304, heads=16, image_size=896, patch_size=14)
-# the embedding has 64 rows more than the tokenizer has pieces, the first of them the image token's
+# the embedding has 64 rows more than the tokenizer has ids, the first of them the image token's
 _GEMMA3_IMAGES = ImageConfig(vision=_SO400M, token=262_144, begin=255_999, end=256_000, tokens=256)
 _T5GEMMA2_IMAGES = replace(_GEMMA3_IMAGES, token=256_001)
 _EIGHTH = Rope(1_000_000.0, factor=8.0)

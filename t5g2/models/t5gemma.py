@@ -52,7 +52,12 @@ class T5Gemma(nnx.Module):
             self.projector = Projector(encoder.images, encoder.width, key=projector_key, param_dtype=param_dtype)
 
     def hidden(
-        self, encoder: Sequences, decoder: Sequences, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
+        self,
+        encoder: Sequences,
+        decoder: Sequences,
+        images: Float[Array, "B I H W 3"] | None = None,
+        *,
+        compute: Compute,
     ) -> Float[Array, "B T D"]:
         """Final-normed decoder states of every token, for the loss or for `logits`.
 

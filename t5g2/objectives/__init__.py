@@ -1,4 +1,4 @@
-"""Objectives: what a model is asked about a piece of text. NumPy only."""
+"""Objectives: what a model is asked about a chunk of text. NumPy only."""
 
 from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser

@@ -27,7 +27,7 @@ class Causal(Objective):
         weights         [ 0  0  1  1  1]
 
     Attributes:
-      eos: the targets end in EOS, also where a piece is not the end of its document.
+      eos: the targets end in EOS, also where a chunk is not the end of its document.
       context: share of the tokens at the start that do not count, at least 0 and below 1. With 1 - rate of a UL2
         suffix it counts the very targets that the suffix has.
     """
@@ -40,7 +40,7 @@ class Causal(Objective):
             raise UserError(f"context = {self.context}; it is a share of the tokens, at least 0 and below 1")
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """No."""
         return False
 
@@ -68,9 +68,11 @@ class Causal(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example of int32[L] tokens; nothing is drawn."""
-        example = teacher_forced(np.empty(0, np.int32), tokens, np.arange(len(tokens)), specials=specials, eos=self.eos)
+        example = teacher_forced(
+            np.empty(0, np.int32), tokens, np.arange(len(tokens)), special_tokens=special_tokens, eos=self.eos
+        )
         if self.context > 0.0:
             # rounded as UL2's suffix is, so that both count the same tokens
             counted = min(max(round(len(tokens) * (1.0 - self.context)), 1), len(tokens) - 1)

@@ -15,7 +15,7 @@ from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 
 
 class _UpToTheLastImage(Objective):
-    """Splits a piece behind its last image."""
+    """Splits a chunk behind its last image."""
 
     @property
     def takes_images(self) -> bool:
@@ -27,30 +27,30 @@ class _UpToTheLastImage(Objective):
         """One: "multimodal"."""
         return ("multimodal",)
 
-    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
+    def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if there is no image token."""
-        super().check_tokenizer(specials, vocab_size)
-        if specials.image < 0:
+        super().check_tokenizer(special_tokens, vocab_size)
+        if special_tokens.image < 0:
             raise UserError(
                 "the tokenizer has no image token; say which id the model has for it: tokenizer.ids = "
                 '[["image", 256001], …]'
             )
 
-    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> int:
+    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> int:
         """How many of the tokens are the prefix.
 
         Raises:
           UserError: nothing follows the last image.
         """
-        images = np.flatnonzero(tokens == specials.image)
+        images = np.flatnonzero(tokens == special_tokens.image)
         if not len(images):
-            return super().split(tokens, rng, specials=specials)  # pyright: ignore[reportAttributeAccessIssue]
+            return super().split(tokens, rng, special_tokens=special_tokens)  # pyright: ignore[reportAttributeAccessIssue]
         split = int(images[-1]) + 1
         # an image ends with a token of its own, if the tokenizer has one
-        split += bool(tokens[split : split + 1] == specials.end_of_image)
+        split += bool(tokens[split : split + 1] == special_tokens.end_of_image)
         if split == len(tokens):
             raise UserError(
-                f"a piece of {len(tokens)} tokens ends with an image, so that there is nothing to ask for; give texts "
+                f"a chunk of {len(tokens)} tokens ends with an image, so that there is nothing to ask for; give texts "
                 f"in which something follows the last image"
             )
         return split
@@ -67,11 +67,11 @@ class MultimodalPrefixLM(_UpToTheLastImage, PrefixLM):
         targets         [12 13  1]
         weights         [ 1  1  1]
 
-    So an image is never a target. A piece without an image is split as PrefixLM splits it; one that ends with its last
+    So an image is never a target. A chunk without an image is split as PrefixLM splits it; one that ends with its last
     image is an error (sources of texts with images refuse such records).
 
     Attributes:
-      prefix, split_at: of pieces without an image, as PrefixLM has them.
+      prefix, split_at: of chunks without an image, as PrefixLM has them.
       eos: the targets end in EOS.
     """
 

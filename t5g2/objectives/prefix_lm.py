@@ -16,7 +16,7 @@ from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 # of the places in and about a UTF-8 character, which has at most 4 bytes, the furthest from one beside it, where the
-# other side is the end of the piece
+# other side is the end of the chunk
 MOST_MOVED = 3
 
 
@@ -39,10 +39,10 @@ class PrefixLM(Objective):
     Attributes:
       prefix: the share of the tokens that the encoder reads, rounded, but at least one token and never all of them; 0.5
         as in T5Gemma (arXiv 2504.06225, section 3.3: two equal halves). "uniform" = every split is equally likely.
-      eos: the targets end in EOS, also where a piece is not the end of its document. The papers do not say.
+      eos: the targets end in EOS, also where a chunk is not the end of its document. The papers do not say.
       split_at: "token" = anywhere; "character" = never inside a character that is several tokens; "text" = nor between
         two special tokens, such as those of one image. A fixed share moves to the nearest such place, the left one of
-        two; a piece that has none, or none within three tokens ("character"), is split where it would have been.
+        two; a chunk that has none, or none within three tokens ("character"), is split where it would have been.
     """
 
     prefix: float | Literal["uniform"] = 0.5
@@ -54,7 +54,7 @@ class PrefixLM(Objective):
             raise UserError(f'prefix = {self.prefix}; it is a share of the tokens between 0 and 1, or "uniform"')
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """If every split is equally likely."""
         return self.prefix == "uniform"
 
@@ -79,9 +79,9 @@ class PrefixLM(Objective):
         """None."""
         return 0
 
-    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
+    def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if characters are to be kept whole and no token is known to be a byte."""
-        if self.split_at != "token" and specials.first_byte is None:
+        if self.split_at != "token" and special_tokens.first_byte is None:
             raise UserError(
                 f"split_at = {self.split_at!r}, and the tokenizer has no tokens for the 256 bytes by which a part of a "
                 f'character is known; take split_at = "token"'
@@ -93,16 +93,16 @@ class PrefixLM(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example of int32[L] tokens, L >= 2; only "uniform" draws anything."""
-        split = self.split(tokens, rng, specials=specials)
+        split = self.split(tokens, rng, special_tokens=special_tokens)
         places = np.arange(split, len(tokens))
-        return teacher_forced(tokens[:split], tokens[split:], places, specials=specials, eos=self.eos)
+        return teacher_forced(tokens[:split], tokens[split:], places, special_tokens=special_tokens, eos=self.eos)
 
-    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> int:
+    def split(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> int:
         """How many of the tokens are the prefix."""
         length = len(tokens)
-        places = None if self.split_at == "token" else self._places(tokens, specials)
+        places = None if self.split_at == "token" else self._places(tokens, special_tokens)
         if self.prefix == "uniform":
             nth = int(rng.integers(1, length if places is None else len(places) + 1))
             return nth if places is None else int(places[nth - 1])
@@ -112,11 +112,11 @@ class PrefixLM(Objective):
         nearest = int(places[np.argmin(np.abs(places - split))])
         return split if self.split_at == "character" and abs(nearest - split) > MOST_MOVED else nearest
 
-    def _places(self, tokens: np.ndarray, specials: SpecialTokens) -> np.ndarray:
+    def _places(self, tokens: np.ndarray, special_tokens: SpecialTokens) -> np.ndarray:
         """int64[places]: the splits that part nothing that belongs together; if there are none, all."""
-        joined = specials.is_continuation(tokens)[1:]
+        joined = special_tokens.is_continuation(tokens)[1:]
         if self.split_at == "text":
-            special = specials.is_special(tokens)
+            special = special_tokens.is_special(tokens)
             joined |= special[1:] & special[:-1]
         return np.flatnonzero(~joined if not joined.all() else joined) + 1
 
@@ -146,10 +146,12 @@ class PrefixLMDecoder(PrefixLM):
         """0 for the encoder, the tokens and EOS for the decoder."""
         return 0, tokens + self.eos
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example of int32[L] tokens, L >= 2."""
-        split = self.split(tokens, rng, specials=specials)
-        example = teacher_forced(np.empty(0, np.int32), tokens, np.arange(len(tokens)), specials=specials, eos=self.eos)
+        split = self.split(tokens, rng, special_tokens=special_tokens)
+        example = teacher_forced(
+            np.empty(0, np.int32), tokens, np.arange(len(tokens)), special_tokens=special_tokens, eos=self.eos
+        )
         example.weights[:split] = 0.0
         blocks = np.zeros(len(example.targets), np.int32)
         blocks[: split + 1] = 1  # BOS too

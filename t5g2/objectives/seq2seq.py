@@ -43,7 +43,7 @@ class Seq2Seq(Objective):
         return True
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """No."""
         return False
 
@@ -75,7 +75,7 @@ class Seq2Seq(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example of a pair; nothing is drawn.
 
         Raises:
@@ -88,4 +88,4 @@ class Seq2Seq(Objective):
                 f"{self.inputs_tokens} and targets_tokens = {self.targets_tokens}; raise these to the source's"
             )
         places = np.arange(len(inputs), len(inputs) + len(targets))
-        return teacher_forced(inputs.copy(), targets, places, specials=specials, eos=self.eos)
+        return teacher_forced(inputs.copy(), targets, places, special_tokens=special_tokens, eos=self.eos)

@@ -8,8 +8,8 @@ A record is one text that says where turns begin and end, as chat templates do. 
     <start_of_turn>model
     4<end_of_turn>
 
-So an objective needs no other input than tokens: it finds the turns by the ids that begin and end them. Pieces must
-hold whole records: piece_tokens is at least the length of the longest.
+So an objective needs no other input than tokens: it finds the turns by the ids that begin and end them. Chunks must
+hold whole records: chunk_tokens is at least the length of the longest.
 """
 
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Answers(Objective):
       starts: the ids that a turn of the model's begins with; they belong to the prompt. Gemma's are those of
         "<start_of_turn>model" and a line break: tuple(tokenizer.encode("<start_of_turn>model\\n").tolist()).
       ends: the ids that a turn ends with; they belong to the answer. Gemma's: those of "<end_of_turn>". An answer
-        that does not end is the rest of the piece.
+        that does not end is the rest of the chunk.
       turns: "last" = the prompt is everything before the last answer, "all" = before the first; then every answer
         counts, and the turns between are read by the decoder and do not count.
       eos: the targets end in EOS.
@@ -63,7 +63,7 @@ class Answers(Objective):
                 raise UserError(f"{name} is empty; give the ids that an answer {name[:-1]}s with, at least one")
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """No."""
         return False
 
@@ -85,7 +85,7 @@ class Answers(Objective):
         """None."""
         return 0
 
-    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
+    def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if starts or ends has an id that there is not."""
         for name in ("starts", "ends"):
             if not all(0 <= token < vocab_size for token in getattr(self, name)):
@@ -97,16 +97,16 @@ class Answers(Objective):
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example of int32[L] tokens; nothing is drawn.
 
         Raises:
-          UserError: the piece has no answer.
+          UserError: the chunk has no answer.
         """
         answers = self.answers(tokens)
         begin, end = answers[0][0], answers[-1][1]
         example = teacher_forced(
-            tokens[:begin], tokens[begin:end], np.arange(begin, end), specials=specials, eos=self.eos
+            tokens[:begin], tokens[begin:end], np.arange(begin, end), special_tokens=special_tokens, eos=self.eos
         )
         example.weights[:] = _counted(answers, len(example.targets), begin)
         return example
@@ -126,8 +126,8 @@ class Answers(Objective):
             found.append((begin, int(later[0]) if len(later) else len(tokens)))
         if not found:
             raise UserError(
-                f"a piece of {len(tokens)} tokens has no answer: none begins after {list(self.starts)}; records spell "
-                f"out where answers begin, and piece_tokens is at least the length of the longest record"
+                f"a chunk of {len(tokens)} tokens has no answer: none begins after {list(self.starts)}; records spell "
+                f"out where answers begin, and chunk_tokens is at least the length of the longest record"
             )
         return found[-1:] if self.turns == "last" else found
 
@@ -159,15 +159,17 @@ class AnswersDecoder(Answers):
         """0 for the encoder, the tokens and EOS for the decoder."""
         return 0, tokens + self.eos
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example of int32[L] tokens; nothing is drawn.
 
         Raises:
-          UserError: the piece has no answer.
+          UserError: the chunk has no answer.
         """
         answers = self.answers(tokens)
         begin, end = answers[0][0], answers[-1][1]
-        example = teacher_forced(np.empty(0, np.int32), tokens[:end], np.arange(end), specials=specials, eos=self.eos)
+        example = teacher_forced(
+            np.empty(0, np.int32), tokens[:end], np.arange(end), special_tokens=special_tokens, eos=self.eos
+        )
         example.weights[:] = _counted(answers, len(example.targets), 0)
         if not self.both_ways:
             return example

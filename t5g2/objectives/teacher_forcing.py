@@ -11,7 +11,7 @@ def teacher_forced(
     targets: np.ndarray,
     origins: np.ndarray,
     *,
-    specials: SpecialTokens,
+    special_tokens: SpecialTokens,
     eos: bool,
     denoiser: int = 0,
 ) -> Example:
@@ -26,10 +26,10 @@ def teacher_forced(
     """
     # both at once, and then apart: whoever changes one must not change the other
     tokens = np.empty(len(targets) + 1 + eos, np.int32)
-    tokens[0] = specials.bos
+    tokens[0] = special_tokens.bos
     tokens[1 : len(targets) + 1] = targets
     if eos:
-        tokens[-1] = specials.eos
+        tokens[-1] = special_tokens.eos
     places = np.empty(len(tokens) - 1, np.int32)
     places[: len(targets)] = origins
     places[len(targets) :] = -1  # EOS, if there is one

@@ -36,7 +36,7 @@ class UL2(Objective):
         decoder_tokens  [ 2 13 14 15 16 17 18]
         targets         [13 14 15 16 17 18  1]
 
-    The same spans with sentinels="mask", mask = 4, encoder_eos=True, and mode_tokens of two pieces, 50 and 51:
+    The same spans with sentinels="mask", mask = 4, encoder_eos=True, and mode_tokens of two chunks, 50 and 51:
 
         encoder_tokens  [50 51 11 12  4 15 16 17  4  1]
         targets         [ 4 13 14  4 18 19 20  1]
@@ -56,9 +56,9 @@ class UL2(Objective):
       sentinels: what stands for spans. "distinct" = <sentinel_0>, <sentinel_1>, …, each at most once; "cyclic" = the
         same, and from <sentinel_0> on again after the tokenizer's last; "mask" = one token, mask, for every span.
       mode_tokens: (mode, id), for each mode the id that its denoisers' encoder inputs begin with, or, for a mode that
-        is spelt in several pieces, several pairs in their order. () = no mode tokens, whatever the denoisers say.
+        is spelt in several chunks, several pairs in their order. () = no mode tokens, whatever the denoisers say.
       mixing: what the weights are shares of: "examples", or "tokens", the targets that count: then a denoiser is drawn
-        for a piece with probability proportional to weight / counted targets of this piece on average, so that the
+        for a chunk with probability proportional to weight / counted targets of this chunk on average, so that the
         shares hold over any mixture of lengths.
     """
 
@@ -98,7 +98,7 @@ class UL2(Objective):
         return tuple(task.weight / total for task in self.tasks)
 
     def chances(self, tokens: int) -> tuple[float, ...]:
-        """How probably each task is drawn for a piece of `tokens` tokens; they sum to 1."""
+        """How probably each task is drawn for a chunk of `tokens` tokens; they sum to 1."""
         if self.mixing == "examples":
             return self.weights
         rates = [
@@ -122,15 +122,15 @@ class UL2(Objective):
         most = max(task.sentinels(tokens) for task in self.tasks)
         return {"distinct": most, "cyclic": min(most, 1), "mask": 0}[self.sentinels]
 
-    def check_tokenizer(self, specials: SpecialTokens, vocab_size: int) -> None:
+    def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
         """Raises UserError if there is no mask token for spans, or if a mode token is no id or stands for spans."""
         if any(not task.is_prefix for task in self.tasks):
-            self._sentinel_ids(0, specials)
+            self._sentinel_ids(0, special_tokens)
         for mode, token in self.mode_tokens:
-            if not 0 <= token < vocab_size or specials.is_sentinel(np.array(token)):
+            if not 0 <= token < vocab_size or special_tokens.is_sentinel(np.array(token)):
                 raise UserError(
                     f"mode_tokens has {token} for mode {mode!r}; take an id from 0 to {vocab_size - 1} that stands for "
-                    f"no span, as the sentinels from {specials.first_sentinel} on do"
+                    f"no span, as the sentinels from {special_tokens.first_sentinel} on do"
                 )
 
     def only(self, denoiser: str) -> "UL2":
@@ -141,7 +141,7 @@ class UL2(Objective):
         mode_tokens = tuple((mode, token) for mode, token in self.mode_tokens if mode == task.mode)
         return dataclasses.replace(self, tasks=(task,), mode_tokens=mode_tokens)
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, specials: SpecialTokens) -> Example:
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """The example of int32[L] tokens, L >= 2."""
         length = len(tokens)
         index = bisect_right(list(accumulate(self.chances(length)))[:-1], rng.random())
@@ -155,17 +155,19 @@ class UL2(Objective):
             spans = task.spans(length)
             kept_lengths = random_parts(length - noise, spans, rng)
             noise_lengths = random_parts(noise, spans, rng)
-            sentinels = self._sentinel_ids(spans, specials)
+            sentinels = self._sentinel_ids(spans, special_tokens)
             encoder_tokens, targets, origins = corrupt(tokens, kept_lengths, noise_lengths, sentinels)
             silent = () if self.loss_on_sentinels else sentinel_places(noise_lengths)
-        encoder_tokens = self._framed(encoder_tokens, task, specials)
-        example = teacher_forced(encoder_tokens, targets, origins, specials=specials, eos=self.eos, denoiser=index)
+        encoder_tokens = self._framed(encoder_tokens, task, special_tokens)
+        example = teacher_forced(
+            encoder_tokens, targets, origins, special_tokens=special_tokens, eos=self.eos, denoiser=index
+        )
         if len(silent):
             example.weights[silent] = 0.0
         return example
 
     def filling(
-        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, specials: SpecialTokens
+        self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """A prompt and what is asked for; of several denoisers that take spans away, the mode is the first one's.
 
@@ -176,19 +178,19 @@ class UL2(Objective):
         takers = [task for task in self.tasks if not task.is_prefix]
         if not takers:
             return None
-        if self.sentinels == "distinct" and specials.sentinels < len(starts):
+        if self.sentinels == "distinct" and special_tokens.sentinels < len(starts):
             return None
         edges = np.concatenate([[0], np.asarray(starts) + span])
         kept, taken = np.append(starts, len(tokens)) - edges, np.full(len(starts), span)
-        ids = self._sentinel_ids(len(starts), specials)
+        ids = self._sentinel_ids(len(starts), special_tokens)
         # what is behind the last span is kept as it is
         end = edges[-1]
         encoder_tokens, targets, _ = corrupt(tokens[:end], kept[:-1], taken, ids)
-        return self._framed(np.concatenate([encoder_tokens, tokens[end:]]), takers[0], specials), targets
+        return self._framed(np.concatenate([encoder_tokens, tokens[end:]]), takers[0], special_tokens), targets
 
-    def _framed(self, encoder_tokens: np.ndarray, task: Denoiser, specials: SpecialTokens) -> np.ndarray:
+    def _framed(self, encoder_tokens: np.ndarray, task: Denoiser, special_tokens: SpecialTokens) -> np.ndarray:
         """The encoder's input with what stands before and after it."""
-        before, after = self._mode_ids(task), [specials.eos] * self.encoder_eos
+        before, after = self._mode_ids(task), [special_tokens.eos] * self.encoder_eos
         if not (before or after):
             return encoder_tokens
         return np.concatenate([before, encoder_tokens, after], dtype=np.int32, casting="unsafe")
@@ -196,18 +198,18 @@ class UL2(Objective):
     def _mode_ids(self, task: Denoiser) -> list[int]:
         return [token for mode, token in self.mode_tokens if mode == task.mode]
 
-    def _sentinel_ids(self, spans: int, specials: SpecialTokens) -> np.ndarray:
+    def _sentinel_ids(self, spans: int, special_tokens: SpecialTokens) -> np.ndarray:
         """int32[spans]: what stands for each."""
         if self.sentinels == "distinct":
-            return specials.sentinel_ids(spans)
+            return special_tokens.sentinel_ids(spans)
         if self.sentinels == "cyclic":
-            return specials.cyclic_sentinel_ids(spans)
-        if specials.mask < 0:
+            return special_tokens.cyclic_sentinel_ids(spans)
+        if special_tokens.mask < 0:
             raise UserError(
                 'sentinels = "mask", and the tokenizer has no mask token; say which id it is: tokenizer.ids = '
                 '[["mask", 4]], or take sentinels = "cyclic"'
             )
-        return np.full(spans, specials.mask, np.int32)
+        return np.full(spans, special_tokens.mask, np.int32)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class UL2Original(UL2):
     """UL2 as Tay et al. had it (arXiv 2205.05131): seven denoisers in the modes NLU, S2S and NLG.
 
     The mode tokens are spelt "[NLU]", "[S2S]", "[NLG]" in its own vocabulary. They are no tokens of Gemma's, so the
-    default is none; to have them, give ids that nothing else uses, or those of the pieces of that spelling:
+    default is none; to have them, give ids that nothing else uses, or those of the chunks of that spelling:
     mode_tokens = (("NLU", 6), ("S2S", 7), ("NLG", 8)) are <unused0> to <unused2> of Gemma 3 and T5Gemma 2.
     """
 

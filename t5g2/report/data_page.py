@@ -122,7 +122,7 @@ def _color(segment: int) -> str:
 def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, config: DataConfig) -> list[Html]:
     """The text in runs of one example, special tokens apart from the others."""
     tokenizer = config.tokenizer
-    special = np.isin(tokens, list(tokenizer.named().values())) | tokenizer.specials.is_sentinel(tokens)
+    special = np.isin(tokens, list(tokenizer.named().values())) | tokenizer.special_tokens.is_sentinel(tokens)
     made = []
     for run in _runs(segments, silent, special):
         if segments[run.start] == 0:

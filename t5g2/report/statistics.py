@@ -44,7 +44,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def paired(values: Mapping[int | None, float], others: Mapping[int | None, float]) -> Estimate | None:
     """Mean and interval of `values` - `others` over the seeds that both have; None if they share none.
 
-    Two runs of one seed have read the same batches and the same held-out pieces, so what those change in both alike is
+    Two runs of one seed have read the same batches and the same held-out chunks, so what those change in both alike is
     not in the interval.
     """
     return estimate([values[seed] - others[seed] for seed in values if seed in others])

@@ -21,7 +21,7 @@ from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.sharding import MeshShape
 from t5g2.core.tree import difference
-from t5g2.data import chunks
+from t5g2.data import chunking
 from t5g2.data.pipeline import DataConfig
 from t5g2.data.tokenizers import registry
 from t5g2.eval.generation import BY_NAME as SAMPLERS
@@ -36,7 +36,7 @@ from t5g2.train import image_rows, optim
 TABLES = (
     KINDS,
     objectives.BY_NAME,
-    chunks.BY_NAME,
+    chunking.BY_NAME,
     registry.BY_NAME,
     optim.OPTIMIZERS,
     optim.SCHEDULES,
@@ -229,8 +229,8 @@ class Experiment:
                 f"every microbatch has equally many rows"
             )
         self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
-        if self.data.teaching is not None:
-            raise UserError("data.teaching follows from distill, which says who teaches; leave it out")
+        if self.data.teacher_features is not None:
+            raise UserError("data.teacher_features follows from distill, which says who teaches; leave it out")
         if self.distill is not None and self.data.images is not None:
             raise UserError("distill and data.images are both set; a teacher is asked without images, so leave one out")
         if self.distill is not None:

@@ -21,7 +21,7 @@ from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.data import packed_rows
-from t5g2.data.config import DataConfig, TeacherRows
+from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.data.pipeline import Pipeline
 from t5g2.eval.tasks import Setting
 from t5g2.models import build
@@ -153,14 +153,14 @@ def rows(experiment: Experiment, world: jax.sharding.Mesh) -> tuple[DataConfig, 
         whose = None
         if distill.teacher is not None:
             whose = teachers.fingerprint(teachers.open_teacher(distill.teacher, data.tokenizer, experiment.vocab_size))
-        carried = TeacherRows(
+        carried = TeacherFeatures(
             "answers", cache=distill.cache, per_token=distill.per_token, method=distill.method, teacher=whose
         )
-        return dataclasses.replace(data, teaching=carried), None
+        return dataclasses.replace(data, teacher_features=carried), None
     folder = teachers.open_teacher(distill.teacher or "", data.tokenizer, experiment.vocab_size)
-    carried = TeacherRows("text" if teachers.reads_text(folder) else "rows")
+    carried = TeacherFeatures("text" if teachers.reads_text(folder) else "rows")
     abstract = teachers.abstract(folder, world, folders.dtype_of(folder))
-    return dataclasses.replace(data, teaching=carried), (folder, abstract)
+    return dataclasses.replace(data, teacher_features=carried), (folder, abstract)
 
 
 def checkpoints(experiment: Experiment, workdir: Path, *, read_only: bool = False) -> Checkpoints:

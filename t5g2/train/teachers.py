@@ -85,7 +85,7 @@ def answers(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | No
       teacher: a model; None = the batch carries its answers.
       key: for what is drawn of its distributions.
     """
-    teaching = batch.teaching
+    teaching = batch.teacher
     assert teaching is not None, "a run with a teacher has batches that carry where its answers stand"
     known_BT = teaching.origins >= 0
     if teaching.ids is not None:

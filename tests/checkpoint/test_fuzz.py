@@ -80,13 +80,13 @@ def scribbled(draw, valid):
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
         how = draw(st.sampled_from(["over", "out", "in", "again", "short"]))
-        piece = draw(st.binary(min_size=1, max_size=9) | st.sampled_from([b"0", b"9", b"-", b'"', b"{", b"[", b"\xff"]))
+        chunk = draw(st.binary(min_size=1, max_size=9) | st.sampled_from([b"0", b"9", b"-", b'"', b"{", b"[", b"\xff"]))
         if how == "over":
-            data[at : at + len(piece)] = piece
+            data[at : at + len(chunk)] = chunk
         elif how == "out":
-            del data[at : at + len(piece)]
+            del data[at : at + len(chunk)]
         elif how == "in":
-            data[at:at] = piece
+            data[at:at] = chunk
         elif how == "again":
             data[at:at] = data[at : at + draw(st.integers(1, 60))]
         elif draw(st.booleans()):

@@ -35,7 +35,7 @@ def one_of_two(folder: Path) -> None:
     from jax.experimental import multihost_utils
 
     distributed.initialize("on")
-    # not to standard output, where Gloo writes too, in pieces of lines
+    # not to standard output, where Gloo writes too, in chunks of lines
     said = (folder / f"said-{jax.process_index()}.txt").open("w")
     model, abstract = on_a_mesh()
     with Checkpoints(folder / "checkpoints") as checkpoints:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from t5g2.core.batch import HostBatch
-from t5g2.data.chunks import TextFiles
+from t5g2.data.chunking import TextFiles
 from t5g2.data.pipeline import DataConfig, Pipeline, Source
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 
-SPECIALS = Bytes().specials
+SPECIALS = Bytes().special_tokens
 
 
 def write_texts(folder: Path, name: str, documents: int, *, seed: int = 0) -> TextFiles:
@@ -31,7 +31,7 @@ def mixed(folder: Path, *, rows: int, streams: int, **changes) -> DataConfig:
         Source(write_texts(folder, "many", 23), UL2(), weight=3, name="many"),
         Source(write_texts(folder, "few", 5), PrefixLM("uniform"), name="few"),
     )
-    fields = {"tokenizer": Bytes(), "encoder_length": 96, "decoder_length": 96, "piece_tokens": 40, "packing_rows": 3}
+    fields = {"tokenizer": Bytes(), "encoder_length": 96, "decoder_length": 96, "chunk_tokens": 40, "packing_rows": 3}
     return DataConfig(**{"sources": sources, "rows": rows, "streams": streams} | fields | changes)
 
 

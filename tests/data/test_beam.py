@@ -7,7 +7,7 @@ import pytest
 
 from t5g2 import cli
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import Jsonl
+from t5g2.data.chunking import Jsonl
 from t5g2.data.shards import beam, token_shards
 from t5g2.data.tokenizers.registry import Bytes
 
@@ -77,7 +77,7 @@ def test_by_the_command(tmp_path, capsys, monkeypatch):
         "    stack = {'vocab_size': 384, 'width': 32, 'layers': 1, 'mlp_width': 48, 'heads': 4, 'kv_heads': 2, "
         "'head_size': 8, 'window': 8, 'pattern': ['global']}\n"
         "    data = {'sources': [{'text': text, 'objective': {'kind': 'causal'}}], 'tokenizer': {'kind': 'bytes'}, "
-        "'piece_tokens': 40, 'rows': 4, 'encoder_length': 0, 'decoder_length': 64, 'streams': 4}\n"
+        "'chunk_tokens': 40, 'rows': 4, 'encoder_length': 0, 'decoder_length': 64, 'streams': 4}\n"
         "    optim = {'optimizer': {'kind': 'adamw'}, 'schedule': {'kind': 'constant', 'peak': 1e-3}}\n"
         "    return {'model': {'kind': 'gemma', **stack}, 'data': data, 'optim': optim, 'train': {'steps': 1}}\n"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import Tokens
+from t5g2.data.chunking import Tokens
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.shards import token_shards
@@ -71,7 +71,7 @@ def config(source, objective=None, **changes):
         "streams": 2,
         "encoder_length": 256,
         "decoder_length": 256,
-        "piece_tokens": 200,
+        "chunk_tokens": 200,
     }
     return DataConfig(sources=(Source(source, objective),), tokenizer=Bytes(), **fields | changes)
 
@@ -121,7 +121,7 @@ def test_what_a_content_spells_out_is_no_turn(tmp_path, kind):
     tokens = dialogues.encode(sly, tokenizer)
     assert [int(np.sum(tokens == t)) for t in (start, end)] == [2, 2]
     content = tokenizer.encode_plain(sly[0][1])
-    assert not tokenizer.specials.is_special(content).any()
+    assert not tokenizer.special_tokens.is_special(content).any()
     assert tokenizer.text(content.tolist()) == sly[0][1]
 
 
@@ -135,7 +135,7 @@ def test_the_prompt_is_read_and_the_answers_are_asked_for(tmp_path, turns, count
     tokenizer = Bytes()
     weighed = data.targets[0][data.weights[0] > 0]
     assert [t for t in weighed.tolist() if t in (TURNS["end_of_turn"], 1)] == [9] * len(counted) + [1]
-    assert tokenizer.decode(weighed, show_specials=False) == counted
+    assert tokenizer.decode(weighed, show_special_tokens=False) == counted
     read = tokenizer.decode(data.encoder.tokens[0][data.encoder.segments[0] > 0])
     first = SPELT.replace("<start_of_turn>", "<sentinel_0>").replace("<end_of_turn>", "<sentinel_1>")
     assert read == first[: first.rindex("6") if turns == "last" else first.index("4<")]
@@ -146,31 +146,31 @@ def test_a_decoder_only_model_reads_the_same(tmp_path):
     objective = AnswersDecoder(tuple(ids["starts"]), tuple(ids["ends"]), turns="all")
     [batch] = list(finite_batches(config(write(tmp_path, {"messages": TWO}), objective, encoder_length=0), seed=0))
     weighed = batch.batch.targets[0][batch.batch.weights[0] > 0]
-    assert Bytes().decode(weighed, show_specials=False) == "46"
+    assert Bytes().decode(weighed, show_special_tokens=False) == "46"
 
 
 def test_a_dialogue_is_never_cut(tmp_path):
     source = write(tmp_path, {"messages": TWO}, {"prompt": "q", "answer": "a" * 300}, {"prompt": "q", "answer": "b"})
     with pytest.raises(
-        UserError, match=r"chat\.jsonl, the record at byte \d+: 3\d\d tokens, and piece_tokens is 200; .*to 3"
+        UserError, match=r"chat\.jsonl, the record at byte \d+: 3\d\d tokens, and chunk_tokens is 200; .*to 3"
     ):
         open_corpus(config(source))
     with pytest.raises(UserError, match=r"1 of 3 records cannot be read, and max_skipped"):
         open_corpus(config(source, on_bad_record="skip"))
     corpus = open_corpus(config(source, on_bad_record="skip", max_skipped=0.5))
-    assert len(corpus.pieces[0]) == 2
-    assert (corpus.pieces[0].documents.skipped, len(corpus.pieces[0].documents.problems)) == (1, 1)
-    assert [p[-2] for p in map(corpus.pieces[0].__getitem__, range(2))] == [TURNS["end_of_turn"]] * 2
+    assert len(corpus.chunks[0]) == 2
+    assert (corpus.chunks[0].documents.skipped, len(corpus.chunks[0].documents.problems)) == (1, 1)
+    assert [p[-2] for p in map(corpus.chunks[0].__getitem__, range(2))] == [TURNS["end_of_turn"]] * 2
 
 
 def test_tokens_made_ahead_are_not_cut_either(tmp_path):
     source = write(tmp_path, {"messages": TWO}, {"prompt": "q", "answer": "a"})
     token_shards.write(token_shards.Job(source.open(), Bytes(), {}, 1), tmp_path / "tokens")
-    plain, made = (open_corpus(config(text)).pieces[0] for text in (source, Tokens(str(tmp_path / "tokens"))))
+    plain, made = (open_corpus(config(text)).chunks[0] for text in (source, Tokens(str(tmp_path / "tokens"))))
     for index in range(2):
         np.testing.assert_array_equal(made[index], plain[index])
-    with pytest.raises(UserError, match=r"a document that is not to be cut has \d+ tokens, and piece_tokens is 50"):
-        open_corpus(config(Tokens(str(tmp_path / "tokens")), piece_tokens=50))
+    with pytest.raises(UserError, match=r"a document that is not to be cut has \d+ tokens, and chunk_tokens is 50"):
+        open_corpus(config(Tokens(str(tmp_path / "tokens")), chunk_tokens=50))
 
 
 def test_compressed_files_and_tables(tmp_path, monkeypatch):

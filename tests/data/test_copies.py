@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import Jsonl, Parquet, TextFiles, open_pieces
+from t5g2.data.chunking import Jsonl, Parquet, TextFiles, open_chunks
 from t5g2.data.sources import local_copies
 from t5g2.data.tokenizers.registry import Bytes
 from tests.data import corpus
@@ -72,18 +72,18 @@ def test_a_full_disk_is_no_damaged_file(tmp_path, monkeypatch):
 
 
 def test_parquet_is_the_texts_of_a_column(tmp_path):
-    """The pieces and the fingerprint are those of the same texts as JSON lines."""
+    """The chunks and the fingerprint are those of the same texts as JSON lines."""
     parquet(tmp_path / "a.parquet", text=TEXTS, id=[1, 2, 3])
     (tmp_path / "a.jsonl").write_bytes(LINES)
     made, lines = Parquet(str(tmp_path / "a.parquet")).open(), Jsonl(str(tmp_path / "a.jsonl")).open()
     assert list(made) == TEXTS
     assert made.fingerprint == lines.fingerprint
-    pieces = [
-        open_pieces(s, Bytes(), piece_tokens=16, on_bad_record="stop")
+    chunks = [
+        open_chunks(s, Bytes(), chunk_tokens=16, on_bad_record="stop")
         for s in (Parquet(str(tmp_path / "a.parquet")), Jsonl(str(tmp_path / "a.jsonl")))
     ]
-    for i in range(len(pieces[0])):
-        np.testing.assert_array_equal(pieces[0][i], pieces[1][i])
+    for i in range(len(chunks[0])):
+        np.testing.assert_array_equal(chunks[0][i], chunks[1][i])
     with pytest.raises(
         UserError, match=r"a\.parquet has no column 'body'; it has text, id: set `field` to one of them"
     ):
@@ -155,9 +155,9 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_too_large_a_share_of_bad_records(tmp_path):
     lines = b'{"text": "a fine line of text"}\n' * 9 + b"bad\n"
     (tmp_path / "a.jsonl").write_bytes(lines)
-    source, how = Jsonl(str(tmp_path / "a.jsonl")), {"piece_tokens": 16, "on_bad_record": "skip"}
+    source, how = Jsonl(str(tmp_path / "a.jsonl")), {"chunk_tokens": 16, "on_bad_record": "skip"}
     with pytest.raises(UserError, match=r"1 of 10 records cannot be read, and max_skipped = 0\.01 of them may be left"):
-        open_pieces(source, Bytes(), **how)
-    assert open_pieces(source, Bytes(), max_skipped=0.1, **how).documents.skipped == 1
+        open_chunks(source, Bytes(), **how)
+    assert open_chunks(source, Bytes(), max_skipped=0.1, **how).documents.skipped == 1
     with pytest.raises(UserError, match=r"max_skipped = 1\.5; it is a share of the records, 0 to 1"):
         corpus.mixed(tmp_path, rows=2, streams=2, max_skipped=1.5)

@@ -8,7 +8,7 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.data import images, packed_rows
-from t5g2.data.chunks import TextFiles
+from t5g2.data.chunking import TextFiles
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.preview import show_row
@@ -34,7 +34,7 @@ def mixed(folder, *, rows=4, streams=4, decoder_only=False, **changes) -> DataCo
         Source(text, Causal() if decoder_only else UL2(), name="text"),
     )
     fields = {"tokenizer": Bytes(), "encoder_length": 0 if decoder_only else 96, "decoder_length": 96, "images": ROWS}
-    fields |= {"piece_tokens": 60, "packing_rows": 3}
+    fields |= {"chunk_tokens": 60, "packing_rows": 3}
     return DataConfig(**{"sources": sources, "rows": rows, "streams": streams} | fields | changes)
 
 
@@ -50,7 +50,7 @@ def expected_of(row, side, made):
         here, there = segments == segment, made.decoder.segments[row] == segment
         count = np.sum(side.tokens[row][here] == ROWS.token) // ROWS.tokens
         if count:
-            text = Bytes().decode(made.targets[row][there], show_specials=False)
+            text = Bytes().decode(made.targets[row][there], show_special_tokens=False)
             colors = [color for color in image_corpus.NAMES if color in text]
             assert len(colors) == count
             found += sorted(colors, key=text.index)
@@ -144,7 +144,7 @@ def test_an_image_token_in_a_text_is_none(tmp_path):
     batch = corpus.batches(config, count=1)[0][0].batch
     tokens = np.concatenate([batch.encoder.tokens.ravel(), batch.targets.ravel()])
     assert not np.any(tokens == 7)
-    assert np.any(tokens == Bytes().specials.unk)
+    assert np.any(tokens == Bytes().special_tokens.unk)
     assert not batch.images.any()
 
 

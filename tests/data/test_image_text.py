@@ -14,7 +14,7 @@ from PIL import Image
 
 from t5g2.core.errors import UserError
 from t5g2.data import images
-from t5g2.data.chunks import open_pieces
+from t5g2.data.chunking import open_chunks
 from t5g2.data.sources.image_documents import InRows
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.tokenizers.registry import Bytes
@@ -36,7 +36,7 @@ def source(kind, folder, records=corpus.RECORDS):
 
 
 def in_rows(text, **changes):
-    fields = {"rows": corpus.ROWS, "tokenizer": TOKENIZER, "piece_tokens": 64} | changes
+    fields = {"rows": corpus.ROWS, "tokenizer": TOKENIZER, "chunk_tokens": 64} | changes
     return InRows(text, **fields)
 
 
@@ -71,15 +71,15 @@ def test_the_fingerprint_is_of_the_images_bytes(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_are_whole_documents_with_their_pictures(kind, tmp_path):
     records = [r for r in corpus.RECORDS if r[1]]
-    pieces = open_pieces(in_rows(source(kind, tmp_path, records)), TOKENIZER, piece_tokens=64, on_bad_record="stop")
-    fitted = pickle.loads(pickle.dumps(pieces.documents))
+    chunks = open_chunks(in_rows(source(kind, tmp_path, records)), TOKENIZER, chunk_tokens=64, on_bad_record="stop")
+    fitted = pickle.loads(pickle.dumps(chunks.documents))
     block = [5, 7, 7, 7, 7, 6]
     for i, (text, colors) in enumerate(records):
         parts = corpus.marked(text, len(colors)).split("<start_of_image>")
         expected = TOKENIZER.encode(parts[0] + "\n\n" * bool(colors)).tolist()
         for n, part in enumerate(parts[1:], start=1):
             expected += [*block, *TOKENIZER.encode("\n\n" + part + "\n\n" * (n < len(colors))).tolist()]
-        assert pieces[i].tolist() == expected
+        assert chunks[i].tolist() == expected
         for n, color in enumerate(colors):
             shown = images.prepare(images.read(corpus.picture(color)), corpus.SIZE)
             picture = fitted.picture(i, n)
@@ -159,7 +159,7 @@ def test_a_bad_record_is_told_or_counted(name, tmp_path):
     assert (len(documents), documents.skipped) == (2, 1)
     assert documents.place(1).endswith("b.jsonl, line 4")
     with pytest.raises(UserError, match=r"1 of 3 records cannot be read, and max_skipped = 0\.01 of them may be left"):
-        open_pieces(in_rows(ImageJsonl(str(tmp_path))), TOKENIZER, piece_tokens=64, on_bad_record="skip")
+        open_chunks(in_rows(ImageJsonl(str(tmp_path))), TOKENIZER, chunk_tokens=64, on_bad_record="skip")
 
 
 def test_a_bad_row_of_a_table_is_told(tmp_path):
@@ -253,14 +253,14 @@ def test_documents_that_do_not_fit_are_told_or_counted(tmp_path):
     ):
         in_rows(text, rows=few).open()
     with pytest.raises(
-        UserError, match=r"line 3: 44 tokens, 12 of them for images, and piece_tokens is 40; a text wit"
+        UserError, match=r"line 3: 44 tokens, 12 of them for images, and chunk_tokens is 40; a text wit"
     ):
-        in_rows(text, piece_tokens=40).open()
-    for left_out in (in_rows(text, rows=few), in_rows(text, piece_tokens=40)):
+        in_rows(text, chunk_tokens=40).open()
+    for left_out in (in_rows(text, rows=few), in_rows(text, chunk_tokens=40)):
         with pytest.raises(UserError, match=r"1 of 5 records cannot be read"):
-            open_pieces(left_out, TOKENIZER, piece_tokens=64, on_bad_record="skip")
-        pieces = open_pieces(left_out, TOKENIZER, piece_tokens=64, on_bad_record="skip", max_skipped=0.2)
-        assert (len(pieces), pieces.documents.skipped) == (4, 1)
+            open_chunks(left_out, TOKENIZER, chunk_tokens=64, on_bad_record="skip")
+        chunks = open_chunks(left_out, TOKENIZER, chunk_tokens=64, on_bad_record="skip", max_skipped=0.2)
+        assert (len(chunks), chunks.documents.skipped) == (4, 1)
 
 
 def test_an_image_token_that_a_text_spells_out_is_no_image(tmp_path):
@@ -272,7 +272,7 @@ def test_an_image_token_that_a_text_spells_out_is_no_image(tmp_path):
     fitted = in_rows(corpus.jsonl(tmp_path, [("a ~ b", ("red",))]), tokenizer=Spelling()).open()
     tokens = fitted.tokens(0, Spelling())
     assert np.sum(tokens == 7) == corpus.ROWS.tokens
-    assert tokens[-3] == Bytes().specials.unk
+    assert tokens[-3] == Bytes().special_tokens.unk
 
 
 def test_an_image_that_is_gone_later_is_told(tmp_path):

@@ -221,9 +221,9 @@ def test_what_is_no_example_is_told():
 def test_the_order_of_examples_is_that_of_grains_shuffle(tmp_path):
     config = corpus.mixed(tmp_path, rows=2, streams=4)
     opened = open_corpus(config)
-    for source, pieces in enumerate(opened.pieces):
-        shuffled = grain.MapDataset.source(range(len(pieces))).shuffle(seed=derive_seed(5, "shuffle", source)).repeat(3)
+    for source, chunks in enumerate(opened.chunks):
+        shuffled = grain.MapDataset.source(range(len(chunks))).shuffle(seed=derive_seed(5, "shuffle", source)).repeat(3)
         examples: Any = examples_of(opened, source, seed=5, epochs=3)
-        assert len(examples) == len(shuffled) == 3 * len(pieces)
-        examples._make = lambda k, piece: piece.index
+        assert len(examples) == len(shuffled) == 3 * len(chunks)
+        examples._make = lambda k, chunk: chunk.index
         assert [examples[k] for k in range(len(examples))] == list(shuffled)

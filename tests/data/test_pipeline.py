@@ -10,7 +10,7 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data.chunks import TextFiles
+from t5g2.data.chunking import TextFiles
 from t5g2.data.pipeline import DataConfig, Pipeline, Source, describe_ratio, finite_batches, to_global
 from t5g2.data.streams import Units, examples_of, open_corpus
 from t5g2.data.tokenizers.registry import Bytes
@@ -105,17 +105,17 @@ def test_another_seed_gives_other_batches(tmp_path):
 def test_an_epoch_has_every_piece_of_every_source_once(tmp_path):
     config = corpus.mixed(tmp_path, rows=4, streams=4)
     with Pipeline(config, seed=0) as pipeline:
-        epoch = [len(p) for p in pipeline.corpus.pieces]
+        epoch = [len(p) for p in pipeline.corpus.chunks]
         seen = collections.Counter()
         for _ in range(60):
             ids = pipeline.next().example_ids
             seen.update(ids[ids >= 0].tolist())
     assert set(seen.values()) == {1}
-    for source, pieces in enumerate(epoch):
+    for source, chunks in enumerate(epoch):
         # up to the slowest stream nothing is left out; example k and k + epoch are of the same shuffle's two rounds
         drawn = sorted(i // 2 for i in seen if i % 2 == source)
         unbroken = next((n for n, k in enumerate(drawn) if k != n), len(drawn))
-        assert unbroken > pieces
+        assert unbroken > chunks
 
 
 def test_what_is_packed_is_the_examples_themselves(tmp_path):
@@ -176,7 +176,7 @@ def test_a_batch_keeps_the_contract(tmp_path):
 
 def test_a_decoder_only_batch_has_no_encoder(tmp_path):
     source = Source(corpus.write_texts(tmp_path, "few", 5), Causal())
-    config = DataConfig((source,), Bytes(), rows=2, encoder_length=0, decoder_length=96, piece_tokens=40, streams=2)
+    config = DataConfig((source,), Bytes(), rows=2, encoder_length=0, decoder_length=96, chunk_tokens=40, streams=2)
     batches, _ = corpus.batches(config, count=3)
     assert batches[0].batch.encoder is None
     with Pipeline(config, seed=0) as pipeline:
@@ -268,11 +268,11 @@ def test_both_arms_of_a_comparison_train_on_the_same_targets(tmp_path):
 def test_finite_batches_have_every_piece_exactly_once(tmp_path, packing):
     config = corpus.mixed(tmp_path, rows=4, streams=4, packing=packing)
     with Pipeline(config, seed=0) as pipeline:
-        pieces = [len(p) for p in pipeline.corpus.pieces]
+        chunks = [len(p) for p in pipeline.corpus.chunks]
     batches = list(finite_batches(config, seed=3))
     assert {len(b.batch.targets) for b in batches} == {4}
     ids = np.concatenate([b.example_ids[b.example_ids >= 0] for b in batches])
-    assert sorted(ids.tolist()) == sorted([2 * k for k in range(pieces[0])] + [2 * k + 1 for k in range(pieces[1])])
+    assert sorted(ids.tolist()) == sorted([2 * k for k in range(chunks[0])] + [2 * k + 1 for k in range(chunks[1])])
     empty = np.all(batches[-1].example_ids < 0, axis=1)
     assert not np.any(batches[-1].batch.weights[empty])
     corpus.assert_same(batches, list(finite_batches(config, seed=3)))
@@ -314,14 +314,14 @@ def test_positions_of_another_number_of_streams_are_refused(tmp_path):
         ({"rows": 6}, "rows = 6 and streams = 4: neither divides the other.*nearest streams that fit: 2, 3, 6"),
         (
             {"encoder_length": 30},
-            "'many'.* up to 36 encoder and 31 decoder tokens.*encoder_length = 30.* or lower piece_tokens to 33",
+            "'many'.* up to 36 encoder and 31 decoder tokens.*encoder_length = 30.* or lower chunk_tokens to 33",
         ),
         ({"decoder_length": 20}, "decoder_length = 20; raise the lengths to at least these"),
         (
             {"tokenizer": Bytes(sentinels=1)},
             "takes up to 2 sentinels, and the tokenizer has 1; give the tokenizer 2 sentinels",
         ),
-        ({"piece_tokens": 4}, "piece_tokens = 4; it must be at least 16"),
+        ({"chunk_tokens": 4}, "chunk_tokens = 4; it must be at least 16"),
         ({"sources": ()}, "sources is empty"),
         ({"workers": -1}, "workers = -1; it must be at least 0"),
         (
@@ -344,8 +344,8 @@ def test_the_sentinels_of_a_16384_token_piece():
     source = Source(None, UL2())
     lengths = {"rows": 1, "streams": 1, "encoder_length": 16384, "decoder_length": 16384}
     with pytest.raises(UserError, match="takes up to 819 sentinels, and the tokenizer has 100"):
-        DataConfig((source,), Bytes(), piece_tokens=16384, **lengths)
-    DataConfig((source,), Bytes(sentinels=819), piece_tokens=16384, **lengths)
+        DataConfig((source,), Bytes(), chunk_tokens=16384, **lengths)
+    DataConfig((source,), Bytes(sentinels=819), chunk_tokens=16384, **lengths)
 
 
 def test_sources_have_names_and_weights(tmp_path):
@@ -382,7 +382,7 @@ def test_lengths_that_do_not_fit_the_mixture_are_told(tmp_path):
 
     fits = told(encoder_length=192, decoder_length=200)
     assert re.fullmatch(r"1\.\d\d decoder tokens to one encoder token in the examples, 1.04 in the rows", fits)
-    # half of the encoder is of no use; a piece of 40 tokens fits into less
+    # half of the encoder is of no use; a chunk of 40 tokens fits into less
     wide = told(encoder_length=384, decoder_length=200)
     named = re.search(
         r"0.52 in the rows; 5\d\.\d% of the encoder's slots and \d\.\d% of the decoder's are empty: "
@@ -394,7 +394,7 @@ def test_lengths_that_do_not_fit_the_mixture_are_told(tmp_path):
     assert 170 <= int(named[2]) <= 210
     # an encoder that fits would be too short for the longest example
     assert re.search(
-        r"empty: decoder_length = \d+ would", told(encoder_length=400, decoder_length=100, piece_tokens=100)
+        r"empty: decoder_length = \d+ would", told(encoder_length=400, decoder_length=100, chunk_tokens=100)
     )
     assert "empty" not in told(encoder_length=384, decoder_length=200, packing="none")
     plain = corpus.decoder_only(tmp_path, rows=4, streams=4)

@@ -22,7 +22,7 @@ class Drawn:
 def test_the_drawn_example():
     tokenizer, text = Bytes(), "The cat sat on the mat"
     ul2 = UL2((Denoiser("spans", rate=10 / 22, mean_span=5.0),), loss_on_sentinels=False)
-    example = ul2(tokenizer.encode(text), Drawn([3], [2]), specials=tokenizer.specials)
+    example = ul2(tokenizer.encode(text), Drawn([3], [2]), special_tokens=tokenizer.special_tokens)
     assert preview.show(example, tokenizer) == (
         "encoder  The <sentinel_0> sat on <sentinel_1>\ntargets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>"
     )
@@ -45,7 +45,7 @@ def test_a_row_of_a_decoder_only_model(tmp_path):
     from t5g2.objectives import Causal
 
     source = Source(corpus.write_texts(tmp_path, "few", 5), Causal())
-    config = DataConfig((source,), Bytes(), rows=2, encoder_length=0, decoder_length=41, piece_tokens=40, streams=2)
+    config = DataConfig((source,), Bytes(), rows=2, encoder_length=0, decoder_length=41, chunk_tokens=40, streams=2)
     batch = corpus.batches(config, count=1)[0][0]
     first, _, targets = preview.show_row(batch, 0, config).splitlines()[:3]
     assert first.startswith("row 0 of stream 0: 1 example, decoder ")

@@ -11,7 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import ArrayRecord, Jsonl, Tfds, open_pieces
+from t5g2.data.chunking import ArrayRecord, Jsonl, Tfds, open_chunks
 from t5g2.data.tokenizers.registry import Bytes
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
@@ -122,7 +122,7 @@ def test_records_without_text(tmp_path):
 def test_too_many_bad_records_are_named(tmp_path):
     write(tmp_path / "a.array_record", [json.dumps({"text": "a fine text"})] * 20 + [b"{", b"[]"])
     with pytest.raises(UserError, match=r"2 of 22 records cannot be read, and max_skipped = 0\.01") as error:
-        open_pieces(ArrayRecord(str(tmp_path)), Bytes(), piece_tokens=16, on_bad_record="skip")
+        open_chunks(ArrayRecord(str(tmp_path)), Bytes(), chunk_tokens=16, on_bad_record="skip")
     assert "a.array_record, record 20: not JSON" in str(error.value)
     assert "a.array_record, record 21: no text under 'text': the record is no object" in str(error.value)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import Seqio, Tokens, describe, open_pieces
+from t5g2.data.chunking import Seqio, Tokens, describe, open_chunks
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.shards import token_shards
@@ -50,17 +50,17 @@ def converted(name, converter, lengths, *, examples, num_epochs):
 
 def test_a_mixture_gives_what_seqio_gives(tokenizer):
     source = Seqio(MODULE, "mixed_pairs", TARGETS, INPUTS, examples=20, seed=7)
-    pieces = open_pieces(source, tokenizer, piece_tokens=32, on_bad_record="stop", pairs=True)
-    objective, specials = Seq2Seq(INPUTS, TARGETS), tokenizer.specials
-    made = [objective(pieces[i], RNG, specials=specials) for i in range(len(pieces))]
+    chunks = open_chunks(source, tokenizer, chunk_tokens=32, on_bad_record="stop", pairs=True)
+    objective, special_tokens = Seq2Seq(INPUTS, TARGETS), tokenizer.special_tokens
+    made = [objective(chunks[i], RNG, special_tokens=special_tokens) for i in range(len(chunks))]
     ours = [(e.encoder_tokens.tolist(), e.decoder_tokens.tolist(), e.targets.tolist()) for e in made]
-    converter = seqio.EncDecFeatureConverter(pack=False, bos_id=specials.bos)
+    converter = seqio.EncDecFeatureConverter(pack=False, bos_id=special_tokens.bos)
     lengths = {"inputs": INPUTS, "targets": TARGETS}
     theirs = converted("mixed_pairs", converter, lengths, examples=20, num_epochs=None)
     assert ours == theirs
     assert len(ours) == 20
     assert max(len(encoder) for encoder, _, _ in ours) == INPUTS, "some are cut off"
-    assert describe("seqio", pieces).startswith("seqio: 20 pairs, ")
+    assert describe("seqio", chunks).startswith("seqio: 20 pairs, ")
 
     # and through shuffling and rows of one example each
     data = DataConfig(
@@ -69,7 +69,7 @@ def test_a_mixture_gives_what_seqio_gives(tokenizer):
         rows=2,
         encoder_length=INPUTS,
         decoder_length=TARGETS,
-        piece_tokens=32,
+        chunk_tokens=32,
         packing="none",
         streams=2,
     )
@@ -86,10 +86,10 @@ def test_a_mixture_gives_what_seqio_gives(tokenizer):
 
 def test_a_task_without_inputs_gives_documents(tokenizer):
     source = Seqio(MODULE, "documents", 64, seed=7)
-    pieces = open_pieces(source, tokenizer, piece_tokens=128, on_bad_record="stop")
-    made = [Causal(eos=False)(pieces[i], RNG, specials=tokenizer.specials) for i in range(len(pieces))]
+    chunks = open_chunks(source, tokenizer, chunk_tokens=128, on_bad_record="stop")
+    made = [Causal(eos=False)(chunks[i], RNG, special_tokens=tokenizer.special_tokens) for i in range(len(chunks))]
     ours = [([], e.decoder_tokens.tolist(), e.targets.tolist()) for e in made]
-    converter = seqio.LMFeatureConverter(pack=False, bos_id=tokenizer.specials.bos)
+    converter = seqio.LMFeatureConverter(pack=False, bos_id=tokenizer.special_tokens.bos)
     assert ours == converted("documents", converter, {"targets": 64}, examples=4, num_epochs=1)
     assert len(ours) == 4
 
@@ -112,7 +112,7 @@ def test_tokens_are_kept_for_runs_without_seqio(tokenizer, tmp_path):
 def test_what_is_wrong_with_a_task_is_told(tokenizer):
     def opened(name, targets=TARGETS, inputs=INPUTS, *, tokenizer=tokenizer, pairs=True, bad="stop", **more):
         source = Seqio(more.pop("module", MODULE), name, targets, inputs, **more)
-        return open_pieces(source, tokenizer, piece_tokens=32, on_bad_record=bad, pairs=pairs)
+        return open_chunks(source, tokenizer, chunk_tokens=32, on_bad_record=bad, pairs=pairs)
 
     with pytest.raises(UserError, match=r"module 'no\.such', which has 'x', does not import"):
         opened("x", module="no.such")
@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_task_is_told(tokenizer):
         UserError, match=r"has pairs of inputs and targets, and text is asked for; the objective seq2seq"
     ):
         opened("plain_pairs", pairs=False)
-    with pytest.raises(UserError, match=r"a pair of inputs and targets has \d+ tokens .* and piece_tokens is 32"):
+    with pytest.raises(UserError, match=r"a pair of inputs and targets has \d+ tokens .* and chunk_tokens is 32"):
         opened("plain_pairs", inputs=64)
     with pytest.raises(UserError, match=r"plain_pairs has a vocabulary of its own .* gives other ids for 'The quick"):
         opened("plain_pairs", tokenizer=Bytes())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import open_pieces
+from t5g2.data.chunking import open_chunks
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Job, Tokens
 from t5g2.data.tokenizers.registry import Bytes
@@ -50,9 +50,9 @@ def test_batches_from_shards_are_those_from_the_text(tmp_path):
     corpus.assert_same(whole[3:], corpus.batches(ready, count=5, positions=half)[0])
     corpus.assert_same(whole, corpus.batches(dataclasses.replace(ready, workers=2), count=8)[0])
     for a, b in zip(config.sources, ready.sources, strict=True):
-        pieces = [open_pieces(of.text, TOKENIZER, piece_tokens=40, on_bad_record="stop") for of in (a, b)]
-        assert pieces[0].documents.fingerprint == pieces[1].documents.fingerprint
-        assert pieces[0].documents.characters == pieces[1].documents.characters
+        chunks = [open_chunks(of.text, TOKENIZER, chunk_tokens=40, on_bad_record="stop") for of in (a, b)]
+        assert chunks[0].documents.fingerprint == chunks[1].documents.fingerprint
+        assert chunks[0].documents.characters == chunks[1].documents.characters
 
 
 def test_every_document_is_there_once(tmp_path, text):
@@ -144,7 +144,7 @@ def test_another_tokenizer_is_refused(tmp_path, text):
     with pytest.raises(
         UserError, match=r"out was made with another tokenizer, .*'sentinels': 100.* has .*'sentinels': 3"
     ):
-        open_pieces(Tokens(str(tmp_path / "out")), Bytes(sentinels=3), piece_tokens=40, on_bad_record="stop")
+        open_chunks(Tokens(str(tmp_path / "out")), Bytes(sentinels=3), chunk_tokens=40, on_bad_record="stop")
 
 
 def test_damage_is_told(tmp_path):

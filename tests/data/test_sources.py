@@ -1,4 +1,4 @@
-"""Sources: documents in a fixed order, split by name, every token in one piece; what is wrong is named."""
+"""Sources: documents in a fixed order, split by name, every token in one chunk; what is wrong is named."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import SHORTEST_TOKENS, Jsonl, Pieces, PythonText, TextFiles, describe, open_pieces
+from t5g2.data.chunking import SHORTEST_TOKENS, Chunks, Jsonl, PythonText, TextFiles, describe, open_chunks
 from t5g2.data.sources.documents import Documents
 from t5g2.data.streams import open_corpus
 from t5g2.data.tokenizers.registry import Bytes
@@ -34,51 +34,51 @@ class InMemory(Documents):
         return self._texts[index]
 
 
-def pieces_of(*lengths: int, piece: int) -> list[int]:
-    pieces = Pieces(InMemory("x" * n for n in lengths), Bytes(), piece)
-    return [len(pieces[i]) for i in range(len(pieces))]
+def chunks_of(*lengths: int, chunk: int) -> list[int]:
+    chunks = Chunks(InMemory("x" * n for n in lengths), Bytes(), chunk)
+    return [len(chunks[i]) for i in range(len(chunks))]
 
 
 def test_the_drawn_pieces():
-    assert pieces_of(40, piece=16) == [16, 16, 8]
-    assert pieces_of(34, piece=16) == [16, 9, 9]
-    assert pieces_of(7, piece=16) == []
-    assert pieces_of(40, 7, 34, 16, 17, piece=16) == [16, 16, 8, 16, 9, 9, 16, 9, 8]
+    assert chunks_of(40, chunk=16) == [16, 16, 8]
+    assert chunks_of(34, chunk=16) == [16, 9, 9]
+    assert chunks_of(7, chunk=16) == []
+    assert chunks_of(40, 7, 34, 16, 17, chunk=16) == [16, 16, 8, 16, 9, 9, 16, 9, 8]
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.text(max_size=120), max_size=8), st.integers(2 * SHORTEST_TOKENS, 64))
-def test_every_token_is_in_one_piece(texts, piece):
+def test_every_token_is_in_one_piece(texts, chunk):
     tokenizer = Bytes()
-    pieces = Pieces(InMemory(texts), tokenizer, piece)
+    chunks = Chunks(InMemory(texts), tokenizer, chunk)
     long_enough = [tokenizer.encode(t) for t in texts if tokenizer.count(t) >= SHORTEST_TOKENS]
-    assert pieces.dropped == len(texts) - len(long_enough)
-    assert pieces.tokens == sum(map(len, long_enough))
-    cut = [pieces[i] for i in range(len(pieces))]
-    assert all(SHORTEST_TOKENS <= len(p) <= piece for p in cut)
+    assert chunks.dropped == len(texts) - len(long_enough)
+    assert chunks.tokens == sum(map(len, long_enough))
+    cut = [chunks[i] for i in range(len(chunks))]
+    assert all(SHORTEST_TOKENS <= len(p) <= chunk for p in cut)
     empty = [np.empty(0, np.int32)]
     np.testing.assert_array_equal(np.concatenate(cut + empty), np.concatenate(long_enough + empty))
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.text(max_size=120), max_size=8), st.integers(2 * SHORTEST_TOKENS, 64))
-def test_truncated_documents_are_their_first_tokens(texts, piece):
+def test_truncated_documents_are_their_first_tokens(texts, chunk):
     tokenizer = Bytes()
-    pieces = Pieces(InMemory(texts), tokenizer, piece, long_documents="truncate")
+    chunks = Chunks(InMemory(texts), tokenizer, chunk, long_documents="truncate")
     long_enough = [tokenizer.encode(t) for t in texts if tokenizer.count(t) >= SHORTEST_TOKENS]
-    assert [pieces[i].tolist() for i in range(len(pieces))] == [tokens[:piece].tolist() for tokens in long_enough]
-    assert pieces.truncated == sum(len(tokens) > piece for tokens in long_enough)
-    assert pieces.tokens == sum(min(len(tokens), piece) for tokens in long_enough)
+    assert [chunks[i].tolist() for i in range(len(chunks))] == [tokens[:chunk].tolist() for tokens in long_enough]
+    assert chunks.truncated == sum(len(tokens) > chunk for tokens in long_enough)
+    assert chunks.tokens == sum(min(len(tokens), chunk) for tokens in long_enough)
 
 
 def test_a_run_may_truncate(tmp_path):
     whole = open_corpus(corpus.mixed(tmp_path, rows=2, streams=2))
     cut = open_corpus(corpus.mixed(tmp_path, rows=2, streams=2, long_documents="truncate"))
-    assert [len(pieces) for pieces in cut.pieces] == [23, 5]
-    assert len(whole.pieces[0]) > 23
+    assert [len(chunks) for chunks in cut.chunks] == [23, 5]
+    assert len(whole.chunks[0]) > 23
     assert cut.fingerprint != whole.fingerprint
-    assert "documents cut off" in describe("many", cut.pieces[0])
-    assert not whole.pieces[0].truncated
+    assert "documents cut off" in describe("many", cut.chunks[0])
+    assert not whole.chunks[0].truncated
 
 
 def test_a_line_that_ends_with_the_file_is_told(tmp_path):
@@ -211,14 +211,14 @@ def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
 def test_text_that_changes_under_a_run_is_noticed(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"text": "x" * 40}))
-    pieces = open_pieces(Jsonl(str(file)), Bytes(), piece_tokens=64, on_bad_record="stop")
-    assert len(pieces[0]) == 40
+    chunks = open_chunks(Jsonl(str(file)), Bytes(), chunk_tokens=64, on_bad_record="stop")
+    assert len(chunks[0]) == 40
     file.write_text(json.dumps({"text": "x" * 32, "a": 1}))  # as many bytes
     with pytest.raises(UserError, match=r"document 0 has 32 tokens, and had 40 when its source was opened"):
-        pieces[0]
+        chunks[0]
     file.write_text(json.dumps({"text": "x" * 20}))
     with pytest.raises(UserError, match=r"a\.jsonl has changed since it was opened: it had 52 bytes"):
-        pieces[0]
+        chunks[0]
 
 
 def test_json_that_is_nested_too_deep(tmp_path):
@@ -242,7 +242,7 @@ def test_a_corpus_that_is_missing_or_empty(tmp_path, source):
 def test_a_corpus_of_short_documents(tmp_path):
     write(tmp_path, a__txt="short", b__txt="tiny")
     with pytest.raises(UserError, match="2 documents, all of fewer than 8 tokens; give longer ones"):
-        open_pieces(TextFiles(str(tmp_path)), Bytes(), piece_tokens=16, on_bad_record="stop")
+        open_chunks(TextFiles(str(tmp_path)), Bytes(), chunk_tokens=16, on_bad_record="stop")
 
 
 def test_the_fingerprint_is_that_of_the_texts(tmp_path):
@@ -258,8 +258,8 @@ def test_the_fingerprint_is_that_of_the_texts(tmp_path):
 
 def test_a_source_says_what_it_has(tmp_path):
     write(tmp_path, a__txt="a first text\n" * 2, b__txt="short")
-    pieces = open_pieces(TextFiles(str(tmp_path)), Bytes(), piece_tokens=16, on_bad_record="stop")
-    assert describe("mine", pieces) == "mine: 2 documents, 31 characters, 26 tokens, 2 pieces, 1 documents too short"
+    chunks = open_chunks(TextFiles(str(tmp_path)), Bytes(), chunk_tokens=16, on_bad_record="stop")
+    assert describe("mine", chunks) == "mine: 2 documents, 31 characters, 26 tokens, 2 chunks, 1 documents too short"
 
 
 def probe(pickled):

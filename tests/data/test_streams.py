@@ -44,8 +44,8 @@ def test_the_order_in_a_block_follows_from_seed_stream_and_block():
 def test_example_k_is_a_pure_function_of_k(tmp_path):
     opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
     one, other = examples_of(opened, 0, seed=5), examples_of(opened, 0, seed=5)
-    pieces = len(opened.pieces[0])
-    for k in (0, 7, pieces, 3 * pieces + 1):
+    chunks = len(opened.chunks[0])
+    for k in (0, 7, chunks, 3 * chunks + 1):
         _ = other[k + 1]  # whatever was drawn before
         for name in one[k]:
             np.testing.assert_array_equal(one[k][name], other[k][name])
@@ -54,12 +54,12 @@ def test_example_k_is_a_pure_function_of_k(tmp_path):
 
 def test_epochs_are_shuffled_anew_and_denoised_anew(tmp_path):
     opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
-    examples, pieces = examples_of(opened, 0, seed=5), len(opened.pieces[0])
-    denoisers = np.array([examples[k]["ids"][0, 1] for k in range(2 * pieces)]).reshape(2, pieces)
+    examples, chunks = examples_of(opened, 0, seed=5), len(opened.chunks[0])
+    denoisers = np.array([examples[k]["ids"][0, 1] for k in range(2 * chunks)]).reshape(2, chunks)
     assert not np.array_equal(denoisers[0], denoisers[1])
-    shuffled = opened.pieces[0]
-    assert len({tokens.tobytes() for tokens in (shuffled[i] for i in range(pieces))}) == pieces
-    assert not np.array_equal(examples[0]["encoder"], examples[pieces]["encoder"])
+    shuffled = opened.chunks[0]
+    assert len({tokens.tobytes() for tokens in (shuffled[i] for i in range(chunks))}) == chunks
+    assert not np.array_equal(examples[0]["encoder"], examples[chunks]["encoder"])
 
 
 def test_streams_see_different_draws(tmp_path):
@@ -81,7 +81,7 @@ def test_the_fingerprint_changes_with_text_tokenizer_and_cut(tmp_path):
     config = corpus.mixed(tmp_path, rows=2, streams=4)
     same = {open_corpus(dataclasses.replace(config, **changes)).fingerprint for changes in ({}, {"rows": 4})}
     assert len(same) == 1
-    for changes in ({"tokenizer": Bytes(101)}, {"piece_tokens": 39}, {"sources": config.sources[:1]}):
+    for changes in ({"tokenizer": Bytes(101)}, {"chunk_tokens": 39}, {"sources": config.sources[:1]}):
         assert open_corpus(dataclasses.replace(config, **changes)).fingerprint not in same
 
 

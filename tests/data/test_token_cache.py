@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import Jsonl, TextFiles, open_pieces
+from t5g2.data.chunking import Jsonl, TextFiles, open_chunks
 from t5g2.data.pipeline import Pipeline
 from t5g2.data.shards import token_cache, token_shards
 from t5g2.data.tokenizers.registry import Bytes
@@ -133,12 +133,12 @@ def test_a_text_with_too_many_bad_records_is_not_tokenised(tmp_path, cache):
     file.write_text('{"text": "the text of a record"}\n{"txt": "no text"}\n')
     source = token_cache.InCache(Jsonl(str(file)), Bytes(), 0.01)
     with pytest.raises(UserError, match=r"Jsonl.*a\.jsonl.*1 of 2 records cannot be read(.|\n)*line 2"):
-        open_pieces(source, Bytes(), piece_tokens=16, on_bad_record="skip")
+        open_chunks(source, Bytes(), chunk_tokens=16, on_bad_record="skip")
     assert not cache.exists()
-    kept = open_pieces(
+    kept = open_chunks(
         token_cache.InCache(Jsonl(str(file)), Bytes(), 0.5),
         Bytes(),
-        piece_tokens=16,
+        chunk_tokens=16,
         on_bad_record="skip",
         max_skipped=0.5,
     )

@@ -37,10 +37,16 @@ def test_ids_of_bytes_stand_in_gemmas_order():
     names = ("pad", "eos", "bos", "unk", "mask", "start_of_image", "end_of_image", "image", "sentinel_0", "sentinel_1")
     assert [tokenizer.id(name) for name in names] == list(range(10))
     assert tokenizer.vocab_size == 10 + 256
-    specials = tokenizer.specials
-    assert (specials.pad, specials.eos, specials.bos, specials.unk, specials.mask) == (0, 1, 2, 3, 4)
-    assert specials.sentinel_ids(2).tolist() == [8, 9]
-    assert specials.is_sentinel(np.array([7, 8, 9, 10])).tolist() == [False, True, True, False]
+    special_tokens = tokenizer.special_tokens
+    assert (special_tokens.pad, special_tokens.eos, special_tokens.bos, special_tokens.unk, special_tokens.mask) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
+    assert special_tokens.sentinel_ids(2).tolist() == [8, 9]
+    assert special_tokens.is_sentinel(np.array([7, 8, 9, 10])).tolist() == [False, True, True, False]
     with pytest.raises(UserError, match="unknown special token 'eod'; did you mean 'eos'"):
         tokenizer.id("eod")
 
@@ -63,7 +69,7 @@ def test_what_is_no_text_can_be_read():
     tokenizer = Bytes(sentinels=4)
     tokens = [2, *tokenizer.encode("é")[:1], 11, *tokenizer.encode("ok"), 1, 9999]
     assert tokenizer.decode(tokens) == "<bos>\ufffd<sentinel_3>ok<eos><unused_9999>"
-    assert tokenizer.decode(tokens, show_specials=False) == "\ufffdok"
+    assert tokenizer.decode(tokens, show_special_tokens=False) == "\ufffdok"
     assert tokenizer.decode([]) == ""
 
 
@@ -91,7 +97,10 @@ def test_special_tokens_of_a_file_are_found_by_their_spelling(kind, folder):
     assert spelt[[0, 2, 3]].tolist() == [tokenizer.id(name) for name in names]
     assert len(spelt) == 4
     # <unused0> to <unused3> stand in a row, <unused4> elsewhere
-    assert (tokenizer.specials.first_sentinel, tokenizer.specials.sentinels) == (tokenizer.encode("<unused0>")[0], 4)
+    assert (tokenizer.special_tokens.first_sentinel, tokenizer.special_tokens.sentinels) == (
+        tokenizer.encode("<unused0>")[0],
+        4,
+    )
     with pytest.raises(UserError, match="unknown special token 'start_of_trun'; did you mean 'start_of_turn'"):
         tokenizer.id("start_of_trun")
 
@@ -120,7 +129,7 @@ def test_special_tokens_show_by_name_or_not_at_all(kind, folder):
     tokenizer = opened(kind, folder)
     tokens = [2, *tokenizer.encode("a b"), tokenizer.id("sentinel_2"), 0, *tokenizer.encode("c<end_of_turn>"), 1, 9999]
     assert tokenizer.decode(tokens) == "<bos>a b<sentinel_2><pad>c<end_of_turn><eos><unused_9999>"
-    assert tokenizer.decode(tokens, show_specials=False) == "a bc"
+    assert tokenizer.decode(tokens, show_special_tokens=False) == "a bc"
 
 
 def test_the_ids_are_those_of_the_libraries(folder):
@@ -148,8 +157,8 @@ def test_an_image_token_past_the_pieces_needs_no_row_of_the_table(folder, tmp_pa
 def test_sentinels_follow_the_image_token_as_in_t5gemma2(tmp_path):
     tokenizer_files.huggingface(tmp_path, t5gemma2=True)
     tokenizer = opened("huggingface", tmp_path)
-    assert tokenizer.specials.first_sentinel == tokenizer.id("image") + 1 == tokenizer.encode("<unused4>")[0]
-    assert tokenizer.specials.sentinels == 2
+    assert tokenizer.special_tokens.first_sentinel == tokenizer.id("image") + 1 == tokenizer.encode("<unused4>")[0]
+    assert tokenizer.special_tokens.sentinels == 2
     assert tokenizer.vocab_size == tokenizer.id("image") + 3
     assert tokenizer.encode("<image_soft_token>").tolist() == [tokenizer.id("image")]
 
@@ -157,7 +166,9 @@ def test_sentinels_follow_the_image_token_as_in_t5gemma2(tmp_path):
 def test_ids_and_sentinels_can_be_said(folder):
     tokenizer = opened("sentencepiece", folder, ids=[["image", 15]], sentinels=2)
     # <unused4> and <unused5> come after the image token now
-    assert tokenizer.specials.sentinel_ids(2).tolist() == tokenizer.encode("<unused4><unused5>").tolist() == [16, 17]
+    assert (
+        tokenizer.special_tokens.sentinel_ids(2).tolist() == tokenizer.encode("<unused4><unused5>").tolist() == [16, 17]
+    )
     assert tokenizer.id("image") == 15
     chosen = opened("sentencepiece", folder, first_sentinel=20, sentinels=3)
     assert chosen.id("sentinel_2") == 22
@@ -213,7 +224,11 @@ def test_a_file_without_the_usual_tokens_is_told_them(folder, tmp_path):
     with pytest.raises(UserError, match=r"has no pad and no bos token that is spelt as usual \(<pad>, <bos> or <s>\)"):
         opened("huggingface", tmp_path)
     tokenizer = opened("huggingface", tmp_path, ids=[["pad", 1], ["bos", 1]])
-    assert (tokenizer.specials.eos, tokenizer.specials.mask, tokenizer.specials.sentinels) == (1, -1, 0)
+    assert (tokenizer.special_tokens.eos, tokenizer.special_tokens.mask, tokenizer.special_tokens.sentinels) == (
+        1,
+        -1,
+        0,
+    )
 
 
 def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:

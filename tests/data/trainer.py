@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from t5g2.data.chunks import PythonText
+from t5g2.data.chunking import PythonText
 from t5g2.data.pipeline import DataConfig, Pipeline, Source
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2
@@ -20,7 +20,7 @@ CONFIG = DataConfig(
     rows=4,
     encoder_length=128,
     decoder_length=128,
-    piece_tokens=100,
+    chunk_tokens=100,
     streams=4,
     workers=2,
 )

@@ -30,7 +30,7 @@ def get_config(argument):
         return {
             "sources": [{"text": {"kind": "text", "path": f"{folder}/{split}"}, "objective": objective}],
             "tokenizer": {"kind": "bytes"},
-            "piece_tokens": 40,
+            "chunk_tokens": 40,
             "rows": 8,
             "encoder_length": 0 if arm == "source" else 64,
             "decoder_length": 64,

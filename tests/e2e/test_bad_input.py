@@ -30,7 +30,7 @@ def fails(capsys, *arguments: str) -> str:
         (["model.kv_heads=3"], ["heads = 4 and kv_heads = 3", "must divide"]),
         (["train.microbatches=3"], ["rows = 8", "microbatches = 3", "divisible"]),
         (["data.streams=3"], ["rows = 8 and streams = 3", "neither divides the other"]),
-        (["data.piece_tokens=200"], ["piece_tokens = 200", "decoder_length = 64", "lower piece_tokens"]),
+        (["data.chunk_tokens=200"], ["chunk_tokens = 200", "decoder_length = 64", "lower chunk_tokens"]),
         (["data.encoder_length=16"], ["decoder-only", "encoder_length is 16"]),
         (["data.sources.0.text.path=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["init.params=x", "init.resume=y"], ["resume and params are both given"]),

@@ -150,7 +150,7 @@ def test_answers_ahead_of_a_run(corpus, tmp_path, capsys, monkeypatch):
         (["--shards=2", "--part=2/2"], "WHICH/OF"),
         (["--shards=2", "--sources=web"], "unknown source 'web'"),
         (["--shards=2", "--teacher=nowhere"], "nowhere"),
-        (["--shards=2", "--config.data.piece_tokens=32"], "pieces_fingerprint"),
+        (["--shards=2", "--config.data.chunk_tokens=32"], "pieces_fingerprint"),
     ):
         capsys.readouterr()
         assert cli.main([*make, *wrong]) == 2

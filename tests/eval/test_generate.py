@@ -198,7 +198,7 @@ def test_text_goes_in_and_comes_out():
         assert again == texts[:1]
         [sampled] = g.generate_tokens(model, tokenizer, [tokenizer.encode("x")], max_new_tokens=7, sampler=g.TopP(0.9))
         assert len(sampled) <= 7
-        assert not np.isin(sampled, (tokenizer.specials.eos, tokenizer.specials.pad)).any()
+        assert not np.isin(sampled, (tokenizer.special_tokens.eos, tokenizer.special_tokens.pad)).any()
     assert g.generate_text(model, tokenizer, []) == []
 
 

@@ -13,7 +13,7 @@ import pytest
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data.chunks import TextFiles
+from t5g2.data.chunking import TextFiles
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.tokenizers.registry import Bytes
@@ -54,7 +54,7 @@ def setting_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
         rows=8,
         encoder_length=encoder_length,
         decoder_length=48,
-        piece_tokens=24,
+        chunk_tokens=24,
         streams=4,
         **changes,
     )
@@ -73,7 +73,7 @@ def plain_means(model, task, setting):
             batch = host.batch
             scores = np.asarray(forward(batch.encoder, batch.decoder))
             for b, t in zip(*np.nonzero(batch.weights), strict=True):
-                if not TOKENIZER.specials.is_sentinel(batch.targets[b, t]):
+                if not TOKENIZER.special_tokens.is_sentinel(batch.targets[b, t]):
                     losses.append(-float(scores[b, t, batch.targets[b, t]]))
                     right.append(int(np.argmax(scores[b, t])) == batch.targets[b, t])
         found[denoiser] = (np.mean(losses), np.mean(right))
@@ -210,7 +210,7 @@ def test_tasks_are_chosen_by_name(text, t5gemma):
     [
         (lambda text: HeldoutLoss(text, MIXTURE, examples=0), "examples = 0; it must be at least 1, or None"),
         (lambda text: Samples(text, prompt_tokens=0), "prompt_tokens = 0; it must be at least 1"),
-        (lambda text: Samples(text, span_tokens=40), "span_tokens = 40: two spans may be at most half of a piece"),
+        (lambda text: Samples(text, span_tokens=40), "span_tokens = 40: two spans may be at most half of a chunk"),
     ],
 )
 def test_impossible_tasks_are_said(text, make, message):

@@ -101,12 +101,12 @@ def test_a_prompt_may_come_in_pieces(config, text):
     length = len(rows[1])
     whole = padded([row[:length] for row in rows], "right")
     cache = start(model, encoder, rows=2, length=length)
-    pieces = []
+    chunks = []
     for first, end in ((0, 5), (5, 6), (6, length)):
-        piece = Sequences(*(leaf[:, first:end] for leaf in whole[:3]))
-        states, cache = EXTEND(model, piece, cache)
-        pieces.append(states)
-    together = np.concatenate(pieces, axis=1)
+        chunk = Sequences(*(leaf[:, first:end] for leaf in whole[:3]))
+        states, cache = EXTEND(model, chunk, cache)
+        chunks.append(states)
+    together = np.concatenate(chunks, axis=1)
     for i in range(2):
         np.testing.assert_allclose(together[i], expected[i][:length], atol=1e-5)
 
@@ -118,12 +118,12 @@ def test_a_bidirectional_prefix_is_remembered(text):
     blocks = (np.arange(len(row)) < 6).astype(np.int32)[None]
     expected = HIDDEN(model, None, whole._replace(blocks=blocks))
     cache = start(model, None, rows=1, length=len(row))
-    pieces = []
+    chunks = []
     for first, end, with_blocks in ((0, 6, True), (6, 7, False), (7, len(row), False)):
-        piece = Sequences(*(leaf[:, first:end] for leaf in whole[:3]), blocks[:, first:end] if with_blocks else None)
-        states, cache = EXTEND(model, piece, cache)
-        pieces.append(states)
-    np.testing.assert_allclose(np.concatenate(pieces, axis=1), expected, atol=1e-5)
+        chunk = Sequences(*(leaf[:, first:end] for leaf in whole[:3]), blocks[:, first:end] if with_blocks else None)
+        states, cache = EXTEND(model, chunk, cache)
+        chunks.append(states)
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), expected, atol=1e-5)
 
 
 def test_decoding_reads_the_encoder_no_more(text):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import Jsonl
+from t5g2.data.chunking import Jsonl
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.tokenizers.registry import Bytes
@@ -22,7 +22,7 @@ MODEL, USER, END = (50, 51), (50, 52), (60,)
 
 def test_the_drawn_last_answer():
     assert_example(
-        Answers(MODEL, END)(DIALOGUE, RNG, specials=SPECIALS),
+        Answers(MODEL, END)(DIALOGUE, RNG, special_tokens=SPECIALS),
         encoder_tokens=[50, 52, 11, 60, 50, 51, 12, 13, 60, 50, 52, 14, 60, 50, 51],
         decoder_tokens=[2, 15, 60],
         targets=[15, 60, 1],
@@ -32,7 +32,7 @@ def test_the_drawn_last_answer():
 
 def test_the_drawn_answers():
     assert_example(
-        Answers(MODEL, END, turns="all")(DIALOGUE, RNG, specials=SPECIALS),
+        Answers(MODEL, END, turns="all")(DIALOGUE, RNG, special_tokens=SPECIALS),
         encoder_tokens=[50, 52, 11, 60, 50, 51],
         decoder_tokens=[2, 12, 13, 60, 50, 52, 14, 60, 50, 51, 15, 60],
         targets=[12, 13, 60, 50, 52, 14, 60, 50, 51, 15, 60, 1],
@@ -43,7 +43,7 @@ def test_the_drawn_answers():
 @pytest.mark.parametrize("both_ways", [False, True])
 def test_the_drawn_answer_of_a_decoder_only_model(both_ways):
     objective = AnswersDecoder(MODEL, END, both_ways=both_ways)
-    example = objective(DIALOGUE[:9], RNG, specials=SPECIALS)
+    example = objective(DIALOGUE[:9], RNG, special_tokens=SPECIALS)
     assert_example(
         example,
         encoder_tokens=[],
@@ -65,24 +65,24 @@ def test_a_template_in_bytes():
     text = "<start_of_turn>user\n2 + 2?<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n"
     starts, ends = ("<start_of_turn>model\n", "<end_of_turn>")
     objective = Answers(tuple(tokenizer.encode(starts).tolist()), tuple(tokenizer.encode(ends).tolist()), eos=False)
-    example = objective(tokenizer.encode(text), RNG, specials=tokenizer.specials)
+    example = objective(tokenizer.encode(text), RNG, special_tokens=tokenizer.special_tokens)
     assert tokenizer.decode(example.encoder_tokens) == text[: text.index("4")]
     assert tokenizer.decode(example.targets) == "4<end_of_turn>"
 
 
 def test_an_answer_that_does_not_end_is_the_rest():
-    example = Answers(MODEL, END)(np.array([50, 51, 12, 13], np.int32), RNG, specials=SPECIALS)
+    example = Answers(MODEL, END)(np.array([50, 51, 12, 13], np.int32), RNG, special_tokens=SPECIALS)
     assert (example.encoder_tokens.tolist(), example.targets.tolist()) == ([50, 51], [12, 13, 1])
 
 
 def test_an_answer_may_say_what_begins_one():
     tokens = np.array([50, 51, 12, 50, 51, 13, 60], np.int32)
-    example = Answers(MODEL, END)(tokens, RNG, specials=SPECIALS)
+    example = Answers(MODEL, END)(tokens, RNG, special_tokens=SPECIALS)
     assert (example.encoder_tokens.tolist(), example.targets.tolist()) == ([50, 51], [12, 50, 51, 13, 60, 1])
 
 
 def test_an_answer_cut_off_before_its_first_token_is_none():
-    example = Answers(MODEL, END, turns="all")(DIALOGUE[:15], RNG, specials=SPECIALS)
+    example = Answers(MODEL, END, turns="all")(DIALOGUE[:15], RNG, special_tokens=SPECIALS)
     assert example.targets.tolist() == [12, 13, 60, 1]
 
 
@@ -102,7 +102,7 @@ def test_prompt_and_answers_rebuild_the_dialogue_and_fit_the_lengths(questions, 
     wanted = [[*answer, *END] for _, answer in questions]
     wanted = [*chain(*(wanted[-1:] if turns == "last" else wanted)), *[SPECIALS.eos] * eos]
     for objective in (Answers(MODEL, END, turns, eos), AnswersDecoder(MODEL, END, turns, eos)):
-        example = objective(tokens, RNG, specials=SPECIALS)
+        example = objective(tokens, RNG, special_tokens=SPECIALS)
         read = np.concatenate([example.encoder_tokens, example.targets[: len(example.targets) - eos]])
         np.testing.assert_array_equal(read, tokens[: len(tokens) - len(after)])
         assert example.targets[example.weights > 0].tolist() == wanted
@@ -113,10 +113,10 @@ def test_prompt_and_answers_rebuild_the_dialogue_and_fit_the_lengths(questions, 
 
 
 def test_a_piece_without_an_answer():
-    with pytest.raises(UserError, match=r"a piece of 4 tokens has no answer: none begins after \[50, 51\]; records"):
-        Answers(MODEL, END)(DIALOGUE[:4], RNG, specials=SPECIALS)
-    with pytest.raises(UserError, match="a piece of 1 tokens has no answer"):
-        Answers(MODEL, END)(DIALOGUE[:1], RNG, specials=SPECIALS)
+    with pytest.raises(UserError, match=r"a chunk of 4 tokens has no answer: none begins after \[50, 51\]; records"):
+        Answers(MODEL, END)(DIALOGUE[:4], RNG, special_tokens=SPECIALS)
+    with pytest.raises(UserError, match="a chunk of 1 tokens has no answer"):
+        Answers(MODEL, END)(DIALOGUE[:1], RNG, special_tokens=SPECIALS)
 
 
 def test_settings_that_cannot_be():
@@ -147,7 +147,7 @@ def test_records_of_a_file_reach_the_step_whole(tmp_path):
             rows=2,
             encoder_length=encoder_length,
             decoder_length=256,
-            piece_tokens=128,
+            chunk_tokens=128,
             streams=2,
         )
         counted = []

@@ -7,7 +7,7 @@ from tests.objectives.arrays import RNG, SPECIALS, assert_example
 
 
 def test_the_drawn_example():
-    example = Causal()(np.array([11, 12, 13, 14], np.int32), RNG, specials=SPECIALS)
+    example = Causal()(np.array([11, 12, 13, 14], np.int32), RNG, special_tokens=SPECIALS)
     assert_example(
         example,
         encoder_tokens=[],
@@ -19,7 +19,7 @@ def test_the_drawn_example():
 
 
 def test_without_eos():
-    example = Causal(eos=False)(np.array([11, 12, 13, 14], np.int32), RNG, specials=SPECIALS)
+    example = Causal(eos=False)(np.array([11, 12, 13, 14], np.int32), RNG, special_tokens=SPECIALS)
     assert_example(
         example, encoder_tokens=[], decoder_tokens=[2, 11, 12, 13], targets=[11, 12, 13, 14], weights=[1, 1, 1, 1]
     )
@@ -34,7 +34,7 @@ def test_it_is_its_only_denoiser():
 
 
 def test_context_is_read_and_does_not_count():
-    example = Causal(context=0.5)(np.array([11, 12, 13, 14], np.int32), RNG, specials=SPECIALS)
+    example = Causal(context=0.5)(np.array([11, 12, 13, 14], np.int32), RNG, special_tokens=SPECIALS)
     assert example.weights.tolist() == [0, 0, 1, 1, 1]
     assert example.targets.tolist() == [11, 12, 13, 14, 1]
     with pytest.raises(UserError, match=r"context = 1\.0; it is a share of the tokens, at least 0 and below 1"):
@@ -44,6 +44,6 @@ def test_context_is_read_and_does_not_count():
 @pytest.mark.parametrize("length", range(2, 40))
 def test_with_context_it_counts_the_very_targets_of_a_suffix(length):
     tokens = np.arange(11, 11 + length, dtype=np.int32)
-    causal = Causal(context=0.25)(tokens, RNG, specials=SPECIALS)
-    suffix = UL2().only("suffix_r75")(tokens, np.random.default_rng(0), specials=SPECIALS)
+    causal = Causal(context=0.25)(tokens, RNG, special_tokens=SPECIALS)
+    suffix = UL2().only("suffix_r75")(tokens, np.random.default_rng(0), special_tokens=SPECIALS)
     assert causal.targets[causal.weights > 0].tolist() == suffix.targets.tolist()

@@ -48,7 +48,7 @@ def test_a_target_is_the_token_of_the_text_that_it_says(name, length, cut, seed)
         tokens = pairs.join(tokens[:cut], tokens[cut:])
     if name.startswith("answers"):
         tokens = np.concatenate([[50, 51], tokens[:cut], [60, 50, 51], tokens[cut:], [60, 13]]).astype(np.int32)
-    example = objective(tokens, rng, specials=SPECIALS)
+    example = objective(tokens, rng, special_tokens=SPECIALS)
     assert example.origins is not None
     assert (example.origins.dtype, example.origins.shape) == (np.int32, example.targets.shape)
     text, there = objective.text(tokens), example.origins >= 0

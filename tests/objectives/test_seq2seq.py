@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from t5g2.core import pairs
 from t5g2.core.errors import UserError
-from t5g2.data.chunks import Pieces, PythonText, open_pieces
+from t5g2.data.chunking import Chunks, PythonText, open_chunks
 from t5g2.data.sources.documents import Documents
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import Seq2Seq
@@ -38,11 +38,11 @@ class Pairs(Documents):
 def test_the_drawn_example():
     pair = pairs.join(np.array([11, 12, 13]), np.array([21, 22, 1]))
     assert pair.tolist() == [3, 11, 12, 13, 21, 22, 1]
-    example = Seq2Seq(8, 8)(pair, RNG, specials=SPECIALS)
+    example = Seq2Seq(8, 8)(pair, RNG, special_tokens=SPECIALS)
     assert_example(
         example, encoder_tokens=[11, 12, 13], decoder_tokens=[2, 21, 22], targets=[21, 22, 1], weights=[1, 1, 1]
     )
-    example = Seq2Seq(8, 8, eos=True)(pair[:-1], RNG, specials=SPECIALS)
+    example = Seq2Seq(8, 8, eos=True)(pair[:-1], RNG, special_tokens=SPECIALS)
     assert example.targets.tolist() == [21, 22, 1]
 
 
@@ -50,7 +50,7 @@ def test_the_drawn_example():
 def test_a_pair_comes_apart_as_it_was_and_fits_the_lengths(inputs, targets, eos):
     read, asked = np.arange(100, 100 + inputs, dtype=np.int32), np.arange(200, 200 + targets, dtype=np.int32)
     objective, pair = Seq2Seq(40, 40, eos=eos), pairs.join(read, asked)
-    example = objective(pair, RNG, specials=SPECIALS)
+    example = objective(pair, RNG, special_tokens=SPECIALS)
     np.testing.assert_array_equal(example.encoder_tokens, read)
     np.testing.assert_array_equal(example.targets[:targets], asked)
     encoder, decoder = objective.lengths(len(pair))
@@ -59,17 +59,17 @@ def test_a_pair_comes_apart_as_it_was_and_fits_the_lengths(inputs, targets, eos)
 
 
 def test_pairs_are_kept_whole_however_short():
-    pieces = Pieces(Pairs((3, 1), (0, 1), (20, 11)), Bytes(), 32)
-    assert [len(pieces[i]) for i in range(len(pieces))] == [5, 2, 32]
-    assert pieces.dropped == 0
-    with pytest.raises(UserError, match="has 33 tokens with the number in front, and piece_tokens is 32; raise it"):
-        Pieces(Pairs((21, 11)), Bytes(), 32)
+    chunks = Chunks(Pairs((3, 1), (0, 1), (20, 11)), Bytes(), 32)
+    assert [len(chunks[i]) for i in range(len(chunks))] == [5, 2, 32]
+    assert chunks.dropped == 0
+    with pytest.raises(UserError, match="has 33 tokens with the number in front, and chunk_tokens is 32; raise it"):
+        Chunks(Pairs((21, 11)), Bytes(), 32)
 
 
 def test_bounds_and_texts_are_told():
     with pytest.raises(UserError, match="a pair has 3 inputs and 1 targets, and the objective's inputs_tokens = 2"):
-        Seq2Seq(2, 8)(pairs.join(np.arange(3), np.arange(1)), RNG, specials=SPECIALS)
+        Seq2Seq(2, 8)(pairs.join(np.arange(3), np.arange(1)), RNG, special_tokens=SPECIALS)
     with pytest.raises(UserError, match="targets_tokens = 0; it must be at least 1"):
         Seq2Seq(2, 0)
     with pytest.raises(UserError, match="has text, and pairs is asked for; the objective seq2seq takes pairs"):
-        open_pieces(PythonText(max_bytes=300_000), Bytes(), piece_tokens=32, on_bad_record="stop", pairs=True)
+        open_chunks(PythonText(max_bytes=300_000), Bytes(), chunk_tokens=32, on_bad_record="stop", pairs=True)

@@ -21,8 +21,8 @@ def test_it_is_a_ul2_of_one_task():
     assert (objective.denoisers, objective.weights) == (("span_corruption",), (1.0,))
     assert [(task.rate, task.mean_span) for task in objective.tasks] == [(0.15, 3.0)]
     tokens = np.arange(100, 300, dtype=np.int32)
-    example = objective(tokens, np.random.default_rng(5), specials=MANY)
-    same = UL2(T5)(tokens, np.random.default_rng(5), specials=MANY)
+    example = objective(tokens, np.random.default_rng(5), special_tokens=MANY)
+    same = UL2(T5)(tokens, np.random.default_rng(5), special_tokens=MANY)
     assert_example(
         example,
         encoder_tokens=same.encoder_tokens,
@@ -77,7 +77,7 @@ def drawn_masks(objective: UL2, length: int, draws: int, seed: int) -> np.ndarra
     tokens = np.arange(100, 100 + length, dtype=np.int32)
     masks = np.zeros((draws, length), bool)
     for k in range(draws):
-        targets = objective(tokens, np.random.default_rng([seed, k]), specials=MANY).targets
+        targets = objective(tokens, np.random.default_rng([seed, k]), special_tokens=MANY).targets
         masks[k, targets[(targets >= 100) & ~MANY.is_sentinel(targets)] - 100] = True
     return masks
 

@@ -42,15 +42,15 @@ def test_the_drawn_spans():
         "decoder_tokens": [2, 90, 13, 14, 91, 18, 19, 20],
         "targets": [90, 13, 14, 91, 18, 19, 20, 1],
     }
-    example = ul2(TOKENS, Drawn(0.3, [1], [1]), specials=SPECIALS)
+    example = ul2(TOKENS, Drawn(0.3, [1], [1]), special_tokens=SPECIALS)
     assert_example(example, **drawn, weights=[1, 1, 1, 1, 1, 1, 1, 1])
     silent = dataclasses.replace(ul2, loss_on_sentinels=False)
-    example = silent(TOKENS, Drawn(0.3, [1], [1]), specials=SPECIALS)
+    example = silent(TOKENS, Drawn(0.3, [1], [1]), special_tokens=SPECIALS)
     assert_example(example, **drawn, weights=[0, 1, 1, 0, 1, 1, 1, 1])
 
 
 def test_the_drawn_suffix():
-    example = UL2().only("suffix_r75")(np.arange(11, 19, dtype=np.int32), Drawn(0.3), specials=SPECIALS)
+    example = UL2().only("suffix_r75")(np.arange(11, 19, dtype=np.int32), Drawn(0.3), special_tokens=SPECIALS)
     assert_example(
         example,
         encoder_tokens=[11, 12],
@@ -75,16 +75,16 @@ def test_the_drawn_parts():
 
 def test_the_drawn_shift():
     targets, origins = np.array([14, 15], np.int32), np.array([3, 4])
-    example = teacher_forced(np.empty(0, np.int32), targets, origins, specials=SPECIALS, eos=True)
+    example = teacher_forced(np.empty(0, np.int32), targets, origins, special_tokens=SPECIALS, eos=True)
     assert_example(example, encoder_tokens=[], decoder_tokens=[2, 14, 15], targets=[14, 15, 1], weights=[1, 1, 1])
     assert example.origins is not None
     assert (example.origins.dtype, example.origins.tolist()) == (np.int32, [3, 4, -1])
 
 
-def rebuilt(example, specials) -> np.ndarray:
+def rebuilt(example, special_tokens) -> np.ndarray:
     """The text that a reader of the encoder's input and of the targets would write down."""
     targets = example.targets[:-1]  # without EOS
-    starts = np.flatnonzero(specials.is_sentinel(targets))
+    starts = np.flatnonzero(special_tokens.is_sentinel(targets))
     if not len(starts):
         return np.concatenate([example.encoder_tokens, targets])
     spans = {int(part[0]): part[1:] for part in np.split(targets, starts[1:])}
@@ -95,7 +95,7 @@ def rebuilt(example, specials) -> np.ndarray:
 @given(length=st.integers(2, 400), seed=st.integers(0, 2**32 - 1))
 def test_inputs_and_targets_rebuild_the_text(length, seed):
     tokens, ul2 = np.arange(100, 100 + length, dtype=np.int32), UL2()
-    example = ul2(tokens, np.random.default_rng(seed), specials=MANY)
+    example = ul2(tokens, np.random.default_rng(seed), special_tokens=MANY)
     np.testing.assert_array_equal(rebuilt(example, MANY), tokens)
     task = ul2.tasks[example.denoiser]
     taken = example.targets[:-1][~MANY.is_sentinel(example.targets[:-1])]
@@ -112,7 +112,7 @@ def test_inputs_and_targets_rebuild_the_text(length, seed):
 @given(length=st.integers(2, 3000), shorter=st.integers(0, 500), seed=st.integers(0, 2**32 - 1))
 def test_lengths_and_sentinels_bound_every_shorter_text(length, shorter, seed):
     ul2, tokens = UL2(), np.zeros(max(2, length - shorter), np.int32)
-    example = ul2(tokens, np.random.default_rng(seed), specials=MANY)
+    example = ul2(tokens, np.random.default_rng(seed), special_tokens=MANY)
     encoder, decoder = ul2.lengths(length)
     assert len(example.encoder_tokens) <= encoder
     assert len(example.targets) <= decoder
@@ -137,7 +137,7 @@ def test_rates_spans_and_shares_over_many_documents():
     lengths = np.random.default_rng(1).integers(400, 600, documents)
     tokens, taken, spans, drawn = (np.zeros(5) for _ in range(4))
     for k, length in enumerate(lengths):
-        example = ul2(np.zeros(length, np.int32), np.random.default_rng([7, k]), specials=MANY)
+        example = ul2(np.zeros(length, np.int32), np.random.default_rng([7, k]), special_tokens=MANY)
         is_sentinel = MANY.is_sentinel(example.targets)
         d = example.denoiser
         drawn[d] += 1
@@ -172,7 +172,7 @@ def test_one_denoiser_alone():
 
 def test_more_spans_than_sentinels():
     with pytest.raises(UserError, match="needs 15 sentinels and the tokenizer has 10; give the tokenizer more"):
-        UL2().only("mu3_r15")(np.zeros(300, np.int32), np.random.default_rng(0), specials=SPECIALS)
+        UL2().only("mu3_r15")(np.zeros(300, np.int32), np.random.default_rng(0), special_tokens=SPECIALS)
 
 
 @pytest.mark.parametrize(

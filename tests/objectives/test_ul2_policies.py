@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
 from t5g2.core.special_tokens import SpecialTokens
-from t5g2.data.chunks import PythonText
+from t5g2.data.chunking import PythonText
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import T5GEMMA2, UL2, UL2_ORIGINAL, Denoiser, SpanCorruption, UL2Original
@@ -28,17 +28,17 @@ def test_the_drawn_mask_and_mode_tokens():
         "decoder_tokens": [2, 4, 13, 14, 4, 18, 19, 20],
         "targets": [4, 13, 14, 4, 18, 19, 20, 1],
     }
-    example = ul2(TOKENS, Drawn(0.3, [1], [1]), specials=SPECIALS)
+    example = ul2(TOKENS, Drawn(0.3, [1], [1]), special_tokens=SPECIALS)
     assert_example(example, **drawn, weights=[1, 1, 1, 1, 1, 1, 1, 1])
     silent = dataclasses.replace(ul2, loss_on_sentinels=False)
-    example = silent(TOKENS, Drawn(0.3, [1], [1]), specials=SPECIALS)
+    example = silent(TOKENS, Drawn(0.3, [1], [1]), special_tokens=SPECIALS)
     assert_example(example, **drawn, weights=[0, 1, 1, 0, 1, 1, 1, 1])
 
 
 def test_the_drawn_sentinels_that_begin_again():
     ul2 = UL2((Denoiser("spans", rate=0.3, mean_span=1.0),), sentinels="cyclic", eos=False)
     assert_example(
-        ul2(TOKENS, Drawn(0.3, [0, 1], [0, 1]), specials=TWO),
+        ul2(TOKENS, Drawn(0.3, [0, 1], [0, 1]), special_tokens=TWO),
         encoder_tokens=[11, 90, 13, 91, 15, 16, 17, 18, 19, 90],
         decoder_tokens=[2, 90, 12, 91, 14, 90],
         targets=[90, 12, 91, 14, 90, 20],
@@ -52,7 +52,7 @@ def test_one_span_is_the_end_of_the_text_behind_a_sentinel():
     """As the prompts of the original UL2's S-denoiser end."""
     objective = UL2Original().only("suffix_r25")
     assert_example(
-        objective(np.arange(11, 19, dtype=np.int32), np.random.default_rng(0), specials=SPECIALS),
+        objective(np.arange(11, 19, dtype=np.int32), np.random.default_rng(0), special_tokens=SPECIALS),
         encoder_tokens=[11, 12, 13, 14, 15, 16, 90],
         decoder_tokens=[2, 90, 17, 18],
         targets=[90, 17, 18, 1],
@@ -76,7 +76,7 @@ def test_the_original_seven():
     tokens = np.arange(100, 400, dtype=np.int32)
     for task in UL2_ORIGINAL:
         plain, moded = UL2Original().only(task.name), UL2Original(mode_tokens=MODES).only(task.name)
-        one, other = (o(tokens, np.random.default_rng(3), specials=MANY) for o in (plain, moded))
+        one, other = (o(tokens, np.random.default_rng(3), special_tokens=MANY) for o in (plain, moded))
         mode = [token for name, token in MODES if name == task.mode]
         assert other.encoder_tokens.tolist() == mode + one.encoder_tokens.tolist()
         assert other.targets.tolist() == one.targets.tolist()
@@ -89,7 +89,7 @@ def test_how_many_sentinels_16384_tokens_take(policy, needed):
     alone = [ul2.only(task.name).sentinels_needed(16384) for task in T5GEMMA2]
     assert alone == [min(needed, n) for n in (819, 683, 77, 256, 0)]
     source = (Source(PythonText(), ul2),)
-    lengths = {"rows": 1, "streams": 1, "encoder_length": 16384, "decoder_length": 16384, "piece_tokens": 16384}
+    lengths = {"rows": 1, "streams": 1, "encoder_length": 16384, "decoder_length": 16384, "chunk_tokens": 16384}
     DataConfig(source, Bytes(sentinels=needed), **lengths)
     if needed:
         with pytest.raises(UserError, match=rf"takes up to {needed} sentinels, and the tokenizer has {needed - 1}; "):
@@ -97,12 +97,12 @@ def test_how_many_sentinels_16384_tokens_take(policy, needed):
 
 
 def test_the_ways_out_of_too_few_sentinels():
-    lengths = {"rows": 1, "streams": 1, "encoder_length": 512, "decoder_length": 512, "piece_tokens": 512}
+    lengths = {"rows": 1, "streams": 1, "encoder_length": 512, "decoder_length": 512, "chunk_tokens": 512}
     with pytest.raises(UserError) as error:
         DataConfig((Source(PythonText(), UL2(), name="text"),), Bytes(sentinels=3), **lengths)
     assert str(error.value) == (
-        "source 'text': a piece of piece_tokens = 512 takes up to 26 sentinels, and the tokenizer has 3; give the "
-        "tokenizer 26 sentinels, lower piece_tokens, choose denoisers with longer spans or a lower rate, or let spans "
+        "source 'text': a chunk of chunk_tokens = 512 takes up to 26 sentinels, and the tokenizer has 3; give the "
+        "tokenizer 26 sentinels, lower chunk_tokens, choose denoisers with longer spans or a lower rate, or let spans "
         'share them: the objective\'s sentinels = "cyclic" begins again after the last, "mask" takes one token for '
         "every span"
     )
@@ -148,25 +148,27 @@ mixtures = st.one_of(
 def test_every_policy_rebuilds_the_text_and_fits_the_lengths(tasks, length, shorter, seed, moded, settings):
     used = {task.mode for task in tasks}
     ul2 = UL2(tasks, mode_tokens=tuple(p for p in MODES if p[0] in used) if moded else (), **settings)
-    specials = dataclasses.replace(MANY, sentinels=max(ul2.sentinels_needed(length), 1))
-    ul2.check_tokenizer(specials, 20_000)
+    special_tokens = dataclasses.replace(MANY, sentinels=max(ul2.sentinels_needed(length), 1))
+    ul2.check_tokenizer(special_tokens, 20_000)
     tokens = np.arange(100, 100 + max(2, length - shorter), dtype=np.int32)
-    example = ul2(tokens, np.random.default_rng(seed), specials=specials)
+    example = ul2(tokens, np.random.default_rng(seed), special_tokens=special_tokens)
     task = ul2.tasks[example.denoiser]
 
     read = example.encoder_tokens.tolist()
     before = [token for mode, token in ul2.mode_tokens if mode == task.mode]
     assert read[: len(before)] == before
-    assert read[len(read) - ul2.encoder_eos :] == [specials.eos] * ul2.encoder_eos
+    assert read[len(read) - ul2.encoder_eos :] == [special_tokens.eos] * ul2.encoder_eos
     read = read[len(before) : len(read) - ul2.encoder_eos]
     asked = example.targets.tolist()
-    assert asked[len(asked) - ul2.eos :] == [specials.eos] * ul2.eos
+    assert asked[len(asked) - ul2.eos :] == [special_tokens.eos] * ul2.eos
     asked = asked[: len(asked) - ul2.eos]
-    np.testing.assert_array_equal(rebuilt(read, asked, specials), tokens)
+    np.testing.assert_array_equal(rebuilt(read, asked, special_tokens), tokens)
 
-    assert example.decoder_tokens.tolist() == [specials.bos, *example.targets[:-1].tolist()]
+    assert example.decoder_tokens.tolist() == [special_tokens.bos, *example.targets[:-1].tolist()]
     silent = (
-        specials.is_sentinel(example.targets) if not ul2.loss_on_sentinels else np.zeros(len(example.targets), bool)
+        special_tokens.is_sentinel(example.targets)
+        if not ul2.loss_on_sentinels
+        else np.zeros(len(example.targets), bool)
     )
     np.testing.assert_array_equal(example.weights, 1.0 - silent)
     encoder, decoder = ul2.lengths(length)
@@ -176,16 +178,16 @@ def test_every_policy_rebuilds_the_text_and_fits_the_lengths(tasks, length, shor
         assert array.dtype == np.int32
 
 
-def rebuilt(read: list[int], asked: list[int], specials: SpecialTokens) -> list[int]:
+def rebuilt(read: list[int], asked: list[int], special_tokens: SpecialTokens) -> list[int]:
     """The text: the encoder's input, each sentinel replaced by the next span, whose own sentinel is the same one."""
-    begins = [i for i, token in enumerate(asked) if specials.is_sentinel(np.array(token))]
+    begins = [i for i, token in enumerate(asked) if special_tokens.is_sentinel(np.array(token))]
     if not begins:
         return read + asked
     assert begins[0] == 0
     spans = [asked[b:e] for b, e in zip(begins, [*begins[1:], len(asked)], strict=True)]
     text = []
     for token in read:
-        if specials.is_sentinel(np.array(token)):
+        if special_tokens.is_sentinel(np.array(token)):
             sentinel, *span = spans.pop(0)
             assert sentinel == token
             text += span
@@ -204,7 +206,7 @@ def test_weights_are_shares_of_the_targets_that_count(tasks, loss_on_sentinels):
         ul2 = UL2(tasks, mixing=mixing, loss_on_sentinels=loss_on_sentinels)
         rng, counted = np.random.default_rng(11), np.zeros((6000, len(tasks)))
         for k, length in enumerate(rng.integers(32, 400, len(counted))):
-            example = ul2(np.zeros(length, np.int32), np.random.default_rng([11, k]), specials=MANY)
+            example = ul2(np.zeros(length, np.int32), np.random.default_rng([11, k]), special_tokens=MANY)
             counted[k, example.denoiser] = example.weights.sum()
         totals = counted.sum(axis=1, keepdims=True)
         shares[mixing] = counted.sum(axis=0) / totals.sum()
@@ -228,7 +230,9 @@ def test_a_denoiser_is_drawn_by_weight_over_targets(length):
 
 def test_every_split_of_a_uniform_suffix_is_equally_likely():
     ul2 = UL2((Denoiser("any", rate="uniform"),))
-    kept = [len(ul2(TOKENS, np.random.default_rng([4, k]), specials=SPECIALS).encoder_tokens) for k in range(4500)]
+    kept = [
+        len(ul2(TOKENS, np.random.default_rng([4, k]), special_tokens=SPECIALS).encoder_tokens) for k in range(4500)
+    ]
     counts = np.bincount(kept, minlength=11)
     assert counts[0] == counts[10] == 0
     # 500 each are expected, with a standard deviation of 21
@@ -267,7 +271,7 @@ def test_a_tokenizer_without_a_mask_or_without_sentinels():
     with pytest.raises(UserError, match=r'sentinels = "mask", and the tokenizer has no mask token; say which id it is'):
         SpanCorruption(sentinels="mask").check_tokenizer(nothing, 200)
     with pytest.raises(UserError, match="needs sentinels for 1 spans and the tokenizer has none"):
-        SpanCorruption(sentinels="cyclic")(TOKENS, np.random.default_rng(0), specials=nothing)
+        SpanCorruption(sentinels="cyclic")(TOKENS, np.random.default_rng(0), special_tokens=nothing)
     UL2((Denoiser("suffix", rate=0.5),), sentinels="mask").check_tokenizer(nothing, 200)
     assert not nothing.is_sentinel(np.array([-1, 4, 90])).any()
     assert SPECIALS.is_sentinel(np.array([3, 4, 89, 90, 99, 100])).tolist() == [False, True, False, True, True, False]
@@ -286,13 +290,13 @@ def test_a_tokenizer_without_a_mask_or_without_sentinels():
     ],
 )
 def test_a_prompt_with_gaps_is_an_encoder_input_of_the_training(changes, prompt, asked):
-    got = UL2((SPANS,), **changes).filling(np.arange(10, 18), [2, 5], 2, specials=SPECIALS)
+    got = UL2((SPANS,), **changes).filling(np.arange(10, 18), [2, 5], 2, special_tokens=SPECIALS)
     assert got is not None
     assert [part.tolist() for part in got] == [prompt, asked]
 
 
 def test_no_prompt_with_gaps_of_what_takes_none_away():
     how = {"tokens": np.arange(10, 18), "starts": [2, 5], "span": 2}
-    assert UL2().only("suffix_r75").filling(**how, specials=SPECIALS) is None
-    assert UL2((SPANS,)).filling(**how, specials=dataclasses.replace(SPECIALS, sentinels=1)) is None
-    assert UL2((SPANS,), sentinels="cyclic").filling(**how, specials=dataclasses.replace(SPECIALS, sentinels=1))
+    assert UL2().only("suffix_r75").filling(**how, special_tokens=SPECIALS) is None
+    assert UL2((SPANS,)).filling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1)) is None
+    assert UL2((SPANS,), sentinels="cyclic").filling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1))

@@ -32,7 +32,7 @@ def experiment(model, **settings):
         "data": {
             "sources": [{"text": {"kind": "python", "max_bytes": 200_000}, "objective": {"kind": "prefix_lm"}}],
             "tokenizer": {"kind": "bytes", "sentinels": 10},
-            "piece_tokens": 200,
+            "chunk_tokens": 200,
             "rows": 16,
             "encoder_length": encoder,
             "decoder_length": 256,

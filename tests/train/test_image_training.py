@@ -36,7 +36,7 @@ SMALL = {
     "model.encoder.images.vision.width": "16",
     "model.encoder.images.vision.mlp_width": "24",
     "model.encoder.images.tokens": "4",
-    "data.piece_tokens": "60",
+    "data.chunk_tokens": "60",
     "data.encoder_length": "64",
     "data.decoder_length": "64",
     "data.images.per_row": "3",
@@ -189,7 +189,7 @@ def test_held_out_texts_with_images_are_measured(tmp_path):
             batch = pipeline.next().batch
             for row in range(8):
                 one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
-                words = Bytes().decode(one.targets[0], show_specials=False)
+                words = Bytes().decode(one.targets[0], show_special_tokens=False)
                 if words not in seen:
                     seen.add(words)
                     _, sums = loss_sums(model, one, step.Settings(experiment.compute, 1, 1))
@@ -209,8 +209,8 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
                 return super().named() | {"image": token}
 
             @property
-            def specials(self, token=token):
-                return dataclasses.replace(super().specials, image=token)
+            def special_tokens(self, token=token):
+                return dataclasses.replace(super().special_tokens, image=token)
 
         images = dataclasses.replace(stack.images, token=token)
         experiment = experiments.build(
@@ -229,7 +229,7 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
                     "streams": 4,
                     "encoder_length": 0,
                     "decoder_length": 64,
-                    "piece_tokens": 40,
+                    "chunk_tokens": 40,
                 },
                 "optim": {"schedule": {"kind": "constant", "peak": 0.1}},
                 "train": {"steps": 3},

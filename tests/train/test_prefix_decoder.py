@@ -25,7 +25,7 @@ def batches(tmp_path_factory):
     def batches(packing) -> list[HostBatch]:
         folder = tmp_path_factory.mktemp("text")
         config = corpus.decoder_only(
-            folder, rows=4, streams=4, piece_tokens=20, decoder_length=48, packing=packing, packing_rows=4
+            folder, rows=4, streams=4, chunk_tokens=20, decoder_length=48, packing=packing, packing_rows=4
         )
         return list(finite_batches(config, seed=0, examples=6))
 

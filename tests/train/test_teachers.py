@@ -15,7 +15,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.commands import cache_logits, evaluate
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape, make
-from t5g2.data.config import TeacherRows
+from t5g2.data.config import TeacherFeatures
 from t5g2.data.packed_rows import host_batch
 from t5g2.data.pipeline import Pipeline, finite_batches
 from t5g2.data.tokenizers.registry import Bytes
@@ -58,7 +58,7 @@ def experiment(corpus, objective=None, *, decoder_only=False, **changes):
         "data": {
             "sources": [source],
             "tokenizer": TOKENIZER,
-            "piece_tokens": 40,
+            "chunk_tokens": 40,
             "rows": 8,
             "encoder_length": 0 if decoder_only else 64,
             "decoder_length": 64,
@@ -100,7 +100,7 @@ def test_the_drawn_alignment():
     rows = {name: np.array([values], np.int32) for name, values in columns.items()}
     rows |= {"weights": np.ones((1, 8), np.float32), "ids": np.array([[[0, 0], [1, 0]]])}
     config: Any = types.SimpleNamespace(sources=(None,), encoder_length=0)
-    teaching: Any = host_batch(rows, np.zeros(1, np.int32), np.zeros((1, 3), np.int64), config).batch.teaching
+    teaching: Any = host_batch(rows, np.zeros(1, np.int32), np.zeros((1, 3), np.int64), config).batch.teacher
     assert teaching.origins.dtype == np.int32
     assert teaching.origins.tolist() == [[-1, 2, 3, -1, -1, 8, -1, -1]]
     # the token that follows a place of the teacher's row is the target
@@ -114,14 +114,14 @@ def test_the_drawn_alignment():
 def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective):
     run = experiment(corpus, {"kind": objective}, distill={"teacher": str(corpus / "gemma")})
     data, _ = start.rows(run, world())
-    assert data.teaching == TeacherRows("text")
-    teacher, bos = model(GEMMA), data.tokenizer.specials.bos
+    assert data.teacher_features == TeacherFeatures("text")
+    teacher, bos = model(GEMMA), data.tokenizer.special_tokens.bos
     [host_batch] = [next(finite_batches(data, seed=0))]
     batch = jax.tree.map(jnp.asarray, host_batch.batch)
     said = teachers.answers(teacher, batch, tiny.FLOAT32, key=None)
     hidden, checked = np.asarray(said.hidden_BTD), 0
     for row in range(3):
-        text, segments = batch.teaching.text, np.asarray(batch.decoder.segments[row])
+        text, segments = batch.teacher.text, np.asarray(batch.decoder.segments[row])
         for segment in range(1, segments.max() + 1):
             read = np.asarray(text.tokens[row])[np.asarray(text.segments[row]) == segment]
             assert read[0] == bos
@@ -167,18 +167,18 @@ def test_what_a_step_minimises(corpus):
         batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
     total, sums = step.loss_sums(student, batch, plan.settings(), teacher, jax.random.key(0))
     log_s = jax.nn.log_softmax(student.logits(student.hidden(batch.encoder, batch.decoder, compute=tiny.FLOAT32)))
-    text = batch.teaching.text
+    text = batch.teacher.text
     log_p = jax.nn.log_softmax(teacher.logits(teacher.hidden(None, text, compute=tiny.FLOAT32)))
-    known = batch.teaching.origins >= 0
-    log_p = jnp.take_along_axis(log_p, jnp.maximum(batch.teaching.origins, 0)[..., None], axis=1)
+    known = batch.teacher.origins >= 0
+    log_p = jnp.take_along_axis(log_p, jnp.maximum(batch.teacher.origins, 0)[..., None], axis=1)
     apart = jnp.sum(jnp.exp(log_p) * (log_p - log_s), axis=-1)
     loss = -jnp.take_along_axis(log_s, batch.targets[..., None], axis=-1)[..., 0]
     want = jnp.sum(batch.weights * jnp.where(known, 0.4 * loss + 0.6 * apart, loss))
     np.testing.assert_allclose(total, want, rtol=1e-5)
     np.testing.assert_allclose(sums.divergence, jnp.sum(batch.weights * jnp.where(known, apart, 0.0)), rtol=1e-5)
-    specials = run.data.tokenizer.specials
+    special_tokens = run.data.tokenizer.special_tokens
     unknown = np.asarray(batch.targets)[np.asarray((~known) & (batch.weights > 0))]
-    assert (specials.is_sentinel(unknown) | (unknown == specials.eos)).all()
+    assert (special_tokens.is_sentinel(unknown) | (unknown == special_tokens.eos)).all()
     assert len(unknown) > 0
 
 
@@ -230,10 +230,10 @@ def test_the_batches_of_a_cached_teacher_are_the_same_on_any_number_of_hosts(cor
     data = start.plan(run, world()).data
     with Pipeline(data, seed=7) as whole, Pipeline(data, seed=7, rows=range(4, 8)) as half:
         for _ in range(3):
-            one, other = whole.next().batch.teaching, half.next().batch.teaching
+            one, other = whole.next().batch.teacher, half.next().batch.teacher
             for of_all, of_half in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
                 np.testing.assert_array_equal(of_all[4:], of_half)
-        seen: Any = whole.next().batch.teaching
+        seen: Any = whole.next().batch.teacher
         positions = half.positions
         assert seen.ids.shape == (8, 64, 12)
         assert set(positions) <= set(whole.positions)
@@ -285,7 +285,7 @@ def test_a_cache_that_does_not_fit(corpus, cache, changes, message):
 def test_a_cache_about_other_text(corpus, cache):
     distill = {"cache": str(cache), "method": "top_k", "per_token": 12}
     run = experiment(corpus, distill=distill)
-    shorter = dataclasses.replace(start.plan(run, world()).data, piece_tokens=32)
+    shorter = dataclasses.replace(start.plan(run, world()).data, chunk_tokens=32)
     with pytest.raises(UserError, match=r"about other text.*cache-logits"):
         Pipeline(shorter, seed=0)
 

@@ -1,13 +1,13 @@
-"""A teacher's answers, made ahead of a run by `t5g2 cache-logits`: of each piece of a source, at each of its tokens.
+"""A teacher's answers, made ahead of a run by `t5g2 cache-logits`: of each chunk of a source, at each of its tokens.
 
 answers.json                             whose answers they are, about what, and the shards; written last
-answers-00003-of-00016.array_record      a record a piece of n tokens, little-endian, N entries a token:
+answers-00003-of-00016.array_record      a record a chunk of n tokens, little-endian, N entries a token:
                                            ids         n * N   as `dtype` says
                                            log_probs   n * N   float16
                                            tail        n       float16, the probability of all tokens that are not kept
 
-Entry t of a piece is about token t, given BOS and the tokens before it. Shard s of S holds the pieces from s * P // S
-on. The order of the pieces is that of the source, so the answers hold for every seed and every objective.
+Entry t of a chunk is about token t, given BOS and the tokens before it. Shard s of S holds the chunks from s * P // S
+on. The order of the chunks is that of the source, so the answers hold for every seed and every objective.
 """
 
 from collections.abc import Iterable
@@ -31,12 +31,12 @@ class Layout:
     """How a source's answers lie in files.
 
     Attributes:
-      pieces, shards: how many.
+      chunks, shards: how many.
       per_token: entries of an answer, N.
       dtype: of ids.
     """
 
-    pieces: int
+    chunks: int
     shards: int
     per_token: int
     dtype: str
@@ -45,14 +45,14 @@ class Layout:
         """The name of a shard."""
         return f"answers-{shard:05}-of-{self.shards:05}.array_record"
 
-    def pieces_of(self, shard: int) -> range:
-        """The pieces of a shard."""
-        return range(shard * self.pieces // self.shards, (shard + 1) * self.pieces // self.shards)
+    def chunks_of(self, shard: int) -> range:
+        """The chunks of a shard."""
+        return range(shard * self.chunks // self.shards, (shard + 1) * self.chunks // self.shards)
 
-    def place(self, piece: int) -> tuple[int, int]:
-        """The shard that a piece is in, and its record."""
-        shard = ((piece + 1) * self.shards - 1) // self.pieces
-        return shard, piece - self.pieces_of(shard).start
+    def place(self, chunk: int) -> tuple[int, int]:
+        """The shard that a chunk is in, and its record."""
+        shard = ((chunk + 1) * self.shards - 1) // self.chunks
+        return shard, chunk - self.chunks_of(shard).start
 
     def pack(self, ids: np.ndarray, log_probs: np.ndarray, tail: np.ndarray) -> bytes:
         """A record of [n, N], [n, N] and [n]."""
@@ -74,7 +74,7 @@ class Layout:
 
 
 class CachedAnswers:
-    """The answers about the pieces of one source. A pickle of it is small, and opens the files again.
+    """The answers about the chunks of one source. A pickle of it is small, and opens the files again.
 
     Args:
       folder: that `t5g2 cache-logits` wrote for this source.
@@ -122,11 +122,11 @@ class CachedAnswers:
         """Of the teacher, of what it was asked, and of how much of it is used."""
         return f"{self._said['teacher_fingerprint']} {self._said['method']} {self._said['seed']} {self._per_token}"
 
-    def check(self, pieces: str, *, objective: str, vocab_size: int, method: str, teacher: str | None) -> None:
+    def check(self, chunks: str, *, objective: str, vocab_size: int, method: str, teacher: str | None) -> None:
         """Compares the answers with what a run wants of them.
 
         Args:
-          pieces: fingerprint of the run's.
+          chunks: fingerprint of the run's.
           objective: what is made of them, which matters where the teacher read that and not the text.
           vocab_size: of the run's tokenizer.
           method: how they are to be chosen.
@@ -152,10 +152,10 @@ class CachedAnswers:
                 f"{self._said['teacher_fingerprint']}, distill.teacher has {teacher}); leave out distill.teacher "
                 f"to learn from that one, or make the answers again"
             )
-        if self._said["pieces_fingerprint"] != pieces:
+        if self._said["pieces_fingerprint"] != chunks:
             raise UserError(
                 f"{self._folder.absolute()} has answers about other text, by another tokenizer or cut otherwise "
-                f"(fingerprint {self._said['pieces_fingerprint']}, the run's is {pieces}); make them again with the "
+                f"(fingerprint {self._said['pieces_fingerprint']}, the run's is {chunks}); make them again with the "
                 f"run's config: t5g2 cache-logits --config=…"
             )
         if self._said["vocab_size"] < vocab_size:
@@ -164,11 +164,11 @@ class CachedAnswers:
                 f"tokenizer has {vocab_size} ids; give the answers of a teacher that knows them all"
             )
 
-    def about(self, piece: int, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The answers about tokens of a piece; what stands where there is none, origin -1, means nothing.
+    def about(self, chunk: int, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The answers about tokens of a chunk; what stands where there is none, origin -1, means nothing.
 
         Args:
-          origins: int32[T], places in the piece.
+          origins: int32[T], places in the chunk.
 
         Returns:
           ids int32[T, N], log_probs float16[T, N], tail float16[T].
@@ -176,7 +176,7 @@ class CachedAnswers:
         Raises:
           UserError: the shard is damaged.
         """
-        shard, record = self._layout.place(piece)
+        shard, record = self._layout.place(chunk)
         try:
             if shard not in self._readers:
                 self._readers[shard] = reader(self._folder / self._layout.file(shard))

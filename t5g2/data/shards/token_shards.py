@@ -5,7 +5,7 @@ tokens-00003-of-00016.array_record      a record a document: its token ids, litt
 lengths-00003-of-00016.npy              int32[documents]: how many tokens each has
 
 Shard s of S holds the documents from s * N // S on, in their order, short ones too. So the shards are the source over
-again, tokenised: the pieces, and with them the batches of a run, are those of the text itself.
+again, tokenised: the chunks, and with them the batches of a run, are those of the text itself.
 """
 
 import concurrent.futures

@@ -43,7 +43,7 @@ class Chat:
     """Files of dialogues: JSON lines, or parquet with the same columns (pip install 't5g2[parquet]').
 
     A record has `messages_field`, or else `prompt_field` and `answer_field`. A dialogue is never cut: one that has more
-    tokens than piece_tokens is a bad record. It is for the objectives `answers` and `answers_decoder`, which are told
+    tokens than chunk_tokens is a bad record. It is for the objectives `answers` and `answers_decoder`, which are told
     what `answer_ids` gives.
 
     Attributes:
@@ -179,16 +179,16 @@ class Fitting(Documents):
 
 
 @dataclass(frozen=True)
-class InPieces:
+class InChunks:
     """A source of dialogues as a run reads it; it has the shape of the other sources.
 
     Attributes:
-      piece_tokens: the longest dialogue that is read; longer ones are bad records.
+      chunk_tokens: the longest dialogue that is read; longer ones are bad records.
     """
 
     chat: Chat
     tokenizer: Tokenizer
-    piece_tokens: int
+    chunk_tokens: int
 
     def __str__(self) -> str:
         return str(self.chat)
@@ -201,10 +201,10 @@ class InPieces:
         """
         dialogues = self.chat.open(on_bad_record=on_bad_record)
         lengths = dialogues.token_lengths(self.tokenizer)
-        long, told = np.flatnonzero(lengths > self.piece_tokens), []
+        long, told = np.flatnonzero(lengths > self.chunk_tokens), []
         for index in long[:SHOWN_RECORDS].tolist():
             told.append(
-                f"{dialogues.place(index)}: {lengths[index]} tokens, and piece_tokens is {self.piece_tokens}; a "
+                f"{dialogues.place(index)}: {lengths[index]} tokens, and chunk_tokens is {self.chunk_tokens}; a "
                 f"dialogue is not cut, so raise it"
             )
         if len(long) and on_bad_record == "stop":
@@ -212,7 +212,7 @@ class InPieces:
                 f"{told[0]} (to {lengths.max()} for the longest of {len(long)} such), or leave them out: "
                 f"on_bad_record=skip"
             )
-        fitting = np.flatnonzero(lengths <= self.piece_tokens)
+        fitting = np.flatnonzero(lengths <= self.chunk_tokens)
         return Fitting(dialogues, fitting, lengths[fitting], tuple(told), len(long))
 
 
@@ -330,7 +330,7 @@ def _turn_id(tokenizer: Tokenizer, name: str, given: int | None) -> int:
         raise UserError(
             f"{name} = {token}: the tokenizer has no such token; its named ones are {', '.join(tokenizer.named())}. "
             f"Give an id below {tokenizer.vocab_size} that means nothing else, such as a sentinel's, from "
-            f"{tokenizer.specials.first_sentinel} on: text.{name}"
+            f"{tokenizer.special_tokens.first_sentinel} on: text.{name}"
         )
     return token
 

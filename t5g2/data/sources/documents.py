@@ -9,8 +9,8 @@ from t5g2.data.tokenizers.base import Tokenizer
 
 OnBadRecord = Literal["stop", "skip"]
 
-# Documents and pieces of fewer tokens are not worth a place: a document this short is left out, and a text that would
-# end in a piece this short ends in two equal ones instead.
+# Documents and chunks of fewer tokens are not worth a place: a document this short is left out, and a text that would
+# end in a chunk this short ends in two equal ones instead.
 SHORTEST_TOKENS = 8
 
 

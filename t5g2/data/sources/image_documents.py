@@ -1,4 +1,4 @@
-"""Documents with images, and what a run makes of them: pieces that are never cut, and pictures of the tower's size."""
+"""Documents with images, and what a run makes of them: chunks that are never cut, and pictures of the tower's size."""
 
 import abc
 from dataclasses import dataclass
@@ -120,13 +120,13 @@ class InRows:
     Attributes:
       text: the source.
       rows: what an image takes, and how many a row holds.
-      piece_tokens: the longest document that is read; longer ones are bad records.
+      chunk_tokens: the longest document that is read; longer ones are bad records.
     """
 
     text: "ImageSource"
     rows: ImageRows
     tokenizer: Tokenizer
-    piece_tokens: int
+    chunk_tokens: int
 
     def __str__(self) -> str:
         return str(self.text)
@@ -158,10 +158,10 @@ class InRows:
         """Why a document does not fit; "" = it does."""
         if images > self.rows.per_row:
             return f"{images} images, and a row holds {self.rows.per_row}; raise data.images.per_row"
-        if length > self.piece_tokens:
+        if length > self.chunk_tokens:
             taken = images * (self.rows.tokens + 2)
             return (
-                f"{length} tokens, {taken} of them for images, and piece_tokens is {self.piece_tokens}; a text with "
+                f"{length} tokens, {taken} of them for images, and chunk_tokens is {self.chunk_tokens}; a text with "
                 f"images is not cut, so raise it"
             )
         return "" if length > 1 else "no text; write one"
@@ -177,6 +177,6 @@ class ImageSource(abc.ABC):
 
 def _tokens(text: str, tokenizer: Tokenizer, rows: ImageRows) -> np.ndarray:
     def encode(part: str) -> np.ndarray:
-        return image_tokens.without(tokenizer.encode(part), rows, tokenizer.specials.unk)
+        return image_tokens.without(tokenizer.encode(part), rows, tokenizer.special_tokens.unk)
 
     return image_tokens.encode(encode, text.split(START_OF_IMAGE), rows)

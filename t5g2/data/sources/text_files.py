@@ -14,7 +14,7 @@ from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.validation import Scan, Scanned, ScannedDocuments, json_text
 
-# A longer text file is read as several documents of about this size, so that a piece of it is near at hand.
+# A longer text file is read as several documents of about this size, so that a chunk of it is near at hand.
 SPAN_BYTES = 1 << 16
 
 

@@ -16,7 +16,7 @@ class Tokenizer(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def specials(self) -> SpecialTokens:
+    def special_tokens(self) -> SpecialTokens:
         """The ids of the special tokens."""
 
     @property
@@ -39,7 +39,7 @@ class Tokenizer(abc.ABC):
         Raises:
           UserError: there is no such token.
         """
-        first, count = self.specials.first_sentinel, self.specials.sentinels
+        first, count = self.special_tokens.first_sentinel, self.special_tokens.sentinels
         names = self.named() | {f"sentinel_{k}": first + k for k in range(count)}
         if name not in names:
             raise unknown("special token", name, names)
@@ -57,27 +57,27 @@ class Tokenizer(abc.ABC):
         """How many tokens `encode` gives."""
         return len(self.encode(text))
 
-    def decode(self, tokens: Any, *, show_specials: bool = True) -> str:
+    def decode(self, tokens: Any, *, show_special_tokens: bool = True) -> str:
         """The text of a sequence of ids; special tokens as <eos>, <sentinel_3>, …, or left out.
 
         Bytes that are not UTF-8 become U+FFFD; ids past the vocabulary, which a padded embedding has, <unused_ID>.
         """
         names = {token: name for name, token in self.named().items()}
-        specials = self.specials
+        special_tokens = self.special_tokens
         text: list[str] = []
         run: list[int] = []
         for token in np.asarray(tokens).tolist():
-            sentinel = token - specials.first_sentinel
+            sentinel = token - special_tokens.first_sentinel
             if token in names:
                 shown = f"<{names[token]}>"
-            elif 0 <= sentinel < specials.sentinels:
+            elif 0 <= sentinel < special_tokens.sentinels:
                 shown = f"<sentinel_{sentinel}>"
             elif not 0 <= token < self.vocab_size:
                 shown = f"<unused_{token}>"
             else:
                 run.append(token)
                 continue
-            text += [self.text(run), shown if show_specials else ""]
+            text += [self.text(run), shown if show_special_tokens else ""]
             run = []
         return "".join([*text, self.text(run)])
 

@@ -38,7 +38,7 @@ class Bytes(Tokenizer):
             raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
 
     @property
-    def specials(self) -> SpecialTokens:
+    def special_tokens(self) -> SpecialTokens:
         """The ids of the special tokens."""
         ids = {name: NAMED.index(name) for name in ("pad", "eos", "bos", "unk", "mask")}
         others = tuple(range(len(ids), len(NAMED)))

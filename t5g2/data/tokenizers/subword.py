@@ -73,10 +73,10 @@ class FileTokenizer(Tokenizer):
         if self.sentinels is not None and self.sentinels < 0:
             raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
         object.__setattr__(self, "sha256", hashlib.sha256(self._bytes()).hexdigest())
-        past = self.specials.first_sentinel + self.specials.sentinels
-        if not 0 <= self.specials.first_sentinel <= past <= self._size:
+        past = self.special_tokens.first_sentinel + self.special_tokens.sentinels
+        if not 0 <= self.special_tokens.first_sentinel <= past <= self._size:
             raise UserError(
-                f"sentinels {self.specials.first_sentinel} to {past - 1} are not among the {self._size} ids of "
+                f"sentinels {self.special_tokens.first_sentinel} to {past - 1} are not among the {self._size} ids of "
                 f"{self.file}; give another first_sentinel or fewer sentinels"
             )
 
@@ -116,7 +116,7 @@ class FileTokenizer(Tokenizer):
         return self._named
 
     @functools.cached_property
-    def specials(self) -> SpecialTokens:
+    def special_tokens(self) -> SpecialTokens:
         """The ids of the special tokens; of unk and mask -1, which is no id, if there are none.
 
         Raises:
@@ -171,7 +171,7 @@ class FileTokenizer(Tokenizer):
         An image token past the vocabulary, spelt out in a text, is no image and becomes unk.
         """
         tokens = np.array(self._encode(text), np.int32)
-        return np.where(tokens < self.vocab_size, tokens, np.int32(max(self.specials.unk, 0)))
+        return np.where(tokens < self.vocab_size, tokens, np.int32(max(self.special_tokens.unk, 0)))
 
     def encode_plain(self, text: str) -> np.ndarray:
         """int32[tokens]: the text alone, in which what is spelt like a special token is text too.
@@ -179,7 +179,7 @@ class FileTokenizer(Tokenizer):
         A spelling is cut after its first character, and what is left and right of there tokenised by itself.
         """
         tokens = self.encode(text)
-        special = np.unique(tokens[self.specials.is_special(tokens)]).tolist()
+        special = np.unique(tokens[self.special_tokens.is_special(tokens)]).tolist()
         spelt = [piece for piece in map(self._piece, special) if piece and len(piece) > 1 and piece in text]
         if not spelt:
             return tokens

@@ -1,4 +1,4 @@
-"""Where text comes from: documents in a fixed order, read when asked for, and cut into pieces of tokens."""
+"""Where text comes from: documents in a fixed order, read when asked for, and cut into chunks of tokens."""
 
 import threading
 from typing import Literal
@@ -9,7 +9,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.shards.token_cache import InCache
 from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
-from t5g2.data.sources.dialogues import Chat, InPieces
+from t5g2.data.sources.dialogues import Chat, InChunks
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.image_documents import Fitted, InRows
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
@@ -55,49 +55,49 @@ BY_NAME = {
 }
 
 
-class Pieces:
-    """Documents as pieces of at most `piece_tokens` tokens; every token of every document is in just one of them.
+class Chunks:
+    """Documents as chunks of at most `chunk_tokens` tokens; every token of every document is in just one of them.
 
-    A document of n tokens gives full pieces and the rest; a rest under SHORTEST_TOKENS is not left alone: the last two
-    pieces then share their tokens evenly. With piece_tokens = 16, documents of 40, 34 and 7 tokens:
+    A document of n tokens gives full chunks and the rest; a rest under SHORTEST_TOKENS is not left alone: the last two
+    chunks then share their tokens evenly. With chunk_tokens = 16, documents of 40, 34 and 7 tokens:
 
         [16 16 8]   [16 9 9]   [] (too short: left out, and counted in `dropped`)
 
-    With long_documents = "truncate" a document is its first piece and no more: [16] [16] [].
+    With long_documents = "truncate" a document is its first chunk and no more: [16] [16] [].
 
     Attributes:
       documents: what is cut.
-      tokens: of all pieces.
+      tokens: of all chunks.
       dropped: documents that are too short.
       truncated: documents whose rest is left out.
     """
 
     def __init__(
-        self, documents: Documents, tokenizer: Tokenizer, piece_tokens: int, *, long_documents: LongDocuments = "split"
+        self, documents: Documents, tokenizer: Tokenizer, chunk_tokens: int, *, long_documents: LongDocuments = "split"
     ):
         self.documents = documents
         self._tokenizer = tokenizer
         self._lengths = lengths = documents.token_lengths(tokenizer)
-        if documents.whole and lengths.max() > piece_tokens:
+        if documents.whole and lengths.max() > chunk_tokens:
             what = "pair of inputs and targets" if documents.pairs else "document that is not to be cut"
             raise UserError(
-                f"a {what} has {lengths.max()} tokens{' with the number in front' * documents.pairs}, and piece_tokens "
-                f"is {piece_tokens}; raise it to at least that"
+                f"a {what} has {lengths.max()} tokens{' with the number in front' * documents.pairs}, and chunk_tokens "
+                f"is {chunk_tokens}; raise it to at least that"
             )
         shortest = 1 if documents.whole else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
-        self.truncated = int(np.sum(lengths > piece_tokens)) if long_documents == "truncate" else 0
-        lengths = np.minimum(lengths, piece_tokens) if long_documents == "truncate" else lengths
+        self.truncated = int(np.sum(lengths > chunk_tokens)) if long_documents == "truncate" else 0
+        lengths = np.minimum(lengths, chunk_tokens) if long_documents == "truncate" else lengths
         self.tokens = int(lengths.sum())
-        self._document, self._start, self._end = _cut(lengths, piece_tokens)
+        self._document, self._start, self._end = _cut(lengths, chunk_tokens)
         self._kept = KeptTokens()
 
     def __len__(self) -> int:
         return len(self._start)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """int32[tokens] of a piece."""
+        """int32[tokens] of a chunk."""
         document, start, end = int(self._document[index]), int(self._start[index]), int(self._end[index])
         tokens = self._kept.of(document)
         if tokens is None:
@@ -112,7 +112,7 @@ class Pieces:
         return tokens[start:end]
 
     def picture(self, index: int, nth: int) -> np.ndarray:
-        """uint8[size, size, 3], an image of a piece of a text with images."""
+        """uint8[size, size, 3], an image of a chunk of a text with images."""
         assert isinstance(self.documents, Fitted), "only texts with images have pictures"
         return self.documents.picture(int(self._document[index]), nth)
 
@@ -123,7 +123,7 @@ class Pieces:
 class KeptTokens:
     """The tokens of the documents that were read last, up to `KEPT_TOKENS` in all.
 
-    Pieces of a document come far apart, and each would read and tokenise all of it. A copy or a pickle is empty.
+    Chunks of a document come far apart, and each would read and tokenise all of it. A copy or a pickle is empty.
     """
 
     def __init__(self):
@@ -150,30 +150,30 @@ class KeptTokens:
                 self._tokens -= len(self._held.pop(next(iter(self._held))))
 
 
-def _cut(lengths: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each piece its document and where it starts and ends there, in tokens."""
-    counts = -(-lengths // piece)
+def _cut(lengths: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each chunk its document and where it starts and ends there, in tokens."""
+    counts = -(-lengths // chunk)
     document = np.repeat(np.arange(len(lengths)), counts)
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = number * piece
+    start = number * chunk
     length, count = lengths[document], counts[document]
-    rest = length - (count - 1) * piece
+    rest = length - (count - 1) * chunk
     is_last = (number == count - 1) & (count > 1) & (rest < SHORTEST_TOKENS)
-    start[is_last] -= (piece - rest[is_last]) // 2
+    start[is_last] -= (chunk - rest[is_last]) // 2
     end = np.append(start[1:], 0)
     end[number == count - 1] = length[number == count - 1]
     return document, start, end
 
 
-def describe(name: str, pieces: Pieces) -> str:
+def describe(name: str, chunks: Chunks) -> str:
     """One line for the log: how much text a source has."""
-    documents = pieces.documents
+    documents = chunks.documents
     parts = [f"{len(documents):,} {'pairs' if documents.pairs else 'documents'}"]
     parts += [f"{documents.characters:,} characters"] if documents.characters else []
-    parts += [f"{pieces.tokens:,} tokens"]
-    parts += [f"{len(pieces):,} pieces"]
-    parts += [f"{pieces.dropped:,} documents too short"] if pieces.dropped else []
-    parts += [f"{pieces.truncated:,} documents cut off"] if pieces.truncated else []
+    parts += [f"{chunks.tokens:,} tokens"]
+    parts += [f"{len(chunks):,} chunks"]
+    parts += [f"{chunks.dropped:,} documents too short"] if chunks.dropped else []
+    parts += [f"{chunks.truncated:,} documents cut off"] if chunks.truncated else []
     parts += [f"{documents.skipped:,} bad records left out"] if documents.skipped else []
     return f"{name}: {', '.join(parts)}"
 
@@ -189,22 +189,22 @@ def check_skipped(text: object, documents: Documents, max_skipped: float) -> Non
         )
 
 
-def open_pieces(
-    text: Text | InRows | InPieces | InCache,
+def open_chunks(
+    text: Text | InRows | InChunks | InCache,
     tokenizer: Tokenizer,
     *,
-    piece_tokens: int,
+    chunk_tokens: int,
     on_bad_record: OnBadRecord,
     max_skipped: float = MAX_SKIPPED,
     pairs: bool = False,
     long_documents: LongDocuments = "split",
-) -> Pieces:
-    """The pieces of a source of text.
+) -> Chunks:
+    """The chunks of a source of text.
 
     Args:
       max_skipped: the largest share of the records that may be skipped.
       pairs: whether pairs of inputs and targets are wanted.
-      long_documents: what becomes of a document of more than piece_tokens.
+      long_documents: what becomes of a document of more than chunk_tokens.
 
     Raises:
       UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
@@ -217,9 +217,9 @@ def open_pieces(
             f"tasks give, and all others take text"
         )
     check_skipped(text, documents, max_skipped)
-    pieces = Pieces(documents, tokenizer, piece_tokens, long_documents=long_documents)
-    if not len(pieces):
+    chunks = Chunks(documents, tokenizer, chunk_tokens, long_documents=long_documents)
+    if not len(chunks):
         raise UserError(
-            f"{text}: {pieces.dropped} documents, all of fewer than {SHORTEST_TOKENS} tokens; give longer ones"
+            f"{text}: {chunks.dropped} documents, all of fewer than {SHORTEST_TOKENS} tokens; give longer ones"
         )
-    return pieces
+    return chunks
