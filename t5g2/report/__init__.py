@@ -1,0 +1,1 @@
+"""The report of a run or a sweep: reading workdirs, statistics, tables, plots, the page."""

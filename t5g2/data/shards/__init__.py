@@ -1,0 +1,1 @@
+"""Token shards and teacher-logit shards: ArrayRecord files with a manifest, made ahead of a run."""

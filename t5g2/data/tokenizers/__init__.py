@@ -1,0 +1,1 @@
+"""Tokenizers: bytes, SentencePiece, tokenizer.json."""
