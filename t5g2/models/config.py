@@ -175,8 +175,28 @@ class TextConfig:
 
     @property
     def scale(self) -> float:
-        """What attention scores are multiplied by."""
+        """Factor of the attention scores."""
         return (self.query_scalar or self.head_size) ** -0.5
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def encoder_stack(self) -> None:
+        """None: a decoder-only model has no encoder."""
+        return None
+
+    @property
+    def decoder_stack(self) -> "TextConfig":
+        """The stack that predicts tokens: this one."""
+        return self
+
+    @property
+    def image_stack(self) -> "TextConfig":
+        """The stack whose tokens include images, where there are any: this one."""
+        return self
 
 
 Cross = Literal["merged", "separate"]
@@ -234,6 +254,26 @@ class EncoderDecoderConfig:
                 "decoder.images is set; in an encoder-decoder model the encoder reads images, so set "
                 "encoder.images and leave decoder.images None"
             )
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def encoder_stack(self) -> TextConfig:
+        """The encoder."""
+        return self.encoder
+
+    @property
+    def decoder_stack(self) -> TextConfig:
+        """The stack that predicts tokens: the decoder."""
+        return self.decoder
+
+    @property
+    def image_stack(self) -> TextConfig:
+        """The stack whose tokens include images, where there are any: the encoder."""
+        return self.encoder
 
 
 @dataclass(frozen=True)
