@@ -42,6 +42,7 @@ from t5g2.data.shards import token_shards
 from t5g2.data.sources.python_text import PythonText
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.objectives import UL2
+from t5g2.train import config_file, restore, workdir
 
 TOKENIZER = Bytes(sentinels=300)
 LENGTHS = {512: 608, 2048: 2432, 4096: 4864}  # encoder's and decoder's part of a row
@@ -122,14 +123,13 @@ def step(tokens: token_shards.Tokens) -> None:
     import jax
 
     from t5g2.core import sharding
-    from t5g2.train import experiment
 
     source = {"text": {"kind": "tokens", "path": tokens.path}, "objective": {"kind": "ul2"}, "name": "python"}
     overrides = [("data.sources", json.dumps([source])), ("data.tokenizer", '{"kind": "bytes", "sentinels": 300}')]
     overrides += [(f"model.{side}.vocab_size", "576") for side in ("encoder", "decoder")]
     print("\n| workers | a step, ms | with real data / with one batch |\n|---|---|---|")
     for workers in (0, 1, 2):
-        made = experiment.load(f"{STEP_CONFIG}:scratch", [*overrides, ("data.workers", str(workers))])
+        made = config_file.load(f"{STEP_CONFIG}:scratch", [*overrides, ("data.workers", str(workers))])
         world = sharding.make(made.mesh)
         with jax.set_mesh(world):
             seconds, ratio = steps(made, world)
@@ -146,7 +146,7 @@ def steps(made: Any, world: Any) -> tuple[float, float]:
 
     plan = start.plan(made, world)
     with tempfile.TemporaryDirectory() as folder, Pipeline(plan.data, seed=0) as pipeline:
-        state = start.begin(made, Path(folder), plan, start.checkpoints(made, Path(folder))).state
+        state = restore.restore(made, Path(folder), plan, workdir.open_checkpoints(made, Path(folder))).state
         update, ratios, seconds = plan.compile(), [], []
 
         def batch() -> Any:

@@ -49,6 +49,7 @@ from typing import Any
 
 from t5g2.core import logs, settings
 from t5g2.core.errors import UserError, unknown
+from t5g2.train import config_file
 
 PROGRAM = (sys.executable, "-m", "t5g2")
 
@@ -99,7 +100,7 @@ class Variant:
         """Changes with every setting of the experiment. Raises UserError where the config is wrong."""
         from t5g2.train import experiment
 
-        return experiment.fingerprint(experiment.load(self._config(folder), self.changes(folder)))
+        return experiment.fingerprint(config_file.load(self._config(folder), self.changes(folder)))
 
     def _config(self, folder: Path) -> str:
         return _filled(self.config, folder, self.seed)
@@ -280,9 +281,8 @@ def load(path: str | os.PathLike) -> Sweep:
     """The sweep of a file. Raises UserError: no such file, no get_sweep(), or it returns something else."""
     if not Path(path).is_file():
         raise UserError(f"no sweep file {path}; give the path of a Python file that defines get_sweep()")
-    from t5g2.train import experiment
 
-    made = experiment.call(Path(path), "get_sweep", returns="a t5g2.sweep.Sweep")
+    made = config_file.call(Path(path), "get_sweep", returns="a t5g2.sweep.Sweep")
     if not isinstance(made, Sweep):
         raise UserError(f"get_sweep() of {path} returns {type(made).__name__}; it must return a t5g2.sweep.Sweep")
     return made

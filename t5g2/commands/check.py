@@ -89,10 +89,10 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
         _simulate(devices)
     logs.setup()
     origin = _origin(experiment)
-    world = sharding.make(experiment.mesh)
-    rows = start.local_rows(experiment, world)
-    with jax.set_mesh(world):
-        plan = start.plan(experiment, world)
+    mesh = sharding.make(experiment.mesh)
+    rows = start.local_rows(experiment, mesh)
+    with jax.set_mesh(mesh):
+        plan = start.plan(experiment, mesh)
         # before the step is compiled, which takes longer than to find that there is no such file
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
@@ -230,7 +230,7 @@ def compile_for_little_memory(plan: start.Plan) -> Any:
     """The compiled step, ordered for little memory."""
     step = steps.make_train_step(plan.optimizer, plan.settings())
     teacher = None if plan.teacher is None else plan.teacher[1]
-    places = jax.tree.map(lambda x: x.sharding, plan.abstract), sharding.replicated(plan.world)
+    places = jax.tree.map(lambda x: x.sharding, plan.abstract), sharding.replicated(plan.mesh)
     lowered = jax.jit(step, out_shardings=places, donate_argnums=0).lower(plan.abstract, plan.batch, teacher)
     return lowered.compile(compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"})
 
@@ -288,9 +288,9 @@ def _sides(experiment: Experiment) -> list[_Side]:
 
 
 def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int) -> _Side:
-    world, compute = jax.sharding.get_abstract_mesh().shape, experiment.compute
-    size, cut = jnp.dtype(compute.dtype).itemsize, world["tensor"]
-    rows = experiment.data.rows // (world["data"] * world["fsdp"] * experiment.train.microbatches)
+    mesh, compute = jax.sharding.get_abstract_mesh().shape, experiment.compute
+    size, cut = jnp.dtype(compute.dtype).itemsize, mesh["tensor"]
+    rows = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches)
     tokens = rows * length
     heads, kv_heads = config.heads * config.head_size, config.kv_heads * config.head_size
     inputs = tokens * config.width * size
@@ -299,7 +299,7 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
     # scores, weights and the gradients of both
     scores = 4 * 4 * rows * max(config.heads // cut, 1) * length * keys if _holds_scores(compute.backend) else 0
     matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
-    return _Side(config, inputs, layer, scores, matrices * (size + 4) if world["fsdp"] > 1 else 0)
+    return _Side(config, inputs, layer, scores, matrices * (size + 4) if mesh["fsdp"] > 1 else 0)
 
 
 def _tower(experiment: Experiment) -> list[_Side]:
@@ -307,9 +307,9 @@ def _tower(experiment: Experiment) -> list[_Side]:
     rows, images = experiment.data.images, image_rows.images_of(experiment.model)
     if rows is None or images is None:
         return []
-    world, compute, vision = jax.sharding.get_abstract_mesh().shape, experiment.compute, images.vision
-    size, cut = jnp.dtype(compute.vision_dtype).itemsize, world["tensor"]
-    number = experiment.data.rows // (world["data"] * world["fsdp"] * experiment.train.microbatches) * rows.per_row
+    mesh, compute, vision = jax.sharding.get_abstract_mesh().shape, experiment.compute, images.vision
+    size, cut = jnp.dtype(compute.vision_dtype).itemsize, mesh["tensor"]
+    number = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches) * rows.per_row
     inputs, wide = (number * vision.patches * width * size for width in (vision.width, vision.mlp_width))
     pixels = 4 * 3 * number * vision.image_size**2
     tile = number * max(vision.heads // cut, 1) * min(vision.patches, TILE) * vision.patches
@@ -324,11 +324,11 @@ def _tower(experiment: Experiment) -> list[_Side]:
 
 def _loss(plan: start.Plan) -> int:
     """Bytes that the loss head and the embeddings take: the table whole along D and its gradients, a tile of logits."""
-    experiment, world = plan.experiment, plan.world.shape
+    experiment, mesh = plan.experiment, plan.mesh.shape
     model, train = experiment.model, experiment.train
     decoder = model.decoder if isinstance(model, EncoderDecoderConfig) else model
-    rows = experiment.data.rows // (world["data"] * world["fsdp"] * train.microbatches)
-    vocabulary = decoder.vocab_size // world["tensor"]
+    rows = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * train.microbatches)
+    vocabulary = decoder.vocab_size // mesh["tensor"]
     table = vocabulary * decoder.width
     tile = min(train.tile_tokens, rows * experiment.data.decoder_length) * vocabulary
     size = jnp.dtype(experiment.compute.dtype).itemsize

@@ -1,54 +1,86 @@
-"""The tasks of an experiment on a checkpoint of its run."""
+"""`t5g2 evaluate`."""
 
-from dataclasses import replace
 from pathlib import Path
 
-import jax
-
-from t5g2.core import distributed, logs, sharding
+from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, WORKDIR, Flag, Parsed
 from t5g2.core.errors import UserError
-from t5g2.eval import evaluation as evaluate
-from t5g2.train import plan as start
-from t5g2.train import workdir as workdirs
-from t5g2.train.experiment import Experiment
+
+FLAGS = {
+    "config": CONFIG,
+    "workdir": WORKDIR,
+    "step": Flag("last", "step of the checkpoint, or last"),
+    "tasks": Flag("", "names of tasks, separated by commas; all of the config's unless given"),
+    "distributed": DISTRIBUTED,
+    "allow_change": ALLOW_CHANGE,
+}
+
+
+def run(flags: Parsed) -> None:
+    """Scores a checkpoint of a run on the tasks of its config; writes scores.json and predictions.jsonl.
+
+    Both go to <workdir>/evaluations/<step>. Settings of `eval` may differ from the run's.
+
+    Example: t5g2 evaluate --config=configs/quickstart.py:adapted --workdir=runs/adapted --step=last
+    """
+    if flags.step != "last" and not flags.step.isdigit():
+        raise UserError(f"--step={flags.step}; give the number of a saved step, or last")
+    step = None if flags.step == "last" else int(flags.step)
+    from t5g2.core import device, distributed
+    from t5g2.train import config_file
+
+    device.cache_compilations()
+    distributed.initialize(flags.distributed)
+    experiment = config_file.load(flags.config, flags.overrides)
+    evaluate_run(
+        experiment, flags.workdir, step=step, tasks=flags.names("tasks"), allow_change=flags.names("allow_change")
+    )
 
 
 def evaluate_run(
-    experiment: Experiment,
+    experiment,
     folder: str,
     *,
-    step: str = "last",
+    step: int | None = None,
     tasks: tuple[str, ...] = (),
     allow_change: tuple[str, ...] = (),
 ) -> None:
     """Prints the scores of a checkpoint; writes scores.json and predictions.jsonl to <workdir>/evaluations/<step>.
 
     Args:
-      step: a number, or "last".
+      experiment: of the run.
+      folder: the workdir.
+      step: of the checkpoint; None = the newest.
       tasks: names; none = all of the experiment's.
       allow_change: paths of settings that may differ from the saved experiment's; those of eval may anyway.
 
     Raises:
       UserError: no such run, step or task, or the run is of a different experiment.
     """
-    if step != "last" and not step.isdigit():
-        raise UserError(f"--step={step}; give the number of a saved step, or last")
+    from dataclasses import replace
+
+    import jax
+
+    from t5g2.core import distributed, logs, sharding
+    from t5g2.eval import evaluation
+    from t5g2.train import plan as plans
+    from t5g2.train import workdir as workdirs
+
     workdir = Path(folder)
     logs.setup(process=jax.process_index())
-    workdirs.compare_record(workdir, experiment, allow_change=("eval", *allow_change))
-    world = sharding.make(experiment.mesh)
-    rows = start.local_rows(experiment, world)
-    with jax.set_mesh(world):
-        plan = start.plan(replace(experiment, distill=None), world)  # no task asks a teacher
-        with start.checkpoints(experiment, workdir, read_only=True) as saved:
-            restored = saved.restore(plan.abstract.params, step=None if step == "last" else int(step))
+    workdirs.compare_experiment(workdir, experiment, allow_change=("eval", *allow_change))
+    mesh = sharding.make(experiment.mesh)
+    rows = plans.local_rows(experiment, mesh)
+    with jax.set_mesh(mesh):
+        plan = plans.make(replace(experiment, distill=None), mesh)  # no task needs a teacher
+        with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
+            restored = checkpoints.restore(plan.abstract.params, step=step)
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint; give the workdir of a run that has saved one")
-        evaluation = evaluate.Evaluation(experiment.eval.tasks, plan.setting(rows))
-        outcome = evaluation.run(restored.params, tasks or None)
-    evaluate.write(workdir / "evaluations" / str(restored.step), restored.step, outcome)
+        prepared = evaluation.Evaluation(experiment.eval.tasks, plan.eval_context(rows))
+        result = prepared.run(restored.params, tasks or None)
+    evaluation.write(workdir / "evaluations" / str(restored.step), restored.step, result)
     if distributed.is_primary():
-        width = max(map(len, outcome.scores), default=0)
+        width = max(map(len, result.scores), default=0)
         print(f"step {restored.step}")
-        for name, value in outcome.scores.items():
+        for name, value in result.scores.items():
             print(f"{name:{width}}  {value:.4f}")

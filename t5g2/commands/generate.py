@@ -1,16 +1,55 @@
-"""Files of prompts, and of what a model made of them."""
+"""`t5g2 generate`: completes one prompt, or a file of prompts."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from t5g2.commands.flags import MODEL, Flag, Parsed
+from t5g2.core import files
 from t5g2.core.errors import UserError
-from t5g2.core.files import refuse_existing
-from t5g2.eval.evaluation import write_predictions
+
+FLAGS = {
+    "model": MODEL,
+    "prompt": Flag(None, "text to complete"),
+    "crops": Flag(0, "crops at most that follow each long image (pan-and-scan)", least=0),
+    "image": Flag("", "image files for the prompt, separated by commas; they stand where it says <start_of_image>"),
+    "input": Flag(None, "jsonl file of prompts, instead of --prompt"),
+    "out": Flag(None, "jsonl file to write, with --input; it must not exist"),
+    "max_new_tokens": Flag(64, "tokens to generate at most", least=1),
+    "temperature": Flag(0.0, "0 = the most likely token; above, sampling", least=0),
+    "seed": Flag(0, "seed of the sampling"),
+}
 
 
-def prompts(text: str | None, path: str | None, out: str | None) -> list[str]:
-    """The text, or the prompts of the file at `path`, whose completions will go to the file `out`.
+def run(flags: Parsed) -> None:
+    """Completes a prompt, or every line of a jsonl file ({"prompt": …}), with a model.
+
+    Example: t5g2 generate --model=models/t5gemma2-4b --prompt="What is this?" --image=photo.jpg --max_new_tokens=40
+    """
+    prompts = _prompts(flags.prompt, flags.input, flags.out)
+    images = flags.names("image")
+    if images and flags.prompt is None:
+        raise UserError("--image belongs to the prompt of --prompt; give both, or neither")
+    import t5g2
+
+    sampler = t5g2.Greedy() if flags.temperature == 0 else t5g2.Temperature(flags.temperature)
+    outputs = t5g2.load(flags.model).generate(
+        prompts,
+        [list(images)] if images else None,
+        max_new_tokens=flags.max_new_tokens,
+        sampler=sampler,
+        seed=flags.seed,
+        crops=flags.crops,
+    )
+    if flags.out is None:
+        print(outputs[0])
+    else:
+        write_outputs(flags.out, prompts, outputs)
+        print(f"wrote {flags.out}")
+
+
+def _prompts(text: str | None, path: str | None, out: str | None) -> list[str]:
+    """The text, or the prompts of the file at `path`, whose outputs go to the file `out`.
 
     Raises:
       UserError: neither or both are given; `path` without `out`; `out` exists; as `read_prompts`.
@@ -18,24 +57,15 @@ def prompts(text: str | None, path: str | None, out: str | None) -> list[str]:
     if (text is None) == (path is None) or (path is None) != (out is None):
         raise UserError("give either --prompt, or --input together with --out")
     if out is not None:
-        refuse_existing(out)  # before the work
+        files.refuse_existing(out)  # before the work
     return read_prompts(path) if text is None and path is not None else [str(text)]
-
-
-def tell(prompts: Sequence[str], outputs: Sequence[str], out: str | None) -> None:
-    """Prints the output of the only prompt, or writes all to the file `out`."""
-    if out is None:
-        print(outputs[0])
-    else:
-        write_outputs(out, prompts, outputs)
-        print(f"wrote {out}")
 
 
 def read_prompts(path: str) -> list[str]:
     """The prompts of a jsonl file, {"prompt": …} a line; blank lines do not count.
 
     Raises:
-      UserError: no such file, no text, no prompt, or a line that is none; names the line.
+      UserError: no such file, not UTF-8, no prompt, or a line that is not one; names the line.
     """
     if not Path(path).is_file():
         raise UserError(f'no file {path}; give a jsonl file with {{"prompt": …}} on every line')
@@ -44,7 +74,7 @@ def read_prompts(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     prompts = []
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold U+2028, which splitlines takes for an end
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold U+2028
         if not line.strip():
             continue
         try:
@@ -60,11 +90,11 @@ def read_prompts(path: str) -> list[str]:
 
 
 def write_outputs(path: str, prompts: Sequence[str], outputs: Sequence[str]) -> None:
-    """Writes {"prompt": …, "output": …} a line.
+    """Writes a line {"prompt": …, "output": …} for each prompt.
 
     Raises:
       UserError: the file exists.
     """
-    refuse_existing(path)
+    files.refuse_existing(path)
     rows = [{"prompt": prompt, "output": output} for prompt, output in zip(prompts, outputs, strict=True)]
-    write_predictions(path, rows)
+    files.write_json_lines(Path(path), rows)

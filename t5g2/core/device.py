@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs between processes, in ~/.cache/t5g2/jax unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keeps compiled programs between processes, in ~/.cache/t5g2/jax unless JAX_COMPILATION_CACHE_DIR is set."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "t5g2" / "jax"))
@@ -33,7 +34,7 @@ NAMED_PEAKS = {
 
 
 class Peak(NamedTuple):
-    """What MFU is a share of: FLOP/s of all devices together, and where the number comes from."""
+    """FLOP/s of all devices together, which MFU is a share of, and the source of the number."""
 
     flops_per_s: float
     source: str
@@ -41,8 +42,6 @@ class Peak(NamedTuple):
 
 def peak() -> Peak:
     """The peak of all devices of the run: the named bf16 peak where the device is known, otherwise measured."""
-    import jax
-
     devices = jax.devices()
     kind = devices[0].device_kind
     # the longest name first: "TPU v5 lite" also begins with "TPU v5"
@@ -57,9 +56,6 @@ def peak() -> Peak:
 
 def measure_matmul(size: int, repeats: int = 5) -> float:
     """FLOP/s of the fastest of several [size, size] float32 matrix products on the first local device."""
-    import jax
-    import jax.numpy as jnp
-
     a = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(lambda a: a @ a)
     multiply(a).block_until_ready()
@@ -72,8 +68,8 @@ def measure_matmul(size: int, repeats: int = 5) -> float:
 
 
 def memory_gib() -> dict[str, float]:
-    """Peak memory_gib so far in GiB: of this process, and of the fullest device where it tells."""
+    """Peak memory so far: of this process, and of the fullest device where devices report it."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB on Linux
-    found = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     peaks = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
-    return found | ({"memory/device_gib": max(peaks) / 2**30} if peaks else {})
+    return {"memory/host_gib": host_gib} | ({"memory/device_gib": max(peaks) / 2**30} if peaks else {})

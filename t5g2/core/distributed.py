@@ -12,9 +12,7 @@ from t5g2.core.errors import UserError, unknown
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes files and speaks."""
-    import jax
-
+    """True in process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t5g2.core.distributed import is_primary
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 
@@ -45,6 +44,8 @@ class MetricsWriter:
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
     ):
+        from t5g2.core.distributed import is_primary  # imports jax, which reading metrics does not need
+
         self._resumed_at, self._at_resume = step, set()
         self._sinks: list[Any] = []
         if not is_primary():

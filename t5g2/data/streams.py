@@ -94,7 +94,9 @@ def open_corpus(config: DataConfig) -> Corpus:
         chunks.append(opened)
     corpus = Corpus(config, tuple(chunks), (None,) * len(chunks))
     return (
-        corpus if config.teacher_features is None or config.teacher_features.cache is None else _with_answers(corpus, config.teacher_features)
+        corpus
+        if config.teacher_features is None or config.teacher_features.cache is None
+        else _with_answers(corpus, config.teacher_features)
     )
 
 

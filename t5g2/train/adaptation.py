@@ -119,26 +119,20 @@ def check_adapt(given: Adapt, target: ModelConfig) -> Pairing:
     return pairings.pair(_open(given).sources, target, given.choices)
 
 
-def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> list[int]:
-    """Writes the mean of a run's last checkpoints as a model folder, leaf by leaf; returns the steps.
+def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
+    """Opens the model folder of `init.params`.
 
     Raises:
-      UserError: `out` exists, the workdir holds no run or fewer checkpoints, or one is damaged.
+      UserError: its architecture is another one than the config's.
     """
-    files.refuse_existing(out)
-    record = Path(workdir) / "experiment.json"
-    if not record.is_file():
-        raise UserError(f"{record} does not exist; give the workdir of a run")
-    experiment = experiments.build(json.loads(record.read_text()))
-    with Checkpoints(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
-        steps = averaging.last(checkpoints, last)
-        leaves = averaging.leaves(checkpoints, steps, build.abstract(experiment.model, experiment.train.param_dtype))
-        provenance = {"average_of_steps": steps, "workdir": str(Path(workdir).absolute())}
-        tokenizer = experiment.data.tokenizer
-        notes = {"tokenizer": tokenizer.to_dict(), "provenance": provenance}
-        folders.save_leaves(out, experiment.model, leaves, **notes, carry=tokenizer.files)
-    print(f"averaged the checkpoints of steps {', '.join(map(str, steps))} into {Path(out).absolute()}")
-    return steps
+    folder = folders.open_model(path)
+    if folder.config != config:
+        in_folder, in_config = (settings.flatten(to_dict(c)) for c in (folder.config, config))
+        raise UserError(
+            f"init.params, {path}, holds another architecture than the config's (folder -> config):\n"
+            f"{tree.difference(in_folder, in_config)}\nChange the config's model, or adapt the weights with init.adapt"
+        )
+    return folder
 
 
 @dataclass(frozen=True, eq=False)

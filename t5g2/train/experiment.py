@@ -4,15 +4,10 @@ Everything that can be known to be wrong without a device is an error here: an u
 that exclude each other, lengths that hold no example. Below this file there is no ConfigDict and no default is guessed.
 """
 
-import difflib
 import hashlib
-import inspect
 import json
-import runpy
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from t5g2 import objectives
@@ -20,7 +15,6 @@ from t5g2.adapt.options import Choices
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.sharding import MeshShape
-from t5g2.core.tree import difference
 from t5g2.data import chunking
 from t5g2.data.pipeline import DataConfig
 from t5g2.data.tokenizers import registry
@@ -32,6 +26,7 @@ from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim
+from t5g2.train.former_keys import current_keys
 
 TABLES = (
     KINDS,
@@ -223,11 +218,7 @@ class Experiment:
         self._check_sides()
         self._check_tokens()
         image_rows.check(self.model, self.data)
-        if self.data.rows % self.train.microbatches:
-            raise UserError(
-                f"data.rows = {self.data.rows} is not divisible by train.microbatches = {self.train.microbatches}; "
-                f"every microbatch has equally many rows"
-            )
+        check_rows(self.data.rows, self.train.microbatches)
         self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
         if self.data.teacher_features is not None:
             raise UserError("data.teacher_features follows from distill, which says who teaches; leave it out")
@@ -259,59 +250,20 @@ class Experiment:
             )
 
 
-def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
-    """The experiment of "FILE[:ARG]" with (dotted path, text) overrides applied.
+def check_rows(rows: int, microbatches: int, *, device_groups: int = 1) -> None:
+    """Raises UserError unless every microbatch has equally many rows on every group of devices.
 
-    Raises:
-      UserError: no such file, one that fails, an unknown key (nearest name), a wrong type, a broken rule.
+    Args:
+      rows: of the global batch.
+      device_groups: the groups of devices that rows are split over, mesh axes data x fsdp.
     """
-    node = read(config)
-    for path, text in overrides:
-        settings.override(node, path, text)
-    return build(node)
-
-
-def read(config: str) -> dict[str, Any]:
-    """What get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
-    name, _, argument = config.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give a Python file with get_config()"
-        raise UserError(f"no config file {name}{hint}")
-    made = call(path, "get_config", [argument] if argument else [], returns="a ConfigDict")
-    if not hasattr(made, "items"):
-        raise UserError(f"get_config() of {name} returns {type(made).__name__}; it must return a ConfigDict")
-    return _plain(made)
-
-
-def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) -> Any:
-    """What the function `name` of a Python file returns; `returns` says what that should be.
-
-    Raises:
-      UserError: the file is no Python, has no such function, or fails; with the line of it.
-    """
-    try:
-        function = runpy.run_path(str(path)).get(name)
-        if not callable(function):
-            raise UserError(f"{path} has no {name}(); define one that returns {returns}")
-        try:
-            inspect.signature(function).bind(*arguments)
-        except TypeError:
-            raise UserError(
-                f"{name}{inspect.signature(function)} of {path} was called with {', '.join(arguments) or 'nothing'}; "
-                f"what follows the ':' of FILE:ARG is its one argument"
-            ) from None
-        return function(*arguments)
-    except UserError:
-        raise
-    except Exception as error:  # somebody's own code can fail in any way
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f", line {error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else '?'}"
-        what = error.msg if isinstance(error, SyntaxError) else error
+    unit = microbatches * device_groups
+    if rows % unit:
+        groups = f" on {device_groups} groups of devices (mesh data x fsdp)" if device_groups > 1 else ""
         raise UserError(
-            f"{path}{line}: {type(error).__name__}: {what}; give a Python file whose {name}() returns {returns}"
-        ) from error
+            f"data.rows = {rows} cannot be split evenly into train.microbatches = {microbatches}{groups}; rows must be a "
+            f"multiple of {unit}"
+        )
 
 
 def build(node: Mapping[str, Any]) -> Experiment:
@@ -320,7 +272,7 @@ def build(node: Mapping[str, Any]) -> Experiment:
     `model` is every field of an architecture, or {"size": NAME} and beside it what is to be otherwise, such as
     {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes per_row, and resampling; the rest is the model's.
     """
-    node = dict(node)
+    node = current_keys(node)
     model = node.get("model")
     if isinstance(model, Mapping) and "size" in model:
         changes = {key: value for key, value in model.items() if key != "size"}
@@ -343,81 +295,6 @@ def fingerprint(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(dump(experiment), sort_keys=True).encode()).hexdigest()[:16]
 
 
-# What may differ when a run is resumed: how long, how often, on what and how fast, but not what is computed.
-FREE_ON_RESUME = (
-    "train.steps",
-    "log",
-    "save",
-    "eval.every_steps",
-    "eval.final",
-    "mesh",
-    "compute.remat",
-    "compute.backend",
-    "data.workers",
-    "data.cache_tokens",
-    "data.prefetch",
-    "init",
-)
-
-
-def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Iterable[str] = ()) -> dict[str, tuple]:
-    """{path: (saved, now)} of the settings that differ and may.
-
-    Raises:
-      UserError: settings differ that may not; shows each with both values, and the ways out. Or `allow` names none.
-    """
-    old, new = settings.flatten(_with_defaults(saved)), settings.flatten(now)
-    changed = {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
-    allow = tuple(allow)
-    _check_paths(allow, old.keys() | new.keys())
-    free = {k for k in changed if any(_covers(path, k) for path in (*FREE_ON_RESUME, *allow))}
-    refused = sorted(changed.keys() - free)
-    if refused:
-        shown = difference(*({k: side[k] for k in refused if k in side} for side in (old, new)))
-        named = dict.fromkeys(_shortest(path, set(refused), old.keys() | new.keys()) for path in refused)
-        raise UserError(
-            f"the workdir holds a different experiment (saved -> given):\n{shown}\n"
-            f"Use another --workdir, undo the change, or go on with it on purpose: --allow_change={','.join(named)}"
-        )
-    return {k: changed[k] for k in sorted(free)}
-
-
-def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved experiment with the settings that there were none of when it was saved, at their defaults."""
-    try:
-        return dump(build(saved))
-    except UserError:  # of another version, or a file that it names is gone: compared as it is
-        return saved
-
-
-def _check_paths(paths: Iterable[str], settings: Iterable[str]) -> None:
-    """Raises UserError for a path that is neither a setting's nor that of a part of the settings."""
-    known = {prefix for setting in (*settings, "data.corpus") for prefix in _prefixes(setting)}
-    for path in paths:
-        if path not in known:
-            near = difflib.get_close_matches(path, sorted(known), n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise UserError(
-                f"--allow_change={path} names no setting; {hint}Allowed: the dotted path of a setting, such as "
-                f"optim.schedule.peak, or of a part of them, such as optim, and data.corpus"
-            )
-
-
-def _shortest(path: str, refused: set[str], settings: Iterable[str]) -> str:
-    """The shortest path that covers this one and no setting that was not refused too."""
-    return next(p for p in _prefixes(path) if all(key in refused for key in settings if _covers(p, key)))
-
-
-def _covers(path: str, setting: str) -> bool:
-    return setting == path or setting.startswith(f"{path}.")
-
-
-def _prefixes(path: str) -> list[str]:
-    """a.b.c: a, a.b, a.b.c."""
-    parts = path.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
-
-
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the entries of `changes` instead of its own; of nested ones, those alone that are given."""
     merged = dict(base)
@@ -425,9 +302,3 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         merged[key] = _merged(base[key], value) if nested else value
     return merged
-
-
-def _plain(node: Any) -> Any:
-    if hasattr(node, "items"):
-        return {key: _plain(value) for key, value in node.items()}
-    return [_plain(item) for item in node] if isinstance(node, list | tuple) else node

@@ -15,8 +15,9 @@ import jax
 from t5g2.core import logs, sharding
 from t5g2.data.pipeline import Pipeline, to_global
 from t5g2.eval.evaluation import Evaluation
-from t5g2.train import plan as start
+from t5g2.train import plan as plans
 from t5g2.train import preemption, recorder
+from t5g2.train import restore as restoring
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
 
@@ -31,7 +32,7 @@ def train(
     Args:
       experiment: checked by its own constructor.
       folder: the workdir; a run that it holds is resumed.
-      replay: start at this checkpoint instead of the newest, and write nothing.
+      replay: start from the checkpoint of this step instead of the newest, and write nothing.
       allow_change: paths of settings that may differ from the saved experiment's.
 
     Raises:
@@ -39,67 +40,80 @@ def train(
       FloatingPointError: a loss or a gradient is not finite; the message has the step.
       SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the state is saved.
     """
-    # 1 world: the rules that cross fields were checked when the experiment was made; now those that need devices
+    # 1 mesh: the rules that cross fields were checked when the experiment was made; now those that need devices
     logs.setup(process=jax.process_index())
-    world = sharding.make(experiment.mesh)
-    rows = start.local_rows(experiment, world)
-    workdir = Path(folder)
-    with ExitStack() as closing:
-        closing.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))
-        stopping = closing.enter_context(preemption.on_signals())
-        closing.enter_context(jax.set_mesh(world))
-        recorder.world(world)
+    mesh = sharding.make(experiment.mesh)
+    rows = plans.local_rows(experiment, mesh)
+    workdir, writes = Path(folder), replay is None
+    with ExitStack() as stack:
+        stack.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))
+        preempted = stack.enter_context(preemption.on_signals())
+        stack.enter_context(jax.set_mesh(mesh))
+        recorder.log_devices(mesh)
 
-        # 2 shapes: what the state looks like and where each leaf of it will lie; no array yet
-        plan = start.plan(experiment, world)
+        # 2 shapes: the state and its shardings; no array yet
+        plan = plans.make(experiment, mesh)
 
         # 3 weights: the first that applies of workdir, resume, adapt, params, scratch
-        saved = closing.enter_context(start.checkpoints(experiment, workdir, read_only=replay is not None))
-        begun = start.begin(experiment, workdir, plan, saved, replay=replay)
-        state, step = begun.state, begun.step
-        if replay is None and workdirs.is_done(workdir, experiment, step):
+        checkpoints = stack.enter_context(workdirs.open_checkpoints(workdir, experiment, read_only=not writes))
+        start = restoring.restore(workdir, plan, checkpoints, replay=replay)
+        state, step = start.state, start.step
+        if writes and workdirs.is_done(workdir, experiment, step):
             log.info("done: %d steps; %s", step, recorder.last_scores(workdir))
             return
 
         # 4 data: every stream at the position that these weights have seen
         evaluation = Evaluation(experiment.eval.tasks, plan.setting(rows))
-        pipeline = closing.enter_context(
-            Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=begun.positions)
+        pipeline = stack.enter_context(
+            Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=start.positions)
         )
-        start.check_corpus(begun, pipeline, allow_change=allow_change)
-        whose = start.check_teacher(begun, plan, allow_change=allow_change)
-        if replay is None:
-            workdirs.record(workdir, experiment, begun.provenance)
+        restoring.check_corpus(start, pipeline, allow_change=allow_change)
+        teacher_fingerprint = restoring.check_teacher(start, plan, allow_change=allow_change)
+        if writes:
+            workdirs.write_experiment(workdir, experiment, start.provenance)
 
-        # 5 compile: once; memory, FLOPs and tokens are told before the first step
-        update, teacher = plan.compile(), start.teacher(plan)
-        tell = closing.enter_context(recorder.Teller(experiment, workdir, step=step, write=replay is None))
+        # 5 compile: once; memory, FLOPs and tokens are logged before the first step
+        update, teacher = plan.compile(), plans.load_teacher(plan)
+        record = stack.enter_context(recorder.Recorder(experiment, workdir, step=step, write=writes))
 
         # 6 loop
         while True:
-            stopped, last = stopping.agreed(), step == experiment.train.steps
-            if not stopped and start.due(step, experiment.eval.every_steps, first=True, last=last):
-                tell.flush()  # so that the pause holds none of the step before
-                with tell.pause():
-                    tell.outcome(step, evaluation.run(state.params, start.task_names(experiment, last)))
-            if replay is None and (stopped or start.due(step, experiment.save.every_steps, last=last)):
-                tell.flush()  # raises if the step before was not finite
-                with tell.pause():
-                    start.save(saved, experiment, step, state, pipeline=pipeline, teacher=whose)
-            if stopped or last:
+            stop_signal, last = preempted.agreed(), step == experiment.train.steps
+            if not stop_signal and due(step, experiment.eval.every_steps, first=True, last=last):
+                record.flush()  # the step before is not part of the pause
+                with record.pause():
+                    record.evaluation(step, evaluation.run(state.params, task_names(experiment, last)))
+            if writes and (stop_signal or due(step, experiment.save.every_steps, last=last)):
+                record.flush()  # raises if the step before was not finite
+                with record.pause():
+                    workdirs.save_checkpoint(
+                        checkpoints, experiment, step, state, pipeline=pipeline, teacher=teacher_fingerprint
+                    )
+            if stop_signal or last:
                 break
             host_batch = pipeline.next()
-            batch = to_global(host_batch.batch, sharding.batch_sharding(world), rows=experiment.data.rows)
+            batch = to_global(host_batch.batch, sharding.batch_sharding(mesh), rows=experiment.data.rows)
             state, metrics = update(state, batch, teacher)
             step += 1
-            tell.step(step, metrics, host_batch)
+            record.step(step, metrics, host_batch)
 
         # 7 close: wait for the writers; the weights as a model folder
-        tell.flush()
-        saved.wait()
-        if stopped:
-            log.info("stopped by %s at step %d; run the same command to go on", recorder.signal_name(stopped), step)
-            sys.exit(128 + stopped)
-        if replay is None:
-            start.finish(experiment, workdir, step, state.params, begun.provenance)
+        record.flush()
+        checkpoints.wait()
+        if stop_signal:
+            name = preemption.signal_name(stop_signal)
+            log.info("stopped by %s at step %d; run the same command to go on", name, step)
+            sys.exit(128 + stop_signal)
+        if writes:
+            workdirs.finish(workdir, experiment, step, state.params, start.provenance)
         log.info("done: %d steps; %s", step, recorder.last_scores(workdir))
+
+
+def task_names(experiment: Experiment, last: bool) -> list[str]:
+    """The tasks of this evaluation: those in eval.final at the end only."""
+    return [task.name for task in experiment.eval.tasks if last or task.name not in experiment.eval.final]
+
+
+def due(step: int, every_steps: int, *, first: bool = False, last: bool = False) -> bool:
+    """True at the steps at which something happens that happens every so many steps (0 = never in between)."""
+    return last or (step == 0 and first) or (every_steps > 0 and step > 0 and step % every_steps == 0)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question that the loop asks between two steps."""
+"""SIGTERM and Ctrl-C, noted when they come and acted on between two steps."""
 
 import contextlib
 import signal
@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 
-class Stopping:
-    """Which signal asked for an end; 0 = none."""
+class Preemption:
+    """The signal that asked the run to stop; 0 = none."""
 
     signal: int = 0
 
     def agreed(self) -> int:
-        """The same answer on every process, which must all ask at the same step: one that was signalled counts."""
+        """The signal, the same on every process: one process that was signalled stops all.
+
+        All processes must call it at the same step.
+        """
         import jax
 
         if jax.process_count() == 1:
@@ -24,18 +27,23 @@ class Stopping:
 
 
 @contextlib.contextmanager
-def on_signals() -> Iterator[Stopping]:
+def on_signals() -> Iterator[Preemption]:
     """Notes the first SIGTERM or SIGINT instead of dying of it; a second Ctrl-C ends the process at once."""
-    stopping = Stopping()
+    preemption = Preemption()
 
     def note(number: int, _frame: object) -> None:
-        if stopping.signal and number == signal.SIGINT:
+        if preemption.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stopping.signal = number
+        preemption.signal = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stopping
+        yield preemption
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal: SIGTERM for 15."""
+    return signal.Signals(number).name

@@ -26,12 +26,12 @@ class TrainState(NamedTuple):
     opt: Any
 
 
-def abstract(config: ModelConfig, optimizer: Updates, *, world: Mesh, param_dtype: str) -> TrainState:
+def abstract(config: ModelConfig, optimizer: Updates, *, mesh: Mesh, param_dtype: str) -> TrainState:
     """The state as shapes, each with the sharding that it has on the mesh."""
     params = build.abstract(config, jnp.dtype(param_dtype))
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), params)
-    step: Any = sharding.replicated(world)
-    places = TrainState(step, sharding.shardings(params, world), sharding.shardings_like(state.opt, params, world))
+    step: Any = sharding.replicated(mesh)
+    places = TrainState(step, sharding.shardings(params, mesh), sharding.shardings_like(state.opt, params, mesh))
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
 
 

@@ -187,23 +187,21 @@ def loss_sums(
     return loss.total, sums
 
 
-def compile_step(step: Callable, state: TrainState, batch: Batch, teacher: Any = None, *, world: Mesh) -> Any:
-    """The compiled step for an abstract state (with shardings), an abstract batch, and a teacher as the state; the
-    state's memory is reused.
+def lower_step(step: Callable, state: TrainState, batch: Batch, teacher: Any = None, *, mesh: Mesh) -> Any:
+    """The step lowered for an abstract state (with shardings), an abstract batch and an abstract teacher.
 
-    What comes back is called with (state, batch, teacher), placed as said; its `memory_analysis()` and
-    `cost_analysis()` tell what it takes (the latter counts the body of a loop once).
+    The state is donated. Compiled, it is called with (state, batch, teacher), sharded likewise.
     """
-    places = shardings(state)
-    rows = jax.tree.map(lambda _: sharding.batch_sharding(world), batch)
+    state_shardings = shardings(state)
+    batch_shardings = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
     jitted = jax.jit(
         step,
-        in_shardings=(places, rows, shardings(teacher)),
-        out_shardings=(places, sharding.replicated(world)),
+        in_shardings=(state_shardings, batch_shardings, shardings(teacher)),
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    with jax.set_mesh(world):
-        return jitted.lower(state, batch, teacher).compile()
+    with jax.set_mesh(mesh):
+        return jitted.lower(state, batch, teacher)
 
 
 def _tokens(batch: Batch) -> jax.Array:

@@ -61,10 +61,10 @@ def reads_text(folder: ModelFolder) -> bool:
     return not isinstance(folder.config, EncoderDecoderConfig)
 
 
-def abstract(folder: ModelFolder, world: Mesh, param_dtype: Any) -> Any:
+def abstract(folder: ModelFolder, mesh: Mesh, param_dtype: Any) -> Any:
     """The shapes of a teacher, each with the sharding that it has on the mesh."""
     params = build.abstract(folder.config, jnp.dtype(param_dtype))
-    places = meshes.shardings(params, world)
+    places = meshes.shardings(params, mesh)
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params, places)
 
 

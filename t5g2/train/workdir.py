@@ -1,23 +1,39 @@
-"""The workdir of a run: whose it is, what it holds, and whether the run is done."""
+"""The workdir of a run: which experiment it belongs to, the files in it, and when the run is done.
 
-import fcntl
-import json
+experiment.json   the resolved experiment, written once everything about it is known to be right
+provenance.json   where each weight of an adapted model came from
+checkpoints/      train states by step
+metrics.jsonl     metrics by step, and TensorBoard events beside it
+samples/          predictions by step
+model/            the weights at the end, as a model folder
+done.json         the last step; written last
+"""
+
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
+from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.data.pipeline import Pipeline
 from t5g2.train import experiment as experiments
+from t5g2.train import resume
 from t5g2.train.experiment import Experiment
+from t5g2.train.state import TrainState
 
 log = logging.getLogger("t5g2")
 
-RECORD, DONE, CHECKPOINTS, MODEL, PROVENANCE = "experiment.json", "done.json", "checkpoints", "model", "provenance.json"
+EXPERIMENT, DONE, PROVENANCE = "experiment.json", "done.json", "provenance.json"
+CHECKPOINTS, MODEL, LOCK = "checkpoints", "model", ".lock"
 
 
 @contextmanager
@@ -26,8 +42,8 @@ def claimed(
 ) -> Iterator[None]:
     """Keeps other trainers out of the workdir, and compares the experiment with the one whose checkpoints it holds.
 
-    Nothing in the folder is changed here: `record` makes it this experiment's once everything has been looked at that
-    can be wrong; of a run that fails before, nothing is left. A replay only looks.
+    Nothing in the folder is changed here: `write_experiment` makes it this experiment's once everything that can be
+    wrong was checked; a run that fails before leaves nothing behind. A replay only reads.
 
     Raises:
       UserError: the folder is a file, belongs to a sweep, holds a different experiment, or is in use.
@@ -36,82 +52,148 @@ def claimed(
         raise UserError(f"--workdir={workdir} is a file; give a folder, which is made if it is missing")
     if (workdir / "sweep.json").exists():
         raise UserError(f"{workdir} is the workdir of a sweep; give the run a folder of its own")
-    if jax.process_index() != 0 or replay is not None:  # one process writes
-        compare_record(workdir, experiment, allow_change=allow_change)
+    if jax.process_index() != 0 or replay is not None:  # only process 0 writes, and a replay writes nothing
+        compare_experiment(workdir, experiment, allow_change=allow_change)
         yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be made or written to ({error}); give another folder") from None
-    with lock:
+    busy = f"another process trains in {workdir}; wait for it, or give another --workdir"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains in {workdir}; wait for it, or give another --workdir") from None
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(workdir / LOCK, busy=busy))
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir} cannot be made or written to ({error}); give another folder"
+            ) from None
         try:
-            compare_record(workdir, experiment, allow_change=allow_change)
+            compare_experiment(workdir, experiment, allow_change=allow_change)
             yield
         finally:
-            if not (workdir / RECORD).exists():
+            if not (workdir / EXPERIMENT).exists():
                 _remove_traces(workdir)
 
 
-def compare_record(workdir: Path, experiment: Experiment, *, allow_change: tuple[str, ...] = ()) -> None:
-    """Logs what differs, and may, from the experiment whose checkpoints the workdir holds; without any it is free.
+def compare_experiment(workdir: Path, experiment: Experiment, *, allow_change: tuple[str, ...] = ()) -> None:
+    """Logs which settings differ, and may, from the experiment whose checkpoints the workdir holds.
 
     Raises:
-      UserError: something differs that may not, or the record cannot be read.
+      UserError: a setting differs that may not, or experiment.json cannot be read.
     """
-    saved = list((workdir / CHECKPOINTS).glob("[0-9]*"))
-    if not saved or not (workdir / RECORD).exists():
+    has_checkpoints = any((workdir / CHECKPOINTS).glob("[0-9]*"))
+    if not has_checkpoints or not (workdir / EXPERIMENT).exists():
         return
-    try:
-        record = read_json(workdir / RECORD)
-    except ValueError as error:
-        raise UserError(
-            f"{workdir / RECORD} is damaged ({error}), so what {workdir / CHECKPOINTS} holds is "
-            f"unknown; put the file back, or give another --workdir"
-        ) from None
-    changes = experiments.check_resume(record, experiments.dump(experiment), allow=allow_change)
+    saved = files.read_json_object(
+        workdir / EXPERIMENT,
+        fix=f"the experiment of the checkpoints in {workdir / CHECKPOINTS} is unknown without it: put the file back, "
+        f"or give another --workdir",
+    )
+    changes = resume.check_resume(saved, experiments.dump(experiment), allow=allow_change)
     for path, (old, new) in changes.items():
         log.info("resumed with another %s: %r -> %r", path, old, new)
 
 
-def record(workdir: Path, experiment: Experiment, provenance: Any) -> None:
+def write_experiment(workdir: Path, experiment: Experiment, provenance: Any) -> None:
     """Makes the workdir this experiment's: experiment.json, provenance.json; a run that goes on is not done."""
     if jax.process_index() != 0:
         return
     (workdir / DONE).unlink(missing_ok=True)
-    write_json(workdir / RECORD, experiments.dump(experiment))
+    files.write_json(workdir / EXPERIMENT, experiments.dump(experiment))
     if provenance is not None:
-        write_json(workdir / PROVENANCE, provenance)
+        files.write_json(workdir / PROVENANCE, provenance)
+
+
+def read_experiment(workdir: Path) -> Experiment:
+    """The experiment of a run.
+
+    Raises:
+      UserError: the folder holds no run, or its experiment.json is damaged or of another version.
+    """
+    path = workdir / EXPERIMENT
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the workdir of a run")
+    return experiments.build(files.read_json_object(path, fix="put the file back, or give another --workdir"))
+
+
+def read_provenance(workdir: Path) -> Any:
+    """The provenance of a run's first weights, None if it has none."""
+    path = workdir / PROVENANCE
+    return files.read_json(path, fix="remove it, or put it back") if path.exists() else None
 
 
 def is_done(workdir: Path, experiment: Experiment, step: int) -> bool:
-    """Whether a run that stands at `step` has ended there, and left what it was to leave."""
+    """True if the run has ended at this step and left everything that it was asked to leave."""
     if step != experiment.train.steps or not (workdir / DONE).exists():
         return False
-    return read_json(workdir / DONE)["step"] == step and ((workdir / MODEL).exists() or not experiment.save.model)
+    done = files.read_json_object(workdir / DONE, fix="remove it, and run the same command again")
+    return done["step"] == step and ((workdir / MODEL).exists() or not experiment.save.model)
+
+
+def open_checkpoints(workdir: Path, experiment: Experiment, *, read_only: bool = False) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(workdir / CHECKPOINTS, keep=experiment.save.keep, read_only=read_only)
+
+
+def save_checkpoint(
+    checkpoints: Checkpoints,
+    experiment: Experiment,
+    step: int,
+    state: TrainState,
+    *,
+    pipeline: Pipeline,
+    teacher: str | None,
+) -> None:
+    """Starts saving a state with the positions of all streams, unless this step is saved already.
+
+    Args:
+      teacher: fingerprint of the teacher that runs in every step.
+    """
+    positions = gather_positions(pipeline.positions, experiment.data.streams)
+    if step in checkpoints.steps():
+        return
+    meta = {
+        "experiment": experiments.fingerprint(experiment),
+        "seed": experiment.train.seed,
+        "corpus": pipeline.corpus.fingerprint,
+        "teacher": teacher,
+    }
+    checkpoints.save(step, state.params, state.opt, data=positions, meta=meta)
+
+
+def finish(workdir: Path, experiment: Experiment, step: int, params: Any, provenance: Any) -> None:
+    """Writes the model folder and, last of all, done.json."""
+    if experiment.save.model:
+        target = workdir / MODEL
+        if target.exists() and jax.process_index() == 0:  # of the same run, before train.steps was raised
+            shutil.rmtree(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the old model folder is gone")
+        tokenizer = experiment.data.tokenizer
+        folders.save_model(target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, carry=tokenizer.files)
+    if jax.process_index() == 0:
+        files.write_json(workdir / DONE, {"step": step})
+
+
+def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[str, list[int]]:
+    """The positions of all streams, each from a process that reads it, with keys as JSON has them.
+
+    With 2 streams, of which this process reads stream 1: {1: (8, 6, 14)} and stream 0's from another process give
+    {"0": [4, 0, 9], "1": [8, 6, 14]}.
+    """
+    width = len(next(iter(local.values())))
+    table = np.full((streams, width), -1, np.int64)
+    for stream, position in local.items():
+        table[stream] = position
+    if jax.process_count() > 1:
+        # two 32-bit halves: jax has no 64-bit integers unless told to
+        halves = np.asarray(multihost_utils.process_allgather(table.view(np.int32)))
+        table = halves.astype(np.int32).view(np.int64).max(axis=0)
+    assert (table >= 0).all(), "a stream is read by no process"
+    return {str(stream): position.tolist() for stream, position in enumerate(table)}
 
 
 def _remove_traces(workdir: Path) -> None:
-    """Removes what a claim has made, as far as nothing else is in it."""
-    (workdir / ".lock").unlink(missing_ok=True)
+    """Removes what `claimed` has made, as far as nothing else is in it."""
+    (workdir / LOCK).unlink(missing_ok=True)
     for folder in (workdir / CHECKPOINTS, workdir):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text())

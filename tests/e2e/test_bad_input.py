@@ -7,6 +7,7 @@ import os
 import pytest
 
 from t5g2 import cli
+from t5g2.train import config_file
 
 from .conftest import CONFIG
 
@@ -142,7 +143,7 @@ def test_a_workdir_of_another_experiment(capsys, corpus, tmp_path):
     from t5g2.train import experiment
 
     config = f"{CONFIG}:source@{corpus}"
-    saved = experiment.dump(experiment.load(config))
+    saved = experiment.dump(config_file.load(config))
     (tmp_path / "experiment.json").write_text(json.dumps(saved))
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     message = fails(capsys, "train", f"--config={config}", f"--workdir={tmp_path}", "--config.optim.schedule.peak=1.0")

@@ -9,7 +9,7 @@ from t5g2.commands import check
 from t5g2.core.errors import UserError
 from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES
-from t5g2.train import experiment as experiments
+from t5g2.train import config_file
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,7 +58,7 @@ def test_a_config_passes_check(config, capsys, monkeypatch):
 def test_a_config_of_a_large_model_passes_check_without_compiling(config, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     less = [("data.streams", "8"), ("data.packing_rows", "1")]  # a batch of the same shape from less text
-    check.check(experiments.load(config, less), compiled=False)
+    check.check(config_file.load(config, less), compiled=False)
     said = capsys.readouterr().out
     assert "the step was not compiled" in said
     assert said.endswith("the experiment is sound\n")
@@ -69,7 +69,7 @@ def test_a_config_of_a_large_model_passes_check_without_compiling(config, capsys
 def test_a_size_that_is_not_released_names_those_that_are(family, argument, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as raised:
-        experiments.load(f"configs/{family}.py{argument}")
+        config_file.load(f"configs/{family}.py{argument}")
     assert str(raised.value).startswith(f"unknown size of {'Gemma' if family == 'gemma' else 'T5Gemma'}")
     assert f"Allowed: {', '.join(sorted(ARGUMENTS[family]))}" in str(raised.value)
 
@@ -77,17 +77,17 @@ def test_a_size_that_is_not_released_names_those_that_are(family, argument, monk
 def test_what_the_reports_say_is_in_the_configs(monkeypatch):
     """T5Gemma 2: 2T tokens in batches of 4.2M, 16K on either side. T5Gemma 9B-2B: cross-attention alone at first."""
     monkeypatch.chdir(ROOT)
-    made = experiments.load("configs/t5gemma2.py:4b-4b")
+    made = config_file.load("configs/t5gemma2.py:4b-4b")
     batch = made.data.rows * (made.data.encoder_length + made.data.decoder_length)
     assert (batch, made.train.steps * batch) == (2**22, pytest.approx(2e12, rel=1e-5))
     assert (made.data.encoder_length, made.optim.clip_norm, made.optim.schedule.warmup_steps) == (16_384, 1.0, 100)
     assert {rule.pattern: (rule.first, rule.end) for rule in made.optim.freeze}["vision.*"] == (0, None)
-    unbalanced = experiments.load("configs/t5gemma.py:9b-2b")
+    unbalanced = config_file.load("configs/t5gemma.py:9b-2b")
     assert [(rule.pattern, rule.end) for rule in unbalanced.optim.freeze] == [
         ("decoder.layers.*cross*", 0),
         ("*", 1000),
     ]
-    assert experiments.load("configs/t5gemma.py:2b-2b").optim.freeze == ()
+    assert config_file.load("configs/t5gemma.py:2b-2b").optim.freeze == ()
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
@@ -96,7 +96,7 @@ def test_a_sweep_loads_and_its_runs_are_checked_configs(path, tmp_path, monkeypa
     loaded = sweep.load(path)
     for part in loaded.ordered():
         if isinstance(part, sweep.Variant):
-            made = experiments.load(part.config, part.changes(tmp_path))
+            made = config_file.load(part.config, part.changes(tmp_path))
             assert str(ROOT / part.config) in CONFIGS
             assert part.seed is None or made.train.seed == part.seed
 

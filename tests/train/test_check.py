@@ -54,8 +54,8 @@ def experiment(model, **settings):
 def plan_of(made):
     """The plan on as many devices as the mesh says, with that mesh set."""
     shape = made.mesh
-    world = sharding.make(shape, devices=jax.devices()[: shape.data * shape.fsdp * shape.tensor])
-    return world, start.plan(made, world)
+    mesh = sharding.make(shape, devices=jax.devices()[: shape.data * shape.fsdp * shape.tensor])
+    return mesh, start.plan(made, mesh)
 
 
 SETTINGS = {
@@ -75,8 +75,8 @@ CASES = [("gemma3", "one device")] + [
 @pytest.mark.parametrize(("model", "settings"), CASES)
 def test_the_estimate_is_near_what_the_compiled_step_takes(model, settings):
     """State to the byte (but for the step's number, 4 of them); the rest within a factor of 2."""
-    world, plan = plan_of(experiment(MODELS[model], **SETTINGS[settings]))
-    with jax.set_mesh(world):
+    mesh, plan = plan_of(experiment(MODELS[model], **SETTINGS[settings]))
+    with jax.set_mesh(mesh):
         memory = check.estimate(plan)
         analysis = check.compile_for_little_memory(plan).memory_analysis()
     assert analysis.argument_size_in_bytes - memory.given == 4
@@ -91,8 +91,8 @@ def test_the_estimate_is_near_with_images(freeze, tmp_path):
     images = replace(tiny.IMAGES, vision=tower, tokens=16, token=7, begin=5, end=6)
     model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
     without = estimate()
-    world, plan = plan_of(experiment(model, data__images={"per_row": 2}, optim__freeze=freeze))
-    with jax.set_mesh(world):
+    mesh, plan = plan_of(experiment(model, data__images={"per_row": 2}, optim__freeze=freeze))
+    with jax.set_mesh(mesh):
         memory = check.estimate(plan)
         analysis = check.compile_for_little_memory(plan).memory_analysis()
     assert memory.total > 1.5 * without.total
@@ -101,8 +101,8 @@ def test_the_estimate_is_near_with_images(freeze, tmp_path):
 
 
 def estimate(**settings):
-    world, plan = plan_of(experiment(T5GEMMA2, **settings))
-    with jax.set_mesh(world):
+    mesh, plan = plan_of(experiment(T5GEMMA2, **settings))
+    with jax.set_mesh(mesh):
         return check.estimate(plan)
 
 
@@ -121,8 +121,8 @@ def test_what_each_setting_saves():
 
 def test_frozen_weights_have_no_optimizer_state():
     made = experiment(T5GEMMA2, optim__freeze=[{"pattern": "encoder.*"}])
-    world, plan = plan_of(made)
-    with jax.set_mesh(world):
+    mesh, plan = plan_of(made)
+    with jax.set_mesh(mesh):
         assert check.estimate(plan).optimizer < 0.7 * estimate().optimizer
         assert "of them frozen" in check.weights_table(plan)
 
@@ -161,8 +161,8 @@ def test_a_frozen_tower_is_said():
     model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
     number = sum(leaf.size for leaf in jax.tree.leaves(build.abstract(model).vision))
     for freeze, said in (([], f"vision {number:,}; {number:,} of them frozen"), ([{"pattern": "*", "end": 0}], "")):
-        world, plan = plan_of(experiment(model, optim__freeze=freeze))
-        with jax.set_mesh(world):
+        mesh, plan = plan_of(experiment(model, optim__freeze=freeze))
+        with jax.set_mesh(mesh):
             last = check.weights_table(plan).rstrip().splitlines()[-1]
         assert (said in last) if said else ("frozen" not in last)
 

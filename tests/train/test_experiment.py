@@ -7,6 +7,7 @@ import pytest
 from t5g2.core.errors import UserError
 from t5g2.models.config import Rope
 from t5g2.models.sizes import size
+from t5g2.train import config_file, resume
 from t5g2.train import experiment as experiments
 
 ROOT = Path(__file__).parent.parent.parent
@@ -16,7 +17,7 @@ ARMS = ("source", "adapted", "scratch")
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_dump_and_build_are_inverse(arm):
-    loaded = experiments.load(f"{QUICKSTART}:{arm}")
+    loaded = config_file.load(f"{QUICKSTART}:{arm}")
     plain = experiments.dump(loaded)
     assert experiments.build(plain) == loaded
     assert experiments.build(copy.deepcopy(plain)) == loaded
@@ -26,17 +27,17 @@ def test_dump_and_build_are_inverse(arm):
 def test_the_fingerprint_changes_with_every_setting():
     config = f"{QUICKSTART}:adapted"
     changes = [(), (("train.seed", "1"),), (("optim.schedule.peak", "1e-3"),), (("data.sources.0.weight", "2"),)]
-    assert len({experiments.fingerprint(experiments.load(config, change)) for change in changes}) == len(changes)
+    assert len({experiments.fingerprint(config_file.load(config, change)) for change in changes}) == len(changes)
 
 
 def test_the_arms_of_the_quickstart_differ_in_nothing_but_where_weights_come_from():
-    adapted, scratch = (experiments.dump(experiments.load(f"{QUICKSTART}:{arm}")) for arm in ("adapted", "scratch"))
+    adapted, scratch = (experiments.dump(config_file.load(f"{QUICKSTART}:{arm}")) for arm in ("adapted", "scratch"))
     assert adapted.pop("init") != scratch.pop("init")
     assert adapted == scratch
 
 
 def test_a_size_by_name_and_what_is_otherwise():
-    plain = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    plain = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
     named = plain | {"model": {"size": "t5gemma2:270m-270m"}}
     assert experiments.build(named).model == size("t5gemma2:270m-270m")
     other = plain | {"model": {"size": "t5gemma:2b-2b", "cross": "merged", "decoder": {"rope_global": {"factor": 4}}}}
@@ -53,7 +54,7 @@ def test_a_size_by_name_and_what_is_otherwise():
 
 
 def test_what_may_differ_on_resume():
-    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
     free = {
         "train.steps": "70",
         "log.every_steps": "3",
@@ -67,8 +68,8 @@ def test_what_may_differ_on_resume():
         "data.prefetch": "4",
         "init.adapt.source": "elsewhere",
     }
-    now = experiments.dump(experiments.load(f"{QUICKSTART}:adapted", list(free.items())))
-    changed = experiments.check_resume(saved, now)
+    now = experiments.dump(config_file.load(f"{QUICKSTART}:adapted", list(free.items())))
+    changed = resume.check_resume(saved, now)
     assert set(changed) == set(free)
     assert changed["train.steps"] == (100, 70)
 
@@ -87,36 +88,36 @@ def test_what_may_differ_on_resume():
     ],
 )
 def test_anything_else_is_refused_with_the_difference_unless_it_is_named(path, text):
-    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
-    now = experiments.dump(experiments.load(f"{QUICKSTART}:adapted", [(path, text)]))
+    saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
+    now = experiments.dump(config_file.load(f"{QUICKSTART}:adapted", [(path, text)]))
     with pytest.raises(UserError, match=rf"(?s)changed  {path}: .*--allow_change={path}"):
-        experiments.check_resume(saved, now)
-    assert list(experiments.check_resume(saved, now, allow=[path])) == [path]
+        resume.check_resume(saved, now)
+    assert list(resume.check_resume(saved, now, allow=[path])) == [path]
     parent = path.rpartition(".")[0]
-    assert list(experiments.check_resume(saved, now, allow=[parent])) == [path]
+    assert list(resume.check_resume(saved, now, allow=[parent])) == [path]
 
 
 def test_a_run_saved_before_there_was_a_setting_is_resumed_at_its_default():
-    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
     before = copy.deepcopy(saved)
     del before["distill"], before["data"]["max_skipped"]
-    assert experiments.check_resume(before, saved) == {}
-    now = experiments.dump(experiments.load(f"{QUICKSTART}:adapted", [("data.max_skipped", "0.5")]))
+    assert resume.check_resume(before, saved) == {}
+    now = experiments.dump(config_file.load(f"{QUICKSTART}:adapted", [("data.max_skipped", "0.5")]))
     with pytest.raises(UserError, match=r"changed  data\.max_skipped: 0\.01 -> 0\.5"):
-        experiments.check_resume(before, now)
+        resume.check_resume(before, now)
     before["no_such_setting"] = 1
     with pytest.raises(UserError, match="no_such_setting"):
-        experiments.check_resume(before, saved)
+        resume.check_resume(before, saved)
 
 
 def test_errors_of_config_files(tmp_path):
     with pytest.raises(UserError, match=r"no config file .*quickstrat\.py; did you mean .*quickstart\.py\?"):
-        experiments.load(str(QUICKSTART.with_name("quickstrat.py")))
+        config_file.load(str(QUICKSTART.with_name("quickstrat.py")))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match=r"empty\.py has no get_config\(\)"):
-        experiments.load(str(tmp_path / "empty.py"))
+        config_file.load(str(tmp_path / "empty.py"))
     with pytest.raises(UserError, match=r"unknown arm of the quickstart 'sauce'; did you mean 'source'\?"):
-        experiments.load(f"{QUICKSTART}:sauce")
+        config_file.load(f"{QUICKSTART}:sauce")
 
 
 @pytest.mark.parametrize(
@@ -134,20 +135,20 @@ def test_errors_of_config_files(tmp_path):
 def test_a_config_file_that_fails_says_where(tmp_path, text, argument, message):
     (tmp_path / "config.py").write_text(text)
     with pytest.raises(UserError, match=message):
-        experiments.read(f"{tmp_path / 'config.py'}{argument}")
+        config_file.read(f"{tmp_path / 'config.py'}{argument}")
 
 
 def test_an_allowed_change_names_a_setting():
-    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
-    assert experiments.check_resume(saved, saved, allow=["data.corpus", "optim", "data.sources.0"]) == {}
+    saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
+    assert resume.check_resume(saved, saved, allow=["data.corpus", "optim", "data.sources.0"]) == {}
     with pytest.raises(UserError, match=r"--allow_change=optim\.schedule\.peek names no setting; did you mean optim"):
-        experiments.check_resume(saved, saved, allow=["optim.schedule.peek"])
+        resume.check_resume(saved, saved, allow=["optim.schedule.peek"])
 
 
 def test_the_refusal_names_a_list_and_not_each_of_its_entries():
-    saved = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
     now = copy.deepcopy(saved)
     saved["optim"]["decay"] = []
     with pytest.raises(UserError, match=r"--allow_change=optim\.decay$"):
-        experiments.check_resume(saved, now)
-    assert experiments.check_resume(saved, now, allow=["optim.decay"])
+        resume.check_resume(saved, now)
+    assert resume.check_resume(saved, now, allow=["optim.decay"])

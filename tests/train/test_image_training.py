@@ -20,8 +20,8 @@ from t5g2.data.tokenizers.registry import Bytes
 from t5g2.eval.tasks import HeldoutLoss
 from t5g2.models import build
 from t5g2.objectives import MultimodalPrefixLM
+from t5g2.train import config_file, optim, plan, state, step
 from t5g2.train import experiment as experiments
-from t5g2.train import optim, plan, state, step
 from tests import weights
 from tests.data import corpus, image_corpus
 
@@ -68,7 +68,7 @@ def load(folder, records=image_corpus.RECORDS, **changes):
         },
         {"text": {"kind": "text", "path": f"{folder}/texts"}, "objective": {"kind": "ul2"}, "name": "text"},
     ]
-    return experiments.load(CONFIG, [*SMALL.items(), ("data.sources", repr(sources)), *changes.items()])
+    return config_file.load(CONFIG, [*SMALL.items(), ("data.sources", repr(sources)), *changes.items()])
 
 
 def batch_of(experiment, *, skip=0):
@@ -111,13 +111,13 @@ def test_the_loss_is_that_of_the_model_given_the_images_as_floats(tmp_path):
 
 def update(experiment, batch, shape, microbatches, devices):
     """The metrics of one update, and the weights after it."""
-    world = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
+    mesh = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
     updates = optim.make(experiment.optim, experiment.train.steps, build.abstract(experiment.model))
-    abstract = state.abstract(experiment.model, updates, world=world, param_dtype="float32")
-    place = meshes.batch_sharding(world)
+    abstract = state.abstract(experiment.model, updates, mesh=mesh, param_dtype="float32")
+    place = meshes.batch_sharding(mesh)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batch)
     settings = step.Settings(experiment.compute, 6, 2, microbatches)
-    compiled = step.compile_step(step.make_train_step(updates, settings), abstract, shapes, world=world)
+    compiled = step.compile_step(step.make_train_step(updates, settings), abstract, shapes, mesh=mesh)
     params = jax.device_put(weights.model(experiment.model), jax.tree.map(lambda x: x.sharding, abstract.params))
     there = to_global(batch, place, rows=len(batch.targets))
     after, metrics = compiled(state.fresh(params, updates, abstract), there, None)
@@ -174,9 +174,9 @@ def test_it_learns_what_is_in_the_pictures(tmp_path):
 
 def test_held_out_texts_with_images_are_measured(tmp_path):
     experiment = load(tmp_path, RECORDS)
-    world = meshes.make(MeshShape(), jax.devices()[:1])
-    with jax.set_mesh(world):
-        setting = plan.plan(experiment, world).setting(range(8))
+    mesh = meshes.make(MeshShape(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        setting = plan.plan(experiment, mesh).setting(range(8))
         text = experiment.data.sources[0].text
         task = HeldoutLoss(text, MultimodalPrefixLM(), name="seen", examples=None)
         model = weights.model(experiment.model)
@@ -287,7 +287,7 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
     ids = {"token": 7, "begin": 5, "end": 6}
     changes = [(f"model.encoder.images.{name}", str(token)) for name, token in ids.items()]
     changes += [("data.sources", sources), ("optim.freeze", freeze), ("data.images.per_row", "8")]
-    made = experiments.load("configs/t5gemma2.py:4b-4b", [*changes, ("model.eoi_id", "6")])
+    made = config_file.load("configs/t5gemma2.py:4b-4b", [*changes, ("model.eoi_id", "6")])
     assert made.data.names == ("text", "images")
     images = made.data.images
     assert images is not None

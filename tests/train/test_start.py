@@ -7,14 +7,15 @@ import pytest
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape, make
 from t5g2.data.pipeline import Pipeline
+from t5g2.train import config_file, loop, plan, preemption, restore
 from t5g2.train import experiment as experiments
-from t5g2.train import plan, preemption
+from t5g2.train import workdir as workdir_module
 from t5g2.train import workdir as workdirs
 
 
 @pytest.fixture
 def tiny():
-    return experiments.load("configs/quickstart.py:source")
+    return config_file.load("configs/quickstart.py:source")
 
 
 @pytest.mark.parametrize(
@@ -22,14 +23,17 @@ def tiny():
     [(0, [0, 10]), (4, [0, 4, 8, 10]), (5, [0, 5, 10])],
 )
 def test_due(every, expected):
-    assert [s for s in range(11) if plan.due(s, every, first=True, last=s == 10)] == expected
-    assert [s for s in range(11) if plan.due(s, every, last=s == 10)] == expected[1:]
+    assert [s for s in range(11) if loop.due(s, every, first=True, last=s == 10)] == expected
+    assert [s for s in range(11) if loop.due(s, every, last=s == 10)] == expected[1:]
 
 
 def test_positions_of_all_streams():
-    assert plan.gather_positions({1: (8, 6, 14), 0: (2**40, 0, 9)}, 2) == {"0": [2**40, 0, 9], "1": [8, 6, 14]}
+    assert workdir_module.gather_positions({1: (8, 6, 14), 0: (2**40, 0, 9)}, 2) == {
+        "0": [2**40, 0, 9],
+        "1": [8, 6, 14],
+    }
     with pytest.raises(AssertionError, match="read by no process"):
-        plan.gather_positions({1: (8, 6, 14)}, 2)
+        workdir_module.gather_positions({1: (8, 6, 14)}, 2)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ def test_positions_of_all_streams():
 def test_the_planned_batch_is_what_the_pipeline_gives(arm, objective, devices):
     """The same arrays, blocks only where the objective makes some: the compiled step takes nothing else."""
     source = "[{'text': {'kind': 'python'}, 'objective': {'kind': '" + objective + "'}}]"
-    experiment = experiments.load(f"configs/quickstart.py:{arm}", [("data.sources", source)])
+    experiment = config_file.load(f"configs/quickstart.py:{arm}", [("data.sources", source)])
     with Pipeline(experiment.data, seed=0) as pipeline:
         batch = pipeline.next().batch
     planned = plan.plan(experiment, make(MeshShape(data=4, fsdp=2))).batch
@@ -49,11 +53,11 @@ def test_the_planned_batch_is_what_the_pipeline_gives(arm, objective, devices):
 
 
 def test_rows_that_cannot_be_dealt_out(tiny, devices):
-    world = make(MeshShape(data=4, fsdp=2))
-    assert plan.local_rows(tiny, world) == range(8)
+    mesh = make(MeshShape(data=4, fsdp=2))
+    assert plan.local_rows(tiny, mesh) == range(8)
     with pytest.raises(UserError, match=r"data\.rows = 12 cannot be dealt out to 8 groups .* must be a multiple of 8"):
         plan.local_rows(
-            experiments.load("configs/quickstart.py:source", [("data.rows", "12"), ("data.streams", "12")]), world
+            config_file.load("configs/quickstart.py:source", [("data.rows", "12"), ("data.streams", "12")]), mesh
         )
 
 
@@ -81,7 +85,7 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing(tiny, tmp_path):
 
 
 def test_a_workdir_without_a_checkpoint_is_free_and_one_with_is_not(tiny, tmp_path):
-    other = experiments.load("configs/quickstart.py:source", [("train.seed", "1")])
+    other = config_file.load("configs/quickstart.py:source", [("train.seed", "1")])
     with workdirs.claimed(tmp_path, other):
         workdirs.record(tmp_path, other, None)
     with workdirs.claimed(tmp_path, tiny):
@@ -134,8 +138,8 @@ def test_a_second_ctrl_c_ends_at_once():
 def test_the_first_weights_are_the_same_on_any_mesh(tiny, devices):
     found = []
     for shape in (MeshShape(data=1, fsdp=4, tensor=2), MeshShape(data=8)):
-        world = make(shape)
-        with jax.set_mesh(world):
-            params, _ = plan.first_params(tiny, plan.plan(tiny, world))
+        mesh = make(shape)
+        with jax.set_mesh(mesh):
+            params, _ = restore.initial_params(tiny, plan.plan(tiny, mesh))
             found.append([np.asarray(x) for x in jax.tree.leaves(params)])
     assert all((a == b).all() for a, b in zip(*found, strict=True))

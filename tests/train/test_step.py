@@ -69,15 +69,15 @@ class Run:
 def run(devices):
     @functools.cache
     def run(shape, microbatches=1):
-        world = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
+        mesh = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
         updates = optim.make(OPTIM, 10, build.abstract(CONFIG))
-        abstract = state.abstract(CONFIG, updates, world=world, param_dtype="float32")
-        place = meshes.batch_sharding(world)
+        abstract = state.abstract(CONFIG, updates, mesh=mesh, param_dtype="float32")
+        place = meshes.batch_sharding(mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
         settings = step.Settings(
             Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, tile_tokens=20, z_loss=0.01
         )
-        compiled = step.compile_step(step.make_train_step(updates, settings), abstract, batch, world=world)
+        compiled = step.compile_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh)
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
         first = state.fresh(params, updates, abstract)
         before = jax.device_get(first)

@@ -17,10 +17,11 @@ from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.registry import Bytes, from_dict
 from t5g2.models import build, sizes
 from t5g2.models.config import text_only, to_dict
+from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 from t5g2.train.adaptation import adapt_folder, adapt_into, average_run
 from t5g2.train.experiment import Adapt
-from t5g2.train.plan import finish
+from t5g2.train.workdir import finish
 from tests import tiny, weights
 from tests.data import tokenizer_files
 
@@ -66,7 +67,7 @@ def test_a_tokenizer_in_a_file_goes_along(tmp_path):
 
     settings = [("data.tokenizer", "{'kind': 'sentencepiece', 'file': '" + str(file) + "'}")]
     settings.append(("model.vocab_size", str(tokenizer.vocab_size)))
-    experiment = experiments.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{tmp_path}", settings)
+    experiment = config_file.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{tmp_path}", settings)
     (tmp_path / "run").mkdir()
     finish(experiment, tmp_path / "run", 3, build.make(experiment.model, key=jax.random.key(0)), None)
     made = open_model(tmp_path / "run" / "model")
@@ -209,7 +210,7 @@ def test_the_average_of_a_run(tmp_path):
     for split in ("train", "heldout"):
         (text / split).mkdir(parents=True)
         (text / split / "a.txt").write_text("word " * 200)
-    experiment = experiments.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{text}")
+    experiment = config_file.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{text}")
     run, out = tmp_path / "run", tmp_path / "out"
     with pytest.raises(UserError, match=r"experiment.json does not exist; give the workdir of a run"):
         average_run(run, out, last=2)

@@ -1,0 +1,51 @@
+"""`t5g2 average`."""
+
+from os import PathLike
+from pathlib import Path
+
+from t5g2.commands.flags import OUT, WORKDIR, Flag, Parsed
+
+FLAGS = {
+    "workdir": WORKDIR,
+    "last": Flag(5, "number of checkpoints, counted back from the newest", least=1),
+    "out": OUT,
+}
+
+
+def run(flags: Parsed) -> None:
+    """Writes the mean, in float32, of the last checkpoints of a run as a model folder.
+
+    Example: t5g2 average --workdir=runs/adapted --last=5 --out=models/averaged
+    """
+    average_run(flags.workdir, flags.out, last=flags.last)
+
+
+def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> list[int]:
+    """Writes the mean of a run's last checkpoints as a model folder, leaf by leaf; returns the steps.
+
+    Raises:
+      UserError: `out` exists, the workdir holds no run or fewer checkpoints, or one is damaged.
+    """
+    from t5g2.checkpoint import averaging
+    from t5g2.checkpoint import folder as folders
+    from t5g2.core import files
+    from t5g2.models import build
+    from t5g2.train import workdir as workdirs
+
+    files.refuse_existing(out)
+    workdir = Path(workdir)
+    experiment = workdirs.read_experiment(workdir)
+    abstract = build.abstract(experiment.model, experiment.train.param_dtype)
+    tokenizer = experiment.data.tokenizer
+    with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
+        steps = averaging.last(checkpoints, last)
+        folders.save_leaves(
+            out,
+            experiment.model,
+            averaging.leaves(checkpoints, steps, abstract),
+            tokenizer=tokenizer.to_dict(),
+            provenance={"average_of_steps": steps, "workdir": str(workdir.absolute())},
+            carry=tokenizer.files,
+        )
+    print(f"averaged the checkpoints of steps {', '.join(map(str, steps))} into {Path(out).absolute()}")
+    return steps

@@ -1,0 +1,128 @@
+"""The flags of a subcommand: how they are declared, parsed and shown by --help."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from absl import flags as absl_flags
+
+from t5g2.core.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of a subcommand.
+
+    Attributes:
+      default: the value if the flag is not given.
+      help: one line.
+      required: the flag must be given.
+      kind: int, float, bool or str; None = the type of the default.
+      least: the smallest number that is allowed.
+    """
+
+    default: Any
+    help: str
+    required: bool = False
+    kind: type | None = None
+    least: float | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The text after the name in --help: "  (required)", or "=" and the default."""
+        return "  (required)" if self.required else "" if self.default is None else f"={self.default}"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The flags of a command line.
+
+    Attributes:
+      values: by name; also attributes, `parsed.workdir`.
+      overrides: (dotted path, text) of each --config.a.b=VALUE, or of each --target.a.b=VALUE.
+    """
+
+    values: Mapping[str, Any]
+    overrides: list[tuple[str, str]]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(f"no flag --{name} was declared") from None
+
+    def names(self, flag: str) -> tuple[str, ...]:
+        """The names that commas separate in a flag's value."""
+        return tuple(filter(None, self.values[flag].split(",")))
+
+
+# flags that several subcommands share
+CONFIG = Flag(
+    None, "FILE[:ARG]: the config file, and the argument of its get_config; --config.a.b=VALUE overrides", True
+)
+WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
+MODEL = Flag(None, "model folder, or a Hugging Face or an official Flax one", True)
+DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; as they are stored unless given")
+OUT = Flag(None, "folder to write; it must not exist", True)
+SHARDS_OUT = Flag(None, "folder to write, with a folder in it per source; interrupted, the same command goes on", True)
+SOURCES = Flag("", "names of sources, separated by commas; all of the config's unless given")
+SHARDS = Flag(16, "files per source", least=1)
+ALLOW_CHANGE = Flag("", "settings, separated by commas, that may differ from the saved experiment")
+DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (where a cluster is found), on, off")
+
+
+class HelpRequested(Exception):
+    """--help is among the flags; the argument is the help text."""
+
+
+def parse(command: str, run: Callable, declared: Mapping[str, Flag], argv: Sequence[str]) -> Parsed:
+    """Parses the flags of a subcommand.
+
+    Args:
+      command: the subcommand as it is typed.
+      run: its function, whose docstring is its help.
+      declared: its flags by name.
+      argv: the command line after the subcommand.
+
+    Raises:
+      UserError: an unknown flag (names the nearest), a value of the wrong type, a required flag that is missing.
+      HelpRequested: --help is among the flags.
+    """
+    if {"--help", "-h"} & set(argv):
+        lines = [f"  --{name}{flag.suffix}\n      {flag.help}" for name, flag in declared.items()]
+        raise HelpRequested(f"t5g2 {command}\n\n{inspect.getdoc(run)}\n\nFlags:\n" + "\n".join(lines))
+    # --config.a.b=VALUE is taken out first: absl knows only the flags that are declared
+    root = next((name for name in ("config", "target") if name in declared), "-")
+    nested = [argument for argument in argv if argument.lstrip("-").startswith(f"{root}.")]
+    overrides = []
+    for argument in nested:
+        path, equals, text = argument.lstrip("-").removeprefix(f"{root}.").partition("=")
+        if not equals:
+            raise UserError(f"--{root}.{path} has no value; write --{root}.{path}=VALUE")
+        overrides.append((path, text))
+    values = _parse_declared(command, declared, [argument for argument in argv if argument not in nested])
+    return Parsed(values, overrides)
+
+
+def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[str]) -> dict[str, Any]:
+    parser = absl_flags.FlagValues()
+    define = {bool: absl_flags.DEFINE_bool, int: absl_flags.DEFINE_integer, float: absl_flags.DEFINE_float}
+    for name, flag in declared.items():
+        define_flag = define.get(flag.kind or type(flag.default), absl_flags.DEFINE_string)
+        define_flag(name, flag.default, flag.help, flag_values=parser)
+    try:
+        rest = parser(["t5g2", *argv])[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        raise unknown(f"flag of t5g2 {command}", error.flagname, declared) from None
+    except absl_flags.Error as error:
+        raise UserError(f"{error}; see t5g2 {command} --help") from None
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag; flags are written --name=VALUE, see t5g2 {command} --help")
+    values = {name: parser[name].value for name in declared}
+    for name, flag in declared.items():
+        if flag.required and values[name] in (None, ""):
+            raise UserError(f"--{name} is missing: {flag.help}")
+        if flag.least is not None and values[name] is not None and not values[name] >= flag.least:  # catches NaN too
+            raise UserError(f"--{name}={values[name]}; it must be at least {flag.least}: {flag.help}")
+    return values

@@ -1,0 +1,15 @@
+"""`t5g2 report`."""
+
+from t5g2.commands.flags import WORKDIR, Parsed
+
+FLAGS = {"workdir": WORKDIR}
+
+
+def run(flags: Parsed) -> None:
+    """Writes report/index.html, metrics.csv and table.md of a run or a sweep, and prints the table.
+
+    Example: t5g2 report --workdir=runs/quickstart
+    """
+    from t5g2.report import output
+
+    output.write(flags.workdir)

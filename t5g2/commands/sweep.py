@@ -1,0 +1,19 @@
+"""`t5g2 sweep`."""
+
+from t5g2.commands.flags import WORKDIR, Flag, Parsed
+
+FLAGS = {
+    "sweep": Flag(None, "file with get_sweep()", True),
+    "workdir": WORKDIR,
+    "launcher": Flag("local", "local runs the commands here, one after the other; print only shows them"),
+}
+
+
+def run(flags: Parsed) -> None:
+    """Runs every variant of a sweep file, skips what is done, resumes what is not, and writes the report.
+
+    Example: t5g2 sweep --sweep=experiments/quickstart.py --workdir=runs/quickstart
+    """
+    from t5g2.sweep import launch
+
+    launch.run(flags.sweep, flags.workdir, launcher=flags.launcher)

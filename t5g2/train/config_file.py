@@ -1,0 +1,75 @@
+"""Config files: Python files whose get_config() returns the settings of an experiment."""
+
+import difflib
+import inspect
+import runpy
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5g2.core import settings
+from t5g2.core.errors import UserError
+from t5g2.train.experiment import Experiment, build
+from t5g2.train.former_keys import current_keys, current_path
+
+
+def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
+    """The experiment of "FILE[:ARG]" with (dotted path, text) overrides applied.
+
+    Raises:
+      UserError: no such file, one that fails, an unknown key (nearest name), a wrong type, a broken rule.
+    """
+    node = current_keys(read(config))
+    for path, text in overrides:
+        settings.override(node, current_path(path), text)
+    return build(node)
+
+
+def read(config: str) -> dict[str, Any]:
+    """What get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
+    name, _, argument = config.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give a Python file with get_config()"
+        raise UserError(f"no config file {name}{hint}")
+    made = call(path, "get_config", [argument] if argument else [], returns="a ConfigDict")
+    if not hasattr(made, "items"):
+        raise UserError(f"get_config() of {name} returns {type(made).__name__}; it must return a ConfigDict")
+    return _plain(made)
+
+
+def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) -> Any:
+    """What the function `name` of a Python file returns; `returns` says what that should be.
+
+    Raises:
+      UserError: the file is no Python, has no such function, or fails; with the line of it.
+    """
+    try:
+        function = runpy.run_path(str(path)).get(name)
+        if not callable(function):
+            raise UserError(f"{path} has no {name}(); define one that returns {returns}")
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
+            raise UserError(
+                f"{name}{inspect.signature(function)} of {path} was called with {', '.join(arguments) or 'nothing'}; "
+                f"what follows the ':' of FILE:ARG is its one argument"
+            ) from None
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:  # somebody's own code can fail in any way
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else '?'}"
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(
+            f"{path}{line}: {type(error).__name__}: {what}; give a Python file whose {name}() returns {returns}"
+        ) from error
+
+
+def _plain(node: Any) -> Any:
+    if hasattr(node, "items"):
+        return {key: _plain(value) for key, value in node.items()}
+    return [_plain(item) for item in node] if isinstance(node, list | tuple) else node

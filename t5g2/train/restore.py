@@ -1,0 +1,135 @@
+"""The state that a run starts from: the workdir's own, another run's, adapted or imported weights, or new ones."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.core.errors import UserError
+from t5g2.core.seeds import derive_seed
+from t5g2.data.pipeline import Pipeline
+from t5g2.train import adaptation, teachers
+from t5g2.train import state as states
+from t5g2.train import workdir as workdirs
+from t5g2.train.plan import Plan
+from t5g2.train.state import TrainState
+
+log = logging.getLogger("t5g2")
+
+
+class StartState(NamedTuple):
+    """The state of a run when it starts.
+
+    Attributes:
+      state: weights and optimizer, on the devices.
+      step: updates that made it.
+      positions: of the data streams; None = their start.
+      corpus: fingerprint of the text that the positions refer to; None = any text.
+      teacher: fingerprint of the teacher of the steps before; None = any teacher.
+      provenance: where each weight of an adapted model came from, as plain data; None if it was not adapted here.
+    """
+
+    state: TrainState
+    step: int
+    positions: Mapping[str, Sequence[int]] | None
+    corpus: str | None
+    teacher: str | None
+    provenance: Any
+
+
+def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int | None = None) -> StartState:
+    """The first of these that exists: the workdir's checkpoint, that of `init.resume`, the weights of `init`, new ones.
+
+    Args:
+      checkpoints: of the workdir.
+      replay: the step to start from; None = the newest.
+
+    Raises:
+      UserError: there is no such checkpoint, or what `init` names does not exist or does not fit.
+    """
+    experiment, init = plan.experiment, plan.experiment.init
+    origin = f"the workdir, {workdir}"
+    saved = checkpoints.restore(plan.abstract.params, plan.abstract.opt, step=replay)
+    if saved is None and init.resume is not None:
+        origin = f"init.resume, {init.resume}"
+        with Checkpoints(Path(init.resume) / workdirs.CHECKPOINTS, read_only=True) as other:
+            saved = other.restore(plan.abstract.params, plan.abstract.opt)
+        if saved is None:
+            raise UserError(f"{origin} has no checkpoint; give the workdir of a run that has saved one")
+    if saved is None:
+        params, provenance = initial_params(plan)
+        return StartState(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, None, provenance)
+    if saved.step > experiment.train.steps:
+        raise UserError(
+            f"{origin} holds step {saved.step} and train.steps is {experiment.train.steps}; raise it to at least "
+            f"that, or give another --workdir"
+        )
+    log.info("weights: from step %d of %s", saved.step, origin)
+    step = jax.device_put(np.int32(saved.step), plan.abstract.step.sharding)
+    state = TrainState(step, saved.params, saved.opt)
+    provenance = workdirs.read_provenance(workdir)
+    return StartState(state, saved.step, saved.data, saved.meta["corpus"], saved.meta.get("teacher"), provenance)
+
+
+def initial_params(plan: Plan) -> tuple[Any, Any]:
+    """The weights of a run at step 0, and their provenance (None for new weights)."""
+    experiment = plan.experiment
+    init, dtype = experiment.init, experiment.train.param_dtype
+    seed = derive_seed(experiment.train.seed, "weights")
+    if init.adapt is not None:
+        log.info("weights: adapted from init.adapt.source, %s", init.adapt.source)
+        params, provenance = adaptation.adapt_into(
+            init.adapt, experiment.model, mesh=plan.mesh, param_dtype=dtype, seed=seed
+        )
+        log.info("\n%s", provenance.table())
+        return params, provenance.to_dict()
+    if init.params is not None:
+        log.info("weights: from init.params, %s", init.params)
+        folder = adaptation.open_same_architecture(init.params, experiment.model)
+        return folders.load_model(folder, mesh=plan.mesh, param_dtype=dtype), folder.provenance
+    log.info("weights: new, from seed %d", experiment.train.seed)
+    return states.fresh_params(experiment.model, plan.abstract, key=jax.random.key(seed), param_dtype=dtype), None
+
+
+def check_teacher(start: StartState, plan: Plan, *, allow_change: tuple[str, ...] = ()) -> str | None:
+    """Returns the fingerprint of the teacher that runs in every step (reads all of its weights); None without one.
+
+    Raises:
+      UserError: it is not the teacher of the steps before, and `allow_change` does not name distill.teacher.
+    """
+    if plan.teacher is None:
+        return None
+    folder = plan.teacher.folder
+    fingerprint = teachers.fingerprint(folder)
+    if start.teacher not in (None, fingerprint):
+        if not {"distill", "distill.teacher"} & set(allow_change):
+            raise UserError(
+                f"distill.teacher, {folder.path}, is another model than when step {start.step} was saved (fingerprint "
+                f"{start.teacher} -> {fingerprint}); restore it, use a new --workdir, or go on with it on purpose: "
+                f"--allow_change=distill.teacher"
+            )
+        log.warning("the teacher has changed since step %d was saved: %s -> %s", start.step, start.teacher, fingerprint)
+    return fingerprint
+
+
+def check_corpus(start: StartState, pipeline: Pipeline, *, allow_change: tuple[str, ...] = ()) -> None:
+    """Compares the text with the one that the saved positions refer to.
+
+    Raises:
+      UserError: it has changed, and `allow_change` does not name data.corpus.
+    """
+    fingerprint = pipeline.corpus.fingerprint
+    if start.corpus in (None, fingerprint):
+        return
+    if "data.corpus" not in allow_change:
+        raise UserError(
+            f"the text or its tokens have changed since step {start.step} was saved (fingerprint {start.corpus} -> "
+            f"{fingerprint}), so the saved positions would skip and repeat examples; restore the text, use a new "
+            f"--workdir, or go on with it on purpose: --allow_change=data.corpus"
+        )
+    log.warning("the text has changed since step %d was saved: %s -> %s", start.step, start.corpus, fingerprint)

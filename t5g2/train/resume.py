@@ -1,0 +1,85 @@
+"""Settings that may differ when a run is resumed."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from t5g2.core import settings
+from t5g2.core.errors import UserError
+from t5g2.core.tree import difference
+from t5g2.train.experiment import build, dump
+from t5g2.train.former_keys import current_keys, current_path
+
+# What may differ when a run is resumed: how long, how often, on what and how fast, but not what is computed.
+FREE_ON_RESUME = (
+    "train.steps",
+    "log",
+    "save",
+    "eval.every_steps",
+    "eval.final",
+    "mesh",
+    "compute.remat",
+    "compute.backend",
+    "data.workers",
+    "data.cache_tokens",
+    "data.prefetch",
+    "init",
+)
+
+
+def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Iterable[str] = ()) -> dict[str, tuple]:
+    """{path: (saved, now)} of the settings that differ and may.
+
+    Raises:
+      UserError: settings differ that may not; shows each with both values, and the ways out. Or `allow` names none.
+    """
+    old, new = settings.flatten(_with_defaults(saved)), settings.flatten(now)
+    changed = {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
+    allow = tuple(map(current_path, allow))
+    _check_paths(allow, old.keys() | new.keys())
+    free = {k for k in changed if any(_covers(path, k) for path in (*FREE_ON_RESUME, *allow))}
+    refused = sorted(changed.keys() - free)
+    if refused:
+        shown = difference(*({k: side[k] for k in refused if k in side} for side in (old, new)))
+        named = dict.fromkeys(_shortest(path, set(refused), old.keys() | new.keys()) for path in refused)
+        raise UserError(
+            f"the workdir holds a different experiment (saved -> given):\n{shown}\n"
+            f"Use another --workdir, undo the change, or go on with it on purpose: --allow_change={','.join(named)}"
+        )
+    return {k: changed[k] for k in sorted(free)}
+
+
+def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved experiment with the settings that there were none of when it was saved, at their defaults."""
+    try:
+        return dump(build(saved))
+    except UserError:  # of another version, or a file that it names is gone: compared as it is
+        return current_keys(saved)
+
+
+def _check_paths(paths: Iterable[str], settings: Iterable[str]) -> None:
+    """Raises UserError for a path that is neither a setting's nor that of a part of the settings."""
+    known = {prefix for setting in (*settings, "data.corpus") for prefix in _prefixes(setting)}
+    for path in paths:
+        if path not in known:
+            near = difflib.get_close_matches(path, sorted(known), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise UserError(
+                f"--allow_change={path} names no setting; {hint}Allowed: the dotted path of a setting, such as "
+                f"optim.schedule.peak, or of a part of them, such as optim, and data.corpus"
+            )
+
+
+def _shortest(path: str, refused: set[str], settings: Iterable[str]) -> str:
+    """The shortest path that covers this one and no setting that was not refused too."""
+    return next(p for p in _prefixes(path) if all(key in refused for key in settings if _covers(p, key)))
+
+
+def _covers(path: str, setting: str) -> bool:
+    return setting == path or setting.startswith(f"{path}.")
+
+
+def _prefixes(path: str) -> list[str]:
+    """a.b.c: a, a.b, a.b.c."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
