@@ -88,10 +88,10 @@ def rate(pipeline: Pipeline) -> tuple[float, float, float]:
 
 
 def padding(tokens: token_shards.Tokens) -> None:
-    from t5g2.commands.data import flops_of_token
     from t5g2.models import sizes
+    from t5g2.train.data_preview import flops_per_token
 
-    weights = [flops_of_token(sizes.size(f"t5gemma2:{name}")) for name in ("4b-4b", "270m-270m")]
+    weights = [flops_per_token(sizes.size(f"t5gemma2:{name}")) for name in ("4b-4b", "270m-270m")]
     print(
         "\n| rows | packing | rows at a time | encoder | decoder | FLOPs, 4B-4B | FLOPs, 270M-270M |\n"
         + "|---" * 7

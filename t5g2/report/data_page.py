@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from t5g2.commands.data import Look
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig
@@ -19,6 +18,7 @@ from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.masks import Mask
 from t5g2.report.page import STYLE as BASE
 from t5g2.report.page import Html, Table, table_of, tag
+from t5g2.train.data_preview import Look
 from t5g2.train.experiment import Experiment
 
 # of the examples of a row, in turn; light enough for text on them

@@ -15,18 +15,16 @@ from t5g2.adapt.apply import Adapted, adapt
 from t5g2.adapt.options import Choices
 from t5g2.adapt.pairing import FAMILIES, Pairing, Source, Sources
 from t5g2.adapt.provenance import Provenance
-from t5g2.checkpoint import averaging, convert
+from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.convert import Tower
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core import files, settings, tree
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.models import build, sizes
 from t5g2.models.config import EncoderDecoderConfig, ModelConfig, from_dict, text_only, to_dict
-from t5g2.train import experiment as experiments
 from t5g2.train.experiment import Adapt
 
 Changes = Iterable[tuple[str, str]]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from t5g2 import cli, sweep
-from t5g2.commands import check
+from t5g2.commands import dry_run
 from t5g2.core.errors import UserError
 from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES
@@ -58,7 +58,7 @@ def test_a_config_passes_check(config, capsys, monkeypatch):
 def test_a_config_of_a_large_model_passes_check_without_compiling(config, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     less = [("data.streams", "8"), ("data.packing_rows", "1")]  # a batch of the same shape from less text
-    check.check(config_file.load(config, less), compiled=False)
+    dry_run.check(config_file.load(config, less), compiled=False)
     said = capsys.readouterr().out
     assert "the step was not compiled" in said
     assert said.endswith("the experiment is sound\n")

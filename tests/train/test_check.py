@@ -6,12 +6,13 @@ import jax
 import pytest
 
 from t5g2.checkpoint import folder as folders
-from t5g2.commands import check
+from t5g2.commands import dry_run
 from t5g2.core import sharding
 from t5g2.core.errors import UserError
 from t5g2.models import build, flops
 from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import experiment as experiments
+from t5g2.train import memory_estimate
 from t5g2.train import plan as start
 from t5g2.train.experiment import Adapt, Init
 from tests import tiny
@@ -77,8 +78,8 @@ def test_the_estimate_is_near_what_the_compiled_step_takes(model, settings):
     """State to the byte (but for the step's number, 4 of them); the rest within a factor of 2."""
     mesh, plan = plan_of(experiment(MODELS[model], **SETTINGS[settings]))
     with jax.set_mesh(mesh):
-        memory = check.estimate(plan)
-        analysis = check.compile_for_little_memory(plan).memory_analysis()
+        memory = memory_estimate.estimate(plan)
+        analysis = dry_run.compile_for_little_memory(plan).memory_analysis()
     assert analysis.argument_size_in_bytes - memory.given == 4
     assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.given) < 2
 
@@ -93,8 +94,8 @@ def test_the_estimate_is_near_with_images(freeze, tmp_path):
     without = estimate()
     mesh, plan = plan_of(experiment(model, data__images={"per_row": 2}, optim__freeze=freeze))
     with jax.set_mesh(mesh):
-        memory = check.estimate(plan)
-        analysis = check.compile_for_little_memory(plan).memory_analysis()
+        memory = memory_estimate.estimate(plan)
+        analysis = dry_run.compile_for_little_memory(plan).memory_analysis()
     assert memory.total > 1.5 * without.total
     assert analysis.argument_size_in_bytes - memory.given == 4
     assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.given) < 2
@@ -103,7 +104,7 @@ def test_the_estimate_is_near_with_images(freeze, tmp_path):
 def estimate(**settings):
     mesh, plan = plan_of(experiment(T5GEMMA2, **settings))
     with jax.set_mesh(mesh):
-        return check.estimate(plan)
+        return memory_estimate.estimate(plan)
 
 
 def test_what_each_setting_saves():
@@ -123,8 +124,8 @@ def test_frozen_weights_have_no_optimizer_state():
     made = experiment(T5GEMMA2, optim__freeze=[{"pattern": "encoder.*"}])
     mesh, plan = plan_of(made)
     with jax.set_mesh(mesh):
-        assert check.estimate(plan).optimizer < 0.7 * estimate().optimizer
-        assert "of them frozen" in check.weights_table(plan)
+        assert memory_estimate.estimate(plan).optimizer < 0.7 * estimate().optimizer
+        assert "of them frozen" in dry_run.weights_table(plan)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_frozen_weights_have_no_optimizer_state():
     ],
 )
 def test_components(path, part):
-    assert check.component(path) == part
+    assert dry_run.component(path) == part
 
 
 def test_a_frozen_tower_is_counted_forward_only():
@@ -152,7 +153,7 @@ def test_a_frozen_tower_is_counted_forward_only():
     trained = experiment(model, optim__freeze=[{"pattern": "vision.*", "end": 0}])
     parts = experiment(model, optim__freeze=[{"pattern": "vision.layers.*", "end": 0}])
     for made, frozen_vision in ((experiment(model), True), (trained, False), (parts, False)):
-        assert check.training_flops(made, counts) == flops.training(model, counts, frozen_vision=frozen_vision)
+        assert dry_run.training_flops(made, counts) == flops.training(model, counts, frozen_vision=frozen_vision)
 
 
 def test_a_frozen_tower_is_said():
@@ -163,12 +164,12 @@ def test_a_frozen_tower_is_said():
     for freeze, said in (([], f"vision {number:,}; {number:,} of them frozen"), ([{"pattern": "*", "end": 0}], "")):
         mesh, plan = plan_of(experiment(model, optim__freeze=freeze))
         with jax.set_mesh(mesh):
-            last = check.weights_table(plan).rstrip().splitlines()[-1]
+            last = dry_run.weights_table(plan).rstrip().splitlines()[-1]
         assert (said in last) if said else ("frozen" not in last)
 
 
 def test_what_is_printed(capsys):
-    check.check(experiment(T5GEMMA2, mesh__fsdp=8), compiled=False)
+    dry_run.check(experiment(T5GEMMA2, mesh__fsdp=8), compiled=False)
     said = capsys.readouterr().out
     assert "embedder.table                                 1  [2048, 64]            embed: fsdp" in said
     for line in ("weights  ", "optimizer  ", "gradients  ", "attention scores, about", "in all, about"):
@@ -182,24 +183,24 @@ def test_what_is_printed(capsys):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_memory_that_a_device_does_not_have_is_an_error(compiled):
     with pytest.raises(UserError, match=r"needs \d+\.\d\d GiB per device and a device has --hbm_gib=0\.001; use more"):
-        check.check(experiment(T5GEMMA2, mesh__fsdp=8), hbm_gib=0.001, compiled=compiled)
+        dry_run.check(experiment(T5GEMMA2, mesh__fsdp=8), hbm_gib=0.001, compiled=compiled)
 
 
 def test_long_rows_are_named_where_attention_scores_take_the_memory():
     made = experiment(T5GEMMA2, mesh__fsdp=8, data__encoder_length=2048, data__decoder_length=2048)
     with pytest.raises(UserError, match=r"attention scores, which the reference backend holds whole, so shorter rows"):
-        check.check(made, hbm_gib=0.1, compiled=False)
+        dry_run.check(made, hbm_gib=0.1, compiled=False)
 
 
 def test_what_no_device_has_is_not_compiled(capsys, monkeypatch):
-    monkeypatch.setattr(check, "MOST", 2**20)
-    check.check(experiment(T5GEMMA2, mesh__fsdp=8))
+    monkeypatch.setattr(dry_run, "MOST", 2**20)
+    dry_run.check(experiment(T5GEMMA2, mesh__fsdp=8))
     assert "the step was not compiled: no device has 0 GiB; activations are an estimate" in capsys.readouterr().out
 
 
 def test_devices_that_are_there_already_cannot_be_simulated():
     with pytest.raises(UserError, match=r"--devices=3, but this process has 8 already; check from a new process"):
-        check.check(experiment(T5GEMMA2), devices=3)
+        dry_run.check(experiment(T5GEMMA2), devices=3)
 
 
 def test_sources_of_an_adaptation_that_are_there_are_compared(tmp_path, capsys):
@@ -211,7 +212,7 @@ def test_sources_of_an_adaptation_that_are_there_are_compared(tmp_path, capsys):
 
     def checked(*names):
         adapt = Adapt(",".join(str(tmp_path / name) for name in names))
-        check.check(replace(made, init=Init(adapt=adapt)), compiled=False)
+        dry_run.check(replace(made, init=Init(adapt=adapt)), compiled=False)
         return capsys.readouterr().out
 
     assert f"weights: from init.adapt.source, {tmp_path / 'one'}\n" in checked("one")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.commands import data
+from t5g2.commands import data, tokenize
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -20,7 +20,7 @@ from t5g2.data.tokenizers.registry import Bytes
 from t5g2.eval.tasks import HeldoutLoss
 from t5g2.models import build
 from t5g2.objectives import MultimodalPrefixLM
-from t5g2.train import config_file, optim, plan, state, step
+from t5g2.train import config_file, data_preview, optim, plan, state, step
 from t5g2.train import experiment as experiments
 from tests import weights
 from tests.data import corpus, image_corpus
@@ -249,23 +249,23 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
 
 def test_how_many_images_a_row_has_is_told(tmp_path, capsys):
     experiment = load(tmp_path)
-    seen = data.look(experiment)
+    seen = data_preview.look(experiment)
     with Pipeline(experiment.data, seed=experiment.train.seed) as pipeline:
-        batches = [pipeline.next().batch for _ in range(data.BATCHES)]
+        batches = [pipeline.next().batch for _ in range(data_preview.BATCHES)]
     count = sum(int(b.images.any(axis=(2, 3, 4)).sum()) for b in batches)
     assert seen.images == count
     data.show(seen, rows=1)
-    said = f"{count / (8 * data.BATCHES):.1f} images a row, which has room for 3: data.images.per_row\n"
+    said = f"{count / (8 * data_preview.BATCHES):.1f} images a row, which has room for 3: data.images.per_row\n"
     assert said in capsys.readouterr().out
 
 
 def test_texts_with_images_are_not_kept_as_tokens(tmp_path, capsys):
     experiment = load(tmp_path)
-    data.tokenize(experiment.data, tmp_path / "out", shards=1)
+    tokenize.tokenize_sources(experiment.data, tmp_path / "out", shards=1)
     assert "text: 8 documents" in capsys.readouterr().out
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["text"]
     with pytest.raises(UserError, match="source 'images' has images, which are not kept as tokens; a run reads it as "):
-        data.tokenize(experiment.data, tmp_path / "other", names=["images"])
+        tokenize.tokenize_sources(experiment.data, tmp_path / "other", names=["images"])
 
 
 def test_what_images_are_is_the_models(tmp_path):

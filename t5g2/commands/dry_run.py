@@ -1,0 +1,197 @@
+"""The dry run: everything about a run that can be known before there is a weight, and one batch of its data.
+
+Memory is told twice. Weights, optimizer and gradients follow exactly from shapes and mesh; activations are estimated
+by formula, which takes no time at any size. And the step is compiled, with nothing run or allocated: XLA then says what
+all of it takes, and that decides what fits. For simulated devices, which stand for accelerators, it is told to order
+the step for little memory, as it does there; on a CPU it goes for parallel work, which takes up to twice as much. The
+figure is still a cautious one: a CPU computes bfloat16 as float32, and fuses less.
+
+r rows of a device, T tokens of a side, S keys, D width, N query heads, K key/value heads, H head size, F MLP width.
+"""
+
+import collections
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5g2.core import logs, sharding, tree
+from t5g2.core.errors import UserError
+from t5g2.data.pipeline import Pipeline
+from t5g2.models import flops
+from t5g2.train import adaptation
+from t5g2.train import plan as plans
+from t5g2.train.data_preview import padding
+from t5g2.train.experiment import Experiment
+from t5g2.train.memory_estimate import GIB, MemoryEstimate, estimate
+from t5g2.train.plan import Plan
+
+MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single array takes a quarter of this
+SCORES = "; much of it is attention scores, which the reference backend holds whole, so shorter rows save the most"
+
+
+def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, compiled: bool = True) -> None:
+    """Prints weights and their shardings, memory per device, FLOPs by part, and what one batch is like.
+
+    Args:
+      devices: simulate so many (on CPU); 0 = those of this machine.
+      hbm_gib: memory of a device; 0 = do not compare.
+      compiled: compile the step too; takes about half a minute and 2 GB for the largest models.
+
+    Raises:
+      UserError: something does not fit: mesh and devices, lengths and text, memory, the weights to begin with.
+    """
+    if devices:
+        _simulate(devices)
+    logs.setup()
+    origin = _origin(experiment)
+    mesh = sharding.make(experiment.mesh)
+    rows = plans.local_rows(experiment, mesh)
+    with jax.set_mesh(mesh):
+        plan = plans.make(experiment, mesh)
+        # before the step is compiled, which takes longer than to find that there is no such file
+        with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
+            batch = pipeline.next()
+        print(weights_table(plan))
+        memory = estimate(plan)
+        needed = _print_memory(plan, memory, simulated=devices > 0, compiled=compiled) / GIB
+        counts = flops.count(experiment.model, batch.batch.encoder, batch.batch.decoder)
+        print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
+    print(origin)
+    if hbm_gib and needed > hbm_gib:
+        raise UserError(
+            f"the run needs {needed:.2f} GiB per device and a device has --hbm_gib={hbm_gib:g}; use more devices along "
+            f"mesh.fsdp or mesh.tensor, more train.microbatches, compute.remat=block, or fewer data.rows"
+            + (SCORES if memory.scores > memory.total / 4 else "")
+        )
+    print("the experiment is sound")
+
+
+def _simulate(devices: int) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # the devices are there already, because something asked for them before
+        if jax.device_count() != devices:
+            raise UserError(
+                f"--devices={devices}, but this process has {jax.device_count()} already; check from a new process"
+            ) from None
+
+
+def _origin(experiment: Experiment) -> str:
+    """Where the weights will come from; a model folder that is there already is opened and compared.
+
+    Raises:
+      UserError: it is damaged, or its architecture does not fit the experiment's.
+    """
+    init = experiment.init
+    if init.resume is not None:
+        name, path = "init.resume", init.resume
+    elif init.adapt is not None:
+        name, path = "init.adapt.source", init.adapt.source
+    elif init.params is not None:
+        name, path = "init.params", init.params
+    else:
+        return "weights: new"
+    sources = [path] if init.adapt is None else init.adapt.folders
+    missing = [folder for folder in sources if not Path(folder).exists()]
+    if missing:
+        return f"weights: {name}: {', '.join(missing)} does not exist yet; it must when the run starts"
+    if init.adapt is not None:
+        adaptation.check_adapt(init.adapt, experiment.model)
+    elif init.params is not None:
+        adaptation.open_same_architecture(path, experiment.model)
+    return f"weights: from {name}, {path}"
+
+
+def weights_table(plan: Plan) -> str:
+    """A line a path: how many layers have it, its shape, and which of its axes this mesh cuts over which of its own."""
+    leaves = tree.leaves(plan.abstract.params)
+    paths, stored = (jax.tree.leaves(of) for of in (tree.paths(plan.abstract.params), plan.abstract.params))
+    specs = {path: leaf.sharding.spec for path, leaf in zip(paths, stored, strict=True)}
+    by_path = collections.defaultdict(list)
+    for leaf in leaves.values():
+        by_path[leaf.path].append(leaf)
+    lines = ["weights                                   layers  shape of one          cut over"]
+    for path, found in by_path.items():
+        axes = found[0].axes
+        spec = specs[path][-len(axes) :]  # a stack of layers has an axis in front
+        over = [(entry,) if isinstance(entry, str) else entry for entry in spec]
+        cut = ", ".join(f"{axis}: {' x '.join(names)}" for axis, names in zip(axes, over, strict=True) if names)
+        lines.append(f"{path:42}{len(found):6}  {list(found[0].shape)!s:20}  {cut or '-'}")
+    components = collections.Counter()
+    for leaf in leaves.values():
+        components[component(leaf.path)] += math.prod(leaf.shape)
+    total = sum(components.values())
+    frozen = sum(math.prod(leaf.shape) for leaf in leaves.values() if plan.experiment.optim.is_frozen(leaf.path))
+    parts = ", ".join(f"{name} {count:,}" for name, count in components.items())
+    kept = f"; {frozen:,} of them frozen" if frozen else ""
+    return "\n".join([*lines, f"{total:,} parameters: {parts}{kept}", ""])
+
+
+def component(path: str) -> str:
+    """The part of a model that a weight belongs to: embedding, encoder, decoder, vision, projector, ….
+
+    The layers of a decoder-only model are its decoder, the end-of-image vector is of the embedding.
+    """
+    first = path.split(".")[0]
+    if first.endswith("embedder"):
+        return "head" if first == "unembedder" else "embedding"
+    return "decoder" if first in ("layers", "final_norm") else first
+
+
+def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
+    """FLOPs of an update by part; those of an image tower that is frozen whole, of its forward pass alone."""
+    frozen = experiment.optim.freezes_tower(experiment.model)
+    return flops.training(experiment.model, counts, frozen_vision=frozen)
+
+
+def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compiled: bool) -> int:
+    """Prints what a device needs; returns it in bytes: as compiled, or else as estimated."""
+    told = {
+        "weights": memory.weights,
+        "optimizer": memory.optimizer,
+        "batch": memory.batch,
+        "gradients": memory.gradients,
+        "inputs of blocks, about": memory.blocks,
+        "attention scores, about": memory.scores,
+        "one layer or the loss, about": memory.passing,
+        "in all, about": memory.total,
+    }
+    print("memory per device, GiB")
+    print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in told.items()))
+    if not compiled or memory.total > MOST:
+        why = f": no device has {memory.total / GIB:,.0f} GiB" if compiled else ""
+        print(f"the step was not compiled{why}; activations are an estimate\n")
+        return memory.total
+    began = time.perf_counter()
+    analysis = (compile_for_little_memory(plan) if simulated else plan.compile()).memory_analysis()
+    state, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    print(
+        f"compiled in {time.perf_counter() - began:.0f} s, nothing run or allocated: {(state + temporary) / GIB:.3f} "
+        f"GiB per device, {state / GIB:.3f} of them weights, optimizer and batch"
+    )
+    if simulated:
+        print("(by XLA for a CPU, which widens bfloat16 and fuses less: an accelerator takes less)")
+    print()
+    return state + temporary
+
+
+def compile_for_little_memory(plan: Plan) -> Any:
+    """The compiled step, scheduled for little memory."""
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return plan.lower().compile(compiler_options=options)
+
+
+def _batch(experiment: Experiment, summary: Mapping[str, float], parts: Mapping[str, int]) -> str:
+    tokens, flop = summary["encoder_tokens"] + summary["decoder_tokens"], sum(parts.values())
+    shares = ", ".join(f"{name} {part / flop:.1%}" for name, part in sorted(parts.items(), key=lambda p: -p[1]) if part)
+    return (
+        f"one batch: {experiment.data.rows} rows, {tokens:,} tokens, {summary['examples_per_row']:.1f} examples a row; "
+        f"padding: {padding(summary, encoder=experiment.data.encoder_length > 0)}\n"
+        f"one update: {flop:.3g} FLOPs for these masks, {flop / tokens:.3g} a token; "
+        f"{experiment.train.steps:,} updates: {flop * experiment.train.steps:.3g}\n  {shares}"
+    )

@@ -1,0 +1,97 @@
+"""`t5g2 tokenize`."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5g2.commands.flags import CONFIG, SHARDS, SHARDS_OUT, SOURCES, Flag, Parsed
+from t5g2.core.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from t5g2.data.config import DataConfig
+
+FLAGS = {
+    "config": CONFIG,
+    "out": SHARDS_OUT,
+    "sources": SOURCES,
+    "shards": SHARDS,
+    "workers": Flag(1, "processes that write shards", least=1),
+    "beam": Flag(
+        None, "options of an Apache Beam pipeline that writes them instead, such as --beam='--runner=DirectRunner'"
+    ),
+}
+
+
+def run(flags: Parsed) -> None:
+    """Tokenises a config's sources ahead of a run, into shards that a run opens without reading the text.
+
+    Example: t5g2 tokenize --config=configs/t5gemma2.py:4b-4b --out=tokens --shards=64 --workers=16
+    """
+    from t5g2.data.shards import beam
+    from t5g2.train import config_file
+
+    tokenize_sources(
+        config_file.load(flags.config, flags.overrides).data,
+        flags.out,
+        names=flags.names("sources"),
+        shards=flags.shards,
+        workers=flags.workers,
+        runner=beam.pipeline(flags.beam) if flags.beam else None,
+    )
+
+
+def tokenize_sources(
+    config: "DataConfig",
+    out: str | PathLike,
+    *,
+    names: Sequence[str] = (),
+    shards: int = 16,
+    workers: int = 1,
+    runner: Callable | None = None,
+) -> None:
+    """Writes the tokens of sources, a folder each, and prints the override with which a run reads them.
+
+    Args:
+      config: the sources and the tokenizer.
+      out: the folder of the folders.
+      names: of sources; none = all that are text.
+      shards: files per source.
+      workers: processes.
+      runner: makes the shards instead of processes here; see data/shards/token_shards.py.
+
+    Raises:
+      UserError: no such source, or one with images; a text is missing or malformed; a folder holds other tokens.
+    """
+    from t5g2.core import logs, settings
+    from t5g2.data import chunking
+    from t5g2.data.shards import token_shards
+    from t5g2.data.sources.image_text import ImageText
+
+    logs.setup()
+    for name in names:
+        if name not in config.names:
+            raise unknown("source", name, config.names)
+    for number, (name, source) in enumerate(zip(config.names, config.sources, strict=True)):
+        if (names and name not in names) or isinstance(source.text, token_shards.Tokens):
+            continue
+        if isinstance(source.text, ImageText):
+            if names:
+                raise UserError(f"source {name!r} has images and cannot be kept as tokens; a run reads it as it is")
+            continue
+        documents = source.text.open(on_bad_record=config.on_bad_record)
+        chunking.check_skipped(source.text, documents, config.max_skipped)
+        description = settings.dump(source.text, tables=(chunking.BY_NAME,))
+        job = token_shards.Job(documents, config.tokenizer, description, min(shards, len(documents)))
+        start = time.perf_counter()
+        manifest = token_shards.write(job, Path(out) / name, workers=workers, run=runner)
+        seconds = time.perf_counter() - start
+        override = json.dumps({"kind": "tokens", "path": str(Path(out) / name)})
+        skipped = f"{documents.skipped:,} bad records left out, " if documents.skipped else ""
+        print(
+            f"{name}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens in "
+            f"{len(manifest['shards'])} shards, {skipped}{seconds:.0f} s\n"
+            f"  --config.data.sources.{number}.text='{override}'"
+        )
