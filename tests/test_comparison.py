@@ -4,7 +4,7 @@ import pytest
 
 from t5g2.report import comparison
 from t5g2.report.comparison import Comparison, catch_up
-from t5g2.report.run_records import Group, Run
+from t5g2.report.run_records import RunGroup, RunRecord
 
 LOSS = "eval/heldout/loss"
 
@@ -12,11 +12,11 @@ LOSS = "eval/heldout/loss"
 def run(name, losses, *, seed=None, tokens=100, done=True):
     """Losses at steps 0, 1, 2, …; every step has trained on `tokens`."""
     rows = [{"step": step, LOSS: loss} | ({"train/tokens": tokens} if step else {}) for step, loss in enumerate(losses)]
-    return Run(name, "#000", rows, None, None, [], done, seed=seed)
+    return RunRecord(name, "#000", rows, None, None, [], done, seed=seed)
 
 
 def group(name, *curves, seeds=True):
-    return Group(name, "#000", [run(name, c, seed=i if seeds else None) for i, c in enumerate(curves)])
+    return RunGroup(name, "#000", [run(name, c, seed=i if seeds else None) for i, c in enumerate(curves)])
 
 
 ADAPTED = group("adapted", [3.0, 2.0], [3.2, 2.2], [3.4, 2.0])
@@ -72,12 +72,15 @@ def test_the_table_of_results():
 
 def test_runs_that_are_not_done_do_not_count_beside_those_that_are():
     runs = [run("a", [3.0, 2.0], seed=0), run("a", [9.0], seed=1, done=False)]
-    assert Group("a", "#000", runs).at(LOSS, 0).n == 1
-    begun = Group("a", "#000", [run("a", [9.0], seed=1, done=False)])
+    assert RunGroup("a", "#000", runs).at(LOSS, 0).n == 1
+    begun = RunGroup("a", "#000", [run("a", [9.0], seed=1, done=False)])
     assert begun.at(LOSS, 0).mean == 9.0
 
 
 def test_without_seeds_and_tokens_there_is_no_table_of_results():
-    plain = [Group(name, "#000", [Run(name, "#000", [{"step": 0, LOSS: 1.0}], None, None, [], True)]) for name in "ab"]
+    plain = [
+        RunGroup(name, "#000", [RunRecord(name, "#000", [{"step": 0, LOSS: 1.0}], None, None, [], True)])
+        for name in "ab"
+    ]
     both = Comparison("", dict(zip("ab", plain, strict=True)), chosen=True)
     assert comparison.results([both], ["heldout"]) is None

@@ -10,10 +10,9 @@ from html.parser import HTMLParser
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.report import contents, plots
-from t5g2.report import page as report_page
-from t5g2.report.comparison import Table
-from t5g2.report.run_records import Group, Run
+from t5g2.report import contents, markup, output, plots, tables
+from t5g2.report.run_records import RunGroup, RunRecord
+from t5g2.report.text_table import TextTable
 
 DENOISERS = {"mu3_r15": 1.0, "suffix_r75": 4.0}
 
@@ -78,7 +77,7 @@ ACCOUNT = {
 
 
 def test_a_sweep_becomes_a_page_a_table_and_a_csv(sweep, capsys):
-    page = contents.write(sweep)
+    page = output.write(sweep)
     assert page == sweep / "report" / "index.html"
     printed = capsys.readouterr().out
     table = (sweep / "report" / "table.md").read_text()
@@ -105,7 +104,7 @@ def test_a_sweep_becomes_a_page_a_table_and_a_csv(sweep, capsys):
 
 
 def test_the_page_loads_nothing_and_escapes_everything(sweep):
-    text = contents.write(sweep).read_text()
+    text = output.write(sweep).read_text()
     assert not re.search(r"(src|href|action)=[\"'](?!#)", text)  # references within the page only
     assert not re.search(r"@import|<script|<iframe|<link|javascript:", text)
     assert not [url for url in re.findall(r"url\(([^)]*)\)", text) if not url.startswith("#")]
@@ -132,7 +131,7 @@ class Nesting(HTMLParser):
 
 
 def test_the_page_is_well_formed_and_shows_each_part(sweep):
-    text = contents.write(sweep).read_text()
+    text = output.write(sweep).read_text()
     parser = Nesting()
     parser.feed(text)
     assert parser.open == []
@@ -182,7 +181,7 @@ def seeded(tmp_path):
 
 def test_a_sweep_of_seeds_has_means_with_intervals_and_the_single_runs(seeded, capsys):
     """Half widths: 2.0, 2.1, 2.2 have 4.3027 * 0.1 / sqrt(3), and 2.5, 2.6 have 12.7062 * sqrt(0.005) / sqrt(2)."""
-    contents.write(seeded)
+    output.write(seeded)
     text = (seeded / "report" / "table.md").read_text()
     assert text in capsys.readouterr().out
     results, means, runs = text.split("|\n\n")
@@ -200,7 +199,7 @@ def test_a_sweep_of_seeds_has_means_with_intervals_and_the_single_runs(seeded, c
 
 
 def test_the_page_of_a_sweep_of_seeds(seeded):
-    text = contents.write(seeded).read_text()
+    text = output.write(seeded).read_text()
     parser = Nesting()
     parser.feed(text)
     assert parser.open == []
@@ -224,7 +223,7 @@ def test_the_page_of_a_sweep_of_seeds(seeded):
 
 def test_a_single_run_has_a_report_too(tmp_path, capsys):
     write_run(tmp_path / "run", end=2.0, done={"step": 20})
-    text = contents.write(tmp_path / "run").read_text()
+    text = output.write(tmp_path / "run").read_text()
     assert "| state                  | done |" in capsys.readouterr().out.replace("  done", " done")
     assert "evaluations" not in text  # nothing to compare with
 
@@ -238,7 +237,7 @@ def test_what_is_missing_is_said(tmp_path, missing):
             file.unlink()
     else:
         (folder / missing).unlink()
-    text = contents.write(folder).read_text()
+    text = output.write(folder).read_text()
     said = {
         "metrics.jsonl": "No training loss has been recorded yet",
         "experiment.json": "No experiment.json has been written yet",
@@ -251,14 +250,14 @@ def test_what_is_missing_is_said(tmp_path, missing):
 
 def test_a_provenance_of_another_kind_is_shown_as_it_is(tmp_path):
     write_run(tmp_path / "run", end=2.0, provenance={"imported from": "<hub>"})
-    text = contents.write(tmp_path / "run").read_text()
+    text = output.write(tmp_path / "run").read_text()
     assert "{\n  &quot;imported from&quot;: &quot;&lt;hub&gt;&quot;\n}" in text
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     (tmp_path / "experiment.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "wall": 1.0, "train/loss": null}\n{"step": 2, "wa')
-    text = contents.write(tmp_path).read_text()
+    text = output.write(tmp_path).read_text()
     assert "No evaluation has been recorded yet" in text
 
 
@@ -273,33 +272,33 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path, make, message):
     make(tmp_path / "x")
     with pytest.raises(UserError, match=message):
-        contents.write(tmp_path / "x")
+        output.write(tmp_path / "x")
     assert not (tmp_path / "x" / "report").exists()
 
 
 def made(folder, *runs):
     """A report of runs of their own."""
-    return contents.Report("x", folder, [Group(run.name, run.color, [run]) for run in runs], [])
+    return contents.Report("x", folder, [RunGroup(run.name, run.color, [run]) for run in runs], [])
 
 
 def test_many_runs_are_rows(tmp_path):
-    runs = [Run(f"run{i}", "#000", [{"step": 1, "train/loss": 1.5}], None, None, [], True) for i in range(6)]
-    table = contents.summary(made(tmp_path, *runs))
+    runs = [RunRecord(f"run{i}", "#000", [{"step": 1, "train/loss": 1.5}], None, None, [], True) for i in range(6)]
+    table = tables.summary(made(tmp_path, *runs))
     assert table.columns == ["run", "state", "step", "train loss at end"]
     assert table.rows[5] == ["run5", "done", "1", "1.500"]
 
 
 def test_a_series_takes_the_last_row_of_a_step_and_leaves_null_out():
     rows = [{"step": 2, "a": 1.0}, {"step": 1, "a": None}, {"step": 2, "a": 3.0}, {"step": 0, "b": 1.0, "a": 5.0}]
-    run = Run("x", "#000", rows, None, None, [], False)
+    run = RunRecord("x", "#000", rows, None, None, [], False)
     assert run.series("a") == ([0, 2], [5.0, 3.0])
     assert (run.at_start("a"), run.last("a"), run.last("c")) == (5.0, 3.0, None)
 
 
 def test_what_is_measured_at_the_end_only_has_no_start(tmp_path):
     rows = [{"step": 0, "eval/heldout/loss": 5.0}, {"step": 9, "eval/heldout/loss": 3.0, "eval/suffix/loss": 2.0}]
-    run = Run("x", "#000", rows, None, None, [], True)
-    table = dict(contents.summary(made(tmp_path, run)).rows)
+    run = RunRecord("x", "#000", rows, None, None, [], True)
+    table = dict(tables.summary(made(tmp_path, run)).rows)
     assert (table["held-out loss at start"], table["held-out loss at end"]) == ("5.000", "3.000")
     assert table["suffix loss at end"] == "2.000"
     assert "suffix loss at start" not in table
@@ -307,11 +306,15 @@ def test_what_is_measured_at_the_end_only_has_no_start(tmp_path):
 
 def test_the_time_leaves_out_what_a_stop_lasted():
     rows = [{"step": s, "wall": w} for s, w in ((0, 0.0), (1, 60.0), (1, 90_000.0), (2, 90_030.0))]
-    assert Run("x", "#000", rows, None, None, [], False).seconds == 90.0
+    assert RunRecord("x", "#000", rows, None, None, [], False).seconds == 90.0
 
 
 def test_a_table_is_aligned():
-    assert Table(["a", "long"], [["name", "1"]]).lines() == ["| a    | long |", "| ---- | ---: |", "| name |    1 |"]
+    assert TextTable(["a", "long"], [["name", "1"]]).lines() == [
+        "| a    | long |",
+        "| ---- | ---: |",
+        "| name |    1 |",
+    ]
 
 
 def test_the_running_median_follows_drops_and_ignores_spikes():
@@ -325,5 +328,5 @@ def test_labels_are_moved_apart():
 
 
 def test_tags_escape_children_and_attributes():
-    made = report_page.tag("p", "a < b", report_page.tag("b", "!"), None, kind='x"y')
+    made = markup.tag("p", "a < b", markup.tag("b", "!"), None, kind='x"y')
     assert made == '<p class="x&quot;y">a &lt; b<b>!</b></p>'

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from t5g2 import sweep
 from t5g2.core.errors import UserError
 from t5g2.report import contents
-from t5g2.sweep import Paper, Step, Sweep, Variant
+from t5g2.sweep import launch, sweep_file
+from t5g2.sweep import parts as sweep
+from t5g2.sweep.parts import Paper, Step, Sweep, Variant
 
 # Stands in for `t5g2`: notes its arguments and does what the name of its workdir says.
 PROGRAM = """
@@ -86,7 +87,7 @@ THREE = Sweep(
 
 def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
     folder = tmp_path / "sweep"
-    sweep.run_local(THREE, folder, program=program)
+    launch.run_local(THREE, folder, program=program)
     assert notes(folder) == ["a", "adapted", "b"]
     flags = json.loads((folder / "b" / "experiment.json").read_text())
     assert flags == {
@@ -104,9 +105,9 @@ def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
 
 def test_what_is_done_is_skipped(tmp_path, program, capfd):
     folder = tmp_path / "sweep"
-    sweep.run_local(THREE, folder, program=program)
+    launch.run_local(THREE, folder, program=program)
     capfd.readouterr()
-    sweep.run_local(THREE, folder, program=program)
+    launch.run_local(THREE, folder, program=program)
     assert notes(folder) == ["a", "adapted", "b"]
     out = capfd.readouterr().out
     assert "[1/3] a     already done\n[2/3] adapt already done\n[3/3] b     already done\n" in out
@@ -116,16 +117,16 @@ def test_what_is_done_is_skipped(tmp_path, program, capfd):
 def test_a_part_whose_settings_changed_runs_again_and_so_does_what_comes_after(tmp_path, program):
     folder = tmp_path / "sweep"
     parts = (variant("a"), variant("b", after=("a",)), variant("c"))
-    sweep.run_local(Sweep("x", parts), folder, program=program)
+    launch.run_local(Sweep("x", parts), folder, program=program)
     longer = (variant("a", overrides={"train.steps": 9}), *parts[1:])
-    sweep.run_local(Sweep("x", longer), folder, program=program)
+    launch.run_local(Sweep("x", longer), folder, program=program)
     assert notes(folder) == ["a", "b", "c", "a", "b"]
 
 
 def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_path, program, capfd):
     folder, parts = tmp_path / "sweep", (variant("a"), variant("breaks"), variant("c"))
     with pytest.raises(SystemExit) as stopped:
-        sweep.run_local(Sweep("x", parts), folder, program=program)
+        launch.run_local(Sweep("x", parts), folder, program=program)
     assert stopped.value.code == 7
     assert notes(folder) == ["a", "breaks"]
     *_, last, message = capfd.readouterr().out.splitlines()
@@ -133,20 +134,20 @@ def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_pa
     assert message.startswith("[2/3] breaks failed after 0:0")
     assert message.endswith("with exit status 7; its last lines are above")
     (folder / "breaks" / "mended").touch()
-    sweep.run_local(Sweep("x", parts), folder, program=program)
+    launch.run_local(Sweep("x", parts), folder, program=program)
     assert notes(folder) == ["a", "breaks", "breaks", "c"]
     assert "[2/3] breaks resumes: " in capfd.readouterr().out
 
 
 def test_a_killed_part_gives_the_status_of_a_shell(tmp_path, program):
     with pytest.raises(SystemExit) as stopped:
-        sweep.run_local(Sweep("x", (variant("killed"),)), tmp_path / "sweep", program=program)
+        launch.run_local(Sweep("x", (variant("killed"),)), tmp_path / "sweep", program=program)
     assert stopped.value.code == 128 + signal.SIGKILL
 
 
 def test_a_part_that_leaves_nothing_is_an_error(tmp_path, program):
     with pytest.raises(UserError, match=r"forgets ended well but left no .*forgets/done\.json"):
-        sweep.run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
+        launch.run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
 
 
 def start_waiting(tmp_path, program):
@@ -188,7 +189,7 @@ def test_a_killed_sweep_ends_its_part_and_the_next_one_waits_for_it(tmp_path, pr
     child.kill()
     child.wait()
     parts = tuple(variant(name) for name in ("a", "waits", "c"))
-    sweep.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+    launch.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert notes(tmp_path / "sweep") == ["a", "waits", "saved on 15", "waits", "c"]
     assert "another sweep still works in" in capfd.readouterr().out
 
@@ -196,12 +197,12 @@ def test_a_killed_sweep_ends_its_part_and_the_next_one_waits_for_it(tmp_path, pr
 def test_the_print_launcher_shows_the_commands_and_does_nothing(tmp_path, capsys):
     file = tmp_path / "x.py"
     file.write_text(
-        "from t5g2.sweep import *\n"
+        "from t5g2.sweep.parts import *\n"
         "def get_sweep():\n"
         "    b = Variant('b', config='c.py', overrides={'a.b': 'two words', 'c': None}, after=('a',))\n"
         "    return Sweep('x', (b, Variant('a', config='c.py')))\n"
     )
-    sweep.run(file, tmp_path / "runs", launcher="print")
+    launch.run(file, tmp_path / "runs", launcher="print")
     assert capsys.readouterr().out.splitlines() == [
         "# a",
         f"t5g2 train --config=c.py --workdir={tmp_path / 'runs' / 'a'}",
@@ -218,7 +219,7 @@ def test_the_print_launcher_shows_the_commands_and_does_nothing(tmp_path, capsys
 def test_overrides_are_spelled_so_that_they_are_read_back(value, text):
     from t5g2.core import settings
 
-    assert sweep._spell(value) == text
+    assert sweep.flag_text(value) == text
     assert settings.parse(text) == value
 
 
@@ -243,14 +244,14 @@ def test_a_wrong_sweep_is_refused(make, message):
     [
         (None, "no sweep file .*; give the path of a Python file that defines get_sweep"),
         ("x = 1", r"has no get_sweep\(\)"),
-        ("def get_sweep(): return 3", r"get_sweep\(\) of .* returns int; it must return a t5g2.sweep.Sweep"),
+        ("def get_sweep(): return 3", r"get_sweep\(\) of .* returns int; it must return a t5g2.sweep.parts.Sweep"),
     ],
 )
 def test_a_wrong_sweep_file_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "x.py").write_text(text)
     with pytest.raises(UserError, match=message):
-        sweep.run(tmp_path / "x.py", tmp_path / "runs")
+        launch.run(tmp_path / "x.py", tmp_path / "runs")
 
 
 CONFIG = """
@@ -280,19 +281,19 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monke
     file = str(tmp_path / "config.py")
     parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
     with pytest.raises(UserError, match=r"config\.train\.stepz.*did you mean 'steps'"):
-        sweep.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+        launch.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert not (tmp_path / "sweep").exists()
 
 
 def test_an_unknown_launcher_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown launcher 'locl'; did you mean 'local'"):
-        sweep.run(tmp_path / "x.py", tmp_path, launcher="locl")
+        launch.run(tmp_path / "x.py", tmp_path, launcher="locl")
 
 
 def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):
     (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(UserError, match="is the workdir of a single run; give the sweep a folder of its own"):
-        sweep.run_local(THREE, tmp_path, program=program)
+        launch.run_local(THREE, tmp_path, program=program)
     assert not (tmp_path / "sweep.json").exists()
 
 
@@ -309,7 +310,7 @@ SEEDED = Sweep(
 
 def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
     """A run comes after the run of its seed where the other part has that seed, a part without seeds after all."""
-    sweep.run_local(SEEDED, tmp_path / "x", program=program)
+    launch.run_local(SEEDED, tmp_path / "x", program=program)
     done = notes(tmp_path / "x")
     assert set(done) == {"a-s0", "a-s1", "b-s0", "b-s1", "c"}
     assert done.index("a-s1") < done.index("b-s1")
@@ -322,7 +323,7 @@ def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
     assert [(of.title, {arm: g.name for arm, g in of.arms.items()}) for of in made.comparisons] == [
         ("one", {"new": "b", "old": "a"})
     ]
-    sweep.run_local(SEEDED, tmp_path / "x", program=program)
+    launch.run_local(SEEDED, tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == done, "done before"
 
 
@@ -330,17 +331,17 @@ def test_a_half_done_sweep_of_seeds_goes_on_where_it_stopped(tmp_path, program):
     parts = (variant("ok", seeds=(0, 1)), variant("breaks"), variant("late", after=("breaks",), seeds=(3,)))
     half = Sweep(title="x", parts=parts)
     with pytest.raises(SystemExit) as failed:
-        sweep.run_local(half, tmp_path / "x", program=program)
+        launch.run_local(half, tmp_path / "x", program=program)
     assert failed.value.code == 7
     assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks"]
     (tmp_path / "x" / "breaks" / "mended").touch()
-    sweep.run_local(half, tmp_path / "x", program=program)
+    launch.run_local(half, tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks", "breaks", "late-s3"]
 
 
 def test_a_seed_more_runs_alone(tmp_path, program):
     for seeds in ((0, 1), (0, 1, 5)):
-        sweep.run_local(Sweep("x", (variant("a", seeds=seeds),)), tmp_path / "x", program=program)
+        launch.run_local(Sweep("x", (variant("a", seeds=seeds),)), tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == ["a-s0", "a-s1", "a-s5"]
 
 
@@ -362,7 +363,7 @@ def test_a_step_can_have_seeds_and_a_name_can_be_spelled_with_one(tmp_path):
 
 
 def test_without_seeds_nothing_speaks_of_them(tmp_path):
-    described = sweep.describe(THREE, tmp_path)
+    described = sweep_file.describe(THREE, tmp_path)
     assert described["compare"] == ["b"]
     assert {key for part in described["parts"] for key in part} == {"name", "kind", "command", "result", "after"}
     assert not any("train.seed" in part["command"] for part in described["parts"])

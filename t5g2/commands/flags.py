@@ -123,6 +123,7 @@ def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[s
     for name, flag in declared.items():
         if flag.required and values[name] in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")
-        if flag.least is not None and values[name] is not None and not values[name] >= flag.least:  # catches NaN too
-            raise UserError(f"--{name}={values[name]}; it must be at least {flag.least}: {flag.help}")
+        value: Any = values[name]
+        if flag.least is not None and value is not None and not value >= flag.least:  # catches NaN too
+            raise UserError(f"--{name}={value}; it must be at least {flag.least}: {flag.help}")
     return values

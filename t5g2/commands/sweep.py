@@ -14,6 +14,6 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 sweep --sweep=experiments/quickstart.py --workdir=runs/quickstart
     """
-    from t5g2.sweep import launch
+    from t5g2.sweep.parts import launch
 
     launch.run(flags.sweep, flags.workdir, launcher=flags.launcher)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,13 @@ def parse_json(text: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on a file or folder, which dies with the process.
+def locked(path: Path, *, busy: str | None = None, on_wait: Callable[[], None] | None = None) -> Iterator[int]:
+    """Holds an exclusive lock on a file or folder, which ends with the process; gives its file descriptor.
 
     Args:
       path: a folder that exists, or a file, which is made if it is missing.
       busy: the error if another process holds the lock; None = wait for it.
+      on_wait: called before waiting.
 
     Raises:
       UserError: another process holds the lock and `busy` is given.
@@ -141,10 +142,14 @@ def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(str(busy)) from None
-        yield
+            if busy is not None:
+                raise UserError(busy) from None
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
     finally:
         os.close(handle)
 

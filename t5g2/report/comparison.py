@@ -7,28 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from t5g2.core import logs
-from t5g2.report.run_records import Group
+from t5g2.report.run_records import RunGroup
 from t5g2.report.statistics import Estimate, estimate, paired, reached
-
-NONE = "–"
-
-
-class Table(NamedTuple):
-    """Text in columns; the first holds names, the others numbers."""
-
-    columns: list[str]
-    rows: list[list[str]]
-
-    def lines(self) -> list[str]:
-        """The table as Markdown that is also aligned for a terminal."""
-        cells = [self.columns, *self.rows]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        return [
-            "| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |"
-            for row in (self.columns, rule, *self.rows)
-        ]
+from t5g2.report.text_table import NONE, TextTable, amount
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +23,11 @@ class Comparison:
     """
 
     title: str
-    arms: dict[str, Group]
+    arms: dict[str, RunGroup]
     chosen: bool
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RunGroup]:
         """The groups alone."""
         return list(self.arms.values())
 
@@ -56,12 +37,12 @@ class Comparison:
         return any(group.seeded for group in self.groups)
 
     @property
-    def reference(self) -> tuple[str, Group]:
+    def reference(self) -> tuple[str, RunGroup]:
         """The first arm."""
         return next(iter(self.arms.items()))
 
     @property
-    def others(self) -> list[tuple[str, Group]]:
+    def others(self) -> list[tuple[str, RunGroup]]:
         """The arms after it; none if nobody chose what is compared with what."""
         return list(self.arms.items())[1:] if self.chosen or len(self.arms) == 2 else []
 
@@ -85,7 +66,7 @@ class CatchUp(NamedTuple):
         return "at once" if mean is None or not any(found) else mean.text(amount)
 
 
-def catch_up(group: Group, reference: Group, *, metric: str, step: int | None) -> CatchUp | None:
+def catch_up(group: RunGroup, reference: RunGroup, *, metric: str, step: int | None) -> CatchUp | None:
     """The tokens that `group` needs to be where `reference` is at a step; None where a loss or tokens are not recorded.
 
     Each run is compared with the reference's run of the same seed, or with their mean if there is none. Between two
@@ -105,7 +86,7 @@ def catch_up(group: Group, reference: Group, *, metric: str, step: int | None) -
     return CatchUp(found, min(within)) if found else None
 
 
-def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> Table | None:
+def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> TextTable | None:
     """A column a comparison; None if there is nothing in it that the table of the runs does not have."""
     shown = [c for c in comparisons if c.others]
     columns = [dict(fact for task in tasks for fact in _facts(c, task)) for c in shown]
@@ -113,7 +94,7 @@ def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> Table | 
     if not any(c.seeded for c in shown) and not any(label.startswith("tokens until") for label in labels):
         return None
     titles = ["", *(c.title or "all" for c in shown)]
-    return Table(titles, [[label, *(facts.get(label, NONE) for facts in columns)] for label in labels])
+    return TextTable(titles, [[label, *(facts.get(label, NONE) for facts in columns)] for label in labels])
 
 
 def _facts(comparison: Comparison, task: str) -> list[tuple[str, str]]:
@@ -148,7 +129,7 @@ def _facts(comparison: Comparison, task: str) -> list[tuple[str, str]]:
     return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.seeded else []), *facts]
 
 
-def difference(group: Group, other: Group, metric: str, steps: tuple[int, int]) -> Estimate | None:
+def difference(group: RunGroup, other: RunGroup, metric: str, steps: tuple[int, int]) -> Estimate | None:
     """Mean and interval, paired by seed, of `group` at the first step less `other` at the second."""
     return paired(group.by_seed(metric, steps[0]), other.by_seed(metric, steps[1]))
 
@@ -164,7 +145,7 @@ def findings(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> list[st
     ]
 
 
-def _sentences(comparison: Comparison, arm: tuple[str, Group], task: str) -> list[str]:
+def _sentences(comparison: Comparison, arm: tuple[str, RunGroup], task: str) -> list[str]:
     (a, first), (b, group) = comparison.reference, arm
     metric = f"eval/{task}/loss"
     loss = "held-out loss" if task == "heldout" else f"held-out loss ({task})"
@@ -190,7 +171,7 @@ def _sentences(comparison: Comparison, arm: tuple[str, Group], task: str) -> lis
     return made
 
 
-def _trained(group: Group, step: int) -> str:
+def _trained(group: RunGroup, step: int) -> str:
     totals = [total[0] for run in group.counted if (total := run.tokens([step]))]
     mean = estimate(totals)
     return NONE if mean is None else amount(mean.mean)
@@ -202,8 +183,3 @@ def spelled(value: Estimate | None, *, signed: bool = False) -> str:
         return NONE
     sign = "+" if signed and value.mean > 0 else ""
     return sign + value.text(lambda number: f"{number:.3f}")
-
-
-def amount(value: float) -> str:
-    """A large number to three digits: 12.3k."""
-    return logs.short(value)

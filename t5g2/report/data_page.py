@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from t5g2.core import files
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig
@@ -16,56 +17,38 @@ from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.masks import Mask
-from t5g2.report.page import STYLE as BASE
-from t5g2.report.page import Html, Table, table_of, tag
-from t5g2.train.data_preview import Look
+from t5g2.report.markup import Html, document, html_table, tag
+from t5g2.report.text_table import TextTable
+from t5g2.train.data_preview import DataPreview
 from t5g2.train.experiment import Experiment
 
 # of the examples of a row, in turn; light enough for text on them
 COLORS = ("#cfe3f7", "#fbdcc4", "#cdebd6", "#e4d7ef", "#f3ebbd", "#c9e8ec", "#f6cfdc", "#dfe3e8")
 PIXELS = 200  # of a mask's longer side at least; one token is at least one pixel
-STYLE = (
-    BASE
-    + """
-.row { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.15rem;
-  margin: 2.2rem 0 1rem; }
-.row h2 { margin-top: 0; }
-.strip { display: flex; height: 0.9rem; border-radius: 4px; overflow: hidden; background: var(--line);
-  margin: 0.35rem 0; }
-.tokens { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 0.82rem;
-  line-height: 1.75; overflow-wrap: anywhere; white-space: pre-wrap; color: #23272e; }
-.tokens span { border-radius: 3px; padding: 0.08rem 0; }
-.tokens .special { color: #b3431e; font-weight: 650; }
-.tokens .silent { opacity: 0.42; }
-.tokens .padding { color: var(--quiet); }
-.masks { display: flex; flex-wrap: wrap; gap: 1.2rem 2rem; }
-.masks img { image-rendering: pixelated; border: 1px solid var(--line); background: #fff; max-width: 100%; }
-"""
-)
 
 
-def write(experiment: Experiment, seen: Look, path: str | PathLike, *, rows: int) -> None:
+def write(experiment: Experiment, preview: DataPreview, path: str | PathLike, *, rows: int) -> None:
     """Writes the page of the first rows of the first batch.
 
     Raises:
       UserError: the file cannot be written.
     """
-    body = tag("main", *_head(seen), *chain.from_iterable(_row(experiment, seen, row) for row in _first(seen, rows)))
-    meta = Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">')
-    head = tag("head", meta, tag("title", "Data"), tag("style", Html(STYLE)))
+    body = tag(
+        "main", *_head(preview), *chain.from_iterable(_row(experiment, preview, row) for row in _first(preview, rows))
+    )
     try:
-        Path(path).write_text("<!doctype html>\n" + tag("html", head, tag("body", body), lang="en") + "\n")
+        files.write_text(Path(path), document("Data", body, styles=("page.css", "data_page.css")))
     except OSError as error:
         raise UserError(f"--page={path} cannot be written ({error}); give a file in a folder that exists") from None
     print(f"page: {Path(path).absolute()}")
 
 
-def _first(seen: Look, rows: int) -> range:
-    return range(min(rows, len(seen.first.batch.targets)))
+def _first(preview: DataPreview, rows: int) -> range:
+    return range(min(rows, len(preview.first.batch.targets)))
 
 
-def _head(seen: Look) -> list[Html]:
-    lines = [[source, denoiser, f"{share:.1%}"] for (source, denoiser), share in seen.shares.items()]
+def _head(preview: DataPreview) -> list[Html]:
+    lines = [[source, denoiser, f"{share:.1%}"] for (source, denoiser), share in preview.shares.items()]
     key = [
         tag("span", "an example", style=f"background:{COLORS[0]}"),
         tag("span", "<special>", kind="special"),
@@ -73,8 +56,8 @@ def _head(seen: Look) -> list[Html]:
     ]
     return [
         tag("h1", "The data, as the model reads it"),
-        tag("p", f"Padding: {seen.padding}. {seen.tokens_per_s:,.0f} tokens/s were made.", kind="quiet"),
-        table_of(Table(["source", "denoiser", "share of the decoder's tokens"], lines), kind="words"),
+        tag("p", f"Padding: {preview.padding}. {preview.tokens_per_s:,.0f} tokens/s were made.", kind="quiet"),
+        html_table(TextTable(["source", "denoiser", "share of the decoder's tokens"], lines), kind="words"),
         tag("div", *(child for part in key for child in (part, Html("&emsp;"))), kind="tokens"),
         tag(
             "p", "Colours are the examples of a row. Decoder inputs are BOS and the targets but the last.", kind="quiet"
@@ -82,10 +65,10 @@ def _head(seen: Look) -> list[Html]:
     ]
 
 
-def _row(experiment: Experiment, seen: Look, row: int) -> list[Html]:
-    batch, config = seen.first.batch, seen.config
-    ids = [str(i) for i in seen.first.example_ids[row] if i >= 0]
-    title = f"Row {row}, stream {seen.first.streams[row]}, examples {', '.join(ids) or 'none'}"
+def _row(experiment: Experiment, preview: DataPreview, row: int) -> list[Html]:
+    batch, config = preview.first.batch, preview.config
+    ids = [str(i) for i in preview.first.example_ids[row] if i >= 0]
+    title = f"Row {row}, stream {preview.first.streams[row]}, examples {', '.join(ids) or 'none'}"
     parts = [tag("h2", title)]
     sides = [("encoder", batch.encoder.tokens[row], batch.encoder.segments[row], None)] if batch.encoder else []
     sides.append(("targets", batch.targets[row], batch.decoder.segments[row], batch.weights[row]))
@@ -95,7 +78,7 @@ def _row(experiment: Experiment, seen: Look, row: int) -> list[Html]:
         parts.append(_strip(segments))
         silent = np.zeros(len(tokens), bool) if weights is None else weights == 0
         parts.append(tag("div", *_spans(tokens, segments, silent, config), kind="tokens"))
-    return [tag("div", *parts, kind="row"), tag("div", *_masks(experiment, seen, row), kind="masks")]
+    return [tag("div", *parts, kind="row"), tag("div", *_masks(experiment, preview, row), kind="masks")]
 
 
 def _runs(*values: np.ndarray) -> list[slice]:
@@ -134,9 +117,9 @@ def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, config:
     return made
 
 
-def _masks(experiment: Experiment, seen: Look, row: int) -> list[Html]:
+def _masks(experiment: Experiment, preview: DataPreview, row: int) -> list[Html]:
     """Who sees whom in this row, by side and kind of layer."""
-    model, batch = experiment.model, seen.first.batch
+    model, batch = experiment.model, preview.first.batch
     decoder = _of_row(batch.decoder, row)
     stack = model.decoder if isinstance(model, EncoderDecoderConfig) else model
     wanted: list[tuple[str, Sequences, Sequences, Mask]] = []

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from t5g2.report.run_records import Group
+from t5g2.report.run_records import RunGroup
 
 INK = "#010203"  # stands for the page's own text colour
 STYLE = {
@@ -45,7 +45,7 @@ STYLE = {
 }
 
 
-def compare(sets: Mapping[str, Sequence[Group]], metric: str, unit: str) -> str:
+def compare(sets: Mapping[str, Sequence[RunGroup]], metric: str, unit: str) -> str:
     """SVG: a plot for each {title: groups}, with one curve a group, its last value written at its end."""
     with _style() as (plt, ticker):
         figure, grid = _grid(plt, len(sets), columns=min(len(sets), 2), height=4.0 if len(sets) == 1 else 3.4)
@@ -65,7 +65,7 @@ def compare(sets: Mapping[str, Sequence[Group]], metric: str, unit: str) -> str:
         return _svg(figure, plt)
 
 
-def panels(groups: Sequence[Group], metrics: Mapping[str, str], *, from_zero: bool = False) -> str:
+def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero: bool = False) -> str:
     """SVG: a small plot for each {title: metric}, three in a row; `from_zero` = the values are amounts or shares."""
     with _style() as (plt, ticker):
         figure, grid = _grid(plt, len(metrics))
@@ -82,7 +82,7 @@ def panels(groups: Sequence[Group], metrics: Mapping[str, str], *, from_zero: bo
         return _svg(figure, plt)
 
 
-def training(sets: Mapping[str, Sequence[Group]]) -> str:
+def training(sets: Mapping[str, Sequence[RunGroup]]) -> str:
     """SVG: a plot for each {title: groups}, with every logged training loss, its running median, and held-out losses.
 
     Of several seeds, the mean is what the running median is taken of.
@@ -113,7 +113,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [statistics.median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
 
 
-def _curve(axes: Any, group: Group, metric: str, **style: Any) -> None:
+def _curve(axes: Any, group: RunGroup, metric: str, **style: Any) -> None:
     """The mean of a group and, thin, what it is the mean of."""
     if len(group.runs) > 1:
         for run in group.runs:
@@ -121,7 +121,7 @@ def _curve(axes: Any, group: Group, metric: str, **style: Any) -> None:
     axes.plot(*group.series(metric), color=group.color, **style)
 
 
-def _overall(group: Group) -> list[str]:
+def _overall(group: RunGroup) -> list[str]:
     return [name for name in group.metrics if re.fullmatch(r"eval/[^/]+/loss", name)]
 
 

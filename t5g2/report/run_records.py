@@ -1,15 +1,15 @@
 """What the workdirs of runs hold, as the report reads it: a run, and the runs of one variant under several seeds."""
 
 import json
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
+from statistics import median as median_of
 from typing import Any
 
-from t5g2.core import metrics_writer
-from t5g2.core.errors import UserError
+from t5g2.core import files, metrics_writer
 from t5g2.report import statistics
 from t5g2.report.statistics import Estimate, estimate
 
@@ -17,7 +17,7 @@ COLORS = ("#3b78b8", "#d9773c", "#4d9a6c", "#9469a8", "#b19a35", "#4fa3b5", "#c2
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunRecord:
     """What the workdir of one run holds; None or empty = the file is not there (yet).
 
     Attributes:
@@ -61,7 +61,7 @@ class Run:
     def median(self, metric: str) -> float | None:
         """The median over the steps, which the compilation at the first one does not move."""
         values = self.series(metric)[1]
-        return statistics.median(values) if values else None
+        return median_of(values) if values else None
 
     def tokens(self, steps: Iterable[int]) -> list[float] | None:
         """Trained tokens, of encoder and decoder together, after so many steps; None = none were logged."""
@@ -86,7 +86,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class RunGroup:
     """The runs of one variant, under several seeds or a single one.
 
     Attributes:
@@ -97,7 +97,7 @@ class Group:
 
     name: str
     color: str
-    runs: list[Run]
+    runs: list[RunRecord]
 
     @property
     def seeded(self) -> bool:
@@ -105,7 +105,7 @@ class Group:
         return any(run.seed is not None for run in self.runs)
 
     @property
-    def counted(self) -> list[Run]:
+    def counted(self) -> list[RunRecord]:
         """The runs that means are taken over: those that are done, or while none is, those that have begun."""
         return [run for run in self.runs if run.done] or [run for run in self.runs if run.rows]
 
@@ -128,7 +128,7 @@ class Group:
         """(steps, means) of a metric at those steps."""
         steps = self.steps(metric)
         points = [run.points(metric) for run in self.counted]
-        return steps, [statistics.fmean(of[step] for of in points) for step in steps]
+        return steps, [fmean(of[step] for of in points) for step in steps]
 
     def at(self, metric: str, step: int | None) -> Estimate | None:
         """Mean and interval at a step; None = no counted run has it there."""
@@ -139,32 +139,25 @@ class Group:
         return next(reversed(self.steps(metric)), None)
 
 
-def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | None = None) -> Run:
+def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | None = None) -> RunRecord:
     """The run in a folder, which may lack any of its files or not exist."""
-    metrics, provenance = folder / "metrics.jsonl", read_json(folder / "provenance.json")
+    metrics, provenance = folder / "metrics.jsonl", read_if_there(folder / "provenance.json")
     samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
-    return Run(
+    return RunRecord(
         name=name,
         color=color,
         rows=metrics_writer.read_metrics(metrics) if metrics.exists() else [],
-        experiment=read_json(folder / "experiment.json"),
-        provenance=provenance if provenance is not None else read_json(folder / "model" / "provenance.json"),
+        experiment=read_if_there(folder / "experiment.json"),
+        provenance=provenance if provenance is not None else read_if_there(folder / "model" / "provenance.json"),
         samples=_read_lines(samples[-1]) if samples else [],
         done=(folder / "done.json").exists(),
         seed=seed,
     )
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, None if there is none. Raises UserError if it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is no JSON ({error}); it is damaged: remove it and run the command that made it"
-        ) from None
+def read_if_there(path: Path) -> Any:
+    """The value in a JSON file, None if the file does not exist. Raises UserError if it is damaged."""
+    return files.read_json(path, fix="remove it and run the command that made it") if path.exists() else None
 
 
 def _read_lines(path: Path) -> list[dict]:

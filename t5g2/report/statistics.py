@@ -1,20 +1,17 @@
-"""Means over seeds with their intervals, and where a falling curve first reaches a value.
+"""Means over seeds with their intervals, and the point at which a falling curve first reaches a value.
 
 Every interval is that of a mean over n seeds at 95 %, from Student's t with n - 1 degrees of freedom:
 
     mean ± t * s / sqrt(n)      s = sqrt(sum((x - mean)^2) / (n - 1))
 
 t is 12.706 for two seeds, 4.303 for three, 3.182 for four. It assumes that the seeds' results are about normal, and
-speaks of what the seeds change, which is the order of the data and the new weights. One seed has no interval.
+covers what a seed changes: the order of the data and the new weights. One seed has no interval.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-# the 97.5 % points of Student's t with 1 to 5 degrees of freedom (NIST/SEMATECH e-Handbook, table 1.3.6.7.2)
-T_POINTS = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)
 
 
 class Estimate(NamedTuple):
@@ -50,22 +47,11 @@ def paired(values: Mapping[int | None, float], others: Mapping[int | None, float
     return estimate([values[seed] - others[seed] for seed in values if seed in others])
 
 
-def t_point(freedom: int) -> float:
-    """The 97.5 % point of Student's t: from the table, beyond it from the series in 1 / freedom.
+def t_point(degrees_of_freedom: int) -> float:
+    """The 97.5 % point of Student's t."""
+    from scipy.special import stdtrit  # scipy comes with jax; imported here because it is slow to import
 
-    The series is 26.7.5 of Abramowitz and Stegun, Handbook of Mathematical Functions; its error is below 2e-4 there.
-    """
-    if freedom <= len(T_POINTS):
-        return T_POINTS[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def reached(xs: Sequence[float], values: Sequence[float], target: float) -> float | None:

@@ -261,8 +261,8 @@ def check_rows(rows: int, microbatches: int, *, device_groups: int = 1) -> None:
     if rows % unit:
         groups = f" on {device_groups} groups of devices (mesh data x fsdp)" if device_groups > 1 else ""
         raise UserError(
-            f"data.rows = {rows} cannot be split evenly into train.microbatches = {microbatches}{groups}; rows must be a "
-            f"multiple of {unit}"
+            f"data.rows = {rows} cannot be split evenly into train.microbatches = {microbatches}{groups}; rows must "
+            f"be a multiple of {unit}"
         )
 
 
@@ -272,7 +272,7 @@ def build(node: Mapping[str, Any]) -> Experiment:
     `model` is every field of an architecture, or {"size": NAME} and beside it what is to be otherwise, such as
     {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes per_row, and resampling; the rest is the model's.
     """
-    node = current_keys(node)
+    node = dict(current_keys(node))
     model = node.get("model")
     if isinstance(model, Mapping) and "size" in model:
         changes = {key: value for key, value in model.items() if key != "size"}

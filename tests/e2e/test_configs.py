@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from t5g2 import cli, sweep
+from t5g2 import cli
 from t5g2.commands import dry_run
 from t5g2.core.errors import UserError
 from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES
+from t5g2.sweep import parts, sweep_file
 from t5g2.train import config_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,9 +94,9 @@ def test_what_the_reports_say_is_in_the_configs(monkeypatch):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
 def test_a_sweep_loads_and_its_runs_are_checked_configs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    loaded = sweep.load(path)
+    loaded = sweep_file.load(path)
     for part in loaded.ordered():
-        if isinstance(part, sweep.Variant):
+        if isinstance(part, parts.Variant):
             made = config_file.load(part.config, part.changes(tmp_path))
             assert str(ROOT / part.config) in CONFIGS
             assert part.seed is None or made.train.seed == part.seed

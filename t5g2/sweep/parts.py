@@ -32,33 +32,17 @@ The report shows each group's mean and interval. `compare` names groups, or seve
              "width 160": {"adapted": "adapted-160", "scratch": "scratch-160"}}
 """
 
-import fcntl
-import hashlib
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from t5g2.core import logs, settings
+from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.train import config_file
-
-PROGRAM = (sys.executable, "-m", "t5g2")
-
-# Asks for SIGTERM when the parent dies (PR_SET_PDEATHSIG = 1, linux/prctl.h) and becomes the command.
-STOP_WITH_PARENT = f"""
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+from t5g2.train import experiment as experiments
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ class Variant:
     def changes(self, folder: Path) -> list[tuple[str, str]]:
         """(dotted path, text) of each override, as `--config.PATH=TEXT` gives them."""
         seed = [] if self.seed is None else [("train.seed", str(self.seed))]
-        return seed + [(path, _filled(_spell(value), folder, self.seed)) for path, value in self.overrides.items()]
+        return seed + [(path, fill(flag_text(value), folder, self.seed)) for path, value in self.overrides.items()]
 
     def arguments(self, folder: Path) -> list[str]:
         """What follows `t5g2` on the command line."""
@@ -98,12 +82,10 @@ class Variant:
 
     def identity(self, folder: Path) -> str:
         """Changes with every setting of the experiment. Raises UserError where the config is wrong."""
-        from t5g2.train import experiment
-
-        return experiment.fingerprint(config_file.load(self._config(folder), self.changes(folder)))
+        return experiments.fingerprint(config_file.load(self._config(folder), self.changes(folder)))
 
     def _config(self, folder: Path) -> str:
-        return _filled(self.config, folder, self.seed)
+        return fill(self.config, folder, self.seed)
 
 
 @dataclass(frozen=True)
@@ -126,11 +108,11 @@ class Step:
 
     def arguments(self, folder: Path) -> list[str]:
         """What follows `t5g2` on the command line."""
-        return [_filled(word, folder, self.seed) for word in self.command]
+        return [fill(word, folder, self.seed) for word in self.command]
 
     def result(self, folder: Path) -> Path:
         """The file or folder that exists once the part is done."""
-        return folder / _filled(self.out, folder, self.seed)
+        return folder / fill(self.out, folder, self.seed)
 
     def identity(self, folder: Path) -> str:
         """Changes with the command."""
@@ -255,7 +237,7 @@ def _waits_for(run: Part, runs: Mapping[str, Sequence[Part]]) -> tuple[str, ...]
 def _check_seeds(part: Part) -> None:
     if part.seeds is None:
         told = (*part.after, *part.command, part.out) if isinstance(part, Step) else (*part.after, part.config)
-        told += tuple(map(_spell, part.overrides.values())) if isinstance(part, Variant) else ()
+        told += tuple(map(flag_text, part.overrides.values())) if isinstance(part, Variant) else ()
         if part.seed is None and any("{seed}" in text for text in told):
             raise UserError(f"{part.name} speaks of {{seed}} and has no seeds; give it some, such as seeds=(0, 1, 2)")
         return
@@ -277,193 +259,17 @@ def _check_seeds(part: Part) -> None:
         )
 
 
-def load(path: str | os.PathLike) -> Sweep:
-    """The sweep of a file. Raises UserError: no such file, no get_sweep(), or it returns something else."""
-    if not Path(path).is_file():
-        raise UserError(f"no sweep file {path}; give the path of a Python file that defines get_sweep()")
-
-    made = config_file.call(Path(path), "get_sweep", returns="a t5g2.sweep.Sweep")
-    if not isinstance(made, Sweep):
-        raise UserError(f"get_sweep() of {path} returns {type(made).__name__}; it must return a t5g2.sweep.Sweep")
-    return made
-
-
-def run(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: str = "local") -> None:
-    """Runs a sweep file in a workdir and writes the report.
-
-    Raises:
-      UserError: the sweep file or a variant's config is wrong, found before anything is started.
-      SystemExit: a part failed, with its exit status; or SIGTERM or SIGINT came and the part that ran has ended.
-    """
-    if launcher not in LAUNCHERS:
-        raise unknown("launcher", launcher, LAUNCHERS)
-    LAUNCHERS[launcher](load(path), Path(workdir))
-
-
-def run_local(sweep: Sweep, folder: Path, *, program: Sequence[str] = PROGRAM) -> None:
-    """Runs the parts here, one after the other; `program` is what `t5g2` stands for."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--workdir={folder} is a file; give a folder, which is made if it is missing")
-    if (folder / "experiment.json").exists():
-        raise UserError(f"{folder} is the workdir of a single run; give the sweep a folder of its own")
-    identities = _identities(sweep, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={folder} cannot be made ({error}); give another folder") from None
-    with _alone(folder) as lock, _Signals() as signals:
-        _write_json(folder / "sweep.json", describe(sweep, folder))
-        parts = sweep.ordered()
-        width = max((len(part.name) for part in parts), default=0)
-        for number, part in enumerate(parts, 1):
-            label, mark = f"[{number}/{len(parts)}] {part.name:{width}}", folder / ".sweep" / f"{part.name}.json"
-            # a part that was done with other settings runs again: the command itself knows what may differ
-            if part.result(folder).exists() and _read_json(mark) in (None, identities[part.name]):
-                _write_json(mark, identities[part.name])
-                _say(f"{label} already done")
-                continue
-            arguments = part.arguments(folder)
-            _say(f"{label} {'resumes' if (folder / part.name).exists() else 'starts'}: {_shown(arguments)}")
-            start = time.perf_counter()
-            status = _run([*program, *arguments], signals, lock)
-            taken = logs.duration(time.perf_counter() - start)
-            if signals.came:
-                _say(f"{label} ended after {taken}, asked to; run the same command again to go on")
-                sys.exit(128 + signals.came)
-            if status:
-                _say(f"{label} failed after {taken} with exit status {status}; its last lines are above")
-                sys.exit(status)
-            if not part.result(folder).exists():
-                raise UserError(
-                    f"{part.name} ended well but left no {part.result(folder)}; is the sweep's `out` right?"
-                )
-            _write_json(mark, identities[part.name])
-            _say(f"{label} done in {taken}")
-    from t5g2.report import contents
-
-    contents.write(folder)
-
-
-def print_commands(sweep: Sweep, folder: Path) -> None:
-    """Prints the commands in a right order, as a shell takes them; starts and writes nothing."""
-    for part in sweep.ordered():
-        print(f"# {part.name}" + (f", after {', '.join(part.after)}" if part.after else ""))
-        print(_shown(part.arguments(folder)))
-
-
-LAUNCHERS: dict[str, Callable[[Sweep, Path], None]] = {"local": run_local, "print": print_commands}
-
-
-def describe(sweep: Sweep, folder: Path) -> dict[str, Any]:
-    """sweep.json, which the report reads."""
-    groups = {run.name: part.name for part in sweep.parts if part.seeds is not None for run in expand(part)}
-    parts = [
-        {
-            "name": part.name,
-            "kind": type(part).__name__.lower(),
-            "command": _shown(part.arguments(folder)),
-            "result": str(part.result(folder).relative_to(folder)),
-            "after": list(part.after),
-        }
-        | ({"group": groups[part.name], "seed": part.seed} if part.name in groups else {})
-        for part in sweep.ordered()
-    ]
-    of = sweep.compare
-    compare = {title: dict(arms) for title, arms in of.items()} if isinstance(of, Mapping) else list(of)
-    paper = asdict(sweep.paper) if sweep.paper else None
-    return {"title": sweep.title, "parts": parts, "compare": compare, "paper": paper}
-
-
-def _identities(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """By part, a hash that changes with its settings and with those of what it comes after."""
-    identities = {}
-    for part in sweep.ordered():
-        text = part.identity(folder) + "".join(identities[name] for name in sorted(part.after))
-        identities[part.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return identities
-
-
-class _Signals:
-    """SIGTERM and SIGINT are passed on to the part that runs; nothing new is started afterwards."""
-
-    def __init__(self):
-        self.came, self._child = 0, None
-
-    def __enter__(self):
-        self._before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _pass_on(self, number: int, _frame: Any) -> None:
-        self.came = number
-        if self._child is not None:
-            self._child.send_signal(number)
-
-    def wait(self, child: subprocess.Popen) -> int:
-        self._child = child
-        if self.came:  # between the start of the child and this line
-            child.send_signal(self.came)
-        try:
-            return child.wait()
-        finally:
-            self._child = None
-
-
-def _run(command: Sequence[str], signals: _Signals, lock: int) -> int:
-    """The exit status of a command, 128 + n if signal n ended it; its output goes where ours goes.
-
-    It is a session of its own, so that Ctrl-C on the terminal reaches it once, through us, and not twice. It holds the
-    lock too: if we are killed, it is told to stop (Linux), and whoever comes next waits until it has.
-    """
-    if signals.came:
-        return 128 + signals.came
-    sys.stdout.flush()
-    if sys.platform == "linux":
-        command = [sys.executable, "-ISc", STOP_WITH_PARENT, *command]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(lock,))
-    status = signals.wait(child)
-    return status if status >= 0 else 128 - status
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """Holds the folder's lock; waits while another sweep, or what is left of one, still works here."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"another sweep still works in {folder}; this one goes on when it has ended")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
-
-
-def _spell(value: Any) -> str:
+def flag_text(value: Any) -> str:
     """The text that a flag needs so that it is read as `value` again."""
     return value if isinstance(value, str) and settings.parse(value) == value else repr(value)
 
 
-def _filled(text: str, folder: Path, seed: int | None) -> str:
+def fill(text: str, folder: Path, seed: int | None) -> str:
+    """Replaces {sweep} and {seed} in a text by the sweep's workdir and the seed."""
     text = text.replace("{sweep}", str(folder))
     return text if seed is None else text.replace("{seed}", str(seed))
 
 
-def _shown(arguments: Sequence[str]) -> str:
+def command_line(arguments: Sequence[str]) -> str:
+    """The `t5g2` command as a shell takes it."""
     return shlex.join(["t5g2", *arguments])
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)

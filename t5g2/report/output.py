@@ -1,0 +1,52 @@
+"""Writes a report: the page, the table, the numbers as csv."""
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from t5g2.core import files
+from t5g2.report import comparison, page
+from t5g2.report.contents import Report, read
+from t5g2.report.run_records import RunRecord
+from t5g2.report.tables import MEANS, over_seeds, summary
+from t5g2.report.text_table import TextTable
+
+
+def write(workdir: str | os.PathLike) -> Path:
+    """Writes report/index.html, report/metrics.csv and report/table.md; prints the table and the page's path.
+
+    Raises:
+      UserError: the folder holds neither a run nor a sweep.
+    """
+    report = read(Path(workdir))
+    out = report.folder / "report"
+    out.mkdir(exist_ok=True)
+    table = "\n\n".join("\n".join([*heading, *text.lines()]) for heading, text in _printed_tables(report))
+    files.write_text(out / "index.html", page.render(report))
+    files.write_text(out / "table.md", table + "\n")
+    with files.replacing(out / "metrics.csv") as part, open(part, "w", newline="") as file:
+        csv.writer(file).writerows([("run", "step", "wall", "metric", "value"), *_points(report.runs)])
+    print("\n".join(["", table, "", f"report: {out / 'index.html'}"]), flush=True)
+    return out / "index.html"
+
+
+def _printed_tables(report: Report) -> list[tuple[list[str], TextTable]]:
+    """(heading, table): the runs alone, or the results over seeds before them."""
+    results = comparison.results(report.comparisons, list(report.tasks(report.compared)))
+    if results is None and not report.seeded:
+        return [([], summary(report))]
+    about = f"Over seeds: {MEANS}"
+    return [
+        *([(["Results" + (f", {MEANS}" if report.seeded else ""), ""], results)] if results else []),
+        *([([about, ""], over_seeds(report))] if report.seeded else []),
+        (["Runs", ""], summary(report)),
+    ]
+
+
+def _points(runs: Iterable[RunRecord]) -> Iterable[tuple]:
+    for run in runs:
+        for row in run.rows:
+            for metric, value in row.items():
+                if metric not in ("step", "wall"):
+                    yield run.name, row["step"], row.get("wall"), metric, value

@@ -1,0 +1,5 @@
+"""A sweep: several runs and the commands between them, and one report at the end. What a sweep file imports."""
+
+from t5g2.sweep.parts import Paper, Step, Sweep, Variant
+
+__all__ = ["Paper", "Step", "Sweep", "Variant"]
