@@ -142,9 +142,9 @@ def steps(made: Any, world: Any) -> tuple[float, float]:
 
     from t5g2.core import sharding
     from t5g2.data.pipeline import to_global
-    from t5g2.train import plan as start
+    from t5g2.train import plan as plans
 
-    plan = start.plan(made, world)
+    plan = plans.make(made, world)
     with tempfile.TemporaryDirectory() as folder, Pipeline(plan.data, seed=0) as pipeline:
         state = restore.restore(made, Path(folder), plan, workdir.open_checkpoints(made, Path(folder))).state
         update, ratios, seconds = plan.compile(), [], []

@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, strict types, no silent warnings of ours."""
 
 import os
+import signal
 from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,6 +14,9 @@ os.environ["PJRT_NPROC"] = "32"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of LLVM's; programs run a few times
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's and numpy's own threads gain nothing on arrays this small
+
+# A shell that starts the tests in the background has SIGINT ignored, which everything they start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

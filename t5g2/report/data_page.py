@@ -37,6 +37,7 @@ def write(experiment: Experiment, preview: DataPreview, path: str | PathLike, *,
         "main", *_head(preview), *chain.from_iterable(_row(experiment, preview, row) for row in _first(preview, rows))
     )
     try:
+        Path(path).parent.resolve(strict=True)  # folders are not made: a misspelt path would be a new one
         files.write_text(Path(path), document("Data", body, styles=("page.css", "data_page.css")))
     except OSError as error:
         raise UserError(f"--page={path} cannot be written ({error}); give a file in a folder that exists") from None

@@ -84,7 +84,7 @@ def test_a_partial_last_line_is_dropped(tmp_path, partial):
 def test_a_killed_writer_leaves_at_most_one_partial_line(tmp_path):
     code = f"""
 import itertools
-from t5g2.core.logs import MetricsWriter
+from t5g2.core.metrics_writer import MetricsWriter
 writer = MetricsWriter({str(tmp_path)!r})
 for step in itertools.count():
     writer.write(step, {{"train/loss": step / 2, "text" * 50: 1.0}})
@@ -234,7 +234,7 @@ def test_named_peaks_count_every_device(monkeypatch, kind, flops):
 
 
 def test_the_peak_of_a_cpu_is_measured_once(monkeypatch):
-    monkeypatch.setattr(logs, "measure_matmul", lambda size: 1e11)
+    monkeypatch.setattr(device_module, "measure_matmul", lambda size: 1e11)
     peak = device_module.peak()
     assert peak.flops_per_s == 1e11  # the eight simulated devices share the cores
     assert peak.source.startswith("measured float32 matmul on 1 x ")

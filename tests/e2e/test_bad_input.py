@@ -72,7 +72,7 @@ def test_a_mesh_that_does_not_fit_the_devices(capsys, corpus, tmp_path):
 def test_rows_that_the_devices_do_not_divide(capsys, corpus, tmp_path):
     flags = ["--config.data.rows=4", f"--workdir={tmp_path}"]
     message = fails(capsys, "train", f"--config={CONFIG}:source@{corpus}", *flags)
-    assert "rows = 4 cannot be dealt out to 8 groups" in message
+    assert "rows = 4 cannot be split evenly into train.microbatches = 1 on 8 groups" in message
 
 
 def test_an_empty_corpus(capsys, corpus, tmp_path):

@@ -117,7 +117,7 @@ def update(experiment, batch, shape, microbatches, devices):
     place = meshes.batch_sharding(mesh)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batch)
     settings = step.Settings(experiment.compute, 6, 2, microbatches)
-    compiled = step.compile_step(step.make_train_step(updates, settings), abstract, shapes, mesh=mesh)
+    compiled = step.lower_step(step.make_train_step(updates, settings), abstract, shapes, mesh=mesh).compile()
     params = jax.device_put(weights.model(experiment.model), jax.tree.map(lambda x: x.sharding, abstract.params))
     there = to_global(batch, place, rows=len(batch.targets))
     after, metrics = compiled(state.fresh(params, updates, abstract), there, None)
@@ -249,7 +249,7 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
 
 def test_how_many_images_a_row_has_is_told(tmp_path, capsys):
     experiment = load(tmp_path)
-    seen = data_preview.look(experiment)
+    seen = data_preview.measure(experiment)
     with Pipeline(experiment.data, seed=experiment.train.seed) as pipeline:
         batches = [pipeline.next().batch for _ in range(data_preview.BATCHES)]
     count = sum(int(b.images.any(axis=(2, 3, 4)).sum()) for b in batches)

@@ -77,7 +77,7 @@ def run(devices):
         settings = step.Settings(
             Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, tile_tokens=20, z_loss=0.01
         )
-        compiled = step.compile_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh)
+        compiled = step.lower_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh).compile()
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
         first = state.fresh(params, updates, abstract)
         before = jax.device_get(first)

@@ -22,7 +22,7 @@ from t5g2.data.tokenizers.registry import Bytes
 from t5g2.models.distillation import Distillation
 from t5g2.train import experiment as experiments
 from t5g2.train import loop, step, teachers
-from t5g2.train import plan as start
+from t5g2.train import plan as plans
 from tests import tiny, weights
 
 VOCAB = Bytes(sentinels=20).vocab_size
@@ -113,7 +113,7 @@ def test_the_drawn_alignment():
 @pytest.mark.parametrize("objective", ["ul2", "prefix_lm"])
 def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective):
     run = experiment(corpus, {"kind": objective}, distill={"teacher": str(corpus / "gemma")})
-    data, _ = start.rows(run, mesh())
+    data = plans.make(run, mesh()).data
     assert data.teacher_features == TeacherFeatures("text")
     teacher, bos = model(GEMMA), data.tokenizer.special_tokens.bos
     [host_batch] = [next(finite_batches(data, seed=0))]
@@ -161,7 +161,7 @@ def test_a_teacher_is_asked_in_every_step(corpus, tmp_path, teacher):
 def test_what_a_step_minimises(corpus):
     """The sum over targets by hand: the teacher's distribution where it has an answer, the target itself elsewhere."""
     run = experiment(corpus, distill={"teacher": str(corpus / "gemma"), "weight": 0.6})
-    plan = start.plan(run, mesh())
+    plan = plans.make(run, mesh())
     student, teacher = weights.model(run.model), model(GEMMA)
     with Pipeline(plan.data, seed=7) as pipeline:
         batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
@@ -215,7 +215,7 @@ def test_answers_of_before_give_the_loss_of_answers_of_now(corpus, cache, per_to
     student, teacher = weights.model(asked.model), model(GEMMA)
     divergences = []
     for run, asks in ((asked, teacher), (told, None)):
-        plan = start.plan(run, mesh())
+        plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batches = [jax.tree.map(jnp.asarray, pipeline.next().batch) for _ in range(3)]
         sums = [step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1] for batch in batches]
@@ -227,7 +227,7 @@ def test_answers_of_before_give_the_loss_of_answers_of_now(corpus, cache, per_to
 
 def test_the_batches_of_a_cached_teacher_are_the_same_on_any_number_of_hosts(corpus, cache):
     run = experiment(corpus, distill={"cache": str(cache), "method": "top_k", "per_token": 12})
-    data = start.plan(run, mesh()).data
+    data = plans.make(run, mesh()).data
     with Pipeline(data, seed=7) as whole, Pipeline(data, seed=7, rows=range(4, 8)) as half:
         for _ in range(3):
             one, other = whole.next().batch.teacher, half.next().batch.teacher
@@ -279,13 +279,13 @@ def test_a_cache_that_does_not_fit(corpus, cache, changes, message):
     changes = {key: str(corpus / value) if key == "teacher" else value for key, value in changes.items()}
     distill = {"cache": str(cache), "method": "top_k", "per_token": 12} | changes
     with pytest.raises(UserError, match=message):
-        Pipeline(start.plan(experiment(corpus, distill=distill), mesh()).data, seed=0)
+        Pipeline(plans.make(experiment(corpus, distill=distill), mesh()).data, seed=0)
 
 
 def test_a_cache_about_other_text(corpus, cache):
     distill = {"cache": str(cache), "method": "top_k", "per_token": 12}
     run = experiment(corpus, distill=distill)
-    shorter = dataclasses.replace(start.plan(run, mesh()).data, chunk_tokens=32)
+    shorter = dataclasses.replace(plans.make(run, mesh()).data, chunk_tokens=32)
     with pytest.raises(UserError, match=r"about other text.*cache-logits"):
         Pipeline(shorter, seed=0)
 
@@ -293,7 +293,7 @@ def test_a_cache_about_other_text(corpus, cache):
 def test_a_teacher_of_its_own_speaks_for_itself(corpus, cache):
     """The fingerprint is of weights, not of where they lie or in which format."""
     distill = {"cache": str(cache), "method": "top_k", "per_token": 12, "teacher": str(corpus / "gemma")}
-    Pipeline(start.plan(experiment(corpus, distill=distill), mesh()).data, seed=0).close()
+    Pipeline(plans.make(experiment(corpus, distill=distill), mesh()).data, seed=0).close()
 
 
 def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cache, tmp_path):
@@ -323,11 +323,11 @@ def test_a_shard_that_is_cut_off(corpus, cache, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-100])
     run = experiment(corpus, distill={"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12})
     with pytest.raises(UserError, match=r"was written with .*remove it, and run the same `t5g2 cache-logits` again"):
-        Pipeline(start.plan(run, mesh()).data, seed=0)
+        Pipeline(plans.make(run, mesh()).data, seed=0)
     bytes_ = bytearray(shard.read_bytes() + bytes(100))
     bytes_[len(bytes_) // 2 : len(bytes_) // 2 + 64] = bytes(64)
     shard.write_bytes(bytes(bytes_))
-    with Pipeline(start.plan(run, mesh()).data, seed=0) as pipeline, pytest.raises(UserError, match=r"is damaged at"):
+    with Pipeline(plans.make(run, mesh()).data, seed=0) as pipeline, pytest.raises(UserError, match=r"is damaged at"):
         [pipeline.next() for _ in range(50)]
 
 
@@ -373,7 +373,7 @@ def test_a_damaged_description_of_answers(corpus, tmp_path, file, content):
     distill = {"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12}
     expected = r"is damaged.*remove the folder" if file == "answers.json" else r"has no answers\.json"
     with pytest.raises(UserError, match=expected):
-        Pipeline(start.plan(experiment(corpus, distill=distill), mesh()).data, seed=0)
+        Pipeline(plans.make(experiment(corpus, distill=distill), mesh()).data, seed=0)
 
 
 def test_answers_that_cannot_be_made(corpus, tmp_path):
@@ -415,7 +415,7 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
     told = experiment(corpus, prefix, distill=distill | {"cache": str(tmp_path / "prefix")})
     student, divergences = weights.model(asked.model), []
     for run, asks in ((asked, model(T5GEMMA2)), (told, None)):
-        plan = start.plan(run, mesh())
+        plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
         sums = step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1]
@@ -424,7 +424,7 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
     assert divergences[0] > 0.2
     uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=told_settings(told))
     with pytest.raises(UserError, match=r"answers of an encoder-decoder, which read what PrefixLM\(prefix=0\.5"):
-        Pipeline(start.plan(uneven, mesh()).data, seed=0)
+        Pipeline(plans.make(uneven, mesh()).data, seed=0)
 
 
 def told_settings(run):
@@ -446,22 +446,22 @@ def test_a_teacher_that_knows_other_tokens(corpus, tmp_path, config, tokenizer, 
     described = None if tokenizer is None else tokenizer.to_dict()
     folders.save_model(tmp_path / "other", weights.model(config), tokenizer=described)
     with pytest.raises(UserError, match=message):
-        start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "other")}), mesh())
+        plans.make(experiment(corpus, distill={"teacher": str(tmp_path / "other")}), mesh())
 
 
 def test_other_sentinels_matter_to_a_teacher_that_reads_them(corpus, tmp_path):
     for name, config in (("gemma", GEMMA), ("t5gemma2", T5GEMMA2)):
         folders.save_model(tmp_path / name, weights.model(config), tokenizer=Bytes(sentinels=10).to_dict())
-    start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "gemma")}), mesh())
+    plans.make(experiment(corpus, distill={"teacher": str(tmp_path / "gemma")}), mesh())
     with pytest.raises(UserError, match=r"has another tokenizer"):
-        start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "t5gemma2")}), mesh())
+        plans.make(experiment(corpus, distill={"teacher": str(tmp_path / "t5gemma2")}), mesh())
 
 
 def test_a_teacher_with_another_tokenizer(corpus, tmp_path):
     described = {"kind": "sentencepiece", "file": "t.model", "sha256": "0" * 64}
     folders.save_model(tmp_path / "other", weights.model(GEMMA), tokenizer=described)
     with pytest.raises(UserError, match=r"has another tokenizer"):
-        start.plan(experiment(corpus, distill={"teacher": str(tmp_path / "other")}), mesh())
+        plans.make(experiment(corpus, distill={"teacher": str(tmp_path / "other")}), mesh())
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_a_teacher_with_another_tokenizer(corpus, tmp_path):
 )
 def test_settings_that_name_no_teacher(corpus, distill, message):
     with pytest.raises(UserError, match=message):
-        start.plan(experiment(corpus, distill=distill), mesh())
+        plans.make(experiment(corpus, distill=distill), mesh())
 
 
 @pytest.mark.parametrize("text", ["3", "4/4", "a/b", "0/0"])

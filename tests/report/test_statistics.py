@@ -20,7 +20,7 @@ def test_a_mean_and_its_interval():
     """1, 2, 3: standard deviation 1, 4.303 / sqrt(3)."""
     made = estimate([1.0, 2.0, 3.0])
     assert (made.mean, made.n) == (2.0, 3)
-    assert made.half == pytest.approx(4.3027 / math.sqrt(3))
+    assert made.half == pytest.approx(4.302653 / math.sqrt(3))
     assert estimate([5.0, 5.0]) == Estimate(5.0, 0.0, 2)
     assert estimate([4.0]) == Estimate(4.0, None, 1)
     assert estimate([]) is None

@@ -13,7 +13,7 @@ from t5g2.models import build, flops
 from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import experiment as experiments
 from t5g2.train import memory_estimate
-from t5g2.train import plan as start
+from t5g2.train import plan as plans
 from t5g2.train.experiment import Adapt, Init
 from tests import tiny
 
@@ -56,7 +56,7 @@ def plan_of(made):
     """The plan on as many devices as the mesh says, with that mesh set."""
     shape = made.mesh
     mesh = sharding.make(shape, devices=jax.devices()[: shape.data * shape.fsdp * shape.tensor])
-    return mesh, start.plan(made, mesh)
+    return mesh, plans.make(made, mesh)
 
 
 SETTINGS = {

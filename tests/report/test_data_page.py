@@ -15,7 +15,7 @@ from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import to_dict
 from t5g2.report import data_page
-from t5g2.train import data_preview as preview
+from t5g2.train import data_preview
 from t5g2.train import experiment as experiments
 from tests import tiny
 from tests.data import corpus
@@ -74,8 +74,8 @@ T5GEMMA2 = replace(tiny.T5GEMMA2, encoder=GEMMA3, decoder=GEMMA3)
 )
 def test_the_pictures_are_the_masks(tmp_path, capsys, model, objective, encoder, pictures):
     experiment = made(tmp_path, model, objective, encoder)
-    seen = preview.look(experiment)
-    data_page.write(experiment, seen, tmp_path / "page.html", rows=2)
+    preview = data_preview.measure(experiment)
+    data_page.write(experiment, preview, tmp_path / "page.html", rows=2)
     assert capsys.readouterr().out.strip() == f"page: {tmp_path / 'page.html'}"
     parts = Parts()
     parts.feed((tmp_path / "page.html").read_text())
@@ -83,7 +83,7 @@ def test_the_pictures_are_the_masks(tmp_path, capsys, model, objective, encoder,
     assert len(parts.images) == 2 * pictures
     captions = re.findall(r"((?:encoder|decoder)[^:]*layers): a row for each query", parts.words)
     assert len(captions) == 2 * pictures
-    decoder = seen.first.batch.decoder
+    decoder = preview.first.batch.decoder
     for row in range(2):
         at = row * pictures + captions[:pictures].index("decoder, local layers")
         data = parts.images[at]["src"].removeprefix("data:image/png;base64,")
@@ -97,14 +97,14 @@ def test_the_pictures_are_the_masks(tmp_path, capsys, model, objective, encoder,
 def test_the_words_are_the_rows(tmp_path):
     """Every example's text, escaped; how much is used; the shares, which sum to one."""
     experiment = made(tmp_path, T5GEMMA2, {"kind": "ul2"}, 64)
-    seen = preview.look(experiment)
-    assert sum(seen.shares.values()) == pytest.approx(1.0)
-    data_page.write(experiment, seen, tmp_path / "page.html", rows=8)
+    preview = data_preview.measure(experiment)
+    assert sum(preview.shares.values()) == pytest.approx(1.0)
+    data_page.write(experiment, preview, tmp_path / "page.html", rows=8)
     text = (tmp_path / "page.html").read_text()
     assert "<script>" not in text
     parts = Parts()
     parts.feed(text)
-    batch, tokenizer = seen.first.batch, experiment.data.tokenizer
+    batch, tokenizer = preview.first.batch, experiment.data.tokenizer
     for row in range(8):
         used = int(np.count_nonzero(batch.decoder.segments[row]))
         assert f"targets: {used} of 64 tokens" in parts.words
@@ -116,4 +116,4 @@ def test_the_words_are_the_rows(tmp_path):
 def test_a_page_that_cannot_be_written(tmp_path):
     experiment = made(tmp_path, T5GEMMA2, {"kind": "ul2"}, 64)
     with pytest.raises(UserError, match=r"--page=.*nowhere/page.html cannot be written .*; give a file in a folder"):
-        data_page.write(experiment, preview.look(experiment), tmp_path / "nowhere" / "page.html", rows=1)
+        data_page.write(experiment, data_preview.measure(experiment), tmp_path / "nowhere" / "page.html", rows=1)

@@ -155,7 +155,7 @@ def test_auto_joins_only_where_there_are_others(environ, told):
 
 
 def join(distributed, **environ):
-    code = f"from t5g2.core import mesh; import jax; mesh.start({distributed!r}); print(jax.process_count())"
+    code = f"from t5g2.core.distributed import initialize; import jax; initialize({distributed!r}); print(jax.process_count())"
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "XLA_FLAGS"))}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=clean | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

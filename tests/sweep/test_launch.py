@@ -156,20 +156,18 @@ def start_waiting(tmp_path, program):
 import json
 from pathlib import Path
 from t5g2 import sweep
+from t5g2.sweep import launch
 sweep.Variant.identity = lambda self, folder: json.dumps(self.arguments(folder))
 parts = tuple(sweep.Variant(name, config="configs/x.py:a") for name in ("a", "waits", "c"))
-sweep.run_local(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), program={program!r})
+launch.run_local(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), program={program!r})
 """
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(tmp_path / "sweep" / "waits" / "ready")
-    return child
-
-
-def wait_for(path):
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} never came"
+    ready, end = tmp_path / "sweep" / "waits" / "ready", time.monotonic() + 60
+    while not ready.exists():
+        assert child.poll() is None, "the sweep has ended"
+        assert time.monotonic() < end, f"{ready} never came"
         time.sleep(0.02)
+    return child
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -197,7 +195,7 @@ def test_a_killed_sweep_ends_its_part_and_the_next_one_waits_for_it(tmp_path, pr
 def test_the_print_launcher_shows_the_commands_and_does_nothing(tmp_path, capsys):
     file = tmp_path / "x.py"
     file.write_text(
-        "from t5g2.sweep.parts import *\n"
+        "from t5g2.sweep import *\n"
         "def get_sweep():\n"
         "    b = Variant('b', config='c.py', overrides={'a.b': 'two words', 'c': None}, after=('a',))\n"
         "    return Sweep('x', (b, Variant('a', config='c.py')))\n"
