@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from t5g2.core import device, distributed
-from t5g2.core.errors import ENVIRONMENT, UserError, unknown
+from t5g2.core.errors import OS_ERRORS, UserError, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,9 +431,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"t5g2 {argv[0]}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in ENVIRONMENT:
+        if error.errno not in OS_ERRORS:
             raise
-        print(f"t5g2 {argv[0]}: {error}; {ENVIRONMENT[error.errno]}", file=sys.stderr)
+        print(f"t5g2 {argv[0]}: {error}; {OS_ERRORS[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

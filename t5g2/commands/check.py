@@ -29,7 +29,7 @@ from t5g2.data.pipeline import Pipeline
 from t5g2.models import flops
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig, to_dict
-from t5g2.models.siglip import TILE
+from t5g2.models.siglip import QUERY_TILE
 from t5g2.train import adaptation as weights
 from t5g2.train import image_rows
 from t5g2.train import plan as start
@@ -99,7 +99,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
         print(weights_table(plan))
         memory = estimate(plan)
         needed = _print_memory(plan, memory, simulated=devices > 0, compiled=compiled) / GIB
-        counts = flops.count(experiment.model, batch.batch.encoder, batch.batch.decoder)
+        counts = flops.count_rows(experiment.model, batch.batch.encoder, batch.batch.decoder)
         print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
     print(origin)
     if hbm_gib and needed > hbm_gib:
@@ -312,7 +312,7 @@ def _tower(experiment: Experiment) -> list[_Side]:
     number = experiment.data.rows // (world["data"] * world["fsdp"] * experiment.train.microbatches) * rows.per_row
     inputs, wide = (number * vision.patches * width * size for width in (vision.width, vision.mlp_width))
     pixels = 4 * 3 * number * vision.image_size**2
-    tile = number * max(vision.heads // cut, 1) * min(vision.patches, TILE) * vision.patches
+    tile = number * max(vision.heads // cut, 1) * min(vision.patches, QUERY_TILE) * vision.patches
     scores = 4 * tile if _holds_scores(compute.backend) else 0
     if experiment.optim.freezes_tower(experiment.model):
         # what is added to, and queries, keys, values and output, or both sides of the MLP's activation

@@ -5,7 +5,7 @@ import errno
 from collections.abc import Iterable
 
 # What the machine refuses, whatever is in the files: to be told as it is.
-ENVIRONMENT = {
+OS_ERRORS = {
     errno.EACCES: "give this user the right to it, or another path",
     errno.EPERM: "give this user the right to it, or another path",
     errno.EROFS: "give a path that can be written",

@@ -61,7 +61,7 @@ class Objective(abc.ABC):
           UserError: it lacks a token.
         """
 
-    def filling(
+    def infilling(
         self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """A prompt in which spans of `span` tokens from `starts` on are missing, as this objective's examples have it,

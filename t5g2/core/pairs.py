@@ -8,7 +8,7 @@ The first number says how many inputs follow. So a pair goes wherever a chunk of
 import numpy as np
 
 # the number of inputs is kept in the place of a token, which takes two bytes with small vocabularies
-MOST_INPUTS = (1 << 16) - 1
+MAX_INPUTS = (1 << 16) - 1
 
 
 def join(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ from typing import Any
 
 from t5g2.core.errors import UserError, unknown
 
-Table = Mapping[str, type]
+KindTable = Mapping[str, type]
 
 
-def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence[Table] = ()) -> Any:
+def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence[KindTable] = ()) -> Any:
     """The value of type `annotation` that the plain data `node` describes.
 
     Raises:
@@ -50,7 +50,7 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
     return node
 
 
-def dump(value: Any, *, tables: Sequence[Table] = ()) -> Any:
+def dump(value: Any, *, tables: Sequence[KindTable] = ()) -> Any:
     """`value` as plain data that JSON can hold and `build` turns back into an equal value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kinds = [name for table in tables for name, cls in table.items() if cls is type(value)]
@@ -103,7 +103,7 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
     return flat or {path: node}
 
 
-def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table]) -> Any:
+def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
     if node is None and type(None) in arguments:
         return None
     choices = [a for a in arguments if a is not type(None)]
@@ -126,12 +126,12 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table
     raise _wrong_type(where, node, f"one of: {names}")
 
 
-def _members(classes: tuple[type, ...], tables: Sequence[Table]) -> Table:
+def _members(classes: tuple[type, ...], tables: Sequence[KindTable]) -> KindTable:
     """The named classes that are one of `classes` or derive from it."""
     return {name: cls for table in tables for name, cls in table.items() if issubclass(cls, classes)}
 
 
-def _build_kind(members: Table, node: Any, where: str, tables: Sequence[Table]) -> Any:
+def _build_kind(members: KindTable, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
     if isinstance(node, tuple(members.values())):
         return node
     if not isinstance(node, Mapping):
@@ -143,7 +143,7 @@ def _build_kind(members: Table, node: Any, where: str, tables: Sequence[Table]) 
     return _build_dataclass(members[node["kind"]], node, where, tables)
 
 
-def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[Table]) -> Any:
+def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
     if isinstance(node, cls):
         return node
     kinds = {name for table in tables for name, other in table.items() if other is cls}

@@ -134,16 +134,16 @@ def paths(tree: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(tree), [stored.path for stored in _walk(tree)])
 
 
-def select(pattern: str, path: str) -> bool:
+def matches(pattern: str, path: str) -> bool:
     """Whether the path fits the pattern: * any characters, dots too, ? one, [ab] one of these.
 
-    >>> select("*.scale", "layers.pre_mlp_norm.scale"), select("encoder.*", "decoder.final_norm.scale")
+    >>> matches("*.scale", "layers.pre_mlp_norm.scale"), matches("encoder.*", "decoder.final_norm.scale")
     (True, False)
     """
     return fnmatch.fnmatchcase(path, pattern)
 
 
-def first(rules: Iterable[tuple[str, Value]], path: str) -> Value:
+def first_match(rules: Iterable[tuple[str, Value]], path: str) -> Value:
     """The value of the first rule (pattern, value) whose pattern fits.
 
     Raises:
@@ -151,7 +151,7 @@ def first(rules: Iterable[tuple[str, Value]], path: str) -> Value:
     """
     rules = tuple(rules)
     for pattern, value in rules:
-        if select(pattern, path):
+        if matches(pattern, path):
             return value
     raise LookupError(f"no rule for {path}; the patterns are: {', '.join(pattern for pattern, _ in rules)}")
 
@@ -159,7 +159,7 @@ def first(rules: Iterable[tuple[str, Value]], path: str) -> Value:
 def unmatched(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
     """The patterns that fit none of the paths: a misspelt one would otherwise do nothing, silently."""
     known = set(paths)
-    return [pattern for pattern in patterns if not any(select(pattern, path) for path in known)]
+    return [pattern for pattern in patterns if not any(matches(pattern, path) for path in known)]
 
 
 def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
@@ -178,7 +178,7 @@ def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stored:
+class _StoredLeaf:
     """A leaf of a tree as it lies there. A stack of layers has `repeats` of them, `first` the lowest, `step` apart."""
 
     path: str
@@ -201,7 +201,7 @@ class _Stored:
         return f"{self.path}.{self.layer}-{self.layers[-1]}" + (f"by{self.step}" if self.step > 1 else "")
 
 
-def _walk(tree: Any) -> list[_Stored]:
+def _walk(tree: Any) -> list[_StoredLeaf]:
     """The leaves in jax's order."""
     raw = []
     for keys, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]:
@@ -213,14 +213,14 @@ def _walk(tree: Any) -> list[_Stored]:
     for parts, value, axes, init in raw:
         at = next((i for i, part in enumerate(parts) if parts[:i] in stacks and part in ("slots", "tail")), None)
         if at is None:
-            walked.append(_Stored(".".join(parts), value, axes, init))
+            walked.append(_StoredLeaf(".".join(parts), value, axes, init))
             continue
         pattern, repeats = stacks[parts[:at]]
         path, index = ".".join(parts[:at] + parts[at + 2 :]), int(parts[at + 1])
         if parts[at] == "slots":
-            walked.append(_Stored(path, value, axes, init, layer=index, repeats=repeats, step=pattern))
+            walked.append(_StoredLeaf(path, value, axes, init, layer=index, repeats=repeats, step=pattern))
         else:
-            walked.append(_Stored(path, value, axes, init, layer=pattern * repeats + index))
+            walked.append(_StoredLeaf(path, value, axes, init, layer=pattern * repeats + index))
     return walked
 
 

@@ -5,7 +5,7 @@ from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.multimodal import MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 from t5g2.objectives.seq2seq import Seq2Seq
-from t5g2.objectives.sft import Answers, AnswersDecoder
+from t5g2.objectives.sft import SupervisedFineTuning, SupervisedFineTuningDecoder
 from t5g2.objectives.ul2 import UL2, SpanCorruption, UL2Original
 
 __all__ = [
@@ -14,8 +14,6 @@ __all__ = [
     "T5GEMMA2",
     "UL2",
     "UL2_ORIGINAL",
-    "Answers",
-    "AnswersDecoder",
     "Causal",
     "Denoiser",
     "MultimodalPrefixLM",
@@ -24,12 +22,14 @@ __all__ = [
     "PrefixLMDecoder",
     "Seq2Seq",
     "SpanCorruption",
+    "SupervisedFineTuning",
+    "SupervisedFineTuningDecoder",
     "UL2Original",
 ]
 
 BY_NAME = {
-    "answers": Answers,
-    "answers_decoder": AnswersDecoder,
+    "answers": SupervisedFineTuning,
+    "answers_decoder": SupervisedFineTuningDecoder,
     "causal": Causal,
     "multimodal_prefix_lm": MultimodalPrefixLM,
     "multimodal_prefix_lm_decoder": MultimodalPrefixLMDecoder,

@@ -14,7 +14,7 @@ from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 
 
-class _UpToTheLastImage(Objective):
+class _SplitAfterLastImage(Objective):
     """Splits a chunk behind its last image."""
 
     @property
@@ -57,7 +57,7 @@ class _UpToTheLastImage(Objective):
 
 
 @dataclass(frozen=True)
-class MultimodalPrefixLM(_UpToTheLastImage, PrefixLM):
+class MultimodalPrefixLM(_SplitAfterLastImage, PrefixLM):
     """Everything up to the end of the last image is the encoder's input, the rest is the decoder's target.
 
     With bos = 2, eos = 1, images between 5 and 6 and their tokens 7, tokens [10 5 7 7 6 11 5 7 7 6 12 13]:
@@ -81,7 +81,7 @@ class MultimodalPrefixLM(_UpToTheLastImage, PrefixLM):
 
 
 @dataclass(frozen=True)
-class MultimodalPrefixLMDecoder(_UpToTheLastImage, PrefixLMDecoder):
+class MultimodalPrefixLMDecoder(_SplitAfterLastImage, PrefixLMDecoder):
     """MultimodalPrefixLM for a decoder-only model: what is read and the images in it see each other both ways.
 
     With bos = 2, eos = 1, an image between 5 and 6 and its tokens 7, tokens [10 5 7 7 6 11 12]:

@@ -17,7 +17,7 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 # of the places in and about a UTF-8 character, which has at most 4 bytes, the furthest from one beside it, where the
 # other side is the end of the chunk
-MOST_MOVED = 3
+MAX_SHIFT = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class PrefixLM(Objective):
         """The longest prefix, and the longest rest with EOS."""
         if self.prefix == "uniform" or self.split_at == "text":
             return tokens - 1, tokens - 1 + self.eos
-        split, moved = _share(tokens, self.prefix), MOST_MOVED if self.split_at == "character" else 0
+        split, moved = _share(tokens, self.prefix), MAX_SHIFT if self.split_at == "character" else 0
         return min(split + moved, tokens - 1), min(tokens - split + moved, tokens - 1) + self.eos
 
     def sentinels_needed(self, tokens: int) -> int:
@@ -110,7 +110,7 @@ class PrefixLM(Objective):
         if places is None:
             return split
         nearest = int(places[np.argmin(np.abs(places - split))])
-        return split if self.split_at == "character" and abs(nearest - split) > MOST_MOVED else nearest
+        return split if self.split_at == "character" and abs(nearest - split) > MAX_SHIFT else nearest
 
     def _places(self, tokens: np.ndarray, special_tokens: SpecialTokens) -> np.ndarray:
         """int64[places]: the splits that part nothing that belongs together; if there are none, all."""

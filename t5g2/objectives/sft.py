@@ -25,7 +25,7 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
-class Answers(Objective):
+class SupervisedFineTuning(Objective):
     """The encoder reads the prompt, the decoder is asked for the answer.
 
     With bos = 2, eos = 1, answers that begin after [50 51] and end with [60], other turns that begin with [50 52]:
@@ -91,7 +91,7 @@ class Answers(Objective):
             if not all(0 <= token < vocab_size for token in getattr(self, name)):
                 raise UserError(f"{name} = {getattr(self, name)}; the tokenizer's ids are 0 to {vocab_size - 1}")
 
-    def only(self, denoiser: str) -> "Answers":
+    def only(self, denoiser: str) -> "SupervisedFineTuning":
         """Itself."""
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
@@ -133,7 +133,7 @@ class Answers(Objective):
 
 
 @dataclass(frozen=True)
-class AnswersDecoder(Answers):
+class SupervisedFineTuningDecoder(SupervisedFineTuning):
     """Answers for a decoder-only model: it reads the prompt as its own past.
 
     With the dialogue of Answers cut after its first answer, tokens [50 52 11 60 50 51 12 13 60]:

@@ -158,7 +158,7 @@ class UL2(Objective):
             sentinels = self._sentinel_ids(spans, special_tokens)
             encoder_tokens, targets, origins = corrupt(tokens, kept_lengths, noise_lengths, sentinels)
             silent = () if self.loss_on_sentinels else sentinel_places(noise_lengths)
-        encoder_tokens = self._framed(encoder_tokens, task, special_tokens)
+        encoder_tokens = self._add_mode_and_eos(encoder_tokens, task, special_tokens)
         example = teacher_forced(
             encoder_tokens, targets, origins, special_tokens=special_tokens, eos=self.eos, denoiser=index
         )
@@ -166,7 +166,7 @@ class UL2(Objective):
             example.weights[silent] = 0.0
         return example
 
-    def filling(
+    def infilling(
         self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """A prompt and what is asked for; of several denoisers that take spans away, the mode is the first one's.
@@ -186,9 +186,13 @@ class UL2(Objective):
         # what is behind the last span is kept as it is
         end = edges[-1]
         encoder_tokens, targets, _ = corrupt(tokens[:end], kept[:-1], taken, ids)
-        return self._framed(np.concatenate([encoder_tokens, tokens[end:]]), takers[0], special_tokens), targets
+        return self._add_mode_and_eos(
+            np.concatenate([encoder_tokens, tokens[end:]]), takers[0], special_tokens
+        ), targets
 
-    def _framed(self, encoder_tokens: np.ndarray, task: Denoiser, special_tokens: SpecialTokens) -> np.ndarray:
+    def _add_mode_and_eos(
+        self, encoder_tokens: np.ndarray, task: Denoiser, special_tokens: SpecialTokens
+    ) -> np.ndarray:
         """The encoder's input with what stands before and after it."""
         before, after = self._mode_ids(task), [special_tokens.eos] * self.encoder_eos
         if not (before or after):

@@ -84,9 +84,7 @@ class Plan:
             denoisers=len(data.denoisers),
             sources=len(data.names),
             microbatches=train.microbatches,
-            tile_tokens=train.tile_tokens,
-            z_loss=train.z_loss,
-            distillation=self.experiment.distill,
+            loss=self.experiment.loss,
             seed=derive_seed(train.seed, "distill"),
         )
 
@@ -117,7 +115,7 @@ class Plan:
             data=self.experiment.data,
             seed=train.seed,
             compute=self.experiment.compute,
-            tile_tokens=train.tile_tokens,
+            loss=self.experiment.loss,
             mesh=self.world,
             rows=rows,
         )

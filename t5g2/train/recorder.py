@@ -122,7 +122,7 @@ class Teller:
             return
         rates = self._rates.read()
         loss, mfu = float(told.loss / max(told.weight, 1e-9)), rates["flop"] / self._peak.flops_per_s
-        divergence = float(told.divergence / told.taught) if told.taught > 0 else None
+        divergence = float(told.divergence / told.teacher_weight) if told.teacher_weight > 0 else None
         self._progress.report(step, loss=loss, divergence=divergence, tokens_per_s=rates["tokens"], mfu=mfu)
         if self._writer is not None:
             values = self._values(step, told, batch)
@@ -142,8 +142,8 @@ class Teller:
             "padding/decoder": padding(batch.batch.decoder),
             "data/batch": binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()),
         }
-        if told.taught > 0:
-            values["train/divergence"] = float(told.divergence / told.taught)
+        if told.teacher_weight > 0:
+            values["train/divergence"] = float(told.divergence / told.teacher_weight)
         if self._experiment.distill is not None or self._experiment.train.z_loss > 0:
             values["train/total"] = float(told.total)
         if batch.batch.encoder is not None:

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from t5g2.core import pairs
 from t5g2.objectives import (
     UL2,
-    Answers,
-    AnswersDecoder,
     Causal,
     PrefixLM,
     PrefixLMDecoder,
     Seq2Seq,
     SpanCorruption,
+    SupervisedFineTuning,
+    SupervisedFineTuningDecoder,
     UL2Original,
 )
 from tests.objectives.arrays import SPECIALS, repeatable
@@ -31,9 +31,9 @@ OBJECTIVES = {
     "span_corruption": SpanCorruption(sentinels="cyclic"),
     "seq2seq": Seq2Seq(200, 200),
     "seq2seq, eos": Seq2Seq(200, 200, eos=True),
-    "answers": Answers(**TURNS),
-    "answers, all": Answers(**TURNS, turns="all"),
-    "answers_decoder": AnswersDecoder(**TURNS, both_ways=True),
+    "answers": SupervisedFineTuning(**TURNS),
+    "answers, all": SupervisedFineTuning(**TURNS, turns="all"),
+    "answers_decoder": SupervisedFineTuningDecoder(**TURNS, both_ways=True),
 }
 
 

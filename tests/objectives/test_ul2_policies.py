@@ -290,13 +290,13 @@ def test_a_tokenizer_without_a_mask_or_without_sentinels():
     ],
 )
 def test_a_prompt_with_gaps_is_an_encoder_input_of_the_training(changes, prompt, asked):
-    got = UL2((SPANS,), **changes).filling(np.arange(10, 18), [2, 5], 2, special_tokens=SPECIALS)
+    got = UL2((SPANS,), **changes).infilling(np.arange(10, 18), [2, 5], 2, special_tokens=SPECIALS)
     assert got is not None
     assert [part.tolist() for part in got] == [prompt, asked]
 
 
 def test_no_prompt_with_gaps_of_what_takes_none_away():
     how = {"tokens": np.arange(10, 18), "starts": [2, 5], "span": 2}
-    assert UL2().only("suffix_r75").filling(**how, special_tokens=SPECIALS) is None
-    assert UL2((SPANS,)).filling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1)) is None
-    assert UL2((SPANS,), sentinels="cyclic").filling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1))
+    assert UL2().only("suffix_r75").infilling(**how, special_tokens=SPECIALS) is None
+    assert UL2((SPANS,)).infilling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1)) is None
+    assert UL2((SPANS,), sentinels="cyclic").infilling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1))
