@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, Objective] = {
     **{f"ul2, {name} alone": UL2().only(name) for name in UL2().denoisers},
     "ul2, cyclic, shares of tokens": UL2(sentinels="cyclic", mixing="tokens", loss_on_sentinels=False),
     "ul2_original, modes": UL2Original(mode_tokens=MODES, encoder_eos=True),
-    "answers": SupervisedFineTuning(starts=(8, 3010), ends=(9,)),
+    "sft": SupervisedFineTuning(starts=(8, 3010), ends=(9,)),
 }
 
 

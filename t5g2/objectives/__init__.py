@@ -1,4 +1,4 @@
-"""Objectives: what a model is asked about a chunk of text. NumPy only."""
+"""Training objectives: functions from a chunk of text to an example. NumPy only."""
 
 from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
@@ -28,15 +28,18 @@ __all__ = [
 ]
 
 BY_NAME = {
-    "answers": SupervisedFineTuning,
-    "answers_decoder": SupervisedFineTuningDecoder,
     "causal": Causal,
     "multimodal_prefix_lm": MultimodalPrefixLM,
     "multimodal_prefix_lm_decoder": MultimodalPrefixLMDecoder,
     "prefix_lm": PrefixLM,
     "prefix_lm_decoder": PrefixLMDecoder,
     "seq2seq": Seq2Seq,
+    "sft": SupervisedFineTuning,
+    "sft_decoder": SupervisedFineTuningDecoder,
     "span_corruption": SpanCorruption,
     "ul2": UL2,
     "ul2_original": UL2Original,
+    # names of older configs; the first name of a class is the one that is written
+    "answers": SupervisedFineTuning,
+    "answers_decoder": SupervisedFineTuningDecoder,
 }

@@ -1,4 +1,4 @@
-"""Answers: the dialogue as drawn, what is asked for and what only read, and the text rebuilt."""
+"""Supervised fine-tuning: the arrays of the docstrings, prompt and answer tokens, and the text rebuilt."""
 
 import json
 from itertools import chain
@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t5g2.core import settings
 from t5g2.core.errors import UserError
+from t5g2.core.objective import Objective
 from t5g2.data.chunking import Jsonl
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.tokenizers.registry import Bytes
-from t5g2.objectives import SupervisedFineTuning, SupervisedFineTuningDecoder
+from t5g2.objectives import BY_NAME, SupervisedFineTuning, SupervisedFineTuningDecoder
 from tests.objectives.arrays import RNG, SPECIALS, assert_example, repeatable
 
 DIALOGUE = np.array([50, 52, 11, 60, 50, 51, 12, 13, 60, 50, 52, 14, 60, 50, 51, 15, 60], np.int32)
@@ -134,6 +136,17 @@ def test_settings_that_cannot_be():
     with pytest.raises(UserError, match=r"unknown denoiser 'ul2'\. Allowed: answers"):
         SupervisedFineTuning(MODEL, END).only("ul2")
     assert SupervisedFineTuning(MODEL, END).only("answers").sentinels_needed(9) == 0
+
+
+@pytest.mark.parametrize(("former", "kind"), [("answers", "sft"), ("answers_decoder", "sft_decoder")])
+def test_the_former_names_of_the_kinds_are_read_and_the_new_ones_written(former, kind):
+    options = {"starts": list(MODEL), "ends": list(END)}
+    objective = settings.build(Objective, {"kind": former, **options}, tables=(BY_NAME,))
+    assert objective == settings.build(Objective, {"kind": kind, **options}, tables=(BY_NAME,))
+    plain = settings.dump(objective, tables=(BY_NAME,))
+    assert plain["kind"] == kind
+    assert settings.build(Objective, plain, tables=(BY_NAME,)) == objective
+    assert objective.denoisers == ("answers",)  # the name in metrics files
 
 
 def test_records_of_a_file_reach_the_step_whole(tmp_path):
