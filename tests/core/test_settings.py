@@ -118,7 +118,7 @@ def test_override_reads_literals_and_reaches_into_lists():
     }
     with pytest.raises(UserError, match=r"cannot set list\.1\.w: '1' is not an entry; give a number below 1"):
         settings.override(node, "list.1.w", "3")
-    with pytest.raises(UserError, match=r"cannot set name\.x: name is 'x/y\.z', which has no parts"):
+    with pytest.raises(UserError, match=r"cannot set name\.x: name is 'x/y\.z', which has no entries"):
         settings.override(node, "name.x", "3")
 
 
