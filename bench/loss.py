@@ -4,7 +4,7 @@ Time is the best of several calls, in turn, in CPU seconds where the CPU compute
 seconds elsewhere. Memory is what XLA sets aside beside arguments and results; on CPU, tiles have the size of the
 table's gradient in it, because there a product cannot be added to what is already in memory.
 
-With a teacher: asked (its states are given, its logits made tile by tile), or with 256 answers of before a token.
+With a teacher: run in the step (its states are given, its logits computed tile by tile), or cached, 256 tokens each.
 """
 
 import time
@@ -12,9 +12,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from t5g2.models.distillation import Distillation, Teacher
+from t5g2.models.distillation import Distillation, TeacherOutputs
 from t5g2.models.layers import Head
-from t5g2.models.loss import LossSettings, answers, tiled_cross_entropy
+from t5g2.models.loss import LossConfig, sparse_distributions, tiled_cross_entropy
 
 ROWS, LENGTH, WIDTH, VOCAB = 8, 128, 256, 65536
 TILES = (1024, 256, 128)
@@ -29,30 +29,28 @@ def naive(x_BTD, w_VD, targets_BT, weights_BT):
 def tiled(tile_tokens):
     def total(x_BTD, w_VD, targets_BT, weights_BT):
         return tiled_cross_entropy(
-            x_BTD, Head(w_VD, None), targets_BT, weights_BT, LossSettings(tile_tokens=tile_tokens)
+            x_BTD, Head(w_VD, None), targets_BT, weights_BT, LossConfig(tile_tokens=tile_tokens)
         ).total
 
     return total
 
 
-def taught(how, *, cached: bool):
+def distilled(how, *, cached: bool):
     """The largest tiles, and a teacher as wide as the student."""
     keys = jax.random.split(jax.random.key(1), 2)
-    teacher = Teacher(
+    teacher = TeacherOutputs(
         jnp.ones((ROWS, LENGTH), bool),
         hidden_BTD=jax.random.normal(keys[0], (ROWS, LENGTH, WIDTH)),
         head=Head(0.05 * jax.random.normal(keys[1], (VOCAB, WIDTH)), None),
     )
     if cached:
-        kept = answers(teacher.hidden_BTD, teacher.head, how=how, tile_tokens=TILES[1])
-        teacher = Teacher(teacher.known_BT, kept)
+        kept = sparse_distributions(teacher.hidden_BTD, teacher.head, distillation=how, tile_tokens=TILES[1])
+        teacher = TeacherOutputs(teacher.has_teacher_BT, kept)
 
     def total(x_BTD, w_VD, targets_BT, weights_BT):
-        settings = LossSettings(tile_tokens=TILES[1])
+        config = LossConfig(tile_tokens=TILES[1], distillation=how)
         head = Head(w_VD, None)
-        return tiled_cross_entropy(
-            x_BTD, head, targets_BT, weights_BT, settings, teacher=teacher, distillation=how
-        ).total
+        return tiled_cross_entropy(x_BTD, head, targets_BT, weights_BT, config, teacher=teacher).total
 
     return total
 
@@ -68,9 +66,9 @@ def main():
     functions = {"all logits": naive} | {f"tiles of {tile} tokens": tiled(tile) for tile in TILES}
     top_k = Distillation(method="top_k", per_token=256, tail="together")
     functions |= {
-        f"tiles of {TILES[1]}, whole distributions": taught(Distillation(), cached=False),
-        f"tiles of {TILES[1]}, top 256, asked": taught(top_k, cached=False),
-        f"tiles of {TILES[1]}, top 256, of before": taught(top_k, cached=True),
+        f"tiles of {TILES[1]}, whole distributions": distilled(Distillation(), cached=False),
+        f"tiles of {TILES[1]}, top 256, in the step": distilled(top_k, cached=False),
+        f"tiles of {TILES[1]}, top 256, cached": distilled(top_k, cached=True),
     }
     compiled = {n: jax.jit(jax.value_and_grad(f, (0, 1))).lower(*arguments).compile() for n, f in functions.items()}
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter

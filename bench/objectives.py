@@ -13,7 +13,7 @@ import numpy as np
 
 from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
-from t5g2.objectives import UL2, Answers, Causal, PrefixLM, PrefixLMDecoder, SpanCorruption, UL2Original
+from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder, SpanCorruption, SupervisedFineTuning, UL2Original
 
 GOAL = 3e6
 LENGTHS = (128, 512, 2048, 16384)
@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, Objective] = {
     **{f"ul2, {name} alone": UL2().only(name) for name in UL2().denoisers},
     "ul2, cyclic, shares of tokens": UL2(sentinels="cyclic", mixing="tokens", loss_on_sentinels=False),
     "ul2_original, modes": UL2Original(mode_tokens=MODES, encoder_eos=True),
-    "answers": Answers(starts=(8, 3010), ends=(9,)),
+    "sft": SupervisedFineTuning(starts=(8, 3010), ends=(9,)),
 }
 
 

@@ -55,7 +55,7 @@ def dialogues():
 def get_config():
     config = ConfigDict()
     config.model = {"kind": "t5gemma", "encoder": BLOCKS, "decoder": BLOCKS}
-    objective = {"kind": "answers", **answer_ids(Bytes(), **TURNS)}
+    objective = {"kind": "sft", **answer_ids(Bytes(), **TURNS)}
     text = {"kind": "chat", "path": dialogues(), **TURNS}
     config.data = {
         "sources": [{"text": text, "objective": objective, "name": "functions"}],

@@ -8,7 +8,7 @@ import importlib
 import sys
 
 from t5g2.commands.flags import HelpRequested, parse
-from t5g2.core.errors import ENVIRONMENT, UserError, unknown
+from t5g2.core.errors import OS_ERRORS, UserError, unknown
 
 # in the order of a run's life; each is t5g2/commands/<name>.py with FLAGS and run()
 COMMANDS = (
@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"t5g2 {argv[0]}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in ENVIRONMENT:
+        if error.errno not in OS_ERRORS:
             raise
-        print(f"t5g2 {argv[0]}: {error}; {ENVIRONMENT[error.errno]}", file=sys.stderr)
+        print(f"t5g2 {argv[0]}: {error}; {OS_ERRORS[error.errno]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

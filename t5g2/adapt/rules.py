@@ -156,7 +156,7 @@ DROPS = (
 
 def rule_for(path: str, pairing: Pairing, rules: Sequence[Rule] = RULES) -> Rule | None:
     """The rule that counts for a target path."""
-    return next((rule for rule in rules if tree.select(rule.target, path) and rule.when(pairing)), None)
+    return next((rule for rule in rules if tree.matches(rule.target, path) and rule.when(pairing)), None)
 
 
 def source_of(rule: Rule, pairing: Pairing) -> Source | None:
@@ -175,7 +175,7 @@ def reason(path: str, layer: int | None, source: Source, pairing: Pairing) -> st
     }
     roles = [role for role, of in sources.items() if of is source]
     for drop in DROPS:
-        if drop.origin in roles and tree.select(drop.pattern, path) and drop.when(pairing):
+        if drop.origin in roles and tree.matches(drop.pattern, path) and drop.when(pairing):
             return drop.why
     taken = {old for side, layers in pairing.layers.items() if side in roles for old in layers}
     if layer is not None and path.startswith("layers.") and layer not in taken:

@@ -132,7 +132,9 @@ class _Asked:
             functools.partial(
                 _answers,
                 compute=experiment.compute,
-                answer=functools.partial(loss.answers, how=how, tile_tokens=experiment.train.tile_tokens),
+                answer=functools.partial(
+                    loss.sparse_distributions, distillation=how, tile_tokens=experiment.train.tile_tokens
+                ),
                 vocab_size=self.vocab_size,
             )
         )

@@ -58,7 +58,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
         print(weights_table(plan))
         memory = estimate(plan)
         needed = _print_memory(plan, memory, simulated=devices > 0, compiled=compiled) / GIB
-        counts = flops.count(experiment.model, batch.batch.encoder, batch.batch.decoder)
+        counts = flops.count_rows(experiment.model, batch.batch.encoder, batch.batch.decoder)
         print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
     print(origin)
     if hbm_gib and needed > hbm_gib:

@@ -1,9 +1,9 @@
-"""The one contract between data, objectives, models and evaluation: Stream, Example, Teaching, Batch, HostBatch.
+"""The types that data, objectives, models and evaluation share: Sequences, Example, TeacherInputs, Batch, HostBatch.
 
 Conventions, the same everywhere:
-  segments  int32, 0 = padding, 1.. = the examples of a packed row; encoder and decoder of one example share a number
+  segments  int32, 0 = padding, 1, 2, … = the examples of a packed row; the same on both sides of an example
   positions int32, from 0 within each example and on each side
-  blocks    int32, 0 = none; tokens of one non-zero block of one segment see each other both ways (images, prefixes)
+  blocks    int32, 0 = none; attention within a block of a segment is bidirectional (images, prefixes)
 
 Two examples packed in one row (encoder_length = 8, decoder_length = 6):
 
@@ -13,8 +13,8 @@ Two examples packed in one row (encoder_length = 8, decoder_length = 6):
                                                       targets            [14 15  1  23  1  0]
                                                       weights            [ 1  1  1   1  1  0]
 
-Decoder inputs are shifted by the objective (BOS first), so nothing is shifted after packing.
-NumPy only: data workers import this file, and must start without jax.
+The objective shifts decoder inputs (BOS first), so nothing is shifted after packing. NumPy only: data workers import
+this file, and must start without jax.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Array = Any  # np.ndarray on the host, jax.Array on devices
 
 
 class Sequences(NamedTuple):
-    """The tokens of one side of a model and where each stands; every array is int32[..., length]."""
+    """Tokens of the encoder or the decoder, with segments, positions and blocks; every array is int32[..., length]."""
 
     tokens: Array
     segments: Array
@@ -35,7 +35,7 @@ class Sequences(NamedTuple):
 
 
 def image_blocks(tokens: np.ndarray, image_token: int) -> np.ndarray:
-    """int32[..., T], the block id of each token: runs of image tokens are 1, 2, …, everything else is 0.
+    """Returns int32[..., T], the block id of each token: 1, 2, … for runs of image tokens, 0 for all others.
 
     tokens [5 8 8 9 8], image_token = 8: blocks [0 1 1 0 2].
     """
@@ -46,7 +46,7 @@ def image_blocks(tokens: np.ndarray, image_token: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """What an objective makes of one chunk of text: unpadded, not packed, already shifted.
+    """A training example from one chunk of text: neither padded nor packed, decoder inputs already shifted.
 
     Attributes:
       encoder_tokens: int32[S], empty for a decoder-only objective.
@@ -55,8 +55,8 @@ class Example:
       weights: float32[T], the loss weight of each target (0 = not trained on).
       denoiser: index into the objective's `denoisers`.
       blocks: int32[T] or None: block ids of the decoder's inputs (a bidirectional prefix of a decoder-only model).
-      origins: int32[T] or None: where each target stands in the objective's `text` of the chunk, -1 for what is not
-        of it: sentinels, EOS. None = the objective does not say, and a teacher cannot be asked.
+      origins: int32[T] or None: position of each target in the objective's `text` of the chunk; -1 = not in the text
+        (sentinels, EOS). None = unknown, and distillation is not possible.
     """
 
     encoder_tokens: np.ndarray
@@ -69,20 +69,20 @@ class Example:
 
 
 class TeacherInputs(NamedTuple):
-    """What it takes to learn the targets of a batch from a teacher. B rows, decoder length T, K entries a token.
+    """Inputs or cached outputs of a teacher for the targets of a batch. B rows, decoder length T, K kept tokens.
 
-    The text [11 12 13 14 15] with [13 14] taken away, and what a decoder-only teacher is given and gives:
+    The text [11 12 13 14 15] with the noise span [13 14], for a decoder-only teacher:
 
         targets        [90 13 14  1]
-        origins        [-1  2  3 -1]    13 is predicted at place 2 of the teacher's row
+        origins        [-1  2  3 -1]    the teacher predicts 13 at position 2 of its row
         text.tokens    [ 2 11 12 13 14]
 
     Attributes:
-      origins: int32[B, T], where the teacher's answer about each target stands; -1 = it has none, and the target
-        itself is to be learnt (sentinels, EOS). Places of a row of `text`, if there is one.
-      text: what a decoder-only teacher reads, BOS and the text of each example but its last token, packed as the
-        examples are; None if a teacher reads the rows themselves, or has answered before.
-      ids: int32[B, T, K], the tokens that the teacher's answers of before are about; None = it is to be asked.
+      origins: int32[B, T], the position of the teacher's distribution for each target, in the row of `text` if there is
+        one; -1 = it has none, and the loss is the cross-entropy (sentinels, EOS).
+      text: input of a decoder-only teacher: BOS and the text of each example but its last token, packed as the examples
+        are; None if the teacher reads the rows themselves, or its outputs are cached.
+      ids: int32[B, T, K], the kept tokens of cached distributions; None = the teacher runs in the step.
       log_probs: float16[B, T, K], their log-probabilities.
       tail: float16[B, T], the probability of all other tokens together.
     """
@@ -95,11 +95,15 @@ class TeacherInputs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the step sees. B rows, decoder length T, I images of a row; `encoder` is None for a decoder-only model.
+    """The input of a training step. B rows, decoder length T, I images of a row.
 
-    targets int32[B, T]; weights float32[B, T]; denoisers and sources int32[B, T]: per token, so that losses can be
-    split by denoiser and by source (0 where the weight is 0 by padding); images uint8[B, I, H, W, 3], in the order of
-    a row's image tokens, zeros past the last, None for a run without; teaching: None for a run without a teacher.
+    Attributes:
+      encoder: None for a decoder-only model.
+      targets: int32[B, T].
+      weights: float32[B, T], 0 = no loss.
+      denoisers, sources: int32[B, T], of each target, so that losses can be split by them; 0 at padding.
+      images: uint8[B, I, H, W, 3], in the order of a row's image tokens, zeros past the last; None = no images.
+      teacher: None without distillation.
     """
 
     encoder: Sequences | None
@@ -113,13 +117,13 @@ class Batch(NamedTuple):
 
 
 class HostBatch(NamedTuple):
-    """The rows of a batch that this process holds, and what it takes to go on after them.
+    """The rows of a batch that this process holds, and the positions to resume reading after them.
 
     Attributes:
       batch: NumPy arrays of the local rows, in the order of the global batch.
       example_ids: int64[b, E], the global ids of the examples packed in each row; -1 = no example.
-      streams: int32[b], the virtual stream each row came from.
-      positions: int64[b, K], that stream's position after the row: reading goes on here and repeats nothing.
+      streams: int32[b], the virtual stream of each row.
+      positions: int64[b, K], that stream's position after the row; reading from there repeats nothing.
     """
 
     batch: Batch

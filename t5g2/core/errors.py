@@ -1,11 +1,11 @@
-"""The one error a user can cause, and how it is worded: what was given, what is allowed, what to do."""
+"""The error of wrong user input, whose message says what was given, what is allowed and what to do."""
 
 import difflib
 import errno
 from collections.abc import Iterable
 
-# What the machine refuses, whatever is in the files: to be told as it is.
-ENVIRONMENT = {
+# Errors of the operating system that do not depend on the contents of files, each with what to do about it.
+OS_ERRORS = {
     errno.EACCES: "give this user the right to it, or another path",
     errno.EPERM: "give this user the right to it, or another path",
     errno.EROFS: "give a path that can be written",
@@ -16,11 +16,11 @@ ENVIRONMENT = {
 
 
 class UserError(ValueError):
-    """The input of a command is wrong: the command ends with exit status 2 and this message, without a traceback."""
+    """Wrong input of a command, which ends with exit status 2 and this message, without a traceback."""
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> UserError:
-    """An error for a name that does not exist, with the closest names that do.
+    """Returns the error for a name that does not exist, with the closest names that do.
 
     >>> str(unknown("objective", "ul3", ["causal", "ul2"]))
     "unknown objective 'ul3'; did you mean 'ul2'? Allowed: causal, ul2"

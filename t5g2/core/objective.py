@@ -1,4 +1,4 @@
-"""What every objective is: a frozen dataclass that turns a chunk of text into an Example, and knows its bounds."""
+"""The interface of training objectives."""
 
 import abc
 from collections.abc import Sequence
@@ -10,69 +10,72 @@ from t5g2.core.special_tokens import SpecialTokens
 
 
 class Objective(abc.ABC):
-    """What is asked of a model about a chunk of text. The example follows from tokens, rng and special tokens alone."""
+    """A training objective: a frozen dataclass, and a pure function (tokens, rng, special tokens) -> Example."""
 
     @property
     @abc.abstractmethod
     def denoisers(self) -> tuple[str, ...]:
-        """The names that an example's `denoiser` counts in."""
+        """Names of the denoisers; an example's `denoiser` is an index into them."""
 
     @property
     @abc.abstractmethod
     def weights(self) -> tuple[float, ...]:
-        """The share of each denoiser, of the examples or of their targets; the shares sum to 1."""
+        """Share of each denoiser, of the examples or of their targets; the shares sum to 1."""
 
     @property
     def uses_blocks(self) -> bool:
-        """Whether examples have blocks: decoder tokens that see each other both ways, in a decoder-only model."""
+        """True if examples have `blocks`: bidirectional attention among tokens of a decoder-only model."""
         return False
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether an example depends on the rng, so that a chunk gives another one in every epoch."""
+        """True if an example depends on the rng, so a chunk gives a different one in every epoch."""
         return True
 
     @property
     def takes_pairs(self) -> bool:
-        """Whether a chunk is a pair of inputs and targets (core/pairs.py), not a text."""
+        """True if a chunk is a pair of inputs and targets (core/pairs.py) and not a text."""
         return False
 
     @property
     def takes_images(self) -> bool:
-        """Whether a chunk may have images: then their tokens are read, and none of them is a target that counts."""
+        """True if a chunk may have images: their tokens are inputs, and targets only without a loss."""
         return False
 
     def text(self, tokens: np.ndarray) -> np.ndarray:
-        """The text that an example's `origins` count in: the tokens themselves, unless they are a pair."""
+        """Returns the text that `origins` are positions in: the tokens themselves, unless they are a pair."""
         return tokens
 
     @abc.abstractmethod
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """The longest encoder and decoder sequences that a chunk of up to `tokens` tokens can become."""
+        """Returns the maximum encoder and decoder lengths of a chunk of up to `tokens` tokens."""
 
     @abc.abstractmethod
     def sentinels_needed(self, tokens: int) -> int:
-        """The most different sentinels that a chunk of up to `tokens` tokens can take."""
+        """Returns the maximum number of different sentinels for a chunk of up to `tokens` tokens."""
 
     def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:  # noqa: B027
-        """Does nothing if the tokenizer has what this objective takes, sentinels apart.
+        """Checks that the tokenizer has the special tokens that this objective uses, except sentinels.
 
         Raises:
-          UserError: it lacks a token.
+          UserError: one is missing or is not usable.
         """
 
-    def filling(
+    def infilling(
         self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """A prompt in which spans of `span` tokens from `starts` on are missing, as this objective's examples have it,
-        and what is asked for, without EOS; None if it takes no spans away.
+        """Returns a fill-in prompt and its targets without EOS, like this objective's examples; None if it has no spans.
+
+        Args:
+          starts: first token of each span that is removed.
+          span: length of each span in tokens.
         """
         del tokens, starts, span, special_tokens
         return None
 
     @abc.abstractmethod
     def only(self, denoiser: str) -> "Objective":
-        """This objective with one of its denoisers alone.
+        """Returns this objective with a single one of its denoisers.
 
         Raises:
           UserError: it has no denoiser of that name.
@@ -80,4 +83,4 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
-        """The example made of int32[L] tokens, L >= 2."""
+        """Returns the example of int32[L] tokens, L >= 2."""

@@ -1,7 +1,9 @@
 """Frozen dataclasses from plain dicts, and back: every key known, every type checked, nothing silently dropped.
 
 A field's annotation is its type: int, float, bool, str, Literal[…], X | None, tuple[X, …], a dataclass, or several
-dataclasses (a union, or their base class), of which the dict's "kind" chooses one by its name in a table.
+dataclasses (a union, or their base class), of which the dict's "kind" chooses one by its name in a table. A class may
+have several names in a table, {"sft": SFT, "answers": SFT}: the first is the one that is dumped and shown, the others
+are aliases for configs written before a name was changed.
 """
 
 import ast
@@ -13,11 +15,11 @@ from typing import Any
 
 from t5g2.core.errors import UserError, unknown
 
-Table = Mapping[str, type]
+KindTable = Mapping[str, type]
 
 
-def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence[Table] = ()) -> Any:
-    """The value of type `annotation` that the plain data `node` describes.
+def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence[KindTable] = ()) -> Any:
+    """Returns the value of type `annotation` that the plain data `node` describes.
 
     Raises:
       UserError: an unknown or missing key, a wrong type, an unknown kind; names the dotted path and what is allowed.
@@ -37,7 +39,7 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
         elif len(arguments) != len(node):
             raise _wrong_type(where, node, f"a list of {len(arguments)}")
         pairs = zip(arguments, node, strict=True)
-        return tuple(build(of, item, where=f"{where}.{i}", tables=tables) for i, (of, item) in enumerate(pairs))
+        return tuple(build(kind, item, where=f"{where}.{i}", tables=tables) for i, (kind, item) in enumerate(pairs))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return _build_dataclass(annotation, node, where, tables)
     if members := _members((annotation,), tables):
@@ -50,9 +52,10 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
     return node
 
 
-def dump(value: Any, *, tables: Sequence[Table] = ()) -> Any:
-    """`value` as plain data that JSON can hold and `build` turns back into an equal value."""
+def dump(value: Any, *, tables: Sequence[KindTable] = ()) -> Any:
+    """Returns `value` as plain data that JSON can hold and `build` turns back into an equal value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # the first of several names: an alias that was read is written as the name of today
         kinds = [name for table in tables for name, cls in table.items() if cls is type(value)]
         fields = {f.name: dump(getattr(value, f.name), tables=tables) for f in dataclasses.fields(value) if f.init}
         return {"kind": kinds[0], **fields} if kinds else fields
@@ -64,8 +67,11 @@ def dump(value: Any, *, tables: Sequence[Table] = ()) -> Any:
 def override(node: Any, path: str, text: str) -> None:
     """Sets the entry at the dotted `path` of nested dicts and lists to the value that `text` spells.
 
-    `text` is a Python literal (3, 1e-4, None, "a", (1, 2)), true or false, or else a plain string. Dicts on the way
-    that are missing are made; whether the keys exist is for `build` to say, which knows the types.
+    `text` is a Python literal (3, 1e-4, None, "a", (1, 2)), true or false, or else a plain string. Missing dicts along
+    the path are created; unknown keys are left for `build` to refuse, which knows the types.
+
+    Raises:
+      UserError: the path leads through a value that has no entries, or past the end of a list.
     """
     *parents, last = path.split(".")
     for i, key in enumerate(parents):
@@ -77,7 +83,7 @@ def override(node: Any, path: str, text: str) -> None:
         node = node[key]
         if not isinstance(node, dict | list):
             here = ".".join(parents[: i + 1])
-            raise UserError(f"cannot set {path}: {here} is {node!r}, which has no parts; set {here} itself")
+            raise UserError(f"cannot set {path}: {here} is {node!r}, which has no entries; set {here} itself")
     if isinstance(node, list):
         node[_index(node, last, path)] = parse(text)
     else:
@@ -85,7 +91,7 @@ def override(node: Any, path: str, text: str) -> None:
 
 
 def parse(text: str) -> Any:
-    """The value that the text of a flag spells: a Python literal, true or false, or else the text."""
+    """Returns the value that the text of a flag spells: a Python literal, true or false, or else the text."""
     if text in ("true", "false"):
         return text == "true"
     try:
@@ -95,7 +101,7 @@ def parse(text: str) -> Any:
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Nested dicts and lists as {dotted path: leaf value}; an empty dict or list is a leaf."""
+    """Returns nested dicts and lists as {dotted path: leaf value}; an empty dict or list is a leaf."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
     flat = {}
     for key, value in items:
@@ -103,7 +109,7 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
     return flat or {path: node}
 
 
-def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table]) -> Any:
+def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
     if node is None and type(None) in arguments:
         return None
     choices = [a for a in arguments if a is not type(None)]
@@ -116,6 +122,7 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table
         return _build_kind(_members(tuple(classes), tables), node, where, tables)
     if len(choices) == 1:
         return build(choices[0], node, where=where, tables=tables)
+    # what remains are plain types, such as float | Literal["uniform"]: the first that takes the value
     for choice in choices:
         if not dataclasses.is_dataclass(choice):
             try:
@@ -126,27 +133,35 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[Table
     raise _wrong_type(where, node, f"one of: {names}")
 
 
-def _members(classes: tuple[type, ...], tables: Sequence[Table]) -> Table:
-    """The named classes that are one of `classes` or derive from it."""
+def _members(classes: tuple[type, ...], tables: Sequence[KindTable]) -> KindTable:
+    """Returns the entries of all tables whose class is one of `classes` or derives from one."""
     return {name: cls for table in tables for name, cls in table.items() if issubclass(cls, classes)}
 
 
-def _build_kind(members: Table, node: Any, where: str, tables: Sequence[Table]) -> Any:
+def _without_aliases(members: KindTable) -> list[str]:
+    """Returns the first name of each class, sorted."""
+    names: dict[type, str] = {}
+    for name, cls in members.items():
+        names.setdefault(cls, name)
+    return sorted(names.values())
+
+
+def _build_kind(members: KindTable, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
     if isinstance(node, tuple(members.values())):
         return node
     if not isinstance(node, Mapping):
-        raise _wrong_type(where, node, f"settings with a 'kind', one of: {', '.join(sorted(members))}")
+        raise _wrong_type(where, node, f"settings with a 'kind', one of: {', '.join(_without_aliases(members))}")
     if "kind" not in node:
-        raise UserError(f"{where} has no 'kind'; give one of: {', '.join(sorted(members))}")
+        raise UserError(f"{where} has no 'kind'; give one of: {', '.join(_without_aliases(members))}")
     if node["kind"] not in members:
-        raise unknown(f"{where}.kind", str(node["kind"]), members)
+        raise unknown(f"{where}.kind", str(node["kind"]), _without_aliases(members))
     return _build_dataclass(members[node["kind"]], node, where, tables)
 
 
-def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[Table]) -> Any:
+def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
     if isinstance(node, cls):
         return node
-    kinds = {name for table in tables for name, other in table.items() if other is cls}
+    kinds = {name for table in tables for name, other in table.items() if other is cls}  # aliases too
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     if not isinstance(node, Mapping):
         raise _wrong_type(where, node, f"the settings of {cls.__name__}, a mapping with some of {', '.join(fields)}")
@@ -160,7 +175,7 @@ def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[Table]) 
     values = {k: build(hints[k], node[k], where=f"{where}.{k}", tables=tables) for k in node if k in fields}
     try:
         return cls(**values)
-    except UserError as error:
+    except UserError as error:  # of the class's own rules, which know no path
         raise UserError(f"{where}: {error}") from None
 
 

@@ -1,7 +1,7 @@
-"""The leaves of a model by logical name and layer number, whatever way its layers are stored.
+"""The leaves of a model by logical name and layer number, independent of the storage of its layers.
 
 A stack of layers is a module with two lists. `slots` holds the P blocks of a pattern, each leaf with a leading axis of
-R repeats, so that whole patterns can be scanned; `tail` holds the layers left over, as plain blocks. Slot p of repeat r
+R repeats, so that whole patterns can be scanned; `tail` holds the remaining layers, as plain blocks. Slot p of repeat r
 is layer r * P + p; block t of the tail is layer R * P + t. With 5 layers and a pattern of 2 (P = 2, R = 2):
 
     storage                shape        leaves (path, layer)                      name as stored
@@ -10,7 +10,7 @@ is layer r * P + p; block t of the tail is layer R * P + t. With 5 layers and a 
     layers.tail.0.mlp.up   [D, F]       ("layers.mlp.up", 4)                      layers.mlp.up.4
     final_norm.scale       [D]          ("final_norm.scale", None)                final_norm.scale
 
-Nothing else knows this but the models' own scan: names, rules, checkpoints and reports speak (path, layer).
+Only this file and the models' own scan know the storage; names, rules, checkpoints and reports use (path, layer).
 """
 
 import fnmatch
@@ -31,13 +31,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """One parameter of one layer; layer None = it belongs to no layer.
+    """One parameter of one layer; layer None = a parameter outside of layers.
 
     Attributes:
       shape, dtype: of this layer alone.
       axes: logical axis of each dimension, None = none.
-      init: (key, shape, dtype) -> a new array for one layer, as the parameter was declared; None = unknown.
-      read: the array, sliced when called; of an abstract tree, its jax.ShapeDtypeStruct.
+      init: (key, shape, dtype) -> a new array for one layer, from the parameter's declaration; None = unknown.
+      read: () -> the array of this layer, sliced when called; of an abstract tree, its jax.ShapeDtypeStruct.
     """
 
     path: str
@@ -50,12 +50,12 @@ class Leaf:
 
     @property
     def key(self) -> LeafKey:
-        """(path, layer)."""
+        """The pair (path, layer)."""
         return self.path, self.layer
 
 
 def name(key: LeafKey) -> str:
-    """A (path, layer) as one string.
+    """Returns (path, layer) as one string.
 
     >>> name(("layers.attention.q", 7)), name(("final_norm.scale", None))
     ('layers.attention.q.7', 'final_norm.scale')
@@ -65,56 +65,57 @@ def name(key: LeafKey) -> str:
 
 
 def leaves(tree: Any) -> dict[LeafKey, Leaf]:
-    """The view (path, layer) -> Leaf of a module, concrete or abstract, sorted by path and layer."""
-    found = []
+    """Returns {(path, layer): Leaf} of a module, concrete or abstract, sorted by path and layer."""
+    leaves = []
     for stored in _walk(tree):
         value, axes = stored.value, stored.axes
         if not stored.repeats:
             read = lambda value=value: value  # noqa: E731
-            found.append(Leaf(stored.path, stored.layer, value.shape, value.dtype, axes, read, stored.init))
+            leaves.append(Leaf(stored.path, stored.layer, value.shape, value.dtype, axes, read, stored.init))
             continue
         if value.shape[0] != stored.repeats:
             raise ValueError(f"{stored.name} has shape {value.shape}, but {stored.repeats} layers are stacked in it")
         for r, layer in enumerate(stored.layers):
             read = lambda value=value, r=r: _slice(value, r)  # noqa: E731
-            found.append(Leaf(stored.path, layer, value.shape[1:], value.dtype, axes, read, stored.init))
-    return {leaf.key: leaf for leaf in sorted(found, key=lambda leaf: (leaf.path, leaf.layer or 0))}
+            leaves.append(Leaf(stored.path, layer, value.shape[1:], value.dtype, axes, read, stored.init))
+    return {leaf.key: leaf for leaf in sorted(leaves, key=lambda leaf: (leaf.path, leaf.layer or 0))}
 
 
 def build(abstract: Tree, read: Callable[[LeafKey], Any], *, shardings: Any = None) -> Tree:
-    """The inverse of `leaves`: `abstract` with every leaf filled by `read((path, layer))`.
+    """Returns `abstract` with every leaf filled by `read((path, layer))`: the inverse of `leaves`.
 
     One stored leaf is read, stacked and placed at a time, so the host never holds more than the largest of them.
 
     Args:
-      abstract: a module as jax.eval_shape gives it; a concrete one serves as well.
-      read: gives an array of exactly the leaf's shape and dtype.
-      shardings: where to place the leaves, a tree like `abstract`; None = the default device.
+      abstract: a module as returned by jax.eval_shape; a concrete one serves as well.
+      read: returns an array of exactly the leaf's shape and dtype.
+      shardings: of the leaves, a tree like `abstract`; None = the default device.
 
     Raises:
       ValueError: a leaf that was read has another shape or dtype; nothing is cast silently.
     """
-    places = [None] * len(jax.tree.leaves(abstract)) if shardings is None else jax.tree.leaves(shardings)
+    placements = [None] * len(jax.tree.leaves(abstract)) if shardings is None else jax.tree.leaves(shardings)
     filled = []
-    for stored, place in zip(_walk(abstract), places, strict=True):
+    for stored, placement in zip(_walk(abstract), placements, strict=True):
         shape = stored.value.shape[1:] if stored.repeats else stored.value.shape
         layers = stored.layers if stored.repeats else [stored.layer]
         keys = [(stored.path, layer) for layer in layers]
         parts = [_checked(read(key), key, shape, stored.value.dtype) for key in keys]
         if stored.repeats:
+            # NumPy arrays are stacked on the host: on a device they would exist twice
             on_host = all(isinstance(part, np.ndarray) for part in parts)
             whole = np.stack(parts) if on_host else jnp.stack(parts)
         else:
             whole = parts[0]
-        if place is None:
+        if placement is None:
             filled.append(jnp.asarray(whole))
-        else:  # each process places what its own devices hold
-            filled.append(jax.make_array_from_callback(whole.shape, place, whole.__getitem__))
+        else:  # each process places the shards of its own devices
+            filled.append(jax.make_array_from_callback(whole.shape, placement, whole.__getitem__))
     return jax.tree.unflatten(jax.tree.structure(abstract), filled)
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Every leaf of any tree (a module, an optimizer's state) as it is stored, by a readable name that is unique.
+    """Returns every leaf of any tree (a module, an optimizer's state) as it is stored, by a unique readable name.
 
     A stack is one entry, named by its layers: "layers.mlp.up.0-2by2" holds layers 0 and 2.
     """
@@ -125,45 +126,45 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def refill(tree: Tree, values: Mapping[str, Any]) -> Tree:
-    """The inverse of `named`: `tree` with every leaf replaced by the value of its name."""
+    """Returns `tree` with every leaf replaced by the value of its name: the inverse of `named`."""
     return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in named(tree)])
 
 
 def paths(tree: Tree) -> Tree:
-    """A tree of the same structure with every leaf replaced by its path, the layer left out."""
+    """Returns a tree of the same structure with every leaf replaced by its path, without the layer."""
     return jax.tree.unflatten(jax.tree.structure(tree), [stored.path for stored in _walk(tree)])
 
 
-def select(pattern: str, path: str) -> bool:
-    """Whether the path fits the pattern: * any characters, dots too, ? one, [ab] one of these.
+def matches(pattern: str, path: str) -> bool:
+    """Returns True if the path matches the pattern: * any characters, also dots; ? one; [ab] one of these.
 
-    >>> select("*.scale", "layers.pre_mlp_norm.scale"), select("encoder.*", "decoder.final_norm.scale")
+    >>> matches("*.scale", "layers.pre_mlp_norm.scale"), matches("encoder.*", "decoder.final_norm.scale")
     (True, False)
     """
     return fnmatch.fnmatchcase(path, pattern)
 
 
-def first(rules: Iterable[tuple[str, Value]], path: str) -> Value:
-    """The value of the first rule (pattern, value) whose pattern fits.
+def first_match(rules: Iterable[tuple[str, Value]], path: str) -> Value:
+    """Returns the value of the first rule (pattern, value) whose pattern matches.
 
     Raises:
-      LookupError: none fits; end the rules with "*".
+      LookupError: none matches; end the rules with "*".
     """
     rules = tuple(rules)
     for pattern, value in rules:
-        if select(pattern, path):
+        if matches(pattern, path):
             return value
     raise LookupError(f"no rule for {path}; the patterns are: {', '.join(pattern for pattern, _ in rules)}")
 
 
 def unmatched(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """The patterns that fit none of the paths: a misspelt one would otherwise do nothing, silently."""
+    """Returns the patterns that match none of the paths: a misspelt one would otherwise do nothing, silently."""
     known = set(paths)
-    return [pattern for pattern in patterns if not any(select(pattern, path) for path in known)]
+    return [pattern for pattern in patterns if not any(matches(pattern, path) for path in known)]
 
 
 def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """How two mappings by name differ, one line an entry, sorted; empty if they are equal.
+    """Returns the differences of two mappings by name, one line per entry, sorted; empty if they are equal.
 
     >>> print(difference({"a": 1, "b": 2, "c": 3}, {"b": 5, "c": 3, "d": 4}))
     missing  a: 1
@@ -178,8 +179,8 @@ def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stored:
-    """A leaf of a tree as it lies there. A stack of layers has `repeats` of them, `first` the lowest, `step` apart."""
+class _StoredLeaf:
+    """A leaf as it is stored; in a stack it holds `repeats` layers, the first of which is `layer`, `step` apart."""
 
     path: str
     value: Any
@@ -201,31 +202,32 @@ class _Stored:
         return f"{self.path}.{self.layer}-{self.layers[-1]}" + (f"by{self.step}" if self.step > 1 else "")
 
 
-def _walk(tree: Any) -> list[_Stored]:
-    """The leaves in jax's order."""
+def _walk(tree: Any) -> list[_StoredLeaf]:
+    """Returns the leaves in jax's order."""
     raw = []
     for keys, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]:
         parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-        # a variable holds one array, or nothing where optax masks it out
+        # a variable holds one array, or none where optax masks it out
         raw += [(parts, value, _axes(node, value), _init(node)) for value in jax.tree.leaves(node)]
     stacks = _stacks([(parts, value) for parts, value, _, _ in raw])
     walked = []
     for parts, value, axes, init in raw:
+        # the outermost "slots" or "tail" that belongs to a stack: a module may have fields of these names
         at = next((i for i, part in enumerate(parts) if parts[:i] in stacks and part in ("slots", "tail")), None)
         if at is None:
-            walked.append(_Stored(".".join(parts), value, axes, init))
+            walked.append(_StoredLeaf(".".join(parts), value, axes, init))
             continue
         pattern, repeats = stacks[parts[:at]]
         path, index = ".".join(parts[:at] + parts[at + 2 :]), int(parts[at + 1])
         if parts[at] == "slots":
-            walked.append(_Stored(path, value, axes, init, layer=index, repeats=repeats, step=pattern))
+            walked.append(_StoredLeaf(path, value, axes, init, layer=index, repeats=repeats, step=pattern))
         else:
-            walked.append(_Stored(path, value, axes, init, layer=pattern * repeats + index))
+            walked.append(_StoredLeaf(path, value, axes, init, layer=pattern * repeats + index))
     return walked
 
 
 def _stacks(raw: Sequence[tuple[tuple[str, ...], Any]]) -> dict[tuple[str, ...], tuple[int, int]]:
-    """{where a stack stands: (P, R)}; P = R = 0 if it is all tail."""
+    """Returns {path of a stack: (P, R)}; P = R = 0 if all of its layers are in the tail."""
     slots: dict[tuple[str, ...], set[int]] = {}
     repeats: dict[tuple[str, ...], int] = {}
     for parts, value in raw:
@@ -236,11 +238,11 @@ def _stacks(raw: Sequence[tuple[tuple[str, ...], Any]]) -> dict[tuple[str, ...],
                     here.add(int(parts[i + 1]))
                     # the largest, at least 1: an optimizer may keep placeholders of shape [1] or [] for some leaves
                     repeats[parts[:i]] = max(repeats.get(parts[:i], 1), *(value.shape[:1] or (1,)))
-    return {at: (len(found), repeats.get(at, 0)) for at, found in slots.items()}
+    return {at: (len(indices), repeats.get(at, 0)) for at, indices in slots.items()}
 
 
 def _axes(node: Any, value: Any) -> tuple[str | None, ...]:
-    """Logical axes of one layer: what the parameter was declared with; stacking does not change it."""
+    """Returns the logical axes of one layer, from the parameter's declaration, which stacking does not change."""
     axes = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None
     return (None,) * len(getattr(value, "shape", ())) if axes is None else tuple(axes)
 

@@ -29,10 +29,9 @@ from t5g2.data.streams import open_source
 from t5g2.eval import metrics
 from t5g2.eval.generation import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums
-from t5g2.models import image_embeddings as images
-from t5g2.models.config import EncoderDecoderConfig
+from t5g2.models import image_embeddings
 from t5g2.models.layers import Compute
-from t5g2.models.loss import token_losses
+from t5g2.models.loss import LossConfig, token_losses
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Setting:
       data: the run's; a task takes tokenizer, lengths, rows and packing from it, and brings its own text.
       seed: of everything that is drawn.
       compute: of the forward pass.
-      tile_tokens: tokens whose logits exist at a time.
+      loss: settings of the loss; a teacher is not used.
       mesh: that the weights live on; None = one device.
       rows: the rows of a batch that this process holds; None = all.
     """
@@ -51,7 +50,7 @@ class Setting:
     data: DataConfig
     seed: int = 0
     compute: Compute = Compute()
-    tile_tokens: int = 1024
+    loss: LossConfig = LossConfig()
     mesh: Mesh | None = None
     rows: range | None = None
 
@@ -190,7 +189,7 @@ class Samples(Task):
 
         def measure(model: Model) -> Outcome:
             # all at once, because every shape is a program to compile
-            asked = completions + fillings if isinstance(model.config, EncoderDecoderConfig) else completions
+            asked = completions + fillings if model.config.is_encoder_decoder else completions
             made = generate_tokens(
                 model,
                 tokenizer,
@@ -218,7 +217,7 @@ class Samples(Task):
             return None
         starts = [len(chunk) // 4, 5 * len(chunk) // 8]
         made = (
-            s.objective.filling(chunk, starts, self.span_tokens, special_tokens=data.tokenizer.special_tokens)
+            s.objective.infilling(chunk, starts, self.span_tokens, special_tokens=data.tokenizer.special_tokens)
             for s in data.sources
         )
         return next(filter(None, made), None)
@@ -242,17 +241,17 @@ def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> Token
         batch = batch._replace(weights=np.where(special_tokens.is_sentinel(batch.targets), 0, batch.weights))
         if setting.mesh is not None:
             batch = to_global(batch, batch_sharding(setting.mesh), rows=setting.data.rows)
-        sums = _batch_sums(model, batch, compute=setting.compute, tile_tokens=setting.tile_tokens)
+        sums = _batch_sums(model, batch, compute=setting.compute, loss=setting.loss)
         total += TokenSums(*np.asarray(sums, np.float64).tolist())
     return total
 
 
-@partial(jax.jit, static_argnames=("compute", "tile_tokens"))
-def _batch_sums(model: Model, batch: Batch, *, compute: Compute, tile_tokens: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("compute", "loss"))
+def _batch_sums(model: Model, batch: Batch, *, compute: Compute, loss: LossConfig) -> jax.Array:
     """float32[3]: the fields of TokenSums, over the global batch."""
-    pictures = images.normalized(batch.images)
-    hidden_BTD = model.hidden(batch.encoder, batch.decoder, pictures, compute=compute)  # pyright: ignore[reportArgumentType]
-    tokens = token_losses(hidden_BTD, model.head(), batch.targets, tile_tokens=tile_tokens, dtype=compute.loss_dtype)
+    images = image_embeddings.normalized(batch.images)
+    hidden_BTD = model.hidden(batch.encoder, batch.decoder, images, compute=compute)  # pyright: ignore[reportArgumentType]
+    tokens = token_losses(hidden_BTD, model.head(), batch.targets, loss)
     # what stands at padding means nothing and need not be finite
     loss_BT = jnp.where(batch.weights > 0, batch.weights * tokens.loss_BT, 0.0)
     correct_BT = batch.weights * tokens.correct_BT.astype(jnp.float32)

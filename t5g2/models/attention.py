@@ -17,7 +17,7 @@ from t5g2.core.batch import Sequences
 from t5g2.core.sharding import constrain
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import TextConfig
-from t5g2.models.layers import Compute, RMSNorm, normal, param, project, rotate
+from t5g2.models.layers import Compute, RMSNorm, apply_rotary, normal, param, project
 from t5g2.models.masks import Keys, Mask
 
 __all__ = ["Attention", "Compute", "KeyValues", "Keys", "Mask", "attend"]
@@ -29,7 +29,7 @@ class KeyValues(NamedTuple):
     k_BSKH: Array
     v_BSKH: Array
 
-    def of(self, tokens: Sequences) -> Keys:
+    def as_keys(self, tokens: Sequences) -> Keys:
         """These keys as a source of attention, said to stand for `tokens`."""
         return Keys(self.k_BSKH, self.v_BSKH, tokens)
 
@@ -82,29 +82,29 @@ class Attention(nnx.Module):
             self.k_norm = RMSNorm(size, eps=config.norm_eps, param_dtype=param_dtype)
 
     def queries(
-        self, x_BTD: Float[Array, "B T D"], turn: tuple[Array, Array] | None, *, compute: Compute
+        self, x_BTD: Float[Array, "B T D"], rotary: tuple[Array, Array] | None, *, compute: Compute
     ) -> Float[Array, "B T N H"]:
         """Queries, normed and then rotated. Without `turn` they are not rotated: those of cross-attention."""
         q_BTNH = project(x_BTD, self.q[...])
         if self.config.qk_norm:
             q_BTNH = self.q_norm.normalize(q_BTNH, compute)
-        if turn is not None:
-            q_BTNH = rotate(q_BTNH, turn)
+        if rotary is not None:
+            q_BTNH = apply_rotary(q_BTNH, rotary)
         return constrain(q_BTNH, "rows", "length", "heads_act", None)
 
-    def keys(self, x_BSD: Float[Array, "B S D"], turn: tuple[Array, Array] | None, *, compute: Compute) -> KeyValues:
+    def keys(self, x_BSD: Float[Array, "B S D"], rotary: tuple[Array, Array] | None, *, compute: Compute) -> KeyValues:
         """Keys, normed and then rotated, and values. Without `turn` they are not rotated: keys of the encoder's states,
         whose order neither merged nor separate cross-attention sees.
         """
         k_BSKH, v_BSKH = project(x_BSD, self.k[...]), project(x_BSD, self.v[...])
         if self.config.qk_norm:
             k_BSKH = self.k_norm.normalize(k_BSKH, compute)
-        if turn is not None:
-            k_BSKH = rotate(k_BSKH, turn)
+        if rotary is not None:
+            k_BSKH = apply_rotary(k_BSKH, rotary)
         axes = ("rows", "length", "kv_heads_act", None)
         return KeyValues(constrain(k_BSKH, *axes), constrain(v_BSKH, *axes))
 
-    def mix(
+    def attend(
         self, q_BTNH: Array, query: Sequences, sources: Sequence[tuple[Keys, Mask]], *, compute: Compute
     ) -> Float[Array, "B T D"]:
         """What the queries see, projected back to the width of the model."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from t5g2.core.batch import Sequences
 from t5g2.models.attention import KeyValues
 from t5g2.models.layers import Compute
-from t5g2.models.stack import Block, PerLayer, Site, Stack
+from t5g2.models.stack import Block, LayerInputs, PerLayer, Stack
 
 
 class Cache(NamedTuple):
@@ -58,13 +58,13 @@ def start(
     nothing = jnp.zeros((rows, length), jnp.int32)
     memory = None
     if memory_BSD is not None:
-        memory = stack.layers.map(lambda block: block.remember(memory_BSD, compute=compute))
+        memory = stack.layers.map(lambda block: block.encoder_keys_values(memory_BSD, compute=compute))
     tokens = Sequences(nothing, nothing, nothing, nothing)
     return Cache(stack.layers.map(empty), tokens, jnp.zeros((), jnp.int32), memory, encoder)
 
 
 def extend(
-    stack: Stack, x_BtD: Float[Array, "B t D"], site: Site, cache: Cache, *, compute: Compute
+    stack: Stack, x_BtD: Float[Array, "B t D"], site: LayerInputs, cache: Cache, *, compute: Compute
 ) -> tuple[Float[Array, "B t D"], Cache]:
     """Final-normed states of new tokens that see the cache, themselves and the encoder; and the cache with them in it.
 
@@ -86,7 +86,7 @@ def extend(
 
     memory = cache.memory or jax.tree.map(lambda _: None, cache.past, is_leaf=lambda x: isinstance(x, KeyValues))
     stored = PerLayer(*(tuple(zip(p, m, strict=True)) for p, m in zip(cache.past, memory, strict=True)))
-    x_BtD, own = stack.layers.fold(step, x_BtD, stored, compute=compute)
+    x_BtD, own = stack.layers.scan(step, x_BtD, stored, compute=compute)
     return stack.final_norm.normalize(x_BtD, compute), _write(cache, own, site.tokens)
 
 

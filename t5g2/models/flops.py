@@ -46,7 +46,7 @@ from t5g2.models.config import (
 )
 from t5g2.models.masks import Mask
 
-KINDS: tuple[LayerKind, ...] = ("local", "global")
+LAYER_KINDS: tuple[LayerKind, ...] = ("local", "global")
 TRAINING = 3  # forward; backward by the inputs and by the weights of every product
 
 
@@ -113,18 +113,18 @@ def training(config: ModelConfig, counts: Counts, *, frozen_vision: bool) -> dic
 
 def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -> int:
     """FLOPs of one training step on these rows (NumPy arrays): forward and backward."""
-    counts = count(config, batch.encoder, batch.decoder)
+    counts = count_rows(config, batch.encoder, batch.decoder)
     return sum(training(config, counts, frozen_vision=frozen_vision).values())
 
 
-def of_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int, images: int = 0) -> Counts:
+def count_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int, images: int = 0) -> Counts:
     """The counts of one example of so many encoder and decoder tokens, those of its images included."""
     made = _reader(config).images
     sizes = np.full(images, 0 if made is None else made.tokens)
     return replace(_count(config, np.array([encoder]), np.array([decoder]), blocks=sizes), images=images)
 
 
-def count(config: ModelConfig, encoder: Sequences | None, decoder: Sequences) -> Counts:
+def count_rows(config: ModelConfig, encoder: Sequences | None, decoder: Sequences) -> Counts:
     """The counts of packed rows, from their tokens, segments and block ids; positions must run through each segment.
 
     Block ids are those of the side that images enter; an encoder that has none is counted with its images as blocks.
@@ -144,9 +144,9 @@ def _count(config: ModelConfig, encoder: np.ndarray, decoder: np.ndarray, *, blo
     made, none = {"decoder_tokens": int(decoder.sum())}, np.zeros(0, np.int64)
     if not isinstance(config, EncoderDecoderConfig):
         alone = _reader(config)
-        made |= {f"decoder_{kind}": _pairs(masks.decoder(alone, kind), decoder, blocks) for kind in KINDS}
+        made |= {f"decoder_{kind}": _pairs(masks.decoder(alone, kind), decoder, blocks) for kind in LAYER_KINDS}
         return Counts(**made)
-    for kind in KINDS:
+    for kind in LAYER_KINDS:
         made[f"decoder_{kind}"] = _pairs(masks.decoder(config.decoder, kind), decoder, none)
         made[f"encoder_{kind}"] = _pairs(masks.encoder(config, kind), encoder, blocks)
     return Counts(**made, encoder_tokens=int(encoder.sum()), cross=int(np.sum(encoder * decoder)))

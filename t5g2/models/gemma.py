@@ -17,7 +17,7 @@ from t5g2.models import layers, masks
 from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
 from t5g2.models.siglip import Projector, VisionTower
-from t5g2.models.stack import Site, Stack
+from t5g2.models.stack import LayerInputs, Stack
 
 
 class Gemma(Stack):
@@ -83,8 +83,8 @@ class Gemma(Stack):
     def _embed(self, decoder: Sequences, pictures: Array | None, compute: Compute) -> Float[Array, "B T D"]:
         return images.embed(self, self.embedder, self.config.images, decoder.tokens, pictures, compute=compute)
 
-    def _site(self, decoder: Sequences) -> Site:
-        return Site.of(decoder, self.config, lambda kind: masks.decoder(self.config, kind))
+    def _site(self, decoder: Sequences) -> LayerInputs:
+        return LayerInputs.create(decoder, self.config, lambda kind: masks.decoder(self.config, kind))
 
 
 def _refuse(encoder: None) -> None:

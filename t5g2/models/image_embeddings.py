@@ -47,10 +47,10 @@ def embed(
     Raises:
       ValueError: images for a model that was made without a tower.
     """
-    known_BT = tokens_BT
+    lookup_BT = tokens_BT
     if config is not None and config.token >= embedder.vocab_size:
-        known_BT = jnp.where(tokens_BT == config.token, 0, tokens_BT)  # it has no row, and needs none
-    x_BTD = embedder.embed(known_BT, dtype=jnp.dtype(compute.dtype))
+        lookup_BT = jnp.where(tokens_BT == config.token, 0, tokens_BT)  # it has no row, and needs none
+    x_BTD = embedder.embed(lookup_BT, dtype=jnp.dtype(compute.dtype))
     if images_BIHWC is not None:
         if config is None:
             raise ValueError("images were given to a model without a vision tower; make it with config.images")

@@ -118,7 +118,7 @@ class RMSNorm(nnx.Module):
         return (y * jnp.broadcast_to(factor, x.shape)).astype(x.dtype)
 
 
-def rotation(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) -> tuple[Array, Array]:
+def rotary_cos_sin(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) -> tuple[Array, Array]:
     """Cosine and sine of every pair's angle at every position, each float32[B, T, H/2].
 
     Pair k turns by position * base^(-2k/H) / factor. Angles stay float32 whatever the activations are: bfloat16 cannot
@@ -130,9 +130,9 @@ def rotation(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) -> tup
     return jnp.cos(angles_BTP), jnp.sin(angles_BTP)
 
 
-def rotate(x_BTNH: Float[Array, "B T N H"], turn: tuple[Array, Array]) -> Float[Array, "B T N H"]:
+def apply_rotary(x_BTNH: Float[Array, "B T N H"], rotary: tuple[Array, Array]) -> Float[Array, "B T N H"]:
     """x with pair (k, k + H/2) of every head turned by its angle: multiplied in float32, rounded once."""
-    cos, sin = (part[:, :, None, :] for part in turn)
+    cos, sin = (part[:, :, None, :] for part in rotary)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)

@@ -30,7 +30,7 @@ from t5g2.models.masks import Keys
 from t5g2.models.stack import Layers
 
 # queries whose scores exist at a time: 16 heads * 512 queries * 4096 patches are 128 MiB for one image of 896 pixels
-TILE = 512
+QUERY_TILE = 512
 # first values of the scalars (arXiv 2303.15343, section 3.2); transformers starts both at 0
 LOGIT_SCALE, LOGIT_BIAS = math.log(10.0), -10.0
 
@@ -65,7 +65,7 @@ def embedding(key, shape, dtype) -> jax.Array:
     return (shape[-1] ** -0.5 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
-def tiny(key, shape, dtype) -> jax.Array:
+def small_normal(key, shape, dtype) -> jax.Array:
     """Normal with standard deviation 1e-6, for the biases of an MLP."""
     return (1e-6 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
@@ -132,7 +132,7 @@ class Attention(nnx.Module):
         self.q, self.k, self.v = (dense(key, shape, axes, 1) for key in keys[:3])
         self.o = dense(keys[3], (heads, size, width), ("heads", "head_size", "embed"), 2)
 
-    def mix(self, q_BTD: Float[Array, "B T D"], x_BSD: Float[Array, "B S D"], *, compute: Compute) -> Array:
+    def attend(self, q_BTD: Float[Array, "B T D"], x_BSD: Float[Array, "B S D"], *, compute: Compute) -> Array:
         """[B, T, D]: for each state in q, what it takes from all states in x."""
         axes = ("rows", "length", "heads_act", None)
         q_BTNH = constrain(self.q.transform(q_BTD), *axes)
@@ -154,12 +154,12 @@ def _attend_in_tiles(
     together, whatever the backend and compute.remat are.
     """
     rows, length, heads, size = q_BTNH.shape
-    keys = Keys(k_BSNH, v_BSNH, _everything(rows, k_BSNH.shape[1]))
-    tile = max(t for t in range(1, min(length, TILE) + 1) if length % t == 0)
+    keys = Keys(k_BSNH, v_BSNH, _all_visible(rows, k_BSNH.shape[1]))
+    tile = max(t for t in range(1, min(length, QUERY_TILE) + 1) if length % t == 0)
 
     def attend_tile(q_BKNH):
         seen = [(keys, masks.ALL)]
-        return attend(q_BKNH, _everything(rows, tile), seen, scale=size**-0.5, compute=compute)
+        return attend(q_BKNH, _all_visible(rows, tile), seen, scale=size**-0.5, compute=compute)
 
     if tile == length:
         return attend_tile(q_BTNH)
@@ -168,7 +168,7 @@ def _attend_in_tiles(
     return jnp.moveaxis(o_nBKNH, 0, 1).reshape(q_BTNH.shape)
 
 
-def _everything(rows: int, length: int) -> Sequences:
+def _all_visible(rows: int, length: int) -> Sequences:
     """Tokens that all see each other."""
     ones_BT = jnp.ones((rows, length), jnp.int32)
     return Sequences(ones_BT, ones_BT, ones_BT)
@@ -179,7 +179,7 @@ class MLP(nnx.Module):
 
     def __init__(self, width: int, hidden: int, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key)
-        made = partial(Dense, init=Xavier(), bias=tiny, param_dtype=param_dtype)
+        made = partial(Dense, init=Xavier(), bias=small_normal, param_dtype=param_dtype)
         self.up = made((width, hidden), ("embed", "mlp"), key=keys[0])
         self.down = made((hidden, width), ("mlp", "embed"), key=keys[1])
 
@@ -201,7 +201,7 @@ class Block(nnx.Module):
     def forward(self, x_BTD: Float[Array, "B T D"], *, compute: Compute) -> Float[Array, "B T D"]:
         """The next hidden states."""
         h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
-        x_BTD = x_BTD + self.attention.mix(h_BTD, h_BTD, compute=compute)
+        x_BTD = x_BTD + self.attention.attend(h_BTD, h_BTD, compute=compute)
         x_BTD = x_BTD + self.mlp.transform(self.pre_mlp_norm.normalize(x_BTD, compute))
         return constrain(x_BTD, "rows", "length", "embed_act")
 
@@ -221,7 +221,7 @@ class Tower(nnx.Module):
         def step(block: Block, x_BTD, _):
             return block.forward(x_BTD, compute=compute), None
 
-        x_BTD, _ = self.layers.fold(step, constrain(x_BTD, "rows", "length", "embed_act"), compute=compute)
+        x_BTD, _ = self.layers.scan(step, constrain(x_BTD, "rows", "length", "embed_act"), compute=compute)
         return self.final_norm.normalize(x_BTD, compute)
 
 
@@ -291,7 +291,7 @@ class Pool(nnx.Module):
     def reduce(self, x_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B D"]:
         """One vector for the patches of each image."""
         probe_B1D = jnp.broadcast_to(self.probe[...].astype(x_BPD.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))
-        z_B1D = self.attention.mix(probe_B1D, x_BPD, compute=compute)
+        z_B1D = self.attention.attend(probe_B1D, x_BPD, compute=compute)
         return (z_B1D + self.mlp.transform(self.norm.normalize(z_B1D, compute)))[:, 0]
 
 
@@ -322,7 +322,7 @@ class Projector(nnx.Module):
         return x_BKM.astype(compute.vision_dtype)
 
 
-class Table(nnx.Module):
+class TokenEmbedding(nnx.Module):
     """Embeddings of tokens, which are not scaled."""
 
     def __init__(self, vocab_size: int, width: int, *, key: jax.Array, param_dtype):
@@ -340,7 +340,7 @@ class TextTower(Tower):
     def __init__(self, config: SiglipTextConfig, *, key: jax.Array, param_dtype=jnp.float32):
         keys = jax.random.split(key, 4)
         super().__init__(config, key=keys[0], param_dtype=param_dtype)
-        self.embedder = Table(config.vocab_size, config.width, key=keys[1], param_dtype=param_dtype)
+        self.embedder = TokenEmbedding(config.vocab_size, config.width, key=keys[1], param_dtype=param_dtype)
         places = (config.length, config.width)
         self.positions = param(keys[2], places, axes=(None, "embed"), init=embedding, dtype=param_dtype)
         shape, axes = (config.width, config.projection), ("embed", None)

@@ -18,24 +18,24 @@ from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import Attention, KeyValues
 from t5g2.models.config import LayerKind, TextConfig
-from t5g2.models.layers import Compute, GatedMLP, RMSNorm, rotation
+from t5g2.models.layers import Compute, GatedMLP, RMSNorm, rotary_cos_sin
 from t5g2.models.masks import Keys, Mask
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerInputs:
     """The tokens that a stack runs over, and what all its blocks need to know of them, by kind of layer."""
 
     tokens: Sequences
     masks: Mapping[LayerKind, Mask]
-    turns: Mapping[LayerKind, tuple[Array, Array]]
+    rotary: Mapping[LayerKind, tuple[Array, Array]]
 
     @classmethod
-    def of(cls, tokens: Sequences, config: TextConfig, mask: Callable[[LayerKind], Mask]) -> "Site":
+    def create(cls, tokens: Sequences, config: TextConfig, mask: Callable[[LayerKind], Mask]) -> "LayerInputs":
         """The site of `tokens`; `mask` gives the mask of a kind of layer. Angles are computed here, once."""
         kinds: dict[LayerKind, None] = dict.fromkeys(config.pattern)
         turns: dict[LayerKind, tuple[Array, Array]] = {
-            kind: rotation(tokens.positions, config.rope(kind), config.head_size) for kind in kinds
+            kind: rotary_cos_sin(tokens.positions, config.rope(kind), config.head_size) for kind in kinds
         }
         return cls(tokens, {kind: mask(kind) for kind in kinds}, turns)
 
@@ -54,7 +54,7 @@ class Block(nnx.Module):
         self.pre_mlp_norm, self.post_mlp_norm = _norm(config, param_dtype), _norm(config, param_dtype)
         self.mlp = GatedMLP(config.width, config.mlp_width, key=keys[1], param_dtype=param_dtype)
 
-    def remember(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues | None:
+    def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues | None:
         """Keys and values of the encoder's states as this layer sees them; None = it does not see them."""
         del memory_BSD, compute
         return None
@@ -62,7 +62,7 @@ class Block(nnx.Module):
     def forward(
         self,
         x_BTD: Float[Array, "B T D"],
-        site: Site,
+        site: LayerInputs,
         *,
         past: Keys | None = None,
         memory: Keys | None = None,
@@ -81,18 +81,18 @@ class Block(nnx.Module):
     def _attend(
         self,
         x_BTD: Array,
-        site: Site,
+        site: LayerInputs,
         past: Keys | None,
         others: Sequence[tuple[Keys, Mask]] = (),
         *,
         compute: Compute,
     ) -> tuple[Array, KeyValues]:
-        turn, mask = site.turns[self.kind], site.masks[self.kind]
+        turn, mask = site.rotary[self.kind], site.masks[self.kind]
         h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
         own = self.attention.keys(h_BTD, turn, compute=compute)
-        sources = [*([] if past is None else [(past, mask)]), *others, (own.of(site.tokens), mask)]
+        sources = [*([] if past is None else [(past, mask)]), *others, (own.as_keys(site.tokens), mask)]
         q_BTNH = self.attention.queries(h_BTD, turn, compute=compute)
-        o_BTD = self.attention.mix(q_BTNH, site.tokens, sources, compute=compute)
+        o_BTD = self.attention.attend(q_BTNH, site.tokens, sources, compute=compute)
         return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), own
 
     def _transform(self, x_BTD: Array, compute: Compute) -> Array:
@@ -106,7 +106,7 @@ class MergedBlock(Block):
     softmax (T5Gemma 2 report, section 2).
     """
 
-    def remember(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
+    def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
         """Keys and values from the weights of self-attention; keys normed and not rotated."""
         return self.attention.keys(memory_BSD, None, compute=compute)
 
@@ -129,7 +129,7 @@ class CrossBlock(Block):
             config, memory_width=memory_width, key=jax.random.fold_in(key, 2), param_dtype=param_dtype
         )
 
-    def remember(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
+    def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
         """Keys and values from weights of their own, not rotated."""
         return self.cross_attention.keys(memory_BSD, None, compute=compute)
 
@@ -138,7 +138,7 @@ class CrossBlock(Block):
         assert memory is not None
         x_BTD, own = self._attend(x_BTD, site, past, compute=compute)
         q_BTNH = self.cross_attention.queries(self.pre_cross_norm.normalize(x_BTD, compute), None, compute=compute)
-        o_BTD = self.cross_attention.mix(q_BTNH, site.tokens, [(memory, masks.ALL)], compute=compute)
+        o_BTD = self.cross_attention.attend(q_BTNH, site.tokens, [(memory, masks.ALL)], compute=compute)
         x_BTD = x_BTD + self.post_cross_norm.normalize(o_BTD, compute)
         return self._transform(x_BTD, compute), own
 
@@ -173,7 +173,7 @@ class Layers(nnx.Module):
         """function(block) of every layer, all layers of a slot at once."""
         return PerLayer(tuple(jax.vmap(function)(slot) for slot in self.slots), tuple(map(function, self.tail)))
 
-    def fold(
+    def scan(
         self,
         step: Callable[[Any, Array, Any], tuple[Array, Any]],
         x: Array,
@@ -236,7 +236,7 @@ class Stack(nnx.Module):
     def run(
         self,
         x_BTD: Float[Array, "B T D"],
-        site: Site,
+        site: LayerInputs,
         memory: tuple[Float[Array, "B S M"], Sequences] | None = None,
         *,
         compute: Compute,
@@ -244,9 +244,9 @@ class Stack(nnx.Module):
         """Final-normed states of tokens embedded as x; `memory` is the encoder's states and tokens."""
 
         def step(block: Block, x_BTD, _):
-            made = None if memory is None else block.remember(memory[0], compute=compute)
-            seen = None if made is None or memory is None else made.of(memory[1])
+            made = None if memory is None else block.encoder_keys_values(memory[0], compute=compute)
+            seen = None if made is None or memory is None else made.as_keys(memory[1])
             return block.forward(x_BTD, site, memory=seen, compute=compute)[0], None
 
-        x_BTD, _ = self.layers.fold(step, x_BTD, compute=compute)
+        x_BTD, _ = self.layers.scan(step, x_BTD, compute=compute)
         return self.final_norm.normalize(x_BTD, compute)

@@ -24,7 +24,7 @@ from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
 from t5g2.models.image_embeddings import with_blocks
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
 from t5g2.models.siglip import Projector, VisionTower
-from t5g2.models.stack import Block, CrossBlock, MergedBlock, Site, Stack
+from t5g2.models.stack import Block, CrossBlock, LayerInputs, MergedBlock, Stack
 
 
 class T5Gemma(nnx.Module):
@@ -77,7 +77,7 @@ class T5Gemma(nnx.Module):
         """
         if self.config.encoder_attention == "causal" and self.config.encoder.images is not None:
             encoder = with_blocks(encoder, self.config.encoder.images)
-        site = Site.of(encoder, self.config.encoder, lambda kind: masks.encoder(self.config, kind))
+        site = LayerInputs.create(encoder, self.config.encoder, lambda kind: masks.encoder(self.config, kind))
         return self.encoder.run(self._embed_encoder(encoder, images, compute), site, compute=compute)
 
     def decode(
@@ -135,8 +135,8 @@ class T5Gemma(nnx.Module):
         embedder = self.embedder if self.config.tied_embedding else self.encoder_embedder
         return images.embed(self, embedder, self.config.encoder.images, encoder.tokens, pictures, compute=compute)
 
-    def _site(self, decoder: Sequences) -> Site:
-        return Site.of(decoder, self.config.decoder, lambda kind: masks.decoder(self.config.decoder, kind))
+    def _site(self, decoder: Sequences) -> LayerInputs:
+        return LayerInputs.create(decoder, self.config.decoder, lambda kind: masks.decoder(self.config.decoder, kind))
 
 
 def _decoder_block(whole: EncoderDecoderConfig, config: TextConfig, kind: LayerKind, *, key: jax.Array, param_dtype):

@@ -1,11 +1,11 @@
-"""Objectives: what a model is asked about a chunk of text. NumPy only."""
+"""Training objectives: functions from a chunk of text to an example. NumPy only."""
 
 from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.multimodal import MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 from t5g2.objectives.seq2seq import Seq2Seq
-from t5g2.objectives.sft import Answers, AnswersDecoder
+from t5g2.objectives.sft import SupervisedFineTuning, SupervisedFineTuningDecoder
 from t5g2.objectives.ul2 import UL2, SpanCorruption, UL2Original
 
 __all__ = [
@@ -14,8 +14,6 @@ __all__ = [
     "T5GEMMA2",
     "UL2",
     "UL2_ORIGINAL",
-    "Answers",
-    "AnswersDecoder",
     "Causal",
     "Denoiser",
     "MultimodalPrefixLM",
@@ -24,19 +22,24 @@ __all__ = [
     "PrefixLMDecoder",
     "Seq2Seq",
     "SpanCorruption",
+    "SupervisedFineTuning",
+    "SupervisedFineTuningDecoder",
     "UL2Original",
 ]
 
 BY_NAME = {
-    "answers": Answers,
-    "answers_decoder": AnswersDecoder,
     "causal": Causal,
     "multimodal_prefix_lm": MultimodalPrefixLM,
     "multimodal_prefix_lm_decoder": MultimodalPrefixLMDecoder,
     "prefix_lm": PrefixLM,
     "prefix_lm_decoder": PrefixLMDecoder,
     "seq2seq": Seq2Seq,
+    "sft": SupervisedFineTuning,
+    "sft_decoder": SupervisedFineTuningDecoder,
     "span_corruption": SpanCorruption,
     "ul2": UL2,
     "ul2_original": UL2Original,
+    # names of older configs; the first name of a class is the one that is written
+    "answers": SupervisedFineTuning,
+    "answers_decoder": SupervisedFineTuningDecoder,
 }

@@ -1,8 +1,9 @@
-"""Language modelling from left to right."""
+"""Causal language modelling."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
@@ -13,7 +14,7 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 @dataclass(frozen=True)
 class Causal(Objective):
-    """Every token from those before it; the encoder reads nothing.
+    """Every token is predicted from those before it; there is no encoder input.
 
     With bos = 2, eos = 1, tokens [11 12 13 14]:
 
@@ -22,14 +23,14 @@ class Causal(Objective):
         targets         [11 12 13 14  1]
         weights         [ 1  1  1  1  1]
 
-    With context=0.5 the first half is read and not counted, as if a prefix language model had read it:
+    With context=0.5 the first half is input only and has no loss, like the prefix of a prefix language model:
 
         weights         [ 0  0  1  1  1]
 
     Attributes:
       eos: the targets end in EOS, also where a chunk is not the end of its document.
-      context: share of the tokens at the start that do not count, at least 0 and below 1. With 1 - rate of a UL2
-        suffix it counts the very targets that the suffix has.
+      context: share of the tokens at the start that have no loss, at least 0 and below 1. With context = 1 - rate, the
+        targets with a loss are exactly those of a UL2 suffix denoiser of that rate.
     """
 
     eos: bool = True
@@ -40,41 +41,41 @@ class Causal(Objective):
             raise UserError(f"context = {self.context}; it is a share of the tokens, at least 0 and below 1")
 
     @property
+    @override
     def is_stochastic(self) -> bool:
-        """No."""
         return False
 
     @property
+    @override
     def denoisers(self) -> tuple[str, ...]:
-        """One: "causal"."""
         return ("causal",)
 
     @property
+    @override
     def weights(self) -> tuple[float, ...]:
-        """All of the examples."""
         return (1.0,)
 
+    @override
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """0 for the encoder, the tokens and EOS for the decoder."""
         return 0, tokens + self.eos
 
+    @override
     def sentinels_needed(self, tokens: int) -> int:
-        """None."""
         return 0
 
+    @override
     def only(self, denoiser: str) -> "Causal":
-        """Itself."""
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
+    @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
-        """The example of int32[L] tokens; nothing is drawn."""
         example = teacher_forced(
             np.empty(0, np.int32), tokens, np.arange(len(tokens)), special_tokens=special_tokens, eos=self.eos
         )
         if self.context > 0.0:
-            # rounded as UL2's suffix is, so that both count the same tokens
-            counted = min(max(round(len(tokens) * (1.0 - self.context)), 1), len(tokens) - 1)
-            example.weights[: len(tokens) - counted] = 0.0
+            # rounded as UL2's suffix is, so that both have a loss on the same tokens
+            trained = min(max(round(len(tokens) * (1.0 - self.context)), 1), len(tokens) - 1)
+            example.weights[: len(tokens) - trained] = 0.0
         return example

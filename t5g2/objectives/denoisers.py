@@ -1,4 +1,4 @@
-"""Denoisers: the ways to corrupt a text, and the mixtures that the papers used."""
+"""Denoisers, and the mixtures of denoisers of the papers."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,20 +12,20 @@ from t5g2.core.errors import UserError
 class Denoiser:
     """One way to corrupt a text.
 
-    Of L tokens, round(L * rate) are taken away (at least 1, never all):
+    Of L tokens, round(L * rate) are noise, that is moved from the input to the targets (at least 1, never all):
 
-      mean_span  in round(taken / mean_span) spans at random places
-      count      in so many spans at random places; one span is the end of the text, behind a sentinel
+      mean_span  in round(noise / mean_span) spans at random positions
+      count      in this many spans at random positions; a single one is the end of the text, after a sentinel
       neither    as the end of the text, without a sentinel: a prefix language model (UL2's S-denoiser)
 
     Attributes:
-      name: unique in its mixture; losses are reported by it.
-      rate: share of the tokens that are taken away, between 0 and 1. "uniform", of a prefix language model: every
-        split is equally likely, as T5's random_prefix_noise_mask has it.
+      name: unique in its mixture; the label of its losses.
+      rate: share of noise tokens, between 0 and 1. "uniform", for a prefix language model only: every split is equally
+        likely, as in T5's random_prefix_noise_mask.
       mean_span: mean length of a span in tokens, at least 1.
-      weight: how often this denoiser is drawn, relative to the others.
-      mode: which of the mixture's mode tokens its inputs begin with; "" = none.
-      count: how many spans, at least 1; a text that is too short for them has fewer.
+      weight: probability of this denoiser, relative to the others.
+      mode: name of the mode token that its inputs begin with; "" = none.
+      count: number of spans, at least 1; a text that is too short for them has fewer.
     """
 
     name: str
@@ -47,45 +47,46 @@ class Denoiser:
             raise UserError(f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other")
         if self.rate == "uniform" and not self.is_prefix:
             raise UserError(
-                f'{named} rate "uniform" and spans; give a number, or leave mean_span and count out: only a prefix '
-                f"language model draws its split"
+                f'{named} rate "uniform" and spans; give a number, or leave mean_span and count out: only the split '
+                f"of a prefix language model can be drawn"
             )
         if self.weight <= 0.0:
-            raise UserError(f"{named} weight {self.weight}; leave it out, or give it more than 0")
+            raise UserError(f"{named} weight {self.weight}; it must be above 0; to do without the denoiser, remove it")
 
     @property
     def is_prefix(self) -> bool:
-        """Whether it takes the end of the text away and puts no sentinel there."""
+        """True if the noise is the end of the text, without a sentinel."""
         return self.mean_span is None and self.count is None
 
     def noise_tokens(self, tokens: int) -> int:
-        """How many of the tokens are taken away, at most."""
+        """Returns the maximum number of noise tokens among `tokens` tokens."""
         if self.rate == "uniform":
             return tokens - 1
         return min(max(round(tokens * self.rate), 1), tokens - 1)
 
     def mean_noise_tokens(self, tokens: int) -> float:
-        """How many of the tokens are taken away, on average over the draws."""
+        """Returns the expected number of noise tokens."""
         return tokens / 2 if self.rate == "uniform" else self.noise_tokens(tokens)
 
     def draw_noise_tokens(self, tokens: int, rng: np.random.Generator) -> int:
-        """How many of the tokens are taken away this time; only "uniform" draws anything."""
+        """Returns the number of noise tokens of one example; random only if the rate is "uniform"."""
         return int(rng.integers(1, tokens)) if self.rate == "uniform" else self.noise_tokens(tokens)
 
     def spans(self, tokens: int) -> int:
-        """How many spans they are taken in; spans are kept apart by at least one token."""
+        """Returns the number of noise spans."""
         if self.is_prefix:
             return 1
         noise = self.noise_tokens(tokens)
         count = self.count if self.mean_span is None else round(noise / self.mean_span)
+        # a noise span has at least one token, and so has the kept span before it
         return min(max(count or 0, 1), noise, tokens - noise)
 
     def sentinels(self, tokens: int) -> int:
-        """How many sentinels stand for them."""
+        """Returns the number of sentinels: one for each span."""
         return 0 if self.is_prefix else self.spans(tokens)
 
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """The most that is kept and that is asked for, sentinels included, EOS not."""
+        """Returns the maximum lengths of the input and of the targets, with sentinels, without EOS."""
         if self.rate == "uniform":
             return tokens - 1, tokens - 1
         noise, sentinels = self.noise_tokens(tokens), self.sentinels(tokens)
@@ -95,9 +96,9 @@ class Denoiser:
 # T5, arXiv 1910.10683, section 3.3.4: 15 % of the tokens in spans of 3 on average.
 T5 = (Denoiser("span_corruption", rate=0.15, mean_span=3.0),)
 
-# T5Gemma 2, arXiv 2512.14856, section 3.1: five tasks (mean span, rate), drawn 1:1:1:1:4. That the fifth, one span of
-# 3/4 of the text, is the end of the text follows UL2's S-denoiser (arXiv 2205.05131); the paper does not say it, nor
-# whether the ratio counts examples (here) or tokens.
+# T5Gemma 2, arXiv 2512.14856, section 3.1: five tasks (mean span, rate), sampled 1:1:1:1:4. The fifth, one span of 3/4
+# of the text, is taken to be the end of the text, like UL2's S-denoiser (arXiv 2205.05131); the paper does not say so,
+# nor whether the ratio is of examples (as here) or of tokens.
 T5GEMMA2 = (
     Denoiser("mu3_r15", rate=0.15, mean_span=3.0),
     Denoiser("mu12_r50", rate=0.5, mean_span=12.0),
@@ -108,8 +109,7 @@ T5GEMMA2 = (
 
 # UL2, arXiv 2205.05131, table 1, as two public implementations restate it (theblackcat102/unify-learning-paradigms,
 # Finnish-NLP): R- and X-denoisers (mean span, rate), and the S-denoiser, one span of 1/4 of the text, whose sentinel
-# the model card's prompts end with (google/ul2). Known deviation: how often each is drawn was not to be found; here
-# they are drawn alike.
+# the model card's prompts end with (google/ul2). Known deviation: the weights are not published; here they are equal.
 UL2_ORIGINAL = (
     Denoiser("mu3_r15", rate=0.15, mean_span=3.0, mode="NLU"),
     Denoiser("mu8_r15", rate=0.15, mean_span=8.0, mode="NLU"),

@@ -1,12 +1,13 @@
 """Multimodal PrefixLM: a model reads a text up to the end of its last image, and writes the rest.
 
-It is what T5Gemma 2 makes of its vision data (arXiv 2512.14856, section 3.1), for encoder-decoder (MultimodalPrefixLM)
-and decoder-only models (MultimodalPrefixLMDecoder).
+T5Gemma 2's objective for vision data (arXiv 2512.14856, section 3.1), for encoder-decoder (MultimodalPrefixLM) and
+decoder-only models (MultimodalPrefixLMDecoder).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
@@ -14,30 +15,30 @@ from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
 
 
-class _UpToTheLastImage(Objective):
-    """Splits a chunk behind its last image."""
+class _SplitAfterLastImage(Objective):
+    """A prefix language model whose prefix ends with the last image of a chunk."""
 
     @property
+    @override
     def takes_images(self) -> bool:
-        """True."""
         return True
 
     @property
+    @override
     def denoisers(self) -> tuple[str, ...]:
-        """One: "multimodal"."""
         return ("multimodal",)
 
+    @override
     def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
-        """Raises UserError if there is no image token."""
         super().check_tokenizer(special_tokens, vocab_size)
         if special_tokens.image < 0:
             raise UserError(
-                "the tokenizer has no image token; say which id the model has for it: tokenizer.ids = "
+                "the tokenizer has no image token; set the id that the model uses for it: tokenizer.ids = "
                 '[["image", 256001], …]'
             )
 
     def split(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> int:
-        """How many of the tokens are the prefix.
+        """Returns the number of tokens in the prefix.
 
         Raises:
           UserError: nothing follows the last image.
@@ -50,17 +51,17 @@ class _UpToTheLastImage(Objective):
         split += bool(tokens[split : split + 1] == special_tokens.end_of_image)
         if split == len(tokens):
             raise UserError(
-                f"a chunk of {len(tokens)} tokens ends with an image, so that there is nothing to ask for; give texts "
-                f"in which something follows the last image"
+                f"a chunk of {len(tokens)} tokens ends with an image, so there is no target; give texts in which "
+                f"something follows the last image"
             )
         return split
 
 
 @dataclass(frozen=True)
-class MultimodalPrefixLM(_UpToTheLastImage, PrefixLM):
+class MultimodalPrefixLM(_SplitAfterLastImage, PrefixLM):
     """Everything up to the end of the last image is the encoder's input, the rest is the decoder's target.
 
-    With bos = 2, eos = 1, images between 5 and 6 and their tokens 7, tokens [10 5 7 7 6 11 5 7 7 6 12 13]:
+    With bos = 2, eos = 1, images between 5 and 6, image token 7, tokens [10 5 7 7 6 11 5 7 7 6 12 13]:
 
         encoder_tokens  [10  5  7  7  6 11  5  7  7  6]
         decoder_tokens  [ 2 12 13]
@@ -75,16 +76,17 @@ class MultimodalPrefixLM(_UpToTheLastImage, PrefixLM):
       eos: the targets end in EOS.
     """
 
+    @override
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """All tokens but one, on either side, and EOS: where the last image stands is not known."""
+        # the last image may stand anywhere, so either side may have all tokens but one
         return tokens - 1, tokens - 1 + self.eos
 
 
 @dataclass(frozen=True)
-class MultimodalPrefixLMDecoder(_UpToTheLastImage, PrefixLMDecoder):
-    """MultimodalPrefixLM for a decoder-only model: what is read and the images in it see each other both ways.
+class MultimodalPrefixLMDecoder(_SplitAfterLastImage, PrefixLMDecoder):
+    """MultimodalPrefixLM for a decoder-only model: attention within the prefix, images included, is bidirectional.
 
-    With bos = 2, eos = 1, an image between 5 and 6 and its tokens 7, tokens [10 5 7 7 6 11 12]:
+    With bos = 2, eos = 1, an image between 5 and 6, image token 7, tokens [10 5 7 7 6 11 12]:
 
         encoder_tokens  []
         decoder_tokens  [ 2 10  5  7  7  6 11 12]
@@ -92,6 +94,6 @@ class MultimodalPrefixLMDecoder(_UpToTheLastImage, PrefixLMDecoder):
         targets         [10  5  7  7  6 11 12  1]
         weights         [ 0  0  0  0  0  1  1  1]
 
-    The targets that count are MultimodalPrefixLM's. Known deviation from Gemma 3, where only the tokens of one image
-    see each other both ways, and the text before them counts.
+    The targets with a loss are MultimodalPrefixLM's. Known deviation from Gemma 3, where attention is bidirectional
+    only within one image, and the text before an image has a loss.
     """

@@ -1,13 +1,14 @@
-"""PrefixLM: a model reads the beginning of a text, seeing both ways, and writes the rest.
+"""PrefixLM: a model reads the beginning of a text with bidirectional attention, and writes the rest.
 
-Of an encoder-decoder the encoder reads it (PrefixLM); of a decoder-only model the decoder does, whose tokens see each
-other both ways there (PrefixLMDecoder). Both ask for the same targets of the same examples.
+In an encoder-decoder the encoder reads the prefix (PrefixLM); in a decoder-only model the decoder does, with
+bidirectional attention within the prefix (PrefixLMDecoder). Both have the same targets for the same text.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
@@ -15,9 +16,9 @@ from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
-# of the places in and about a UTF-8 character, which has at most 4 bytes, the furthest from one beside it, where the
-# other side is the end of the chunk
-MOST_MOVED = 3
+# A UTF-8 character has at most 4 bytes, so a split inside one is at most 3 bytes from the nearer of its ends (the other
+# end may be that of the chunk, where no split is possible).
+MAX_SHIFT = 3
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class PrefixLM(Objective):
       prefix: the share of the tokens that the encoder reads, rounded, but at least one token and never all of them; 0.5
         as in T5Gemma (arXiv 2504.06225, section 3.3: two equal halves). "uniform" = every split is equally likely.
       eos: the targets end in EOS, also where a chunk is not the end of its document. The papers do not say.
-      split_at: "token" = anywhere; "character" = never inside a character that is several tokens; "text" = nor between
-        two special tokens, such as those of one image. A fixed share moves to the nearest such place, the left one of
-        two; a chunk that has none, or none within three tokens ("character"), is split where it would have been.
+      split_at: allowed positions of the split. "token" = all; "character" = not inside a character of several tokens;
+        "text" = also not between two special tokens, such as those of one image. With a fixed share the split moves to
+        the nearest allowed position (the left one of two); it stays where it is if the chunk has none, or, with
+        "character", none within three tokens.
     """
 
     prefix: float | Literal["uniform"] = 0.5
@@ -54,66 +56,68 @@ class PrefixLM(Objective):
             raise UserError(f'prefix = {self.prefix}; it is a share of the tokens between 0 and 1, or "uniform"')
 
     @property
+    @override
     def is_stochastic(self) -> bool:
-        """If every split is equally likely."""
         return self.prefix == "uniform"
 
     @property
+    @override
     def denoisers(self) -> tuple[str, ...]:
-        """One: "prefix_lm"."""
         return ("prefix_lm",)
 
     @property
+    @override
     def weights(self) -> tuple[float, ...]:
-        """All of the examples."""
         return (1.0,)
 
+    @override
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """The longest prefix, and the longest rest with EOS."""
         if self.prefix == "uniform" or self.split_at == "text":
             return tokens - 1, tokens - 1 + self.eos
-        split, moved = _share(tokens, self.prefix), MOST_MOVED if self.split_at == "character" else 0
-        return min(split + moved, tokens - 1), min(tokens - split + moved, tokens - 1) + self.eos
+        split, shift = _share(tokens, self.prefix), MAX_SHIFT if self.split_at == "character" else 0
+        return min(split + shift, tokens - 1), min(tokens - split + shift, tokens - 1) + self.eos
 
+    @override
     def sentinels_needed(self, tokens: int) -> int:
-        """None."""
         return 0
 
+    @override
     def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
-        """Raises UserError if characters are to be kept whole and no token is known to be a byte."""
         if self.split_at != "token" and special_tokens.first_byte is None:
             raise UserError(
-                f"split_at = {self.split_at!r}, and the tokenizer has no tokens for the 256 bytes by which a part of a "
-                f'character is known; take split_at = "token"'
+                f"split_at = {self.split_at!r}, and the tokenizer has no tokens for the 256 bytes, which are needed to "
+                f'recognise parts of a character; take split_at = "token"'
             )
 
+    @override
     def only(self, denoiser: str) -> "PrefixLM":
-        """Itself."""
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
+    @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
-        """The example of int32[L] tokens, L >= 2; only "uniform" draws anything."""
         split = self.split(tokens, rng, special_tokens=special_tokens)
-        places = np.arange(split, len(tokens))
-        return teacher_forced(tokens[:split], tokens[split:], places, special_tokens=special_tokens, eos=self.eos)
+        origins = np.arange(split, len(tokens))
+        return teacher_forced(tokens[:split], tokens[split:], origins, special_tokens=special_tokens, eos=self.eos)
 
     def split(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> int:
-        """How many of the tokens are the prefix."""
+        """Returns the number of tokens in the prefix."""
         length = len(tokens)
-        places = None if self.split_at == "token" else self._places(tokens, special_tokens)
+        splits = None if self.split_at == "token" else self._allowed_splits(tokens, special_tokens)
         if self.prefix == "uniform":
-            nth = int(rng.integers(1, length if places is None else len(places) + 1))
-            return nth if places is None else int(places[nth - 1])
+            nth = int(rng.integers(1, length if splits is None else len(splits) + 1))
+            return nth if splits is None else int(splits[nth - 1])
         split = _share(length, self.prefix)
-        if places is None:
+        if splits is None:
             return split
-        nearest = int(places[np.argmin(np.abs(places - split))])
-        return split if self.split_at == "character" and abs(nearest - split) > MOST_MOVED else nearest
+        nearest = int(splits[np.argmin(np.abs(splits - split))])
+        # a longer run of continuation bytes is not a character
+        return split if self.split_at == "character" and abs(nearest - split) > MAX_SHIFT else nearest
 
-    def _places(self, tokens: np.ndarray, special_tokens: SpecialTokens) -> np.ndarray:
-        """int64[places]: the splits that part nothing that belongs together; if there are none, all."""
+    def _allowed_splits(self, tokens: np.ndarray, special_tokens: SpecialTokens) -> np.ndarray:
+        """Returns int64[N], the splits that keep characters and runs of special tokens whole; all if there are none."""
+        # joined[i]: tokens i and i + 1 belong together
         joined = special_tokens.is_continuation(tokens)[1:]
         if self.split_at == "text":
             special = special_tokens.is_special(tokens)
@@ -123,10 +127,9 @@ class PrefixLM(Objective):
 
 @dataclass(frozen=True)
 class PrefixLMDecoder(PrefixLM):
-    """PrefixLM for a decoder-only model (arXiv 1910.10683, section 3.2: prefix LM): the baseline that encoder-decoders
-    are compared with. Nothing has to be adapted.
+    """PrefixLM for a decoder-only model (arXiv 1910.10683, section 3.2: prefix LM), the baseline of encoder-decoders.
 
-    Two halves, with bos = 2, eos = 1, tokens [11 12 13 14 15]; inputs of block 1 see each other both ways:
+    Two halves, with bos = 2, eos = 1, tokens [11 12 13 14 15]; attention within block 1 is bidirectional:
 
         encoder_tokens  []
         decoder_tokens  [ 2 11 12 13 14 15]
@@ -134,20 +137,20 @@ class PrefixLMDecoder(PrefixLM):
         targets         [11 12 13 14 15  1]
         weights         [ 0  0  1  1  1  1]
 
-    The targets that count are PrefixLM's. The others would be no question: their inputs see the answer.
+    The targets with a loss are PrefixLM's. The others would be trivial: their inputs attend to the answer.
     """
 
     @property
+    @override
     def uses_blocks(self) -> bool:
-        """True."""
         return True
 
+    @override
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """0 for the encoder, the tokens and EOS for the decoder."""
         return 0, tokens + self.eos
 
+    @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
-        """The example of int32[L] tokens, L >= 2."""
         split = self.split(tokens, rng, special_tokens=special_tokens)
         example = teacher_forced(
             np.empty(0, np.int32), tokens, np.arange(len(tokens)), special_tokens=special_tokens, eos=self.eos
@@ -159,5 +162,5 @@ class PrefixLMDecoder(PrefixLM):
 
 
 def _share(tokens: int, share: float) -> int:
-    """`share` of the tokens, rounded half to even, at least 1 and at most all but one."""
+    """Returns `share` of the tokens, rounded half to even, at least 1 and at most all but one."""
     return min(max(round(tokens * share), 1), tokens - 1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core import pairs
 from t5g2.core.batch import Example
@@ -14,9 +15,9 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 @dataclass(frozen=True)
 class Seq2Seq(Objective):
-    """The encoder reads the inputs, the decoder is asked for the targets; every target counts.
+    """The encoder reads the inputs, the decoder predicts the targets; all targets have a loss.
 
-    With bos = 2, inputs [11 12 13], targets [21 22 1] (core/pairs.py says how a pair is one array):
+    With bos = 2, inputs [11 12 13], targets [21 22 1] (core/pairs.py has the format of a pair):
 
         encoder_tokens  [11 12 13]
         decoder_tokens  [ 2 21 22]
@@ -24,8 +25,8 @@ class Seq2Seq(Objective):
         weights         [ 1  1  1]
 
     Attributes:
-      inputs_tokens, targets_tokens: the most tokens of either; the source's own bounds.
-      eos: EOS follows the targets. Not by default, because seqio's tasks append it themselves.
+      inputs_tokens, targets_tokens: the maximum number of tokens of either; those of the source.
+      eos: append EOS to the targets. Off by default, because seqio's tasks append it themselves.
     """
 
     inputs_tokens: int
@@ -38,48 +39,50 @@ class Seq2Seq(Objective):
                 raise UserError(f"{name} = {getattr(self, name)}; it must be at least 1")
 
     @property
+    @override
     def takes_pairs(self) -> bool:
-        """True."""
         return True
 
     @property
+    @override
     def is_stochastic(self) -> bool:
-        """No."""
         return False
 
     @property
+    @override
     def denoisers(self) -> tuple[str, ...]:
-        """One: "seq2seq"."""
         return ("seq2seq",)
 
     @property
+    @override
     def weights(self) -> tuple[float, ...]:
-        """All of the examples."""
         return (1.0,)
 
+    @override
     def text(self, tokens: np.ndarray) -> np.ndarray:
-        """The inputs and the targets."""
-        return tokens[1:]
+        return tokens[1:]  # without the number of inputs
 
+    @override
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """The bounds of the inputs, and of the targets with EOS; a pair has a number in front."""
+        # the first token of a pair is the number of inputs
         return min(self.inputs_tokens, tokens - 1), min(self.targets_tokens, tokens - 1) + self.eos
 
+    @override
     def sentinels_needed(self, tokens: int) -> int:
-        """None."""
         return 0
 
+    @override
     def only(self, denoiser: str) -> "Seq2Seq":
-        """Itself."""
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
         return self
 
+    @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
-        """The example of a pair; nothing is drawn.
+        """Returns the example of a pair.
 
         Raises:
-          UserError: the inputs or the targets are longer than the bounds.
+          UserError: the inputs or the targets are longer than the maximum.
         """
         inputs, targets = pairs.split(tokens)
         if len(inputs) > self.inputs_tokens or len(targets) > self.targets_tokens:
@@ -87,5 +90,5 @@ class Seq2Seq(Objective):
                 f"a pair has {len(inputs)} inputs and {len(targets)} targets, and the objective's inputs_tokens = "
                 f"{self.inputs_tokens} and targets_tokens = {self.targets_tokens}; raise these to the source's"
             )
-        places = np.arange(len(inputs), len(inputs) + len(targets))
-        return teacher_forced(inputs.copy(), targets, places, special_tokens=special_tokens, eos=self.eos)
+        origins = np.arange(len(inputs), len(inputs) + len(targets))
+        return teacher_forced(inputs.copy(), targets, origins, special_tokens=special_tokens, eos=self.eos)

@@ -1,15 +1,16 @@
-"""Spans: where a text is cut, and what both sides of a model read of it. Arrays in, arrays out."""
+"""Span corruption as functions on arrays: random span lengths, and the encoder and decoder sequences."""
 
 import numpy as np
 
 
 def random_parts(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """int64[parts]: lengths >= 1 that sum to `items`, every such composition equally likely.
+    """Returns int64[parts], lengths >= 1 that sum to `items`, every such composition equally likely.
 
     With items = 7, parts = 3 and cuts after items 2 and 3: [2 1 4].
     """
     edges = np.empty(parts + 1, np.int64)
     edges[0], edges[-1] = -1, items - 1
+    # a composition is a choice of parts - 1 of the items - 1 gaps between items
     cuts = rng.choice(items - 1, parts - 1, replace=False, shuffle=False)
     cuts.sort()
     edges[1:-1] = cuts
@@ -19,33 +20,37 @@ def random_parts(items: int, parts: int, rng: np.random.Generator) -> np.ndarray
 def corrupt(
     tokens: np.ndarray, kept_lengths: np.ndarray, noise_lengths: np.ndarray, sentinels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the encoder reads, what the decoder is asked for, without EOS, and where each target was; -1 = nowhere.
+    """Returns encoder tokens, targets without EOS, and the position of each target in the text; -1 = sentinel.
 
-    With tokens [11 … 20], kept_lengths [2 3], noise_lengths [2 3], sentinels [90 91]:
+    Kept and noise spans alternate, a kept one first; each noise span becomes a sentinel of the encoder's tokens. With
+    tokens [11 … 20], kept_lengths [2 3], noise_lengths [2 3], sentinels [90 91]:
 
         [11 12 90 15 16 17 91]   [90 13 14 91 18 19 20]   [-1 2 3 -1 7 8 9]
     """
     spans = np.arange(len(sentinels))
-    # token p of an output is token p + shift of the text; where a sentinel goes, a token that it replaces
+    # Both outputs are gathered from the text in one step: token p of an output is token p + shift of the text, with one
+    # shift for each span. The entry of a sentinel is gathered too, and then overwritten.
+    # encoder: before kept span i stand the noise spans 0 to i - 1 of the text, and i sentinels of the output
     shift = noise_lengths.cumsum() - noise_lengths - spans
     encoder_tokens = tokens[_shifted(shift, kept_lengths + 1)]
-    encoder_tokens[sentinel_places(kept_lengths) + kept_lengths] = sentinels
+    encoder_tokens[sentinel_positions(kept_lengths) + kept_lengths] = sentinels
+    # targets: before noise span i stand the kept spans 0 to i of the text, and i + 1 sentinels of the output
     shift = kept_lengths.cumsum() - spans - 1
     origins = _shifted(shift, noise_lengths + 1)
-    targets, places = tokens[origins], sentinel_places(noise_lengths)
-    targets[places] = sentinels
-    origins[places] = -1
+    targets, at = tokens[origins], sentinel_positions(noise_lengths)
+    targets[at] = sentinels
+    origins[at] = -1
     return encoder_tokens, targets, origins
 
 
 def _shifted(shift: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int64[sum of lengths]: 0, 1, 2, … plus the shift of the part that each is in."""
+    """Returns int64[sum of lengths]: 0, 1, 2, … plus the shift of the span that each is in."""
     indices = shift.repeat(lengths)
     indices += np.arange(len(indices))
     return indices
 
 
-def sentinel_places(noise_lengths: np.ndarray) -> np.ndarray:
-    """int64[spans]: where the sentinels stand among the targets; with noise_lengths [2 3]: [0 3]."""
+def sentinel_positions(noise_lengths: np.ndarray) -> np.ndarray:
+    """Returns int64[spans], the positions of the sentinels in the targets; with noise_lengths [2 3]: [0 3]."""
     lengths = noise_lengths + 1
     return lengths.cumsum() - lengths

@@ -1,4 +1,4 @@
-"""UL2: a mixture of denoisers, some that fill in corrupted spans, one that continues a prefix."""
+"""UL2: a mixture of denoisers; some fill in corrupted spans, one continues a prefix."""
 
 import dataclasses
 from bisect import bisect_right
@@ -8,21 +8,22 @@ from itertools import accumulate
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.batch import Example
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
-from t5g2.objectives.spans import corrupt, random_parts, sentinel_places
+from t5g2.objectives.spans import corrupt, random_parts, sentinel_positions
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
 class UL2(Objective):
-    """One denoiser of the mixture, drawn by weight, is applied to the text.
+    """A denoiser of the mixture, sampled by weight, corrupts the text.
 
-    Spans, with bos = 2, eos = 1, sentinels 90 91 …, tokens [11 … 20], of which [13 14] and [18 19 20] are taken away:
+    Spans, with bos = 2, eos = 1, sentinels 90 91 …, tokens [11 … 20], noise spans [13 14] and [18 19 20]:
 
         encoder_tokens  [11 12 90 15 16 17 91]
         decoder_tokens  [ 2 90 13 14 91 18 19 20]
@@ -41,25 +42,27 @@ class UL2(Objective):
         encoder_tokens  [50 51 11 12  4 15 16 17  4  1]
         targets         [ 4 13 14  4 18 19 20  1]
 
-    Spans are drawn as in T5 (google-research/text-to-text-transfer-transformer @ 0068fa7, t5/data/preprocessors.py,
-    random_spans_noise_mask): both the kept and the removed tokens are cut into as many parts, every cut being equally
-    likely, and the parts alternate, a kept one first. So a text begins with a kept token and ends with a removed one.
-    Known deviations: spans are never more than the kept tokens, where T5's mask has fewer than it meant; the number of
-    removed tokens is not rounded in float32, which at rate 0.15 takes one more of some texts of 20 n + 10 tokens.
-    Neither paper says which tokens stand for spans, whether there are mode tokens (here: none) or an EOS.
+    Spans are sampled as in T5 (google-research/text-to-text-transfer-transformer @ 0068fa7, t5/data/preprocessors.py,
+    random_spans_noise_mask): the kept tokens and the noise tokens are each divided into the same number of spans, every
+    division being equally likely, and the spans alternate, a kept one first. So a text begins with a kept token and
+    ends with noise. Known deviations: there are never more spans than kept tokens, where T5's mask has fewer spans than
+    intended; the number of noise tokens is not rounded in float32, which at rate 0.15 takes one more of some texts of
+    20 n + 10 tokens. Neither paper says which tokens replace spans, or whether there are mode tokens (here: none) or an
+    EOS.
 
     Attributes:
       tasks: the mixture.
-      loss_on_sentinels: whether a sentinel among the targets counts.
-      eos: the targets end in EOS; it counts.
+      loss_on_sentinels: sentinels among the targets have a loss.
+      eos: the targets end in EOS, which has a loss.
       encoder_eos: the encoder's input ends in EOS, as T5's does.
-      sentinels: what stands for spans. "distinct" = <sentinel_0>, <sentinel_1>, …, each at most once; "cyclic" = the
-        same, and from <sentinel_0> on again after the tokenizer's last; "mask" = one token, mask, for every span.
-      mode_tokens: (mode, id), for each mode the id that its denoisers' encoder inputs begin with, or, for a mode that
-        is spelt in several chunks, several pairs in their order. () = no mode tokens, whatever the denoisers say.
-      mixing: what the weights are shares of: "examples", or "tokens", the targets that count: then a denoiser is drawn
-        for a chunk with probability proportional to weight / counted targets of this chunk on average, so that the
-        shares hold over any mixture of lengths.
+      sentinels: the tokens that replace spans. "distinct" = <sentinel_0>, <sentinel_1>, …, each at most once;
+        "cyclic" = the same, starting again with <sentinel_0> after the tokenizer's last; "mask" = the mask token for
+        every span.
+      mode_tokens: pairs (mode, id): the encoder inputs of the denoisers of a mode begin with its id, or, if it has
+        several pairs, with their ids in order. () = no mode tokens, whatever the modes of the denoisers are.
+      mixing: the unit of the weights. "examples" = a denoiser's share of the examples; "tokens" = its share of the
+        targets with a loss: for each chunk, the probability of a denoiser is proportional to weight / expected number
+        of targets with a loss in this chunk, so the shares hold over any mixture of lengths.
     """
 
     tasks: tuple[Denoiser, ...] = T5GEMMA2
@@ -72,82 +75,86 @@ class UL2(Objective):
 
     def __post_init__(self):
         if not self.tasks:
-            raise UserError("tasks is empty; a mixture has at least one denoiser")
+            raise UserError("tasks is empty; give at least one denoiser")
         if len(set(self.denoisers)) < len(self.tasks):
             raise UserError(f"two denoisers have one name: {', '.join(self.denoisers)}; names are unique in a mixture")
         modes = {task.mode for task in self.tasks if task.mode}
         for mode, _ in self.mode_tokens:
             if mode not in modes:
                 raise unknown("mode in mode_tokens", mode, modes)
-        lacking = sorted(modes - {mode for mode, _ in self.mode_tokens})
-        if self.mode_tokens and lacking:
+        missing = sorted(modes - {mode for mode, _ in self.mode_tokens})
+        if self.mode_tokens and missing:
             raise UserError(
-                f"mode_tokens has no {', '.join(lacking)}, which denoisers of the mixture begin with; give every mode "
-                f"an id, or none: mode_tokens = ()"
+                f"mode_tokens has no id for {', '.join(missing)}; give every mode of the mixture's denoisers an id, or "
+                f"none: mode_tokens = ()"
             )
 
     @property
+    @override
     def denoisers(self) -> tuple[str, ...]:
-        """The names of the tasks."""
         return tuple(task.name for task in self.tasks)
 
     @property
+    @override
     def weights(self) -> tuple[float, ...]:
-        """The share of each task: of the examples, or of the targets that count."""
         total = sum(task.weight for task in self.tasks)
         return tuple(task.weight / total for task in self.tasks)
 
     def chances(self, tokens: int) -> tuple[float, ...]:
-        """How probably each task is drawn for a chunk of `tokens` tokens; they sum to 1."""
+        """Returns the probability of each task for a chunk of `tokens` tokens; they sum to 1."""
         if self.mixing == "examples":
             return self.weights
         rates = [
-            weight / self._mean_counted(task, tokens) for weight, task in zip(self.weights, self.tasks, strict=True)
+            weight / self._mean_loss_targets(task, tokens)
+            for weight, task in zip(self.weights, self.tasks, strict=True)
         ]
         total = sum(rates)
         return tuple(rate / total for rate in rates)
 
-    def _mean_counted(self, task: Denoiser, tokens: int) -> float:
+    def _mean_loss_targets(self, task: Denoiser, tokens: int) -> float:
+        """Returns the expected number of targets that have a loss."""
         sentinels = task.sentinels(tokens) if self.loss_on_sentinels else 0
         return task.mean_noise_tokens(tokens) + sentinels + self.eos
 
+    @override
     def lengths(self, tokens: int) -> tuple[int, int]:
-        """The longest encoder and decoder sequences over the tasks."""
         lengths = [task.lengths(tokens) for task in self.tasks]
         encoder = max(kept + len(self._mode_ids(task)) for (kept, _), task in zip(lengths, self.tasks, strict=True))
-        return encoder + self.encoder_eos, max(asked for _, asked in lengths) + self.eos
+        return encoder + self.encoder_eos, max(targets for _, targets in lengths) + self.eos
 
+    @override
     def sentinels_needed(self, tokens: int) -> int:
-        """The most sentinels that a task takes; any number of them will do if they are used again and again."""
+        # cyclic ones are used again, so one is enough
         most = max(task.sentinels(tokens) for task in self.tasks)
         return {"distinct": most, "cyclic": min(most, 1), "mask": 0}[self.sentinels]
 
+    @override
     def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
-        """Raises UserError if there is no mask token for spans, or if a mode token is no id or stands for spans."""
         if any(not task.is_prefix for task in self.tasks):
-            self._sentinel_ids(0, special_tokens)
+            self._sentinel_ids(0, special_tokens)  # raises if there is no mask token
         for mode, token in self.mode_tokens:
             if not 0 <= token < vocab_size or special_tokens.is_sentinel(np.array(token)):
                 raise UserError(
-                    f"mode_tokens has {token} for mode {mode!r}; take an id from 0 to {vocab_size - 1} that stands for "
-                    f"no span, as the sentinels from {special_tokens.first_sentinel} on do"
+                    f"mode_tokens has {token} for mode {mode!r}; take an id from 0 to {vocab_size - 1} that is neither "
+                    f"a sentinel (from {special_tokens.first_sentinel} on) nor the mask token"
                 )
 
+    @override
     def only(self, denoiser: str) -> "UL2":
-        """The mixture of this one task."""
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
         task = self.tasks[self.denoisers.index(denoiser)]
         mode_tokens = tuple((mode, token) for mode, token in self.mode_tokens if mode == task.mode)
         return dataclasses.replace(self, tasks=(task,), mode_tokens=mode_tokens)
 
+    @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
-        """The example of int32[L] tokens, L >= 2."""
         length = len(tokens)
+        # without the last cumulative probability, which rounding may leave below 1
         index = bisect_right(list(accumulate(self.chances(length)))[:-1], rng.random())
         task = self.tasks[index]
         noise = task.draw_noise_tokens(length, rng)
-        silent: np.ndarray | Sequence[int] = ()
+        without_loss: np.ndarray | Sequence[int] = ()
         if task.is_prefix:
             encoder_tokens, targets = tokens[: length - noise], tokens[length - noise :]
             origins = np.arange(length - noise, length)
@@ -157,39 +164,43 @@ class UL2(Objective):
             noise_lengths = random_parts(noise, spans, rng)
             sentinels = self._sentinel_ids(spans, special_tokens)
             encoder_tokens, targets, origins = corrupt(tokens, kept_lengths, noise_lengths, sentinels)
-            silent = () if self.loss_on_sentinels else sentinel_places(noise_lengths)
-        encoder_tokens = self._framed(encoder_tokens, task, special_tokens)
+            without_loss = () if self.loss_on_sentinels else sentinel_positions(noise_lengths)
+        encoder_tokens = self._add_mode_and_eos(encoder_tokens, task, special_tokens)
         example = teacher_forced(
             encoder_tokens, targets, origins, special_tokens=special_tokens, eos=self.eos, denoiser=index
         )
-        if len(silent):
-            example.weights[silent] = 0.0
+        if len(without_loss):
+            example.weights[without_loss] = 0.0
         return example
 
-    def filling(
+    @override
+    def infilling(
         self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """A prompt and what is asked for; of several denoisers that take spans away, the mode is the first one's.
+        """Returns a prompt and its targets, in the mode of the first denoiser that has spans.
 
         With sentinels 90 91 …, tokens [10 … 17], starts [2 5], span 2:
 
             [10 11 90 14 91 17]     [90 12 13 91 15 16]
         """
-        takers = [task for task in self.tasks if not task.is_prefix]
-        if not takers:
+        span_tasks = [task for task in self.tasks if not task.is_prefix]
+        if not span_tasks:
             return None
         if self.sentinels == "distinct" and special_tokens.sentinels < len(starts):
             return None
         edges = np.concatenate([[0], np.asarray(starts) + span])
-        kept, taken = np.append(starts, len(tokens)) - edges, np.full(len(starts), span)
+        kept, noise = np.append(starts, len(tokens)) - edges, np.full(len(starts), span)
         ids = self._sentinel_ids(len(starts), special_tokens)
-        # what is behind the last span is kept as it is
+        # `corrupt` takes a text that ends with a noise span; the tokens after it are appended
         end = edges[-1]
-        encoder_tokens, targets, _ = corrupt(tokens[:end], kept[:-1], taken, ids)
-        return self._framed(np.concatenate([encoder_tokens, tokens[end:]]), takers[0], special_tokens), targets
+        encoder_tokens, targets, _ = corrupt(tokens[:end], kept[:-1], noise, ids)
+        encoder_tokens = np.concatenate([encoder_tokens, tokens[end:]])
+        return self._add_mode_and_eos(encoder_tokens, span_tasks[0], special_tokens), targets
 
-    def _framed(self, encoder_tokens: np.ndarray, task: Denoiser, special_tokens: SpecialTokens) -> np.ndarray:
-        """The encoder's input with what stands before and after it."""
+    def _add_mode_and_eos(
+        self, encoder_tokens: np.ndarray, task: Denoiser, special_tokens: SpecialTokens
+    ) -> np.ndarray:
+        """Returns the encoder's input with the task's mode tokens before it and EOS after it, where there are any."""
         before, after = self._mode_ids(task), [special_tokens.eos] * self.encoder_eos
         if not (before or after):
             return encoder_tokens
@@ -199,22 +210,22 @@ class UL2(Objective):
         return [token for mode, token in self.mode_tokens if mode == task.mode]
 
     def _sentinel_ids(self, spans: int, special_tokens: SpecialTokens) -> np.ndarray:
-        """int32[spans]: what stands for each."""
+        """Returns int32[spans], the tokens that replace the spans."""
         if self.sentinels == "distinct":
             return special_tokens.sentinel_ids(spans)
         if self.sentinels == "cyclic":
             return special_tokens.cyclic_sentinel_ids(spans)
         if special_tokens.mask < 0:
             raise UserError(
-                'sentinels = "mask", and the tokenizer has no mask token; say which id it is: tokenizer.ids = '
-                '[["mask", 4]], or take sentinels = "cyclic"'
+                'sentinels = "mask", and the tokenizer has no mask token; set its id: tokenizer.ids = [["mask", 4]], '
+                'or take sentinels = "cyclic"'
             )
         return np.full(spans, special_tokens.mask, np.int32)
 
 
 @dataclass(frozen=True)
 class SpanCorruption(UL2):
-    """T5's objective (arXiv 1910.10683, section 3.1.4): a UL2 of one task, by default of rate 0.15 and mean span 3.
+    """T5's objective (arXiv 1910.10683, section 3.1.4): UL2 with one task, by default of rate 0.15 and mean span 3.
 
     The arrays are UL2's. T5's encoder inputs end in EOS (encoder_eos=True), and so do its targets.
     """
@@ -224,10 +235,10 @@ class SpanCorruption(UL2):
 
 @dataclass(frozen=True)
 class UL2Original(UL2):
-    """UL2 as Tay et al. had it (arXiv 2205.05131): seven denoisers in the modes NLU, S2S and NLG.
+    """The original UL2 of Tay et al. (arXiv 2205.05131): seven denoisers in the modes NLU, S2S and NLG.
 
-    The mode tokens are spelt "[NLU]", "[S2S]", "[NLG]" in its own vocabulary. They are no tokens of Gemma's, so the
-    default is none; to have them, give ids that nothing else uses, or those of the chunks of that spelling:
+    The mode tokens are "[NLU]", "[S2S]", "[NLG]" of its own vocabulary. Gemma's has no such tokens, so the default is
+    none; to have them, give ids that nothing else uses, or those of the tokens that spell them:
     mode_tokens = (("NLU", 6), ("S2S", 7), ("NLG", 8)) are <unused0> to <unused2> of Gemma 3 and T5Gemma 2.
     """
 

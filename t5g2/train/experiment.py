@@ -24,6 +24,7 @@ from t5g2.eval.tasks import Task
 from t5g2.models.attention import Compute
 from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
 from t5g2.models.distillation import Distillation
+from t5g2.models.loss import LossConfig
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim
 from t5g2.train.former_keys import current_keys
@@ -226,11 +227,11 @@ class Experiment:
             raise UserError("distill and data.images are both set; a teacher is asked without images, so leave one out")
         if self.distill is not None:
             self.distill.check_vocabulary(self.vocab_size)
-        if self.init.adapt and not isinstance(self.model, EncoderDecoderConfig):
+        if self.init.adapt and not self.model.is_encoder_decoder:
             raise UserError("init.adapt makes an encoder-decoder model, but model is decoder-only; see init.params")
 
     def _check_sides(self):
-        encoder_decoder = isinstance(self.model, EncoderDecoderConfig)
+        encoder_decoder = self.model.is_encoder_decoder
         if encoder_decoder != (self.data.encoder_length > 0):
             raise UserError(
                 f"the model is {'encoder-decoder' if encoder_decoder else 'decoder-only'} and data.encoder_length is "
@@ -238,9 +239,14 @@ class Experiment:
             )
 
     @property
+    def loss(self) -> LossConfig:
+        """Settings of the loss, from `train`, `compute` and `distill`."""
+        return LossConfig(self.train.tile_tokens, self.train.z_loss, self.compute.loss_dtype, self.distill)
+
+    @property
     def vocab_size(self) -> int:
-        """The tokens that the model gives logits for."""
-        return (self.model.decoder if isinstance(self.model, EncoderDecoderConfig) else self.model).vocab_size
+        """Number of tokens that the model gives logits for."""
+        return self.model.decoder_stack.vocab_size
 
     def _check_tokens(self):
         if self.data.tokenizer.vocab_size > self.vocab_size:

@@ -11,7 +11,7 @@ import numpy as np
 from t5g2.core import tree
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig
-from t5g2.models.siglip import TILE
+from t5g2.models.siglip import QUERY_TILE
 from t5g2.train import image_rows
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -129,7 +129,7 @@ def _tower(experiment: Experiment) -> list[_Side]:
     number = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches) * rows.per_row
     inputs, wide = (number * vision.patches * width * size for width in (vision.width, vision.mlp_width))
     pixels = 4 * 3 * number * vision.image_size**2
-    tile = number * max(vision.heads // cut, 1) * min(vision.patches, TILE) * vision.patches
+    tile = number * max(vision.heads // cut, 1) * min(vision.patches, QUERY_TILE) * vision.patches
     scores = 4 * tile if _holds_scores(compute.backend) else 0
     if experiment.optim.freezes_tower(experiment.model):
         # what is added to, and queries, keys, values and output, or both sides of the MLP's activation

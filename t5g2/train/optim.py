@@ -271,7 +271,7 @@ class Optim:
     def freezes_tower(self, model: ModelConfig) -> bool:
         """Whether no weight of its image tower ever changes, so that the tower runs forward only."""
         paths = jax.tree.leaves(tree.paths(build.abstract(model)))
-        return all(self.is_frozen(path) for path in paths if tree.select(TOWER, path))
+        return all(self.is_frozen(path) for path in paths if tree.matches(TOWER, path))
 
 
 class Applied(NamedTuple):
@@ -330,7 +330,7 @@ def make(optim: Optim, steps: int, abstract_params: Any) -> Updates:
 
 
 def _first(rules: Sequence[Any], path: str) -> Any:
-    return next((rule for rule in rules if tree.select(rule.pattern, path)), None)
+    return next((rule for rule in rules if tree.matches(rule.pattern, path)), None)
 
 
 def _decay(rules: Sequence[Decay]) -> optax.GradientTransformation:

@@ -67,9 +67,7 @@ class Plan:
             denoisers=len(data.denoisers),
             sources=len(data.names),
             microbatches=train.microbatches,
-            tile_tokens=train.tile_tokens,
-            z_loss=train.z_loss,
-            distillation=self.experiment.distill,
+            loss=self.experiment.loss,
             seed=derive_seed(train.seed, "distill"),
         )
 
@@ -105,7 +103,7 @@ class Plan:
             data=self.experiment.data,
             seed=train.seed,
             compute=self.experiment.compute,
-            tile_tokens=train.tile_tokens,
+            loss=self.experiment.loss,
             mesh=self.mesh,
             rows=rows,
         )

@@ -121,7 +121,7 @@ class Recorder:
             return
         rates = self._throughput.read()
         loss, mfu = float(fetched.loss / max(fetched.weight, 1e-9)), rates["flop"] / self._peak.flops_per_s
-        divergence = float(fetched.divergence / fetched.taught) if fetched.taught > 0 else None
+        divergence = float(fetched.divergence / fetched.teacher_weight) if fetched.teacher_weight > 0 else None
         self._progress.report(step, loss=loss, divergence=divergence, tokens_per_s=rates["tokens"], mfu=mfu)
         if self._writer is not None:
             speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "mfu": mfu}
@@ -142,8 +142,8 @@ class Recorder:
             # a hash of the examples: two runs that see the same batches write the same numbers
             "data/batch": binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()),
         }
-        if metrics.taught > 0:
-            values["train/divergence"] = float(metrics.divergence / metrics.taught)
+        if metrics.teacher_weight > 0:
+            values["train/divergence"] = float(metrics.divergence / metrics.teacher_weight)
         if self._experiment.distill is not None or self._experiment.train.z_loss > 0:
             values["train/total"] = float(metrics.total)
         if batch.batch.encoder is not None:

@@ -16,9 +16,8 @@ from jax.sharding import Mesh
 from t5g2.core import sharding
 from t5g2.core.batch import Batch
 from t5g2.models import image_embeddings
-from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
-from t5g2.models.loss import LossSettings, tiled_cross_entropy
+from t5g2.models.loss import LossConfig, tiled_cross_entropy
 from t5g2.train import teachers
 from t5g2.train.optim import Updates
 from t5g2.train.state import TrainState, shardings
@@ -31,19 +30,15 @@ class Settings:
     Attributes:
       denoisers, sources: how many there are; losses are reported by each.
       microbatches: parts of the batch, one after the other.
-      tile_tokens: tokens per device whose logits exist at a time.
-      z_loss: weight of the squared log of the partition function.
-      distillation: how a teacher's distributions enter the loss; None = there is no teacher.
-      seed: of what is drawn of them.
+      loss: settings of the loss; its `distillation` says whether there is a teacher.
+      seed: of what is sampled from a teacher's distributions.
     """
 
     compute: Compute
     denoisers: int = 1
     sources: int = 1
     microbatches: int = 1
-    tile_tokens: int = 1024
-    z_loss: float = 0.0
-    distillation: Distillation | None = None
+    loss: LossConfig = LossConfig()
     seed: int = 0
 
 
@@ -53,7 +48,8 @@ class Sums(NamedTuple):
     Attributes:
       loss, z, correct: of the loss head.
       weight: of the weights.
-      divergence, taught: from a teacher, and of the weights of what it has answers about; 0 without one.
+      divergence: from a teacher; 0 without one.
+      teacher_weight: of the weights of the tokens that a teacher has distributions for; 0 without one.
       denoiser_loss, denoiser_weight, source_loss, source_weight: float32[G], by denoiser and by source.
       tokens: int32, tokens that are no padding, encoder and decoder.
     """
@@ -63,7 +59,7 @@ class Sums(NamedTuple):
     correct: jax.Array
     weight: jax.Array
     divergence: jax.Array
-    taught: jax.Array
+    teacher_weight: jax.Array
     denoiser_loss: jax.Array
     denoiser_weight: jax.Array
     source_loss: jax.Array
@@ -88,7 +84,7 @@ class Metrics(NamedTuple):
     correct: jax.Array
     weight: jax.Array
     divergence: jax.Array
-    taught: jax.Array
+    teacher_weight: jax.Array
     denoiser_loss: jax.Array
     denoiser_weight: jax.Array
     source_loss: jax.Array
@@ -155,16 +151,18 @@ def loss_sums(
     params: Any, batch: Batch, settings: Settings, teacher: Any = None, key: jax.Array | None = None
 ) -> tuple[jax.Array, Sums]:
     """The sum that is minimised, and what is told; means are for who has all rows."""
-    pictures = image_embeddings.normalized(batch.images)
-    hidden_BTD = params.hidden(batch.encoder, batch.decoder, pictures, compute=settings.compute)
+    images = image_embeddings.normalized(batch.images)
+    hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=settings.compute)
+    outputs = None
+    if settings.loss.distillation is not None:
+        outputs = teachers.outputs(teacher, batch, settings.compute, key=key)
     loss = tiled_cross_entropy(
         hidden_BTD,
         params.head(),
         batch.targets,
         batch.weights,
-        LossSettings(settings.tile_tokens, settings.z_loss, settings.compute.loss_dtype),
-        teacher=None if settings.distillation is None else teachers.answers(teacher, batch, settings.compute, key=key),
-        distillation=settings.distillation,
+        settings.loss,
+        teacher=outputs,
     )
 
     def by(groups_BT: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -179,7 +177,7 @@ def loss_sums(
         loss.correct,
         loss.weight,
         loss.divergence,
-        loss.taught,
+        loss.teacher_weight,
         *by(batch.denoisers, settings.denoisers),
         *by(batch.sources, settings.sources),
         tokens=_tokens(batch),

@@ -18,7 +18,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.registry import Tokenizer
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig
-from t5g2.models.distillation import Answers, Teacher
+from t5g2.models.distillation import SparseDistribution, TeacherOutputs
 from t5g2.models.layers import Compute
 
 
@@ -78,7 +78,7 @@ def fingerprint(folder: ModelFolder) -> str:
     return whole.hexdigest()[:16]
 
 
-def answers(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | None) -> Teacher:
+def outputs(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | None) -> TeacherOutputs:
     """What a batch's loss is told, under jit; the teacher's hidden states are made here, its logits by the loss.
 
     Args:
@@ -87,17 +87,17 @@ def answers(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | No
     """
     teaching = batch.teacher
     assert teaching is not None, "a run with a teacher has batches that carry where its answers stand"
-    known_BT = teaching.origins >= 0
+    has_teacher_BT = teaching.origins >= 0
     if teaching.ids is not None:
         said: Any = teaching.log_probs, teaching.tail
-        return Teacher(known_BT, Answers(teaching.ids, *said))
+        return TeacherOutputs(has_teacher_BT, SparseDistribution(teaching.ids, *said))
     if teaching.text is None:
         hidden_BTD = teacher.hidden(batch.encoder, batch.decoder, compute=compute)
     else:
         hidden_BLD = teacher.hidden(None, teaching.text, compute=compute)
         places_BT = jnp.maximum(teaching.origins, 0)
         hidden_BTD = jnp.take_along_axis(hidden_BLD, places_BT[:, :, None], axis=1)
-    return Teacher(known_BT, None, hidden_BTD, teacher.head(), key)
+    return TeacherOutputs(has_teacher_BT, None, hidden_BTD, teacher.head(), key)
 
 
 def _decoder(config: ModelConfig) -> Any:

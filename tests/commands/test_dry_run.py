@@ -149,7 +149,7 @@ def test_components(path, part):
 def test_a_frozen_tower_is_counted_forward_only():
     images = replace(tiny.IMAGES, token=7)
     model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
-    counts = flops.of_lengths(model, encoder=9, decoder=5, images=2)
+    counts = flops.count_lengths(model, encoder=9, decoder=5, images=2)
     trained = experiment(model, optim__freeze=[{"pattern": "vision.*", "end": 0}])
     parts = experiment(model, optim__freeze=[{"pattern": "vision.layers.*", "end": 0}])
     for made, frozen_vision in ((experiment(model), True), (trained, False), (parts, False)):

@@ -61,6 +61,17 @@ def test_build_and_dump_are_inverse():
     assert build(plain) == outer
 
 
+def test_an_alias_is_read_and_the_first_name_is_written():
+    tables = [{"square": Square, "quadrat": Square}]
+    holder = settings.build(Holder, {"shape": {"kind": "quadrat", "side": 3}}, tables=tables)
+    assert holder == settings.build(Holder, {"shape": {"kind": "square", "side": 3}}, tables=tables)
+    assert settings.dump(holder, tables=tables) == {"shape": {"kind": "square", "side": 3}}
+    with pytest.raises(UserError, match=r"unknown config\.shape\.kind 'circle'\. Allowed: square$"):
+        settings.build(Holder, {"shape": {"kind": "circle"}}, tables=tables)
+    with pytest.raises(UserError, match=r"config\.shape has no 'kind'; give one of: square$"):
+        settings.build(Holder, {"shape": {"side": 3}}, tables=tables)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -107,7 +118,7 @@ def test_override_reads_literals_and_reaches_into_lists():
     }
     with pytest.raises(UserError, match=r"cannot set list\.1\.w: '1' is not an entry; give a number below 1"):
         settings.override(node, "list.1.w", "3")
-    with pytest.raises(UserError, match=r"cannot set name\.x: name is 'x/y\.z', which has no parts"):
+    with pytest.raises(UserError, match=r"cannot set name\.x: name is 'x/y\.z', which has no entries"):
         settings.override(node, "name.x", "3")
 
 

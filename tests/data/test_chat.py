@@ -17,7 +17,7 @@ from t5g2.data.sources.dialogues import Chat, answer_ids
 from t5g2.data.streams import open_corpus
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
-from t5g2.objectives import Answers, AnswersDecoder
+from t5g2.objectives import SupervisedFineTuning, SupervisedFineTuningDecoder
 from tests.data import tokenizer_files
 
 TURNS: dict[str, Any] = {"start_of_turn": 8, "end_of_turn": 9}  # two of Bytes' sentinels
@@ -65,7 +65,7 @@ def write(folder, *records, name="chat.jsonl"):
 
 def config(source, objective=None, **changes):
     ids = answer_ids(Bytes(), **TURNS)
-    objective = objective or Answers(tuple(ids["starts"]), tuple(ids["ends"]))
+    objective = objective or SupervisedFineTuning(tuple(ids["starts"]), tuple(ids["ends"]))
     fields: dict[str, Any] = {
         "rows": 2,
         "streams": 2,
@@ -128,7 +128,7 @@ def test_what_a_content_spells_out_is_no_turn(tmp_path, kind):
 @pytest.mark.parametrize(("turns", "counted"), [("last", "6"), ("all", "46")])
 def test_the_prompt_is_read_and_the_answers_are_asked_for(tmp_path, turns, counted):
     ids = answer_ids(Bytes(), **TURNS)
-    objective = Answers(tuple(ids["starts"]), tuple(ids["ends"]), turns=turns)
+    objective = SupervisedFineTuning(tuple(ids["starts"]), tuple(ids["ends"]), turns=turns)
     source = write(tmp_path, {"messages": TWO})
     [batch] = list(finite_batches(config(source, objective), seed=0))
     data: Any = batch.batch
@@ -143,7 +143,7 @@ def test_the_prompt_is_read_and_the_answers_are_asked_for(tmp_path, turns, count
 
 def test_a_decoder_only_model_reads_the_same(tmp_path):
     ids = answer_ids(Bytes(), **TURNS)
-    objective = AnswersDecoder(tuple(ids["starts"]), tuple(ids["ends"]), turns="all")
+    objective = SupervisedFineTuningDecoder(tuple(ids["starts"]), tuple(ids["ends"]), turns="all")
     [batch] = list(finite_batches(config(write(tmp_path, {"messages": TWO}), objective, encoder_length=0), seed=0))
     weighed = batch.batch.targets[0][batch.batch.weights[0] > 0]
     assert Bytes().decode(weighed, show_special_tokens=False) == "46"

@@ -20,6 +20,7 @@ from t5g2.data.tokenizers.registry import Bytes
 from t5g2.eval import evaluation as evaluate
 from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting
 from t5g2.models import build
+from t5g2.models.loss import LossConfig
 from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder
 from tests import tiny
 from tests.tiny import FLOAT32
@@ -58,7 +59,7 @@ def setting_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
         streams=4,
         **changes,
     )
-    return Setting(data, seed=1, tile_tokens=128, compute=FLOAT32)
+    return Setting(data, seed=1, loss=LossConfig(tile_tokens=128), compute=FLOAT32)
 
 
 def plain_means(model, task, setting):

@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
-from t5g2.models.distillation import Answers, Distillation, Teacher, answers_of
+from t5g2.models.distillation import Distillation, SparseDistribution, TeacherOutputs, sparsify
 from t5g2.models.layers import Head
-from t5g2.models.loss import LossSettings, tiled_cross_entropy
+from t5g2.models.loss import LossConfig, tiled_cross_entropy
 from tests.models.test_loss import naive, shapes
 
 V, D, B, T, WIDTH = 96, 40, 16, 13, 24  # as in test_loss: an axis is known by its size; the teacher is narrower
@@ -35,8 +35,8 @@ def data():
         "table": 0.3 * jax.random.normal(keys[1], (V, D)),
         "targets": jax.random.randint(keys[2], (B, T), 0, V),
         "weights": jnp.where(jnp.arange(T)[None, :] < 11, jax.random.uniform(keys[3], (B, T)), 0.0),
-        "teacher": Teacher(
-            known_BT=jax.random.uniform(keys[4], (B, T)) < 0.8,
+        "teacher": TeacherOutputs(
+            has_teacher_BT=jax.random.uniform(keys[4], (B, T)) < 0.8,
             hidden_BTD=jax.random.normal(keys[5], (B, T, WIDTH)),
             # more rows than the student's vocabulary has, as released tables do
             head=Head(0.5 * jax.random.normal(keys[6], (V + 5, WIDTH)), 4.0),
@@ -52,14 +52,14 @@ def teacher_logits(teacher):
 
 def answered(data, how):
     """The teacher with its answers of before instead of its states."""
-    answers = answers_of(teacher_logits(data["teacher"]), how, dtype=jnp.float32)
-    return Teacher(data["teacher"].known_BT, answers)
+    answers = sparsify(teacher_logits(data["teacher"]), how, dtype=jnp.float32)
+    return TeacherOutputs(data["teacher"].has_teacher_BT, answers)
 
 
-def drawn_of(data, how) -> Answers:
+def drawn_of(data, how) -> SparseDistribution:
     """Answers drawn with the keys that a loss head takes, one of each token's own."""
     keys = jax.random.split(data["teacher"].key, (B, T))
-    return answers_of(teacher_logits(data["teacher"]), how, key=keys, dtype=jnp.float32)
+    return sparsify(teacher_logits(data["teacher"]), how, key=keys, dtype=jnp.float32)
 
 
 def divergence(student_BTV, teacher_BTV, how):
@@ -86,7 +86,7 @@ def expected(how, softcap, z_loss):
         logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
         loss, z, _ = naive(hidden, table, targets, softcap)
         apart = divergence(logits, teacher_logits(teacher), how)
-        loss = jnp.where(teacher.known_BT, (1 - how.weight) * loss + how.weight * apart, loss)
+        loss = jnp.where(teacher.has_teacher_BT, (1 - how.weight) * loss + how.weight * apart, loss)
         return jnp.sum(weights * (loss + z_loss * z)), apart
 
     return total
@@ -99,9 +99,8 @@ def sums(how, softcap=None, **settings):
             Head(table, softcap),
             targets,
             weights,
-            LossSettings(**settings),
+            LossConfig(**settings, distillation=how),
             teacher=teacher,
-            distillation=how,
         )
         return made.total, made
 
@@ -123,10 +122,10 @@ def test_loss_and_gradients_are_those_of_all_distributions_at_once(data, name, s
     (got, made), got_slopes = run(*values)
     np.testing.assert_allclose(got, want, rtol=3e-6)
     assert_slopes(got_slopes, want_slopes)
-    known, weights = data["teacher"].known_BT, data["weights"]
+    known, weights = data["teacher"].has_teacher_BT, data["weights"]
     np.testing.assert_allclose(made.tokens.divergence_BT, jnp.where(known, apart, 0.0), atol=1e-5)
     np.testing.assert_allclose(made.divergence, jnp.sum(jnp.where(known, weights * apart, 0.0)), rtol=3e-6)
-    np.testing.assert_allclose(made.taught, jnp.sum(jnp.where(known, weights, 0.0)), rtol=1e-6)
+    np.testing.assert_allclose(made.teacher_weight, jnp.sum(jnp.where(known, weights, 0.0)), rtol=1e-6)
     np.testing.assert_allclose(sums(how, softcap, tile_tokens=64, z_loss=z_loss)(*values)[0], got, rtol=2e-6)
 
 
@@ -141,12 +140,12 @@ def test_answers_of_before_are_answers_of_now(data, name):
     assert_slopes(before_slopes, now_slopes)
     # kept in 16 bits: each log-probability to 2^-11 of itself, and so the divergence
     teacher = answered(data, how)
-    assert teacher.answers is not None
-    ids, *probabilities = teacher.answers
-    halved = teacher._replace(answers=Answers(ids, *(x.astype(jnp.float16) for x in probabilities)))
+    assert teacher.cached is not None
+    ids, *probabilities = teacher.cached
+    halved = teacher._replace(cached=SparseDistribution(ids, *(x.astype(jnp.float16) for x in probabilities)))
     kept = run(*values, halved)[0][1].tokens.divergence_BT
     exact = run(*values, teacher)[0][1].tokens.divergence_BT
-    largest = jnp.max(jnp.abs(teacher.answers.log_probs))
+    largest = jnp.max(jnp.abs(teacher.cached.log_probs))
     assert 0 < float(jnp.max(jnp.abs(kept - exact))) < 2**-11 * float(largest) * 10
 
 
@@ -165,7 +164,7 @@ def test_what_is_not_kept_is_what_is_missing(data):
         inner = jnp.sum(q * jnp.log(ratio), -1)
         missing = jnp.sum(jnp.where(others, p, 0.0), -1) * inner
         made = jnp.asarray(sums(how, tile_tokens=64)(*data.values())[1].tokens.divergence_BT)
-        known = data["teacher"].known_BT
+        known = data["teacher"].has_teacher_BT
         np.testing.assert_allclose((made + missing)[known], whole[known], atol=2e-5)
         assert float(jnp.min(made)) >= -1e-6
 
@@ -175,12 +174,12 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
     """No divergence, and of the loss the slope that is left is that of the cross-entropy's share."""
     how = HOW[name]
     hidden, table, targets, weights, teacher = data.values()
-    itself = teacher._replace(known_BT=jnp.ones((B, T), bool), hidden_BTD=hidden, head=Head(table, 3.0))
+    itself = teacher._replace(has_teacher_BT=jnp.ones((B, T), bool), hidden_BTD=hidden, head=Head(table, 3.0))
     run = jax.value_and_grad(sums(how, 3.0, tile_tokens=64), (0, 1), has_aux=True)
     (_, made), slopes = run(hidden, table, targets, weights, itself)
     np.testing.assert_allclose(made.tokens.divergence_BT, 0.0, atol=2e-6)
     plain = jax.grad(
-        lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, LossSettings(tile_tokens=64)).total, (0, 1)
+        lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, LossConfig(tile_tokens=64)).total, (0, 1)
     )
     assert_slopes(slopes, jax.tree.map(lambda g: (1 - how.weight) * g, plain(hidden, table)))
     (_, alone), none = jax.value_and_grad(sums(Distillation(1.0), 3.0, tile_tokens=64), (0, 1), has_aux=True)(
@@ -193,7 +192,7 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
 
 def test_what_is_kept_of_a_drawn_distribution():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    ids, log_probs, tail = answers_of(logits, Distillation(method="top_k", per_token=2), dtype=jnp.float32)
+    ids, log_probs, tail = sparsify(logits, Distillation(method="top_k", per_token=2), dtype=jnp.float32)
     assert ids.tolist() == [[0, 1]]
     np.testing.assert_allclose(jnp.exp(log_probs), [[0.5, 0.3]], rtol=1e-6)
     np.testing.assert_allclose(tail, [0.2], rtol=1e-5)
@@ -203,7 +202,7 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_once():
     p = np.array([0.5, 0.3, 0.15, 0.05])
     how, draws = Distillation(method="sampled", per_token=2), 20_000
     logits = jnp.broadcast_to(jnp.log(p), (draws, 4))
-    ids = np.asarray(answers_of(logits, how, key=jax.random.split(jax.random.key(0), draws)).ids)
+    ids = np.asarray(sparsify(logits, how, key=jax.random.split(jax.random.key(0), draws)).ids)
     assert (ids[:, 0] != ids[:, 1]).all()
     # the pair (i, j) without putting back: p_i * p_j / (1 - p_i)
     for i in range(4):
@@ -219,7 +218,7 @@ def test_the_loss_of_drawn_answers_is_that_of_the_answers(data, tile_tokens):
     how, values = HOW["sampled"], tuple(data.values())
     run = jax.value_and_grad(sums(how, tile_tokens=tile_tokens), (0, 1), has_aux=True)
     (asked, _), asked_slopes = run(*values)
-    told_by = Teacher(data["teacher"].known_BT, drawn_of(data, how))
+    told_by = TeacherOutputs(data["teacher"].has_teacher_BT, drawn_of(data, how))
     (told, _), told_slopes = run(*values[:4], told_by)
     np.testing.assert_allclose(told, asked, rtol=2e-6)
     assert_slopes(told_slopes, asked_slopes)

@@ -48,9 +48,9 @@ def test_the_end_of_image_token_has_a_vector_of_its_own():
 
 def test_rotation_turns_pairs_half_a_head_apart():
     positions = np.array([[0, 3]], np.int32)
-    turn = layers.rotation(positions, Rope(100.0, factor=2.0), 4)
+    turn = layers.rotary_cos_sin(positions, Rope(100.0, factor=2.0), 4)
     x = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
-    y_BTNH = layers.rotate(jnp.broadcast_to(x, (1, 2, 1, 4)), turn)
+    y_BTNH = layers.apply_rotary(jnp.broadcast_to(x, (1, 2, 1, 4)), turn)
     np.testing.assert_array_equal(y_BTNH[0, 0, 0], x)
     for pair, frequency in ((0, 1.0), (1, 0.1)):  # 100 ** (-2 k / 4)
         angle = 3 * frequency / 2
@@ -61,12 +61,12 @@ def test_rotation_turns_pairs_half_a_head_apart():
 
 def test_angles_are_exact_at_long_positions_whatever_the_activations():
     far = np.array([[131_071]], np.int32)
-    cos, _ = layers.rotation(far, Rope(10_000.0), 4)
+    cos, _ = layers.rotary_cos_sin(far, Rope(10_000.0), 4)
     np.testing.assert_allclose(cos[0, 0], np.cos(131_071.0 * np.array([1.0, 0.01])), atol=1e-2)
     x_BTNH = jnp.ones((1, 1, 1, 4), jnp.bfloat16)
-    exact = layers.rotate(x_BTNH.astype(jnp.float32), layers.rotation(far, Rope(10_000.0), 4))
+    exact = layers.apply_rotary(x_BTNH.astype(jnp.float32), layers.rotary_cos_sin(far, Rope(10_000.0), 4))
     np.testing.assert_array_equal(
-        layers.rotate(x_BTNH, layers.rotation(far, Rope(10_000.0), 4)), exact.astype(jnp.bfloat16)
+        layers.apply_rotary(x_BTNH, layers.rotary_cos_sin(far, Rope(10_000.0), 4)), exact.astype(jnp.bfloat16)
     )
 
 

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from t5g2.core import sharding as meshes
 from t5g2.core.sharding import MeshShape
 from t5g2.models.layers import Head
-from t5g2.models.loss import LossSettings, tiled_cross_entropy, token_losses
+from t5g2.models.loss import LossConfig, tiled_cross_entropy, token_losses
 from tests import hlo
 
 V, D, B, T = 96, 40, 16, 13  # no two sizes that occur in a program are equal: an axis is known by its size
@@ -36,7 +36,7 @@ def naive(hidden, table, targets, softcap):
 
 def tiled_total(softcap=None, **settings):
     def total(hidden, table, targets, weights):
-        return tiled_cross_entropy(hidden, Head(table, softcap), targets, weights, LossSettings(**settings)).total
+        return tiled_cross_entropy(hidden, Head(table, softcap), targets, weights, LossConfig(**settings)).total
 
     return total
 
@@ -60,9 +60,9 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_los
 def test_sums_are_the_weighted_losses_of_the_tokens(data):
     hidden, table, targets, weights = data.values()
     head = Head(table, 3.0)
-    sums = tiled_cross_entropy(hidden, head, targets, weights, LossSettings(tile_tokens=64, z_loss=0.5))
+    sums = tiled_cross_entropy(hidden, head, targets, weights, LossConfig(tile_tokens=64, z_loss=0.5))
     loss, z, correct = naive(hidden, table, targets, 3.0)
-    for tokens in (sums.tokens, token_losses(hidden, head, targets, tile_tokens=48)):
+    for tokens in (sums.tokens, token_losses(hidden, head, targets, LossConfig(tile_tokens=48))):
         np.testing.assert_allclose(tokens.loss_BT, loss, atol=5e-6)
         np.testing.assert_allclose(tokens.z_BT, z, atol=2e-5)
         np.testing.assert_array_equal(tokens.correct_BT, correct)
@@ -90,7 +90,7 @@ def test_only_the_total_has_a_gradient_and_it_scales(data):
     hidden, table, targets, weights = data.values()
 
     def mean(hidden):
-        sums = tiled_cross_entropy(hidden, Head(table, None), targets, weights, LossSettings(tile_tokens=64))
+        sums = tiled_cross_entropy(hidden, Head(table, None), targets, weights, LossConfig(tile_tokens=64))
         return sums.total / sums.weight + 7.0 * sums.loss + jnp.sum(sums.tokens.loss_BT)
 
     total = jax.grad(tiled_total(tile_tokens=64))(hidden, table, targets, weights)
@@ -105,7 +105,9 @@ def test_bfloat16_states_have_float32_logits_and_table_gradients(data):
     # exactly the loss of the rounded states and table in float32: nothing after them is rounded
     rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
     loss, _, _ = naive(half.astype(jnp.float32), rounded, targets, None)
-    np.testing.assert_allclose(token_losses(half, Head(table, None), targets, tile_tokens=64).loss_BT, loss, atol=5e-6)
+    np.testing.assert_allclose(
+        token_losses(half, Head(table, None), targets, LossConfig(tile_tokens=64)).loss_BT, loss, atol=5e-6
+    )
     want = jax.grad(tiled_total(tile_tokens=64), 1)(half.astype(jnp.float32), rounded, targets, weights)
     assert jnp.abs(dw - want).max() < 0.01 * jnp.abs(want).max()
 
@@ -135,7 +137,9 @@ def test_the_loss_may_be_computed_in_bfloat16(data):
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_no_logits_but_a_tile(data, evaluation):
     if evaluation:
-        program = jax.make_jaxpr(lambda x, w, t, _: token_losses(x, Head(w, 3.0), t, tile_tokens=48))(*data.values())
+        program = jax.make_jaxpr(lambda x, w, t, _: token_losses(x, Head(w, 3.0), t, LossConfig(tile_tokens=48)))(
+            *data.values()
+        )
     else:
         program = jax.make_jaxpr(jax.value_and_grad(tiled_total(3.0, tile_tokens=48), (0, 1)))(*data.values())
     with_vocab = {s for s in shapes(program.jaxpr) if V in s and D not in s}

@@ -18,7 +18,7 @@ with install_import_hook("t5g2.models", "beartype.beartype"):
     from t5g2.models import build
     from t5g2.models.config import TextConfig
     from t5g2.models.layers import Compute
-    from t5g2.models.loss import LossSettings, tiled_cross_entropy
+    from t5g2.models.loss import LossConfig, tiled_cross_entropy
     from tests import tiny
 
 compute, T, S = Compute(dtype="float32"), 6, 9
@@ -32,7 +32,7 @@ for config in (tiny.GEMMA3, tiny.GEMMA2, tiny.T5GEMMA2, tiny.T5GEMMA):
     def loss(model):
         hidden = model.hidden(encoder, stream(T), compute=compute)
         weights = jnp.ones((2, T), jnp.float32)
-        return tiled_cross_entropy(hidden, model.head(), stream(T).tokens, weights, LossSettings(tile_tokens=4)).total
+        return tiled_cross_entropy(hidden, model.head(), stream(T).tokens, weights, LossConfig(tile_tokens=4)).total
     assert jnp.isfinite(jax.jit(jax.value_and_grad(loss))(model)[0])
     def decoded(model):
         cache = model.start_cache(2, T, encoder=encoder, compute=compute)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from t5g2.core import pairs
 from t5g2.objectives import (
     UL2,
-    Answers,
-    AnswersDecoder,
     Causal,
     PrefixLM,
     PrefixLMDecoder,
     Seq2Seq,
     SpanCorruption,
+    SupervisedFineTuning,
+    SupervisedFineTuningDecoder,
     UL2Original,
 )
 from tests.objectives.arrays import SPECIALS, repeatable
@@ -31,9 +31,9 @@ OBJECTIVES = {
     "span_corruption": SpanCorruption(sentinels="cyclic"),
     "seq2seq": Seq2Seq(200, 200),
     "seq2seq, eos": Seq2Seq(200, 200, eos=True),
-    "answers": Answers(**TURNS),
-    "answers, all": Answers(**TURNS, turns="all"),
-    "answers_decoder": AnswersDecoder(**TURNS, both_ways=True),
+    "sft": SupervisedFineTuning(**TURNS),
+    "sft, all": SupervisedFineTuning(**TURNS, turns="all"),
+    "sft_decoder": SupervisedFineTuningDecoder(**TURNS, both_ways=True),
 }
 
 
@@ -46,7 +46,7 @@ def test_a_target_is_the_token_of_the_text_that_it_says(name, length, cut, seed)
     tokens = rng.integers(100, 1000, length).astype(np.int32)  # none of them special
     if objective.takes_pairs:
         tokens = pairs.join(tokens[:cut], tokens[cut:])
-    if name.startswith("answers"):
+    if name.startswith("sft"):
         tokens = np.concatenate([[50, 51], tokens[:cut], [60, 50, 51], tokens[cut:], [60, 13]]).astype(np.int32)
     example = objective(tokens, rng, special_tokens=SPECIALS)
     assert example.origins is not None
@@ -56,5 +56,5 @@ def test_a_target_is_the_token_of_the_text_that_it_says(name, length, cut, seed)
     assert len(set(example.origins[there].tolist())) == there.sum() > 0
     strangers = example.targets[~there]
     assert (SPECIALS.is_sentinel(strangers) | (strangers == SPECIALS.eos)).all()
-    if not name.startswith("answers"):
+    if not name.startswith("sft"):
         assert not SPECIALS.is_special(example.targets[there]).any()

@@ -254,13 +254,11 @@ def test_a_denoiser_that_cannot_be(fields, message):
 
 
 def test_modes_that_cannot_be():
-    with pytest.raises(UserError, match="mode_tokens has no NLG, S2S, which denoisers of the mixture begin with; give"):
+    with pytest.raises(UserError, match="mode_tokens has no id for NLG, S2S; give every mode of the"):
         UL2Original(mode_tokens=(("NLU", 50),))
     with pytest.raises(UserError, match="unknown mode in mode_tokens 'NLX'; did you mean"):
         UL2Original(mode_tokens=(*MODES, ("NLX", 54)))
-    with pytest.raises(
-        UserError, match="mode_tokens has 90 for mode 'NLU'; take an id from 0 to 199 that stands for no"
-    ):
+    with pytest.raises(UserError, match="mode_tokens has 90 for mode 'NLU'; take an id from 0 to 199 that is neither"):
         UL2((SPANS,), mode_tokens=(("NLU", 90),)).check_tokenizer(SPECIALS, 200)
     with pytest.raises(UserError, match="mode_tokens has 200 for mode 'NLU'; take an id from 0 to 199"):
         UL2((SPANS,), mode_tokens=(("NLU", 200),)).check_tokenizer(SPECIALS, 200)
@@ -268,7 +266,7 @@ def test_modes_that_cannot_be():
 
 def test_a_tokenizer_without_a_mask_or_without_sentinels():
     nothing = dataclasses.replace(SPECIALS, mask=-1, sentinels=0)
-    with pytest.raises(UserError, match=r'sentinels = "mask", and the tokenizer has no mask token; say which id it is'):
+    with pytest.raises(UserError, match=r'sentinels = "mask", and the tokenizer has no mask token; set its id'):
         SpanCorruption(sentinels="mask").check_tokenizer(nothing, 200)
     with pytest.raises(UserError, match="needs sentinels for 1 spans and the tokenizer has none"):
         SpanCorruption(sentinels="cyclic")(TOKENS, np.random.default_rng(0), special_tokens=nothing)
@@ -290,13 +288,13 @@ def test_a_tokenizer_without_a_mask_or_without_sentinels():
     ],
 )
 def test_a_prompt_with_gaps_is_an_encoder_input_of_the_training(changes, prompt, asked):
-    got = UL2((SPANS,), **changes).filling(np.arange(10, 18), [2, 5], 2, special_tokens=SPECIALS)
+    got = UL2((SPANS,), **changes).infilling(np.arange(10, 18), [2, 5], 2, special_tokens=SPECIALS)
     assert got is not None
     assert [part.tolist() for part in got] == [prompt, asked]
 
 
 def test_no_prompt_with_gaps_of_what_takes_none_away():
     how = {"tokens": np.arange(10, 18), "starts": [2, 5], "span": 2}
-    assert UL2().only("suffix_r75").filling(**how, special_tokens=SPECIALS) is None
-    assert UL2((SPANS,)).filling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1)) is None
-    assert UL2((SPANS,), sentinels="cyclic").filling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1))
+    assert UL2().only("suffix_r75").infilling(**how, special_tokens=SPECIALS) is None
+    assert UL2((SPANS,)).infilling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1)) is None
+    assert UL2((SPANS,), sentinels="cyclic").infilling(**how, special_tokens=dataclasses.replace(SPECIALS, sentinels=1))

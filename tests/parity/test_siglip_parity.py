@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from t5g2.models.siglip import resample_positions
-from t5g2.models.sigmoid_loss import sigmoid_loss
 from tests.parity import siglip_cases as cases
 from tests.tiny import FLOAT32
 
@@ -46,10 +45,11 @@ def run_dual(model, texts, images, compute=FLOAT32):
     return texts_MD, images_ND, model.logits(texts_MD, images_ND)
 
 
-def loss(model, texts, images):
-    texts_ND, images_ND = embed(model, texts, images)
-    scalars = {"logit_scale": model.logit_scale[...], "logit_bias": model.logit_bias[...]}
-    return sigmoid_loss(texts_ND, images_ND, chunk=2, **scalars)
+def sigmoid_loss(model, texts, images):
+    """Text i belongs to image i and to no other (arXiv 2303.15343, algorithm 1)."""
+    logits_NN = model.logits(*embed(model, texts, images))
+    signs_NN = 2.0 * jnp.eye(len(texts)) - 1.0
+    return -jnp.sum(jax.nn.log_sigmoid(signs_NN * logits_NN)) / len(texts)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_dual_encoders(name, reference):
         assert np.std(other.numpy()) > 0.03
         np.testing.assert_allclose(ours, other.numpy(), atol=TOLERANCE, rtol=0)
     pairs = reference.run_dual(theirs, texts[:3], images).loss.item()
-    np.testing.assert_allclose(jax.jit(loss)(model, texts[:3], images), pairs, rtol=TOLERANCE)
+    np.testing.assert_allclose(jax.jit(sigmoid_loss)(model, texts[:3], images), pairs, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", cases.PROJECTORS)
@@ -214,7 +214,7 @@ def test_gradients_of_the_sigmoid_loss(reference, torch):
     theirs = reference.dual_encoder(model)
     with torch.enable_grad():
         reference.run_dual(theirs, texts, images).loss.backward()
-    gradient = jax.jit(jax.grad(lambda model: loss(model, texts, images)))(model)
+    gradient = jax.jit(jax.grad(lambda model: sigmoid_loss(model, texts, images)))(model)
     assert_gradients(reference.dual_tensors(reference.leaves(gradient)), reference.gradients(theirs))
 
 

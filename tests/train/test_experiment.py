@@ -53,6 +53,16 @@ def test_a_size_by_name_and_what_is_otherwise():
         experiments.build(plain | {"model": {"size": "t5gemma2:270m"}})
 
 
+def test_a_run_saved_with_the_former_name_of_an_objective_goes_on():
+    plain = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    saved, now = copy.deepcopy(plain), copy.deepcopy(plain)
+    for node, kind in ((saved, "answers"), (now, "sft")):
+        node["data"]["sources"][0]["objective"] = {"kind": kind, "starts": [5], "ends": [6]}
+    current = experiments.dump(experiments.build(now))
+    assert experiments.check_resume(saved, current) == {}
+    assert experiments.dump(experiments.build(saved)) == current
+
+
 def test_what_may_differ_on_resume():
     saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
     free = {

@@ -15,6 +15,7 @@ from t5g2.core.batch import Batch, Sequences
 from t5g2.core.sharding import MeshShape
 from t5g2.models import build
 from t5g2.models.layers import Compute
+from t5g2.models.loss import LossConfig
 from t5g2.train import optim, state, step
 from t5g2.train.optim import AdamW, Constant, Decay, Freeze, Optim
 from tests import hlo, tiny
@@ -75,7 +76,7 @@ def run(devices):
         place = meshes.batch_sharding(mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
         settings = step.Settings(
-            Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, tile_tokens=20, z_loss=0.01
+            Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, LossConfig(tile_tokens=20, z_loss=0.01)
         )
         compiled = step.lower_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh).compile()
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
@@ -227,7 +228,7 @@ def test_what_is_frozen_for_good_is_not_differentiated():
     def flops(freeze):
         updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
         settings = step.Settings(
-            Compute(dtype="float32", scan=False), DENOISERS, SOURCES, microbatches=2, tile_tokens=ROWS * T
+            Compute(dtype="float32", scan=False), DENOISERS, SOURCES, microbatches=2, loss=LossConfig(ROWS * T)
         )
         first = jax.eval_shape(lambda p: state.TrainState(jnp.int32(0), p, updates.init(p)), params)
         lowered = jax.jit(step.make_train_step(updates, settings)).lower(first, jax.tree.map(jnp.asarray, BATCH))

@@ -118,7 +118,7 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
     teacher, bos = model(GEMMA), data.tokenizer.special_tokens.bos
     [host_batch] = [next(finite_batches(data, seed=0))]
     batch = jax.tree.map(jnp.asarray, host_batch.batch)
-    said = teachers.answers(teacher, batch, tiny.FLOAT32, key=None)
+    said = teachers.outputs(teacher, batch, tiny.FLOAT32, key=None)
     hidden, checked = np.asarray(said.hidden_BTD), 0
     for row in range(3):
         text, segments = batch.teacher.text, np.asarray(batch.decoder.segments[row])
@@ -129,7 +129,7 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
             alone = teacher.hidden(
                 None, type(batch.decoder)(line, jnp.ones_like(line), jnp.arange(len(read))[None]), compute=tiny.FLOAT32
             )[0]
-            targets, known = np.asarray(batch.targets[row]), np.asarray(said.known_BT[row])
+            targets, known = np.asarray(batch.targets[row]), np.asarray(said.has_teacher_BT[row])
             for place in np.flatnonzero((segments == segment) & known):
                 # the target follows the place whose state the teacher gives, but for the last, which it does not read
                 at = [i for i in range(len(read)) if i + 1 == len(read) or read[i + 1] == targets[place]]
@@ -219,8 +219,8 @@ def test_answers_of_before_give_the_loss_of_answers_of_now(corpus, cache, per_to
         with Pipeline(plan.data, seed=7) as pipeline:
             batches = [jax.tree.map(jnp.asarray, pipeline.next().batch) for _ in range(3)]
         sums = [step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1] for batch in batches]
-        divergences.append([float(s.divergence / s.taught) for s in sums])
-        assert all(s.taught > 100 for s in sums)
+        divergences.append([float(s.divergence / s.teacher_weight) for s in sums])
+        assert all(s.teacher_weight > 100 for s in sums)
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert min(divergences[0]) > 0.1
 
@@ -419,7 +419,7 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
         with Pipeline(plan.data, seed=7) as pipeline:
             batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
         sums = step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1]
-        divergences.append(float(sums.divergence / sums.taught))
+        divergences.append(float(sums.divergence / sums.teacher_weight))
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert divergences[0] > 0.2
     uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=told_settings(told))

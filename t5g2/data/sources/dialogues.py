@@ -43,8 +43,8 @@ class Chat:
     """Files of dialogues: JSON lines, or parquet with the same columns (pip install 't5g2[parquet]').
 
     A record has `messages_field`, or else `prompt_field` and `answer_field`. A dialogue is never cut: one that has more
-    tokens than chunk_tokens is a bad record. It is for the objectives `answers` and `answers_decoder`, which are told
-    what `answer_ids` gives.
+    tokens than chunk_tokens is a bad record. It is for the objectives `sft` and `sft_decoder`, whose
+    `starts` and `ends` are those of `answer_ids`.
 
     Attributes:
       path: a file, a folder (all files below it, hidden ones aside) or a pattern; here or at a URL; plain, or
@@ -219,7 +219,7 @@ class InChunks:
 def answer_ids(
     tokenizer: Tokenizer, start_of_turn: int | None = None, end_of_turn: int | None = None
 ) -> dict[str, list[int]]:
-    """The `starts` and `ends` of the objective `answers` for dialogues of these turns, for a config file.
+    """The `starts` and `ends` of the objective `sft` for dialogues of these turns, for a config file.
 
     Raises:
       UserError: the tokenizer has no such tokens, and they are not given.

@@ -107,7 +107,7 @@ def converted(file: str, convert: Callable[[BinaryIO, BinaryIO], None], what: ob
         except UserError:
             raise
         except (EOFError, OSError, ValueError, zlib.error) as error:
-            if isinstance(error, OSError) and error.errno in errors.ENVIRONMENT:  # nothing is wrong with the file
+            if isinstance(error, OSError) and error.errno in errors.OS_ERRORS:  # nothing is wrong with the file
                 raise
             raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
         finally:

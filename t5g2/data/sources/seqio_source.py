@@ -51,10 +51,10 @@ class Seqio:
     use_cached: bool = False
 
     def __post_init__(self):
-        if self.targets_tokens < 1 or not 0 <= self.inputs_tokens <= pairs.MOST_INPUTS or self.examples < 0:
+        if self.targets_tokens < 1 or not 0 <= self.inputs_tokens <= pairs.MAX_INPUTS or self.examples < 0:
             raise UserError(
                 f"targets_tokens = {self.targets_tokens}, inputs_tokens = {self.inputs_tokens}, examples = "
-                f"{self.examples}; they must be at least 1, 0 to {pairs.MOST_INPUTS}, and at least 0"
+                f"{self.examples}; they must be at least 1, 0 to {pairs.MAX_INPUTS}, and at least 0"
             )
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
