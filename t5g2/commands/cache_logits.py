@@ -23,7 +23,7 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig
 from t5g2.data.shards import logit_shards as files
-from t5g2.data.shards.logit_shards import Layout
+from t5g2.data.shards.logit_shards import LogitShardLayout
 from t5g2.data.streams import Corpus, open_corpus
 from t5g2.models import loss
 from t5g2.models.distillation import Distillation
@@ -157,7 +157,7 @@ def _answers(
 def _source(asked: _Asked, corpus: Corpus, source: int, folder: Path, *, shards: int, part: Part) -> None:
     """Writes one source's folder."""
     chunks = corpus.chunks[source]
-    layout = Layout(len(chunks), min(shards, len(chunks)), asked.how.per_token, _dtype(asked.vocab_size))
+    layout = LogitShardLayout(len(chunks), min(shards, len(chunks)), asked.how.per_token, _dtype(asked.vocab_size))
     plan = _plan(asked, corpus, source, layout)
     bytes_of = _claim(folder, plan)
     mine = [shard for shard in range(layout.shards) if shard % part.of == part.which]
@@ -182,7 +182,7 @@ def _is_whole(file: Path, bytes_of: Mapping[str, int]) -> bool:
     return file.is_file() and file.stat().st_size == bytes_of.get(file.name, file.stat().st_size)
 
 
-def _records(asked: _Asked, corpus: Corpus, source: int, layout: Layout, shard: int) -> Iterator[bytes]:
+def _records(asked: _Asked, corpus: Corpus, source: int, layout: LogitShardLayout, shard: int) -> Iterator[bytes]:
     """The records of a shard, chunk after chunk; those of a few batches are in memory."""
     chunks, told, tokens = layout.chunks_of(shard), time.perf_counter(), 0
     for begin in range(chunks.start, chunks.stop, BLOCK * asked.data.rows):
@@ -243,12 +243,12 @@ def _rows(sequences: Sequence[np.ndarray], rows: int, data: DataConfig) -> Seque
     return Sequences(tokens, segments, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape) * segments)
 
 
-def _plan(asked: _Asked, corpus: Corpus, source: int, layout: Layout) -> dict[str, Any]:
+def _plan(asked: _Asked, corpus: Corpus, source: int, layout: LogitShardLayout) -> dict[str, Any]:
     """What a folder's shards follow from."""
     plan: dict[str, Any] = {
         "teacher": str(asked.folder.path),
         "teacher_fingerprint": asked.fingerprint,
-        "pieces_fingerprint": corpus.fingerprint_of(source),
+        "pieces_fingerprint": corpus.chunks_fingerprint(source),
         "pieces": layout.chunks,
         "vocab_size": asked.vocab_size,
         "method": asked.how.method,

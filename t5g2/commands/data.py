@@ -154,7 +154,7 @@ def tokenize(
     names: Sequence[str] = (),
     shards: int = 16,
     workers: int = 1,
-    run: token_shards.Run | None = None,
+    run: token_shards.ShardRunner | None = None,
 ) -> None:
     """Writes the tokens of sources, a folder each, and says what to set so that a run reads them.
 

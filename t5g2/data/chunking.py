@@ -6,12 +6,12 @@ from typing import Literal
 import numpy as np
 
 from t5g2.core.errors import UserError
-from t5g2.data.shards.token_cache import InCache
+from t5g2.data.shards.token_cache import CachedText
 from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
-from t5g2.data.sources.dialogues import Chat, InChunks
+from t5g2.data.sources.dialogues import Chat, FilteredChat
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.image_documents import Fitted, InRows
+from t5g2.data.sources.image_documents import Fitted, FilteredImageText
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.sources.python_text import PythonText
 from t5g2.data.sources.seqio_source import Seqio
@@ -23,9 +23,9 @@ LongDocuments = Literal["split", "truncate"]
 # A share of bad records above this is no accident.
 MAX_SKIPPED = 0.01
 # 32 MiB a source in every process that reads.
-KEPT_TOKENS = 1 << 23
+RECENT_TOKENS = 1 << 23
 
-Text = (
+TextSource = (
     PythonText
     | TextFiles
     | Jsonl
@@ -91,7 +91,7 @@ class Chunks:
         lengths = np.minimum(lengths, chunk_tokens) if long_documents == "truncate" else lengths
         self.tokens = int(lengths.sum())
         self._document, self._start, self._end = _cut(lengths, chunk_tokens)
-        self._kept = KeptTokens()
+        self._kept = RecentTokens()
 
     def __len__(self) -> int:
         return len(self._start)
@@ -99,7 +99,7 @@ class Chunks:
     def __getitem__(self, index: int) -> np.ndarray:
         """int32[tokens] of a chunk."""
         document, start, end = int(self._document[index]), int(self._start[index]), int(self._end[index])
-        tokens = self._kept.of(document)
+        tokens = self._kept.get(document)
         if tokens is None:
             tokens = self.documents.tokens(document, self._tokenizer)
             if len(tokens) != self._lengths[document]:
@@ -108,10 +108,10 @@ class Chunks:
                     f"was opened; the files have changed: restore them, or start again with the text as it is"
                 )
             if end - start < len(tokens):
-                self._kept.keep(document, tokens)
+                self._kept.put(document, tokens)
         return tokens[start:end]
 
-    def picture(self, index: int, nth: int) -> np.ndarray:
+    def image(self, index: int, nth: int) -> np.ndarray:
         """uint8[size, size, 3], an image of a chunk of a text with images."""
         assert isinstance(self.documents, Fitted), "only texts with images have pictures"
         return self.documents.picture(int(self._document[index]), nth)
@@ -120,7 +120,7 @@ class Chunks:
         return f"Pieces({len(self)})"
 
 
-class KeptTokens:
+class RecentTokens:
     """The tokens of the documents that were read last, up to `KEPT_TOKENS` in all.
 
     Chunks of a document come far apart, and each would read and tokenise all of it. A copy or a pickle is empty.
@@ -132,21 +132,21 @@ class KeptTokens:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        return KeptTokens, ()
+        return RecentTokens, ()
 
-    def of(self, document: int) -> np.ndarray | None:
+    def get(self, document: int) -> np.ndarray | None:
         """int32[tokens] of a document, read-only, if they are kept."""
         return self._held.get(document)
 
-    def keep(self, document: int, tokens: np.ndarray) -> None:
+    def put(self, document: int, tokens: np.ndarray) -> None:
         """Keeps a document's tokens, which nobody writes to any more, and forgets what was kept longest."""
         tokens.flags.writeable = False
         with self._lock:
-            if len(tokens) > KEPT_TOKENS or document in self._held:
+            if len(tokens) > RECENT_TOKENS or document in self._held:
                 return
             self._held[document] = tokens
             self._tokens += len(tokens)
-            while self._tokens > KEPT_TOKENS:
+            while self._tokens > RECENT_TOKENS:
                 self._tokens -= len(self._held.pop(next(iter(self._held))))
 
 
@@ -190,7 +190,7 @@ def check_skipped(text: object, documents: Documents, max_skipped: float) -> Non
 
 
 def open_chunks(
-    text: Text | InRows | InChunks | InCache,
+    text: TextSource | FilteredImageText | FilteredChat | CachedText,
     tokenizer: Tokenizer,
     *,
     chunk_tokens: int,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.chunking import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
+from t5g2.data.chunking import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, TextSource
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.tokenizers.registry import Tokenizer
@@ -24,7 +24,7 @@ class Source:
       name: in logs and metrics; unique in a run. "" = the source's number.
     """
 
-    text: Text
+    text: TextSource
     objective: Objective
     weight: int = 1
     name: str = ""

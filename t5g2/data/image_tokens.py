@@ -15,7 +15,7 @@ from t5g2.data.images import Resampling
 START_OF_IMAGE = "<start_of_image>"
 
 
-class Layout(Protocol):
+class ImageTokenLayout(Protocol):
     """What an image is in a row of tokens: a model's ImageConfig, a run's ImageRows."""
 
     @property
@@ -79,7 +79,7 @@ def split(text: str, count: int) -> list[str]:
     return parts
 
 
-def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: Layout) -> np.ndarray:
+def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: ImageTokenLayout) -> np.ndarray:
     """int32[T]: the parts of a text with an image between each two, without BOS.
 
     An image becomes, as in transformers' Gemma3Processor: newline newline, the start token, K image tokens, the end
@@ -96,6 +96,6 @@ def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: L
     return np.concatenate(chunks[:-1])
 
 
-def without(tokens: np.ndarray, layout: Layout, unk: int) -> np.ndarray:
+def without(tokens: np.ndarray, layout: ImageTokenLayout, unk: int) -> np.ndarray:
     """The tokens of a text, an image token that it spells out as unk: there is no image to stand for."""
     return np.where(tokens == layout.token, np.int32(max(unk, 0)), tokens)

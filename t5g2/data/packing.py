@@ -27,13 +27,13 @@ import numpy as np
 
 from t5g2.data.packed_rows import SIDES, Feature, Rows
 
-Rule = Literal["first_fit", "best_fit", "none"]
+PackingPolicy = Literal["first_fit", "best_fit", "none"]
 # Examples drawn when the rows being given out were begun; how many of those rows are given out; rows given out in all.
 Position = tuple[int, int, int]
 START: Position = (0, 0, 0)
 
 
-class Examples(Protocol):
+class ExampleSequence(Protocol):
     """Examples by number, as the packer takes them."""
 
     def __len__(self) -> int: ...
@@ -51,14 +51,14 @@ class Packer:
       rule: which row an example goes to.
     """
 
-    def __init__(self, layout: Mapping[str, Feature], rows: int, *, rule: Rule):
-        self._layout, self._rows, self._rule = layout, rows, rule
+    def __init__(self, features: Mapping[str, Feature], rows: int, *, policy: PackingPolicy):
+        self._layout, self._rows, self._rule = features, rows, policy
         # what an example takes of a row: the sides first, then what there is a number of
-        self._counted = sorted((n for n, f in layout.items() if f.beside is None), key=lambda n: n not in SIDES)
-        self._room = [layout[name].length for name in self._counted]
+        self._counted = sorted((n for n, f in features.items() if f.aligned_with is None), key=lambda n: n not in SIDES)
+        self._room = [features[name].length for name in self._counted]
         sides = [i for i, name in enumerate(self._counted) if name in SIDES and self._room[i]]
         self._parts = [(i, 1.0 / self._room[i]) for i in sides]
-        self._padding = {n: np.full((f.length, *f.shape), f.padding, f.dtype) for n, f in layout.items()}
+        self._padding = {n: np.full((f.length, *f.shape), f.padding, f.dtype) for n, f in features.items()}
         self._clear()
 
     def _clear(self) -> None:
@@ -111,7 +111,7 @@ class Packer:
         lengths = {name: [[len(example[name]) for example in row] for row in held] for name in self._layout}
         out: dict[str, np.ndarray] = {}
         for name, feature in self._layout.items():
-            beside = feature.beside
+            beside = feature.aligned_with
             if beside is not None and lengths[name] != lengths[beside]:
                 raise ValueError(f"an example has not as many of {name!r} as of {beside!r}")
             padding, parts = self._padding[name], []
@@ -150,18 +150,18 @@ class PackedRows:
 
     def __init__(
         self,
-        examples: Examples,
-        layout: Mapping[str, Feature],
+        examples: ExampleSequence,
+        features: Mapping[str, Feature],
         *,
         rows: int,
-        rule: Rule,
+        policy: PackingPolicy,
         seed: int,
         position: Position = START,
     ):
-        self._examples, self._seed, self._rule = examples, seed, rule
+        self._examples, self._seed, self._rule = examples, seed, policy
         self._begun, self._given, self._count = map(int, position)
         self._drawn = self._begun  # examples that are in a set
-        self._packer = Packer(layout, 1 if rule == "none" else rows, rule=rule)
+        self._packer = Packer(features, 1 if policy == "none" else rows, policy=policy)
         self._waiting: Mapping[str, np.ndarray] | None = None  # drawn, and without room in the last set
         self._set: Rows | None = None
         self._order: Sequence[int] = ()

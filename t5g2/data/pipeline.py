@@ -16,8 +16,8 @@ from t5g2.core.seeds import derive_seed
 from t5g2.data import chunking, packed_rows
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.packing import START, Position
-from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed
-from t5g2.data.workers import WorkersReader
+from t5g2.data.streams import ConcatenatedExamples, Corpus, StreamAssignment, StreamGroupReader, source_examples, open_corpus, pack_rows
+from t5g2.data.workers import MultiprocessReader
 
 __all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "describe_ratio", "finite_batches", "to_global"]
 
@@ -61,14 +61,14 @@ class Pipeline:
         self.corpus = open_corpus(config)
         for name, chunks in zip(config.names, self.corpus.chunks, strict=True):
             log.info("%s", chunking.describe(f"source {name}", chunks))
-        layout = Units(config.rows, config.streams)
-        units = layout.holding(rows)
+        layout = StreamAssignment(config.rows, config.streams)
+        units = layout.groups_with(rows)
         streams = [stream for unit in units for stream in layout.streams_of(unit)]
         start = self.positions = _positions(positions, streams, of=config.streams)
         self.statistics = Statistics()
         first = layout.rows_of(units.start).start
         self._mine = slice(rows.start - first, rows.stop - first)
-        reader = functools.partial(WorkersReader, workers=config.workers) if config.workers else UnitsReader
+        reader = functools.partial(MultiprocessReader, workers=config.workers) if config.workers else StreamGroupReader
         read = functools.partial(reader, self.corpus, units, seed=seed, positions=start)
         self._made = _Ahead(read, config.prefetch)
 
@@ -210,8 +210,8 @@ def finite_batches(
     """
     corpus = open_corpus(config)
     seed = derive_seed(seed, "finite")
-    parts = [examples_of(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
-    rows_of_all = packed(Concatenated(parts, most=examples), config, seed=derive_seed(seed, "rows"))
+    parts = [source_examples(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
+    rows_of_all = pack_rows(ConcatenatedExamples(parts, limit=examples), config, seed=derive_seed(seed, "rows"))
     return _batches(rows_of_all, corpus, range(config.rows) if rows is None else rows)
 
 
@@ -220,7 +220,7 @@ def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, mine: range) -> I
     empty = packed_rows.empty_rows(config, 1)
     while taken := [row for _, row in zip(range(config.rows), rows, strict=False)]:
         chosen = [taken[r] if r < len(taken) else {name: a[0] for name, a in empty.items()} for r in mine]
-        stacked = corpus.with_pictures({name: np.stack([row[name] for row in chosen]) for name in empty})
+        stacked = corpus.with_images({name: np.stack([row[name] for row in chosen]) for name in empty})
         zeros = np.zeros((len(mine), 3), np.int64)
         yield packed_rows.host_batch(stacked, zeros[:, 0].astype(np.int32), zeros, config)
 

@@ -33,10 +33,10 @@ from t5g2.data.chunking import Chunks, open_chunks
 from t5g2.data.config import DataConfig, Source, TeacherFeatures
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.packing import START, PackedRows, Position
-from t5g2.data.shards.logit_shards import CachedAnswers
-from t5g2.data.shards.token_cache import InCache
-from t5g2.data.sources.dialogues import Chat, InChunks
-from t5g2.data.sources.image_documents import InRows
+from t5g2.data.shards.logit_shards import CachedTeacherLogits
+from t5g2.data.shards.token_cache import CachedText
+from t5g2.data.sources.dialogues import Chat, FilteredChat
+from t5g2.data.sources.image_documents import FilteredImageText
 from t5g2.data.sources.image_text import ImageText
 
 
@@ -51,28 +51,28 @@ class Corpus:
 
     config: DataConfig
     chunks: tuple[Chunks, ...]
-    answers: tuple[CachedAnswers | None, ...]
+    teacher_logits: tuple[CachedTeacherLogits | None, ...]
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with the texts, the tokenizer and how they are cut, and a teacher's answers."""
-        parts = [p.documents.fingerprint for p in self.chunks] + self._cut()
-        return _digest([*parts, *(answers.fingerprint for answers in self.answers if answers is not None)])
+        parts = [p.documents.fingerprint for p in self.chunks] + self._chunking_settings()
+        return _digest([*parts, *(answers.fingerprint for answers in self.teacher_logits if answers is not None)])
 
-    def fingerprint_of(self, source: int) -> str:
+    def chunks_fingerprint(self, source: int) -> str:
         """16 hex digits that change with the chunks of a source."""
-        return _digest([self.chunks[source].documents.fingerprint, *self._cut()])
+        return _digest([self.chunks[source].documents.fingerprint, *self._chunking_settings()])
 
-    def _cut(self) -> list[str]:
+    def _chunking_settings(self) -> list[str]:
         truncated = ["truncated"] if self.config.long_documents == "truncate" else []
         images = [] if self.config.images is None else [str(self.config.images)]
         return [self.config.tokenizer.fingerprint(), str(self.config.chunk_tokens), *truncated, *images]
 
-    def with_pictures(self, rows: packed_rows.Rows) -> packed_rows.Rows:
+    def with_images(self, rows: packed_rows.Rows) -> packed_rows.Rows:
         """Stacked rows whose images are there, uint8[b, I, size, size, 3], and not where they are, int64[b, I, 3]."""
         if self.config.images is None:
             return rows
-        where, pictures = rows["images"], packed_rows.no_pictures(self.config.images, len(rows["images"]))
+        where, pictures = rows["images"], packed_rows.no_images(self.config.images, len(rows["images"]))
         for row, i in np.argwhere(where[..., 0] != packed_rows.NO_EXAMPLE).tolist():
             source, chunk, nth = where[row, i].tolist()
             pictures[row, i] = self.chunks[source].picture(chunk, nth)
@@ -94,7 +94,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         chunks.append(opened)
     corpus = Corpus(config, tuple(chunks), (None,) * len(chunks))
     return (
-        corpus if config.teacher_features is None or config.teacher_features.cache is None else _with_answers(corpus, config.teacher_features)
+        corpus if config.teacher_features is None or config.teacher_features.cache is None else _with_teacher_logits(corpus, config.teacher_features)
     )
 
 
@@ -107,11 +107,11 @@ def open_source(source: Source, config: DataConfig) -> Chunks:
     text = source.text
     if isinstance(text, ImageText):
         assert config.images is not None, "DataConfig refuses texts with images where rows have none"
-        text = InRows(text, config.images, config.tokenizer, config.chunk_tokens)
+        text = FilteredImageText(text, config.images, config.tokenizer, config.chunk_tokens)
     elif isinstance(text, Chat):
-        text = InChunks(text, config.tokenizer, config.chunk_tokens)
+        text = FilteredChat(text, config.tokenizer, config.chunk_tokens)
     elif config.cache_tokens:
-        text = InCache(text, config.tokenizer, config.max_skipped, workers=config.workers)
+        text = CachedText(text, config.tokenizer, config.max_skipped, workers=config.workers)
     return open_chunks(
         text,
         config.tokenizer,
@@ -123,12 +123,12 @@ def open_source(source: Source, config: DataConfig) -> Chunks:
     )
 
 
-def _with_answers(corpus: Corpus, teaching: TeacherFeatures) -> Corpus:
+def _with_teacher_logits(corpus: Corpus, teaching: TeacherFeatures) -> Corpus:
     answers = []
     for i, name in enumerate(corpus.config.names):
-        found = CachedAnswers(Path(teaching.cache or "") / name, per_token=teaching.per_token)
+        found = CachedTeacherLogits(Path(teaching.cache or "") / name, per_token=teaching.per_token)
         found.check(
-            corpus.fingerprint_of(i),
+            corpus.chunks_fingerprint(i),
             objective=repr(corpus.config.sources[i].objective),
             vocab_size=corpus.config.tokenizer.vocab_size,
             method=teaching.method,
@@ -150,7 +150,7 @@ class Chunk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MakeExample:
+class ExampleBuilder:
     """Example k of a source: a function of the chunk and of k.
 
     Attributes:
@@ -168,43 +168,43 @@ class MakeExample:
     source: int
     sources: int
     denoisers: tuple[int, ...]
-    blocks: bool = False
-    teaching: TeacherFeatures | None = None
-    answers: CachedAnswers | None = None
+    has_blocks: bool = False
+    teacher_features: TeacherFeatures | None = None
+    teacher_logits: CachedTeacherLogits | None = None
     images: ImageRows | None = None
-    pictured: bool = False
+    has_images: bool = False
 
     def __call__(self, k: int, chunk: Chunk) -> dict[str, np.ndarray]:
         """The example as the packer takes it."""
         rng = np.random.default_rng([self.seed, self.source, k])
-        if self.images is not None and not self.pictured:
+        if self.images is not None and not self.has_images:
             chunk = chunk._replace(tokens=image_tokens.without(chunk.tokens, self.images, self.special_tokens.unk))
         example = self.objective(chunk.tokens, rng, special_tokens=self.special_tokens)
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
-        made = packed_rows.features(example, example_id, denoiser)
-        if self.blocks:
+        made = packed_rows.example_features(example, example_id, denoiser)
+        if self.has_blocks:
             none = np.zeros(len(example.targets), np.int32)
             made["blocks"] = none if example.blocks is None else example.blocks
         if self.images is not None:
             count = np.count_nonzero(chunk.tokens == self.images.token) // self.images.tokens
             where = [(self.source, chunk.index, nth) for nth in range(count)]
             made["images"] = np.array(where, np.int64).reshape(count, 3)
-        return made if self.teaching is None else made | self._for_teacher(example, chunk)
+        return made if self.teacher_features is None else made | self._for_teacher(example, chunk)
 
     def _for_teacher(self, example: Example, chunk: Chunk) -> dict[str, np.ndarray]:
-        assert self.teaching is not None
+        assert self.teacher_features is not None
         assert example.origins is not None, f"{type(self.objective).__name__} does not say where its targets stand"
         made = {"origins": example.origins}
-        if self.teaching.carry == "text":
+        if self.teacher_features.carry == "text":
             text = self.objective.text(chunk.tokens)
             made["text"] = np.concatenate([[self.special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
-        if self.answers is not None:
-            found = self.answers.about(chunk.index, example.origins)
+        if self.teacher_logits is not None:
+            found = self.teacher_logits.about(chunk.index, example.origins)
             made |= {f"answer_{name}": array for name, array in zip(("ids", "log_probs", "tail"), found, strict=True)}
         return made
 
 
-class Selection:
+class SourceMixture:
     """Which source draw i of a stream comes from, and which of that source's examples it is.
 
     Of each block of sum(weights) draws, weights[d] come from source d, in an order drawn from seed, stream and block.
@@ -236,7 +236,7 @@ class Selection:
         return out
 
 
-class Examples:
+class SourceExamples:
     """The examples of a source by number; epoch after epoch, each in an order of its own.
 
     Args:
@@ -246,10 +246,10 @@ class Examples:
       epochs: how many; None = without end.
     """
 
-    def __init__(self, chunks: Chunks, make: MakeExample, *, seed: int, epochs: int | None = None):
+    def __init__(self, chunks: Chunks, build: ExampleBuilder, *, seed: int, epochs: int | None = None):
         from grain.experimental import index_shuffle  # not above: importing grain imports jax
 
-        self._pieces, self._make, self._seed, self._shuffle = chunks, make, seed, index_shuffle
+        self._pieces, self._make, self._seed, self._shuffle = chunks, build, seed, index_shuffle
         self._epoch, self._length = len(chunks), sys.maxsize if epochs is None else epochs * len(chunks)
 
     def __len__(self) -> int:
@@ -262,16 +262,16 @@ class Examples:
         return self._make(k, Chunk(self._pieces[index], index))
 
 
-def examples_of(
+def source_examples(
     corpus: Corpus, source: int, *, seed: int, epochs: int | None = None, denoiser: str | None = None
-) -> Examples:
+) -> SourceExamples:
     """The examples of a source, without end unless the epochs are limited.
 
     With a denoiser, every example is made with this one; its number stays that of the run's list.
     """
     config, objective = corpus.config, corpus.config.sources[source].objective
     objective = objective if denoiser is None else objective.only(denoiser)
-    make = MakeExample(
+    make = ExampleBuilder(
         objective,
         config.tokenizer.special_tokens,
         derive_seed(seed, "example"),
@@ -280,11 +280,11 @@ def examples_of(
         tuple(config.denoisers.index(name) for name in objective.denoisers),
         config.uses_blocks,
         config.teacher_features,
-        corpus.answers[source],
+        corpus.teacher_logits[source],
         config.images,
         isinstance(config.sources[source].text, ImageText),
     )
-    return Examples(corpus.chunks[source], make, seed=derive_seed(seed, "shuffle", source), epochs=epochs)
+    return SourceExamples(corpus.chunks[source], make, seed=derive_seed(seed, "shuffle", source), epochs=epochs)
 
 
 class StreamExamples:
@@ -293,9 +293,9 @@ class StreamExamples:
     def __init__(self, corpus: Corpus, stream: int, *, seed: int):
         config = corpus.config
         self._stream, self._streams = stream, config.streams
-        self._sources = [examples_of(corpus, source, seed=seed) for source in range(len(config.sources))]
+        self._sources = [source_examples(corpus, source, seed=seed) for source in range(len(config.sources))]
         weights = [source.weight for source in config.sources]
-        self._selection = Selection(weights, seed=derive_seed(seed, "mix"), stream=stream)
+        self._selection = SourceMixture(weights, seed=derive_seed(seed, "mix"), stream=stream)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -305,12 +305,12 @@ class StreamExamples:
         return self._sources[source][self._stream + nth * self._streams]
 
 
-class Concatenated:
+class ConcatenatedExamples:
     """The first `most` examples of each part, one part after the other."""
 
-    def __init__(self, parts: Sequence[Examples], *, most: int | None = None):
+    def __init__(self, parts: Sequence[SourceExamples], *, limit: int | None = None):
         self._parts = parts
-        self._ends = np.cumsum([len(part) if most is None else min(len(part), most) for part in parts]).tolist()
+        self._ends = np.cumsum([len(part) if limit is None else min(len(part), limit) for part in parts]).tolist()
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -320,13 +320,13 @@ class Concatenated:
         return self._parts[part][index - (self._ends[part - 1] if part else 0)]
 
 
-def packed(examples: Any, config: DataConfig, *, seed: int, position: Position = START) -> PackedRows:
+def pack_rows(examples: Any, config: DataConfig, *, seed: int, position: Position = START) -> PackedRows:
     """The rows of examples, as the config packs them."""
     return PackedRows(
         examples,
-        packed_rows.layout(config),
+        packed_rows.row_features(config),
         rows=config.packing_rows,
-        rule=config.packing,
+        policy=config.packing,
         seed=seed,
         position=position,
     )
@@ -338,7 +338,7 @@ class StreamReader:
     def __init__(self, corpus: Corpus, stream: int, *, seed: int, position: Position = START):
         self.stream = stream
         examples = StreamExamples(corpus, stream, seed=seed)
-        self._rows = packed(examples, corpus.config, seed=derive_seed(seed, "rows", stream), position=position)
+        self._rows = pack_rows(examples, corpus.config, seed=derive_seed(seed, "rows", stream), position=position)
 
     @property
     def position(self) -> Position:
@@ -351,7 +351,7 @@ class StreamReader:
 
 
 @dataclass(frozen=True)
-class Units:
+class StreamAssignment:
     """How rows and streams belong together."""
 
     rows: int
@@ -362,32 +362,32 @@ class Units:
         """How many units there are."""
         return min(self.rows, self.streams)
 
-    def rows_of(self, unit: int) -> range:
+    def rows_of(self, group: int) -> range:
         """The rows of the global batch that a unit fills."""
         each = self.rows // self.count
-        return range(unit * each, (unit + 1) * each)
+        return range(group * each, (group + 1) * each)
 
-    def streams_of(self, unit: int) -> range:
+    def streams_of(self, group: int) -> range:
         """The streams that a unit reads in turn."""
         each = self.streams // self.count
-        return range(unit * each, (unit + 1) * each)
+        return range(group * each, (group + 1) * each)
 
-    def holding(self, rows: range) -> range:
+    def groups_with(self, rows: range) -> range:
         """The units that hold these rows."""
         each = self.rows // self.count
         return range(rows.start // each, -(-rows.stop // each))
 
 
-class UnitsReader:
+class StreamGroupReader:
     """The rows of some units, batch by batch."""
 
     def __init__(
-        self, corpus: Corpus, units: Sequence[int], *, seed: int, positions: Mapping[int, Position] | None = None
+        self, corpus: Corpus, groups: Sequence[int], *, seed: int, positions: Mapping[int, Position] | None = None
     ):
         self._corpus = corpus
-        self._layout = Units(corpus.config.rows, corpus.config.streams)
+        self._layout = StreamAssignment(corpus.config.rows, corpus.config.streams)
         self._units: list[list[StreamReader]] = []
-        for unit in units:
+        for unit in groups:
             streams = self._layout.streams_of(unit)
             at = {s: START if positions is None else positions[s] for s in streams}
             self._units.append([StreamReader(corpus, s, seed=seed, position=at[s]) for s in streams])
@@ -404,7 +404,7 @@ class UnitsReader:
                 rows.append(reader.next())
                 streams.append(reader.stream)
                 positions.append(reader.position)
-        out = self._corpus.with_pictures({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        out = self._corpus.with_images({name: np.stack([row[name] for row in rows]) for name in rows[0]})
         return {**out, "streams": np.array(streams, np.int32), "positions": np.array(positions, np.int64)}
 
     def close(self) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from t5g2.core.processes import EndWithParent
-from t5g2.data.streams import Corpus, Position, UnitsReader
+from t5g2.data.streams import Corpus, Position, StreamGroupReader
 
 
-class WorkersReader:
+class MultiprocessReader:
     """What a UnitsReader gives, made by `workers` processes; in a thread of its own, whose signals it blocks."""
 
     def __init__(
@@ -70,10 +70,10 @@ def _dataset(corpus: Corpus, units: tuple[int, ...], *, seed: int, positions: Ma
             self._units = self._units[sl]
 
         def __iter__(self):
-            return BatchesIterator(UnitsReader(corpus, self._units, seed=seed, positions=positions))
+            return BatchesIterator(StreamGroupReader(corpus, self._units, seed=seed, positions=positions))
 
     class BatchesIterator(grain.DatasetIterator):
-        def __init__(self, reader: UnitsReader):
+        def __init__(self, reader: StreamGroupReader):
             super().__init__()
             self._reader = reader
 

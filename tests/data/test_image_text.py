@@ -15,7 +15,7 @@ from PIL import Image
 from t5g2.core.errors import UserError
 from t5g2.data import images
 from t5g2.data.chunking import open_chunks
-from t5g2.data.sources.image_documents import InRows
+from t5g2.data.sources.image_documents import FilteredImageText
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.tokenizers.registry import Bytes
 
@@ -37,7 +37,7 @@ def source(kind, folder, records=corpus.RECORDS):
 
 def in_rows(text, **changes):
     fields = {"rows": corpus.ROWS, "tokenizer": TOKENIZER, "chunk_tokens": 64} | changes
-    return InRows(text, **fields)
+    return FilteredImageText(text, **fields)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +45,7 @@ def test_documents_are_the_records_in_their_order(kind, tmp_path):
     documents = source(kind, tmp_path / "data").open()
     expected = [r for r in corpus.RECORDS if r[1] or kind != "webdataset"]
     assert [documents[i] for i in range(len(documents))] == [corpus.marked(t, len(c)) for t, c in expected]
-    found = [[documents.image(i, n) for n in range(documents.count(i))] for i in range(len(documents))]
+    found = [[documents.image_bytes(i, n) for n in range(documents.count(i))] for i in range(len(documents))]
     assert found == [[corpus.picture(color) for color in colors] for _, colors in expected]
     assert (documents.skipped, documents.problems) == (0, ())
     assert documents.characters == sum(len(corpus.marked(t, len(c))) for t, c in expected)
@@ -96,15 +96,15 @@ def test_one_image_may_be_a_path_a_cell_or_bytes(tmp_path):
     for name, cells in (("bytes", data), ("structs", [{"bytes": d, "path": None} for d in data])):
         parquet.write_table(pyarrow.table({"caption": ["a", "b", "c"], "image": cells}), tmp_path / f"{name}.parquet")
         documents = ImageParquet(str(tmp_path / f"{name}.parquet"), "caption", "image").open()
-        assert [documents.image(i, 0) for i in range(3)] == data
+        assert [documents.image_bytes(i, 0) for i in range(3)] == data
     (tmp_path / "red.webp").write_bytes(data[2])
     line = {"caption": "a", "image": "red.webp"}
     (tmp_path / "a.jsonl").write_text(json.dumps(line))
-    assert ImageJsonl(str(tmp_path), "caption", "image").open().image(0, 0) == data[2]
+    assert ImageJsonl(str(tmp_path), "caption", "image").open().image_bytes(0, 0) == data[2]
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "a.jsonl", tmp_path / "elsewhere" / "a.jsonl")
     moved = ImageJsonl(str(tmp_path / "elsewhere"), "caption", "image", folder=str(tmp_path)).open()
-    assert moved.image(0, 0) == data[2]
+    assert moved.image_bytes(0, 0) == data[2]
 
 
 def test_a_sample_may_have_json_and_folders(tmp_path):
@@ -127,7 +127,7 @@ def test_compressed_files_are_read_from_copies(tmp_path):
         (tmp_path / "packed" / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
     plain, packed = (WebDataset(str(tmp_path / name)).open() for name in ("plain", "packed"))
     assert plain.fingerprint == packed.fingerprint
-    assert packed.image(1, 0) == corpus.picture("green")
+    assert packed.image_bytes(1, 0) == corpus.picture("green")
 
 
 BAD = {

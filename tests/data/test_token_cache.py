@@ -131,12 +131,12 @@ def test_a_text_with_too_many_bad_records_is_not_tokenised(tmp_path, cache):
     """And says which they are, as it does without the cache."""
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "the text of a record"}\n{"txt": "no text"}\n')
-    source = token_cache.InCache(Jsonl(str(file)), Bytes(), 0.01)
+    source = token_cache.CachedText(Jsonl(str(file)), Bytes(), 0.01)
     with pytest.raises(UserError, match=r"Jsonl.*a\.jsonl.*1 of 2 records cannot be read(.|\n)*line 2"):
         open_chunks(source, Bytes(), chunk_tokens=16, on_bad_record="skip")
     assert not cache.exists()
     kept = open_chunks(
-        token_cache.InCache(Jsonl(str(file)), Bytes(), 0.5),
+        token_cache.CachedText(Jsonl(str(file)), Bytes(), 0.5),
         Bytes(),
         chunk_tokens=16,
         on_bad_record="skip",

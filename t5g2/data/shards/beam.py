@@ -11,10 +11,10 @@ from typing import Any
 
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
-from t5g2.data.shards.token_shards import Run
+from t5g2.data.shards.token_shards import ShardRunner
 
 
-def pipeline(options: str) -> Run:
+def pipeline(options: str) -> ShardRunner:
     """How t5g2.data.shards.token_shards.write makes shards by a pipeline with these options, as a command line has them.
 
     Raises:

@@ -27,7 +27,7 @@ KEYS |= {"dtype", "shards"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class LogitShardLayout:
     """How a source's answers lie in files.
 
     Attributes:
@@ -73,7 +73,7 @@ class Layout:
         )
 
 
-class CachedAnswers:
+class CachedTeacherLogits:
     """The answers about the chunks of one source. A pickle of it is small, and opens the files again.
 
     Args:
@@ -100,7 +100,7 @@ class CachedAnswers:
                 f"set it to at most that, or make the answers again"
             )
         shards = self._said["shards"]
-        self._layout = Layout(self._said["pieces"], len(shards), self._said["per_token"], self._said["dtype"])
+        self._layout = LogitShardLayout(self._said["pieces"], len(shards), self._said["per_token"], self._said["dtype"])
         for shard in shards:
             file = self._folder / shard["file"]
             found = file.stat().st_size if file.is_file() else None
@@ -202,8 +202,8 @@ def reader(file: str | PathLike) -> Any:
     return ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
 
 
-def _open(folder: str, per_token: int) -> CachedAnswers:
-    return CachedAnswers(folder, per_token=per_token)
+def _open(folder: str, per_token: int) -> CachedTeacherLogits:
+    return CachedTeacherLogits(folder, per_token=per_token)
 
 
 def described(file: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ SHARD_DOCUMENTS = 4096
 
 
 @dataclass(frozen=True)
-class InCache:
+class CachedText:
     """A source of text, read as tokens from the cache.
 
     Attributes:

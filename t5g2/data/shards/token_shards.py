@@ -194,10 +194,10 @@ class Job:
 
 
 # makes each of some shards, with the function that makes one
-Run = Callable[[Callable[[int], None], Sequence[int]], None]
+ShardRunner = Callable[[Callable[[int], None], Sequence[int]], None]
 
 
-def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: Run | None = None) -> dict[str, Any]:
+def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRunner | None = None) -> dict[str, Any]:
     """Writes the shards of a job into a folder and returns what tokens.json says; shards that are there are kept.
 
     Args:
@@ -238,7 +238,7 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _write(job: Job, folder: Path, plan: dict[str, Any], *, workers: int, run: Run | None) -> dict[str, Any]:
+def _write(job: Job, folder: Path, plan: dict[str, Any], *, workers: int, run: ShardRunner | None) -> dict[str, Any]:
     _claim(folder, plan)
     for left in folder.glob(".*.part"):  # by a call that was killed
         left.unlink(missing_ok=True)

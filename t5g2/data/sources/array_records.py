@@ -13,7 +13,7 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.text_files import found
-from t5g2.data.sources.validation import Scan, Scanned, ScannedDocuments, json_text, text_under
+from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text, text_under
 
 
 class Records(abc.ABC):
@@ -211,12 +211,12 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Chosen(ScannedDocuments):
+class _Chosen(ValidatedDocuments):
     """The sound ones of some records: int64[documents], their numbers."""
 
     records: Records
     numbers: np.ndarray
-    scanned: Scanned
+    scanned: SourceSummary
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -227,9 +227,9 @@ class _Chosen(ScannedDocuments):
 
 def _scan(records: Records, where: str, on_bad_record: OnBadRecord) -> _Chosen:
     """Reads every record once."""
-    scan = Scan(on_bad_record)
-    numbers = [i for i in range(len(records)) if scan.sound(records.place(i), lambda i=i: records.text(i))]
-    scanned = scan.done(where)
+    scan = RecordValidator(on_bad_record)
+    numbers = [i for i in range(len(records)) if scan.accept(records.place(i), lambda i=i: records.text(i))]
+    scanned = scan.finish(where)
     if not scanned.characters:
         raise UserError(f"{where}: {len(records)} records without text; give some of at least {SHORTEST_TOKENS} tokens")
     return _Chosen(records, np.array(numbers, np.int64), scanned)

@@ -29,7 +29,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.sources.text_files import found, line_spans
-from t5g2.data.sources.validation import SHOWN_RECORDS, Scan, Scanned, ScannedDocuments
+from t5g2.data.sources.validation import SHOWN_RECORDS, RecordValidator, SourceSummary, ValidatedDocuments
 from t5g2.data.tokenizers.base import Tokenizer
 
 USER, MODEL = "user", "model"
@@ -68,13 +68,13 @@ class Chat:
         Raises:
           UserError: no file is found, all are empty, or a record is no dialogue (unless those are skipped).
         """
-        names, scan, spans = found(self.path), Scan(on_bad_record), []
+        names, scan, spans = found(self.path), RecordValidator(on_bad_record), []
         files = tuple(map(self._plain, names))
         for number, name in enumerate(names):
             for place, offset, data in line_spans(files[number], "row" if name.endswith(".parquet") else "line"):
-                if scan.sound(f"{name}, {place}", functools.partial(_text, data, self)):
+                if scan.accept(f"{name}, {place}", functools.partial(_text, data, self)):
                     spans.append((number, offset, len(data)))
-        scanned = scan.done(self.path)
+        scanned = scan.finish(self.path)
         if not spans:
             raise UserError(f"{self.path}: {len(names)} files without a dialogue; give records as {_wanted(self)}")
         return Dialogues(self, tuple(names), files, np.array(spans, np.int64), scanned)
@@ -87,14 +87,14 @@ class Chat:
 
 
 @dataclass(frozen=True, eq=False)
-class Dialogues(ScannedDocuments):
+class Dialogues(ValidatedDocuments):
     """Dialogues; `spans` int64[documents, 3] says which file, from which byte, how many bytes."""
 
     config: Chat
     names: tuple[str, ...]
     files: tuple[str, ...]
     spans: np.ndarray
-    scanned: Scanned
+    scanned: SourceSummary
 
     @property
     def whole(self) -> bool:
@@ -179,7 +179,7 @@ class Fitting(Documents):
 
 
 @dataclass(frozen=True)
-class InChunks:
+class FilteredChat:
     """A source of dialogues as a run reads it; it has the shape of the other sources.
 
     Attributes:

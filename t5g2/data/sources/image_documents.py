@@ -10,11 +10,11 @@ from t5g2.data import image_tokens
 from t5g2.data import images as pictures
 from t5g2.data.image_tokens import START_OF_IMAGE, ImageRows
 from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.sources.validation import SHOWN_RECORDS, ScannedDocuments
+from t5g2.data.sources.validation import SHOWN_RECORDS, ValidatedDocuments
 from t5g2.data.tokenizers.base import Tokenizer
 
 
-class ImageDocuments(ScannedDocuments):
+class ImageDocuments(ValidatedDocuments):
     """Texts with images; a text says <start_of_image> where each of its images stands."""
 
     @abc.abstractmethod
@@ -26,7 +26,7 @@ class ImageDocuments(ScannedDocuments):
         """Which record this is, in words."""
 
     @abc.abstractmethod
-    def image(self, index: int, nth: int) -> bytes:
+    def image_bytes(self, index: int, nth: int) -> bytes:
         """What the file of an image of a document holds.
 
         Raises:
@@ -109,12 +109,12 @@ class Fitted(Documents):
         """
         number = int(self.numbers[index])
         name = f"{self.documents.place(number)}, image {nth + 1}"
-        image = pictures.read(self.documents.image(number, nth), name=name)
+        image = pictures.read(self.documents.image_bytes(number, nth), name=name)
         return pictures.resized(image, self.rows.size, resampling=self.rows.resampling)
 
 
 @dataclass(frozen=True)
-class InRows:
+class FilteredImageText:
     """A source of texts with images as a run reads it; it has the shape of the other sources.
 
     Attributes:

@@ -28,9 +28,9 @@ from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.sources import local_copies, tar
 from t5g2.data.sources.documents import OnBadRecord
 from t5g2.data.sources.image_documents import ImageDocuments, ImageSource
-from t5g2.data.sources.image_validation import SoundImages
+from t5g2.data.sources.image_validation import ValidatedImages
 from t5g2.data.sources.text_files import found, line_spans
-from t5g2.data.sources.validation import Scan, Scanned, json_text
+from t5g2.data.sources.validation import RecordValidator, SourceSummary, json_text
 
 THREADS = min(8, os.cpu_count() or 1)  # that read and decode images while a source is opened
 ENDINGS = ("jpg", "jpeg", "png", "webp")  # of images in a tar file
@@ -247,7 +247,7 @@ class _Listed(_Indexed):
     files: tuple[str, ...]
     folders: tuple[str, ...]
     index: _Index
-    scanned: Scanned
+    scanned: SourceSummary
 
     def __getitem__(self, index: int) -> str:
         text, paths = self._line(index)
@@ -274,7 +274,7 @@ class _Held(_Indexed):
     field: str | None
     unit: str
     index: _Index
-    scanned: Scanned
+    scanned: SourceSummary
 
     def __getitem__(self, index: int) -> str:
         text = json_text(self.record(index), self.field)
@@ -305,21 +305,21 @@ def _files(path: str, ending: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _scan(samples: Iterator[_Sample], where: str, on_bad_record: OnBadRecord) -> tuple[_Index, Scanned]:
+def _scan(samples: Iterator[_Sample], where: str, on_bad_record: OnBadRecord) -> tuple[_Index, SourceSummary]:
     """Reads every record and its images once."""
-    scan, digest, sound = Scan(on_bad_record), hashlib.sha256(), SoundImages(where)
+    scan, digest, sound = RecordValidator(on_bad_record), hashlib.sha256(), ValidatedImages(where)
     texts, counts, images = [], [], []
     try:
         for sample, checked in _checked(samples, sound):
-            if scan.sound(sample.place, lambda checked=checked: checked.result()[0]):
+            if scan.accept(sample.place, lambda checked=checked: checked.result()[0]):
                 hashes = checked.result()[1]
                 texts.append(sample.at)
                 counts.append(len(hashes))
                 images += sample.images
                 digest.update(b"".join(hashes))
     finally:
-        sound.keep()
-    scanned = scan.done(where)
+        sound.save()
+    scanned = scan.finish(where)
     if not scanned.characters:
         raise UserError(f"{where}: no record with a text; give some")
     digest.update(scanned.fingerprint.encode())
@@ -331,7 +331,7 @@ def _scan(samples: Iterator[_Sample], where: str, on_bad_record: OnBadRecord) ->
     return index, replace(scanned, fingerprint=digest.hexdigest()[:16])
 
 
-def _checked(samples: Iterator[_Sample], sound: SoundImages) -> Iterator[tuple[_Sample, Future]]:
+def _checked(samples: Iterator[_Sample], sound: ValidatedImages) -> Iterator[tuple[_Sample, Future]]:
     """The samples in their order, each with what `_check` makes of it; threads work a little ahead."""
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: collections.deque[tuple[_Sample, Future]] = collections.deque()
@@ -342,7 +342,7 @@ def _checked(samples: Iterator[_Sample], sound: SoundImages) -> Iterator[tuple[_
         yield from ahead
 
 
-def _check(sample: _Sample, sound: SoundImages) -> tuple[str, list[bytes]]:
+def _check(sample: _Sample, sound: ValidatedImages) -> tuple[str, list[bytes]]:
     """The text of a record, and a hash of each of its images.
 
     Raises:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 BYTES = 16  # of a hash, that are kept
 
 
-class SoundImages:
+class ValidatedImages:
     """The hashes of the images of a source that are known to be sound, kept in the cache (copies.py).
 
     They are of the files' contents, so an image that has changed is decoded anew, wherever it stands; and of one
@@ -44,7 +44,7 @@ class SoundImages:
             self._new.add(digest[:BYTES])
         return digest
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Writes down what has been found sound, or says why it cannot."""
         if not self._new:
             return

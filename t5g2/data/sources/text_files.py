@@ -12,7 +12,7 @@ import numpy as np
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.validation import Scan, Scanned, ScannedDocuments, json_text
+from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text
 
 # A longer text file is read as several documents of about this size, so that a chunk of it is near at hand.
 SPAN_BYTES = 1 << 16
@@ -83,14 +83,14 @@ class Parquet:
 
 
 @dataclass(frozen=True, eq=False)
-class _Spans(ScannedDocuments):
+class _Spans(ValidatedDocuments):
     """Parts of files: `spans` int64[documents, 3] says which file, from which byte, how many bytes."""
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
     spans: np.ndarray
     field: str | None
-    scanned: Scanned
+    scanned: SourceSummary
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -111,12 +111,12 @@ def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord, *,
     """Reads every record once: where it is, whether it is sound, and the fingerprint of all."""
     files = found(path)
     readable = tuple(local_copies.plain(file, column) for file in files)
-    spans, scan = [], Scan(on_bad_record)
+    spans, scan = [], RecordValidator(on_bad_record)
     for number, file in enumerate(files):
         for place, offset, data in spans_of(readable[number]):
-            if scan.sound(f"{file}, {place}", functools.partial(json_text, data, field)):
+            if scan.accept(f"{file}, {place}", functools.partial(json_text, data, field)):
                 spans.append((number, offset, len(data)))
-    scanned = scan.done(path)
+    scanned = scan.finish(path)
     if not scanned.characters:
         raise UserError(
             f"{path}: no text in {len(files)} file{'s' * (len(files) > 1)}; give such as have at least "

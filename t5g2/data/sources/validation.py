@@ -16,7 +16,7 @@ SHOWN_RECORDS = 10
 
 
 @dataclass(frozen=True)
-class Scanned:
+class SourceSummary:
     """What reading all records once has told.
 
     Attributes:
@@ -32,7 +32,7 @@ class Scanned:
     problems: tuple[str, ...] = ()
 
 
-class Scan:
+class RecordValidator:
     """Takes records one by one; a record is bad if its text cannot be had, and `on_bad_record` says what follows."""
 
     def __init__(self, on_bad_record: OnBadRecord):
@@ -41,7 +41,7 @@ class Scan:
         self._records = self._characters = self._skipped = 0
         self._problems: list[str] = []
 
-    def sound(self, place: str, text_of: Callable[[], str]) -> bool:
+    def accept(self, place: str, text_of: Callable[[], str]) -> bool:
         """Counts a record and returns whether it is sound.
 
         Args:
@@ -71,7 +71,7 @@ class Scan:
         self._characters += len(text)
         return True
 
-    def done(self, where: str) -> Scanned:
+    def finish(self, where: str) -> SourceSummary:
         """What was found in all; the log says how many records are left out.
 
         Args:
@@ -79,13 +79,13 @@ class Scan:
         """
         if self._skipped:
             log.warning("%s: %d of %d records are left out", where, self._skipped, self._records)
-        return Scanned(self._digest.hexdigest()[:16], self._characters, self._skipped, tuple(self._problems))
+        return SourceSummary(self._digest.hexdigest()[:16], self._characters, self._skipped, tuple(self._problems))
 
 
-class ScannedDocuments(Documents):
+class ValidatedDocuments(Documents):
     """Documents whose records were read once when they were opened."""
 
-    scanned: Scanned
+    scanned: SourceSummary
 
     @property
     def fingerprint(self) -> str:
