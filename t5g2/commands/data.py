@@ -20,8 +20,9 @@ from t5g2.data import chunking
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.pipeline import Pipeline, describe_ratio
-from t5g2.data.preview import show_row
+from t5g2.data.preview import format_row
 from t5g2.data.shards import token_shards
+from t5g2.data.sources import text_source
 from t5g2.data.sources.image_text import ImageText
 from t5g2.models import flops
 from t5g2.models.config import ModelConfig
@@ -107,7 +108,7 @@ def show(seen: Look, *, rows: int) -> None:
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     special_tokens = _special_tokens(seen) if colours else None
     for row in range(min(rows, seen.config.rows)):
-        text = show_row(seen.first, row, seen.config)
+        text = format_row(seen.first, row, seen.config)
         print(special_tokens.sub("\033[36m\\g<0>\033[0m", text) if special_tokens else text, end="\n\n")
     print("source          denoiser        share of the decoder's tokens")
     for (source, denoiser), share in seen.shares.items():
@@ -182,7 +183,7 @@ def tokenize(
             continue
         opened = source.text.open(on_bad_record=config.on_bad_record)
         chunking.check_skipped(source.text, opened, config.max_skipped)
-        described = settings.dump(source.text, tables=(chunking.BY_NAME,))
+        described = settings.dump(source.text, tables=(text_source.BY_NAME,))
         job = token_shards.Job(opened, config.tokenizer, described, min(shards, len(opened)))
         begun = time.perf_counter()
         said = token_shards.write(job, Path(out) / name, workers=workers, run=run)

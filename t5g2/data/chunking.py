@@ -7,16 +7,11 @@ import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.data.shards.token_cache import CachedText
-from t5g2.data.shards.token_shards import Tokens
-from t5g2.data.sources.array_records import ArrayRecord, Tfds
-from t5g2.data.sources.dialogues import Chat, FilteredChat
+from t5g2.data.sources.dialogues import FilteredChat
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.image_documents import Fitted, FilteredImageText
-from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
-from t5g2.data.sources.python_text import PythonText
-from t5g2.data.sources.seqio_source import Seqio
-from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.sources.image_documents import FilteredImageText, Fitted
+from t5g2.data.sources.text_source import TextSource
+from t5g2.data.tokenizers.base import Tokenizer
 
 LongDocuments = Literal["split", "truncate"]
 
@@ -24,35 +19,6 @@ LongDocuments = Literal["split", "truncate"]
 MAX_SKIPPED = 0.01
 # 32 MiB a source in every process that reads.
 RECENT_TOKENS = 1 << 23
-
-TextSource = (
-    PythonText
-    | TextFiles
-    | Jsonl
-    | Parquet
-    | ArrayRecord
-    | Tfds
-    | Seqio
-    | Tokens
-    | Chat
-    | ImageJsonl
-    | ImageParquet
-    | WebDataset
-)
-BY_NAME = {
-    "python": PythonText,
-    "text": TextFiles,
-    "jsonl": Jsonl,
-    "parquet": Parquet,
-    "array_record": ArrayRecord,
-    "tfds": Tfds,
-    "seqio": Seqio,
-    "tokens": Tokens,
-    "chat": Chat,
-    "image_jsonl": ImageJsonl,
-    "image_parquet": ImageParquet,
-    "webdataset": WebDataset,
-}
 
 
 class Chunks:
@@ -78,13 +44,13 @@ class Chunks:
         self.documents = documents
         self._tokenizer = tokenizer
         self._lengths = lengths = documents.token_lengths(tokenizer)
-        if documents.whole and lengths.max() > chunk_tokens:
-            what = "pair of inputs and targets" if documents.pairs else "document that is not to be cut"
+        if documents.is_indivisible and lengths.max() > chunk_tokens:
+            what = "pair of inputs and targets" if documents.has_pairs else "document that is not to be cut"
             raise UserError(
-                f"a {what} has {lengths.max()} tokens{' with the number in front' * documents.pairs}, and chunk_tokens "
+                f"a {what} has {lengths.max()} tokens{' with the number in front' * documents.has_pairs}, and chunk_tokens "
                 f"is {chunk_tokens}; raise it to at least that"
             )
-        shortest = 1 if documents.whole else SHORTEST_TOKENS
+        shortest = 1 if documents.is_indivisible else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
         self.truncated = int(np.sum(lengths > chunk_tokens)) if long_documents == "truncate" else 0
@@ -114,7 +80,7 @@ class Chunks:
     def image(self, index: int, nth: int) -> np.ndarray:
         """uint8[size, size, 3], an image of a chunk of a text with images."""
         assert isinstance(self.documents, Fitted), "only texts with images have pictures"
-        return self.documents.picture(int(self._document[index]), nth)
+        return self.documents.image(int(self._document[index]), nth)
 
     def __repr__(self) -> str:
         return f"Pieces({len(self)})"
@@ -168,7 +134,7 @@ def _cut(lengths: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray, np.nd
 def describe(name: str, chunks: Chunks) -> str:
     """One line for the log: how much text a source has."""
     documents = chunks.documents
-    parts = [f"{len(documents):,} {'pairs' if documents.pairs else 'documents'}"]
+    parts = [f"{len(documents):,} {'pairs' if documents.has_pairs else 'documents'}"]
     parts += [f"{documents.characters:,} characters"] if documents.characters else []
     parts += [f"{chunks.tokens:,} tokens"]
     parts += [f"{len(chunks):,} chunks"]
@@ -210,8 +176,8 @@ def open_chunks(
       UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
     """
     documents = text.open(on_bad_record=on_bad_record)
-    if documents.pairs != pairs:
-        has, wants = ("pairs of inputs and targets", "text") if documents.pairs else ("text", "pairs")
+    if documents.has_pairs != pairs:
+        has, wants = ("pairs of inputs and targets", "text") if documents.has_pairs else ("text", "pairs")
         raise UserError(
             f"{text} has {has}, and {wants} is asked for; the objective seq2seq takes pairs, which seqio "
             f"tasks give, and all others take text"

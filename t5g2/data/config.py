@@ -7,10 +7,12 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.chunking import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, TextSource
+from t5g2.data.chunking import MAX_SKIPPED, LongDocuments
 from t5g2.data.image_tokens import ImageRows
+from t5g2.data.sources.documents import SHORTEST_TOKENS, OnBadRecord
 from t5g2.data.sources.image_text import ImageText
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.sources.text_source import TextSource
+from t5g2.data.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,6 @@ def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: I
     return np.concatenate(chunks[:-1])
 
 
-def without(tokens: np.ndarray, layout: ImageTokenLayout, unk: int) -> np.ndarray:
+def replace_image_tokens(tokens: np.ndarray, layout: ImageTokenLayout, unk: int) -> np.ndarray:
     """The tokens of a text, an image token that it spells out as unk: there is no image to stand for."""
     return np.where(tokens == layout.token, np.int32(max(unk, 0)), tokens)

@@ -21,17 +21,17 @@ from PIL import Image, ImageOps
 from t5g2.core.errors import UserError, unknown
 
 Resampling = Literal["bilinear", "bicubic"]
-Picture = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "H W 3"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 ALLOWED = "images are JPEG, PNG or WebP"
 # what Pillow warns of as a decompression bomb (PIL.Image.MAX_IMAGE_PIXELS), here always an error: 256 MiB of pixels
-MOST_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485
 # twice what so many pixels take without compression
-MOST_BYTES = 2**29
+MAX_BYTES = 2**29
 
 # how other kinds of files begin, for a message that says what was given: (at, bytes, name)
-OTHERS = (
+OTHER_FORMATS = (
     (128, b"DICM", "a DICOM file"),
     (0, b"GIF8", "a GIF"),
     (0, b"BM", "a BMP"),
@@ -45,7 +45,7 @@ OTHERS = (
     (0, b"<?xml", "an SVG or other XML"),
 )
 # what Pillow's readers are known to raise on damaged files, beside OSError
-DAMAGE = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -61,7 +61,7 @@ DAMAGE = (
 )
 
 
-def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Picture:
+def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pixels:
     """uint8[H, W, 3], the pixels of an image file as RGB.
 
     Turned upright as its EXIF orientation says, which is what every viewer shows and what transformers' load_image does
@@ -79,26 +79,26 @@ def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pictu
     """
     if not isinstance(source, bytes):
         name = str(source) if name is None else name
-        source = contents(source, name=name)
+        source = read_bytes(source, name=name)
     name = "the image given as bytes" if name is None else name
-    if len(source) > MOST_BYTES:
+    if len(source) > MAX_BYTES:
         raise UserError(
-            f"{name} has more than {MOST_BYTES >> 20} MiB, which no image of a size that is read has; {_most()}"
+            f"{name} has more than {MAX_BYTES >> 20} MiB, which no image of a size that is read has; {_size_limit()}"
         )
     with warnings.catch_warnings():
         # Pillow warns of sizes, which are checked below, and of odd metadata, which do not matter here
         warnings.simplefilter("ignore")
         try:
-            return _pixels(_decoded(source, name))
+            return _to_rgb(_decode(source, name))
         except UserError:
             raise
         except Image.DecompressionBombError:
-            raise UserError(f"{name} says that it has more than {2 * MOST_PIXELS} pixels; {_most()}") from None
-        except DAMAGE as error:
+            raise UserError(f"{name} says that it has more than {2 * MAX_PIXELS} pixels; {_size_limit()}") from None
+        except DECODER_ERRORS as error:
             raise UserError(f"{name} cannot be read, it is damaged or cut off: {error}; get it again") from None
 
 
-def contents(path: str | os.PathLike, *, name: str | None = None) -> bytes:
+def read_bytes(path: str | os.PathLike, *, name: str | None = None) -> bytes:
     """What an image file holds, or so much of it that `read` finds it too large.
 
     Raises:
@@ -110,23 +110,23 @@ def contents(path: str | os.PathLike, *, name: str | None = None) -> bytes:
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'not a file'}; give the file of one image")
     try:
         with path.open("rb") as file:
-            return file.read(MOST_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{name!r} cannot be opened: {why}; give the path of an image") from None
 
 
-def prepare(image: Picture, size: int, *, resampling: Resampling = "bilinear") -> Float[np.ndarray, "size size 3"]:
+def preprocess(image: Pixels, size: int, *, resampling: Resampling = "bilinear") -> Float[np.ndarray, "size size 3"]:
     """float32[size, size, 3] in [-1, 1]: the image as `resized` gives it, as x / 127.5 - 1.
 
     Raises:
       UserError: as `resized`.
     """
-    pixels_HWC = resized(image, size, resampling=resampling)
+    pixels_HWC = resize(image, size, resampling=resampling)
     return pixels_HWC.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def resized(image: Picture, size: int, *, resampling: Resampling = "bilinear") -> UInt8[np.ndarray, "size size 3"]:
+def resize(image: Pixels, size: int, *, resampling: Resampling = "bilinear") -> UInt8[np.ndarray, "size size 3"]:
     """uint8[size, size, 3]: the image at size x size, whatever its aspect ratio was.
 
     Resampled by Pillow on uint8: antialiased, and rounded to whole numbers.
@@ -147,9 +147,7 @@ def resized(image: Picture, size: int, *, resampling: Resampling = "bilinear") -
     return np.asarray(Image.fromarray(image).resize((size, size), filters[resampling]))
 
 
-def pan_and_scan(
-    image: Picture, *, least_ratio: float = 1.2, most_crops: int = 4, least_side: int = 256
-) -> list[Picture]:
+def pan_and_scan(image: Pixels, *, min_ratio: float = 1.2, max_crops: int = 4, min_side: int = 256) -> list[Pixels]:
     """Crops that cover a long image from left to right or from top to bottom, to be given after the image itself.
 
     As many as the aspect ratio rounds to, but 2 to `most_crops`; none where the ratio is below `least_ratio`, or where
@@ -161,12 +159,12 @@ def pan_and_scan(
     """
     height, width = image.shape[:2]
     long, short = max(height, width), min(height, width)
-    if long / short < least_ratio:
+    if long / short < min_ratio:
         return []
-    number = min(math.floor(long / short + 0.5), long // least_side)
-    number = min(max(number, 2), most_crops)
+    number = min(math.floor(long / short + 0.5), long // min_side)
+    number = min(max(number, 2), max_crops)
     size = math.ceil(long / number)
-    if min(size, short) < least_side:
+    if min(size, short) < min_side:
         return []
     cuts = [slice(size * i, size * (i + 1)) for i in range(number)]
     return [image[:, cut] if width >= height else image[cut] for cut in cuts]
@@ -196,17 +194,17 @@ def check_images(
             )
 
 
-def _decoded(data: bytes, name: str) -> Image.Image:
+def _decode(data: bytes, name: str) -> Image.Image:
     """The image, loaded."""
     if not data:
         raise UserError(f"{name} is empty; {ALLOWED}")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name} is {_kind(data)}; {ALLOWED}, so convert it or get it again") from None
+        raise UserError(f"{name} is {_describe_format(data)}; {ALLOWED}, so convert it or get it again") from None
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise UserError(f"{name} has {width} x {height} pixels; {_most()}")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name} has {width} x {height} pixels; {_size_limit()}")
     if image.format == "PNG":
         image.verify()  # its checksums, which loading does not look at; it can be used no more after that
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -214,7 +212,7 @@ def _decoded(data: bytes, name: str) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _pixels(image: Image.Image) -> Picture:
+def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):
         grey_HW = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
         grey_HW = np.clip(np.round(grey_HW), 0, 255).astype(np.uint8)
@@ -224,9 +222,9 @@ def _pixels(image: Image.Image) -> Picture:
     return np.array(image.convert("RGB"))
 
 
-def _kind(data: bytes) -> str:
+def _describe_format(data: bytes) -> str:
     """What a file seems to be that is none of ours."""
-    for at, start, name in OTHERS:
+    for at, start, name in OTHER_FORMATS:
         if data[at : at + len(start)] == start:
             return name
     starts = ((b"\xff\xd8", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WebP"))
@@ -234,5 +232,5 @@ def _kind(data: bytes) -> str:
     return "no image" if damaged is None else f"a {damaged} that is damaged or cut off"
 
 
-def _most() -> str:
-    return f"images have at most {MOST_PIXELS} pixels, so make it smaller"
+def _size_limit() -> str:
+    return f"images have at most {MAX_PIXELS} pixels, so make it smaller"

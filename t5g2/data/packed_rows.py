@@ -59,7 +59,9 @@ def row_features(config: DataConfig) -> dict[str, Feature]:
             found["text"] = Feature(config.encoder_length + targets, padding=pad)
         if config.teacher_features.carry == "answers":
             found["answer_ids"] = Feature(targets, (config.teacher_features.per_token,), aligned_with="decoder")
-            found["answer_log_probs"] = Feature(targets, (config.teacher_features.per_token,), np.float16, aligned_with="decoder")
+            found["answer_log_probs"] = Feature(
+                targets, (config.teacher_features.per_token,), np.float16, aligned_with="decoder"
+            )
             found["answer_tail"] = Feature(targets, dtype=np.float16, aligned_with="decoder")
     return found
 

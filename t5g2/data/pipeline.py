@@ -16,7 +16,15 @@ from t5g2.core.seeds import derive_seed
 from t5g2.data import chunking, packed_rows
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.packing import START, Position
-from t5g2.data.streams import ConcatenatedExamples, Corpus, StreamAssignment, StreamGroupReader, source_examples, open_corpus, pack_rows
+from t5g2.data.streams import (
+    ConcatenatedExamples,
+    Corpus,
+    StreamAssignment,
+    StreamGroupReader,
+    open_corpus,
+    pack_rows,
+    source_examples,
+)
 from t5g2.data.workers import MultiprocessReader
 
 __all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "describe_ratio", "finite_batches", "to_global"]

@@ -5,10 +5,10 @@ import numpy as np
 from t5g2.core.batch import Batch, Example, HostBatch
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.tokenizers.base import Tokenizer
 
 
-def show(example: Example, tokenizer: Tokenizer, images: ImageRows | None = None) -> str:
+def format_example(example: Example, tokenizer: Tokenizer, images: ImageRows | None = None) -> str:
     """What the encoder reads and what the decoder is asked for, a line each; targets that do not count stand in ⟦ ⟧.
 
         encoder  The <sentinel_0> sat on <sentinel_1>
@@ -21,13 +21,13 @@ def show(example: Example, tokenizer: Tokenizer, images: ImageRows | None = None
     targets = _marked(example, tokenizer, images)
     if example.blocks is not None and np.any(example.blocks):
         seen = example.decoder_tokens[example.blocks > 0]
-        return f"prefix   {_line(decode(seen, tokenizer, images))}\ntargets  {targets}"
+        return f"prefix   {_line(decode_with_images(seen, tokenizer, images))}\ntargets  {targets}"
     if not len(example.encoder_tokens):
         return f"targets  {targets}"
-    return f"encoder  {_line(decode(example.encoder_tokens, tokenizer, images))}\ntargets  {targets}"
+    return f"encoder  {_line(decode_with_images(example.encoder_tokens, tokenizer, images))}\ntargets  {targets}"
 
 
-def show_row(batch: HostBatch, row: int, config: DataConfig) -> str:
+def format_row(batch: HostBatch, row: int, config: DataConfig) -> str:
     """The examples of one row, each with its id, source and denoiser, and how full the row is.
 
     row 0 of stream 3: 2 examples, encoder 37 of 96 tokens, decoder 58 of 96
@@ -45,7 +45,7 @@ def show_row(batch: HostBatch, row: int, config: DataConfig) -> str:
         source, denoiser = data.sources[row][here][0], data.denoisers[row][here][0]
         example = _example(data, row, segment)
         name = f"example {example_id}, source {config.names[source]}, denoiser {config.denoisers[denoiser]}"
-        lines += [f"[{segment}] {name}", show(example, config.tokenizer, config.images)]
+        lines += [f"[{segment}] {name}", format_example(example, config.tokenizer, config.images)]
     return "\n".join(lines)
 
 
@@ -60,7 +60,7 @@ def _example(data: Batch, row: int, segment: int) -> Example:
     return Example(encoder, *parts, blocks=blocks)
 
 
-def decode(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -> str:
+def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -> str:
     """The text of tokens, in which [image 896x896] stands for the tokens of each image of that size."""
     if images is None:
         return tokenizer.decode(tokens)
@@ -79,7 +79,7 @@ def _marked(example: Example, tokenizer: Tokenizer, images: ImageRows | None) ->
     starts = np.flatnonzero(silent[1:] != silent[:-1]) + 1
     text = ""
     for run, quiet in zip(np.split(example.targets, starts), np.split(silent, starts), strict=True):
-        shown = _line(decode(run, tokenizer, images))
+        shown = _line(decode_with_images(run, tokenizer, images))
         text += f"⟦{shown}⟧" if quiet[0] else shown
     return text
 

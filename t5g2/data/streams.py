@@ -75,7 +75,7 @@ class Corpus:
         where, pictures = rows["images"], packed_rows.no_images(self.config.images, len(rows["images"]))
         for row, i in np.argwhere(where[..., 0] != packed_rows.NO_EXAMPLE).tolist():
             source, chunk, nth = where[row, i].tolist()
-            pictures[row, i] = self.chunks[source].picture(chunk, nth)
+            pictures[row, i] = self.chunks[source].image(chunk, nth)
         return {**rows, "images": pictures}
 
 
@@ -94,7 +94,9 @@ def open_corpus(config: DataConfig) -> Corpus:
         chunks.append(opened)
     corpus = Corpus(config, tuple(chunks), (None,) * len(chunks))
     return (
-        corpus if config.teacher_features is None or config.teacher_features.cache is None else _with_teacher_logits(corpus, config.teacher_features)
+        corpus
+        if config.teacher_features is None or config.teacher_features.cache is None
+        else _with_teacher_logits(corpus, config.teacher_features)
     )
 
 
@@ -178,7 +180,9 @@ class ExampleBuilder:
         """The example as the packer takes it."""
         rng = np.random.default_rng([self.seed, self.source, k])
         if self.images is not None and not self.has_images:
-            chunk = chunk._replace(tokens=image_tokens.without(chunk.tokens, self.images, self.special_tokens.unk))
+            chunk = chunk._replace(
+                tokens=image_tokens.replace_image_tokens(chunk.tokens, self.images, self.special_tokens.unk)
+            )
         example = self.objective(chunk.tokens, rng, special_tokens=self.special_tokens)
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
         made = packed_rows.example_features(example, example_id, denoiser)
@@ -199,7 +203,7 @@ class ExampleBuilder:
             text = self.objective.text(chunk.tokens)
             made["text"] = np.concatenate([[self.special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
         if self.teacher_logits is not None:
-            found = self.teacher_logits.about(chunk.index, example.origins)
+            found = self.teacher_logits.lookup(chunk.index, example.origins)
             made |= {f"answer_{name}": array for name, array in zip(("ids", "log_probs", "tail"), found, strict=True)}
         return made
 

@@ -20,7 +20,7 @@ class MultiprocessReader:
     """What a UnitsReader gives, made by `workers` processes; in a thread of its own, whose signals it blocks."""
 
     def __init__(
-        self, corpus: Corpus, units: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
+        self, corpus: Corpus, groups: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
     ):
         import grain
         from absl import flags
@@ -31,8 +31,8 @@ class MultiprocessReader:
         # starts here inherits that they are blocked. Starting the resource tracker unblocks them, so that goes first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        self._workers = min(workers, len(units))
-        dataset = _dataset(corpus, tuple(units), seed=seed, positions=positions)
+        self._workers = min(workers, len(groups))
+        dataset = _dataset(corpus, tuple(groups), seed=seed, positions=positions)
         self._elements = iter(
             dataset.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
@@ -40,7 +40,7 @@ class MultiprocessReader:
             )
         )
         each = corpus.config.rows // min(corpus.config.rows, corpus.config.streams)
-        order = np.concatenate([np.arange(len(units))[w :: self._workers] for w in range(self._workers)])
+        order = np.concatenate([np.arange(len(groups))[w :: self._workers] for w in range(self._workers)])
         self._order = (np.argsort(order)[:, None] * each + np.arange(each)).ravel()
 
     def next(self) -> dict[str, np.ndarray]:

@@ -7,9 +7,9 @@ import pytest
 
 from t5g2 import cli
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Jsonl
 from t5g2.data.shards import beam, token_shards
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.text_files import Jsonl
+from t5g2.data.tokenizers.byte_level import Bytes
 
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,

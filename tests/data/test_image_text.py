@@ -17,7 +17,7 @@ from t5g2.data import images
 from t5g2.data.chunking import open_chunks
 from t5g2.data.sources.image_documents import FilteredImageText
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 
 TOKENIZER = Bytes()
 KINDS = ("jsonl", "parquet", "structs", "webdataset")
@@ -81,8 +81,8 @@ def test_pieces_are_whole_documents_with_their_pictures(kind, tmp_path):
             expected += [*block, *TOKENIZER.encode("\n\n" + part + "\n\n" * (n < len(colors))).tolist()]
         assert chunks[i].tolist() == expected
         for n, color in enumerate(colors):
-            shown = images.prepare(images.read(corpus.picture(color)), corpus.SIZE)
-            picture = fitted.picture(i, n)
+            shown = images.preprocess(images.read(corpus.picture(color)), corpus.SIZE)
+            picture = fitted.image(i, n)
             assert picture.dtype == np.uint8
             np.testing.assert_array_equal(picture.astype(np.float32) / np.float32(127.5) - np.float32(1), shown)
 
@@ -157,7 +157,7 @@ def test_a_bad_record_is_told_or_counted(name, tmp_path):
         ImageJsonl(str(tmp_path)).open()
     documents = ImageJsonl(str(tmp_path)).open(on_bad_record="skip")
     assert (len(documents), documents.skipped) == (2, 1)
-    assert documents.place(1).endswith("b.jsonl, line 4")
+    assert documents.location(1).endswith("b.jsonl, line 4")
     with pytest.raises(UserError, match=r"1 of 3 records cannot be read, and max_skipped = 0\.01 of them may be left"):
         open_chunks(in_rows(ImageJsonl(str(tmp_path))), TOKENIZER, chunk_tokens=64, on_bad_record="skip")
 
@@ -279,10 +279,10 @@ def test_an_image_that_is_gone_later_is_told(tmp_path):
     fitted = in_rows(corpus.jsonl(tmp_path)).open()
     (tmp_path / "pictures" / "green.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"corpus\.jsonl, line 2, image 1 is empty"):
-        fitted.picture(1, 0)
+        fitted.image(1, 0)
     (tmp_path / "pictures" / "green.png").unlink()
     with pytest.raises(UserError, match=r"green\.png' cannot be opened"):
-        fitted.picture(1, 0)
+        fitted.image(1, 0)
 
 
 def test_no_files_are_told(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from t5g2.core.seeds import derive_seed
 from t5g2.data.packed_rows import NO_EXAMPLE, Feature
 from t5g2.data.packing import START, PackedRows, Packer
-from t5g2.data.streams import source_examples, open_corpus
+from t5g2.data.streams import open_corpus, source_examples
 from tests.data import corpus
 
 LAYOUT = {

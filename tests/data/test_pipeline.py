@@ -10,10 +10,11 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data.chunking import TextFiles
-from t5g2.data.pipeline import DataConfig, Pipeline, Source, describe_ratio, finite_batches, to_global
-from t5g2.data.streams import StreamAssignment, source_examples, open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import Pipeline, describe_ratio, finite_batches, to_global
+from t5g2.data.sources.text_files import TextFiles
+from t5g2.data.streams import StreamAssignment, open_corpus, source_examples
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 from tests.data import corpus
 

@@ -11,8 +11,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import ArrayRecord, Jsonl, Tfds, open_chunks
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.chunking import open_chunks
+from t5g2.data.sources.array_records import ArrayRecord, Tfds
+from t5g2.data.sources.text_files import Jsonl
+from t5g2.data.tokenizers.byte_level import Bytes
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
 

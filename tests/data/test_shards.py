@@ -15,7 +15,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.chunking import open_chunks
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Job, Tokens
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 TOKENIZER = Bytes()
@@ -251,7 +251,7 @@ def test_there_is_no_text_any_more(tmp_path, text):
 def test_reading_shards_loads_neither_jax_nor_tensorflow(tmp_path, text):
     token_shards.write(job(text), tmp_path / "out")
     code = (
-        "import sys; from t5g2.data.shards.token_shards import Tokens; from t5g2.data.tokenizers.registry import Bytes;"
+        "import sys; from t5g2.data.shards.token_shards import Tokens; from t5g2.data.tokenizers.byte_level import Bytes;"
         f"d = Tokens({str(tmp_path / 'out')!r}).open(); d.tokens(3, Bytes());"
         "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
     )

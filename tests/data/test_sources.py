@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import SHORTEST_TOKENS, Chunks, Jsonl, PythonText, TextFiles, describe, open_chunks
-from t5g2.data.sources.documents import Documents
+from t5g2.data.chunking import Chunks, describe, open_chunks
+from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.sources.text_files import Jsonl, TextFiles
 from t5g2.data.streams import open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from t5g2.core.seeds import derive_seed
-from t5g2.data.streams import SourceMixture, StreamReader, source_examples, open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.streams import SourceMixture, StreamReader, open_corpus, source_examples
+from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 

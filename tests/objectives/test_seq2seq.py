@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from t5g2.core import pairs
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Chunks, PythonText, open_chunks
+from t5g2.data.chunking import Chunks, open_chunks
 from t5g2.data.sources.documents import Documents
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import Seq2Seq
 from tests.objectives.arrays import RNG, SPECIALS, assert_example
 

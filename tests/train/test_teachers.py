@@ -18,7 +18,7 @@ from t5g2.core.sharding import MeshShape, make
 from t5g2.data.config import TeacherFeatures
 from t5g2.data.packed_rows import host_batch
 from t5g2.data.pipeline import Pipeline, finite_batches
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.models.distillation import Distillation
 from t5g2.train import experiment as experiments
 from t5g2.train import loop, step, teachers

@@ -49,7 +49,7 @@ class LogitShardLayout:
         """The chunks of a shard."""
         return range(shard * self.chunks // self.shards, (shard + 1) * self.chunks // self.shards)
 
-    def place(self, chunk: int) -> tuple[int, int]:
+    def locate(self, chunk: int) -> tuple[int, int]:
         """The shard that a chunk is in, and its record."""
         shard = ((chunk + 1) * self.shards - 1) // self.chunks
         return shard, chunk - self.chunks_of(shard).start
@@ -113,7 +113,7 @@ class CachedTeacherLogits:
         return _open, (str(self._folder), self._per_token)
 
     @property
-    def said(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """What answers.json says."""
         return self._said
 
@@ -164,7 +164,7 @@ class CachedTeacherLogits:
                 f"tokenizer has {vocab_size} ids; give the answers of a teacher that knows them all"
             )
 
-    def about(self, chunk: int, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def lookup(self, chunk: int, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The answers about tokens of a chunk; what stands where there is none, origin -1, means nothing.
 
         Args:
@@ -176,7 +176,7 @@ class CachedTeacherLogits:
         Raises:
           UserError: the shard is damaged.
         """
-        shard, record = self._layout.place(chunk)
+        shard, record = self._layout.locate(chunk)
         try:
             if shard not in self._readers:
                 self._readers[shard] = reader(self._folder / self._layout.file(shard))

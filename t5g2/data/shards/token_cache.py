@@ -19,7 +19,7 @@ from t5g2.core.files import cache_folder
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Job, TokenDocuments, Tokens
 from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,13 @@ class CachedText:
         documents = self.text.open(on_bad_record=on_bad_record)
         if documents.skipped > self.max_skipped * (len(documents) + documents.skipped):
             return documents
-        return tokenized(documents, self.tokenizer, workers=self.workers)
+        return cached_tokens(documents, self.tokenizer, workers=self.workers)
 
     def __str__(self) -> str:
         return str(self.text)
 
 
-def tokenized(documents: Documents, tokenizer: Tokenizer, *, workers: int = 0) -> Documents:
+def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 0) -> Documents:
     """The same documents as tokens from the cache, which are made if they are not there.
 
     Whoever comes while they are made waits. Interrupted, the next call goes on after the last whole shard; a folder

@@ -27,7 +27,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.processes import EndWithParent
 from t5g2.data.shards import manifest
 from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +92,14 @@ class TokenDocuments(Documents):
         return self._said["skipped"]
 
     @property
-    def pairs(self) -> bool:
+    def has_pairs(self) -> bool:
         """Whether they are pairs of inputs and targets."""
         return "pairs" in self._said
 
     @property
-    def whole(self) -> bool:
+    def is_indivisible(self) -> bool:
         """Whether they are not to be cut."""
-        return "whole" in self._said or self.pairs
+        return "whole" in self._said or self.has_pairs
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -156,22 +156,22 @@ class Job:
       shards: how many files.
     """
 
-    opened: Documents = field(repr=False)
+    documents: Documents = field(repr=False)
     tokenizer: Tokenizer
-    described: dict[str, Any]
+    source: dict[str, Any]
     shards: int
 
     @property
     def plan(self) -> dict[str, Any]:
         """What the shards follow from."""
         return {
-            "text": self.described,
-            "text_fingerprint": self.opened.fingerprint,
-            "documents": len(self.opened),
-            "characters": self.opened.characters,
-            "skipped": self.opened.skipped,
-            **({"pairs": True} if self.opened.pairs else {}),
-            **({"whole": True} if self.opened.whole and not self.opened.pairs else {}),
+            "text": self.source,
+            "text_fingerprint": self.documents.fingerprint,
+            "documents": len(self.documents),
+            "characters": self.documents.characters,
+            "skipped": self.documents.skipped,
+            **({"pairs": True} if self.documents.has_pairs else {}),
+            **({"whole": True} if self.documents.is_indivisible and not self.documents.has_pairs else {}),
             "tokenizer": self.tokenizer.to_dict(),
             "tokenizer_fingerprint": self.tokenizer.fingerprint(),
             "dtype": self.dtype,
@@ -187,9 +187,9 @@ class Job:
         """The name of a file of a shard."""
         return f"{what}-{shard:05}-of-{self.shards:05}.{ending}"
 
-    def documents(self, shard: int) -> range:
+    def documents_of(self, shard: int) -> range:
         """The documents of a shard."""
-        count = len(self.opened)
+        count = len(self.documents)
         return range(shard * count // self.shards, (shard + 1) * count // self.shards)
 
 
@@ -208,9 +208,9 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
     Raises:
       UserError: the folder holds something else, or shards of another text, tokenizer or number.
     """
-    if not 1 <= job.shards <= len(job.opened) or workers < 1:
+    if not 1 <= job.shards <= len(job.documents) or workers < 1:
         raise UserError(
-            f"shards = {job.shards} and workers = {workers}, for {len(job.opened)} documents; both must be at least 1, "
+            f"shards = {job.shards} and workers = {workers}, for {len(job.documents)} documents; both must be at least 1, "
             f"and shards at most one a document"
         )
     folder, plan = Path(folder), job.plan
@@ -306,7 +306,7 @@ def _is_there(job: Job, folder: Path, shard: int) -> bool:
     if not (lengths.is_file() and tokens.is_file()):
         return False
     try:
-        return _reader(str(tokens)).num_records() == len(np.load(lengths)) == len(job.documents(shard))
+        return _reader(str(tokens)).num_records() == len(np.load(lengths)) == len(job.documents_of(shard))
     except (ValueError, EOFError):  # cut off
         return False
 
@@ -320,8 +320,8 @@ def _make(job: Job, folder: Path, shard: int) -> None:
     def write_tokens(file: Path) -> None:
         # a record by itself: an example reads one document, wherever it is
         writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
-        for index in job.documents(shard):
-            tokens = job.opened.tokens(index, job.tokenizer)
+        for index in job.documents_of(shard):
+            tokens = job.documents.tokens(index, job.tokenizer)
             lengths.append(len(tokens))
             writer.write(tokens.astype(job.dtype).tobytes())
         writer.close()

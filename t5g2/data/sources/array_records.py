@@ -12,7 +12,7 @@ from t5g2.core import optional
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.text_files import found
+from t5g2.data.sources.text_files import find_files
 from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text, text_under
 
 
@@ -23,7 +23,7 @@ class Records(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Which record this is, in words."""
 
     @abc.abstractmethod
@@ -59,7 +59,7 @@ class ArrayRecord:
           UserError: no file is found; one is empty, damaged or cut off; a record has no such text (unless such records
             are skipped).
         """
-        files = tuple((file, local_copies.plain(file)) for file in found(self.path))
+        files = tuple((file, local_copies.plain_copy(file)) for file in find_files(self.path))
         return _scan(_ArrayRecords(files, self.field or None), self.path, on_bad_record)
 
 
@@ -126,7 +126,7 @@ class _ArrayRecords(Records):
         file = int(np.searchsorted(self._ends, index, side="right"))
         return file, index - (int(self._ends[file - 1]) if file else 0)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         file, record = self._find(index)
         return f"{self._files[file][0]}, record {record}"
 
@@ -135,7 +135,7 @@ class _ArrayRecords(Records):
         try:
             [data] = self._readers[file].read([record])
         except (RuntimeError, IndexError) as error:
-            raise UserError(f"{self.place(index)}: the file is damaged ({str(error)[:200]}); get it again") from None
+            raise UserError(f"{self.location(index)}: the file is damaged ({str(error)[:200]}); get it again") from None
         return json_text(data, self._field)
 
 
@@ -150,7 +150,7 @@ class _Tfds(Records):
     def __len__(self) -> int:
         return len(self._source)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"{self._config.name}, split {self._config.split}, record {index}"
 
     def text(self, index: int) -> str:
@@ -158,7 +158,7 @@ class _Tfds(Records):
             record: Any = self._source[index]
         except (RuntimeError, IndexError, OSError) as error:
             raise UserError(
-                f"{self.place(index)}: the files in {self._builder.data_path} are damaged or cut off "
+                f"{self.location(index)}: the files in {self._builder.data_path} are damaged or cut off "
                 f"({str(error)[:200]}); prepare them again"
             ) from None
         for key in self._path[:-1]:
@@ -216,7 +216,7 @@ class _Chosen(ValidatedDocuments):
 
     records: Records
     numbers: np.ndarray
-    scanned: SourceSummary
+    summary: SourceSummary
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -228,7 +228,7 @@ class _Chosen(ValidatedDocuments):
 def _scan(records: Records, where: str, on_bad_record: OnBadRecord) -> _Chosen:
     """Reads every record once."""
     scan = RecordValidator(on_bad_record)
-    numbers = [i for i in range(len(records)) if scan.accept(records.place(i), lambda i=i: records.text(i))]
+    numbers = [i for i in range(len(records)) if scan.accept(records.location(i), lambda i=i: records.text(i))]
     scanned = scan.finish(where)
     if not scanned.characters:
         raise UserError(f"{where}: {len(records)} records without text; give some of at least {SHORTEST_TOKENS} tokens")

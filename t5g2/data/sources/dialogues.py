@@ -28,8 +28,8 @@ from t5g2.core import optional
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.sources.text_files import found, line_spans
-from t5g2.data.sources.validation import SHOWN_RECORDS, RecordValidator, SourceSummary, ValidatedDocuments
+from t5g2.data.sources.text_files import find_files, line_spans
+from t5g2.data.sources.validation import MAX_PROBLEMS, RecordValidator, SourceSummary, ValidatedDocuments
 from t5g2.data.tokenizers.base import Tokenizer
 
 USER, MODEL = "user", "model"
@@ -68,7 +68,7 @@ class Chat:
         Raises:
           UserError: no file is found, all are empty, or a record is no dialogue (unless those are skipped).
         """
-        names, scan, spans = found(self.path), RecordValidator(on_bad_record), []
+        names, scan, spans = find_files(self.path), RecordValidator(on_bad_record), []
         files = tuple(map(self._plain, names))
         for number, name in enumerate(names):
             for place, offset, data in line_spans(files[number], "row" if name.endswith(".parquet") else "line"):
@@ -81,9 +81,9 @@ class Chat:
 
     def _plain(self, name: str) -> str:
         if not name.endswith(".parquet"):
-            return local_copies.plain(name)
+            return local_copies.plain_copy(name)
         fields = (self.messages_field, self.prompt_field, self.answer_field)
-        return local_copies.converted(name, functools.partial(_rows, fields=fields), ("dialogues", *fields))
+        return local_copies.converted_copy(name, functools.partial(_rows, fields=fields), ("dialogues", *fields))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +94,10 @@ class Dialogues(ValidatedDocuments):
     names: tuple[str, ...]
     files: tuple[str, ...]
     spans: np.ndarray
-    scanned: SourceSummary
+    summary: SourceSummary
 
     @property
-    def whole(self) -> bool:
+    def is_indivisible(self) -> bool:
         """True."""
         return True
 
@@ -114,7 +114,7 @@ class Dialogues(ValidatedDocuments):
             data.seek(offset)
             return read_turns(data.read(size), self.config)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Which record this is, in words."""
         file, offset, _ = self.spans[index].tolist()
         return f"{self.names[file]}, the record at byte {offset}"
@@ -156,10 +156,10 @@ class Fitting(Documents):
     @property
     def problems(self) -> tuple[str, ...]:
         """The first of them, and what is wrong with each."""
-        return (*self.dialogues.problems, *self.too_long)[:SHOWN_RECORDS]
+        return (*self.dialogues.problems, *self.too_long)[:MAX_PROBLEMS]
 
     @property
-    def whole(self) -> bool:
+    def is_indivisible(self) -> bool:
         """True."""
         return True
 
@@ -202,9 +202,9 @@ class FilteredChat:
         dialogues = self.chat.open(on_bad_record=on_bad_record)
         lengths = dialogues.token_lengths(self.tokenizer)
         long, told = np.flatnonzero(lengths > self.chunk_tokens), []
-        for index in long[:SHOWN_RECORDS].tolist():
+        for index in long[:MAX_PROBLEMS].tolist():
             told.append(
-                f"{dialogues.place(index)}: {lengths[index]} tokens, and chunk_tokens is {self.chunk_tokens}; a "
+                f"{dialogues.location(index)}: {lengths[index]} tokens, and chunk_tokens is {self.chunk_tokens}; a "
                 f"dialogue is not cut, so raise it"
             )
         if len(long) and on_bad_record == "stop":

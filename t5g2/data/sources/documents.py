@@ -38,14 +38,14 @@ class Documents(abc.ABC):
         return ()
 
     @property
-    def pairs(self) -> bool:
+    def has_pairs(self) -> bool:
         """Whether each is a pair of inputs and targets (core/pairs.py), not a text."""
         return False
 
     @property
-    def whole(self) -> bool:
+    def is_indivisible(self) -> bool:
         """Whether each is kept whole: not cut, and not left out because it is short."""
-        return self.pairs
+        return self.has_pairs
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

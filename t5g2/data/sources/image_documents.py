@@ -10,7 +10,7 @@ from t5g2.data import image_tokens
 from t5g2.data import images as pictures
 from t5g2.data.image_tokens import START_OF_IMAGE, ImageRows
 from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.sources.validation import SHOWN_RECORDS, ValidatedDocuments
+from t5g2.data.sources.validation import MAX_PROBLEMS, ValidatedDocuments
 from t5g2.data.tokenizers.base import Tokenizer
 
 
@@ -22,7 +22,7 @@ class ImageDocuments(ValidatedDocuments):
         """How many images a document has."""
 
     @abc.abstractmethod
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Which record this is, in words."""
 
     @abc.abstractmethod
@@ -80,10 +80,10 @@ class Fitted(Documents):
     @property
     def problems(self) -> tuple[str, ...]:
         """The first of them, and what is wrong with each."""
-        return (*self.documents.problems, *self.told)[:SHOWN_RECORDS]
+        return (*self.documents.problems, *self.told)[:MAX_PROBLEMS]
 
     @property
-    def whole(self) -> bool:
+    def is_indivisible(self) -> bool:
         """True: an image is not cut, nor taken from its text."""
         return True
 
@@ -101,16 +101,16 @@ class Fitted(Documents):
         """int32[tokens] of a document, its images among them."""
         return _tokens(self[index], tokenizer, self.rows)
 
-    def picture(self, index: int, nth: int) -> pictures.Picture:
+    def image(self, index: int, nth: int) -> pictures.Pixels:
         """uint8[size, size, 3], an image of a document as the tower is to read it.
 
         Raises:
           UserError: it is not what it was when the source was opened.
         """
         number = int(self.numbers[index])
-        name = f"{self.documents.place(number)}, image {nth + 1}"
+        name = f"{self.documents.location(number)}, image {nth + 1}"
         image = pictures.read(self.documents.image_bytes(number, nth), name=name)
-        return pictures.resized(image, self.rows.size, resampling=self.rows.resampling)
+        return pictures.resize(image, self.rows.size, resampling=self.rows.resampling)
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,12 @@ class FilteredImageText:
                 lengths.append(length)
                 continue
             if on_bad_record == "stop":
-                raise UserError(f"{documents.place(index)}: {problem}, or leave such records out: on_bad_record=skip")
+                raise UserError(
+                    f"{documents.location(index)}: {problem}, or leave such records out: on_bad_record=skip"
+                )
             too_long += 1
-            if len(told) < SHOWN_RECORDS:
-                told.append(f"{documents.place(index)}: {problem}")
+            if len(told) < MAX_PROBLEMS:
+                told.append(f"{documents.location(index)}: {problem}")
         made = np.array(numbers, np.int64), np.array(lengths, np.int64)
         return Fitted(documents, self.rows, *made, too_long, tuple(told))
 
@@ -177,6 +179,6 @@ class ImageSource(abc.ABC):
 
 def _tokens(text: str, tokenizer: Tokenizer, rows: ImageRows) -> np.ndarray:
     def encode(part: str) -> np.ndarray:
-        return image_tokens.without(tokenizer.encode(part), rows, tokenizer.special_tokens.unk)
+        return image_tokens.replace_image_tokens(tokenizer.encode(part), rows, tokenizer.special_tokens.unk)
 
     return image_tokens.encode(encode, text.split(START_OF_IMAGE), rows)

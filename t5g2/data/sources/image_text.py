@@ -29,7 +29,7 @@ from t5g2.data.sources import local_copies, tar
 from t5g2.data.sources.documents import OnBadRecord
 from t5g2.data.sources.image_documents import ImageDocuments, ImageSource
 from t5g2.data.sources.image_validation import ValidatedImages
-from t5g2.data.sources.text_files import found, line_spans
+from t5g2.data.sources.text_files import find_files, line_spans
 from t5g2.data.sources.validation import RecordValidator, SourceSummary, json_text
 
 THREADS = min(8, os.cpu_count() or 1)  # that read and decode images while a source is opened
@@ -63,7 +63,7 @@ class ImageJsonl(ImageSource):
         names = _files(self.path, ".jsonl")
         if any(map(local_copies.is_url, names)) and not self.folder:
             raise UserError(f"{self.path} is a URL, and images are local files; say in which folder they are: `folder`")
-        files = tuple(map(local_copies.plain, names))
+        files = tuple(map(local_copies.plain_copy, names))
         folders = tuple(self.folder or str(Path(name).parent) for name in names)
 
         def samples() -> Iterator[_Sample]:
@@ -74,7 +74,7 @@ class ImageJsonl(ImageSource):
 
         def read(data: bytes, number: int) -> _Read:
             text, paths = _line(data, self, folders[number])
-            return text, [(path, pictures.contents(path)) for path in paths]
+            return text, [(path, pictures.read_bytes(path)) for path in paths]
 
         return _Listed(self, names, files, folders, *_scan(samples(), self.path, on_bad_record))
 
@@ -104,7 +104,7 @@ class ImageParquet(ImageSource):
         """
         names = _files(self.path, ".parquet")
         what = ("image rows", self.field, self.images_field)
-        files = tuple(local_copies.converted(name, self._convert, what) for name in names)
+        files = tuple(local_copies.converted_copy(name, self._convert, what) for name in names)
 
         def samples() -> Iterator[_Sample]:
             for number, (name, file) in enumerate(zip(names, files, strict=True)):
@@ -159,7 +159,7 @@ class WebDataset(ImageSource):
             are skipped).
         """
         names = _files(self.path, ".tar")
-        files = tuple(map(local_copies.plain, names))
+        files = tuple(map(local_copies.plain_copy, names))
 
         def samples() -> Iterator[_Sample]:
             for number, (name, file) in enumerate(zip(names, files, strict=True)):
@@ -247,19 +247,19 @@ class _Listed(_Indexed):
     files: tuple[str, ...]
     folders: tuple[str, ...]
     index: _Index
-    scanned: SourceSummary
+    summary: SourceSummary
 
     def __getitem__(self, index: int) -> str:
         text, paths = self._line(index)
         return START_OF_IMAGE.join(image_tokens.split(text, len(paths)))
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         file, offset, _ = self.index.texts[index].tolist()
         line = 1 + _bytes(self.files[file], 0, offset).count(b"\n")
         return f"{self.names[file]}, line {line}"
 
-    def image(self, index: int, nth: int) -> bytes:
-        return pictures.contents(self._line(index)[1][nth])
+    def image_bytes(self, index: int, nth: int) -> bytes:
+        return pictures.read_bytes(self._line(index)[1][nth])
 
     def _line(self, index: int) -> tuple[str, list[str]]:
         return _line(self.record(index), self.source, self.folders[self.index.texts[index][0]])
@@ -274,19 +274,19 @@ class _Held(_Indexed):
     field: str | None
     unit: str
     index: _Index
-    scanned: SourceSummary
+    summary: SourceSummary
 
     def __getitem__(self, index: int) -> str:
         text = json_text(self.record(index), self.field)
         return START_OF_IMAGE.join(image_tokens.split(text, self.count(index)))
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         file, offset, _ = self.index.texts[index].tolist()
         if self.unit == "row":
             return f"{self.names[file]}, row {json.loads(self.record(index))['row']}"
         return f"{self.names[file]}, the {self.unit} whose text is at byte {offset:,}"
 
-    def image(self, index: int, nth: int) -> bytes:
+    def image_bytes(self, index: int, nth: int) -> bytes:
         span = self.index.images[self.index.ends[index] + nth]
         return _bytes(self.files[self.index.texts[index][0]], *span.tolist())
 
@@ -297,7 +297,7 @@ def _files(path: str, ending: str) -> tuple[str, ...]:
     Raises:
       UserError: there are none.
     """
-    names = found(path)
+    names = find_files(path)
     if local_copies.is_folder(path):
         names = [name for name in names if name.removesuffix(".gz").removesuffix(".zst").endswith(ending)]
     if not names:

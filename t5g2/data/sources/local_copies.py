@@ -39,7 +39,7 @@ def is_folder(path: str) -> bool:
     return system.isdir(inside)
 
 
-def files(path: str) -> list[str]:
+def remote_files(path: str) -> list[str]:
     """The files that a URL means, sorted: one, those of a folder, or those of a pattern.
 
     Raises:
@@ -68,7 +68,7 @@ def _below(system: Any, folder: str) -> list[str]:
     return [name for name in system.find(folder) if "/." not in name[base:]]
 
 
-def plain(file: str, column: str | None = None) -> str:
+def plain_copy(file: str, column: str | None = None) -> str:
     """The path of a local file with the contents of `file`: itself if it is local and plain.
 
     Args:
@@ -83,10 +83,10 @@ def plain(file: str, column: str | None = None) -> str:
         convert = functools.partial(_parquet, column=column)
     elif convert is None and not is_url(file):
         return file
-    return converted(file, convert or _copy, column)
+    return converted_copy(file, convert or _copy, column)
 
 
-def converted(file: str, convert: Callable[[BinaryIO, BinaryIO], None], what: object) -> str:
+def converted_copy(file: str, convert: Callable[[BinaryIO, BinaryIO], None], what: object) -> str:
     """The path of the copy that `convert` makes of a file, unless there is one already.
 
     Args:

@@ -122,7 +122,7 @@ class _Examples(Documents):
         return self.left_out[:10]
 
     @property
-    def pairs(self) -> bool:
+    def has_pairs(self) -> bool:
         return self.source.inputs_tokens > 0
 
     def __len__(self) -> int:

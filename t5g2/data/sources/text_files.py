@@ -90,7 +90,7 @@ class _Spans(ValidatedDocuments):
     sizes: tuple[int, ...]
     spans: np.ndarray
     field: str | None
-    scanned: SourceSummary
+    summary: SourceSummary
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -109,8 +109,8 @@ class _Spans(ValidatedDocuments):
 
 def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord, *, column: str | None = None) -> _Spans:
     """Reads every record once: where it is, whether it is sound, and the fingerprint of all."""
-    files = found(path)
-    readable = tuple(local_copies.plain(file, column) for file in files)
+    files = find_files(path)
+    readable = tuple(local_copies.plain_copy(file, column) for file in files)
     spans, scan = [], RecordValidator(on_bad_record)
     for number, file in enumerate(files):
         for place, offset, data in spans_of(readable[number]):
@@ -126,10 +126,10 @@ def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord, *,
     return _Spans(readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, scanned)
 
 
-def found(path: str) -> list[str]:
+def find_files(path: str) -> list[str]:
     """The files that a path or a URL means, sorted."""
     if local_copies.is_url(path):
-        return local_copies.files(path)
+        return local_copies.remote_files(path)
     if not path:
         raise UserError("path is empty; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'")
     if Path(path).is_file():

@@ -12,7 +12,7 @@ from t5g2.data.sources.documents import Documents, OnBadRecord
 log = logging.getLogger(__name__)
 
 # Of the bad records that are skipped, so many are named, and all are counted.
-SHOWN_RECORDS = 10
+MAX_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RecordValidator:
                     f"{place}: {error}; mend it, or leave such records out with on_bad_record=skip"
                 ) from None
             self._skipped += 1
-            if self._skipped <= SHOWN_RECORDS:
+            if self._skipped <= MAX_PROBLEMS:
                 self._problems.append(f"{place}: {error}")
                 log.warning("%s; left out", self._problems[-1])
             return False
@@ -85,27 +85,27 @@ class RecordValidator:
 class ValidatedDocuments(Documents):
     """Documents whose records were read once when they were opened."""
 
-    scanned: SourceSummary
+    summary: SourceSummary
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the texts and their order."""
-        return self.scanned.fingerprint
+        return self.summary.fingerprint
 
     @property
     def characters(self) -> int:
         """Of all texts."""
-        return self.scanned.characters
+        return self.summary.characters
 
     @property
     def skipped(self) -> int:
         """Records that could not be read and were left out."""
-        return self.scanned.skipped
+        return self.summary.skipped
 
     @property
     def problems(self) -> tuple[str, ...]:
         """The first of the records that were left out, and what is wrong with each."""
-        return self.scanned.problems
+        return self.summary.problems
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:
