@@ -299,7 +299,7 @@ def cache_logits(argv: list[str]) -> None:
     from t5g2.train import experiment
 
     device.cache_compilations()
-    cache_logits.cache_answers(
+    cache_logits.cache_teacher_logits(
         experiment.load(given.config, overrides),
         given.teacher,
         given.out,
