@@ -24,10 +24,10 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.core.files import replacing
 from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig
+from t5g2.data.corpus import Corpus, open_corpus
 from t5g2.data.shards import array_record, logit_shards
 from t5g2.data.shards.folder import ShardFolder
 from t5g2.data.shards.logit_shards import LogitShardLayout
-from t5g2.data.streams import Corpus, open_corpus
 from t5g2.models import loss
 from t5g2.models.distillation import Distillation
 from t5g2.train import teachers

@@ -154,7 +154,7 @@ def rows(experiment: Experiment, world: jax.sharding.Mesh) -> tuple[DataConfig, 
         if distill.teacher is not None:
             whose = teachers.fingerprint(teachers.open_teacher(distill.teacher, data.tokenizer, experiment.vocab_size))
         carried = TeacherFeatures(
-            "answers", cache=distill.cache, per_token=distill.per_token, method=distill.method, teacher=whose
+            "cached_logits", cache=distill.cache, per_token=distill.per_token, method=distill.method, teacher=whose
         )
         return dataclasses.replace(data, teacher_features=carried), None
     folder = teachers.open_teacher(distill.teacher or "", data.tokenizer, experiment.vocab_size)

@@ -12,7 +12,7 @@ from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.preview import format_row
 from t5g2.data.sources.text_files import TextFiles
-from t5g2.data.streams import open_corpus
+from t5g2.data.corpus import open_corpus
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2, Causal, MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from tests.data import corpus
@@ -174,7 +174,7 @@ def test_what_does_not_go_together_is_told(tmp_path):
     config = mixed(tmp_path)
     asks = dataclasses.replace(config.sources[0], objective=UL2())
     with pytest.raises(
-        UserError, match="source 'images': its texts have images, and its objective, UL2, would ask for"
+        UserError, match="source 'images': its texts have images, and its objective, UL2, would predict"
     ):
         dataclasses.replace(config, sources=(asks,))
     with pytest.raises(

@@ -142,7 +142,7 @@ BAD = {
     "says so and has none": ({"text": "<start_of_image> a", "images": []}, r"1 times and has 0 images"),
     "nothing after": ({"text": "see: <start_of_image>\n", "images": ["red.png"]}, r"no text after the last image"),
     "damaged": ({"text": "a", "images": ["half.png"]}, r"half\.png cannot be read, it is damaged or cut off"),
-    "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is no image; images are JPEG, PNG or WebP"),
+    "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is not an image; images are JPEG, PNG or WebP"),
 }
 
 
@@ -172,7 +172,7 @@ def test_a_bad_row_of_a_table_is_told(tmp_path):
     documents = ImageParquet(str(tmp_path)).open(on_bad_record="skip")
     assert documents.problems == (
         f"{tmp_path}/a.parquet, row 2: a path, 'b.png', and no bytes (image_jsonl reads paths) under 'images'",
-        f"{tmp_path}/a.parquet, row 3: no image, but None under 'images'",
+        f"{tmp_path}/a.parquet, row 3: not an image, but None under 'images'",
     )
     with pytest.raises(UserError, match="has no column 'image'; it has text, images: set `images_field` to one of th"):
         ImageParquet(str(tmp_path), images_field="image").open()
@@ -195,7 +195,7 @@ def test_a_shard_that_is_cut_off_is_told(tmp_path):
         documents = WebDataset(str(tmp_path / "data")).open(on_bad_record="skip")
         assert (len(documents), documents.skipped) == (2 + (key == "0001"), 1), size
     file.write_bytes(whole[: text.offset] + b"x" * 2000)
-    with pytest.raises(UserError, match=r"0\.tar is no tar file"):
+    with pytest.raises(UserError, match=r"0\.tar is not a tar file"):
         WebDataset(str(file)).open()
     file.write_bytes(whole[: other.offset] + b"x" * 600 + whole[other.offset + 600 :])
     with pytest.raises(UserError, match=r"sample '0000': the archive is damaged or cut off here"):
@@ -290,7 +290,7 @@ def test_no_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"no file that ends in \.jsonl in '"):
         ImageJsonl(str(tmp_path)).open()
     pytest.importorskip("fsspec").filesystem("memory").pipe("/a", b"{}")
-    with pytest.raises(UserError, match=r"memory://a is a URL, and images are local files; say in which folder"):
+    with pytest.raises(UserError, match=r"memory://a is a URL, and images are local files; name their folder"):
         ImageJsonl("memory://a").open()
     with pytest.raises(UserError, match="texts with images have no tokens of their own"):
         corpus.jsonl(tmp_path).open().tokens(0, TOKENIZER)

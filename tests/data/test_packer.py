@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from t5g2.core.seeds import derive_seed
 from t5g2.data.packed_rows import NO_EXAMPLE, Feature
 from t5g2.data.packing import START, PackedRows, Packer
-from t5g2.data.streams import open_corpus, source_examples
+from t5g2.data.corpus import open_corpus
+from t5g2.data.examples import source_examples
 from tests.data import corpus
 
 LAYOUT = {
@@ -225,5 +226,5 @@ def test_the_order_of_examples_is_that_of_grains_shuffle(tmp_path):
         shuffled = grain.MapDataset.source(range(len(chunks))).shuffle(seed=derive_seed(5, "shuffle", source)).repeat(3)
         examples: Any = source_examples(opened, source, seed=5, epochs=3)
         assert len(examples) == len(shuffled) == 3 * len(chunks)
-        examples._make = lambda k, chunk: chunk.index
+        examples._build = lambda k, chunk: chunk.index
         assert [examples[k] for k in range(len(examples))] == list(shuffled)

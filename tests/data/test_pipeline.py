@@ -13,7 +13,9 @@ from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import Pipeline, describe_ratio, finite_batches, to_global
 from t5g2.data.sources.text_files import TextFiles
-from t5g2.data.streams import StreamAssignment, open_corpus, source_examples
+from t5g2.data.streams import StreamAssignment
+from t5g2.data.corpus import open_corpus
+from t5g2.data.examples import source_examples
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 from tests.data import corpus
@@ -327,7 +329,7 @@ def test_positions_of_another_number_of_streams_are_refused(tmp_path):
         ({"workers": -1}, "workers = -1; it must be at least 0"),
         (
             {"encoder_length": 0},
-            "'many': its objective, UL2, writes for an encoder, and encoder_length is 0: .* Take causal or prefix_lm_",
+            "'many': its objective, UL2, makes encoder inputs, and encoder_length is 0: .* Take causal or prefix_lm_",
         ),
         (
             {"sources": (Source(TextFiles("*.txt"), PrefixLMDecoder()),)},
@@ -353,7 +355,7 @@ def test_sources_have_names_and_weights(tmp_path):
     config = corpus.mixed(tmp_path, rows=4, streams=4)
     assert config.names == ("many", "few")
     same = tuple(dataclasses.replace(s, name="x") for s in config.sources)
-    with pytest.raises(UserError, match="two sources have one name: x, x"):
+    with pytest.raises(UserError, match="two sources have the same name: x, x"):
         dataclasses.replace(config, sources=same)
     with pytest.raises(UserError, match="weight = 0; leave the source out"):
         Source(config.sources[0].text, PrefixLM(), weight=0)

@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_task_is_told(tokenizer):
     with pytest.raises(UserError, match="plain_pairs has inputs, targets, and inputs_tokens = 0 asks for targets"):
         opened("plain_pairs", inputs=0)
     with pytest.raises(
-        UserError, match=r"has pairs of inputs and targets, and text is asked for; the objective seq2seq"
+        UserError, match=r"has pairs of inputs and targets, and its objective takes text; the objective seq2seq"
     ):
         opened("plain_pairs", pairs=False)
     with pytest.raises(UserError, match=r"a pair of inputs and targets has \d+ tokens .* and chunk_tokens is 32"):

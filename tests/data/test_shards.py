@@ -158,9 +158,7 @@ def test_damage_is_told(tmp_path):
     shard = folder / "tokens-00001-of-00002.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(
-        UserError, match=r"00001-of-00002.array_record has \d+ bytes and was written with \d+; run"
-    ):
+    with pytest.raises(UserError, match=r"00001-of-00002.array_record has \d+ bytes and was written with \d+; run"):
         Tokens(str(folder)).open()
     middle = len(whole) // 2
     shard.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])

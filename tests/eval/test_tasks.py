@@ -229,7 +229,7 @@ def test_impossible_tasks_are_said(text, make, message):
         (
             lambda text: HeldoutLoss(text, PrefixLM(), name="news"),
             0,
-            "task 'news' does not fit the run's data: .* PrefixLM, writes for an encoder, and encoder_length is 0",
+            "task 'news' does not fit the run's data: .* PrefixLM, makes encoder inputs, and encoder_length is 0",
         ),
         (
             lambda text: Samples(text, prompt_both_ways=True),
