@@ -40,7 +40,7 @@ from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import Pipeline
 from t5g2.data.shards import token_shards
 from t5g2.data.sources.python_text import PythonText
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2
 from t5g2.train import config_file, restore, workdir
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from t5g2.core.files import cache_folder
 from t5g2.data.sources.dialogues import answer_ids
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 
 BLOCKS = {
     "vocab_size": 384,

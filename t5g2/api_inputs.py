@@ -119,7 +119,7 @@ def prepared(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray,
     """One image, as in `images`."""
     array = pixels(image)
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-        return pictures.prepare(array, size, resampling=resampling)
+        return pictures.preprocess(array, size, resampling=resampling)
     if array.shape != (size, size, 3) or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
             f"an image is {array.dtype}{list(array.shape)}; arrays are uint8[height, width, 3], or floats in [-1, 1] "
@@ -159,7 +159,7 @@ def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str]
         parts = image_tokens.split(text, len(row))
         made, shown = parts[0], []
         for array, part in zip(arrays, parts[1:], strict=True):
-            crops = pictures.pan_and_scan(array, most_crops=most)
+            crops = pictures.pan_and_scan(array, max_crops=most)
             shown += [array, *crops]
             made += _CROPPED + " ".join([START_OF_IMAGE] * len(crops)) if crops else START_OF_IMAGE
             made += part

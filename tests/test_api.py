@@ -20,7 +20,8 @@ from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
-from t5g2.data.tokenizers.registry import Bytes, from_dict
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.data.tokenizers.registry import from_dict
 from t5g2.models.layers import Compute
 from tests import tiny, weights
 from tests.data import tokenizer_files

@@ -39,13 +39,13 @@ def show(preview: "DataPreview", *, rows: int) -> None:
     In a terminal special tokens are in colour, unless NO_COLOR is set (https://no-color.org).
     """
     from t5g2.data.pipeline import describe_ratio
-    from t5g2.data.preview import show_row
+    from t5g2.data.preview import format_row
 
     config = preview.config
     in_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     special_tokens = _special_tokens(preview) if in_colour else None
     for row in range(min(rows, config.rows)):
-        text = show_row(preview.first, row, config)
+        text = format_row(preview.first, row, config)
         print(special_tokens.sub("\033[36m\\g<0>\033[0m", text) if special_tokens else text, end="\n\n")
     print("source          denoiser        share of the decoder's tokens")
     for (source, denoiser), share in preview.shares.items():

@@ -68,6 +68,7 @@ def tokenize_sources(
     from t5g2.core import logs, settings
     from t5g2.data import chunking
     from t5g2.data.shards import token_shards
+    from t5g2.data.sources import text_source
     from t5g2.data.sources.image_text import ImageText
 
     logs.setup()
@@ -83,7 +84,7 @@ def tokenize_sources(
             continue
         documents = source.text.open(on_bad_record=config.on_bad_record)
         chunking.check_skipped(source.text, documents, config.max_skipped)
-        description = settings.dump(source.text, tables=(chunking.BY_NAME,))
+        description = settings.dump(source.text, tables=(text_source.BY_NAME,))
         job = token_shards.Job(documents, config.tokenizer, description, min(shards, len(documents)))
         start = time.perf_counter()
         manifest = token_shards.write(job, Path(out) / name, workers=workers, run=runner)

@@ -1,75 +1,46 @@
-"""Where text comes from: documents in a fixed order, read when asked for, and cut into chunks of tokens."""
+"""Documents cut into chunks of tokens, of which examples are made."""
 
 import threading
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from t5g2.core.errors import UserError
-from t5g2.data.shards.token_cache import InCache
-from t5g2.data.shards.token_shards import Tokens
-from t5g2.data.sources.array_records import ArrayRecord, Tfds
-from t5g2.data.sources.dialogues import Chat, InChunks
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.image_documents import Fitted, InRows
-from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
-from t5g2.data.sources.python_text import PythonText
-from t5g2.data.sources.seqio_source import Seqio
-from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.sources.image_documents import FilteredImageDocuments
+from t5g2.data.tokenizers.base import Tokenizer
 
 LongDocuments = Literal["split", "truncate"]
 
-# A share of bad records above this is no accident.
+# A larger share of bad records is not an accident.
 MAX_SKIPPED = 0.01
 # 32 MiB a source in every process that reads.
-KEPT_TOKENS = 1 << 23
+RECENT_TOKENS = 1 << 23
 
-Text = (
-    PythonText
-    | TextFiles
-    | Jsonl
-    | Parquet
-    | ArrayRecord
-    | Tfds
-    | Seqio
-    | Tokens
-    | Chat
-    | ImageJsonl
-    | ImageParquet
-    | WebDataset
-)
-BY_NAME = {
-    "python": PythonText,
-    "text": TextFiles,
-    "jsonl": Jsonl,
-    "parquet": Parquet,
-    "array_record": ArrayRecord,
-    "tfds": Tfds,
-    "seqio": Seqio,
-    "tokens": Tokens,
-    "chat": Chat,
-    "image_jsonl": ImageJsonl,
-    "image_parquet": ImageParquet,
-    "webdataset": WebDataset,
-}
+
+class Openable(Protocol):
+    """Any source of text: those of sources/text_source.py, and what a run wraps around them."""
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """Returns its documents."""
+        ...
 
 
 class Chunks:
-    """Documents as chunks of at most `chunk_tokens` tokens; every token of every document is in just one of them.
+    """Documents as chunks of at most `chunk_tokens` tokens; every token of every document is in exactly one of them.
 
-    A document of n tokens gives full chunks and the rest; a rest under SHORTEST_TOKENS is not left alone: the last two
-    chunks then share their tokens evenly. With chunk_tokens = 16, documents of 40, 34 and 7 tokens:
+    A document of n tokens gives full chunks and the rest. A rest of less than SHORTEST_TOKENS does not become a chunk:
+    the last two chunks then share their tokens evenly. With chunk_tokens = 16, documents of 40, 34 and 7 tokens:
 
         [16 16 8]   [16 9 9]   [] (too short: left out, and counted in `dropped`)
 
-    With long_documents = "truncate" a document is its first chunk and no more: [16] [16] [].
+    With long_documents = "truncate" a document is its first chunk alone: [16] [16] [].
 
     Attributes:
-      documents: what is cut.
-      tokens: of all chunks.
-      dropped: documents that are too short.
-      truncated: documents whose rest is left out.
+      documents: the documents that are cut.
+      tokens: number of tokens of all chunks.
+      dropped: number of documents that are too short.
+      truncated: number of documents whose rest is left out.
     """
 
     def __init__(
@@ -78,52 +49,55 @@ class Chunks:
         self.documents = documents
         self._tokenizer = tokenizer
         self._lengths = lengths = documents.token_lengths(tokenizer)
-        if documents.whole and lengths.max() > chunk_tokens:
-            what = "pair of inputs and targets" if documents.pairs else "document that is not to be cut"
+        if documents.is_indivisible and lengths.max() > chunk_tokens:
+            unit = "pair of inputs and targets" if documents.has_pairs else "document that is not to be cut"
             raise UserError(
-                f"a {what} has {lengths.max()} tokens{' with the number in front' * documents.pairs}, and chunk_tokens "
-                f"is {chunk_tokens}; raise it to at least that"
+                f"a {unit} has {lengths.max()} tokens{' with the number in front' * documents.has_pairs}, and "
+                f"chunk_tokens is {chunk_tokens}; raise it to at least that"
             )
-        shortest = 1 if documents.whole else SHORTEST_TOKENS
+        shortest = 1 if documents.is_indivisible else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
         self.truncated = int(np.sum(lengths > chunk_tokens)) if long_documents == "truncate" else 0
         lengths = np.minimum(lengths, chunk_tokens) if long_documents == "truncate" else lengths
         self.tokens = int(lengths.sum())
         self._document, self._start, self._end = _cut(lengths, chunk_tokens)
-        self._kept = KeptTokens()
+        self._recent = RecentTokens()
 
     def __len__(self) -> int:
         return len(self._start)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """int32[tokens] of a chunk."""
+        """Returns int32[tokens] of a chunk."""
         document, start, end = int(self._document[index]), int(self._start[index]), int(self._end[index])
-        tokens = self._kept.of(document)
+        tokens = self._recent.get(document)
         if tokens is None:
             tokens = self.documents.tokens(document, self._tokenizer)
+            # The chunks were cut by the lengths at opening, so other tokens would be cut in wrong places.
             if len(tokens) != self._lengths[document]:
                 raise UserError(
                     f"document {document} has {len(tokens)} tokens, and had {self._lengths[document]} when its source "
                     f"was opened; the files have changed: restore them, or start again with the text as it is"
                 )
+            # A document that is one chunk is not read again before the next epoch.
             if end - start < len(tokens):
-                self._kept.keep(document, tokens)
+                self._recent.put(document, tokens)
         return tokens[start:end]
 
-    def picture(self, index: int, nth: int) -> np.ndarray:
-        """uint8[size, size, 3], an image of a chunk of a text with images."""
-        assert isinstance(self.documents, Fitted), "only texts with images have pictures"
-        return self.documents.picture(int(self._document[index]), nth)
+    def image(self, index: int, nth: int) -> np.ndarray:
+        """Returns uint8[size, size, 3], an image of a chunk of a text with images."""
+        assert isinstance(self.documents, FilteredImageDocuments), "only texts with images have images"
+        return self.documents.image(int(self._document[index]), nth)
 
     def __repr__(self) -> str:
-        return f"Pieces({len(self)})"
+        return f"Chunks({len(self)})"
 
 
-class KeptTokens:
-    """The tokens of the documents that were read last, up to `KEPT_TOKENS` in all.
+class RecentTokens:
+    """The tokens of the documents that were read last, up to RECENT_TOKENS in all.
 
-    Chunks of a document come far apart, and each would read and tokenise all of it. A copy or a pickle is empty.
+    The chunks of a document are shuffled far apart, and each would read and tokenise the whole document. A copy or a
+    pickle is empty.
     """
 
     def __init__(self):
@@ -132,43 +106,47 @@ class KeptTokens:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        return KeptTokens, ()
+        return RecentTokens, ()
 
-    def of(self, document: int) -> np.ndarray | None:
-        """int32[tokens] of a document, read-only, if they are kept."""
+    def get(self, document: int) -> np.ndarray | None:
+        """Returns int32[tokens] of a document, read-only; None if they are not held."""
         return self._held.get(document)
 
-    def keep(self, document: int, tokens: np.ndarray) -> None:
-        """Keeps a document's tokens, which nobody writes to any more, and forgets what was kept longest."""
+    def put(self, document: int, tokens: np.ndarray) -> None:
+        """Holds a document's tokens, which become read-only, and drops those that were put first."""
         tokens.flags.writeable = False
         with self._lock:
-            if len(tokens) > KEPT_TOKENS or document in self._held:
+            if len(tokens) > RECENT_TOKENS or document in self._held:
                 return
             self._held[document] = tokens
             self._tokens += len(tokens)
-            while self._tokens > KEPT_TOKENS:
+            # A dict keeps the order of insertion, so its first key is the oldest.
+            while self._tokens > RECENT_TOKENS:
                 self._tokens -= len(self._held.pop(next(iter(self._held))))
 
 
-def _cut(lengths: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each chunk its document and where it starts and ends there, in tokens."""
-    counts = -(-lengths // chunk)
+def _cut(lengths: np.ndarray, chunk_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns for each chunk its document, and its start and end there, in tokens."""
+    counts = -(-lengths // chunk_tokens)
     document = np.repeat(np.arange(len(lengths)), counts)
+    # The number of each chunk in its document: its index, less that of the document's first chunk.
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = number * chunk
+    start = number * chunk_tokens
     length, count = lengths[document], counts[document]
-    rest = length - (count - 1) * chunk
-    is_last = (number == count - 1) & (count > 1) & (rest < SHORTEST_TOKENS)
-    start[is_last] -= (chunk - rest[is_last]) // 2
+    rest = length - (count - 1) * chunk_tokens
+    # A rest that is too short takes half of what the chunk before it has more than it.
+    is_short_rest = (number == count - 1) & (count > 1) & (rest < SHORTEST_TOKENS)
+    start[is_short_rest] -= (chunk_tokens - rest[is_short_rest]) // 2
+    # A chunk ends where the next begins, and the last one with its document.
     end = np.append(start[1:], 0)
     end[number == count - 1] = length[number == count - 1]
     return document, start, end
 
 
 def describe(name: str, chunks: Chunks) -> str:
-    """One line for the log: how much text a source has."""
+    """Returns one line for the log: the size of a source."""
     documents = chunks.documents
-    parts = [f"{len(documents):,} {'pairs' if documents.pairs else 'documents'}"]
+    parts = [f"{len(documents):,} {'pairs' if documents.has_pairs else 'documents'}"]
     parts += [f"{documents.characters:,} characters"] if documents.characters else []
     parts += [f"{chunks.tokens:,} tokens"]
     parts += [f"{len(chunks):,} chunks"]
@@ -179,18 +157,18 @@ def describe(name: str, chunks: Chunks) -> str:
 
 
 def check_skipped(text: object, documents: Documents, max_skipped: float) -> None:
-    """Raises UserError if more than a share of a text's records is left out."""
+    """Raises UserError if more than this share of a source's records is left out."""
     records = len(documents) + documents.skipped
     if documents.skipped > max_skipped * records:
-        first = ["The first:", *documents.problems] if documents.problems else []
+        problems = ["The first:", *documents.problems] if documents.problems else []
         raise UserError(
             f"{text}: {documents.skipped} of {records} records cannot be read, and max_skipped = {max_skipped:g} of "
-            f"them may be left out; mend them, or raise max_skipped. {f'{chr(10)}  '.join(first)}".rstrip()
+            f"them may be left out; mend them, or raise max_skipped. {f'{chr(10)}  '.join(problems)}".rstrip()
         )
 
 
 def open_chunks(
-    text: Text | InRows | InChunks | InCache,
+    text: Openable,
     tokenizer: Tokenizer,
     *,
     chunk_tokens: int,
@@ -199,21 +177,21 @@ def open_chunks(
     pairs: bool = False,
     long_documents: LongDocuments = "split",
 ) -> Chunks:
-    """The chunks of a source of text.
+    """Opens a source of text and returns its chunks.
 
     Args:
       max_skipped: the largest share of the records that may be skipped.
-      pairs: whether pairs of inputs and targets are wanted.
-      long_documents: what becomes of a document of more than chunk_tokens.
+      pairs: the objective takes pairs of inputs and targets.
+      long_documents: treatment of a document of more than chunk_tokens.
 
     Raises:
-      UserError: it is missing, empty or malformed, too much of it is, or no document is long enough.
+      UserError: the source is missing, empty or malformed, too many records are, or no document is long enough.
     """
     documents = text.open(on_bad_record=on_bad_record)
-    if documents.pairs != pairs:
-        has, wants = ("pairs of inputs and targets", "text") if documents.pairs else ("text", "pairs")
+    if documents.has_pairs != pairs:
+        actual, expected = ("pairs of inputs and targets", "text") if documents.has_pairs else ("text", "pairs")
         raise UserError(
-            f"{text} has {has}, and {wants} is asked for; the objective seq2seq takes pairs, which seqio "
+            f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, which seqio "
             f"tasks give, and all others take text"
         )
     check_skipped(text, documents, max_skipped)

@@ -1,4 +1,4 @@
-"""What the data of a run is, as frozen dataclasses; every rule that needs no file is checked on construction."""
+"""The data of a run as frozen dataclasses; every rule that needs no file is checked on construction."""
 
 import functools
 import math
@@ -7,24 +7,26 @@ from typing import Literal
 
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.chunking import MAX_SKIPPED, SHORTEST_TOKENS, LongDocuments, OnBadRecord, Text
+from t5g2.data.chunking import MAX_SKIPPED, LongDocuments
 from t5g2.data.image_tokens import ImageRows
+from t5g2.data.sources.documents import SHORTEST_TOKENS, OnBadRecord
 from t5g2.data.sources.image_text import ImageText
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.sources.text_source import TextSource
+from t5g2.data.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
 class Source:
-    """Text, what is asked about it, and how often it is drawn.
+    """A source of text, with its objective and its weight in the mixture.
 
     Attributes:
-      text: where the text comes from.
-      objective: what is made of each chunk.
-      weight: how many of each block of draws come from here; a block has as many draws as the weights have in sum.
+      text: files or data set.
+      objective: turns each chunk into an example.
+      weight: draws from this source in each block of draws; a block has as many draws as the sum of the weights.
       name: in logs and metrics; unique in a run. "" = the source's number.
     """
 
-    text: Text
+    text: TextSource
     objective: Objective
     weight: int = 1
     name: str = ""
@@ -32,24 +34,24 @@ class Source:
     def __post_init__(self):
         if self.weight < 1:
             raise UserError(f"weight = {self.weight}; leave the source out, or give it at least 1")
-        if "/" in self.name or self.name.startswith("."):  # it names metrics, and folders of tokens and of answers
+        if "/" in self.name or self.name.startswith("."):  # it names metrics, and folders of shards
             raise UserError(f"name = {self.name!r}; the name of a source has no / in it and does not begin with a dot")
 
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """What rows carry for a teacher, beside where its answers stand.
+    """Features of the rows for a teacher, beside the origins of the targets.
 
     Attributes:
-      carry: "rows" = nothing else, the teacher reads the rows themselves; "text" = the text that examples were made of,
-        for a decoder-only teacher; "answers" = its answers of before.
-      cache: the folder of these answers.
-      per_token: entries of an answer.
-      method: how they were chosen, as Distillation has it.
-      teacher: fingerprint of whose answers they are; None = anybody's.
+      carry: "rows" = none, the teacher reads the rows themselves; "text" = the text that examples were made of, for a
+        decoder-only teacher; "cached_logits" = its logits, computed ahead by `t5g2 cache-logits`.
+      cache: folder of the cached logits.
+      per_token: kept entries of a token's distribution.
+      method: selection of the kept entries, as in Distillation.
+      teacher: fingerprint of the teacher that computed the cached logits; None = any.
     """
 
-    carry: Literal["rows", "text", "answers"]
+    carry: Literal["rows", "text", "cached_logits"]
     cache: str | None = None
     per_token: int = 0
     method: str = ""
@@ -61,23 +63,23 @@ class DataConfig:
     """The data of a run. The batches follow from it and a seed alone; workers and prefetch do not change them.
 
     Attributes:
-      sources: what is mixed.
+      sources: of the mixture.
       tokenizer: turns text into ids.
-      rows: of the global batch. One of rows and streams divides the other.
+      rows: of the global batch; one of rows and streams divides the other.
       encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
-      chunk_tokens: documents are cut into chunks of at most so many tokens, and each chunk becomes an example.
-      long_documents: "split" = every token is in a chunk, "truncate" = a document is its first chunk and no more.
+      chunk_tokens: most tokens of a chunk; documents are cut into chunks, and each chunk becomes an example.
+      long_documents: "split" = every token is in a chunk, "truncate" = a document is its first chunk alone.
       packing: "first_fit" and "best_fit" put several examples into a row (data/packing.py), "none" one.
-      packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on resuming.
-      streams: virtual streams that the sources are dealt out to; a property of the run, whatever reads them.
+      packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on a resume.
+      streams: virtual streams among which the sources are divided (data/streams.py); a run keeps their number.
       workers: processes that make rows; 0 = a thread of this process.
       prefetch: batches that are made ahead.
       on_bad_record: "stop" = a record that cannot be read is an error, "skip" = such records are counted and left out.
-      max_skipped: the largest share of a source's records that may be left out so.
-      cache_tokens: tokenise each text once, into the cache (data/shards/token_cache.py), and read the tokens from there;
-        dialogues and texts with images are not kept.
+      max_skipped: the largest share of a source's records that may be left out.
+      cache_tokens: tokenise each text once, into the cache folder (data/shards/token_cache.py); dialogues and texts
+        with images are not kept.
       images: of the rows; None = rows have none.
-      teaching: what rows carry for a teacher; None = there is no teacher.
+      teacher_features: features of the rows for a teacher; None = there is no teacher. Set by the run, not by a config.
     """
 
     sources: tuple[Source, ...]
@@ -108,11 +110,11 @@ class DataConfig:
             raise UserError(f"max_skipped = {self.max_skipped}; it is a share of the records, 0 to 1")
         if self.rows % self.streams and self.streams % self.rows:
             raise UserError(
-                f"rows = {self.rows} and streams = {self.streams}: neither divides the other, so rows cannot be dealt "
-                f"out evenly; nearest streams that fit: {', '.join(map(str, self._fitting_streams()))}"
+                f"rows = {self.rows} and streams = {self.streams}: neither divides the other, so rows cannot be "
+                f"divided evenly; nearest streams that fit: {', '.join(map(str, self._fitting_streams()))}"
             )
         if len(set(self.names)) < len(self.names):
-            raise UserError(f"two sources have one name: {', '.join(self.names)}; names are unique")
+            raise UserError(f"two sources have the same name: {', '.join(self.names)}; give each another one")
         for source, name in zip(self.sources, self.names, strict=True):
             self._check_images(source, name)
             self._check_fits(source.objective, name)
@@ -129,12 +131,12 @@ class DataConfig:
 
     @property
     def uses_blocks(self) -> bool:
-        """Whether the decoder's tokens have blocks: those that see each other both ways."""
+        """True if the decoder's rows have blocks: tokens that attend to each other in both directions."""
         return any(source.objective.uses_blocks for source in self.sources)
 
     @property
     def examples_per_row(self) -> int:
-        """The most examples that a row holds; a row of more would need examples of under 8 decoder tokens."""
+        """The most examples of a row; more of them would have fewer than 8 decoder tokens each."""
         return 1 if self.packing == "none" else max(1, self.decoder_length // 8)
 
     def _check_images(self, source: Source, name: str):
@@ -142,20 +144,20 @@ class DataConfig:
             return
         if self.images is None:
             raise UserError(
-                f"source {name!r}: its texts have images, and data.images is not set; say how many a row holds, with a "
+                f"source {name!r}: its texts have images, and data.images is not set; set how many a row holds, with a "
                 f'model that has an image tower: data.images = {{"per_row": 4}}'
             )
         if not source.objective.takes_images:
             raise UserError(
                 f"source {name!r}: its texts have images, and its objective, {type(source.objective).__name__}, would "
-                f"ask for them; take multimodal_prefix_lm, or multimodal_prefix_lm_decoder for a decoder-only model"
+                f"predict them; take multimodal_prefix_lm, or multimodal_prefix_lm_decoder for a decoder-only model"
             )
 
     def _check_fits(self, objective: Objective, name: str):
         encoder, decoder = objective.lengths(self.chunk_tokens)
         if encoder > 0 and self.encoder_length == 0:
             raise UserError(
-                f"source {name!r}: its objective, {type(objective).__name__}, writes for an encoder, and "
+                f"source {name!r}: its objective, {type(objective).__name__}, makes encoder inputs, and "
                 f"encoder_length is 0: the model is decoder-only. Take causal or prefix_lm_decoder, or an "
                 f"encoder-decoder model with an encoder_length of at least {encoder}"
             )
@@ -171,11 +173,11 @@ class DataConfig:
                 f"{self.decoder_length}; raise the lengths to at least these, or lower chunk_tokens"
                 f"{self._longest_chunk(objective)}"
             )
-        needed, given = objective.sentinels_needed(self.chunk_tokens), self.tokenizer.special_tokens.sentinels
-        if needed > given:
+        needed, available = objective.sentinels_needed(self.chunk_tokens), self.tokenizer.special_tokens.sentinels
+        if needed > available:
             raise UserError(
                 f"source {name!r}: a chunk of chunk_tokens = {self.chunk_tokens} takes up to {needed} sentinels, and "
-                f"the tokenizer has {given}; give the tokenizer {needed} sentinels, lower chunk_tokens, choose "
+                f"the tokenizer has {available}; give the tokenizer {needed} sentinels, lower chunk_tokens, choose "
                 f"denoisers with longer spans or a lower rate, or let spans share them: the objective's sentinels = "
                 f'"cyclic" begins again after the last, "mask" takes one token for every span'
             )
@@ -185,6 +187,7 @@ class DataConfig:
             raise UserError(f"source {name!r}: {error}") from None
 
     def _longest_chunk(self, objective: Objective) -> str:
+        """Returns " to N" for the largest chunk_tokens whose examples fit the rows, "" if none does."""
         for tokens in range(self.chunk_tokens, SHORTEST_TOKENS, -1):
             encoder, decoder = objective.lengths(tokens)
             if encoder <= self.encoder_length and decoder <= self.decoder_length:
@@ -192,6 +195,7 @@ class DataConfig:
         return ""
 
     def _fitting_streams(self) -> list[int]:
+        """Returns the three nearest numbers of streams, by ratio, that divide the rows or are divided by them."""
         fitting = [s for s in range(1, 4 * max(self.rows, self.streams)) if not (s % self.rows and self.rows % s)]
         return sorted(sorted(fitting, key=lambda s: abs(math.log(s / self.streams)))[:3])
 

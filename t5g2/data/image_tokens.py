@@ -1,4 +1,4 @@
-"""Images among tokens: where they stand in a text, and the tokens that they take in a row.
+"""Images among tokens: their places in a text, and their tokens in a row.
 
 T length of a row of tokens, K tokens of an image.
 """
@@ -15,8 +15,8 @@ from t5g2.data.images import Resampling
 START_OF_IMAGE = "<start_of_image>"
 
 
-class Layout(Protocol):
-    """What an image is in a row of tokens: a model's ImageConfig, a run's ImageRows."""
+class ImageTokenLayout(Protocol):
+    """Tokens of an image in a row; a model's ImageConfig and a run's ImageRows have it."""
 
     @property
     def token(self) -> int:
@@ -25,30 +25,30 @@ class Layout(Protocol):
 
     @property
     def begin(self) -> int:
-        """The id of what stands before an image."""
+        """The id of the token before an image."""
         ...
 
     @property
     def end(self) -> int:
-        """The id of what stands after an image."""
+        """The id of the token after an image."""
         ...
 
     @property
     def tokens(self) -> int:
-        """K, how many image tokens an image takes."""
+        """K, the number of image tokens of an image."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """The images of a run's rows; what they are follows from the model and the tokenizer.
+    """The images of a run's rows, which follow from the model and the tokenizer.
 
     Attributes:
       per_row: the most images of a row.
-      size: of an image as the tower reads it, in pixels.
-      tokens: that an image takes.
-      token, begin, end: the ids of an image token, and of what stands before and after an image's.
-      resampling: how images are brought to the size.
+      size: width and height of an image as the image tower reads it, in pixels.
+      tokens: K, the number of image tokens of an image.
+      token, begin, end: the ids of an image token, and of the tokens before and after an image.
+      resampling: method of resizing.
     """
 
     per_row: int
@@ -65,11 +65,12 @@ class ImageRows:
 
 
 def split(text: str, count: int) -> list[str]:
-    """The parts of a text around its images.
+    """Returns the parts of a text around its images.
 
     Raises:
-      UserError: it says <start_of_image>, and not as often as there are images.
+      UserError: it has <start_of_image>, and not once for each image.
     """
+    # A text that marks no place has its images in front.
     parts = text.split(START_OF_IMAGE) if START_OF_IMAGE in text else [""] * count + [text]
     if len(parts) != count + 1:
         raise UserError(
@@ -79,8 +80,8 @@ def split(text: str, count: int) -> list[str]:
     return parts
 
 
-def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: Layout) -> np.ndarray:
-    """int32[T]: the parts of a text with an image between each two, without BOS.
+def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: ImageTokenLayout) -> np.ndarray:
+    """Returns int32[T]: the parts of a text with an image between each two, without BOS.
 
     An image becomes, as in transformers' Gemma3Processor: newline newline, the start token, K image tokens, the end
     token, newline newline. With bytes as ids, begin = 1, end = 2, token = 3, tokens = 4, parts ["", "Hi"]:
@@ -89,13 +90,14 @@ def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: L
     """
     image = np.array([layout.begin, *[layout.token] * layout.tokens, layout.end], np.int32)
     last = len(parts) - 1
-    chunks = []
+    sequences = []
     for number, part in enumerate(parts):
         before, after = "\n\n" if number else "", "\n\n" if number < last else ""
-        chunks += [encode_text(before + part + after), image]
-    return np.concatenate(chunks[:-1])
+        # The line breaks are encoded with the text, because a tokenizer may merge them with it.
+        sequences += [encode_text(before + part + after), image]
+    return np.concatenate(sequences[:-1])
 
 
-def without(tokens: np.ndarray, layout: Layout, unk: int) -> np.ndarray:
-    """The tokens of a text, an image token that it spells out as unk: there is no image to stand for."""
+def replace_image_tokens(tokens: np.ndarray, layout: ImageTokenLayout, unk: int) -> np.ndarray:
+    """Returns a text's tokens with unk for every image token, which the text spells out and no image belongs to."""
     return np.where(tokens == layout.token, np.int32(max(unk, 0)), tokens)

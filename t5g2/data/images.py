@@ -1,4 +1,4 @@
-"""Images: files to pixels, pixels to what an image tower reads, and how many of them a text takes. NumPy and Pillow.
+"""Image files to pixels, pixels to an image tower's input, and the check of image tokens. NumPy and Pillow.
 
 H height, W width, T length of a row of tokens, B rows. Sources: the Gemma 3 and SigLIP image processors of transformers
 5.23.0 (image_processing_pil_gemma3.py, image_processing_pil_siglip.py), which the tests compare with.
@@ -21,17 +21,17 @@ from PIL import Image, ImageOps
 from t5g2.core.errors import UserError, unknown
 
 Resampling = Literal["bilinear", "bicubic"]
-Picture = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "H W 3"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 ALLOWED = "images are JPEG, PNG or WebP"
-# what Pillow warns of as a decompression bomb (PIL.Image.MAX_IMAGE_PIXELS), here always an error: 256 MiB of pixels
-MOST_PIXELS = 89_478_485
-# twice what so many pixels take without compression
-MOST_BYTES = 2**29
+# What Pillow warns of as a decompression bomb (PIL.Image.MAX_IMAGE_PIXELS), here always an error: 256 MiB of pixels
+MAX_PIXELS = 89_478_485
+# Twice what MAX_PIXELS take without compression.
+MAX_BYTES = 2**29
 
-# how other kinds of files begin, for a message that says what was given: (at, bytes, name)
-OTHERS = (
+# The first bytes of other kinds of files, for the message: (offset, bytes, name).
+OTHER_FORMATS = (
     (128, b"DICM", "a DICOM file"),
     (0, b"GIF8", "a GIF"),
     (0, b"BM", "a BMP"),
@@ -44,8 +44,8 @@ OTHERS = (
     (0, b"<svg", "an SVG"),
     (0, b"<?xml", "an SVG or other XML"),
 )
-# what Pillow's readers are known to raise on damaged files, beside OSError
-DAMAGE = (
+# What Pillow's readers are known to raise on damaged files.
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -61,48 +61,48 @@ DAMAGE = (
 )
 
 
-def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Picture:
-    """uint8[H, W, 3], the pixels of an image file as RGB.
+def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pixels:
+    """Returns uint8[H, W, 3], the pixels of an image file as RGB.
 
     Turned upright as its EXIF orientation says, which is what every viewer shows and what transformers' load_image does
     with a file (its processors ignore the tag of an image that is already open). Colours of a palette are looked up;
-    transparency is dropped, as in transformers: what shows is the colour underneath. Grey of 16 bits is scaled to 8,
-    where transformers, through Pillow, makes white of all above 255. CMYK becomes RGB without a colour profile, and
+    transparency is dropped, as in transformers: the colour underneath shows. Grey of 16 bits is scaled to 8, where
+    transformers, through Pillow, makes everything above 255 white. CMYK becomes RGB without a colour profile, and
     other profiles are ignored. Of an animation, the first frame.
 
     Args:
-      source: a file, or what one holds.
-      name: what to call the image in errors; None = the file's path.
+      source: a file, or its content.
+      name: of the image, for errors; None = the file's path.
 
     Raises:
       UserError: no such file, not a JPEG, PNG or WebP, damaged or cut off, or of more pixels than MOST_PIXELS.
     """
     if not isinstance(source, bytes):
         name = str(source) if name is None else name
-        source = contents(source, name=name)
+        source = read_bytes(source, name=name)
     name = "the image given as bytes" if name is None else name
-    if len(source) > MOST_BYTES:
+    if len(source) > MAX_BYTES:
         raise UserError(
-            f"{name} has more than {MOST_BYTES >> 20} MiB, which no image of a size that is read has; {_most()}"
+            f"{name} has more than {MAX_BYTES >> 20} MiB, too many for any image within the size limit; {_size_limit()}"
         )
     with warnings.catch_warnings():
-        # Pillow warns of sizes, which are checked below, and of odd metadata, which do not matter here
+        # Pillow warns of sizes, which are checked below, and of odd metadata, which is not used.
         warnings.simplefilter("ignore")
         try:
-            return _pixels(_decoded(source, name))
+            return _to_rgb(_decode(source, name))
         except UserError:
             raise
         except Image.DecompressionBombError:
-            raise UserError(f"{name} says that it has more than {2 * MOST_PIXELS} pixels; {_most()}") from None
-        except DAMAGE as error:
+            raise UserError(f"{name} says that it has more than {2 * MAX_PIXELS} pixels; {_size_limit()}") from None
+        except DECODER_ERRORS as error:
             raise UserError(f"{name} cannot be read, it is damaged or cut off: {error}; get it again") from None
 
 
-def contents(path: str | os.PathLike, *, name: str | None = None) -> bytes:
-    """What an image file holds, or so much of it that `read` finds it too large.
+def read_bytes(path: str | os.PathLike, *, name: str | None = None) -> bytes:
+    """Returns the content of an image file, or as much of it as `read` needs to find it too large.
 
     Raises:
-      UserError: it is not there, or no file.
+      UserError: there is no such file, or it cannot be read.
     """
     path = Path(path)
     name = str(path) if name is None else name
@@ -110,24 +110,24 @@ def contents(path: str | os.PathLike, *, name: str | None = None) -> bytes:
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'not a file'}; give the file of one image")
     try:
         with path.open("rb") as file:
-            return file.read(MOST_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"{name!r} cannot be opened: {why}; give the path of an image") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name!r} cannot be opened: {reason}; give the path of an image") from None
 
 
-def prepare(image: Picture, size: int, *, resampling: Resampling = "bilinear") -> Float[np.ndarray, "size size 3"]:
-    """float32[size, size, 3] in [-1, 1]: the image as `resized` gives it, as x / 127.5 - 1.
+def preprocess(image: Pixels, size: int, *, resampling: Resampling = "bilinear") -> Float[np.ndarray, "size size 3"]:
+    """Returns float32[size, size, 3] in [-1, 1]: the image of `resize`, as x / 127.5 - 1.
 
     Raises:
-      UserError: as `resized`.
+      UserError: as `resize`.
     """
-    pixels_HWC = resized(image, size, resampling=resampling)
+    pixels_HWC = resize(image, size, resampling=resampling)
     return pixels_HWC.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def resized(image: Picture, size: int, *, resampling: Resampling = "bilinear") -> UInt8[np.ndarray, "size size 3"]:
-    """uint8[size, size, 3]: the image at size x size, whatever its aspect ratio was.
+def resize(image: Pixels, size: int, *, resampling: Resampling = "bilinear") -> UInt8[np.ndarray, "size size 3"]:
+    """Returns uint8[size, size, 3]: the image at size x size, whatever its aspect ratio was.
 
     Resampled by Pillow on uint8: antialiased, and rounded to whole numbers.
 
@@ -137,7 +137,7 @@ def resized(image: Picture, size: int, *, resampling: Resampling = "bilinear") -
         bilinearly without antialiasing, according to its sample code).
 
     Raises:
-      UserError: not such an array, or no such resampling.
+      UserError: the image is another array, or there is no such resampling.
     """
     if resampling not in get_args(Resampling):
         raise unknown("resampling", resampling, get_args(Resampling))
@@ -147,26 +147,24 @@ def resized(image: Picture, size: int, *, resampling: Resampling = "bilinear") -
     return np.asarray(Image.fromarray(image).resize((size, size), filters[resampling]))
 
 
-def pan_and_scan(
-    image: Picture, *, least_ratio: float = 1.2, most_crops: int = 4, least_side: int = 256
-) -> list[Picture]:
-    """Crops that cover a long image from left to right or from top to bottom, to be given after the image itself.
+def pan_and_scan(image: Pixels, *, min_ratio: float = 1.2, max_crops: int = 4, min_side: int = 256) -> list[Pixels]:
+    """Returns crops that cover a long image from left to right or from top to bottom; they follow the image itself.
 
-    As many as the aspect ratio rounds to, but 2 to `most_crops`; none where the ratio is below `least_ratio`, or where
-    a crop would be less than `least_side` pixels wide or high. The last may be narrower by the remainder. 600 x 300:
+    As many as the aspect ratio rounds to, but 2 to `max_crops`; none where the ratio is below `min_ratio`, or where
+    a crop would be less than `min_side` pixels wide or high. The last may be narrower by the remainder. 600 x 300:
 
         ratio 2: 2 crops, columns 0-299 and 300-599
 
-    The defaults are transformers' (processing_gemma3.py), which leaves the crops out unless it is told.
+    The defaults are transformers' (processing_gemma3.py), which makes no crops by default.
     """
     height, width = image.shape[:2]
     long, short = max(height, width), min(height, width)
-    if long / short < least_ratio:
+    if long / short < min_ratio:
         return []
-    number = min(math.floor(long / short + 0.5), long // least_side)
-    number = min(max(number, 2), most_crops)
+    number = min(math.floor(long / short + 0.5), long // min_side)
+    number = min(max(number, 2), max_crops)
     size = math.ceil(long / number)
-    if min(size, short) < least_side:
+    if min(size, short) < min_side:
         return []
     cuts = [slice(size * i, size * (i + 1)) for i in range(number)]
     return [image[:, cut] if width >= height else image[cut] for cut in cuts]
@@ -175,46 +173,47 @@ def pan_and_scan(
 def check_images(
     tokens_BT: Int[np.ndarray, "B T"], image_token: int, *, tokens_per_image: int, images_per_row: Sequence[int]
 ) -> None:
-    """Whether every row of tokens has as many image tokens as its images take.
+    """Checks that every row of tokens has as many image tokens as its images take.
 
     tokens [[5 8 8 9 8 8], [5 8 8 9 9 9]], image_token = 8, tokens_per_image = 2: images_per_row [2, 1] passes.
 
     Raises:
-      UserError: says for the first row that does not match how many of both there are.
+      UserError: a row does not match; gives both numbers for the first such row.
     """
-    found_B = (np.asarray(tokens_BT) == image_token).sum(axis=1)
-    if len(found_B) != len(images_per_row):
+    count_B = (np.asarray(tokens_BT) == image_token).sum(axis=1)
+    if len(count_B) != len(images_per_row):
         raise UserError(
-            f"images are given for {len(images_per_row)} rows and there are {len(found_B)} rows of tokens; give a "
+            f"images are given for {len(images_per_row)} rows and there are {len(count_B)} rows of tokens; give a "
             f"number for each row, 0 where there are none"
         )
-    for row, (found, images) in enumerate(zip(found_B, images_per_row, strict=True)):
-        if found != images * tokens_per_image:
+    for row, (count, images) in enumerate(zip(count_B, images_per_row, strict=True)):
+        if count != images * tokens_per_image:
             raise UserError(
-                f"row {row} has {found} image tokens (id {image_token}) and {images} images, which take "
+                f"row {row} has {count} image tokens (id {image_token}) and {images} images, which take "
                 f"{images * tokens_per_image} ({tokens_per_image} each); give as many of one as of the other"
             )
 
 
-def _decoded(data: bytes, name: str) -> Image.Image:
-    """The image, loaded."""
+def _decode(data: bytes, name: str) -> Image.Image:
+    """Returns the image, loaded and upright."""
     if not data:
         raise UserError(f"{name} is empty; {ALLOWED}")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name} is {_kind(data)}; {ALLOWED}, so convert it or get it again") from None
+        raise UserError(f"{name} is {_describe_format(data)}; {ALLOWED}, so convert it or get it again") from None
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise UserError(f"{name} has {width} x {height} pixels; {_most()}")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name} has {width} x {height} pixels; {_size_limit()}")
     if image.format == "PNG":
-        image.verify()  # its checksums, which loading does not look at; it can be used no more after that
+        # Loading does not check a PNG's checksums, and an image that was verified cannot be loaded.
+        image.verify()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     image.load()
     return ImageOps.exif_transpose(image)
 
 
-def _pixels(image: Image.Image) -> Picture:
+def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):
         grey_HW = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
         grey_HW = np.clip(np.round(grey_HW), 0, 255).astype(np.uint8)
@@ -224,15 +223,15 @@ def _pixels(image: Image.Image) -> Picture:
     return np.array(image.convert("RGB"))
 
 
-def _kind(data: bytes) -> str:
-    """What a file seems to be that is none of ours."""
-    for at, start, name in OTHERS:
-        if data[at : at + len(start)] == start:
+def _describe_format(data: bytes) -> str:
+    """Returns the likely format of a file that is not read, with its article."""
+    for offset, start, name in OTHER_FORMATS:
+        if data[offset : offset + len(start)] == start:
             return name
     starts = ((b"\xff\xd8", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WebP"))
     damaged = next((name for start, name in starts if data.startswith(start)), None)
-    return "no image" if damaged is None else f"a {damaged} that is damaged or cut off"
+    return "not an image" if damaged is None else f"a {damaged} that is damaged or cut off"
 
 
-def _most() -> str:
-    return f"images have at most {MOST_PIXELS} pixels, so make it smaller"
+def _size_limit() -> str:
+    return f"images have at most {MAX_PIXELS} pixels, so make it smaller"

@@ -1,6 +1,6 @@
-"""Rows of several examples: what they consist of, and what is made of those that packer.py has filled.
+"""Rows that hold several examples: their features, and the batches that the packer's rows become.
 
-Two examples in a row of encoder_length = 8, decoder_length = 6 are drawn in core/batch.py.
+core/batch.py draws two examples in a row of encoder_length = 8, decoder_length = 6.
 """
 
 from collections.abc import Mapping
@@ -16,58 +16,62 @@ from t5g2.data.image_tokens import ImageRows
 Rows = Mapping[str, np.ndarray]
 
 NO_EXAMPLE = -1
-# features whose tokens belong together: the packer says for each token which example of the row it is of, and where
+# Features with segments and positions: the packer adds to each token the number of its example in the row, and its
+# position in that example.
 SIDES = ("encoder", "decoder", "text")
+# Features of cached teacher logits, in the order of TeacherInputs.
+TEACHER_LOGITS = ("teacher_ids", "teacher_log_probs", "teacher_tail")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Something of which every row has so much, and every example less: [length, *shape] of a row.
+    """An array of every row: [length, *shape]. That of an example has the same shape and is as long as it needs.
 
     Attributes:
-      padding: what stands where no example is.
-      beside: the feature that it lies beside: an example has as many of the one as of the other. None = it is counted.
+      padding: value where no example is.
+      aligned_with: the feature that it lies beside: an example has as many entries of one as of the other. None = the
+        packer counts its entries.
     """
 
     length: int
     shape: tuple[int, ...] = ()
     dtype: Any = np.int32
     padding: float = 0
-    beside: str | None = None
+    aligned_with: str | None = None
 
 
-def layout(config: DataConfig) -> dict[str, Feature]:
-    """The features of a run's rows by name; those of an example are the same, each as long as it needs."""
-    pad, targets = config.tokenizer.special_tokens.pad, config.decoder_length
-    found = {
+def row_features(config: DataConfig) -> dict[str, Feature]:
+    """Returns the features of a run's rows by name; an example has the same ones."""
+    pad, length = config.tokenizer.special_tokens.pad, config.decoder_length
+    features = {
         "encoder": Feature(config.encoder_length, padding=pad),
-        "decoder": Feature(targets, padding=pad),
-        "targets": Feature(targets, padding=pad, beside="decoder"),
-        "weights": Feature(targets, dtype=np.float32, beside="decoder"),
-        # of each example its id and its denoiser
+        "decoder": Feature(length, padding=pad),
+        "targets": Feature(length, padding=pad, aligned_with="decoder"),
+        "weights": Feature(length, dtype=np.float32, aligned_with="decoder"),
+        # Of each example its id and its denoiser.
         "ids": Feature(config.examples_per_row, (2,), np.int64, NO_EXAMPLE),
     }
     if config.uses_blocks:
-        found["blocks"] = Feature(targets, beside="decoder")
+        features["blocks"] = Feature(length, aligned_with="decoder")
     if config.images is not None:
-        # of each image its source, its chunk and its number there: pictures are made of whole rows
-        found["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
-    if config.teacher_features is not None:
-        found["origins"] = Feature(targets, padding=-1, beside="decoder")
-        if config.teacher_features.carry == "text":
-            # every token of a text is read or asked for, so this is never the first to be full
-            found["text"] = Feature(config.encoder_length + targets, padding=pad)
-        if config.teacher_features.carry == "answers":
-            found["answer_ids"] = Feature(targets, (config.teacher_features.per_token,), beside="decoder")
-            found["answer_log_probs"] = Feature(
-                targets, (config.teacher_features.per_token,), np.float16, beside="decoder"
-            )
-            found["answer_tail"] = Feature(targets, dtype=np.float16, beside="decoder")
-    return found
+        # Of each image its source, its chunk and its number there; Corpus.with_images replaces these keys.
+        features["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
+    teacher = config.teacher_features
+    if teacher is not None:
+        features["origins"] = Feature(length, padding=-1, aligned_with="decoder")
+        if teacher.carry == "text":
+            # Every token of a text is on the encoder's or the decoder's side, so this is never the first to be full.
+            features["text"] = Feature(config.encoder_length + length, padding=pad)
+        if teacher.carry == "cached_logits":
+            ids, log_probs, tail = TEACHER_LOGITS
+            features[ids] = Feature(length, (teacher.per_token,), aligned_with="decoder")
+            features[log_probs] = Feature(length, (teacher.per_token,), np.float16, aligned_with="decoder")
+            features[tail] = Feature(length, dtype=np.float16, aligned_with="decoder")
+    return features
 
 
-def features(example: Example, example_id: int, denoiser: int) -> dict[str, np.ndarray]:
-    """The features that an example has of itself, as the packer takes them; the ids as one more short sequence."""
+def example_features(example: Example, example_id: int, denoiser: int) -> dict[str, np.ndarray]:
+    """Returns the features that every example has, as the packer takes them; the ids are one more short sequence."""
     return {
         "encoder": example.encoder_tokens,
         "decoder": example.decoder_tokens,
@@ -78,9 +82,9 @@ def features(example: Example, example_id: int, denoiser: int) -> dict[str, np.n
 
 
 def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
-    """Rows without an example: padding alone."""
+    """Returns rows of padding alone."""
     out: dict[str, np.ndarray] = {}
-    for name, feature in layout(config).items():
+    for name, feature in row_features(config).items():
         out[name] = np.full((rows, feature.length, *feature.shape), feature.padding, feature.dtype)
         if name in SIDES:
             out[f"{name}_segment_ids"] = np.zeros((rows, feature.length), np.int32)
@@ -89,51 +93,53 @@ def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
 
 
 def empty_batch(config: DataConfig, *, rows: int) -> HostBatch:
-    """A batch without an example; tells the shapes of all others."""
-    zeros, made = np.zeros((rows, 3), np.int64), empty_rows(config, rows)
+    """Returns a batch without an example, which has the shapes of all others."""
+    zeros, arrays = np.zeros((rows, 3), np.int64), empty_rows(config, rows)
     if config.images is not None:
-        made["images"] = no_pictures(config.images, rows)
-    return host_batch(made, zeros[:, 0].astype(np.int32), zeros, config)
+        arrays["images"] = no_images(config.images, rows)
+    return host_batch(arrays, zeros[:, 0].astype(np.int32), zeros, config)
 
 
-def no_pictures(images: ImageRows, rows: int) -> np.ndarray:
-    """uint8[rows, I, size, size, 3], zeros."""
+def no_images(images: ImageRows, rows: int) -> np.ndarray:
+    """Returns uint8[rows, I, size, size, 3], zeros."""
     return np.zeros((rows, images.per_row, images.size, images.size, 3), np.uint8)
 
 
 def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: DataConfig) -> HostBatch:
-    """Stacked rows as the step and the loop take them."""
+    """Returns stacked rows as a HostBatch."""
     segments = rows["decoder_segment_ids"]
     ids, denoisers = rows["ids"][..., 0], rows["ids"][..., 1]
-    here = segments > 0
+    # Sources and denoisers are recorded by example; losses are split by token.
+    is_token = segments > 0
     example = np.maximum(segments - 1, 0)
-    denoiser_of_token = np.where(here, np.take_along_axis(denoisers, example, axis=1), 0)
-    source_of_token = np.where(here, np.take_along_axis(ids % len(config.sources), example, axis=1), 0)
+    denoiser_of_token = np.where(is_token, np.take_along_axis(denoisers, example, axis=1), 0)
+    source_of_token = np.where(is_token, np.take_along_axis(ids % len(config.sources), example, axis=1), 0)
     batch = Batch(
-        encoder=_stream(rows, "encoder") if config.encoder_length else None,
-        decoder=_stream(rows, "decoder")._replace(blocks=rows.get("blocks")),
+        encoder=_sequences(rows, "encoder") if config.encoder_length else None,
+        decoder=_sequences(rows, "decoder")._replace(blocks=rows.get("blocks")),
         targets=rows["targets"],
         weights=rows["weights"],
         denoisers=denoiser_of_token.astype(np.int32),
         sources=source_of_token.astype(np.int32),
         images=rows.get("images"),
-        teacher=_teaching(rows),
+        teacher=_teacher_inputs(rows),
     )
     return HostBatch(batch, ids, streams, positions)
 
 
-def _teaching(rows: Rows) -> TeacherInputs | None:
+def _teacher_inputs(rows: Rows) -> TeacherInputs | None:
     if "origins" not in rows:
         return None
     if "text" in rows:
-        return TeacherInputs(_places_in_row(rows), _stream(rows, "text"))
-    return TeacherInputs(rows["origins"], None, *(rows.get(f"answer_{name}") for name in ("ids", "log_probs", "tail")))
+        return TeacherInputs(_origins_in_row(rows), _sequences(rows, "text"))
+    return TeacherInputs(rows["origins"], None, *(rows.get(name) for name in TEACHER_LOGITS))
 
 
-def _places_in_row(rows: Rows) -> np.ndarray:
-    """int32[B, T]: origins, which count in an example's text, counted in the row's; -1 stays."""
+def _origins_in_row(rows: Rows) -> np.ndarray:
+    """Returns int32[B, T]: origins, which are positions in an example's text, as positions in the row; -1 stays."""
     segments, text = rows["decoder_segment_ids"], rows["text_segment_ids"]
     examples = 1 + int(max(segments.max(), text.max()))
+    # The number of text tokens of each example of each row, by one bincount over (row, example).
     flat = np.bincount((np.arange(len(text))[:, None] * examples + text).ravel(), minlength=len(text) * examples)
     counts = flat.reshape(len(text), examples)
     counts[:, 0] = 0  # padding
@@ -142,5 +148,5 @@ def _places_in_row(rows: Rows) -> np.ndarray:
     return np.where(rows["origins"] < 0, -1, shifted).astype(np.int32)
 
 
-def _stream(rows: Rows, side: str) -> Sequences:
+def _sequences(rows: Rows, side: str) -> Sequences:
     return Sequences(rows[side], rows[f"{side}_segment_ids"], rows[f"{side}_positions"])

@@ -1,13 +1,13 @@
-"""Examples into rows: a set of rows is filled at a time, each row with examples that lie side by side in it.
+"""Packing of examples into rows: a set of rows is filled at a time, each row with examples one after the other.
 
 The next example goes into one of the set's rows with room for it on every side; when none has, the set is closed, and
-the example begins the next one. So a set holds examples that follow each other, and where a run stands is said by the
-first of them. Which row it is:
+the example begins the next one. So a set holds consecutive examples, and the number of the first of them is the
+position of a run. The policy chooses the row:
 
     first_fit  the first with room.
-    best_fit   the one whose sides are then filled most alike: the difference of the shares that are left of encoder and
-               decoder (and of the teacher's text) is least; of equal ones the one with the least room, the first of
-               those. With one side alone this is best fit as it is known.
+    best_fit   the one whose sides are then filled most alike: the shares left of encoder and decoder (and of the
+               teacher's text) differ least; of equal ones the one with the least room, the first of those. With one
+               side alone this is the usual best fit.
     none       a set is one row, and holds one example.
 
 Rows of 8 encoder and 8 decoder tokens; examples (encoder, decoder) a = (6, 2), b = (2, 2), c = (2, 6):
@@ -16,8 +16,8 @@ Rows of 8 encoder and 8 decoder tokens; examples (encoder, decoder) a = (6, 2), 
     row 0       a b   left 0 and 4              a c   left 0 and 0
     row 1       c     left 6 and 2              b     left 6 and 6
 
-With a span corruption that leaves most of a text to the encoder and another that takes most of it away, which row has
-least room in sum says nothing about what fits into it; `bench/data.py` has the shares of padding of all three.
+The usual best fit, by the room in sum, would not do: some denoisers leave most of a text to the encoder, others most to
+the decoder, so the sum does not tell what fits into a row. `bench/data.py` measures the padding of all three.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ import numpy as np
 
 from t5g2.data.packed_rows import SIDES, Feature, Rows
 
-Rule = Literal["first_fit", "best_fit", "none"]
-# Examples drawn when the rows being given out were begun; how many of those rows are given out; rows given out in all.
+PackingPolicy = Literal["first_fit", "best_fit", "none"]
+# Number of the first example of the current set; rows of the set that were given out; rows given out in all.
 Position = tuple[int, int, int]
 START: Position = (0, 0, 0)
 
 
-class Examples(Protocol):
-    """Examples by number, as the packer takes them."""
+class ExampleSequence(Protocol):
+    """Examples by number."""
 
     def __len__(self) -> int: ...
 
@@ -45,89 +45,93 @@ class Packer:
     """A set of rows that is being filled.
 
     Args:
-      layout: the features of a row. An example has each of them, and as many of any feature that lies `beside` another
-        as of that one.
-      rows: of the set.
-      rule: which row an example goes to.
+      features: of a row. An example has each of them, and as many entries of a feature as of the one that it is
+        `aligned_with`.
+      rows: number of rows of the set.
+      policy: choice of an example's row.
     """
 
-    def __init__(self, layout: Mapping[str, Feature], rows: int, *, rule: Rule):
-        self._layout, self._rows, self._rule = layout, rows, rule
-        # what an example takes of a row: the sides first, then what there is a number of
-        self._counted = sorted((n for n, f in layout.items() if f.beside is None), key=lambda n: n not in SIDES)
-        self._room = [layout[name].length for name in self._counted]
-        sides = [i for i, name in enumerate(self._counted) if name in SIDES and self._room[i]]
-        self._parts = [(i, 1.0 / self._room[i]) for i in sides]
-        self._padding = {n: np.full((f.length, *f.shape), f.padding, f.dtype) for n, f in layout.items()}
+    def __init__(self, features: Mapping[str, Feature], rows: int, *, policy: PackingPolicy):
+        self._features, self._rows, self._policy = features, rows, policy
+        # The features whose entries must fit: the sides first, which most often lack room.
+        self._counted = sorted((n for n, f in features.items() if f.aligned_with is None), key=lambda n: n not in SIDES)
+        self._capacity = [features[name].length for name in self._counted]
+        sides = [i for i, name in enumerate(self._counted) if name in SIDES and self._capacity[i]]
+        self._side_scales = [(i, 1.0 / self._capacity[i]) for i in sides]
+        self._padding = {n: np.full((f.length, *f.shape), f.padding, f.dtype) for n, f in features.items()}
         self._clear()
 
     def _clear(self) -> None:
-        self._rooms = [list(self._room) for _ in range(self._rows)]
-        self._held: list[list[Mapping[str, np.ndarray]]] = [[] for _ in range(self._rows)]
+        self._rooms = [list(self._capacity) for _ in range(self._rows)]
+        self._examples: list[list[Mapping[str, np.ndarray]]] = [[] for _ in range(self._rows)]
 
     def add(self, example: Mapping[str, np.ndarray]) -> bool:
-        """Puts an example into a row; False if none has room for it, and nothing is done.
+        """Puts an example into a row and returns True; False, and nothing is done, if no row has room for it.
 
         Raises:
           ValueError: it is longer than a row.
         """
-        takes = [len(example[name]) for name in self._counted]
-        row = self._first(takes) if self._rule != "best_fit" else self._best(takes)
+        lengths = [len(example[name]) for name in self._counted]
+        row = self._best_fit(lengths) if self._policy == "best_fit" else self._first_fit(lengths)
         if row is None:
-            for name, length, room in zip(self._counted, takes, self._room, strict=True):
+            for name, length, room in zip(self._counted, lengths, self._capacity, strict=True):
                 if length > room:
                     raise ValueError(f"an example has {length} of {name!r}, and a row holds {room}")
             return False
-        self._rooms[row] = [room - length for room, length in zip(self._rooms[row], takes, strict=True)]
-        self._held[row].append(example)
+        self._rooms[row] = [room - length for room, length in zip(self._rooms[row], lengths, strict=True)]
+        self._examples[row].append(example)
         return True
 
-    def _first(self, takes: Sequence[int]) -> int | None:
+    # Both run once an example over all rows of the set: plain loops are faster here than arrays or generators.
+
+    def _first_fit(self, lengths: Sequence[int]) -> int | None:
         for row, rooms in enumerate(self._rooms):
-            for length, room in zip(takes, rooms, strict=True):
+            for length, room in zip(lengths, rooms, strict=True):
                 if length > room:
                     break
             else:
                 return row
         return None
 
-    def _best(self, takes: Sequence[int]) -> int | None:
-        best, found = (2.0, 0.0), None
+    def _best_fit(self, lengths: Sequence[int]) -> int | None:
+        best_score, best_row = (2.0, 0.0), None  # above every score: shares are at most 1
         for row, rooms in enumerate(self._rooms):
-            for length, room in zip(takes, rooms, strict=True):
+            for length, room in zip(lengths, rooms, strict=True):
                 if length > room:
                     break
             else:
-                left = [(rooms[i] - takes[i]) * part for i, part in self._parts]
-                score = (max(left) - min(left), sum(left))
-                if score < best:
-                    best, found = score, row
-        return found
+                shares = [(rooms[i] - lengths[i]) * scale for i, scale in self._side_scales]
+                score = (max(shares) - min(shares), sum(shares))
+                if score < best_score:
+                    best_score, best_row = score, row
+        return best_row
 
     def finish(self) -> Rows:
-        """The arrays of the rows that hold an example, [rows, length, ...]; the set is empty again."""
-        held = [examples for examples in self._held if examples]
+        """Returns the arrays of the rows that hold an example, [rows, length, ...], and empties the set."""
+        rows = [examples for examples in self._examples if examples]
         self._clear()
-        lengths = {name: [[len(example[name]) for example in row] for row in held] for name in self._layout}
+        lengths = {name: [[len(example[name]) for example in row] for row in rows] for name in self._features}
         out: dict[str, np.ndarray] = {}
-        for name, feature in self._layout.items():
-            beside = feature.beside
-            if beside is not None and lengths[name] != lengths[beside]:
-                raise ValueError(f"an example has not as many of {name!r} as of {beside!r}")
+        for name, feature in self._features.items():
+            other = feature.aligned_with
+            if other is not None and lengths[name] != lengths[other]:
+                raise ValueError(f"an example has not as many of {name!r} as of {other!r}")
+            # One concatenation a feature: each row's examples, and the padding after them.
             padding, parts = self._padding[name], []
-            for row, taken in zip(held, lengths[name], strict=True):
-                parts += [*(example[name] for example in row), padding[sum(taken) :]]
-            array = np.empty((len(held) * feature.length, *feature.shape), feature.dtype)
+            for row, row_lengths in zip(rows, lengths[name], strict=True):
+                parts += [*(example[name] for example in row), padding[sum(row_lengths) :]]
+            array = np.empty((len(rows) * feature.length, *feature.shape), feature.dtype)
             if len(array):
                 np.concatenate(parts, out=array, casting="same_kind")
-            out[name] = array.reshape(len(held), *padding.shape)
+            out[name] = array.reshape(len(rows), *padding.shape)
             if name in SIDES:
                 out |= _segments_and_positions(name, lengths[name], feature.length)
         return out
 
 
 def _segments_and_positions(name: str, lengths: Sequence[Sequence[int]], room: int) -> dict[str, np.ndarray]:
-    """int32[rows, room] each: which example of its row every token is of (from 1 on), and where it stands there."""
+    """Returns int32[rows, room] each: of every token the number of its example (from 1), and its position there."""
+    # One run for each example and one, segment 0, for the padding after them.
     repeats = np.array([n for row in lengths for n in (*row, room - sum(row))], np.int64)
     segments = np.repeat([s for row in lengths for s in (*range(1, len(row) + 1), 0)], repeats).astype(np.int32)
     starts = np.repeat(np.cumsum(repeats) - repeats, repeats)
@@ -137,75 +141,75 @@ def _segments_and_positions(name: str, lengths: Sequence[Sequence[int]], room: i
 
 
 class PackedRows:
-    """The rows of examples, one by one, from a position on; a set's rows come in an order drawn from the seed.
+    """Iterator over the rows of examples from a position on; a set's rows come in an order drawn from the seed.
 
-    The next set is begun while the rows of this one are given out, some examples a row, so that every row costs alike.
+    The next set is filled while the rows of this one are given out, some examples a row, so that every row costs alike.
 
     Args:
-      layout: the features of a row.
-      rows: of a set; 1 if the rule is "none".
-      rule: which row an example goes to.
+      features: of a row.
+      rows: number of rows of a set; with the policy "none" a set has 1.
+      policy: choice of an example's row.
       seed: of the order of the rows.
+      position: where to go on.
     """
 
     def __init__(
         self,
-        examples: Examples,
-        layout: Mapping[str, Feature],
+        examples: ExampleSequence,
+        features: Mapping[str, Feature],
         *,
         rows: int,
-        rule: Rule,
+        policy: PackingPolicy,
         seed: int,
         position: Position = START,
     ):
-        self._examples, self._seed, self._rule = examples, seed, rule
-        self._begun, self._given, self._count = map(int, position)
-        self._drawn = self._begun  # examples that are in a set
-        self._packer = Packer(layout, 1 if rule == "none" else rows, rule=rule)
-        self._waiting: Mapping[str, np.ndarray] | None = None  # drawn, and without room in the last set
+        self._examples, self._seed, self._policy = examples, seed, policy
+        self._set_start, self._rows_of_set, self._rows_in_all = map(int, position)
+        self._next_example = self._set_start  # the first that is in no set yet
+        self._packer = Packer(features, 1 if policy == "none" else rows, policy=policy)
+        self._waiting: Mapping[str, np.ndarray] | None = None  # an example without room in the last set
         self._set: Rows | None = None
         self._order: Sequence[int] = ()
-        self._share = 0  # examples to draw ahead with each row
+        self._examples_ahead = 0  # to put into the next set with each row
 
     @property
     def position(self) -> Position:
-        """Where to go on."""
-        return self._begun, self._given, self._count
+        """Position after the last row."""
+        return self._set_start, self._rows_of_set, self._rows_in_all
 
     def __iter__(self) -> "PackedRows":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """The arrays of the next row."""
+        """Returns the arrays of the next row."""
         if self._set is None:
-            self._close()
+            self._close_set()
         rows: Any = self._set
-        at = self._order[self._given]
-        row = {name: array[at] for name, array in rows.items()}
-        self._given += 1
-        self._count += 1
-        if self._given == len(self._order):
-            self._begun, self._given, self._set = self._end, 0, None
-        self._fill(self._share)
+        index = self._order[self._rows_of_set]
+        row = {name: array[index] for name, array in rows.items()}
+        self._rows_of_set += 1
+        self._rows_in_all += 1
+        if self._rows_of_set == len(self._order):
+            self._set_start, self._rows_of_set, self._set = self._set_end, 0, None
+        self._fill(self._examples_ahead)
         return row
 
-    def _fill(self, examples: int | None) -> bool:
-        """Draws so many examples into the set, all that it holds if None; whether it is full."""
-        drawn, last = 0, len(self._examples)
-        while drawn != examples:
+    def _fill(self, limit: int | None) -> None:
+        """Puts up to `limit` examples (None = all that fit) into the set that is being filled."""
+        added, last = 0, len(self._examples)
+        while added != limit:
             if self._waiting is None:
-                if self._drawn == last:
-                    return True
-                self._waiting = self._examples[self._drawn]
+                if self._next_example == last:
+                    return
+                self._waiting = self._examples[self._next_example]
             if not self._packer.add(self._waiting):
-                return True
+                return
             self._waiting = None
-            self._drawn += 1
-            drawn += 1
-        return False
+            self._next_example += 1
+            added += 1
 
-    def _close(self) -> None:
-        """Makes the rows of the set that is being filled."""
+    def _close_set(self) -> None:
+        """Fills the set and makes its rows the current ones."""
         self._fill(None)
         self._set = self._packer.finish()
         count = len(self._set["decoder"])
@@ -213,9 +217,10 @@ class PackedRows:
             self._set = None
             raise StopIteration
         self._order = range(count)
-        if self._rule != "none":
-            # the seed of a set follows from how many rows came before it
-            rng = np.random.default_rng(self._seed + self._count - self._given)
+        if self._policy != "none":
+            # Seeded by the number of rows before the set, so that a resumed run draws the same order.
+            rng = np.random.default_rng(self._seed + self._rows_in_all - self._rows_of_set)
             self._order = rng.permuted(range(count)).tolist()
-        self._end = self._drawn
-        self._share = -(-(self._end - self._begun) // count)
+        self._set_end = self._next_example
+        # The next set takes about as many examples as this one, so it is full when the last row is given out.
+        self._examples_ahead = -(-(self._set_end - self._set_start) // count)

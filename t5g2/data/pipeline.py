@@ -1,4 +1,4 @@
-"""From rows to batches: what one process reads of the global batch, made ahead of time, resumed where it stood."""
+"""Batches of a run: the rows that one process holds of the global batch, prefetched, resumed at a position."""
 
 import functools
 import logging
@@ -14,33 +14,34 @@ from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.data import chunking, packed_rows
-from t5g2.data.config import DataConfig, Source
+from t5g2.data.config import DataConfig
+from t5g2.data.corpus import Corpus, open_corpus
+from t5g2.data.examples import ConcatenatedExamples, source_examples
 from t5g2.data.packing import START, Position
-from t5g2.data.streams import Concatenated, Corpus, Units, UnitsReader, examples_of, open_corpus, packed
-from t5g2.data.workers import WorkersReader
-
-__all__ = ["DataConfig", "Pipeline", "Source", "Statistics", "describe_ratio", "finite_batches", "to_global"]
+from t5g2.data.streams import StreamAssignment, StreamGroupReader, pack_rows
+from t5g2.data.workers import MultiprocessReader
 
 log = logging.getLogger(__name__)
 
-# of a side; above it a run is told which row lengths would fit
+# Above this share of padding on a side, the log names row lengths that would fit.
 MUCH_PADDING = 0.2
-# what the sides' padding differs by, if the lengths' ratio and no chance is the reason
-OF_RATIO = 0.05
+# Below this difference between the sides' padding, the ratio of the row lengths is not the reason.
+RATIO_DIFFERENCE = 0.05
 
 
 class Pipeline:
-    """The batches of a run, as one process sees them.
+    """The batches of a run, as one process reads them.
 
-    `next` gives the rows `rows` of the global batch; whichever processes share them out, and however far anything is
-    made ahead, batch n is the same. `positions` says where the streams stand after the last batch that `next` gave:
-    {stream: (int, int, int)}, for the streams that this process reads. A run goes on from the positions of all streams.
+    `next` returns the rows `rows` of the global batch; batch n is the same however the processes share the rows, and
+    however far they are prefetched. `positions` holds the positions of the streams after the last batch that `next`
+    returned: {stream: (int, int, int)}, for the streams that this process reads. A run resumes at the positions of all
+    streams.
 
     Args:
-      config: what to read.
-      seed: of everything that is drawn.
+      config: of the data.
+      seed: of everything that is random.
       rows: the rows of the global batch that this process holds; None = all.
-      positions: where to go on, keys and values as in `positions` (JSON's string keys will do); None = the start.
+      positions: to resume at, keys and values as in `positions` (JSON's string keys will do); None = the start.
 
     Raises:
       UserError: a source is missing, empty or malformed; the positions lack a stream.
@@ -61,39 +62,42 @@ class Pipeline:
         self.corpus = open_corpus(config)
         for name, chunks in zip(config.names, self.corpus.chunks, strict=True):
             log.info("%s", chunking.describe(f"source {name}", chunks))
-        layout = Units(config.rows, config.streams)
-        units = layout.holding(rows)
-        streams = [stream for unit in units for stream in layout.streams_of(unit)]
-        start = self.positions = _positions(positions, streams, of=config.streams)
+        # The process reads every group that fills some of its rows, and drops the rows that other processes hold.
+        assignment = StreamAssignment(config.rows, config.streams)
+        groups = assignment.groups_with(rows)
+        streams = [stream for group in groups for stream in assignment.streams_of(group)]
+        start = self.positions = _positions(positions, streams, stream_count=config.streams)
         self.statistics = Statistics()
-        first = layout.rows_of(units.start).start
-        self._mine = slice(rows.start - first, rows.stop - first)
-        reader = functools.partial(WorkersReader, workers=config.workers) if config.workers else UnitsReader
-        read = functools.partial(reader, self.corpus, units, seed=seed, positions=start)
-        self._made = _Ahead(read, config.prefetch)
+        first = assignment.rows_of(groups.start).start
+        self._own_rows = slice(rows.start - first, rows.stop - first)
+        reader = functools.partial(MultiprocessReader, workers=config.workers) if config.workers else StreamGroupReader
+        make_reader = functools.partial(reader, self.corpus, groups, seed=seed, positions=start)
+        self._prefetcher = _Prefetcher(make_reader, config.prefetch)
 
     def next(self) -> HostBatch:
-        """This process's rows of the next global batch.
+        """Returns this process's rows of the next global batch.
 
         Raises:
-          Exception: whatever went wrong while it was made.
+          Exception: any error in the thread or the worker that made it.
         """
-        rows = self._made.next()
+        rows = self._prefetcher.next()
         streams, positions = rows.pop("streams"), rows.pop("positions")
-        # of a stream with several rows the last one counts
+        # Positions advance here and not where rows are read, so that prefetched batches are not lost on a resume. Of a
+        # stream with several rows the last one counts.
         self.positions = self.positions | dict(zip(streams.tolist(), map(tuple, positions.tolist()), strict=True))
-        mine = {name: array[self._mine] for name, array in rows.items()}
-        batch = packed_rows.host_batch(mine, streams[self._mine], positions[self._mine], self.config)
+        own = {name: array[self._own_rows] for name, array in rows.items()}
+        batch = packed_rows.host_batch(own, streams[self._own_rows], positions[self._own_rows], self.config)
         self.statistics.add(batch)
-        if self.statistics.batches == self.config.packing_rows:  # as many rows of each stream as it fills at a time
+        # Each stream has given about one full set of rows then, so the padding is about that of the run.
+        if self.statistics.batches == self.config.packing_rows:
             summary = self.statistics.summary()
-            told = filter(None, [f"{summary['padding']:.1%} padding", describe_ratio(summary, self.config)])
-            log.info("the first %d batches: %s", self.config.packing_rows, "; ".join(told))
+            parts = filter(None, [f"{summary['padding']:.1%} padding", describe_ratio(summary, self.config)])
+            log.info("the first %d batches: %s", self.config.packing_rows, "; ".join(parts))
         return batch
 
     def close(self) -> None:
-        """Stops what works ahead; `next` may not be called any more."""
-        self._made.close()
+        """Stops the prefetching and the workers; `next` may not be called any more."""
+        self._prefetcher.close()
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -103,7 +107,7 @@ class Pipeline:
 
 
 class Statistics:
-    """What the batches held so far, in tokens of this process's rows."""
+    """Totals of the batches so far, in tokens of this process's rows."""
 
     def __init__(self):
         self.batches = self.rows = self.examples = 0
@@ -124,19 +128,19 @@ class Statistics:
 
     @property
     def tokens(self) -> int:
-        """Encoder and decoder tokens that are no padding."""
+        """Number of encoder and decoder tokens, padding left out."""
         return self.encoder_tokens + self.decoder_tokens
 
     def padding(self, *, encoder_flops: float = 1.0, decoder_flops: float = 1.0) -> float:
-        """The share of padding of both sides together, where a slot costs so many FLOPs; by default all cost alike."""
+        """Returns the share of padding of both sides, slots weighted with these FLOPs; by default all cost the same."""
         slots = encoder_flops * self.encoder_slots + decoder_flops * self.decoder_slots
         return 1 - (encoder_flops * self.encoder_tokens + decoder_flops * self.decoder_tokens) / max(slots, 1)
 
     def summary(self) -> dict[str, float]:
-        """Shares of padding (0 to 1), tokens that are no padding, and examples a row.
+        """Returns shares of padding (0 to 1), tokens without padding, and examples a row.
 
-        mixture_ratio, row_ratio: decoder tokens to one encoder token, of the examples and of the rows; 0 without an
-        encoder.
+        mixture_ratio and row_ratio are decoder tokens to one encoder token, in the examples and in the rows; 0 without
+        an encoder.
         """
         return {
             "padding": self.padding(),
@@ -151,9 +155,9 @@ class Statistics:
 
 
 def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
-    """How the sides of the examples relate, and how those of the rows do; lengths that would fit if they waste much.
+    """Returns the ratio of the sides in the examples and in the rows, with better row lengths if much is padding.
 
-    Packing fills the sides of a row together, so the side that is too long for the mixture stays empty in part:
+    Packing fills both sides of a row together, so a side that is too long for the mixture stays empty in part:
 
         1.16 decoder tokens to one encoder token in the examples, 0.52 in the rows; 56.2% of the encoder's slots and
         2.7% of the decoder's are empty: decoder_length = 448 or encoder_length = 176 would fit
@@ -165,14 +169,14 @@ def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
     mixture, rows = summary["mixture_ratio"], summary["row_ratio"]
     line = f"{mixture:.2f} decoder tokens to one encoder token in the examples, {rows:.2f} in the rows"
     encoder, decoder = summary["encoder_padding"], summary["decoder_padding"]
-    if config.packing == "none" or max(encoder, decoder) <= MUCH_PADDING or abs(encoder - decoder) < OF_RATIO:
+    if config.packing == "none" or max(encoder, decoder) <= MUCH_PADDING or abs(encoder - decoder) < RATIO_DIFFERENCE:
         return line
-    needs = [source.objective.lengths(config.chunk_tokens) for source in config.sources]
+    longest = [source.objective.lengths(config.chunk_tokens) for source in config.sources]
     fitting = {
-        "decoder_length": (config.encoder_length * mixture, max(need for _, need in needs)),
-        "encoder_length": (config.decoder_length / mixture, max(need for need, _ in needs)),
+        "decoder_length": (config.encoder_length * mixture, max(decoder for _, decoder in longest)),
+        "encoder_length": (config.decoder_length / mixture, max(encoder for encoder, _ in longest)),
     }
-    named = [f"{name} = {_rounded(length)}" for name, (length, need) in fitting.items() if _rounded(length) >= need]
+    named = [f"{name} = {_rounded(length)}" for name, (length, least) in fitting.items() if _rounded(length) >= least]
     return (
         f"{line}; {encoder:.1%} of the encoder's slots and {decoder:.1%} of the decoder's are empty: "
         f"{' or '.join(named)} would fit"
@@ -180,7 +184,7 @@ def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
 
 
 def _rounded(length: float) -> int:
-    """Up, to a length that hardware likes."""
+    """Returns the length rounded up to a multiple that suits the hardware: 64 above 512, else 8."""
     step = 64 if length > 512 else 8
     return -(-int(length) // step) * step
 
@@ -193,40 +197,41 @@ def finite_batches(
     denoiser: str | None = None,
     examples: int | None = None,
 ) -> Iterator[HostBatch]:
-    """Batches that hold every chunk of every source exactly once, in an order that depends on the seed alone.
+    """Returns batches that hold every chunk of every source exactly once, in an order that depends on the seed alone.
 
     Example k's denoiser and spans are a pure function of k and the seed. The last batch is filled up with rows of
-    padding: weights 0, example ids -1. Positions mean nothing here and are 0.
+    padding: weights 0, example ids -1. Positions have no meaning here and are 0.
 
     Args:
-      config: what to read; its workers and streams are not used.
-      seed: of the order and of what is drawn.
+      config: of the data; its workers and streams are not used.
+      seed: of the order and of the examples.
       rows: the rows of the global batch that this process holds; None = all.
-      denoiser: make every example with this one denoiser, which every objective must have.
-      examples: stop after so many of each source, the first of its order; None = all.
+      denoiser: the one denoiser of all examples, which every objective must have; None = those of the config.
+      examples: number of examples of each source, the first of its order; None = all.
 
     Raises:
-      UserError: a source is missing, empty or malformed; no such denoiser.
+      UserError: a source is missing, empty or malformed; there is no such denoiser.
     """
     corpus = open_corpus(config)
     seed = derive_seed(seed, "finite")
-    parts = [examples_of(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
-    rows_of_all = packed(Concatenated(parts, most=examples), config, seed=derive_seed(seed, "rows"))
-    return _batches(rows_of_all, corpus, range(config.rows) if rows is None else rows)
+    parts = [source_examples(corpus, i, seed=seed, epochs=1, denoiser=denoiser) for i in range(len(config.sources))]
+    all_rows = pack_rows(ConcatenatedExamples(parts, limit=examples), config, seed=derive_seed(seed, "rows"))
+    return _batches(all_rows, corpus, range(config.rows) if rows is None else rows)
 
 
-def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, mine: range) -> Iterator[HostBatch]:
+def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, own_rows: range) -> Iterator[HostBatch]:
     config = corpus.config
-    empty = packed_rows.empty_rows(config, 1)
-    while taken := [row for _, row in zip(range(config.rows), rows, strict=False)]:
-        chosen = [taken[r] if r < len(taken) else {name: a[0] for name, a in empty.items()} for r in mine]
-        stacked = corpus.with_pictures({name: np.stack([row[name] for row in chosen]) for name in empty})
-        zeros = np.zeros((len(mine), 3), np.int64)
+    empty = {name: array[0] for name, array in packed_rows.empty_rows(config, 1).items()}
+    # Every process packs all rows and keeps its own: packing depends on the examples before.
+    while batch := [row for _, row in zip(range(config.rows), rows, strict=False)]:
+        own = [batch[r] if r < len(batch) else empty for r in own_rows]
+        stacked = corpus.with_images({name: np.stack([row[name] for row in own]) for name in empty})
+        zeros = np.zeros((len(own_rows), 3), np.int64)
         yield packed_rows.host_batch(stacked, zeros[:, 0].astype(np.int32), zeros, config)
 
 
 def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
-    """The global batch on the devices: jax.Arrays of `rows` rows, of which this process gives its own.
+    """Returns the global batch on the devices: jax.Arrays of `rows` rows, to which this process adds its own.
 
     Args:
       batch: NumPy arrays of this process's rows.
@@ -241,60 +246,68 @@ def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
     return jax.tree.map(put, batch)
 
 
-def _positions(given: Mapping[Any, Sequence[int]] | None, streams: Sequence[int], *, of: int) -> dict[int, Position]:
-    """The positions of `streams`, of so many in all."""
-    if given is None:
+def _positions(
+    saved: Mapping[Any, Sequence[int]] | None, streams: Sequence[int], *, stream_count: int
+) -> dict[int, Position]:
+    """Returns the positions of `streams`, some of the run's `stream_count` streams."""
+    if saved is None:
         return dict.fromkeys(streams, START)
-    known = {int(stream): (int(a), int(b), int(c)) for stream, (a, b, c) in given.items()}
-    if any(stream not in known for stream in streams) or any(stream >= of for stream in known):
+    positions = {int(stream): (int(a), int(b), int(c)) for stream, (a, b, c) in saved.items()}
+    if any(stream not in positions for stream in streams) or any(stream >= stream_count for stream in positions):
         raise UserError(
-            f"the saved positions are of {len(known)} streams and data.streams is {of}; a run keeps the number of "
-            f"streams that it began with, because examples would be lost and repeated, so set it to what it was"
+            f"the saved positions are of {len(positions)} streams and data.streams is {stream_count}; with another "
+            f"number of streams examples would be lost and repeated, so set it to the number that the run began with"
         )
-    return {stream: known[stream] for stream in streams}
+    return {stream: positions[stream] for stream in streams}
 
 
-class _Ahead:
-    """What a reader's `next` gives, made in a thread, up to `prefetch` batches ahead."""
+class _Prefetcher:
+    """Calls a reader's `next` in a thread, up to `prefetch` batches ahead."""
 
     def __init__(self, make_reader: Callable[[], Any], prefetch: int):
-        self._made: queue.Queue = queue.Queue(maxsize=prefetch)
+        self._queue: queue.Queue = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
-        self._failed: BaseException | None = None
-        thread = threading.Thread(target=_work, args=(make_reader, self._made, self._stop), name="data", daemon=True)
+        self._error: BaseException | None = None
+        # The reader is made in the thread too, because it may take long, and blocks signals (workers.py).
+        arguments = (make_reader, self._queue, self._stop)
+        thread = threading.Thread(target=_fill_queue, args=arguments, name="data", daemon=True)
         thread.start()
-        # at the latest when the interpreter ends, and before grain looks after its workers (priority 1)
+        # Closed when the interpreter ends, if not before, and before grain ends its workers (priority 1).
         self.close = util.Finalize(self, _stop, (self._stop, thread), exitpriority=10)
 
     def next(self) -> dict[str, np.ndarray]:
-        """The next batch's rows; what went wrong while they were made is raised here, once more at every call."""
-        if self._failed is None:
+        """Returns the next batch's rows; an error of the thread is raised here, and again at every later call."""
+        if self._error is None:
             if self._stop.is_set():
                 raise RuntimeError("the pipeline is closed")
-            item = self._made.get()
+            item = self._queue.get()
             if not isinstance(item, BaseException):
                 return item
-            self._failed = item
-        raise self._failed
+            self._error = item
+        raise self._error
 
 
-def _work(make_reader: Callable[[], Any], made: queue.Queue, stop: threading.Event) -> None:
+# Functions and not methods, so that the thread holds no reference to the prefetcher, which can then be collected.
+
+
+def _fill_queue(make_reader: Callable[[], Any], items: queue.Queue, stop: threading.Event) -> None:
     reader = None
     try:
         reader = make_reader()
         while not stop.is_set():
-            _put(reader.next(), made, stop)
-    except BaseException as error:  # handed to whoever asks for the next batch
-        _put(error, made, stop)
+            _put(reader.next(), items, stop)
+    except BaseException as error:  # raised again by `next`, in the thread that needs the batch
+        _put(error, items, stop)
     finally:
         if reader is not None:
             reader.close()
 
 
-def _put(item: Any, made: queue.Queue, stop: threading.Event) -> None:
+def _put(item: Any, items: queue.Queue, stop: threading.Event) -> None:
+    """Puts an item into the queue unless the pipeline is closed while the queue is full."""
     while not stop.is_set():
         try:
-            made.put(item, timeout=0.1)
+            items.put(item, timeout=0.1)
             return
         except queue.Full:
             continue

@@ -1,34 +1,34 @@
-"""Examples and packed rows as a person reads them."""
+"""Examples and packed rows as text for people."""
 
 import numpy as np
 
 from t5g2.core.batch import Batch, Example, HostBatch
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.tokenizers.base import Tokenizer
 
 
-def show(example: Example, tokenizer: Tokenizer, images: ImageRows | None = None) -> str:
-    """What the encoder reads and what the decoder is asked for, a line each; targets that do not count stand in ⟦ ⟧.
+def format_example(example: Example, tokenizer: Tokenizer, images: ImageRows | None = None) -> str:
+    """Returns the encoder's input and the decoder's targets, a line each; targets of weight 0 are in ⟦ ⟧.
 
         encoder  The <sentinel_0> sat on <sentinel_1>
         targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
 
     The tokens of an image are one [image 896x896]. Decoder inputs are not shown: they are BOS and the targets but the
-    last. Without encoder tokens the first line is left out; inputs that see each other both ways, a decoder-only
-    model's prefix, stand in its place.
+    last. A decoder-only model's bidirectional prefix takes the place of the first line; without encoder tokens and
+    without a prefix there is no first line.
     """
     targets = _marked(example, tokenizer, images)
     if example.blocks is not None and np.any(example.blocks):
-        seen = example.decoder_tokens[example.blocks > 0]
-        return f"prefix   {_line(decode(seen, tokenizer, images))}\ntargets  {targets}"
+        prefix = example.decoder_tokens[example.blocks > 0]
+        return f"prefix   {_line(decode_with_images(prefix, tokenizer, images))}\ntargets  {targets}"
     if not len(example.encoder_tokens):
         return f"targets  {targets}"
-    return f"encoder  {_line(decode(example.encoder_tokens, tokenizer, images))}\ntargets  {targets}"
+    return f"encoder  {_line(decode_with_images(example.encoder_tokens, tokenizer, images))}\ntargets  {targets}"
 
 
-def show_row(batch: HostBatch, row: int, config: DataConfig) -> str:
-    """The examples of one row, each with its id, source and denoiser, and how full the row is.
+def format_row(batch: HostBatch, row: int, config: DataConfig) -> str:
+    """Returns the examples of one row, each with its id, source and denoiser, and the number of its tokens.
 
     row 0 of stream 3: 2 examples, encoder 37 of 96 tokens, decoder 58 of 96
     [1] example 12, source many, denoiser mu3_r15
@@ -43,14 +43,14 @@ def show_row(batch: HostBatch, row: int, config: DataConfig) -> str:
     for segment, example_id in enumerate(ids[:count].tolist(), start=1):
         here = data.decoder.segments[row] == segment
         source, denoiser = data.sources[row][here][0], data.denoisers[row][here][0]
-        example = _example(data, row, segment)
+        example = _unpack(data, row, segment)
         name = f"example {example_id}, source {config.names[source]}, denoiser {config.denoisers[denoiser]}"
-        lines += [f"[{segment}] {name}", show(example, config.tokenizer, config.images)]
+        lines += [f"[{segment}] {name}", format_example(example, config.tokenizer, config.images)]
     return "\n".join(lines)
 
 
-def _example(data: Batch, row: int, segment: int) -> Example:
-    """An example of a packed row, taken out again."""
+def _unpack(data: Batch, row: int, segment: int) -> Example:
+    """Returns an example of a packed row."""
     here = data.decoder.segments[row] == segment
     encoder = np.empty(0, np.int32)
     if data.encoder is not None:
@@ -60,8 +60,8 @@ def _example(data: Batch, row: int, segment: int) -> Example:
     return Example(encoder, *parts, blocks=blocks)
 
 
-def decode(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -> str:
-    """The text of tokens, in which [image 896x896] stands for the tokens of each image of that size."""
+def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -> str:
+    """Returns the text of tokens, with [image 896x896] for the tokens of each image of that size."""
     if images is None:
         return tokenizer.decode(tokens)
     is_image = tokens == images.token
@@ -74,18 +74,18 @@ def decode(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -
 
 
 def _marked(example: Example, tokenizer: Tokenizer, images: ImageRows | None) -> str:
-    """The text of the targets, with ⟦ ⟧ around runs of weight 0."""
-    silent = example.weights == 0.0
-    starts = np.flatnonzero(silent[1:] != silent[:-1]) + 1
+    """Returns the text of the targets, with ⟦ ⟧ around runs of weight 0."""
+    is_ignored = example.weights == 0.0
+    starts = np.flatnonzero(is_ignored[1:] != is_ignored[:-1]) + 1
     text = ""
-    for run, quiet in zip(np.split(example.targets, starts), np.split(silent, starts), strict=True):
-        shown = _line(decode(run, tokenizer, images))
-        text += f"⟦{shown}⟧" if quiet[0] else shown
+    for run, ignored in zip(np.split(example.targets, starts), np.split(is_ignored, starts), strict=True):
+        run_text = _line(decode_with_images(run, tokenizer, images))
+        text += f"⟦{run_text}⟧" if ignored[0] else run_text
     return text
 
 
 def _line(text: str) -> str:
-    """On one line: ends of lines as ⏎."""
+    """Returns a text on one line: ends of lines as ⏎."""
     return text.replace("\r", "␍").replace("\n", "⏎")
 
 

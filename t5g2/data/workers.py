@@ -1,7 +1,7 @@
-"""Rows made by other processes, in the same order as without them, and processes that never outlive this one.
+"""Rows made by worker processes, in the same order as without them; the workers never outlive this process.
 
-Every worker has a part of the units and hands over its rows of a batch as one element. So a batch takes one element of
-each worker, whatever their number, and a batch's rows only have to be put back into the order of the units.
+Every worker has a part of the groups and sends its rows of a batch as one element. So a batch takes one element of each
+worker, whatever their number, and a batch's rows only have to be put back into the order of the groups.
 """
 
 import os
@@ -13,40 +13,43 @@ from typing import Any
 import numpy as np
 
 from t5g2.core.processes import EndWithParent
-from t5g2.data.streams import Corpus, Position, UnitsReader
+from t5g2.data.corpus import Corpus
+from t5g2.data.packing import Position
+from t5g2.data.streams import StreamAssignment, StreamGroupReader
 
 
-class WorkersReader:
-    """What a UnitsReader gives, made by `workers` processes; in a thread of its own, whose signals it blocks."""
+class MultiprocessReader:
+    """A StreamGroupReader in `workers` processes. To be made in a thread of its own, whose signals it blocks."""
 
     def __init__(
-        self, corpus: Corpus, units: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
+        self, corpus: Corpus, groups: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
     ):
         import grain
         from absl import flags
 
-        if not flags.FLAGS.is_parsed():  # grain reads its flags, and fails where nobody parsed any
+        if not flags.FLAGS.is_parsed():  # grain reads its flags, and fails if absl has parsed none
             flags.FLAGS.mark_as_parsed()
-        # Ctrl-C and SIGTERM reach the whole process group, and the trainer still wants batches while it saves: what
-        # starts here inherits that they are blocked. Starting the resource tracker unblocks them, so that goes first.
+        # Ctrl-C and SIGTERM reach the whole process group, and the trainer still needs batches while it saves: the
+        # workers inherit that the signals are blocked. Starting the resource tracker unblocks them, so it goes first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        self._workers = min(workers, len(units))
-        dataset = _dataset(corpus, tuple(units), seed=seed, positions=positions)
+        self._workers = min(workers, len(groups))
+        dataset = _dataset(corpus, tuple(groups), seed=seed, positions=positions)
         self._elements = iter(
             dataset.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
                 worker_init_fn=EndWithParent(os.getpid()),
             )
         )
-        each = corpus.config.rows // min(corpus.config.rows, corpus.config.streams)
-        order = np.concatenate([np.arange(len(units))[w :: self._workers] for w in range(self._workers)])
-        self._order = (np.argsort(order)[:, None] * each + np.arange(each)).ravel()
+        rows_per_group = StreamAssignment(corpus.config.rows, corpus.config.streams).rows_per_group
+        # grain deals the groups out in turn: worker w has the groups w, w + workers, …
+        order = np.concatenate([np.arange(len(groups))[w :: self._workers] for w in range(self._workers)])
+        self._order = (np.argsort(order)[:, None] * rows_per_group + np.arange(rows_per_group)).ravel()
 
     def next(self) -> dict[str, np.ndarray]:
-        """The arrays of this batch's rows, in the order of the units."""
+        """Returns the arrays of this batch's rows, in the order of the groups."""
         parts = [next(self._elements) for _ in range(self._workers)]
-        # copied: the parts lie in shared memory, which is given back when they are dropped
+        # np.concatenate copies the parts, which are in shared memory that is freed when they are dropped.
         return {name: np.concatenate([part[name] for part in parts])[self._order] for name in parts[0]}
 
     def close(self) -> None:
@@ -54,8 +57,8 @@ class WorkersReader:
         self._elements.close()
 
 
-def _dataset(corpus: Corpus, units: tuple[int, ...], *, seed: int, positions: Mapping[int, Position]) -> Any:
-    """A grain.IterDataset of UnitsReader's batches that can be cut by units.
+def _dataset(corpus: Corpus, groups: tuple[int, ...], *, seed: int, positions: Mapping[int, Position]) -> Any:
+    """Returns a grain.IterDataset of StreamGroupReader's batches that grain can split by groups.
 
     Defined in a function because importing grain imports jax; grain sends it to the workers by value.
     """
@@ -64,23 +67,23 @@ def _dataset(corpus: Corpus, units: tuple[int, ...], *, seed: int, positions: Ma
     class Batches(grain.IterDataset):
         def __init__(self):
             super().__init__()
-            self._units = units
+            self._groups = groups
 
         def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-            self._units = self._units[sl]
+            self._groups = self._groups[sl]
 
         def __iter__(self):
-            return BatchesIterator(UnitsReader(corpus, self._units, seed=seed, positions=positions))
+            return BatchesIterator(StreamGroupReader(corpus, self._groups, seed=seed, positions=positions))
 
     class BatchesIterator(grain.DatasetIterator):
-        def __init__(self, reader: UnitsReader):
+        def __init__(self, reader: StreamGroupReader):
             super().__init__()
             self._reader = reader
 
         def __next__(self):
             return self._reader.next()
 
-        # where to go on is in the rows, so grain's own state is empty
+        # The rows carry their positions, so grain's own state is empty.
         def get_state(self):
             return {}
 

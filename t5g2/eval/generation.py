@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import constrain
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models.cache import Cache
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.gemma import Gemma

@@ -21,11 +21,12 @@ from t5g2.core.logs import log
 from t5g2.core.objective import Objective
 from t5g2.core.seeds import derive_seed
 from t5g2.core.sharding import batch_sharding, constrain
-from t5g2.data.chunking import Text, describe, open_chunks
+from t5g2.data.chunking import describe, open_chunks
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.corpus import open_source
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
-from t5g2.data.streams import open_source
+from t5g2.data.sources.text_source import TextSource
 from t5g2.eval import metrics
 from t5g2.eval.generation import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums
@@ -94,7 +95,7 @@ class HeldoutLoss(Task):
       examples: how many chunks, the first in an order that depends on the seed alone; None = all.
     """
 
-    text: Text
+    text: TextSource
     objective: Objective
     name: str = "heldout"
     examples: int | None = 64
@@ -156,7 +157,7 @@ class Samples(Task):
       prompt_both_ways: a decoder-only model's prompt sees itself both ways, as PrefixLMDecoder trains it.
     """
 
-    text: Text
+    text: TextSource
     name: str = "samples"
     examples: int = 4
     prompt_tokens: int = 64

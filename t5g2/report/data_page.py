@@ -12,7 +12,7 @@ from t5g2.core import files
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig
-from t5g2.data.preview import decode
+from t5g2.data.preview import decode_with_images
 from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig
@@ -113,7 +113,7 @@ def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, config:
             made.append(tag("span", f" +{run.stop - run.start} padding", kind="padding"))
             continue
         kinds = [name for name, of in (("special", special), ("silent", silent)) if of[run.start]]
-        text = decode(tokens[run], tokenizer, config.images).replace("\n", "⏎")
+        text = decode_with_images(tokens[run], tokenizer, config.images).replace("\n", "⏎")
         made.append(tag("span", text, kind=" ".join(kinds), style=f"background:{_color(int(segments[run.start]))}"))
     return made
 

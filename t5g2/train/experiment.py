@@ -15,8 +15,8 @@ from t5g2.adapt.options import Choices
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.sharding import MeshShape
-from t5g2.data import chunking
-from t5g2.data.pipeline import DataConfig
+from t5g2.data.config import DataConfig
+from t5g2.data.sources import text_source
 from t5g2.data.tokenizers import registry
 from t5g2.eval.generation import BY_NAME as SAMPLERS
 from t5g2.eval.tasks import BY_NAME as TASKS
@@ -32,7 +32,7 @@ from t5g2.train.former_keys import current_keys
 TABLES = (
     KINDS,
     objectives.BY_NAME,
-    chunking.BY_NAME,
+    text_source.BY_NAME,
     registry.BY_NAME,
     optim.OPTIMIZERS,
     optim.SCHEDULES,

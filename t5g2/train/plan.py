@@ -144,7 +144,11 @@ def _with_teacher(experiment: Experiment, mesh: Mesh) -> tuple[DataConfig, Onlin
             folder = teachers.open_teacher(distill.teacher, data.tokenizer, experiment.vocab_size)
             fingerprint = teachers.fingerprint(folder)
         features = TeacherFeatures(
-            "answers", cache=distill.cache, per_token=distill.per_token, method=distill.method, teacher=fingerprint
+            "cached_logits",
+            cache=distill.cache,
+            per_token=distill.per_token,
+            method=distill.method,
+            teacher=fingerprint,
         )
         return dataclasses.replace(data, teacher_features=features), None
     folder = teachers.open_teacher(distill.teacher or "", data.tokenizer, experiment.vocab_size)

@@ -15,7 +15,7 @@ from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
-from t5g2.data.tokenizers.registry import Tokenizer
+from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig
 from t5g2.models.distillation import SparseDistribution, TeacherOutputs

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from t5g2.core.batch import HostBatch
-from t5g2.data.chunking import TextFiles
-from t5g2.data.pipeline import DataConfig, Pipeline, Source
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import Pipeline
+from t5g2.data.sources.text_files import TextFiles
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 
 SPECIALS = Bytes().special_tokens

@@ -7,9 +7,9 @@ import pytest
 
 from t5g2 import cli
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Jsonl
 from t5g2.data.shards import beam, token_shards
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.text_files import Jsonl
+from t5g2.data.tokenizers.byte_level import Bytes
 
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
@@ -46,8 +46,8 @@ def test_a_pipeline_makes_the_same_files(job, tmp_path, more):
 def test_a_pipeline_makes_what_is_missing(job, tmp_path):
     token_shards.write(job, tmp_path / "alone")
     token_shards.write(job, tmp_path / "beam")
-    lost = tmp_path / "beam" / job.file("tokens", 3, "array_record")
-    kept = tmp_path / "beam" / job.file("tokens", 4, "array_record")
+    lost = tmp_path / "beam" / job.tokens_file(3)
+    kept = tmp_path / "beam" / job.tokens_file(4)
     before = kept.stat().st_mtime_ns
     lost.unlink()
     token_shards.write(job, tmp_path / "beam", run=beam.pipeline("--runner=DirectRunner"))

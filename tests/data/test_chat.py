@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Tokens
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.corpus import open_corpus
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.shards import token_shards
+from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources import dialogues
 from t5g2.data.sources.dialogues import Chat, answer_ids
-from t5g2.data.streams import open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
 from t5g2.objectives import SupervisedFineTuning, SupervisedFineTuningDecoder
 from tests.data import tokenizer_files
@@ -197,9 +197,9 @@ def test_compressed_files_and_tables(tmp_path, monkeypatch):
         ({"messages": [*TWO[1:3], TWO[0], TWO[2]]}, r"message 3 has the role 'system'"),
         ({"messages": [TWO[1], {"role": "model", "content": 3}]}, r"message 2 has no text for its content, but 3"),
         ({"messages": [TWO[1], {"role": "model", "content": " "}]}, r"last turn is empty"),
-        ({"messages": "x"}, r"'messages' is no list"),
+        ({"messages": "x"}, r"'messages' is not a list"),
         ({"text": "x", "id": 1}, r"the record has text, id; it must be \{"),
-        ("[1]", r"the record is no object"),
+        ("[1]", r"the record is not an object"),
         ('{"messages": ', r"not JSON"),
     ],
 )

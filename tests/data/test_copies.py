@@ -14,9 +14,10 @@ import pytest
 import zstandard
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Jsonl, Parquet, TextFiles, open_chunks
+from t5g2.data.chunking import open_chunks
 from t5g2.data.sources import local_copies
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
+from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
@@ -113,15 +114,15 @@ def test_urls(tmp_path):
 def test_a_copy_is_made_once_and_again_when_the_file_changes(tmp_path, cache):
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(LINES))
-    assert local_copies.plain(str(tmp_path / "a.jsonl")) == str(tmp_path / "a.jsonl"), (
+    assert local_copies.plain_copy(str(tmp_path / "a.jsonl")) == str(tmp_path / "a.jsonl"), (
         "plain ones are read where they are"
     )
-    first = local_copies.plain(str(file))
+    first = local_copies.plain_copy(str(file))
     before = (cache / first).stat().st_mtime_ns
-    assert local_copies.plain(str(file)) == first
+    assert local_copies.plain_copy(str(file)) == first
     assert (cache / first).stat().st_mtime_ns == before
     file.write_bytes(gzip.compress(LINES + LINES))
-    assert local_copies.plain(str(file)) != first
+    assert local_copies.plain_copy(str(file)) != first
     assert len(list(Jsonl(str(file)).open())) == 6
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.data import images, packed_rows
-from t5g2.data.chunking import TextFiles
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.corpus import open_corpus
 from t5g2.data.pipeline import finite_batches
-from t5g2.data.preview import show_row
-from t5g2.data.streams import open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.preview import format_row
+from t5g2.data.sources.text_files import TextFiles
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2, Causal, MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from tests.data import corpus
 
@@ -39,7 +39,7 @@ def mixed(folder, *, rows=4, streams=4, decoder_only=False, **changes) -> DataCo
 
 
 def shown(color):
-    return images.resized(images.read(image_corpus.picture(color)), ROWS.size)
+    return images.resize(images.read(image_corpus.picture(color)), ROWS.size)
 
 
 def expected_of(row, side, made):
@@ -152,7 +152,7 @@ def test_a_person_sees_images_not_their_tokens(tmp_path):
     for decoder_only, first in ((False, "encoder  "), (True, "prefix   <bos>")):
         config = mixed(tmp_path, packing="none", decoder_only=decoder_only)
         batches = corpus.batches(config, count=6)[0]
-        shown = "\n".join(show_row(batch, row, config) for batch in batches for row in range(4))
+        shown = "\n".join(format_row(batch, row, config) for batch in batches for row in range(4))
         image = "<start_of_image>[image 16x16]<end_of_image>"
         assert f"{first}here ⏎⏎{image}\n" in shown
         assert f"{first}⏎⏎{image}⏎⏎ and ⏎⏎{image}\n" in shown
@@ -174,7 +174,7 @@ def test_what_does_not_go_together_is_told(tmp_path):
     config = mixed(tmp_path)
     asks = dataclasses.replace(config.sources[0], objective=UL2())
     with pytest.raises(
-        UserError, match="source 'images': its texts have images, and its objective, UL2, would ask for"
+        UserError, match="source 'images': its texts have images, and its objective, UL2, would predict"
     ):
         dataclasses.replace(config, sources=(asks,))
     with pytest.raises(

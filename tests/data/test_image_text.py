@@ -15,9 +15,9 @@ from PIL import Image
 from t5g2.core.errors import UserError
 from t5g2.data import images
 from t5g2.data.chunking import open_chunks
-from t5g2.data.sources.image_documents import InRows
+from t5g2.data.sources.image_documents import FilteredImageText
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 
 TOKENIZER = Bytes()
 KINDS = ("jsonl", "parquet", "structs", "webdataset")
@@ -37,7 +37,7 @@ def source(kind, folder, records=corpus.RECORDS):
 
 def in_rows(text, **changes):
     fields = {"rows": corpus.ROWS, "tokenizer": TOKENIZER, "chunk_tokens": 64} | changes
-    return InRows(text, **fields)
+    return FilteredImageText(text, **fields)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +45,7 @@ def test_documents_are_the_records_in_their_order(kind, tmp_path):
     documents = source(kind, tmp_path / "data").open()
     expected = [r for r in corpus.RECORDS if r[1] or kind != "webdataset"]
     assert [documents[i] for i in range(len(documents))] == [corpus.marked(t, len(c)) for t, c in expected]
-    found = [[documents.image(i, n) for n in range(documents.count(i))] for i in range(len(documents))]
+    found = [[documents.image_bytes(i, n) for n in range(documents.count(i))] for i in range(len(documents))]
     assert found == [[corpus.picture(color) for color in colors] for _, colors in expected]
     assert (documents.skipped, documents.problems) == (0, ())
     assert documents.characters == sum(len(corpus.marked(t, len(c))) for t, c in expected)
@@ -81,8 +81,8 @@ def test_pieces_are_whole_documents_with_their_pictures(kind, tmp_path):
             expected += [*block, *TOKENIZER.encode("\n\n" + part + "\n\n" * (n < len(colors))).tolist()]
         assert chunks[i].tolist() == expected
         for n, color in enumerate(colors):
-            shown = images.prepare(images.read(corpus.picture(color)), corpus.SIZE)
-            picture = fitted.picture(i, n)
+            shown = images.preprocess(images.read(corpus.picture(color)), corpus.SIZE)
+            picture = fitted.image(i, n)
             assert picture.dtype == np.uint8
             np.testing.assert_array_equal(picture.astype(np.float32) / np.float32(127.5) - np.float32(1), shown)
 
@@ -96,15 +96,15 @@ def test_one_image_may_be_a_path_a_cell_or_bytes(tmp_path):
     for name, cells in (("bytes", data), ("structs", [{"bytes": d, "path": None} for d in data])):
         parquet.write_table(pyarrow.table({"caption": ["a", "b", "c"], "image": cells}), tmp_path / f"{name}.parquet")
         documents = ImageParquet(str(tmp_path / f"{name}.parquet"), "caption", "image").open()
-        assert [documents.image(i, 0) for i in range(3)] == data
+        assert [documents.image_bytes(i, 0) for i in range(3)] == data
     (tmp_path / "red.webp").write_bytes(data[2])
     line = {"caption": "a", "image": "red.webp"}
     (tmp_path / "a.jsonl").write_text(json.dumps(line))
-    assert ImageJsonl(str(tmp_path), "caption", "image").open().image(0, 0) == data[2]
+    assert ImageJsonl(str(tmp_path), "caption", "image").open().image_bytes(0, 0) == data[2]
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "a.jsonl", tmp_path / "elsewhere" / "a.jsonl")
     moved = ImageJsonl(str(tmp_path / "elsewhere"), "caption", "image", folder=str(tmp_path)).open()
-    assert moved.image(0, 0) == data[2]
+    assert moved.image_bytes(0, 0) == data[2]
 
 
 def test_a_sample_may_have_json_and_folders(tmp_path):
@@ -127,7 +127,7 @@ def test_compressed_files_are_read_from_copies(tmp_path):
         (tmp_path / "packed" / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
     plain, packed = (WebDataset(str(tmp_path / name)).open() for name in ("plain", "packed"))
     assert plain.fingerprint == packed.fingerprint
-    assert packed.image(1, 0) == corpus.picture("green")
+    assert packed.image_bytes(1, 0) == corpus.picture("green")
 
 
 BAD = {
@@ -142,7 +142,7 @@ BAD = {
     "says so and has none": ({"text": "<start_of_image> a", "images": []}, r"1 times and has 0 images"),
     "nothing after": ({"text": "see: <start_of_image>\n", "images": ["red.png"]}, r"no text after the last image"),
     "damaged": ({"text": "a", "images": ["half.png"]}, r"half\.png cannot be read, it is damaged or cut off"),
-    "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is no image; images are JPEG, PNG or WebP"),
+    "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is not an image; images are JPEG, PNG or WebP"),
 }
 
 
@@ -157,7 +157,7 @@ def test_a_bad_record_is_told_or_counted(name, tmp_path):
         ImageJsonl(str(tmp_path)).open()
     documents = ImageJsonl(str(tmp_path)).open(on_bad_record="skip")
     assert (len(documents), documents.skipped) == (2, 1)
-    assert documents.place(1).endswith("b.jsonl, line 4")
+    assert documents.location(1).endswith("b.jsonl, line 4")
     with pytest.raises(UserError, match=r"1 of 3 records cannot be read, and max_skipped = 0\.01 of them may be left"):
         open_chunks(in_rows(ImageJsonl(str(tmp_path))), TOKENIZER, chunk_tokens=64, on_bad_record="skip")
 
@@ -172,7 +172,7 @@ def test_a_bad_row_of_a_table_is_told(tmp_path):
     documents = ImageParquet(str(tmp_path)).open(on_bad_record="skip")
     assert documents.problems == (
         f"{tmp_path}/a.parquet, row 2: a path, 'b.png', and no bytes (image_jsonl reads paths) under 'images'",
-        f"{tmp_path}/a.parquet, row 3: no image, but None under 'images'",
+        f"{tmp_path}/a.parquet, row 3: not an image, but None under 'images'",
     )
     with pytest.raises(UserError, match="has no column 'image'; it has text, images: set `images_field` to one of th"):
         ImageParquet(str(tmp_path), images_field="image").open()
@@ -195,7 +195,7 @@ def test_a_shard_that_is_cut_off_is_told(tmp_path):
         documents = WebDataset(str(tmp_path / "data")).open(on_bad_record="skip")
         assert (len(documents), documents.skipped) == (2 + (key == "0001"), 1), size
     file.write_bytes(whole[: text.offset] + b"x" * 2000)
-    with pytest.raises(UserError, match=r"0\.tar is no tar file"):
+    with pytest.raises(UserError, match=r"0\.tar is not a tar file"):
         WebDataset(str(file)).open()
     file.write_bytes(whole[: other.offset] + b"x" * 600 + whole[other.offset + 600 :])
     with pytest.raises(UserError, match=r"sample '0000': the archive is damaged or cut off here"):
@@ -279,10 +279,10 @@ def test_an_image_that_is_gone_later_is_told(tmp_path):
     fitted = in_rows(corpus.jsonl(tmp_path)).open()
     (tmp_path / "pictures" / "green.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"corpus\.jsonl, line 2, image 1 is empty"):
-        fitted.picture(1, 0)
+        fitted.image(1, 0)
     (tmp_path / "pictures" / "green.png").unlink()
     with pytest.raises(UserError, match=r"green\.png' cannot be opened"):
-        fitted.picture(1, 0)
+        fitted.image(1, 0)
 
 
 def test_no_files_are_told(tmp_path):
@@ -290,7 +290,7 @@ def test_no_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"no file that ends in \.jsonl in '"):
         ImageJsonl(str(tmp_path)).open()
     pytest.importorskip("fsspec").filesystem("memory").pipe("/a", b"{}")
-    with pytest.raises(UserError, match=r"memory://a is a URL, and images are local files; say in which folder"):
+    with pytest.raises(UserError, match=r"memory://a is a URL, and images are local files; name their folder"):
         ImageJsonl("memory://a").open()
     with pytest.raises(UserError, match="texts with images have no tokens of their own"):
         corpus.jsonl(tmp_path).open().tokens(0, TOKENIZER)

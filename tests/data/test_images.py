@@ -14,7 +14,7 @@ from PIL import Image
 
 from t5g2.core.errors import UserError
 from t5g2.data import images
-from t5g2.data.images import check_images, pan_and_scan, prepare, read
+from t5g2.data.images import check_images, pan_and_scan, preprocess, read
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +221,7 @@ def png_of(width, height):
 
 def test_bombs():
     """Where Pillow would warn and go on, and where it would refuse."""
-    assert images.MOST_PIXELS == Image.MAX_IMAGE_PIXELS
+    assert images.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
     most = "images have at most 89478485 pixels, so make it smaller"
     with pytest.raises(UserError, match=f"bytes has 10000 x 9000 pixels; {most}"):
         read(png_of(10_000, 9_000))
@@ -241,33 +241,33 @@ def test_a_huge_file_is_not_read_to_its_end(monkeypatch, tmp_path):
 
 def test_values():
     """0, 127.5 and 255 are -1, 0 and 1."""
-    assert prepare(np.zeros((2, 3, 3), np.uint8), 4).tolist() == np.full((4, 4, 3), -1.0).tolist()
-    white = prepare(np.full((2, 3, 3), 255, np.uint8), 4)
+    assert preprocess(np.zeros((2, 3, 3), np.uint8), 4).tolist() == np.full((4, 4, 3), -1.0).tolist()
+    white = preprocess(np.full((2, 3, 3), 255, np.uint8), 4)
     assert (white.dtype, white.min(), white.max()) == (np.float32, 1.0, 1.0)
     levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    np.testing.assert_allclose(prepare(levels, 16), levels / 127.5 - 1, atol=1e-7)
+    np.testing.assert_allclose(preprocess(levels, 16), levels / 127.5 - 1, atol=1e-7)
 
 
 def test_the_aspect_ratio_is_ignored_and_small_details_are_averaged():
     wide = np.zeros((10, 400, 3), np.uint8)
     wide[:, 200:] = 200
-    got = prepare(wide, 20)
+    got = preprocess(wide, 20)
     assert got.shape == (20, 20, 3)
     np.testing.assert_allclose(got[:, 0], -1)
     np.testing.assert_allclose(got[:, -1], 200 / 127.5 - 1, atol=1e-6)
     checkers = (255 * (np.indices((256, 256)).sum(axis=0) % 2)).astype(np.uint8)[:, :, None].repeat(3, axis=2)
-    assert np.abs(prepare(checkers, 16)).max() < 0.01  # and not the -1 and 1 of single pixels
+    assert np.abs(preprocess(checkers, 16)).max() < 0.01  # and not the -1 and 1 of single pixels
 
 
 def test_resamplings_differ_and_others_are_refused():
     given = np.asarray(picture())
-    assert np.abs(prepare(given, 20) - prepare(given, 20, resampling="bicubic")).max() > 0.01
+    assert np.abs(preprocess(given, 20) - preprocess(given, 20, resampling="bicubic")).max() > 0.01
     with pytest.raises(UserError, match=r"unknown resampling 'bilinaer'; did you mean 'bilinear'\?"):
-        prepare(given, 20, resampling="bilinaer")
+        preprocess(given, 20, resampling="bilinaer")
     with pytest.raises(UserError, match=r"the image is float64\[2, 2, 3\]; it must be uint8\[height, width, 3\]"):
-        prepare(np.zeros((2, 2, 3)), 20)
+        preprocess(np.zeros((2, 2, 3)), 20)
     with pytest.raises(UserError, match=r"the image is uint8\[0, 2, 3\]"):
-        prepare(np.zeros((0, 2, 3), np.uint8), 20)
+        preprocess(np.zeros((0, 2, 3), np.uint8), 20)
 
 
 def test_crops_of_the_example():
@@ -326,7 +326,7 @@ def test_pixels_are_those_of_transformers(transformers, kind, resampling):
         for number, shape in enumerate(SHAPES):
             given = picture(*shape, seed=number)
             said = process(given, size={"height": size, "width": size}, **HALF)["pixel_values"]
-            got = prepare(np.asarray(given), size, resampling=resampling)
+            got = preprocess(np.asarray(given), size, resampling=resampling)
             np.testing.assert_allclose(got, np.asarray(said)[0].transpose(1, 2, 0), atol=3e-7)
     # the whole of what is uint8 in between is the same
     np.testing.assert_array_equal(np.round((got + 1) * 127.5) % 1, 0)
@@ -361,7 +361,7 @@ def test_crops_are_those_of_transformers(transformers):
         given = np.random.RandomState(height).randint(0, 256, (height, width, 3)).astype(np.uint8)
         for crops in (4, 2, 6):
             said = process.pan_and_scan(given.transpose(2, 0, 1), 256, crops, 1.2)
-            got = pan_and_scan(given, most_crops=crops)
+            got = pan_and_scan(given, max_crops=crops)
             assert len(got) == len(said), (height, width)
             found.add(len(got))
             for ours, theirs in zip(got, said, strict=True):

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2.core.seeds import derive_seed
+from t5g2.data.corpus import open_corpus
+from t5g2.data.examples import source_examples
 from t5g2.data.packed_rows import NO_EXAMPLE, Feature
 from t5g2.data.packing import START, PackedRows, Packer
-from t5g2.data.streams import examples_of, open_corpus
 from tests.data import corpus
 
 LAYOUT = {
     "encoder": Feature(8),
     "decoder": Feature(8),
-    "weights": Feature(8, dtype=np.float32, beside="decoder"),
+    "weights": Feature(8, dtype=np.float32, aligned_with="decoder"),
     "ids": Feature(4, (2,), np.int64, NO_EXAMPLE),
 }
 
@@ -38,7 +39,7 @@ def examples(lengths) -> list[dict[str, np.ndarray]]:
 
 
 def packed(given, *, rule: Any = "first_fit", rows=3, seed=0, position=START, layout=LAYOUT) -> PackedRows:
-    return PackedRows(given, layout, rows=rows, rule=rule, seed=seed, position=position)
+    return PackedRows(given, layout, rows=rows, policy=rule, seed=seed, position=position)
 
 
 DRAWN = [(6, 2), (2, 2), (2, 6)]
@@ -49,7 +50,7 @@ DRAWN = [(6, 2), (2, 2), (2, 6)]
 )
 def test_the_drawn_rows(rule: Any, first, second):
     layout = LAYOUT | {"ids": dataclasses.replace(LAYOUT["ids"], length=1)} if rule == "none" else LAYOUT
-    packer = Packer(layout, 1 if rule == "none" else 2, rule=rule)
+    packer = Packer(layout, 1 if rule == "none" else 2, policy=rule)
     fits = [packer.add(e) for e in examples(DRAWN)]
     assert fits == [True, rule != "none", rule != "none"]
     found = [row[row >= 0].tolist() for row in packer.finish()["ids"][..., 0]]
@@ -57,7 +58,7 @@ def test_the_drawn_rows(rule: Any, first, second):
 
 
 def test_a_row_is_what_core_batch_draws():
-    packer = Packer(LAYOUT, 2, rule="first_fit")
+    packer = Packer(LAYOUT, 2, policy="first_fit")
     for made in examples([(3, 4), (2, 2)]):
         assert packer.add(made)
     rows = packer.finish()
@@ -110,7 +111,7 @@ def test_first_fit_is_grains(lengths, rows, shuffled):
 
 def unshuffled(given, *, rows):
     """The rows in the order that they were filled in."""
-    packer, left = Packer(LAYOUT, rows, rule="first_fit"), list(given)
+    packer, left = Packer(LAYOUT, rows, policy="first_fit"), list(given)
     while left:
         while left and packer.add(left[0]):
             left.pop(0)
@@ -203,14 +204,14 @@ def test_sets_are_drawn_row_by_row():
 
 def test_best_fit_with_one_side_leaves_the_least_room():
     layout = LAYOUT | {"encoder": Feature(0)}
-    packer = Packer(layout, 2, rule="best_fit")
+    packer = Packer(layout, 2, policy="best_fit")
     for made in examples([(0, 5), (0, 6), (0, 2)]):
         assert packer.add(made)
     assert packer.finish()["ids"][:, :2, 0].tolist() == [[1, -1], [2, 3]]
 
 
 def test_what_is_no_example_is_told():
-    packer = Packer(LAYOUT, 1, rule="first_fit")
+    packer = Packer(LAYOUT, 1, policy="first_fit")
     with pytest.raises(ValueError, match="an example has 9 of 'encoder', and a row holds 8"):
         packer.add(example(1, 9, 1))
     assert packer.add(example(1, 1, 2) | {"weights": np.ones(1, np.float32)})
@@ -223,7 +224,7 @@ def test_the_order_of_examples_is_that_of_grains_shuffle(tmp_path):
     opened = open_corpus(config)
     for source, chunks in enumerate(opened.chunks):
         shuffled = grain.MapDataset.source(range(len(chunks))).shuffle(seed=derive_seed(5, "shuffle", source)).repeat(3)
-        examples: Any = examples_of(opened, source, seed=5, epochs=3)
+        examples: Any = source_examples(opened, source, seed=5, epochs=3)
         assert len(examples) == len(shuffled) == 3 * len(chunks)
-        examples._make = lambda k, chunk: chunk.index
+        examples._build = lambda k, chunk: chunk.index
         assert [examples[k] for k in range(len(examples))] == list(shuffled)

@@ -10,10 +10,13 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data.chunking import TextFiles
-from t5g2.data.pipeline import DataConfig, Pipeline, Source, describe_ratio, finite_batches, to_global
-from t5g2.data.streams import Units, examples_of, open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.corpus import open_corpus
+from t5g2.data.examples import source_examples
+from t5g2.data.pipeline import Pipeline, describe_ratio, finite_batches, to_global
+from t5g2.data.sources.text_files import TextFiles
+from t5g2.data.streams import StreamAssignment
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2, Causal, PrefixLM, PrefixLMDecoder
 from tests.data import corpus
 
@@ -83,7 +86,7 @@ def test_streams_are_read_in_turn_when_rows_are_few(tmp_path):
 
 
 def test_units_hold_rows_and_streams():
-    few, many = Units(rows=2, streams=6), Units(rows=6, streams=2)
+    few, many = StreamAssignment(rows=2, streams=6), StreamAssignment(rows=6, streams=2)
     assert [(list(few.rows_of(u)), list(few.streams_of(u))) for u in range(few.count)] == [
         ([0], [0, 1, 2]),
         ([1], [3, 4, 5]),
@@ -92,8 +95,8 @@ def test_units_hold_rows_and_streams():
         ([0, 1, 2], [0]),
         ([3, 4, 5], [1]),
     ]
-    assert many.holding(range(2, 4)) == range(2)
-    assert many.holding(range(3, 5)) == range(1, 2)
+    assert many.groups_with(range(2, 4)) == range(2)
+    assert many.groups_with(range(3, 5)) == range(1, 2)
 
 
 def test_another_seed_gives_other_batches(tmp_path):
@@ -221,7 +224,7 @@ def test_packed_examples_are_those_that_went_in(tmp_path, made, packing):
     """Array by array: tokens, targets, weights and blocks of every example, from 0 on and at its own segment."""
     config = made(tmp_path, rows=4, streams=4, packing=packing)
     opened = open_corpus(config)
-    went_in = [examples_of(opened, i, seed=derive_seed(3, "finite"), epochs=1) for i in range(2)]
+    went_in = [source_examples(opened, i, seed=derive_seed(3, "finite"), epochs=1) for i in range(2)]
     packed = 0
     for host in finite_batches(config, seed=3):
         data = host.batch
@@ -326,7 +329,7 @@ def test_positions_of_another_number_of_streams_are_refused(tmp_path):
         ({"workers": -1}, "workers = -1; it must be at least 0"),
         (
             {"encoder_length": 0},
-            "'many': its objective, UL2, writes for an encoder, and encoder_length is 0: .* Take causal or prefix_lm_",
+            "'many': its objective, UL2, makes encoder inputs, and encoder_length is 0: .* Take causal or prefix_lm_",
         ),
         (
             {"sources": (Source(TextFiles("*.txt"), PrefixLMDecoder()),)},
@@ -352,7 +355,7 @@ def test_sources_have_names_and_weights(tmp_path):
     config = corpus.mixed(tmp_path, rows=4, streams=4)
     assert config.names == ("many", "few")
     same = tuple(dataclasses.replace(s, name="x") for s in config.sources)
-    with pytest.raises(UserError, match="two sources have one name: x, x"):
+    with pytest.raises(UserError, match="two sources have the same name: x, x"):
         dataclasses.replace(config, sources=same)
     with pytest.raises(UserError, match="weight = 0; leave the source out"):
         Source(config.sources[0].text, PrefixLM(), weight=0)

@@ -11,8 +11,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import ArrayRecord, Jsonl, Tfds, open_chunks
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.chunking import open_chunks
+from t5g2.data.sources.array_records import ArrayRecord, Tfds
+from t5g2.data.sources.text_files import Jsonl
+from t5g2.data.tokenizers.byte_level import Bytes
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
 
@@ -124,7 +126,7 @@ def test_too_many_bad_records_are_named(tmp_path):
     with pytest.raises(UserError, match=r"2 of 22 records cannot be read, and max_skipped = 0\.01") as error:
         open_chunks(ArrayRecord(str(tmp_path)), Bytes(), chunk_tokens=16, on_bad_record="skip")
     assert "a.array_record, record 20: not JSON" in str(error.value)
-    assert "a.array_record, record 21: no text under 'text': the record is no object" in str(error.value)
+    assert "a.array_record, record 21: no text under 'text': the record is not an object" in str(error.value)
 
 
 # a data set of three examples, written by TensorFlow Datasets itself

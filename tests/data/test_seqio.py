@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Seqio, Tokens, describe, open_chunks
+from t5g2.data.chunking import describe, open_chunks
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.shards import token_shards
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.shards.token_shards import Tokens
+from t5g2.data.sources.seqio_source import Seqio
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import SentencePiece
 from t5g2.objectives import Causal, Seq2Seq
 from tests.data import tokenizer_files
@@ -101,8 +103,8 @@ def test_tokens_are_kept_for_runs_without_seqio(tokenizer, tmp_path):
     assert (documents.fingerprint, documents.file) == (again.fingerprint, again.file)
     token_shards.write(token_shards.Job(documents, tokenizer, {"kind": "seqio"}, 2), tmp_path / "tokens")
     kept, sent = Tokens(str(tmp_path / "tokens")).open(), pickle.loads(pickle.dumps(documents))
-    assert kept.pairs
-    assert sent.pairs
+    assert kept.has_pairs
+    assert sent.has_pairs
     assert kept.fingerprint == sent.fingerprint == documents.fingerprint
     for i in range(9):
         for other in (kept, sent):
@@ -127,7 +129,7 @@ def test_what_is_wrong_with_a_task_is_told(tokenizer):
     with pytest.raises(UserError, match="plain_pairs has inputs, targets, and inputs_tokens = 0 asks for targets"):
         opened("plain_pairs", inputs=0)
     with pytest.raises(
-        UserError, match=r"has pairs of inputs and targets, and text is asked for; the objective seq2seq"
+        UserError, match=r"has pairs of inputs and targets, and its objective takes text; the objective seq2seq"
     ):
         opened("plain_pairs", pairs=False)
     with pytest.raises(UserError, match=r"a pair of inputs and targets has \d+ tokens .* and chunk_tokens is 32"):

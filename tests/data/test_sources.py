@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import SHORTEST_TOKENS, Chunks, Jsonl, PythonText, TextFiles, describe, open_chunks
-from t5g2.data.sources.documents import Documents
-from t5g2.data.streams import open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.chunking import Chunks, describe, open_chunks
+from t5g2.data.corpus import open_corpus
+from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.sources.text_files import Jsonl, TextFiles
+from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 
@@ -153,7 +155,7 @@ def test_jsonl(tmp_path):
     [
         (b'{"text": "no end', r"a\.jsonl, line 2: not JSON \(Unterminated string.* at column 10\)"),
         (b'{"txt": "x"}', r"a\.jsonl, line 2: no text under 'text': the record is an object with txt"),
-        (b"[1]", r"a\.jsonl, line 2: no text under 'text': the record is no object"),
+        (b"[1]", r"a\.jsonl, line 2: no text under 'text': the record is not an object"),
         (b'{"text": 3}', r"a\.jsonl, line 2: no text under 'text'"),
         (b'{"text": "\xff"}', r"a\.jsonl, line 2: byte 10 is not UTF-8"),
     ],
@@ -235,7 +237,7 @@ def test_a_corpus_that_is_missing_or_empty(tmp_path, source):
     with pytest.raises(UserError, match="no file at"):
         source(str(tmp_path)).open()
     write(tmp_path, empty__txt="")
-    with pytest.raises(UserError, match="no text in 1 file; give such as have at least 8 tokens"):
+    with pytest.raises(UserError, match="no text in 1 file; give files with texts of at least 8 tokens"):
         source(str(tmp_path)).open()
 
 

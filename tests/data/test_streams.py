@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 
 from t5g2.core.seeds import derive_seed
-from t5g2.data.streams import Selection, StreamReader, examples_of, open_corpus
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.corpus import open_corpus
+from t5g2.data.examples import source_examples
+from t5g2.data.streams import SourceMixture, StreamReader
+from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 
 def test_the_drawn_selection():
-    selection = Selection((2, 1), seed=0, stream=0)
+    selection = SourceMixture((2, 1), seed=0, stream=0)
     selection._draw = lambda block: np.array([[(0, 0), (1, 0), (0, 1)], [(1, 0), (0, 0), (0, 1)]][block])
     assert [selection[i] for i in range(6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (0, 3)]
 
 
 @pytest.mark.parametrize("weights", [(1,), (3, 1), (1, 1), (5, 3, 2)])
 def test_every_block_has_the_weights_exactly_and_no_example_twice(weights):
-    selection, size = Selection(weights, seed=1, stream=2), sum(weights)
+    selection, size = SourceMixture(weights, seed=1, stream=2), sum(weights)
     draws = [selection[i] for i in range(size * 50)]
     for block in range(50):
         sources = [source for source, _ in draws[block * size : (block + 1) * size]]
@@ -30,20 +32,20 @@ def test_every_block_has_the_weights_exactly_and_no_example_twice(weights):
 
 def test_the_order_in_a_block_follows_from_seed_stream_and_block():
     def sources(seed, stream):
-        selection = Selection((3, 3), seed=seed, stream=stream)
+        selection = SourceMixture((3, 3), seed=seed, stream=stream)
         return [selection[i][0] for i in range(60)]
 
     assert sources(0, 0) == sources(0, 0)
     assert sources(0, 0) != sources(0, 1)
     assert sources(0, 0) != sources(1, 0)
     assert sources(0, 0)[:6] * 10 != sources(0, 0)
-    backwards = Selection((3, 3), seed=0, stream=0)
+    backwards = SourceMixture((3, 3), seed=0, stream=0)
     assert [backwards[i][0] for i in reversed(range(60))] == sources(0, 0)[::-1]
 
 
 def test_example_k_is_a_pure_function_of_k(tmp_path):
     opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
-    one, other = examples_of(opened, 0, seed=5), examples_of(opened, 0, seed=5)
+    one, other = source_examples(opened, 0, seed=5), source_examples(opened, 0, seed=5)
     chunks = len(opened.chunks[0])
     for k in (0, 7, chunks, 3 * chunks + 1):
         _ = other[k + 1]  # whatever was drawn before
@@ -54,7 +56,7 @@ def test_example_k_is_a_pure_function_of_k(tmp_path):
 
 def test_epochs_are_shuffled_anew_and_denoised_anew(tmp_path):
     opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
-    examples, chunks = examples_of(opened, 0, seed=5), len(opened.chunks[0])
+    examples, chunks = source_examples(opened, 0, seed=5), len(opened.chunks[0])
     denoisers = np.array([examples[k]["ids"][0, 1] for k in range(2 * chunks)]).reshape(2, chunks)
     assert not np.array_equal(denoisers[0], denoisers[1])
     shuffled = opened.chunks[0]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Jsonl, TextFiles, open_chunks
+from t5g2.data.chunking import open_chunks
 from t5g2.data.pipeline import Pipeline
 from t5g2.data.shards import token_cache, token_shards
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.text_files import Jsonl, TextFiles
+from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 
@@ -60,7 +61,7 @@ def test_another_text_or_tokenizer_has_tokens_of_its_own(tmp_path, cache):
 
     def found(tokenizer):
         documents = TextFiles(str(tmp_path / "text")).open(on_bad_record="stop")
-        return token_cache.tokenized(documents, tokenizer).tokens(0, tokenizer).tolist()
+        return token_cache.cached_tokens(documents, tokenizer).tokens(0, tokenizer).tolist()
 
     file.write_text("the cat sat on the mat")
     first = found(Bytes())
@@ -76,14 +77,14 @@ def test_a_folder_that_has_lost_something_is_made_anew(tmp_path, cache, lost):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"text": "the text of record {i}"}}\n' for i in range(9)))
     opened = Jsonl(str(file)).open(on_bad_record="stop")
-    want = [token_cache.tokenized(opened, Bytes()).tokens(i, Bytes()).tolist() for i in range(9)]
+    want = [token_cache.cached_tokens(opened, Bytes()).tokens(i, Bytes()).tolist() for i in range(9)]
     [folder] = [folder for folder in cache.iterdir() if folder.is_dir()]
     [shard] = folder.glob("*.array_record")
     if lost == "cut":
         shard.write_bytes(shard.read_bytes()[:-40])
     else:
         shard.unlink()
-    documents = token_cache.tokenized(opened, Bytes())
+    documents = token_cache.cached_tokens(opened, Bytes())
     assert [documents.tokens(i, Bytes()).tolist() for i in range(9)] == want
 
 
@@ -103,9 +104,9 @@ def test_an_interrupted_one_goes_on_after_its_last_whole_shard(tmp_path, cache, 
 
     monkeypatch.setattr(type(opened), "__getitem__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        token_cache.tokenized(opened, Bytes())
+        token_cache.cached_tokens(opened, Bytes())
     del tokenised[:-1]
-    documents = token_cache.tokenized(opened, Bytes())
+    documents = token_cache.cached_tokens(opened, Bytes())
     assert tokenised[1:] == [3, 4, 5, 6, 7, 8]
     assert documents.tokens(8, Bytes()).tolist() == Bytes().encode("the text of record 8").tolist()
 
@@ -117,7 +118,9 @@ def test_of_several_that_want_them_one_makes_them(tmp_path, cache, monkeypatch):
     writes, write = [], token_shards.write
     monkeypatch.setattr(token_shards, "write", lambda *a, **how: writes.append(1) or write(*a, **how))
     found = []
-    threads = [threading.Thread(target=lambda: found.append(token_cache.tokenized(opened, Bytes()))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(token_cache.cached_tokens(opened, Bytes()))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -131,12 +134,12 @@ def test_a_text_with_too_many_bad_records_is_not_tokenised(tmp_path, cache):
     """And says which they are, as it does without the cache."""
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "the text of a record"}\n{"txt": "no text"}\n')
-    source = token_cache.InCache(Jsonl(str(file)), Bytes(), 0.01)
+    source = token_cache.CachedText(Jsonl(str(file)), Bytes(), 0.01)
     with pytest.raises(UserError, match=r"Jsonl.*a\.jsonl.*1 of 2 records cannot be read(.|\n)*line 2"):
         open_chunks(source, Bytes(), chunk_tokens=16, on_bad_record="skip")
     assert not cache.exists()
     kept = open_chunks(
-        token_cache.InCache(Jsonl(str(file)), Bytes(), 0.5),
+        token_cache.CachedText(Jsonl(str(file)), Bytes(), 0.5),
         Bytes(),
         chunk_tokens=16,
         on_bad_record="skip",
@@ -149,5 +152,5 @@ def test_tokens_made_ahead_are_not_kept_again(tmp_path, cache):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("the cat sat on the mat " * 50)
     opened = TextFiles(str(tmp_path / "text")).open(on_bad_record="stop")
-    made = token_cache.tokenized(opened, Bytes())
-    assert token_cache.tokenized(made, Bytes()) is made
+    made = token_cache.cached_tokens(opened, Bytes())
+    assert token_cache.cached_tokens(made, Bytes()) is made

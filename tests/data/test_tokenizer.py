@@ -12,7 +12,8 @@ from t5g2.core import settings as config_settings
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig
 from t5g2.data.tokenizers.base import Tokenizer
-from t5g2.data.tokenizers.registry import BY_NAME, Bytes, from_dict
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.data.tokenizers.registry import BY_NAME, from_dict
 from tests.data import tokenizer_files
 
 KINDS = ("sentencepiece", "huggingface")

@@ -9,9 +9,10 @@ import os
 import sys
 import time
 
-from t5g2.data.chunking import PythonText
-from t5g2.data.pipeline import DataConfig, Pipeline, Source
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import Pipeline
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2
 
 CONFIG = DataConfig(

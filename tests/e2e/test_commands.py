@@ -145,9 +145,9 @@ def test_answers_ahead_of_a_run(corpus, tmp_path, capsys, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
     assert any(row.get("train/divergence", 0) > 0 for row in rows)
     for wrong, message in (
-        (["--shards=3"], "holds other answers"),
+        (["--shards=3"], "holds other teacher logits"),
         (["--shards=2", "--method=full"], 'take "top_k" or "sampled"'),
-        (["--shards=2", "--part=2/2"], "WHICH/OF"),
+        (["--shards=2", "--part=2/2"], "INDEX/COUNT"),
         (["--shards=2", "--sources=web"], "unknown source 'web'"),
         (["--shards=2", "--teacher=nowhere"], "nowhere"),
         (["--shards=2", "--config.data.chunk_tokens=32"], "pieces_fingerprint"),

@@ -11,7 +11,7 @@ from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import generation as g
 from t5g2.models import build
 from t5g2.models.layers import Compute

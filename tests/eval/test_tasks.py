@@ -13,10 +13,10 @@ import pytest
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data.chunking import TextFiles
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.text_files import TextFiles
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import evaluation as evaluate
 from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting
 from t5g2.models import build
@@ -230,7 +230,7 @@ def test_impossible_tasks_are_said(text, make, message):
         (
             lambda text: HeldoutLoss(text, PrefixLM(), name="news"),
             0,
-            "task 'news' does not fit the run's data: .* PrefixLM, writes for an encoder, and encoder_length is 0",
+            "task 'news' does not fit the run's data: .* PrefixLM, makes encoder inputs, and encoder_length is 0",
         ),
         (
             lambda text: Samples(text, prompt_both_ways=True),

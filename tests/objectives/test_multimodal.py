@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from t5g2.core.errors import UserError
 from t5g2.data import image_tokens
 from t5g2.data.image_tokens import ImageRows
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import MultimodalPrefixLM, MultimodalPrefixLMDecoder, PrefixLM, PrefixLMDecoder
 from tests.objectives.arrays import RNG, assert_example, repeatable
 from tests.objectives.arrays import SPECIALS as TEXT

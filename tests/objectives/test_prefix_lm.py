@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import PrefixLM, PrefixLMDecoder
 from tests.objectives.arrays import RNG, SPECIALS, assert_example, repeatable
 

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from t5g2.core import pairs
 from t5g2.core.errors import UserError
-from t5g2.data.chunking import Chunks, PythonText, open_chunks
+from t5g2.data.chunking import Chunks, open_chunks
 from t5g2.data.sources.documents import Documents
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import Seq2Seq
 from tests.objectives.arrays import RNG, SPECIALS, assert_example
 
@@ -71,5 +72,5 @@ def test_bounds_and_texts_are_told():
         Seq2Seq(2, 8)(pairs.join(np.arange(3), np.arange(1)), RNG, special_tokens=SPECIALS)
     with pytest.raises(UserError, match="targets_tokens = 0; it must be at least 1"):
         Seq2Seq(2, 0)
-    with pytest.raises(UserError, match="has text, and pairs is asked for; the objective seq2seq takes pairs"):
+    with pytest.raises(UserError, match="has text, and its objective takes pairs; the objective seq2seq takes pairs"):
         open_chunks(PythonText(max_bytes=300_000), Bytes(), chunk_tokens=32, on_bad_record="stop", pairs=True)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
-from t5g2.data.chunking import Jsonl
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.text_files import Jsonl
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import BY_NAME, SupervisedFineTuning, SupervisedFineTuningDecoder
 from tests.objectives.arrays import RNG, SPECIALS, assert_example, repeatable
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from t5g2.core.errors import UserError
 from t5g2.core.special_tokens import SpecialTokens
-from t5g2.data.chunking import PythonText
 from t5g2.data.config import DataConfig, Source
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import T5GEMMA2, UL2, UL2_ORIGINAL, Denoiser, SpanCorruption, UL2Original
 from tests.objectives.arrays import SPECIALS, assert_example, repeatable
 from tests.objectives.test_ul2 import MANY, TOKENS, Drawn

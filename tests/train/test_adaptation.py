@@ -14,7 +14,8 @@ from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
-from t5g2.data.tokenizers.registry import Bytes, from_dict
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.data.tokenizers.registry import from_dict
 from t5g2.models import build, sizes
 from t5g2.models.config import text_only, to_dict
 from t5g2.train import config_file

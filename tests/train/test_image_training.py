@@ -14,9 +14,9 @@ from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
-from t5g2.data.images import prepare, read
+from t5g2.data.images import preprocess, read
 from t5g2.data.pipeline import Pipeline, to_global
-from t5g2.data.tokenizers.registry import Bytes
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval.tasks import HeldoutLoss
 from t5g2.models import build
 from t5g2.objectives import MultimodalPrefixLM
@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_the_model_given_the_images_as_floats(tmp_path):
     batch, model = batch_of(experiment), weights.model(experiment.model)
     assert {0, 1} == set(np.unique(batch.sources))
     floats = np.zeros(batch.images.shape, np.float32)
-    pictures = {c: prepare(read(image_corpus.picture(c)), 16) for c in image_corpus.NAMES}
+    pictures = {c: preprocess(read(image_corpus.picture(c)), 16) for c in image_corpus.NAMES}
     for row, i in np.argwhere(batch.images.any(axis=(2, 3, 4))).tolist():
         [color] = [c for c, p in pictures.items() if np.array_equal(np.round((p + 1) * 127.5), batch.images[row, i])]
         floats[row, i] = pictures[color]

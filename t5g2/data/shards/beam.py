@@ -1,8 +1,9 @@
-"""Shards of tokens made by an Apache Beam pipeline, on one machine or many: those that are made without one,
-byte for byte, because each follows from the text, the tokenizer and its number alone.
+"""Shards of tokens written by an Apache Beam pipeline, on one machine or many.
 
-Every worker needs t5g2 with the same files at the same paths: the text, the tokenizer, and the folder that is written.
-What is there already is left alone, so an interrupted pipeline is started again by the same command.
+They are the files that `t5g2 tokenize` writes without Beam, byte for byte, because each follows from the text, the
+tokenizer and its number alone. Every worker needs t5g2 with the same files at the same paths: the text, the tokenizer,
+and the folder that is written. Shards that are complete are left alone, so the same command goes on after an
+interruption.
 """
 
 import shlex
@@ -11,18 +12,18 @@ from typing import Any
 
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
-from t5g2.data.shards.token_shards import Run
+from t5g2.data.shards.token_shards import ShardRunner
 
 
-def pipeline(options: str) -> Run:
-    """How t5g2.data.shards.token_shards.write makes shards by a pipeline with these options, as a command line has them.
+def pipeline(options: str) -> ShardRunner:
+    """Returns the `run` of token_shards.write that writes shards by a pipeline with these command-line options.
 
     Raises:
       UserError: apache-beam is not installed, or does not know an option or a runner.
     """
     beam, arguments = require("apache_beam", "beam"), shlex.split(options)
     parsed = beam.options.pipeline_options.PipelineOptions(arguments)
-    # asked for once, so that what is wrong is said before a text is opened
+    # Options and runner are checked here, so that an error appears before a text is opened.
     unknown = [name for name in arguments if name.startswith("--") and not _is_known(parsed, name)]
     if unknown:
         raise UserError(
@@ -37,15 +38,15 @@ def pipeline(options: str) -> Run:
     except (ValueError, ImportError, AttributeError) as error:
         raise UserError(f"--beam={options!r}: {error}") from None
 
-    def run(make: Callable[[int], None], shards: Sequence[int]) -> None:
-        with beam.Pipeline(runner, options=parsed) as one:
-            # Reshuffle, because otherwise one worker gets them all
-            _ = one | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(make)
+    def run(write_shard: Callable[[int], None], shards: Sequence[int]) -> None:
+        with beam.Pipeline(runner, options=parsed) as root:
+            # Without a Reshuffle, one worker gets all shards.
+            _ = root | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(write_shard)
 
     return run
 
 
 def _is_known(options: Any, argument: str) -> bool:
-    """Whether an option is one that some part of Beam reads."""
+    """True if some part of Beam reads the option."""
     name = argument.removeprefix("--").partition("=")[0]
     return name in options.get_all_options() or name.removeprefix("no_") in options.get_all_options()

@@ -1,4 +1,4 @@
-"""Records that can be had by number: ArrayRecord files, and the data sets of TensorFlow Datasets without TensorFlow."""
+"""Records that are read by number: ArrayRecord files, and data sets of TensorFlow Datasets without TensorFlow."""
 
 import abc
 from collections.abc import Sequence
@@ -7,38 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from t5g2.core import optional
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.optional import require
+from t5g2.data.shards.array_record import open_reader
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.text_files import found
-from t5g2.data.sources.validation import Scan, Scanned, ScannedDocuments, json_text, text_under
+from t5g2.data.sources.text_files import find_files
+from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text, text_under
 
 
 class Records(abc.ABC):
-    """Records by number, as a process has them open."""
+    """Records by number, opened by one process."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def place(self, index: int) -> str:
-        """Which record this is, in words."""
+    def location(self, index: int) -> str:
+        """Returns the file and number of a record, in words."""
 
     @abc.abstractmethod
     def text(self, index: int) -> str:
-        """Its text.
+        """Returns the text of a record.
 
         Raises:
-          ValueError: it has none; says what it has.
-          UserError: it cannot be read at all: what holds it is damaged.
+          ValueError: it has none; says what it has instead.
+          UserError: the file that holds it is damaged.
         """
 
 
 @dataclass(frozen=True)
 class ArrayRecord:
-    """ArrayRecord files, a document a record.
+    """ArrayRecord files with one document a record.
 
     A record is text in UTF-8, or a JSON object with a field of text. Records of TensorFlow Datasets (tf.train.Example)
     are read by `Tfds`.
@@ -53,13 +55,13 @@ class ArrayRecord:
     field: str = "text"
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """The documents, files in the order of their names.
+        """Returns the documents, files in the order of their names.
 
         Raises:
           UserError: no file is found; one is empty, damaged or cut off; a record has no such text (unless such records
             are skipped).
         """
-        files = tuple((file, local_copies.plain(file)) for file in found(self.path))
+        files = tuple((file, local_copies.plain_copy(file)) for file in find_files(self.path))
         return _scan(_ArrayRecords(files, self.field or None), self.path, on_bad_record)
 
 
@@ -67,8 +69,8 @@ class ArrayRecord:
 class Tfds:
     """A data set of TensorFlow Datasets that is prepared as ArrayRecord (pip install 't5g2[tfds]').
 
-    It is read through `tfds.data_source`, which takes no TensorFlow. What is prepared as TFRecord has no random access:
-    prepare it once more with `tfds build --file_format=array_record`, or `builder.download_and_prepare(
+    It is read through `tfds.data_source`, which needs no TensorFlow. TFRecord files have no random access: prepare such
+    a data set once more with `tfds build --file_format=array_record`, or `builder.download_and_prepare(
     file_format="array_record")`. Nothing is downloaded or prepared here.
 
     Attributes:
@@ -84,7 +86,7 @@ class Tfds:
     data_dir: str = ""
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """The documents, in the order of the files.
+        """Returns the documents, in the order of the files.
 
         Raises:
           UserError: there is no such data set, split or feature; it is not prepared as ArrayRecord, or is damaged; an
@@ -94,25 +96,26 @@ class Tfds:
 
 
 class _ArrayRecords(Records):
-    """`files` are pairs: as the user knows it, and where it can be read."""
+    """Records of ArrayRecord files.
+
+    Args:
+      files: pairs of the path that the user gave and the path of the local copy.
+      field: key of the text; None = the record is the text.
+    """
 
     def __init__(self, files: Sequence[tuple[str, str]], field: str | None):
-        from array_record.python.array_record_module import ArrayRecordReader
-
         self._files, self._field = tuple(files), field
         try:
-            # several readers of one process, each asked for one record at a time: no reading ahead, no threads
-            options = "readahead_buffer_size:0,max_parallelism:0"
-            self._readers = [ArrayRecordReader(plain, options) for _, plain in self._files]
+            self._readers = [open_reader(local) for _, local in self._files]
             counts = [reader.num_records() for reader in self._readers]
         except RuntimeError as error:
             raise UserError(f"{self._files[0][0]} cannot be opened ({str(error)[:200]})") from None
-        for (file, plain), count in zip(self._files, counts, strict=True):
-            # the index is at the end: of a file that was cut off, the reader says that it has no records
+        for (file, local), count in zip(self._files, counts, strict=True):
+            # The index is at the end of a file, so a file that was cut off seems to have no records.
             if not count:
                 raise UserError(
-                    f"{file} ({Path(plain).stat().st_size:,} bytes) has no index of records: it is no ArrayRecord "
-                    f"file, or is empty, damaged or cut off; get it again, or take it away"
+                    f"{file} ({Path(local).stat().st_size:,} bytes) has no index of records: it is not an "
+                    f"ArrayRecord file, or is empty, damaged or cut off; get it again, or take it away"
                 )
         self._ends = np.cumsum(counts)
 
@@ -122,24 +125,29 @@ class _ArrayRecords(Records):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _find(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the number of the file, and the record there."""
         file = int(np.searchsorted(self._ends, index, side="right"))
         return file, index - (int(self._ends[file - 1]) if file else 0)
 
-    def place(self, index: int) -> str:
-        file, record = self._find(index)
+    @override
+    def location(self, index: int) -> str:
+        file, record = self._locate(index)
         return f"{self._files[file][0]}, record {record}"
 
+    @override
     def text(self, index: int) -> str:
-        file, record = self._find(index)
+        file, record = self._locate(index)
         try:
             [data] = self._readers[file].read([record])
         except (RuntimeError, IndexError) as error:
-            raise UserError(f"{self.place(index)}: the file is damaged ({str(error)[:200]}); get it again") from None
+            raise UserError(f"{self.location(index)}: the file is damaged ({str(error)[:200]}); get it again") from None
         return json_text(data, self._field)
 
 
 class _Tfds(Records):
+    """Records of a data set of TensorFlow Datasets."""
+
     def __init__(self, config: Tfds):
         self._config, self._path = config, tuple(config.field.split("."))
         self._source, self._builder = _data_source(config)
@@ -150,15 +158,17 @@ class _Tfds(Records):
     def __len__(self) -> int:
         return len(self._source)
 
-    def place(self, index: int) -> str:
+    @override
+    def location(self, index: int) -> str:
         return f"{self._config.name}, split {self._config.split}, record {index}"
 
+    @override
     def text(self, index: int) -> str:
         try:
             record: Any = self._source[index]
         except (RuntimeError, IndexError, OSError) as error:
             raise UserError(
-                f"{self.place(index)}: the files in {self._builder.data_path} are damaged or cut off "
+                f"{self.location(index)}: the files in {self._builder.data_path} are damaged or cut off "
                 f"({str(error)[:200]}); prepare them again"
             ) from None
         for key in self._path[:-1]:
@@ -168,11 +178,11 @@ class _Tfds(Records):
 
 
 def _data_source(config: Tfds) -> tuple[Any, Any]:
-    """The data source, and the builder of its data set."""
-    tfds = optional.require("tensorflow_datasets", "tfds")
-    where = {"data_dir": config.data_dir} if config.data_dir else {}
+    """Returns the data source, and the builder of its data set."""
+    tfds = require("tensorflow_datasets", "tfds")
+    location = {"data_dir": config.data_dir} if config.data_dir else {}
     try:
-        builder = tfds.builder(config.name, try_gcs=False, **where)
+        builder = tfds.builder(config.name, try_gcs=False, **location)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"there is no data set {config.name!r} of TensorFlow Datasets here ({reason})") from None
@@ -211,12 +221,12 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Chosen(ScannedDocuments):
-    """The sound ones of some records: int64[documents], their numbers."""
+class _ValidRecords(ValidatedDocuments):
+    """The valid ones of some records; `numbers` int64[documents]."""
 
     records: Records
     numbers: np.ndarray
-    scanned: Scanned
+    summary: SourceSummary
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -225,11 +235,13 @@ class _Chosen(ScannedDocuments):
         return self.records.text(int(self.numbers[index]))
 
 
-def _scan(records: Records, where: str, on_bad_record: OnBadRecord) -> _Chosen:
-    """Reads every record once."""
-    scan = Scan(on_bad_record)
-    numbers = [i for i in range(len(records)) if scan.sound(records.place(i), lambda i=i: records.text(i))]
-    scanned = scan.done(where)
-    if not scanned.characters:
-        raise UserError(f"{where}: {len(records)} records without text; give some of at least {SHORTEST_TOKENS} tokens")
-    return _Chosen(records, np.array(numbers, np.int64), scanned)
+def _scan(records: Records, source: str, on_bad_record: OnBadRecord) -> _ValidRecords:
+    """Reads every record once; `source` names them in messages."""
+    validator = RecordValidator(on_bad_record)
+    numbers = [i for i in range(len(records)) if validator.accept(records.location(i), lambda i=i: records.text(i))]
+    summary = validator.finish(source)
+    if not summary.characters:
+        raise UserError(
+            f"{source}: {len(records)} records without text; give some of at least {SHORTEST_TOKENS} tokens"
+        )
+    return _ValidRecords(records, np.array(numbers, np.int64), summary)

@@ -10,32 +10,34 @@ both become
     <start_of_turn>model
     4<end_of_turn>
 
-which is the template of Gemma 3's released tokenizer_config.json: "assistant" is called model; what the system says
-stands in front of the first user's turn, two line breaks between; contents are stripped of white space at their ends;
-user and model alternate, the user begins. (Gemma 2's template is the same but refuses a system's message.) The first
-and the last tokens of a turn are ids, so that a content which spells them out is a text and no turn.
+which is the template of Gemma 3's released tokenizer_config.json: "assistant" is called model; a system message is put
+in front of the first user's turn, with an empty line between; contents are stripped of white space at their ends; user
+and model alternate, the user begins. (Gemma 2's template is the same but refuses a system message.) The first and the
+last token of a turn are ids, so a content that spells them out is text and not a turn.
 """
 
 import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from t5g2.core import optional
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
-from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.sources.text_files import found, line_spans
-from t5g2.data.sources.validation import SHOWN_RECORDS, Scan, Scanned, ScannedDocuments
+from t5g2.data.sources.documents import OnBadRecord
+from t5g2.data.sources.filtered_documents import FilteredDocuments
+from t5g2.data.sources.parquet import write_columns
+from t5g2.data.sources.text_files import find_files, line_spans
+from t5g2.data.sources.validation import LocatedDocuments, RecordValidator, SourceSummary, decode_json
 from t5g2.data.tokenizers.base import Tokenizer
 
 USER, MODEL = "user", "model"
 ROLES = {"user": USER, "assistant": MODEL, "model": MODEL}
 SYSTEM = ("system", "developer")
-Turn = tuple[str, str]  # "user" or "model", and what is said
+Turn = tuple[str, str]  # "user" or "model", and the content
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class Chat:
     """Files of dialogues: JSON lines, or parquet with the same columns (pip install 't5g2[parquet]').
 
     A record has `messages_field`, or else `prompt_field` and `answer_field`. A dialogue is never cut: one that has more
-    tokens than chunk_tokens is a bad record. It is for the objectives `sft` and `sft_decoder`, whose
-    `starts` and `ends` are those of `answer_ids`.
+    tokens than chunk_tokens is a bad record. It is for the objectives of supervised fine-tuning, whose `starts` and
+    `ends` are what `answer_ids` returns.
 
     Attributes:
       path: a file, a folder (all files below it, hidden ones aside) or a pattern; here or at a URL; plain, or
         compressed if the name ends in .gz or .zst.
       messages_field: the key of the turns, each {"role": …, "content": …}; a content is a text, or a list of parts
-        {"type": "text", "text": …}. The last one is the model's.
+        {"type": "text", "text": …}. The last turn is the model's.
       prompt_field, answer_field: the keys of a single question and its answer.
       start_of_turn, end_of_turn: ids; None = those that the tokenizer has by these names.
     """
@@ -63,42 +65,49 @@ class Chat:
     end_of_turn: int | None = None
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> "Dialogues":
-        """The dialogues, files in the order of their names; empty lines are none.
+        """Returns the dialogues, files in the order of their names; empty lines are none.
 
         Raises:
-          UserError: no file is found, all are empty, or a record is no dialogue (unless those are skipped).
+          UserError: no file is found, all are empty, or a record is not a dialogue (unless those are skipped).
         """
-        names, scan, spans = found(self.path), Scan(on_bad_record), []
-        files = tuple(map(self._plain, names))
+        names, validator, spans = find_files(self.path), RecordValidator(on_bad_record), []
+        files = tuple(map(self._plain_copy, names))
         for number, name in enumerate(names):
-            for place, offset, data in line_spans(files[number], "row" if name.endswith(".parquet") else "line"):
-                if scan.sound(f"{name}, {place}", functools.partial(_text, data, self)):
+            for location, offset, data in line_spans(files[number], "row" if name.endswith(".parquet") else "line"):
+                if validator.accept(f"{name}, {location}", functools.partial(_read_text, data, self)):
                     spans.append((number, offset, len(data)))
-        scanned = scan.done(self.path)
+        summary = validator.finish(self.path)
         if not spans:
-            raise UserError(f"{self.path}: {len(names)} files without a dialogue; give records as {_wanted(self)}")
-        return Dialogues(self, tuple(names), files, np.array(spans, np.int64), scanned)
+            raise UserError(f"{self.path}: {len(names)} files without a dialogue; give records as {_record_form(self)}")
+        return Dialogues(self, tuple(names), files, np.array(spans, np.int64), summary)
 
-    def _plain(self, name: str) -> str:
+    def _plain_copy(self, name: str) -> str:
         if not name.endswith(".parquet"):
-            return local_copies.plain(name)
+            return local_copies.plain_copy(name)
         fields = (self.messages_field, self.prompt_field, self.answer_field)
-        return local_copies.converted(name, functools.partial(_rows, fields=fields), ("dialogues", *fields))
+        return local_copies.converted_copy(
+            name, functools.partial(write_columns, columns=fields), ("dialogues", *fields)
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Dialogues(ScannedDocuments):
-    """Dialogues; `spans` int64[documents, 3] says which file, from which byte, how many bytes."""
+class Dialogues(LocatedDocuments):
+    """Dialogues of files.
+
+    Attributes:
+      names, files: of each file the name that the user gave, and the path of the local copy.
+      spans: int64[documents, 3]: number of the file, first byte, bytes.
+    """
 
     config: Chat
     names: tuple[str, ...]
     files: tuple[str, ...]
     spans: np.ndarray
-    scanned: Scanned
+    summary: SourceSummary
 
     @property
-    def whole(self) -> bool:
-        """True."""
+    @override
+    def is_indivisible(self) -> bool:
         return True
 
     def __len__(self) -> int:
@@ -108,79 +117,29 @@ class Dialogues(ScannedDocuments):
         return as_text(self.turns(index))
 
     def turns(self, index: int) -> list[Turn]:
-        """What is said in turn."""
+        """Returns the turns of a dialogue."""
         file, offset, size = self.spans[index].tolist()
         with open(self.files[file], "rb") as data:
             data.seek(offset)
             return read_turns(data.read(size), self.config)
 
-    def place(self, index: int) -> str:
-        """Which record this is, in words."""
+    @override
+    def location(self, index: int) -> str:
         file, offset, _ = self.spans[index].tolist()
         return f"{self.names[file]}, the record at byte {offset}"
 
+    @override
     def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
-        """int64[documents]."""
         return np.array([len(self.tokens(i, tokenizer)) for i in range(len(self))], np.int64)
 
+    @override
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
-        """int32[tokens] of a dialogue."""
         return encode(self.turns(index), tokenizer, self.config.start_of_turn, self.config.end_of_turn)
 
 
-@dataclass(frozen=True, eq=False)
-class Fitting(Documents):
-    """Those of some dialogues that are not too long, with `lengths` int64[documents] in tokens."""
-
-    dialogues: Dialogues
-    numbers: np.ndarray
-    lengths: np.ndarray
-    too_long: tuple[str, ...]
-    count_too_long: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Of all dialogues; which of them fit follows from the settings."""
-        return self.dialogues.fingerprint
-
-    @property
-    def characters(self) -> int:
-        """Of all dialogues."""
-        return self.dialogues.characters
-
-    @property
-    def skipped(self) -> int:
-        """Records that could not be read, and those that are too long."""
-        return self.dialogues.skipped + self.count_too_long
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """The first of them, and what is wrong with each."""
-        return (*self.dialogues.problems, *self.too_long)[:SHOWN_RECORDS]
-
-    @property
-    def whole(self) -> bool:
-        """True."""
-        return True
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> str:
-        return self.dialogues[int(self.numbers[index])]
-
-    def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
-        """int64[documents]."""
-        return self.lengths
-
-    def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
-        """int32[tokens] of a dialogue."""
-        return self.dialogues.tokens(int(self.numbers[index]), tokenizer)
-
-
 @dataclass(frozen=True)
-class InChunks:
-    """A source of dialogues as a run reads it; it has the shape of the other sources.
+class FilteredChat:
+    """A source of dialogues, as a run reads it; it has the interface of the other sources.
 
     Attributes:
       chunk_tokens: the longest dialogue that is read; longer ones are bad records.
@@ -193,33 +152,30 @@ class InChunks:
     def __str__(self) -> str:
         return str(self.chat)
 
-    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Fitting:
-        """The dialogues that are not too long.
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> FilteredDocuments:
+        """Returns the dialogues that are not too long.
 
         Raises:
-          UserError: as Chat; or one is too long (unless such are skipped).
+          UserError: as Chat; or one is too long (unless those are skipped).
         """
         dialogues = self.chat.open(on_bad_record=on_bad_record)
         lengths = dialogues.token_lengths(self.tokenizer)
-        long, told = np.flatnonzero(lengths > self.chunk_tokens), []
-        for index in long[:SHOWN_RECORDS].tolist():
-            told.append(
-                f"{dialogues.place(index)}: {lengths[index]} tokens, and chunk_tokens is {self.chunk_tokens}; a "
-                f"dialogue is not cut, so raise it"
-            )
-        if len(long) and on_bad_record == "stop":
-            raise UserError(
-                f"{told[0]} (to {lengths.max()} for the longest of {len(long)} such), or leave them out: "
-                f"on_bad_record=skip"
-            )
-        fitting = np.flatnonzero(lengths <= self.chunk_tokens)
-        return Fitting(dialogues, fitting, lengths[fitting], tuple(told), len(long))
+        problem = (
+            f"and chunk_tokens is {self.chunk_tokens}; a dialogue is not cut, so raise it (to {lengths.max()} for the "
+            f"longest)"
+        )
+        checks = [
+            (length, f"{length} tokens, {problem}" if length > self.chunk_tokens else "") for length in lengths.tolist()
+        ]
+        return FilteredDocuments.select(dialogues, checks, on_bad_record=on_bad_record)
 
 
 def answer_ids(
     tokenizer: Tokenizer, start_of_turn: int | None = None, end_of_turn: int | None = None
 ) -> dict[str, list[int]]:
-    """The `starts` and `ends` of the objective `sft` for dialogues of these turns, for a config file.
+    """Returns the `starts` and `ends` of the objectives of supervised fine-tuning, for a config file.
+
+    They are the tokens that enclose the model's turns.
 
     Raises:
       UserError: the tokenizer has no such tokens, and they are not given.
@@ -231,7 +187,7 @@ def answer_ids(
 def encode(
     turns: list[Turn], tokenizer: Tokenizer, start_of_turn: int | None = None, end_of_turn: int | None = None
 ) -> np.ndarray:
-    """int32[tokens] of a dialogue, without BOS; each line of the template is tokenised by itself.
+    """Returns int32[tokens] of a dialogue, without BOS; each line of the template is tokenised by itself.
 
     With start_of_turn = 5, end_of_turn = 6, bytes as ids ("user" = [117 115 101 114], line break = 10):
 
@@ -248,39 +204,35 @@ def encode(
 
 
 def as_text(turns: list[Turn]) -> str:
-    """A dialogue as the template spells it, without BOS."""
+    """Returns a dialogue as the template spells it, without BOS."""
     return "".join(f"<start_of_turn>{role}\n{content}<end_of_turn>\n" for role, content in turns)
 
 
 def read_turns(data: bytes, config: Chat) -> list[Turn]:
-    """The turns of a record.
+    """Returns the turns of a record.
 
     Raises:
-      ValueError: says what is wrong with it.
+      ValueError: it is not a dialogue; says why.
     """
-    try:
-        record = json.loads(data.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    record: Any = decode_json(data)
     if not isinstance(record, dict):
-        raise ValueError(f"the record is no object; it must be {_wanted(config)}")
+        raise ValueError(f"the record is not an object; it must be {_record_form(config)}")
     if record.get(config.messages_field) is not None:
         return _turns(record[config.messages_field], config)
     if record.get(config.prompt_field) is None or record.get(config.answer_field) is None:
-        has = ", ".join(key for key, value in record.items() if value is not None) or "nothing"
-        raise ValueError(f"the record has {has}; it must be {_wanted(config)}")
+        keys = ", ".join(key for key, value in record.items() if value is not None) or "nothing"
+        raise ValueError(f"the record has {keys}; it must be {_record_form(config)}")
     prompt, answer = (record[field] for field in (config.prompt_field, config.answer_field))
     return _turns([{"role": USER, "content": prompt}, {"role": MODEL, "content": answer}], config)
 
 
 def _turns(messages: Any, config: Chat) -> list[Turn]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"{config.messages_field!r} is no list of {{'role': …, 'content': …}}")
-    first = ""
+        raise ValueError(f"{config.messages_field!r} is not a list of {{'role': …, 'content': …}}")
+    # Gemma has no system role: the template puts such a message in front of the user's first turn.
+    system = ""
     if messages and messages[0].get("role") in SYSTEM:
-        first = _content(messages[0], 1) + "\n\n"
+        system = _content(messages[0], 1) + "\n\n"
         messages = messages[1:]
     turns: list[Turn] = []
     for number, message in enumerate(messages):
@@ -290,13 +242,13 @@ def _turns(messages: Any, config: Chat) -> list[Turn]:
             raise ValueError(f"message {number + 1} has the role {role!r}; roles are {allowed}")
         if (ROLES[role] == USER) != (number % 2 == 0):
             raise ValueError(f"message {number + 1} is of {role!r}; user and model alternate, and the user begins")
-        turns.append((ROLES[role], (first if number == 0 else "") + _content(message, number + 1).strip()))
+        turns.append((ROLES[role], (system if number == 0 else "") + _content(message, number + 1).strip()))
     if len(turns) < 2 or turns[-1][0] != MODEL:
         raise ValueError(
-            f"the dialogue has {len(turns)} turns and does not end with the model's, so nothing is asked for"
+            f"the dialogue has {len(turns)} turns and does not end with the model's, so there is nothing to learn"
         )
     if not turns[-1][1]:
-        raise ValueError("the model's last turn is empty, so nothing is asked for")
+        raise ValueError("the model's last turn is empty, so there is nothing to learn")
     return turns
 
 
@@ -309,11 +261,12 @@ def _content(message: Mapping[str, Any], number: int) -> str:
     return content
 
 
-def _text(data: bytes, config: Chat) -> str:
+def _read_text(data: bytes, config: Chat) -> str:
     return as_text(read_turns(data, config))
 
 
-def _wanted(config: Chat) -> str:
+def _record_form(config: Chat) -> str:
+    """Returns the two forms of a record, for messages."""
     return (
         f'{{"{config.messages_field}": [{{"role": "user", "content": …}}, {{"role": "assistant", "content": …}}]}} or '
         f'{{"{config.prompt_field}": …, "{config.answer_field}": …}}'
@@ -324,8 +277,8 @@ def _turn_ids(tokenizer: Tokenizer, start: int | None, end: int | None) -> tuple
     return _turn_id(tokenizer, "start_of_turn", start), _turn_id(tokenizer, "end_of_turn", end)
 
 
-def _turn_id(tokenizer: Tokenizer, name: str, given: int | None) -> int:
-    token = tokenizer.named().get(name) if given is None else given
+def _turn_id(tokenizer: Tokenizer, name: str, configured: int | None) -> int:
+    token = tokenizer.named().get(name) if configured is None else configured
     if token is None or not 0 <= token < tokenizer.vocab_size:
         raise UserError(
             f"{name} = {token}: the tokenizer has no such token; its named ones are {', '.join(tokenizer.named())}. "
@@ -333,15 +286,3 @@ def _turn_id(tokenizer: Tokenizer, name: str, given: int | None) -> int:
             f"{tokenizer.special_tokens.first_sentinel} on: text.{name}"
         )
     return token
-
-
-def _rows(source: BinaryIO, out: BinaryIO, *, fields: tuple[str, ...]) -> None:
-    """Writes a line of JSON for each row of a parquet file, of those of the columns that there are."""
-    parquet = optional.require("pyarrow.parquet", "parquet").ParquetFile(source)
-    there = [field for field in fields if field in parquet.schema_arrow.names]
-    if not there:
-        names = ", ".join(parquet.schema_arrow.names)
-        raise UserError(f"{getattr(source, 'name', source)} has the columns {names}, and none of {', '.join(fields)}")
-    for batch in parquet.iter_batches(columns=there):
-        for row in batch.to_pylist():
-            out.write(local_copies.json_line(row))

@@ -1,129 +1,93 @@
-"""Documents with images, and what a run makes of them: chunks that are never cut, and pictures of the tower's size."""
+"""Documents with images, and those of them that a run reads: never cut, with images of the image tower's size."""
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.errors import UserError
-from t5g2.data import image_tokens
-from t5g2.data import images as pictures
+from t5g2.data import image_tokens, images
 from t5g2.data.image_tokens import START_OF_IMAGE, ImageRows
-from t5g2.data.sources.documents import Documents, OnBadRecord
-from t5g2.data.sources.validation import SHOWN_RECORDS, ScannedDocuments
+from t5g2.data.sources.documents import OnBadRecord
+from t5g2.data.sources.filtered_documents import FilteredDocuments
+from t5g2.data.sources.validation import LocatedDocuments
 from t5g2.data.tokenizers.base import Tokenizer
 
 
-class ImageDocuments(ScannedDocuments):
-    """Texts with images; a text says <start_of_image> where each of its images stands."""
+class ImageDocuments(LocatedDocuments):
+    """Texts with images; a text has <start_of_image> where each of its images belongs."""
 
     @abc.abstractmethod
     def count(self, index: int) -> int:
-        """How many images a document has."""
+        """Returns the number of a document's images."""
 
     @abc.abstractmethod
-    def place(self, index: int) -> str:
-        """Which record this is, in words."""
-
-    @abc.abstractmethod
-    def image(self, index: int, nth: int) -> bytes:
-        """What the file of an image of a document holds.
+    def image_bytes(self, index: int, nth: int) -> bytes:
+        """Returns the file of a document's image.
 
         Raises:
           UserError: it is gone.
         """
 
+    @override
     def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
-        """Not without knowing what an image takes: `fitted` does."""
+        """Raises UserError: only FilteredImageText knows the tokens of an image."""
         raise UserError(
             "texts with images have no tokens of their own: how many an image takes is the model's; read them in a run "
             "with data.images"
         )
 
+    @override
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
-        """As `token_lengths`."""
+        """Raises UserError, as `token_lengths`."""
         return self.token_lengths(tokenizer)
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted(Documents):
-    """Those of some documents with images that fit into the rows of a run, as tokens.
-
-    Attributes:
-      numbers: int64[documents], which of `documents` these are.
-      lengths: int64[documents], the tokens of each.
-      too_long: how many do not fit, and `told`: the first of them and why.
-    """
+class FilteredImageDocuments(FilteredDocuments):
+    """Documents with images that fit the rows of a run."""
 
     documents: ImageDocuments
     rows: ImageRows
-    numbers: np.ndarray
-    lengths: np.ndarray
-    too_long: int
-    told: tuple[str, ...]
 
-    @property
-    def fingerprint(self) -> str:
-        """Of all documents, texts and images; which of them fit follows from the settings."""
-        return self.documents.fingerprint
-
-    @property
-    def characters(self) -> int:
-        """Of all texts."""
-        return self.documents.characters
-
-    @property
-    def skipped(self) -> int:
-        """Records that could not be read, and those that do not fit."""
-        return self.documents.skipped + self.too_long
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """The first of them, and what is wrong with each."""
-        return (*self.documents.problems, *self.told)[:SHOWN_RECORDS]
-
-    @property
-    def whole(self) -> bool:
-        """True: an image is not cut, nor taken from its text."""
-        return True
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> str:
-        return self.documents[int(self.numbers[index])]
-
-    def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
-        """int64[documents]."""
-        return self.lengths
-
+    @override
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
-        """int32[tokens] of a document, its images among them."""
-        return _tokens(self[index], tokenizer, self.rows)
+        """Returns int32[tokens] of a document, its image tokens among them."""
+        return _encode(self[index], tokenizer, self.rows)
 
-    def picture(self, index: int, nth: int) -> pictures.Picture:
-        """uint8[size, size, 3], an image of a document as the tower is to read it.
+    def image(self, index: int, nth: int) -> images.Pixels:
+        """Returns uint8[size, size, 3], a document's image as the image tower reads it.
 
         Raises:
-          UserError: it is not what it was when the source was opened.
+          UserError: it has changed since the source was opened.
         """
         number = int(self.numbers[index])
-        name = f"{self.documents.place(number)}, image {nth + 1}"
-        image = pictures.read(self.documents.image(number, nth), name=name)
-        return pictures.resized(image, self.rows.size, resampling=self.rows.resampling)
+        name = f"{self.documents.location(number)}, image {nth + 1}"
+        image = images.read(self.documents.image_bytes(number, nth), name=name)
+        return images.resize(image, self.rows.size, resampling=self.rows.resampling)
+
+
+class ImageSource(abc.ABC):
+    """Files of texts with images, as a config names them."""
+
+    @abc.abstractmethod
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> ImageDocuments:
+        """Returns the documents, files in the order of their names."""
 
 
 @dataclass(frozen=True)
-class InRows:
-    """A source of texts with images as a run reads it; it has the shape of the other sources.
+class FilteredImageText:
+    """A source of texts with images, as a run reads it; it has the interface of the other sources.
 
     Attributes:
       text: the source.
-      rows: what an image takes, and how many a row holds.
+      rows: tokens of an image, and the most images of a row.
       chunk_tokens: the longest document that is read; longer ones are bad records.
     """
 
-    text: "ImageSource"
+    text: ImageSource
     rows: ImageRows
     tokenizer: Tokenizer
     chunk_tokens: int
@@ -131,52 +95,36 @@ class InRows:
     def __str__(self) -> str:
         return str(self.text)
 
-    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Fitted:
-        """The documents that fit.
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> FilteredImageDocuments:
+        """Returns the documents that fit.
 
         Raises:
-          UserError: as the source; or one is too long or has more images than a row (unless such are skipped).
+          UserError: as the source; or one is too long or has more images than a row (unless those are skipped).
         """
         documents = self.text.open(on_bad_record=on_bad_record)
-        numbers, lengths, told, too_long = [], [], [], 0
-        for index in range(len(documents)):
-            length = len(_tokens(documents[index], self.tokenizer, self.rows))
-            problem = self._problem(length, documents.count(index))
-            if not problem:
-                numbers.append(index)
-                lengths.append(length)
-                continue
-            if on_bad_record == "stop":
-                raise UserError(f"{documents.place(index)}: {problem}, or leave such records out: on_bad_record=skip")
-            too_long += 1
-            if len(told) < SHOWN_RECORDS:
-                told.append(f"{documents.place(index)}: {problem}")
-        made = np.array(numbers, np.int64), np.array(lengths, np.int64)
-        return Fitted(documents, self.rows, *made, too_long, tuple(told))
 
-    def _problem(self, length: int, images: int) -> str:
-        """Why a document does not fit; "" = it does."""
-        if images > self.rows.per_row:
-            return f"{images} images, and a row holds {self.rows.per_row}; raise data.images.per_row"
+        def checks() -> Iterator[tuple[int, str]]:
+            for index in range(len(documents)):
+                length = len(_encode(documents[index], self.tokenizer, self.rows))
+                yield length, self._problem(length, documents.count(index))
+
+        return FilteredImageDocuments.select(documents, checks(), on_bad_record=on_bad_record, rows=self.rows)
+
+    def _problem(self, length: int, image_count: int) -> str:
+        """Returns the reason why a document does not fit; "" = it fits."""
+        if image_count > self.rows.per_row:
+            return f"{image_count} images, and a row holds {self.rows.per_row}; raise data.images.per_row"
         if length > self.chunk_tokens:
-            taken = images * (self.rows.tokens + 2)
+            of_images = image_count * (self.rows.tokens + 2)
             return (
-                f"{length} tokens, {taken} of them for images, and chunk_tokens is {self.chunk_tokens}; a text with "
-                f"images is not cut, so raise it"
+                f"{length} tokens, {of_images} of them for images, and chunk_tokens is {self.chunk_tokens}; a text "
+                f"with images is not cut, so raise it"
             )
         return "" if length > 1 else "no text; write one"
 
 
-class ImageSource(abc.ABC):
-    """What a config names: files of texts with images."""
+def _encode(text: str, tokenizer: Tokenizer, rows: ImageRows) -> np.ndarray:
+    def encode_part(part: str) -> np.ndarray:
+        return image_tokens.replace_image_tokens(tokenizer.encode(part), rows, tokenizer.special_tokens.unk)
 
-    @abc.abstractmethod
-    def open(self, *, on_bad_record: OnBadRecord = "stop") -> ImageDocuments:
-        """The documents, files in the order of their names."""
-
-
-def _tokens(text: str, tokenizer: Tokenizer, rows: ImageRows) -> np.ndarray:
-    def encode(part: str) -> np.ndarray:
-        return image_tokens.without(tokenizer.encode(part), rows, tokenizer.special_tokens.unk)
-
-    return image_tokens.encode(encode, text.split(START_OF_IMAGE), rows)
+    return image_tokens.encode(encode_part, text.split(START_OF_IMAGE), rows)

@@ -1,12 +1,12 @@
 """Sources of texts with images: JSON lines with paths, parquet with bytes, tar shards of WebDataset.
 
-An image stands where its text says <start_of_image>, or in front of the text if it says so nowhere. Every image is read
-when a source is opened, and decoded if it has not been before (sound_images.py), so that what is bad is known, and
-counted, before a run begins; after that an image is read where it is when its turn comes, and what is kept in memory is
-where everything stands.
+An image belongs where its text says <start_of_image>, or in front of a text that says so nowhere. Every image is read
+when a source is opened, and decoded if it has not been before (image_validation.py), so that bad records are known and
+counted before a run begins. After that only places are kept in memory, and an image is read from its file when its turn
+comes.
 
-A record is bad if its text or an image cannot be had, if it does not say <start_of_image> once for each image, or if no
-text follows the last image: then there is nothing to ask for. A record may have no image; it is a text.
+A record is bad if its text or an image cannot be read, if it does not say <start_of_image> once for each image, or if
+no text follows the last image: then there is no target. A record may have no image; it is a text.
 """
 
 import collections
@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.errors import UserError
 from t5g2.data import image_tokens
-from t5g2.data import images as pictures
+from t5g2.data import images as image_files
 from t5g2.data.image_tokens import START_OF_IMAGE
-from t5g2.data.sources import local_copies, tar
+from t5g2.data.sources import local_copies, parquet, tar
 from t5g2.data.sources.documents import OnBadRecord
 from t5g2.data.sources.image_documents import ImageDocuments, ImageSource
-from t5g2.data.sources.image_validation import SoundImages
-from t5g2.data.sources.text_files import found, line_spans
-from t5g2.data.sources.validation import Scan, Scanned, json_text
+from t5g2.data.sources.image_validation import ValidatedImages
+from t5g2.data.sources.text_files import find_files, line_spans
+from t5g2.data.sources.validation import RecordValidator, SourceSummary, json_text
 
 THREADS = min(8, os.cpu_count() or 1)  # that read and decode images while a source is opened
 ENDINGS = ("jpg", "jpeg", "png", "webp")  # of images in a tar file
@@ -46,7 +47,7 @@ class ImageJsonl(ImageSource):
         name ends in .gz or .zst.
       field: the key of the text.
       images_field: the key of the images' paths, a list or one path, relative to the file's folder.
-      folder: what paths are relative to instead; files at a URL need it, because images are read from local files.
+      folder: the folder that paths are relative to instead; files at a URL need it, because images are local files.
     """
 
     path: str
@@ -55,35 +56,35 @@ class ImageJsonl(ImageSource):
     folder: str = ""
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> ImageDocuments:
-        """The documents; empty lines are none.
+        """Returns the documents; empty lines are none.
 
         Raises:
           UserError: no file is found, all are empty, or a record is bad (unless those are skipped).
         """
         names = _files(self.path, ".jsonl")
         if any(map(local_copies.is_url, names)) and not self.folder:
-            raise UserError(f"{self.path} is a URL, and images are local files; say in which folder they are: `folder`")
-        files = tuple(map(local_copies.plain, names))
+            raise UserError(f"{self.path} is a URL, and images are local files; name their folder: `folder`")
+        files = tuple(map(local_copies.plain_copy, names))
         folders = tuple(self.folder or str(Path(name).parent) for name in names)
 
         def samples() -> Iterator[_Sample]:
             for number, name in enumerate(names):
-                for place, offset, data in line_spans(files[number]):
-                    at = (number, offset, len(data))
-                    yield _Sample(f"{name}, {place}", at, lambda data=data, number=number: read(data, number))
+                for location, offset, data in line_spans(files[number]):
+                    span = (number, offset, len(data))
+                    yield _Sample(f"{name}, {location}", span, lambda data=data, number=number: read(data, number))
 
         def read(data: bytes, number: int) -> _Read:
-            text, paths = _line(data, self, folders[number])
-            return text, [(path, pictures.contents(path)) for path in paths]
+            text, paths = _parse_line(data, self, folders[number])
+            return text, [(path, image_files.read_bytes(path)) for path in paths]
 
-        return _Listed(self, names, files, folders, *_scan(samples(), self.path, on_bad_record))
+        return _PathDocuments(self, names, files, folders, *_scan(samples(), self.path, on_bad_record))
 
 
 @dataclass(frozen=True)
 class ImageParquet(ImageSource):
     """Parquet files, a document a row (pip install 't5g2[parquet]').
 
-    They are written out once, as copies.py says of all parquet files.
+    They are written out once, as all parquet files are (local_copies.py).
 
     Attributes:
       path: a file, a folder (all .parquet below it) or a pattern such as "corpus/*.parquet".
@@ -96,32 +97,32 @@ class ImageParquet(ImageSource):
     images_field: str = "images"
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> ImageDocuments:
-        """The documents.
+        """Returns the documents.
 
         Raises:
           UserError: no file is found, all are empty, one is damaged or has no such columns, or a record is bad (unless
             those are skipped).
         """
         names = _files(self.path, ".parquet")
-        what = ("image rows", self.field, self.images_field)
-        files = tuple(local_copies.converted(name, self._convert, what) for name in names)
+        variant = ("image rows", self.field, self.images_field)
+        files = tuple(local_copies.converted_copy(name, self._convert, variant) for name in names)
 
         def samples() -> Iterator[_Sample]:
             for number, (name, file) in enumerate(zip(names, files, strict=True)):
                 with open(file, "rb") as data:
                     while line := data.readline():
                         record, text = json.loads(line), (data.tell() - len(line), len(line) - 1)
-                        images = _spans(data.tell(), record["sizes"])
+                        images = _consecutive_spans(data.tell(), record["sizes"])
                         read = _reader(file, text, images, self.field, problem=record.get("problem", ""))
                         yield _Sample(f"{name}, row {record['row']}", (number, *text), read, images)
                         data.seek(sum(record["sizes"]), os.SEEK_CUR)
 
-        return _Held(names, files, self.field, "row", *_scan(samples(), self.path, on_bad_record))
+        return _EmbeddedDocuments(names, files, self.field, "row", *_scan(samples(), self.path, on_bad_record))
 
     def _convert(self, source: BinaryIO, out: BinaryIO) -> None:
-        """Writes a line of JSON for each row, and its images behind it."""
+        """Writes each row as a line of JSON with the sizes of its images, and the images behind it."""
         columns = {"field": self.field, "images_field": self.images_field}
-        file, row = local_copies.parquet_file(source, **columns), 0
+        file, row = parquet.open_table(source, **columns), 0
         for batch in file.iter_batches(batch_size=64, columns=[*columns.values()]):
             for record in batch.to_pylist():
                 row += 1
@@ -131,7 +132,7 @@ class ImageParquet(ImageSource):
                 except ValueError as error:
                     images, line["problem"] = [], f"{error} under {self.images_field!r}"
                 line["sizes"] = [len(image) for image in images]
-                out.write(local_copies.json_line(line) + b"".join(images))
+                out.write(parquet.json_line(line) + b"".join(images))
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ class WebDataset(ImageSource):
     """Tar files as WebDataset has them: the members of a sample follow each other and share what is before the first
     dot of their names, such as 00017.jpg and 00017.txt.
 
-    Its images are its members whose names end in jpg, jpeg, png or webp, in the order of the archive. What else a
-    sample has is not read.
+    Its images are its members whose names end in jpg, jpeg, png or webp, in the order of the archive. Other members
+    are not read.
 
     Attributes:
       path: a file, a folder (all .tar below it) or a pattern such as "shards/*.tar"; here or at a URL, of which a copy
@@ -152,14 +153,14 @@ class WebDataset(ImageSource):
     field: str = ""
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> ImageDocuments:
-        """The samples.
+        """Returns the samples.
 
         Raises:
-          UserError: no file is found, all are empty, one is no tar file, or a sample is bad or cut off (unless those
+          UserError: no file is found, all are empty, one is not a tar file, or a sample is bad or cut off (unless those
             are skipped).
         """
         names = _files(self.path, ".tar")
-        files = tuple(map(local_copies.plain, names))
+        files = tuple(map(local_copies.plain_copy, names))
 
         def samples() -> Iterator[_Sample]:
             for number, (name, file) in enumerate(zip(names, files, strict=True)):
@@ -167,18 +168,20 @@ class WebDataset(ImageSource):
                     for sample in tar.samples(data, name):
                         yield self._sample(sample, number, name, file)
 
-        return _Held(names, files, self.field or None, "sample", *_scan(samples(), self.path, on_bad_record))
+        return _EmbeddedDocuments(
+            names, files, self.field or None, "sample", *_scan(samples(), self.path, on_bad_record)
+        )
 
     def _sample(self, sample: tar.Sample, number: int, name: str, file: str) -> "_Sample":
-        wanted = "json" if self.field else "txt"
+        text_ending = "json" if self.field else "txt"
         endings = [member.ending for member in sample.members]
         images = tuple((m.offset, m.size) for m in sample.members if m.ending.rpartition(".")[2] in ENDINGS)
-        text: Span = next(((m.offset, m.size) for m in sample.members if m.ending == wanted), (0, 0))
+        text: Span = next(((m.offset, m.size) for m in sample.members if m.ending == text_ending), (0, 0))
         problem = sample.damage
-        if not problem and (wanted not in endings or not images or len(set(endings)) < len(endings)):
+        if not problem and (text_ending not in endings or not images or len(set(endings)) < len(endings)):
             problem = (
-                f"the sample has {', '.join(endings)}; it needs one .{wanted} for its text (see `field`), and images, "
-                f"each by another ending ({', '.join(ENDINGS)}, 1.png and so on)"
+                f"the sample has {', '.join(endings)}; it needs one .{text_ending} for its text (see `field`), and "
+                f"images, each by another ending ({', '.join(ENDINGS)}, 1.png and so on)"
             )
         read = _reader(file, text, images, self.field or None, problem=problem)
         return _Sample(f"{name}, sample {sample.key!r}", (number, text[0], text[1]), read, images)
@@ -186,41 +189,45 @@ class WebDataset(ImageSource):
 
 ImageText = ImageJsonl | ImageParquet | WebDataset
 
-_Read = tuple[str, Sequence[tuple[str, bytes]]]  # a text; of each image a name and what its file holds
+_Read = tuple[str, Sequence[tuple[str, bytes]]]  # a text; of each image a name and its file's content
 
 
 class _Sample(NamedTuple):
-    """A record as it is found.
+    """A record before it is validated.
 
     Attributes:
-      place: in words.
-      at: number of the file, and where in it the text's record is.
-      read: a ValueError says what is wrong.
-      images: where they are, if they are in the same file.
+      location: in words.
+      span: of the text's record: number of the file, first byte, bytes.
+      read: returns the record, or raises a ValueError with the problem.
+      images: their places, if they are in the same file.
     """
 
-    place: str
-    at: tuple[int, int, int]
+    location: str
+    span: tuple[int, int, int]
     read: Callable[[], _Read]
     images: tuple[Span, ...] = ()
 
 
 class _Index(NamedTuple):
-    """Where the sound records are.
+    """Places of the valid records.
 
     Attributes:
       texts: int64[documents, 3]: number of the file, first byte, bytes.
-      ends: int64[1 + documents]: how many images the documents before each have, and all of them.
+      image_ends: int64[1 + documents]: number of images of all documents before each, and of all.
       images: int64[images, 2], first byte and bytes of each; none where images are files of their own.
     """
 
     texts: np.ndarray
-    ends: np.ndarray
+    image_ends: np.ndarray
     images: np.ndarray
 
 
-class _Indexed(ImageDocuments):
-    """What both kinds of documents have: `names` of files for people, `files` to read, and where records are."""
+class _IndexedDocuments(ImageDocuments):
+    """Base of both kinds of documents.
+
+    Attributes:
+      names, files: of each file the name that the user gave, and the path of the local copy.
+    """
 
     names: tuple[str, ...]
     files: tuple[str, ...]
@@ -229,75 +236,85 @@ class _Indexed(ImageDocuments):
     def __len__(self) -> int:
         return len(self.index.texts)
 
+    @override
     def count(self, index: int) -> int:
-        return int(self.index.ends[index + 1] - self.index.ends[index])
+        return int(self.index.image_ends[index + 1] - self.index.image_ends[index])
 
     def record(self, index: int) -> bytes:
-        """The bytes of the text's record."""
+        """Returns the bytes of a text's record."""
         file, *span = self.index.texts[index].tolist()
-        return _bytes(self.files[file], *span)
+        return _read_span(self.files[file], *span)
 
 
 @dataclass(frozen=True, eq=False)
-class _Listed(_Indexed):
-    """Lines of files with the paths of images, each relative to its file's folder."""
+class _PathDocuments(_IndexedDocuments):
+    """Lines with the paths of images, which are relative to the folder of the line's file."""
 
     source: ImageJsonl
     names: tuple[str, ...]
     files: tuple[str, ...]
     folders: tuple[str, ...]
     index: _Index
-    scanned: Scanned
+    summary: SourceSummary
 
     def __getitem__(self, index: int) -> str:
-        text, paths = self._line(index)
+        text, paths = self._parse(index)
         return START_OF_IMAGE.join(image_tokens.split(text, len(paths)))
 
-    def place(self, index: int) -> str:
+    @override
+    def location(self, index: int) -> str:
         file, offset, _ = self.index.texts[index].tolist()
-        line = 1 + _bytes(self.files[file], 0, offset).count(b"\n")
+        line = 1 + _read_span(self.files[file], 0, offset).count(b"\n")
         return f"{self.names[file]}, line {line}"
 
-    def image(self, index: int, nth: int) -> bytes:
-        return pictures.contents(self._line(index)[1][nth])
+    @override
+    def image_bytes(self, index: int, nth: int) -> bytes:
+        return image_files.read_bytes(self._parse(index)[1][nth])
 
-    def _line(self, index: int) -> tuple[str, list[str]]:
-        return _line(self.record(index), self.source, self.folders[self.index.texts[index][0]])
+    def _parse(self, index: int) -> tuple[str, list[str]]:
+        return _parse_line(self.record(index), self.source, self.folders[self.index.texts[index][0]])
 
 
 @dataclass(frozen=True, eq=False)
-class _Held(_Indexed):
-    """Texts and images that are in one file; the text is the record, or under `field` of it."""
+class _EmbeddedDocuments(_IndexedDocuments):
+    """Texts and images in one file.
+
+    Attributes:
+      field: key of the text; None = the record is the text.
+      unit: "row" or "sample", for messages.
+    """
 
     names: tuple[str, ...]
     files: tuple[str, ...]
     field: str | None
     unit: str
     index: _Index
-    scanned: Scanned
+    summary: SourceSummary
 
     def __getitem__(self, index: int) -> str:
         text = json_text(self.record(index), self.field)
         return START_OF_IMAGE.join(image_tokens.split(text, self.count(index)))
 
-    def place(self, index: int) -> str:
+    @override
+    def location(self, index: int) -> str:
         file, offset, _ = self.index.texts[index].tolist()
         if self.unit == "row":
             return f"{self.names[file]}, row {json.loads(self.record(index))['row']}"
         return f"{self.names[file]}, the {self.unit} whose text is at byte {offset:,}"
 
-    def image(self, index: int, nth: int) -> bytes:
-        span = self.index.images[self.index.ends[index] + nth]
-        return _bytes(self.files[self.index.texts[index][0]], *span.tolist())
+    @override
+    def image_bytes(self, index: int, nth: int) -> bytes:
+        span = self.index.images[self.index.image_ends[index] + nth]
+        return _read_span(self.files[self.index.texts[index][0]], *span.tolist())
 
 
 def _files(path: str, ending: str) -> tuple[str, ...]:
-    """The files that a path means; of a folder, in which images may be too, those of one ending.
+    """Returns the files that a path means; of a folder, which may hold images too, those of one ending.
 
     Raises:
       UserError: there are none.
     """
-    names = found(path)
+    names = find_files(path)
     if local_copies.is_folder(path):
         names = [name for name in names if name.removesuffix(".gz").removesuffix(".zst").endswith(ending)]
     if not names:
@@ -305,74 +322,76 @@ def _files(path: str, ending: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _scan(samples: Iterator[_Sample], where: str, on_bad_record: OnBadRecord) -> tuple[_Index, Scanned]:
-    """Reads every record and its images once."""
-    scan, digest, sound = Scan(on_bad_record), hashlib.sha256(), SoundImages(where)
+def _scan(samples: Iterator[_Sample], path: str, on_bad_record: OnBadRecord) -> tuple[_Index, SourceSummary]:
+    """Reads every record and its images once; `path` is the source's."""
+    validator, digest, known_images = RecordValidator(on_bad_record), hashlib.sha256(), ValidatedImages(path)
     texts, counts, images = [], [], []
     try:
-        for sample, checked in _checked(samples, sound):
-            if scan.sound(sample.place, lambda checked=checked: checked.result()[0]):
-                hashes = checked.result()[1]
-                texts.append(sample.at)
+        for sample, check in _check_ahead(samples, known_images):
+            if validator.accept(sample.location, lambda check=check: check.result()[0]):
+                hashes = check.result()[1]
+                texts.append(sample.span)
                 counts.append(len(hashes))
                 images += sample.images
                 digest.update(b"".join(hashes))
     finally:
-        sound.keep()
-    scanned = scan.done(where)
-    if not scanned.characters:
-        raise UserError(f"{where}: no record with a text; give some")
-    digest.update(scanned.fingerprint.encode())
+        # Also if a record was bad: the images before it need not be decoded again.
+        known_images.save()
+    summary = validator.finish(path)
+    if not summary.characters:
+        raise UserError(f"{path}: no record with a text; give some")
+    digest.update(summary.fingerprint.encode())
     index = _Index(
         np.array(texts, np.int64).reshape(-1, 3),
         np.cumsum([0, *counts], dtype=np.int64),
         np.array(images, np.int64).reshape(-1, 2),
     )
-    return index, replace(scanned, fingerprint=digest.hexdigest()[:16])
+    return index, replace(summary, fingerprint=digest.hexdigest()[:16])
 
 
-def _checked(samples: Iterator[_Sample], sound: SoundImages) -> Iterator[tuple[_Sample, Future]]:
-    """The samples in their order, each with what `_check` makes of it; threads work a little ahead."""
+def _check_ahead(samples: Iterator[_Sample], known_images: ValidatedImages) -> Iterator[tuple[_Sample, Future]]:
+    """Yields the samples in their order, each with the future of its `_check`."""
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: collections.deque[tuple[_Sample, Future]] = collections.deque()
         for sample in samples:
-            ahead.append((sample, pool.submit(_check, sample, sound)))
+            ahead.append((sample, pool.submit(_check, sample, known_images)))
+            # Threads decode a few samples ahead, and no more than fit into memory.
             if len(ahead) > 4 * THREADS:
                 yield ahead.popleft()
         yield from ahead
 
 
-def _check(sample: _Sample, sound: SoundImages) -> tuple[str, list[bytes]]:
-    """The text of a record, and a hash of each of its images.
+def _check(sample: _Sample, known_images: ValidatedImages) -> tuple[str, list[bytes]]:
+    """Returns the text of a record, and a hash of each of its images.
 
     Raises:
-      ValueError: it is bad; says how.
+      ValueError: the record is bad; says why.
     """
     try:
         text, images = sample.read()
         parts = image_tokens.split(text, len(images))
-        hashes = [sound.check(data, name=name) for name, data in images]
-    except UserError as error:  # of one record, not of all
+        hashes = [known_images.check(data, name=name) for name, data in images]
+    except UserError as error:  # of this record alone, so it may be skipped
         raise ValueError(str(error)) from None
     if images and not parts[-1].strip():
-        raise ValueError("no text after the last image, so that there is nothing to ask for")
+        raise ValueError("no text after the last image, so that there is no target")
     return START_OF_IMAGE.join(parts), hashes
 
 
 def _reader(file: str, text: Span, images: Sequence[Span], field: str | None, *, problem: str) -> Callable[[], _Read]:
-    """What reads a record whose images are in the same file."""
+    """Returns the function that reads a record whose images are in the same file."""
 
     def read() -> _Read:
         if problem:
             raise ValueError(problem)
-        named = [(f"image {n} of {len(images)}", _bytes(file, *span)) for n, span in enumerate(images, start=1)]
-        return json_text(_bytes(file, *text), field), named
+        named = [(f"image {n} of {len(images)}", _read_span(file, *span)) for n, span in enumerate(images, start=1)]
+        return json_text(_read_span(file, *text), field), named
 
     return read
 
 
-def _line(data: bytes, source: ImageJsonl, folder: str) -> tuple[str, list[str]]:
-    """The text of a line, and where its images are."""
+def _parse_line(data: bytes, source: ImageJsonl, folder: str) -> tuple[str, list[str]]:
+    """Returns the text of a line, and the paths of its images."""
     text, key = json_text(data, source.field), source.images_field
     record = json.loads(data)
     if key not in record:
@@ -384,7 +403,7 @@ def _line(data: bytes, source: ImageJsonl, folder: str) -> tuple[str, list[str]]
 
 
 def _image_bytes(value: Any) -> list[bytes]:
-    """The images in a cell of a table."""
+    """Returns the images in a cell of a table."""
     if isinstance(value, list):
         return [image for item in value for image in _image_bytes(item)]
     if isinstance(value, dict):
@@ -392,20 +411,20 @@ def _image_bytes(value: Any) -> list[bytes]:
             raise ValueError(f"a path, {value['path']!r}, and no bytes (image_jsonl reads paths)")
         value = value.get("bytes")
     if not isinstance(value, bytes):
-        raise ValueError(f"no image, but {str(value)[:40]}")
+        raise ValueError(f"not an image, but {str(value)[:40]}")
     return [value]
 
 
-def _spans(start: int, sizes: Sequence[int]) -> tuple[Span, ...]:
-    """Where parts of these sizes are that follow each other."""
+def _consecutive_spans(start: int, sizes: Sequence[int]) -> tuple[Span, ...]:
+    """Returns the spans of parts of these sizes that follow each other from byte `start` on."""
     ends = [start + end for end in np.cumsum(np.array([0, *sizes], np.int64)).tolist()]
     return tuple(zip(ends[:-1], sizes, strict=True))
 
 
-def _bytes(file: str, offset: int, size: int) -> bytes:
+def _read_span(file: str, offset: int, size: int) -> bytes:
     with open(file, "rb") as data:
         data.seek(offset)
-        found = data.read(size)
-    if len(found) < size:
-        raise UserError(f"{file} ends before byte {offset + size:,}; it has changed since it was opened")
-    return found
+        content = data.read(size)
+    if len(content) < size:
+        raise UserError(f"{file} ends before byte {offset + size:,}; it has changed since it was opened; restore it")
+    return content

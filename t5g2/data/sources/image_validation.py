@@ -1,59 +1,55 @@
-"""Images that have been decoded once, by what their files hold: a source is opened again without decoding them."""
+"""A record of the images that have been decoded once, so that a source is opened again without decoding them."""
 
-import contextlib
 import hashlib
 import logging
 import os
 
 import PIL
 
-from t5g2.core import files
+from t5g2.core.files import cache_folder, replacing
 from t5g2.data import images
 
 log = logging.getLogger(__name__)
 
-BYTES = 16  # of a hash, that are kept
+HASH_BYTES = 16  # kept of each hash
 
 
-class SoundImages:
-    """The hashes of the images of a source that are known to be sound, kept in the cache (copies.py).
+class ValidatedImages:
+    """Hashes of a source's images that are known to be valid, kept in the cache folder.
 
-    They are of the files' contents, so an image that has changed is decoded anew, wherever it stands; and of one
-    version of Pillow.
+    They are hashes of the files' contents, so an image that has changed is decoded anew, wherever it is. The record is
+    of one version of Pillow.
 
     Args:
-      where: the source's path; each has a file of its own.
+      path: of the source; each has a file of its own.
     """
 
-    def __init__(self, where: str):
-        name = hashlib.sha256(f"{os.path.abspath(where)} {PIL.__version__}".encode()).hexdigest()[:16]
-        self._file = files.cache_folder() / f"{name}.images"
+    def __init__(self, path: str):
+        name = hashlib.sha256(f"{os.path.abspath(path)} {PIL.__version__}".encode()).hexdigest()[:16]
+        self._file = cache_folder() / f"{name}.images"
         data = self._file.read_bytes() if self._file.is_file() else b""
-        self._known = {data[i : i + BYTES] for i in range(0, len(data) - BYTES + 1, BYTES)}
+        self._known = {data[i : i + HASH_BYTES] for i in range(0, len(data) - HASH_BYTES + 1, HASH_BYTES)}
         self._new: set[bytes] = set()
 
     def check(self, data: bytes, *, name: str) -> bytes:
-        """The hash, 32 bytes, of what an image's file holds; several threads may ask at a time.
+        """Returns the hash, 32 bytes, of an image file; several threads may call this at a time.
 
         Raises:
-          UserError: it is no image, or damaged.
+          UserError: it is not an image, or damaged.
         """
         digest = hashlib.sha256(data).digest()
-        if digest[:BYTES] not in self._known:
+        if digest[:HASH_BYTES] not in self._known:
             images.read(data, name=name)
-            self._new.add(digest[:BYTES])
+            self._new.add(digest[:HASH_BYTES])
         return digest
 
-    def keep(self) -> None:
-        """Writes down what has been found sound, or says why it cannot."""
+    def save(self) -> None:
+        """Writes the images that have been found valid, or logs why it cannot."""
         if not self._new:
             return
-        part = self._file.with_name(f".{self._file.name}.{os.urandom(4).hex()}.part")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(b"".join(sorted(self._known | self._new)))
-            os.replace(part, self._file)
+            with replacing(self._file) as part:
+                part.write_bytes(b"".join(sorted(self._known | self._new)))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            # Only time is lost: the record saves decoding, nothing depends on it.
             log.warning("the images will be decoded again when they are next opened: %s cannot be kept", error)

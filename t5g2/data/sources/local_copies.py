@@ -1,15 +1,14 @@
-"""Files that cannot be read from the middle, as plain copies that can: compressed ones, parquet, and those elsewhere.
+"""Plain local copies of files that cannot be read from the middle: compressed files, parquet, and files at a URL.
 
 A run reads documents in a shuffled order, each by its place in a file. A .gz or .zst file, a parquet file or a URL has
 no such places, so it is written out once, as it is or as a JSON object a line, and read from there. Copies are kept in
 T5G2_CACHE, or ~/.cache/t5g2, under a name that changes with the file (path, size, time of change; of a URL what its
-file system offers), and appear under it only when they are whole.
+file system offers), and have their names only when they are complete.
 """
 
 import functools
 import gzip
 import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -20,187 +19,149 @@ from typing import Any, BinaryIO
 
 from t5g2.core import errors
 from t5g2.core.errors import UserError
-from t5g2.core.files import cache_folder
+from t5g2.core.files import cache_folder, replacing
 from t5g2.core.optional import require
+from t5g2.data.sources import parquet
 
-CHUNK = 1 << 20
+BUFFER_BYTES = 1 << 20
+
+# Reads the first file and writes the second.
+Convert = Callable[[BinaryIO, BinaryIO], None]
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is elsewhere: gs://…, s3://…, memory://…."""
+    """True if a path is remote: gs://…, s3://…, memory://…."""
     return "://" in path
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path or a URL is a folder."""
+    """True if a path or a URL is a folder."""
     if not is_url(path):
         return os.path.isdir(path)
-    system, inside = _system(path)
+    system, inside = _filesystem(path)
     return system.isdir(inside)
 
 
-def files(path: str) -> list[str]:
-    """The files that a URL means, sorted: one, those of a folder, or those of a pattern.
+def remote_files(url: str) -> list[str]:
+    """Returns the files that a URL means, sorted: one file, those of a folder, or those of a pattern.
 
     Raises:
-      UserError: there are none, or there is nothing to read such URLs with.
+      UserError: there are none, or the package that reads such URLs is missing.
     """
-    system, inside = _system(path)
+    system, inside = _filesystem(url)
     try:
-        found = (
-            [inside]
-            if system.isfile(inside)
-            else system.glob(inside)
-            if set(inside) & set("*?[")
-            else _below(system, inside)
-        )
-        names = sorted(system.unstrip_protocol(name) for name in found if system.isfile(name))
+        if system.isfile(inside):
+            candidates = [inside]
+        elif set(inside) & set("*?["):
+            candidates = system.glob(inside)
+        else:
+            candidates = _files_below(system, inside)
+        names = sorted(system.unstrip_protocol(name) for name in candidates if system.isfile(name))
     except OSError as error:
-        raise UserError(f"{path} cannot be listed ({error}); is it right, and may you read it?") from None
+        raise UserError(f"{url} cannot be listed ({error}); is it right, and may you read it?") from None
     if not names:
-        raise UserError(f"no file at {path!r}; give a file, a folder with files, or a pattern")
+        raise UserError(f"no file at {url!r}; give a file, a folder with files, or a pattern")
     return names
 
 
-def _below(system: Any, folder: str) -> list[str]:
-    """All files below a folder, hidden ones aside."""
+def _files_below(system: Any, folder: str) -> list[str]:
+    """Returns all files below a folder, hidden ones aside."""
     base = len(folder.rstrip("/"))
     return [name for name in system.find(folder) if "/." not in name[base:]]
 
 
-def plain(file: str, column: str | None = None) -> str:
-    """The path of a local file with the contents of `file`: itself if it is local and plain.
+def plain_copy(file: str, column: str | None = None) -> str:
+    """Returns the path of a local file with the contents of `file`: `file` itself if it is local and plain.
 
     Args:
       file: a path or a URL.
       column: of a parquet file, which becomes {column: text} a line.
 
     Raises:
-      UserError: it is damaged or cut off, has no such column, or what reads it is not installed.
+      UserError: it is damaged or cut off, has no such column, or the package that reads it is missing.
     """
     convert = CONVERTERS.get(file.rpartition(".")[2])
     if column is not None:
-        convert = functools.partial(_parquet, column=column)
+        convert = functools.partial(parquet.write_column, column=column)
     elif convert is None and not is_url(file):
         return file
-    return converted(file, convert or _copy, column)
+    return converted_copy(file, convert or _copy, column)
 
 
-def converted(file: str, convert: Callable[[BinaryIO, BinaryIO], None], what: object) -> str:
-    """The path of the copy that `convert` makes of a file, unless there is one already.
+def converted_copy(file: str, convert: Convert, variant: object) -> str:
+    """Returns the path of the copy that `convert` makes of a file, which is made if it is missing.
 
     Args:
-      convert: reads the first and writes the second.
-      what: is made of the file; its repr is part of the copy's name.
+      convert: reads the first file and writes the second.
+      variant: tells copies of one file apart; its repr is part of the copy's name.
 
     Raises:
-      UserError: it is damaged or cut off, or what `convert` raises.
+      UserError: the file is damaged or cut off, or `convert` raises one.
     """
-    target = cache_folder() / f"{_identity(file, what)}-{Path(file).name}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with _open(file) as source, open(part, "wb") as out:
-                convert(source, out)
-            os.replace(part, target)
-        except UserError:
+    target = cache_folder() / f"{_identity(file, variant)}-{Path(file).name}"
+    if target.exists():
+        return str(target)
+    try:
+        with replacing(target) as part, _open(file) as source, open(part, "wb") as out:
+            convert(source, out)
+    except UserError:
+        raise
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in errors.OS_ERRORS:  # nothing is wrong with the file
             raise
-        except (EOFError, OSError, ValueError, zlib.error) as error:
-            if isinstance(error, OSError) and error.errno in errors.OS_ERRORS:  # nothing is wrong with the file
-                raise
-            raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
-        finally:
-            part.unlink(missing_ok=True)
+        raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
     return str(target)
 
 
 def _copy(source: BinaryIO, out: BinaryIO) -> None:
-    shutil.copyfileobj(source, out, CHUNK)
+    shutil.copyfileobj(source, out, BUFFER_BYTES)
 
 
-def _gzip(source: BinaryIO, out: BinaryIO) -> None:
+def _decompress_gzip(source: BinaryIO, out: BinaryIO) -> None:
     with gzip.GzipFile(fileobj=source) as unpacked:
-        shutil.copyfileobj(unpacked, out, CHUNK)
+        shutil.copyfileobj(unpacked, out, BUFFER_BYTES)
 
 
-def _zstandard(source: BinaryIO, out: BinaryIO) -> None:
+def _decompress_zstd(source: BinaryIO, out: BinaryIO) -> None:
     zstandard = require("zstandard", "zstd")
     frame, data = None, b""
-    while data or (data := source.read(CHUNK)):
+    while data or (data := source.read(BUFFER_BYTES)):
         frame = frame or zstandard.ZstdDecompressor().decompressobj()
         try:
             out.write(frame.decompress(data))
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from None
-        # a file may hold several frames, one after the other
+        # A file may hold several frames, one after the other.
         data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise EOFError("a frame does not end")
 
 
-def _parquet(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
-    for batch in parquet_file(source, field=column).iter_batches(columns=[column]):
-        for value in batch.column(0).to_pylist():
-            out.write(json_line({column: value}))
+CONVERTERS: dict[str, Convert] = {"gz": _decompress_gzip, "zst": _decompress_zstd}
 
 
-def json_line(record: dict[str, Any]) -> bytes:
-    """A record as a line of JSON. Bytes are text if they are UTF-8; what else JSON has no word for says what it is."""
-    return json.dumps(record, default=_in_json).encode() + b"\n"
-
-
-def _in_json(value: Any) -> Any:
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return {"bytes": len(value)}
-    return {type(value).__name__: str(value)}
-
-
-def parquet_file(source: BinaryIO, **columns: str) -> Any:
-    """A pyarrow.parquet.ParquetFile that has these columns, each by the setting that names it.
-
-    Raises:
-      UserError: it lacks one, or pyarrow is not installed.
-    """
-    parquet = require("pyarrow.parquet", "parquet")
-    file = parquet.ParquetFile(source)
-    names = file.schema_arrow.names
-    for setting, column in columns.items():
-        if column not in names:
-            raise UserError(
-                f"{getattr(source, 'name', source)} has no column {column!r}; it has {', '.join(names)}: set "
-                f"`{setting}` to one of them"
-            )
-    return file
-
-
-CONVERTERS: dict[str, Callable[[BinaryIO, BinaryIO], None]] = {"gz": _gzip, "zst": _zstandard}
-
-
-def _system(path: str) -> tuple[Any, str]:
+def _filesystem(url: str) -> tuple[Any, str]:
+    """Returns the fsspec file system of a URL, and the path in it."""
     fsspec = require("fsspec", "remote")
     try:
-        return fsspec.core.url_to_fs(path)
+        return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; give a local path, or a URL that fsspec knows") from None
+        raise UserError(f"{url} cannot be read: {error}; give a local path, or a URL that fsspec knows") from None
 
 
 def _open(file: str) -> AbstractContextManager[BinaryIO]:
     if not is_url(file):
         return open(file, "rb")
-    system, inside = _system(file)
+    system, inside = _filesystem(file)
     return system.open(inside, "rb")
 
 
-def _identity(file: str, what: object) -> str:
-    """16 hex digits that change with the file."""
+def _identity(file: str, variant: object) -> str:
+    """Returns 16 hex digits that change with the file."""
     if is_url(file):
-        system, inside = _system(file)
-        facts: tuple = (file, system.ukey(inside), what)
+        system, inside = _filesystem(file)
+        facts: tuple = (file, system.ukey(inside), variant)
     else:
         status = os.stat(file)
-        facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, what)
+        facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, variant)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The library that ships with every Python, as text: nothing to download."""
+"""The standard library of this Python as text: nothing to download."""
 
 import hashlib
 import sys
@@ -6,6 +6,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from typing_extensions import override
 
 from t5g2.core.errors import UserError
 from t5g2.data.sources.documents import Documents, OnBadRecord
@@ -18,7 +20,7 @@ class PythonText:
 
     Documents are the topics of the language reference (`pydoc_data.topics`) and the top-level modules of the standard
     library, docstrings included, each one document, in the order of their names. Packages, tests and site-packages are
-    left out. Which is held out follows from a document's name alone, so it stays what it is from Python to Python.
+    left out. The split of a document follows from its name alone, so it stays the same from Python to Python.
 
     Attributes:
       split: "train", "heldout" or "all".
@@ -35,18 +37,19 @@ class PythonText:
             raise UserError(f"heldout_percent = {self.heldout_percent}; it must be between 1 and 99")
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """The documents of this split; there are no bad records.
+        """Returns the documents of this split; there are no bad records.
 
         Raises:
-          UserError: this Python came without its library's sources.
+          UserError: this Python is installed without the sources of its library.
         """
         texts = _python_texts()
         chosen, size = [], 0
-        for name in sorted(texts, key=_rank):
+        # In the order of hashes, so that max_bytes takes a sample of all names and not the first of the alphabet.
+        for name in sorted(texts, key=_name_hash):
             size += len(texts[name].encode())
             if self.max_bytes and size > self.max_bytes:
                 break
-            if self.split == "all" or (_rank(name) % 100 < self.heldout_percent) == (self.split == "heldout"):
+            if self.split == "all" or (_name_hash(name) % 100 < self.heldout_percent) == (self.split == "heldout"):
                 chosen.append(name)
         if not chosen:
             raise UserError(
@@ -65,14 +68,17 @@ class _Texts(Documents):
         return PythonText.open, (self.source,)
 
     @property
+    @override
     def skipped(self) -> int:
         return 0
 
     @property
+    @override
     def characters(self) -> int:
         return sum(map(len, self.texts))
 
     @property
+    @override
     def fingerprint(self) -> str:
         return fingerprint(text.encode() for text in self.texts)
 
@@ -84,7 +90,7 @@ class _Texts(Documents):
 
 
 def _python_texts() -> dict[str, str]:
-    """{name: text} of the language reference's topics and of the standard library's top-level modules."""
+    """Returns {name: text} of the language reference's topics and of the standard library's top-level modules."""
     folder = Path(sysconfig.get_path("stdlib"))
     files = [folder / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
     texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
@@ -102,6 +108,6 @@ def _python_texts() -> dict[str, str]:
     return texts | {f"topic {name}": text for name, text in reference.items()}
 
 
-def _rank(name: str) -> int:
-    """A number that depends on the name alone, for splits and limits that do not follow the alphabet."""
+def _name_hash(name: str) -> int:
+    """Returns a number that depends on the name alone, the same in every process."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

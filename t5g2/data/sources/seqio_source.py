@@ -1,7 +1,7 @@
 """Tasks and mixtures of seqio, tokenised by seqio itself and read back by number.
 
-seqio gives a stream by way of TensorFlow. It is run once when a run begins, into a file of tokens that workers read
-without TensorFlow; `t5g2 tokenize` keeps the tokens for runs to come, which then need neither seqio nor TensorFlow.
+seqio gives a stream and needs TensorFlow. It is read once when a run begins, into a file of tokens that workers read
+without TensorFlow; `t5g2 tokenize` keeps the tokens for later runs, which then need neither seqio nor TensorFlow.
 """
 
 import hashlib
@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from t5g2.core import files, optional, pairs
+from t5g2.core import pairs
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.files import PART, cache_folder
+from t5g2.core.optional import require
 from t5g2.data.sources.documents import Documents, OnBadRecord
+from t5g2.data.sources.validation import MAX_PROBLEMS
 from t5g2.data.tokenizers.base import Tokenizer
 
-# A run's tokenizer must give the same ids as the task's for these.
+# The run's tokenizer must give the same ids as the task's vocabulary for these texts.
 PROBES = ("The quick brown fox, 12 times.", "naïve  twice\n", "x = {y: [1, 2]}")
 
 
@@ -31,14 +35,14 @@ class Seqio:
     tokens, for all the others. The order here is seqio's unshuffled one: a run shuffles by itself.
 
     Attributes:
-      module: is imported, and registers the task: "my_tasks.glue".
+      module: the module that registers the task when it is imported: "my_tasks.glue".
       name: of the task or mixture.
-      inputs_tokens, targets_tokens: seqio's sequence_length, which it cuts off at; inputs_tokens 0 = without inputs.
+      inputs_tokens, targets_tokens: seqio's sequence_length, to which it cuts; inputs_tokens 0 = without inputs.
       split: as in seqio.
-      examples: the first so many; 0 = one epoch of a task. A mixture has no end, and needs a number. To mix with exact
-        shares and whole epochs, give each task as a source of its own, with a weight.
-      seed: of preprocessors that draw, and of a mixture's draws.
-      use_cached: read what seqio's own cache has.
+      examples: number of examples, the first; 0 = one epoch of a task. A mixture has no end, and needs a number. To mix
+        with exact shares and whole epochs, give each task as a source of its own, with a weight.
+      seed: of random preprocessors, and of a mixture's draws.
+      use_cached: read seqio's own cache.
     """
 
     module: str
@@ -58,17 +62,17 @@ class Seqio:
             )
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """The examples, which are tokenised now.
+        """Returns the examples, which are tokenised now.
 
         Raises:
           UserError: seqio is not installed, the module, task, split or a feature does not exist, or an example has no
             targets (unless such examples are skipped).
         """
         provider, dataset = _dataset(self)
-        examples, skipped = _examples(self, dataset), []
+        skipped: list[str] = []
 
-        def sound() -> Iterator[np.ndarray]:
-            for number, (inputs, targets) in enumerate(examples):
+        def valid_examples() -> Iterator[np.ndarray]:
+            for number, (inputs, targets) in enumerate(_examples(self, dataset)):
                 if len(targets):
                     yield targets if inputs is None else pairs.join(inputs, targets)
                 elif on_bad_record == "skip":
@@ -79,50 +83,68 @@ class Seqio:
                         f"on_bad_record=skip"
                     )
 
-        file, ends, highest = _write(sound(), skip=int(self.inputs_tokens > 0))
+        file, ends, highest = _write_tokens(valid_examples(), skip=int(self.inputs_tokens > 0))
         if not len(ends):
             raise UserError(f"{self.name} has no examples in split {self.split!r}")
         vocabulary = provider.output_features["targets"].vocabulary
-        return _Examples(self, file, ends, _Vocabulary(_probe(vocabulary), highest), tuple(skipped))
+        return _TokenizedExamples(
+            self, file, ends, _VocabularyProbe(_encode_probes(vocabulary), highest), tuple(skipped)
+        )
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
-    """What a run's tokenizer is compared with: the ids of texts, and the highest id there is."""
+class _VocabularyProbe:
+    """Facts of a task's vocabulary that the run's tokenizer must agree with.
 
-    probes: tuple[tuple[str, tuple[int, ...]], ...]
+    Attributes:
+      ids: (text, ids) of some texts.
+      highest: the highest id of the examples.
+    """
+
+    ids: tuple[tuple[str, tuple[int, ...]], ...]
     highest: int
 
 
 @dataclass(frozen=True, eq=False)
-class _Examples(Documents):
-    """Tokens in a file, one example after the other; `ends` int64[examples], in tokens."""
+class _TokenizedExamples(Documents):
+    """Tokens in a file, one example after the other.
+
+    Attributes:
+      ends: int64[examples], end of each in tokens.
+      bad_examples: that were left out, each with the reason.
+      checked: tokenizers that have been found to agree with the vocabulary.
+    """
 
     source: Seqio
     file: str
     ends: np.ndarray
-    vocabulary: _Vocabulary
-    left_out: tuple[str, ...]
-    agreed: list[Tokenizer] = field(default_factory=list)
+    vocabulary: _VocabularyProbe
+    bad_examples: tuple[str, ...]
+    checked: list[Tokenizer] = field(default_factory=list)
 
     @property
+    @override
     def fingerprint(self) -> str:
         return Path(self.file).stem
 
     @property
+    @override
     def characters(self) -> int:
         return 0
 
     @property
+    @override
     def skipped(self) -> int:
-        return len(self.left_out)
+        return len(self.bad_examples)
 
     @property
+    @override
     def problems(self) -> tuple[str, ...]:
-        return self.left_out[:10]
+        return self.bad_examples[:MAX_PROBLEMS]
 
     @property
-    def pairs(self) -> bool:
+    @override
+    def has_pairs(self) -> bool:
         return self.source.inputs_tokens > 0
 
     def __len__(self) -> int:
@@ -131,34 +153,37 @@ class _Examples(Documents):
     def __getitem__(self, index: int) -> str:
         raise UserError(f"seqio's {self.source.name} gives tokens, and no text")
 
+    @override
     def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
-        self._agree(tokenizer)
+        self._check_tokenizer(tokenizer)
         return np.diff(self.ends, prepend=0)
 
+    @override
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
-        self._agree(tokenizer)
+        self._check_tokenizer(tokenizer)
         begin = int(self.ends[index - 1]) if index else 0
         return np.fromfile(self.file, np.int32, int(self.ends[index]) - begin, offset=4 * begin)
 
-    def _agree(self, tokenizer: Tokenizer) -> None:
-        if tokenizer in self.agreed:
+    def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError if the tokenizer gives other ids than the task's vocabulary."""
+        if tokenizer in self.checked:
             return
-        wrong = [text for text, ids in self.vocabulary.probes if tokenizer.encode(text).tolist() != list(ids)]
+        wrong = [text for text, ids in self.vocabulary.ids if tokenizer.encode(text).tolist() != list(ids)]
         if wrong or self.vocabulary.highest >= tokenizer.vocab_size:
-            what = f"gives other ids for {wrong[0]!r}" if wrong else f"has only {tokenizer.vocab_size} ids"
+            problem = f"gives other ids for {wrong[0]!r}" if wrong else f"has only {tokenizer.vocab_size} ids"
             raise UserError(
                 f"seqio's {self.source.name} has a vocabulary of its own (ids up to {self.vocabulary.highest}), and "
-                f"the run's tokenizer, {tokenizer.to_dict()}, {what}; give both the same"
+                f"the run's tokenizer, {tokenizer.to_dict()}, {problem}; give both the same"
             )
-        self.agreed.append(tokenizer)
+        self.checked.append(tokenizer)
 
 
 def _dataset(source: Seqio) -> tuple[Any, Any]:
-    """The task or mixture, and its tf.data.Dataset."""
-    seqio = optional.require("seqio", "seqio")
+    """Returns the task or mixture, and its tf.data.Dataset."""
+    seqio = require("seqio", "seqio")
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")  # they are jax's
+    tf.config.set_visible_devices([], "GPU")  # the GPUs are for jax
     try:
         importlib.import_module(source.module)
     except ImportError as error:
@@ -193,6 +218,7 @@ def _dataset(source: Seqio) -> tuple[Any, Any]:
 
 
 def _examples(source: Seqio, dataset: Any) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    """Yields (inputs, targets), None for the inputs of a task without."""
     import tensorflow as tf
 
     try:
@@ -202,11 +228,19 @@ def _examples(source: Seqio, dataset: Any) -> Iterator[tuple[np.ndarray | None, 
         raise UserError(f"seqio's {source.name} cannot be read to its end ({str(error)[:300]})") from None
 
 
-def _write(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.ndarray, int]:
-    """The file of the tokens, named after them; where each example ends; the highest id after the first `skip`."""
-    folder = files.cache_folder()
+def _write_tokens(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.ndarray, int]:
+    """Writes the tokens into the cache folder.
+
+    Args:
+      skip: numbers in front of each example that are not ids.
+
+    Returns:
+      path of the file; int64[examples], the end of each in tokens; the highest id.
+    """
+    folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".seqio.{os.getpid()}.part"
+    # The file is named after its content, which is known only when all of it is written.
+    part = folder / f".seqio.{os.urandom(4).hex()}{PART}"
     digest, lengths, highest = hashlib.sha256(), [], 0
     try:
         with open(part, "wb") as out:
@@ -223,8 +257,8 @@ def _write(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.ndarray, 
     return str(target), np.cumsum(np.array(lengths, np.int64)), highest
 
 
-def _probe(vocabulary: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The ids of texts; none where a task has no text, but ids already."""
+def _encode_probes(vocabulary: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Returns the ids of PROBES; none for a task whose examples are ids from the start."""
     import seqio
 
     if isinstance(vocabulary, seqio.PassThroughVocabulary):

@@ -1,4 +1,4 @@
-"""Tar files by the places of their members: nothing is unpacked."""
+"""Samples of tar files, found by the places of their members: nothing is unpacked."""
 
 import os
 import tarfile
@@ -11,7 +11,12 @@ BLOCK = 512
 
 
 class Member(NamedTuple):
-    """A file in an archive: what follows the first dot of its name, in lower case; where it begins; its bytes."""
+    """A file in an archive.
+
+    Attributes:
+      ending: the name after its first dot, in lower case.
+      offset, size: first byte, bytes.
+    """
 
     ending: str
     offset: int
@@ -19,11 +24,11 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Files of an archive that follow each other and have one name but for their endings.
+    """Files of an archive that follow each other and have the same name but for their endings.
 
     Attributes:
-      key: what is before the first dot of their names, folder included.
-      damage: of the archive, in words, which this sample is the last before; "" = none.
+      key: the names up to their first dot, folder included.
+      damage: of the archive directly after this sample, in words; "" = none.
     """
 
     key: str
@@ -32,20 +37,22 @@ class Sample(NamedTuple):
 
 
 def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
-    """The samples of an uncompressed tar file, in its order; only headers are read.
+    """Yields the samples of an uncompressed tar file, in its order; only headers are read.
 
     a/1.jpg a/1.txt a/2.png: the samples a/1, with two members, and a/2.
 
     Args:
-      name: what to call the file in errors.
+      name: of the file, for errors.
 
     Raises:
-      UserError: it is no tar file.
+      UserError: it is not a tar file.
     """
     try:
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - what it reads is the caller's
     except tarfile.ReadError as error:
-        raise UserError(f"{name} is no tar file ({error}); give tar files, uncompressed or with .gz or .zst") from None
+        raise UserError(
+            f"{name} is not a tar file ({error}); give tar files, uncompressed or with .gz or .zst"
+        ) from None
     key, members, end = "", [], 0
     try:
         for member in archive:
@@ -59,17 +66,18 @@ def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
                 members = []
             key = folder + slash + stem
             members.append(Member(ending.lower(), member.offset_data, member.size))
-    except tarfile.ReadError:  # what the last member should have is not there
+    except tarfile.ReadError:  # the last member's content is cut off; the end below tells
         pass
-    if _ends_at(file, end):
+    if _archive_ends_at(file, end):
         if members:
             yield Sample(key, members)
         return
     yield Sample(key, members, f"the archive is damaged or cut off here, about byte {end:,}; get it again")
 
 
-def _ends_at(file: BinaryIO, end: int) -> bool:
-    """Whether nothing but empty blocks follows, at least one: tarfile takes what is no header for the end."""
+def _archive_ends_at(file: BinaryIO, end: int) -> bool:
+    """True if nothing but empty blocks follows, at least one."""
+    # tarfile takes anything that is not a header for the end of the archive, damage too.
     file.seek(0, os.SEEK_END)
     if file.tell() < end + BLOCK:
         return False

@@ -1,9 +1,9 @@
-"""Files of text, of JSON lines and of tables: each document is a span of bytes of a file that is there."""
+"""Files of text, JSON lines and parquet: each document is a span of bytes of a local file."""
 
 import functools
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,13 @@ import numpy as np
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.validation import Scan, Scanned, ScannedDocuments, json_text
+from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text
 
-# A longer text file is read as several documents of about this size, so that a chunk of it is near at hand.
+# A longer text file is read as several documents of about this size, so that reading a chunk reads little else.
 SPAN_BYTES = 1 << 16
+
+Span = tuple[str, int, bytes]  # location in words, first byte, content
+SpanReader = Callable[[str], Iterator[Span]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class TextFiles:
     path: str
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """The documents, files in the order of their names.
+        """Returns the documents, files in the order of their names.
 
         Raises:
           UserError: no file is found, all are empty, or one is not UTF-8 (unless those are skipped).
@@ -52,10 +55,11 @@ class Jsonl:
     field: str = "text"
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """The documents, files in the order of their names; empty lines are none.
+        """Returns the documents, files in the order of their names; empty lines are none.
 
         Raises:
-          UserError: no file is found, all are empty, or a line is no object with that text (unless those are skipped).
+          UserError: no file is found, all are empty, or a line is not an object with that text (unless those are
+            skipped).
         """
         return _scan(self.path, line_spans, self.field, on_bad_record)
 
@@ -73,7 +77,7 @@ class Parquet:
     field: str = "text"
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """The documents, files in the order of their names.
+        """Returns the documents, files in the order of their names.
 
         Raises:
           UserError: no file is found, all are empty, one is damaged or has no such column, or a row has no text there
@@ -83,14 +87,20 @@ class Parquet:
 
 
 @dataclass(frozen=True, eq=False)
-class _Spans(ScannedDocuments):
-    """Parts of files: `spans` int64[documents, 3] says which file, from which byte, how many bytes."""
+class _Spans(ValidatedDocuments):
+    """Parts of files.
+
+    Attributes:
+      files, sizes: the files, and their sizes in bytes.
+      spans: int64[documents, 3]: number of the file, first byte, bytes.
+      field: key of the text; None = the part is the text.
+    """
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
     spans: np.ndarray
     field: str | None
-    scanned: Scanned
+    summary: SourceSummary
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -107,34 +117,36 @@ class _Spans(ScannedDocuments):
             return json_text(data.read(size), self.field)
 
 
-def _scan(path: str, spans_of, field: str | None, on_bad_record: OnBadRecord, *, column: str | None = None) -> _Spans:
-    """Reads every record once: where it is, whether it is sound, and the fingerprint of all."""
-    files = found(path)
-    readable = tuple(local_copies.plain(file, column) for file in files)
-    spans, scan = [], Scan(on_bad_record)
+def _scan(
+    path: str, read_spans: SpanReader, field: str | None, on_bad_record: OnBadRecord, *, column: str | None = None
+) -> _Spans:
+    """Reads every record once: its place, whether it is valid, and the fingerprint of all."""
+    files = find_files(path)
+    readable = tuple(local_copies.plain_copy(file, column) for file in files)
+    spans, validator = [], RecordValidator(on_bad_record)
     for number, file in enumerate(files):
-        for place, offset, data in spans_of(readable[number]):
-            if scan.sound(f"{file}, {place}", functools.partial(json_text, data, field)):
+        for location, offset, data in read_spans(readable[number]):
+            if validator.accept(f"{file}, {location}", functools.partial(json_text, data, field)):
                 spans.append((number, offset, len(data)))
-    scanned = scan.done(path)
-    if not scanned.characters:
+    summary = validator.finish(path)
+    if not summary.characters:
         raise UserError(
-            f"{path}: no text in {len(files)} file{'s' * (len(files) > 1)}; give such as have at least "
-            f"{SHORTEST_TOKENS} tokens of it"
+            f"{path}: no text in {len(files)} file{'s' * (len(files) > 1)}; give files with texts of at least "
+            f"{SHORTEST_TOKENS} tokens"
         )
     sizes = tuple(os.path.getsize(file) for file in readable)
-    return _Spans(readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, scanned)
+    return _Spans(readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, summary)
 
 
-def found(path: str) -> list[str]:
-    """The files that a path or a URL means, sorted."""
+def find_files(path: str) -> list[str]:
+    """Returns the files that a path or a URL means, sorted."""
     if local_copies.is_url(path):
-        return local_copies.files(path)
+        return local_copies.remote_files(path)
     if not path:
         raise UserError("path is empty; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'")
     if Path(path).is_file():
         return [path]
-    names = _below(path) if Path(path).is_dir() else glob.iglob(path, recursive=True)
+    names = _files_below(path) if Path(path).is_dir() else glob.iglob(path, recursive=True)
     files = sorted(name for name in names if Path(name).is_file())
     if not files:
         raise UserError(
@@ -143,22 +155,20 @@ def found(path: str) -> list[str]:
     return files
 
 
-def _below(folder: str) -> Iterator[str]:
-    """All that is below a folder, hidden ones aside; unlike glob it does not pass over what may not be read."""
+def _files_below(folder: str) -> Iterator[str]:
+    """Yields the files below a folder, hidden ones aside; unlike glob it raises where a folder may not be read."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or take it away")
 
-    for where, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        # Assigned in place, because os.walk descends into what is left in the list.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(where, name) for name in names if not name.startswith("."))
-
-
-Span = tuple[str, int, bytes]
+        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
 
 
 def _file_spans(path: str) -> Iterator[Span]:
-    """(place in words, first byte, bytes) of the documents of a text file; they end where lines end."""
+    """Yields the documents of a text file; they end where lines end."""
     with open(path, "rb") as file:
         offset = 0
         while data := file.read(SPAN_BYTES) + file.readline():
@@ -167,16 +177,16 @@ def _file_spans(path: str) -> Iterator[Span]:
 
 
 def line_spans(path: str, unit: str = "line") -> Iterator[Span]:
-    """(place in words, first byte, bytes) of the lines that are not empty."""
+    """Yields the lines that are not empty."""
     with open(path, "rb") as file:
         offset = 0
         for number, line in enumerate(file, start=1):
             if record := line.rstrip():
-                # a file that was cut off ends in the middle of a line
+                # A file that was cut off ends in the middle of a line.
                 end = "" if line.endswith(b"\n") else ", the last one and without a line end (is the file whole?)"
                 yield f"{unit} {number}{end}", offset, record
             offset += len(line)
 
 
-# a table's copy has a line for each row
+# The copy of a parquet file has a line for each row.
 _row_spans = functools.partial(line_spans, unit="row")

@@ -1,29 +1,32 @@
-"""Reading every record of a source once: which are sound, what they hold, and what is wrong with the others."""
+"""One pass over the records of a source: which are valid, what they amount to, and what is wrong with the others."""
 
+import abc
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from t5g2.core.errors import UserError
 from t5g2.data.sources.documents import Documents, OnBadRecord
 
 log = logging.getLogger(__name__)
 
-# Of the bad records that are skipped, so many are named, and all are counted.
-SHOWN_RECORDS = 10
+# Of the bad records that are skipped, this many are named; all are counted.
+MAX_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
-class Scanned:
-    """What reading all records once has told.
+class SourceSummary:
+    """Result of reading all records once.
 
     Attributes:
       fingerprint: 16 hex digits of the texts and their order.
-      characters: of all texts.
-      skipped: records that are left out.
-      problems: the first of those, and what is wrong with each.
+      characters: number of characters of all texts.
+      skipped: number of records that are left out.
+      problems: the first of those, each with the reason.
     """
 
     fingerprint: str
@@ -32,8 +35,11 @@ class Scanned:
     problems: tuple[str, ...] = ()
 
 
-class Scan:
-    """Takes records one by one; a record is bad if its text cannot be had, and `on_bad_record` says what follows."""
+class RecordValidator:
+    """Accepts or refuses records one by one, and adds up a SourceSummary.
+
+    A record is bad if its text cannot be read. `on_bad_record` = "stop" makes that an error, "skip" counts the record.
+    """
 
     def __init__(self, on_bad_record: OnBadRecord):
         self._on_bad_record = on_bad_record
@@ -41,75 +47,84 @@ class Scan:
         self._records = self._characters = self._skipped = 0
         self._problems: list[str] = []
 
-    def sound(self, place: str, text_of: Callable[[], str]) -> bool:
-        """Counts a record and returns whether it is sound.
+    def accept(self, location: str, read_text: Callable[[], str]) -> bool:
+        """Counts a record and returns True if it is valid.
 
         Args:
-          place: of the record, in words.
-          text_of: gives its text, or raises a ValueError that says what is wrong.
+          location: of the record, in words.
+          read_text: returns its text, or raises a ValueError with the problem.
 
         Raises:
-          UserError: it is bad, and bad records are not skipped.
+          UserError: the record is bad, and bad records are not skipped.
         """
         self._records += 1
         try:
-            text = text_of()
+            text = read_text()
             data = text.encode()
-        except UserError:  # no record of its own, but what holds it
+        except UserError:  # not of this record, but of the file that holds it
             raise
         except ValueError as error:
             if self._on_bad_record == "stop":
                 raise UserError(
-                    f"{place}: {error}; mend it, or leave such records out with on_bad_record=skip"
+                    f"{location}: {error}; mend it, or leave such records out with on_bad_record=skip"
                 ) from None
             self._skipped += 1
-            if self._skipped <= SHOWN_RECORDS:
-                self._problems.append(f"{place}: {error}")
+            if self._skipped <= MAX_PROBLEMS:
+                self._problems.append(f"{location}: {error}")
                 log.warning("%s; left out", self._problems[-1])
             return False
+        # With its length in front, so that moving text between two records changes the digest.
         self._digest.update(len(text).to_bytes(8, "little") + data)
         self._characters += len(text)
         return True
 
-    def done(self, where: str) -> Scanned:
-        """What was found in all; the log says how many records are left out.
+    def finish(self, source: str) -> SourceSummary:
+        """Returns the summary of all records, and logs the number of those that are left out.
 
         Args:
-          where: the records came from.
+          source: origin of the records, for the log.
         """
         if self._skipped:
-            log.warning("%s: %d of %d records are left out", where, self._skipped, self._records)
-        return Scanned(self._digest.hexdigest()[:16], self._characters, self._skipped, tuple(self._problems))
+            log.warning("%s: %d of %d records are left out", source, self._skipped, self._records)
+        return SourceSummary(self._digest.hexdigest()[:16], self._characters, self._skipped, tuple(self._problems))
 
 
-class ScannedDocuments(Documents):
+class ValidatedDocuments(Documents):
     """Documents whose records were read once when they were opened."""
 
-    scanned: Scanned
+    summary: SourceSummary
 
     @property
+    @override
     def fingerprint(self) -> str:
-        """16 hex digits of the texts and their order."""
-        return self.scanned.fingerprint
+        return self.summary.fingerprint
 
     @property
+    @override
     def characters(self) -> int:
-        """Of all texts."""
-        return self.scanned.characters
+        return self.summary.characters
 
     @property
+    @override
     def skipped(self) -> int:
-        """Records that could not be read and were left out."""
-        return self.scanned.skipped
+        return self.summary.skipped
 
     @property
+    @override
     def problems(self) -> tuple[str, ...]:
-        """The first of the records that were left out, and what is wrong with each."""
-        return self.scanned.problems
+        return self.summary.problems
+
+
+class LocatedDocuments(ValidatedDocuments):
+    """Documents that can be named in a message."""
+
+    @abc.abstractmethod
+    def location(self, index: int) -> str:
+        """Returns the file and the record of a document, in words."""
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:
-    """16 hex digits of byte strings and their order."""
+    """Returns 16 hex digits of byte strings and their order."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -117,9 +132,9 @@ def fingerprint(parts: Iterable[bytes]) -> str:
 
 
 def text_under(record: object, field: str) -> str:
-    """The text of a record under a field; ValueError says what there is instead."""
+    """Returns the text of a record under a field; the ValueError if there is none says what there is instead."""
     if not isinstance(record, dict):
-        raise ValueError(f"no text under {field!r}: the record is no object")
+        raise ValueError(f"no text under {field!r}: the record is not an object")
     if field not in record:
         raise ValueError(f"no text under {field!r}: the record is an object with {', '.join(record) or 'no keys'}")
     if not isinstance(record[field], str):
@@ -127,22 +142,33 @@ def text_under(record: object, field: str) -> str:
     return record[field]
 
 
-def json_text(data: bytes, field: str | None) -> str:
-    """The text under a field of a JSON object, or the bytes as text if there is no field.
+def decode_json(data: bytes) -> object:
+    """Returns the value of JSON in UTF-8.
 
     Raises:
-      ValueError: says what is wrong with the bytes.
+      ValueError: the bytes are not UTF-8, not JSON, or nested too deep.
     """
+    text = decode_text(data)
     try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from None
-    if field is None:
-        return text
-    try:
-        record = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
         raise ValueError("JSON that is nested too deep") from None
-    return text_under(record, field)
+
+
+def decode_text(data: bytes) -> str:
+    """Returns the text of UTF-8; raises ValueError for other bytes."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
+
+
+def json_text(data: bytes, field: str | None) -> str:
+    """Returns the text under a field of a JSON object; with field None, the bytes as text.
+
+    Raises:
+      ValueError: the bytes are no such object, or no text.
+    """
+    return decode_text(data) if field is None else text_under(decode_json(data), field)

@@ -1,0 +1,157 @@
+"""Examples by number: example k of a source is a pure function of the seed and k, whoever computes it."""
+
+import bisect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from t5g2.core.batch import Example
+from t5g2.core.objective import Objective
+from t5g2.core.seeds import derive_seed
+from t5g2.core.special_tokens import SpecialTokens
+from t5g2.data import image_tokens, packed_rows
+from t5g2.data.chunking import Chunks
+from t5g2.data.config import TeacherFeatures
+from t5g2.data.corpus import Corpus
+from t5g2.data.image_tokens import ImageRows
+from t5g2.data.shards.logit_shards import CachedTeacherLogits
+from t5g2.data.sources.image_text import ImageText
+
+
+class Chunk(NamedTuple):
+    """A chunk of a source: int32[L] tokens, and its number among the source's chunks."""
+
+    tokens: np.ndarray
+    index: int
+
+
+@dataclass(frozen=True)
+class ExampleBuilder:
+    """Builds example k of a source, a function of the chunk and of k.
+
+    Attributes:
+      source, sources: number of the source, and how many there are; the example's id, k * sources + source, has both.
+      denoisers: for each denoiser of the objective its number in the run's list.
+      has_blocks: the run's rows have blocks.
+      teacher_features: features of the rows for a teacher, if there is one.
+      teacher_logits: cached logits of the source's chunks, if the run learns from such.
+      images: images of the run's rows, if they have any.
+      has_images: the chunks of this source have images.
+    """
+
+    objective: Objective
+    special_tokens: SpecialTokens
+    seed: int
+    source: int
+    sources: int
+    denoisers: tuple[int, ...]
+    has_blocks: bool = False
+    teacher_features: TeacherFeatures | None = None
+    teacher_logits: CachedTeacherLogits | None = None
+    images: ImageRows | None = None
+    has_images: bool = False
+
+    def __call__(self, k: int, chunk: Chunk) -> dict[str, np.ndarray]:
+        """Returns the features of the example, as the packer takes them."""
+        # Seeded by k, not drawn from a stream, so that any process computes the same example.
+        rng = np.random.default_rng([self.seed, self.source, k])
+        if self.images is not None and not self.has_images:
+            # Here an image token can only be one that the text spells out, and no image belongs to it.
+            tokens = image_tokens.replace_image_tokens(chunk.tokens, self.images, self.special_tokens.unk)
+            chunk = chunk._replace(tokens=tokens)
+        example = self.objective(chunk.tokens, rng, special_tokens=self.special_tokens)
+        example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
+        features = packed_rows.example_features(example, example_id, denoiser)
+        if self.has_blocks:
+            no_blocks = np.zeros(len(example.targets), np.int32)
+            features["blocks"] = no_blocks if example.blocks is None else example.blocks
+        if self.images is not None:
+            count = np.count_nonzero(chunk.tokens == self.images.token) // self.images.tokens
+            keys = [(self.source, chunk.index, nth) for nth in range(count)]
+            features["images"] = np.array(keys, np.int64).reshape(count, 3)
+        return features if self.teacher_features is None else features | self._for_teacher(example, chunk)
+
+    def _for_teacher(self, example: Example, chunk: Chunk) -> dict[str, np.ndarray]:
+        """Returns the features that a teacher takes."""
+        assert self.teacher_features is not None
+        assert example.origins is not None, f"{type(self.objective).__name__} gives no origins of its targets"
+        features = {"origins": example.origins}
+        if self.teacher_features.carry == "text":
+            text = self.objective.text(chunk.tokens)
+            # Shifted by BOS: position t of the teacher's row predicts token t of the text.
+            features["text"] = np.concatenate([[self.special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
+        if self.teacher_logits is not None:
+            logits = self.teacher_logits.lookup(chunk.index, example.origins)
+            features |= dict(zip(packed_rows.TEACHER_LOGITS, logits, strict=True))
+        return features
+
+
+class SourceExamples:
+    """The examples of a source by number; epoch after epoch, each in an order of its own.
+
+    Args:
+      chunks: of the source.
+      build: builds an example of a chunk.
+      seed: of the orders.
+      epochs: number of epochs; None = without end.
+    """
+
+    def __init__(self, chunks: Chunks, build: ExampleBuilder, *, seed: int, epochs: int | None = None):
+        from grain.experimental import index_shuffle  # not above: importing grain imports jax
+
+        self._chunks, self._build, self._seed, self._shuffle = chunks, build, seed, index_shuffle
+        self._length = sys.maxsize if epochs is None else epochs * len(chunks)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        count = len(self._chunks)
+        epoch, place = divmod(k, count)
+        # index_shuffle computes one entry of a permutation, as grain's MapDataset.shuffle does: no list is kept, and
+        # any example of any epoch is reached at once.
+        index = self._shuffle(place, max_index=count - 1, seed=(self._seed + epoch) % 2**32, rounds=4)
+        return self._build(k, Chunk(self._chunks[index], index))
+
+
+class ConcatenatedExamples:
+    """The first `limit` examples of each part (None = all), one part after the other."""
+
+    def __init__(self, parts: Sequence[SourceExamples], *, limit: int | None = None):
+        self._parts = parts
+        self._ends = np.cumsum([len(part) if limit is None else min(len(part), limit) for part in parts]).tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        part = bisect.bisect_right(self._ends, index)
+        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
+def source_examples(
+    corpus: Corpus, source: int, *, seed: int, epochs: int | None = None, denoiser: str | None = None
+) -> SourceExamples:
+    """Returns the examples of a source, without end unless the epochs are limited.
+
+    With a denoiser, every example is made with this one; its number stays that of the run's list.
+    """
+    config, objective = corpus.config, corpus.config.sources[source].objective
+    objective = objective if denoiser is None else objective.only(denoiser)
+    build = ExampleBuilder(
+        objective,
+        config.tokenizer.special_tokens,
+        derive_seed(seed, "example"),
+        source=source,
+        sources=len(config.sources),
+        denoisers=tuple(config.denoisers.index(name) for name in objective.denoisers),
+        has_blocks=config.uses_blocks,
+        teacher_features=config.teacher_features,
+        teacher_logits=corpus.teacher_logits[source],
+        images=config.images,
+        has_images=isinstance(config.sources[source].text, ImageText),
+    )
+    return SourceExamples(corpus.chunks[source], build, seed=derive_seed(seed, "shuffle", source), epochs=epochs)

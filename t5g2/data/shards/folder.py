@@ -1,0 +1,173 @@
+"""Folders of shards: files that are written one by one, by one call or several, and a manifest that is written last.
+
+plan.json       everything that the shards follow from, and their file names; removed when the folder is finished
+<manifest>      the plan, and of every shard its "file", its "bytes" and what else its kind records
+
+A shard has its name only when it is complete, so an interrupted call goes on with the shards that are missing. A plan
+that differs from the folder's own is refused: one folder never mixes shards of two kinds.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t5g2.core import files
+from t5g2.core.errors import UserError
+
+PLAN = "plan.json"
+
+# Returns the manifest's entry of a shard, from the shard's files alone; None if they are missing or damaged.
+DescribeShard = Callable[[int], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """Kind of shard folder.
+
+    Attributes:
+      manifest: file name of the manifest.
+      keys: entries that a manifest must have.
+      content: noun for what the shards hold, in messages.
+      command: the command that writes such folders.
+      uncompared: entries that may differ between the plan and the folder: totals, and paths that may move.
+    """
+
+    manifest: str
+    keys: frozenset[str]
+    content: str
+    command: str
+    uncompared: frozenset[str]
+
+    def is_finished(self, folder: Path) -> bool:
+        """True if the folder has a manifest."""
+        return (folder / self.manifest).is_file()
+
+    def read(self, file: Path) -> dict[str, Any]:
+        """Returns a manifest or a plan; its "shards" are file names in a plan, entries in a manifest.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        try:
+            content = files.parse_json(file.read_bytes())
+            shards = content["shards"]
+            complete = content.keys() >= self.keys
+            complete &= all(isinstance(shard, str) or shard.keys() >= {"file", "bytes"} for shard in shards)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            content, complete = {}, False
+        if not complete:
+            raise UserError(
+                f"{file.absolute()} is damaged: it is not the description of a folder of {self.content}; remove the "
+                f"folder, and run the same `{self.command}` again"
+            )
+        return content
+
+    def check_size(self, file: Path, expected: int) -> None:
+        """Raises UserError if a file of a shard is missing, or has another size than it was written with."""
+        actual = file.stat().st_size if file.is_file() else None
+        if actual != expected:
+            problem = "is missing" if actual is None else f"has {actual} bytes and was written with {expected}"
+            raise UserError(f"{file.absolute()} {problem}; run the same `{self.command}` again")
+
+    def damaged_record(self, file: str, record: int, problem: object) -> UserError:
+        """Returns the error for a record that cannot be read."""
+        return UserError(
+            f"{file} is damaged at record {record} ({str(problem)[:120]}); remove it, and run the same "
+            f"`{self.command}` again"
+        )
+
+
+class ShardFolder:
+    """A folder whose shards are being written; use it through `claim`.
+
+    Args:
+      path: the folder.
+      kind: of the folder.
+      plan: everything that the shards follow from, as plain data, with their file names under "shards".
+      describe: returns the manifest's entry of a shard.
+    """
+
+    def __init__(self, path: Path, kind: ShardFormat, plan: Mapping[str, Any], describe: DescribeShard):
+        self.path, self._kind, self._describe = path, kind, describe
+        self._plan = json.loads(json.dumps(plan))  # as it is read back: tuples are lists
+        # Entries of the folder's manifest, if it has been finished before.
+        self._recorded: Sequence[dict[str, Any]] = ()
+
+    @contextlib.contextmanager
+    def claim(self, *, exclusive: bool) -> Iterator["ShardFolder"]:
+        """Makes the folder and writes its plan, or checks that the folder was made by the same plan.
+
+        Args:
+          exclusive: no other call may write into the folder meanwhile. False for calls that share the shards.
+
+        Raises:
+          UserError: the folder holds something else, cannot be made, or is written by another call.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{self.path.absolute()} cannot be a folder, because a file is in its place") from None
+        busy = f"another `{self._kind.command}` writes into {self.path.absolute()}; wait for it, or give another folder"
+        with files.locked(self.path, busy=busy) if exclusive else contextlib.nullcontext():
+            self._claim()
+            if exclusive:  # else they may be files that another call is writing
+                for partial in self.path.glob(f".*{files.PART}"):
+                    partial.unlink(missing_ok=True)
+            yield self
+
+    def _claim(self) -> None:
+        for name in (self._kind.manifest, PLAN):
+            if (self.path / name).is_file():
+                self._check_same(self._kind.read(self.path / name))
+                return
+        # A call that was killed may have left partial files, which are no obstacle.
+        others = sorted(file.name for file in self.path.iterdir() if file.suffix != files.PART)
+        if others:
+            raise UserError(
+                f"{self.path.absolute()} holds {others[0]}; {self._kind.content} are written to a folder of their own"
+            )
+        files.write_json(self.path / PLAN, self._plan)
+
+    def _check_same(self, existing: dict[str, Any]) -> None:
+        shards = existing["shards"]
+        self._recorded = [shard for shard in shards if not isinstance(shard, str)]
+        existing = existing | {"shards": [shard if isinstance(shard, str) else shard["file"] for shard in shards]}
+        keys = sorted((self._plan.keys() | existing.keys()) - self._kind.uncompared)
+        differing = [key for key in keys if self._plan.get(key) != existing.get(key)]
+        if differing:
+            changes = [f"{key}: {existing.get(key)} -> {self._plan.get(key)}" for key in differing if key != "shards"]
+            if "shards" in differing:
+                changes.append(f"shards: {len(shards)} -> {len(self._plan['shards'])}")
+            raise UserError(
+                f"{self.path.absolute()} holds other {self._kind.content} (there -> now: {'; '.join(changes)}); give "
+                f"another folder, or remove this one"
+            )
+
+    def missing(self, shards: Collection[int]) -> list[int]:
+        """Returns those of some shards that are missing, damaged, or not what the manifest recorded."""
+        return [shard for shard in shards if self._entry(shard) is None]
+
+    def _entry(self, shard: int) -> dict[str, Any] | None:
+        entry = self._describe(shard)
+        return None if self._recorded and entry != self._recorded[shard] else entry
+
+    def finish(self, written: Collection[int], *, totals: Sequence[str] = ()) -> dict[str, Any] | None:
+        """Writes the manifest and returns it; None, and the folder stays unfinished, if shards are missing.
+
+        Args:
+          written: the shards that this call has written, which may differ from those that a manifest recorded.
+          totals: keys of the entries whose sums the manifest has too.
+        """
+        shards = range(len(self._plan["shards"]))
+        entries = [self._describe(shard) if shard in written else self._entry(shard) for shard in shards]
+        complete = [entry for entry in entries if entry is not None]
+        if len(complete) < len(entries):
+            return None
+        sums = {key: sum(entry[key] for entry in complete) for key in totals}
+        manifest = self._plan | {"shards": complete} | sums
+        files.write_json(self.path / self._kind.manifest, manifest)
+        (self.path / PLAN).unlink(missing_ok=True)
+        return manifest

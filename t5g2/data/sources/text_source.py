@@ -1,0 +1,40 @@
+"""Every kind of text source, by the name that a config gives it."""
+
+from t5g2.data.shards.token_shards import Tokens
+from t5g2.data.sources.array_records import ArrayRecord, Tfds
+from t5g2.data.sources.dialogues import Chat
+from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
+from t5g2.data.sources.python_text import PythonText
+from t5g2.data.sources.seqio_source import Seqio
+from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
+
+TextSource = (
+    PythonText
+    | TextFiles
+    | Jsonl
+    | Parquet
+    | ArrayRecord
+    | Tfds
+    | Seqio
+    | Tokens
+    | Chat
+    | ImageJsonl
+    | ImageParquet
+    | WebDataset
+)
+
+
+BY_NAME = {
+    "python": PythonText,
+    "text": TextFiles,
+    "jsonl": Jsonl,
+    "parquet": Parquet,
+    "array_record": ArrayRecord,
+    "tfds": Tfds,
+    "seqio": Seqio,
+    "tokens": Tokens,
+    "chat": Chat,
+    "image_jsonl": ImageJsonl,
+    "image_parquet": ImageParquet,
+    "webdataset": WebDataset,
+}
