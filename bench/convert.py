@@ -43,7 +43,7 @@ def make(out: Path) -> dict[str, float]:
     """A Hugging Face folder of a pattern that every tensor begins elsewhere; the sizes of it."""
     config = replace(sizes.size("gemma3:1b"), layers=LAYERS)
     layout, data = hf_config_writer.write(config, dtype="bfloat16")
-    tied = names.tie(layout, tree.leaves(build.abstract(config)))
+    tied = names.match_tensors(layout, tree.leaves(build.abstract(config)))
 
     def tensor(number: int, shape: tuple[int, ...]) -> safetensors_io.Tensor:
         def pattern() -> np.ndarray:

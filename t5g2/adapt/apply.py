@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5g2.adapt import rules, shape_changes
-from t5g2.adapt.pairing import Pairing, Source
-from t5g2.adapt.provenance import Provenance, Row, Use
+from t5g2.adapt.pairing import Pairing, SourceModel
+from t5g2.adapt.provenance import Provenance, ProvenanceRow, Use
 from t5g2.adapt.rules import Rule
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -22,7 +22,7 @@ from t5g2.core.tree import Leaf, LeafKey
 
 
 @dataclass(frozen=True, eq=False)
-class Adapted:
+class AdaptedModel:
     """An adapted model as leaves, each of which is made when it is read, and the account of all of them."""
 
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
@@ -31,7 +31,7 @@ class Adapted:
 
 def adapt(
     pairing: Pairing, target: Any, *, seed: int = 0, source: str = "", table: Sequence[Rule] = rules.RULES
-) -> Adapted:
+) -> AdaptedModel:
     """The target with every leaf made as the rules say.
 
     Args:
@@ -47,59 +47,59 @@ def adapt(
     """
     leaves = tree.leaves(target)
     origins = {at: _origin(at, pairing, table) for at in leaves}
-    rows = _account(pairing, leaves, origins)
+    rows = _provenance_rows(pairing, leaves, origins)
     # what is new comes last: drawing it starts XLA, whose memory is then not there beside the largest tables
     order = sorted(leaves, key=lambda at: origins[at].leaf is None)
     made = {at: replace(leaves[at], read=_reader(leaves[at], origins[at], pairing, seed)) for at in order}
-    return Adapted(made, Provenance(pairing.recipe, source, rows, pairing.settings))
+    return AdaptedModel(made, Provenance(pairing.recipe, source, rows, pairing.settings))
 
 
-class _Origin(NamedTuple):
+class _LeafOrigin(NamedTuple):
     """What the rules say of one target leaf; rule None = nothing. `at` is a leaf of `source`, which may not have it."""
 
     rule: Rule | None
-    source: Source | None = None
-    at: LeafKey = ("", None)
+    source: SourceModel | None = None
+    key: LeafKey = ("", None)
 
     @property
     def leaf(self) -> Leaf | None:
-        return None if self.source is None else self.source.leaves.get(self.at)
+        return None if self.source is None else self.source.leaves.get(self.key)
 
 
-def _origin(target: LeafKey, pairing: Pairing, table: Sequence[Rule]) -> _Origin:
+def _origin(target: LeafKey, pairing: Pairing, table: Sequence[Rule]) -> _LeafOrigin:
     path, layer = target
     rule = rules.rule_for(path, pairing, table)
     if rule is None:
-        return _Origin(None)
+        return _LeafOrigin(None)
     source, named = rules.source_of(rule, pairing), rule.source_of(path)
     if source is None or named is None:
-        return _Origin(rule)
+        return _LeafOrigin(rule)
     if layer is not None and rule.origin in ("encoder", "decoder"):
         layer = pairing.layers[rule.origin][layer]
-    return _Origin(rule, source, (named, layer))
+    return _LeafOrigin(rule, source, (named, layer))
 
 
-def _reader(leaf: Leaf, origin: _Origin, pairing: Pairing, seed: int) -> Callable[[], Any]:
+def _reader(leaf: Leaf, origin: _LeafOrigin, pairing: Pairing, seed: int) -> Callable[[], Any]:
     """Makes a target leaf, of exactly its shape and dtype."""
     rule, came_from = origin.rule, origin.leaf
     assert rule is not None
     if came_from is None:
-        return lambda: _initialised(leaf, rule, seed)
+        return lambda: _initialise(leaf, rule, seed)
 
     def read() -> np.ndarray:
         value = np.asarray(came_from.read()).astype(leaf.dtype, copy=False)
-        if rule.how == "derived":
+        if rule.operation == "derived":
             token = pairing.target.eoi_id
             assert token is not None
-            return shape_changes.eoi(value, token)
-        if rule.fit is not None and value.shape != leaf.shape:
-            return rule.fit.make(value, leaf.shape)
+            return shape_changes.end_of_image_vector(value, token)
+        if rule.shape_change is not None and value.shape != leaf.shape:
+            return rule.shape_change.apply(value, leaf.shape)
         return value
 
     return read
 
 
-def _initialised(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
+def _initialise(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
     """A new leaf, by its own initialiser, from a key that depends on the seed and on its name."""
     if rule.value is not None:
         return jnp.full(leaf.shape, rule.value, leaf.dtype)
@@ -108,9 +108,11 @@ def _initialised(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
     return leaf.init(key, leaf.shape, leaf.dtype)
 
 
-def _account(pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[LeafKey, _Origin]) -> tuple[Row, ...]:
+def _provenance_rows(
+    pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[LeafKey, _LeafOrigin]
+) -> tuple[ProvenanceRow, ...]:
     """Every leaf of every side in its row; an error if one is left over."""
-    named = pairing.sources.named
+    named = pairing.sources.by_name
     name_of = {id(source): name for name, source in named.items()}
     uses: dict[tuple[str, LeafKey], list[Use]] = {(name, at): [] for name, s in named.items() for at in s.leaves}
     made, orphans, wrong = [], [], []
@@ -119,23 +121,23 @@ def _account(pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[
         if rule is None:
             continue
         if source is None:
-            made.append(Row("", None, leaf.shape, (Use(at, rule.how, leaf.shape, rule.note),)))
+            made.append(ProvenanceRow("", None, leaf.shape, (Use(at, rule.operation, leaf.shape, rule.note),)))
         elif came_from not in source.leaves:
             orphans.append(f"{tree.name(at)} (from {tree.name(came_from)})")
         else:
-            use = _use(rule, source.leaves[came_from].shape, leaf)
-            uses[name_of[id(source)], came_from].append(use or Use(at, rule.how, leaf.shape))
+            use = _leaf_use(rule, source.leaves[came_from].shape, leaf)
+            uses[name_of[id(source)], came_from].append(use or Use(at, rule.operation, leaf.shape))
             if use is None:
                 shapes = f"{list(source.leaves[came_from].shape)} in the source, {list(leaf.shape)} in the target"
                 wrong.append(f"{tree.name(came_from)} -> {tree.name(at)}: {shapes}")
     rows, kept = [], []
     for (name, at), found in uses.items():
-        why = "" if found else rules.reason(*at, named[name], pairing)
+        why = "" if found else rules.drop_reason(*at, named[name], pairing)
         if why is None:
             kept.append(f"{name}:{tree.name(at)}" if name else tree.name(at))
         else:
-            rows.append(Row(name, at, named[name].leaves[at].shape, tuple(found), why))
-    _refuse(
+            rows.append(ProvenanceRow(name, at, named[name].leaves[at].shape, tuple(found), why))
+    _raise_if_any(
         pairing.recipe,
         {
             "target leaves without a rule": [tree.name(at) for at, origin in origins.items() if origin.rule is None],
@@ -147,17 +149,17 @@ def _account(pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[
     return (*rows, *made)
 
 
-def _use(rule: Rule, shape: tuple[int, ...], leaf: Leaf) -> Use | None:
+def _leaf_use(rule: Rule, shape: tuple[int, ...], leaf: Leaf) -> Use | None:
     """How a target leaf comes from a source leaf of this shape; None = it cannot."""
-    if rule.how == "derived" or shape == leaf.shape:
-        return Use(leaf.key, rule.how, leaf.shape, rule.note)
-    if rule.fit is None or not rule.fit.allows(shape, leaf.shape):
+    if rule.operation == "derived" or shape == leaf.shape:
+        return Use(leaf.key, rule.operation, leaf.shape, rule.note)
+    if rule.shape_change is None or not rule.shape_change.allows(shape, leaf.shape):
         return None
-    note = ", ".join(filter(None, (rule.note, rule.fit.note(shape, leaf.shape))))
+    note = ", ".join(filter(None, (rule.note, rule.shape_change.note(shape, leaf.shape))))
     return Use(leaf.key, "derived", leaf.shape, note)
 
 
-def _refuse(recipe: str, problems: Mapping[str, Sequence[str]]) -> None:
+def _raise_if_any(recipe: str, problems: Mapping[str, Sequence[str]]) -> None:
     if any(problems.values()):
         lists = "".join(f"\n{what}:\n  " + "\n  ".join(found) for what, found in problems.items() if found)
         raise UserError(

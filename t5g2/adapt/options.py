@@ -7,11 +7,11 @@ from typing import Literal
 from t5g2.core.errors import UserError
 
 LayerChoice = str | tuple[int, ...]
-_HOW = "all, first:N, last:N, every:K, or the source's layers one by one, such as 0,2,5"
+_ALLOWED_LAYERS = "all, first:N, last:N, every:K, or the source's layers one by one, such as 0,2,5"
 
 
 @dataclass(frozen=True)
-class Choices:
+class AdaptOptions:
     """How a source becomes a target where the architectures alone do not say.
 
     Attributes:
@@ -73,4 +73,4 @@ def _parse(choice: LayerChoice, name: str) -> tuple[str, int, tuple[int, ...]]:
         return match[1], int(match[2]), ()
     if re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         return "listed", 0, tuple(map(int, text.split(",")))
-    raise UserError(f"{name} = {text!r}; give {_HOW}")
+    raise UserError(f"{name} = {text!r}; give {_ALLOWED_LAYERS}")

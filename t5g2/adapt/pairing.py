@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from t5g2.adapt.options import Choices
-from t5g2.adapt.provenance import ranges
+from t5g2.adapt.options import AdaptOptions
+from t5g2.adapt.provenance import layer_ranges
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models.config import (
@@ -27,12 +27,12 @@ from t5g2.models.config import (
 Side = Literal["encoder", "decoder"]
 Family = Literal["t5gemma", "t5gemma2"]
 FAMILIES: tuple[Family, ...] = ("t5gemma", "t5gemma2")
-AS_IS = Choices()
-PAIRS = "Gemma 2 becomes T5Gemma, Gemma 3 and MedGemma become T5Gemma 2"
+DEFAULT_OPTIONS = AdaptOptions()
+SUPPORTED_PAIRS = "Gemma 2 becomes T5Gemma, Gemma 3 and MedGemma become T5Gemma 2"
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SourceModel:
     """A model that weights come from.
 
     Attributes:
@@ -47,16 +47,16 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class SourceModels:
     """What each part of the target is made of; encoder and decoder may be one and the same source.
 
     Attributes:
       vision: the image tower, where it does not come from the encoder's source.
     """
 
-    encoder: Source
-    decoder: Source
-    vision: Source | None = None
+    encoder: SourceModel
+    decoder: SourceModel
+    vision: SourceModel | None = None
 
     @property
     def tower(self) -> VisionConfig | None:
@@ -64,11 +64,11 @@ class Sources:
         if self.vision is not None:
             assert isinstance(self.vision.config, VisionConfig)
             return self.vision.config
-        images = text(self.encoder).images
+        images = text_config(self.encoder).images
         return None if images is None else images.vision
 
     @property
-    def named(self) -> dict[str, Source]:
+    def by_name(self) -> dict[str, SourceModel]:
         """Each source once, by its name in the account: "" where there is one alone."""
         found = {"encoder": self.encoder, "decoder": self.decoder}
         if self.encoder is self.decoder:
@@ -85,9 +85,9 @@ class Pairing:
       settings: what the target has otherwise than the sources, as lines.
     """
 
-    sources: Sources
+    sources: SourceModels
     target: EncoderDecoderConfig
-    choices: Choices
+    options: AdaptOptions
     layers: Mapping[Side, tuple[int, ...]]
     settings: tuple[str, ...]
 
@@ -99,11 +99,11 @@ class Pairing:
     @property
     def copies_cross_attention(self) -> bool:
         """Whether cross-attention is made of self-attention's weights."""
-        choice, target = self.choices.cross_attention, self.target
+        choice, target = self.options.cross_attention, self.target
         return target.encoder.width == target.decoder.width if choice == "auto" else choice == "self"
 
 
-def text(source: Source) -> TextConfig:
+def text_config(source: SourceModel) -> TextConfig:
     """The architecture of a decoder-only source.
 
     Raises:
@@ -112,14 +112,18 @@ def text(source: Source) -> TextConfig:
     if isinstance(source.config, TextConfig):
         return source.config
     if isinstance(source.config, EncoderDecoderConfig):
-        raise UserError(f"{source.path} is an encoder-decoder model already; give a decoder-only source: {PAIRS}")
+        raise UserError(
+            f"{source.path} is an encoder-decoder model already; give a decoder-only source: {SUPPORTED_PAIRS}"
+        )
     raise UserError(
-        f"{source.path} is an image model (SigLIP), which has no language model to adapt; {PAIRS}. Its image tower can "
+        f"{source.path} is an image model (SigLIP), which has no language model to adapt; {SUPPORTED_PAIRS}. Its image tower can "
         f"be taken beside a language model: vision"
     )
 
 
-def derive(sources: Sources, family: str, choices: Choices, *, end_of_image: int | None = None) -> EncoderDecoderConfig:
+def derive_config(
+    sources: SourceModels, family: str, options: AdaptOptions, *, end_of_image: int | None = None
+) -> EncoderDecoderConfig:
     """The architecture of a family with the blocks of the sources, so that they compute what they did.
 
     Rows of the embedding from the image token on, which no text looks up, are left out, and the image token becomes
@@ -137,17 +141,17 @@ def derive(sources: Sources, family: str, choices: Choices, *, end_of_image: int
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
     sides: dict[Side, TextConfig] = {}
-    given: dict[Side, Source] = {"encoder": sources.encoder, "decoder": sources.decoder}
+    given: dict[Side, SourceModel] = {"encoder": sources.encoder, "decoder": sources.decoder}
     for side, source in given.items():
-        config = text(source)
+        config = text_config(source)
         _check_family(source, gemma3=family == "t5gemma2")
         images = config.images
         rows = config.vocab_size if images is None else min(config.vocab_size, images.token)
-        layers = len(choices.layers(side, config.layers))
+        layers = len(options.layers(side, config.layers))
         sides[side] = replace(config, layers=layers, vocab_size=rows, images=None)
     if family == "t5gemma":
         return EncoderDecoderConfig(**sides, cross="separate", tied_embedding=False, encoder_window="each_side")
-    images, tower = text(sources.encoder).images, sources.tower
+    images, tower = text_config(sources.encoder).images, sources.tower
     end = end_of_image if images is None else images.end
     if tower is not None:
         if end is None:
@@ -155,11 +159,11 @@ def derive(sources: Sources, family: str, choices: Choices, *, end_of_image: int
                 f"there is an image tower, and neither {sources.encoder.path} nor its tokenizer knows the token that "
                 f"ends an image; give the target's architecture with encoder.images and eoi_id"
             )
-        sides["encoder"] = replace(sides["encoder"], images=_entrance(replace(tower, pool=False), images, end))
+        sides["encoder"] = replace(sides["encoder"], images=_image_config(replace(tower, pool=False), images, end))
     return EncoderDecoderConfig(**sides, eoi_id=end)
 
 
-def _entrance(tower: VisionConfig, images: ImageConfig | None, end: int) -> ImageConfig:
+def _image_config(tower: VisionConfig, images: ImageConfig | None, end: int) -> ImageConfig:
     """How images enter a T5Gemma 2, by the tokens around them; 256 tokens an image where its patches allow it."""
     if images is not None:
         return replace(images, vision=tower, token=end + 1)
@@ -167,61 +171,61 @@ def _entrance(tower: VisionConfig, images: ImageConfig | None, end: int) -> Imag
     return ImageConfig(vision=tower, token=end + 1, begin=end - 1, end=end, tokens=tokens)
 
 
-def pair(sources: Sources, target: ModelConfig, choices: Choices = AS_IS) -> Pairing:
+def pair(sources: SourceModels, target: ModelConfig, options: AdaptOptions = DEFAULT_OPTIONS) -> Pairing:
     """Sources and target as a pairing: what the weights' shapes follow from fits, or a choice bridges it.
 
     Raises:
       UserError: the families or the sizes do not fit; with both values of everything that differs and what bridges it.
     """
-    configs: dict[Side, TextConfig] = {"encoder": text(sources.encoder), "decoder": text(sources.decoder)}
+    configs: dict[Side, TextConfig] = {"encoder": text_config(sources.encoder), "decoder": text_config(sources.decoder)}
     if not isinstance(target, EncoderDecoderConfig):
         what = "an image model" if isinstance(target, DualEncoderConfig) else "decoder-only"
-        raise UserError(f"the target is {what}; give an encoder-decoder one, such as t5gemma2: {PAIRS}")
+        raise UserError(f"the target is {what}; give an encoder-decoder one, such as t5gemma2: {SUPPORTED_PAIRS}")
     for source in (sources.encoder, sources.decoder):
         _check_family(source, gemma3=target.encoder.qk_norm and target.decoder.qk_norm)
     layers: dict[Side, tuple[int, ...]] = {}
     settings, wrong, ways = [], [], []
     for side, source in configs.items():
         stack: TextConfig = getattr(target, side)
-        layers[side] = choices.layers(side, source.layers)
+        layers[side] = options.layers(side, source.layers)
         if len(layers[side]) != stack.layers:
             taken = f"of which {len(layers[side])} are taken"
             wrong.append(f"{side}.layers: {source.layers} in the source, {taken}, and {stack.layers} in the target")
             ways.append(f"{side}_layers says which layers to take")
         else:
-            settings += _kinds(side, source, stack, layers[side])
+            settings += _kind_changes(side, source, stack, layers[side])
         tied_head = stack.tied_head if side == "encoder" else source.tied_head  # an encoder has no head
         old_stack = replace(source, images=None, tied_head=tied_head)
         for name, old, new in _differences(old_stack, replace(stack, images=None)):
             line = f"{side}.{name}: {old} in the source, {new} in the target"
-            way = _way(name, source, stack, choices)
+            way = _remedy(name, source, stack, options)
             if way is None:
                 settings.append(line)
             elif name != "layers":
                 wrong.append(line)
                 ways.append(way)
-    wrong += _cross(target, choices)
-    kept, odd = _images(sources, target)
+    wrong += _cross_attention_problems(target, options)
+    kept, odd = _image_differences(sources, target)
     if wrong or odd:
         lines = ["the source's weights do not fit the target:", *wrong, *odd]
         raise UserError("\n".join(["\n  ".join(lines), *dict.fromkeys(ways)]))
-    return Pairing(sources, target, choices, layers, (*settings, *kept))
+    return Pairing(sources, target, options, layers, (*settings, *kept))
 
 
-def _check_family(source: Source, *, gemma3: bool) -> None:
+def _check_family(source: SourceModel, *, gemma3: bool) -> None:
     """Raises UserError if the source's blocks are of the other family."""
-    if text(source).qk_norm == gemma3:
+    if text_config(source).qk_norm == gemma3:
         return
     it, other, target = ("Gemma 2", "Gemma 3", "T5Gemma 2") if gemma3 else ("Gemma 3", "Gemma 2", "T5Gemma")
     norms = "no norms" if gemma3 else "norms"
     way = "t5gemma with cross=merged" if gemma3 else "t5gemma2 with cross=separate"
     raise UserError(
         f"{source.path} has the blocks of {it} ({norms} on queries and keys), and {target} has those of {other}: "
-        f"{PAIRS}. For the other kind of attention on {it}'s blocks take {way} as the target"
+        f"{SUPPORTED_PAIRS}. For the other kind of attention on {it}'s blocks take {way} as the target"
     )
 
 
-def _way(name: str, source: TextConfig, target: TextConfig, choices: Choices) -> str | None:
+def _remedy(name: str, source: TextConfig, target: TextConfig, choices: AdaptOptions) -> str | None:
     """None if weights fit although this setting differs; else what to do."""
     if name in ("width", "mlp_width", "heads", "head_size", "qk_norm"):
         return f"{name}: choose a target of the source's size; a family, such as t5gemma2, derives it from the source"
@@ -236,19 +240,19 @@ def _way(name: str, source: TextConfig, target: TextConfig, choices: Choices) ->
     return None
 
 
-def _kinds(side: Side, source: TextConfig, target: TextConfig, layers: tuple[int, ...]) -> list[str]:
+def _kind_changes(side: Side, source: TextConfig, target: TextConfig, layers: tuple[int, ...]) -> list[str]:
     """A line if layers become layers of the other kind, local or global."""
     moved = [new for new, old in enumerate(layers) if source.kind(old) != target.kind(new)]
     if not moved:
         return []
-    return [f"{side} layers {ranges(moved)} come from layers of the other kind (local or global attention)"]
+    return [f"{side} layers {layer_ranges(moved)} come from layers of the other kind (local or global attention)"]
 
 
-def _cross(target: EncoderDecoderConfig, choices: Choices) -> list[str]:
+def _cross_attention_problems(target: EncoderDecoderConfig, choices: AdaptOptions) -> list[str]:
     """What is wrong with the choices about cross-attention."""
     if target.cross == "merged":
         chosen = [
-            name for name in ("cross_attention", "cross_norms") if getattr(choices, name) != getattr(Choices, name)
+            name for name in ("cross_attention", "cross_norms") if getattr(choices, name) != getattr(AdaptOptions, name)
         ]
         return [
             f"{name} = {getattr(choices, name)}, and the target's attention is merged: it has no cross-attention of "
@@ -264,7 +268,7 @@ def _cross(target: EncoderDecoderConfig, choices: Choices) -> list[str]:
     return []
 
 
-def _images(sources: Sources, target: EncoderDecoderConfig) -> tuple[list[str], list[str]]:
+def _image_differences(sources: SourceModels, target: EncoderDecoderConfig) -> tuple[list[str], list[str]]:
     """(what differs and may, what is wrong) of how images come in."""
     images, tower = target.encoder.images, sources.tower
     if images is None:
@@ -278,7 +282,7 @@ def _images(sources: Sources, target: EncoderDecoderConfig) -> tuple[list[str], 
             f"the target reads images, and {sources.encoder.path} has no image tower; give the folder of one as vision "
             f"(a Gemma 3 with images, MedGemma, SigLIP or MedSigLIP), or a target with encoder.images=None"
         ]
-    old = text(sources.encoder).images
+    old = text_config(sources.encoder).images
     kept, wrong = [], []
     pairs = [] if old is None or sources.vision is not None else _differences(old, images, "encoder.images.")
     tower_pairs = _differences(replace(tower, pool=False), images.vision, "encoder.images.vision.")

@@ -16,13 +16,13 @@ class Use:
     """A target leaf, its shape, and how it came about."""
 
     target: LeafKey
-    how: str
+    operation: str
     shape: tuple[int, ...]
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Row:
+class ProvenanceRow:
     """A source leaf and all that became of it. A source leaf is named once, however many target leaves it serves.
 
     Attributes:
@@ -35,7 +35,7 @@ class Row:
     source: LeafKey | None
     shape: tuple[int, ...]
     uses: tuple[Use, ...] = ()
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,20 @@ class Provenance:
 
     recipe: str
     source: str
-    rows: tuple[Row, ...]
+    rows: tuple[ProvenanceRow, ...]
     settings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: an entry for each target leaf and each dropped source leaf, and the table's lines."""
         leaves = []
         for row in self.rows:
-            source = NOTHING if row.source is None else _named(row.origin, tree.name(row.source))
+            source = NOTHING if row.source is None else _source_name(row.origin, tree.name(row.source))
             for use in row.uses:
-                facts = {"target": tree.name(use.target), "how": use.how, "source": source}
+                facts = {"target": tree.name(use.target), "how": use.operation, "source": source}
                 leaves.append(facts | {"shape": str(list(use.shape)), "note": use.note})
             if not row.uses:
                 facts = {"target": NOTHING, "how": "dropped", "source": source}
-                leaves.append(facts | {"shape": str(list(row.shape)), "note": row.why})
+                leaves.append(facts | {"shape": str(list(row.shape)), "note": row.reason})
         return {
             "recipe": self.recipe,
             "source": self.source,
@@ -80,9 +80,9 @@ class Provenance:
         grouped: dict[tuple, tuple[list[int | None], list[list[int | None]]]] = {}
         for row in self.rows:
             source, layer = row.source or (NOTHING, row.uses[0].target[1])
-            uses = tuple((use.how, use.target[0], use.note) for use in row.uses)
+            uses = tuple((use.operation, use.target[0], use.note) for use in row.uses)
             layers, of_uses = grouped.setdefault(
-                (row.origin, source, row.shape, uses, row.why), ([], [[] for _ in uses])
+                (row.origin, source, row.shape, uses, row.reason), ([], [[] for _ in uses])
             )
             layers.append(layer)
             for of_use, use in zip(of_uses, row.uses, strict=True):
@@ -91,12 +91,12 @@ class Provenance:
         for (origin, source, shape, uses, why), (layers, of_uses) in grouped.items():
             how = "dropped" if not uses else ", ".join(dict.fromkeys(how for how, _, _ in uses))
             targets = [
-                path + ("" if of_use == layers else f" [{ranges(of_use)}]") + (f" ({note})" if note else "")
+                path + ("" if of_use == layers else f" [{layer_ranges(of_use)}]") + (f" ({note})" if note else "")
                 for (_, path, note), of_use in zip(uses, of_uses, strict=True)
             ]
             into = ", ".join(targets) or (f"{NOTHING} ({why})" if why else NOTHING)
-            named = source if source == NOTHING else _named(origin, source)
-            lines.append((how, named, ranges(layers), into, str(list(shape))))
+            named = source if source == NOTHING else _source_name(origin, source)
+            lines.append((how, named, layer_ranges(layers), into, str(list(shape))))
         return lines
 
     def table(self) -> str:
@@ -109,13 +109,15 @@ class Provenance:
         uses = [use for row in self.rows for use in row.uses]
         sources = [row for row in self.rows if row.source is not None]
         dropped = [row for row in sources if not row.uses]
-        counts = [f"{sum(use.how == how for use in uses)} {how}" for how in dict.fromkeys(use.how for use in uses)]
+        counts = [
+            f"{sum(use.operation == how for use in uses)} {how}" for how in dict.fromkeys(use.operation for use in uses)
+        ]
         text.append(f"{len(uses)} target leaves: {', '.join(counts)}")
         text.append(f"{len(sources)} source leaves: {len(sources) - len(dropped)} used, {len(dropped)} dropped")
         return "\n".join([*text, *(f"changed  {line}" for line in self.settings)])
 
 
-def ranges(layers: Iterable[int | None]) -> str:
+def layer_ranges(layers: Iterable[int | None]) -> str:
     """Layers as ranges: 0, 1, 2, 5 are "0-2, 5"; "-" for a leaf of no layer."""
     runs: list[list[int]] = []
     for layer in layers:
@@ -128,5 +130,5 @@ def ranges(layers: Iterable[int | None]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _named(origin: str, leaf: str) -> str:
+def _source_name(origin: str, leaf: str) -> str:
     return f"{origin}:{leaf}" if origin else leaf

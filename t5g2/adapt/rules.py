@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from t5g2.adapt.pairing import Pairing, Source
-from t5g2.adapt.shape_changes import HEADS, POSITIONS, ROWS, Fit
+from t5g2.adapt.pairing import Pairing, SourceModel
+from t5g2.adapt.shape_changes import HEADS, POSITIONS, ROWS, ShapeChange
 from t5g2.core import tree
 
-How = Literal["copied", "tied", "derived", "initialised"]
+Operation = Literal["copied", "tied", "derived", "initialised"]
 Origin = Literal["encoder", "decoder", "vision"]
-When = Callable[[Pairing], bool]
+Condition = Callable[[Pairing], bool]
 
 
 def always(pairing: Pairing) -> bool:
@@ -44,16 +44,16 @@ class Rule:
     """
 
     target: str
-    how: How
+    operation: Operation
     origin: Origin | None = None
     source: str | None = None
     note: str = ""
-    fit: Fit | None = None
+    shape_change: ShapeChange | None = None
     value: float | None = None
-    when: When = always
+    when: Condition = always
 
     def __post_init__(self):
-        assert (self.source is None) == (self.how == "initialised") == (self.origin is None), self
+        assert (self.source is None) == (self.operation == "initialised") == (self.origin is None), self
         assert self.source is None or self.target.endswith("*") == self.source.endswith("*"), self
 
     def source_of(self, path: str) -> str | None:
@@ -69,16 +69,16 @@ class Drop:
 
     origin: Origin
     pattern: str
-    why: str
-    when: When = always
+    reason: str
+    when: Condition = always
 
 
 def _cross_is_copied(pairing: Pairing) -> bool:
     return pairing.copies_cross_attention
 
 
-def _cross_norms(*choices: str) -> When:
-    return lambda pairing: pairing.choices.cross_norms in choices
+def _cross_norms(*choices: str) -> Condition:
+    return lambda pairing: pairing.options.cross_norms in choices
 
 
 def _own_head(pairing: Pairing) -> bool:
@@ -119,23 +119,28 @@ RULES = (
     Rule("unembedder.table", "copied", "decoder", "unembedder.table", "output head", ROWS, when=_own_head),
     Rule("unembedder.table", "copied", "decoder", "embedder.table", "output head", ROWS),
     # the encoder sees both ways with the weights that saw one
-    Rule("encoder.layers.attention.*", "copied", "encoder", "layers.attention.*", fit=HEADS),
+    Rule("encoder.layers.attention.*", "copied", "encoder", "layers.attention.*", shape_change=HEADS),
     Rule("encoder.layers.*", "copied", "encoder", "layers.*"),
     Rule("encoder.final_norm.scale", "copied", "encoder", "final_norm.scale"),
     # cross-attention of its own; with merged attention there are no such leaves
     Rule(
-        "decoder.layers.cross_attention.*", "copied", "decoder", "layers.attention.*", fit=HEADS, when=_cross_is_copied
+        "decoder.layers.cross_attention.*",
+        "copied",
+        "decoder",
+        "layers.attention.*",
+        shape_change=HEADS,
+        when=_cross_is_copied,
     ),
     Rule("decoder.layers.cross_attention.*", "initialised"),
     Rule("decoder.layers.post_cross_norm.scale", "initialised", note="factor 0", value=-1.0, when=_cross_norms("none")),
     Rule("decoder.layers.*_cross_norm.scale", "initialised", note="factor 1", when=_cross_norms("fresh")),
     Rule("decoder.layers.pre_cross_norm.scale", "copied", "decoder", "layers.pre_attention_norm.scale", NEW_NORMS),
     Rule("decoder.layers.post_cross_norm.scale", "copied", "decoder", "layers.post_attention_norm.scale", NEW_NORMS),
-    Rule("decoder.layers.attention.*", "copied", "decoder", "layers.attention.*", fit=HEADS),
+    Rule("decoder.layers.attention.*", "copied", "decoder", "layers.attention.*", shape_change=HEADS),
     Rule("decoder.layers.*", "copied", "decoder", "layers.*"),
     Rule("decoder.final_norm.scale", "copied", "decoder", "final_norm.scale"),
     # images
-    Rule("vision.positions", "copied", "vision", "vision.positions", fit=POSITIONS),
+    Rule("vision.positions", "copied", "vision", "vision.positions", shape_change=POSITIONS),
     Rule("vision.*", "copied", "vision", "vision.*"),
     Rule("projector.*", "copied", "vision", "projector.*", when=_own_tower),
     Rule("projector.*", "initialised", note="the tower is of another model"),
@@ -159,14 +164,14 @@ def rule_for(path: str, pairing: Pairing, rules: Sequence[Rule] = RULES) -> Rule
     return next((rule for rule in rules if tree.select(rule.target, path) and rule.when(pairing)), None)
 
 
-def source_of(rule: Rule, pairing: Pairing) -> Source | None:
+def source_of(rule: Rule, pairing: Pairing) -> SourceModel | None:
     """The source that a rule takes from; an image tower is the encoder's source's own, or of a folder of its own."""
     sources = pairing.sources
     found = {"encoder": sources.encoder, "decoder": sources.decoder, "vision": sources.vision or sources.encoder}
     return None if rule.origin is None else found[rule.origin]
 
 
-def reason(path: str, layer: int | None, source: Source, pairing: Pairing) -> str | None:
+def drop_reason(path: str, layer: int | None, source: SourceModel, pairing: Pairing) -> str | None:
     """Why a source leaf that nothing came from is dropped; None if no rule says that it may be."""
     sources = {
         "encoder": pairing.sources.encoder,
@@ -176,7 +181,7 @@ def reason(path: str, layer: int | None, source: Source, pairing: Pairing) -> st
     roles = [role for role, of in sources.items() if of is source]
     for drop in DROPS:
         if drop.origin in roles and tree.select(drop.pattern, path) and drop.when(pairing):
-            return drop.why
+            return drop.reason
     taken = {old for side, layers in pairing.layers.items() if side in roles for old in layers}
     if layer is not None and path.startswith("layers.") and layer not in taken:
         return "cut in depth"

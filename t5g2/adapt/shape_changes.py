@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Fit:
+class ShapeChange:
     """What makes a leaf of one shape from a leaf of another.
 
     Attributes:
@@ -26,7 +26,7 @@ class Fit:
 
     allows: Callable[[Shape, Shape], bool]
     note: Callable[[Shape, Shape], str]
-    make: Callable[[np.ndarray, Shape], np.ndarray]
+    apply: Callable[[np.ndarray, Shape], np.ndarray]
 
 
 def repeat_heads(leaf_DKH: np.ndarray, shape: Shape) -> np.ndarray:
@@ -65,16 +65,16 @@ def _rows_note(old: Shape, new: Shape) -> str:
     )
 
 
-HEADS = Fit(_heads_repeat, lambda old, new: f"each of {old[1]} heads {new[1] // old[1]} times", repeat_heads)
-ROWS = Fit(_one_width, _rows_note, resize_rows)
-POSITIONS = Fit(
+HEADS = ShapeChange(_heads_repeat, lambda old, new: f"each of {old[1]} heads {new[1] // old[1]} times", repeat_heads)
+ROWS = ShapeChange(_one_width, _rows_note, resize_rows)
+POSITIONS = ShapeChange(
     _one_width,
     lambda old, new: f"resampled from {math.isqrt(old[0])} x {math.isqrt(old[0])} patches",
     resize_positions,
 )
 
 
-def eoi(table_VD: np.ndarray, token: int) -> np.ndarray:
+def end_of_image_vector(table_VD: np.ndarray, token: int) -> np.ndarray:
     """The end-of-image vector: its row of the table as the source embeds it, times sqrt(D), so that nothing changes.
 
     The scale is rounded to the dtype of the weights first, as the embedding does when it computes in that dtype.

@@ -16,7 +16,7 @@ from t5g2.core.tree import Leaf, LeafKey
 BLOCK_ELEMENTS = 2**22
 
 
-def last(checkpoints: Checkpoints, count: int) -> list[int]:
+def newest_steps(checkpoints: Checkpoints, count: int) -> list[int]:
     """The newest `count` steps, ascending.
 
     Raises:
@@ -32,7 +32,7 @@ def last(checkpoints: Checkpoints, count: int) -> list[int]:
     return steps[-count:]
 
 
-def leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> dict[LeafKey, Leaf]:
+def mean_leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> dict[LeafKey, Leaf]:
     """The weights averaged over `steps`: summed in float32 in the order given, divided once, cast to each leaf's dtype.
 
     A leaf is computed on the host when it is read. It is stored with others, a stack of layers, and these follow one
@@ -48,19 +48,19 @@ def leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> dict[
       UserError: a step is missing or damaged, or holds another model, with the difference; that the contents of a leaf
         have changed shows when it is read.
     """
-    sums = _Sums([checkpoints.weights(step, params) for step in steps])
+    sums = _SummedLeaves([checkpoints.weights(step, params) for step in steps])
     stored = tree.named(params)
-    places = tree.refill(params, {name: _Place(name, x.shape, x.dtype) for name, x in stored.items()})
+    places = tree.refill(params, {name: _StoredLeaf(name, x.shape, x.dtype) for name, x in stored.items()})
     found = {key: (leaf, leaf.read()) for key, leaf in tree.leaves(places).items()}
     order = {name: number for number, name in enumerate(stored)}
     return {
-        key: replace(leaf, read=partial(_mean, sums, place, leaf.dtype))
+        key: replace(leaf, read=partial(_mean_leaf, sums, place, leaf.dtype))
         for key, (leaf, place) in sorted(found.items(), key=lambda entry: order[entry[1][1].name])
     }
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class _StoredLeaf:
     """Where a leaf is stored: under which name, and as which of its layers (None = it is all of it).
 
     It stands in a tree for the array of that name, which asks nothing else of an array.
@@ -69,41 +69,41 @@ class _Place:
     name: str
     shape: tuple[int, ...]
     dtype: Any
-    index: int | None = None
+    layer_index: int | None = None
 
-    def __getitem__(self, index: int) -> "_Place":
+    def __getitem__(self, index: int) -> "_StoredLeaf":
         return replace(self, index=index)
 
 
-class _Sums:
+class _SummedLeaves:
     """Stored leaves summed over all steps, of which the last one is kept."""
 
     def __init__(self, steps: Sequence[Mapping[str, Callable[[], jax.Array]]]):
         self.steps = steps
         self._name, self._sum = "", np.empty(0, np.float32)
 
-    def of(self, name: str) -> np.ndarray:
+    def sum_of(self, name: str) -> np.ndarray:
         """float32: the sum of the stored leaf of this name."""
         if self._name != name:
             self._name, self._sum = "", np.empty(0, np.float32)  # gone before the next one comes
             first, *others = (step[name] for step in self.steps)
             total = np.array(first(), np.float32)
             for read in others:
-                _add(total, read())
+                _add_in_blocks(total, read())
             self._name, self._sum = name, total
         return self._sum
 
 
-def _add(total: np.ndarray, x: jax.Array) -> None:
+def _add_in_blocks(total: np.ndarray, x: jax.Array) -> None:
     # a function of its own: the array is let go of before the next one is read
     into, values = total.reshape(-1), np.asarray(x).reshape(-1)
     for start in range(0, into.size, BLOCK_ELEMENTS):
         into[start : start + BLOCK_ELEMENTS] += values[start : start + BLOCK_ELEMENTS].astype(np.float32)
 
 
-def _mean(sums: _Sums, place: _Place, dtype: Any) -> np.ndarray:
-    total = sums.of(place.name)
-    total = total if place.index is None else total[place.index]
+def _mean_leaf(sums: _SummedLeaves, place: _StoredLeaf, dtype: Any) -> np.ndarray:
+    total = sums.sum_of(place.name)
+    total = total if place.layer_index is None else total[place.layer_index]
     mean = np.empty(total.shape, dtype)
     from_, into = total.reshape(-1), mean.reshape(-1)
     for start in range(0, into.size, BLOCK_ELEMENTS):

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def of_all(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
+def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
     """The checksum of every array, by name, in one program; all arrays lie on the same devices."""
     if not arrays:
         return {}
-    sums = np.asarray(_of_each(tuple(arrays.values())))
+    sums = np.asarray(_stacked_checksums(tuple(arrays.values())))
     return {name: int(total) for name, total in zip(arrays, sums, strict=True)}
 
 
 @jax.jit
-def _of_each(arrays: tuple[jax.Array, ...]) -> jax.Array:
-    return jnp.stack([of(x) for x in arrays])
+def _stacked_checksums(arrays: tuple[jax.Array, ...]) -> jax.Array:
+    return jnp.stack([checksum(x) for x in arrays])
 
 
-def of(x: jax.Array) -> jax.Array:
+def checksum(x: jax.Array) -> jax.Array:
     """uint32: the sum, modulo 2^32, over all elements of a hash of the element's bits and its position.
 
     The hash of a position is a bijection of the bits, so any change of one element changes the sum; changes of several
@@ -38,10 +38,10 @@ def of(x: jax.Array) -> jax.Array:
         along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         position = jnp.broadcast_to(position, bits.shape) + along * jnp.uint32(stride % 2**32)
         stride *= bits.shape[axis]
-    return jnp.sum(_mix(bits ^ _mix(position + jnp.uint32(1))), dtype=jnp.uint32)
+    return jnp.sum(_murmur_finalizer(bits ^ _murmur_finalizer(position + jnp.uint32(1))), dtype=jnp.uint32)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _murmur_finalizer(x: jax.Array) -> jax.Array:
     """The 32-bit finalizer of MurmurHash3, a bijection (Austin Appleby, MurmurHash3.cpp: fmix32)."""
     x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)

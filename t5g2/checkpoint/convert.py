@@ -39,7 +39,7 @@ from t5g2.models.siglip import VisionTower
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 WORKDIR = "experiment.json"
-Given = ModelConfig | str | PathLike | None
+ConfigChoice = ModelConfig | str | PathLike | None
 
 
 # ---- in ----
@@ -53,7 +53,7 @@ def open_any(directory: str | PathLike) -> ModelFolder:
     return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(path)
 
 
-def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder:
+def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
     """Opens a Hugging Face or an official Flax folder as if it were a model folder; no weight is read yet.
 
     Copies of tied weights, where they are stored, are read and compared.
@@ -93,7 +93,7 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
     abstract = tree.leaves(build.abstract(config))
     tensors, notes = _normalised(path, layout, found)
     notes += _passed_over(path, given)
-    tied = names.tie(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
+    tied = names.match_tensors(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     notes += _account(f"{path}, by {said}", layout, config, tied, tensors)
     provenance = {
         "kind": "import",
@@ -104,12 +104,12 @@ def open_foreign(directory: str | PathLike, config: Given = None) -> ModelFolder
         "notes": notes,
     }
     return ModelFolder(
-        path, config, _tokenizer(path), provenance, _leaves(tied, tensors, abstract), folders.carried(path)
+        path, config, _tokenizer(path), provenance, _leaves(tied, tensors, abstract), folders.extra_files(path)
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Tower:
+class TowerFolder:
     """A folder that was opened for its image tower.
 
     Attributes:
@@ -122,7 +122,7 @@ class Tower:
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
 
 
-def open_tower(directory: str | PathLike) -> Tower:
+def open_tower(directory: str | PathLike) -> TowerFolder:
     """Opens any folder that has an image tower; no weight is read yet.
 
     Args:
@@ -140,7 +140,7 @@ def open_tower(directory: str | PathLike) -> Tower:
     opened = open_any(path)
     config = opened.config
     if isinstance(config, DualEncoderConfig):
-        return Tower(path, config.vision, opened.leaves)
+        return TowerFolder(path, config.vision, opened.leaves)
     images = (config.encoder if isinstance(config, EncoderDecoderConfig) else config).images
     if images is None:
         raise UserError(
@@ -148,10 +148,10 @@ def open_tower(directory: str | PathLike) -> Tower:
             f"images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP, or a tower alone, as "
             f"transformers saves it (siglip_vision_model)"
         )
-    return Tower(path, images.vision, opened.leaves)
+    return TowerFolder(path, images.vision, opened.leaves)
 
 
-def _tower_alone(path: Path, data: Mapping[str, Any]) -> Tower:
+def _tower_alone(path: Path, data: Mapping[str, Any]) -> TowerFolder:
     try:
         config = hf_config_reader.read_tower(data)
     except UserError as error:
@@ -159,16 +159,16 @@ def _tower_alone(path: Path, data: Mapping[str, Any]) -> Tower:
     abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
     layout = names.HF_SIGLIP_VISION
     tensors, _ = _normalised(path, layout, safetensors_io.read(path))
-    tied = names.tie(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
+    tied = names.match_tensors(layout, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     _account(f"{path}, by {CONFIG}", layout, None, tied, tensors)
-    return Tower(path, config, _leaves(tied, tensors, abstract))
+    return TowerFolder(path, config, _leaves(tied, tensors, abstract))
 
 
 def import_model(
     source: str | PathLike,
     out: str | PathLike,
     *,
-    config: Given = None,
+    config: ConfigChoice = None,
     dtype: Any = None,
     image_size: int | None = None,
 ) -> ModelFolder:
@@ -184,7 +184,7 @@ def import_model(
     Raises:
       UserError: as open_foreign; `out` exists; an unknown dtype, an image size that does not fit.
     """
-    dtype = folders.known_dtype(dtype)
+    dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     if (Path(source) / folders.MODEL).is_file():
         raise UserError(f"{source} is a model folder already: it has a {folders.MODEL}. Use it as it is, or copy it")
@@ -197,11 +197,11 @@ def import_model(
         folders.TOKENIZER: opened.tokenizer,
         folders.PROVENANCE: opened.provenance,
     }
-    folders.write_folder(Path(out).absolute(), tensors, notes, carry=opened.carried)
+    folders.write_folder(Path(out).absolute(), tensors, notes, extra_files=opened.extra_files)
     return folders.open_model(out)
 
 
-def _given(config: Given) -> ModelConfig | None:
+def _given(config: ConfigChoice) -> ModelConfig | None:
     if config is None or isinstance(config, TextConfig | EncoderDecoderConfig | DualEncoderConfig):
         return config
     path = Path(config)
@@ -212,7 +212,7 @@ def _given(config: Given) -> ModelConfig | None:
     return from_dict(_json(path), where=str(path))
 
 
-def _hugging_face(path: Path, given: ModelConfig | None) -> tuple[names.Layout, ModelConfig, str]:
+def _hugging_face(path: Path, given: ModelConfig | None) -> tuple[names.TensorFormat, ModelConfig, str]:
     """The layout, the config and who says so."""
     if given is not None:
         return hf_config_writer.write(given, dtype="float32")[0], given, "the given config"
@@ -233,7 +233,7 @@ def _passed_over(path: Path, given: ModelConfig | None) -> list[str]:
     if not (path / CONFIG).is_file():
         return []
     data = _json(path / CONFIG)
-    notes = hf_config_reader.dropouts(data)
+    notes = hf_config_reader.dropout_notes(data)
     if given is None:
         return notes
     try:
@@ -244,11 +244,13 @@ def _passed_over(path: Path, given: ModelConfig | None) -> list[str]:
     return [*notes, *(f"the given config overrules {CONFIG}: {line}" for line in lines.splitlines())]
 
 
-def _normalised(path: Path, layout: names.Layout, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _normalised(
+    path: Path, layout: names.TensorFormat, found: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors under the table's names, and what was renamed."""
     spelled: dict[str, str] = {}
     for name in found:
-        known = layout.spelled(name)
+        known = layout.canonical_name(name)
         if known in spelled:
             raise UserError(
                 f"{path} holds {spelled[known]} and {name}, which are two names of one tensor; remove one of them"
@@ -260,7 +262,11 @@ def _normalised(path: Path, layout: names.Layout, found: Mapping[str, Tensor]) -
 
 
 def _account(
-    where: str, layout: names.Layout, config: ModelConfig | None, tied: list[names.Tied], tensors: Mapping[str, Tensor]
+    where: str,
+    layout: names.TensorFormat,
+    config: ModelConfig | None,
+    tied: list[names.TensorMatch],
+    tensors: Mapping[str, Tensor],
 ) -> list[str]:
     """Raises UserError unless every tensor is needed and every needed one is there; returns what was passed over."""
     wanted = {one.name: list(one.shape) for one in tied}
@@ -282,12 +288,12 @@ def _account(
         )
     for one in tied:
         rows, kept = one.shape[0] if one.shape else 0, one.shapes[0][0] if one.shapes[0] else 0
-        if one.arrange.rows and rows != kept:
+        if one.axes.rows and rows != kept:
             notes.append(f"{one.name} has {rows} rows, of which the first {kept} are the vocabulary; the rest was cut")
     return notes
 
 
-def _hints(layout: names.Layout, wanted: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> str:
+def _hints(layout: names.TensorFormat, wanted: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> str:
     """What field of the config a difference points at."""
     hints = ""
     for name, shape in wanted.items():
@@ -316,7 +322,7 @@ def _compare(where: str, copy: str, original: str, tensors: Mapping[str, Tensor]
 
 
 def _leaves(
-    tied: list[names.Tied], tensors: Mapping[str, Tensor], abstract: Mapping[LeafKey, Leaf]
+    tied: list[names.TensorMatch], tensors: Mapping[str, Tensor], abstract: Mapping[LeafKey, Leaf]
 ) -> dict[LeafKey, Leaf]:
     """The leaves that the tensors hold, in the tensors' order."""
     last = _Last()
@@ -329,8 +335,8 @@ def _leaves(
     return leaves
 
 
-def _reader(one: names.Tied, index: int, read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
-    return lambda: one.arrange.ours(read(), one.shapes, index)
+def _reader(one: names.TensorMatch, index: int, read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    return lambda: one.axes.to_leaf(read(), one.shapes, index)
 
 
 class _Last:
@@ -351,7 +357,7 @@ class _Last:
         return kept
 
 
-def _released(path: Path, layout: names.Layout, found: Mapping[str, names.Shape]) -> ModelConfig:
+def _released(path: Path, layout: names.TensorFormat, found: Mapping[str, names.Shape]) -> ModelConfig:
     """The released size whose tensors have these names and shapes.
 
     Raises:
@@ -360,7 +366,7 @@ def _released(path: Path, layout: names.Layout, found: Mapping[str, names.Shape]
     fitting: dict[str, ModelConfig] = {}
     for name, config in _variants(layout, found):
         leaves = tree.leaves(build.abstract(config))
-        tied = names.tie(layout, leaves, found)
+        tied = names.match_tensors(layout, leaves, found)
         if {one.name: one.shape for one in tied} == found and config not in fitting.values():
             fitting[name] = config
     if len(fitting) == 1:
@@ -374,7 +380,7 @@ def _released(path: Path, layout: names.Layout, found: Mapping[str, names.Shape]
     )
 
 
-def _variants(layout: names.Layout, found: Mapping[str, names.Shape]) -> Iterator[tuple[str, ModelConfig]]:
+def _variants(layout: names.TensorFormat, found: Mapping[str, names.Shape]) -> Iterator[tuple[str, ModelConfig]]:
     """Released sizes as a Flax tree would hold them: of its width and depth, with images if it has them."""
     images = any(name.startswith("vision_encoder/") for name in found)
     for name, config in sizes.SIZES.items():
@@ -413,7 +419,7 @@ def export_model(
     Raises:
       UserError: `out` exists; transformers has no architecture for this model; an unknown dtype; as open_any.
     """
-    dtype = folders.known_dtype(dtype)
+    dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     opened = open_any(model_dir)
     special_tokens, generation = _generation(opened)
@@ -422,7 +428,7 @@ def export_model(
     one_dtype = stored.pop() if len(stored) == 1 else "float32"
     layout, data = hf_config_writer.write(opened.config, dtype=one_dtype, special_tokens=special_tokens)
     tensors = {}
-    for one in names.tie(layout, opened.leaves):
+    for one in names.match_tensors(layout, opened.leaves):
         tensors[one.name] = _cast(_joined(one, opened.leaves), dtype)
     for name, shape in _placeholders(layout, opened.config).items():
         if name not in tensors:
@@ -431,7 +437,7 @@ def export_model(
         Path(out).absolute(),
         tensors,
         {CONFIG: data, GENERATION: generation},
-        carry=opened.carried,
+        extra_files=opened.extra_files,
         shard_bytes=shard_bytes,
         single=safetensors_io.SINGLE,
         metadata={"format": "pt"},
@@ -441,15 +447,15 @@ def export_model(
 
 def _generation(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Ids of the special tokens, and the generation_config.json to write: None if one is carried, or has no use."""
-    special_tokens = dict(hf_config_writer.SPECIALS)
-    file = next((file for file in opened.carried if file.name == GENERATION), None)
+    special_tokens = dict(hf_config_writer.SPECIAL_TOKEN_IDS)
+    file = next((file for file in opened.extra_files if file.name == GENERATION), None)
     if file is not None:
         said = _json(file)
         return special_tokens | {name: said[name] for name in special_tokens if said.get(name) is not None}, None
     return special_tokens, None if isinstance(opened.config, DualEncoderConfig) else special_tokens
 
 
-def _placeholders(layout: names.Layout, config: ModelConfig | None) -> dict[str, names.Shape]:
+def _placeholders(layout: names.TensorFormat, config: ModelConfig | None) -> dict[str, names.Shape]:
     """Tensors that transformers' class has, and the model, being without images or an end-of-image token, has not."""
     if layout is not names.HF_T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
         return {}
@@ -460,9 +466,9 @@ def _placeholders(layout: names.Layout, config: ModelConfig | None) -> dict[str,
     return tower | eoi
 
 
-def _joined(one: names.Tied, leaves: Mapping[LeafKey, Leaf]) -> Tensor:
+def _joined(one: names.TensorMatch, leaves: Mapping[LeafKey, Leaf]) -> Tensor:
     parts = [leaves[key] for key in one.keys]
-    return Tensor(one.shape, np.dtype(parts[0].dtype), lambda: one.arrange.theirs([part.read() for part in parts]))
+    return Tensor(one.shape, np.dtype(parts[0].dtype), lambda: one.axes.to_tensor([part.read() for part in parts]))
 
 
 def _zeros(shape: names.Shape, dtype: str) -> Callable[[], np.ndarray]:

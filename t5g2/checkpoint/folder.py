@@ -35,9 +35,9 @@ from t5g2.models.siglip import resample_positions
 MODEL = "model.json"
 TOKENIZER = "t5g2_tokenizer.json"
 PROVENANCE = "provenance.json"
-WEIGHTS = ("float32", "bfloat16", "float16")
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 # what belongs to a model besides its weights and is not read here: the tokenizer, how text and images are prepared
-CARRIED = (
+EXTRA_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "spiece.model",
@@ -66,7 +66,7 @@ class ModelFolder:
     tokenizer: dict[str, Any] | None
     provenance: dict[str, Any] | None
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
-    carried: tuple[Path, ...] = ()
+    extra_files: tuple[Path, ...] = ()
 
 
 def save_model(
@@ -76,7 +76,7 @@ def save_model(
     tokenizer: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     shard_bytes: int = 5 * 10**9,
-    carry: Sequence[Path] = (),
+    extra_files: Sequence[Path] = (),
 ) -> None:
     """Writes a model as a model folder. All processes call it, one writes.
 
@@ -87,7 +87,7 @@ def save_model(
     Raises:
       UserError: the directory exists already.
     """
-    how = {"tokenizer": tokenizer, "provenance": provenance, "shard_bytes": shard_bytes, "carry": carry}
+    how = {"tokenizer": tokenizer, "provenance": provenance, "shard_bytes": shard_bytes, "carry": extra_files}
     save_leaves(directory, model.config, tree.leaves(model), **how)
 
 
@@ -99,7 +99,7 @@ def save_leaves(
     tokenizer: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     shard_bytes: int = 5 * 10**9,
-    carry: Sequence[Path] = (),
+    extra_files: Sequence[Path] = (),
 ) -> None:
     """Writes a model folder; it appears under its name only when it is complete. All processes call it, one writes.
 
@@ -129,7 +129,7 @@ def save_leaves(
             tensor.read()  # takes part in gathering it
         return
     notes = {MODEL: to_dict(config), TOKENIZER: tokenizer, PROVENANCE: provenance}
-    write_folder(target, tensors, notes, shard_bytes=shard_bytes, carry=carry)
+    write_folder(target, tensors, notes, shard_bytes=shard_bytes, extra_files=extra_files)
 
 
 def write_folder(
@@ -137,16 +137,16 @@ def write_folder(
     tensors: Mapping[str, safetensors_io.Tensor],
     notes: Mapping[str, Mapping[str, Any] | None],
     *,
-    carry: Sequence[Path] = (),
-    **how: Any,
+    extra_files: Sequence[Path] = (),
+    **options: Any,
 ) -> None:
     """Writes tensors, notes (file name -> plain data, None = no such file) and copies of the files in `carry`.
 
     The folder appears under its name only when it is complete. `how` is what safetensors_io.write takes.
     """
     with new_folder(directory) as temporary:
-        safetensors_io.write(temporary, tensors, **how)
-        for file in carry:
+        safetensors_io.write(temporary, tensors, **options)
+        for file in extra_files:
             shutil.copyfile(file, temporary / file.name)
         for name, note in notes.items():
             if note is not None:
@@ -184,12 +184,12 @@ def open_model(directory: str | PathLike) -> ModelFolder:
     tokenizer, provenance = (
         _json(path / name) if (path / name).is_file() else None for name in (TOKENIZER, PROVENANCE)
     )
-    return ModelFolder(path, config, tokenizer, provenance, leaves, carried(path))
+    return ModelFolder(path, config, tokenizer, provenance, leaves, extra_files(path))
 
 
-def carried(directory: Path) -> tuple[Path, ...]:
+def extra_files(directory: Path) -> tuple[Path, ...]:
     """The files of a folder that go along with its model: those named in CARRIED, sorted by name."""
-    found = {path for pattern in CARRIED for path in directory.glob(pattern) if path.is_file()}
+    found = {path for pattern in EXTRA_FILES for path in directory.glob(pattern) if path.is_file()}
     return tuple(sorted(found))
 
 
@@ -200,7 +200,7 @@ def without_images(folder: ModelFolder) -> ModelFolder:
     return folder if config == folder.config else replace(folder, config=config, leaves=kept)
 
 
-def known_dtype(dtype: Any) -> np.dtype | None:
+def weight_dtype(dtype: Any) -> np.dtype | None:
     """The dtype of weights that was chosen by name or as such; None stays None.
 
     Raises:
@@ -209,8 +209,8 @@ def known_dtype(dtype: Any) -> np.dtype | None:
     if dtype is None:
         return None
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    if name not in WEIGHTS:
-        raise unknown("dtype of weights", name, WEIGHTS)
+    if name not in WEIGHT_DTYPES:
+        raise unknown("dtype of weights", name, WEIGHT_DTYPES)
     return jnp.dtype(name)
 
 
@@ -255,13 +255,13 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
       UserError: as open_model.
     """
     folder = folder if isinstance(folder, ModelFolder) else open_model(folder)
-    abstract = build.abstract(folder.config, dtype_of(folder, param_dtype))
+    abstract = build.abstract(folder.config, common_dtype(folder, param_dtype))
     shardings = None if mesh is None else meshes.shardings(abstract, mesh)
     leaves = tree.leaves(abstract)
     return tree.build(abstract, lambda key: folder.leaves[key].read().astype(leaves[key].dtype), shardings=shardings)
 
 
-def dtype_of(folder: ModelFolder, chosen: Any = None) -> np.dtype:
+def common_dtype(folder: ModelFolder, chosen: Any = None) -> np.dtype:
     """The dtype that was chosen, or else the one that all weights of the folder have.
 
     Raises:

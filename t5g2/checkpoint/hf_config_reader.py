@@ -34,10 +34,10 @@ from t5g2.models.config import (
     VisionConfig,
 )
 
-KINDS: dict[str, LayerKind] = {"sliding_attention": "local", "full_attention": "global"}
-TYPES = {kind: name for name, kind in KINDS.items()}
+LAYER_KINDS: dict[str, LayerKind] = {"sliding_attention": "local", "full_attention": "global"}
+LAYER_TYPES = {kind: name for name, kind in LAYER_KINDS.items()}
 ACTIVATION = "gelu_pytorch_tanh"
-DUAL: tuple[LayerKind, ...] = ("local", "global")
+GEMMA2_PATTERN: tuple[LayerKind, ...] = ("local", "global")
 
 # ---- what an absent field is ----
 _TEXT = {
@@ -93,7 +93,7 @@ SIGLIP_TEXT_DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Fields:
+class ConfigFields:
     """One object of a config.json, and the values of the fields that it leaves out.
 
     Attributes:
@@ -102,9 +102,9 @@ class Fields:
 
     data: Mapping[str, Any]
     defaults: Mapping[str, Any]
-    where: str = ""
+    prefix: str = ""
 
-    def of(self, name: str) -> Any:
+    def value(self, name: str) -> Any:
         """The field, or its default."""
         return self.data[name] if name in self.data else self.defaults[name]
 
@@ -114,10 +114,10 @@ class Fields:
         Raises:
           UserError: it is something else.
         """
-        value = self.of(name)
+        value = self.value(name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or kind(value) != value:
-            raise self.wrong(name, "a whole number" if kind is int else "a number")
+            raise self.unsupported(name, "a whole number" if kind is int else "a number")
         return kind(value)
 
     def boolean(self, name: str) -> bool:
@@ -126,12 +126,12 @@ class Fields:
         Raises:
           UserError: it is something else, such as the text "false".
         """
-        value = self.of(name)
+        value = self.value(name)
         if not isinstance(value, bool):
-            raise self.wrong(name, "true or false")
+            raise self.unsupported(name, "true or false")
         return value
 
-    def under(self, name: str, defaults: Mapping[str, Any]) -> "Fields":
+    def child(self, name: str, defaults: Mapping[str, Any]) -> "ConfigFields":
         """The object in a field.
 
         Raises:
@@ -139,21 +139,21 @@ class Fields:
         """
         node = self.data.get(name)
         if not isinstance(node, Mapping):
-            raise UserError(f"config.json: {self.where}{name} = {node!r}; it must be an object that holds a config")
-        return Fields(node, defaults, f"{self.where}{name}.")
+            raise UserError(f"config.json: {self.prefix}{name} = {node!r}; it must be an object that holds a config")
+        return ConfigFields(node, defaults, f"{self.prefix}{name}.")
 
-    def only(self, name: str, *allowed: Any) -> None:
+    def require(self, name: str, *allowed: Any) -> None:
         """Raises UserError if the field has another value than the allowed ones."""
-        if name in self.defaults and self.of(name) not in allowed:
-            raise self.wrong(name, f"{allowed[0]!r}; nothing else is computed here")
+        if name in self.defaults and self.value(name) not in allowed:
+            raise self.unsupported(name, f"{allowed[0]!r}; nothing else is computed here")
 
-    def wrong(self, name: str, allowed: str) -> UserError:
+    def unsupported(self, name: str, allowed: str) -> UserError:
         """An error: a field has a value that is none of the allowed ones."""
-        return UserError(f"config.json: {self.where}{name} = {self.of(name)!r}; supported: {allowed}")
+        return UserError(f"config.json: {self.prefix}{name} = {self.value(name)!r}; supported: {allowed}")
 
 
 # ---- reading ----
-def read(data: Mapping[str, Any]) -> tuple[names.Layout, ModelConfig]:
+def read(data: Mapping[str, Any]) -> tuple[names.TensorFormat, ModelConfig]:
     """The layout of the tensors beside a config.json, and the architecture of ours that it describes.
 
     Raises:
@@ -180,10 +180,10 @@ def read_tower(data: Mapping[str, Any]) -> VisionConfig:
       UserError: as read.
     """
     _refuse_quantized(data)
-    return _vision(Fields(data, VISION_DEFAULTS))
+    return _vision(ConfigFields(data, VISION_DEFAULTS))
 
 
-def dropouts(data: Mapping[str, Any]) -> list[str]:
+def dropout_notes(data: Mapping[str, Any]) -> list[str]:
     """What to say of fields that ask for dropout, of which there is none here; sorted."""
     found, nodes = [], [("", data)]
     while nodes:
@@ -205,23 +205,23 @@ def _refuse_quantized(data: Mapping[str, Any]) -> None:
 
 
 def _gemma2(data: Mapping[str, Any]) -> TextConfig:
-    return replace(_gemma2_stack(Fields(data, GEMMA2_DEFAULTS)), tied_head=_tied(data))
+    return replace(_gemma2_stack(ConfigFields(data, GEMMA2_DEFAULTS)), tied_head=_tied(data))
 
 
 def _gemma3(data: Mapping[str, Any]) -> TextConfig:
-    return replace(_gemma3_stack(Fields(data, GEMMA3_DEFAULTS)), tied_head=_tied(data))
+    return replace(_gemma3_stack(ConfigFields(data, GEMMA3_DEFAULTS)), tied_head=_tied(data))
 
 
 def _gemma3_images(data: Mapping[str, Any]) -> TextConfig:
-    top = Fields(data, IMAGE_TOKENS)
-    stack = _gemma3_stack(top.under("text_config", GEMMA3_DEFAULTS))
+    top = ConfigFields(data, IMAGE_TOKENS)
+    stack = _gemma3_stack(top.child("text_config", GEMMA3_DEFAULTS))
     images = _images(top, top.number("image_token_index"))
     return replace(stack, tied_head=_tied(data), images=images, final_softcap=None)
 
 
 def _t5gemma(data: Mapping[str, Any]) -> EncoderDecoderConfig:
-    top = Fields(data, {})
-    encoder, decoder = (top.under(side, GEMMA2_DEFAULTS) for side in ("encoder", "decoder"))
+    top = ConfigFields(data, {})
+    encoder, decoder = (top.child(side, GEMMA2_DEFAULTS) for side in ("encoder", "decoder"))
     stacks = _gemma2_stack(encoder), _gemma2_stack(decoder)
     cross = decoder.data.get("cross_attention_hidden_size")
     if cross not in (None, stacks[0].width):
@@ -239,10 +239,10 @@ def _t5gemma(data: Mapping[str, Any]) -> EncoderDecoderConfig:
 
 
 def _t5gemma2(data: Mapping[str, Any]) -> EncoderDecoderConfig:
-    top = Fields(data, {"image_token_index": 256_001})
-    side = top.under("encoder", IMAGE_TOKENS)
-    encoder = _gemma3_stack(side.under("text_config", GEMMA3_DEFAULTS))
-    decoder = _gemma3_stack(top.under("decoder", GEMMA3_DEFAULTS))
+    top = ConfigFields(data, {"image_token_index": 256_001})
+    side = top.child("encoder", IMAGE_TOKENS)
+    encoder = _gemma3_stack(side.child("text_config", GEMMA3_DEFAULTS))
+    decoder = _gemma3_stack(top.child("decoder", GEMMA3_DEFAULTS))
     if encoder.vocab_size != decoder.vocab_size:
         raise UserError(
             f"config.json: encoder.text_config.vocab_size = {encoder.vocab_size} and decoder.vocab_size = "
@@ -265,10 +265,10 @@ def _t5gemma2(data: Mapping[str, Any]) -> EncoderDecoderConfig:
 
 
 def _siglip(data: Mapping[str, Any]) -> DualEncoderConfig:
-    top = Fields(data, {})
-    vision = _vision(top.under("vision_config", VISION_DEFAULTS))
-    text = top.under("text_config", SIGLIP_TEXT_DEFAULTS)
-    text.only("hidden_act", ACTIVATION)
+    top = ConfigFields(data, {})
+    vision = _vision(top.child("vision_config", VISION_DEFAULTS))
+    text = top.child("text_config", SIGLIP_TEXT_DEFAULTS)
+    text.require("hidden_act", ACTIVATION)
     return DualEncoderConfig(
         vision=vision,
         text=SiglipTextConfig(
@@ -278,7 +278,7 @@ def _siglip(data: Mapping[str, Any]) -> DualEncoderConfig:
             layers=text.number("num_hidden_layers"),
             mlp_width=text.number("intermediate_size"),
             heads=text.number("num_attention_heads"),
-            projection=text.number("hidden_size" if text.of("projection_size") is None else "projection_size"),
+            projection=text.number("hidden_size" if text.value("projection_size") is None else "projection_size"),
             norm_eps=text.number("layer_norm_eps", float),
         ),
     )
@@ -287,22 +287,22 @@ def _siglip(data: Mapping[str, Any]) -> DualEncoderConfig:
 def _tied(data: Mapping[str, Any]) -> bool:
     """The outermost field counts, in transformers too; true where it is absent."""
     name = "tie_word_embeddings"
-    return True if data.get(name) is None else Fields(data, {}).boolean(name)
+    return True if data.get(name) is None else ConfigFields(data, {}).boolean(name)
 
 
-def _gemma2_stack(fields: Fields) -> TextConfig:
+def _gemma2_stack(fields: ConfigFields) -> TextConfig:
     rope = _rope(fields, fields.data.get("rope_parameters"), fields.data.get("rope_scaling"), "rope_theta")
     return replace(
-        _stack(fields, DUAL, {"local": rope, "global": rope}),
+        _stack(fields, GEMMA2_PATTERN, {"local": rope, "global": rope}),
         qk_norm=False,
         attention_softcap=_softcap(fields, "attn_logit_softcapping"),
     )
 
 
-def _gemma3_stack(fields: Fields) -> TextConfig:
+def _gemma3_stack(fields: ConfigFields) -> TextConfig:
     said = fields.data.get("rope_parameters") or {}
-    if not isinstance(said, Mapping) or (said and not set(said) & set(KINDS)):
-        raise fields.wrong("rope_parameters", "an object for each kind of layer: " + ", ".join(KINDS))
+    if not isinstance(said, Mapping) or (said and not set(said) & set(LAYER_KINDS)):
+        raise fields.unsupported("rope_parameters", "an object for each kind of layer: " + ", ".join(LAYER_KINDS))
     scaling = fields.data.get("rope_scaling")
     ropes: dict[LayerKind, Rope] = {
         "local": _rope(fields, said.get("sliding_attention"), None, "rope_local_base_freq"),
@@ -311,17 +311,17 @@ def _gemma3_stack(fields: Fields) -> TextConfig:
     period = fields.data.get("sliding_window_pattern", fields.data.get("_sliding_window_pattern"))
     if period is not None and (type(period) is not int or not 1 <= period <= 1000):
         raise UserError(
-            f"config.json: {fields.where}sliding_window_pattern = {period!r}; supported: a whole number from 1 to 1000"
+            f"config.json: {fields.prefix}sliding_window_pattern = {period!r}; supported: a whole number from 1 to 1000"
         )
     local: tuple[LayerKind, ...] = ("local",)
     pattern = GEMMA3_PATTERN if period is None else (*local * (period - 1), "global")
     return _stack(fields, pattern, ropes)
 
 
-def _stack(fields: Fields, pattern: Sequence[LayerKind], ropes: Mapping[LayerKind, Rope]) -> TextConfig:
-    fields.only("hidden_activation", ACTIVATION)
-    fields.only("attention_bias", False, None)
-    fields.only("use_bidirectional_attention", False, None)
+def _stack(fields: ConfigFields, pattern: Sequence[LayerKind], ropes: Mapping[LayerKind, Rope]) -> TextConfig:
+    fields.require("hidden_activation", ACTIVATION)
+    fields.require("attention_bias", False, None)
+    fields.require("use_bidirectional_attention", False, None)
     scalar, head_size = fields.number("query_pre_attn_scalar", float), fields.number("head_dim")
     layers = fields.number("num_hidden_layers")
     return TextConfig(
@@ -342,54 +342,54 @@ def _stack(fields: Fields, pattern: Sequence[LayerKind], ropes: Mapping[LayerKin
     )
 
 
-def _pattern(fields: Fields, layers: int, usual: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
+def _pattern(fields: ConfigFields, layers: int, usual: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
     """The shortest pattern that gives the layer_types, the usual one if it does; with no layer_types, the usual one."""
     types = fields.data.get("layer_types")
     if types is None:
         return usual
-    known = isinstance(types, list | tuple) and all(isinstance(kind, str) and kind in KINDS for kind in types)
+    known = isinstance(types, list | tuple) and all(isinstance(kind, str) and kind in LAYER_KINDS for kind in types)
     if not known or len(types) != layers:
-        raise fields.wrong("layer_types", f"{layers} (num_hidden_layers) of {' and '.join(KINDS)}")
-    kinds = tuple(KINDS[name] for name in types)
+        raise fields.unsupported("layer_types", f"{layers} (num_hidden_layers) of {' and '.join(LAYER_KINDS)}")
+    kinds = tuple(LAYER_KINDS[name] for name in types)
     periods = [usual, *(kinds[:period] for period in range(1, layers + 1))]
     said = "sliding_window_pattern" in fields.data
     if said and kinds != tuple(usual[layer % len(usual)] for layer in range(layers)):
         raise UserError(
-            f"config.json: {fields.where}layer_types = {list(types)} and sliding_window_pattern = "
-            f"{fields.of('sliding_window_pattern')}, under which every so many-th layer is full; remove one of them"
+            f"config.json: {fields.prefix}layer_types = {list(types)} and sliding_window_pattern = "
+            f"{fields.value('sliding_window_pattern')}, under which every so many-th layer is full; remove one of them"
         )
     return next(p for p in periods if kinds == tuple(p[layer % len(p)] for layer in range(layers)))
 
 
-def _rope(fields: Fields, said: Any, scaling: Any, theta: str) -> Rope:
+def _rope(fields: ConfigFields, said: Any, scaling: Any, theta: str) -> Rope:
     """The rotary embedding of a kind of layer, from its rope_parameters and from the fields of older files."""
     for node in (scaling, said):
         if node is not None and not isinstance(node, Mapping):
-            raise UserError(f"config.json: {fields.where}rope_parameters or rope_scaling = {node!r}; give an object")
+            raise UserError(f"config.json: {fields.prefix}rope_parameters or rope_scaling = {node!r}; give an object")
     parameters = {**(scaling or {}), **(said or {})}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ("default", "linear") or parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
-            f"config.json: {fields.where}rope_parameters or rope_scaling = {parameters}; supported: rope_type "
+            f"config.json: {fields.prefix}rope_parameters or rope_scaling = {parameters}; supported: rope_type "
             f"'default' and 'linear', over the whole head"
         )
     if kind == "default" and parameters.get("factor", 1.0) != 1.0:
         raise UserError(
-            f"config.json: {fields.where}rope_parameters or rope_scaling = {parameters}: rope_type 'default' has no "
+            f"config.json: {fields.prefix}rope_parameters or rope_scaling = {parameters}: rope_type 'default' has no "
             f"factor; say rope_type 'linear', or remove the factor"
         )
-    base = parameters.get("rope_theta", fields.of(theta))
+    base = parameters.get("rope_theta", fields.value(theta))
     if theta in fields.data and fields.data[theta] != base:
         raise UserError(
-            f"config.json: {fields.where}{theta} = {fields.data[theta]} and rope_parameters say {base}; they are the "
+            f"config.json: {fields.prefix}{theta} = {fields.data[theta]} and rope_parameters say {base}; they are the "
             f"same number, so remove one of them"
         )
-    numbers = Fields({"rope_theta": base, "factor": parameters.get("factor", 1.0)}, {}, fields.where)
+    numbers = ConfigFields({"rope_theta": base, "factor": parameters.get("factor", 1.0)}, {}, fields.prefix)
     return Rope(numbers.number("rope_theta", float), numbers.number("factor", float) if kind == "linear" else 1.0)
 
 
-def _softcap(fields: Fields, name: str) -> float | None:
-    return None if fields.of(name) is None else fields.number(name, float)
+def _softcap(fields: ConfigFields, name: str) -> float | None:
+    return None if fields.value(name) is None else fields.number(name, float)
 
 
 IMAGE_TOKENS = {
@@ -400,14 +400,14 @@ IMAGE_TOKENS = {
 }
 
 
-def _has_tower(fields: Fields) -> bool:
+def _has_tower(fields: ConfigFields) -> bool:
     """Whether there is an image tower; transformers' T5Gemma 2 always makes one, so one without layers is none."""
-    return fields.under("vision_config", VISION_DEFAULTS).of("num_hidden_layers") != 0
+    return fields.child("vision_config", VISION_DEFAULTS).value("num_hidden_layers") != 0
 
 
-def _images(fields: Fields, token: int) -> ImageConfig:
-    vision = fields.under("vision_config", VISION_DEFAULTS | {"vision_use_head": False})
-    vision.only("vision_use_head", False)
+def _images(fields: ConfigFields, token: int) -> ImageConfig:
+    vision = fields.child("vision_config", VISION_DEFAULTS | {"vision_use_head": False})
+    vision.require("vision_use_head", False)
     return ImageConfig(
         vision=_vision(vision),
         token=token,
@@ -417,9 +417,9 @@ def _images(fields: Fields, token: int) -> ImageConfig:
     )
 
 
-def _vision(fields: Fields) -> VisionConfig:
-    fields.only("hidden_act", ACTIVATION)
-    fields.only("num_channels", 3)
+def _vision(fields: ConfigFields) -> VisionConfig:
+    fields.require("hidden_act", ACTIVATION)
+    fields.require("num_channels", 3)
     return VisionConfig(
         width=fields.number("hidden_size"),
         layers=fields.number("num_hidden_layers"),

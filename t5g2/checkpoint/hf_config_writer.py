@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from t5g2.checkpoint import names
-from t5g2.checkpoint.hf_config_reader import ACTIVATION, TYPES
+from t5g2.checkpoint.hf_config_reader import ACTIVATION, LAYER_TYPES
 from t5g2.core.errors import UserError
 from t5g2.models.config import (
     DualEncoderConfig,
@@ -19,14 +19,14 @@ from t5g2.models.config import (
     VisionConfig,
 )
 
-SPECIALS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+SPECIAL_TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 # transformers' T5Gemma 2 always makes an image tower; one without layers stands for none, with these tensors
 EMPTY_TOWER = VisionConfig(width=1, layers=1, mlp_width=1, heads=1, image_size=1, patch_size=1)
-Wish = tuple[str, Any, Any]  # a setting, its value here, the value that an architecture of transformers has
-Described = tuple[names.Layout, dict[str, Any]]
+Requirement = tuple[str, Any, Any]  # a setting, its value here, the value that an architecture of transformers has
+FormatAndConfig = tuple[names.TensorFormat, dict[str, Any]]
 
 
-def write(config: ModelConfig, *, dtype: str, special_tokens: dict[str, Any] = SPECIALS) -> Described:
+def write(config: ModelConfig, *, dtype: str, special_tokens: dict[str, Any] = SPECIAL_TOKEN_IDS) -> FormatAndConfig:
     """The layout of a model's tensors in transformers, and its config.json.
 
     Args:
@@ -80,31 +80,31 @@ def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _gemma(config: TextConfig, special_tokens: dict[str, Any]) -> Described:
+def _gemma(config: TextConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
     tied = {"tie_word_embeddings": config.tied_head}
     if not config.qk_norm:
-        _demand("Gemma 2 (qk_norm = False)", [*_gemma2_wishes("", config), ("images", config.images, None)])
-        return names.HF_GEMMA, _named("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | special_tokens
-    _demand("Gemma 3 (qk_norm = True)", _gemma3_wishes("", config))
+        _require("Gemma 2 (qk_norm = False)", [*_gemma2_requirements("", config), ("images", config.images, None)])
+        return names.HF_GEMMA, _header("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | special_tokens
+    _require("Gemma 3 (qk_norm = True)", _gemma3_requirements("", config))
     text = {"model_type": "gemma3_text"} | _stack(config) | tied | special_tokens
     if config.images is None:
-        return names.HF_GEMMA, _named("Gemma3ForCausalLM", "gemma3_text") | text
+        return names.HF_GEMMA, _header("Gemma3ForCausalLM", "gemma3_text") | text
     # transformers' class for images has no cap, whatever its config says
-    _demand("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
+    _require("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
     images = _images(config.images) | {"image_token_index": config.images.token, "eoi_token_index": config.images.end}
-    head = _named("Gemma3ForConditionalGeneration", "gemma3")
+    head = _header("Gemma3ForConditionalGeneration", "gemma3")
     return names.HF_GEMMA3_IMAGES, head | {"text_config": text} | images | tied | special_tokens
 
 
-def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> Described:
+def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
     encoder, decoder = config.encoder, config.decoder
     # transformers' window is "each_side" to 5.0 and "each_side_inclusive" since 5.8: it has no setting for it
     window = "each_side" if config.encoder_window == "around" else config.encoder_window
-    _demand(
+    _require(
         "T5Gemma (cross = 'separate')",
         [
-            *_gemma2_wishes("encoder.", encoder),
-            *_gemma2_wishes("decoder.", decoder),
+            *_gemma2_requirements("encoder.", encoder),
+            *_gemma2_requirements("decoder.", decoder),
             ("cross_layers", config.cross_layers, "all"),
             ("tied_embedding", config.tied_embedding, False),
             ("eoi_id", config.eoi_id, None),
@@ -120,17 +120,17 @@ def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> De
         | {"cross_attention_hidden_size": encoder.width}
         | (_stack(decoder) | tied | special_tokens),
     }
-    head = _named("T5GemmaForConditionalGeneration", "t5gemma") | {"is_encoder_decoder": True}
+    head = _header("T5GemmaForConditionalGeneration", "t5gemma") | {"is_encoder_decoder": True}
     return names.HF_T5GEMMA, head | sides | {"vocab_size": decoder.vocab_size} | tied | special_tokens
 
 
-def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> Described:
+def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
     encoder, decoder, images = config.encoder, config.decoder, config.encoder.images
-    _demand(
+    _require(
         "T5Gemma 2 (cross = 'merged')",
         [
-            *_gemma3_wishes("encoder.", encoder),
-            *_gemma3_wishes("decoder.", decoder),
+            *_gemma3_requirements("encoder.", encoder),
+            *_gemma3_requirements("decoder.", decoder),
             ("cross_layers", config.cross_layers, "all"),
             ("encoder_window", config.encoder_window, "around"),
             ("encoder_attention", config.encoder_attention, "bidirectional"),
@@ -148,11 +148,11 @@ def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> D
         "encoder": {"model_type": "t5gemma2_encoder", "text_config": text} | side | eoi | token | tied,
         "decoder": {"model_type": "t5gemma2_decoder"} | _stack(decoder) | tied | special_tokens,
     }
-    head = _named("T5Gemma2ForConditionalGeneration", "t5gemma2") | {"is_encoder_decoder": True}
+    head = _header("T5Gemma2ForConditionalGeneration", "t5gemma2") | {"is_encoder_decoder": True}
     return names.HF_T5GEMMA2, head | sides | token | eoi | tied | special_tokens
 
 
-def _siglip(config: DualEncoderConfig) -> Described:
+def _siglip(config: DualEncoderConfig) -> FormatAndConfig:
     text = config.text
     described = {
         "model_type": "siglip_text_model",
@@ -172,10 +172,10 @@ def _siglip(config: DualEncoderConfig) -> Described:
         "bos_token_id": None,
     }
     towers = {"text_config": described, "vision_config": _vision(config.vision)}
-    return names.HF_SIGLIP, _named("SiglipModel", "siglip") | towers
+    return names.HF_SIGLIP, _header("SiglipModel", "siglip") | towers
 
 
-def _named(architecture: str, model_type: str) -> dict[str, Any]:
+def _header(architecture: str, model_type: str) -> dict[str, Any]:
     return {"architectures": [architecture], "model_type": model_type}
 
 
@@ -190,7 +190,7 @@ def _stack(config: TextConfig) -> dict[str, Any]:
         "head_dim": config.head_size,
         "query_pre_attn_scalar": int(config.query_scalar or config.head_size),
         "sliding_window": config.window,
-        "layer_types": [TYPES[config.kind(layer)] for layer in range(config.layers)],
+        "layer_types": [LAYER_TYPES[config.kind(layer)] for layer in range(config.layers)],
         **_ropes(config),
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.final_softcap,
@@ -219,7 +219,7 @@ def _ropes(config: TextConfig) -> dict[str, Any]:
     if not config.qk_norm:  # Gemma 2 has one for all layers
         return {"rope_parameters": whole} | older
     older["rope_local_base_freq"] = config.rope_local.base
-    return {"rope_parameters": {TYPES["local"]: _rope(config.rope_local), TYPES["global"]: whole}} | older
+    return {"rope_parameters": {LAYER_TYPES["local"]: _rope(config.rope_local), LAYER_TYPES["global"]: whole}} | older
 
 
 def _rope(rope: Rope) -> dict[str, Any]:
@@ -258,23 +258,23 @@ def _vision(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _gemma2_wishes(where: str, stack: TextConfig) -> list[Wish]:
+def _gemma2_requirements(where: str, stack: TextConfig) -> list[Requirement]:
     return [
         (f"{where}qk_norm", stack.qk_norm, False),
         (f"{where}rope_local", stack.rope_local, stack.rope_global),
-        *_stack_wishes(where, stack),
+        *_stack_requirements(where, stack),
     ]
 
 
-def _gemma3_wishes(where: str, stack: TextConfig) -> list[Wish]:
+def _gemma3_requirements(where: str, stack: TextConfig) -> list[Requirement]:
     return [
         (f"{where}qk_norm", stack.qk_norm, True),
         (f"{where}attention_softcap", stack.attention_softcap, None),
-        *_stack_wishes(where, stack),
+        *_stack_requirements(where, stack),
     ]
 
 
-def _stack_wishes(where: str, stack: TextConfig) -> list[Wish]:
+def _stack_requirements(where: str, stack: TextConfig) -> list[Requirement]:
     whole = None if stack.query_scalar is None else int(stack.query_scalar)
     return [
         (f"{where}query_scalar", stack.query_scalar, whole),
@@ -283,7 +283,7 @@ def _stack_wishes(where: str, stack: TextConfig) -> list[Wish]:
     ]
 
 
-def _demand(architecture: str, wishes: Sequence[Wish]) -> None:
+def _require(architecture: str, wishes: Sequence[Requirement]) -> None:
     """Raises UserError if a setting has another value than the architecture has."""
     wrong = [f"{name} = {value!r} (it has {wanted!r})" for name, value, wanted in wishes if value != wanted]
     if wrong:

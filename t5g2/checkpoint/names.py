@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Arrange:
+class AxisPattern:
     """How one tensor is laid out from leaves: "axes of a leaf -> axes of the tensor"; "" = as it is.
 
     A name stands for an axis, (a b) for two merged into one, 1 for an axis of size 1, and * for the axis that counts
@@ -46,73 +46,73 @@ class Arrange:
             raise ValueError(f"leaves of shapes {list(shapes)} have no tensor in common")
         if not self.pattern:
             return (self.rows.get(shapes[0][0], shapes[0][0]), *shapes[0][1:]) if self.rows else shapes[0]
-        sizes = self._sizes(shapes)
-        return tuple(prod(sizes[axis] for axis in group) for group in self._groups)
+        sizes = self._axis_sizes(shapes)
+        return tuple(prod(sizes[axis] for axis in group) for group in self._tensor_groups)
 
-    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+    def to_tensor(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
         """The tensor made of its leaves; surplus rows are not made up."""
         if not self.pattern:
             return leaves[0]
         joined = "*" in self.pattern
         array = np.stack(leaves) if joined else leaves[0]
-        order = [(["*", *self._ours] if joined else self._ours).index(axis) for axis in self._flat]
+        order = [(["*", *self._leaf_axes] if joined else self._leaf_axes).index(axis) for axis in self._tensor_axes]
         return array.transpose(order).reshape(self.shape([leaf.shape for leaf in leaves]))
 
-    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape], index: int) -> np.ndarray:
+    def to_leaf(self, tensor: np.ndarray, shapes: Sequence[Shape], leaf_index: int) -> np.ndarray:
         """The leaf number `index` of a tensor, contiguous and with no hold on the rest of it."""
         if not self.pattern:
             return tensor[: shapes[0][0]] if self.rows else tensor
-        sizes = self._sizes(shapes)
-        array = tensor.reshape([sizes[axis] for axis in self._flat])
-        flat = self._flat
+        sizes = self._axis_sizes(shapes)
+        array = tensor.reshape([sizes[axis] for axis in self._tensor_axes])
+        flat = self._tensor_axes
         if "*" in flat:  # always outermost of all
-            array, flat = array[index], flat[1:]
-        leaf = array.transpose([flat.index(axis) for axis in self._ours])
-        return np.array(leaf, order="C", copy=True if "*" in self._flat else None)
+            array, flat = array[leaf_index], flat[1:]
+        leaf = array.transpose([flat.index(axis) for axis in self._leaf_axes])
+        return np.array(leaf, order="C", copy=True if "*" in self._tensor_axes else None)
 
     @property
-    def _ours(self) -> list[str]:
+    def _leaf_axes(self) -> list[str]:
         return self.pattern.split("->")[0].split()
 
     @property
-    def _groups(self) -> list[list[str]]:
+    def _tensor_groups(self) -> list[list[str]]:
         right = re.findall(r"\(([^)]*)\)|(\S+)", self.pattern.split("->")[1])
         return [merged.split() if merged else [alone] if alone != "1" else [] for merged, alone in right]
 
     @property
-    def _flat(self) -> list[str]:
-        return [axis for group in self._groups for axis in group]
+    def _tensor_axes(self) -> list[str]:
+        return [axis for group in self._tensor_groups for axis in group]
 
-    def _sizes(self, shapes: Sequence[Shape]) -> dict[str, int]:
-        return dict(zip(self._ours, shapes[0], strict=True)) | {"*": len(shapes)}
+    def _axis_sizes(self, shapes: Sequence[Shape]) -> dict[str, int]:
+        return dict(zip(self._leaf_axes, shapes[0], strict=True)) | {"*": len(shapes)}
 
 
-SAME = Arrange("")
-LINEAR = Arrange("I O -> O I")
-TO_HEADS = Arrange("D N H -> (N H) D")
-FROM_HEADS = Arrange("N H D -> D (N H)")
-HEADS_BIAS = Arrange("N H -> (N H)")
-CONV = Arrange("h w c D -> D c h w")
-PACKED = Arrange("D N H -> (* N H) D")
-PACKED_BIAS = Arrange("N H -> (* N H)")
-PROBE = Arrange("D -> 1 1 D")
-SCALAR = Arrange(" -> 1")
+SAME = AxisPattern("")
+LINEAR = AxisPattern("I O -> O I")
+TO_HEADS = AxisPattern("D N H -> (N H) D")
+FROM_HEADS = AxisPattern("N H D -> D (N H)")
+HEADS_BIAS = AxisPattern("N H -> (N H)")
+CONV = AxisPattern("h w c D -> D c h w")
+PACKED = AxisPattern("D N H -> (* N H) D")
+PACKED_BIAS = AxisPattern("N H -> (* N H)")
+PROBE = AxisPattern("D -> 1 1 D")
+SCALAR = AxisPattern(" -> 1")
 
 # google-deepmind/gemma: einsum weights keep their heads apart; keys and values, or all three, are stacked
-EINSUM = Arrange("D N H -> N D H")
-EINSUMS = Arrange("D N H -> * N D H")
-GATES = Arrange("D F -> * D F")
-GATES_TRANSPOSED = Arrange("D F -> * F D")
-BATCHED = Arrange("P D -> 1 P D")
+EINSUM = AxisPattern("D N H -> N D H")
+EINSUMS = AxisPattern("D N H -> * N D H")
+GATES = AxisPattern("D F -> * D F")
+GATES_TRANSPOSED = AxisPattern("D F -> * F D")
+BATCHED = AxisPattern("P D -> 1 P D")
 # the tables of Gemma 2 and T5Gemma were padded to a multiple of 256 rows for the hardware
-PADDED = Arrange("", rows={256_000: 256_128})
+PADDED = AxisPattern("", rows={256_000: 256_128})
 
-Ours = str | tuple[str, ...]
-Row = tuple[str, Ours, Arrange]
+LeafPaths = str | tuple[str, ...]
+FormatRow = tuple[str, LeafPaths, AxisPattern]
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorFormat:
     """A format: its table, and what else may be found in its files.
 
     Attributes:
@@ -123,19 +123,19 @@ class Layout:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[FormatRow, ...]
     copies: Mapping[str, str] = field(default_factory=dict)
-    spellings: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
-    def spelled(self, found: str) -> str:
+    def canonical_name(self, name: str) -> str:
         """The table's name of a tensor that was found under any of its names."""
-        for pattern, replacement in self.spellings:
-            found = re.sub(pattern, replacement, found)
-        return found
+        for pattern, replacement in self.aliases:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
 @dataclass(frozen=True)
-class Tied:
+class TensorMatch:
     """One tensor of theirs and the leaves that it holds.
 
     Attributes:
@@ -145,15 +145,17 @@ class Tied:
     name: str
     keys: tuple[LeafKey, ...]
     shapes: tuple[Shape, ...]
-    arrange: Arrange
+    axes: AxisPattern
 
     @property
     def shape(self) -> Shape:
         """Of the tensor."""
-        return self.arrange.shape(self.shapes)
+        return self.axes.shape(self.shapes)
 
 
-def tie(layout: Layout, leaves: Mapping[LeafKey, Leaf], found: Mapping[str, Shape] | None = None) -> list[Tied]:
+def match_tensors(
+    tensor_format: TensorFormat, leaves: Mapping[LeafKey, Leaf], tensor_shapes: Mapping[str, Shape] | None = None
+) -> list[TensorMatch]:
     """Which tensor holds which leaves, every leaf once, in the table's order layer by layer.
 
     Args:
@@ -165,30 +167,30 @@ def tie(layout: Layout, leaves: Mapping[LeafKey, Leaf], found: Mapping[str, Shap
       UserError: a tensor's shape fits two rows, so which leaf is where cannot be told; the layout has no row for a
         leaf, because the model is of another kind.
     """
-    chosen: dict[LeafKey, Tied] = {}
-    candidates = list(_candidates(layout.rows, leaves))
-    fitting = [tied for tied in candidates if found is not None and found.get(tied.name) == tied.shape]
+    chosen: dict[LeafKey, TensorMatch] = {}
+    candidates = list(_candidates(tensor_format.rows, leaves))
+    fitting = [tied for tied in candidates if tensor_shapes is not None and tensor_shapes.get(tied.name) == tied.shape]
     for one in fitting:
-        other = next((t for t in fitting if t.name == one.name and t.arrange.pattern != one.arrange.pattern), None)
+        other = next((t for t in fitting if t.name == one.name and t.axes.pattern != one.axes.pattern), None)
         if other is not None:
             raise UserError(
-                f"{one.name} has shape {list(one.shape)}, which can be read as {one.arrange.pattern!r} and as "
-                f"{other.arrange.pattern!r} alike, so its axes cannot be told apart; convert it from another format"
+                f"{one.name} has shape {list(one.shape)}, which can be read as {one.axes.pattern!r} and as "
+                f"{other.axes.pattern!r} alike, so its axes cannot be told apart; convert it from another format"
             )
-    named = [tied for tied in candidates if found is not None and tied.name in found]
+    named = [tied for tied in candidates if tensor_shapes is not None and tied.name in tensor_shapes]
     for tied in [*fitting, *named, *candidates]:
         if not any(key in chosen for key in tied.keys):
             chosen |= dict.fromkeys(tied.keys, tied)
     lost = sorted(name(key) for key in leaves.keys() - chosen.keys())
     if lost:
         raise UserError(
-            f"{layout.title} has no tensor for {len(lost)} weights of this architecture: {', '.join(lost[:8])}"
+            f"{tensor_format.title} has no tensor for {len(lost)} weights of this architecture: {', '.join(lost[:8])}"
             f"{', …' if len(lost) > 8 else ''}; give the architecture that the folder's weights are of"
         )
     return [tied for tied in candidates if chosen[tied.keys[0]] is tied]
 
 
-def _candidates(rows: Sequence[Row], leaves: Mapping[LeafKey, Leaf]) -> Iterable[Tied]:
+def _candidates(rows: Sequence[FormatRow], leaves: Mapping[LeafKey, Leaf]) -> Iterable[TensorMatch]:
     """Every row of every layer whose leaves there are; rows of one layer stand together."""
     layers: dict[str, list[int | None]] = {}
     for path, layer in leaves:
@@ -202,10 +204,10 @@ def _candidates(rows: Sequence[Row], leaves: Mapping[LeafKey, Leaf]) -> Iterable
             if len(shapes) == len(keys) and len(set(shapes)) == 1:
                 found.append((-1 if layer is None else layer, order, theirs.replace("{i}", str(layer)), keys, shapes))
     for _, order, theirs, keys, shapes in sorted(found, key=lambda entry: entry[:2]):
-        yield Tied(theirs, keys, shapes, rows[order][2])
+        yield TensorMatch(theirs, keys, shapes, rows[order][2])
 
 
-def under(theirs: str, ours: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+def with_prefix(theirs: str, ours: str, rows: Iterable[FormatRow]) -> tuple[FormatRow, ...]:
     """The rows with a prefix before each name of theirs and of ours."""
     moved = []
     for their_name, our_names, arrange in rows:
@@ -233,23 +235,23 @@ HF_MLP = (
 )
 HF_GEMMA_BLOCK = (
     ("input_layernorm.weight", "pre_attention_norm.scale", SAME),
-    *under("self_attn.", "attention.", HF_ATTENTION),
+    *with_prefix("self_attn.", "attention.", HF_ATTENTION),
     ("post_attention_layernorm.weight", "post_attention_norm.scale", SAME),
     *HF_MLP,
 )
 HF_GEMMA_STACK = (
     ("embed_tokens.weight", "embedder.table", SAME),
-    *under("layers.{i}.", "layers.", HF_GEMMA_BLOCK),
+    *with_prefix("layers.{i}.", "layers.", HF_GEMMA_BLOCK),
     ("norm.weight", "final_norm.scale", SAME),
 )
 HF_T5GEMMA_STACK = (
     ("layers.{i}.pre_self_attn_layernorm.weight", "layers.pre_attention_norm.scale", SAME),
-    *under("layers.{i}.self_attn.", "layers.attention.", HF_ATTENTION),
+    *with_prefix("layers.{i}.self_attn.", "layers.attention.", HF_ATTENTION),
     ("layers.{i}.post_self_attn_layernorm.weight", "layers.post_attention_norm.scale", SAME),
     ("layers.{i}.pre_cross_attn_layernorm.weight", "layers.pre_cross_norm.scale", SAME),
-    *under("layers.{i}.cross_attn.", "layers.cross_attention.", HF_ATTENTION),
+    *with_prefix("layers.{i}.cross_attn.", "layers.cross_attention.", HF_ATTENTION),
     ("layers.{i}.post_cross_attn_layernorm.weight", "layers.post_cross_norm.scale", SAME),
-    *under("layers.{i}.", "layers.", HF_MLP),
+    *with_prefix("layers.{i}.", "layers.", HF_MLP),
     ("norm.weight", "final_norm.scale", SAME),
 )
 HF_NORM = (("weight", "scale", SAME), ("bias", "bias", SAME))
@@ -260,7 +262,7 @@ HF_SIGLIP_MLP = (
     ("mlp.fc2.bias", "mlp.down.bias", SAME),
 )
 HF_SIGLIP_STACK = (
-    *under("layer_norm1.", "pre_attention_norm.", HF_NORM),
+    *with_prefix("layer_norm1.", "pre_attention_norm.", HF_NORM),
     ("self_attn.q_proj.weight", "attention.q.kernel", TO_HEADS),
     ("self_attn.q_proj.bias", "attention.q.bias", HEADS_BIAS),
     ("self_attn.k_proj.weight", "attention.k.kernel", TO_HEADS),
@@ -269,15 +271,15 @@ HF_SIGLIP_STACK = (
     ("self_attn.v_proj.bias", "attention.v.bias", HEADS_BIAS),
     ("self_attn.out_proj.weight", "attention.o.kernel", FROM_HEADS),
     ("self_attn.out_proj.bias", "attention.o.bias", SAME),
-    *under("layer_norm2.", "pre_mlp_norm.", HF_NORM),
+    *with_prefix("layer_norm2.", "pre_mlp_norm.", HF_NORM),
     *HF_SIGLIP_MLP,
 )
 HF_VISION = (
     ("embeddings.patch_embedding.weight", "vision.patches.kernel", CONV),
     ("embeddings.patch_embedding.bias", "vision.patches.bias", SAME),
     ("embeddings.position_embedding.weight", "vision.positions", SAME),
-    *under("encoder.layers.{i}.", "vision.layers.", HF_SIGLIP_STACK),
-    *under("post_layernorm.", "vision.final_norm.", HF_NORM),
+    *with_prefix("encoder.layers.{i}.", "vision.layers.", HF_SIGLIP_STACK),
+    *with_prefix("post_layernorm.", "vision.final_norm.", HF_NORM),
     ("head.probe", "vision.pool.probe", PROBE),
     (
         "head.attention.in_proj_weight",
@@ -291,8 +293,8 @@ HF_VISION = (
     ),
     ("head.attention.out_proj.weight", "vision.pool.attention.o.kernel", FROM_HEADS),
     ("head.attention.out_proj.bias", "vision.pool.attention.o.bias", SAME),
-    *under("head.layernorm.", "vision.pool.norm.", HF_NORM),
-    *under("head.", "vision.pool.", HF_SIGLIP_MLP),
+    *with_prefix("head.layernorm.", "vision.pool.norm.", HF_NORM),
+    *with_prefix("head.", "vision.pool.", HF_SIGLIP_MLP),
 )
 HF_PROJECTOR = (
     ("mm_input_projection_weight", "projector.kernel", SAME),
@@ -301,40 +303,40 @@ HF_PROJECTOR = (
 # towers made in transformers 5 are saved without this segment, those of the hub with it
 WITH_VISION_MODEL = (r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
 
-HF_GEMMA = Layout(
+HF_GEMMA = TensorFormat(
     "Hugging Face Gemma",
-    (*under("model.", "", HF_GEMMA_STACK), ("lm_head.weight", "unembedder.table", SAME)),
+    (*with_prefix("model.", "", HF_GEMMA_STACK), ("lm_head.weight", "unembedder.table", SAME)),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
 )
-HF_GEMMA3_IMAGES = Layout(
+HF_GEMMA3_IMAGES = TensorFormat(
     "Hugging Face Gemma 3 with images",
     (
-        *under("language_model.model.", "", HF_GEMMA_STACK),
-        *under("vision_tower.vision_model.", "", HF_VISION),
-        *under("multi_modal_projector.", "", HF_PROJECTOR),
+        *with_prefix("language_model.model.", "", HF_GEMMA_STACK),
+        *with_prefix("vision_tower.vision_model.", "", HF_VISION),
+        *with_prefix("multi_modal_projector.", "", HF_PROJECTOR),
         ("lm_head.weight", "unembedder.table", SAME),
     ),
     copies={"lm_head.weight": "language_model.model.embed_tokens.weight"},
-    spellings=(
+    aliases=(
         (r"^model\.language_model\.", "language_model.model."),
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
         WITH_VISION_MODEL,
     ),
 )
-HF_T5GEMMA = Layout(
+HF_T5GEMMA = TensorFormat(
     "Hugging Face T5Gemma",
     (
         ("model.encoder.embed_tokens.weight", "encoder_embedder.table", SAME),
         ("model.decoder.embed_tokens.weight", "decoder_embedder.table", SAME),
-        *under("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
-        *under("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
         ("lm_head.out_proj.weight", "unembedder.table", SAME),
     ),
     copies={"lm_head.out_proj.weight": "model.decoder.embed_tokens.weight"},
-    spellings=((r"^(encoder|decoder)\.", r"model.\1."),),
+    aliases=((r"^(encoder|decoder)\.", r"model.\1."),),
 )
-HF_T5GEMMA2 = Layout(
+HF_T5GEMMA2 = TensorFormat(
     "Hugging Face T5Gemma 2",
     (
         ("model.encoder.embed_tokens.weight", "embedder.table", SAME),
@@ -343,10 +345,10 @@ HF_T5GEMMA2 = Layout(
         ("model.encoder.embed_tokens.eoi_embedding", "encoder_embedder.eoi", SAME),
         ("model.decoder.embed_tokens.weight", "decoder_embedder.table", SAME),
         ("model.decoder.embed_tokens.eoi_embedding", "decoder_embedder.eoi", SAME),
-        *under("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
-        *under("model.encoder.vision_tower.vision_model.", "", HF_VISION),
-        *under("model.encoder.multi_modal_projector.", "", HF_PROJECTOR),
-        *under("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.encoder.vision_tower.vision_model.", "", HF_VISION),
+        *with_prefix("model.encoder.multi_modal_projector.", "", HF_PROJECTOR),
+        *with_prefix("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
         ("lm_head.out_proj.weight", "unembedder.table", SAME),
     ),
     copies={
@@ -354,30 +356,30 @@ HF_T5GEMMA2 = Layout(
         "model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight",
         "model.decoder.embed_tokens.eoi_embedding": "model.encoder.embed_tokens.eoi_embedding",
     },
-    spellings=(
+    aliases=(
         (r"^(encoder|decoder)\.", r"model.\1."),
         (r"^model\.encoder\.text_model\.", "model.encoder."),
         WITH_VISION_MODEL,
     ),
 )
-HF_SIGLIP = Layout(
+HF_SIGLIP = TensorFormat(
     "Hugging Face SigLIP",
     (
-        *under("vision_model.", "", HF_VISION),
+        *with_prefix("vision_model.", "", HF_VISION),
         ("text_model.embeddings.token_embedding.weight", "text.embedder.table", SAME),
         ("text_model.embeddings.position_embedding.weight", "text.positions", SAME),
-        *under("text_model.encoder.layers.{i}.", "text.layers.", HF_SIGLIP_STACK),
-        *under("text_model.final_layer_norm.", "text.final_norm.", HF_NORM),
+        *with_prefix("text_model.encoder.layers.{i}.", "text.layers.", HF_SIGLIP_STACK),
+        *with_prefix("text_model.final_layer_norm.", "text.final_norm.", HF_NORM),
         ("text_model.head.weight", "text.head.kernel", LINEAR),
         ("text_model.head.bias", "text.head.bias", SAME),
         ("logit_scale", "logit_scale", SCALAR),
         ("logit_bias", "logit_bias", SCALAR),
     ),
 )
-HF_SIGLIP_VISION = Layout(
+HF_SIGLIP_VISION = TensorFormat(
     "Hugging Face SigLIP vision tower",
-    under("vision_model.", "", HF_VISION),
-    spellings=((r"^(?!vision_model\.)", "vision_model."),),
+    with_prefix("vision_model.", "", HF_VISION),
+    aliases=((r"^(?!vision_model\.)", "vision_model."),),
 )
 
 
@@ -392,10 +394,10 @@ FLAX_ATTENTION = (
 )
 FLAX_BLOCK = (
     ("pre_attention_norm/scale", "pre_attention_norm.scale", SAME),
-    *under("attn/", "attention.", FLAX_ATTENTION),
+    *with_prefix("attn/", "attention.", FLAX_ATTENTION),
     ("post_attention_norm/scale", "post_attention_norm.scale", SAME),
     ("pre_cross_attention_norm/scale", "pre_cross_norm.scale", SAME),
-    *under("cross_attn/", "cross_attention.", FLAX_ATTENTION),
+    *with_prefix("cross_attn/", "cross_attention.", FLAX_ATTENTION),
     ("post_cross_attention_norm/scale", "post_cross_norm.scale", SAME),
     ("pre_ffw_norm/scale", "pre_mlp_norm.scale", SAME),
     ("mlp/gating_einsum", ("mlp.gate", "mlp.up"), GATES),
@@ -404,25 +406,29 @@ FLAX_BLOCK = (
     ("post_ffw_norm/scale", "post_mlp_norm.scale", SAME),
 )
 FLAX_STACK = (
-    *under("layer_{i}/", "layers.", FLAX_BLOCK),
+    *with_prefix("layer_{i}/", "layers.", FLAX_BLOCK),
     ("final_norm/scale", "final_norm.scale", SAME),
 )
 FLAX_NORM = (("scale", "scale", SAME), ("bias", "bias", SAME))
 FLAX_DENSE = (("kernel", "kernel", SAME), ("bias", "bias", SAME))
 FLAX_VISION = (
-    *under("embedding/", "patches.", FLAX_DENSE),
+    *with_prefix("embedding/", "patches.", FLAX_DENSE),
     ("pos_embedding", "positions", BATCHED),
-    *under("Transformer/encoderblock_{i}/LayerNorm_0/", "layers.pre_attention_norm.", FLAX_NORM),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/", "layers.attention.q.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/key/", "layers.attention.k.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/value/", "layers.attention.v.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/out/", "layers.attention.o.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/LayerNorm_1/", "layers.pre_mlp_norm.", FLAX_NORM),
-    *under("Transformer/encoderblock_{i}/MlpBlock_0/Dense_0/", "layers.mlp.up.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MlpBlock_0/Dense_1/", "layers.mlp.down.", FLAX_DENSE),
-    *under("Transformer/encoder_norm/", "final_norm.", FLAX_NORM),
+    *with_prefix("Transformer/encoderblock_{i}/LayerNorm_0/", "layers.pre_attention_norm.", FLAX_NORM),
+    *with_prefix(
+        "Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/", "layers.attention.q.", FLAX_DENSE
+    ),
+    *with_prefix("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/key/", "layers.attention.k.", FLAX_DENSE),
+    *with_prefix(
+        "Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/value/", "layers.attention.v.", FLAX_DENSE
+    ),
+    *with_prefix("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/out/", "layers.attention.o.", FLAX_DENSE),
+    *with_prefix("Transformer/encoderblock_{i}/LayerNorm_1/", "layers.pre_mlp_norm.", FLAX_NORM),
+    *with_prefix("Transformer/encoderblock_{i}/MlpBlock_0/Dense_0/", "layers.mlp.up.", FLAX_DENSE),
+    *with_prefix("Transformer/encoderblock_{i}/MlpBlock_0/Dense_1/", "layers.mlp.down.", FLAX_DENSE),
+    *with_prefix("Transformer/encoder_norm/", "final_norm.", FLAX_NORM),
 )
-FLAX_GEMMA = Layout(
+FLAX_GEMMA = TensorFormat(
     "official Flax Gemma",
     (
         ("embedder/input_embedding", "embedder.table", PADDED),
@@ -430,17 +436,17 @@ FLAX_GEMMA = Layout(
         ("embedder/mm_input_projection/w", "projector.kernel", SAME),
         ("embedder/mm_soft_embedding_norm/scale", "projector.norm.scale", SAME),
         *FLAX_STACK,
-        *under("vision_encoder/siglip_encoder/", "vision.", FLAX_VISION),
+        *with_prefix("vision_encoder/siglip_encoder/", "vision.", FLAX_VISION),
     ),
 )
-FLAX_T5GEMMA = Layout(
+FLAX_T5GEMMA = TensorFormat(
     "official Flax T5Gemma",
     (
         ("encoder/embedder/input_embedding", "encoder_embedder.table", PADDED),
         ("encoder/embedder/input_embedding", "encoder_embedder.table", SAME),
         ("decoder/embedder/input_embedding", "decoder_embedder.table", PADDED),
         ("decoder/embedder/input_embedding", "decoder_embedder.table", SAME),
-        *under("encoder/", "encoder.", FLAX_STACK),
-        *under("decoder/", "decoder.", FLAX_STACK),
+        *with_prefix("encoder/", "encoder.", FLAX_STACK),
+        *with_prefix("decoder/", "decoder.", FLAX_STACK),
     ),
 )

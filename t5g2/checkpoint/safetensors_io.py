@@ -70,15 +70,15 @@ def read(folder: Path) -> dict[str, Tensor]:
       UserError: there are none, or only pickles; the index or a file is missing, truncated, damaged or not what the
         other says; a tensor has a dtype that is not in DTYPES.
     """
-    where = _where(folder)
+    where = _weight_map(folder)
     tensors: dict[str, Tensor] = {}
     for file in sorted({SINGLE} if where is None else set(where.values())):
-        held = _open(folder / file)
+        held = _open_file(folder / file)
         expected = set(held) if where is None else {name for name, at in where.items() if at == file}
         if set(held) != expected:
             raise UserError(
-                f"{folder / file} is not what {INDEX} says; missing in it: {_listed(expected - set(held))}; surplus: "
-                f"{_listed(set(held) - expected)}. Write or download the folder again"
+                f"{folder / file} is not what {INDEX} says; missing in it: {_join_sorted(expected - set(held))}; surplus: "
+                f"{_join_sorted(set(held) - expected)}. Write or download the folder again"
             )
         tensors |= held
     return tensors
@@ -89,7 +89,7 @@ def write(
     tensors: Mapping[str, Tensor],
     *,
     shard_bytes: int = 5 * 10**9,
-    single: str | None = None,
+    single_file: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the tensors into shards of at most `shard_bytes` (or one tensor), and the index.
@@ -109,10 +109,10 @@ def write(
       OSError: as it came, such as a disk that is full.
     """
     assert METADATA not in tensors
-    shards = list(_shards(tensors, shard_bytes))
+    shards = list(_split_into_shards(tensors, shard_bytes))
     header = {METADATA: dict(metadata or {"format": "np"})}
-    if single is not None and len(shards) <= 1:
-        _write_file(folder / single, tensors, header)
+    if single_file is not None and len(shards) <= 1:
+        _write_file(folder / single_file, tensors, header)
         return
     where = {}
     for number, names in enumerate(shards, start=1):
@@ -141,7 +141,7 @@ def parse_json(text: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def _shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> Iterator[list[str]]:
+def _split_into_shards(tensors: Mapping[str, Tensor], shard_bytes: int) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
     for name, tensor in tensors.items():
@@ -196,12 +196,12 @@ def _blocks(array: np.ndarray) -> Iterator[memoryview]:
         yield part.reshape(-1).view(np.uint8).data
 
 
-def _where(folder: Path) -> dict[str, str] | None:
+def _weight_map(folder: Path) -> dict[str, str] | None:
     """Which file holds which tensor; None = there is no index, and a single file."""
     index, single = folder / INDEX, folder / SINGLE
     if not index.is_file() and not single.is_file():
         raise no_weights(folder)
-    where = _index(index) if index.is_file() else None
+    where = _read_index(index) if index.is_file() else None
     if where is not None and single.is_file() and SINGLE not in where.values():
         raise UserError(
             f"{folder} holds {SINGLE} and also {INDEX}, which is about other files; remove what does not belong to it"
@@ -226,7 +226,7 @@ def no_weights(folder: Path) -> UserError:
     )
 
 
-def _index(path: Path) -> dict[str, str]:
+def _read_index(path: Path) -> dict[str, str]:
     again = "write or download the folder again"
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
@@ -242,7 +242,7 @@ def _index(path: Path) -> dict[str, str]:
     for name, file in where.items():
         if not SHARD.fullmatch(file) or not file.isprintable() or len(file.encode()) > 255:
             raise UserError(
-                f"{path} says that {_shown(name)} is in {_shown(file)}; that must be the plain name of a .safetensors "
+                f"{path} says that {_quoted(name)} is in {_quoted(file)}; that must be the plain name of a .safetensors "
                 f"file beside it; {again}"
             )
     return where
@@ -272,7 +272,7 @@ class _File:
         return data
 
 
-class _Entry(NamedTuple):
+class _HeaderEntry(NamedTuple):
     """What the header says of one tensor; the range of its bytes counts from the header's end."""
 
     name: str
@@ -282,21 +282,21 @@ class _Entry(NamedTuple):
     end: int
 
 
-def _open(path: Path) -> dict[str, Tensor]:
+def _open_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing; write or download the folder again")
     try:
         file = _File(path)
     except OSError as error:
         raise _unreadable(path, error) from None
-    start, header = _header(file)
-    entries = [_entry(path, name, about) for name, about in header.items() if name != METADATA]
+    start, header = _read_header(file)
+    entries = [_parse_entry(path, name, about) for name, about in header.items() if name != METADATA]
     _check_metadata(path, header.get(METADATA, {}))
-    _check_layout(path, entries, file.size - start)
-    return {entry.name: _tensor(file, entry, start + entry.begin) for entry in entries}
+    _check_extent(path, entries, file.size - start)
+    return {entry.name: _lazy_tensor(file, entry, start + entry.begin) for entry in entries}
 
 
-def _header(file: _File) -> tuple[int, dict[str, Any]]:
+def _read_header(file: _File) -> tuple[int, dict[str, Any]]:
     """Where the tensors' bytes begin, and the header."""
     if file.size < 8:
         raise _damaged(file.path, f"it has {file.size} bytes")
@@ -315,38 +315,40 @@ def _header(file: _File) -> tuple[int, dict[str, Any]]:
     return 8 + length, header
 
 
-def _entry(path: Path, name: str, about: Any) -> _Entry:
+def _parse_entry(path: Path, name: str, about: Any) -> _HeaderEntry:
     if not isinstance(about, dict) or set(about) != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(path, f"{_shown(name)} is not described by dtype, shape and data_offsets")
+        raise _damaged(path, f"{_quoted(name)} is not described by dtype, shape and data_offsets")
     code, shape, offsets = about["dtype"], about["shape"], about["data_offsets"]
     if not isinstance(code, str):
-        raise _damaged(path, f"the dtype of {_shown(name)} is no name")
+        raise _damaged(path, f"the dtype of {_quoted(name)} is no name")
     if code not in DTYPES:
-        raise UserError(f"{_shown(name)} in {path} is {_shown(code)}; supported: {', '.join(DTYPES)}. Convert it first")
+        raise UserError(
+            f"{_quoted(name)} in {path} is {_quoted(code)}; supported: {', '.join(DTYPES)}. Convert it first"
+        )
     dtype = np.dtype(DTYPES[code])
     if not _whole_numbers(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _damaged(path, f"the shape of {_shown(name)} is no list of at most {MAX_DIMENSIONS} whole numbers >= 0")
+        raise _damaged(path, f"the shape of {_quoted(name)} is no list of at most {MAX_DIMENSIONS} whole numbers >= 0")
     # NumPy multiplies what is not 0, and counts in 63 bits
     if math.prod(size for size in shape if size) * dtype.itemsize >= 2**63:
-        raise _damaged(path, f"{_shown(name)} has the shape {shape}, more than 2^63 bytes")
+        raise _damaged(path, f"{_quoted(name)} has the shape {shape}, more than 2^63 bytes")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damaged(path, f"the data_offsets of {_shown(name)} are no range")
+        raise _damaged(path, f"the data_offsets of {_quoted(name)} are no range")
     needed = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != needed:
         raise _damaged(
-            path, f"{_shown(name)}, {code} {shape}, takes {needed} bytes and was given {offsets[1] - offsets[0]}"
+            path, f"{_quoted(name)}, {code} {shape}, takes {needed} bytes and was given {offsets[1] - offsets[0]}"
         )
-    return _Entry(name, dtype, tuple(shape), *offsets)
+    return _HeaderEntry(name, dtype, tuple(shape), *offsets)
 
 
-def _check_layout(path: Path, entries: Iterable[_Entry], size: int) -> None:
+def _check_extent(path: Path, entries: Iterable[_HeaderEntry], size: int) -> None:
     """Raises UserError unless the tensors, in the order of their bytes, fill the file from end to end."""
     at, before = 0, "the header"
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
             what = "overlaps" if entry.begin < at else "leaves a gap after"
-            raise _damaged(path, f"{_shown(entry.name)} {what} {before}: it begins at {entry.begin}, not {at}")
-        at, before = entry.end, _shown(entry.name)
+            raise _damaged(path, f"{_quoted(entry.name)} {what} {before}: it begins at {entry.begin}, not {at}")
+        at, before = entry.end, _quoted(entry.name)
     if at != size:
         raise _damaged(path, f"its tensors end with {before} at {at} bytes, but {size} follow the header")
 
@@ -357,7 +359,7 @@ def _check_metadata(path: Path, metadata: Any) -> None:
         raise _damaged(path, f"{METADATA} is no object of texts")
 
 
-def _tensor(file: _File, entry: _Entry, offset: int) -> Tensor:
+def _lazy_tensor(file: _File, entry: _HeaderEntry, offset: int) -> Tensor:
     def read() -> np.ndarray:
         return file.read(offset, entry.end - entry.begin).view(entry.dtype).reshape(entry.shape)
 
@@ -368,11 +370,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     broken = next((name for name in found if not _encodable(name)), None)
     if broken is not None:
-        raise ValueError(f"{_shown(broken)} is no text")
+        raise ValueError(f"{_quoted(broken)} is no text")
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"{_shown(twice)} is in it twice")
+        raise ValueError(f"{_quoted(twice)} is in it twice")
     return found
 
 
@@ -391,7 +393,7 @@ def _integer(text: str) -> int | float:
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"{_shown(text)} is too large a number")
+        raise ValueError(f"{_quoted(text)} is too large a number")
     return number
 
 
@@ -408,11 +410,11 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _shown(text: str) -> str:
+def _quoted(text: str) -> str:
     return ascii(text) if len(text) <= 120 else f"{text[:100]!a} (of {len(text)} characters)"
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_sorted(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from t5g2.core.distributed import is_primary
 from t5g2.core.errors import unknown
 from t5g2.eval.generation import Model
-from t5g2.eval.tasks import Outcome, Setting, Task
+from t5g2.eval.tasks import EvalContext, Task, TaskResult
 
 
 class Evaluation:
@@ -19,10 +19,10 @@ class Evaluation:
       UserError: a task's text cannot be read, or does not fit the setting.
     """
 
-    def __init__(self, tasks: Sequence[Task], setting: Setting):
-        self._measures = {task.name: task.prepare(setting) for task in tasks}
+    def __init__(self, tasks: Sequence[Task], context: EvalContext):
+        self._measures = {task.name: task.prepare(context) for task in tasks}
 
-    def run(self, model: Model, names: Iterable[str] | None = None) -> Outcome:
+    def run(self, model: Model, names: Iterable[str] | None = None) -> TaskResult:
         """What the tasks found, by default all of them; every process of a run calls this.
 
         Scores are named `<task>/<what>`, for example heldout/loss and heldout/loss/<denoiser>.
@@ -37,19 +37,21 @@ class Evaluation:
             outcome = self._measures[name](model)
             scores |= outcome.scores
             predictions += outcome.predictions
-        return Outcome(scores, predictions)
+        return TaskResult(scores, predictions)
 
 
-def evaluate(model: Model, tasks: Sequence[Task], setting: Setting) -> Outcome:
+def evaluate(model: Model, tasks: Sequence[Task], context: EvalContext) -> TaskResult:
     """What the tasks find, for weights that are measured once."""
-    return Evaluation(tasks, setting).run(model)
+    return Evaluation(tasks, context).run(model)
 
 
-def write(folder: str | os.PathLike, step: int, outcome: Outcome) -> None:
+def write(folder: str | os.PathLike, step: int, result: TaskResult) -> None:
     """Writes scores.json, {"step": …, "heldout/loss": …}, and predictions.jsonl, one JSON object a line."""
     if is_primary():
-        _replace(Path(folder) / "scores.json", json.dumps({"step": step, **_plain(outcome.scores)}, indent=1) + "\n")
-        write_predictions(Path(folder) / "predictions.jsonl", outcome.predictions)
+        _replace(
+            Path(folder) / "scores.json", json.dumps({"step": step, **_json_scores(result.scores)}, indent=1) + "\n"
+        )
+        write_predictions(Path(folder) / "predictions.jsonl", result.predictions)
 
 
 def write_predictions(path: str | os.PathLike, predictions: Iterable[Mapping[str, Any]]) -> None:
@@ -58,7 +60,7 @@ def write_predictions(path: str | os.PathLike, predictions: Iterable[Mapping[str
         _replace(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
 
 
-def _plain(scores: Mapping[str, float]) -> dict[str, float | None]:
+def _json_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Scores as JSON knows them: what is not finite is null."""
     return {name: value if abs(value) < float("inf") else None for name, value in scores.items()}
 

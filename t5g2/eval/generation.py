@@ -110,7 +110,7 @@ GREEDY, FLOAT32 = Greedy(), Compute(dtype="float32")
 
 
 @dataclass(frozen=True)
-class Decoding:
+class GenerationOptions:
     """How to generate; static under jit.
 
     Attributes:
@@ -124,11 +124,11 @@ class Decoding:
     """
 
     max_new_tokens: int
-    ends: tuple[int, ...]
-    pad: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
     sampler: Sampler = GREEDY
     compute: Compute = FLOAT32
-    suppressed: tuple[int, ...] = ()
+    suppressed_ids: tuple[int, ...] = ()
     prompt_both_ways: bool = False
 
     def __post_init__(self):
@@ -136,10 +136,10 @@ class Decoding:
             raise UserError(f"max_new_tokens = {self.max_new_tokens}; it must be at least 1")
 
 
-class _Loop(NamedTuple):
+class DecodeState(NamedTuple):
     """What goes round: how many tokens are made, and they; each row's last token, whether that ended it, the cache."""
 
-    made: Array
+    count: Array
     tokens_BN: Array
     last_B: Array
     done_B: Array
@@ -153,7 +153,7 @@ def generate(
     prompt: Sequences,
     images: Float[Array, "B I H W 3"] | None = None,
     *,
-    decoding: Decoding,
+    options: GenerationOptions,
     key: Array,
 ) -> Int[Array, "B N"]:
     """int32[B, max_new_tokens]: what follows the prompt in each row, its end included, then pad.
@@ -167,32 +167,32 @@ def generate(
       key: for samplers that draw; row b's draws depend on the key and b alone.
     """
     rows, length = prompt.tokens.shape
-    compute, limit = decoding.compute, decoding.max_new_tokens
+    compute, limit = options.compute, options.max_new_tokens
     segment_B, position_B = prompt.segments[:, -1], prompt.positions[:, -1]
 
     def choose(hidden_BD: Array, number: Array, done_B: Array) -> Array:
         logits_BV = model.logits(hidden_BD[:, None])[:, 0]
-        if decoding.suppressed:
-            logits_BV = logits_BV.at[:, jnp.array(decoding.suppressed)].set(-jnp.inf)
-        logits_BV = decoding.sampler.restrict(logits_BV)
+        if options.suppressed_ids:
+            logits_BV = logits_BV.at[:, jnp.array(options.suppressed_ids)].set(-jnp.inf)
+        logits_BV = options.sampler.restrict(logits_BV)
         keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, number)))(jnp.arange(rows))
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
-        return jnp.where(done_B, decoding.pad, drawn_B)
+        return jnp.where(done_B, options.pad_id, drawn_B)
 
     def ended(next_B: Array) -> Array:
-        return jnp.isin(next_B, jnp.array(decoding.ends, jnp.int32))
+        return jnp.isin(next_B, jnp.array(options.stop_ids, jnp.int32))
 
-    def goes_on(loop: _Loop) -> Array:
-        return (loop.made < limit) & ~jnp.all(loop.done_B)
+    def goes_on(loop: DecodeState) -> Array:
+        return (loop.count < limit) & ~jnp.all(loop.done_B)
 
-    def step(loop: _Loop) -> _Loop:
+    def step(loop: DecodeState) -> DecodeState:
         # a row that is done goes on as padding, which nobody sees
         segments_B = jnp.where(loop.done_B, 0, segment_B)
-        last = Sequences(loop.last_B[:, None], segments_B[:, None], (position_B + loop.made)[:, None])
+        last = Sequences(loop.last_B[:, None], segments_B[:, None], (position_B + loop.count)[:, None])
         hidden_B1D, cache = model.extend(last, loop.cache, compute=compute)
-        next_B = choose(hidden_B1D[:, 0], loop.made, loop.done_B)
-        tokens_BN = loop.tokens_BN.at[:, loop.made].set(next_B)
-        return _Loop(loop.made + 1, tokens_BN, next_B, loop.done_B | ended(next_B), cache)
+        next_B = choose(hidden_B1D[:, 0], loop.count, loop.done_B)
+        tokens_BN = loop.tokens_BN.at[:, loop.count].set(next_B)
+        return DecodeState(loop.count + 1, tokens_BN, next_B, loop.done_B | ended(next_B), cache)
 
     # an encoder-decoder reads images with its encoder, a decoder-only model, which takes no encoder, with its prompt
     read, seen = (None, images) if encoder is None else (images, None)
@@ -200,9 +200,9 @@ def generate(
     cache = model.start_cache(rows, length + limit - 1, **asked)
     hidden_BTD, cache = model.extend(prompt, cache, seen, compute=compute)  # pyright: ignore[reportArgumentType]
     first_B = choose(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)
-    tokens_BN = jnp.full((rows, limit), decoding.pad, jnp.int32).at[:, 0].set(first_B)
+    tokens_BN = jnp.full((rows, limit), options.pad_id, jnp.int32).at[:, 0].set(first_B)
     done_B = (segment_B == 0) | ended(first_B)
-    loop = _Loop(jnp.ones((), jnp.int32), tokens_BN, first_B, done_B, cache)
+    loop = DecodeState(jnp.ones((), jnp.int32), tokens_BN, first_B, done_B, cache)
     # whole on every host, so that each can read it
     return constrain(jax.lax.while_loop(goes_on, step, loop).tokens_BN, None, None)
 
@@ -241,18 +241,18 @@ def generate_tokens(
     *,
     max_new_tokens: int = 64,
     seed: int = 0,
-    **how: Any,
+    **options: Any,
 ) -> list[np.ndarray]:
     """int32[n] for each prompt of int32 tokens: what follows, without EOS and padding; `how` is Decoding's.
 
     To have an encoder-decoder fill in spans, put sentinels into the prompt where they are missing.
     """
     special_tokens = tokenizer.special_tokens
-    decoding = Decoding(max_new_tokens, (special_tokens.eos,), special_tokens.pad, **how)
+    decoding = GenerationOptions(max_new_tokens, (special_tokens.eos,), special_tokens.pad, **options)
     decoder_only = not isinstance(model.config, EncoderDecoderConfig)
     bos = np.array([special_tokens.bos], np.int32)
     read = [np.concatenate([bos, tokens]) for tokens in prompts] if decoder_only else prompts
-    return complete(model, read, bos=special_tokens.bos, decoding=decoding, seed=seed)
+    return complete(model, read, bos=special_tokens.bos, options=decoding, seed=seed)
 
 
 def complete(
@@ -261,7 +261,7 @@ def complete(
     images: Float[np.ndarray, "B I H W 3"] | None = None,
     *,
     bos: int,
-    decoding: Decoding,
+    options: GenerationOptions,
     seed: int = 0,
 ) -> list[np.ndarray]:
     """int32[n] for each prompt of int32 tokens: what follows, without its end and padding.
@@ -273,22 +273,22 @@ def complete(
     """
     if not len(prompts):
         return []
-    pad, config = decoding.pad, model.config
+    pad, config = options.pad_id, model.config
     if isinstance(config, EncoderDecoderConfig):
-        encoder = padded(prompts, pad=pad, left=False)
-        prompt = padded([np.array([bos], np.int32)] * len(prompts), pad=pad, left=True, multiple=1)
+        encoder = pad_rows(prompts, pad=pad, left=False)
+        prompt = pad_rows([np.array([bos], np.int32)] * len(prompts), pad=pad, left=True, multiple=1)
     else:
         encoder = None
-        prompt = padded(prompts, pad=pad, left=True)
+        prompt = pad_rows(prompts, pad=pad, left=True)
         if images is not None and config.images is not None:
             prompt = prompt._replace(blocks=image_blocks(prompt.tokens, config.images.token))
-        if decoding.prompt_both_ways:
+        if options.prompt_both_ways:
             prompt = prompt._replace(blocks=prompt.segments)
-    made_BN = np.asarray(generate(model, encoder, prompt, images, decoding=decoding, key=jax.random.key(seed)))
-    return [_until(row, (*decoding.ends, pad)) for row in made_BN]
+    made_BN = np.asarray(generate(model, encoder, prompt, images, decoding=options, key=jax.random.key(seed)))
+    return [_before_stop(row, (*options.stop_ids, pad)) for row in made_BN]
 
 
-def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:
+def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:
     """Sequences of different lengths as rows of one; segment 1 and positions from 0 where there are tokens.
 
     The length is a multiple of `multiple`, so that few programs are compiled. [7 8 9] and [5] with left=True,
@@ -308,6 +308,6 @@ def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: i
     return Sequences(tokens, segments, positions)
 
 
-def _until(row: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+def _before_stop(row: np.ndarray, ends: Sequence[int]) -> np.ndarray:
     end = np.flatnonzero(np.isin(row, ends))
     return row[: end[0]] if len(end) else row

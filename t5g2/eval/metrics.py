@@ -42,7 +42,7 @@ def perplexity(mean_loss: float) -> float:
     return math.exp(mean_loss) if mean_loss < 700 else math.inf
 
 
-def mixture(means: Mapping[str, float], shares: Mapping[str, float]) -> float:
+def mixture_mean(means: Mapping[str, float], shares: Mapping[str, float]) -> float:
     """The mean of means that a mixture with these shares has: {a: 2, b: 4} with {a: 1, b: 3} gives 3.5.
 
     Every part counts as its share says, however many tokens it was measured on.

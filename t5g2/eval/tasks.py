@@ -36,7 +36,7 @@ from t5g2.models.loss import token_losses
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalContext:
     """What a run tells its tasks.
 
     Attributes:
@@ -56,14 +56,14 @@ class Setting:
     rows: range | None = None
 
 
-class Outcome(NamedTuple):
+class TaskResult(NamedTuple):
     """What a task found: numbers by name, and what the model said, as plain data for JSON."""
 
     scores: dict[str, float]
     predictions: list[dict[str, Any]]
 
 
-Measure = Callable[[Model], Outcome]
+MeasureFunction = Callable[[Model], TaskResult]
 
 
 class Task(abc.ABC):
@@ -72,7 +72,7 @@ class Task(abc.ABC):
     name: str
 
     @abc.abstractmethod
-    def prepare(self, setting: Setting) -> Measure:
+    def prepare(self, context: EvalContext) -> MeasureFunction:
         """The function that measures a model; what does not depend on the weights is done here.
 
         Raises:
@@ -104,39 +104,39 @@ class HeldoutLoss(Task):
         if self.examples is not None and self.examples < 1:
             raise UserError(f"examples = {self.examples}; it must be at least 1, or None for the whole text")
 
-    def prepare(self, setting: Setting) -> Measure:
+    def prepare(self, context: EvalContext) -> MeasureFunction:
         """Reads the batches, unless they are all of the text, which is read anew each time."""
         try:
             source = Source(self.text, self.objective, name=self.name)
             # a tower that reads no image takes as long as one that does
-            images = setting.data.images if isinstance(self.text, ImageText) else None
-            data = dataclasses.replace(setting.data, sources=(source,), images=images)
+            images = context.data.images if isinstance(self.text, ImageText) else None
+            data = dataclasses.replace(context.data, sources=(source,), images=images)
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
         chunks = open_source(data.sources[0], data)
         log.info("%s", describe(f"task {self.name}", chunks))
         # not by the task's name: tasks of one run and of its relatives are asked about the same chunks
-        seed = derive_seed(setting.seed, "held-out loss")
+        seed = derive_seed(context.seed, "held-out loss")
 
         def read(denoiser: str) -> Iterable[HostBatch]:
-            return finite_batches(data, seed=seed, rows=setting.rows, denoiser=denoiser, examples=self.examples)
+            return finite_batches(data, seed=seed, rows=context.rows, denoiser=denoiser, examples=self.examples)
 
         kept = {d: list(read(d)) for d in self.objective.denoisers} if self.examples is not None else None
 
-        def measure(model: Model) -> Outcome:
-            sums = {d: _sums(model, kept[d] if kept else read(d), setting) for d in self.objective.denoisers}
-            return Outcome(self._scores(sums), [])
+        def measure(model: Model) -> TaskResult:
+            sums = {d: _sums(model, kept[d] if kept else read(d), context) for d in self.objective.denoisers}
+            return TaskResult(self._scores(sums), [])
 
         return measure
 
     def _scores(self, sums: dict[str, TokenSums]) -> dict[str, float]:
         shares = dict(zip(self.objective.denoisers, self.objective.weights, strict=True))
         losses = {denoiser: of.mean_loss for denoiser, of in sums.items()}
-        loss = metrics.mixture(losses, shares)
+        loss = metrics.mixture_mean(losses, shares)
         return {
             f"{self.name}/loss": loss,
             f"{self.name}/perplexity": metrics.perplexity(loss),
-            f"{self.name}/accuracy": metrics.mixture({d: of.accuracy for d, of in sums.items()}, shares),
+            f"{self.name}/accuracy": metrics.mixture_mean({d: of.accuracy for d, of in sums.items()}, shares),
             **{f"{self.name}/loss/{denoiser}": loss for denoiser, loss in losses.items()},
         }
 
@@ -176,19 +176,19 @@ class Samples(Task):
                 f"max_new_tokens = {self.prompt_tokens + self.max_new_tokens} tokens; lower it"
             )
 
-    def prepare(self, setting: Setting) -> Measure:
+    def prepare(self, context: EvalContext) -> MeasureFunction:
         """Chooses the chunks."""
-        if self.prompt_both_ways and setting.data.encoder_length:
+        if self.prompt_both_ways and context.data.encoder_length:
             raise UserError(
                 f"evaluation task {self.name!r} has prompt_both_ways, which is for a decoder-only model, and the model "
                 f"is encoder-decoder: its encoder reads the prompt; leave prompt_both_ways out"
             )
-        tokenizer, decode = setting.data.tokenizer, setting.data.tokenizer.decode
-        chunks = self._choose(setting)
+        tokenizer, decode = context.data.tokenizer, context.data.tokenizer.decode
+        chunks = self._choose(context)
         completions = [("completion", chunk[: self.prompt_tokens], chunk[self.prompt_tokens :]) for chunk in chunks]
-        fillings = [("filling", *asked) for chunk in chunks if (asked := self._without_spans(chunk, setting.data))]
+        fillings = [("filling", *asked) for chunk in chunks if (asked := self._without_spans(chunk, context.data))]
 
-        def measure(model: Model) -> Outcome:
+        def measure(model: Model) -> TaskResult:
             # all at once, because every shape is a program to compile
             asked = completions + fillings if isinstance(model.config, EncoderDecoderConfig) else completions
             made = generate_tokens(
@@ -197,16 +197,16 @@ class Samples(Task):
                 [prompt for _, prompt, _ in asked],
                 max_new_tokens=self.max_new_tokens,
                 sampler=self.sampler,
-                compute=setting.compute,
+                compute=context.compute,
                 prompt_both_ways=self.prompt_both_ways,
-                seed=derive_seed(setting.seed, "draws", self.name),
+                seed=derive_seed(context.seed, "draws", self.name),
             )
             texts = [
                 {"prompt": decode(prompt), "output": decode(output), "reference": decode(reference)}
                 for (_, prompt, reference), output in zip(asked, made, strict=True)
             ]
             kinds = [{"task": self.name, "kind": kind} for kind, *_ in asked]
-            return Outcome({}, [kind | text for kind, text in zip(kinds, texts, strict=True)])
+            return TaskResult({}, [kind | text for kind, text in zip(kinds, texts, strict=True)])
 
         return measure
 
@@ -223,7 +223,7 @@ class Samples(Task):
         )
         return next(filter(None, made), None)
 
-    def _choose(self, setting: Setting) -> list[np.ndarray]:
+    def _choose(self, setting: EvalContext) -> list[np.ndarray]:
         """Whole chunks of prompt_tokens + max_new_tokens, drawn; shorter ones where there are no others."""
         length = self.prompt_tokens + self.max_new_tokens
         data = setting.data
@@ -236,7 +236,7 @@ class Samples(Task):
 BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
 
 
-def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> TokenSums:
+def _sums(model: Model, batches: Iterable[HostBatch], setting: EvalContext) -> TokenSums:
     special_tokens, total = setting.data.tokenizer.special_tokens, TokenSums()
     for batch, *_ in batches:
         batch = batch._replace(weights=np.where(special_tokens.is_sentinel(batch.targets), 0, batch.weights))

@@ -20,7 +20,7 @@ BLOCK = 1024
 TIE = 1e-6
 
 
-class Classified(NamedTuple):
+class Classification(NamedTuple):
     """What zero-shot classification says of each image.
 
     Attributes:
@@ -43,7 +43,7 @@ class Classified(NamedTuple):
         return float(np.mean(self.classes_N == labels_N))
 
 
-class Retrieved(NamedTuple):
+class RetrievalRecall(NamedTuple):
     """Share of the queries with a right answer among the first k, by k.
 
     Attributes:
@@ -68,7 +68,7 @@ def class_embeddings(prompts_MD: Float[np.ndarray, "M D"], classes: ArrayLike) -
       UserError: as many classes as prompts are not given, or a class has no prompt.
     """
     class_M = np.asarray(classes)
-    units_MD = _units("prompts", prompts_MD)
+    units_MD = _unit_rows("prompts", prompts_MD)
     if class_M.shape != units_MD.shape[:1] or not np.issubdtype(class_M.dtype, np.integer):
         raise UserError(f"{len(units_MD)} prompts and classes {list(class_M.shape)}; give the class of every prompt")
     number = int(class_M.max()) + 1
@@ -77,7 +77,7 @@ def class_embeddings(prompts_MD: Float[np.ndarray, "M D"], classes: ArrayLike) -
         raise UserError(f"classes {class_M.min()} to {number - 1}, of which {missing} have no prompt; count from 0")
     sums_CD = np.zeros((number, units_MD.shape[1]), np.float32)
     np.add.at(sums_CD, class_M, units_MD)
-    return _units("classes", sums_CD)
+    return _unit_rows("classes", sums_CD)
 
 
 def classify(
@@ -86,7 +86,7 @@ def classify(
     *,
     logit_scale: float,
     logit_bias: float,
-) -> Classified:
+) -> Classification:
     """The score of every class for every image, sigmoid(exp(logit_scale) * cosine + logit_bias), and the best class.
 
     Images [[1 0] [0 1] [1 1]] and classes [[1 0] [0 1]], with logit_scale = ln 2 and logit_bias = -1:
@@ -98,14 +98,14 @@ def classify(
     Raises:
       UserError: embeddings that are not finite, none at all, or of two widths.
     """
-    images_ND, classes_CD = _two("images", images_ND, "classes", classes_CD)
+    images_ND, classes_CD = _unit_pair("images", images_ND, "classes", classes_CD)
     scores_NC = np.empty((len(images_ND), len(classes_CD)), np.float32)
     classes_N = np.empty(len(images_ND), np.int64)
     for at in _blocks(len(images_ND)):
         logits_KC = (images_ND[at] @ classes_CD.T).astype(np.float64) * math.exp(logit_scale) + logit_bias
         scores_NC[at] = np.exp(-np.logaddexp(0.0, -logits_KC))  # the sigmoid, without overflow
         classes_N[at] = np.argmax(logits_KC, axis=1)  # not of scores: the sigmoids of 20 and 30 are the same float
-    return Classified(scores_NC, classes_N)
+    return Classification(scores_NC, classes_N)
 
 
 def retrieve(
@@ -114,7 +114,7 @@ def retrieve(
     image_of_text: ArrayLike,
     *,
     ks: Sequence[int] = (1, 5, 10),
-) -> Retrieved:
+) -> RetrievalRecall:
     """Recall at each k in both directions.
 
     Several texts may belong to one image: any of them is a right answer for it. An image without a text, and a text
@@ -136,7 +136,7 @@ def retrieve(
     Raises:
       UserError: embeddings as for `classify`, an image that does not exist, no pair at all, or a k below 1.
     """
-    images_ND, texts_MD = _two("images", images_ND, "texts", texts_MD)
+    images_ND, texts_MD = _unit_pair("images", images_ND, "texts", texts_MD)
     owner_M = np.asarray(image_of_text)
     if owner_M.shape != texts_MD.shape[:1] or not np.issubdtype(owner_M.dtype, np.integer):
         raise UserError(
@@ -152,7 +152,7 @@ def retrieve(
     images_N = np.arange(len(images_ND))
     by_image = _recall(images_ND, texts_MD, lambda at: images_N[at, None] == owner_M[None, :], ks)
     by_text = _recall(texts_MD, images_ND, lambda at: owner_M[at, None] == images_N[None, :], ks)
-    return Retrieved(by_image, by_text)
+    return RetrievalRecall(by_image, by_text)
 
 
 def _recall(
@@ -176,15 +176,15 @@ def _blocks(number: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, number, BLOCK))
 
 
-def _two(name: str, x: np.ndarray, other: str, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _unit_pair(name: str, x: np.ndarray, other: str, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both at length 1, and of one width."""
-    x, y = _units(name, x), _units(other, y)
+    x, y = _unit_rows(name, x), _unit_rows(other, y)
     if x.shape[1] != y.shape[1]:
         raise UserError(f"{name} {list(x.shape)} and {other} {list(y.shape)}; embeddings compared are of one width")
     return x, y
 
 
-def _units(name: str, x_ND: np.ndarray) -> Float[np.ndarray, "N D"]:
+def _unit_rows(name: str, x_ND: np.ndarray) -> Float[np.ndarray, "N D"]:
     """Every row at length 1; zeros stay zeros."""
     x_ND = np.asarray(x_ND, np.float32)
     if x_ND.ndim != 2 or not x_ND.size:

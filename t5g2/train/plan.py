@@ -23,7 +23,7 @@ from t5g2.core.seeds import derive_seed
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.data.pipeline import Pipeline
-from t5g2.eval.tasks import Setting
+from t5g2.eval.tasks import EvalContext
 from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import adaptation, optim, teachers
@@ -110,10 +110,10 @@ class Plan:
         )
         return compiled
 
-    def setting(self, rows: range) -> Setting:
+    def setting(self, rows: range) -> EvalContext:
         """What evaluation tasks are told."""
         train = self.experiment.train
-        return Setting(
+        return EvalContext(
             data=self.experiment.data,
             seed=train.seed,
             compute=self.experiment.compute,
@@ -159,7 +159,7 @@ def rows(experiment: Experiment, world: jax.sharding.Mesh) -> tuple[DataConfig, 
         return dataclasses.replace(data, teacher_features=carried), None
     folder = teachers.open_teacher(distill.teacher or "", data.tokenizer, experiment.vocab_size)
     carried = TeacherFeatures("text" if teachers.reads_text(folder) else "rows")
-    abstract = teachers.abstract(folder, world, folders.dtype_of(folder))
+    abstract = teachers.abstract(folder, world, folders.common_dtype(folder))
     return dataclasses.replace(data, teacher_features=carried), (folder, abstract)
 
 
@@ -299,7 +299,9 @@ def finish(experiment: Experiment, workdir: Path, step: int, params: Any, proven
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the old model folder is gone")
         tokenizer = experiment.data.tokenizer
-        folders.save_model(target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, carry=tokenizer.files)
+        folders.save_model(
+            target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, extra_files=tokenizer.files
+        )
     if jax.process_index() == 0:
         workdirs.write_json(workdir / workdirs.DONE, {"step": step})
 

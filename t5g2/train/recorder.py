@@ -16,7 +16,7 @@ from t5g2.core import logs, metrics_writer
 from t5g2.core.batch import HostBatch, Sequences
 from t5g2.core.device import memory_gib
 from t5g2.eval import evaluation
-from t5g2.eval.tasks import Outcome
+from t5g2.eval.tasks import TaskResult
 from t5g2.models import flops
 from t5g2.train import experiment as experiments
 from t5g2.train.experiment import Experiment
@@ -96,7 +96,7 @@ class Teller:
             before, self._pending = self._pending, None
             self._tell(*before)
 
-    def outcome(self, step: int, outcome: Outcome) -> None:
+    def outcome(self, step: int, outcome: TaskResult) -> None:
         """Records scores, as eval/<task>/<what>, and predictions, as samples/<step>.jsonl."""
         if outcome.scores:
             losses = {name: value for name, value in outcome.scores.items() if name.endswith("/loss")}

@@ -59,7 +59,7 @@ def rewrite(directory, tensors):
     for file in directory.glob("model*.safetensors*"):
         file.unlink()
     lazy = {n: safetensors_io.Tensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
-    safetensors_io.write(directory, lazy, single=safetensors_io.SINGLE, metadata={"format": "pt"})
+    safetensors_io.write(directory, lazy, single_file=safetensors_io.SINGLE, metadata={"format": "pt"})
 
 
 def reconfigure(directory, **changes):
@@ -122,7 +122,7 @@ def test_files_are_carried_along(tmp_path, hugging_face):
     back = import_model(theirs, tmp_path / "back")
     hashed = hashlib.sha256(b"{}").hexdigest()
     assert back.tokenizer == {"kind": "huggingface", "file": "tokenizer.json", "sha256": hashed}
-    assert {file.name: file.read_text() for file in back.carried} == contents
+    assert {file.name: file.read_text() for file in back.extra_files} == contents
     assert not (tmp_path / "back" / "README.md").exists()
     export_model(tmp_path / "back", tmp_path / "again")
     assert {name: (tmp_path / "again" / name).read_text() for name in contents} == contents
@@ -384,7 +384,9 @@ def nested(config):
     layout = names.FLAX_T5GEMMA if isinstance(config, EncoderDecoderConfig) else names.FLAX_GEMMA
     made = weights.weights(config)
     leaves = tree.leaves(build.abstract(config))
-    return {one.name: one.arrange.theirs([made[key] for key in one.keys]) for one in names.tie(layout, leaves)}
+    return {
+        one.name: one.axes.to_tensor([made[key] for key in one.keys]) for one in names.match_tensors(layout, leaves)
+    }
 
 
 def save_flax(directory, tensors):
@@ -449,7 +451,7 @@ def shapes_of(config):
     """The official tree of a released size, as shapes."""
     layout = names.FLAX_T5GEMMA if isinstance(config, EncoderDecoderConfig) else names.FLAX_GEMMA
     found = {}
-    for one in names.tie(layout, tree.leaves(build.abstract(config))):
+    for one in names.match_tensors(layout, tree.leaves(build.abstract(config))):
         found[one.name] = one.shape
         if one.name.endswith("gating_einsum") and one.shape[1] < 4096:  # the large ones are transposed
             found[one.name] = (2, one.shape[2], one.shape[1])

@@ -196,12 +196,12 @@ def test_several_dtypes_need_a_choice(saved):
 def test_files_are_carried_along(saved, tmp_path):
     for name in ("tokenizer.json", "chat_template.jinja", "config.json"):
         (tmp_path / name).write_text(name)
-    carry = folder.carried(tmp_path)
+    carry = folder.extra_files(tmp_path)
     assert [file.name for file in carry] == ["chat_template.jinja", "tokenizer.json"]
-    save_model(tmp_path / "model", make(tiny.GEMMA3), carry=carry)
+    save_model(tmp_path / "model", make(tiny.GEMMA3), extra_files=carry)
     opened = open_model(tmp_path / "model")
-    assert [file.read_text() for file in opened.carried] == ["chat_template.jinja", "tokenizer.json"]
-    assert open_model(saved).carried == ()
+    assert [file.read_text() for file in opened.extra_files] == ["chat_template.jinja", "tokenizer.json"]
+    assert open_model(saved).extra_files == ()
 
 
 @pytest.mark.parametrize("config", [tiny.GEMMA3_IMAGES, tiny.T5GEMMA2_IMAGES], ids=["gemma3", "t5gemma2"])

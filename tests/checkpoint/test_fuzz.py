@@ -144,7 +144,7 @@ def written(arrays=ARRAYS, **options):
         return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
-FILE = written(single=SINGLE)[SINGLE]
+FILE = written(single_file=SINGLE)[SINGLE]
 START = 8 + int.from_bytes(FILE[:8], "little")
 SHARDS = written(shard_bytes=10)
 

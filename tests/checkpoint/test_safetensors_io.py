@@ -71,18 +71,18 @@ def test_what_the_library_writes(tmp_path):
 def test_one_file_without_an_index(tmp_path):
     expected = arrays()
     tensors = {name: tensor(x) for name, x in expected.items()}
-    write(tmp_path, tensors, single=SINGLE, metadata={"format": "pt"})
+    write(tmp_path, tensors, single_file=SINGLE, metadata={"format": "pt"})
     assert os.listdir(tmp_path) == [SINGLE]
     assert by_library(tmp_path / SINGLE)[1] == {"format": "pt"}
     assert_same(read(tmp_path), expected)
     (tmp_path / "two").mkdir()
-    write(tmp_path / "two", tensors, single=SINGLE, shard_bytes=sum(x.nbytes for x in expected.values()) - 1)
+    write(tmp_path / "two", tensors, single_file=SINGLE, shard_bytes=sum(x.nbytes for x in expected.values()) - 1)
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX]
     assert sorted(os.listdir(tmp_path / "two")) == files
 
 
 def test_no_tensors(tmp_path):
-    write(tmp_path, {}, single=SINGLE)
+    write(tmp_path, {}, single_file=SINGLE)
     assert read(tmp_path) == {}
     assert by_library(tmp_path / SINGLE)[0] == {}
 
@@ -90,7 +90,7 @@ def test_no_tensors(tmp_path):
 def test_every_tensor_is_aligned(tmp_path):
     """Some readers look at the bytes where they lie, as elements."""
     expected = {"a": np.ones(3, np.int8), "b": np.ones(1, ml_dtypes.bfloat16), "c": np.ones(2), "d": np.ones(1, "f4")}
-    write(tmp_path, {name: tensor(x) for name, x in expected.items()}, single=SINGLE)
+    write(tmp_path, {name: tensor(x) for name, x in expected.items()}, single_file=SINGLE)
     data = (tmp_path / SINGLE).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -112,7 +112,7 @@ def test_tensors_are_read_once_and_in_the_order_given(tmp_path):
 
 def test_an_array_of_jax_is_written(tmp_path):
     x = jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)
-    write(tmp_path, {"x": Tensor(x.shape, np.dtype(x.dtype), lambda: x)}, single=SINGLE)
+    write(tmp_path, {"x": Tensor(x.shape, np.dtype(x.dtype), lambda: x)}, single_file=SINGLE)
     np.testing.assert_array_equal(read(tmp_path)["x"].read(), np.asarray(x))
 
 
@@ -185,7 +185,7 @@ def test_pickles_are_not_opened(tmp_path, file):
 
 def test_pickles_beside_safetensors_are_left_alone(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    write(tmp_path, {"x": tensor(np.ones(3))}, single=SINGLE)
+    write(tmp_path, {"x": tensor(np.ones(3))}, single_file=SINGLE)
     assert list(read(tmp_path)) == ["x"]
 
 
@@ -199,7 +199,7 @@ def test_no_weights(tmp_path):
 
 def test_an_index_and_a_file_it_does_not_know(tmp_path):
     write(tmp_path, {"x": tensor(np.ones(3))})
-    write(tmp_path, {"x": tensor(np.zeros(3))}, single=SINGLE)
+    write(tmp_path, {"x": tensor(np.zeros(3))}, single_file=SINGLE)
     with pytest.raises(UserError, match=rf"holds {SINGLE} and also {INDEX}, which is about other files; remove what"):
         read(tmp_path)
 
@@ -260,7 +260,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    write(tmp_path, {"x": tensor(np.ones(3))}, single=SINGLE)
+    write(tmp_path, {"x": tensor(np.ones(3))}, single_file=SINGLE)
     monkeypatch.setattr(os, "open", refuse)  # the rights of a file do not hold root back
     with pytest.raises(UserError, match=rf"{SINGLE} cannot be read \(Permission denied\); see to its permissions and"):
         read(tmp_path)

@@ -56,7 +56,7 @@ def alone(tmp_path):
 def write(path, tensors, config):
     path.mkdir(exist_ok=True)
     lazy = {name: safetensors_io.Tensor(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
-    safetensors_io.write(path, lazy, single=safetensors_io.SINGLE)
+    safetensors_io.write(path, lazy, single_file=safetensors_io.SINGLE)
     (path / "config.json").write_text(json.dumps(config))
     return path
 
@@ -84,8 +84,8 @@ def test_an_official_tree(tmp_path, monkeypatch):
     config = tiny.GEMMA3_IMAGES
     monkeypatch.setitem(SIZES, "gemma3:tiny", config)
     made = weights.weights(config)
-    tied = names.tie(names.FLAX_GEMMA, tree.leaves(build.abstract(config)))
-    nested = {one.name: one.arrange.theirs([made[key] for key in one.keys]) for one in tied}
+    tied = names.match_tensors(names.FLAX_GEMMA, tree.leaves(build.abstract(config)))
+    nested = {one.name: one.axes.to_tensor([made[key] for key in one.keys]) for one in tied}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(tmp_path / "flax", traverse_util.unflatten_dict(nested, sep="/"))
     tower = open_tower(tmp_path / "flax")

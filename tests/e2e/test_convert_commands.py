@@ -41,8 +41,8 @@ def made(tmp_path_factory):
         convert.export_model(root / f"{name}-ours", root / name)
         tokenizer_files.huggingface(root / name, t5gemma2=True)
     leaves = weights.weights(decoder)
-    tied = names.tie(names.FLAX_GEMMA, tree.leaves(build.abstract(decoder)))
-    arrays = {one.name: one.arrange.theirs([leaves[key] for key in one.keys]) for one in tied}
+    tied = names.match_tensors(names.FLAX_GEMMA, tree.leaves(build.abstract(decoder)))
+    arrays = {one.name: one.axes.to_tensor([leaves[key] for key in one.keys]) for one in tied}
     (root / "flax").mkdir()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(root / "flax" / "gemma", traverse_util.unflatten_dict(arrays, sep="/"))
@@ -120,7 +120,7 @@ def without_a_tensor(folder):
     arrays = {n: t.read() for n, t in safetensors_io.read(folder).items() if "layers.1.mlp.up" not in n}
     tensors = {n: safetensors_io.Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
     (folder / safetensors_io.SINGLE).unlink()
-    safetensors_io.write(folder, tensors, single=safetensors_io.SINGLE)
+    safetensors_io.write(folder, tensors, single_file=safetensors_io.SINGLE)
 
 
 def cut_short(folder):

@@ -33,12 +33,12 @@ def test_perplexity(loss, expected):
     ],
 )
 def test_a_mixture_weighs_means_by_its_shares(means, shares, expected):
-    assert metrics.mixture(means, shares) == expected
+    assert metrics.mixture_mean(means, shares) == expected
 
 
 def test_a_mixture_of_other_names_is_refused():
     with pytest.raises(UserError, match=r"means of \['a'\] cannot be mixed by shares of \['a', 'b'\]"):
-        metrics.mixture({"a": 1.0}, {"a": 1, "b": 1})
+        metrics.mixture_mean({"a": 1.0}, {"a": 1, "b": 1})
 
 
 @pytest.mark.parametrize(

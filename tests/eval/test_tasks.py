@@ -18,7 +18,7 @@ from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.tokenizers.registry import Bytes
 from t5g2.eval import evaluation as evaluate
-from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting
+from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
 from t5g2.models import build
 from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder
 from tests import tiny
@@ -58,7 +58,7 @@ def setting_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
         streams=4,
         **changes,
     )
-    return Setting(data, seed=1, tile_tokens=128, compute=FLOAT32)
+    return EvalContext(data, seed=1, tile_tokens=128, compute=FLOAT32)
 
 
 def plain_means(model, task, setting):
@@ -244,7 +244,9 @@ def test_tasks_for_the_other_kind_of_model_are_said(text, make, encoder_length, 
 
 
 def test_scores_and_predictions_are_files(tmp_path):
-    outcome = Outcome({"heldout/loss": 2.5, "heldout/perplexity": float("inf")}, [{"prompt": "ä\n"}, {"prompt": "b"}])
+    outcome = TaskResult(
+        {"heldout/loss": 2.5, "heldout/perplexity": float("inf")}, [{"prompt": "ä\n"}, {"prompt": "b"}]
+    )
     evaluate.write(tmp_path / "new", 7, outcome)
     scores = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert scores == {"step": 7, "heldout/loss": 2.5, "heldout/perplexity": None}

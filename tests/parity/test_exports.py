@@ -16,7 +16,7 @@ from t5g2.checkpoint import hf_config_reader, hf_config_writer
 from t5g2.checkpoint.convert import export_model, import_model, open_foreign
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core.batch import Sequences, image_blocks
-from t5g2.eval.generation import Decoding, generate
+from t5g2.eval.generation import GenerationOptions, generate
 from t5g2.models.config import EncoderDecoderConfig
 from tests import tiny, weights
 from tests.checkpoint import test_flax_tree as trees
@@ -151,7 +151,7 @@ def ours_greedy(config, tokens, images):
         encoder, start = start, stream(np.full((2, 1), 2, np.int32))
     elif images is not None:
         start = start._replace(blocks=image_blocks(tokens, config.images.token))
-    decoding = Decoding(NEW, ends=(), pad=PAD)
+    decoding = GenerationOptions(NEW, stop_ids=(), pad_id=PAD)
     return np.asarray(generate(weights.model(config), encoder, start, images, decoding=decoding, key=jax.random.key(0)))
 
 
