@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from t5g2 import api_inputs
-from t5g2.checkpoint import convert
+from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files, tree
@@ -74,7 +74,7 @@ def load(
     """
     if positions not in get_args(Positions):
         raise unknown("positions", positions, get_args(Positions))
-    folder = convert.open_any(directory) if config is None else convert.open_foreign(directory, config)
+    folder = import_folder.open_any(directory) if config is None else import_folder.open_foreign(directory, config)
     if image_size is not None:
         folder = folders.with_image_size(folder, image_size)
     compute = default_compute() if compute is None else compute
@@ -147,7 +147,7 @@ class Model:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
             folders.save_model(Path(beside) / "model", self.params, **notes)
-            convert.export_model(Path(beside) / "model", target)
+            export_folder.export_model(Path(beside) / "model", target)
 
     def _run(self, function: Any, *arguments: Any) -> Float[np.ndarray, "..."]:
         with self._devices():

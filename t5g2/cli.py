@@ -165,9 +165,9 @@ def export(argv: list[str]) -> None:
     Example: t5g2 export --model=runs/adapted/model --out=models/adapted-hf
     """
     given, _ = parse(export, argv, model=MODEL, out=OUT, dtype=DTYPE)
-    from t5g2.checkpoint import convert
+    from t5g2.checkpoint import export_folder
 
-    deviations = convert.export_model(given.model, given.out, dtype=given.dtype)
+    deviations = export_folder.export_model(given.model, given.out, dtype=given.dtype)
     print(f"wrote {given.out}")
     for deviation in deviations:
         print(f"transformers computes it otherwise for {deviation}")

@@ -13,7 +13,7 @@ from PIL import Image
 
 import t5g2
 from t5g2 import api, api_inputs
-from t5g2.checkpoint import convert
+from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
 from t5g2.core.batch import Sequences, image_blocks
@@ -376,7 +376,7 @@ def test_an_imported_encoder_reads_bos_first(folders, tmp_path):
     assert not ours.encoder_bos
     ours.save(tmp_path / "hf", format="huggingface")
     assert api.load(tmp_path / "hf").encoder_bos
-    assert convert.import_model(tmp_path / "hf", tmp_path / "imported")
+    assert import_folder.import_model(tmp_path / "hf", tmp_path / "imported")
     assert api.load(tmp_path / "imported").encoder_bos
 
 

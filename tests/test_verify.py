@@ -10,8 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import convert, safetensors_io
+from t5g2.checkpoint import export_folder, safetensors_io
 from t5g2.checkpoint.folder import save_model
+from t5g2.checkpoint.tensor import Tensor
 from t5g2.commands import verify
 from t5g2.commands.verify import Comparison, ModelOutput
 from t5g2.core.errors import UserError
@@ -31,7 +32,7 @@ def folders(tmp_path_factory):
     def made(name):
         if not (root / name).exists():
             save_model(root / f"{name}-ours", weights.model(getattr(tiny, name)))
-            convert.export_model(root / f"{name}-ours", root / name)
+            export_folder.export_model(root / f"{name}-ours", root / name)
         return root / name
 
     return made
@@ -41,7 +42,7 @@ def folders(tmp_path_factory):
 @pytest.mark.long
 def test_an_image_longer_than_the_window_is_compared_both_ways(tmp_path, capsys):
     save_model(tmp_path / "ours", weights.model(dataclasses.replace(tiny.GEMMA3_IMAGES, window=2)))
-    convert.export_model(tmp_path / "ours", tmp_path / "theirs")
+    export_folder.export_model(tmp_path / "ours", tmp_path / "theirs")
     verify.import_model(tmp_path / "theirs", tmp_path / "model", verify=True)
     assert "images, not bounded" in capsys.readouterr().out
 
@@ -71,7 +72,7 @@ def test_every_difference_is_found(tmp_path):
     """A row of a matrix in every kind of input; a window that is off by one only in inputs that are longer than it."""
     ours = tmp_path / "ours"
     save_model(ours, weights.model(dataclasses.replace(tiny.GEMMA3, window=20)))
-    convert.export_model(ours, tmp_path / "theirs")
+    export_folder.export_model(ours, tmp_path / "theirs")
 
     def differing(change):
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
@@ -90,7 +91,7 @@ def test_every_difference_is_found(tmp_path):
         arrays = {name: tensor.read() for name, tensor in safetensors_io.read(folder).items()}
         arrays["model.layers.1.mlp.up_proj.weight"][0] *= 1.2  # a factor of all would be normed away
         (folder / safetensors_io.SINGLE).unlink()
-        tensors = {n: safetensors_io.Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
+        tensors = {n: Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
         safetensors_io.write(folder, tensors, single_file=safetensors_io.SINGLE, metadata={"format": "pt"})
 
     assert differing(lambda folder: None) == []

@@ -24,9 +24,10 @@ import jax
 import numpy as np
 
 from t5g2 import api, api_inputs
-from t5g2.checkpoint import convert
+from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.core import files, tree
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
@@ -93,12 +94,12 @@ class Comparison:
 def import_model(
     source: str | PathLike, out: str | PathLike, *, verify: bool = False, image_size: int | None = None, **how: Any
 ) -> None:
-    """Imports a folder as convert.import_model does, tells what it is, and verifies it if asked to.
+    """Imports a folder as import_folder.import_model does, tells what it is, and verifies it if asked to.
 
-    `how` is what convert.import_model takes beside: config, dtype.
+    `how` is what import_folder.import_model takes beside: config, dtype.
 
     Raises:
-      UserError: as convert.import_model; transformers or torch is not installed.
+      UserError: as import_folder.import_model; transformers or torch is not installed.
       SystemExit: with status 1, it differs from transformers; the folder is left under the name `out`.unverified, which
         is also its name while it is verified.
     """
@@ -108,13 +109,13 @@ def import_model(
     target = Path(out).absolute()
     # under its own name only when it is known to be right
     place = target.with_name(f"{target.name}.unverified") if verify else target
-    folder = convert.import_model(source, place, image_size=image_size, **how)
+    folder = import_folder.import_model(source, place, image_size=image_size, **how)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())
     print(f"wrote {place}: {parameters:,} parameters")
     for note in (folder.provenance or {}).get("notes", ()):
         print(f"  {note}")
     if verify:
-        as_it_is = image_size is None and (Path(source) / convert.CONFIG).is_file()
+        as_it_is = image_size is None and (Path(source) / CONFIG_FILE).is_file()
         _verify(folder, source if as_it_is else None, 4 * parameters)
         place.rename(target)
         print(f"verified, and renamed {target}")
@@ -150,7 +151,7 @@ def compare(model: str | PathLike, reference: str | PathLike | None = None) -> l
     with tempfile.TemporaryDirectory(prefix=".t5g2-verify-", dir=opened.path.parent) as beside:
         if reference is None:
             reference = Path(beside) / "exported"
-            convert.export_model(opened.path, reference)
+            export_folder.export_model(opened.path, reference)
         if isinstance(opened.config, DualEncoderConfig):
             pairs = _siglip_inputs(opened.config)
             answers = _reference_similarity(Path(reference), *pairs), _model_similarity(opened.path, *pairs)
@@ -249,10 +250,10 @@ def _load_reference(path: Path) -> Any:
     import transformers
 
     transformers.logging.disable_progress_bar()
-    names = json.loads((path / convert.CONFIG).read_text()).get("architectures") or [""]
+    names = json.loads((path / CONFIG_FILE).read_text()).get("architectures") or [""]
     if not hasattr(transformers, names[0]):
         raise UserError(
-            f"{path / convert.CONFIG} says architectures = {names}, which transformers {transformers.__version__} does "
+            f"{path / CONFIG_FILE} says architectures = {names}, which transformers {transformers.__version__} does "
             f"not have; install one that has it"
         )
     made = getattr(transformers, names[0]).from_pretrained(path, dtype=torch.float32, attn_implementation="eager")

@@ -15,10 +15,10 @@ from t5g2.adapt.apply import AdaptedModel, adapt
 from t5g2.adapt.options import AdaptOptions
 from t5g2.adapt.pairing import FAMILIES, Pairing, SourceModel, SourceModels
 from t5g2.adapt.provenance import Provenance
-from t5g2.checkpoint import averaging, convert
+from t5g2.checkpoint import averaging, import_folder
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint.convert import TowerFolder
 from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.import_folder import TowerFolder
 from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core import files, settings, tree
 from t5g2.core import sharding as meshes
@@ -201,9 +201,9 @@ class _Opened:
 
 
 def _open(given: Adapt) -> _Opened:
-    encoder, *others = map(convert.open_any, given.sources)
+    encoder, *others = map(import_folder.open_any, given.sources)
     decoder = others[0] if others and others[0].path != encoder.path else encoder
-    tower = None if given.vision is None else convert.open_tower(given.vision)
+    tower = None if given.vision is None else import_folder.open_tower(given.vision)
     made = {of.path: SourceModel(of.config, of.leaves, str(of.path)) for of in (encoder, decoder)}
     vision = None if tower is None else SourceModel(tower.config, tower.leaves, str(tower.path))
     return _Opened(SourceModels(made[encoder.path], made[decoder.path], vision), encoder, decoder, tower)

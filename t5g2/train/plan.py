@@ -110,7 +110,7 @@ class Plan:
         )
         return compiled
 
-    def setting(self, rows: range) -> EvalContext:
+    def eval_context(self, rows: range) -> EvalContext:
         """What evaluation tasks are told."""
         train = self.experiment.train
         return EvalContext(

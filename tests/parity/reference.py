@@ -9,7 +9,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
 from t5g2.checkpoint import hf_config_writer, names
-from t5g2.checkpoint.convert import export_model
+from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import save_model
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
