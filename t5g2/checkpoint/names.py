@@ -1,16 +1,16 @@
-"""The tensors of other formats and the leaves of ours that they hold: one table per layout, read in both directions.
+"""Names and axes of the tensors of other formats: one table per format, read in both directions.
 
-A row ties one tensor of theirs to one or several leaves of ours, and says how the tensor is laid out from them, as a
-pattern over axes: "D N H -> (N H) D" is a linear layer [out, in] whose outputs are heads. Nothing is ever computed:
-axes are moved, split, merged, stacked and sliced, so every row is exact in every dtype, both ways.
+A row matches one tensor with one or several leaves of our models, and describes the tensor's axes by a pattern:
+"D N H -> (N H) D" is a linear layer [out, in] whose outputs are heads. Values are never computed: axes are moved, split,
+merged, stacked and sliced, so every row is exact in every dtype, both ways.
 
-    theirs                                  ours                     pattern
+    tensor                                  leaf                     pattern
     model.layers.{i}.mlp.up_proj.weight     layers.mlp.up, layer i   "I O -> O I"
     layer_{i}/attn/kv_einsum/w              layers.attention.k, .v   "D K H -> * K D H"     (* = which leaf)
 
 Sources: transformers 5.23.0 (modeling_*.py, conversion_mapping.py) and the files of its hub; google-deepmind/gemma
 @ 7691fd4 (gm/nn, gm/ckpts). A table holds the rows of every variant (text only or with images, tied or not, with or
-without norms of queries and keys): those whose leaves a model has are the ones that count.
+without norms of queries and keys); a model uses those whose leaves it has.
 """
 
 import re
@@ -28,46 +28,48 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class AxisPattern:
-    """How one tensor is laid out from leaves: "axes of a leaf -> axes of the tensor"; "" = as it is.
+    """Axes of a tensor, from those of its leaves: "axes of a leaf -> axes of the tensor"; "" = the same axes.
 
-    A name stands for an axis, (a b) for two merged into one, 1 for an axis of size 1, and * for the axis that counts
-    the leaves, outermost in whatever it is merged into.
+    A name is an axis, (a b) two merged into one, 1 an axis of size 1, and * the axis over the leaves, outermost in
+    whatever it is merged into.
 
     Attributes:
-      rows: {V: V'}: a table of V rows is stored with V' of them; the surplus ones are never looked up, and are cut.
+      rows: {V: V'}: a table of V rows is stored with V' rows; the surplus ones are never looked up, and are cut.
     """
 
     pattern: str
     rows: Mapping[int, int] = field(default_factory=dict)
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The tensor's shape, from those of its leaves, which are all alike."""
+        """Returns the shape of the tensor, from those of its leaves, which are all the same."""
         if len(set(shapes)) != 1:
-            raise ValueError(f"leaves of shapes {list(shapes)} have no tensor in common")
+            raise ValueError(f"leaves of shapes {list(shapes)} cannot share a tensor")
         if not self.pattern:
             return (self.rows.get(shapes[0][0], shapes[0][0]), *shapes[0][1:]) if self.rows else shapes[0]
         sizes = self._axis_sizes(shapes)
         return tuple(prod(sizes[axis] for axis in group) for group in self._tensor_groups)
 
     def to_tensor(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor made of its leaves; surplus rows are not made up."""
+        """Returns the tensor of these leaves; surplus rows are not added."""
         if not self.pattern:
             return leaves[0]
-        joined = "*" in self.pattern
-        array = np.stack(leaves) if joined else leaves[0]
-        order = [(["*", *self._leaf_axes] if joined else self._leaf_axes).index(axis) for axis in self._tensor_axes]
+        is_stacked = "*" in self.pattern
+        array = np.stack(leaves) if is_stacked else leaves[0]
+        axes = ["*", *self._leaf_axes] if is_stacked else self._leaf_axes
+        order = [axes.index(axis) for axis in self._tensor_axes]
         return array.transpose(order).reshape(self.shape([leaf.shape for leaf in leaves]))
 
     def to_leaf(self, tensor: np.ndarray, shapes: Sequence[Shape], leaf_index: int) -> np.ndarray:
-        """The leaf number `index` of a tensor, contiguous and with no hold on the rest of it."""
+        """Returns one of the leaves of a tensor, contiguous and without a reference to the rest of it."""
         if not self.pattern:
             return tensor[: shapes[0][0]] if self.rows else tensor
         sizes = self._axis_sizes(shapes)
-        array = tensor.reshape([sizes[axis] for axis in self._tensor_axes])
-        flat = self._tensor_axes
-        if "*" in flat:  # always outermost of all
-            array, flat = array[leaf_index], flat[1:]
-        leaf = array.transpose([flat.index(axis) for axis in self._leaf_axes])
+        axes = self._tensor_axes
+        array = tensor.reshape([sizes[axis] for axis in axes])
+        if "*" in axes:  # always the outermost axis
+            array, axes = array[leaf_index], axes[1:]
+        leaf = array.transpose([axes.index(axis) for axis in self._leaf_axes])
+        # one leaf of several is copied: a view would keep the whole tensor in memory
         return np.array(leaf, order="C", copy=True if "*" in self._tensor_axes else None)
 
     @property
@@ -98,7 +100,7 @@ PACKED_BIAS = AxisPattern("N H -> (* N H)")
 PROBE = AxisPattern("D -> 1 1 D")
 SCALAR = AxisPattern(" -> 1")
 
-# google-deepmind/gemma: einsum weights keep their heads apart; keys and values, or all three, are stacked
+# google-deepmind/gemma: einsum weights have an axis of heads; keys and values, or all three, are stacked
 EINSUM = AxisPattern("D N H -> N D H")
 EINSUMS = AxisPattern("D N H -> * N D H")
 GATES = AxisPattern("D F -> * D F")
@@ -113,13 +115,14 @@ FormatRow = tuple[str, LeafPaths, AxisPattern]
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """A format: its table, and what else may be found in its files.
+    """A format: its table, and what else its files may hold.
 
     Attributes:
-      title: what messages and provenance call it.
-      rows: theirs, ours, how; {i} is the layer's number. Where two rows give the same leaves, either may be found.
-      copies: {a tensor that may be stored again: the tensor that it repeats}, where weights are tied.
-      spellings: regular expressions and what they are replaced by, in turn, before a name is looked up.
+      title: name of the format in messages and provenance.
+      rows: (tensor, leaf or leaves, axes); {i} is the number of the layer. If two rows have the same leaves, either
+        tensor may be stored.
+      copies: {a tensor that may be stored again: the tensor that it repeats}, for tied weights.
+      aliases: (regular expression, replacement), applied in turn to a name before it is looked up.
     """
 
     title: str
@@ -128,7 +131,7 @@ class TensorFormat:
     aliases: tuple[tuple[str, str], ...] = ()
 
     def canonical_name(self, name: str) -> str:
-        """The table's name of a tensor that was found under any of its names."""
+        """Returns the table's name of a tensor that is stored under any of its names."""
         for pattern, replacement in self.aliases:
             name = re.sub(pattern, replacement, name)
         return name
@@ -136,10 +139,11 @@ class TensorFormat:
 
 @dataclass(frozen=True)
 class TensorMatch:
-    """One tensor of theirs and the leaves that it holds.
+    """One tensor and the leaves that it holds.
 
     Attributes:
-      name: the table's; keys: of the leaves, in the pattern's order; shapes: of the leaves.
+      name: canonical name of the tensor.
+      keys, shapes: those of its leaves, in the order of the * axis.
     """
 
     name: str
@@ -149,72 +153,78 @@ class TensorMatch:
 
     @property
     def shape(self) -> Shape:
-        """Of the tensor."""
+        """Shape of the tensor."""
         return self.axes.shape(self.shapes)
 
 
 def match_tensors(
     tensor_format: TensorFormat, leaves: Mapping[LeafKey, Leaf], tensor_shapes: Mapping[str, Shape] | None = None
 ) -> list[TensorMatch]:
-    """Which tensor holds which leaves, every leaf once, in the table's order layer by layer.
+    """Matches tensors with leaves, every leaf once, layer by layer in the order of the table.
 
     Args:
-      leaves: of a model, abstract ones serve.
-      found: shapes of the tensors that there are, by the table's names; they decide between two rows for the same
-        leaves. None = the first of them.
+      tensor_format: the format of the tensors.
+      leaves: the leaves of a model, which may be abstract.
+      found: shapes of the stored tensors, by the table's names; they decide between two rows for the same leaves.
+        None = the first row is taken.
 
     Raises:
-      UserError: a tensor's shape fits two rows, so which leaf is where cannot be told; the layout has no row for a
-        leaf, because the model is of another kind.
+      UserError: the shape of a tensor fits two rows, so its axes are ambiguous; the format has no row for a leaf,
+        because the model is of another kind.
     """
-    chosen: dict[LeafKey, TensorMatch] = {}
     candidates = list(_candidates(tensor_format.rows, leaves))
-    fitting = [tied for tied in candidates if tensor_shapes is not None and tensor_shapes.get(tied.name) == tied.shape]
-    for one in fitting:
-        other = next((t for t in fitting if t.name == one.name and t.axes.pattern != one.axes.pattern), None)
+    fitting = [match for match in candidates if tensor_shapes and tensor_shapes.get(match.name) == match.shape]
+    # square sizes can fit a pattern and its transpose alike; a guess would silently transpose the weights
+    for match in fitting:
+        other = next((m for m in fitting if m.name == match.name and m.axes.pattern != match.axes.pattern), None)
         if other is not None:
             raise UserError(
-                f"{one.name} has shape {list(one.shape)}, which can be read as {one.axes.pattern!r} and as "
-                f"{other.axes.pattern!r} alike, so its axes cannot be told apart; convert it from another format"
+                f"{match.name} has shape {list(match.shape)}, which can be read as {match.axes.pattern!r} and as "
+                f"{other.axes.pattern!r} alike, so its axes are ambiguous; convert it from another format"
             )
-    named = [tied for tied in candidates if tensor_shapes is not None and tied.name in tensor_shapes]
-    for tied in [*fitting, *named, *candidates]:
-        if not any(key in chosen for key in tied.keys):
-            chosen |= dict.fromkeys(tied.keys, tied)
-    lost = sorted(name(key) for key in leaves.keys() - chosen.keys())
-    if lost:
+    # preferred are tensors of the right name and shape, then of the right name, whose shape is reported later
+    stored = [match for match in candidates if tensor_shapes and match.name in tensor_shapes]
+    chosen: dict[LeafKey, TensorMatch] = {}
+    for match in [*fitting, *stored, *candidates]:
+        if not any(key in chosen for key in match.keys):
+            chosen |= dict.fromkeys(match.keys, match)
+    unmatched = sorted(name(key) for key in leaves.keys() - chosen.keys())
+    if unmatched:
         raise UserError(
-            f"{tensor_format.title} has no tensor for {len(lost)} weights of this architecture: {', '.join(lost[:8])}"
-            f"{', …' if len(lost) > 8 else ''}; give the architecture that the folder's weights are of"
+            f"{tensor_format.title} has no tensor for {len(unmatched)} weights of this architecture: "
+            f"{', '.join(unmatched[:8])}{', …' if len(unmatched) > 8 else ''}; give the architecture of the folder's "
+            f"weights"
         )
-    return [tied for tied in candidates if chosen[tied.keys[0]] is tied]
+    return [match for match in candidates if chosen[match.keys[0]] is match]
 
 
 def _candidates(rows: Sequence[FormatRow], leaves: Mapping[LeafKey, Leaf]) -> Iterable[TensorMatch]:
-    """Every row of every layer whose leaves there are; rows of one layer stand together."""
+    """Yields a match for each row of each layer whose leaves exist; the rows of one layer stand together."""
     layers: dict[str, list[int | None]] = {}
     for path, layer in leaves:
         layers.setdefault(path, []).append(layer)
-    found = []
-    for order, (theirs, ours, _) in enumerate(rows):
-        paths = (ours,) if isinstance(ours, str) else ours
+    matches = []
+    for order, (tensor_name, leaf_paths, axes) in enumerate(rows):
+        paths = (leaf_paths,) if isinstance(leaf_paths, str) else leaf_paths
         for layer in layers.get(paths[0], ()):
             keys = tuple((path, layer) for path in paths)
             shapes = tuple(leaves[key].shape for key in keys if key in leaves)
             if len(shapes) == len(keys) and len(set(shapes)) == 1:
-                found.append((-1 if layer is None else layer, order, theirs.replace("{i}", str(layer)), keys, shapes))
-    for _, order, theirs, keys, shapes in sorted(found, key=lambda entry: entry[:2]):
-        yield TensorMatch(theirs, keys, shapes, rows[order][2])
+                place = (-1 if layer is None else layer, order)
+                matches.append((place, TensorMatch(tensor_name.replace("{i}", str(layer)), keys, shapes, axes)))
+    return (match for _, match in sorted(matches, key=lambda entry: entry[0]))
 
 
-def with_prefix(theirs: str, ours: str, rows: Iterable[FormatRow]) -> tuple[FormatRow, ...]:
-    """The rows with a prefix before each name of theirs and of ours."""
-    moved = []
-    for their_name, our_names, arrange in rows:
-        names = (our_names,) if isinstance(our_names, str) else our_names
-        prefixed = tuple(ours + path for path in names)
-        moved.append((theirs + their_name, prefixed[0] if isinstance(our_names, str) else prefixed, arrange))
-    return tuple(moved)
+def with_prefix(tensor_prefix: str, leaf_prefix: str, rows: Iterable[FormatRow]) -> tuple[FormatRow, ...]:
+    """Returns the rows with a prefix before each name of a tensor and of a leaf."""
+    prefixed: list[FormatRow] = []
+    for tensor_name, leaf_paths, axes in rows:
+        if isinstance(leaf_paths, str):
+            paths: LeafPaths = leaf_prefix + leaf_paths
+        else:
+            paths = tuple(leaf_prefix + path for path in leaf_paths)
+        prefixed.append((tensor_prefix + tensor_name, paths, axes))
+    return tuple(prefixed)
 
 
 # ---- Hugging Face: a linear layer's weight is [out, in], names end in .weight and .bias ----

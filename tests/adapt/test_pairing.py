@@ -91,7 +91,7 @@ def test_the_towers_of_medsiglip():
     assert derived.encoder.images == replace(
         size("t5gemma2:1b-1b").encoder.images, vision=replace(size("medsiglip:448").vision, pool=False)
     )
-    with pytest.raises(UserError, match=r"neither gemma3:1b nor its tokenizer knows the token that ends an image"):
+    with pytest.raises(UserError, match=r"neither gemma3:1b nor its tokenizer has a token that ends an image"):
         derive_config(sources, "t5gemma2", AdaptOptions())
 
 
@@ -139,7 +139,7 @@ def test_both_values_and_what_bridges_them():
         "  encoder.kv_heads: 2 in the source, 1 in the target",
         "  decoder.vocab_size: 97 in the source, 128 in the target",
         "  decoder.width: 32 in the source, 64 in the target",
-        "encoder_layers says which layers to take",
+        "encoder_layers chooses the layers to take",
         "vocab_size: vocabulary=resize takes the first rows, or adds some",
         f"width: {family}",
         f"heads: {family}",

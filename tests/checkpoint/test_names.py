@@ -158,7 +158,7 @@ def test_gates_that_cannot_be_told_apart():
     leaves = keyed(leaf("mlp.gate", (6, 6)), leaf("mlp.up", (6, 6)))
     message = (
         r"mlp/gating_einsum has shape \[2, 6, 6\], which can be read as 'D F -> \* D F' and as 'D F -> \* F D' "
-        r"alike, so its axes cannot be told apart; convert it from another format"
+        r"alike, so its axes are ambiguous; convert it from another format"
     )
     with pytest.raises(UserError, match=message):
         names.match_tensors(GATES, leaves, {"mlp/gating_einsum": (2, 6, 6)})
