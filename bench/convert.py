@@ -29,7 +29,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from t5g2.checkpoint import convert, flax_tree, hf_config_writer, names, safetensors_io
+from t5g2.checkpoint import export_folder, flax_tree, hf_config_writer, import_folder, names, safetensors_io
+from t5g2.checkpoint.tensor import Tensor
 from t5g2.core import tree
 from t5g2.models import build, sizes
 
@@ -43,14 +44,14 @@ def make(out: Path) -> dict[str, float]:
     """A Hugging Face folder of a pattern that every tensor begins elsewhere; the sizes of it."""
     config = replace(sizes.size("gemma3:1b"), layers=LAYERS)
     layout, data = hf_config_writer.write(config, dtype="bfloat16")
-    tied = names.tie(layout, tree.leaves(build.abstract(config)))
+    tied = names.match_tensors(layout, tree.leaves(build.abstract(config)))
 
-    def tensor(number: int, shape: tuple[int, ...]) -> safetensors_io.Tensor:
+    def tensor(number: int, shape: tuple[int, ...]) -> Tensor:
         def pattern() -> np.ndarray:
             count = np.arange(number, number + int(np.prod(shape)), dtype=np.uint32)
             return (count % 0x4000).astype(np.uint16).view(ml_dtypes.bfloat16).reshape(shape)  # finite, all of them
 
-        return safetensors_io.Tensor(shape, np.dtype(ml_dtypes.bfloat16), pattern)
+        return Tensor(shape, np.dtype(ml_dtypes.bfloat16), pattern)
 
     tensors = {one.name: tensor(number, one.shape) for number, one in enumerate(tied)}
     safetensors_io.write(out, tensors, shard_bytes=SHARD_BYTES, metadata={"format": "pt"})
@@ -77,11 +78,11 @@ def write_again(source: Path, out: Path):
 
 
 def import_(source: Path, out: Path):
-    convert.import_model(source, out)
+    import_folder.import_model(source, out)
 
 
 def export(source: Path, out: Path):
-    convert.export_model(source, out)
+    export_folder.export_model(source, out)
 
 
 STEPS = {

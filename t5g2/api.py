@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from t5g2 import api_inputs
-from t5g2.checkpoint import convert
+from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files, tree
@@ -34,7 +34,7 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.data.images import Resampling, check_images
 from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.data.tokenizers.base import Tokenizer
-from t5g2.eval.generation import GREEDY, Decoding, Sampler, complete
+from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, complete
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ImageConfig, ModelConfig, TextConfig
 from t5g2.models.layers import Compute
@@ -74,7 +74,7 @@ def load(
     """
     if positions not in get_args(Positions):
         raise unknown("positions", positions, get_args(Positions))
-    folder = convert.open_any(directory) if config is None else convert.open_foreign(directory, config)
+    folder = import_folder.open_any(directory) if config is None else import_folder.open_foreign(directory, config)
     if image_size is not None:
         folder = folders.with_image_size(folder, image_size)
     compute = default_compute() if compute is None else compute
@@ -103,7 +103,7 @@ class Model:
         self.folder, self.dtype, self.compute, self.mesh = folder, dtype, compute, mesh
         self.resampling: Resampling = _resampling(folder)
         text = folders.without_images(folder)
-        self.params: Any = folders.load_model(text, mesh=mesh, param_dtype=_dtype(text, dtype))
+        self.params: Any = folders.load_model(text, mesh=mesh, param_dtype=_chosen_dtype(text, dtype))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder.path)!r}, {self.compute})"
@@ -140,14 +140,14 @@ class Model:
         files.refuse_existing(directory)
         target = Path(directory).absolute()
         notes: dict[str, Any] = {"tokenizer": self.folder.tokenizer, "provenance": self.folder.provenance}
-        notes["carry"] = self.folder.carried
+        notes["carry"] = self.folder.extra_files
         if format == "t5g2":
             folders.save_model(target, self.params, **notes)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
             folders.save_model(Path(beside) / "model", self.params, **notes)
-            convert.export_model(Path(beside) / "model", target)
+            export_folder.export_model(Path(beside) / "model", target)
 
     def _run(self, function: Any, *arguments: Any) -> Float[np.ndarray, "..."]:
         with self._devices():
@@ -178,13 +178,13 @@ class LanguageModel(Model):
     def __init__(self, folder: ModelFolder, dtype: Any, compute: Compute, mesh: Mesh | None, positions: Positions):
         super().__init__(folder, dtype, compute, mesh)
         self.positions: Positions = positions
-        self.suppressed: tuple[int, ...] = ()
+        self.suppressed_ids: tuple[int, ...] = ()
         self.encoder_bos = (folder.provenance or {}).get("kind") == "import"
 
     @functools.cached_property
-    def ends(self) -> tuple[int, ...]:
+    def stop_ids(self) -> tuple[int, ...]:
         """Ids that end what is generated; may be set."""
-        said = _said(self.folder.path / "generation_config.json", "eos_token_id")
+        said = _json_field(self.folder.path / "generation_config.json", "eos_token_id")
         if said is not None:
             return tuple(said) if isinstance(said, list) else (said,)
         named = self.tokenizer.named()
@@ -217,12 +217,12 @@ class LanguageModel(Model):
                 raise UserError(
                     "encoder_tokens is given, but a decoder-only model has no encoder; give decoder_tokens only"
                 )
-            decoder, array = self._reading("decoder", decoder_tokens, decoder_mask, images)
+            decoder, array = self._image_side_inputs("decoder", decoder_tokens, decoder_mask, images)
         else:
             if encoder_tokens is None:
                 raise UserError("encoder_tokens is missing: this is an encoder-decoder model; give what it reads")
-            encoder, array = self._reading("encoder", encoder_tokens, encoder_mask, images)
-            decoder = self._stream("decoder", decoder_tokens, decoder_mask)
+            encoder, array = self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images)
+            decoder = self._sequences("decoder", decoder_tokens, decoder_mask)
             if len(encoder.tokens) != len(decoder.tokens):
                 raise UserError(
                     f"encoder_tokens has {len(encoder.tokens)} rows and decoder_tokens {len(decoder.tokens)}; give as "
@@ -240,7 +240,7 @@ class LanguageModel(Model):
         """
         if not isinstance(self.config, EncoderDecoderConfig):
             raise UserError("a decoder-only model has no encoder to encode with; load an encoder-decoder model")
-        return self._run(_encode, *self._reading("encoder", encoder_tokens, encoder_mask, images))
+        return self._run(_encode, *self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images))
 
     def generate(
         self,
@@ -272,14 +272,16 @@ class LanguageModel(Model):
         if images is not None:
             if crops:
                 prompts, images = api_inputs.with_crops(prompts, images, crops)
-            array, counts = self._images(images, len(prompts))
+            array, counts = self._image_inputs(images, len(prompts))
         read = [api_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         special_tokens = tokenizer.special_tokens
         if self.encoder_bos or not isinstance(self.config, EncoderDecoderConfig):
             read = [np.append(np.int32(special_tokens.bos), tokens) for tokens in read]
-        decoding = Decoding(max_new_tokens, self.ends, special_tokens.pad, sampler, self.compute, self.suppressed)
+        decoding = GenerationOptions(
+            max_new_tokens, self.stop_ids, special_tokens.pad, sampler, self.compute, self.suppressed_ids
+        )
         with self._devices():
-            made = complete(self.params, read, array, bos=special_tokens.bos, decoding=decoding, seed=seed)
+            made = complete(self.params, read, array, bos=special_tokens.bos, options=decoding, seed=seed)
         return [tokenizer.decode(tokens, show_special_tokens=False) for tokens in made]
 
     def save(self, directory: str | PathLike, *, format: Format = "t5g2") -> None:
@@ -299,25 +301,25 @@ class LanguageModel(Model):
 
     embed_texts = similarity = embed_images
 
-    def _reading(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Sequences, Any]:
+    def _image_side_inputs(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Sequences, Any]:
         """The side that reads images, and the images."""
         config = api_inputs.images_of(self.config)
-        stream = self._stream(side, tokens, mask, None if images is None else config)
+        stream = self._sequences(side, tokens, mask, None if images is None else config)
         rows = len(stream.tokens)
-        array, counts = (None, [0] * rows) if images is None else self._images(images, rows)
+        array, counts = (None, [0] * rows) if images is None else self._image_inputs(images, rows)
         if config is not None:
             check_images(stream.tokens, config.token, tokens_per_image=config.tokens, images_per_row=counts)
         return stream, array
 
-    def _stream(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Sequences:
+    def _sequences(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Sequences:
         stack = getattr(self.config, side) if isinstance(self.config, EncoderDecoderConfig) else self.config
         assert isinstance(stack, TextConfig)
         tokens_BT = api_inputs.tokens(f"{side}_tokens", tokens, stack)
         valid_BT = api_inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
         image_token = images.token if images and side == "decoder" else None
-        return api_inputs.stream(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
+        return api_inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
 
-    def _images(self, given: Any, rows: int) -> tuple[Any, list[int]]:
+    def _image_inputs(self, given: Any, rows: int) -> tuple[Any, list[int]]:
         config = api_inputs.images_of(self.config)
         if config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
@@ -334,7 +336,7 @@ class LanguageModel(Model):
         values = tree.named(self.params)
         for part in TOWER:
             leaves = {key: leaf for key, leaf in self.folder.leaves.items() if key[0].startswith(f"{part}.")}
-            whole = build.abstract(self.config, _dtype(replace(self.folder, leaves=leaves), self.dtype))
+            whole = build.abstract(self.config, _chosen_dtype(replace(self.folder, leaves=leaves), self.dtype))
             empty = getattr(whole, part)
             dtypes = {key: leaf.dtype for key, leaf in tree.leaves(empty).items()}
 
@@ -354,7 +356,7 @@ class DualEncoder(Model):
         """float32[images, D], each of length 1; an image is a file, a PIL image or an array, as in inputs.images."""
         assert isinstance(self.config, DualEncoderConfig)
         size = self.config.vision.image_size
-        array = np.stack([api_inputs.prepared(image, size, self.resampling) for image in images])
+        array = np.stack([api_inputs.prepare_image(image, size, self.resampling) for image in images])
         return self._run(_embed_images, array)
 
     def embed_texts(self, texts: Any) -> Float[np.ndarray, "B D"]:
@@ -422,10 +424,10 @@ def _resampling(folder: ModelFolder) -> Resampling:
     default: Resampling = "bicubic" if isinstance(folder.config, DualEncoderConfig) else "bilinear"
     file = folder.path / "preprocessor_config.json"
     pillows: dict[int, Resampling] = {2: "bilinear", 3: "bicubic"}
-    return pillows.get(_said(file, "resample"), default)
+    return pillows.get(_json_field(file, "resample"), default)
 
 
-def _said(file: Path, key: str) -> Any:
+def _json_field(file: Path, key: str) -> Any:
     """What a carried file of JSON says under a key, if there is such a file and it says so.
 
     Raises:
@@ -439,8 +441,8 @@ def _said(file: Path, key: str) -> Any:
         raise UserError(f"{file} is not JSON of an object ({error}); download it again, or remove it") from None
 
 
-def _dtype(folder: ModelFolder, chosen: Any) -> np.dtype:
+def _chosen_dtype(folder: ModelFolder, chosen: Any) -> np.dtype:
     """What was chosen, or the dtype that the leaves have; the widest, where they have several."""
-    chosen = folders.known_dtype(chosen)
+    chosen = folders.weight_dtype(chosen)
     dtypes = {jnp.dtype(leaf.dtype) for leaf in folder.leaves.values()} if chosen is None else {chosen}
     return functools.reduce(jnp.promote_types, sorted(dtypes, key=str))

@@ -30,14 +30,14 @@ def images_of(config: ModelConfig) -> ImageConfig | None:
     return stack.images if isinstance(stack, TextConfig) else None
 
 
-def tokens(name: str, given: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
+def tokens(name: str, values: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
     """int32[B, T] of what was given as such.
 
     Raises:
       UserError: it is not of that shape, or an id is outside the vocabulary; `name` it was given under.
     """
     try:
-        array = np.asarray(given)
+        array = np.asarray(values)
     except ValueError:
         raise UserError(f"{name} has rows of different lengths; pad them to one, and say where with the mask") from None
     if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
@@ -55,15 +55,15 @@ def tokens(name: str, given: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
     return array.astype(np.int32)
 
 
-def mask(name: str, given: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T"]:
+def mask(name: str, values: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T"]:
     """True where there is a token; None = everywhere.
 
     Raises:
       UserError: it has not the shape of the tokens, or holds something else than truth values.
     """
-    if given is None:
+    if values is None:
         return np.ones(shape, bool)
-    array = np.asarray(given)
+    array = np.asarray(values)
     if array.shape != shape or not np.isin(array, (0, 1)).all():
         raise UserError(
             f"{name} is {array.dtype}{list(array.shape)}; it must be bool or 0 and 1 of shape {list(shape)}, that of "
@@ -72,7 +72,9 @@ def mask(name: str, given: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T
     return array.astype(bool)
 
 
-def stream(tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_token: int | None = None) -> Sequences:
+def sequences(
+    tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_token: int | None = None
+) -> Sequences:
     """Tokens as models take them; tokens [7 8 9], of which the first is padding:
 
         tokens [0 8 9]   segments [0 1 1]   positions [0 1 2], or counted [0 0 1]
@@ -89,7 +91,7 @@ def stream(tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_
 
 
 def images(
-    given: Any, rows: int, size: int, resampling: Resampling = "bilinear"
+    images_by_row: Any, rows: int, size: int, resampling: Resampling = "bilinear"
 ) -> tuple[Float[np.ndarray, "B I H W 3"], list[int]]:
     """Images as models take them, float32 in [-1, 1], rows with fewer filled up with zeros; and how many each row has.
 
@@ -100,13 +102,13 @@ def images(
     Raises:
       UserError: not as many rows as there are, a file that is no image, floats outside of [-1, 1] or of another size.
     """
-    given = list(given)
-    if len(given) != rows:
+    images_by_row = list(images_by_row)
+    if len(images_by_row) != rows:
         raise UserError(
-            f"images are given for {len(given)} rows and there are {rows}; give a list for each row, [] where there "
+            f"images are given for {len(images_by_row)} rows and there are {rows}; give a list for each row, [] where there "
             f"are none"
         )
-    by_row = [[prepared(one, size, resampling) for one in _row(row)] for row in given]
+    by_row = [[prepare_image(one, size, resampling) for one in _row_images(row)] for row in images_by_row]
     counts = [len(row) for row in by_row]
     array = np.zeros((rows, max(counts, default=0), size, size, 3), np.float32)
     for row, prepared_row in enumerate(by_row):
@@ -115,7 +117,7 @@ def images(
     return array, counts
 
 
-def prepared(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray, "H W 3"]:
+def prepare_image(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray, "H W 3"]:
     """One image, as in `images`."""
     array = pixels(image)
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
@@ -140,7 +142,7 @@ def pixels(image: Any) -> np.ndarray:
     return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
 
 
-def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str], list[list[Any]]]:
+def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -> tuple[list[str], list[list[Any]]]:
     """The prompts and, for each, its images with the crops of long ones behind them (pan-and-scan).
 
     The words around them are those of transformers' Gemma3Processor.
@@ -148,7 +150,7 @@ def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str]
     Raises:
       UserError: as `images` and `prompt`; floats, which have the tower's size already and nothing to be cropped from.
     """
-    rows = [_row(row) for row in given]
+    rows = [_row_images(row) for row in images_by_prompt]
     if len(rows) != len(prompts):
         raise UserError(f"images are given for {len(rows)} prompts and there are {len(prompts)}; give a list for each")
     texts, images = [], []
@@ -159,7 +161,7 @@ def with_crops(prompts: Sequence[str], given: Any, most: int) -> tuple[list[str]
         parts = image_tokens.split(text, len(row))
         made, shown = parts[0], []
         for array, part in zip(arrays, parts[1:], strict=True):
-            crops = pictures.pan_and_scan(array, max_crops=most)
+            crops = pictures.pan_and_scan(array, max_crops=most_crops)
             shown += [array, *crops]
             made += _CROPPED + " ".join([START_OF_IMAGE] * len(crops)) if crops else START_OF_IMAGE
             made += part
@@ -197,13 +199,13 @@ def siglip_tokens(tokenizer: Tokenizer, texts: Sequence[str], config: SiglipText
     return rows
 
 
-def siglip_ids(given: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
+def siglip_ids(values: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
     """int32[B, length] of tokens that were given.
 
     Raises:
       UserError: another shape, or ids outside the vocabulary.
     """
-    array = np.asarray(given)
+    array = np.asarray(values)
     ok = array.ndim == 2 and array.shape[1] == config.length and np.issubdtype(array.dtype, np.integer)
     if not ok or array.min(initial=0) < 0 or array.max(initial=0) >= config.vocab_size:
         raise UserError(
@@ -213,7 +215,7 @@ def siglip_ids(given: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
     return array.astype(np.int32)
 
 
-def _row(row: Any) -> list[Any]:
+def _row_images(row: Any) -> list[Any]:
     """The images of a row: a list of them, an array [I, H, W, 3], or one image alone."""
     if isinstance(row, list | tuple):
         return list(row)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import t5g2
 from t5g2 import api, api_inputs
-from t5g2.checkpoint import convert
+from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
 from t5g2.core.batch import Sequences, image_blocks
@@ -174,7 +174,7 @@ def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
     with Image.open(photo) as opened:
         picture = opened.convert("RGB")
     pixels = np.asarray(picture)
-    prepared = api_inputs.prepared(photo, 16, "bilinear")
+    prepared = api_inputs.prepare_image(photo, 16, "bilinear")
     given = [[photo]], [[str(photo)]], [photo], [[photo.read_bytes()]], [[picture]], [[pixels]], [[prepared]]
     logits = [model.logits(tokens, images=images) for images in (*given, prepared[None, None])]
     for other in logits[1:]:
@@ -182,7 +182,7 @@ def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
     # at its own size an image is not resampled: x / 127.5 - 1
     square = pixels[:16, :16]
     np.testing.assert_array_equal(
-        api_inputs.prepared(square, 16, "bilinear"), square / np.float32(127.5) - np.float32(1)
+        api_inputs.prepare_image(square, 16, "bilinear"), square / np.float32(127.5) - np.float32(1)
     )
 
 
@@ -318,7 +318,7 @@ PLACES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
 @pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
 def test_text_and_images_go_in_and_text_comes_out(folders, name, photo):
     model = api.load(folders / name)
-    model.ends = ()
+    model.stop_ids = ()
     together = model.generate(["what?", "x", "and <start_of_image> this"], [[photo], [], photo], max_new_tokens=6)
     assert [type(text) for text in together] == [str] * 3
     assert together[1:2] == model.generate(["x"], max_new_tokens=6)
@@ -360,16 +360,16 @@ def test_images_of_another_size_than_the_towers(folders, photo):
 
 def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
     plain = api.load(folders / "gemma_images")
-    assert plain.ends == (TOKENIZER.special_tokens.eos,)
+    assert plain.stop_ids == (TOKENIZER.special_tokens.eos,)
     plain.save(tmp_path / "hf", format="huggingface")
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [1, 106]}')
-    assert api.load(tmp_path / "hf").ends == (1, 106)
+    assert api.load(tmp_path / "hf").stop_ids == (1, 106)
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 5}')
-    assert api.load(tmp_path / "hf").ends == (5,)
+    assert api.load(tmp_path / "hf").stop_ids == (5,)
     (tmp_path / "hf" / "generation_config.json").unlink()
     tokenizer_files.huggingface(tmp_path / "hf")
     turns = api.load(tmp_path / "hf")
-    assert turns.ends == (1, turns.tokenizer.id("end_of_turn"))
+    assert turns.stop_ids == (1, turns.tokenizer.id("end_of_turn"))
 
 
 def test_an_imported_encoder_reads_bos_first(folders, tmp_path):
@@ -377,7 +377,7 @@ def test_an_imported_encoder_reads_bos_first(folders, tmp_path):
     assert not ours.encoder_bos
     ours.save(tmp_path / "hf", format="huggingface")
     assert api.load(tmp_path / "hf").encoder_bos
-    assert convert.import_model(tmp_path / "hf", tmp_path / "imported")
+    assert import_folder.import_model(tmp_path / "hf", tmp_path / "imported")
     assert api.load(tmp_path / "imported").encoder_bos
 
 
@@ -387,7 +387,7 @@ def test_texts_and_images_are_compared(folders, photo):
     text, image = loaded.embed_texts(texts), loaded.embed_images([photo, np.zeros((5, 9, 3), np.uint8)])
     assert (text.shape, image.shape, text.dtype) == ((3, 16), (2, 16), np.float32)
     np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, rtol=1e-5)
-    pixels = np.stack([api_inputs.prepared(photo, 16, "bicubic"), np.full((16, 16, 3), -1, np.float32)])
+    pixels = np.stack([api_inputs.prepare_image(photo, 16, "bicubic"), np.full((16, 16, 3), -1, np.float32)])
     np.testing.assert_allclose(image, model.embed_images(pixels, compute=tiny.FLOAT32), atol=1e-6)
     expected = text @ image.T * np.exp(model.logit_scale[...]) + model.logit_bias[...]
     similarity = loaded.similarity([photo, np.zeros((5, 9, 3), np.uint8)], texts)

@@ -10,17 +10,18 @@ import sys
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import convert, safetensors_io
+from t5g2.checkpoint import export_folder, safetensors_io
 from t5g2.checkpoint.folder import save_model
+from t5g2.checkpoint.tensor import Tensor
 from t5g2.commands import verify
-from t5g2.commands.verify import Answer, Row
+from t5g2.commands.verify import Comparison, ModelOutput
 from t5g2.core.errors import UserError
 from tests import tiny, weights
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
 HAS_REFERENCE = all(importlib.util.find_spec(name) for name in verify.PACKAGES)
 live = pytest.mark.skipif(not (HAS_REFERENCE or MUST_RUN), reason="torch and transformers are not installed")
-SAME = Row("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
+SAME = Comparison("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def folders(tmp_path_factory):
     def made(name):
         if not (root / name).exists():
             save_model(root / f"{name}-ours", weights.model(getattr(tiny, name)))
-            convert.export_model(root / f"{name}-ours", root / name)
+            export_folder.export_model(root / f"{name}-ours", root / name)
         return root / name
 
     return made
@@ -41,7 +42,7 @@ def folders(tmp_path_factory):
 @pytest.mark.long
 def test_an_image_longer_than_the_window_is_compared_both_ways(tmp_path, capsys):
     save_model(tmp_path / "ours", weights.model(dataclasses.replace(tiny.GEMMA3_IMAGES, window=2)))
-    convert.export_model(tmp_path / "ours", tmp_path / "theirs")
+    export_folder.export_model(tmp_path / "ours", tmp_path / "theirs")
     verify.import_model(tmp_path / "theirs", tmp_path / "model", verify=True)
     assert "images, not bounded" in capsys.readouterr().out
 
@@ -71,7 +72,7 @@ def test_every_difference_is_found(tmp_path):
     """A row of a matrix in every kind of input; a window that is off by one only in inputs that are longer than it."""
     ours = tmp_path / "ours"
     save_model(ours, weights.model(dataclasses.replace(tiny.GEMMA3, window=20)))
-    convert.export_model(ours, tmp_path / "theirs")
+    export_folder.export_model(ours, tmp_path / "theirs")
 
     def differing(change):
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
@@ -90,8 +91,8 @@ def test_every_difference_is_found(tmp_path):
         arrays = {name: tensor.read() for name, tensor in safetensors_io.read(folder).items()}
         arrays["model.layers.1.mlp.up_proj.weight"][0] *= 1.2  # a factor of all would be normed away
         (folder / safetensors_io.SINGLE).unlink()
-        tensors = {n: safetensors_io.Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
-        safetensors_io.write(folder, tensors, single=safetensors_io.SINGLE, metadata={"format": "pt"})
+        tensors = {n: Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
+        safetensors_io.write(folder, tensors, single_file=safetensors_io.SINGLE, metadata={"format": "pt"})
 
     assert differing(lambda folder: None) == []
     assert differing(configured(sliding_window=21)) == ["24 past the window of 20"]
@@ -101,22 +102,24 @@ def test_every_difference_is_found(tmp_path):
 def test_a_row_passes_within_all_limits():
     assert SAME.passed
     for worse in ({"error": 0.7e-3}, {"kl": 2e-6}, {"top_5": 0.9}, {"same_tokens": 15}, {"error": float("nan")}):
-        assert not Row(**(vars(SAME) | worse)).passed, worse
+        assert not Comparison(**(vars(SAME) | worse)).passed, worse
 
 
 def test_answers_are_compared_by_hand():
-    theirs = Answer(np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32)), [4, 5, 6])
-    ours = Answer(np.log(np.array([[0.25, 0.5, 0.125, 0.125]], np.float32)), [4, 7, 6])
-    row = verify._row("case", theirs, ours)
+    theirs = ModelOutput(np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32)), [4, 5, 6])
+    ours = ModelOutput(np.log(np.array([[0.25, 0.5, 0.125, 0.125]], np.float32)), [4, 7, 6])
+    row = verify._compare_outputs("case", theirs, ours)
     assert row.error == pytest.approx(np.log(2))
     assert row.kl == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
     assert (row.positions, row.top_5, row.same_tokens, row.tokens) == (1, 1.0, 2, 3)
-    five = verify._row("five", Answer(np.arange(7.0)[None], []), Answer(np.array([[2.5, 1, 2, 3, 4, 5, 6]]), []))
+    five = verify._compare_outputs(
+        "five", ModelOutput(np.arange(7.0)[None], []), ModelOutput(np.array([[2.5, 1, 2, 3, 4, 5, 6]]), [])
+    )
     assert five.top_5 == 0  # 2 3 4 5 6, and 0 3 4 5 6
 
 
 def test_the_table():
-    differs = Row("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)
+    differs = Comparison("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)
     assert verify.table([SAME, differs]).splitlines() == [
         "inputs      positions  max |d|  in sd    KL       top 5  greedy",
         "no padding  32         1.7e-06  2.8e-06  5.0e-14  100%   16/16   ok",
@@ -127,7 +130,7 @@ def test_the_table():
 
 def test_what_differs_is_set_aside(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "_require_packages", lambda: None)
-    monkeypatch.setattr(verify, "compare", lambda *_: [SAME, Row("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)])
+    monkeypatch.setattr(verify, "compare", lambda *_: [SAME, Comparison("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)])
     with pytest.raises(SystemExit) as stop:
         verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
     assert "the model differs from transformers'; it is left as" in str(stop.value.code)  # a text: status 1

@@ -1,1 +1,1 @@
-"""From a pretrained model to one of another kind: where every weight comes from, by rule."""
+"""Adaptation of pretrained decoder-only models to encoder-decoders, by rules that account for every weight."""

@@ -1,6 +1,6 @@
-"""Runs the rules: the leaves of the adapted model, made when they are read, and the account of every weight.
+"""Applies the rules of adaptation: the leaves of the adapted model, computed when they are read, and their provenance.
 
-It works on (path, layer) -> leaf of each side and never on two models at once, whose trees differ.
+All mappings are (path, layer) -> leaf, because the trees of source and target models differ.
 """
 
 import zlib
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5g2.adapt import rules, shape_changes
-from t5g2.adapt.pairing import Pairing, Source
-from t5g2.adapt.provenance import Provenance, Row, Use
+from t5g2.adapt.pairing import Pairing, SourceModel
+from t5g2.adapt.provenance import Provenance, ProvenanceRow, Use
 from t5g2.adapt.rules import Rule
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -22,8 +22,8 @@ from t5g2.core.tree import Leaf, LeafKey
 
 
 @dataclass(frozen=True, eq=False)
-class Adapted:
-    """An adapted model as leaves, each of which is made when it is read, and the account of all of them."""
+class AdaptedModel:
+    """An adapted model as leaves, each of which is computed when it is read, and the provenance of all of them."""
 
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
     provenance: Provenance
@@ -31,76 +31,77 @@ class Adapted:
 
 def adapt(
     pairing: Pairing, target: Any, *, seed: int = 0, source: str = "", table: Sequence[Rule] = rules.RULES
-) -> Adapted:
-    """The target with every leaf made as the rules say.
+) -> AdaptedModel:
+    """Returns the target model with every leaf made by the rules.
 
     Args:
       pairing: sources and target that fit.
-      target: the abstract module of the pairing's target; its leaves say shape, and dtype, to which all is cast.
-      seed: of leaves that are initialised.
-      source: where the weights come from, as the caller calls it.
+      target: abstract module of the pairing's target; weights are cast to the dtypes of its leaves.
+      seed: seed of leaves that are initialised.
+      source: the caller's description of the folders that the weights come from, for the provenance.
       table: the rules.
 
     Raises:
-      UserError: a target leaf without a rule or whose source leaf does not exist, a source leaf that is neither used
-        nor dropped, or one of another shape; with the lists of all of them.
+      UserError: a target leaf has no rule or its source leaf does not exist, a source leaf is neither used nor dropped,
+        or has another shape; the message lists all of them.
     """
     leaves = tree.leaves(target)
-    origins = {at: _origin(at, pairing, table) for at in leaves}
-    rows = _account(pairing, leaves, origins)
-    # what is new comes last: drawing it starts XLA, whose memory is then not there beside the largest tables
-    order = sorted(leaves, key=lambda at: origins[at].leaf is None)
-    made = {at: replace(leaves[at], read=_reader(leaves[at], origins[at], pairing, seed)) for at in order}
-    return Adapted(made, Provenance(pairing.recipe, source, rows, pairing.settings))
+    origins = {key: _origin(key, pairing, table) for key in leaves}
+    rows = _provenance_rows(pairing, leaves, origins)
+    # initialised leaves come last: drawing them starts XLA, whose memory would else be held beside the largest tables
+    order = sorted(leaves, key=lambda key: origins[key].leaf is None)
+    adapted = {key: replace(leaves[key], read=_reader(leaves[key], origins[key], pairing, seed)) for key in order}
+    return AdaptedModel(adapted, Provenance(pairing.recipe, source, rows, pairing.settings))
 
 
-class _Origin(NamedTuple):
-    """What the rules say of one target leaf; rule None = nothing. `at` is a leaf of `source`, which may not have it."""
+class _LeafOrigin(NamedTuple):
+    """Origin of one target leaf; rule None = no rule fits. `key` names a leaf of `source`, which may not exist."""
 
     rule: Rule | None
-    source: Source | None = None
-    at: LeafKey = ("", None)
+    source: SourceModel | None = None
+    key: LeafKey = ("", None)
 
     @property
     def leaf(self) -> Leaf | None:
-        return None if self.source is None else self.source.leaves.get(self.at)
+        return None if self.source is None else self.source.leaves.get(self.key)
 
 
-def _origin(target: LeafKey, pairing: Pairing, table: Sequence[Rule]) -> _Origin:
+def _origin(target: LeafKey, pairing: Pairing, table: Sequence[Rule]) -> _LeafOrigin:
     path, layer = target
     rule = rules.rule_for(path, pairing, table)
     if rule is None:
-        return _Origin(None)
-    source, named = rules.source_of(rule, pairing), rule.source_of(path)
-    if source is None or named is None:
-        return _Origin(rule)
+        return _LeafOrigin(None)
+    source, source_path = rules.source_of(rule, pairing), rule.source_of(path)
+    if source is None or source_path is None:
+        return _LeafOrigin(rule)
+    # a target cut in depth has other layer numbers than its source
     if layer is not None and rule.origin in ("encoder", "decoder"):
         layer = pairing.layers[rule.origin][layer]
-    return _Origin(rule, source, (named, layer))
+    return _LeafOrigin(rule, source, (source_path, layer))
 
 
-def _reader(leaf: Leaf, origin: _Origin, pairing: Pairing, seed: int) -> Callable[[], Any]:
-    """Makes a target leaf, of exactly its shape and dtype."""
-    rule, came_from = origin.rule, origin.leaf
+def _reader(leaf: Leaf, origin: _LeafOrigin, pairing: Pairing, seed: int) -> Callable[[], Any]:
+    """Returns a function that computes a target leaf, of exactly its shape and dtype."""
+    rule, source_leaf = origin.rule, origin.leaf
     assert rule is not None
-    if came_from is None:
-        return lambda: _initialised(leaf, rule, seed)
+    if source_leaf is None:
+        return lambda: _initialise(leaf, rule, seed)
 
     def read() -> np.ndarray:
-        value = np.asarray(came_from.read()).astype(leaf.dtype, copy=False)
-        if rule.how == "derived":
+        value = np.asarray(source_leaf.read()).astype(leaf.dtype, copy=False)
+        if rule.operation == "derived":
             token = pairing.target.eoi_id
             assert token is not None
-            return shape_changes.eoi(value, token)
-        if rule.fit is not None and value.shape != leaf.shape:
-            return rule.fit.make(value, leaf.shape)
+            return shape_changes.end_of_image_vector(value, token)
+        if rule.shape_change is not None and value.shape != leaf.shape:
+            return rule.shape_change.apply(value, leaf.shape)
         return value
 
     return read
 
 
-def _initialised(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
-    """A new leaf, by its own initialiser, from a key that depends on the seed and on its name."""
+def _initialise(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
+    """Returns a new leaf by its own initialiser, from a key that depends on the seed and on the name of the leaf."""
     if rule.value is not None:
         return jnp.full(leaf.shape, rule.value, leaf.dtype)
     assert leaf.init is not None
@@ -108,59 +109,63 @@ def _initialised(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
     return leaf.init(key, leaf.shape, leaf.dtype)
 
 
-def _account(pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[LeafKey, _Origin]) -> tuple[Row, ...]:
-    """Every leaf of every side in its row; an error if one is left over."""
-    named = pairing.sources.named
-    name_of = {id(source): name for name, source in named.items()}
-    uses: dict[tuple[str, LeafKey], list[Use]] = {(name, at): [] for name, s in named.items() for at in s.leaves}
-    made, orphans, wrong = [], [], []
-    for at, leaf in leaves.items():
-        rule, source, came_from = origins[at]
+def _provenance_rows(
+    pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[LeafKey, _LeafOrigin]
+) -> tuple[ProvenanceRow, ...]:
+    """Returns the row of every leaf of every source and of the target; raises UserError if one is left over."""
+    sources = pairing.sources.by_name
+    name_of = {id(source): name for name, source in sources.items()}
+    uses: dict[tuple[str, LeafKey], list[Use]] = {(name, key): [] for name, s in sources.items() for key in s.leaves}
+    initialised, without_source, other_shapes = [], [], []
+    # every target leaf goes to the source leaf that it is made of
+    for key, leaf in leaves.items():
+        rule, source, source_key = origins[key]
         if rule is None:
             continue
         if source is None:
-            made.append(Row("", None, leaf.shape, (Use(at, rule.how, leaf.shape, rule.note),)))
-        elif came_from not in source.leaves:
-            orphans.append(f"{tree.name(at)} (from {tree.name(came_from)})")
+            initialised.append(ProvenanceRow("", None, leaf.shape, (Use(key, rule.operation, leaf.shape, rule.note),)))
+        elif source_key not in source.leaves:
+            without_source.append(f"{tree.name(key)} (from {tree.name(source_key)})")
         else:
-            use = _use(rule, source.leaves[came_from].shape, leaf)
-            uses[name_of[id(source)], came_from].append(use or Use(at, rule.how, leaf.shape))
+            use = _leaf_use(rule, source.leaves[source_key].shape, leaf)
+            uses[name_of[id(source)], source_key].append(use or Use(key, rule.operation, leaf.shape))
             if use is None:
-                shapes = f"{list(source.leaves[came_from].shape)} in the source, {list(leaf.shape)} in the target"
-                wrong.append(f"{tree.name(came_from)} -> {tree.name(at)}: {shapes}")
-    rows, kept = [], []
-    for (name, at), found in uses.items():
-        why = "" if found else rules.reason(*at, named[name], pairing)
-        if why is None:
-            kept.append(f"{name}:{tree.name(at)}" if name else tree.name(at))
+                shapes = f"{list(source.leaves[source_key].shape)} in the source, {list(leaf.shape)} in the target"
+                other_shapes.append(f"{tree.name(source_key)} -> {tree.name(key)}: {shapes}")
+    # then every source leaf is used, or dropped for a reason
+    rows, left_over = [], []
+    for (name, key), leaf_uses in uses.items():
+        reason = "" if leaf_uses else rules.drop_reason(*key, sources[name], pairing)
+        if reason is None:
+            left_over.append(f"{name}:{tree.name(key)}" if name else tree.name(key))
         else:
-            rows.append(Row(name, at, named[name].leaves[at].shape, tuple(found), why))
-    _refuse(
+            rows.append(ProvenanceRow(name, key, sources[name].leaves[key].shape, tuple(leaf_uses), reason))
+    _raise_if_any(
         pairing.recipe,
         {
-            "target leaves without a rule": [tree.name(at) for at, origin in origins.items() if origin.rule is None],
-            "target leaves whose source leaf does not exist": orphans,
-            "source leaves neither used nor dropped": kept,
-            "source leaves of another shape": wrong,
+            "target leaves without a rule": [tree.name(key) for key, origin in origins.items() if origin.rule is None],
+            "target leaves whose source leaf does not exist": without_source,
+            "source leaves neither used nor dropped": left_over,
+            "source leaves of another shape": other_shapes,
         },
     )
-    return (*rows, *made)
+    return (*rows, *initialised)
 
 
-def _use(rule: Rule, shape: tuple[int, ...], leaf: Leaf) -> Use | None:
-    """How a target leaf comes from a source leaf of this shape; None = it cannot."""
-    if rule.how == "derived" or shape == leaf.shape:
-        return Use(leaf.key, rule.how, leaf.shape, rule.note)
-    if rule.fit is None or not rule.fit.allows(shape, leaf.shape):
+def _leaf_use(rule: Rule, shape: tuple[int, ...], leaf: Leaf) -> Use | None:
+    """Returns the use of a source leaf of this shape for a target leaf; None if the shapes do not fit."""
+    if rule.operation == "derived" or shape == leaf.shape:
+        return Use(leaf.key, rule.operation, leaf.shape, rule.note)
+    if rule.shape_change is None or not rule.shape_change.allows(shape, leaf.shape):
         return None
-    note = ", ".join(filter(None, (rule.note, rule.fit.note(shape, leaf.shape))))
+    note = ", ".join(filter(None, (rule.note, rule.shape_change.note(shape, leaf.shape))))
     return Use(leaf.key, "derived", leaf.shape, note)
 
 
-def _refuse(recipe: str, problems: Mapping[str, Sequence[str]]) -> None:
+def _raise_if_any(recipe: str, problems: Mapping[str, Sequence[str]]) -> None:
     if any(problems.values()):
-        lists = "".join(f"\n{what}:\n  " + "\n  ".join(found) for what, found in problems.items() if found)
+        lists = "".join(f"\n{problem}:\n  " + "\n  ".join(names) for problem, names in problems.items() if names)
         raise UserError(
-            f"{recipe} does not account for every weight; the models differ in more than the rules know. Use models "
-            f"that they are made for, or add rules{lists}"
+            f"{recipe} does not account for every weight; the models differ in ways that the rules do not cover. Use "
+            f"models that the rules are made for, or add rules{lists}"
         )

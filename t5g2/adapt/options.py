@@ -1,4 +1,4 @@
-"""What an adaptation leaves open: settings beside the target's architecture."""
+"""Options of an adaptation that the architectures of source and target leave open."""
 
 import re
 from dataclasses import dataclass
@@ -7,25 +7,25 @@ from typing import Literal
 from t5g2.core.errors import UserError
 
 LayerChoice = str | tuple[int, ...]
-_HOW = "all, first:N, last:N, every:K, or the source's layers one by one, such as 0,2,5"
+_ALLOWED_LAYERS = "all, first:N, last:N, every:K, or the source's layers one by one, such as 0,2,5"
 
 
 @dataclass(frozen=True)
-class Choices:
-    """How a source becomes a target where the architectures alone do not say.
+class AdaptOptions:
+    """Options of an adaptation.
 
     Attributes:
       encoder_layers, decoder_layers: the source's layers that this side is made of, in order: "all"; "first:N" and
         "last:N"; "every:K" = 0, K, 2K, …; or their numbers.
-      cross_attention: of a target with separate cross-attention: "self" = copied from the decoder's self-attention;
-        "fresh" = new; "auto" = copied where encoder and decoder have one width and new where not (T5Gemma, arXiv
+      cross_attention: weights of separate cross-attention: "self" = copied from the decoder's self-attention; "fresh" =
+        newly initialised; "auto" = copied if encoder and decoder have the same width, else initialised (T5Gemma, arXiv
         2504.06225, section 3.2: balanced copied, unbalanced random).
-      cross_norms: the norms before and after it, of which the papers say nothing: "self" = those of self-attention;
-        "fresh" = a factor of 1; "none" = those of self-attention before it and a factor of 0 after it, so that at first
-        it adds nothing and the decoder is the source's.
-      vocabulary: "same" = as many rows as the source's embedding, where those from the image token on do not count;
-        "resize" = the first rows; new ones are the mean of all (as transformers' resize_token_embeddings makes them,
-        without its noise).
+      cross_norms: norms before and after cross-attention, which the papers do not describe: "self" = those of
+        self-attention; "fresh" = a factor of 1; "none" = those of self-attention before it and a factor of 0 after it,
+        so that at first it adds nothing and the decoder computes what the source does.
+      vocabulary: "same" = the number of rows is that of the source's embedding, where rows from the image token on do
+        not count; "resize" = the first rows are taken, and new ones are the mean of all (as in transformers'
+        resize_token_embeddings, without its noise).
     """
 
     encoder_layers: LayerChoice = "all"
@@ -39,12 +39,12 @@ class Choices:
             _parse(getattr(self, name), name)
 
     def layers(self, side: Literal["encoder", "decoder"], count: int) -> tuple[int, ...]:
-        """The layers of a source of `count` that become the layers of this side, in order.
+        """Returns the layers of a source with `count` layers that become the layers of this side, in order.
 
-        Choices(encoder_layers="every:2").layers("encoder", 5) is (0, 2, 4).
+        AdaptOptions(encoder_layers="every:2").layers("encoder", 5) is (0, 2, 4).
 
         Raises:
-          UserError: the source has no such layers.
+          UserError: the source does not have these layers.
         """
         name = f"{side}_layers"
         rule, number, listed = _parse(getattr(self, name), name)
@@ -53,19 +53,19 @@ class Choices:
         wrong = [layer for layer in listed if layer >= count]
         if wrong:
             raise UserError(f"{name} names layer {wrong[0]}, and the source has {count}: 0 to {count - 1}")
-        everything = range(count)
-        taken = {
-            "all": everything,
-            "first": everything[:number],
-            "last": everything[count - number :],
-            "every": everything[:: max(number, 1)],
+        layers = range(count)
+        chosen = {
+            "all": layers,
+            "first": layers[:number],
+            "last": layers[count - number :],
+            "every": layers[:: max(number, 1)],
             "listed": listed,
         }
-        return tuple(taken[rule])
+        return tuple(chosen[rule])
 
 
 def _parse(choice: LayerChoice, name: str) -> tuple[str, int, tuple[int, ...]]:
-    """(rule, its number, the layers listed) of a choice."""
+    """Returns (the rule, its number, the layers listed) of a choice of layers."""
     text = choice if isinstance(choice, str) else ",".join(map(str, choice))
     if text == "all":
         return "all", 0, ()
@@ -73,4 +73,4 @@ def _parse(choice: LayerChoice, name: str) -> tuple[str, int, tuple[int, ...]]:
         return match[1], int(match[2]), ()
     if re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
         return "listed", 0, tuple(map(int, text.split(",")))
-    raise UserError(f"{name} = {text!r}; give {_HOW}")
+    raise UserError(f"{name} = {text!r}; give {_ALLOWED_LAYERS}")

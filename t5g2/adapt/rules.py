@@ -1,63 +1,63 @@
-"""Where every weight of an adapted model comes from: one table for all recipes, read from top to bottom.
+"""Rules for the origin of every weight of an adapted model: one table for all recipes, read from top to bottom.
 
-For a target leaf the first rule counts that fits its path and is in force for the pairing; for a source leaf that no
-target leaf came from, the first `Drop`. A leaf that no rule fits, on either side, is an error.
+A target leaf is made by the first rule whose pattern matches its path and whose condition holds; a source leaf that is
+not used needs a `Drop` that matches it. A leaf that no rule matches, on either side, is an error.
 
-Gemma 3 to T5Gemma 2 (arXiv 2512.14856, section 2): merged attention was made so that nothing is new. The decoder's
+Gemma 3 to T5Gemma 2 (arXiv 2512.14856, section 2): merged attention is designed so that no weight is new. The decoder's
 queries and its own keys and values come from the source's matrices, and the encoder's states go through the same ones.
 Gemma 2 to T5Gemma (arXiv 2504.06225, section 3.2): both sides are the source; cross-attention is copied from
-self-attention where the widths allow it. Everything between and beside them is the same table under other settings.
+self-attention where the widths allow it. Recipes between these two follow from the same table with other settings.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from t5g2.adapt.pairing import Pairing, Source
-from t5g2.adapt.shape_changes import HEADS, POSITIONS, ROWS, Fit
+from t5g2.adapt.pairing import Pairing, SourceModel
+from t5g2.adapt.shape_changes import HEADS, POSITIONS, ROWS, ShapeChange
 from t5g2.core import tree
 
-How = Literal["copied", "tied", "derived", "initialised"]
+Operation = Literal["copied", "tied", "derived", "initialised"]
 Origin = Literal["encoder", "decoder", "vision"]
-When = Callable[[Pairing], bool]
+Condition = Callable[[Pairing], bool]
 
 
 def always(pairing: Pairing) -> bool:
-    """True."""
+    """Condition that holds for every pairing."""
     del pairing
     return True
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Target leaves whose path fits `target` come from the leaf `source` of one of the sources.
+    """Rule that target leaves whose path matches `target` are made of the leaf `source` of one of the sources.
 
     Attributes:
-      target, source: paths. A `*` at the end of both stands for the same text. Source None = from nowhere.
-      how: "copied" = unchanged; "tied" = unchanged, and the one leaf that several parts of the target share; "derived"
-        = computed; "initialised" = by the leaf's own initialiser.
-      origin: which source: that of the encoder, of the decoder, of the image tower.
-      note: what a reader should know.
-      fit: what bridges a difference of shapes, which makes it "derived"; None = there must be none.
-      value: of "initialised": all entries are this instead.
-      when: whether the rule is in force.
+      target, source: paths. A `*` at the end of both stands for the same text. Source None = the leaf is new.
+      operation: "copied" = unchanged; "tied" = unchanged, and shared by several parts of the target; "derived" =
+        computed; "initialised" = by the leaf's own initialiser.
+      origin: the source: that of the encoder, of the decoder, or of the image tower.
+      note: description for the provenance table.
+      shape_change: makes the leaf if the shapes differ, which is then "derived"; None = they must be equal.
+      value: value of all entries of an "initialised" leaf, in place of its initialiser.
+      when: condition under which the rule applies.
     """
 
     target: str
-    how: How
+    operation: Operation
     origin: Origin | None = None
     source: str | None = None
     note: str = ""
-    fit: Fit | None = None
+    shape_change: ShapeChange | None = None
     value: float | None = None
-    when: When = always
+    when: Condition = always
 
     def __post_init__(self):
-        assert (self.source is None) == (self.how == "initialised") == (self.origin is None), self
+        assert (self.source is None) == (self.operation == "initialised") == (self.origin is None), self
         assert self.source is None or self.target.endswith("*") == self.source.endswith("*"), self
 
     def source_of(self, path: str) -> str | None:
-        """The source path for a target path that fits."""
+        """Returns the source path for a target path that matches."""
         if self.source is None or not self.source.endswith("*"):
             return self.source
         return self.source[:-1] + path.removeprefix(self.target[:-1])
@@ -65,24 +65,24 @@ class Rule:
 
 @dataclass(frozen=True)
 class Drop:
-    """Source leaves that are left behind on purpose: those of an origin whose path fits, while it is in force."""
+    """Rule that source leaves of an origin whose path matches are dropped on purpose, if the condition holds."""
 
     origin: Origin
     pattern: str
-    why: str
-    when: When = always
+    reason: str
+    when: Condition = always
 
 
 def _cross_is_copied(pairing: Pairing) -> bool:
     return pairing.copies_cross_attention
 
 
-def _cross_norms(*choices: str) -> When:
-    return lambda pairing: pairing.choices.cross_norms in choices
+def _cross_norms(*choices: str) -> Condition:
+    return lambda pairing: pairing.options.cross_norms in choices
 
 
 def _own_head(pairing: Pairing) -> bool:
-    """Whether the decoder's source has an output head that is not its embedding."""
+    """True if the decoder's source has an output head apart from its embedding."""
     return ("unembedder.table", None) in pairing.sources.decoder.leaves
 
 
@@ -118,24 +118,29 @@ RULES = (
     Rule("decoder_embedder.eoi", "derived", "decoder", "embedder.table", EOI),
     Rule("unembedder.table", "copied", "decoder", "unembedder.table", "output head", ROWS, when=_own_head),
     Rule("unembedder.table", "copied", "decoder", "embedder.table", "output head", ROWS),
-    # the encoder sees both ways with the weights that saw one
-    Rule("encoder.layers.attention.*", "copied", "encoder", "layers.attention.*", fit=HEADS),
+    # bidirectional attention uses the weights that were trained causally
+    Rule("encoder.layers.attention.*", "copied", "encoder", "layers.attention.*", shape_change=HEADS),
     Rule("encoder.layers.*", "copied", "encoder", "layers.*"),
     Rule("encoder.final_norm.scale", "copied", "encoder", "final_norm.scale"),
-    # cross-attention of its own; with merged attention there are no such leaves
+    # separate cross-attention; merged attention has no such leaves
     Rule(
-        "decoder.layers.cross_attention.*", "copied", "decoder", "layers.attention.*", fit=HEADS, when=_cross_is_copied
+        "decoder.layers.cross_attention.*",
+        "copied",
+        "decoder",
+        "layers.attention.*",
+        shape_change=HEADS,
+        when=_cross_is_copied,
     ),
     Rule("decoder.layers.cross_attention.*", "initialised"),
     Rule("decoder.layers.post_cross_norm.scale", "initialised", note="factor 0", value=-1.0, when=_cross_norms("none")),
     Rule("decoder.layers.*_cross_norm.scale", "initialised", note="factor 1", when=_cross_norms("fresh")),
     Rule("decoder.layers.pre_cross_norm.scale", "copied", "decoder", "layers.pre_attention_norm.scale", NEW_NORMS),
     Rule("decoder.layers.post_cross_norm.scale", "copied", "decoder", "layers.post_attention_norm.scale", NEW_NORMS),
-    Rule("decoder.layers.attention.*", "copied", "decoder", "layers.attention.*", fit=HEADS),
+    Rule("decoder.layers.attention.*", "copied", "decoder", "layers.attention.*", shape_change=HEADS),
     Rule("decoder.layers.*", "copied", "decoder", "layers.*"),
     Rule("decoder.final_norm.scale", "copied", "decoder", "final_norm.scale"),
     # images
-    Rule("vision.positions", "copied", "vision", "vision.positions", fit=POSITIONS),
+    Rule("vision.positions", "copied", "vision", "vision.positions", shape_change=POSITIONS),
     Rule("vision.*", "copied", "vision", "vision.*"),
     Rule("projector.*", "copied", "vision", "projector.*", when=_own_tower),
     Rule("projector.*", "initialised", note="the tower is of another model"),
@@ -155,28 +160,30 @@ DROPS = (
 
 
 def rule_for(path: str, pairing: Pairing, rules: Sequence[Rule] = RULES) -> Rule | None:
-    """The rule that counts for a target path."""
+    """Returns the rule that makes a target path; None if none matches."""
     return next((rule for rule in rules if tree.matches(rule.target, path) and rule.when(pairing)), None)
 
 
-def source_of(rule: Rule, pairing: Pairing) -> Source | None:
-    """The source that a rule takes from; an image tower is the encoder's source's own, or of a folder of its own."""
+def source_of(rule: Rule, pairing: Pairing) -> SourceModel | None:
+    """Returns the source of a rule; the image tower is that of the encoder's source, or of a folder of its own."""
     sources = pairing.sources
-    found = {"encoder": sources.encoder, "decoder": sources.decoder, "vision": sources.vision or sources.encoder}
-    return None if rule.origin is None else found[rule.origin]
+    by_origin = {"encoder": sources.encoder, "decoder": sources.decoder, "vision": sources.vision or sources.encoder}
+    return None if rule.origin is None else by_origin[rule.origin]
 
 
-def reason(path: str, layer: int | None, source: Source, pairing: Pairing) -> str | None:
-    """Why a source leaf that nothing came from is dropped; None if no rule says that it may be."""
-    sources = {
+def drop_reason(path: str, layer: int | None, source: SourceModel, pairing: Pairing) -> str | None:
+    """Returns the reason why an unused source leaf is dropped; None if no rule allows it."""
+    by_role = {
         "encoder": pairing.sources.encoder,
         "decoder": pairing.sources.decoder,
         "vision": pairing.sources.vision,
     }
-    roles = [role for role, of in sources.items() if of is source]
+    # one source can have several roles
+    roles = [role for role, role_source in by_role.items() if role_source is source]
     for drop in DROPS:
         if drop.origin in roles and tree.matches(drop.pattern, path) and drop.when(pairing):
-            return drop.why
+            return drop.reason
+    # layers that a shallower target does not take
     taken = {old for side, layers in pairing.layers.items() if side in roles for old in layers}
     if layer is not None and path.startswith("layers.") and layer not in taken:
         return "cut in depth"

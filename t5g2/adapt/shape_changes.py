@@ -1,4 +1,4 @@
-"""Leaves whose shape differs between source and target, and what bridges the difference.
+"""Changes of shape: ways to make a target leaf from a source leaf of another shape.
 
 V rows of a table, D width, K key/value heads, H head size, P patches.
 """
@@ -15,22 +15,22 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What makes a leaf of one shape from a leaf of another.
+class ShapeChange:
+    """A way to make a leaf of one shape from a leaf of another.
 
     Attributes:
-      allows: (the source leaf's shape, the target leaf's) -> whether it can.
-      note: (both shapes) -> what a reader of the account should know.
-      make: (the source leaf's array, the target leaf's shape) -> the target leaf's array, of the source's dtype.
+      allows: (source shape, target shape) -> True if it applies to them.
+      note: (source shape, target shape) -> description for the provenance table.
+      apply: (source array, target shape) -> target array, of the source's dtype.
     """
 
     allows: Callable[[Shape, Shape], bool]
     note: Callable[[Shape, Shape], str]
-    make: Callable[[np.ndarray, Shape], np.ndarray]
+    apply: Callable[[np.ndarray, Shape], np.ndarray]
 
 
 def repeat_heads(leaf_DKH: np.ndarray, shape: Shape) -> np.ndarray:
-    """Each key/value head as often as it takes, the copies side by side: query head n goes on using the same numbers.
+    """Repeats each key/value head, copies side by side, so that query head n keeps using the same keys and values.
 
     Heads [a b] for 4 heads: [a a b b].
     """
@@ -38,7 +38,7 @@ def repeat_heads(leaf_DKH: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def resize_rows(table_VD: np.ndarray, shape: Shape) -> np.ndarray:
-    """The first rows; those that a longer table has besides are the mean of all."""
+    """Returns the first rows of a table; the new rows of a longer one are the mean of all."""
     rows, kept = shape[0], table_VD[: shape[0]]
     if len(kept) == rows:
         return kept
@@ -47,15 +47,15 @@ def resize_rows(table_VD: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def resize_positions(positions_PD: np.ndarray, shape: Shape) -> np.ndarray:
-    """Position embeddings of a square of patches for one of another size."""
+    """Resamples position embeddings of a square of patches for a square of another size."""
     return resample_positions(positions_PD, math.isqrt(shape[0])).astype(positions_PD.dtype)
 
 
-def _heads_repeat(old: Shape, new: Shape) -> bool:
+def _can_repeat_heads(old: Shape, new: Shape) -> bool:
     return len(old) == len(new) == 3 and (old[0], old[2]) == (new[0], new[2]) and new[1] % old[1] == 0
 
 
-def _one_width(old: Shape, new: Shape) -> bool:
+def _same_width(old: Shape, new: Shape) -> bool:
     return len(old) == len(new) == 2 and old[1] == new[1]
 
 
@@ -65,19 +65,22 @@ def _rows_note(old: Shape, new: Shape) -> str:
     )
 
 
-HEADS = Fit(_heads_repeat, lambda old, new: f"each of {old[1]} heads {new[1] // old[1]} times", repeat_heads)
-ROWS = Fit(_one_width, _rows_note, resize_rows)
-POSITIONS = Fit(
-    _one_width,
+HEADS = ShapeChange(
+    _can_repeat_heads, lambda old, new: f"each of {old[1]} heads {new[1] // old[1]} times", repeat_heads
+)
+ROWS = ShapeChange(_same_width, _rows_note, resize_rows)
+POSITIONS = ShapeChange(
+    _same_width,
     lambda old, new: f"resampled from {math.isqrt(old[0])} x {math.isqrt(old[0])} patches",
     resize_positions,
 )
 
 
-def eoi(table_VD: np.ndarray, token: int) -> np.ndarray:
-    """The end-of-image vector: its row of the table as the source embeds it, times sqrt(D), so that nothing changes.
+def end_of_image_vector(table_VD: np.ndarray, token: int) -> np.ndarray:
+    """Returns the end-of-image vector: its row of the table, times sqrt(D) as the source embeds it.
 
-    The scale is rounded to the dtype of the weights first, as the embedding does when it computes in that dtype.
+    The target takes the vector as it is, so both compute the same. The scale is rounded to the dtype of the
+    weights first, as the embedding does when it computes in that dtype.
     """
     row_D = table_VD[token]
     return row_D * np.asarray(math.sqrt(row_D.shape[0]), row_D.dtype)

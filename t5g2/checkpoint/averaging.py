@@ -1,4 +1,4 @@
-"""The mean of several checkpoints: the last five, in T5Gemma 2's recipe (arXiv 2512.14856, section 3.1)."""
+"""Average of checkpoints: T5Gemma 2 averages the last five (arXiv 2512.14856, section 3.1)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,97 +16,99 @@ from t5g2.core.tree import Leaf, LeafKey
 BLOCK_ELEMENTS = 2**22
 
 
-def last(checkpoints: Checkpoints, count: int) -> list[int]:
-    """The newest `count` steps, ascending.
+def newest_steps(checkpoints: Checkpoints, count: int) -> list[int]:
+    """Returns the newest `count` steps, ascending.
 
     Raises:
-      UserError: there are fewer.
+      UserError: there are fewer steps.
     """
     steps = checkpoints.steps()
     if not 1 <= count <= len(steps):
-        there = ", ".join(map(str, steps)) or "none"
+        available = ", ".join(map(str, steps)) or "none"
         raise UserError(
-            f"cannot average {count} checkpoints of {checkpoints.directory}: there are {len(steps)} ({there}). "
+            f"cannot average {count} checkpoints of {checkpoints.directory}: there are {len(steps)} ({available}). "
             f"Average 1 up to all of them, or keep more of them (save.keep)"
         )
     return steps[-count:]
 
 
-def leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> dict[LeafKey, Leaf]:
-    """The weights averaged over `steps`: summed in float32 in the order given, divided once, cast to each leaf's dtype.
+def mean_leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> dict[LeafKey, Leaf]:
+    """Returns the mean of the weights of `steps`: summed in float32 in the given order, divided once, cast to each dtype.
 
-    A leaf is computed on the host when it is read. It is stored with others, a stack of layers, and these follow one
-    another here: read in this order, each is read once of each step, and this takes the memory of one of them in
-    float32 and of one as it is stored.
+    A leaf is computed on the host when it is read. The layers of a stack are stored as one array and follow one another
+    in the returned order: if leaves are read in this order, every stored array is read once per step, and memory holds
+    one of them in float32 and one as it is stored.
 
     Args:
-      checkpoints: where the steps are; open for as long as leaves are read. In one process.
-      steps: which to average.
-      params: the abstract model, whose leaves say dtype and shape.
+      checkpoints: the checkpoints of a run, open for as long as leaves are read. Only for a single process.
+      steps: the steps to average.
+      params: the abstract model, which gives dtypes and shapes.
 
     Raises:
-      UserError: a step is missing or damaged, or holds another model, with the difference; that the contents of a leaf
-        have changed shows when it is read.
+      UserError: a step is missing or damaged, or holds another model, with the difference. Changed contents of a leaf
+        are detected when it is read.
     """
-    sums = _Sums([checkpoints.weights(step, params) for step in steps])
+    sums = _SummedLeaves([checkpoints.weights(step, params) for step in steps])
     stored = tree.named(params)
-    places = tree.refill(params, {name: _Place(name, x.shape, x.dtype) for name, x in stored.items()})
-    found = {key: (leaf, leaf.read()) for key, leaf in tree.leaves(places).items()}
+    # placeholders in place of the arrays: tree.leaves then tells which stored array, and layer of it, each leaf is
+    placeholders = tree.refill(params, {name: _StoredLeaf(name, x.shape, x.dtype) for name, x in stored.items()})
+    located = {key: (leaf, leaf.read()) for key, leaf in tree.leaves(placeholders).items()}
     order = {name: number for number, name in enumerate(stored)}
     return {
-        key: replace(leaf, read=partial(_mean, sums, place, leaf.dtype))
-        for key, (leaf, place) in sorted(found.items(), key=lambda entry: order[entry[1][1].name])
+        key: replace(leaf, read=partial(_mean_leaf, sums, place, leaf.dtype))
+        for key, (leaf, place) in sorted(located.items(), key=lambda entry: order[entry[1][1].name])
     }
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
-    """Where a leaf is stored: under which name, and as which of its layers (None = it is all of it).
+class _StoredLeaf:
+    """Location of a leaf: the name of the stored array, and its layer in it (None = the leaf is all of the array).
 
-    It stands in a tree for the array of that name, which asks nothing else of an array.
+    It takes the place of the array in a tree; indexing it gives the location of one layer.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: Any
-    index: int | None = None
+    layer_index: int | None = None
 
-    def __getitem__(self, index: int) -> "_Place":
-        return replace(self, index=index)
+    def __getitem__(self, index: int) -> "_StoredLeaf":
+        return replace(self, layer_index=index)
 
 
-class _Sums:
-    """Stored leaves summed over all steps, of which the last one is kept."""
+class _SummedLeaves:
+    """Sums of stored arrays over all steps; the last sum is kept."""
 
     def __init__(self, steps: Sequence[Mapping[str, Callable[[], jax.Array]]]):
         self.steps = steps
         self._name, self._sum = "", np.empty(0, np.float32)
 
-    def of(self, name: str) -> np.ndarray:
-        """float32: the sum of the stored leaf of this name."""
+    def sum_of(self, name: str) -> np.ndarray:
+        """Returns float32, the sum of the stored array of this name."""
         if self._name != name:
-            self._name, self._sum = "", np.empty(0, np.float32)  # gone before the next one comes
+            self._name, self._sum = "", np.empty(0, np.float32)  # free the last sum before the next one is computed
             first, *others = (step[name] for step in self.steps)
             total = np.array(first(), np.float32)
             for read in others:
-                _add(total, read())
+                _add_in_blocks(total, read())
             self._name, self._sum = name, total
         return self._sum
 
 
-def _add(total: np.ndarray, x: jax.Array) -> None:
-    # a function of its own: the array is let go of before the next one is read
-    into, values = total.reshape(-1), np.asarray(x).reshape(-1)
-    for start in range(0, into.size, BLOCK_ELEMENTS):
-        into[start : start + BLOCK_ELEMENTS] += values[start : start + BLOCK_ELEMENTS].astype(np.float32)
+def _add_in_blocks(total: np.ndarray, x: jax.Array) -> None:
+    # a function of its own, so that x is freed before the next array is read; in blocks, because a cast of the whole
+    # array to float32 would double its memory
+    sums, values = total.reshape(-1), np.asarray(x).reshape(-1)
+    for start in range(0, sums.size, BLOCK_ELEMENTS):
+        sums[start : start + BLOCK_ELEMENTS] += values[start : start + BLOCK_ELEMENTS].astype(np.float32)
 
 
-def _mean(sums: _Sums, place: _Place, dtype: Any) -> np.ndarray:
-    total = sums.of(place.name)
-    total = total if place.index is None else total[place.index]
+def _mean_leaf(sums: _SummedLeaves, place: _StoredLeaf, dtype: Any) -> np.ndarray:
+    total = sums.sum_of(place.name)
+    total = total if place.layer_index is None else total[place.layer_index]
     mean = np.empty(total.shape, dtype)
-    from_, into = total.reshape(-1), mean.reshape(-1)
-    for start in range(0, into.size, BLOCK_ELEMENTS):
-        block = from_[start : start + BLOCK_ELEMENTS] / np.float32(len(sums.steps))
-        into[start : start + BLOCK_ELEMENTS] = block.astype(dtype)
+    sums_flat, mean_flat = total.reshape(-1), mean.reshape(-1)
+    for start in range(0, mean_flat.size, BLOCK_ELEMENTS):
+        block = sums_flat[start : start + BLOCK_ELEMENTS] / np.float32(len(sums.steps))
+        mean_flat[start : start + BLOCK_ELEMENTS] = block.astype(dtype)
     return mean

@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from t5g2.checkpoint.safetensors_io import MAX_JSON_BYTES, Tensor, parse_json
+from t5g2.checkpoint.safetensors_io import MAX_JSON_BYTES
+from t5g2.checkpoint.tensor import Tensor
+from t5g2.core import files
 from t5g2.core.errors import UserError
 
 METADATA = "_METADATA"
@@ -142,7 +144,7 @@ def _metadata(root: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{METADATA} has over {MAX_JSON_BYTES} bytes")
-        metadata = parse_json(path.read_bytes())
+        metadata = files.parse_json(path.read_bytes())
     except FileNotFoundError:
         raise _damaged(root, f"{METADATA} is missing") from None
     except (ValueError, OSError) as error:

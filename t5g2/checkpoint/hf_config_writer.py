@@ -1,13 +1,14 @@
-"""The config.json with which transformers makes the same model, for every model of ours that it can make.
+"""Writes the config.json with which transformers builds the same model, for every architecture of ours that it has.
 
-Source: transformers 5.23.0, models/*/configuration_*.py. The inverse, and what has no field, is in hf_config.py.
+Source: transformers 5.23.0, models/*/configuration_*.py. hf_config_reader.py is the inverse, and lists what
+has no field.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from t5g2.checkpoint import names
-from t5g2.checkpoint.hf_config_reader import ACTIVATION, TYPES
+from t5g2.checkpoint.hf_config_fields import ACTIVATION, LAYER_TYPES
 from t5g2.core.errors import UserError
 from t5g2.models.config import (
     DualEncoderConfig,
@@ -19,54 +20,54 @@ from t5g2.models.config import (
     VisionConfig,
 )
 
-SPECIALS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-# transformers' T5Gemma 2 always makes an image tower; one without layers stands for none, with these tensors
+SPECIAL_TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+# transformers' T5Gemma 2 always has an image tower; one without layers stands for none, with these tensors
 EMPTY_TOWER = VisionConfig(width=1, layers=1, mlp_width=1, heads=1, image_size=1, patch_size=1)
-Wish = tuple[str, Any, Any]  # a setting, its value here, the value that an architecture of transformers has
-Described = tuple[names.Layout, dict[str, Any]]
+Requirement = tuple[str, Any, Any]  # a setting, its value here, the value that an architecture of transformers needs
+FormatAndConfig = tuple[names.TensorFormat, dict[str, Any]]  # the tensors' format, the content of config.json
 
 
-def write(config: ModelConfig, *, dtype: str, special_tokens: dict[str, Any] = SPECIALS) -> Described:
-    """The layout of a model's tensors in transformers, and its config.json.
+def write(config: ModelConfig, *, dtype: str, special_tokens: dict[str, Any] = SPECIAL_TOKEN_IDS) -> FormatAndConfig:
+    """Returns (the format of the model's tensors in transformers, its config.json).
 
     Args:
-      dtype: of the weights: "bfloat16".
-      special tokens: the ids of the special tokens, as in generation_config.json.
+      dtype: dtype of the weights: "bfloat16".
+      special_tokens: ids by name, as in generation_config.json.
 
     Raises:
-      UserError: transformers has no architecture with these settings; says which do not fit, and which would.
+      UserError: transformers has no architecture with these settings; the message lists those that do not fit.
     """
     if isinstance(config, DualEncoderConfig):
-        layout, data = _siglip(config)
+        tensor_format, data = _siglip(config)
     elif isinstance(config, TextConfig):
-        layout, data = _gemma(config, special_tokens)
+        tensor_format, data = _gemma(config, special_tokens)
     elif config.cross == "separate":
-        layout, data = _t5gemma(config, special_tokens)
+        tensor_format, data = _t5gemma(config, special_tokens)
     else:
-        layout, data = _t5gemma2(config, special_tokens)
-    return layout, data | {"dtype": dtype}
+        tensor_format, data = _t5gemma2(config, special_tokens)
+    return tensor_format, data | {"dtype": dtype}
 
 
 def deviations(config: ModelConfig) -> list[str]:
-    """What transformers computes otherwise than the model, for want of a setting."""
-    found = []
+    """Returns a line for each input on which transformers, for want of a setting, computes otherwise than the model."""
+    notes = []
     if isinstance(config, EncoderDecoderConfig) and config.encoder_window == "each_side":
-        found.append(
+        notes.append(
             f"inputs longer than {config.encoder.window} tokens: the encoder's window was trained with "
             f"{config.encoder.window - 1} tokens on each side, transformers 5.8 to 5.23 takes {config.encoder.window}"
         )
     if isinstance(config, TextConfig) and config.images is not None:
         tokens, window = config.images.tokens, config.window
         if config.images.window and tokens > window:
-            found.append(f"an image of {tokens} tokens, which is bounded by the window of {window} here and not there")
-    return found
+            notes.append(f"an image of {tokens} tokens, which is bounded by the window of {window} here and not there")
+    return notes
 
 
 def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of the tensors that a T5Gemma 2 without images has in transformers nevertheless, all zeros.
+    """Returns the shapes by name of the image tower, all zeros, that transformers' T5Gemma 2 has without images too.
 
     Args:
-      width: D, of the model.
+      width: D, the model's width.
     """
     vision, projector = "model.encoder.vision_tower.vision_model.", "model.encoder.multi_modal_projector."
     return {
@@ -80,31 +81,45 @@ def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _gemma(config: TextConfig, special_tokens: dict[str, Any]) -> Described:
+def placeholders(tensor_format: names.TensorFormat, config: ModelConfig | None) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes by name of tensors that transformers' class needs although the model has no such weights.
+
+    A T5Gemma 2 of ours may have no images or no end-of-image token; transformers' class always has both.
+    """
+    if tensor_format is not names.HF_T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
+        return {}
+    width = config.encoder.width
+    tower = empty_tower(width) if config.encoder.images is None else {}
+    sides = ("encoder",) if config.tied_embedding else ("encoder", "decoder")
+    eoi = {f"model.{side}.embed_tokens.eoi_embedding": (width,) for side in sides} if config.eoi_id is None else {}
+    return tower | eoi
+
+
+def _gemma(config: TextConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
     tied = {"tie_word_embeddings": config.tied_head}
     if not config.qk_norm:
-        _demand("Gemma 2 (qk_norm = False)", [*_gemma2_wishes("", config), ("images", config.images, None)])
-        return names.HF_GEMMA, _named("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | special_tokens
-    _demand("Gemma 3 (qk_norm = True)", _gemma3_wishes("", config))
+        _require("Gemma 2 (qk_norm = False)", [*_gemma2_requirements("", config), ("images", config.images, None)])
+        return names.HF_GEMMA, _header("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | special_tokens
+    _require("Gemma 3 (qk_norm = True)", _gemma3_requirements("", config))
     text = {"model_type": "gemma3_text"} | _stack(config) | tied | special_tokens
     if config.images is None:
-        return names.HF_GEMMA, _named("Gemma3ForCausalLM", "gemma3_text") | text
+        return names.HF_GEMMA, _header("Gemma3ForCausalLM", "gemma3_text") | text
     # transformers' class for images has no cap, whatever its config says
-    _demand("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
+    _require("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
     images = _images(config.images) | {"image_token_index": config.images.token, "eoi_token_index": config.images.end}
-    head = _named("Gemma3ForConditionalGeneration", "gemma3")
+    head = _header("Gemma3ForConditionalGeneration", "gemma3")
     return names.HF_GEMMA3_IMAGES, head | {"text_config": text} | images | tied | special_tokens
 
 
-def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> Described:
+def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
     encoder, decoder = config.encoder, config.decoder
     # transformers' window is "each_side" to 5.0 and "each_side_inclusive" since 5.8: it has no setting for it
     window = "each_side" if config.encoder_window == "around" else config.encoder_window
-    _demand(
+    _require(
         "T5Gemma (cross = 'separate')",
         [
-            *_gemma2_wishes("encoder.", encoder),
-            *_gemma2_wishes("decoder.", decoder),
+            *_gemma2_requirements("encoder.", encoder),
+            *_gemma2_requirements("decoder.", decoder),
             ("cross_layers", config.cross_layers, "all"),
             ("tied_embedding", config.tied_embedding, False),
             ("eoi_id", config.eoi_id, None),
@@ -120,17 +135,17 @@ def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> De
         | {"cross_attention_hidden_size": encoder.width}
         | (_stack(decoder) | tied | special_tokens),
     }
-    head = _named("T5GemmaForConditionalGeneration", "t5gemma") | {"is_encoder_decoder": True}
+    head = _header("T5GemmaForConditionalGeneration", "t5gemma") | {"is_encoder_decoder": True}
     return names.HF_T5GEMMA, head | sides | {"vocab_size": decoder.vocab_size} | tied | special_tokens
 
 
-def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> Described:
+def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
     encoder, decoder, images = config.encoder, config.decoder, config.encoder.images
-    _demand(
+    _require(
         "T5Gemma 2 (cross = 'merged')",
         [
-            *_gemma3_wishes("encoder.", encoder),
-            *_gemma3_wishes("decoder.", decoder),
+            *_gemma3_requirements("encoder.", encoder),
+            *_gemma3_requirements("decoder.", decoder),
             ("cross_layers", config.cross_layers, "all"),
             ("encoder_window", config.encoder_window, "around"),
             ("encoder_attention", config.encoder_attention, "bidirectional"),
@@ -148,13 +163,13 @@ def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> D
         "encoder": {"model_type": "t5gemma2_encoder", "text_config": text} | side | eoi | token | tied,
         "decoder": {"model_type": "t5gemma2_decoder"} | _stack(decoder) | tied | special_tokens,
     }
-    head = _named("T5Gemma2ForConditionalGeneration", "t5gemma2") | {"is_encoder_decoder": True}
+    head = _header("T5Gemma2ForConditionalGeneration", "t5gemma2") | {"is_encoder_decoder": True}
     return names.HF_T5GEMMA2, head | sides | token | eoi | tied | special_tokens
 
 
-def _siglip(config: DualEncoderConfig) -> Described:
+def _siglip(config: DualEncoderConfig) -> FormatAndConfig:
     text = config.text
-    described = {
+    text_config = {
         "model_type": "siglip_text_model",
         "vocab_size": text.vocab_size,
         "hidden_size": text.width,
@@ -171,11 +186,11 @@ def _siglip(config: DualEncoderConfig) -> Described:
         "eos_token_id": 1,
         "bos_token_id": None,
     }
-    towers = {"text_config": described, "vision_config": _vision(config.vision)}
-    return names.HF_SIGLIP, _named("SiglipModel", "siglip") | towers
+    towers = {"text_config": text_config, "vision_config": _vision(config.vision)}
+    return names.HF_SIGLIP, _header("SiglipModel", "siglip") | towers
 
 
-def _named(architecture: str, model_type: str) -> dict[str, Any]:
+def _header(architecture: str, model_type: str) -> dict[str, Any]:
     return {"architectures": [architecture], "model_type": model_type}
 
 
@@ -190,7 +205,7 @@ def _stack(config: TextConfig) -> dict[str, Any]:
         "head_dim": config.head_size,
         "query_pre_attn_scalar": int(config.query_scalar or config.head_size),
         "sliding_window": config.window,
-        "layer_types": [TYPES[config.kind(layer)] for layer in range(config.layers)],
+        "layer_types": [LAYER_TYPES[config.kind(layer)] for layer in range(config.layers)],
         **_ropes(config),
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.final_softcap,
@@ -204,22 +219,24 @@ def _stack(config: TextConfig) -> dict[str, Any]:
 
 
 def _positions(config: TextConfig) -> int:
-    """What a release with this window says; it bounds nothing that is computed."""
+    """Returns the max_position_embeddings of the release with this window; it limits no computation."""
     if not config.qk_norm:
         return 8192
     return 32_768 if config.window <= 512 else 131_072
 
 
 def _ropes(config: TextConfig) -> dict[str, Any]:
-    """rope_parameters, and the same in the fields of transformers 4, which would run Gemma 3 with its defaults."""
-    whole = _rope(config.rope_global)
+    """Returns rope_parameters, and the same in the fields of transformers 4, which would else run with its defaults."""
+    global_rope = _rope(config.rope_global)
     older: dict[str, Any] = {"rope_theta": config.rope_global.base, "rope_scaling": None}
     if config.rope_global.factor != 1:
         older["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_global.factor}
-    if not config.qk_norm:  # Gemma 2 has one for all layers
-        return {"rope_parameters": whole} | older
+    if not config.qk_norm:  # Gemma 2 has one rotary embedding for all layers
+        return {"rope_parameters": global_rope} | older
     older["rope_local_base_freq"] = config.rope_local.base
-    return {"rope_parameters": {TYPES["local"]: _rope(config.rope_local), TYPES["global"]: whole}} | older
+    return {
+        "rope_parameters": {LAYER_TYPES["local"]: _rope(config.rope_local), LAYER_TYPES["global"]: global_rope}
+    } | older
 
 
 def _rope(rope: Rope) -> dict[str, Any]:
@@ -258,36 +275,36 @@ def _vision(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _gemma2_wishes(where: str, stack: TextConfig) -> list[Wish]:
+def _gemma2_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
     return [
-        (f"{where}qk_norm", stack.qk_norm, False),
-        (f"{where}rope_local", stack.rope_local, stack.rope_global),
-        *_stack_wishes(where, stack),
+        (f"{prefix}qk_norm", stack.qk_norm, False),
+        (f"{prefix}rope_local", stack.rope_local, stack.rope_global),
+        *_stack_requirements(prefix, stack),
     ]
 
 
-def _gemma3_wishes(where: str, stack: TextConfig) -> list[Wish]:
+def _gemma3_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
     return [
-        (f"{where}qk_norm", stack.qk_norm, True),
-        (f"{where}attention_softcap", stack.attention_softcap, None),
-        *_stack_wishes(where, stack),
+        (f"{prefix}qk_norm", stack.qk_norm, True),
+        (f"{prefix}attention_softcap", stack.attention_softcap, None),
+        *_stack_requirements(prefix, stack),
     ]
 
 
-def _stack_wishes(where: str, stack: TextConfig) -> list[Wish]:
-    whole = None if stack.query_scalar is None else int(stack.query_scalar)
+def _stack_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
+    whole_scalar = None if stack.query_scalar is None else int(stack.query_scalar)
     return [
-        (f"{where}query_scalar", stack.query_scalar, whole),
-        # though the heads' size is a setting of its own, transformers insists
-        (f"{where}width", stack.width, -(-stack.width // stack.heads) * stack.heads),
+        (f"{prefix}query_scalar", stack.query_scalar, whole_scalar),
+        # though the head size is a setting of its own, transformers insists
+        (f"{prefix}width", stack.width, -(-stack.width // stack.heads) * stack.heads),
     ]
 
 
-def _demand(architecture: str, wishes: Sequence[Wish]) -> None:
-    """Raises UserError if a setting has another value than the architecture has."""
-    wrong = [f"{name} = {value!r} (it has {wanted!r})" for name, value, wanted in wishes if value != wanted]
+def _require(architecture: str, requirements: Sequence[Requirement]) -> None:
+    """Raises UserError if a setting has another value than the architecture needs."""
+    wrong = [f"{name} = {value!r} (it has {needed!r})" for name, value, needed in requirements if value != needed]
     if wrong:
         raise UserError(
-            f"transformers cannot express this model: of its architectures {architecture} is the nearest, which does "
-            f"not fit {', '.join(wrong)}. A model folder keeps it; to export it, train it with settings that fit"
+            f"transformers cannot express this model: the nearest of its architectures is {architecture}, which does "
+            f"not have {', '.join(wrong)}. A model folder keeps it; to export it, train it with settings that fit"
         )

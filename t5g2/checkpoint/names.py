@@ -1,16 +1,16 @@
-"""The tensors of other formats and the leaves of ours that they hold: one table per layout, read in both directions.
+"""Names and axes of the tensors of other formats: one table per format, read in both directions.
 
-A row ties one tensor of theirs to one or several leaves of ours, and says how the tensor is laid out from them, as a
-pattern over axes: "D N H -> (N H) D" is a linear layer [out, in] whose outputs are heads. Nothing is ever computed:
-axes are moved, split, merged, stacked and sliced, so every row is exact in every dtype, both ways.
+A row matches one tensor with one or several leaves of our models, and describes the tensor's axes by a pattern:
+"D N H -> (N H) D" is a linear layer [out, in] whose outputs are heads. Values are never computed: axes are moved, split,
+merged, stacked and sliced, so every row is exact in every dtype, both ways.
 
-    theirs                                  ours                     pattern
+    tensor                                  leaf                     pattern
     model.layers.{i}.mlp.up_proj.weight     layers.mlp.up, layer i   "I O -> O I"
     layer_{i}/attn/kv_einsum/w              layers.attention.k, .v   "D K H -> * K D H"     (* = which leaf)
 
 Sources: transformers 5.23.0 (modeling_*.py, conversion_mapping.py) and the files of its hub; google-deepmind/gemma
 @ 7691fd4 (gm/nn, gm/ckpts). A table holds the rows of every variant (text only or with images, tied or not, with or
-without norms of queries and keys): those whose leaves a model has are the ones that count.
+without norms of queries and keys); a model uses those whose leaves it has.
 """
 
 import re
@@ -27,192 +27,204 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Arrange:
-    """How one tensor is laid out from leaves: "axes of a leaf -> axes of the tensor"; "" = as it is.
+class AxisPattern:
+    """Axes of a tensor, from those of its leaves: "axes of a leaf -> axes of the tensor"; "" = the same axes.
 
-    A name stands for an axis, (a b) for two merged into one, 1 for an axis of size 1, and * for the axis that counts
-    the leaves, outermost in whatever it is merged into.
+    A name is an axis, (a b) two merged into one, 1 an axis of size 1, and * the axis over the leaves, outermost in
+    whatever it is merged into.
 
     Attributes:
-      rows: {V: V'}: a table of V rows is stored with V' of them; the surplus ones are never looked up, and are cut.
+      rows: {V: V'}: a table of V rows is stored with V' rows; the surplus ones are never looked up, and are cut.
     """
 
     pattern: str
     rows: Mapping[int, int] = field(default_factory=dict)
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The tensor's shape, from those of its leaves, which are all alike."""
+        """Returns the shape of the tensor, from those of its leaves, which are all the same."""
         if len(set(shapes)) != 1:
-            raise ValueError(f"leaves of shapes {list(shapes)} have no tensor in common")
+            raise ValueError(f"leaves of shapes {list(shapes)} cannot share a tensor")
         if not self.pattern:
             return (self.rows.get(shapes[0][0], shapes[0][0]), *shapes[0][1:]) if self.rows else shapes[0]
-        sizes = self._sizes(shapes)
-        return tuple(prod(sizes[axis] for axis in group) for group in self._groups)
+        sizes = self._axis_sizes(shapes)
+        return tuple(prod(sizes[axis] for axis in group) for group in self._tensor_groups)
 
-    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor made of its leaves; surplus rows are not made up."""
+    def to_tensor(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the tensor of these leaves; surplus rows are not added."""
         if not self.pattern:
             return leaves[0]
-        joined = "*" in self.pattern
-        array = np.stack(leaves) if joined else leaves[0]
-        order = [(["*", *self._ours] if joined else self._ours).index(axis) for axis in self._flat]
+        is_stacked = "*" in self.pattern
+        array = np.stack(leaves) if is_stacked else leaves[0]
+        axes = ["*", *self._leaf_axes] if is_stacked else self._leaf_axes
+        order = [axes.index(axis) for axis in self._tensor_axes]
         return array.transpose(order).reshape(self.shape([leaf.shape for leaf in leaves]))
 
-    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape], index: int) -> np.ndarray:
-        """The leaf number `index` of a tensor, contiguous and with no hold on the rest of it."""
+    def to_leaf(self, tensor: np.ndarray, shapes: Sequence[Shape], leaf_index: int) -> np.ndarray:
+        """Returns one of the leaves of a tensor, contiguous and without a reference to the rest of it."""
         if not self.pattern:
             return tensor[: shapes[0][0]] if self.rows else tensor
-        sizes = self._sizes(shapes)
-        array = tensor.reshape([sizes[axis] for axis in self._flat])
-        flat = self._flat
-        if "*" in flat:  # always outermost of all
-            array, flat = array[index], flat[1:]
-        leaf = array.transpose([flat.index(axis) for axis in self._ours])
-        return np.array(leaf, order="C", copy=True if "*" in self._flat else None)
+        sizes = self._axis_sizes(shapes)
+        axes = self._tensor_axes
+        array = tensor.reshape([sizes[axis] for axis in axes])
+        if "*" in axes:  # always the outermost axis
+            array, axes = array[leaf_index], axes[1:]
+        leaf = array.transpose([axes.index(axis) for axis in self._leaf_axes])
+        # one leaf of several is copied: a view would keep the whole tensor in memory
+        return np.array(leaf, order="C", copy=True if "*" in self._tensor_axes else None)
 
     @property
-    def _ours(self) -> list[str]:
+    def _leaf_axes(self) -> list[str]:
         return self.pattern.split("->")[0].split()
 
     @property
-    def _groups(self) -> list[list[str]]:
+    def _tensor_groups(self) -> list[list[str]]:
         right = re.findall(r"\(([^)]*)\)|(\S+)", self.pattern.split("->")[1])
         return [merged.split() if merged else [alone] if alone != "1" else [] for merged, alone in right]
 
     @property
-    def _flat(self) -> list[str]:
-        return [axis for group in self._groups for axis in group]
+    def _tensor_axes(self) -> list[str]:
+        return [axis for group in self._tensor_groups for axis in group]
 
-    def _sizes(self, shapes: Sequence[Shape]) -> dict[str, int]:
-        return dict(zip(self._ours, shapes[0], strict=True)) | {"*": len(shapes)}
+    def _axis_sizes(self, shapes: Sequence[Shape]) -> dict[str, int]:
+        return dict(zip(self._leaf_axes, shapes[0], strict=True)) | {"*": len(shapes)}
 
 
-SAME = Arrange("")
-LINEAR = Arrange("I O -> O I")
-TO_HEADS = Arrange("D N H -> (N H) D")
-FROM_HEADS = Arrange("N H D -> D (N H)")
-HEADS_BIAS = Arrange("N H -> (N H)")
-CONV = Arrange("h w c D -> D c h w")
-PACKED = Arrange("D N H -> (* N H) D")
-PACKED_BIAS = Arrange("N H -> (* N H)")
-PROBE = Arrange("D -> 1 1 D")
-SCALAR = Arrange(" -> 1")
+SAME = AxisPattern("")
+LINEAR = AxisPattern("I O -> O I")
+TO_HEADS = AxisPattern("D N H -> (N H) D")
+FROM_HEADS = AxisPattern("N H D -> D (N H)")
+HEADS_BIAS = AxisPattern("N H -> (N H)")
+CONV = AxisPattern("h w c D -> D c h w")
+PACKED = AxisPattern("D N H -> (* N H) D")
+PACKED_BIAS = AxisPattern("N H -> (* N H)")
+PROBE = AxisPattern("D -> 1 1 D")
+SCALAR = AxisPattern(" -> 1")
 
-# google-deepmind/gemma: einsum weights keep their heads apart; keys and values, or all three, are stacked
-EINSUM = Arrange("D N H -> N D H")
-EINSUMS = Arrange("D N H -> * N D H")
-GATES = Arrange("D F -> * D F")
-GATES_TRANSPOSED = Arrange("D F -> * F D")
-BATCHED = Arrange("P D -> 1 P D")
+# google-deepmind/gemma: einsum weights have an axis of heads; keys and values, or all three, are stacked
+EINSUM = AxisPattern("D N H -> N D H")
+EINSUMS = AxisPattern("D N H -> * N D H")
+GATES = AxisPattern("D F -> * D F")
+GATES_TRANSPOSED = AxisPattern("D F -> * F D")
+BATCHED = AxisPattern("P D -> 1 P D")
 # the tables of Gemma 2 and T5Gemma were padded to a multiple of 256 rows for the hardware
-PADDED = Arrange("", rows={256_000: 256_128})
+PADDED = AxisPattern("", rows={256_000: 256_128})
 
-Ours = str | tuple[str, ...]
-Row = tuple[str, Ours, Arrange]
+LeafPaths = str | tuple[str, ...]
+FormatRow = tuple[str, LeafPaths, AxisPattern]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A format: its table, and what else may be found in its files.
+class TensorFormat:
+    """A format: its table, and what else its files may hold.
 
     Attributes:
-      title: what messages and provenance call it.
-      rows: theirs, ours, how; {i} is the layer's number. Where two rows give the same leaves, either may be found.
-      copies: {a tensor that may be stored again: the tensor that it repeats}, where weights are tied.
-      spellings: regular expressions and what they are replaced by, in turn, before a name is looked up.
+      title: name of the format in messages and provenance.
+      rows: (tensor, leaf or leaves, axes); {i} is the number of the layer. If two rows have the same leaves, either
+        tensor may be stored.
+      copies: {a tensor that may be stored again: the tensor that it repeats}, for tied weights.
+      aliases: (regular expression, replacement), applied in turn to a name before it is looked up.
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[FormatRow, ...]
     copies: Mapping[str, str] = field(default_factory=dict)
-    spellings: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
-    def spelled(self, found: str) -> str:
-        """The table's name of a tensor that was found under any of its names."""
-        for pattern, replacement in self.spellings:
-            found = re.sub(pattern, replacement, found)
-        return found
+    def canonical_name(self, name: str) -> str:
+        """Returns the table's name of a tensor that is stored under any of its names."""
+        for pattern, replacement in self.aliases:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
 @dataclass(frozen=True)
-class Tied:
-    """One tensor of theirs and the leaves that it holds.
+class TensorMatch:
+    """One tensor and the leaves that it holds.
 
     Attributes:
-      name: the table's; keys: of the leaves, in the pattern's order; shapes: of the leaves.
+      name: canonical name of the tensor.
+      keys, shapes: those of its leaves, in the order of the * axis.
     """
 
     name: str
     keys: tuple[LeafKey, ...]
     shapes: tuple[Shape, ...]
-    arrange: Arrange
+    axes: AxisPattern
 
     @property
     def shape(self) -> Shape:
-        """Of the tensor."""
-        return self.arrange.shape(self.shapes)
+        """Shape of the tensor."""
+        return self.axes.shape(self.shapes)
 
 
-def tie(layout: Layout, leaves: Mapping[LeafKey, Leaf], found: Mapping[str, Shape] | None = None) -> list[Tied]:
-    """Which tensor holds which leaves, every leaf once, in the table's order layer by layer.
+def match_tensors(
+    tensor_format: TensorFormat, leaves: Mapping[LeafKey, Leaf], tensor_shapes: Mapping[str, Shape] | None = None
+) -> list[TensorMatch]:
+    """Matches tensors with leaves, every leaf once, layer by layer in the order of the table.
 
     Args:
-      leaves: of a model, abstract ones serve.
-      found: shapes of the tensors that there are, by the table's names; they decide between two rows for the same
-        leaves. None = the first of them.
+      tensor_format: the format of the tensors.
+      leaves: the leaves of a model, which may be abstract.
+      found: shapes of the stored tensors, by the table's names; they decide between two rows for the same leaves.
+        None = the first row is taken.
 
     Raises:
-      UserError: a tensor's shape fits two rows, so which leaf is where cannot be told; the layout has no row for a
-        leaf, because the model is of another kind.
+      UserError: the shape of a tensor fits two rows, so its axes are ambiguous; the format has no row for a leaf,
+        because the model is of another kind.
     """
-    chosen: dict[LeafKey, Tied] = {}
-    candidates = list(_candidates(layout.rows, leaves))
-    fitting = [tied for tied in candidates if found is not None and found.get(tied.name) == tied.shape]
-    for one in fitting:
-        other = next((t for t in fitting if t.name == one.name and t.arrange.pattern != one.arrange.pattern), None)
+    candidates = list(_candidates(tensor_format.rows, leaves))
+    fitting = [match for match in candidates if tensor_shapes and tensor_shapes.get(match.name) == match.shape]
+    # square sizes can fit a pattern and its transpose alike; a guess would silently transpose the weights
+    for match in fitting:
+        other = next((m for m in fitting if m.name == match.name and m.axes.pattern != match.axes.pattern), None)
         if other is not None:
             raise UserError(
-                f"{one.name} has shape {list(one.shape)}, which can be read as {one.arrange.pattern!r} and as "
-                f"{other.arrange.pattern!r} alike, so its axes cannot be told apart; convert it from another format"
+                f"{match.name} has shape {list(match.shape)}, which can be read as {match.axes.pattern!r} and as "
+                f"{other.axes.pattern!r} alike, so its axes are ambiguous; convert it from another format"
             )
-    named = [tied for tied in candidates if found is not None and tied.name in found]
-    for tied in [*fitting, *named, *candidates]:
-        if not any(key in chosen for key in tied.keys):
-            chosen |= dict.fromkeys(tied.keys, tied)
-    lost = sorted(name(key) for key in leaves.keys() - chosen.keys())
-    if lost:
+    # preferred are tensors of the right name and shape, then of the right name, whose shape is reported later
+    stored = [match for match in candidates if tensor_shapes and match.name in tensor_shapes]
+    chosen: dict[LeafKey, TensorMatch] = {}
+    for match in [*fitting, *stored, *candidates]:
+        if not any(key in chosen for key in match.keys):
+            chosen |= dict.fromkeys(match.keys, match)
+    unmatched = sorted(name(key) for key in leaves.keys() - chosen.keys())
+    if unmatched:
         raise UserError(
-            f"{layout.title} has no tensor for {len(lost)} weights of this architecture: {', '.join(lost[:8])}"
-            f"{', …' if len(lost) > 8 else ''}; give the architecture that the folder's weights are of"
+            f"{tensor_format.title} has no tensor for {len(unmatched)} weights of this architecture: "
+            f"{', '.join(unmatched[:8])}{', …' if len(unmatched) > 8 else ''}; give the architecture of the folder's "
+            f"weights"
         )
-    return [tied for tied in candidates if chosen[tied.keys[0]] is tied]
+    return [match for match in candidates if chosen[match.keys[0]] is match]
 
 
-def _candidates(rows: Sequence[Row], leaves: Mapping[LeafKey, Leaf]) -> Iterable[Tied]:
-    """Every row of every layer whose leaves there are; rows of one layer stand together."""
+def _candidates(rows: Sequence[FormatRow], leaves: Mapping[LeafKey, Leaf]) -> Iterable[TensorMatch]:
+    """Yields a match for each row of each layer whose leaves exist; the rows of one layer stand together."""
     layers: dict[str, list[int | None]] = {}
     for path, layer in leaves:
         layers.setdefault(path, []).append(layer)
-    found = []
-    for order, (theirs, ours, _) in enumerate(rows):
-        paths = (ours,) if isinstance(ours, str) else ours
+    matches = []
+    for order, (tensor_name, leaf_paths, axes) in enumerate(rows):
+        paths = (leaf_paths,) if isinstance(leaf_paths, str) else leaf_paths
         for layer in layers.get(paths[0], ()):
             keys = tuple((path, layer) for path in paths)
             shapes = tuple(leaves[key].shape for key in keys if key in leaves)
             if len(shapes) == len(keys) and len(set(shapes)) == 1:
-                found.append((-1 if layer is None else layer, order, theirs.replace("{i}", str(layer)), keys, shapes))
-    for _, order, theirs, keys, shapes in sorted(found, key=lambda entry: entry[:2]):
-        yield Tied(theirs, keys, shapes, rows[order][2])
+                place = (-1 if layer is None else layer, order)
+                matches.append((place, TensorMatch(tensor_name.replace("{i}", str(layer)), keys, shapes, axes)))
+    return (match for _, match in sorted(matches, key=lambda entry: entry[0]))
 
 
-def under(theirs: str, ours: str, rows: Iterable[Row]) -> tuple[Row, ...]:
-    """The rows with a prefix before each name of theirs and of ours."""
-    moved = []
-    for their_name, our_names, arrange in rows:
-        names = (our_names,) if isinstance(our_names, str) else our_names
-        prefixed = tuple(ours + path for path in names)
-        moved.append((theirs + their_name, prefixed[0] if isinstance(our_names, str) else prefixed, arrange))
-    return tuple(moved)
+def with_prefix(tensor_prefix: str, leaf_prefix: str, rows: Iterable[FormatRow]) -> tuple[FormatRow, ...]:
+    """Returns the rows with a prefix before each name of a tensor and of a leaf."""
+    prefixed: list[FormatRow] = []
+    for tensor_name, leaf_paths, axes in rows:
+        if isinstance(leaf_paths, str):
+            paths: LeafPaths = leaf_prefix + leaf_paths
+        else:
+            paths = tuple(leaf_prefix + path for path in leaf_paths)
+        prefixed.append((tensor_prefix + tensor_name, paths, axes))
+    return tuple(prefixed)
 
 
 # ---- Hugging Face: a linear layer's weight is [out, in], names end in .weight and .bias ----
@@ -233,23 +245,23 @@ HF_MLP = (
 )
 HF_GEMMA_BLOCK = (
     ("input_layernorm.weight", "pre_attention_norm.scale", SAME),
-    *under("self_attn.", "attention.", HF_ATTENTION),
+    *with_prefix("self_attn.", "attention.", HF_ATTENTION),
     ("post_attention_layernorm.weight", "post_attention_norm.scale", SAME),
     *HF_MLP,
 )
 HF_GEMMA_STACK = (
     ("embed_tokens.weight", "embedder.table", SAME),
-    *under("layers.{i}.", "layers.", HF_GEMMA_BLOCK),
+    *with_prefix("layers.{i}.", "layers.", HF_GEMMA_BLOCK),
     ("norm.weight", "final_norm.scale", SAME),
 )
 HF_T5GEMMA_STACK = (
     ("layers.{i}.pre_self_attn_layernorm.weight", "layers.pre_attention_norm.scale", SAME),
-    *under("layers.{i}.self_attn.", "layers.attention.", HF_ATTENTION),
+    *with_prefix("layers.{i}.self_attn.", "layers.attention.", HF_ATTENTION),
     ("layers.{i}.post_self_attn_layernorm.weight", "layers.post_attention_norm.scale", SAME),
     ("layers.{i}.pre_cross_attn_layernorm.weight", "layers.pre_cross_norm.scale", SAME),
-    *under("layers.{i}.cross_attn.", "layers.cross_attention.", HF_ATTENTION),
+    *with_prefix("layers.{i}.cross_attn.", "layers.cross_attention.", HF_ATTENTION),
     ("layers.{i}.post_cross_attn_layernorm.weight", "layers.post_cross_norm.scale", SAME),
-    *under("layers.{i}.", "layers.", HF_MLP),
+    *with_prefix("layers.{i}.", "layers.", HF_MLP),
     ("norm.weight", "final_norm.scale", SAME),
 )
 HF_NORM = (("weight", "scale", SAME), ("bias", "bias", SAME))
@@ -260,7 +272,7 @@ HF_SIGLIP_MLP = (
     ("mlp.fc2.bias", "mlp.down.bias", SAME),
 )
 HF_SIGLIP_STACK = (
-    *under("layer_norm1.", "pre_attention_norm.", HF_NORM),
+    *with_prefix("layer_norm1.", "pre_attention_norm.", HF_NORM),
     ("self_attn.q_proj.weight", "attention.q.kernel", TO_HEADS),
     ("self_attn.q_proj.bias", "attention.q.bias", HEADS_BIAS),
     ("self_attn.k_proj.weight", "attention.k.kernel", TO_HEADS),
@@ -269,15 +281,15 @@ HF_SIGLIP_STACK = (
     ("self_attn.v_proj.bias", "attention.v.bias", HEADS_BIAS),
     ("self_attn.out_proj.weight", "attention.o.kernel", FROM_HEADS),
     ("self_attn.out_proj.bias", "attention.o.bias", SAME),
-    *under("layer_norm2.", "pre_mlp_norm.", HF_NORM),
+    *with_prefix("layer_norm2.", "pre_mlp_norm.", HF_NORM),
     *HF_SIGLIP_MLP,
 )
 HF_VISION = (
     ("embeddings.patch_embedding.weight", "vision.patches.kernel", CONV),
     ("embeddings.patch_embedding.bias", "vision.patches.bias", SAME),
     ("embeddings.position_embedding.weight", "vision.positions", SAME),
-    *under("encoder.layers.{i}.", "vision.layers.", HF_SIGLIP_STACK),
-    *under("post_layernorm.", "vision.final_norm.", HF_NORM),
+    *with_prefix("encoder.layers.{i}.", "vision.layers.", HF_SIGLIP_STACK),
+    *with_prefix("post_layernorm.", "vision.final_norm.", HF_NORM),
     ("head.probe", "vision.pool.probe", PROBE),
     (
         "head.attention.in_proj_weight",
@@ -291,8 +303,8 @@ HF_VISION = (
     ),
     ("head.attention.out_proj.weight", "vision.pool.attention.o.kernel", FROM_HEADS),
     ("head.attention.out_proj.bias", "vision.pool.attention.o.bias", SAME),
-    *under("head.layernorm.", "vision.pool.norm.", HF_NORM),
-    *under("head.", "vision.pool.", HF_SIGLIP_MLP),
+    *with_prefix("head.layernorm.", "vision.pool.norm.", HF_NORM),
+    *with_prefix("head.", "vision.pool.", HF_SIGLIP_MLP),
 )
 HF_PROJECTOR = (
     ("mm_input_projection_weight", "projector.kernel", SAME),
@@ -301,40 +313,40 @@ HF_PROJECTOR = (
 # towers made in transformers 5 are saved without this segment, those of the hub with it
 WITH_VISION_MODEL = (r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
 
-HF_GEMMA = Layout(
+HF_GEMMA = TensorFormat(
     "Hugging Face Gemma",
-    (*under("model.", "", HF_GEMMA_STACK), ("lm_head.weight", "unembedder.table", SAME)),
+    (*with_prefix("model.", "", HF_GEMMA_STACK), ("lm_head.weight", "unembedder.table", SAME)),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
 )
-HF_GEMMA3_IMAGES = Layout(
+HF_GEMMA3_IMAGES = TensorFormat(
     "Hugging Face Gemma 3 with images",
     (
-        *under("language_model.model.", "", HF_GEMMA_STACK),
-        *under("vision_tower.vision_model.", "", HF_VISION),
-        *under("multi_modal_projector.", "", HF_PROJECTOR),
+        *with_prefix("language_model.model.", "", HF_GEMMA_STACK),
+        *with_prefix("vision_tower.vision_model.", "", HF_VISION),
+        *with_prefix("multi_modal_projector.", "", HF_PROJECTOR),
         ("lm_head.weight", "unembedder.table", SAME),
     ),
     copies={"lm_head.weight": "language_model.model.embed_tokens.weight"},
-    spellings=(
+    aliases=(
         (r"^model\.language_model\.", "language_model.model."),
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
         WITH_VISION_MODEL,
     ),
 )
-HF_T5GEMMA = Layout(
+HF_T5GEMMA = TensorFormat(
     "Hugging Face T5Gemma",
     (
         ("model.encoder.embed_tokens.weight", "encoder_embedder.table", SAME),
         ("model.decoder.embed_tokens.weight", "decoder_embedder.table", SAME),
-        *under("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
-        *under("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
         ("lm_head.out_proj.weight", "unembedder.table", SAME),
     ),
     copies={"lm_head.out_proj.weight": "model.decoder.embed_tokens.weight"},
-    spellings=((r"^(encoder|decoder)\.", r"model.\1."),),
+    aliases=((r"^(encoder|decoder)\.", r"model.\1."),),
 )
-HF_T5GEMMA2 = Layout(
+HF_T5GEMMA2 = TensorFormat(
     "Hugging Face T5Gemma 2",
     (
         ("model.encoder.embed_tokens.weight", "embedder.table", SAME),
@@ -343,10 +355,10 @@ HF_T5GEMMA2 = Layout(
         ("model.encoder.embed_tokens.eoi_embedding", "encoder_embedder.eoi", SAME),
         ("model.decoder.embed_tokens.weight", "decoder_embedder.table", SAME),
         ("model.decoder.embed_tokens.eoi_embedding", "decoder_embedder.eoi", SAME),
-        *under("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
-        *under("model.encoder.vision_tower.vision_model.", "", HF_VISION),
-        *under("model.encoder.multi_modal_projector.", "", HF_PROJECTOR),
-        *under("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.encoder.", "encoder.", HF_T5GEMMA_STACK),
+        *with_prefix("model.encoder.vision_tower.vision_model.", "", HF_VISION),
+        *with_prefix("model.encoder.multi_modal_projector.", "", HF_PROJECTOR),
+        *with_prefix("model.decoder.", "decoder.", HF_T5GEMMA_STACK),
         ("lm_head.out_proj.weight", "unembedder.table", SAME),
     ),
     copies={
@@ -354,30 +366,30 @@ HF_T5GEMMA2 = Layout(
         "model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight",
         "model.decoder.embed_tokens.eoi_embedding": "model.encoder.embed_tokens.eoi_embedding",
     },
-    spellings=(
+    aliases=(
         (r"^(encoder|decoder)\.", r"model.\1."),
         (r"^model\.encoder\.text_model\.", "model.encoder."),
         WITH_VISION_MODEL,
     ),
 )
-HF_SIGLIP = Layout(
+HF_SIGLIP = TensorFormat(
     "Hugging Face SigLIP",
     (
-        *under("vision_model.", "", HF_VISION),
+        *with_prefix("vision_model.", "", HF_VISION),
         ("text_model.embeddings.token_embedding.weight", "text.embedder.table", SAME),
         ("text_model.embeddings.position_embedding.weight", "text.positions", SAME),
-        *under("text_model.encoder.layers.{i}.", "text.layers.", HF_SIGLIP_STACK),
-        *under("text_model.final_layer_norm.", "text.final_norm.", HF_NORM),
+        *with_prefix("text_model.encoder.layers.{i}.", "text.layers.", HF_SIGLIP_STACK),
+        *with_prefix("text_model.final_layer_norm.", "text.final_norm.", HF_NORM),
         ("text_model.head.weight", "text.head.kernel", LINEAR),
         ("text_model.head.bias", "text.head.bias", SAME),
         ("logit_scale", "logit_scale", SCALAR),
         ("logit_bias", "logit_bias", SCALAR),
     ),
 )
-HF_SIGLIP_VISION = Layout(
+HF_SIGLIP_VISION = TensorFormat(
     "Hugging Face SigLIP vision tower",
-    under("vision_model.", "", HF_VISION),
-    spellings=((r"^(?!vision_model\.)", "vision_model."),),
+    with_prefix("vision_model.", "", HF_VISION),
+    aliases=((r"^(?!vision_model\.)", "vision_model."),),
 )
 
 
@@ -392,10 +404,10 @@ FLAX_ATTENTION = (
 )
 FLAX_BLOCK = (
     ("pre_attention_norm/scale", "pre_attention_norm.scale", SAME),
-    *under("attn/", "attention.", FLAX_ATTENTION),
+    *with_prefix("attn/", "attention.", FLAX_ATTENTION),
     ("post_attention_norm/scale", "post_attention_norm.scale", SAME),
     ("pre_cross_attention_norm/scale", "pre_cross_norm.scale", SAME),
-    *under("cross_attn/", "cross_attention.", FLAX_ATTENTION),
+    *with_prefix("cross_attn/", "cross_attention.", FLAX_ATTENTION),
     ("post_cross_attention_norm/scale", "post_cross_norm.scale", SAME),
     ("pre_ffw_norm/scale", "pre_mlp_norm.scale", SAME),
     ("mlp/gating_einsum", ("mlp.gate", "mlp.up"), GATES),
@@ -404,25 +416,29 @@ FLAX_BLOCK = (
     ("post_ffw_norm/scale", "post_mlp_norm.scale", SAME),
 )
 FLAX_STACK = (
-    *under("layer_{i}/", "layers.", FLAX_BLOCK),
+    *with_prefix("layer_{i}/", "layers.", FLAX_BLOCK),
     ("final_norm/scale", "final_norm.scale", SAME),
 )
 FLAX_NORM = (("scale", "scale", SAME), ("bias", "bias", SAME))
 FLAX_DENSE = (("kernel", "kernel", SAME), ("bias", "bias", SAME))
 FLAX_VISION = (
-    *under("embedding/", "patches.", FLAX_DENSE),
+    *with_prefix("embedding/", "patches.", FLAX_DENSE),
     ("pos_embedding", "positions", BATCHED),
-    *under("Transformer/encoderblock_{i}/LayerNorm_0/", "layers.pre_attention_norm.", FLAX_NORM),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/", "layers.attention.q.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/key/", "layers.attention.k.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/value/", "layers.attention.v.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/out/", "layers.attention.o.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/LayerNorm_1/", "layers.pre_mlp_norm.", FLAX_NORM),
-    *under("Transformer/encoderblock_{i}/MlpBlock_0/Dense_0/", "layers.mlp.up.", FLAX_DENSE),
-    *under("Transformer/encoderblock_{i}/MlpBlock_0/Dense_1/", "layers.mlp.down.", FLAX_DENSE),
-    *under("Transformer/encoder_norm/", "final_norm.", FLAX_NORM),
+    *with_prefix("Transformer/encoderblock_{i}/LayerNorm_0/", "layers.pre_attention_norm.", FLAX_NORM),
+    *with_prefix(
+        "Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/query/", "layers.attention.q.", FLAX_DENSE
+    ),
+    *with_prefix("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/key/", "layers.attention.k.", FLAX_DENSE),
+    *with_prefix(
+        "Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/value/", "layers.attention.v.", FLAX_DENSE
+    ),
+    *with_prefix("Transformer/encoderblock_{i}/MultiHeadDotProductAttention_0/out/", "layers.attention.o.", FLAX_DENSE),
+    *with_prefix("Transformer/encoderblock_{i}/LayerNorm_1/", "layers.pre_mlp_norm.", FLAX_NORM),
+    *with_prefix("Transformer/encoderblock_{i}/MlpBlock_0/Dense_0/", "layers.mlp.up.", FLAX_DENSE),
+    *with_prefix("Transformer/encoderblock_{i}/MlpBlock_0/Dense_1/", "layers.mlp.down.", FLAX_DENSE),
+    *with_prefix("Transformer/encoder_norm/", "final_norm.", FLAX_NORM),
 )
-FLAX_GEMMA = Layout(
+FLAX_GEMMA = TensorFormat(
     "official Flax Gemma",
     (
         ("embedder/input_embedding", "embedder.table", PADDED),
@@ -430,17 +446,17 @@ FLAX_GEMMA = Layout(
         ("embedder/mm_input_projection/w", "projector.kernel", SAME),
         ("embedder/mm_soft_embedding_norm/scale", "projector.norm.scale", SAME),
         *FLAX_STACK,
-        *under("vision_encoder/siglip_encoder/", "vision.", FLAX_VISION),
+        *with_prefix("vision_encoder/siglip_encoder/", "vision.", FLAX_VISION),
     ),
 )
-FLAX_T5GEMMA = Layout(
+FLAX_T5GEMMA = TensorFormat(
     "official Flax T5Gemma",
     (
         ("encoder/embedder/input_embedding", "encoder_embedder.table", PADDED),
         ("encoder/embedder/input_embedding", "encoder_embedder.table", SAME),
         ("decoder/embedder/input_embedding", "decoder_embedder.table", PADDED),
         ("decoder/embedder/input_embedding", "decoder_embedder.table", SAME),
-        *under("encoder/", "encoder.", FLAX_STACK),
-        *under("decoder/", "decoder.", FLAX_STACK),
+        *with_prefix("encoder/", "encoder.", FLAX_STACK),
+        *with_prefix("decoder/", "decoder.", FLAX_STACK),
     ),
 )

@@ -38,14 +38,14 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
     abstract = build.abstract(experiment.model, experiment.train.param_dtype)
     tokenizer = experiment.data.tokenizer
     with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
-        steps = averaging.last(checkpoints, last)
+        steps = averaging.newest_steps(checkpoints, last)
         folders.save_leaves(
             out,
             experiment.model,
-            averaging.leaves(checkpoints, steps, abstract),
+            averaging.mean_leaves(checkpoints, steps, abstract),
             tokenizer=tokenizer.to_dict(),
             provenance={"average_of_steps": steps, "workdir": str(workdir.absolute())},
-            carry=tokenizer.files,
+            extra_files=tokenizer.files,
         )
     print(f"averaged the checkpoints of steps {', '.join(map(str, steps))} into {Path(out).absolute()}")
     return steps

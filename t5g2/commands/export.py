@@ -10,9 +10,9 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 export --model=runs/adapted/model --out=models/adapted-hf
     """
-    from t5g2.checkpoint import convert
+    from t5g2.checkpoint import export_folder
 
-    deviations = convert.export_model(flags.model, flags.out, dtype=flags.dtype)
+    deviations = export_folder.export_model(flags.model, flags.out, dtype=flags.dtype)
     print(f"wrote {flags.out}")
     for deviation in deviations:
         print(f"transformers computes it differently for {deviation}")

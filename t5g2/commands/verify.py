@@ -24,13 +24,14 @@ import jax
 import numpy as np
 
 from t5g2 import api, api_inputs
-from t5g2.checkpoint import convert
+from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.core import files, tree
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
-from t5g2.eval.generation import Decoding, complete
+from t5g2.eval.generation import GenerationOptions, complete
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, EncoderWindow, ModelConfig, TextConfig
 from t5g2.models.layers import Compute
@@ -63,7 +64,7 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class ModelOutput:
     """What a model makes of a case: float32 logits [N, V] of N positions that are no padding, tokens generated."""
 
     logits: np.ndarray
@@ -71,7 +72,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """A line of the table; `error` is in logits, `spread` the reference's standard deviation."""
 
     name: str
@@ -93,12 +94,12 @@ class Row:
 def import_model(
     source: str | PathLike, out: str | PathLike, *, verify: bool = False, image_size: int | None = None, **how: Any
 ) -> None:
-    """Imports a folder as convert.import_model does, tells what it is, and verifies it if asked to.
+    """Imports a folder as import_folder.import_model does, tells what it is, and verifies it if asked to.
 
-    `how` is what convert.import_model takes beside: config, dtype.
+    `how` is what import_folder.import_model takes beside: config, dtype.
 
     Raises:
-      UserError: as convert.import_model; transformers or torch is not installed.
+      UserError: as import_folder.import_model; transformers or torch is not installed.
       SystemExit: with status 1, it differs from transformers; the folder is left under the name `out`.unverified, which
         is also its name while it is verified.
     """
@@ -108,13 +109,13 @@ def import_model(
     target = Path(out).absolute()
     # under its own name only when it is known to be right
     place = target.with_name(f"{target.name}.unverified") if verify else target
-    folder = convert.import_model(source, place, image_size=image_size, **how)
+    folder = import_folder.import_model(source, place, image_size=image_size, **how)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())
     print(f"wrote {place}: {parameters:,} parameters")
     for note in (folder.provenance or {}).get("notes", ()):
         print(f"  {note}")
     if verify:
-        as_it_is = image_size is None and (Path(source) / convert.CONFIG).is_file()
+        as_it_is = image_size is None and (Path(source) / CONFIG_FILE).is_file()
         _verify(folder, source if as_it_is else None, 4 * parameters)
         place.rename(target)
         print(f"verified, and renamed {target}")
@@ -123,7 +124,7 @@ def import_model(
 def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: int) -> None:
     print(
         f"comparing with transformers: {size_bytes / 2**30:.1f} GiB of weights in float32 at a time, and about "
-        f"{_scores_bytes(folder.config) / 2**30:.1f} GiB to work with {_available()}",
+        f"{_attention_scores_bytes(folder.config) / 2**30:.1f} GiB to work with {_free_memory_note()}",
         flush=True,
     )
     try:
@@ -136,7 +137,7 @@ def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: i
         raise SystemExit(f"t5g2 import: the model differs from transformers'; it is left as {folder.path}")
 
 
-def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[Row]:
+def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[Comparison]:
     """How a model folder's answers differ from those of transformers, a row for each kind of input.
 
     Args:
@@ -150,19 +151,21 @@ def compare(model: str | PathLike, reference: str | PathLike | None = None) -> l
     with tempfile.TemporaryDirectory(prefix=".t5g2-verify-", dir=opened.path.parent) as beside:
         if reference is None:
             reference = Path(beside) / "exported"
-            convert.export_model(opened.path, reference)
+            export_folder.export_model(opened.path, reference)
         if isinstance(opened.config, DualEncoderConfig):
-            pairs = _pairs(opened.config)
-            answers = _their_pairs(Path(reference), *pairs), _our_pairs(opened.path, *pairs)
-            return [_row("texts and images", *answers)]
+            pairs = _siglip_inputs(opened.config)
+            answers = _reference_similarity(Path(reference), *pairs), _model_similarity(opened.path, *pairs)
+            return [_compare_outputs("texts and images", *answers)]
         cases = list(_cases(opened.config))
-        expected = _theirs(Path(reference), opened.config, cases)
+        expected = _reference_outputs(Path(reference), opened.config, cases)
     gc.collect()  # torch's model goes before ours comes
-    got = _ours(opened.path, cases)
-    return [_closest(case.name, theirs, ours) for case, theirs, ours in zip(cases, expected, got, strict=True)]
+    got = _model_outputs(opened.path, cases)
+    return [
+        _closest_convention(case.name, theirs, ours) for case, theirs, ours in zip(cases, expected, got, strict=True)
+    ]
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Comparison]) -> str:
     """The rows as text."""
     head = ("inputs", "positions", "max |d|", "in sd", "KL", "top 5", "greedy", "")
     lines = [
@@ -232,7 +235,7 @@ def _with_images(case: Case, images: Any, draw: np.random.Generator) -> Case:
     return replace(case, encoder=side, images=(pictures,))
 
 
-def _pairs(config: DualEncoderConfig) -> tuple[np.ndarray, np.ndarray]:
+def _siglip_inputs(config: DualEncoderConfig) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of 4 texts, full, and 3 images."""
     draw = np.random.default_rng(0)
     size = config.vision.image_size
@@ -242,25 +245,25 @@ def _pairs(config: DualEncoderConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ---- transformers ----
-def _reference(path: Path) -> Any:
+def _load_reference(path: Path) -> Any:
     import torch
     import transformers
 
     transformers.logging.disable_progress_bar()
-    names = json.loads((path / convert.CONFIG).read_text()).get("architectures") or [""]
+    names = json.loads((path / CONFIG_FILE).read_text()).get("architectures") or [""]
     if not hasattr(transformers, names[0]):
         raise UserError(
-            f"{path / convert.CONFIG} says architectures = {names}, which transformers {transformers.__version__} does "
+            f"{path / CONFIG_FILE} says architectures = {names}, which transformers {transformers.__version__} does "
             f"not have; install one that has it"
         )
     made = getattr(transformers, names[0]).from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     return made.eval()
 
 
-def _theirs(path: Path, config: ModelConfig, cases: list[Case]) -> list[Answer]:
+def _reference_outputs(path: Path, config: ModelConfig, cases: list[Case]) -> list[ModelOutput]:
     import torch
 
-    model = _reference(path)
+    model = _load_reference(path)
     answers = []
     for case in cases:
         read = _tensors(*(case.encoder or case.decoder))
@@ -272,12 +275,12 @@ def _theirs(path: Path, config: ModelConfig, cases: list[Case]) -> list[Answer]:
         decoder = {f"decoder_{name}": x for name, x in _tensors(*case.decoder).items()} if case.encoder else {}
         with torch.no_grad():
             said = model(**read, **decoder, use_cache=False, logits_to_keep=case.keep).logits
-            tokens = _their_tokens(model, read, bool(case.encoder)) if case.greedy else []
-        answers.append(Answer(said.float().numpy()[case.decoder[1][:, -case.keep :]], tokens))
+            tokens = _reference_tokens(model, read, bool(case.encoder)) if case.greedy else []
+        answers.append(ModelOutput(said.float().numpy()[case.decoder[1][:, -case.keep :]], tokens))
     return answers
 
 
-def _their_tokens(model: Any, read: dict[str, Any], has_encoder: bool) -> list[int]:
+def _reference_tokens(model: Any, read: dict[str, Any], has_encoder: bool) -> list[int]:
     import torch
 
     rows, length = read["input_ids"].shape
@@ -289,13 +292,13 @@ def _their_tokens(model: Any, read: dict[str, Any], has_encoder: bool) -> list[i
     return made[:, 1 if has_encoder else length :].flatten().tolist()
 
 
-def _their_pairs(path: Path, texts: np.ndarray, images: np.ndarray) -> Answer:
+def _reference_similarity(path: Path, texts: np.ndarray, images: np.ndarray) -> ModelOutput:
     import torch
 
     with torch.no_grad():
         pixels = torch.tensor(images.transpose(0, 3, 1, 2).copy())
-        said = _reference(path)(input_ids=torch.tensor(texts).long(), pixel_values=pixels).logits_per_text
-    return Answer(said.numpy(), [])
+        said = _load_reference(path)(input_ids=torch.tensor(texts).long(), pixel_values=pixels).logits_per_text
+    return ModelOutput(said.numpy(), [])
 
 
 def _tensors(tokens: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
@@ -305,7 +308,7 @@ def _tensors(tokens: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
 
 
 # ---- ours ----
-def _ours(path: Path, cases: list[Case]) -> list[dict[str, Answer]]:
+def _model_outputs(path: Path, cases: list[Case]) -> list[dict[str, ModelOutput]]:
     """The answers by name: several where the reference has changed its mind."""
     model = api.load(path, dtype="float32", compute=FLOAT32)
     assert isinstance(model, api.LanguageModel)
@@ -318,26 +321,26 @@ def _ours(path: Path, cases: list[Case]) -> list[dict[str, Answer]]:
         models = {case.name: params}
         if isinstance(config, EncoderDecoderConfig) and config.encoder_window != "around":
             ways: tuple[EncoderWindow, ...] = ("each_side", "each_side_inclusive")
-            models = {f"{case.name}, {way}": _with(params, replace(config, encoder_window=way)) for way in ways}
+            models = {f"{case.name}, {way}": _with_config(params, replace(config, encoder_window=way)) for way in ways}
         elif isinstance(config, TextConfig) and images is not None and case.images and images.tokens > config.window:
             # an image longer than the window: as trained its tokens are bounded by it, in transformers they are not
             models = {
-                f"{case.name}, {said}": _with(params, replace(config, images=replace(images, window=bounded)))
+                f"{case.name}, {said}": _with_config(params, replace(config, images=replace(images, window=bounded)))
                 for said, bounded in (("bounded by the window", True), ("not bounded", False))
             }
-        answers.append({name: _our_answer(one, case, images) for name, one in models.items()})
+        answers.append({name: _model_output(one, case, images) for name, one in models.items()})
     return answers
 
 
-def _with(params: Any, config: ModelConfig) -> Any:
+def _with_config(params: Any, config: ModelConfig) -> Any:
     """The same weights under another config."""
     return tree.refill(build.abstract(config), tree.named(params))
 
 
-def _our_answer(params: Any, case: Case, images: Any) -> Answer:
+def _model_output(params: Any, case: Case, images: Any) -> ModelOutput:
     def stream(tokens: np.ndarray, valid: np.ndarray, read: bool) -> Sequences:
         token = images.token if images is not None and read and case.encoder is None else None
-        return api_inputs.stream(tokens, valid, counted=False, image_token=token)
+        return api_inputs.sequences(tokens, valid, counted=False, image_token=token)
 
     tokens, valid = read = case.encoder or case.decoder
     encoder = stream(*read, True) if case.encoder else None
@@ -349,17 +352,17 @@ def _our_answer(params: Any, case: Case, images: Any) -> Answer:
         made: list[np.ndarray] = []
         if case.greedy:
             prompts = [row[here] for row, here in zip(tokens, valid, strict=True)]
-            decoding = Decoding(NEW_TOKENS, (), 0, compute=FLOAT32, suppressed=(0,))
-            made = complete(params, prompts, array, bos=BOS, decoding=decoding)
+            decoding = GenerationOptions(NEW_TOKENS, (), 0, compute=FLOAT32, suppressed_ids=(0,))
+            made = complete(params, prompts, array, bos=BOS, options=decoding)
     kept = case.decoder[1][:, -case.keep :]
-    return Answer(np.asarray(said)[kept], [int(token) for row in made for token in row])
+    return ModelOutput(np.asarray(said)[kept], [int(token) for row in made for token in row])
 
 
-def _our_pairs(path: Path, texts: np.ndarray, images: np.ndarray) -> Answer:
+def _model_similarity(path: Path, texts: np.ndarray, images: np.ndarray) -> ModelOutput:
     model = api.load(path, dtype="float32", compute=FLOAT32)
     assert isinstance(model, api.DualEncoder)
     with jax.default_matmul_precision("highest"):
-        return Answer(model.similarity(list(images), texts), [])
+        return ModelOutput(model.similarity(list(images), texts), [])
 
 
 @partial(jax.jit, static_argnames="keep")
@@ -368,7 +371,7 @@ def _last_logits(params: Any, encoder: Sequences | None, decoder: Sequences, ima
 
 
 # ---- both ----
-def _row(name: str, theirs: Answer, ours: Answer) -> Row:
+def _compare_outputs(name: str, theirs: ModelOutput, ours: ModelOutput) -> Comparison:
     """How far apart two answers to the same case are."""
     expected, got = theirs.logits.astype(np.float64), ours.logits.astype(np.float64)
     assert expected.shape == got.shape, (expected.shape, got.shape)
@@ -377,7 +380,7 @@ def _row(name: str, theirs: Answer, ours: Answer) -> Row:
     kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
     five = min(5, expected.shape[-1])
     likeliest = [np.sort(np.argpartition(-x, five - 1, axis=-1)[:, :five], axis=-1) for x in (expected, got)]
-    return Row(
+    return Comparison(
         name,
         positions=len(expected),
         error=float(np.abs(expected - got).max()),
@@ -389,9 +392,9 @@ def _row(name: str, theirs: Answer, ours: Answer) -> Row:
     )
 
 
-def _closest(name: str, theirs: Answer, ours: dict[str, Answer]) -> Row:
+def _closest_convention(name: str, theirs: ModelOutput, ours: dict[str, ModelOutput]) -> Comparison:
     """Where there are several conventions and they differ here, the one that the installed transformers has."""
-    rows = [_row(of, theirs, answer) for of, answer in ours.items()]
+    rows = [_compare_outputs(of, theirs, answer) for of, answer in ours.items()]
     closest = min(rows, key=lambda row: row.error)
     return closest if len({row.error for row in rows}) > 1 else replace(closest, name=name)
 
@@ -405,7 +408,7 @@ def _require_packages() -> None:
         )
 
 
-def _scores_bytes(config: ModelConfig) -> int:
+def _attention_scores_bytes(config: ModelConfig) -> int:
     """What the largest attention scores of the cases take: transformers holds them whole, before and after softmax."""
     if isinstance(config, DualEncoderConfig):
         towers = [(3, config.vision.heads, config.vision.patches)]
@@ -417,7 +420,7 @@ def _scores_bytes(config: ModelConfig) -> int:
     return max(2 * 4 * rows * heads * length**2 for rows, heads, length in towers)
 
 
-def _available() -> str:
+def _free_memory_note() -> str:
     """How much memory the machine says is free, where it says so."""
     try:
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

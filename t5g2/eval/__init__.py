@@ -1,1 +1,1 @@
-"""Evaluation: losses on held-out text, generation, and the tasks that a run is measured by."""
+"""Evaluation: losses on held-out text, generation, and the evaluation tasks of a run."""

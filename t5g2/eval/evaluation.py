@@ -1,4 +1,4 @@
-"""Tasks run on weights: scores and predictions, and their files."""
+"""Runs evaluation tasks on a model, and writes scores and predictions."""
 
 import json
 import os
@@ -6,26 +6,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t5g2.core import files
 from t5g2.core.distributed import is_primary
 from t5g2.core.errors import unknown
 from t5g2.eval.generation import Model
-from t5g2.eval.tasks import Outcome, Setting, Task
+from t5g2.eval.tasks import EvalContext, Task, TaskResult
 
 
 class Evaluation:
-    """Tasks made ready once, to be run on the weights of any step.
+    """Tasks that are prepared once and run on the weights of any step.
 
     Raises:
-      UserError: a task's text cannot be read, or does not fit the setting.
+      UserError: a task's text cannot be read, or does not fit the context.
     """
 
-    def __init__(self, tasks: Sequence[Task], setting: Setting):
-        self._measures = {task.name: task.prepare(setting) for task in tasks}
+    def __init__(self, tasks: Sequence[Task], context: EvalContext):
+        self._measures = {task.name: task.prepare(context) for task in tasks}
 
-    def run(self, model: Model, names: Iterable[str] | None = None) -> Outcome:
-        """What the tasks found, by default all of them; every process of a run calls this.
+    def run(self, model: Model, names: Iterable[str] | None = None) -> TaskResult:
+        """Returns the results of the named tasks, by default of all; every process of a run calls this.
 
-        Scores are named `<task>/<what>`, for example heldout/loss and heldout/loss/<denoiser>.
+        Scores are named `<task>/<score>`, for example heldout/loss and heldout/loss/<denoiser>.
 
         Raises:
           UserError: there is no task of such a name.
@@ -34,37 +35,32 @@ class Evaluation:
         for name in self._measures if names is None else names:
             if name not in self._measures:
                 raise unknown("evaluation task", name, self._measures)
-            outcome = self._measures[name](model)
-            scores |= outcome.scores
-            predictions += outcome.predictions
-        return Outcome(scores, predictions)
+            result = self._measures[name](model)
+            scores |= result.scores
+            predictions += result.predictions
+        return TaskResult(scores, predictions)
 
 
-def evaluate(model: Model, tasks: Sequence[Task], setting: Setting) -> Outcome:
-    """What the tasks find, for weights that are measured once."""
-    return Evaluation(tasks, setting).run(model)
+def evaluate(model: Model, tasks: Sequence[Task], context: EvalContext) -> TaskResult:
+    """Returns the results of tasks on weights that are measured only once."""
+    return Evaluation(tasks, context).run(model)
 
 
-def write(folder: str | os.PathLike, step: int, outcome: Outcome) -> None:
+def write(folder: str | os.PathLike, step: int, result: TaskResult) -> None:
     """Writes scores.json, {"step": …, "heldout/loss": …}, and predictions.jsonl, one JSON object a line."""
     if is_primary():
-        _replace(Path(folder) / "scores.json", json.dumps({"step": step, **_plain(outcome.scores)}, indent=1) + "\n")
-        write_predictions(Path(folder) / "predictions.jsonl", outcome.predictions)
+        files.write_json(Path(folder) / "scores.json", {"step": step, **_json_scores(result.scores)})
+        write_predictions(Path(folder) / "predictions.jsonl", result.predictions)
 
 
 def write_predictions(path: str | os.PathLike, predictions: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line; the file is whole or not there."""
+    """Writes one JSON object a line, whole or not at all."""
     if is_primary():
-        _replace(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
+        # not ASCII alone, so that people can read the texts
+        lines = [json.dumps(prediction, ensure_ascii=False) for prediction in predictions]
+        files.write_text(Path(path), "".join(line + "\n" for line in lines))
 
 
-def _plain(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Scores as JSON knows them: what is not finite is null."""
+def _json_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns scores as JSON can hold them: what is not finite is null."""
     return {name: value if abs(value) < float("inf") else None for name, value in scores.items()}
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -1,4 +1,4 @@
-"""Generation: the prompt is read once, then one token after the other from caches, in one compiled loop.
+"""Generation: the prompt is prefilled once, then tokens are decoded one by one from the cache, in one compiled loop.
 
 B rows, T prompt length, S encoder length, N new tokens, I images of a row, V vocabulary, D width.
 """
@@ -7,19 +7,18 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from typing_extensions import override
 
 from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import constrain
-from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models.cache import Cache
-from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.gemma import Gemma
 from t5g2.models.layers import Compute
 from t5g2.models.t5gemma import T5Gemma
@@ -28,26 +27,26 @@ Model = Gemma | T5Gemma
 
 
 class Sampler(abc.ABC):
-    """How the next token is chosen: drawn from the softmax of the logits that this leaves."""
+    """Rule by which the next token is chosen: it is drawn from the softmax of the restricted logits."""
 
     @abc.abstractmethod
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """The logits to draw from; -inf = never."""
+        """Returns the logits to draw from; -inf = never drawn."""
 
 
 @dataclass(frozen=True)
 class Greedy(Sampler):
-    """The likeliest token, the first of several: logits [1 3 3] become [-inf 3 -inf]."""
+    """Takes the likeliest token, of equal ones the first: logits [1 3 3] become [-inf 3 -inf]."""
 
+    @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """All but one are -inf."""
         best_B = jnp.argmax(logits_BV, axis=-1)
         return jnp.where(jax.nn.one_hot(best_B, logits_BV.shape[-1], dtype=bool), logits_BV, -jnp.inf)
 
 
 @dataclass(frozen=True)
 class Temperature(Sampler):
-    """Any token, with probability in proportion to exp(logit / t); t = 0.5: logits [1 3 2] become [2 6 4]."""
+    """Draws any token, with probability in proportion to exp(logit / t); t = 0.5: logits [1 3 2] become [2 6 4]."""
 
     t: float = 1.0
 
@@ -55,14 +54,17 @@ class Temperature(Sampler):
         if self.t <= 0:
             raise UserError(f"a temperature of {self.t}: it must be above 0; for the likeliest token use greedy")
 
+    @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """The logits over t."""
         return logits_BV / self.t
 
 
 @dataclass(frozen=True)
 class TopK(Sampler):
-    """One of the k likeliest tokens, of equal ones the first: k = 2: logits [1 3 2 2] become [-inf 3 2 -inf]."""
+    """Draws one of the k likeliest tokens, of equal ones the first; k = 2: logits [1 3 2 2] become [-inf 3 2 -inf].
+
+    The temperature t divides the logits that are left.
+    """
 
     k: int
     t: float = 1.0
@@ -72,16 +74,16 @@ class TopK(Sampler):
             raise UserError(f"top-k with k = {self.k}; it must be at least 1")
         Temperature(self.t)
 
+    @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """The k largest over t, the others -inf."""
-        top_Bk, where_Bk = jax.lax.top_k(logits_BV, min(self.k, logits_BV.shape[-1]))
-        none_BV = jnp.full_like(logits_BV, -jnp.inf)
-        return jnp.put_along_axis(none_BV, where_Bk, top_Bk / self.t, axis=-1, inplace=False)
+        top_Bk, token_Bk = jax.lax.top_k(logits_BV, min(self.k, logits_BV.shape[-1]))
+        excluded_BV = jnp.full_like(logits_BV, -jnp.inf)
+        return jnp.put_along_axis(excluded_BV, token_Bk, top_Bk / self.t, axis=-1, inplace=False)
 
 
 @dataclass(frozen=True)
 class TopP(Sampler):
-    """One of the fewest tokens that together have probability p or more (nucleus sampling, arXiv 1904.09751).
+    """Draws one of the fewest tokens that together have probability p or more (nucleus sampling, arXiv 1904.09751).
 
     p = 0.6: probabilities [0.1 0.5 0.3 0.1] become [0 0.5 0.3 0], scaled to sum to 1; the temperature comes first.
     """
@@ -94,12 +96,13 @@ class TopP(Sampler):
             raise UserError(f"top-p with p = {self.p}; it must be above 0 and at most 1")
         Temperature(self.t)
 
+    @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """The logits over t, -inf where the likelier tokens already have p."""
         logits_BV = logits_BV / self.t
         order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)
         sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
         probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        # the token that crosses p still counts, so the sum of the likelier ones decides, without the token itself
         likelier_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
         kept_BV = jnp.where(likelier_BV < self.p, sorted_BV, -jnp.inf)
         return jnp.put_along_axis(jnp.empty_like(kept_BV), order_BV, kept_BV, axis=-1, inplace=False)
@@ -110,25 +113,25 @@ GREEDY, FLOAT32 = Greedy(), Compute(dtype="float32")
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How to generate; static under jit.
+class GenerationOptions:
+    """Options of generation; static under jit.
 
     Attributes:
-      max_new_tokens: a row ends after so many, or at the first of `ends`.
-      ends: ids; EOS, and what else ends a row (Gemma 3's instruction-tuned models: <end_of_turn> too).
-      pad: the id that follows a row's end.
-      sampler: how the next token is chosen.
+      max_new_tokens: largest number of tokens per row; a row ends earlier at the first of `stop_ids`.
+      stop_ids: EOS, and other tokens that end a row (Gemma 3's instruction-tuned models: <end_of_turn> too).
+      pad_id: the id that follows the end of a row.
+      sampler: rule by which the next token is chosen.
       compute: dtype and attention backend of the forward pass.
-      suppressed: ids that are never made (google-deepmind/gemma forbids Gemma 3 the tokens around images).
-      prompt_both_ways: a decoder-only model's prompt sees itself both ways, as PrefixLMDecoder trains it.
+      suppressed_ids: ids that are never generated (google-deepmind/gemma excludes the tokens around images).
+      prompt_both_ways: attention within a decoder-only model's prompt is bidirectional, as PrefixLMDecoder trains it.
     """
 
     max_new_tokens: int
-    ends: tuple[int, ...]
-    pad: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
     sampler: Sampler = GREEDY
     compute: Compute = FLOAT32
-    suppressed: tuple[int, ...] = ()
+    suppressed_ids: tuple[int, ...] = ()
     prompt_both_ways: bool = False
 
     def __post_init__(self):
@@ -136,123 +139,87 @@ class Decoding:
             raise UserError(f"max_new_tokens = {self.max_new_tokens}; it must be at least 1")
 
 
-class _Loop(NamedTuple):
-    """What goes round: how many tokens are made, and they; each row's last token, whether that ended it, the cache."""
+class DecodeState(NamedTuple):
+    """State of the decode loop.
 
-    made: Array
+    Attributes:
+      count: int32[], tokens generated so far.
+      tokens_BN: int32, the generated tokens, then padding.
+      last_B: int32, the last token of each row.
+      done_B: bool, True once a row has ended.
+      cache: keys and values of everything that was read.
+    """
+
+    count: Array
     tokens_BN: Array
     last_B: Array
     done_B: Array
     cache: Cache
 
 
-@partial(jax.jit, static_argnames="decoding")
+@partial(jax.jit, static_argnames="options")
 def generate(
     model: Model,
     encoder: Sequences | None,
     prompt: Sequences,
     images: Float[Array, "B I H W 3"] | None = None,
     *,
-    decoding: Decoding,
+    options: GenerationOptions,
     key: Array,
 ) -> Int[Array, "B N"]:
-    """int32[B, max_new_tokens]: what follows the prompt in each row, its end included, then pad.
+    """Returns int32[B, max_new_tokens]: the tokens after the prompt of each row, its stop token included, then pad_id.
 
     Args:
-      model: any; `encoder` is None for a decoder-only one.
-      encoder: what an encoder-decoder reads, int32[B, S] each; segment 1, and 0 where it is padding.
-      prompt: what the decoder begins with, int32[B, T] each, padded on the left: its last column is each row's last
-        token. At least BOS. Rows whose last segment is 0 are not generated for.
-      images: for the image tokens of the encoder, or, decoder-only, of the prompt, which then has `blocks`.
-      key: for samplers that draw; row b's draws depend on the key and b alone.
+      model: a language model.
+      encoder: input of an encoder-decoder model, int32[B, S] each; segment 1, and 0 at padding. None for a decoder-only
+        model.
+      prompt: first tokens of the decoder, at least BOS, int32[B, T] each, padded on the left, so that the last column
+        holds the last token of each row. Rows whose last segment is 0 get padding only.
+      images: for the image tokens of the encoder, or of a decoder-only prompt, which then has `blocks`.
+      options: options of generation.
+      key: random key of the sampler; the draws of row b depend on the key and on b alone.
     """
     rows, length = prompt.tokens.shape
-    compute, limit = decoding.compute, decoding.max_new_tokens
+    compute, max_new_tokens = options.compute, options.max_new_tokens
     segment_B, position_B = prompt.segments[:, -1], prompt.positions[:, -1]
 
-    def choose(hidden_BD: Array, number: Array, done_B: Array) -> Array:
+    def sample(hidden_BD: Array, index: Array, done_B: Array) -> Array:
         logits_BV = model.logits(hidden_BD[:, None])[:, 0]
-        if decoding.suppressed:
-            logits_BV = logits_BV.at[:, jnp.array(decoding.suppressed)].set(-jnp.inf)
-        logits_BV = decoding.sampler.restrict(logits_BV)
-        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, number)))(jnp.arange(rows))
+        if options.suppressed_ids:
+            logits_BV = logits_BV.at[:, jnp.array(options.suppressed_ids)].set(-jnp.inf)
+        logits_BV = options.sampler.restrict(logits_BV)
+        # a key of its own per row and step, so that the rows of a batch do not influence each other
+        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, index)))(jnp.arange(rows))
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
-        return jnp.where(done_B, decoding.pad, drawn_B)
+        return jnp.where(done_B, options.pad_id, drawn_B)
 
-    def ended(next_B: Array) -> Array:
-        return jnp.isin(next_B, jnp.array(decoding.ends, jnp.int32))
+    def is_stop(next_B: Array) -> Array:
+        return jnp.isin(next_B, jnp.array(options.stop_ids, jnp.int32))
 
-    def goes_on(loop: _Loop) -> Array:
-        return (loop.made < limit) & ~jnp.all(loop.done_B)
+    def is_running(state: DecodeState) -> Array:
+        return (state.count < max_new_tokens) & ~jnp.all(state.done_B)
 
-    def step(loop: _Loop) -> _Loop:
-        # a row that is done goes on as padding, which nobody sees
-        segments_B = jnp.where(loop.done_B, 0, segment_B)
-        last = Sequences(loop.last_B[:, None], segments_B[:, None], (position_B + loop.made)[:, None])
-        hidden_B1D, cache = model.extend(last, loop.cache, compute=compute)
-        next_B = choose(hidden_B1D[:, 0], loop.made, loop.done_B)
-        tokens_BN = loop.tokens_BN.at[:, loop.made].set(next_B)
-        return _Loop(loop.made + 1, tokens_BN, next_B, loop.done_B | ended(next_B), cache)
+    def step(state: DecodeState) -> DecodeState:
+        # a finished row continues as padding, segment 0, to which no token attends
+        segments_B = jnp.where(state.done_B, 0, segment_B)
+        last = Sequences(state.last_B[:, None], segments_B[:, None], (position_B + state.count)[:, None])
+        hidden_B1D, cache = model.extend(last, state.cache, compute=compute)
+        next_B = sample(hidden_B1D[:, 0], state.count, state.done_B)
+        tokens_BN = state.tokens_BN.at[:, state.count].set(next_B)
+        return DecodeState(state.count + 1, tokens_BN, next_B, state.done_B | is_stop(next_B), cache)
 
-    # an encoder-decoder reads images with its encoder, a decoder-only model, which takes no encoder, with its prompt
-    read, seen = (None, images) if encoder is None else (images, None)
-    asked = {"encoder": encoder, "images": read, "compute": compute}
-    cache = model.start_cache(rows, length + limit - 1, **asked)
-    hidden_BTD, cache = model.extend(prompt, cache, seen, compute=compute)  # pyright: ignore[reportArgumentType]
-    first_B = choose(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)
-    tokens_BN = jnp.full((rows, limit), decoding.pad, jnp.int32).at[:, 0].set(first_B)
-    done_B = (segment_B == 0) | ended(first_B)
-    loop = _Loop(jnp.ones((), jnp.int32), tokens_BN, first_B, done_B, cache)
-    # whole on every host, so that each can read it
-    return constrain(jax.lax.while_loop(goes_on, step, loop).tokens_BN, None, None)
-
-
-def generate_text(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int = 64,
-    sampler: Sampler = GREEDY,
-    compute: Compute = FLOAT32,
-    seed: int = 0,
-) -> list[str]:
-    """What the model makes of each prompt, as text without special tokens.
-
-    An encoder-decoder reads the prompt with its encoder and the decoder begins; a decoder-only model continues it.
-    Prompts of different lengths are fine: each row gets what it would get alone.
-    """
-    made = generate_tokens(
-        model,
-        tokenizer,
-        [tokenizer.encode(prompt) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        sampler=sampler,
-        compute=compute,
-        seed=seed,
-    )
-    return [tokenizer.decode(tokens, show_special_tokens=False) for tokens in made]
-
-
-def generate_tokens(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[np.ndarray],
-    *,
-    max_new_tokens: int = 64,
-    seed: int = 0,
-    **how: Any,
-) -> list[np.ndarray]:
-    """int32[n] for each prompt of int32 tokens: what follows, without EOS and padding; `how` is Decoding's.
-
-    To have an encoder-decoder fill in spans, put sentinels into the prompt where they are missing.
-    """
-    special_tokens = tokenizer.special_tokens
-    decoding = Decoding(max_new_tokens, (special_tokens.eos,), special_tokens.pad, **how)
-    decoder_only = not isinstance(model.config, EncoderDecoderConfig)
-    bos = np.array([special_tokens.bos], np.int32)
-    read = [np.concatenate([bos, tokens]) for tokens in prompts] if decoder_only else prompts
-    return complete(model, read, bos=special_tokens.bos, decoding=decoding, seed=seed)
+    # images go to the encoder where there is one, else to the prompt
+    encoder_images, prompt_images = (None, images) if encoder is None else (images, None)
+    inputs = {"encoder": encoder, "images": encoder_images, "compute": compute}
+    cache = model.start_cache(rows, length + max_new_tokens - 1, **inputs)  # the last token is not read again
+    # prefill: the whole prompt in one pass, whose last column gives the first new token
+    hidden_BTD, cache = model.extend(prompt, cache, prompt_images, compute=compute)  # pyright: ignore[reportArgumentType]
+    first_B = sample(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)
+    tokens_BN = jnp.full((rows, max_new_tokens), options.pad_id, jnp.int32).at[:, 0].set(first_B)
+    done_B = (segment_B == 0) | is_stop(first_B)
+    state = DecodeState(jnp.ones((), jnp.int32), tokens_BN, first_B, done_B, cache)
+    # replicated, so that every process can read the tokens
+    return constrain(jax.lax.while_loop(is_running, step, state).tokens_BN, None, None)
 
 
 def complete(
@@ -261,38 +228,47 @@ def complete(
     images: Float[np.ndarray, "B I H W 3"] | None = None,
     *,
     bos: int,
-    decoding: Decoding,
+    options: GenerationOptions,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """int32[n] for each prompt of int32 tokens: what follows, without its end and padding.
+    """Returns int32[n] for each prompt of int32 tokens: the tokens that follow, without stop token and padding.
+
+    An encoder-decoder model reads the prompt with its encoder, a decoder-only model continues it. Prompts may have
+    different lengths: padding does not change the tokens.
 
     Args:
-      prompts: as the model is to read them, a decoder-only one's with BOS.
+      model: a language model.
+      prompts: tokens as the model reads them, with BOS for a decoder-only model. To have an encoder-decoder model fill
+        in spans, put sentinels into the prompt where they are missing.
       images: float32 in [-1, 1], for the image tokens of each prompt.
-      bos: what the decoder of an encoder-decoder begins with.
+      bos: first token of the decoder of an encoder-decoder model.
+      options: options of generation.
+      seed: seed of the sampler.
     """
     if not len(prompts):
         return []
-    pad, config = decoding.pad, model.config
-    if isinstance(config, EncoderDecoderConfig):
-        encoder = padded(prompts, pad=pad, left=False)
-        prompt = padded([np.array([bos], np.int32)] * len(prompts), pad=pad, left=True, multiple=1)
+    pad = options.pad_id
+    if model.config.is_encoder_decoder:
+        encoder = pad_rows(prompts, pad=pad, left=False)
+        prompt = pad_rows([np.array([bos], np.int32)] * len(prompts), pad=pad, left=True, multiple=1)
     else:
         encoder = None
-        prompt = padded(prompts, pad=pad, left=True)
-        if images is not None and config.images is not None:
-            prompt = prompt._replace(blocks=image_blocks(prompt.tokens, config.images.token))
-        if decoding.prompt_both_ways:
+        prompt = pad_rows(prompts, pad=pad, left=True)
+        image_config = model.config.image_stack.images
+        # blocks of tokens that attend to each other both ways: each image, or the whole prompt
+        if images is not None and image_config is not None:
+            prompt = prompt._replace(blocks=image_blocks(prompt.tokens, image_config.token))
+        if options.prompt_both_ways:
             prompt = prompt._replace(blocks=prompt.segments)
-    made_BN = np.asarray(generate(model, encoder, prompt, images, decoding=decoding, key=jax.random.key(seed)))
-    return [_until(row, (*decoding.ends, pad)) for row in made_BN]
+    tokens_BN = np.asarray(generate(model, encoder, prompt, images, options=options, key=jax.random.key(seed)))
+    return [_before_stop(row, (*options.stop_ids, pad)) for row in tokens_BN]
 
 
-def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:
-    """Sequences of different lengths as rows of one; segment 1 and positions from 0 where there are tokens.
+def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:
+    """Pads sequences to rows of one length; segment 1 and positions from 0 where there are tokens.
 
     The length is a multiple of `multiple`, so that few programs are compiled. [7 8 9] and [5] with left=True,
-    multiple=1, pad = 0:
+    multiple=1, pad=0:
 
         tokens     [7 8 9]   segments  [1 1 1]   positions  [0 1 2]
                    [0 0 5]             [0 0 1]              [0 0 0]
@@ -302,12 +278,12 @@ def padded(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: i
     tokens = np.full((len(sequences), length), pad, np.int32)
     segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
     for row, sequence in enumerate(sequences):
-        place = slice(length - len(sequence), length) if left else slice(0, len(sequence))
-        tokens[row, place], segments[row, place] = sequence, 1
-        positions[row, place] = np.arange(len(sequence))
+        columns = slice(length - len(sequence), length) if left else slice(0, len(sequence))
+        tokens[row, columns], segments[row, columns] = sequence, 1
+        positions[row, columns] = np.arange(len(sequence))
     return Sequences(tokens, segments, positions)
 
 
-def _until(row: np.ndarray, ends: Sequence[int]) -> np.ndarray:
-    end = np.flatnonzero(np.isin(row, ends))
-    return row[: end[0]] if len(end) else row
+def _before_stop(row: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
+    stops = np.flatnonzero(np.isin(row, stop_ids))
+    return row[: stops[0]] if len(stops) else row

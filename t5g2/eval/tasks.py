@@ -1,4 +1,4 @@
-"""What a model can be measured on. A task is a frozen dataclass that is made ready once and then run on any weights.
+"""Evaluation tasks. A task is a frozen dataclass that is prepared once and then run on any weights of the model.
 
 B rows, T decoder length, D width.
 """
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from typing_extensions import override
 
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
@@ -28,23 +29,23 @@ from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.sources.text_source import TextSource
 from t5g2.eval import metrics
-from t5g2.eval.generation import GREEDY, Model, Sampler, generate_tokens
+from t5g2.eval.generation import GREEDY, GenerationOptions, Model, Sampler, complete
 from t5g2.eval.metrics import TokenSums
-from t5g2.models import image_embeddings
+from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig, token_losses
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a run tells its tasks.
+class EvalContext:
+    """Settings that the tasks of a run share.
 
     Attributes:
-      data: the run's; a task takes tokenizer, lengths, rows and packing from it, and brings its own text.
-      seed: of everything that is drawn.
-      compute: of the forward pass.
+      data: the run's data; a task takes tokenizer, lengths, rows and packing from it, and has its own text.
+      seed: seed of everything that is drawn.
+      compute: dtype and attention backend of the forward pass.
       loss: settings of the loss; a teacher is not used.
-      mesh: that the weights live on; None = one device.
+      mesh: devices of the weights; None = one device.
       rows: the rows of a batch that this process holds; None = all.
     """
 
@@ -56,43 +57,43 @@ class Setting:
     rows: range | None = None
 
 
-class Outcome(NamedTuple):
-    """What a task found: numbers by name, and what the model said, as plain data for JSON."""
+class TaskResult(NamedTuple):
+    """Scores by name, and predictions of the model as plain data for JSON."""
 
     scores: dict[str, float]
     predictions: list[dict[str, Any]]
 
 
-Measure = Callable[[Model], Outcome]
+MeasureFunction = Callable[[Model], TaskResult]
 
 
 class Task(abc.ABC):
-    """Something to measure; every subclass has a `name`, unique in a run, that its scores and predictions carry."""
+    """Evaluation task; its `name`, unique in a run, is the prefix of its scores and stands in its predictions."""
 
     name: str
 
     @abc.abstractmethod
-    def prepare(self, setting: Setting) -> Measure:
-        """The function that measures a model; what does not depend on the weights is done here.
+    def prepare(self, context: EvalContext) -> MeasureFunction:
+        """Returns the function that measures a model, after the work that does not depend on the weights.
 
         Raises:
-          UserError: the text cannot be read, or does not fit the setting.
+          UserError: the text cannot be read, or does not fit the context.
         """
 
 
 @dataclass(frozen=True)
 class HeldoutLoss(Task):
-    """The loss on text that was not trained on, in nats per token, for each denoiser of an objective and over all.
+    """Loss on text that was not trained on, in nats per token, for each denoiser of an objective and over all.
 
-    Every denoiser is asked about the same chunks of text, whatever its share, so that its mean is as exact as any
-    other's. `<name>/loss` is the mean of the denoisers' means, weighted with their shares of the mixture; sentinels
+    Every denoiser is applied to the same chunks of text, whatever its share, so that its mean is as exact as that of
+    any other. `<name>/loss` is the mean of the denoisers' means, weighted with their shares of the mixture; sentinels
     among the targets never count (they can be read off the input's order), whether the objective trains on them or not.
     `<name>/loss/<denoiser>` is one denoiser's mean.
 
     Attributes:
       text: held-out text.
-      objective: what is asked about it.
-      examples: how many chunks, the first in an order that depends on the seed alone; None = all.
+      objective: makes inputs and targets of the text.
+      examples: number of chunks, the first in an order that depends on the seed alone; None = all.
     """
 
     text: TextSource
@@ -104,57 +105,59 @@ class HeldoutLoss(Task):
         if self.examples is not None and self.examples < 1:
             raise UserError(f"examples = {self.examples}; it must be at least 1, or None for the whole text")
 
-    def prepare(self, setting: Setting) -> Measure:
-        """Reads the batches, unless they are all of the text, which is read anew each time."""
+    @override
+    def prepare(self, context: EvalContext) -> MeasureFunction:
         try:
             source = Source(self.text, self.objective, name=self.name)
-            # a tower that reads no image takes as long as one that does
-            images = setting.data.images if isinstance(self.text, ImageText) else None
-            data = dataclasses.replace(setting.data, sources=(source,), images=images)
+            # without images in the text the tower is left out, because it takes as long on rows without an image
+            images = context.data.images if isinstance(self.text, ImageText) else None
+            data = dataclasses.replace(context.data, sources=(source,), images=images)
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
         chunks = open_source(data.sources[0], data)
         log.info("%s", describe(f"task {self.name}", chunks))
-        # not by the task's name: tasks of one run and of its relatives are asked about the same chunks
-        seed = derive_seed(setting.seed, "held-out loss")
+        # not of the task's name, so that tasks of one run, and of related runs, use the same chunks
+        seed = derive_seed(context.seed, "held-out loss")
 
         def read(denoiser: str) -> Iterable[HostBatch]:
-            return finite_batches(data, seed=seed, rows=setting.rows, denoiser=denoiser, examples=self.examples)
+            return finite_batches(data, seed=seed, rows=context.rows, denoiser=denoiser, examples=self.examples)
 
+        # a sample is small and kept; the whole text is read again at each evaluation
         kept = {d: list(read(d)) for d in self.objective.denoisers} if self.examples is not None else None
 
-        def measure(model: Model) -> Outcome:
-            sums = {d: _sums(model, kept[d] if kept else read(d), setting) for d in self.objective.denoisers}
-            return Outcome(self._scores(sums), [])
+        def measure(model: Model) -> TaskResult:
+            sums = {d: _token_sums(model, kept[d] if kept else read(d), context) for d in self.objective.denoisers}
+            return TaskResult(self._scores(sums), [])
 
         return measure
 
     def _scores(self, sums: dict[str, TokenSums]) -> dict[str, float]:
         shares = dict(zip(self.objective.denoisers, self.objective.weights, strict=True))
-        losses = {denoiser: of.mean_loss for denoiser, of in sums.items()}
-        loss = metrics.mixture(losses, shares)
+        losses = {denoiser: total.mean_loss for denoiser, total in sums.items()}
+        loss = metrics.mixture_mean(losses, shares)
         return {
             f"{self.name}/loss": loss,
             f"{self.name}/perplexity": metrics.perplexity(loss),
-            f"{self.name}/accuracy": metrics.mixture({d: of.accuracy for d, of in sums.items()}, shares),
+            f"{self.name}/accuracy": metrics.mixture_mean({d: total.accuracy for d, total in sums.items()}, shares),
             **{f"{self.name}/loss/{denoiser}": loss for denoiser, loss in losses.items()},
         }
 
 
 @dataclass(frozen=True)
 class Samples(Task):
-    """What the model says: it completes held-out text, and an encoder-decoder that was trained to fills in spans of it.
+    """Sample outputs: completions of held-out text, and spans filled in by an encoder-decoder that was trained for it.
 
     A prediction is {"task", "kind": "completion" or "filling", "prompt", "output", "reference"}, all text. There are no
-    scores: these are for people.
+    scores: people read the samples.
 
     Attributes:
       text: held-out text.
-      examples: chunks of it; each is completed, and has two spans filled in.
-      prompt_tokens: how much of a chunk is given for completion.
+      examples: number of chunks; each is completed, and has two spans filled in.
+      prompt_tokens: length of the prompt of a completion.
       span_tokens: length of each span to fill in.
-      max_new_tokens: how much is generated, and how much of the text is shown as reference.
-      prompt_both_ways: a decoder-only model's prompt sees itself both ways, as PrefixLMDecoder trains it.
+      max_new_tokens: largest length of the output, and length of the text that is shown as reference.
+      sampler: rule by which the next token is chosen.
+      prompt_both_ways: attention within a decoder-only model's prompt is bidirectional, as PrefixLMDecoder trains it.
     """
 
     text: TextSource
@@ -176,59 +179,76 @@ class Samples(Task):
                 f"max_new_tokens = {self.prompt_tokens + self.max_new_tokens} tokens; lower it"
             )
 
-    def prepare(self, setting: Setting) -> Measure:
-        """Chooses the chunks."""
-        if self.prompt_both_ways and setting.data.encoder_length:
+    @override
+    def prepare(self, context: EvalContext) -> MeasureFunction:
+        if self.prompt_both_ways and context.data.encoder_length:
             raise UserError(
-                f"evaluation task {self.name!r} has prompt_both_ways, which is for a decoder-only model, and the model "
-                f"is encoder-decoder: its encoder reads the prompt; leave prompt_both_ways out"
+                f"evaluation task {self.name!r} has prompt_both_ways, which is for a decoder-only model, and this "
+                f"model is encoder-decoder: its encoder reads the prompt; leave prompt_both_ways out"
             )
-        tokenizer, decode = setting.data.tokenizer, setting.data.tokenizer.decode
-        chunks = self._choose(setting)
+        tokenizer = context.data.tokenizer
+        special_tokens = tokenizer.special_tokens
+        bos = special_tokens.bos
+        options = GenerationOptions(
+            self.max_new_tokens,
+            stop_ids=(special_tokens.eos,),
+            pad_id=special_tokens.pad,
+            sampler=self.sampler,
+            compute=context.compute,
+            prompt_both_ways=self.prompt_both_ways,
+        )
+        chunks = self._choose(context)
         completions = [("completion", chunk[: self.prompt_tokens], chunk[self.prompt_tokens :]) for chunk in chunks]
-        fillings = [("filling", *asked) for chunk in chunks if (asked := self._without_spans(chunk, setting.data))]
+        fillings = [("filling", *pair) for chunk in chunks if (pair := self._without_spans(chunk, context.data))]
 
-        def measure(model: Model) -> Outcome:
-            # all at once, because every shape is a program to compile
-            asked = completions + fillings if model.config.is_encoder_decoder else completions
-            made = generate_tokens(
+        def measure(model: Model) -> TaskResult:
+            # all prompts in one batch, because every shape is a program to compile
+            is_encoder_decoder = model.config.is_encoder_decoder
+            samples = completions + fillings if is_encoder_decoder else completions
+            prompts = [prompt for _, prompt, _ in samples]
+            outputs = complete(
                 model,
-                tokenizer,
-                [prompt for _, prompt, _ in asked],
-                max_new_tokens=self.max_new_tokens,
-                sampler=self.sampler,
-                compute=setting.compute,
-                prompt_both_ways=self.prompt_both_ways,
-                seed=derive_seed(setting.seed, "draws", self.name),
+                prompts if is_encoder_decoder else [np.append(np.int32(bos), prompt) for prompt in prompts],
+                bos=bos,
+                options=options,
+                seed=derive_seed(context.seed, "draws", self.name),
             )
-            texts = [
-                {"prompt": decode(prompt), "output": decode(output), "reference": decode(reference)}
-                for (_, prompt, reference), output in zip(asked, made, strict=True)
-            ]
-            kinds = [{"task": self.name, "kind": kind} for kind, *_ in asked]
-            return Outcome({}, [kind | text for kind, text in zip(kinds, texts, strict=True)])
+            return TaskResult(
+                {},
+                [
+                    {
+                        "task": self.name,
+                        "kind": kind,
+                        "prompt": tokenizer.decode(prompt),
+                        "output": tokenizer.decode(output),
+                        "reference": tokenizer.decode(reference),
+                    }
+                    for (kind, prompt, reference), output in zip(samples, outputs, strict=True)
+                ],
+            )
 
         return measure
 
     def _without_spans(self, chunk: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray] | None:
-        """A prompt without two spans, at 1/4 and 5/8 of the chunk, and what is asked for, as the first of the run's
-        objectives has it that takes spans away; None if none does, or the chunk is too short.
+        """Returns (a prompt without two spans, at 1/4 and 5/8 of the chunk; the targets), by the first objective of the
+        run that corrupts spans; None if there is none, or the chunk is too short.
         """
         if len(chunk) < 4 * self.span_tokens:
             return None
         starts = [len(chunk) // 4, 5 * len(chunk) // 8]
-        made = (
+        pairs = (
             s.objective.infilling(chunk, starts, self.span_tokens, special_tokens=data.tokenizer.special_tokens)
             for s in data.sources
         )
-        return next(filter(None, made), None)
+        return next(filter(None, pairs), None)
 
-    def _choose(self, setting: Setting) -> list[np.ndarray]:
-        """Whole chunks of prompt_tokens + max_new_tokens, drawn; shorter ones where there are no others."""
+    def _choose(self, context: EvalContext) -> list[np.ndarray]:
+        """Draws chunks of prompt_tokens + max_new_tokens, shorter ones where there are no others."""
         length = self.prompt_tokens + self.max_new_tokens
-        data = setting.data
+        data = context.data
         chunks = open_chunks(self.text, data.tokenizer, chunk_tokens=length, on_bad_record=data.on_bad_record)
-        order = np.random.default_rng(derive_seed(setting.seed, "task", self.name)).permutation(len(chunks))
+        order = np.random.default_rng(derive_seed(context.seed, "task", self.name)).permutation(len(chunks))
+        # chunks at the end of a document are short, so more are drawn than needed and whole ones are preferred
         drawn = [chunks[int(i)] for i in order[: 8 * self.examples]]
         return sorted(drawn, key=lambda chunk: len(chunk) < length)[: self.examples]
 
@@ -236,25 +256,26 @@ class Samples(Task):
 BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
 
 
-def _sums(model: Model, batches: Iterable[HostBatch], setting: Setting) -> TokenSums:
-    special_tokens, total = setting.data.tokenizer.special_tokens, TokenSums()
+def _token_sums(model: Model, batches: Iterable[HostBatch], context: EvalContext) -> TokenSums:
+    special_tokens, total = context.data.tokenizer.special_tokens, TokenSums()
     for batch, *_ in batches:
+        # sentinels can be read off the order of the input, so they would make the loss look better
         batch = batch._replace(weights=np.where(special_tokens.is_sentinel(batch.targets), 0, batch.weights))
-        if setting.mesh is not None:
-            batch = to_global(batch, batch_sharding(setting.mesh), rows=setting.data.rows)
-        sums = _batch_sums(model, batch, compute=setting.compute, loss=setting.loss)
+        if context.mesh is not None:
+            batch = to_global(batch, batch_sharding(context.mesh), rows=context.data.rows)
+        sums = _batch_sums(model, batch, compute=context.compute, loss=context.loss)
         total += TokenSums(*np.asarray(sums, np.float64).tolist())
     return total
 
 
 @partial(jax.jit, static_argnames=("compute", "loss"))
 def _batch_sums(model: Model, batch: Batch, *, compute: Compute, loss: LossConfig) -> jax.Array:
-    """float32[3]: the fields of TokenSums, over the global batch."""
-    images = image_embeddings.normalized(batch.images)
+    """Returns float32[3], the fields of TokenSums, over the global batch."""
+    images = normalized(batch.images)
     hidden_BTD = model.hidden(batch.encoder, batch.decoder, images, compute=compute)  # pyright: ignore[reportArgumentType]
     tokens = token_losses(hidden_BTD, model.head(), batch.targets, loss)
-    # what stands at padding means nothing and need not be finite
+    # losses at padding are undefined and need not be finite
     loss_BT = jnp.where(batch.weights > 0, batch.weights * tokens.loss_BT, 0.0)
     correct_BT = batch.weights * tokens.correct_BT.astype(jnp.float32)
     sums = jnp.stack([jnp.sum(loss_BT), jnp.sum(correct_BT), jnp.sum(batch.weights)])
-    return constrain(sums, None)  # whole on every host, so that each can read it
+    return constrain(sums, None)  # replicated, so that every process can read the sums

@@ -1,7 +1,7 @@
 """Zero-shot classification and retrieval with the embeddings of a dual encoder. NumPy on the host.
 
-N images, M texts, C classes, D width, Q queries, A answers, K queries of a block. Embeddings may have any length: they
-are compared by cosine.
+N images, M texts, C classes, D width, Q queries, A candidates, K queries of a block. Embeddings may have any length:
+they are compared by cosine.
 """
 
 import math
@@ -14,28 +14,28 @@ from numpy.typing import ArrayLike
 
 from t5g2.core.errors import UserError
 
-# queries whose scores exist at a time
+# queries whose scores are in memory at a time
 BLOCK = 1024
-# cosines nearer than this are equal: float32 does not tell them apart
+# cosines nearer than this count as equal: float32 cannot distinguish them
 TIE = 1e-6
 
 
-class Classified(NamedTuple):
-    """What zero-shot classification says of each image.
+class Classification(NamedTuple):
+    """Zero-shot classification of images.
 
     Attributes:
-      scores_NC: float32, probability that class and image belong together, each class for itself: rows do not sum to 1.
-      classes_N: int, the class of the highest score; of equal ones the first.
+      scores_NC: float32, probability of each class, independent of the others: rows do not sum to 1.
+      classes_N: int, the class of the highest score, of equal ones the first.
     """
 
     scores_NC: Float[np.ndarray, "N C"]
     classes_N: Int[np.ndarray, " N"]
 
     def accuracy(self, labels: ArrayLike) -> float:
-        """Share of the images whose class is their label.
+        """Returns the share of the images whose class is their label.
 
         Raises:
-          UserError: not one label for each image.
+          UserError: the number of labels is not that of the images.
         """
         labels_N = np.asarray(labels)
         if labels_N.shape != self.classes_N.shape:
@@ -43,12 +43,12 @@ class Classified(NamedTuple):
         return float(np.mean(self.classes_N == labels_N))
 
 
-class Retrieved(NamedTuple):
-    """Share of the queries with a right answer among the first k, by k.
+class RetrievalRecall(NamedTuple):
+    """Recall at k: the share of the queries with a right candidate among the first k, by k.
 
     Attributes:
-      image_to_text: an image asks, any of its texts is right.
-      text_to_image: a text asks, its image is right.
+      image_to_text: images are the queries, any of their texts is right.
+      text_to_image: texts are the queries, their image is right.
     """
 
     image_to_text: dict[int, float]
@@ -56,19 +56,20 @@ class Retrieved(NamedTuple):
 
 
 def class_embeddings(prompts_MD: Float[np.ndarray, "M D"], classes: ArrayLike) -> Float[np.ndarray, "C D"]:
-    """float32[C, D] of length 1: for each class the mean of its prompts' embeddings, each at length 1 before.
+    """Returns float32[C, D] of length 1: for each class the mean of its prompts' normalized embeddings.
 
     As CLIP averages several prompts (arXiv 2103.00020, section 3.1.4). Prompts [[2 0] [0 3] [0 1]] of the classes
     [0 0 1]: [[0.71 0.71] [0 1]].
 
     Args:
-      classes: of each prompt its class, from 0; no class without a prompt.
+      prompts_MD: embeddings of the prompts of all classes.
+      classes: the class of each prompt, from 0; every class has a prompt.
 
     Raises:
-      UserError: as many classes as prompts are not given, or a class has no prompt.
+      UserError: the number of classes is not that of the prompts, or a class has no prompt.
     """
     class_M = np.asarray(classes)
-    units_MD = _units("prompts", prompts_MD)
+    units_MD = _unit_rows("prompts", prompts_MD)
     if class_M.shape != units_MD.shape[:1] or not np.issubdtype(class_M.dtype, np.integer):
         raise UserError(f"{len(units_MD)} prompts and classes {list(class_M.shape)}; give the class of every prompt")
     number = int(class_M.max()) + 1
@@ -77,7 +78,7 @@ def class_embeddings(prompts_MD: Float[np.ndarray, "M D"], classes: ArrayLike) -
         raise UserError(f"classes {class_M.min()} to {number - 1}, of which {missing} have no prompt; count from 0")
     sums_CD = np.zeros((number, units_MD.shape[1]), np.float32)
     np.add.at(sums_CD, class_M, units_MD)
-    return _units("classes", sums_CD)
+    return _unit_rows("classes", sums_CD)
 
 
 def classify(
@@ -86,8 +87,8 @@ def classify(
     *,
     logit_scale: float,
     logit_bias: float,
-) -> Classified:
-    """The score of every class for every image, sigmoid(exp(logit_scale) * cosine + logit_bias), and the best class.
+) -> Classification:
+    """Returns scores, sigmoid(exp(logit_scale) * cosine + logit_bias), and the best class of every image.
 
     Images [[1 0] [0 1] [1 1]] and classes [[1 0] [0 1]], with logit_scale = ln 2 and logit_bias = -1:
 
@@ -98,14 +99,14 @@ def classify(
     Raises:
       UserError: embeddings that are not finite, none at all, or of two widths.
     """
-    images_ND, classes_CD = _two("images", images_ND, "classes", classes_CD)
+    images_ND, classes_CD = _unit_pair("images", images_ND, "classes", classes_CD)
     scores_NC = np.empty((len(images_ND), len(classes_CD)), np.float32)
     classes_N = np.empty(len(images_ND), np.int64)
-    for at in _blocks(len(images_ND)):
-        logits_KC = (images_ND[at] @ classes_CD.T).astype(np.float64) * math.exp(logit_scale) + logit_bias
-        scores_NC[at] = np.exp(-np.logaddexp(0.0, -logits_KC))  # the sigmoid, without overflow
-        classes_N[at] = np.argmax(logits_KC, axis=1)  # not of scores: the sigmoids of 20 and 30 are the same float
-    return Classified(scores_NC, classes_N)
+    for block in _blocks(len(images_ND)):
+        logits_KC = (images_ND[block] @ classes_CD.T).astype(np.float64) * math.exp(logit_scale) + logit_bias
+        scores_NC[block] = np.exp(-np.logaddexp(0.0, -logits_KC))  # the sigmoid, without overflow
+        classes_N[block] = np.argmax(logits_KC, axis=1)  # not of scores: the sigmoids of 20 and 30 are the same float
+    return Classification(scores_NC, classes_N)
 
 
 def retrieve(
@@ -114,12 +115,12 @@ def retrieve(
     image_of_text: ArrayLike,
     *,
     ks: Sequence[int] = (1, 5, 10),
-) -> Retrieved:
-    """Recall at each k in both directions.
+) -> RetrievalRecall:
+    """Returns recall at each k in both directions.
 
-    Several texts may belong to one image: any of them is a right answer for it. An image without a text, and a text
-    without an image, are no queries; they are wrong answers for all others. Wrong answers that score like the best
-    right one come before it: a model that embeds everything alike finds nothing. Three images and four texts,
+    Several texts may belong to one image: any of them is right for it. An image without a text, and a text without an
+    image, are no queries, but wrong candidates for all others. Wrong candidates that score like the best right one are
+    ranked before it: a model that embeds everything alike finds nothing. Three images and four texts,
 
         image_of_text [0 0 1 -1]         cosines  text 0  text 1  text 2  text 3
                                          image 0    0.1     0.7     0.3     0.2      its text 1 is first
@@ -130,13 +131,14 @@ def retrieve(
         text_to_image: text 0 has its image third, text 1 and text 2 first: 2/3 at k = 1 and 2, 3/3 at k = 3
 
     Args:
-      image_of_text: of each text its image, from 0; -1 = none of them.
-      ks: numbers of answers that are looked at.
+      images_ND, texts_MD: embeddings.
+      image_of_text: the image of each text, from 0; -1 = none of them.
+      ks: numbers of first candidates among which a right one counts.
 
     Raises:
       UserError: embeddings as for `classify`, an image that does not exist, no pair at all, or a k below 1.
     """
-    images_ND, texts_MD = _two("images", images_ND, "texts", texts_MD)
+    images_ND, texts_MD = _unit_pair("images", images_ND, "texts", texts_MD)
     owner_M = np.asarray(image_of_text)
     if owner_M.shape != texts_MD.shape[:1] or not np.issubdtype(owner_M.dtype, np.integer):
         raise UserError(
@@ -148,24 +150,25 @@ def retrieve(
             f"are 0 to {len(images_ND) - 1}, and -1 for a text without one, not for all"
         )
     if not len(ks) or min(ks) < 1:
-        raise UserError(f"ks = {list(ks)}; give at least one number of answers, each at least 1")
+        raise UserError(f"ks = {list(ks)}; give at least one number of candidates, each at least 1")
     images_N = np.arange(len(images_ND))
-    by_image = _recall(images_ND, texts_MD, lambda at: images_N[at, None] == owner_M[None, :], ks)
-    by_text = _recall(texts_MD, images_ND, lambda at: owner_M[at, None] == images_N[None, :], ks)
-    return Retrieved(by_image, by_text)
+    by_image = _recall(images_ND, texts_MD, lambda block: images_N[block, None] == owner_M[None, :], ks)
+    by_text = _recall(texts_MD, images_ND, lambda block: owner_M[block, None] == images_N[None, :], ks)
+    return RetrievalRecall(by_image, by_text)
 
 
 def _recall(
     queries_QD: Float[np.ndarray, "Q D"],
-    answers_AD: Float[np.ndarray, "A D"],
-    right: Callable[[slice], Bool[np.ndarray, "K A"]],
+    candidates_AD: Float[np.ndarray, "A D"],
+    is_right: Callable[[slice], Bool[np.ndarray, "K A"]],
     ks: Sequence[int],
 ) -> dict[int, float]:
-    """`right` says of a block of K queries which answers are right."""
+    """Returns recall by k; `is_right` gives bool[K, A] for a block of K queries: True = a right candidate."""
     ranks = []
-    for at in _blocks(len(queries_QD)):
-        scores_KA, right_KA = queries_QD[at] @ answers_AD.T, right(at)
+    for block in _blocks(len(queries_QD)):
+        scores_KA, right_KA = queries_QD[block] @ candidates_AD.T, is_right(block)
         best_K1 = np.max(scores_KA, axis=1, keepdims=True, where=right_KA, initial=-np.inf)
+        # ties with the best right candidate rank before it, or equal embeddings would all be found
         before_K = np.sum(~right_KA & (scores_KA > best_K1 - TIE), axis=1)
         ranks.append(1 + before_K[right_KA.any(axis=1)])
     ranks_Q = np.concatenate(ranks)
@@ -176,20 +179,20 @@ def _blocks(number: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, number, BLOCK))
 
 
-def _two(name: str, x: np.ndarray, other: str, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both at length 1, and of one width."""
-    x, y = _units(name, x), _units(other, y)
+def _unit_pair(name: str, x: np.ndarray, other: str, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both normalized; raises UserError unless they have one width."""
+    x, y = _unit_rows(name, x), _unit_rows(other, y)
     if x.shape[1] != y.shape[1]:
-        raise UserError(f"{name} {list(x.shape)} and {other} {list(y.shape)}; embeddings compared are of one width")
+        raise UserError(f"{name} {list(x.shape)} and {other} {list(y.shape)}; embeddings to compare have one width")
     return x, y
 
 
-def _units(name: str, x_ND: np.ndarray) -> Float[np.ndarray, "N D"]:
-    """Every row at length 1; zeros stay zeros."""
+def _unit_rows(name: str, x_ND: np.ndarray) -> Float[np.ndarray, "N D"]:
+    """Returns the rows scaled to length 1; zeros stay zeros."""
     x_ND = np.asarray(x_ND, np.float32)
     if x_ND.ndim != 2 or not x_ND.size:
         raise UserError(f"{name} have shape {list(x_ND.shape)}; embeddings are [number, width], and at least one")
     if not np.isfinite(x_ND).all():
-        raise UserError(f"{name} hold embeddings that are not finite; they cannot be compared, so look at the model")
+        raise UserError(f"{name} hold embeddings that are not finite; they cannot be compared, so check the model")
     lengths_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return x_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0).astype(np.float32)

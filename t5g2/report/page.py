@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
+from t5g2.core.ranges import format_ranges
 from t5g2.report import comparison, plots
 from t5g2.report.contents import Report
 from t5g2.report.markup import Html, document, figure, html_table, tag
@@ -214,7 +215,10 @@ def weights(leaves: Sequence[dict]) -> TextTable:
         into = ", ".join(target + (f" ({note})" if note else "") for target, note in targets)
         key = (how, path if source != NOTHING else NONE, into, uses[0]["shape"])
         grouped.setdefault(key, []).extend([] if layer is None else [layer])
-    lines = [[how, path, into, _ranges(layers), shape] for (how, path, into, shape), layers in grouped.items()]
+    lines = [
+        [how, path, into, format_ranges(sorted(layers)) or NONE, shape]
+        for (how, path, into, shape), layers in grouped.items()
+    ]
     return TextTable(["how", "source leaf", "target leaves", "layers", "shape of one"], lines)
 
 
@@ -222,17 +226,6 @@ def _layer(name: str) -> tuple[str, int | None]:
     """("layers.attention.q", 7) of "layers.attention.q.7"."""
     path, _, last = name.rpartition(".")
     return (path, int(last)) if last.isdigit() else (name, None)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """ "0-3, 5" of [0, 1, 2, 3, 5]; a dash of none."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or NONE
 
 
 def throughput(report: Report) -> list[Html]:

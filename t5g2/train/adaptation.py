@@ -11,14 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5g2.adapt import pairing as pairings
-from t5g2.adapt.apply import Adapted, adapt
-from t5g2.adapt.options import Choices
-from t5g2.adapt.pairing import FAMILIES, Pairing, Source, Sources
+from t5g2.adapt.apply import AdaptedModel, adapt
+from t5g2.adapt.options import AdaptOptions
+from t5g2.adapt.pairing import FAMILIES, Pairing, SourceModel, SourceModels
 from t5g2.adapt.provenance import Provenance
-from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint.convert import Tower
+from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.import_folder import TowerFolder
 from t5g2.core import files, settings, tree
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
@@ -28,7 +28,7 @@ from t5g2.models.config import EncoderDecoderConfig, ModelConfig, from_dict, tex
 from t5g2.train.experiment import Adapt
 
 Changes = Iterable[tuple[str, str]]
-CHOICES = tuple(entry.name for entry in fields(Choices))
+CHOICES = tuple(entry.name for entry in fields(AdaptOptions))
 
 
 def from_flags(source: str, vision: str | None, choices: Mapping[str, Any]) -> Adapt:
@@ -37,7 +37,7 @@ def from_flags(source: str, vision: str | None, choices: Mapping[str, Any]) -> A
     Raises:
       UserError: one that is not allowed.
     """
-    return Adapt(source, vision, settings.build(Choices, choices, where="adapt"))
+    return Adapt(source, vision, settings.build(AdaptOptions, choices, where="adapt"))
 
 
 def adapt_folder(
@@ -66,7 +66,7 @@ def adapt_folder(
     files.refuse_existing(out)
     opened = _open(given)
     pairing = pairings.pair(opened.sources, _target(target, opened, given, changes), given.choices)
-    adapted = _adapt(opened, pairing, dtype=folders.known_dtype(dtype), seed=seed)
+    adapted = _adapt(opened, pairing, dtype=folders.weight_dtype(dtype), seed=seed)
     print(adapted.provenance.table())
     folders.save_leaves(
         out,
@@ -74,7 +74,7 @@ def adapt_folder(
         adapted.leaves,
         tokenizer=opened.tokenizer(pairing.target),
         provenance=adapted.provenance.to_dict(),
-        carry=opened.carried,
+        extra_files=opened.extra_files,
     )
     print(f"wrote {Path(out).absolute()}")
     return adapted.provenance
@@ -137,10 +137,10 @@ def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
 class _Opened:
     """The folders of an adaptation; encoder and decoder may be one."""
 
-    sources: Sources
+    sources: SourceModels
     encoder: ModelFolder
     decoder: ModelFolder
-    tower: Tower | None
+    tower: TowerFolder | None
 
     @property
     def described(self) -> str:
@@ -150,9 +150,9 @@ class _Opened:
         return ", ".join([*parts, *([] if self.tower is None else [f"vision {self.tower.path}"])])
 
     @property
-    def carried(self) -> tuple[Path, ...]:
+    def extra_files(self) -> tuple[Path, ...]:
         """Files that go along: the decoder's, and of the encoder's those that it does not have."""
-        found = {file.name: file for of in (self.encoder, self.decoder) for file in of.carried}
+        found = {file.name: file for of in (self.encoder, self.decoder) for file in of.extra_files}
         return tuple(found.values())
 
     def tokenizer(self, target: EncoderDecoderConfig | None = None) -> dict[str, Any] | None:
@@ -181,7 +181,7 @@ class _Opened:
         """
         if chosen is not None:
             return np.dtype(chosen)
-        found = {folder.path: folders.dtype_of(folder) for folder in (self.encoder, self.decoder)}
+        found = {folder.path: folders.common_dtype(folder) for folder in (self.encoder, self.decoder)}
         if self.tower is not None:
             found[self.tower.path] = self.tower.leaves["vision.positions", None].dtype
         if len(set(found.values())) > 1:
@@ -191,15 +191,15 @@ class _Opened:
 
 
 def _open(given: Adapt) -> _Opened:
-    encoder, *others = map(convert.open_any, given.sources)
+    encoder, *others = map(import_folder.open_any, given.sources)
     decoder = others[0] if others and others[0].path != encoder.path else encoder
-    tower = None if given.vision is None else convert.open_tower(given.vision)
-    made = {of.path: Source(of.config, of.leaves, str(of.path)) for of in (encoder, decoder)}
-    vision = None if tower is None else Source(tower.config, tower.leaves, str(tower.path))
-    return _Opened(Sources(made[encoder.path], made[decoder.path], vision), encoder, decoder, tower)
+    tower = None if given.vision is None else import_folder.open_tower(given.vision)
+    made = {of.path: SourceModel(of.config, of.leaves, str(of.path)) for of in (encoder, decoder)}
+    vision = None if tower is None else SourceModel(tower.config, tower.leaves, str(tower.path))
+    return _Opened(SourceModels(made[encoder.path], made[decoder.path], vision), encoder, decoder, tower)
 
 
-def _adapt(opened: _Opened, pairing: Pairing, *, dtype: Any, seed: int) -> Adapted:
+def _adapt(opened: _Opened, pairing: Pairing, *, dtype: Any, seed: int) -> AdaptedModel:
     abstract = build.abstract(pairing.target, opened.dtype(dtype))
     return adapt(pairing, abstract, seed=seed, source=opened.described)
 
@@ -207,7 +207,9 @@ def _adapt(opened: _Opened, pairing: Pairing, *, dtype: Any, seed: int) -> Adapt
 def _target(name: str, opened: _Opened, given: Adapt, changes: Changes) -> ModelConfig:
     """The architecture that --target names, with changes."""
     if name in FAMILIES:
-        target: ModelConfig = pairings.derive(opened.sources, name, given.choices, end_of_image=_end_of_image(opened))
+        target: ModelConfig = pairings.derive_config(
+            opened.sources, name, given.choices, end_of_image=_end_of_image(opened)
+        )
     elif name.endswith(".json"):
         target = _read(Path(name))
     else:

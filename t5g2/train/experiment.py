@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t5g2 import objectives
-from t5g2.adapt.options import Choices
+from t5g2.adapt.options import AdaptOptions
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.sharding import MeshShape
@@ -60,7 +60,7 @@ class Adapt:
 
     source: str
     vision: str | None = None
-    choices: Choices = Choices()
+    choices: AdaptOptions = AdaptOptions()
 
     def __post_init__(self):
         if len(self.sources) > 2 or not all(self.sources):

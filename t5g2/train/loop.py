@@ -63,7 +63,7 @@ def train(
             return
 
         # 4 data: every stream at the position that these weights have seen
-        evaluation = Evaluation(experiment.eval.tasks, plan.setting(rows))
+        evaluation = Evaluation(experiment.eval.tasks, plan.eval_context(rows))
         pipeline = stack.enter_context(
             Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=start.positions)
         )

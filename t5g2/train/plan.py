@@ -16,7 +16,7 @@ from t5g2.core.batch import Batch
 from t5g2.core.seeds import derive_seed
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherFeatures
-from t5g2.eval.tasks import Setting
+from t5g2.eval.tasks import EvalContext
 from t5g2.models import build
 from t5g2.train import optim, teachers
 from t5g2.train import state as states
@@ -96,10 +96,10 @@ class Plan:
         )
         return compiled
 
-    def setting(self, rows: range) -> Setting:
+    def eval_context(self, rows: range) -> EvalContext:
         """The context of evaluation tasks, on the rows that this process holds."""
         train = self.experiment.train
-        return Setting(
+        return EvalContext(
             data=self.experiment.data,
             seed=train.seed,
             compute=self.experiment.compute,
@@ -153,7 +153,7 @@ def _with_teacher(experiment: Experiment, mesh: Mesh) -> tuple[DataConfig, Onlin
         return dataclasses.replace(data, teacher_features=features), None
     folder = teachers.open_teacher(distill.teacher or "", data.tokenizer, experiment.vocab_size)
     features = TeacherFeatures("text" if teachers.reads_text(folder) else "rows")
-    abstract = teachers.abstract(folder, mesh, folders.dtype_of(folder))
+    abstract = teachers.abstract(folder, mesh, folders.common_dtype(folder))
     return dataclasses.replace(data, teacher_features=features), OnlineTeacher(folder, abstract)
 
 

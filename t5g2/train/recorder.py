@@ -13,7 +13,7 @@ import numpy as np
 from t5g2.core import device, logs, metrics_writer
 from t5g2.core.batch import HostBatch, Sequences
 from t5g2.eval import evaluation
-from t5g2.eval.tasks import Outcome
+from t5g2.eval.tasks import TaskResult
 from t5g2.models import flops
 from t5g2.train import experiment as experiments
 from t5g2.train.experiment import Experiment
@@ -94,7 +94,7 @@ class Recorder:
             pending, self._pending = self._pending, None
             self._record(*pending)
 
-    def evaluation(self, step: int, result: Outcome) -> None:
+    def evaluation(self, step: int, result: TaskResult) -> None:
         """Records scores, as eval/<task>/<metric>, and predictions, as samples/<step>.jsonl."""
         if result.scores:
             losses = {name: value for name, value in result.scores.items() if name.endswith("/loss")}

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from t5g2.checkpoint import convert
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
@@ -32,7 +32,7 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
     Raises:
       UserError: no such folder, no language model, another tokenizer, or too small a vocabulary.
     """
-    folder = convert.open_any(directory)
+    folder = import_folder.open_any(directory)
     if isinstance(folder.config, DualEncoderConfig):
         raise UserError(
             f"{folder.path} holds an image and text encoder, which says nothing of next tokens; give a language model"

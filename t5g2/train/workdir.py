@@ -168,7 +168,9 @@ def finish(workdir: Path, experiment: Experiment, step: int, params: Any, proven
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the old model folder is gone")
         tokenizer = experiment.data.tokenizer
-        folders.save_model(target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, carry=tokenizer.files)
+        folders.save_model(
+            target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, extra_files=tokenizer.files
+        )
     if jax.process_index() == 0:
         files.write_json(workdir / DONE, {"step": step})
 

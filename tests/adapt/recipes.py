@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from t5g2.adapt import pairing as pairings
 from t5g2.adapt.apply import adapt
-from t5g2.adapt.options import Choices
-from t5g2.adapt.pairing import Pairing, Source, Sources
+from t5g2.adapt.options import AdaptOptions
+from t5g2.adapt.pairing import Pairing, SourceModel, SourceModels
 from t5g2.adapt.provenance import Provenance
 from t5g2.core import tree
 from t5g2.models import build
@@ -29,35 +29,35 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
     encoder: TextConfig | None = None
     vision: ModelConfig | None = None
-    choices: Choices = Choices()
+    choices: AdaptOptions = AdaptOptions()
 
-    def sources(self) -> Sources:
+    def sources(self) -> SourceModels:
         """With the weights of tests/weights.py."""
         decoder = source(self.source)
         encoder = decoder if self.encoder is None else source(self.encoder)
-        return Sources(encoder, decoder, None if self.vision is None else tower(self.vision))
+        return SourceModels(encoder, decoder, None if self.vision is None else tower(self.vision))
 
-    def target(self, sources: Sources):
+    def target(self, sources: SourceModels):
         """The family's architecture, changed."""
-        derived = pairings.derive(sources, self.family, self.choices, end_of_image=EOI)
+        derived = pairings.derive_config(sources, self.family, self.choices, end_of_image=EOI)
         sides = {side: dict(self.changes.get(side, {})) for side in ("encoder", "decoder")}
         whole = {name: value for name, value in self.changes.items() if name not in sides}
         # with both sides, in one go: their sizes may depend on each other
         return replace(derived, **whole, **{side: replace(getattr(derived, side), **of) for side, of in sides.items()})
 
 
-def source(config: ModelConfig) -> Source:
+def source(config: ModelConfig) -> SourceModel:
     """A decoder-only source."""
-    return Source(config, tree.leaves(weights.model(config)), "the source")
+    return SourceModel(config, tree.leaves(weights.model(config)), "the source")
 
 
-def tower(config: ModelConfig) -> Source:
+def tower(config: ModelConfig) -> SourceModel:
     """A folder for the sake of its image tower, as train/adaptation.py opens one."""
     vision: VisionConfig = config.vision if not isinstance(config, TextConfig) else config.images.vision
-    return Source(vision, tree.leaves(weights.model(config)), "the tower's folder")
+    return SourceModel(vision, tree.leaves(weights.model(config)), "the tower's folder")
 
 
-def run(case: Case, dtype=jnp.float32, seed: int = 0) -> tuple[Sources, Any, Provenance]:
+def run(case: Case, dtype=jnp.float32, seed: int = 0) -> tuple[SourceModels, Any, Provenance]:
     """(the sources, the adapted model, the account)."""
     sources = case.sources()
     return sources, *apply(pairings.pair(sources, case.target(sources), case.choices), dtype, seed)
@@ -92,8 +92,8 @@ CASES = {
     "gemma 2, tied": Case(tiny.GEMMA2, "t5gemma", {"tied_embedding": True}),
     "gemma 2, merged and tied": Case(tiny.GEMMA2, "t5gemma", {"cross": "merged", "tied_embedding": True}),
     "gemma 2, global layers": Case(tiny.GEMMA2, "t5gemma", {"cross_layers": "global"}),
-    "gemma 2, fresh": Case(tiny.GEMMA2, "t5gemma", choices=Choices(cross_attention="fresh", cross_norms="fresh")),
-    "gemma 2, adding nothing": Case(tiny.GEMMA2, "t5gemma", choices=Choices(cross_norms="none")),
+    "gemma 2, fresh": Case(tiny.GEMMA2, "t5gemma", choices=AdaptOptions(cross_attention="fresh", cross_norms="fresh")),
+    "gemma 2, adding nothing": Case(tiny.GEMMA2, "t5gemma", choices=AdaptOptions(cross_norms="none")),
     "gemma 2, multi-head": Case(tiny.GEMMA2, "t5gemma", {"encoder": {"kv_heads": 4}, "decoder": {"kv_heads": 4}}),
     "gemma 2, causal encoder": Case(tiny.GEMMA2, "t5gemma", {"encoder_attention": "causal"}),
     "gemma 2, two sources": Case(SMALL, "t5gemma", encoder=tiny.GEMMA2),
@@ -103,15 +103,15 @@ CASES = {
     "gemma 2, cut in depth": Case(
         replace(tiny.GEMMA2, layers=5),
         "t5gemma",
-        choices=Choices(encoder_layers="every:2", decoder_layers="last:2", cross_attention="self"),
+        choices=AdaptOptions(encoder_layers="every:2", decoder_layers="last:2", cross_attention="self"),
     ),
     "gemma 2, chosen layers": Case(
-        replace(tiny.GEMMA2, layers=5), "t5gemma", choices=Choices(encoder_layers=(0, 3), decoder_layers="first:4")
+        replace(tiny.GEMMA2, layers=5), "t5gemma", choices=AdaptOptions(encoder_layers=(0, 3), decoder_layers="first:4")
     ),
     "gemma 2, more rows": Case(
         tiny.GEMMA2,
         "t5gemma",
         {"encoder": {"vocab_size": 90}, "decoder": {"vocab_size": 104}},
-        choices=Choices(vocabulary="resize"),
+        choices=AdaptOptions(vocabulary="resize"),
     ),
 }

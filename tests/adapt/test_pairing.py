@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from t5g2.adapt.options import Choices
-from t5g2.adapt.pairing import Sources, derive, pair
+from t5g2.adapt.options import AdaptOptions
+from t5g2.adapt.pairing import SourceModels, derive_config, pair
 from t5g2.core.errors import UserError
 from t5g2.models.config import EncoderDecoderConfig, Rope
 from t5g2.models.sizes import size
@@ -16,7 +16,7 @@ from tests.adapt.recipes import source, tower
 
 def one(config):
     made = source(config)
-    return Sources(made, made)
+    return SourceModels(made, made)
 
 
 class Abstract:
@@ -24,22 +24,22 @@ class Abstract:
 
     @staticmethod
     def of(*names, vision=None):
-        from t5g2.adapt.pairing import Source
+        from t5g2.adapt.pairing import SourceModel
 
-        made = [Source(size(name), {}, name) for name in names]
-        extra = None if vision is None else Source(size(vision).vision, {}, vision)
-        return Sources(made[0], made[-1], extra)
+        made = [SourceModel(size(name), {}, name) for name in names]
+        extra = None if vision is None else SourceModel(size(vision).vision, {}, vision)
+        return SourceModels(made[0], made[-1], extra)
 
 
 def test_derived_architectures():
-    config = derive(one(tiny.GEMMA3), "t5gemma2", Choices(), end_of_image=7)
+    config = derive_config(one(tiny.GEMMA3), "t5gemma2", AdaptOptions(), end_of_image=7)
     assert config == EncoderDecoderConfig(encoder=tiny.GEMMA3, decoder=tiny.GEMMA3, eoi_id=7)
-    assert derive(one(tiny.GEMMA3), "t5gemma2", Choices()).eoi_id is None
+    assert derive_config(one(tiny.GEMMA3), "t5gemma2", AdaptOptions()).eoi_id is None
     separate = {"cross": "separate", "tied_embedding": False, "encoder_window": "each_side"}
-    assert derive(one(tiny.GEMMA2), "t5gemma", Choices()) == EncoderDecoderConfig(
+    assert derive_config(one(tiny.GEMMA2), "t5gemma", AdaptOptions()) == EncoderDecoderConfig(
         encoder=tiny.GEMMA2, decoder=tiny.GEMMA2, **separate
     )
-    cut = derive(one(tiny.GEMMA2), "t5gemma", Choices(encoder_layers="first:2", decoder_layers=(2,)))
+    cut = derive_config(one(tiny.GEMMA2), "t5gemma", AdaptOptions(encoder_layers="first:2", decoder_layers=(2,)))
     assert (cut.encoder.layers, cut.decoder.layers) == (2, 1)
 
 
@@ -55,7 +55,7 @@ def test_derived_architectures():
 )
 def test_released_sizes_pair(sources, target):
     pairing = pair(Abstract.of(*sources), size(target))
-    derived = derive(Abstract.of(*sources), target.split(":")[0], Choices(), end_of_image=256_000)
+    derived = derive_config(Abstract.of(*sources), target.split(":")[0], AdaptOptions(), end_of_image=256_000)
     if target == "t5gemma2:4b-4b":
         assert derived == replace(size(target), eoi_id=256_000)
         assert pairing.settings == (
@@ -76,7 +76,7 @@ def test_the_rope_factor_is_a_setting():
         "encoder.rope_global.factor: 1.0 in the source, 8.0 in the target",
         "decoder.rope_global.factor: 1.0 in the source, 8.0 in the target",
     )
-    derived = derive(Abstract.of("gemma3:1b"), "t5gemma2", Choices(), end_of_image=256_000)
+    derived = derive_config(Abstract.of("gemma3:1b"), "t5gemma2", AdaptOptions(), end_of_image=256_000)
     assert derived.decoder.rope_global == Rope(1e6, 1.0)
 
 
@@ -87,12 +87,12 @@ def test_the_towers_of_medsiglip():
         "encoder.images.vision.image_size: 448 in the source, 896 in the target"
         in pair(sources, size("t5gemma2:1b-1b")).settings
     )
-    derived = derive(sources, "t5gemma2", Choices(), end_of_image=256_000)
+    derived = derive_config(sources, "t5gemma2", AdaptOptions(), end_of_image=256_000)
     assert derived.encoder.images == replace(
         size("t5gemma2:1b-1b").encoder.images, vision=replace(size("medsiglip:448").vision, pool=False)
     )
-    with pytest.raises(UserError, match=r"neither gemma3:1b nor its tokenizer knows the token that ends an image"):
-        derive(sources, "t5gemma2", Choices())
+    with pytest.raises(UserError, match=r"neither gemma3:1b nor its tokenizer has a token that ends an image"):
+        derive_config(sources, "t5gemma2", AdaptOptions())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_both_values_and_what_bridges_them():
         "  encoder.kv_heads: 2 in the source, 1 in the target",
         "  decoder.vocab_size: 97 in the source, 128 in the target",
         "  decoder.width: 32 in the source, 64 in the target",
-        "encoder_layers says which layers to take",
+        "encoder_layers chooses the layers to take",
         "vocab_size: vocabulary=resize takes the first rows, or adds some",
         f"width: {family}",
         f"heads: {family}",
@@ -148,14 +148,14 @@ def test_both_values_and_what_bridges_them():
 
 
 def test_choices_that_contradict_the_target():
-    merged = derive(one(tiny.GEMMA3), "t5gemma2", Choices())
+    merged = derive_config(one(tiny.GEMMA3), "t5gemma2", AdaptOptions())
     with pytest.raises(UserError, match="cross_norms = none, and the target's attention is merged"):
-        pair(one(tiny.GEMMA3), merged, Choices(cross_norms="none"))
-    two = Sources(source(tiny.GEMMA2), source(recipes.SMALL))
+        pair(one(tiny.GEMMA3), merged, AdaptOptions(cross_norms="none"))
+    two = SourceModels(source(tiny.GEMMA2), source(recipes.SMALL))
     with pytest.raises(UserError, match="cross_attention = self, and the encoder's width is 32, the decoder's 24"):
-        pair(two, derive(two, "t5gemma", Choices()), Choices(cross_attention="self"))
+        pair(two, derive_config(two, "t5gemma", AdaptOptions()), AdaptOptions(cross_attention="self"))
     with pytest.raises(UserError, match=r"decoder\.layers: 3 in the source, of which 2 are taken, and 3 in the target"):
-        pair(one(tiny.GEMMA3), merged, Choices(decoder_layers="first:2"))
+        pair(one(tiny.GEMMA3), merged, AdaptOptions(decoder_layers="first:2"))
     untied = replace(tiny.GEMMA3, tied_head=False)
     with pytest.raises(
         UserError,
@@ -176,16 +176,16 @@ def test_choices_that_contradict_the_target():
 
 
 def test_widths_that_merged_attention_cannot_take():
-    two = Sources(source(replace(tiny.GEMMA3, width=24)), source(tiny.GEMMA3))
+    two = SourceModels(source(replace(tiny.GEMMA3, width=24)), source(tiny.GEMMA3))
     with pytest.raises(UserError, match="encoder width 24 and decoder width 32 differ: merged attention"):
-        derive(two, "t5gemma2", Choices())
+        derive_config(two, "t5gemma2", AdaptOptions())
 
 
 def test_families():
     with pytest.raises(UserError, match="t5gemma3"):
-        derive(one(tiny.GEMMA3), "t5gemma3", Choices())
+        derive_config(one(tiny.GEMMA3), "t5gemma3", AdaptOptions())
     with pytest.raises(UserError, match="has the blocks of Gemma 2"):
-        derive(one(tiny.GEMMA2), "t5gemma2", Choices())
+        derive_config(one(tiny.GEMMA2), "t5gemma2", AdaptOptions())
 
 
 @pytest.mark.parametrize(
@@ -202,17 +202,17 @@ def test_families():
     ],
 )
 def test_layers(choice, count, layers):
-    assert Choices(encoder_layers=choice).layers("encoder", count) == layers
+    assert AdaptOptions(encoder_layers=choice).layers("encoder", count) == layers
 
 
 @pytest.mark.parametrize("choice", ["", "every", "every:0", "first:-1", "some", "0,,1", (), "1.5"])
 def test_wrong_layers(choice):
     with pytest.raises(UserError, match=r"encoder_layers = .*; give all, first:N, last:N, every:K, or the source's"):
-        Choices(encoder_layers=choice)
+        AdaptOptions(encoder_layers=choice)
 
 
 def test_layers_that_there_are_not():
     with pytest.raises(UserError, match="decoder_layers = last:6, and the source has 5 layers; take at most 5"):
-        Choices(decoder_layers="last:6").layers("decoder", 5)
+        AdaptOptions(decoder_layers="last:6").layers("decoder", 5)
     with pytest.raises(UserError, match="encoder_layers names layer 5, and the source has 5: 0 to 4"):
-        Choices(encoder_layers="0,5").layers("encoder", 5)
+        AdaptOptions(encoder_layers="0,5").layers("encoder", 5)

@@ -18,16 +18,16 @@ def sharded(mesh_shape):
 def test_checksum_is_the_same_on_every_mesh_and_sees_every_change(dtype, devices):
     with jax.enable_x64(dtype == "float64"):
         x = np.random.default_rng(0).integers(0, 2, (8, 4)).astype(jnp.dtype(dtype))
-        expected = int(checksum.of(jnp.asarray(x)))
+        expected = int(checksum.checksum(jnp.asarray(x)))
         for mesh_shape in ((1, 1), (2, 2), (4, 2)):
-            assert int(jax.jit(checksum.of)(jax.device_put(x, sharded(mesh_shape)))) == expected
+            assert int(jax.jit(checksum.checksum)(jax.device_put(x, sharded(mesh_shape)))) == expected
         seen = {expected}
         raw = x.view(np.uint8)
         for byte in range(raw.size):
             for bit in range(8 if dtype != "bool" else 1):
                 changed = raw.copy().reshape(-1)
                 changed[byte] ^= 1 << bit
-                seen.add(int(checksum.of(jnp.asarray(changed.view(x.dtype).reshape(x.shape)))))
+                seen.add(int(checksum.checksum(jnp.asarray(changed.view(x.dtype).reshape(x.shape)))))
         assert len(seen) == 1 + raw.size * (8 if dtype != "bool" else 1)
 
 
@@ -36,14 +36,14 @@ def test_checksum_sees_swaps_and_moves():
     x[1, 2] = -x[4, 3]  # a pair that differs in the sign bit only
     flat = x.reshape(-1)
     sums = {
-        int(checksum.of(jnp.asarray(x))),
-        int(checksum.of(jnp.asarray(x.T))),
-        int(checksum.of(jnp.asarray(-x))),
+        int(checksum.checksum(jnp.asarray(x))),
+        int(checksum.checksum(jnp.asarray(x.T))),
+        int(checksum.checksum(jnp.asarray(-x))),
     }
     for i in range(flat.size):
         for j in range(i):
             swapped = flat.copy()
             swapped[[i, j]] = swapped[[j, i]]
-            sums.add(int(checksum.of(jnp.asarray(swapped.reshape(x.shape)))))
+            sums.add(int(checksum.checksum(jnp.asarray(swapped.reshape(x.shape)))))
     assert len(sums) == 3 + flat.size * (flat.size - 1) // 2
-    assert int(checksum.of(jnp.zeros((3, 2)))) != int(checksum.of(jnp.zeros((2, 2))))
+    assert int(checksum.checksum(jnp.zeros((3, 2)))) != int(checksum.checksum(jnp.zeros((2, 2))))

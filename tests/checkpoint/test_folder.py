@@ -154,7 +154,7 @@ def test_a_file_that_is_not_what_the_index_says(damaged):
     gone = sorted(held)[0]
     held["other"] = held.pop(gone)
     safetensors.numpy.save_file(held, file)
-    with pytest.raises(UserError, match=rf"is not what .*index.json says; missing in it: {gone}; surplus: other\."):
+    with pytest.raises(UserError, match=rf"does not hold what .*index.json lists; missing: {gone}; surplus: other\."):
         open_model(damaged)
 
 
@@ -173,7 +173,7 @@ def test_weights_of_another_model(damaged):
     with pytest.raises(UserError) as caught:
         open_model(damaged)
     lines = str(caught.value).splitlines()
-    assert lines[0].endswith("are not those that its model.json describes (described -> found):")
+    assert lines[0].endswith("are not those that its model.json describes (described -> stored):")
     assert "surplus  embedder.eoi: [32]" in lines
     assert "surplus  encoder.layers.attention.q.2: [32, 4, 8]" in lines
     assert "changed  encoder.layers.mlp.up.1: [32, 40] -> [32, 48]" in lines
@@ -188,7 +188,7 @@ def test_several_dtypes_need_a_choice(saved):
     key = "embedder.table", None
     half = dataclasses.replace(opened.leaves[key], dtype=np.dtype(jnp.bfloat16))
     mixed = dataclasses.replace(opened, leaves={**opened.leaves, key: half})
-    with pytest.raises(UserError, match="several dtypes: bfloat16, float32; say which to use"):
+    with pytest.raises(UserError, match="several dtypes: bfloat16, float32; choose one"):
         load_model(mixed)
     assert {x.dtype for x in jax.tree.leaves(load_model(mixed, param_dtype=jnp.float32))} == {jnp.dtype("float32")}
 
@@ -196,12 +196,12 @@ def test_several_dtypes_need_a_choice(saved):
 def test_files_are_carried_along(saved, tmp_path):
     for name in ("tokenizer.json", "chat_template.jinja", "config.json"):
         (tmp_path / name).write_text(name)
-    carry = folder.carried(tmp_path)
+    carry = folder.extra_files(tmp_path)
     assert [file.name for file in carry] == ["chat_template.jinja", "tokenizer.json"]
-    save_model(tmp_path / "model", make(tiny.GEMMA3), carry=carry)
+    save_model(tmp_path / "model", make(tiny.GEMMA3), extra_files=carry)
     opened = open_model(tmp_path / "model")
-    assert [file.read_text() for file in opened.carried] == ["chat_template.jinja", "tokenizer.json"]
-    assert open_model(saved).carried == ()
+    assert [file.read_text() for file in opened.extra_files] == ["chat_template.jinja", "tokenizer.json"]
+    assert open_model(saved).extra_files == ()
 
 
 @pytest.mark.parametrize("config", [tiny.GEMMA3_IMAGES, tiny.T5GEMMA2_IMAGES], ids=["gemma3", "t5gemma2"])

@@ -18,7 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t5g2.checkpoint import flax_tree, hf_config_reader, hf_config_writer, safetensors_io
-from t5g2.checkpoint.safetensors_io import INDEX, SINGLE, Tensor
+from t5g2.checkpoint.safetensors_io import INDEX, SINGLE
+from t5g2.checkpoint.tensor import Tensor
+from t5g2.core import files
 from t5g2.core.errors import UserError
 from tests import tiny
 
@@ -144,7 +146,7 @@ def written(arrays=ARRAYS, **options):
         return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
-FILE = written(single=SINGLE)[SINGLE]
+FILE = written(single_file=SINGLE)[SINGLE]
 START = 8 + int.from_bytes(FILE[:8], "little")
 SHARDS = written(shard_bytes=10)
 
@@ -263,7 +265,7 @@ def test_values_of_a_config(name):
     @given(changed(CONFIGS[name]))
     def check(data):
         try:
-            plain = safetensors_io.parse_json(as_json(data))
+            plain = files.parse_json(as_json(data))
         except ValueError:  # not JSON to begin with: refused before it is a config
             return
         with little_memory(8 * MIB):

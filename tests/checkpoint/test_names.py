@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint import names
-from t5g2.checkpoint.names import Arrange, Layout
+from t5g2.checkpoint.names import AxisPattern, TensorFormat
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Leaf
 from t5g2.models import build
 from tests import tiny
 
-LAYOUTS = {title: layout for title, layout in vars(names).items() if isinstance(layout, Layout)}
-ARRANGED = {title: arrange for title, arrange in vars(names).items() if isinstance(arrange, Arrange)}
+LAYOUTS = {title: layout for title, layout in vars(names).items() if isinstance(layout, TensorFormat)}
+ARRANGED = {title: arrange for title, arrange in vars(names).items() if isinstance(arrange, AxisPattern)}
 SIZES = {"D": 6, "N": 3, "K": 2, "H": 4, "I": 5, "O": 7, "F": 8, "h": 2, "w": 3, "c": 3, "P": 9}
 
 
@@ -60,11 +60,11 @@ def test_an_arrangement_both_ways(title, dtype):
     shape = tuple(SIZES[axis] for axis in arrange.pattern.split("->")[0].split()) if arrange.pattern else (5, 4)
     count = 3 if "*" in arrange.pattern else 1
     leaves = [numbered(shape, start=100 * i).astype(dtype) for i in range(count)]
-    tensor = arrange.theirs(leaves)
+    tensor = arrange.to_tensor(leaves)
     assert tensor.shape == arrange.shape([shape] * count)
     np.testing.assert_array_equal(tensor, by_hand(*leaves))
     for i, expected in enumerate(leaves):
-        back = arrange.ours(tensor, [shape] * count, i)
+        back = arrange.to_leaf(tensor, [shape] * count, i)
         assert (back.dtype, back.shape) == (expected.dtype, shape)
         assert count == 1 or back.base is None
         assert back.flags.c_contiguous
@@ -75,7 +75,7 @@ def test_surplus_rows_are_cut():
     shapes = [(256_000, 2)]
     assert names.PADDED.shape(shapes) == (256_128, 2)
     table = numbered((256_128, 2))
-    np.testing.assert_array_equal(names.PADDED.ours(table, shapes, 0), table[:256_000])
+    np.testing.assert_array_equal(names.PADDED.to_leaf(table, shapes, 0), table[:256_000])
     assert names.PADDED.shape([(262_144, 2)]) == (262_144, 2)
 
 
@@ -106,7 +106,7 @@ HOLDS = {
 def test_every_leaf_has_one_tensor(title):
     for config in HOLDS[title]:
         leaves = tree.leaves(build.abstract(config))
-        tied = names.tie(LAYOUTS[title], leaves)
+        tied = names.match_tensors(LAYOUTS[title], leaves)
         keys = [key for one in tied for key in one.keys]
         assert sorted(keys, key=str) == sorted(leaves, key=str)
         assert len({one.name for one in tied}) == len(tied)
@@ -117,17 +117,17 @@ def test_a_tower_alone():
     vision = {
         key: leaf for key, leaf in tree.leaves(build.abstract(tiny.SIGLIP)).items() if key[0].startswith("vision.")
     }
-    tied = names.tie(names.HF_SIGLIP_VISION, vision)
+    tied = names.match_tensors(names.HF_SIGLIP_VISION, vision)
     assert {key for one in tied for key in one.keys} == set(vision)
     assert "vision_model.head.attention.in_proj_weight" in {one.name for one in tied}
 
 
 def test_literal_names():
     leaves = tree.leaves(build.abstract(tiny.GEMMA3))
-    tied = {one.name: one for one in names.tie(names.HF_GEMMA, leaves)}
+    tied = {one.name: one for one in names.match_tensors(names.HF_GEMMA, leaves)}
     one = tied["model.layers.2.self_attn.k_proj.weight"]
     assert (one.keys, one.shape) == ((("layers.attention.k", 2),), (16, 32))
-    tied = {one.name: one for one in names.tie(names.FLAX_GEMMA, leaves)}
+    tied = {one.name: one for one in names.match_tensors(names.FLAX_GEMMA, leaves)}
     one = tied["layer_2/attn/kv_einsum/w"]
     assert (one.keys, one.shape) == ((("layers.attention.k", 2), ("layers.attention.v", 2)), (2, 2, 32, 8))
     assert list(tied)[:3] == ["embedder/input_embedding", "final_norm/scale", "layer_0/pre_attention_norm/scale"]
@@ -135,22 +135,22 @@ def test_literal_names():
 
 def test_queries_keys_and_values_in_one_tensor_where_that_is_found():
     leaves = keyed(*(leaf(f"layers.attention.{x}", (6, 3, 4), 0) for x in "qkvo"))
-    layout = Layout("Flax", names.under("layer_{i}/attn/", "layers.attention.", names.FLAX_ATTENTION))
+    layout = TensorFormat("Flax", names.with_prefix("layer_{i}/attn/", "layers.attention.", names.FLAX_ATTENTION))
     apart = ["layer_0/attn/q_einsum/w", "layer_0/attn/kv_einsum/w", "layer_0/attn/attn_vec_einsum/w"]
-    assert [one.name for one in names.tie(layout, leaves)] == apart
+    assert [one.name for one in names.match_tensors(layout, leaves)] == apart
     found = {"layer_0/attn/qkv_einsum/w": (3, 3, 6, 4)}
-    assert [one.name for one in names.tie(layout, leaves, found)] == ["layer_0/attn/qkv_einsum/w", apart[2]]
+    assert [one.name for one in names.match_tensors(layout, leaves, found)] == ["layer_0/attn/qkv_einsum/w", apart[2]]
 
 
-GATES = Layout("Flax", (names.FLAX_BLOCK[-4], names.FLAX_BLOCK[-3]))
+GATES = TensorFormat("Flax", (names.FLAX_BLOCK[-4], names.FLAX_BLOCK[-3]))
 
 
 def test_gates_are_told_apart_by_their_shape():
     leaves = keyed(leaf("mlp.gate", (6, 8)), leaf("mlp.up", (6, 8)))
     for shape, arrange in [((2, 6, 8), names.GATES), ((2, 8, 6), names.GATES_TRANSPOSED)]:
-        (one,) = names.tie(GATES, leaves, {"mlp/gating_einsum": shape})
-        assert one.arrange == arrange
-    (one,) = names.tie(GATES, leaves, {"mlp/gating_einsum": (2, 8, 7)})  # neither: the caller says so
+        (one,) = names.match_tensors(GATES, leaves, {"mlp/gating_einsum": shape})
+        assert one.axes == arrange
+    (one,) = names.match_tensors(GATES, leaves, {"mlp/gating_einsum": (2, 8, 7)})  # neither: the caller says so
     assert one.shape == (2, 6, 8)
 
 
@@ -158,15 +158,15 @@ def test_gates_that_cannot_be_told_apart():
     leaves = keyed(leaf("mlp.gate", (6, 6)), leaf("mlp.up", (6, 6)))
     message = (
         r"mlp/gating_einsum has shape \[2, 6, 6\], which can be read as 'D F -> \* D F' and as 'D F -> \* F D' "
-        r"alike, so its axes cannot be told apart; convert it from another format"
+        r"alike, so its axes are ambiguous; convert it from another format"
     )
     with pytest.raises(UserError, match=message):
-        names.tie(GATES, leaves, {"mlp/gating_einsum": (2, 6, 6)})
+        names.match_tensors(GATES, leaves, {"mlp/gating_einsum": (2, 6, 6)})
 
 
 def test_a_leaf_without_a_tensor_is_of_another_architecture():
     with pytest.raises(UserError, match=r"Hugging Face Gemma has no tensor for 1 weights of .*: embedder.eoi; give"):
-        names.tie(names.HF_GEMMA, keyed(leaf("embedder.eoi", (4,))))
+        names.match_tensors(names.HF_GEMMA, keyed(leaf("embedder.eoi", (4,))))
 
 
 SPELLED = {
@@ -204,11 +204,11 @@ SPELLED = {
 def test_spellings(title):
     for known, others in SPELLED[title].items():
         for found in [known, *others]:
-            assert LAYOUTS[title].spelled(found) == known
+            assert LAYOUTS[title].canonical_name(found) == known
 
 
 @pytest.mark.parametrize("title", LAYOUTS)
 def test_a_known_name_is_spelled_as_it_is(title):
     layout = LAYOUTS[title]
     for known in [*(theirs for theirs, _, _ in layout.rows), *layout.copies, *layout.copies.values()]:
-        assert layout.spelled(known) == known
+        assert layout.canonical_name(known) == known

@@ -13,7 +13,8 @@ import safetensors
 import safetensors.numpy
 
 from t5g2.checkpoint import safetensors_io
-from t5g2.checkpoint.safetensors_io import INDEX, SINGLE, Tensor, read, write
+from t5g2.checkpoint.safetensors_io import INDEX, SINGLE, read, write
+from t5g2.checkpoint.tensor import Tensor
 from t5g2.core.errors import UserError
 
 MIB = 2**20
@@ -71,18 +72,18 @@ def test_what_the_library_writes(tmp_path):
 def test_one_file_without_an_index(tmp_path):
     expected = arrays()
     tensors = {name: tensor(x) for name, x in expected.items()}
-    write(tmp_path, tensors, single=SINGLE, metadata={"format": "pt"})
+    write(tmp_path, tensors, single_file=SINGLE, metadata={"format": "pt"})
     assert os.listdir(tmp_path) == [SINGLE]
     assert by_library(tmp_path / SINGLE)[1] == {"format": "pt"}
     assert_same(read(tmp_path), expected)
     (tmp_path / "two").mkdir()
-    write(tmp_path / "two", tensors, single=SINGLE, shard_bytes=sum(x.nbytes for x in expected.values()) - 1)
+    write(tmp_path / "two", tensors, single_file=SINGLE, shard_bytes=sum(x.nbytes for x in expected.values()) - 1)
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX]
     assert sorted(os.listdir(tmp_path / "two")) == files
 
 
 def test_no_tensors(tmp_path):
-    write(tmp_path, {}, single=SINGLE)
+    write(tmp_path, {}, single_file=SINGLE)
     assert read(tmp_path) == {}
     assert by_library(tmp_path / SINGLE)[0] == {}
 
@@ -90,7 +91,7 @@ def test_no_tensors(tmp_path):
 def test_every_tensor_is_aligned(tmp_path):
     """Some readers look at the bytes where they lie, as elements."""
     expected = {"a": np.ones(3, np.int8), "b": np.ones(1, ml_dtypes.bfloat16), "c": np.ones(2), "d": np.ones(1, "f4")}
-    write(tmp_path, {name: tensor(x) for name, x in expected.items()}, single=SINGLE)
+    write(tmp_path, {name: tensor(x) for name, x in expected.items()}, single_file=SINGLE)
     data = (tmp_path / SINGLE).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -112,7 +113,7 @@ def test_tensors_are_read_once_and_in_the_order_given(tmp_path):
 
 def test_an_array_of_jax_is_written(tmp_path):
     x = jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)
-    write(tmp_path, {"x": Tensor(x.shape, np.dtype(x.dtype), lambda: x)}, single=SINGLE)
+    write(tmp_path, {"x": Tensor(x.shape, np.dtype(x.dtype), lambda: x)}, single_file=SINGLE)
     np.testing.assert_array_equal(read(tmp_path)["x"].read(), np.asarray(x))
 
 
@@ -185,7 +186,7 @@ def test_pickles_are_not_opened(tmp_path, file):
 
 def test_pickles_beside_safetensors_are_left_alone(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    write(tmp_path, {"x": tensor(np.ones(3))}, single=SINGLE)
+    write(tmp_path, {"x": tensor(np.ones(3))}, single_file=SINGLE)
     assert list(read(tmp_path)) == ["x"]
 
 
@@ -199,8 +200,8 @@ def test_no_weights(tmp_path):
 
 def test_an_index_and_a_file_it_does_not_know(tmp_path):
     write(tmp_path, {"x": tensor(np.ones(3))})
-    write(tmp_path, {"x": tensor(np.zeros(3))}, single=SINGLE)
-    with pytest.raises(UserError, match=rf"holds {SINGLE} and also {INDEX}, which is about other files; remove what"):
+    write(tmp_path, {"x": tensor(np.zeros(3))}, single_file=SINGLE)
+    with pytest.raises(UserError, match=rf"holds {SINGLE} and also {INDEX}, which lists other files; remove the"):
         read(tmp_path)
 
 
@@ -213,8 +214,8 @@ def test_shards_that_hold_something_else(tmp_path):
     with pytest.raises(UserError) as caught:
         read(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path / file} is not what {INDEX} says; missing in it: d, e; surplus: b, c. Write or download the folder "
-        f"again"
+        f"{tmp_path / file} does not hold what {INDEX} lists; missing: d, e; surplus: b, c. Write or download "
+        f"the folder again"
     )
 
 
@@ -222,12 +223,12 @@ OUTSIDE = "/etc/x.safetensors", "../x.safetensors", "a/x.safetensors", "a\\x.saf
 INDICES = {
     "not JSON": ("{", r"Expecting property name"),
     "not UTF-8": ("\xff", "can't decode"),
-    "a list": ("[]", "it is no object with a weight_map, tensor name -> file name"),
-    "no map": ("{}", "it is no object with a weight_map"),
-    "a list as map": ('{"weight_map": []}', "it is no object with a weight_map"),
-    "a number as file": ('{"weight_map": {"x": 1}}', "it is no object with a weight_map"),
-    "a name twice": ('{"weight_map": {"x": "a.safetensors", "x": "b.safetensors"}}', "'x' is in it twice"),
-    "half a surrogate": (r'{"weight_map": {"\ud800": "a.safetensors"}}', r"'\\ud800' is no text"),
+    "a list": ("[]", "it is not an object with a weight_map, tensor name -> file name"),
+    "no map": ("{}", "it is not an object with a weight_map"),
+    "a list as map": ('{"weight_map": []}', "it is not an object with a weight_map"),
+    "a number as file": ('{"weight_map": {"x": 1}}', "it is not an object with a weight_map"),
+    "a name twice": ('{"weight_map": {"x": "a.safetensors", "x": "b.safetensors"}}', "'x' appears twice"),
+    "half a surrogate": (r'{"weight_map": {"\ud800": "a.safetensors"}}', r"'\\ud800' is not text"),
     "deep": ("[" * 100_000, "nested too deeply"),
 }
 
@@ -243,9 +244,7 @@ def test_damaged_indices(tmp_path, name):
 @pytest.mark.parametrize("file", [*OUTSIDE, "pytorch_model.bin", "x\0.safetensors", "ü" * 150 + ".safetensors"])
 def test_an_index_names_files_beside_it(tmp_path, file):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"layer.x": file}}))
-    with pytest.raises(
-        UserError, match=r"says that 'layer.x' is in '.*; that must be the plain name of a .safetensors"
-    ):
+    with pytest.raises(UserError, match=r"lists 'layer.x' in '.*; that must be the plain name of a .safetensors"):
         read(tmp_path)
 
 
@@ -260,9 +259,9 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    write(tmp_path, {"x": tensor(np.ones(3))}, single=SINGLE)
+    write(tmp_path, {"x": tensor(np.ones(3))}, single_file=SINGLE)
     monkeypatch.setattr(os, "open", refuse)  # the rights of a file do not hold root back
-    with pytest.raises(UserError, match=rf"{SINGLE} cannot be read \(Permission denied\); see to its permissions and"):
+    with pytest.raises(UserError, match=rf"{SINGLE} cannot be read \(Permission denied\); check its permissions and"):
         read(tmp_path)
 
 
@@ -288,40 +287,40 @@ def two(first, second):
 FILES = {
     "empty": (b"", "it has 0 bytes"),
     "no header": (b"\0" * 7, "it has 7 bytes"),
-    "header of nothing": (b"\0" * 9, "its header is no JSON object"),
+    "header of nothing": (b"\0" * 9, "its header is not a JSON object"),
     "header longer than the file": (held(one(), b"", length=90), r"its header has 90 bytes, the file \d+"),
     "header without end": (
         held(one(), length=2**64 - 1),
         "its header has 18446744073709551615 bytes; at most 100000000",
     ),
-    "not UTF-8": (held(b'{"\xff": 1}'), "its header is no JSON: .*can't decode"),
-    "UTF-16": (held('{"x": 1}'.encode("utf-16")), "its header is no JSON object"),
-    "not JSON": (held(b'{"x": }'), "its header is no JSON: Expecting value"),
-    "NaN": (held(b'{"x": NaN}'), "its header is no JSON: NaN is no JSON"),
-    "a list": (held([]), "its header is no JSON object"),
-    "space before it": (held(b" {}", b""), "its header is no JSON object"),
-    "deep": (held(b'{"x":' * 100_000), "its header is no JSON: nested too deeply"),
-    "a name twice": (held(b'{"x": 1, "x": 2}'), "its header is no JSON: 'x' is in it twice"),
-    "half a surrogate": (held(rb'{"\ud800": 1}'), r"'\\ud800' is no text"),
+    "not UTF-8": (held(b'{"\xff": 1}'), "its header is not JSON: .*can't decode"),
+    "UTF-16": (held('{"x": 1}'.encode("utf-16")), "its header is not a JSON object"),
+    "not JSON": (held(b'{"x": }'), "its header is not JSON: Expecting value"),
+    "NaN": (held(b'{"x": NaN}'), "its header is not JSON: NaN is not JSON"),
+    "a list": (held([]), "its header is not a JSON object"),
+    "space before it": (held(b" {}", b""), "its header is not a JSON object"),
+    "deep": (held(b'{"x":' * 100_000), "its header is not JSON: nested too deeply"),
+    "a name twice": (held(b'{"x": 1, "x": 2}'), "its header is not JSON: 'x' appears twice"),
+    "half a surrogate": (held(rb'{"\ud800": 1}'), r"'\\ud800' is not text"),
     "a tensor that is none": (held({"x": 3}), "'x' is not described by dtype, shape and data_offsets"),
     "a part is missing": (held({"x": {"dtype": "F32"}}), "'x' is not described by dtype, shape and data_offsets"),
-    "a dtype that is none": (held(one(dtype=3)), "the dtype of 'x' is no name"),
-    "a negative shape": (held(one(shape=[-2])), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
-    "half a row": (held(one(shape=[2.0])), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
-    "true rows": (held(one(shape=[True, 2])), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
-    "a shape that is none": (held(one(shape=2)), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
-    "many axes": (held(one(shape=[2] + [1] * 64)), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
-    "an enormous axis": (held(one(shape=[2**63])), "the shape of 'x' is no list of at most 64 whole numbers >= 0"),
-    "infinite": (held(b'{"x": 1e999}'), "its header is no JSON: '1e999' is too large a number"),
-    "a number of many digits": (held(one(shape=[10**4000])), "its header is no JSON: a number of 4001 digits"),
+    "a dtype that is none": (held(one(dtype=3)), "the dtype of 'x' is not a name"),
+    "a negative shape": (held(one(shape=[-2])), "the shape of 'x' is not a list of at most 64 whole numbers >= 0"),
+    "half a row": (held(one(shape=[2.0])), "the shape of 'x' is not a list of at most 64 whole numbers >= 0"),
+    "true rows": (held(one(shape=[True, 2])), "the shape of 'x' is not a list of at most 64 whole numbers >= 0"),
+    "a shape that is none": (held(one(shape=2)), "the shape of 'x' is not a list of at most 64 whole numbers >= 0"),
+    "many axes": (held(one(shape=[2] + [1] * 64)), "the shape of 'x' is not a list of at most 64 whole numbers >= 0"),
+    "an enormous axis": (held(one(shape=[2**63])), "the shape of 'x' is not a list of at most 64 whole numbers >= 0"),
+    "infinite": (held(b'{"x": 1e999}'), "its header is not JSON: '1e999' is too large a number"),
+    "a number of many digits": (held(one(shape=[10**4000])), "its header is not JSON: a number of 4001 digits"),
     "enormous": (held(one(shape=[2**40, 2**40])), r"'x' has the shape \[\d+, \d+\], more than 2\^63 bytes"),
     "enormous and empty": (held(one(shape=[0, 2**62, 2**62])), r"'x' has the shape .*, more than 2\^63 bytes"),
-    "one offset": (held(one(data_offsets=[8])), "the data_offsets of 'x' are no range"),
-    "a negative range": (held(one(data_offsets=[8, 0])), "the data_offsets of 'x' are no range"),
-    "a range from below": (held(one(data_offsets=[-8, 0])), "the data_offsets of 'x' are no range"),
+    "one offset": (held(one(data_offsets=[8])), "the data_offsets of 'x' are not a range"),
+    "a negative range": (held(one(data_offsets=[8, 0])), "the data_offsets of 'x' are not a range"),
+    "a range from below": (held(one(data_offsets=[-8, 0])), "the data_offsets of 'x' are not a range"),
     "too few bytes for its shape": (
         held(one(data_offsets=[0, 4])),
-        r"'x', F32 \[2\], takes 8 bytes and was given 4",
+        r"'x', F32 \[2\], takes 8 bytes and its range has 4",
     ),
     "beyond the file": (
         held(one(shape=[4], data_offsets=[0, 16])),
@@ -333,9 +332,12 @@ FILES = {
     "a gap before all": (held(two((1, 3), (3, 8))), "'x' leaves a gap after the header: it begins at 1, not 0"),
     "overlap": (held(two((0, 5), (3, 8))), "'y' overlaps 'x': it begins at 3, not 5"),
     "the same bytes twice": (held(two((0, 8), (0, 8))), "'y' overlaps 'x': it begins at 0, not 8"),
-    "metadata of numbers": (held({"__metadata__": {"a": 1}}, b""), "__metadata__ is no object of texts"),
-    "metadata of nothing": (held({"__metadata__": None}, b""), "__metadata__ is no object of texts"),
-    "metadata of half a surrogate": (held(rb'{"__metadata__": {"a": "\ud800"}}', b""), "__metadata__ is no object of"),
+    "metadata of numbers": (held({"__metadata__": {"a": 1}}, b""), "__metadata__ is not an object of texts"),
+    "metadata of nothing": (held({"__metadata__": None}, b""), "__metadata__ is not an object of texts"),
+    "metadata of half a surrogate": (
+        held(rb'{"__metadata__": {"a": "\ud800"}}', b""),
+        "__metadata__ is not an object of",
+    ),
     "a long name": (held({"x" * 999: 1}), r"'x{100}' \(of 999 characters\) is not described by"),
 }
 
@@ -363,7 +365,9 @@ def test_the_library_refuses_them_too(tmp_path, name):
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F128", ""])
 def test_a_dtype_that_is_not_known(tmp_path, dtype):
     (tmp_path / SINGLE).write_bytes(held(one(dtype=dtype)))
-    with pytest.raises(UserError, match=rf"'x' in .*{SINGLE} is '{dtype}'; supported: F64, .*BOOL\. Convert it first"):
+    with pytest.raises(
+        UserError, match=rf"'x' in .*{SINGLE} has dtype '{dtype}'; supported: F64, .*BOOL\. Convert it first"
+    ):
         read(tmp_path)
 
 

@@ -11,8 +11,9 @@ from flax import traverse_util
 from PIL import Image
 
 from t5g2 import cli
-from t5g2.checkpoint import convert, names, safetensors_io
+from t5g2.checkpoint import export_folder, names, safetensors_io
 from t5g2.checkpoint.folder import open_model, save_model
+from t5g2.checkpoint.tensor import Tensor
 from t5g2.core import tree
 from t5g2.models import build
 from t5g2.models.config import to_dict
@@ -38,11 +39,11 @@ def made(tmp_path_factory):
     }
     for name, config in configs.items():
         save_model(root / f"{name}-ours", weights.model(config))
-        convert.export_model(root / f"{name}-ours", root / name)
+        export_folder.export_model(root / f"{name}-ours", root / name)
         tokenizer_files.huggingface(root / name, t5gemma2=True)
     leaves = weights.weights(decoder)
-    tied = names.tie(names.FLAX_GEMMA, tree.leaves(build.abstract(decoder)))
-    arrays = {one.name: one.arrange.theirs([leaves[key] for key in one.keys]) for one in tied}
+    tied = names.match_tensors(names.FLAX_GEMMA, tree.leaves(build.abstract(decoder)))
+    arrays = {one.name: one.axes.to_tensor([leaves[key] for key in one.keys]) for one in tied}
     (root / "flax").mkdir()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(root / "flax" / "gemma", traverse_util.unflatten_dict(arrays, sep="/"))
@@ -118,9 +119,9 @@ def damage(folder, how):
 
 def without_a_tensor(folder):
     arrays = {n: t.read() for n, t in safetensors_io.read(folder).items() if "layers.1.mlp.up" not in n}
-    tensors = {n: safetensors_io.Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
+    tensors = {n: Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
     (folder / safetensors_io.SINGLE).unlink()
-    safetensors_io.write(folder, tensors, single=safetensors_io.SINGLE)
+    safetensors_io.write(folder, tensors, single_file=safetensors_io.SINGLE)
 
 
 def cut_short(folder):
@@ -159,7 +160,7 @@ def test_wrong_command_lines(made, tmp_path, capsys):
         (["import", f"--source={gemma}"], ["--out is missing"]),
         (["import", f"--sorce={gemma}", out], ["unknown flag of t5g2 import 'sorce'", "did you mean 'source'"]),
         (["import", "--source=/nowhere/at/all", out], ["/nowhere/at/all does not exist"]),
-        (["import", f"--source={tmp_path}", out], ["holds no model that is known"]),
+        (["import", f"--source={tmp_path}", out], ["holds no known model"]),
         (["import", f"--source={made / 'gemma-ours'}", out], ["is a model folder already"]),
         (["import", f"--source={gemma}", f"--out={made / 'flax'}"], ["flax exists already"]),
         (["import", f"--source={gemma}", out, "--config=gemma3:2b"], ["gemma3:2b", "gemma3:1b"]),

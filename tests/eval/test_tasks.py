@@ -18,7 +18,7 @@ from t5g2.data.pipeline import finite_batches
 from t5g2.data.sources.text_files import TextFiles
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import evaluation as evaluate
-from t5g2.eval.tasks import HeldoutLoss, Outcome, Samples, Setting
+from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
 from t5g2.models import build
 from t5g2.models.loss import LossConfig
 from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder
@@ -47,7 +47,7 @@ def t5gemma():
 
 
 @functools.cache
-def setting_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
+def context_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
     source = Source(text, objective if encoder_length else Causal())
     data = DataConfig(
         sources=(source,),
@@ -59,7 +59,7 @@ def setting_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
         streams=4,
         **changes,
     )
-    return Setting(data, seed=1, loss=LossConfig(tile_tokens=128), compute=FLOAT32)
+    return EvalContext(data, seed=1, loss=LossConfig(tile_tokens=128), compute=FLOAT32)
 
 
 def plain_means(model, task, setting):
@@ -82,7 +82,7 @@ def plain_means(model, task, setting):
 
 
 def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5gemma):
-    task, setting = HeldoutLoss(text, MIXTURE, examples=12), setting_of(text)
+    task, setting = HeldoutLoss(text, MIXTURE, examples=12), context_of(text)
     scores = evaluate.evaluate(t5gemma, [task], setting).scores
     means = plain_means(t5gemma, task, setting)
     assert scores["heldout/loss/short"] == pytest.approx(means["short"][0], abs=1e-5)
@@ -95,7 +95,7 @@ def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5g
 
 def test_a_decoder_only_model_is_measured_too(text):
     model = build.make(STACK, key=jax.random.key(0))
-    task, setting = HeldoutLoss(text, Causal(), examples=12), setting_of(text, encoder_length=0)
+    task, setting = HeldoutLoss(text, Causal(), examples=12), context_of(text, encoder_length=0)
     scores = evaluate.evaluate(model, [task], setting).scores
     assert scores["heldout/loss"] == pytest.approx(plain_means(model, task, setting)["causal"][0], abs=1e-5)
     assert scores["heldout/loss/causal"] == scores["heldout/loss"]
@@ -104,13 +104,13 @@ def test_a_decoder_only_model_is_measured_too(text):
 def test_a_prefix_that_sees_both_ways_is_measured_whatever_the_run_trains_on(text, devices):
     """Packed, alone and on eight devices; and not as if the prefix were read from left to right."""
     model = build.make(STACK, key=jax.random.key(0))
-    task, setting = HeldoutLoss(text, PrefixLMDecoder("uniform"), examples=12), setting_of(text, encoder_length=0)
+    task, setting = HeldoutLoss(text, PrefixLMDecoder("uniform"), examples=12), context_of(text, encoder_length=0)
     prefix = dataclasses.replace(setting.data, sources=(Source(text, PrefixLMDecoder()),))
     mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2), devices)
     with jax.set_mesh(mesh):
         placed = jax.device_put(model, meshes.shardings(model, mesh))
         spread = evaluate.evaluate(placed, [task], dataclasses.replace(setting, mesh=mesh)).scores["heldout/loss"]
-    alone = setting_of(text, encoder_length=0, packing="none")
+    alone = context_of(text, encoder_length=0, packing="none")
     others = [
         evaluate.evaluate(model, [task], other).scores["heldout/loss"]
         for other in (setting, alone, dataclasses.replace(setting, data=prefix))
@@ -128,7 +128,7 @@ def test_a_prefix_that_sees_both_ways_is_measured_whatever_the_run_trains_on(tex
 
 
 def test_sentinels_do_not_count_whether_they_are_trained_on_or_not(text, t5gemma):
-    setting = setting_of(text)
+    setting = context_of(text)
     both = [
         evaluate.evaluate(t5gemma, [HeldoutLoss(text, objective, examples=6)], setting).scores["heldout/loss/short"]
         for objective in (MIXTURE, dataclasses.replace(MIXTURE, loss_on_sentinels=False))
@@ -138,27 +138,27 @@ def test_sentinels_do_not_count_whether_they_are_trained_on_or_not(text, t5gemma
 
 def test_packing_and_devices_change_nothing(text, t5gemma, devices):
     task = HeldoutLoss(text, MIXTURE, examples=12)
-    packed = evaluate.evaluate(t5gemma, [task], setting_of(text)).scores
-    alone = evaluate.evaluate(t5gemma, [task], setting_of(text, packing="none")).scores
+    packed = evaluate.evaluate(t5gemma, [task], context_of(text)).scores
+    alone = evaluate.evaluate(t5gemma, [task], context_of(text, packing="none")).scores
     mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2), devices)
     with jax.set_mesh(mesh):
         placed = jax.device_put(t5gemma, meshes.shardings(t5gemma, mesh))
-        spread = evaluate.evaluate(placed, [task], dataclasses.replace(setting_of(text), mesh=mesh)).scores
+        spread = evaluate.evaluate(placed, [task], dataclasses.replace(context_of(text), mesh=mesh)).scores
     for name, value in packed.items():
         assert alone[name] == pytest.approx(value, rel=1e-5), name
         assert spread[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_the_whole_text_can_be_measured_and_again(text, t5gemma):
-    evaluation = evaluate.Evaluation([HeldoutLoss(text, MIXTURE, examples=None)], setting_of(text))
+    evaluation = evaluate.Evaluation([HeldoutLoss(text, MIXTURE, examples=None)], context_of(text))
     every = HeldoutLoss(text, MIXTURE, examples=10_000)
     assert evaluation.run(t5gemma) == evaluation.run(t5gemma)
-    assert evaluation.run(t5gemma) == evaluate.evaluate(t5gemma, [every], setting_of(text))
+    assert evaluation.run(t5gemma) == evaluate.evaluate(t5gemma, [every], context_of(text))
 
 
 def test_samples_complete_and_fill_in(text, t5gemma):
     task = Samples(text, examples=2, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
-    outcome = evaluate.evaluate(t5gemma, [task], setting_of(text))
+    outcome = evaluate.evaluate(t5gemma, [task], context_of(text))
     assert outcome.scores == {}
     assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2 + ["filling"] * 2
     for row in outcome.predictions:
@@ -170,13 +170,13 @@ def test_samples_complete_and_fill_in(text, t5gemma):
     first, second = filling["reference"].removeprefix("<sentinel_0>").split("<sentinel_1>")
     rebuilt = filling["prompt"].replace("<sentinel_0>", first).replace("<sentinel_1>", second)
     assert rebuilt == outcome.predictions[0]["prompt"] + outcome.predictions[0]["reference"]
-    assert outcome == evaluate.evaluate(t5gemma, [task], setting_of(text))
+    assert outcome == evaluate.evaluate(t5gemma, [task], context_of(text))
 
 
 def test_a_decoder_only_model_only_completes(text):
     model = build.make(STACK, key=jax.random.key(0))
     task = Samples(text, examples=2, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
-    outcome = evaluate.evaluate(model, [task], setting_of(text, encoder_length=0))
+    outcome = evaluate.evaluate(model, [task], context_of(text, encoder_length=0))
     assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2
 
 
@@ -192,7 +192,7 @@ def test_a_decoder_only_model_only_completes(text):
 def test_a_gap_is_what_the_training_had_for_one(text, t5gemma, policy, kinds, prompt):
     """A model that has never seen a gap is asked to fill none in."""
     task = Samples(text, examples=1, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
-    outcome = evaluate.evaluate(t5gemma, [task], setting_of(text, objective=policy))
+    outcome = evaluate.evaluate(t5gemma, [task], context_of(text, objective=policy))
     assert [row["kind"] for row in outcome.predictions] == kinds
     if prompt is not None:
         assert re.match(prompt, outcome.predictions[1]["prompt"], re.DOTALL)
@@ -200,7 +200,7 @@ def test_a_gap_is_what_the_training_had_for_one(text, t5gemma, policy, kinds, pr
 
 def test_tasks_are_chosen_by_name(text, t5gemma):
     task = HeldoutLoss(text, MIXTURE, name="news", examples=2)
-    evaluation = evaluate.Evaluation([task, Samples(text)], setting_of(text))
+    evaluation = evaluate.Evaluation([task, Samples(text)], context_of(text))
     assert "news/loss/short" in evaluation.run(t5gemma, ["news"]).scores
     with pytest.raises(UserError, match="unknown evaluation task 'new'; did you mean 'news'"):
         evaluation.run(t5gemma, ["new"])
@@ -241,11 +241,13 @@ def test_impossible_tasks_are_said(text, make, message):
 )
 def test_tasks_for_the_other_kind_of_model_are_said(text, make, encoder_length, message):
     with pytest.raises(UserError, match=message):
-        evaluate.Evaluation([make(text)], setting_of(text, encoder_length=encoder_length))
+        evaluate.Evaluation([make(text)], context_of(text, encoder_length=encoder_length))
 
 
 def test_scores_and_predictions_are_files(tmp_path):
-    outcome = Outcome({"heldout/loss": 2.5, "heldout/perplexity": float("inf")}, [{"prompt": "ä\n"}, {"prompt": "b"}])
+    outcome = TaskResult(
+        {"heldout/loss": 2.5, "heldout/perplexity": float("inf")}, [{"prompt": "ä\n"}, {"prompt": "b"}]
+    )
     evaluate.write(tmp_path / "new", 7, outcome)
     scores = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert scores == {"step": 7, "heldout/loss": 2.5, "heldout/perplexity": None}

@@ -9,7 +9,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
 from t5g2.checkpoint import hf_config_writer, names
-from t5g2.checkpoint.convert import export_model
+from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import save_model
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
@@ -75,13 +75,13 @@ def gradients(
     for one in _tied(case.config):
         grad = theirs[_live(one.name, theirs)].grad.numpy()
         for index, key in enumerate(one.keys):
-            found[key] = one.arrange.ours(grad, one.shapes, index)
+            found[key] = one.axes.to_leaf(grad, one.shapes, index)
     return loss.item(), found
 
 
-def _tied(config: ModelConfig) -> list[names.Tied]:
+def _tied(config: ModelConfig) -> list[names.TensorMatch]:
     layout, _ = hf_config_writer.write(config, dtype="float32")
-    return names.tie(layout, tree.leaves(build.abstract(config)))
+    return names.match_tensors(layout, tree.leaves(build.abstract(config)))
 
 
 def _live(stored: str, theirs) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from t5g2 import api
-from t5g2.checkpoint.convert import export_model
+from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.models import sizes
 from t5g2.models.config import to_dict

@@ -12,15 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import hf_config_reader, hf_config_writer
-from t5g2.checkpoint.convert import export_model, import_model, open_foreign
+from t5g2.checkpoint import hf_config_fields, hf_config_reader, hf_config_writer
+from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model, save_model
+from t5g2.checkpoint.import_folder import import_model, open_foreign
 from t5g2.core.batch import Sequences, image_blocks
-from t5g2.eval.generation import Decoding, generate
+from t5g2.eval.generation import GenerationOptions, generate
 from t5g2.models.config import EncoderDecoderConfig
 from tests import tiny, weights
 from tests.checkpoint import test_flax_tree as trees
-from tests.checkpoint import test_hf_config as files
+from tests.checkpoint import test_hf_config_reader as files
 from tests.parity import cases
 
 if not (os.environ.get("CI") and sys.version_info[:2] == (3, 11)):
@@ -151,8 +152,8 @@ def ours_greedy(config, tokens, images):
         encoder, start = start, stream(np.full((2, 1), 2, np.int32))
     elif images is not None:
         start = start._replace(blocks=image_blocks(tokens, config.images.token))
-    decoding = Decoding(NEW, ends=(), pad=PAD)
-    return np.asarray(generate(weights.model(config), encoder, start, images, decoding=decoding, key=jax.random.key(0)))
+    options = GenerationOptions(NEW, stop_ids=(), pad_id=PAD)
+    return np.asarray(generate(weights.model(config), encoder, start, images, options=options, key=jax.random.key(0)))
 
 
 def theirs_greedy(model, config, tokens, images):
@@ -297,14 +298,14 @@ def test_released_files_mean_the_same_to_transformers(name):
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (hf_config_reader.GEMMA2_DEFAULTS, transformers.Gemma2Config),
-        (hf_config_reader.GEMMA2_DEFAULTS, transformers.T5GemmaModuleConfig),
-        (hf_config_reader.GEMMA3_DEFAULTS, transformers.Gemma3TextConfig),
-        (hf_config_reader.GEMMA3_DEFAULTS, transformers.T5Gemma2DecoderConfig),
-        (hf_config_reader.VISION_DEFAULTS, transformers.SiglipVisionConfig),
-        (hf_config_reader.SIGLIP_TEXT_DEFAULTS, transformers.SiglipTextConfig),
-        (hf_config_reader.IMAGE_TOKENS, transformers.Gemma3Config),
-        (hf_config_reader.IMAGE_TOKENS, transformers.T5Gemma2EncoderConfig),
+        (hf_config_fields.GEMMA2_DEFAULTS, transformers.Gemma2Config),
+        (hf_config_fields.GEMMA2_DEFAULTS, transformers.T5GemmaModuleConfig),
+        (hf_config_fields.GEMMA3_DEFAULTS, transformers.Gemma3TextConfig),
+        (hf_config_fields.GEMMA3_DEFAULTS, transformers.T5Gemma2DecoderConfig),
+        (hf_config_fields.VISION_DEFAULTS, transformers.SiglipVisionConfig),
+        (hf_config_fields.SIGLIP_TEXT_DEFAULTS, transformers.SiglipTextConfig),
+        (hf_config_fields.IMAGE_TOKENS, transformers.Gemma3Config),
+        (hf_config_fields.IMAGE_TOKENS, transformers.T5Gemma2EncoderConfig),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -60,7 +60,7 @@ def test_a_tokenizer_in_a_file_goes_along(tmp_path):
     tokenizer = from_dict({"kind": "sentencepiece", "file": str(file)})
     config = dataclasses.replace(tiny.GEMMA3, vocab_size=tokenizer.vocab_size)
     notes = tokenizer.to_dict()
-    save_model(tmp_path / "source", weights.model(config), tokenizer=notes, carry=tokenizer.files)
+    save_model(tmp_path / "source", weights.model(config), tokenizer=notes, extra_files=tokenizer.files)
     adapt_folder(Adapt(str(tmp_path / "source")), "t5gemma2", tmp_path / "adapted")
     made = open_model(tmp_path / "adapted")
     assert made.config.eoi_id == tokenizer.id("end_of_image")
@@ -197,7 +197,7 @@ def test_the_image_token_of_a_tokenizer_in_a_file(tmp_path):
     rows = tokenizer.vocab_size
     images = dataclasses.replace(tiny.IMAGES, token=rows, begin=end - 1, end=end)
     config = dataclasses.replace(tiny.GEMMA3, vocab_size=rows + 3, images=images)
-    save_model(tmp_path / "source", weights.model(config), tokenizer=tokenizer.to_dict(), carry=tokenizer.files)
+    save_model(tmp_path / "source", weights.model(config), tokenizer=tokenizer.to_dict(), extra_files=tokenizer.files)
     adapt_folder(Adapt(str(tmp_path / "source")), "t5gemma2", tmp_path / "adapted")
     made = open_model(tmp_path / "adapted")
     assert made.config.decoder.vocab_size == rows

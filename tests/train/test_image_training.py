@@ -176,7 +176,7 @@ def test_held_out_texts_with_images_are_measured(tmp_path):
     experiment = load(tmp_path, RECORDS)
     mesh = meshes.make(MeshShape(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        setting = plan.plan(experiment, mesh).setting(range(8))
+        setting = plan.make(experiment, mesh).eval_context(range(8))
         text = experiment.data.sources[0].text
         task = HeldoutLoss(text, MultimodalPrefixLM(), name="seen", examples=None)
         model = weights.model(experiment.model)

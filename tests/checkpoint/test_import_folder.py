@@ -13,8 +13,10 @@ import pytest
 from flax import traverse_util
 
 from t5g2.checkpoint import flax_tree, folder, names, safetensors_io
-from t5g2.checkpoint.convert import export_model, import_model, open_any, open_foreign
+from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model, save_model
+from t5g2.checkpoint.import_folder import import_model, open_any, open_foreign
+from t5g2.checkpoint.tensor import Tensor
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
@@ -58,8 +60,8 @@ def rewrite(directory, tensors):
     """Replaces the tensors of a Hugging Face folder."""
     for file in directory.glob("model*.safetensors*"):
         file.unlink()
-    lazy = {n: safetensors_io.Tensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
-    safetensors_io.write(directory, lazy, single=safetensors_io.SINGLE, metadata={"format": "pt"})
+    lazy = {n: Tensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
+    safetensors_io.write(directory, lazy, single_file=safetensors_io.SINGLE, metadata={"format": "pt"})
 
 
 def reconfigure(directory, **changes):
@@ -122,7 +124,7 @@ def test_files_are_carried_along(tmp_path, hugging_face):
     back = import_model(theirs, tmp_path / "back")
     hashed = hashlib.sha256(b"{}").hexdigest()
     assert back.tokenizer == {"kind": "huggingface", "file": "tokenizer.json", "sha256": hashed}
-    assert {file.name: file.read_text() for file in back.carried} == contents
+    assert {file.name: file.read_text() for file in back.extra_files} == contents
     assert not (tmp_path / "back" / "README.md").exists()
     export_model(tmp_path / "back", tmp_path / "again")
     assert {name: (tmp_path / "again" / name).read_text() for name in contents} == contents
@@ -207,7 +209,7 @@ def test_names_that_are_in_use_are_all_read(tmp_path, hugging_face, family):
         rewrite(theirs, renamed)
         opened = open_foreign(theirs)
         assert bits(opened) == plain
-        assert opened.provenance["notes"] == [f"{changed} tensors stood under other names that are in use for them"]
+        assert opened.provenance["notes"] == [f"{changed} tensors are stored under other names in use for them"]
 
 
 def test_two_names_of_one_tensor(hugging_face):
@@ -265,7 +267,8 @@ def test_every_difference_of_tensors_is_said(hugging_face):
     with pytest.raises(UserError) as caught:
         open_foreign(theirs)
     first, *lines = str(caught.value).splitlines()
-    assert first == f"the tensors in {theirs}, by config.json, are not those of Hugging Face Gemma (needed -> found):"
+    where = f"{theirs}, according to config.json"
+    assert first == f"the tensors in {where}, are not those of Hugging Face Gemma (needed -> stored):"
     assert lines == [
         "missing  model.layers.1.mlp.up_proj.weight: [48, 32]",
         "missing  model.norm.weight: [32]",
@@ -314,7 +317,7 @@ def test_a_config_is_given(tmp_path, hugging_face):
     with pytest.raises(UserError, match=r"has safetensors but no config.json, so its architecture is unknown; put the"):
         open_foreign(theirs)
     assert bits(open_foreign(theirs, tiny.GEMMA3)) == bits(open_foreign(theirs, tmp_path / "ours" / "model.json"))
-    with pytest.raises(UserError, match=r"by the given config, are not those of Hugging Face Gemma"):
+    with pytest.raises(UserError, match=r"according to the given config, are not those of Hugging Face Gemma"):
         open_foreign(theirs, "gemma3:270m")
     with pytest.raises(UserError, match=r"unknown size 'gemma3:270'; did you mean 'gemma3:270m'"):
         open_foreign(theirs, "gemma3:270")
@@ -327,7 +330,7 @@ def test_a_config_is_given(tmp_path, hugging_face):
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(UserError, match=r"nowhere does not exist; give a Hugging Face folder, an official Flax one or"):
         open_any(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no model that is known: neither config.json and safetensors"):
+    with pytest.raises(UserError, match=r"holds no known model: neither config.json and safetensors"):
         open_any(tmp_path)
     (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(UserError, match=rf"is the workdir of a run: .* Its model folder is {tmp_path / 'model'}"):
@@ -384,7 +387,9 @@ def nested(config):
     layout = names.FLAX_T5GEMMA if isinstance(config, EncoderDecoderConfig) else names.FLAX_GEMMA
     made = weights.weights(config)
     leaves = tree.leaves(build.abstract(config))
-    return {one.name: one.arrange.theirs([made[key] for key in one.keys]) for one in names.tie(layout, leaves)}
+    return {
+        one.name: one.axes.to_tensor([made[key] for key in one.keys]) for one in names.match_tensors(layout, leaves)
+    }
 
 
 def save_flax(directory, tensors):
@@ -427,7 +432,7 @@ def test_rows_for_the_hardware_are_cut(tmp_path):
     opened = open_foreign(save_flax(tmp_path / "tree", tensors), config)
     np.testing.assert_array_equal(opened.leaves["embedder.table", None].read(), table)
     assert opened.provenance["notes"] == [
-        "embedder/input_embedding has 256128 rows, of which the first 256000 are the vocabulary; the rest was cut"
+        "embedder/input_embedding has 256128 rows, of which the first 256000 are the vocabulary; the others were cut"
     ]
     tensors["embedder/input_embedding"] = table  # as others have cut it before
     assert open_foreign(save_flax(tmp_path / "cut", tensors), config).provenance["notes"] == []
@@ -436,12 +441,12 @@ def test_rows_for_the_hardware_are_cut(tmp_path):
 def test_an_official_tree_of_no_released_size(tmp_path):
     path = save_flax(tmp_path / "tree", nested(tiny.GEMMA3))
     message = (
-        r"official Flax Gemma: embedder/input_embedding \[97, 32\]; 3 layers\) is none of the released sizes; say "
-        r"which architecture it has: config = a size's name, such as gemma3:1b, or a file like model.json"
+        r"official Flax Gemma: embedder/input_embedding \[97, 32\]; 3 layers\) is none of the released sizes; "
+        r"name its architecture: config = a size's name, such as gemma3:1b, or a file like model.json"
     )
     with pytest.raises(UserError, match=message):
         open_foreign(path)
-    with pytest.raises(UserError, match=r"by the given config, are not those of official Flax Gemma"):
+    with pytest.raises(UserError, match=r"according to the given config, are not those of official Flax Gemma"):
         open_foreign(path, tiny.GEMMA2)
 
 
@@ -449,7 +454,7 @@ def shapes_of(config):
     """The official tree of a released size, as shapes."""
     layout = names.FLAX_T5GEMMA if isinstance(config, EncoderDecoderConfig) else names.FLAX_GEMMA
     found = {}
-    for one in names.tie(layout, tree.leaves(build.abstract(config))):
+    for one in names.match_tensors(layout, tree.leaves(build.abstract(config))):
         found[one.name] = one.shape
         if one.name.endswith("gating_einsum") and one.shape[1] < 4096:  # the large ones are transposed
             found[one.name] = (2, one.shape[2], one.shape[1])
@@ -466,7 +471,7 @@ def test_released_sizes_are_known_by_their_shapes(tmp_path, monkeypatch, name):
     if isinstance(config, TextConfig):
         config = dataclasses.replace(config, vocab_size=min(config.vocab_size, 262_144))
     found = {
-        name: safetensors_io.Tensor(shape, np.dtype("float32"), lambda: pytest.fail("read"))
+        name: Tensor(shape, np.dtype("float32"), lambda: pytest.fail("read"))
         for name, shape in shapes_of(config).items()
     }
     monkeypatch.setattr(flax_tree, "is_flax", lambda _: True)

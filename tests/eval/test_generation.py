@@ -47,8 +47,10 @@ def prompts(lengths, seed=0):
     return [rng.integers(8, 90, n).astype(np.int32) for n in lengths]
 
 
-def decoding(new, ends=(NO_EOS,), sampler=g.GREEDY, suppressed=()):
-    return g.Decoding(new, ends=ends, pad=0, sampler=sampler, compute=COMPUTE, suppressed=suppressed)
+def options(new, ends=(NO_EOS,), sampler=g.GREEDY, suppressed=()):
+    return g.GenerationOptions(
+        new, stop_ids=ends, pad_id=0, sampler=sampler, compute=COMPUTE, suppressed_ids=suppressed
+    )
 
 
 @jax.jit
@@ -72,7 +74,7 @@ def by_full_forward(model, encoder, start, new, images=None):
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(gemma):
     [start] = prompts([6])
     made = g.generate(
-        gemma, None, g.padded([start], pad=0, left=True, multiple=1), decoding=decoding(8), key=jax.random.key(0)
+        gemma, None, g.pad_rows([start], pad=0, left=True, multiple=1), options=options(8), key=jax.random.key(0)
     )
     expected = by_full_forward(gemma, None, start, 8)
     assert made[0].tolist() == expected
@@ -88,18 +90,18 @@ def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
             here, block = (places < len(tokens)).astype(np.int32), (places < len(prompt)).astype(np.int32)
             line = Sequences(*(x[None] for x in (row, here, places, block)))
             tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, len(tokens) - 1])))
-        both_ways = dataclasses.replace(decoding(6), prompt_both_ways=True)
-        [made] = g.complete(gemma, [prompt], bos=2, decoding=both_ways)
+        both_ways = dataclasses.replace(options(6), prompt_both_ways=True)
+        [made] = g.complete(gemma, [prompt], bos=2, options=both_ways)
         np.testing.assert_array_equal(made, tokens[len(prompt) :])
-        [causal] = g.complete(gemma, [prompt], bos=2, decoding=decoding(6))
+        [causal] = g.complete(gemma, [prompt], bos=2, options=options(6))
         assert made.tolist() != causal.tolist()
 
 
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder(t5gemma):
     [read], start = prompts([11]), np.array([2], np.int32)
-    encoder = g.padded([read], pad=0, left=False, multiple=1)
+    encoder = g.pad_rows([read], pad=0, left=False, multiple=1)
     made = g.generate(
-        t5gemma, encoder, g.padded([start], pad=0, left=True, multiple=1), decoding=decoding(9), key=jax.random.key(0)
+        t5gemma, encoder, g.pad_rows([start], pad=0, left=True, multiple=1), options=options(9), key=jax.random.key(0)
     )
     expected = by_full_forward(t5gemma, encoder, start, 9)
     assert made[0].tolist() == expected
@@ -110,13 +112,17 @@ def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder
 def test_rows_of_different_lengths_are_generated_as_each_alone(gemma, sampler):
     starts = prompts([9, 1, 4])
     together = g.generate(
-        gemma, None, g.padded(starts, pad=0, left=True), decoding=decoding(8, sampler=sampler), key=jax.random.key(1)
+        gemma, None, g.pad_rows(starts, pad=0, left=True), options=options(8, sampler=sampler), key=jax.random.key(1)
     )
     for row, start in enumerate(starts):
         # the same row, because its draws depend on its number; the others are left empty
         only = [start if r == row else start[:0] for r in range(3)]
         alone = g.generate(
-            gemma, None, g.padded(only, pad=0, left=True), decoding=decoding(8, sampler=sampler), key=jax.random.key(1)
+            gemma,
+            None,
+            g.pad_rows(only, pad=0, left=True),
+            options=options(8, sampler=sampler),
+            key=jax.random.key(1),
         )
         assert alone[row].tolist() == together[row].tolist()
         assert alone[(row + 1) % 3].tolist() == [0] * 8  # nothing is generated for an empty row
@@ -124,24 +130,24 @@ def test_rows_of_different_lengths_are_generated_as_each_alone(gemma, sampler):
 
 def test_rows_of_different_encoder_lengths_are_generated_as_each_alone(t5gemma):
     reads = prompts([9, 1, 13])
-    starts = g.padded([np.array([2], np.int32)] * 3, pad=0, left=True, multiple=1)
+    starts = g.pad_rows([np.array([2], np.int32)] * 3, pad=0, left=True, multiple=1)
     one = jax.tree.map(lambda x: x[:1], starts)
     together = g.generate(
-        t5gemma, g.padded(reads, pad=0, left=False), starts, decoding=decoding(8), key=jax.random.key(0)
+        t5gemma, g.pad_rows(reads, pad=0, left=False), starts, options=options(8), key=jax.random.key(0)
     )
     for row, read in enumerate(reads):
         alone = g.generate(
-            t5gemma, g.padded([read], pad=0, left=False), one, decoding=decoding(8), key=jax.random.key(0)
+            t5gemma, g.pad_rows([read], pad=0, left=False), one, options=options(8), key=jax.random.key(0)
         )
         assert alone[0].tolist() == together[row].tolist()
     assert len({tuple(row) for row in together.tolist()}) == 3
 
 
 def test_a_row_ends_with_eos_and_then_pad_while_others_go_on(gemma):
-    starts = g.padded(prompts([9, 1, 4]), pad=0, left=True)
-    free = g.generate(gemma, None, starts, decoding=decoding(8), key=jax.random.key(0)).tolist()
+    starts = g.pad_rows(prompts([9, 1, 4]), pad=0, left=True)
+    free = g.generate(gemma, None, starts, options=options(8), key=jax.random.key(0)).tolist()
     ends = free[0][3], free[1][2]
-    ended = g.generate(gemma, None, starts, decoding=decoding(8, ends=ends), key=jax.random.key(0)).tolist()
+    ended = g.generate(gemma, None, starts, options=options(8, ends=ends), key=jax.random.key(0)).tolist()
     for before, after in zip(free, ended, strict=True):
         end = min([before.index(eos) + 1 for eos in ends if eos in before], default=8)
         assert after == before[:end] + [0] * (8 - end)
@@ -151,12 +157,12 @@ def test_a_row_ends_with_eos_and_then_pad_while_others_go_on(gemma):
 
 def test_what_is_suppressed_is_never_made(gemma):
     """Another token is made in its place, as if it had no probability at all."""
-    starts = g.padded(prompts([9, 1, 4]), pad=0, left=True)
-    free = np.asarray(g.generate(gemma, None, starts, decoding=decoding(8), key=jax.random.key(0)))
+    starts = g.pad_rows(prompts([9, 1, 4]), pad=0, left=True)
+    free = np.asarray(g.generate(gemma, None, starts, options=options(8), key=jax.random.key(0)))
     unwanted = (0, NO_EOS, *free[:, 0].tolist())
     for sampler in (g.GREEDY, g.Temperature(5.0)):
-        how = decoding(8, sampler=sampler, suppressed=unwanted)
-        made = np.asarray(g.generate(gemma, None, starts, decoding=how, key=jax.random.key(0)))
+        restricted = options(8, sampler=sampler, suppressed=unwanted)
+        made = np.asarray(g.generate(gemma, None, starts, options=restricted, key=jax.random.key(0)))
         assert not np.isin(made, unwanted).any()
         assert made.all()
 
@@ -168,46 +174,51 @@ def test_images_are_read_with_the_prompt(config):
     image = [tiny.IMAGES.begin, *[tiny.IMAGES.token] * tiny.IMAGES.tokens, tiny.IMAGES.end]
     reads = [np.array(tokens, np.int32) for tokens in ([2, 20, *image, 30], [2, *image, 40, *image], [2, 50, 51])]
     images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 16, 16, 3)).astype(np.float32)
-    together = g.complete(model, reads, images, bos=2, decoding=decoding(6, ends=()))
+    together = g.complete(model, reads, images, bos=2, options=options(6, ends=()))
     for row, read in enumerate(reads):
         encoder, start = None, read
         if config is tiny.T5GEMMA2_IMAGES:
-            encoder, start = g.padded([read], pad=0, left=False, multiple=1), np.array([2], np.int32)
+            encoder, start = g.pad_rows([read], pad=0, left=False, multiple=1), np.array([2], np.int32)
         assert together[row].tolist() == by_full_forward(model, encoder, start, 6, images[row : row + 1])
-    others = g.complete(model, reads, -images, bos=2, decoding=decoding(6, ends=()))
+    others = g.complete(model, reads, -images, bos=2, options=options(6, ends=()))
     assert [a.tolist() == b.tolist() for a, b in zip(together, others, strict=True)] == [False, False, True]
 
 
 def test_eight_devices_generate_what_one_does(t5gemma, devices):
-    encoder = g.padded(prompts([9, 1, 13, 5]), pad=0, left=False)
-    starts = g.padded([np.array([2], np.int32)] * 4, pad=0, left=True, multiple=1)
-    alone = g.generate(t5gemma, encoder, starts, decoding=decoding(6), key=jax.random.key(0))
+    encoder = g.pad_rows(prompts([9, 1, 13, 5]), pad=0, left=False)
+    starts = g.pad_rows([np.array([2], np.int32)] * 4, pad=0, left=True, multiple=1)
+    alone = g.generate(t5gemma, encoder, starts, options=options(6), key=jax.random.key(0))
     with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2), devices)):
-        together = g.generate(t5gemma, encoder, starts, decoding=decoding(6), key=jax.random.key(0))
+        together = g.generate(t5gemma, encoder, starts, options=options(6), key=jax.random.key(0))
     assert together.is_fully_replicated
     assert together.tolist() == alone.tolist()
 
 
-def test_text_goes_in_and_comes_out():
+def test_complete_takes_prompts_of_any_length():
+    """Each gets the tokens that it would get alone, without stop token and padding."""
     tokenizer = Bytes(sentinels=3)
+    special = tokenizer.special_tokens
     config = dataclasses.replace(tiny.GEMMA3, vocab_size=tokenizer.vocab_size)
+    greedy = options(5, ends=(special.eos,))
+    nucleus = options(7, ends=(special.eos,), sampler=g.TopP(0.9))
     for model in (model_of(config), model_of(dataclasses.replace(tiny.T5GEMMA2, encoder=config, decoder=config))):
-        texts = g.generate_text(model, tokenizer, ["def f(", ""], max_new_tokens=5)
-        assert [type(text) for text in texts] == [str, str]
-        again = g.generate_text(model, tokenizer, ["def f("], max_new_tokens=5)
-        assert again == texts[:1]
-        [sampled] = g.generate_tokens(model, tokenizer, [tokenizer.encode("x")], max_new_tokens=7, sampler=g.TopP(0.9))
+        reads = [np.append(np.int32(special.bos), tokenizer.encode(text)) for text in ("def f(", "")]
+        both = g.complete(model, reads, bos=special.bos, options=greedy)
+        assert [type(tokenizer.decode(tokens, show_special_tokens=False)) for tokens in both] == [str, str]
+        [alone] = g.complete(model, reads[:1], bos=special.bos, options=greedy)
+        assert alone.tolist() == both[0].tolist()
+        [sampled] = g.complete(model, [tokenizer.encode("x")], bos=special.bos, options=nucleus)
         assert len(sampled) <= 7
-        assert not np.isin(sampled, (tokenizer.special_tokens.eos, tokenizer.special_tokens.pad)).any()
-    assert g.generate_text(model, tokenizer, []) == []
+        assert not np.isin(sampled, (special.eos, special.pad)).any()
+    assert g.complete(model, [], bos=special.bos, options=greedy) == []
 
 
 def test_padding_is_drawn_as_in_the_docstring():
-    left = g.padded([np.array([7, 8, 9]), np.array([5])], pad=0, left=True, multiple=1)
+    left = g.pad_rows([np.array([7, 8, 9]), np.array([5])], pad=0, left=True, multiple=1)
     assert left.tokens.tolist() == [[7, 8, 9], [0, 0, 5]]
     assert left.segments.tolist() == [[1, 1, 1], [0, 0, 1]]
     assert left.positions.tolist() == [[0, 1, 2], [0, 0, 0]]
-    right = g.padded([np.array([7, 8, 9]), np.array([5])], pad=3, left=False, multiple=4)
+    right = g.pad_rows([np.array([7, 8, 9]), np.array([5])], pad=3, left=False, multiple=4)
     assert right.tokens.tolist() == [[7, 8, 9, 3], [5, 3, 3, 3]]
     assert right.positions.tolist() == [[0, 1, 2, 0], [0, 0, 0, 0]]
 
@@ -260,7 +271,7 @@ def test_draws_follow_the_restricted_distribution():
         (lambda: g.TopK(0), "top-k with k = 0; it must be at least 1"),
         (lambda: g.TopP(1.5), "top-p with p = 1.5; it must be above 0 and at most 1"),
         (lambda: g.TopP(0.5, t=-1), "a temperature of -1"),
-        (lambda: decoding(0), "max_new_tokens = 0; it must be at least 1"),
+        (lambda: options(0), "max_new_tokens = 0; it must be at least 1"),
     ],
 )
 def test_impossible_settings_are_said(make, message):

@@ -295,14 +295,14 @@ WRONG = [
         {"rope_type": "yarn", "factor": 4.0},
         r"'yarn'.*supported: rope_type 'default' and 'lin",
     ),
-    (GEMMA3_1B, "rope_scaling", {"factor": 8.0}, r"'factor': 8.0.*rope_type 'default' has no factor; say rope_type"),
+    (GEMMA3_1B, "rope_scaling", {"factor": 8.0}, r"'factor': 8.0.*rope_type 'default' has no factor; set rope_type"),
     (GEMMA2_2B, "rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4}, r"'dynamic'.*supported: rope_type"),
     (GEMMA3_1B, "rope_parameters", {"rope_type": "linear"}, r"rope_parameters = .*an object for each kind of layer"),
     (
         GEMMA3_1B,
         "rope_parameters",
         {"full_attention": {"rope_type": "default", "rope_theta": 5e5}},
-        r"rope_theta = 1000000 and rope_parameters say 500000.0; they are the same number, so remove one",
+        r"rope_theta = 1000000 and in rope_parameters 500000.0; they are the same number, so remove one",
     ),
     (
         GEMMA3_270M,
@@ -316,7 +316,7 @@ WRONG = [
         ["chunked_attention"] * 18,
         r"supported: 18 .* of sliding_attention and full_attention",
     ),
-    (GEMMA3_270M, "layer_types", ["full_attention"] * 18, r"layer_types = .* and sliding_window_pattern = 6, under"),
+    (GEMMA3_270M, "layer_types", ["full_attention"] * 18, r"layer_types = .* and sliding_window_pattern = 6, which"),
     (GEMMA3_4B, "text_config", None, r"text_config = None; it must be an object that holds a config"),
     (GEMMA3_4B, "text_config.attention_bias", True, r"text_config.attention_bias = True; supported: False"),
     (GEMMA3_4B, "vision_config.vision_use_head", True, r"vision_config.vision_use_head = True; supported: False"),
@@ -381,8 +381,8 @@ def test_transformers_4_finds_the_rotary_embedding_too():
 
 
 INEXPRESSIBLE = [
-    (replaced(tiny.T5GEMMA2, cross_layers="global"), r"T5Gemma 2 .* fit cross_layers = 'global' \(it has 'all'\)"),
-    (replaced(tiny.T5GEMMA, cross_layers="global"), r"T5Gemma \(.* fit cross_layers = 'global' \(it has 'all'\)"),
+    (replaced(tiny.T5GEMMA2, cross_layers="global"), r"T5Gemma 2 .* not have cross_layers = 'global' \(it has 'all'\)"),
+    (replaced(tiny.T5GEMMA, cross_layers="global"), r"T5Gemma \(.* not have cross_layers = 'global' \(it has 'all'\)"),
     (replaced(tiny.T5GEMMA2, tied_embedding=False), r"decoder.tied_head = True \(it has False\)"),
     (replaced(tiny.T5GEMMA2, encoder_window="each_side"), r"encoder_window = 'each_side' \(it has 'around'\)"),
     (replaced(tiny.T5GEMMA2_IMAGES, eoi_id=9), r"encoder.images.end = 7 \(it has 9\)"),
@@ -399,7 +399,7 @@ INEXPRESSIBLE = [
     (replaced(tiny.GEMMA2, rope_local=Rope(7.0)), r"Gemma 2 .*rope_local = Rope\(base=7.0, factor=1.0\) \(it has Rope"),
     (replaced(tiny.GEMMA2, images=tiny.IMAGES), r"Gemma 2 .*images = ImageConfig.* \(it has None\)"),
     (replaced(tiny.GEMMA3, attention_softcap=5.0), r"Gemma 3 .*attention_softcap = 5.0 \(it has None\)"),
-    (replaced(tiny.GEMMA3_IMAGES, final_softcap=3.0), r"Gemma 3 with images .*final_softcap = 3.0 \(it has None\)"),
+    (replaced(tiny.GEMMA3_IMAGES, final_softcap=3.0), r"Gemma 3 with images.*final_softcap = 3.0 \(it has None\)"),
     (replaced(tiny.GEMMA3, query_scalar=12.5), r"query_scalar = 12.5 \(it has 12\)"),
     (replaced(tiny.GEMMA3, width=30), r"width = 30 \(it has 32\)"),
     (

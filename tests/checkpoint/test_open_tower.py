@@ -11,8 +11,10 @@ import pytest
 from flax import traverse_util
 
 from t5g2.checkpoint import names, safetensors_io
-from t5g2.checkpoint.convert import export_model, open_foreign, open_tower
+from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import save_model
+from t5g2.checkpoint.import_folder import open_foreign, open_tower
+from t5g2.checkpoint.tensor import Tensor
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
@@ -55,8 +57,8 @@ def alone(tmp_path):
 
 def write(path, tensors, config):
     path.mkdir(exist_ok=True)
-    lazy = {name: safetensors_io.Tensor(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
-    safetensors_io.write(path, lazy, single=safetensors_io.SINGLE)
+    lazy = {name: Tensor(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
+    safetensors_io.write(path, lazy, single_file=safetensors_io.SINGLE)
     (path / "config.json").write_text(json.dumps(config))
     return path
 
@@ -84,8 +86,8 @@ def test_an_official_tree(tmp_path, monkeypatch):
     config = tiny.GEMMA3_IMAGES
     monkeypatch.setitem(SIZES, "gemma3:tiny", config)
     made = weights.weights(config)
-    tied = names.tie(names.FLAX_GEMMA, tree.leaves(build.abstract(config)))
-    nested = {one.name: one.arrange.theirs([made[key] for key in one.keys]) for one in tied}
+    tied = names.match_tensors(names.FLAX_GEMMA, tree.leaves(build.abstract(config)))
+    nested = {one.name: one.axes.to_tensor([made[key] for key in one.keys]) for one in tied}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(tmp_path / "flax", traverse_util.unflatten_dict(nested, sep="/"))
     tower = open_tower(tmp_path / "flax")
@@ -134,9 +136,7 @@ def test_no_weight_is_read_before_it_is_asked_for(alone, monkeypatch):
         raise AssertionError
 
     path, _ = alone
-    monkeypatch.setattr(
-        safetensors_io, "_tensor", lambda file, entry, _: safetensors_io.Tensor(*entry[2:0:-1], refused)
-    )
+    monkeypatch.setattr(safetensors_io, "_lazy_tensor", lambda file, entry, _: Tensor(*entry[2:0:-1], refused))
     leaves = open_tower(path).leaves
     with pytest.raises(AssertionError):
         leaves["vision.positions", None].read()
@@ -155,7 +155,7 @@ def test_a_folder_without_a_tower(tmp_path):
     with pytest.raises(UserError, match=r"nowhere does not exist"):
         open_tower(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty holds no model that is known"):
+    with pytest.raises(UserError, match=r"empty holds no known model"):
         open_tower(tmp_path / "empty")
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_tower(alone):
     write(path, less | {"vision_model.other": np.zeros(2, np.float32)}, read(path))
     with pytest.raises(UserError) as error:
         open_tower(path)
-    assert f"the tensors in {path}, by config.json, are not those of Hugging Face SigLIP vision tower" in str(
+    assert f"the tensors in {path}, according to config.json, are not those of Hugging Face SigLIP vision tower" in str(
         error.value
     )
     assert "missing  vision_model.post_layernorm.bias: [16]" in str(error.value)

@@ -28,9 +28,9 @@ def test_is_the_mean(tmp_path, dtype):
             checkpoints.save(step, make(step, dtype), {}, data={}, meta={})
         checkpoints.wait()
         for count in (5, 3, 1):
-            steps = averaging.last(checkpoints, count)
+            steps = averaging.newest_steps(checkpoints, count)
             assert steps == list(range(6 - count, 6))
-            made = averaging.leaves(checkpoints, steps, build.abstract(tiny.GEMMA3, dtype))
+            made = averaging.mean_leaves(checkpoints, steps, build.abstract(tiny.GEMMA3, dtype))
             members = [tree.leaves(make(step, dtype)) for step in steps]
             assert made.keys() == members[0].keys()
             for key, leaf in made.items():
@@ -49,7 +49,7 @@ def test_what_was_saved_on_a_mesh_is_read_on_one_device(tmp_path, devices):
         for step, model in enumerate(models):
             checkpoints.save(step, jax.device_put(model, meshes.shardings(model, mesh)), {}, data={}, meta={})
         checkpoints.wait()
-        made = averaging.leaves(checkpoints, [0, 1], build.abstract(tiny.GEMMA3))
+        made = averaging.mean_leaves(checkpoints, [0, 1], build.abstract(tiny.GEMMA3))
         tables = [np.asarray(model.embedder.table[...]) for model in models]
         np.testing.assert_array_equal(made["embedder.table", None].read(), (tables[0] + tables[1]) / np.float32(2))
 
@@ -69,7 +69,7 @@ def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
             return load(self, step, wanted)
 
         monkeypatch.setattr(Checkpoints, "_load", noted)
-        made = averaging.leaves(checkpoints, [1, 2], build.abstract(tiny.GEMMA3))
+        made = averaging.mean_leaves(checkpoints, [1, 2], build.abstract(tiny.GEMMA3))
         assert reads == []
         for leaf in made.values():
             leaf.read()
@@ -85,18 +85,18 @@ def test_errors(tmp_path):
         with pytest.raises(
             UserError, match=r"cannot average 3 checkpoints of .*: there are 2 \(1, 2\)\. Average 1 up to"
         ):
-            averaging.last(checkpoints, 3)
+            averaging.newest_steps(checkpoints, 3)
         with pytest.raises(UserError, match="average 0 checkpoints"):
-            averaging.last(checkpoints, 0)
+            averaging.newest_steps(checkpoints, 0)
         wider = build.abstract(dataclasses.replace(tiny.GEMMA3, mlp_width=40))
         with pytest.raises(
             UserError, match=r"(?s)holds another model.*changed  params.layers.mlp.down.0: float32\[1, 48, 32\]"
         ):
-            averaging.leaves(checkpoints, [1, 2], wider)
+            averaging.mean_leaves(checkpoints, [1, 2], wider)
         with pytest.raises(UserError, match=r"step 9 is not in .*; there are: 1, 2"):
-            averaging.leaves(checkpoints, [1, 9], make(0, jnp.float32))
+            averaging.mean_leaves(checkpoints, [1, 9], make(0, jnp.float32))
         file = next(p for p in (tmp_path / "c" / "2" / "params" / "embedder.table" / "c").rglob("*") if p.is_file())
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
         with pytest.raises(UserError, match=r"(?s)2 is damaged:\n  params.embedder.table: the contents have changed"):
-            averaging.leaves(checkpoints, [1, 2], make(0, jnp.float32))["embedder.table", None].read()
+            averaging.mean_leaves(checkpoints, [1, 2], make(0, jnp.float32))["embedder.table", None].read()
         assert checkpoints.steps() == [1, 2]

@@ -66,7 +66,8 @@ def test_two_processes(tmp_path):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     code = (
-        "import pathlib, sys; from tests.checkpoint import test_hosts; test_hosts.one_of_two(pathlib.Path(sys.argv[1]))"
+        "import pathlib, sys; from tests.checkpoint import test_train_states_multiprocess as t; "
+        "t.one_of_two(pathlib.Path(sys.argv[1]))"
     )
     processes = [
         subprocess.Popen(

@@ -13,8 +13,8 @@ from t5g2.adapt import apply as apply_module
 from t5g2.adapt import pairing as pairings
 from t5g2.adapt import rules
 from t5g2.adapt.apply import adapt
-from t5g2.adapt.options import Choices
-from t5g2.adapt.pairing import Sources
+from t5g2.adapt.options import AdaptOptions
+from t5g2.adapt.pairing import SourceModels
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
@@ -67,21 +67,21 @@ def close(a, b, tolerance=1e-5):
 def test_every_leaf_is_accounted_for_once(adapted, name):
     """On both sides; and what the account says of a leaf is what the leaf is."""
     sources, model, provenance = adapted(name)
-    named, targets = sources.named, tree.leaves(model)
+    named, targets = sources.by_name, tree.leaves(model)
     told = [(row.origin, row.source) for row in provenance.rows if row.source is not None]
     assert sorted(told) == sorted((name, at) for name, source in named.items() for at in source.leaves)
     assert sorted(use.target for row in provenance.rows for use in row.uses) == sorted(targets)
     for row in provenance.rows:
         assert row.source is not None or len(row.uses) == 1
-        assert bool(row.uses) != bool(row.why)
+        assert bool(row.uses) != bool(row.reason)
         kept = None if row.source is None else np.asarray(named[row.origin].leaves[row.source].read())
         for use in row.uses:
             value = np.asarray(targets[use.target].read())
             assert value.shape == use.shape
-            if use.how in ("copied", "tied"):
+            if use.operation in ("copied", "tied"):
                 np.testing.assert_array_equal(value, kept)
             else:
-                assert use.how == ("initialised" if kept is None else "derived")
+                assert use.operation == ("initialised" if kept is None else "derived")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -300,8 +300,8 @@ def test_leaves_are_read_when_they_are_needed():
         return replace(leaf, read=read)
 
     lazy = replace(source, leaves={key: lazily(leaf) for key, leaf in source.leaves.items()})
-    sources = Sources(lazy, lazy)
-    pairing = pairings.pair(sources, pairings.derive(sources, "t5gemma2", Choices()))
+    sources = SourceModels(lazy, lazy)
+    pairing = pairings.pair(sources, pairings.derive_config(sources, "t5gemma2", AdaptOptions()))
     made = adapt(pairing, build.abstract(pairing.target))
     assert reads == []
     made.leaves["encoder.layers.mlp.up", 1].read()
@@ -310,7 +310,7 @@ def test_leaves_are_read_when_they_are_needed():
 
 def test_new_leaves_depend_on_seed_and_name_alone():
     """Not on which others are made, nor in what order; and they are spread as in a new model."""
-    fresh = Case(tiny.GEMMA2, "t5gemma", choices=Choices(cross_attention="fresh"))
+    fresh = Case(tiny.GEMMA2, "t5gemma", choices=AdaptOptions(cross_attention="fresh"))
     leaves = [tree.leaves(recipes.run(fresh, seed=seed)[1]) for seed in (0, 0, 1)]
     at = ("decoder.layers.cross_attention.q", 1)
     one, same, other = (np.asarray(of[at].read()) for of in leaves)
@@ -341,8 +341,8 @@ def test_no_map_over_two_models():
 # ---- what does not add up ----
 def test_nothing_may_be_left_over():
     source = recipes.source(tiny.GEMMA3)
-    sources = Sources(source, source)
-    pairing = pairings.pair(sources, pairings.derive(sources, "t5gemma2", Choices(), end_of_image=EOI))
+    sources = SourceModels(source, source)
+    pairing = pairings.pair(sources, pairings.derive_config(sources, "t5gemma2", AdaptOptions(), end_of_image=EOI))
     table = [rule for rule in rules.RULES if not rule.target.startswith("embedder")]
     with pytest.raises(UserError) as caught:
         adapt(pairing, build.abstract(pairing.target), table=table)
@@ -363,4 +363,4 @@ def test_nothing_may_be_left_over():
     with pytest.raises(
         UserError, match=r"whose source leaf does not exist:\n  .*attention.k.2 \(from layers.attention.k.2\)"
     ):
-        adapt(replace(pairing, sources=Sources(short, short)), build.abstract(pairing.target))
+        adapt(replace(pairing, sources=SourceModels(short, short)), build.abstract(pairing.target))

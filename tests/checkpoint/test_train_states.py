@@ -311,7 +311,7 @@ def test_killed_while_saving_leaves_what_was_complete(tmp_path):
     code = f"""
     import jax, sys
     sys.path.insert(0, {os.path.dirname(__file__)!r})
-    import test_state as t
+    import test_train_states as t
     from t5g2.checkpoint.train_states import Checkpoints
     with Checkpoints({str(tmp_path / "c")!r}, keep=2) as checkpoints:
         s = t.make()

@@ -1,0 +1,118 @@
+"""Checks that a foreign folder holds exactly the tensors that its architecture needs, each under its canonical name."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from t5g2.checkpoint import hf_config_writer
+from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
+from t5g2.checkpoint.names import TensorFormat, TensorMatch
+from t5g2.checkpoint.tensor import Tensor
+from t5g2.core import tree
+from t5g2.core.errors import UserError
+from t5g2.models.config import ModelConfig
+
+TABLES = ("embed_tokens.weight", "input_embedding", "token_embedding.weight")
+
+
+def with_canonical_names(
+    path: Path, tensor_format: TensorFormat, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns (the tensors under the names of the format's table, notes on what was renamed).
+
+    Raises:
+      UserError: two stored names are aliases of one tensor.
+    """
+    stored_names: dict[str, str] = {}
+    for name in tensors:
+        canonical = tensor_format.canonical_name(name)
+        if canonical in stored_names:
+            raise UserError(
+                f"{path} holds {stored_names[canonical]} and {name}, which are two names of one tensor; remove one of "
+                f"them"
+            )
+        stored_names[canonical] = name
+    renamed = sum(canonical != name for canonical, name in stored_names.items())
+    notes = [f"{renamed} tensors are stored under other names in use for them"] if renamed else []
+    return {canonical: tensors[name] for canonical, name in stored_names.items()}, notes
+
+
+def check_tensors(
+    where: str,
+    tensor_format: TensorFormat,
+    config: ModelConfig | None,
+    matches: list[TensorMatch],
+    tensors: Mapping[str, Tensor],
+) -> list[str]:
+    """Checks the tensors against those that the architecture needs; returns notes on what is not used.
+
+    Args:
+      where: folder and source of the architecture, for messages.
+      config: the architecture, None for an image tower alone.
+      matches: the needed tensors.
+      tensors: the stored ones by canonical name.
+
+    Raises:
+      UserError: a tensor is missing, surplus or of another shape, with the difference; copies of a tied weight differ.
+    """
+    needed = {match.name: list(match.shape) for match in matches}
+    stored = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    notes = []
+    # what a folder may hold beyond the needed tensors is taken off first, so that all other surplus is an error
+    for copy, original in tensor_format.copies.items():
+        if copy in tensors and copy not in needed and original in tensors:
+            _compare_copies(where, copy, original, tensors)
+            notes.append(f"{copy} repeats {original}")
+            del stored[copy]
+    for name, shape in hf_config_writer.placeholders(tensor_format, config).items():
+        if stored.get(name) == list(shape) and name not in needed:
+            notes.append(f"{name} is a placeholder")
+            del stored[name]
+    if needed != stored:
+        raise UserError(
+            f"the tensors in {where}, are not those of {tensor_format.title} (needed -> stored):\n"
+            f"{tree.difference(needed, stored)}{_config_hints(tensor_format, needed, stored)}"
+        )
+    return notes + _cut_row_notes(matches)
+
+
+def _cut_row_notes(matches: list[TensorMatch]) -> list[str]:
+    """Returns a line for each table that is stored with more rows than the vocabulary has."""
+    notes = []
+    for match in matches:
+        rows, kept = match.shape[0] if match.shape else 0, match.shapes[0][0] if match.shapes[0] else 0
+        if match.axes.rows and rows != kept:
+            notes.append(
+                f"{match.name} has {rows} rows, of which the first {kept} are the vocabulary; the others were cut"
+            )
+    return notes
+
+
+def _config_hints(tensor_format: TensorFormat, needed: Mapping[str, list[int]], stored: Mapping[str, list[int]]) -> str:
+    """Returns lines that name the config.json fields which would explain a difference."""
+    hints = ""
+    for name, shape in needed.items():
+        if name.endswith(TABLES) and stored.get(name, shape) != shape:
+            hints += f"\nvocab_size = {shape[0]} and hidden_size = {shape[1]} contradict {name}, {stored[name]}"
+    for copy in tensor_format.copies:
+        if copy in needed and copy not in stored:
+            hints += f"\ntie_word_embeddings = false needs {copy}; if the weights are tied, set it to true"
+    return hints
+
+
+def _compare_copies(where: str, copy: str, original: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError unless a copy of a tied weight equals its original bit for bit."""
+    hashes = []
+    for name in (copy, original):
+        tensor = tensors[name]
+        data = np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8)
+        hashes.append((tensor.shape, str(tensor.dtype), hashlib.sha256(data.data).hexdigest()))
+        del data  # hashes are compared, so that only one of the two tables is in memory
+    if hashes[0] != hashes[1]:
+        raise UserError(
+            f"{copy} and {original} in {where}, differ, but they are one tied weight; if they are meant to differ, set "
+            f"tie_word_embeddings = false in {CONFIG_FILE} (with every weight that this unties); otherwise remove "
+            f"{copy}"
+        )

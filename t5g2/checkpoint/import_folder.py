@@ -1,0 +1,325 @@
+"""Opens folders of other formats as model folders, and writes them as such, one tensor in memory at a time.
+
+Read are Hugging Face folders (config.json and safetensors) and the official Flax trees of google-deepmind/gemma.
+names.py says which tensor holds which leaf, hf_config_reader.py and flax_config.py find out the architecture. Values
+are never computed, only rearranged, so import, export and import again give the same bits.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from t5g2.checkpoint import (
+    accounting,
+    flax_config,
+    flax_tree,
+    hf_config_reader,
+    hf_config_writer,
+    names,
+    safetensors_io,
+)
+from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
+from t5g2.checkpoint.tensor import Tensor, cast_tensor, tensor_from_leaf
+from t5g2.core import files, settings, tree
+from t5g2.core.errors import UserError
+from t5g2.core.tree import Leaf, LeafKey
+from t5g2.models import build, sizes
+from t5g2.models.config import (
+    DualEncoderConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    from_dict,
+)
+from t5g2.models.siglip import VisionTower
+
+WORKDIR = "experiment.json"
+DAMAGED_JSON = "download it again"
+ConfigChoice = ModelConfig | str | PathLike | None
+
+
+def open_any(directory: str | PathLike) -> ModelFolder:
+    """Opens a model folder, a Hugging Face folder or an official Flax one; no weight is read yet.
+
+    Raises:
+      UserError: it is none of them, or as open_model and open_foreign.
+    """
+    path = Path(directory).absolute()
+    return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(path)
+
+
+def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
+    """Opens a Hugging Face or an official Flax folder as if it were a model folder; no weight is read yet.
+
+    Copies of tied weights, where they are stored, are read and compared.
+
+    Args:
+      directory: a folder with config.json and safetensors, or an Orbax checkpoint.
+      config: the architecture, the name of a size, or a file like model.json. None = the one that config.json
+        describes, or the released size whose shapes a Flax tree has.
+
+    Raises:
+      UserError: it is neither; a file is missing or damaged; the architecture is not supported or cannot be found out;
+        tensors are missing, surplus or have other shapes; copies of tied weights differ.
+    """
+    path = Path(directory).absolute()
+    _refuse_other_paths(path)
+    chosen = _chosen_config(config)
+    if (path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors")):
+        weights = _read_hugging_face(path, chosen)
+    elif flax_tree.is_flax(path):
+        weights = _read_flax(path, chosen)
+    elif any(next(path.glob(pattern), None) for pattern in safetensors_io.PICKLES):
+        raise safetensors_io.no_weights(path)
+    else:
+        raise UserError(
+            f"{path} holds no known model: neither {CONFIG_FILE} and safetensors (Hugging Face), nor an Orbax "
+            f"checkpoint (official Flax), nor {folders.MODEL} (a model folder)"
+        )
+    tensor_format, config = weights.tensor_format, weights.config
+    abstract = tree.leaves(build.abstract(config))
+    tensors, notes = accounting.with_canonical_names(path, tensor_format, weights.tensors)
+    notes += _ignored_config_notes(path, chosen)
+    # the shapes decide between alternative rows of the table, so matching comes after the names are settled
+    matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
+    where = f"{path}, according to {weights.config_source}"
+    notes += accounting.check_tensors(where, tensor_format, config, matches, tensors)
+    provenance = {
+        "kind": "import",
+        "source": str(path),
+        "layout": tensor_format.title,
+        "tensors": len(matches),
+        "parameters": sum(math.prod(leaf.shape) for leaf in abstract.values()),
+        "notes": notes,
+    }
+    leaves = _leaves_of_tensors(matches, tensors, abstract)
+    return ModelFolder(path, config, _tokenizer(path), provenance, leaves, folders.extra_files(path))
+
+
+@dataclass(frozen=True, eq=False)
+class TowerFolder:
+    """A folder that was opened for its image tower.
+
+    Attributes:
+      config: the tower's architecture as it is stored; `pool` is True if it has the pooling head.
+      leaves: every leaf of the folder, the tower's under "vision."; loaded by Leaf.read.
+    """
+
+    path: Path
+    config: VisionConfig
+    leaves: Mapping[LeafKey, Leaf] = field(repr=False)
+
+
+def open_tower(directory: str | PathLike) -> TowerFolder:
+    """Opens any folder that has an image tower; no weight is read yet.
+
+    Args:
+      directory: as in open_any: Gemma 3 with images, MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP; or the tower
+        alone, as transformers saves it (model_type siglip_vision_model).
+
+    Raises:
+      UserError: it has no image tower; as open_any.
+    """
+    path = Path(directory).absolute()
+    if (path / CONFIG_FILE).is_file() and not (path / folders.MODEL).is_file():
+        data = _read_json(path / CONFIG_FILE)
+        if data.get("model_type") == "siglip_vision_model":
+            return _open_single_tower(path, data)
+    opened = open_any(path)
+    config = opened.config
+    if isinstance(config, DualEncoderConfig):
+        return TowerFolder(path, config.vision, opened.leaves)
+    images = config.image_stack.images
+    if images is None:
+        raise UserError(
+            f"{path} is a language model without an image tower; give the folder of one that has it: Gemma 3 with "
+            f"images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP, or a tower alone, as "
+            f"transformers saves it (siglip_vision_model)"
+        )
+    return TowerFolder(path, images.vision, opened.leaves)
+
+
+def import_model(
+    source: str | PathLike,
+    out: str | PathLike,
+    *,
+    config: ConfigChoice = None,
+    dtype: Any = None,
+    image_size: int | None = None,
+) -> ModelFolder:
+    """Writes a Hugging Face or an official Flax folder as a model folder, and opens that.
+
+    Args:
+      source, config: as in open_foreign.
+      out: path of the new model folder; it must not exist.
+      dtype: dtype of the weights: "float32", "bfloat16", "float16"; None = each as it is stored.
+      image_size: size in pixels of the images that the model will read, if not the size it was trained with; the
+        position embeddings of its tower are resampled.
+
+    Raises:
+      UserError: as open_foreign; `out` exists; an unknown dtype, an image size that does not fit.
+    """
+    dtype = folders.weight_dtype(dtype)
+    files.refuse_existing(out)
+    if (Path(source) / folders.MODEL).is_file():
+        raise UserError(f"{source} is a model folder already: it has a {folders.MODEL}. Use it as it is, or copy it")
+    opened = open_foreign(source, config)
+    if image_size is not None:
+        opened = folders.with_image_size(opened, image_size)
+    tensors = {tree.name(key): cast_tensor(tensor_from_leaf(leaf), dtype) for key, leaf in opened.leaves.items()}
+    json_files = {
+        folders.MODEL: folders.to_dict(opened.config),
+        folders.TOKENIZER: opened.tokenizer,
+        folders.PROVENANCE: opened.provenance,
+    }
+    folders.write_folder(Path(out).absolute(), tensors, json_files, extra_files=opened.extra_files)
+    return folders.open_model(out)
+
+
+class _ForeignWeights(NamedTuple):
+    """A foreign folder as it is stored: its format, its architecture and what says so, its tensors by stored name."""
+
+    tensor_format: names.TensorFormat
+    config: ModelConfig
+    config_source: str
+    tensors: Mapping[str, Tensor]
+
+
+def _refuse_other_paths(path: Path) -> None:
+    if path.is_file():
+        raise UserError(f"{path} is a file; give the folder that it is in")
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder")
+    if (path / WORKDIR).is_file():
+        raise UserError(f"{path} is the workdir of a run: it has an {WORKDIR}. Its model folder is {path / 'model'}")
+
+
+def _chosen_config(config: ConfigChoice) -> ModelConfig | None:
+    """Returns the architecture that a caller chose: a config as it is, a size by its name, or read from a file."""
+    if config is None or isinstance(config, TextConfig | EncoderDecoderConfig | DualEncoderConfig):
+        return config
+    path = Path(config)
+    if path.suffix != ".json":
+        return sizes.size(str(config))
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a size's name, such as gemma3:1b, or a file like model.json")
+    return from_dict(_read_json(path), where=str(path))
+
+
+def _read_hugging_face(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
+    if chosen is not None:
+        # only the format is needed; the dtype of the config.json that is written along is not used
+        tensor_format, _ = hf_config_writer.write(chosen, dtype="float32")
+        return _ForeignWeights(tensor_format, chosen, "the given config", safetensors_io.read(path))
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{path} has safetensors but no {CONFIG_FILE}, so its architecture is unknown; put the {CONFIG_FILE} "
+            f"beside them, or name the architecture: config = a size's name, such as gemma3:1b, or a file like "
+            f"model.json"
+        )
+    try:
+        tensor_format, config = hf_config_reader.read(_read_json(path / CONFIG_FILE))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return _ForeignWeights(tensor_format, config, CONFIG_FILE, safetensors_io.read(path))
+
+
+def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
+    tensors = flax_tree.read(path)
+    has_decoder = any(name.startswith("decoder/") for name in tensors)
+    tensor_format = names.FLAX_T5GEMMA if has_decoder else names.FLAX_GEMMA
+    if chosen is not None:
+        return _ForeignWeights(tensor_format, chosen, "the given config", tensors)
+    # a Flax tree has no config, so the released size with these shapes is taken
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return _ForeignWeights(tensor_format, flax_config.find(path, tensor_format, shapes), "its size", tensors)
+
+
+def _ignored_config_notes(path: Path, chosen: ModelConfig | None) -> list[str]:
+    """Returns a line for each statement of the folder's config.json that the architecture does not follow."""
+    if not (path / CONFIG_FILE).is_file():
+        return []
+    data = _read_json(path / CONFIG_FILE)
+    notes = hf_config_reader.dropout_notes(data)
+    if chosen is None:
+        return notes
+    try:
+        _, described = hf_config_reader.read(data)
+    except UserError as error:
+        return [*notes, f"{CONFIG_FILE} was not used: {error}"]
+    lines = tree.difference(settings.flatten(folders.to_dict(described)), settings.flatten(folders.to_dict(chosen)))
+    return [*notes, *(f"the given config overrules {CONFIG_FILE}: {line}" for line in lines.splitlines())]
+
+
+def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:
+    """Opens a folder that holds an image tower and nothing else."""
+    try:
+        config = hf_config_reader.read_tower(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
+    tensor_format = names.HF_SIGLIP_VISION
+    tensors, _ = accounting.with_canonical_names(path, tensor_format, safetensors_io.read(path))
+    matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
+    accounting.check_tensors(f"{path}, according to {CONFIG_FILE}", tensor_format, None, matches, tensors)
+    return TowerFolder(path, config, _leaves_of_tensors(matches, tensors, abstract))
+
+
+def _leaves_of_tensors(
+    matches: list[names.TensorMatch], tensors: Mapping[str, Tensor], abstract: Mapping[LeafKey, Leaf]
+) -> dict[LeafKey, Leaf]:
+    """Returns the leaves that the tensors hold, in the order of the tensors, so that files are read front to back."""
+    cache = _LastTensor()
+    leaves = {}
+    for match in matches:
+        stored = tensors[match.name]
+        # a tensor of several leaves (keys and values in one) is read once for all of them
+        read = stored.read if len(match.keys) == 1 else cache.cached(match.name, stored.read)
+        for index, key in enumerate(match.keys):
+            leaves[key] = replace(abstract[key], dtype=stored.dtype, read=_leaf_reader(match, index, read))
+    return leaves
+
+
+def _leaf_reader(match: names.TensorMatch, index: int, read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    return lambda: match.axes.to_leaf(read(), match.shapes, index)
+
+
+class _LastTensor:
+    """Cache of the one tensor that was read last; leaves that share a tensor are mostly read one after the other."""
+
+    def __init__(self):
+        self.name, self.array = "", np.empty(0)
+
+    def cached(self, name: str, read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+        """Returns a function that calls `read` unless this tensor is the one that was read last."""
+
+        def read_cached() -> np.ndarray:
+            if self.name != name:
+                self.array = np.empty(0)  # free the last tensor before the next one is loaded
+                self.name, self.array = name, read()
+            return self.array
+
+        return read_cached
+
+
+def _tokenizer(path: Path) -> dict[str, Any] | None:
+    """Returns plain data that data/tokenizers/registry.py makes a tokenizer of; its file lies beside the weights."""
+    for kind, name in (("huggingface", "tokenizer.json"), ("sentencepiece", "tokenizer.model")):
+        if (path / name).is_file():
+            with (path / name).open("rb") as file:
+                return {"kind": kind, "file": name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return files.read_json_object(path, fix=DAMAGED_JSON)
