@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint import folder as folders
-from t5g2.commands import cache_logits, evaluate
+from t5g2.commands import evaluate, teacher_cache
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape, make
 from t5g2.data.config import TeacherFeatures
@@ -202,7 +202,7 @@ def cache(corpus):
     """The answers of the decoder-only teacher, 12 a token."""
     out = corpus / "answers"
     how = Distillation(method="top_k", per_token=12)
-    cache_logits.cache_teacher_logits(experiment(corpus), str(corpus / "gemma"), out, how, shards=3)
+    teacher_cache.cache_teacher_logits(experiment(corpus), str(corpus / "gemma"), out, how, shards=3)
     return out
 
 
@@ -255,7 +255,7 @@ def test_a_run_with_cached_answers_is_resumed_and_refuses_others(corpus, cache, 
     longer = {"steps": 4, "seed": 7, "tile_tokens": 64}
     # other answers in the place of those the run began with
     other = tmp_path / "other"
-    cache_logits.cache_teacher_logits(
+    teacher_cache.cache_teacher_logits(
         experiment(corpus), str(corpus / "gemma"), other, Distillation(method="sampled", per_token=12)
     )
     with pytest.raises(UserError, match=r"distill\.cache"):
@@ -301,7 +301,7 @@ def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cach
     run, out = experiment(corpus), tmp_path / "answers"
     for which in (1, 0):
         assert not (out / "text" / "answers.json").exists()
-        cache_logits.cache_teacher_logits(run, teacher, out, how, shards=3, part=cache_logits.Part(which, 2))
+        teacher_cache.cache_teacher_logits(run, teacher, out, how, shards=3, part=teacher_cache.Part(which, 2))
     names = sorted(file.name for file in (cache / "text").iterdir())
     assert sorted(file.name for file in (out / "text").iterdir()) == names
     for name in names:
@@ -311,7 +311,7 @@ def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cach
     before = {name: (out / "text" / name).stat().st_mtime_ns for name in names}
     lost = out / "text" / names[1]
     lost.unlink()
-    cache_logits.cache_teacher_logits(run, teacher, out, how, shards=3)
+    teacher_cache.cache_teacher_logits(run, teacher, out, how, shards=3)
     after = {name: (out / "text" / name).stat().st_mtime_ns for name in names}
     assert {name for name in names if before[name] != after[name]} == {"answers.json", names[1]}
     assert lost.read_bytes() == (cache / "text" / names[1]).read_bytes()
@@ -338,11 +338,11 @@ def test_a_shard_that_is_cut_off_is_made_again(corpus, cache, tmp_path):
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-100])
     # another part of the work leaves it, and does not declare it whole
-    cache_logits.cache_teacher_logits(
-        experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=cache_logits.Part(0, 2)
+    teacher_cache.cache_teacher_logits(
+        experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=teacher_cache.Part(0, 2)
     )
     assert shard.read_bytes() == whole[:-100]
-    cache_logits.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", how, shards=3)
+    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", how, shards=3)
     assert shard.read_bytes() == whole
 
 
@@ -351,9 +351,9 @@ def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
     how, teacher, out = Distillation(method="top_k", per_token=12), str(corpus / "gemma"), tmp_path / "answers"
     (out / "text").mkdir(parents=True)
     (out / "text" / ".plan.json.1.part").write_text("{")
-    cache_logits.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=cache_logits.Part(0, 2))
+    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.Part(0, 2))
     assert capsys.readouterr().out == f"not complete yet: text in {out} lacks shards, which the other calls write\n"
-    cache_logits.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=cache_logits.Part(1, 2))
+    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.Part(1, 2))
     said = capsys.readouterr().out
     assert said == f"--config.distill='{json.dumps({'cache': str(out), 'method': 'top_k', 'per_token': 12})}'\n"
 
@@ -367,7 +367,7 @@ def test_a_damaged_description_of_answers(corpus, tmp_path, file, content):
     (folder / file).write_text(content)
     how = Distillation(method="top_k", per_token=12)
     with pytest.raises(UserError, match=rf"{file} is damaged.*remove the folder"):
-        cache_logits.cache_teacher_logits(
+        teacher_cache.cache_teacher_logits(
             experiment(corpus), str(corpus / "gemma"), tmp_path / "answers", how, shards=3
         )
     distill = {"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12}
@@ -380,14 +380,14 @@ def test_answers_that_cannot_be_made(corpus, tmp_path):
     how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
-        cache_logits.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "file", how)
+        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "file", how)
     with pytest.raises(
         UserError, match=r"'gs://bucket/answers' is a URL; teacher logits are written to a local folder"
     ):
-        cache_logits.cache_teacher_logits(experiment(corpus), teacher, "gs://bucket/answers", how)
+        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, "gs://bucket/answers", how)
     more = Distillation(method="top_k", per_token=VOCAB + 1)
     with pytest.raises(UserError, match=rf"per_token = {VOCAB + 1} and the vocabulary has {VOCAB} tokens"):
-        cache_logits.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", more)
+        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", more)
     with pytest.raises(UserError, match=rf"the vocabulary has {VOCAB} tokens"):
         experiment(corpus, distill={"teacher": teacher, "method": "sampled", "per_token": VOCAB + 1})
 
@@ -409,9 +409,9 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
     how = Distillation(method="top_k", per_token=VOCAB)
     teacher = str(corpus / "t5gemma2")
     with pytest.raises(UserError, match=r"depend on what UL2 draws.*take a decoder-only teacher"):
-        cache_logits.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "ul2", how)
+        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "ul2", how)
     prefix = {"kind": "prefix_lm"}
-    cache_logits.cache_teacher_logits(experiment(corpus, prefix), teacher, tmp_path / "prefix", how)
+    teacher_cache.cache_teacher_logits(experiment(corpus, prefix), teacher, tmp_path / "prefix", how)
     distill = {"method": "top_k", "per_token": VOCAB, "tail": "together"}
     asked = experiment(corpus, prefix, distill=distill | {"teacher": teacher})
     told = experiment(corpus, prefix, distill=distill | {"cache": str(tmp_path / "prefix")})
@@ -483,4 +483,4 @@ def test_settings_that_name_no_teacher(corpus, distill, message):
 @pytest.mark.parametrize("text", ["3", "4/4", "a/b", "0/0"])
 def test_a_part_of_the_shards(text):
     with pytest.raises(UserError, match="INDEX/COUNT"):
-        cache_logits.Part.parse(text)
+        teacher_cache.Part.parse(text)
