@@ -27,7 +27,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def run(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: str = "local") -> None:
+def run_sweep(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: str = "local") -> None:
     """Runs a sweep file in a workdir and writes the report.
 
     Raises:

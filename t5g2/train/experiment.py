@@ -205,7 +205,7 @@ class Experiment:
 
     model: TextConfig | EncoderDecoderConfig
     data: DataConfig
-    optim: optim.Optim
+    optim: optim.OptimConfig
     train: Train
     init: Init = Init()
     mesh: MeshShape = MeshShape()

@@ -12,7 +12,6 @@ from t5g2.core import tree
 from t5g2.models.backends import BACKENDS
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig
 from t5g2.models.siglip import QUERY_TILE
-from t5g2.train import image_rows
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
@@ -121,7 +120,7 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
 
 def _tower(experiment: Experiment) -> list[_Side]:
     """The image tower, which reads every image of every row, there or not; a frozen one leaves nothing behind."""
-    rows, images = experiment.data.images, image_rows.images_of(experiment.model)
+    rows, images = experiment.data.images, experiment.model.image_stack.images
     if rows is None or images is None:
         return []
     mesh, compute, vision = jax.sharding.get_abstract_mesh().shape, experiment.compute, images.vision

@@ -1,8 +1,8 @@
-"""Optimizers and schedules as frozen dataclasses, and which weights are decayed or frozen, by pattern.
+"""Optimizers and schedules as frozen dataclasses; weight decay and freezing by pattern.
 
 Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; of several rules the first whose
-pattern fits a weight counts for it, and the others do not. A frozen weight does not change by a bit, its gradient is
-zero before the clipping norm is taken, and its moments stay as they are, so that it starts afresh when it thaws.
+pattern matches a weight is its rule. A frozen weight does not change by a bit, its gradient is
+zero before the clipping norm is taken, and its moments stay as they are, so that it starts afresh once it is trained.
 An image tower is frozen unless a rule says otherwise (FROZEN).
 """
 
@@ -35,7 +35,7 @@ class _Schedule:
             raise UserError(f"peak = {self.peak} and warmup_steps = {self.warmup_steps}; neither can be negative")
 
     def make(self, steps: int) -> LearningRate:
-        """The learning rate of each update of a run of `steps`: a function of the updates completed before it.
+        """The learning rate as a function of the updates completed before, for a run of `steps` updates.
 
         Raises:
           UserError: the warm-up does not end before the run.
@@ -54,11 +54,11 @@ class _Schedule:
         return learning_rate
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        """The share of the peak, for steps from warmup_steps on."""
+        """The fraction of the peak, for steps from warmup_steps on."""
         raise NotImplementedError
 
-    def _done(self, step: jax.Array, steps: int) -> jax.Array:
-        """The share of the updates after the warm-up that is done."""
+    def _progress(self, step: jax.Array, steps: int) -> jax.Array:
+        """The fraction of the updates after the warm-up that is completed."""
         return jnp.clip((step - self.warmup_steps) / (steps - self.warmup_steps), 0.0, 1.0)
 
 
@@ -82,7 +82,7 @@ class Cosine(_Schedule):
     final_fraction: float = 0.0
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        wave = 0.5 * (1.0 + jnp.cos(jnp.pi * self._done(step, steps)))
+        wave = 0.5 * (1.0 + jnp.cos(jnp.pi * self._progress(step, steps)))
         return self.final_fraction + (1.0 - self.final_fraction) * wave
 
 
@@ -93,12 +93,12 @@ class Linear(_Schedule):
     final_fraction: float = 0.0
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        return 1.0 - (1.0 - self.final_fraction) * self._done(step, steps)
+        return 1.0 - (1.0 - self.final_fraction) * self._progress(step, steps)
 
 
 @dataclass(frozen=True)
 class InverseSqrt(_Schedule):
-    """peak * sqrt(warmup_steps / (step + 1)): does not depend on how long the run is.
+    """peak * sqrt(warmup_steps / (step + 1)): independent of the length of the run.
 
     T5 (arXiv 1910.10683, section 3.1.2): 1 / sqrt(max(step, 10000)), that is peak 0.01 and 10000 warm-up steps.
     Known deviation: T5 keeps the peak during the warm-up instead of rising to it.
@@ -127,7 +127,7 @@ class AdamW:
 
     Attributes:
       moment_dtype: of the first moment.
-      second_moment_dtype: of the second. bfloat16 keeps 8 bits: with a large b2 what is added is rounded away.
+      second_moment_dtype: of the second. bfloat16 keeps 8 bits: with a large b2 every addition is rounded away.
     """
 
     b1: float = 0.9
@@ -162,10 +162,10 @@ class AdamW:
             t = count.astype(jnp.float32)
             mu = jax.tree.map(lambda m, g: self.b1 * m.astype(g.dtype) + (1.0 - self.b1) * g, state.mu, updates)
             nu = jax.tree.map(lambda v, g: self.b2 * v.astype(g.dtype) + (1.0 - self.b2) * g * g, state.nu, updates)
-            # moments start at zero; this makes them means of the gradients so far
-            m_share, v_share = 1.0 / (1.0 - self.b1**t), 1.0 / (1.0 - self.b2**t)
-            made = jax.tree.map(lambda m, v: m * m_share / (jnp.sqrt(v * v_share) + self.eps), mu, nu)
-            return made, Moments(count, _cast(mu, self.moment_dtype), _cast(nu, self.second_moment_dtype))
+            # moments start at zero; the bias correction makes them means of the gradients so far
+            m_scale, v_scale = 1.0 / (1.0 - self.b1**t), 1.0 / (1.0 - self.b2**t)
+            directions = jax.tree.map(lambda m, v: m * m_scale / (jnp.sqrt(v * v_scale) + self.eps), mu, nu)
+            return directions, Moments(count, _cast(mu, self.moment_dtype), _cast(nu, self.second_moment_dtype))
 
         return optax.GradientTransformation(init, update)
 
@@ -192,19 +192,21 @@ class Adafactor:
             decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
         )
 
-        def bound(made: Any, params: Any) -> Any:
-            made = jax.tree.map(lambda x, rms: x / jnp.maximum(1.0, rms / self.clip_rms), made, _rms(made))
+        def clip_and_scale(directions: Any, params: Any) -> Any:
+            clipped = jax.tree.map(
+                lambda x, rms: x / jnp.maximum(1.0, rms / self.clip_rms), directions, _rms(directions)
+            )
             if not self.relative:
-                return made
-            return jax.tree.map(lambda x, rms: x * jnp.maximum(rms, 1e-3), made, _rms(params))
+                return clipped
+            return jax.tree.map(lambda x, rms: x * jnp.maximum(rms, 1e-3), clipped, _rms(params))
 
         # optax takes the state's dtype from the weights, which may be bfloat16; it reads nothing else of them
         def init(params: Any) -> Any:
             return factored.init(_cast(params, jnp.float32))
 
         def update(updates: Any, state: Any, params: Any = None) -> Any:
-            made, state = factored.update(updates, state, _cast(params, jnp.float32))
-            return bound(made, params), state
+            directions, state = factored.update(updates, state, _cast(params, jnp.float32))
+            return clip_and_scale(directions, params), state
 
         return optax.GradientTransformation(init, update)
 
@@ -214,7 +216,7 @@ Optimizer = AdamW | Adafactor
 
 @dataclass(frozen=True)
 class Decay:
-    """At learning rate 1, an update takes this share away from the weights that fit."""
+    """Weight decay: at learning rate 1, an update subtracts this fraction of the weights that match."""
 
     pattern: str
     rate: float
@@ -222,9 +224,9 @@ class Decay:
 
 @dataclass(frozen=True)
 class Freeze:
-    """The weights that fit do not change at updates `first` to `end` - 1, counted from 0; end None = for good.
+    """The weights that match do not change at updates `first` to `end` - 1, counted from 0; end None = for good.
 
-    A rule with end = 0 before a wider one exempts what it fits: of two that fit, the first counts.
+    A rule with end = 0 before a wider one exempts its weights: of two rules that match, the first is used.
     """
 
     pattern: str
@@ -232,25 +234,25 @@ class Freeze:
     end: int | None = None
 
     def holds(self, step: jax.Array) -> jax.Array:
-        """Whether it holds at the update after `step` others."""
+        """True if the rule applies to the update after `step` others; bool[]."""
         return (step >= self.first) & (step < (2**31 - 1 if self.end is None else self.end))
 
 
-# After all other rules. The projector behind the tower is trained, as in Gemma 3, whose official code
+# Comes after all other rules. The projector behind the tower is trained, as in Gemma 3, whose official code
 # (google-deepmind/gemma) stops gradients at the tower's output; T5Gemma 2 keeps the tower frozen too.
 TOWER = "vision.*"
 FROZEN = (Freeze(TOWER),)
 
 
 @dataclass(frozen=True)
-class Optim:
-    """How weights are updated.
+class OptimConfig:
+    """Optimizer, schedule, and the rules for decay and freezing.
 
     Attributes:
       clip_norm: global norm that gradients are scaled down to; None = no clipping (T5Gemma 2: 1.0).
-      decay: rules for weight decay; a weight that none fits is not decayed.
-      freeze: rules for weights that do not change; a weight that none fits is trained, but for an image tower, which
-        takes a rule {"pattern": "vision.*", "end": 0} to be.
+      decay: rules for weight decay; a weight that none matches is not decayed.
+      freeze: rules for weights that do not change; a weight that none matches is trained, except those of
+        an image tower, which need a rule {"pattern": "vision.*", "end": 0} to be trained.
     """
 
     schedule: Schedule
@@ -259,30 +261,30 @@ class Optim:
     decay: tuple[Decay, ...] = ()
     freeze: tuple[Freeze, ...] = ()
 
-    def freezing(self, path: str) -> Freeze | None:
-        """The rule that counts for a weight; None = it is trained."""
-        return _first((*self.freeze, *FROZEN), path)
+    def freeze_rule(self, path: str) -> Freeze | None:
+        """The rule of a weight; None = it is trained."""
+        return _first_match((*self.freeze, *FROZEN), path)
 
     def is_frozen(self, path: str) -> bool:
-        """Whether the weight never changes."""
-        rule = self.freezing(path)
+        """True if the weight never changes."""
+        rule = self.freeze_rule(path)
         return rule is not None and rule.first <= 0 and rule.end is None
 
     def freezes_tower(self, model: ModelConfig) -> bool:
-        """Whether no weight of its image tower ever changes, so that the tower runs forward only."""
+        """True if no weight of the image tower ever changes, so that the tower runs forward only."""
         paths = jax.tree.leaves(tree.paths(build.abstract(model)))
         return all(self.is_frozen(path) for path in paths if tree.matches(TOWER, path))
 
 
-class Applied(NamedTuple):
-    """What an update did: the norm of all gradients that count, before clipping, and its learning rate; float32."""
+class UpdateInfo(NamedTuple):
+    """Norm of all gradients of trained weights before clipping, and the learning rate; float32[] each."""
 
     gradient_norm: jax.Array
     learning_rate: jax.Array
 
 
-class Updates(NamedTuple):
-    """How a run updates its weights: two pure functions.
+class Updater(NamedTuple):
+    """The update of the weights as two pure functions.
 
     Attributes:
       init: params -> state.
@@ -290,46 +292,49 @@ class Updates(NamedTuple):
     """
 
     init: Callable[[Any], Any]
-    apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, Applied]]
+    apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, UpdateInfo]]
 
 
-def make(optim: Optim, steps: int, abstract_params: Any) -> Updates:
-    """The updates of a run of `steps`, for weights like these.
+def make(optim: OptimConfig, steps: int, abstract_params: Any) -> Updater:
+    """The updater of a run of `steps` updates.
 
     Raises:
-      UserError: a pattern fits no weight, or the schedule does not fit into the run.
+      UserError: a pattern matches no weight, or the warm-up is longer than the run.
     """
     paths = tree.paths(abstract_params)
     known = sorted(set(jax.tree.leaves(paths)))
     for rules in ("decay", "freeze"):
         for pattern in tree.unmatched([rule.pattern for rule in getattr(optim, rules)], known):
             raise UserError(
-                f"optim.{rules} has the pattern {pattern!r}, which fits no weight; weights are: {', '.join(known)}"
+                f"optim.{rules} has the pattern {pattern!r}, which matches no weight; weights are: {', '.join(known)}"
             )
     learning_rate = optim.schedule.make(steps)
-    frozen = {path: optim.freezing(path) for path in known}
+    frozen = {path: optim.freeze_rule(path) for path in known}
     transform = _with_frozen(optax.chain(optim.optimizer.directions(), _decay(optim.decay)), frozen, paths)
 
-    def thawed(x: jax.Array, path: str, step: jax.Array) -> jax.Array:
+    def zero_if_frozen(x: jax.Array, path: str, step: jax.Array) -> jax.Array:
         rule = frozen[path]
-        if optim.is_frozen(path):  # nothing is read, so XLA leaves out the backward pass that leads here alone
+        if optim.is_frozen(
+            path
+        ):  # the gradient is not read, so XLA removes the part of the backward pass that makes it
             return jnp.zeros_like(x)
         return x if rule is None else jnp.where(rule.holds(step), jnp.zeros_like(x), x)
 
-    def apply(params: Any, gradients: Any, state: Any, step: jax.Array) -> tuple[Any, Any, Applied]:
-        gradients = jax.tree.map(lambda g, path: thawed(g, path, step), _cast(gradients, jnp.float32), paths)
+    def apply(params: Any, gradients: Any, state: Any, step: jax.Array) -> tuple[Any, Any, UpdateInfo]:
+        gradients = jax.tree.map(lambda g, path: zero_if_frozen(g, path, step), _cast(gradients, jnp.float32), paths)
         norm, rate = optax.tree.norm(gradients), learning_rate(step)
         if optim.clip_norm is not None:
-            share = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-30))
-            gradients = jax.tree.map(lambda g: g * share, gradients)
-        made, state = transform.update(gradients, state, params, step=step)
-        params = jax.tree.map(lambda w, x: (w.astype(x.dtype) - rate * x).astype(w.dtype), params, made)
-        return params, state, Applied(norm, rate)
+            scale = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-30))
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        directions, state = transform.update(gradients, state, params, step=step)
+        # the subtraction is in float32, rounded once to the weights' dtype
+        params = jax.tree.map(lambda w, x: (w.astype(x.dtype) - rate * x).astype(w.dtype), params, directions)
+        return params, state, UpdateInfo(norm, rate)
 
-    return Updates(transform.init, apply)
+    return Updater(transform.init, apply)
 
 
-def _first(rules: Sequence[Any], path: str) -> Any:
+def _first_match(rules: Sequence[Any], path: str) -> Any:
     return next((rule for rule in rules if tree.matches(rule.pattern, path)), None)
 
 
@@ -337,14 +342,14 @@ def _decay(rules: Sequence[Decay]) -> optax.GradientTransformation:
     """Adds to each direction the weight times its rate."""
 
     def add(x: jax.Array, weight: jax.Array, path: str) -> jax.Array:
-        rule = _first(rules, path)
+        rule = _first_match(rules, path)
         return x if rule is None or not rule.rate else x + rule.rate * weight.astype(x.dtype)
 
-    return optax.stateless(lambda made, params: jax.tree.map(add, made, params, tree.paths(made)))
+    return optax.stateless(lambda xs, params: jax.tree.map(add, xs, params, tree.paths(xs)))
 
 
 def _with_frozen(inner: optax.GradientTransformation, frozen: dict[str, Freeze | None], paths: Any) -> Any:
-    """`inner` for weights that are trained all the time; for the others by themselves, so that its state can stop.
+    """`inner` for weights that are always trained; for the others, one of their own whose state can stand still.
 
     Weights that are frozen for good have no state.
     """
@@ -358,7 +363,7 @@ def _with_frozen(inner: optax.GradientTransformation, frozen: dict[str, Freeze |
             kinds["frozen"] = optax.set_to_zero()
             return "frozen"
         name = f"frozen_{rule.first}_{rule.end}"
-        kinds[name] = _pausing(inner, rule)
+        kinds[name] = _paused(inner, rule)
         return name
 
     labels = jax.tree.map(label, paths)
@@ -368,27 +373,28 @@ def _with_frozen(inner: optax.GradientTransformation, frozen: dict[str, Freeze |
     return optax.partition(kinds, lambda _: labels)
 
 
-def _pausing(inner: optax.GradientTransformation, rule: Freeze) -> optax.GradientTransformationExtraArgs:
-    """`inner`, but while the rule holds its updates are zero and its state stays as it is, counts included."""
+def _paused(inner: optax.GradientTransformation, rule: Freeze) -> optax.GradientTransformationExtraArgs:
+    """`inner`, whose updates are zero and whose state stands still, counts included, while the rule applies."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        held = rule.holds(extra["step"])
-        made, after = inner.update(updates, state, params)
-        made = jax.tree.map(lambda x: jnp.where(held, jnp.zeros_like(x), x), made)
-        return made, jax.tree.map(lambda old, new: jnp.where(held, old, new), state, after)
+        frozen = rule.holds(extra["step"])
+        directions, new_state = inner.update(updates, state, params)
+        directions = jax.tree.map(lambda x: jnp.where(frozen, jnp.zeros_like(x), x), directions)
+        return directions, jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, new_state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _rms(values: Any) -> Any:
-    """The root mean square of each weight, of each layer of a stack by itself, with axes of size 1 to divide by."""
-    found = []
+    """The root mean square of each weight, of each layer of a stack by itself; reduced axes are kept with size 1."""
+    rms = []
     for node in jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, nnx.Variable)):
         axes = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None
         for x in jax.tree.leaves(node):
-            over = tuple(range(x.ndim - (x.ndim if axes is None else len(axes)), x.ndim))
-            found.append(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=over, keepdims=True)))
-    return jax.tree.unflatten(jax.tree.structure(values), found)
+            # a stack of layers has leading axes that were not declared
+            axes_of_one = tuple(range(x.ndim - (x.ndim if axes is None else len(axes)), x.ndim))
+            rms.append(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=axes_of_one, keepdims=True)))
+    return jax.tree.unflatten(jax.tree.structure(values), rms)
 
 
 def _cast(values: Any, dtype: Any) -> Any:

@@ -54,15 +54,15 @@ class Plan:
     experiment: Experiment
     data: DataConfig
     mesh: Mesh
-    optimizer: optim.Updates
+    optimizer: optim.Updater
     abstract: TrainState
     batch: Batch
     teacher: OnlineTeacher | None = None
 
-    def settings(self) -> steps.Settings:
+    def step_options(self) -> steps.StepOptions:
         """The options of the train step."""
         data, train = self.experiment.data, self.experiment.train
-        return steps.Settings(
+        return steps.StepOptions(
             compute=self.experiment.compute,
             denoisers=len(data.denoisers),
             sources=len(data.names),
@@ -73,7 +73,7 @@ class Plan:
 
     def lower(self) -> Any:
         """The train step, traced and lowered for these shapes."""
-        step = steps.make_train_step(self.optimizer, self.settings())
+        step = steps.make_train_step(self.optimizer, self.step_options())
         teacher = None if self.teacher is None else self.teacher.abstract
         return steps.lower_step(step, self.abstract, self.batch, teacher, mesh=self.mesh)
 

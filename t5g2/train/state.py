@@ -1,4 +1,4 @@
-"""The state of a training run, and a fresh one, made where it will live."""
+"""The state of a training run; new weights are made on the devices that hold them."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from t5g2.core import sharding
 from t5g2.models import build
 from t5g2.models.config import ModelConfig
-from t5g2.train.optim import Updates
+from t5g2.train.optim import Updater
 
 
 class TrainState(NamedTuple):
-    """What an update changes.
+    """The state that an update changes.
 
     Attributes:
       step: int32[], updates completed.
@@ -26,13 +26,13 @@ class TrainState(NamedTuple):
     opt: Any
 
 
-def abstract(config: ModelConfig, optimizer: Updates, *, mesh: Mesh, param_dtype: str) -> TrainState:
-    """The state as shapes, each with the sharding that it has on the mesh."""
+def abstract(config: ModelConfig, optimizer: Updater, *, mesh: Mesh, param_dtype: str) -> TrainState:
+    """The state as shapes, each with its sharding on the mesh."""
     params = build.abstract(config, jnp.dtype(param_dtype))
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), params)
     step: Any = sharding.replicated(mesh)
-    places = TrainState(step, sharding.shardings(params, mesh), sharding.shardings_like(state.opt, params, mesh))
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+    on_mesh = TrainState(step, sharding.shardings(params, mesh), sharding.shardings_like(state.opt, params, mesh))
+    return jax.tree.map(lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), state, on_mesh)
 
 
 def shardings(abstract: Any) -> Any:
@@ -46,7 +46,7 @@ def fresh_params(config: ModelConfig, abstract: TrainState, *, key: jax.Array, p
     return jax.jit(make, out_shardings=shardings(abstract.params))(key)
 
 
-def fresh(params: Any, optimizer: Updates, abstract: TrainState) -> TrainState:
+def fresh(params: Any, optimizer: Updater, abstract: TrainState) -> TrainState:
     """The state before the first update of these weights; they are taken over, not copied."""
     opt = jax.jit(optimizer.init, out_shardings=shardings(abstract.opt))(params)
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), params, opt)

@@ -19,19 +19,19 @@ from t5g2.models import image_embeddings
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig, tiled_cross_entropy
 from t5g2.train import teachers
-from t5g2.train.optim import Updates
+from t5g2.train.optim import Updater
 from t5g2.train.state import TrainState, shardings
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a step computes beside the model.
+class StepOptions:
+    """Options of a train step.
 
     Attributes:
-      denoisers, sources: how many there are; losses are reported by each.
-      microbatches: parts of the batch, one after the other.
-      loss: settings of the loss; its `distillation` says whether there is a teacher.
-      seed: of what is sampled from a teacher's distributions.
+      denoisers, sources: their numbers; losses are reported for each.
+      microbatches: parts of the batch, computed one after the other.
+      loss: settings of the loss; with `distillation`, there is a teacher.
+      seed: of samples of a teacher's distributions.
     """
 
     compute: Compute
@@ -42,8 +42,8 @@ class Settings:
     seed: int = 0
 
 
-class Sums(NamedTuple):
-    """What rows add up to: weighted sums over tokens, float32 unless said otherwise.
+class StepSums(NamedTuple):
+    """Weighted sums over the tokens of some rows, float32 unless stated otherwise.
 
     Attributes:
       loss, z, correct: of the loss head.
@@ -51,7 +51,7 @@ class Sums(NamedTuple):
       divergence: from a teacher; 0 without one.
       teacher_weight: of the weights of the tokens that a teacher has distributions for; 0 without one.
       denoiser_loss, denoiser_weight, source_loss, source_weight: float32[G], by denoiser and by source.
-      tokens: int32, tokens that are no padding, encoder and decoder.
+      tokens: int32, tokens without padding, encoder and decoder.
     """
 
     loss: jax.Array
@@ -68,14 +68,14 @@ class Sums(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What an update tells: the fields of Sums, over the global batch, and
+    """Metrics of an update: the fields of Sums, over the global batch, and
 
     Attributes:
-      total: what was minimised, per unit of weight.
-      gradient_norm: of the gradients that count, before clipping.
+      total: the loss that was minimised, per unit of weight.
+      gradient_norm: of the gradients of trained weights, before clipping.
       parameter_norm: of all weights, after the update.
       learning_rate: of this update.
-      finite: bool, whether the loss and every gradient that counts is.
+      finite: bool[], True if the loss, the gradients and the updated weights are finite.
     """
 
     total: jax.Array
@@ -96,23 +96,24 @@ class Metrics(NamedTuple):
     finite: jax.Array
 
 
-def make_train_step(optimizer: Updates, settings: Settings) -> Callable:
-    """(state, batch, teacher) -> (state, metrics), for jit; the teacher is a model, or None."""
+def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
+    """The train step (state, batch, teacher) -> (state, metrics), for jit; the teacher is a model, or None."""
 
     def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-        total, sums, gradients = gradients_of(state.params, batch, settings, teacher, key)
-        share = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
-        gradients = jax.tree.map(lambda g: g * share, gradients)
-        params, opt, applied = optimizer.apply(state.params, gradients, state.opt, state.step)
+        key = jax.random.fold_in(jax.random.key(options.seed), state.step)
+        total, sums, gradients = gradients_of(state.params, batch, options, teacher, key)
+        # the one division by the global count
+        scale = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        params, opt, update = optimizer.apply(state.params, gradients, state.opt, state.step)
         parameter_norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), params))
         # a finite gradient and a wrong learning rate can still make weights that are not finite
-        finite = jnp.isfinite(total) & jnp.isfinite(applied.gradient_norm) & jnp.isfinite(parameter_norm)
+        finite = jnp.isfinite(total) & jnp.isfinite(update.gradient_norm) & jnp.isfinite(parameter_norm)
         metrics = Metrics(
-            total=total * share,
-            gradient_norm=applied.gradient_norm,
+            total=total * scale,
+            gradient_norm=update.gradient_norm,
             parameter_norm=parameter_norm,
-            learning_rate=applied.learning_rate,
+            learning_rate=update.learning_rate,
             finite=finite,
             **sums._asdict(),
         )
@@ -122,64 +123,66 @@ def make_train_step(optimizer: Updates, settings: Settings) -> Callable:
 
 
 def gradients_of(
-    params: Any, batch: Batch, settings: Settings, teacher: Any = None, key: jax.Array | None = None
-) -> tuple[jax.Array, Sums, Any]:
-    """What is minimised, as a sum over the batch, the sums that are told, and the gradients of the former.
+    params: Any, batch: Batch, options: StepOptions, teacher: Any = None, key: jax.Array | None = None
+) -> tuple[jax.Array, StepSums, Any]:
+    """The loss that is minimised, as a sum over the batch, the sums that are reported, and the gradients.
 
     Args:
-      teacher: a model, if there is one and it is asked.
-      key: for what is drawn of its distributions.
+      teacher: a model, if one runs in the step.
+      key: for samples of its distributions.
     """
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 
-    def of(cut: tuple[Batch, jax.Array | None]) -> tuple[jax.Array, Sums, Any]:
-        part, key = cut
-        (total, sums), gradients = gradient(params, part, settings, teacher, key)
-        # float32 also where weights are not: they are added up
+    def one_microbatch(rows_and_key: tuple[Batch, jax.Array | None]) -> tuple[jax.Array, StepSums, Any]:
+        rows, key = rows_and_key
+        (total, sums), gradients = gradient(params, rows, options, teacher, key)
+        # float32 even where weights are bfloat16, because they are added up
         return total, sums, sharding.constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))
 
-    if settings.microbatches == 1:
-        return of((batch, key))
-    parts = _parts(batch, settings.microbatches), None if key is None else jax.random.split(key, settings.microbatches)
-    shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], parts))
+    if options.microbatches == 1:
+        return one_microbatch((batch, key))
+    keys = None if key is None else jax.random.split(key, options.microbatches)
+    parts = _microbatches(batch, options.microbatches), keys
+    shapes = jax.eval_shape(one_microbatch, jax.tree.map(lambda x: x[0], parts))
     total, sums, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    start = total, sums, sharding.constrain_weights(gradients)
-    return jax.lax.scan(lambda so_far, part: (jax.tree.map(jnp.add, so_far, of(part)), None), start, parts)[0]
+    zeros = total, sums, sharding.constrain_weights(gradients)
+    add = lambda carry, part: (jax.tree.map(jnp.add, carry, one_microbatch(part)), None)  # noqa: E731
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def loss_sums(
-    params: Any, batch: Batch, settings: Settings, teacher: Any = None, key: jax.Array | None = None
-) -> tuple[jax.Array, Sums]:
-    """The sum that is minimised, and what is told; means are for who has all rows."""
+    params: Any, batch: Batch, options: StepOptions, teacher: Any = None, key: jax.Array | None = None
+) -> tuple[jax.Array, StepSums]:
+    """The loss that is minimised and the reported sums, both over these rows: means are left to the caller."""
     images = image_embeddings.normalized(batch.images)
-    hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=settings.compute)
+    hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute)
     outputs = None
-    if settings.loss.distillation is not None:
-        outputs = teachers.outputs(teacher, batch, settings.compute, key=key)
+    if options.loss.distillation is not None:
+        outputs = teachers.outputs(teacher, batch, options.compute, key=key)
     loss = tiled_cross_entropy(
         hidden_BTD,
         params.head(),
         batch.targets,
         batch.weights,
-        settings.loss,
+        options.loss,
         teacher=outputs,
     )
 
-    def by(groups_BT: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    def sums_by(groups_BT: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         one_hot_BTG = jax.nn.one_hot(groups_BT, count, dtype=jnp.float32)
         values = batch.weights * loss.tokens.loss_BT, batch.weights
         loss_G, weight_G = (jnp.einsum("BT,BTG->G", x_BT, one_hot_BTG) for x_BT in values)
         return loss_G, weight_G
 
-    sums = Sums(
+    sums = StepSums(
         loss.loss,
         loss.z,
         loss.correct,
         loss.weight,
         loss.divergence,
         loss.teacher_weight,
-        *by(batch.denoisers, settings.denoisers),
-        *by(batch.sources, settings.sources),
+        *sums_by(batch.denoisers, options.denoisers),
+        *sums_by(batch.sources, options.sources),
         tokens=_tokens(batch),
     )
     return loss.total, sums
@@ -203,11 +206,11 @@ def lower_step(step: Callable, state: TrainState, batch: Batch, teacher: Any = N
 
 
 def _tokens(batch: Batch) -> jax.Array:
-    streams = [batch.decoder] if batch.encoder is None else [batch.encoder, batch.decoder]
-    return sum((jnp.sum(s.segments > 0, dtype=jnp.int32) for s in streams), jnp.zeros((), jnp.int32))
+    sides = [batch.decoder] if batch.encoder is None else [batch.encoder, batch.decoder]
+    return sum((jnp.sum(side.segments > 0, dtype=jnp.int32) for side in sides), jnp.zeros((), jnp.int32))
 
 
-def _parts(batch: Batch, count: int) -> Batch:
+def _microbatches(batch: Batch, count: int) -> Batch:
     """The batch with a leading axis of microbatches; part j has the rows j, j + count, ...
 
     So each device's rows are split into parts, and none moves, provided that a part has rows for every device.

@@ -1,8 +1,8 @@
-"""Teachers: the model that a run learns from, asked in the run's own step, or before it by `t5g2 cache-logits`."""
+"""Teachers of distillation: a model that runs in every step, or whose logits `t5g2 cache-logits` kept before."""
 
 import hashlib
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,94 +11,95 @@ from jax.sharding import Mesh
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.core import sharding as meshes
-from t5g2.core import tree
+from t5g2.core import sharding, tree
 from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models import build
-from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ModelConfig
+from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, TextConfig
 from t5g2.models.distillation import SparseDistribution, TeacherOutputs
 from t5g2.models.layers import Compute
 
 
 def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: int) -> ModelFolder:
-    """The folder of a teacher, in any format, found to speak of a student's tokens; its image tower is left aside.
+    """Opens the folder of a teacher, in any format, without its image tower, and checks that it fits the student.
 
     Args:
       tokenizer: the student's.
-      vocab_size: the rows of the student's head.
+      vocab_size: rows of the student's head.
 
     Raises:
-      UserError: no such folder, no language model, another tokenizer, or too small a vocabulary.
+      UserError: there is no such folder, it holds no language model, it has another tokenizer, or too small a vocabulary.
     """
     folder = import_folder.open_any(directory)
     if isinstance(folder.config, DualEncoderConfig):
         raise UserError(
-            f"{folder.path} holds an image and text encoder, which says nothing of next tokens; give a language model"
+            f"{folder.path} holds an image and text encoder, which predicts no tokens; give a language model"
         )
     folder = folders.without_images(folder)
     if folder.tokenizer is not None:
         theirs, ours = folder.tokenizer, tokenizer.to_dict()
-        # one that reads rows reads the sentinels too, where one that reads the text meets none
+        # a teacher that reads the student's rows meets sentinels too, so all special ids must agree
         compared = ("kind", "sha256") if reads_text(folder) else (theirs.keys() | ours.keys()) - {"file"}
         if any(theirs.get(key) != ours.get(key) for key in compared):
             raise UserError(
-                f"the teacher, {folder.path}, has another tokenizer ({theirs}) than the run ({ours}), so its answers "
-                f"are about other tokens; give a teacher of the run's tokenizer, or train with the teacher's"
+                f"the teacher, {folder.path}, has another tokenizer ({theirs}) than the run ({ours}), so it "
+                f"predicts other tokens; give a teacher with the run's tokenizer, or train with the teacher's"
             )
-    theirs = _decoder(folder.config).vocab_size
-    if theirs < vocab_size:
+    teacher_size = _language_config(folder).decoder_stack.vocab_size
+    if teacher_size < vocab_size:
         raise UserError(
-            f"the teacher, {folder.path}, has a vocabulary of {theirs} and the model one of {vocab_size}; a teacher "
-            f"must know every token of the student, so give another one, or the model a vocab_size of {theirs}"
+            f"the teacher, {folder.path}, has a vocabulary of {teacher_size} and the model one of {vocab_size}; a teacher "
+            f"must know every token of the student, so give another one, or the model a vocab_size of {teacher_size}"
         )
     return folder
 
 
 def reads_text(folder: ModelFolder) -> bool:
-    """Whether a teacher is decoder-only: it reads the text itself, where another reads a row as the student does."""
-    return not isinstance(folder.config, EncoderDecoderConfig)
+    """True for a decoder-only teacher, which reads the text itself; others read rows as the student does."""
+    return not _language_config(folder).is_encoder_decoder
 
 
 def abstract(folder: ModelFolder, mesh: Mesh, param_dtype: Any) -> Any:
-    """The shapes of a teacher, each with the sharding that it has on the mesh."""
+    """A teacher's weights as shapes, each with its sharding on the mesh."""
     params = build.abstract(folder.config, jnp.dtype(param_dtype))
-    places = meshes.shardings(params, mesh)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params, places)
+    shardings = sharding.shardings(params, mesh)
+    return jax.tree.map(lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), params, shardings)
 
 
 def fingerprint(folder: ModelFolder) -> str:
-    """16 hex digits of a teacher's architecture and all of its weights, which are read; the same in every format."""
-    whole = hashlib.sha256(repr(folder.config).encode())
+    """16 hex digits of a teacher's architecture and weights, the same in every format; reads all weights."""
+    digest = hashlib.sha256(repr(folder.config).encode())
     for key, leaf in sorted(folder.leaves.items(), key=lambda item: tree.name(item[0])):
         array = leaf.read()
-        whole.update(f"{tree.name(key)} {array.dtype} {array.shape}".encode())
-        whole.update(hashlib.blake2b(array.tobytes()).digest())
-    return whole.hexdigest()[:16]
+        digest.update(f"{tree.name(key)} {array.dtype} {array.shape}".encode())
+        digest.update(hashlib.blake2b(array.tobytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def outputs(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | None) -> TeacherOutputs:
-    """What a batch's loss is told, under jit; the teacher's hidden states are made here, its logits by the loss.
+    """The teacher's outputs for a batch, under jit: hidden states, from which the loss head makes logits tile by tile.
 
     Args:
-      teacher: a model; None = the batch carries its answers.
-      key: for what is drawn of its distributions.
+      teacher: a model; None = the batch carries cached distributions.
+      key: for samples of its distributions.
     """
-    teaching = batch.teacher
-    assert teaching is not None, "a run with a teacher has batches that carry where its answers stand"
-    has_teacher_BT = teaching.origins >= 0
-    if teaching.ids is not None:
-        said: Any = teaching.log_probs, teaching.tail
-        return TeacherOutputs(has_teacher_BT, SparseDistribution(teaching.ids, *said))
-    if teaching.text is None:
+    inputs = batch.teacher
+    assert inputs is not None, "a run with a teacher has batches that carry the teacher's inputs"
+    has_teacher_BT = inputs.origins >= 0
+    if inputs.ids is not None:
+        log_probs, tail = cast(tuple[jax.Array, jax.Array], (inputs.log_probs, inputs.tail))
+        return TeacherOutputs(has_teacher_BT, SparseDistribution(inputs.ids, log_probs, tail))
+    if inputs.text is None:
         hidden_BTD = teacher.hidden(batch.encoder, batch.decoder, compute=compute)
     else:
-        hidden_BLD = teacher.hidden(None, teaching.text, compute=compute)
-        places_BT = jnp.maximum(teaching.origins, 0)
-        hidden_BTD = jnp.take_along_axis(hidden_BLD, places_BT[:, :, None], axis=1)
+        # the teacher reads the text (length L); each target takes the state at its place in the text
+        hidden_BLD = teacher.hidden(None, inputs.text, compute=compute)
+        positions_BT = jnp.maximum(inputs.origins, 0)
+        hidden_BTD = jnp.take_along_axis(hidden_BLD, positions_BT[:, :, None], axis=1)
     return TeacherOutputs(has_teacher_BT, None, hidden_BTD, teacher.head(), key)
 
 
-def _decoder(config: ModelConfig) -> Any:
-    return config.decoder if isinstance(config, EncoderDecoderConfig) else config
+def _language_config(folder: ModelFolder) -> TextConfig | EncoderDecoderConfig:
+    assert not isinstance(folder.config, DualEncoderConfig)
+    return folder.config

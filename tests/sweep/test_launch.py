@@ -200,7 +200,7 @@ def test_the_print_launcher_shows_the_commands_and_does_nothing(tmp_path, capsys
         "    b = Variant('b', config='c.py', overrides={'a.b': 'two words', 'c': None}, after=('a',))\n"
         "    return Sweep('x', (b, Variant('a', config='c.py')))\n"
     )
-    launch.run(file, tmp_path / "runs", launcher="print")
+    launch.run_sweep(file, tmp_path / "runs", launcher="print")
     assert capsys.readouterr().out.splitlines() == [
         "# a",
         f"t5g2 train --config=c.py --workdir={tmp_path / 'runs' / 'a'}",
@@ -249,7 +249,7 @@ def test_a_wrong_sweep_file_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "x.py").write_text(text)
     with pytest.raises(UserError, match=message):
-        launch.run(tmp_path / "x.py", tmp_path / "runs")
+        launch.run_sweep(tmp_path / "x.py", tmp_path / "runs")
 
 
 CONFIG = """
@@ -285,7 +285,7 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monke
 
 def test_an_unknown_launcher_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown launcher 'locl'; did you mean 'local'"):
-        launch.run(tmp_path / "x.py", tmp_path, launcher="locl")
+        launch.run_sweep(tmp_path / "x.py", tmp_path, launcher="locl")
 
 
 def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):

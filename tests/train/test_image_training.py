@@ -100,11 +100,11 @@ def test_the_loss_is_that_of_the_model_given_the_images_as_floats(tmp_path):
     hidden = jax.jit(lambda images: model.hidden(batch.encoder, batch.decoder, images, compute=experiment.compute))
     log_probs = np.asarray(jax.nn.log_softmax(model.logits(hidden(floats)).astype(jnp.float32)), np.float64)
     losses = -np.take_along_axis(log_probs, batch.targets[..., None], axis=-1)[..., 0]
-    total, sums = loss_sums(model, batch, step.Settings(experiment.compute, 6, 2))
+    total, sums = loss_sums(model, batch, step.StepOptions(experiment.compute, 6, 2))
     np.testing.assert_allclose(float(total), np.sum(losses * batch.weights), rtol=1e-5)
     assert int(sums.tokens) == np.sum(batch.encoder.segments > 0) + np.sum(batch.decoder.segments > 0)
     blank, _ = step.loss_sums(
-        model, batch._replace(images=np.zeros_like(batch.images)), step.Settings(experiment.compute, 6, 2)
+        model, batch._replace(images=np.zeros_like(batch.images)), step.StepOptions(experiment.compute, 6, 2)
     )
     assert abs(float(blank - total)) > 1e-2, "the images make no difference"
 
@@ -116,7 +116,7 @@ def update(experiment, batch, shape, microbatches, devices):
     abstract = state.abstract(experiment.model, updates, mesh=mesh, param_dtype="float32")
     place = meshes.batch_sharding(mesh)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batch)
-    settings = step.Settings(experiment.compute, 6, 2, microbatches)
+    settings = step.StepOptions(experiment.compute, 6, 2, microbatches)
     compiled = step.lower_step(step.make_train_step(updates, settings), abstract, shapes, mesh=mesh).compile()
     params = jax.device_put(weights.model(experiment.model), jax.tree.map(lambda x: x.sharding, abstract.params))
     there = to_global(batch, place, rows=len(batch.targets))
@@ -150,7 +150,7 @@ def test_it_learns_what_is_in_the_pictures(tmp_path):
     """The texts differ by a color, one of five, that only the picture says; other texts are learned beside them."""
     experiment = load(tmp_path, RECORDS, **{"optim.schedule.peak": "1e-2", "train.steps": "200"})
     updates = optim.make(experiment.optim, experiment.train.steps, build.abstract(experiment.model))
-    settings = step.Settings(experiment.compute, len(experiment.data.denoisers), 2)
+    settings = step.StepOptions(experiment.compute, len(experiment.data.denoisers), 2)
     train = jax.jit(step.make_train_step(updates, settings))
     params = build.make(experiment.model, key=jax.random.key(0))
     now, losses = state.TrainState(jnp.zeros((), jnp.int32), params, updates.init(params)), []
@@ -192,7 +192,7 @@ def test_held_out_texts_with_images_are_measured(tmp_path):
                 words = Bytes().decode(one.targets[0], show_special_tokens=False)
                 if words not in seen:
                     seen.add(words)
-                    _, sums = loss_sums(model, one, step.Settings(experiment.compute, 1, 1))
+                    _, sums = loss_sums(model, one, step.StepOptions(experiment.compute, 1, 1))
                     total, weight = total + float(sums.loss), weight + float(sums.weight)
     assert scores["seen/loss"] == pytest.approx(total / weight, rel=1e-5)
 
@@ -239,7 +239,7 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
         batch = batch_of(experiment)
         assert (batch.targets == token).sum() >= 4 * 4
         model = weights.model(experiment.model)
-        settings = step.Settings(experiment.compute)
+        settings = step.StepOptions(experiment.compute)
         gradient = jax.jit(jax.value_and_grad(step.loss_sums, has_aux=True), static_argnums=2)
         (total, sums), gradients = gradient(model, batch, settings)
         assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))

@@ -11,7 +11,7 @@ from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
 from t5g2.train import optim
-from t5g2.train.optim import Adafactor, AdamW, Constant, Cosine, Decay, Freeze, InverseSqrt, Linear, Optim
+from t5g2.train.optim import Adafactor, AdamW, Constant, Cosine, Decay, Freeze, InverseSqrt, Linear, OptimConfig
 from tests import tiny
 
 
@@ -105,8 +105,8 @@ def test_everything_comes_from_plain_data():
         "decay": [{"pattern": "*.scale", "rate": 0.0}, {"pattern": "*", "rate": 0.1}],
         "freeze": [{"pattern": "embedder.*", "end": 10}],
     }
-    made = settings.build(Optim, node, tables=(optim.OPTIMIZERS, optim.SCHEDULES))
-    assert made == Optim(
+    made = settings.build(OptimConfig, node, tables=(optim.OPTIMIZERS, optim.SCHEDULES))
+    assert made == OptimConfig(
         Cosine(1e-3, final_fraction=0.1),
         AdamW(second_moment_dtype="bfloat16"),
         decay=(Decay("*.scale", 0.0), Decay("*", 0.1)),
@@ -114,7 +114,7 @@ def test_everything_comes_from_plain_data():
     )
     assert (
         settings.build(
-            Optim,
+            OptimConfig,
             settings.dump(made, tables=(optim.OPTIMIZERS, optim.SCHEDULES)),
             tables=(optim.OPTIMIZERS, optim.SCHEDULES),
         )
@@ -123,7 +123,7 @@ def test_everything_comes_from_plain_data():
 
 
 def test_adamw_is_optax_adamw(params):
-    how = Optim(Constant(0.01), AdamW(b1=0.8, b2=0.9), clip_norm=3.0, decay=(Decay("*", 0.2),))
+    how = OptimConfig(Constant(0.01), AdamW(b1=0.8, b2=0.9), clip_norm=3.0, decay=(Decay("*", 0.2),))
     got, _, applied = run(how, params)
     # optax's own arithmetic mixes types
     with jax.numpy_dtype_promotion("standard"):
@@ -146,11 +146,11 @@ def test_decay_hits_what_its_pattern_fits(params):
     """Gradients are zero, so only decay moves a weight, by exactly its share."""
     decay = (Decay("*.scale", 0.0), Decay("layers.attention.*", 0.5), Decay("*", 0.25))
     still = lambda params, _: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
-    after, _, _ = run(Optim(Constant(0.1), decay=decay), params, steps=1, gradients=still)
+    after, _, _ = run(OptimConfig(Constant(0.1), decay=decay), params, steps=1, gradients=still)
     for (name, was), now in zip(by_path(params).items(), by_path(after).values(), strict=True):
         rate = 0.0 if ".scale" in name else 0.5 if "attention" in name else 0.25
         np.testing.assert_allclose(now, was * (1 - 0.1 * rate), rtol=1e-6, err_msg=name)
-    undecayed, _, _ = run(Optim(Constant(0.1)), params, steps=1, gradients=still)
+    undecayed, _, _ = run(OptimConfig(Constant(0.1)), params, steps=1, gradients=still)
     jax.tree.map(np.testing.assert_array_equal, undecayed, params)
 
 
@@ -162,7 +162,7 @@ def changed(before, after):
 def test_frozen_weights_do_not_change_by_a_bit(params):
     """Decay and moments would move them; the first rule that fits counts, and `end=0` exempts."""
     freeze = (Freeze("*.q_norm.scale", end=0), Freeze("layers.attention.*"), Freeze("embedder.*", first=2, end=4))
-    how = Optim(Constant(0.1), decay=(Decay("*", 0.1),), freeze=freeze)
+    how = OptimConfig(Constant(0.1), decay=(Decay("*", 0.1),), freeze=freeze)
     names = set(by_path(params))
     frozen = {n for n in names if n.startswith("layers.attention.") and "q_norm" not in n}
     before = params
@@ -182,10 +182,10 @@ def test_an_image_tower_is_frozen_unless_a_rule_says_otherwise():
     tower = {name for name in names if name.startswith("vision.")}
     assert tower
     decay = (Decay("*", 0.1),)
-    assert changed(params, run(Optim(Constant(0.1), decay=decay), params)[0]) == names - tower
-    whole = Optim(Constant(0.1), decay=decay, freeze=(Freeze("vision.*", end=0),))
+    assert changed(params, run(OptimConfig(Constant(0.1), decay=decay), params)[0]) == names - tower
+    whole = OptimConfig(Constant(0.1), decay=decay, freeze=(Freeze("vision.*", end=0),))
     assert changed(params, run(whole, params)[0]) == names
-    half = Optim(Constant(0.1), decay=decay, freeze=(Freeze("vision.layers.*", end=0),))
+    half = OptimConfig(Constant(0.1), decay=decay, freeze=(Freeze("vision.layers.*", end=0),))
     assert changed(params, run(half, params)[0]) == (names - tower) | {
         name for name in tower if name.startswith("vision.layers.")
     }
@@ -194,11 +194,11 @@ def test_an_image_tower_is_frozen_unless_a_rule_says_otherwise():
 def test_a_tower_is_frozen_where_no_weight_of_it_is_trained():
     """A rule for a part of it, or for some updates, trains it; so the FLOPs that are told are never too few."""
     for freeze in ((), (Freeze("decoder.*", end=0), Freeze("*")), (Freeze("projector.*"),)):
-        assert Optim(Constant(0.1), freeze=freeze).freezes_tower(tiny.T5GEMMA2_IMAGES)
+        assert OptimConfig(Constant(0.1), freeze=freeze).freezes_tower(tiny.T5GEMMA2_IMAGES)
     for pattern in ("*", "vision.*", "vision.layers.*", "vision.final_norm.bias"):
         for rule in (Freeze(pattern, end=0), Freeze(pattern, end=5), Freeze(pattern, first=5)):
-            assert not Optim(Constant(0.1), freeze=(rule,)).freezes_tower(tiny.GEMMA3_IMAGES)
-    assert Optim(Constant(0.1)).freezes_tower(tiny.GEMMA3)
+            assert not OptimConfig(Constant(0.1), freeze=(rule,)).freezes_tower(tiny.GEMMA3_IMAGES)
+    assert OptimConfig(Constant(0.1)).freezes_tower(tiny.GEMMA3)
 
 
 def test_frozen_gradients_do_not_enter_the_norm(params):
@@ -209,7 +209,7 @@ def test_frozen_gradients_do_not_enter_the_norm(params):
         made.embedder.table[...] = made.embedder.table[...] * 1e20
         return made
 
-    how = Optim(Constant(0.1), freeze=(Freeze("embedder.*"),))
+    how = OptimConfig(Constant(0.1), freeze=(Freeze("embedder.*"),))
     alone, _, norm = run(how, params)
     beside, _, norm_beside = run(how, params, gradients=huge)
     jax.tree.map(np.testing.assert_array_equal, alone, beside)
@@ -219,7 +219,7 @@ def test_frozen_gradients_do_not_enter_the_norm(params):
 def test_a_thawed_weight_starts_afresh(params):
     """Frozen for 3 updates and then trained for 2, a weight moves as one that has been trained for 2."""
     late = lambda params, step: gradients_like(params, step - 3)  # noqa: E731
-    how = Optim(Constant(0.1), clip_norm=None, freeze=(Freeze("*", end=3),))
+    how = OptimConfig(Constant(0.1), clip_norm=None, freeze=(Freeze("*", end=3),))
     thawed, _, _ = run(how, params, steps=5, gradients=late)
     fresh, _, _ = run(dataclasses.replace(how, freeze=()), params, steps=2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), thawed, fresh)
@@ -227,7 +227,7 @@ def test_a_thawed_weight_starts_afresh(params):
 
 def test_moments_are_stored_as_asked_and_names_are_unique(params):
     freeze = (Freeze("embedder.*", end=1), Freeze("final_norm.*"))
-    how = Optim(Constant(0.1), AdamW(moment_dtype="bfloat16"), freeze=freeze)
+    how = OptimConfig(Constant(0.1), AdamW(moment_dtype="bfloat16"), freeze=freeze)
     after, state, _ = run(how, params)
     kinds = {(name.split(".mu.")[-1] != name, str(value.dtype)) for name, value in tree.named(state).items()}
     assert kinds == {(True, "bfloat16"), (False, "float32"), (False, "int32")}
@@ -242,7 +242,7 @@ def test_weights_in_bfloat16_are_updated_in_float32(params, optimizer):
         return jax.tree.map(lambda x: x.astype(dtype), values)
 
     half = cast(params, jnp.bfloat16)
-    how = Optim(Constant(0.1), optimizer, decay=(Decay("*", 0.1),))
+    how = OptimConfig(Constant(0.1), optimizer, decay=(Decay("*", 0.1),))
     got, state, _ = run(how, half, steps=1)
     want, _, _ = run(how, cast(half, jnp.float32), steps=1)
     jax.tree.map(np.testing.assert_array_equal, got, cast(want, jnp.bfloat16))
@@ -259,7 +259,7 @@ def test_adafactor_sees_layers_and_not_how_they_are_stored(params, relative):
         up[...] = up[...].at[0].multiply(100.0)
         return made
 
-    how = Optim(Constant(0.1), Adafactor(min_dim_size_to_factor=8, relative=relative), clip_norm=None)
+    how = OptimConfig(Constant(0.1), Adafactor(min_dim_size_to_factor=8, relative=relative), clip_norm=None)
     calm, state, _ = run(how, params)
     loud, _, _ = run(how, params, gradients=louder)
     assert changed(calm, loud) <= {"layers.mlp.up.0"}
@@ -270,7 +270,7 @@ def test_adafactor_sees_layers_and_not_how_they_are_stored(params, relative):
 def test_adafactor_steps_are_bounded(params):
     """A direction's root mean square is at most clip_rms, times the weight's where relative."""
     for relative in (False, True):
-        how = Optim(Constant(1.0), Adafactor(relative=relative, clip_rms=0.5), clip_norm=None)
+        how = OptimConfig(Constant(1.0), Adafactor(relative=relative, clip_rms=0.5), clip_norm=None)
         after, _, _ = run(how, params, steps=1)
         rms = lambda x: float(jnp.sqrt(jnp.mean(jnp.square(x))))  # noqa: E731
         for was, now in zip(by_path(params).values(), by_path(after).values(), strict=True):
@@ -282,11 +282,11 @@ def test_adafactor_steps_are_bounded(params):
     ("how", "message"),
     [
         (
-            Optim(Constant(1.0), freeze=(Freeze("encoder.*"),)),
+            OptimConfig(Constant(1.0), freeze=(Freeze("encoder.*"),)),
             r"optim\.freeze has the pattern 'encoder\.\*', which fits no",
         ),
         (
-            Optim(Constant(1.0), decay=(Decay("*.bias", 0.1),)),
+            OptimConfig(Constant(1.0), decay=(Decay("*.bias", 0.1),)),
             r"optim\.decay has the pattern '\*\.bias', which fits no weig",
         ),
     ],

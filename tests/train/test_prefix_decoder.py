@@ -81,7 +81,7 @@ def test_packed_prefixes_teach_what_each_would_alone(batches, microbatches):
             total = jax.tree.map(add, total, more)
         return total, len(made)
 
-    settings = step.Settings(tiny.FLOAT32, denoisers=2, sources=2, loss=LossConfig(tile_tokens=32))
+    settings = step.StepOptions(tiny.FLOAT32, denoisers=2, sources=2, loss=LossConfig(tile_tokens=32))
     (alone, sums, want), many = summed("none", settings)
     (packed, packed_sums, got), few = summed("first_fit", dataclasses.replace(settings, microbatches=microbatches))
     assert few < many

@@ -17,7 +17,7 @@ from t5g2.models import build
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig
 from t5g2.train import optim, state, step
-from t5g2.train.optim import AdamW, Constant, Decay, Freeze, Optim
+from t5g2.train.optim import AdamW, Constant, Decay, Freeze, OptimConfig
 from tests import hlo, tiny
 
 # Sizes by which an axis is known in a program: no two of rows, vocabulary and weights have a part in common.
@@ -26,7 +26,7 @@ STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=V, layers=2, pattern=("local
 CONFIG = dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK)
 DENOISERS, SOURCES = 3, 2
 # without a first moment, the state after one update holds the gradients themselves
-OPTIM = Optim(Constant(0.01), AdamW(b1=0.0), clip_norm=None, decay=(Decay("*", 0.1),))
+OPTIM = OptimConfig(Constant(0.01), AdamW(b1=0.0), clip_norm=None, decay=(Decay("*", 0.1),))
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
 
 
@@ -75,7 +75,7 @@ def run(devices):
         abstract = state.abstract(CONFIG, updates, mesh=mesh, param_dtype="float32")
         place = meshes.batch_sharding(mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
-        settings = step.Settings(
+        settings = step.StepOptions(
             Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, LossConfig(tile_tokens=20, z_loss=0.01)
         )
         compiled = step.lower_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh).compile()
@@ -211,7 +211,7 @@ def test_frozen_weights_of_a_model_do_not_change():
     params = build.make(CONFIG, key=jax.random.key(0))
     updates = optim.make(how, 10, params)
     first = state.TrainState(jnp.int32(0), params, updates.init(params))
-    train_step = step.make_train_step(updates, step.Settings(Compute(dtype="float32"), DENOISERS, SOURCES))
+    train_step = step.make_train_step(updates, step.StepOptions(Compute(dtype="float32"), DENOISERS, SOURCES))
     after, metrics = jax.jit(train_step)(first, jax.tree.map(jnp.asarray, BATCH))
     jax.tree.map(np.testing.assert_array_equal, after.params.encoder.layers, params.encoder.layers)
     assert np.any(after.params.encoder.final_norm.scale[...] != params.encoder.final_norm.scale[...])
@@ -227,7 +227,7 @@ def test_what_is_frozen_for_good_is_not_differentiated():
 
     def flops(freeze):
         updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
-        settings = step.Settings(
+        settings = step.StepOptions(
             Compute(dtype="float32", scan=False), DENOISERS, SOURCES, microbatches=2, loss=LossConfig(ROWS * T)
         )
         first = jax.eval_shape(lambda p: state.TrainState(jnp.int32(0), p, updates.init(p)), params)
@@ -249,7 +249,7 @@ def test_a_warm_up_of_cross_attention_moves_nothing_else():
     freeze = (Freeze("decoder.layers.*cross*", end=0), Freeze("*", end=2))
     params = build.make(config, key=jax.random.key(0))
     updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
-    train_step = jax.jit(step.make_train_step(updates, step.Settings(Compute(dtype="float32"), DENOISERS, SOURCES)))
+    train_step = jax.jit(step.make_train_step(updates, step.StepOptions(Compute(dtype="float32"), DENOISERS, SOURCES)))
     now = state.TrainState(jnp.int32(0), params, updates.init(params))
     cross = ("cross_attention.q", "cross_attention.k", "cross_attention.v", "cross_attention.o")
     new = {f"decoder.layers.{name}" for name in (*cross, "pre_cross_norm.scale", "post_cross_norm.scale")}

@@ -165,7 +165,7 @@ def test_what_a_step_minimises(corpus):
     student, teacher = weights.model(run.model), model(GEMMA)
     with Pipeline(plan.data, seed=7) as pipeline:
         batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
-    total, sums = step.loss_sums(student, batch, plan.settings(), teacher, jax.random.key(0))
+    total, sums = step.loss_sums(student, batch, plan.step_options(), teacher, jax.random.key(0))
     log_s = jax.nn.log_softmax(student.logits(student.hidden(batch.encoder, batch.decoder, compute=tiny.FLOAT32)))
     text = batch.teacher.text
     log_p = jax.nn.log_softmax(teacher.logits(teacher.hidden(None, text, compute=tiny.FLOAT32)))
@@ -218,7 +218,7 @@ def test_answers_of_before_give_the_loss_of_answers_of_now(corpus, cache, per_to
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batches = [jax.tree.map(jnp.asarray, pipeline.next().batch) for _ in range(3)]
-        sums = [step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1] for batch in batches]
+        sums = [step.loss_sums(student, batch, plan.step_options(), asks, jax.random.key(0))[1] for batch in batches]
         divergences.append([float(s.divergence / s.teacher_weight) for s in sums])
         assert all(s.teacher_weight > 100 for s in sums)
     np.testing.assert_allclose(*divergences, rtol=2e-3)
@@ -420,7 +420,7 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
-        sums = step.loss_sums(student, batch, plan.settings(), asks, jax.random.key(0))[1]
+        sums = step.loss_sums(student, batch, plan.step_options(), asks, jax.random.key(0))[1]
         divergences.append(float(sums.divergence / sums.teacher_weight))
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert divergences[0] > 0.2
