@@ -1,10 +1,11 @@
-"""The dry run: everything about a run that can be known before there is a weight, and one batch of its data.
+"""A dry run: weights, shardings, memory and FLOPs of a run, and one batch of its data, without making a weight.
 
-Memory is told twice. Weights, optimizer and gradients follow exactly from shapes and mesh; activations are estimated
-by formula, which takes no time at any size. And the step is compiled, with nothing run or allocated: XLA then says what
-all of it takes, and that decides what fits. For simulated devices, which stand for accelerators, it is told to order
-the step for little memory, as it does there; on a CPU it goes for parallel work, which takes up to twice as much. The
-figure is still a cautious one: a CPU computes bfloat16 as float32, and fuses less.
+Memory is given twice. The first figure is a formula's (t5g2/train/memory_estimate.py), which takes no time at any size.
+The second is XLA's: the step is compiled, with nothing run or allocated; this figure decides what fits. For simulated
+devices, which stand for accelerators, XLA is told to schedule the step for little memory, as it does there; on a CPU it
+prefers parallel work, which takes up to twice as much. The figure is still an upper bound: a CPU computes bfloat16 as
+float32, and fuses less.
+
 
 r rows of a device, T tokens of a side, S keys, D width, N query heads, K key/value heads, H head size, F MLP width.
 """
@@ -34,15 +35,15 @@ SCORES = "; much of it is attention scores, which the reference backend holds wh
 
 
 def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, compiled: bool = True) -> None:
-    """Prints weights and their shardings, memory per device, FLOPs by part, and what one batch is like.
+    """Prints weights and their shardings, memory per device, FLOPs by part, and facts of one batch.
 
     Args:
-      devices: simulate so many (on CPU); 0 = those of this machine.
-      hbm_gib: memory of a device; 0 = do not compare.
+      devices: number of devices to simulate (on CPU); 0 = those of this machine.
+      hbm_gib: memory of a device; 0 = no limit.
       compiled: compile the step too; takes about half a minute and 2 GB for the largest models.
 
     Raises:
-      UserError: something does not fit: mesh and devices, lengths and text, memory, the weights to begin with.
+      UserError: something does not fit: mesh and devices, lengths and text, memory, the weights to start from.
     """
     if devices:
         _simulate(devices)
@@ -52,7 +53,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):
         plan = plans.make(experiment, mesh)
-        # before the step is compiled, which takes longer than to find that there is no such file
+        # the data first: a missing file is found in seconds, compiling takes longer
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
         print(weights_table(plan))
@@ -67,7 +68,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
             f"mesh.fsdp or mesh.tensor, more train.microbatches, compute.remat=block, or fewer data.rows"
             + (SCORES if memory.scores > memory.total / 4 else "")
         )
-    print("the experiment is sound")
+    print("check passed: the experiment can run")
 
 
 def _simulate(devices: int) -> None:
@@ -82,7 +83,7 @@ def _simulate(devices: int) -> None:
 
 
 def _origin(experiment: Experiment) -> str:
-    """Where the weights will come from; a model folder that is there already is opened and compared.
+    """The origin of the weights, in words; a model folder that exists already is opened and compared.
 
     Raises:
       UserError: it is damaged, or its architecture does not fit the experiment's.
@@ -108,14 +109,14 @@ def _origin(experiment: Experiment) -> str:
 
 
 def weights_table(plan: Plan) -> str:
-    """A line a path: how many layers have it, its shape, and which of its axes this mesh cuts over which of its own."""
+    """One line per path: the number of layers that have it, its shape, and the mesh axes that its axes are split over."""
     leaves = tree.leaves(plan.abstract.params)
     paths, stored = (jax.tree.leaves(of) for of in (tree.paths(plan.abstract.params), plan.abstract.params))
     specs = {path: leaf.sharding.spec for path, leaf in zip(paths, stored, strict=True)}
     by_path = collections.defaultdict(list)
     for leaf in leaves.values():
         by_path[leaf.path].append(leaf)
-    lines = ["weights                                   layers  shape of one          cut over"]
+    lines = ["weights                                   layers  shape of one          split over"]
     for path, found in by_path.items():
         axes = found[0].axes
         spec = specs[path][-len(axes) :]  # a stack of layers has an axis in front
@@ -133,9 +134,9 @@ def weights_table(plan: Plan) -> str:
 
 
 def component(path: str) -> str:
-    """The part of a model that a weight belongs to: embedding, encoder, decoder, vision, projector, ….
+    """The part of a model that has a weight: embedding, encoder, decoder, vision, projector, ….
 
-    The layers of a decoder-only model are its decoder, the end-of-image vector is of the embedding.
+    The layers of a decoder-only model are its decoder; the end-of-image vector belongs to the embedding.
     """
     first = path.split(".")[0]
     if first.endswith("embedder"):
@@ -144,14 +145,14 @@ def component(path: str) -> str:
 
 
 def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
-    """FLOPs of an update by part; those of an image tower that is frozen whole, of its forward pass alone."""
+    """FLOPs of an update by part; a frozen image tower counts with its forward pass alone."""
     frozen = experiment.optim.freezes_tower(experiment.model)
     return flops.training(experiment.model, counts, frozen_vision=frozen)
 
 
 def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compiled: bool) -> int:
-    """Prints what a device needs; returns it in bytes: as compiled, or else as estimated."""
-    told = {
+    """Prints the memory of a device; returns it in bytes: as compiled, or else as estimated."""
+    lines = {
         "weights": memory.weights,
         "optimizer": memory.optimizer,
         "batch": memory.batch,
@@ -162,16 +163,16 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         "in all, about": memory.total,
     }
     print("memory per device, GiB")
-    print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in told.items()))
+    print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in lines.items()))
     if not compiled or memory.total > MOST:
         why = f": no device has {memory.total / GIB:,.0f} GiB" if compiled else ""
         print(f"the step was not compiled{why}; activations are an estimate\n")
         return memory.total
-    began = time.perf_counter()
+    start = time.perf_counter()
     analysis = (compile_for_little_memory(plan) if simulated else plan.compile()).memory_analysis()
     state, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     print(
-        f"compiled in {time.perf_counter() - began:.0f} s, nothing run or allocated: {(state + temporary) / GIB:.3f} "
+        f"compiled in {time.perf_counter() - start:.0f} s, nothing run or allocated: {(state + temporary) / GIB:.3f} "
         f"GiB per device, {state / GIB:.3f} of them weights, optimizer and batch"
     )
     if simulated:

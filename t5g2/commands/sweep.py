@@ -14,6 +14,6 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 sweep --sweep=experiments/quickstart.py --workdir=runs/quickstart
     """
-    from t5g2.sweep.parts import launch
+    from t5g2.sweep.launch import run_sweep
 
-    launch.run(flags.sweep, flags.workdir, launcher=flags.launcher)
+    run_sweep(flags.sweep, flags.workdir, launcher=flags.launcher)

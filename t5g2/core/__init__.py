@@ -1,1 +1,1 @@
-"""What everything else stands on: leaf paths, the mesh, the batch contract, settings, errors, logs."""
+"""Foundations: leaf paths, sharding, the batch contract, settings, errors, files, logs."""

@@ -1,4 +1,4 @@
-"""What a device can do: peak FLOP/s, memory in use, the cache of compiled programs."""
+"""Facts about devices: peak FLOP/s, memory in use, the cache of compiled programs."""
 
 import os
 import resource

@@ -50,7 +50,7 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
 
 
 def _has_other_processes(environ: Mapping[str, str]) -> bool:
-    """Whether the environment says that this process is one of several, or might be (a Cloud TPU host)."""
+    """True if the environment says that this process is one of several, or may be (a Cloud TPU host)."""
     if "JAX_COORDINATOR_ADDRESS" in environ or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return True
     # SLURM_STEP_NUM_TASKS counts what one srun started; without srun there is no step and this process is alone

@@ -1,7 +1,4 @@
-"""What a run says and records: log lines, metrics.jsonl and TensorBoard events, the progress bar, rates, MFU.
-
-Only process 0 writes; the others keep quiet but for warnings. Everything heavy is imported where it is used.
-"""
+"""Log lines, the progress bar and rates of a run. Process 0 logs everything, the others only warnings."""
 
 import logging
 import sys
@@ -10,20 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from t5g2.core.distributed import is_primary
-
 log = logging.getLogger("t5g2")
 
 
 def setup(*, process: int = 0) -> None:
-    """Sends our log lines to stderr as `12:34:56 text`; other processes than 0 say warnings only, and who they are."""
+    """Sends log lines to stderr as `12:34:56 text`; of processes other than 0 warnings only, with their number."""
     handler = _AboveTheBar()
-    who = f"[process {process}] " if process else ""
-    handler.setFormatter(_Format(f"%(asctime)s {who}%(message)s", datefmt="%H:%M:%S"))
+    prefix = f"[process {process}] " if process else ""
+    handler.setFormatter(_Format(f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if process else logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and grain warn of what is none of a user's concern
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and grain warn of internals
 
 
 class _Format(logging.Formatter):
@@ -33,7 +28,7 @@ class _Format(logging.Formatter):
 
 
 class _AboveTheBar(logging.Handler):
-    """Writes lines to the stderr of the moment, and above a progress bar if there is one."""
+    """Writes lines to today's sys.stderr, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if "tqdm" in sys.modules:
@@ -72,7 +67,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time of the block (an evaluation, a save) is not training time."""
+        """A block (an evaluation, a save) whose time is not training time."""
         before = self._clock()
         try:
             yield
@@ -81,26 +76,29 @@ class Throughput:
 
 
 class Progress:
-    """How far a run is: a bar on a terminal, plain log lines otherwise.
+    """The progress of a run: a bar on a terminal, log lines otherwise.
 
         step 40/250 · loss 2.512 · 12.3k tokens/s · MFU 14.2 % · 1:05 left
 
     Args:
       total: steps of the whole run.
       step: the step it starts from.
-      stream: where the bar goes; it is a bar only if this is a terminal.
+      stream: output of the bar, stderr unless given; there is a bar only if it is a terminal.
     """
 
     def __init__(self, total: int, *, step: int = 0, stream: TextIO | None = None):
         screen: TextIO = stream or sys.stderr
         self._total, self._first, self._start, self._bar = total, step, time.perf_counter(), None
-        if screen.isatty() and is_primary():
+        if screen.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=step, unit="step", file=screen, dynamic_ncols=True, leave=True)
+            from t5g2.core.distributed import is_primary  # imports jax, which formatting numbers does not need
+
+            if is_primary():
+                self._bar = tqdm(total=total, initial=step, unit="step", file=screen, dynamic_ncols=True, leave=True)
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step`; costs nothing, fetches nothing."""
+        """Moves the bar to `step`; fetches nothing from devices."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -115,8 +113,8 @@ class Progress:
             self._bar.set_postfix_str(" · ".join(parts), refresh=False)
             self.advance(step)
         else:
-            taken = time.perf_counter() - self._start
-            left = taken / max(step - self._first, 1) * (self._total - step)
+            elapsed = time.perf_counter() - self._start
+            left = elapsed / max(step - self._first, 1) * (self._total - step)
             log.info("%s", " · ".join([f"step {step}/{self._total}", *parts, f"{duration(left)} left"]))
 
     def close(self) -> None:
@@ -127,7 +125,7 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number to three digits, as a person reads it: 0.52, 950, 12.3k, 4.2M, 1.1T, 65.9E."""
+    """A number to three digits with a unit prefix: 0.52, 950, 12.3k, 4.2M, 1.1T, 65.9E."""
     for unit in ("", "k", "M", "G", "T", "P", "E"):
         if abs(number) < 999.5:
             return f"{number:.3g}{unit}"

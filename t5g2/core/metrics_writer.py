@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 
 
 class MetricsWriter:
-    """Numbers by step: in metrics.jsonl always, in TensorBoard events unless told not to, in Weights & Biases if asked.
+    """Writes scalars by step: to metrics.jsonl always, to TensorBoard events and Weights & Biases as chosen.
 
     A line of metrics.jsonl is one JSON object: `{"step": 20, "wall": 1714650000.1, "train/loss": 2.5}`; `wall` is in
     seconds since 1970, and a value that is not finite is null. Several lines may hold one step (training, evaluation).
@@ -71,7 +72,7 @@ class MetricsWriter:
                 sink.write(int(step), wall, new)
 
     def close(self) -> None:
-        """Closes everything; what is written afterwards is dropped."""
+        """Closes all outputs; later writes are dropped."""
         for sink in self._sinks:
             sink.close()
         self._sinks = []
@@ -133,7 +134,7 @@ class _WeightsAndBiases:
         self._run = wandb.init(project=project, id=file.read_text(), resume="allow", **settings)
 
     def write(self, step: int, wall: float, values: Mapping[str, float]) -> None:
-        del wall  # it keeps its own
+        del wall  # wandb has its own clock
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -141,7 +142,7 @@ class _WeightsAndBiases:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The rows of a metrics.jsonl; lines that are no rows, such as one that is just being written, are left out."""
+    """The rows of a metrics.jsonl; lines that are not rows, such as one being written, are left out."""
     return [row for row in map(_parse, Path(path).read_bytes().split(b"\n")) if row is not None]
 
 
@@ -154,7 +155,7 @@ def _parse(line: bytes) -> dict | None:
 
 
 def _cut(path: Path, step: int) -> list[dict]:
-    """Leaves in the file only whole rows up to `step`, and returns them; the file is replaced in one go."""
+    """Removes what follows the last row of `step` from the file, atomically; returns the rows that are kept."""
     if not path.exists():
         return []
     data = path.read_bytes()
@@ -165,7 +166,6 @@ def _cut(path: Path, step: int) -> list[dict]:
     if text != data:
         if later := sum(row is not None for row in rows) - len(keep):
             log.info("%s: %d lines after step %d are cut off; those steps are run again", path, later, step)
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(text)
-        os.replace(part, path)
+        with files.replacing(path) as part:
+            part.write_bytes(text)
     return [row for row in map(_parse, text.split(b"\n")) if row is not None]

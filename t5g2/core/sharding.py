@@ -1,12 +1,12 @@
-"""Devices as a mesh, and which axis of which array is cut over which axis of the mesh.
+"""The device mesh, and the rules that map logical axes of arrays to its axes.
 
-Models name axes by what they mean ("embed", "heads", "rows"); RULES alone says what that is on a mesh:
+Models name axes by their meaning ("embed", "heads", "rows"); RULES alone maps them to mesh axes:
 
     data    rows of the batch; every device along it holds all weights
     fsdp    rows of the batch and one axis of every weight; a layer's weights are gathered when it runs
     tensor  heads, MLP width and vocabulary, of weights and activations
 
-A mesh of one device is a mesh of ones: there is no other path for it. Axes are Auto: XLA chooses the collectives.
+One device is a mesh of ones, not a path of its own. Axes are Auto: XLA chooses the collectives.
 """
 
 import math
@@ -48,7 +48,7 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Devices along each axis; -1 = all that are left over by the other two, allowed once."""
+    """Devices along each axis; -1 = all that the other axes leave, allowed once."""
 
     data: int = -1
     fsdp: int = 1
@@ -73,11 +73,11 @@ class MeshShape:
         Raises:
           UserError: the axes do not multiply to the number of devices.
         """
-        given = (self.data, self.fsdp, self.tensor)
-        fixed = math.prod(size for size in given if size != -1)
-        data, fsdp, tensor = (devices // fixed if size == -1 else size for size in given)
+        shape = (self.data, self.fsdp, self.tensor)
+        fixed = math.prod(size for size in shape if size != -1)
+        data, fsdp, tensor = (devices // fixed if size == -1 else size for size in shape)
         if data * fsdp * tensor != devices or 0 in (data, fsdp, tensor):
-            needed = f"a multiple of {fixed}" if -1 in given else str(fixed)
+            needed = f"a multiple of {fixed}" if -1 in shape else str(fixed)
             raise UserError(
                 f"the mesh {self} needs {needed} devices, and there are {devices}; its axes must multiply to the "
                 f"number of devices (-1 = all that are left)"
@@ -86,7 +86,7 @@ class MeshShape:
 
 
 def make(shape: MeshShape, devices: Any = None) -> Mesh:
-    """The mesh of this shape over `devices`, by default all of the run; neighbours in it are near each other.
+    """The mesh of this shape over `devices`, by default all of the run; its neighbours are near each other.
 
     Raises:
       UserError: the shape does not fit the number of devices.
@@ -97,50 +97,51 @@ def make(shape: MeshShape, devices: Any = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds all of it."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis, rows, is cut over data and fsdp; every array of a batch has it."""
+    """The sharding of every array of a batch: its first axis, rows, is split over data and fsdp."""
     return NamedSharding(mesh, P(RULES["rows"]))
 
 
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
-    """Where every leaf of a model goes, by the logical axes it was declared with; a tree of NamedSharding like `tree`.
+    """A tree like `tree` with the NamedSharding of every leaf, from the logical axes it was declared with.
 
-    A logical axis whose size the mesh does not divide is left whole. A leaf without logical axes is replicated.
+    A logical axis whose size the mesh axes do not divide is not split. A leaf without logical axes is replicated.
     """
-    placed = []
+    result = []
     for leaf in jax.tree.leaves(tree, is_leaf=_is_variable):
         value = leaf.get_value() if _is_variable(leaf) else leaf
-        placed.append(NamedSharding(mesh, _spec(_axes(leaf, value), value.shape, mesh.shape)))
-    return jax.tree.unflatten(jax.tree.structure(tree), placed)
+        result.append(NamedSharding(mesh, _spec(_axes(leaf, value), value.shape, mesh.shape)))
+    return jax.tree.unflatten(jax.tree.structure(tree), result)
 
 
 def shardings_like(tree: Tree, params: Any, mesh: Mesh) -> Tree:
-    """Where every leaf of an optimizer's state goes: with the parameter that it belongs to; everything else everywhere.
+    """The sharding of every leaf of an optimizer's state: that of its parameter, replicated without one.
 
     A leaf belongs to the parameter whose path ends its own path, if it also has its shape: Adam's moments do, a count
-    or a factored second moment do not. So moments are cut wherever weights are (ZeRO).
+    or a factored second moment do not. So moments are sharded like weights (ZeRO).
     """
     weights = {
-        _key(path): (value.shape, place)
-        for (path, value), place in zip(
+        _key(path): (value.shape, sharding)
+        for (path, value), sharding in zip(
             jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings(params, mesh)), strict=True
         )
     }
-    placed = []
+    result = []
     for path, value in jax.tree_util.tree_leaves_with_path(tree):
         parts = _key(path)
-        found = (weights[parts[i:]] for i in range(len(parts)) if parts[i:] in weights)
-        shape, place = next(found, (None, None))
-        placed.append(place if place is not None and shape == value.shape else replicated(mesh))
-    return jax.tree.unflatten(jax.tree.structure(tree), placed)
+        # the longest suffix first: mu.encoder.layers.q is the moment of encoder.layers.q
+        matches = (weights[parts[i:]] for i in range(len(parts)) if parts[i:] in weights)
+        shape, sharding = next(matches, (None, None))
+        result.append(sharding if sharding is not None and shape == value.shape else replicated(mesh))
+    return jax.tree.unflatten(jax.tree.structure(tree), result)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, cut as these logical axes say if a mesh is set; None = whole. An axis that does not divide is left whole."""
+    """x with the sharding of these logical axes if a mesh is set; None and axes that do not divide are not split."""
     assert len(axes) == x.ndim, (axes, x.shape)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -149,7 +150,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def constrain_weights(tree: Tree) -> Tree:
-    """Weights, or gradients of all of them, cut as `shardings` says if a mesh is set."""
+    """Weights, or their gradients, with the shardings of `shardings` if a mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
@@ -157,7 +158,7 @@ def constrain_weights(tree: Tree) -> Tree:
 
 
 def parts(axis: str, size: int) -> int:
-    """Into how many parts the mesh that is set cuts a logical axis of this size; 1 without a mesh."""
+    """The number of parts that the current mesh splits a logical axis of this size into; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh().shape
     return math.prod(mesh[name] for name in _dividing(axis, size, mesh))
 
@@ -169,7 +170,7 @@ def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[st
 
 
 def _dividing(axis: str | None, size: int, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes of a logical axis; the later ones left out as long as they do not divide its size."""
+    """The mesh axes of a logical axis, without the last ones until the rest divides its size."""
     if axis is None:
         return ()
     if axis not in RULES:

@@ -1,6 +1,5 @@
 """Weights from one model folder to another, and from the checkpoints of a run to one: adapt, average."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
@@ -31,17 +30,17 @@ Changes = Iterable[tuple[str, str]]
 CHOICES = tuple(entry.name for entry in fields(AdaptOptions))
 
 
-def from_flags(source: str, vision: str | None, choices: Mapping[str, Any]) -> Adapt:
-    """What a command line says of an adaptation; `choices` by the names of their fields.
+def from_flags(source: str, vision: str | None, options: Mapping[str, Any]) -> Adapt:
+    """The adaptation that command-line flags describe; `options` by the names of AdaptOptions' fields.
 
     Raises:
-      UserError: one that is not allowed.
+      UserError: an option has a value that is not allowed.
     """
-    return Adapt(source, vision, settings.build(AdaptOptions, choices, where="adapt"))
+    return Adapt(source, vision, settings.build(AdaptOptions, options, where="adapt"))
 
 
 def adapt_folder(
-    given: Adapt,
+    init: Adapt,
     target: str,
     out: str | PathLike,
     *,
@@ -49,14 +48,14 @@ def adapt_folder(
     dtype: Any = None,
     seed: int = 0,
 ) -> Provenance:
-    """Writes the model folder that a decoder-only model becomes, leaf by leaf, and prints the account of every weight.
+    """Writes the adapted model as a model folder, leaf by leaf, and prints the provenance of every weight.
 
     Args:
-      given: the source or sources, and what the architectures leave open; the tokenizer goes along.
+      init: the source or sources, and the options; the tokenizer goes along.
       target: "t5gemma" or "t5gemma2" (with the source's blocks), the name of a size, or a file like model.json. A size
-        comes without its image tower where there is none to take.
-      out: where the folder goes; it does not exist.
-      changes: (dotted path, text) of what the target's architecture is to have otherwise.
+        comes without its image tower if no source has one.
+      out: folder to write; it must not exist.
+      changes: (dotted path, text) overrides of the target's architecture.
       dtype: of the weights; None = that of the sources.
       seed: of weights that no source has.
 
@@ -64,8 +63,8 @@ def adapt_folder(
       UserError: a folder is missing or damaged, `out` exists, the target is unknown or its weights do not fit.
     """
     files.refuse_existing(out)
-    opened = _open(given)
-    pairing = pairings.pair(opened.sources, _target(target, opened, given, changes), given.choices)
+    opened = _open(init)
+    pairing = pairings.pair(opened.sources, _target(target, opened, init, changes), init.choices)
     adapted = _adapt(opened, pairing, dtype=folders.weight_dtype(dtype), seed=seed)
     print(adapted.provenance.table())
     folders.save_leaves(
@@ -81,40 +80,40 @@ def adapt_folder(
 
 
 def adapt_into(
-    given: Adapt,
+    init: Adapt,
     target: ModelConfig,
     *,
     mesh: Mesh | None = None,
     param_dtype: Any = None,
     seed: int = 0,
 ) -> tuple[Any, Provenance]:
-    """(the model of this config with the weights of a decoder-only one, the account of every weight).
+    """The model of an architecture with the weights of a decoder-only one, and the provenance of every weight.
 
     Args:
-      given: the source or sources, and what the architectures leave open.
+      init: the source or sources, and the options.
       target: an encoder-decoder architecture.
-      mesh: where the weights go; None = the default device.
-      param_dtype: what they are cast to; None = as they are stored.
+      mesh: devices of the weights; None = the default device.
+      param_dtype: dtype that weights are cast to; None = as they are stored.
       seed: of weights that no source has.
 
     Raises:
       UserError: a folder is missing or damaged, or its weights do not fit.
     """
-    opened = _open(given)
-    pairing = pairings.pair(opened.sources, target, given.choices)
+    opened = _open(init)
+    pairing = pairings.pair(opened.sources, target, init.choices)
     adapted = _adapt(opened, pairing, dtype=param_dtype, seed=seed)
     abstract = build.abstract(target, next(iter(adapted.leaves.values())).dtype)
     shardings = None if mesh is None else meshes.shardings(abstract, mesh)
     return tree.build(abstract, lambda key: adapted.leaves[key].read(), shardings=shardings), adapted.provenance
 
 
-def check_adapt(given: Adapt, target: ModelConfig) -> Pairing:
-    """Sources and target, found to fit; no weight is read.
+def check_adapt(init: Adapt, target: ModelConfig) -> Pairing:
+    """Checks that sources and target fit; no weight is read.
 
     Raises:
       UserError: as adapt_into.
     """
-    return pairings.pair(_open(given).sources, target, given.choices)
+    return pairings.pair(_open(init).sources, target, init.choices)
 
 
 def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
@@ -134,7 +133,7 @@ def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
 
 
 @dataclass(frozen=True, eq=False)
-class _Opened:
+class _OpenedFolders:
     """The folders of an adaptation; encoder and decoder may be one."""
 
     sources: SourceModels
@@ -143,100 +142,97 @@ class _Opened:
     tower: TowerFolder | None
 
     @property
-    def described(self) -> str:
-        """Where the weights come from, for the account."""
-        one = self.encoder is self.decoder
-        parts = [str(self.encoder.path)] if one else [f"encoder {self.encoder.path}", f"decoder {self.decoder.path}"]
+    def description(self) -> str:
+        """The paths of all sources, for the provenance."""
+        same = self.encoder is self.decoder
+        parts = [str(self.encoder.path)] if same else [f"encoder {self.encoder.path}", f"decoder {self.decoder.path}"]
         return ", ".join([*parts, *([] if self.tower is None else [f"vision {self.tower.path}"])])
 
     @property
     def extra_files(self) -> tuple[Path, ...]:
-        """Files that go along: the decoder's, and of the encoder's those that it does not have."""
-        found = {file.name: file for of in (self.encoder, self.decoder) for file in of.extra_files}
-        return tuple(found.values())
+        """Files that go along: the decoder's, and those of the encoder that the decoder lacks."""
+        by_name = {file.name: file for folder in (self.encoder, self.decoder) for file in folder.extra_files}
+        return tuple(by_name.values())
 
     def tokenizer(self, target: EncoderDecoderConfig | None = None) -> dict[str, Any] | None:
-        """The tokenizer, as plain data; for a target, with the image token that it has.
+        """The tokenizer as plain data; for a target with images, with its image token.
 
         Raises:
-          UserError: the two sources have different ones.
+          UserError: the two sources have different tokenizers.
         """
-        one, other = (folder.tokenizer for folder in (self.encoder, self.decoder))
-        if one is not None and other is not None and one | {"file": None} != other | {"file": None}:
+        of_encoder, of_decoder = self.encoder.tokenizer, self.decoder.tokenizer
+        if of_encoder and of_decoder and of_encoder | {"file": None} != of_decoder | {"file": None}:
             raise UserError(
-                f"{self.encoder.path} and {self.decoder.path} have different tokenizers ({one} and {other}); encoder "
+                f"{self.encoder.path} and {self.decoder.path} have different tokenizers ({of_encoder} and {of_decoder}); encoder "
                 f"and decoder read the same tokens, so give sources of one tokenizer"
             )
-        found = one if other is None else other
+        tokenizer = of_encoder if of_decoder is None else of_decoder
         images = None if target is None else target.encoder.images
-        if found is None or images is None or found["kind"] == "bytes":
-            return found
-        return found | {"ids": sorted((dict(found.get("ids", ())) | {"image": images.token}).items())}
+        if tokenizer is None or images is None or tokenizer["kind"] == "bytes":
+            return tokenizer
+        return tokenizer | {"ids": sorted((dict(tokenizer.get("ids", ())) | {"image": images.token}).items())}
 
     def dtype(self, chosen: Any) -> np.dtype:
-        """The dtype that was chosen, or else the one of all that is read.
+        """The chosen dtype, or else the one that all sources have.
 
         Raises:
-          UserError: none was chosen, and there are several.
+          UserError: no dtype was chosen, and the sources have several.
         """
         if chosen is not None:
             return np.dtype(chosen)
-        found = {folder.path: folders.common_dtype(folder) for folder in (self.encoder, self.decoder)}
+        dtypes = {folder.path: folders.common_dtype(folder) for folder in (self.encoder, self.decoder)}
         if self.tower is not None:
-            found[self.tower.path] = self.tower.leaves["vision.positions", None].dtype
-        if len(set(found.values())) > 1:
-            listed = ", ".join(f"{path}: {dtype}" for path, dtype in found.items())
+            dtypes[self.tower.path] = self.tower.leaves["vision.positions", None].dtype
+        if len(set(dtypes.values())) > 1:
+            listed = ", ".join(f"{path}: {dtype}" for path, dtype in dtypes.items())
             raise UserError(f"the sources have weights of several dtypes ({listed}); say which to use (dtype)")
-        return next(iter(found.values()))
+        return next(iter(dtypes.values()))
 
 
-def _open(given: Adapt) -> _Opened:
-    encoder, *others = map(import_folder.open_any, given.sources)
+def _open(init: Adapt) -> _OpenedFolders:
+    encoder, *others = map(import_folder.open_any, init.sources)
     decoder = others[0] if others and others[0].path != encoder.path else encoder
-    tower = None if given.vision is None else import_folder.open_tower(given.vision)
-    made = {of.path: SourceModel(of.config, of.leaves, str(of.path)) for of in (encoder, decoder)}
+    tower = None if init.vision is None else import_folder.open_tower(init.vision)
+    models = {f.path: SourceModel(f.config, f.leaves, str(f.path)) for f in (encoder, decoder)}
     vision = None if tower is None else SourceModel(tower.config, tower.leaves, str(tower.path))
-    return _Opened(SourceModels(made[encoder.path], made[decoder.path], vision), encoder, decoder, tower)
+    return _OpenedFolders(SourceModels(models[encoder.path], models[decoder.path], vision), encoder, decoder, tower)
 
 
-def _adapt(opened: _Opened, pairing: Pairing, *, dtype: Any, seed: int) -> AdaptedModel:
+def _adapt(opened: _OpenedFolders, pairing: Pairing, *, dtype: Any, seed: int) -> AdaptedModel:
     abstract = build.abstract(pairing.target, opened.dtype(dtype))
-    return adapt(pairing, abstract, seed=seed, source=opened.described)
+    return adapt(pairing, abstract, seed=seed, source=opened.description)
 
 
-def _target(name: str, opened: _Opened, given: Adapt, changes: Changes) -> ModelConfig:
-    """The architecture that --target names, with changes."""
+def _target(name: str, opened: _OpenedFolders, init: Adapt, changes: Changes) -> ModelConfig:
+    """The architecture that --target names, with the overrides of --target.a.b=VALUE."""
     if name in FAMILIES:
         target: ModelConfig = pairings.derive_config(
-            opened.sources, name, given.choices, end_of_image=_end_of_image(opened)
+            opened.sources, name, init.choices, end_of_image=_end_of_image(opened)
         )
     elif name.endswith(".json"):
-        target = _read(Path(name))
+        target = _read_architecture(Path(name))
     else:
         target = sizes.size(name)
         if opened.sources.tower is None and target != text_only(target):
             target = text_only(target)
-            print(f"{name} without its image tower: {opened.described} has none, and --vision gives none")
+            print(f"{name} without its image tower: {opened.description} has none, and --vision gives none")
     node = to_dict(target)
     for path, text in changes:
         settings.override(node, path, text)
     return from_dict(node, where="target")
 
 
-def _end_of_image(opened: _Opened) -> int | None:
+def _end_of_image(opened: _OpenedFolders) -> int | None:
     """The id of the token after an image, if the source's tokenizer has one."""
-    described = opened.tokenizer()
-    if described is None:
+    tokenizer = opened.tokenizer()
+    if tokenizer is None:
         return None
     folder = opened.encoder if opened.decoder.tokenizer is None else opened.decoder
-    return tokenizers.from_dict(described, folder.path).named().get("end_of_image")
+    return tokenizers.from_dict(tokenizer, folder.path).named().get("end_of_image")
 
 
-def _read(path: Path) -> ModelConfig:
+def _read_architecture(path: Path) -> ModelConfig:
     if not path.is_file():
         families = " or ".join(FAMILIES)
         raise UserError(f"{path.absolute()} does not exist; give a model.json, the name of a size, or {families}")
-    try:
-        return from_dict(json.loads(path.read_text()), where=str(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path.absolute()} is not JSON ({error}); give a file like model.json") from None
+    return from_dict(files.read_json_object(path, fix="give a file like model.json"), where=str(path))

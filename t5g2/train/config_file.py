@@ -27,24 +27,27 @@ def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
 
 
 def read(config: str) -> dict[str, Any]:
-    """What get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
+    """The settings that get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
     name, _, argument = config.partition(":")
     path = Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; give a Python file with get_config()"
         raise UserError(f"no config file {name}{hint}")
-    made = call(path, "get_config", [argument] if argument else [], returns="a ConfigDict")
-    if not hasattr(made, "items"):
-        raise UserError(f"get_config() of {name} returns {type(made).__name__}; it must return a ConfigDict")
-    return _plain(made)
+    config_dict = call(path, "get_config", [argument] if argument else [], returns="a ConfigDict")
+    if not hasattr(config_dict, "items"):
+        raise UserError(f"get_config() of {name} returns {type(config_dict).__name__}; it must return a ConfigDict")
+    return _plain(config_dict)
 
 
 def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) -> Any:
-    """What the function `name` of a Python file returns; `returns` says what that should be.
+    """Runs a Python file, calls its function `name` and returns the result.
+
+    Args:
+      returns: the kind of result, for messages.
 
     Raises:
-      UserError: the file is no Python, has no such function, or fails; with the line of it.
+      UserError: the file is not Python, has no such function, or fails; names the line.
     """
     try:
         function = runpy.run_path(str(path)).get(name)
@@ -55,17 +58,17 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
         except TypeError:
             raise UserError(
                 f"{name}{inspect.signature(function)} of {path} was called with {', '.join(arguments) or 'nothing'}; "
-                f"what follows the ':' of FILE:ARG is its one argument"
+                f"the text after the ':' of FILE:ARG is its only argument"
             ) from None
         return function(*arguments)
     except UserError:
         raise
-    except Exception as error:  # somebody's own code can fail in any way
+    except Exception as error:  # a user's code can fail in any way
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else '?'}"
-        what = error.msg if isinstance(error, SyntaxError) else error
+        text = error.msg if isinstance(error, SyntaxError) else error
         raise UserError(
-            f"{path}{line}: {type(error).__name__}: {what}; give a Python file whose {name}() returns {returns}"
+            f"{path}{line}: {type(error).__name__}: {text}; give a Python file whose {name}() returns {returns}"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""The experiment: a config file, read once, as one frozen value whose parts are handed down.
+"""The experiment: all settings of a run as one frozen value, whose parts are passed down.
 
-Everything that can be known to be wrong without a device is an error here: an unknown key, a wrong type, two settings
-that exclude each other, lengths that hold no example. Below this file there is no ConfigDict and no default is guessed.
+Every mistake that can be found without a device is an error here: an unknown key, a wrong type, two settings that
+exclude each other, lengths that hold no example. No ConfigDict gets past this file, and no default is guessed.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class Adapt:
       source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two of them and a comma
         between, that of the encoder first.
       vision: folder of an image tower, if it is not the source's own.
-      choices: what the architectures leave open.
+      choices: options that the architectures leave open.
     """
 
     source: str
@@ -68,18 +68,18 @@ class Adapt:
 
     @property
     def sources(self) -> list[str]:
-        """The folder that is encoder and decoder, or one for each."""
+        """One folder for encoder and decoder, or one for each."""
         return self.source.split(",")
 
     @property
     def folders(self) -> list[str]:
-        """All that is read."""
+        """All folders that are read."""
         return self.sources + ([] if self.vision is None else [self.vision])
 
 
 @dataclass(frozen=True)
 class Init:
-    """Where the weights come from; at most one, none = scratch. A checkpoint in the workdir wins over all of them.
+    """Origin of the weights; at most one, none = new weights. A checkpoint in the workdir comes before all of them.
 
     Attributes:
       resume: workdir of another run, whose whole state (weights, optimizer, data positions, step) is taken over.
@@ -94,7 +94,7 @@ class Init:
     def __post_init__(self):
         given = [name for name in ("resume", "adapt", "params") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} are both given; weights start from one place, so keep one of them")
+            raise UserError(f"{' and '.join(given)} are both given; weights have one origin, so keep one of them")
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,10 @@ class Distill(Distillation):
 
     Attributes:
       teacher: folder of a language model in any format that `t5g2 import` reads, decoder-only or encoder-decoder. It is
-        asked in every step, and reads what the student reads, or the text that this was made of.
-      cache: folder that `t5g2 cache-logits` wrote; the answers are read from there. With a teacher beside it, they must
-        be this one's.
+        run in every step, on the student's inputs (encoder-decoder) or on the text that they were made of
+        (decoder-only).
+      cache: folder that `t5g2 cache-logits` wrote, instead of running the teacher. With a teacher beside it, the cache
+        must be this teacher's.
     """
 
     teacher: str | None = None
@@ -115,10 +116,12 @@ class Distill(Distillation):
         super().__post_init__()
         if self.teacher is None and self.cache is None:
             raise UserError(
-                "distill has no teacher; give teacher, the folder of a model, or cache, that of its answers"
+                "distill has no teacher; give teacher, the folder of a model, or cache, the folder of its logits"
             )
         if self.cache is not None and "://" in self.cache:
-            raise UserError(f"cache = {self.cache!r} is a URL; answers are read from a local folder, so copy it to one")
+            raise UserError(
+                f"cache = {self.cache!r} is a URL; teacher logits are read from a local folder, so copy it to one"
+            )
         if self.cache is not None and self.method == "full":
             raise UserError(
                 'method = "full", which it is unless given, and a cache holds parts of distributions; set it to what '
@@ -128,11 +131,11 @@ class Distill(Distillation):
 
 @dataclass(frozen=True)
 class Train:
-    """The run itself.
+    """Length, seed and precision of the training.
 
     Attributes:
-      steps: updates of the weights, all in all.
-      seed: every other seed is derived from it, by name.
+      steps: updates of the weights in total.
+      seed: every other seed is derived from it by name.
       microbatches: the global batch is computed in this many parts, one after the other, for one update.
       tile_tokens: tokens whose logits exist at a time.
       z_loss: weight of the squared log-partition function, which keeps logits from drifting.
@@ -152,7 +155,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Log:
-    """What is written down, and how often. `wandb` is a project's name; None = no W&B."""
+    """Metrics: how often they are written, and where to. `wandb` is the name of a project; None = no W&B."""
 
     every_steps: int = 10
     tensorboard: bool = True
@@ -201,7 +204,7 @@ class Save:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run, resolved: what `experiment.json` holds."""
+    """All settings of a run, resolved; `experiment.json` holds them."""
 
     model: TextConfig | EncoderDecoderConfig
     data: DataConfig

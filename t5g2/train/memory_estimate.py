@@ -20,13 +20,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one device.
+    """Bytes that one device needs.
 
     Attributes:
-      weights, optimizer, batch: exact; what the step is given. The weights of a teacher are among them.
-      gradients: exact: of all that is trained, float32, as the weights are cut, and a second time while microbatches
-        are added up.
-      blocks: estimate: the inputs of all blocks that the backward pass needs, or all that it needs without remat.
+      weights, optimizer, batch: exact: the arguments of the step. The weights of a teacher are included.
+      gradients: exact: of all trained weights, float32, sharded like the weights; twice with microbatches, which are
+        added up.
+      blocks: estimate: activations that are kept for the backward pass; with remat the inputs of the blocks alone.
       scores: estimate: attention scores of one layer, or of all without remat; 0 with a backend that never holds them.
       passing: estimate: one layer's activations and gathered weights, or the loss head's tile, table and its gradient,
         whichever is more.
@@ -41,18 +41,18 @@ class MemoryEstimate:
     passing: int
 
     @property
-    def given(self) -> int:
-        """What is there before the step runs, and stays."""
+    def arguments(self) -> int:
+        """The arguments of the step."""
         return self.weights + self.optimizer + self.batch
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.given + self.gradients + self.blocks + self.scores + self.passing
+        """The sum of all parts."""
+        return self.arguments + self.gradients + self.blocks + self.scores + self.passing
 
 
 def estimate(plan: Plan) -> MemoryEstimate:
-    """What one device of the plan's mesh needs, without compiling."""
+    """Estimates the memory of one device of the plan's mesh, without compiling."""
     experiment, state = plan.experiment, plan.abstract
     remat = experiment.compute.remat == "block"
     sides = _sides(experiment)
@@ -78,8 +78,13 @@ def estimate(plan: Plan) -> MemoryEstimate:
 
 @dataclass(frozen=True)
 class _Side:
-    """Bytes of one layer of a stack or an image tower, on one device: its input, what its backward pass needs, its
-    attention scores, its weights and their gradients where they are gathered for it.
+    """Bytes of one layer of a stack or an image tower on one device.
+
+    Attributes:
+      inputs: the layer's input.
+      layer: activations that its backward pass needs.
+      scores: attention scores.
+      gathered: weights and their gradients, where FSDP gathers them for the layer; else 0.
     """
 
     config: TextConfig | VisionConfig
@@ -110,7 +115,7 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
     tokens = rows * length
     heads, kv_heads = config.heads * config.head_size, config.kv_heads * config.head_size
     inputs = tokens * config.width * size
-    # four norms, what they are added to; queries and output, keys and values; gate, up and their product
+    # four norms and two residuals; queries and output, keys and values; gate, up and their product
     layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
     # scores, weights and the gradients of both
     scores = 4 * 4 * rows * max(config.heads // cut, 1) * length * keys if _holds_scores(compute.backend) else 0
@@ -119,7 +124,7 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
 
 
 def _tower(experiment: Experiment) -> list[_Side]:
-    """The image tower, which reads every image of every row, there or not; a frozen one leaves nothing behind."""
+    """The image tower, which computes all image slots of all rows; a frozen one keeps nothing for a backward pass."""
     rows, images = experiment.data.images, experiment.model.image_stack.images
     if rows is None or images is None:
         return []
@@ -131,7 +136,7 @@ def _tower(experiment: Experiment) -> list[_Side]:
     tile = number * max(vision.heads // cut, 1) * min(vision.patches, QUERY_TILE) * vision.patches
     scores = 4 * tile if _holds_scores(compute.backend) else 0
     if experiment.optim.freezes_tower(experiment.model):
-        # what is added to, and queries, keys, values and output, or both sides of the MLP's activation
+        # the residual, and queries, keys, values and output, or both sides of the MLP's activation
         passing = 2 * inputs + max(4 * inputs // cut + 2 * scores, 2 * wide // cut)
         return [_Side(vision, 0, 0, 0, passing + pixels)]
     layer = 4 * inputs + (4 * inputs + 2 * wide) // cut
@@ -139,7 +144,7 @@ def _tower(experiment: Experiment) -> list[_Side]:
 
 
 def _loss(plan: Plan) -> int:
-    """Bytes that the loss head and the embeddings take: the table whole along D and its gradients, a tile of logits."""
+    """Bytes of the loss head and the embeddings: the table, gathered along D, its gradients, and a tile of logits."""
     experiment, mesh = plan.experiment, plan.mesh.shape
     model, train = experiment.model, experiment.train
     decoder = model.decoder_stack
@@ -148,12 +153,12 @@ def _loss(plan: Plan) -> int:
     table = vocabulary * decoder.width
     tile = min(train.tile_tokens, rows * experiment.data.decoder_length) * vocabulary
     size = jnp.dtype(experiment.compute.dtype).itemsize
-    # gradients by the head and by the lookup, in float32; logits and their slopes
+    # gradients from the head and from the lookup, in float32; logits and their gradients
     return table * size + 2 * 4 * table + 2 * 4 * tile
 
 
 def _holds_scores(backend: str) -> bool:
-    """Whether attention holds the scores of all pairs: the reference backend does, and no other."""
+    """True for the reference backend, the only one that holds the scores of all pairs."""
     return backend == "reference" or (backend == "auto" and set(BACKENDS) == {"reference"})
 
 
@@ -162,5 +167,5 @@ def _bytes(abstract: Any) -> int:
 
 
 def _local(leaf: Any) -> int:
-    """How many numbers of an array one device holds."""
+    """The number of elements of an array that one device holds."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape))

@@ -10,7 +10,7 @@ from t5g2.core.tree import difference
 from t5g2.train.experiment import build, dump
 from t5g2.train.former_keys import current_keys, current_path
 
-# What may differ when a run is resumed: how long, how often, on what and how fast, but not what is computed.
+# Length and cadence of the run, devices and speed may differ when a run is resumed; the computation may not.
 FREE_ON_RESUME = (
     "train.steps",
     "log",
@@ -28,10 +28,11 @@ FREE_ON_RESUME = (
 
 
 def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Iterable[str] = ()) -> dict[str, tuple]:
-    """{path: (saved, now)} of the settings that differ and may.
+    """The settings that differ and may, as {path: (saved, now)}.
 
     Raises:
-      UserError: settings differ that may not; shows each with both values, and the ways out. Or `allow` names none.
+      UserError: settings differ that may not (shows each with both values, and the ways out), or `allow` has a path
+        that is not a setting's.
     """
     old, new = settings.flatten(_with_defaults(saved)), settings.flatten(now)
     changed = {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
@@ -50,28 +51,28 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
 
 
 def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved experiment with the settings that there were none of when it was saved, at their defaults."""
+    """A saved experiment in which settings that are newer than it have their defaults."""
     try:
         return dump(build(saved))
-    except UserError:  # of another version, or a file that it names is gone: compared as it is
+    except UserError:  # of another version, or it names a file that is gone: compare it as it is
         return current_keys(saved)
 
 
 def _check_paths(paths: Iterable[str], settings: Iterable[str]) -> None:
-    """Raises UserError for a path that is neither a setting's nor that of a part of the settings."""
+    """Raises UserError for a path that is neither a setting nor a group of settings."""
     known = {prefix for setting in (*settings, "data.corpus") for prefix in _prefixes(setting)}
     for path in paths:
         if path not in known:
             near = difflib.get_close_matches(path, sorted(known), n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UserError(
-                f"--allow_change={path} names no setting; {hint}Allowed: the dotted path of a setting, such as "
-                f"optim.schedule.peak, or of a part of them, such as optim, and data.corpus"
+                f"--allow_change={path} is not a setting; {hint}Allowed: the dotted path of a setting, such as "
+                f"optim.schedule.peak, or of a group of them, such as optim, and data.corpus"
             )
 
 
 def _shortest(path: str, refused: set[str], settings: Iterable[str]) -> str:
-    """The shortest path that covers this one and no setting that was not refused too."""
+    """The shortest path that covers this setting and only refused ones."""
     return next(p for p in _prefixes(path) if all(key in refused for key in settings if _covers(p, key)))
 
 
@@ -80,6 +81,6 @@ def _covers(path: str, setting: str) -> bool:
 
 
 def _prefixes(path: str) -> list[str]:
-    """a.b.c: a, a.b, a.b.c."""
+    """All prefixes of a dotted path: a, a.b, a.b.c of a.b.c."""
     parts = path.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -151,7 +151,7 @@ def test_a_config_file_that_fails_says_where(tmp_path, text, argument, message):
 def test_an_allowed_change_names_a_setting():
     saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
     assert resume.check_resume(saved, saved, allow=["data.corpus", "optim", "data.sources.0"]) == {}
-    with pytest.raises(UserError, match=r"--allow_change=optim\.schedule\.peek names no setting; did you mean optim"):
+    with pytest.raises(UserError, match=r"--allow_change=optim\.schedule\.peek is not a setting; did you mean optim"):
         resume.check_resume(saved, saved, allow=["optim.schedule.peek"])
 
 
