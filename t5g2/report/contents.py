@@ -1,7 +1,7 @@
 """The report of a run or of a sweep: one self-contained page, the numbers as csv, one table.
 
-It reads files only, whatever is there of them: sweep.json; of each run metrics.jsonl, experiment.json, provenance.json
-(of the run or of its model folder), samples/*.jsonl and done.json. What is missing is said on the page.
+Only files are read, those that exist of them: sweep.json; of each run metrics.jsonl, experiment.json, provenance.json
+(of the run or of its model folder), samples/*.jsonl and done.json. The page names what is missing.
 """
 
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from t5g2.report.run_records import COLORS, RunGroup, RunRecord, read_if_there, 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything that the page shows.
+    """The contents of a report.
 
     Attributes:
       title: heading.
       folder: the workdir.
       groups: all runs, by variant.
-      comparisons: which of them are drawn together.
+      comparisons: groups that are drawn together.
       sweep: sweep.json, None for a single run.
     """
 
@@ -40,29 +40,29 @@ class Report:
     @property
     def compared(self) -> list[RunGroup]:
         """The groups that are drawn together with others, each once."""
-        named = {group.name for of in self.comparisons for group in of.groups}
+        named = {group.name for comparison in self.comparisons for group in comparison.groups}
         return [group for group in self.groups if group.name in named]
 
     @property
-    def seeded(self) -> bool:
-        """Whether any variant ran under several seeds."""
-        return any(group.seeded for group in self.groups)
+    def has_seeds(self) -> bool:
+        """True if any variant ran under several seeds."""
+        return any(group.has_seeds for group in self.groups)
 
     def tasks(self, groups: Iterable[RunGroup] | None = None) -> dict[str, list[str]]:
-        """{task: its denoisers} of the held-out losses that the runs recorded, eval/<task>/loss[/<denoiser>]."""
-        found: dict[str, list[str]] = {}
+        """{task: its denoisers} of the recorded held-out losses, eval/<task>/loss[/<denoiser>]."""
+        tasks: dict[str, list[str]] = {}
         for group in self.groups if groups is None else groups:
             for metric in group.metrics:
                 parts = metric.split("/")
                 if parts[0] == "eval" and len(parts) in (3, 4) and parts[2] == "loss":
-                    denoisers = found.setdefault(parts[1], [])
+                    denoisers = tasks.setdefault(parts[1], [])
                     if len(parts) == 4 and parts[3] not in denoisers:
                         denoisers.append(parts[3])
-        return found
+        return tasks
 
 
 def read(folder: Path) -> Report:
-    """What a workdir holds. Raises UserError if it is neither that of a run nor that of a sweep."""
+    """Reads a workdir. Raises UserError if it is neither that of a run nor that of a sweep."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the --workdir of a run or of a sweep")
     sweep = read_if_there(folder / "sweep.json")
@@ -70,7 +70,7 @@ def read(folder: Path) -> Report:
         return _read_sweep(folder, sweep)
     if not ((folder / "metrics.jsonl").exists() or (folder / "experiment.json").exists()):
         raise UserError(
-            f"{folder} is no workdir: it has neither metrics.jsonl nor experiment.json (a run) nor sweep.json (a "
+            f"{folder} is not a workdir: it has neither metrics.jsonl nor experiment.json (a run) nor sweep.json (a "
             f"sweep); give the --workdir of `t5g2 train` or `t5g2 sweep`"
         )
     name = folder.resolve().name

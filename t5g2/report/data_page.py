@@ -1,4 +1,4 @@
-"""The data of an experiment as a page: packed rows in colours, what counts and what does not, and who sees whom."""
+"""The data of an experiment as a page: packed rows in colours, weights of targets, attention masks."""
 
 import base64
 import io
@@ -57,7 +57,7 @@ def _head(preview: DataPreview) -> list[Html]:
     ]
     return [
         tag("h1", "The data, as the model reads it"),
-        tag("p", f"Padding: {preview.padding}. {preview.tokens_per_s:,.0f} tokens/s were made.", kind="quiet"),
+        tag("p", f"Padding: {preview.padding}. {preview.tokens_per_s:,.0f} tokens/s.", kind="quiet"),
         html_table(TextTable(["source", "denoiser", "share of the decoder's tokens"], lines), kind="words"),
         tag("div", *(child for part in key for child in (part, Html("&emsp;"))), kind="tokens"),
         tag(
@@ -83,7 +83,7 @@ def _row(experiment: Experiment, preview: DataPreview, row: int) -> list[Html]:
 
 
 def _runs(*values: np.ndarray) -> list[slice]:
-    """Where all of the arrays stay the same."""
+    """Slices in which all of the arrays are constant."""
     stacked = np.stack(values)
     cuts = np.flatnonzero(np.any(stacked[:, 1:] != stacked[:, :-1], axis=0)) + 1
     edges = [0, *cuts.tolist(), stacked.shape[1]]
@@ -91,7 +91,7 @@ def _runs(*values: np.ndarray) -> list[slice]:
 
 
 def _strip(segments: np.ndarray) -> Html:
-    """The row as a bar: how much of it each example takes."""
+    """The row as a bar, in which each example has its share."""
     bars = []
     for run in _runs(segments):
         color = _color(int(segments[run.start]))
@@ -104,41 +104,41 @@ def _color(segment: int) -> str:
 
 
 def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, config: DataConfig) -> list[Html]:
-    """The text in runs of one example, special tokens apart from the others."""
+    """The text in spans of one example each, special tokens in spans of their own."""
     tokenizer = config.tokenizer
     special = np.isin(tokens, list(tokenizer.named().values())) | tokenizer.special_tokens.is_sentinel(tokens)
-    made = []
+    spans = []
     for run in _runs(segments, silent, special):
         if segments[run.start] == 0:
-            made.append(tag("span", f" +{run.stop - run.start} padding", kind="padding"))
+            spans.append(tag("span", f" +{run.stop - run.start} padding", kind="padding"))
             continue
-        kinds = [name for name, of in (("special", special), ("silent", silent)) if of[run.start]]
+        kinds = [name for name, flags in (("special", special), ("silent", silent)) if flags[run.start]]
         text = decode_with_images(tokens[run], tokenizer, config.images).replace("\n", "⏎")
-        made.append(tag("span", text, kind=" ".join(kinds), style=f"background:{_color(int(segments[run.start]))}"))
-    return made
+        spans.append(tag("span", text, kind=" ".join(kinds), style=f"background:{_color(int(segments[run.start]))}"))
+    return spans
 
 
 def _masks(experiment: Experiment, preview: DataPreview, row: int) -> list[Html]:
-    """Who sees whom in this row, by side and kind of layer."""
+    """The attention masks of this row, by side and kind of layer."""
     model, batch = experiment.model, preview.first.batch
     decoder = _of_row(batch.decoder, row)
-    stack = model.decoder if isinstance(model, EncoderDecoderConfig) else model
-    wanted: list[tuple[str, Sequences, Sequences, Mask]] = []
+    stack = model.decoder_stack
+    masked: list[tuple[str, Sequences, Sequences, Mask]] = []
     for kind in dict.fromkeys(stack.pattern):
         if isinstance(model, EncoderDecoderConfig) and batch.encoder is not None:
             encoder = _of_row(batch.encoder, row)
-            wanted.append((f"encoder, {kind} layers", encoder, encoder, masks.encoder(model, kind)))
-        wanted.append((f"decoder, {kind} layers", decoder, decoder, masks.decoder(stack, kind)))
+            masked.append((f"encoder, {kind} layers", encoder, encoder, masks.encoder(model, kind)))
+        masked.append((f"decoder, {kind} layers", decoder, decoder, masks.decoder(stack, kind)))
     if batch.encoder is not None:
         layers = model.cross_layers if isinstance(model, EncoderDecoderConfig) else "all"
-        wanted.append((f"decoder to encoder, {layers} layers", decoder, _of_row(batch.encoder, row), masks.ALL))
+        masked.append((f"decoder to encoder, {layers} layers", decoder, _of_row(batch.encoder, row), masks.ALL))
     return [
         tag(
             "figure",
             _picture(np.asarray(visible(q, k, mask))[0], q.segments[0]),
             tag("figcaption", f"{title}: a row for each query"),
         )
-        for title, q, k, mask in sorted(wanted, key=lambda of: of[0], reverse=True)
+        for title, q, k, mask in sorted(masked, key=lambda item: item[0], reverse=True)
     ]
 
 
@@ -147,7 +147,7 @@ def _of_row(stream: Sequences, row: int) -> Sequences:
 
 
 def _picture(see_TS: np.ndarray, segments_T: np.ndarray) -> Html:
-    """A mask as an image: a visible pair has its example's colour, made darker."""
+    """A mask as an image: a visible pair has its example's colour, darkened."""
     from PIL import Image
 
     palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLORS], np.uint8)

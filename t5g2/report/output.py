@@ -34,12 +34,12 @@ def write(workdir: str | os.PathLike) -> Path:
 def _printed_tables(report: Report) -> list[tuple[list[str], TextTable]]:
     """(heading, table): the runs alone, or the results over seeds before them."""
     results = comparison.results(report.comparisons, list(report.tasks(report.compared)))
-    if results is None and not report.seeded:
+    if results is None and not report.has_seeds:
         return [([], summary(report))]
     about = f"Over seeds: {MEANS}"
     return [
-        *([(["Results" + (f", {MEANS}" if report.seeded else ""), ""], results)] if results else []),
-        *([([about, ""], over_seeds(report))] if report.seeded else []),
+        *([(["Results" + (f", {MEANS}" if report.has_seeds else ""), ""], results)] if results else []),
+        *([([about, ""], over_seeds(report))] if report.has_seeds else []),
         (["Runs", ""], summary(report)),
     ]
 

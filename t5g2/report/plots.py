@@ -46,7 +46,7 @@ STYLE = {
 
 
 def compare(sets: Mapping[str, Sequence[RunGroup]], metric: str, unit: str) -> str:
-    """SVG: a plot for each {title: groups}, with one curve a group, its last value written at its end."""
+    """SVG: a plot for each {title: groups}, with one curve per group and its last value at the end."""
     with _style() as (plt, ticker):
         figure, grid = _grid(plt, len(sets), columns=min(len(sets), 2), height=4.0 if len(sets) == 1 else 3.4)
         for axes, (title, groups) in zip(grid, sets.items(), strict=True):

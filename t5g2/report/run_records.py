@@ -1,4 +1,4 @@
-"""What the workdirs of runs hold, as the report reads it: a run, and the runs of one variant under several seeds."""
+"""Runs as the report reads them from workdirs: one run, and the runs of one variant under several seeds."""
 
 import json
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ COLORS = ("#3b78b8", "#d9773c", "#4d9a6c", "#9469a8", "#b19a35", "#4fa3b5", "#c2
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """What the workdir of one run holds; None or empty = the file is not there (yet).
+    """The files of one run's workdir; None or empty = the file does not exist (yet).
 
     Attributes:
-      name: how it is called in tables and plots.
+      name: in tables and plots.
       color: of its curves, everywhere.
       rows: of metrics.jsonl.
       experiment: of experiment.json.
       provenance: of provenance.json.
       samples: of the newest file under samples/.
-      done: whether the trainer has finished.
-      seed: where it is one of several under different seeds.
+      done: True if the trainer has finished.
+      seed: of one of several runs under different seeds.
     """
 
     name: str
@@ -46,12 +46,12 @@ class RunRecord:
         return list(points), list(points.values())
 
     def points(self, metric: str) -> dict[int, float]:
-        """{step: value} of the same."""
+        """{step: value} of a metric."""
         points = {row["step"]: row[metric] for row in self.rows if row.get(metric) is not None}
         return {step: points[step] for step in sorted(points)}
 
     def at_start(self, metric: str) -> float | None:
-        """The value at step 0, before the first update; None = it was not measured then, but later if at all."""
+        """The value at step 0, before the first update; None = it was not measured then."""
         return self.points(metric).get(0)
 
     def last(self, metric: str) -> float | None:
@@ -59,27 +59,27 @@ class RunRecord:
         return next(reversed(self.series(metric)[1]), None)
 
     def median(self, metric: str) -> float | None:
-        """The median over the steps, which the compilation at the first one does not move."""
+        """The median over the steps, which is not moved by the compilation at the first one."""
         values = self.series(metric)[1]
         return median_of(values) if values else None
 
     def tokens(self, steps: Iterable[int]) -> list[float] | None:
-        """Trained tokens, of encoder and decoder together, after so many steps; None = none were logged."""
+        """Trained tokens, encoder and decoder together, after each of these steps; None = none were logged."""
         return statistics.tokens_at(list(steps), self.points("train/tokens"))
 
     @property
     def metrics(self) -> list[str]:
-        """The names of all that was recorded."""
+        """The names of all recorded metrics."""
         return list(dict.fromkeys(name for row in self.rows for name in row if name not in ("step", "wall")))
 
     @property
     def step(self) -> int | None:
-        """The last step that anything was recorded at."""
+        """The last step with a recorded metric."""
         return max((row["step"] for row in self.rows), default=None)
 
     @property
     def seconds(self) -> float | None:
-        """From the first row to the last, leaving out gaps of over ten minutes: there the run was stopped."""
+        """Time from the first row to the last, without gaps of over ten minutes, in which the run was stopped."""
         walls = [row["wall"] for row in self.rows if "wall" in row]
         gaps = [b - a for a, b in pairwise(walls)]
         return sum(gap for gap in gaps if 0 <= gap < 600) if gaps else None
@@ -92,7 +92,7 @@ class RunGroup:
     Attributes:
       name: of the variant.
       color: of its runs.
-      runs: one for each seed, whatever there is of it.
+      runs: one per seed, complete or not.
     """
 
     name: str
@@ -100,24 +100,24 @@ class RunGroup:
     runs: list[RunRecord]
 
     @property
-    def seeded(self) -> bool:
-        """Whether it speaks of seeds."""
+    def has_seeds(self) -> bool:
+        """True if the runs have seeds."""
         return any(run.seed is not None for run in self.runs)
 
     @property
     def counted(self) -> list[RunRecord]:
-        """The runs that means are taken over: those that are done, or while none is, those that have begun."""
+        """The runs that means are taken over: those that are done, or, while none is, those that have started."""
         return [run for run in self.runs if run.done] or [run for run in self.runs if run.rows]
 
     @property
     def metrics(self) -> list[str]:
-        """The names of all that was recorded."""
+        """The names of all recorded metrics."""
         return list(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
     def by_seed(self, metric: str, step: int) -> dict[int | None, float]:
         """{seed: value at a step} of the counted runs."""
-        found = {run.seed: run.points(metric).get(step) for run in self.counted}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {run.seed: run.points(metric).get(step) for run in self.counted}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def steps(self, metric: str) -> list[int]:
         """The steps at which every counted run has the metric."""
@@ -128,7 +128,7 @@ class RunGroup:
         """(steps, means) of a metric at those steps."""
         steps = self.steps(metric)
         points = [run.points(metric) for run in self.counted]
-        return steps, [fmean(of[step] for of in points) for step in steps]
+        return steps, [fmean(values[step] for values in points) for step in steps]
 
     def at(self, metric: str, step: int | None) -> Estimate | None:
         """Mean and interval at a step; None = no counted run has it there."""

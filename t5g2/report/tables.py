@@ -15,87 +15,87 @@ MEANS = "mean ± half of its 95 % interval over seeds, t(n - 1) s / sqrt(n); dif
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A row of the tables of runs and of groups.
+class TableRow:
+    """One row of the tables of runs and of groups.
 
     Attributes:
       title: of the row.
       read: the value of a run.
-      spell: the value as text.
-      interval: whether it is a result, whose interval over seeds is shown.
+      format: turns the value into text.
+      interval: True for results, which are shown with their interval over seeds.
     """
 
     title: str
     read: Callable[[RunRecord], float | None]
-    spell: Callable[[float | None], str]
+    format: Callable[[float | None], str]
     interval: bool = False
 
-    def of_group(self, group: RunGroup) -> str:
-        """The mean over seeds."""
+    def group_text(self, group: RunGroup) -> str:
+        """The mean over a group's seeds as text."""
         mean = estimate([value for run in group.counted if (value := self.read(run)) is not None])
         if mean is None:
             return NONE
-        return mean.text(self.spell) if self.interval else self.spell(mean.mean)
+        return mean.text(self.format) if self.interval else self.format(mean.mean)
 
 
 def summary(report: Report) -> TextTable:
-    """A run's held-out losses, where they began and ended, over all and per denoiser, and what it took.
+    """Held-out losses at start and end, over all and per denoiser, speed and memory of every run.
 
-    A column a run as long as they fit a terminal, otherwise a row a run.
+    One column per run while they fit a terminal, otherwise one row per run.
     """
     cells = [
         ["state", *map(state, report.runs)],
         ["step", *(NONE if run.step is None else str(run.step) for run in report.runs)],
-        *([fact.title, *(fact.spell(fact.read(run)) for run in report.runs)] for fact in metrics(report)),
+        *([row.title, *(row.format(row.read(run)) for run in report.runs)] for row in table_rows(report)),
     ]
     return _layout("run", [run.name for run in report.runs], cells)
 
 
 def over_seeds(report: Report) -> TextTable:
-    """The same for each variant, as means over its seeds; results with 95 % intervals."""
+    """The rows of `summary` for each variant: means over its seeds, results with 95 % intervals."""
     groups = report.groups
     cells = [
         ["seeds", *(f"{len(group.counted)} of {len(group.runs)}" for group in groups)],
-        *([fact.title, *(fact.of_group(group) for group in groups)] for fact in metrics(report)),
+        *([row.title, *(row.group_text(group) for group in groups)] for row in table_rows(report)),
     ]
     return _layout("variant", [group.name for group in groups], cells)
 
 
-def metrics(report: Report) -> list[Metric]:
-    """What the tables show."""
-    found = []
+def table_rows(report: Report) -> list[TableRow]:
+    """The rows of the tables, as far as the runs recorded them."""
+    rows = []
     for task, denoisers in report.tasks().items():
-        of = "held-out loss" if task == "heldout" else f"{task} loss"
+        label = "held-out loss" if task == "heldout" else f"{task} loss"
         metric = f"eval/{task}/loss"
-        found.append(Metric(f"{of} at start", lambda run, m=metric: run.at_start(m), number, interval=True))
-        found.append(Metric(f"{of} at end", lambda run, m=metric: run.last(m), number, interval=True))
-        alone = all(len(of) < 2 for group in report.groups for of in report.tasks([group]).values())
-        for name in () if alone else denoisers:  # the only one is the mean
-            found.append(Metric(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
+        rows.append(TableRow(f"{label} at start", lambda run, m=metric: run.at_start(m), number, interval=True))
+        rows.append(TableRow(f"{label} at end", lambda run, m=metric: run.last(m), number, interval=True))
+        single = all(len(names) < 2 for group in report.groups for names in report.tasks([group]).values())
+        for name in () if single else denoisers:  # a single denoiser is the mean itself
+            rows.append(TableRow(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
     return [
-        *found,
-        Metric("train loss at end", lambda run: run.last("train/loss"), number, interval=True),
-        Metric("tokens/s", lambda run: run.median("tokens_per_s"), large),
-        Metric("MFU", lambda run: run.median("mfu"), percent),
-        Metric("padding, encoder", lambda run: run.median("padding/encoder"), percent),
-        Metric("padding, decoder", lambda run: run.median("padding/decoder"), percent),
-        Metric("memory of a device, GiB", lambda run: run.last("memory/device_gib"), lambda value: number(value, 2)),
-        Metric("memory of the process, GiB", lambda run: run.last("memory/host_gib"), lambda value: number(value, 2)),
-        Metric("time", lambda run: run.seconds, lambda value: NONE if value is None else logs.duration(value)),
+        *rows,
+        TableRow("train loss at end", lambda run: run.last("train/loss"), number, interval=True),
+        TableRow("tokens/s", lambda run: run.median("tokens_per_s"), large),
+        TableRow("MFU", lambda run: run.median("mfu"), percent),
+        TableRow("padding, encoder", lambda run: run.median("padding/encoder"), percent),
+        TableRow("padding, decoder", lambda run: run.median("padding/decoder"), percent),
+        TableRow("memory of a device, GiB", lambda run: run.last("memory/device_gib"), lambda value: number(value, 2)),
+        TableRow("memory of the process, GiB", lambda run: run.last("memory/host_gib"), lambda value: number(value, 2)),
+        TableRow("time", lambda run: run.seconds, lambda value: NONE if value is None else logs.duration(value)),
     ]
 
 
-def _layout(what: str, names: list[str], cells: list[list[str]]) -> TextTable:
-    """A column a name, or a row if there are many; what nobody has is left out, unless it is what they are run for."""
+def _layout(corner: str, names: list[str], cells: list[list[str]]) -> TextTable:
+    """One column per name, or one row if there are many; rows without a value are left out, except final losses."""
     cells = [row for row in cells if set(row[1:]) != {NONE} or row[0].endswith("end")]
     if len(names) > 5:
-        first, *rest = zip([what, *names], *cells, strict=True)
+        first, *rest = zip([corner, *names], *cells, strict=True)
         return TextTable(list(first), [list(row) for row in rest])
     return TextTable(["", *names], cells)
 
 
 def state(run: RunRecord) -> str:
-    """Done, stopped or running (nobody can tell which from the files), or not started."""
+    """The state of a run: done, unfinished (stopped or running: the files do not tell), or not started."""
     return "done" if run.done else "not started" if run.step is None else "unfinished"
 
 
@@ -110,16 +110,16 @@ def large(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 in percent."""
+    """A share (1 = all) in percent."""
     return NONE if share is None else f"{100 * share:.1f} %"
 
 
 def different_settings(runs: Sequence[RunRecord]) -> TextTable:
-    """The settings in which the runs differ, one column a run."""
+    """The settings in which the runs differ, one column per run."""
     flat = [settings.flatten(run.experiment) if run.experiment else {} for run in runs]
-    paths = sorted({path for of in flat for path in of})
-    differ = [path for path in paths if len({json.dumps(of.get(path, NONE)) for of in flat}) > 1]
-    rows = [[path, *(_as_text(of[path]) if path in of else NONE for of in flat)] for path in differ]
+    paths = sorted({path for node in flat for path in node})
+    differ = [path for path in paths if len({json.dumps(node.get(path, NONE)) for node in flat}) > 1]
+    rows = [[path, *(_as_text(node[path]) if path in node else NONE for node in flat)] for path in differ]
     return TextTable(["setting", *(run.name for run in runs)], rows)
 
 

@@ -40,12 +40,12 @@ def run_sweep(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: 
 
 
 def run_local(sweep: Sweep, folder: Path, *, program: Sequence[str] = PROGRAM) -> None:
-    """Runs the parts here, one after the other; `program` is what `t5g2` stands for."""
+    """Runs the parts here, one after the other; `program` is the command for `t5g2`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir={folder} is a file; give a folder, which is made if it is missing")
     if (folder / "experiment.json").exists():
         raise UserError(f"{folder} is the workdir of a single run; give the sweep a folder of its own")
-    identities = _identities(sweep, folder)
+    identities = _part_hashes(sweep, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,25 +66,25 @@ def run_local(sweep: Sweep, folder: Path, *, program: Sequence[str] = PROGRAM) -
             _say(f"{label} {'resumes' if (folder / part.name).exists() else 'starts'}: {command_line(arguments)}")
             start = time.perf_counter()
             status = _run_command([*program, *arguments], signals, lock)
-            taken = logs.duration(time.perf_counter() - start)
-            if signals.came:
-                _say(f"{label} ended after {taken}, asked to; run the same command again to go on")
-                sys.exit(128 + signals.came)
+            duration = logs.duration(time.perf_counter() - start)
+            if signals.received:
+                _say(f"{label} stopped by a signal after {duration}; run the same command again to go on")
+                sys.exit(128 + signals.received)
             if status:
-                _say(f"{label} failed after {taken} with exit status {status}; its last lines are above")
+                _say(f"{label} failed after {duration} with exit status {status}; its last lines are above")
                 sys.exit(status)
             if not part.result(folder).exists():
                 raise UserError(
-                    f"{part.name} ended well but left no {part.result(folder)}; is the sweep's `out` right?"
+                    f"{part.name} exited with status 0 but left no {part.result(folder)}; is the sweep's `out` right?"
                 )
             files.write_json(mark, identities[part.name])
-            _say(f"{label} done in {taken}")
+            _say(f"{label} done in {duration}")
 
     output.write(folder)
 
 
 def print_commands(sweep: Sweep, folder: Path) -> None:
-    """Prints the commands in a right order, as a shell takes them; starts and writes nothing."""
+    """Prints the commands in an order that works, for a shell; starts and writes nothing."""
     for part in sweep.ordered():
         print(f"# {part.name}" + (f", after {', '.join(part.after)}" if part.after else ""))
         print(command_line(part.arguments(folder)))
@@ -93,8 +93,8 @@ def print_commands(sweep: Sweep, folder: Path) -> None:
 LAUNCHERS: dict[str, Callable[[Sweep, Path], None]] = {"local": run_local, "print": print_commands}
 
 
-def _identities(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """By part, a hash that changes with its settings and with those of what it comes after."""
+def _part_hashes(sweep: Sweep, folder: Path) -> dict[str, str]:
+    """A hash for each part, which changes with its settings and with those of the parts before it."""
     identities = {}
     for part in sweep.ordered():
         text = part.identity(folder) + "".join(identities[name] for name in sorted(part.after))
@@ -103,10 +103,10 @@ def _identities(sweep: Sweep, folder: Path) -> dict[str, str]:
 
 
 class _ForwardedSignals:
-    """SIGTERM and SIGINT are passed on to the part that runs; nothing new is started afterwards."""
+    """Passes SIGTERM and SIGINT on to the part that runs; no part is started afterwards."""
 
     def __init__(self):
-        self.came, self._child = 0, None
+        self.received, self._child = 0, None
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -117,14 +117,14 @@ class _ForwardedSignals:
             signal.signal(number, handler)
 
     def _pass_on(self, number: int, _frame: Any) -> None:
-        self.came = number
+        self.received = number
         if self._child is not None:
             self._child.send_signal(number)
 
     def wait(self, child: subprocess.Popen) -> int:
         self._child = child
-        if self.came:  # between the start of the child and this line
-            child.send_signal(self.came)
+        if self.received:  # between the start of the child and this line
+            child.send_signal(self.received)
         try:
             return child.wait()
         finally:
@@ -132,13 +132,13 @@ class _ForwardedSignals:
 
 
 def _run_command(command: Sequence[str], signals: _ForwardedSignals, lock: int) -> int:
-    """The exit status of a command, 128 + n if signal n ended it; its output goes where ours goes.
+    """Runs a command and returns its exit status, 128 + n if signal n ended it.
 
-    It is a session of its own, so that Ctrl-C on the terminal reaches it once, through us, and not twice. It holds the
-    lock too: if we are killed, it is told to stop (Linux), and whoever comes next waits until it has.
+    The command is a session of its own, so that Ctrl-C on the terminal reaches it once, through us, and not twice. It
+    inherits the lock: if we are killed, it gets SIGTERM (Linux), and the next sweep waits until it has ended.
     """
-    if signals.came:
-        return 128 + signals.came
+    if signals.received:
+        return 128 + signals.received
     sys.stdout.flush()
     if sys.platform == "linux":
         command = [sys.executable, "-ISc", STOP_WITH_PARENT, *command]

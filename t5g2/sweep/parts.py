@@ -72,16 +72,16 @@ class Variant:
         return seed + [(path, fill(flag_text(value), folder, self.seed)) for path, value in self.overrides.items()]
 
     def arguments(self, folder: Path) -> list[str]:
-        """What follows `t5g2` on the command line."""
+        """The words after `t5g2` on the command line."""
         changes = [f"--config.{path}={text}" for path, text in self.changes(folder)]
         return ["train", f"--config={self._config(folder)}", f"--workdir={folder / self.name}", *changes]
 
     def result(self, folder: Path) -> Path:
-        """The file that exists once the part is done: the trainer writes it at its close."""
+        """The file that exists once the part is done: the trainer writes it at the end."""
         return folder / self.name / "done.json"
 
     def identity(self, folder: Path) -> str:
-        """Changes with every setting of the experiment. Raises UserError where the config is wrong."""
+        """A text that changes with every setting of the experiment. Raises UserError if the config is wrong."""
         return experiments.fingerprint(config_file.load(self._config(folder), self.changes(folder)))
 
     def _config(self, folder: Path) -> str:
@@ -107,7 +107,7 @@ class Step:
     seed: int | None = None
 
     def arguments(self, folder: Path) -> list[str]:
-        """What follows `t5g2` on the command line."""
+        """The words after `t5g2` on the command line."""
         return [fill(word, folder, self.seed) for word in self.command]
 
     def result(self, folder: Path) -> Path:
@@ -115,7 +115,7 @@ class Step:
         return folder / fill(self.out, folder, self.seed)
 
     def identity(self, folder: Path) -> str:
-        """Changes with the command."""
+        """A text that changes with the command."""
         return json.dumps(self.arguments(folder))
 
 
@@ -124,7 +124,7 @@ Part = Variant | Step
 
 @dataclass(frozen=True)
 class Paper:
-    """What a paper printed, shown beside our numbers: a table, and where it stands ("arXiv 2512.14856v2, table 3")."""
+    """A table that a paper printed, shown beside our numbers, and its place ("arXiv 2512.14856v2, table 3")."""
 
     source: str
     columns: tuple[str, ...]
@@ -236,10 +236,10 @@ def _waits_for(run: Part, runs: Mapping[str, Sequence[Part]]) -> tuple[str, ...]
 
 def _check_seeds(part: Part) -> None:
     if part.seeds is None:
-        told = (*part.after, *part.command, part.out) if isinstance(part, Step) else (*part.after, part.config)
-        told += tuple(map(flag_text, part.overrides.values())) if isinstance(part, Variant) else ()
-        if part.seed is None and any("{seed}" in text for text in told):
-            raise UserError(f"{part.name} speaks of {{seed}} and has no seeds; give it some, such as seeds=(0, 1, 2)")
+        texts = (*part.after, *part.command, part.out) if isinstance(part, Step) else (*part.after, part.config)
+        texts += tuple(map(flag_text, part.overrides.values())) if isinstance(part, Variant) else ()
+        if part.seed is None and any("{seed}" in text for text in texts):
+            raise UserError(f"{part.name} contains {{seed}} and has no seeds; give it some, such as seeds=(0, 1, 2)")
         return
     if not part.seeds:
         raise UserError(f"{part.name} has seeds = (); give at least one, or leave seeds out for the config's own")
@@ -260,7 +260,7 @@ def _check_seeds(part: Part) -> None:
 
 
 def flag_text(value: Any) -> str:
-    """The text that a flag needs so that it is read as `value` again."""
+    """The text of a flag that is read as `value` again."""
     return value if isinstance(value, str) and settings.parse(value) == value else repr(value)
 
 

@@ -177,7 +177,7 @@ def test_what_is_printed(capsys):
     assert "the step was not compiled; activations are an estimate" in said
     assert "one batch: 16 rows" in said
     assert "encoder/mlp" in said
-    assert said.endswith("the experiment is sound\n")
+    assert said.endswith("check passed: the experiment can run\n")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

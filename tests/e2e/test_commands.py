@@ -64,7 +64,7 @@ def test_from_the_source_to_every_result(corpus, tmp_path, capsys, monkeypatch):
     assert files(tmp_path / "adapted") == before
     assert "held-out loss at end" in t5g2("report", "--workdir=adapted")
     assert (tmp_path / "adapted" / "report" / "index.html").stat().st_size > 10_000
-    assert "the experiment is sound" in t5g2("check", *config("adapted"))
+    assert "check passed: the experiment can run" in t5g2("check", *config("adapted"))
     assert "suffix_r75" in t5g2("data", *config("adapted"), "--n=1")
 
 

@@ -52,7 +52,7 @@ def test_a_config_passes_check(config, capsys, monkeypatch):
     assert cli.main(["check", f"--config={config}", "--config.data.rows=8"]) == 0  # one for each device
     said = capsys.readouterr().out
     assert "compiled in" in said
-    assert "the experiment is sound" in said
+    assert "check passed: the experiment can run" in said
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c not in SMALL], ids=short)
@@ -62,7 +62,7 @@ def test_a_config_of_a_large_model_passes_check_without_compiling(config, capsys
     dry_run.check(config_file.load(config, less), compiled=False)
     said = capsys.readouterr().out
     assert "the step was not compiled" in said
-    assert said.endswith("the experiment is sound\n")
+    assert said.endswith("check passed: the experiment can run\n")
 
 
 @pytest.mark.parametrize("family", ["gemma", "t5gemma", "t5gemma2"])

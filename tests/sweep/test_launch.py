@@ -146,7 +146,7 @@ def test_a_killed_part_gives_the_status_of_a_shell(tmp_path, program):
 
 
 def test_a_part_that_leaves_nothing_is_an_error(tmp_path, program):
-    with pytest.raises(UserError, match=r"forgets ended well but left no .*forgets/done\.json"):
+    with pytest.raises(UserError, match=r"forgets exited with status 0 but left no .*forgets/done\.json"):
         launch.run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
 
 
@@ -375,7 +375,7 @@ def test_without_seeds_nothing_speaks_of_them(tmp_path):
         (lambda: variant("a", seeds=(-1,)), "a has the seed -1"),
         (lambda: variant("a", seeds=(1,), overrides={"train.seed": 3}), "a has seeds and overrides train.seed"),
         (lambda: variant("a", seeds=(True,)), "a has the seed True; a seed is a whole number, at least 0"),
-        (lambda: variant("a", overrides={"x": "{seed}"}), r"a speaks of \{seed\} and has no seeds"),
+        (lambda: variant("a", overrides={"x": "{seed}"}), r"a contains \{seed\} and has no seeds"),
         (lambda: Step("a", ("average",), out="m", seeds=(0, 1)), r"out = 'm' for all of them; .* as in 'm-s\{seed\}'"),
     ],
 )
