@@ -11,7 +11,7 @@ from typing import Any
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.train.experiment import Experiment, build
-from t5g2.train.former_keys import current_keys, current_path
+from t5g2.train.former_names import current_keys, current_path
 
 
 def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:

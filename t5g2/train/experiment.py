@@ -27,7 +27,7 @@ from t5g2.models.distillation import Distillation
 from t5g2.models.loss import LossConfig
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim
-from t5g2.train.former_keys import current_keys
+from t5g2.train.former_names import current_keys, former_names
 
 TABLES = (
     KINDS,
@@ -301,7 +301,7 @@ def dump(experiment: Experiment) -> dict[str, Any]:
 
 def fingerprint(experiment: Experiment) -> str:
     """16 hex digits that change with every setting."""
-    return hashlib.sha256(json.dumps(dump(experiment), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(former_names(dump(experiment)), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

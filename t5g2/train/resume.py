@@ -8,7 +8,7 @@ from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.core.tree import difference
 from t5g2.train.experiment import build, dump
-from t5g2.train.former_keys import current_keys, current_path
+from t5g2.train.former_names import current_keys, current_path
 
 # Length and cadence of the run, devices and speed may differ when a run is resumed; the computation may not.
 FREE_ON_RESUME = (

@@ -265,7 +265,7 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     ("make", "message"),
     [
         (lambda folder: None, "no folder .*; give the --workdir of a run or of a sweep"),
-        (lambda folder: folder.mkdir(), "is no workdir: it has neither metrics.jsonl nor experiment.json"),
+        (lambda folder: folder.mkdir(), "is not a workdir: it has neither metrics.jsonl nor experiment.json"),
         (lambda folder: (folder.mkdir(), (folder / "sweep.json").write_text("{")), "sweep.json is not JSON"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_size_by_name_and_what_is_otherwise():
 
 
 def test_a_run_saved_with_the_former_name_of_an_objective_goes_on():
-    plain = experiments.dump(experiments.load(f"{QUICKSTART}:adapted"))
+    plain = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
     saved, now = copy.deepcopy(plain), copy.deepcopy(plain)
     for node, kind in ((saved, "answers"), (now, "sft")):
         node["data"]["sources"][0]["objective"] = {"kind": kind, "starts": [5], "ends": [6]}

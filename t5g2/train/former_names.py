@@ -1,0 +1,31 @@
+"""Config keys and kinds that had another name before: config files, flags and saved experiments may still use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# former name -> today's; each is unique among all keys
+FORMER_KEYS = {"piece_tokens": "chunk_tokens", "teaching": "teacher_features"}
+# likewise for the values of "kind"; the tables of kinds accept both
+FORMER_KINDS = {"answers": "sft", "answers_decoder": "sft_decoder"}
+
+
+def current_path(path: str) -> str:
+    """A dotted path under today's names: data.piece_tokens is data.chunk_tokens."""
+    return ".".join(FORMER_KEYS.get(key, key) for key in path.split("."))
+
+
+def current_keys(node: Any) -> Any:
+    """Nested dicts and lists with every key under today's name; a key that is given under both keeps today's."""
+    if isinstance(node, Mapping):
+        renamed = {FORMER_KEYS[key]: current_keys(value) for key, value in node.items() if key in FORMER_KEYS}
+        return renamed | {key: current_keys(value) for key, value in node.items() if key not in FORMER_KEYS}
+    return [current_keys(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def former_names(node: Any) -> Any:
+    """The inverse, kinds included: hashes of an experiment are taken of it, so that they outlive a new name."""
+    keys, kinds = ({now: before for before, now in names.items()} for names in (FORMER_KEYS, FORMER_KINDS))
+    if isinstance(node, Mapping):
+        node = {keys.get(key, key): former_names(value) for key, value in node.items()}
+        return node | {"kind": kinds.get(node["kind"], node["kind"])} if "kind" in node else node
+    return [former_names(item) for item in node] if isinstance(node, list | tuple) else node

@@ -1,0 +1,129 @@
+"""Files of earlier versions still load: configs, workdirs, checkpoints, shards, model folders, sweeps.
+
+specimens/VERSION.tar.xz holds a folder `specimen` that version wrote: config.py and sweep.py with the text they read,
+runs/ (workdirs, some with their last checkpoint), tokens/ and logits/ (shards), exported/ (a Hugging Face folder) and
+sweep/ (a finished sweep). A version that changes a format adds a specimen of its own and leaves the others alone.
+"""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import t5g2
+from t5g2 import cli
+from t5g2.checkpoint.folder import open_model
+from t5g2.checkpoint.import_folder import open_any
+from t5g2.data.shards.token_shards import Tokens
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.sweep import launch, sweep_file
+from t5g2.train import config_file, resume
+from t5g2.train import experiment as experiments
+from tests.e2e.conftest import environment
+
+MESH = ("--config.mesh.data=4", "--config.mesh.tensor=2")  # of the eight simulated devices
+ARMS = ("source", "adapted", "scratch", "distilled", "cached", "tokens", "sft")
+
+
+@pytest.fixture(
+    scope="module", params=sorted((Path(__file__).parent / "specimens").glob("*.tar.xz")), ids=lambda p: p.name
+)
+def specimen(request, tmp_path_factory):
+    """The folder of a specimen, which tests may change."""
+    folder = tmp_path_factory.mktemp("specimen")
+    with tarfile.open(request.param) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "specimen"
+
+
+@pytest.fixture(autouse=True)
+def in_specimen(specimen, monkeypatch):
+    monkeypatch.chdir(specimen)
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_config_and_the_experiment_that_was_saved_of_it_are_one(arm):
+    now = experiments.dump(config_file.load(f"config.py:{arm}"))
+    saved = Path(f"runs/{arm}/experiment.json")
+    if saved.exists():
+        assert resume.check_resume(json.loads(saved.read_text()), now) == {}
+    for objective in (source["objective"]["kind"] for source in now["data"]["sources"]):
+        assert objective == {"source": "causal", "sft": "sft"}.get(arm, "ul2")
+
+
+def test_keys_and_paths_under_their_former_names():
+    """In an override, and in the settings that may differ on resume."""
+    shorter = config_file.load("config.py:source", [("data.piece_tokens", "20")])
+    assert shorter.data.chunk_tokens == 20
+    saved = json.loads(Path("runs/source/experiment.json").read_text())
+    changed = resume.check_resume(saved, experiments.dump(shorter), allow=("data.piece_tokens",))
+    assert changed == {"data.chunk_tokens": (40, 20)}
+
+
+@pytest.mark.parametrize("arm", ["adapted", "sft"])
+def test_a_run_goes_on_from_its_checkpoint(arm, capfd):
+    """Two steps more; the metrics of the steps before stay, so the batches after them are the next ones."""
+    before = lines(f"runs/{arm}/metrics.jsonl")
+    flags = [f"--config=config.py:{arm}", f"--workdir=runs/{arm}", "--config.train.steps=6", *MESH]
+    assert cli.main(["train", *flags]) == 0
+    assert "weights: from step 4 of the workdir" in capfd.readouterr().err
+    after = lines(f"runs/{arm}/metrics.jsonl")
+    assert after[: len(before)] == before
+    assert [row["step"] for row in after if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert (Path(f"runs/{arm}/model") / "model.json").exists()
+
+
+def test_token_shards_are_the_tokens_of_the_text():
+    documents = Tokens("tokens/text").open()
+    tokenizer = Bytes()
+    texts = [path.read_text() for path in sorted(Path("text").glob("*.txt"))]
+    assert [tokenizer.decode(documents.tokens(i, tokenizer)) for i in range(len(documents))] == texts
+    assert cli.main(["tokenize", "--config=config.py:source", "--out=tokens", "--shards=2"]) == 0  # nothing to do
+
+
+def test_teacher_logits_are_those_of_the_teacher():
+    """With distill.teacher beside the cache, fingerprints of the teacher and of the chunks are compared."""
+    teacher, one_step = "--config.distill.teacher=runs/source/model", "--config.train.steps=3"
+    assert cli.main(["train", "--config=config.py:cached", "--workdir=runs/again", teacher, one_step, *MESH]) == 0
+    first, again = (
+        {
+            row["step"]: row["train/divergence"]
+            for row in lines(f"runs/{run}/metrics.jsonl")
+            if "train/divergence" in row
+        }
+        for run in ("cached", "again")
+    )
+    assert again[1] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_model_folders():
+    model = t5g2.load("runs/adapted/model")
+    exported = open_any("exported")
+    folder = open_model("runs/adapted/model")
+    assert folder.provenance is not None
+    assert exported.config.decoder == folder.config.decoder
+    for key, leaf in folder.leaves.items():
+        np.testing.assert_array_equal(np.asarray(leaf.read()), np.asarray(exported.leaves[key].read()))
+    assert len(model.generate(["the cat"], max_new_tokens=4)) == 1
+
+
+def test_a_finished_sweep_is_finished(capfd):
+    """Nothing runs again: every part has the hash that it had."""
+    launch.run_local(sweep_file.load("sweep.py"), Path("sweep"), program=[sys.executable, "-c", "raise SystemExit(9)"])
+    out = capfd.readouterr().out
+    assert out.count("already done") == 7
+    assert Path("sweep/report/index.html").exists()
+
+
+def test_a_run_is_reported_without_jax():
+    code = "import sys; from t5g2 import cli; s = cli.main(['report', '--workdir=runs/source']); print('jax' in sys.modules, s)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout.endswith("False 0\n")
