@@ -1,8 +1,8 @@
 """The loss head: cross-entropy of a large vocabulary, tile by tile, so that all logits never exist at once.
 
 B rows, T length, D width, V vocabulary; R groups of rows (one per device that rows are sharded over), K tokens of a
-tile in one group. A tile's logits are float32 whatever the activations are, and so is everything computed from them, unless
-LossConfig.dtype says otherwise.
+tile in one group. A tile's logits are float32 whatever the activations are, and so is everything computed from them,
+unless LossConfig.dtype is another type.
 
 For training, gradients are computed in the forward pass, while a tile's logits exist anyway: three matrix products per
 tile instead of the four that recomputing logits in a backward pass takes (Liger Kernel, arXiv 2410.10989, section 3.2).
