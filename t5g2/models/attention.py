@@ -87,6 +87,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T N H"]:
         """Returns queries, normed and then rotated by `rotary` (cos, sin); not rotated if None (cross-attention)."""
         q_BTNH = project(x_BTD, self.q[...])
+        # Gemma 3; Gemma 2 has a soft cap on the scores instead
         if self.config.qk_norm:
             q_BTNH = self.q_norm.normalize(q_BTNH, compute)
         if rotary is not None:

@@ -93,6 +93,7 @@ class ImageConfig:
     def __post_init__(self):
         if self.tokens < 1:
             raise UserError(f"tokens = {self.tokens}; it must be at least 1")
+        # each token is the mean of a square of patches, and the tokens form a square themselves
         side = math.isqrt(self.tokens)
         if side**2 != self.tokens or self.vision.side % side:
             raise UserError(
@@ -253,6 +254,7 @@ class EncoderDecoderConfig:
             raise UserError(
                 f"eoi_id = {self.eoi_id} is outside the vocabulary of {self.decoder.vocab_size}; give an id below that"
             )
+        # a decoder's inputs are its targets, which images cannot be
         if self.decoder.images is not None:
             raise UserError(
                 "decoder.images is set; in an encoder-decoder model the encoder reads images, so set "
@@ -322,6 +324,7 @@ class DualEncoderConfig:
 
 
 ModelConfig = TextConfig | EncoderDecoderConfig | DualEncoderConfig
+# the "kind" of model.json and of configs
 KINDS: dict[str, type] = {"gemma": TextConfig, "t5gemma": EncoderDecoderConfig, "siglip": DualEncoderConfig}
 
 

@@ -133,6 +133,7 @@ def rotary_cos_sin(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) 
 def apply_rotary(x_BTNH: Float[Array, "B T N H"], rotary: tuple[Array, Array]) -> Float[Array, "B T N H"]:
     """Returns x with pair (k, k + H/2) of every head rotated by its angle: multiplied in float32, rounded once."""
     cos, sin = (part[:, :, None, :] for part in rotary)
+    # pairs are halves of a head and not neighbours, as in the Hugging Face weights
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTNH.dtype)
@@ -149,6 +150,7 @@ class GatedMLP(nnx.Module):
 
     def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Returns the output of the MLP, before the norm that follows it."""
+        # the sums of `project` are rounded to x's dtype before the nonlinearity, as in transformers
         gate_BTF = jax.nn.gelu(project(x_BTD, self.gate[...]), approximate=True)
         return project(gate_BTF * project(x_BTD, self.up[...]), self.down[...])
 

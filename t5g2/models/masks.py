@@ -134,6 +134,7 @@ def decoder(config: TextConfig, kind: LayerKind) -> Mask:
     """Returns the mask among the tokens of a decoder, or of a decoder-only model, in a layer of this kind."""
     if kind == "global":
         return causal()
+    # the window bounds an image's tokens after the query too, where the model was trained so
     bounded = config.images is not None and config.images.window
     return causal(config.window, ahead=config.window - 1 if bounded else None)
 
@@ -147,6 +148,7 @@ def encoder(config: EncoderDecoderConfig, kind: LayerKind) -> Mask:
         return decoder(config.encoder, kind)
     if kind == "global":
         return ALL
+    # three meanings of one number W: see EncoderDecoderConfig.encoder_window
     window = config.encoder.window
     if config.encoder_window == "around":
         return bidirectional(window)

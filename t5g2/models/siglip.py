@@ -118,7 +118,7 @@ class LayerNorm(nnx.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
-class Attention(nnx.Module):
+class SiglipAttention(nnx.Module):
     """Attention without a mask, all projections with a bias."""
 
     def __init__(self, width: int, heads: int, *, key: jax.Array, param_dtype):
@@ -175,7 +175,7 @@ def _all_visible(rows: int, length: int) -> Sequences:
     return Sequences(ones_BT, ones_BT, ones_BT)
 
 
-class MLP(nnx.Module):
+class SiglipMLP(nnx.Module):
     """down(gelu(up x)), with the tanh approximation of gelu."""
 
     def __init__(self, width: int, hidden: int, *, key: jax.Array, param_dtype):
@@ -190,14 +190,14 @@ class MLP(nnx.Module):
         return self.down.transform(constrain(h_BTF, "rows", "length", "mlp_act"))
 
 
-class Block(nnx.Module):
+class SiglipBlock(nnx.Module):
     """One layer: residual attention and MLP, each after a norm."""
 
     def __init__(self, config: VisionConfig | SiglipTextConfig, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key)
         self.pre_attention_norm, self.pre_mlp_norm = _norm(config, param_dtype), _norm(config, param_dtype)
-        self.attention = Attention(config.width, config.heads, key=keys[0], param_dtype=param_dtype)
-        self.mlp = MLP(config.width, config.mlp_width, key=keys[1], param_dtype=param_dtype)
+        self.attention = SiglipAttention(config.width, config.heads, key=keys[0], param_dtype=param_dtype)
+        self.mlp = SiglipMLP(config.width, config.mlp_width, key=keys[1], param_dtype=param_dtype)
 
     def forward(self, x_BTD: Float[Array, "B T D"], *, compute: Compute) -> Float[Array, "B T D"]:
         """Returns the next hidden states."""
@@ -207,19 +207,19 @@ class Block(nnx.Module):
         return constrain(x_BTD, "rows", "length", "embed_act")
 
 
-class Tower(nnx.Module):
+class SiglipTower(nnx.Module):
     """The layers of an image or a text tower, and the norm after them."""
 
     def __init__(self, config: VisionConfig | SiglipTextConfig, *, key: jax.Array, param_dtype):
         self.config = config
-        make = lambda _, key: Block(config, key=key, param_dtype=param_dtype)  # noqa: E731
+        make = lambda _, key: SiglipBlock(config, key=key, param_dtype=param_dtype)  # noqa: E731
         self.layers = Layers(make, (None,), config.layers, key=key)
         self.final_norm = _norm(config, param_dtype)
 
     def run(self, x_BTD: Float[Array, "B T D"], *, compute: Compute) -> Float[Array, "B T D"]:
         """Returns the final-normed states of tokens embedded as x."""
 
-        def step(block: Block, x_BTD, _):
+        def step(block: SiglipBlock, x_BTD, _):
             return block.forward(x_BTD, compute=compute), None
 
         x_BTD, _ = self.layers.scan(step, constrain(x_BTD, "rows", "length", "embed_act"), compute=compute)
@@ -230,7 +230,7 @@ def _norm(config: VisionConfig | SiglipTextConfig, param_dtype) -> LayerNorm:
     return LayerNorm(config.width, eps=config.norm_eps, param_dtype=param_dtype)
 
 
-class VisionTower(Tower):
+class VisionTower(SiglipTower):
     """Patches of an image as tokens; with config.pool, also one vector for the whole image."""
 
     config: VisionConfig
@@ -285,9 +285,9 @@ class Pool(nnx.Module):
         keys = jax.random.split(key, 3)
         # big_vision initialises it as a matrix [1, D], whose fan in is 1
         self.probe = param(keys[0], (config.width,), axes=(None,), init=Xavier(0), dtype=param_dtype)
-        self.attention = Attention(config.width, config.heads, key=keys[1], param_dtype=param_dtype)
+        self.attention = SiglipAttention(config.width, config.heads, key=keys[1], param_dtype=param_dtype)
         self.norm = _norm(config, param_dtype)
-        self.mlp = MLP(config.width, config.mlp_width, key=keys[2], param_dtype=param_dtype)
+        self.mlp = SiglipMLP(config.width, config.mlp_width, key=keys[2], param_dtype=param_dtype)
 
     def reduce(self, x_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B D"]:
         """Returns one vector for the patches of each image."""
@@ -330,7 +330,7 @@ class TokenEmbedding(nnx.Module):
         self.table = param(key, (vocab_size, width), axes=("vocab", "embed"), init=embedding, dtype=param_dtype)
 
 
-class TextTower(Tower):
+class TextTower(SiglipTower):
     """A text tower for a fixed number of tokens; the text's vector comes from the last, mostly a padding token.
 
     Padding is not masked, as in training, so texts must be padded with the same token (MedSigLIP: 1).

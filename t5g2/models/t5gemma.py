@@ -109,6 +109,7 @@ class T5Gemma(nnx.Module):
         if encoder is None or encoder.tokens.shape[0] != rows:
             encoder_rows = None if encoder is None else encoder.tokens.shape[0]
             raise ValueError(f"a cache of {rows} rows needs encoder tokens of as many rows; given: {encoder_rows}")
+        # only the keys and values of the encoder's states are kept, not the states
         memory_BSD = self.encode(encoder, images, compute=compute)
         return caches.start(self.decoder, rows, length, memory_BSD=memory_BSD, encoder=encoder, compute=compute)
 

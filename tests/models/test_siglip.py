@@ -163,7 +163,7 @@ def test_every_token_of_a_text_is_seen_and_the_last_one_speaks():
 
 
 def tiled(monkeypatch, tile):
-    monkeypatch.setattr(siglip, "TILE", tile)
+    monkeypatch.setattr(siglip, "QUERY_TILE", tile)
 
 
 def value_and_slopes(model, given, compute=FLOAT32):
