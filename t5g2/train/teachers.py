@@ -79,24 +79,24 @@ def fingerprint(folder: ModelFolder) -> str:
 
 
 def outputs(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | None) -> TeacherOutputs:
-    """What a batch's loss is told, under jit; the teacher's hidden states are made here, its logits by the loss.
+    """Returns the teacher's outputs for the loss of a batch, under jit; the loss computes its logits from its states.
 
     Args:
-      teacher: a model; None = the batch carries its answers.
-      key: for what is drawn of its distributions.
+      teacher: a model; None = the batch has its cached distributions.
+      key: for sampling from its distributions.
     """
-    teaching = batch.teacher
-    assert teaching is not None, "a run with a teacher has batches that carry where its answers stand"
-    has_teacher_BT = teaching.origins >= 0
-    if teaching.ids is not None:
-        said: Any = teaching.log_probs, teaching.tail
-        return TeacherOutputs(has_teacher_BT, SparseDistribution(teaching.ids, *said))
-    if teaching.text is None:
+    inputs = batch.teacher
+    assert inputs is not None, "the batches of a run with a teacher have TeacherInputs"
+    has_teacher_BT = inputs.origins >= 0
+    if inputs.ids is not None:
+        cached: Any = inputs.ids, inputs.log_probs, inputs.tail
+        return TeacherOutputs(has_teacher_BT, SparseDistribution(*cached))
+    if inputs.text is None:
         hidden_BTD = teacher.hidden(batch.encoder, batch.decoder, compute=compute)
     else:
-        hidden_BLD = teacher.hidden(None, teaching.text, compute=compute)
-        places_BT = jnp.maximum(teaching.origins, 0)
-        hidden_BTD = jnp.take_along_axis(hidden_BLD, places_BT[:, :, None], axis=1)
+        hidden_BLD = teacher.hidden(None, inputs.text, compute=compute)
+        origins_BT = jnp.maximum(inputs.origins, 0)
+        hidden_BTD = jnp.take_along_axis(hidden_BLD, origins_BT[:, :, None], axis=1)
     return TeacherOutputs(has_teacher_BT, None, hidden_BTD, teacher.head(), key)
 
 
