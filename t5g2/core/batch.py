@@ -39,6 +39,7 @@ def image_blocks(tokens: np.ndarray, image_token: int) -> np.ndarray:
 
     tokens [5 8 8 9 8], image_token = 8: blocks [0 1 1 0 2].
     """
+    # a run starts where the token before is not an image token; neighbouring images are one block
     image = np.asarray(tokens) == image_token
     starts = image & ~np.concatenate([np.zeros_like(image[..., :1]), image[..., :-1]], axis=-1)
     return np.where(image, np.cumsum(starts, axis=-1), 0).astype(np.int32)

@@ -19,13 +19,13 @@ class UserError(ValueError):
     """Wrong input of a command, which ends with exit status 2 and this message, without a traceback."""
 
 
-def unknown(what: str, given: str, allowed: Iterable[str]) -> UserError:
-    """Returns the error for a name that does not exist, with the closest names that do.
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+    """Returns the error for a name that is not allowed, with the closest allowed ones.
 
     >>> str(unknown("objective", "ul3", ["causal", "ul2"]))
     "unknown objective 'ul3'; did you mean 'ul2'? Allowed: causal, ul2"
     """
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
-    return UserError(f"unknown {what} {given!r}{hint} Allowed: {', '.join(names)}")
+    return UserError(f"unknown {kind} {name!r}{hint} Allowed: {', '.join(names)}")

@@ -64,7 +64,7 @@ class Objective(abc.ABC):
     def infilling(
         self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns a fill-in prompt and its targets without EOS, like this objective's examples; None if it has no spans.
+        """Returns a fill-in prompt and its targets without EOS, like those of this objective; None if it has no spans.
 
         Args:
           starts: first token of each span that is removed.

@@ -163,7 +163,7 @@ def unmatched(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
     return [pattern for pattern in patterns if not any(matches(pattern, path) for path in known)]
 
 
-def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+def difference(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> str:
     """Returns the differences of two mappings by name, one line per entry, sorted; empty if they are equal.
 
     >>> print(difference({"a": 1, "b": 2, "c": 3}, {"b": 5, "c": 3, "d": 4}))
@@ -171,10 +171,10 @@ def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     surplus  d: 4
     changed  b: 2 -> 5
     """
-    missing = [f"missing  {key}: {expected[key]}" for key in sorted(expected.keys() - given.keys())]
-    surplus = [f"surplus  {key}: {given[key]}" for key in sorted(given.keys() - expected.keys())]
-    both = sorted(expected.keys() & given.keys())
-    changed = [f"changed  {key}: {expected[key]} -> {given[key]}" for key in both if expected[key] != given[key]]
+    missing = [f"missing  {key}: {expected[key]}" for key in sorted(expected.keys() - actual.keys())]
+    surplus = [f"surplus  {key}: {actual[key]}" for key in sorted(actual.keys() - expected.keys())]
+    both = sorted(expected.keys() & actual.keys())
+    changed = [f"changed  {key}: {expected[key]} -> {actual[key]}" for key in both if expected[key] != actual[key]]
     return "\n".join(missing + surplus + changed)
 
 

@@ -2,8 +2,8 @@
 
 B batch, T queries, S keys of one source, D width, N query heads, K key/value heads, H head size.
 
-One set of weights serves a self-attention layer (one source: the tokens themselves), a decoding step (two: what the
-cache holds and the new tokens) and merged attention (one more: the encoder's states).
+One set of weights serves self-attention (one source: the tokens themselves), a decoding step (two: the cache and the
+new tokens) and merged attention (one more: the encoder's states).
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ __all__ = ["Attention", "Compute", "KeyValues", "Keys", "Mask", "attend"]
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one layer, ready to be attended to: k_BSKH, v_BSKH."""
+    """Keys and values of one layer, normed and rotated: k_BSKH, v_BSKH."""
 
     k_BSKH: Array
     v_BSKH: Array
 
     def as_keys(self, tokens: Sequences) -> Keys:
-        """These keys as a source of attention, said to stand for `tokens`."""
+        """Returns these keys and values as a source of attention; `tokens` has their segments, positions and blocks."""
         return Keys(self.k_BSKH, self.v_BSKH, tokens)
 
 
@@ -43,17 +43,17 @@ def attend(
     softcap: float | None = None,
     compute: Compute,
 ) -> Float[Array, "B T N H"]:
-    """The values that each query sees, averaged with the softmax of scale * q k over the keys of all sources together.
+    """Returns the attention of queries over the visible keys of all sources, with one softmax of scale * q k.
+
+    A query without a visible key gets zeros, and zero gradients.
 
     Args:
-      query: the tokens that the queries stand for.
-      sources: keys and values, each with the mask that says which of them are visible; t5g2.models.masks has the rule.
+      query: the tokens of the queries.
+      sources: keys and values, each with its mask; t5g2.models.masks has the rule of visibility.
       softcap: scores become softcap * tanh(scores / softcap) before they are masked.
-      compute: its backend and softmax_dtype.
-
-    A query that sees no key gets zeros, and gives zero gradients.
+      compute: of which backend and softmax_dtype are used.
     """
-    # the only one so far; choosing by device and shape belongs here and nowhere else
+    # the only backend so far; a choice by device and shape belongs here
     backend = "reference" if compute.backend == "auto" else compute.backend
     return BACKENDS[backend](q_BTNH, query, sources, scale=scale, softcap=softcap, dtype=compute.softmax_dtype)
 
@@ -62,8 +62,9 @@ class Attention(nnx.Module):
     """The projections and norms of one attention layer.
 
     Attributes:
-      config: of the stack whose queries these are.
-      memory_width: size of the states that keys and values are made of, if not the stack's own (cross-attention).
+      config: of the stack of the queries.
+      memory_width: size of the states that keys and values are projected from, if not the stack's width
+        (cross-attention).
     """
 
     def __init__(self, config: TextConfig, *, key: jax.Array, param_dtype, memory_width: int | None = None):
@@ -84,8 +85,9 @@ class Attention(nnx.Module):
     def queries(
         self, x_BTD: Float[Array, "B T D"], rotary: tuple[Array, Array] | None, *, compute: Compute
     ) -> Float[Array, "B T N H"]:
-        """Queries, normed and then rotated. Without `turn` they are not rotated: those of cross-attention."""
+        """Returns queries, normed and then rotated by `rotary` (cos, sin); not rotated if None (cross-attention)."""
         q_BTNH = project(x_BTD, self.q[...])
+        # Gemma 3; Gemma 2 has a soft cap on the scores instead
         if self.config.qk_norm:
             q_BTNH = self.q_norm.normalize(q_BTNH, compute)
         if rotary is not None:
@@ -93,8 +95,9 @@ class Attention(nnx.Module):
         return constrain(q_BTNH, "rows", "length", "heads_act", None)
 
     def keys(self, x_BSD: Float[Array, "B S D"], rotary: tuple[Array, Array] | None, *, compute: Compute) -> KeyValues:
-        """Keys, normed and then rotated, and values. Without `turn` they are not rotated: keys of the encoder's states,
-        whose order neither merged nor separate cross-attention sees.
+        """Returns keys, normed and then rotated by `rotary` (cos, sin), and values.
+
+        The keys of encoder states are not rotated (None), in merged and in separate cross-attention.
         """
         k_BSKH, v_BSKH = project(x_BSD, self.k[...]), project(x_BSD, self.v[...])
         if self.config.qk_norm:
@@ -107,7 +110,7 @@ class Attention(nnx.Module):
     def attend(
         self, q_BTNH: Array, query: Sequences, sources: Sequence[tuple[Keys, Mask]], *, compute: Compute
     ) -> Float[Array, "B T D"]:
-        """What the queries see, projected back to the width of the model."""
+        """Returns the attention of the queries over `sources`, projected to the width of the model."""
         config = self.config
         o_BTNH = attend(q_BTNH, query, sources, scale=config.scale, softcap=config.attention_softcap, compute=compute)
         return project(constrain(o_BTNH, "rows", "length", "heads_act", None), self.o[...], inputs=2)

@@ -1,4 +1,4 @@
-"""A model from its config, with weights or as shapes only."""
+"""Construction of a model from its config, with weights or as shapes only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ MODELS: dict[type, Callable[..., Any]] = {TextConfig: Gemma, EncoderDecoderConfi
 
 
 def make(config: ModelConfig, *, key: jax.Array, param_dtype=jnp.float32) -> Any:
-    """The model that `config` describes, freshly initialised from `key` (jax.random.key)."""
+    """Returns the model that `config` describes, initialised from `key` (jax.random.key)."""
     return MODELS[type(config)](config, key=key, param_dtype=param_dtype)
 
 
 def abstract(config: ModelConfig, param_dtype=jnp.float32) -> Any:
-    """The same model with a jax.ShapeDtypeStruct for every weight: nothing is computed, no memory is taken."""
+    """Returns the same model with a jax.ShapeDtypeStruct for every weight: nothing is computed or allocated."""
     return jax.eval_shape(lambda: make(config, key=jax.random.key(0), param_dtype=param_dtype))

@@ -1,10 +1,10 @@
-"""Keys and values that decoding reuses, as an explicit pytree that goes in and comes out.
+"""The key-value cache of decoding, an explicit pytree that is passed in and returned.
 
 B batch, T length of the cache, t new tokens, S encoder length, K key/value heads, H head size.
 
-A cache holds, beside the keys of every layer, the tokens they stand for: their segments and positions, from which the
-masks follow. So rows may be padded anywhere (with segment 0) and may stand at different positions. All rows fill the
-same slots: `extend` writes t new tokens to the slots used .. used + t - 1.
+Beside the keys of every layer, a cache holds their tokens with segments and positions, from which the masks follow. So
+rows may be padded anywhere (with segment 0) and may be at different positions. All rows fill the same slots: `extend`
+writes t new tokens to the slots used .. used + t - 1.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ from t5g2.models.stack import Block, LayerInputs, PerLayer, Stack
 
 
 class Cache(NamedTuple):
-    """What a decoder remembers.
+    """A decoder's key-value cache.
 
     Attributes:
       past: per layer, KeyValues of B rows and T slots.
-      tokens: int32[B, T] each, what the slots hold; segment 0 = nothing.
-      used: int32[], slots written so far.
-      memory: per layer, KeyValues of the encoder's states, None where the layer does not see them; None for a
+      tokens: int32[B, T] each, the tokens of the slots; segment 0 = empty or padding.
+      used: int32[], number of slots written so far.
+      memory: per layer, KeyValues of the encoder's states, None where the layer does not attend to them; None for a
         decoder-only model.
       encoder: the encoder's tokens, or None.
     """
@@ -47,7 +47,7 @@ def start(
     encoder: Sequences | None = None,
     compute: Compute,
 ) -> Cache:
-    """An empty cache of `length` slots; with `memory_BSD`, its keys and values are computed once for every layer."""
+    """Returns an empty cache of `length` slots, with every layer's keys and values of `memory_BSD`, if given."""
     config = stack.config
     dtype = jnp.dtype(compute.dtype)
 
@@ -55,25 +55,26 @@ def start(
         shape = (rows, length, config.kv_heads, config.head_size)
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    nothing = jnp.zeros((rows, length), jnp.int32)
+    zeros_BT = jnp.zeros((rows, length), jnp.int32)
     memory = None
     if memory_BSD is not None:
         memory = stack.layers.map(lambda block: block.encoder_keys_values(memory_BSD, compute=compute))
-    tokens = Sequences(nothing, nothing, nothing, nothing)
+    tokens = Sequences(zeros_BT, zeros_BT, zeros_BT, zeros_BT)
     return Cache(stack.layers.map(empty), tokens, jnp.zeros((), jnp.int32), memory, encoder)
 
 
 def extend(
-    stack: Stack, x_BtD: Float[Array, "B t D"], site: LayerInputs, cache: Cache, *, compute: Compute
+    stack: Stack, x_BtD: Float[Array, "B t D"], inputs: LayerInputs, cache: Cache, *, compute: Compute
 ) -> tuple[Float[Array, "B t D"], Cache]:
-    """Final-normed states of new tokens that see the cache, themselves and the encoder; and the cache with them in it.
+    """Returns the final-normed states of new tokens, and the cache extended by them.
 
-    Every layer reads the old cache and its new keys as two sources; the new keys of all layers are written together
-    afterwards. So the loop over layers copies nothing, and a donated cache is updated in place.
+    The new tokens attend to the cache, to each other and to the encoder. Every layer reads the old cache and its new
+    keys as two sources; the new keys of all layers are written together afterwards. So the loop over layers copies
+    nothing, and a donated cache is updated in place.
 
     Raises:
-      ValueError: more new tokens than the cache has slots. (How many are used is not known while tracing: the caller
-        makes the cache long enough for all that it will write; beyond the end the last slots would be overwritten.)
+      ValueError: more new tokens than the cache has slots. (The number of used slots is unknown while tracing: the
+        caller makes the cache long enough for all tokens; past its end the last slots would be overwritten.)
     """
     length, new = cache.tokens.segments.shape[1], x_BtD.shape[1]
     if new > length:
@@ -81,25 +82,26 @@ def extend(
 
     def step(block: Block, x_BtD, stored):
         past, memory = stored
-        seen = None if memory is None else memory.of(cache.encoder)
-        return block.forward(x_BtD, site, past=past.of(cache.tokens), memory=seen, compute=compute)
+        encoder_keys = None if memory is None else memory.as_keys(cache.encoder)
+        return block.forward(x_BtD, inputs, past=past.as_keys(cache.tokens), memory=encoder_keys, compute=compute)
 
+    # the scan takes one pytree for each layer, so past and memory are zipped layer by layer
     memory = cache.memory or jax.tree.map(lambda _: None, cache.past, is_leaf=lambda x: isinstance(x, KeyValues))
     stored = PerLayer(*(tuple(zip(p, m, strict=True)) for p, m in zip(cache.past, memory, strict=True)))
-    x_BtD, own = stack.layers.scan(step, x_BtD, stored, compute=compute)
-    return stack.final_norm.normalize(x_BtD, compute), _write(cache, own, site.tokens)
+    x_BtD, keys_values = stack.layers.scan(step, x_BtD, stored, compute=compute)
+    return stack.final_norm.normalize(x_BtD, compute), _write(cache, keys_values, inputs.tokens)
 
 
-def _write(cache: Cache, own: PerLayer, tokens: Sequences) -> Cache:
-    """The cache with new keys, and the tokens they stand for, in the slots after those used."""
+def _write(cache: Cache, keys_values: PerLayer, tokens: Sequences) -> Cache:
+    """Returns the cache with new keys and values, and their tokens, in the slots after the used ones."""
 
     def put(old, new, axis: int):
         return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.used, axis=axis)
 
-    # slots have a leading axis of repeats, so length is one axis further
+    # the leaves of `slots` have a leading axis of repeats, so the length is one axis further
     past = PerLayer(
-        jax.tree.map(lambda old, new: put(old, new, 2), cache.past.slots, own.slots),
-        jax.tree.map(lambda old, new: put(old, new, 1), cache.past.tail, own.tail),
+        jax.tree.map(lambda old, new: put(old, new, 2), cache.past.slots, keys_values.slots),
+        jax.tree.map(lambda old, new: put(old, new, 1), cache.past.tail, keys_values.tail),
     )
     blocks = jnp.zeros_like(tokens.segments) if tokens.blocks is None else tokens.blocks
     stored = Sequences(

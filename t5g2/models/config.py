@@ -9,7 +9,7 @@ from t5g2.core import settings
 from t5g2.core.errors import UserError
 
 LayerKind = Literal["local", "global"]
-# every layer has a name, a key and a line in reports: a number that is a mistake must not take gigabytes to be one
+# a mistyped number fails at once, and not after gigabytes of names, keys and lines of reports, one for each layer
 MAX_LAYERS = 1000
 GEMMA3_PATTERN: tuple[LayerKind, ...] = ("local",) * 5 + ("global",)
 
@@ -28,16 +28,16 @@ class Rope:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A SigLIP image tower: patches of a square image as tokens that all see each other.
+    """A SigLIP image tower: patches of a square image are tokens, attention has no mask.
 
     Attributes:
-      width: D, size of a hidden state; heads divide it.
+      width: D, size of a hidden state; divisible by heads.
       layers: L.
       mlp_width: F.
       heads: N.
       image_size, patch_size: in pixels; (image_size / patch_size) ** 2 patches, in rows from the top left.
       norm_eps: of every LayerNorm.
-      pool: one vector per image comes out, from attention with a learned query (the dual encoder's head).
+      pool: add a head that returns one vector per image, attention with a learned query (for a dual encoder).
     """
 
     width: int
@@ -60,27 +60,27 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
-        """P, patches of one image."""
+        """P, the number of patches of one image."""
         return self.side**2
 
     @property
     def side(self) -> int:
-        """Patches along one side of an image."""
+        """Number of patches along one side of an image."""
         return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How images enter a language model: the tower that reads them, and the tokens whose embeddings they replace.
+    """Images in a language model: the tower that encodes them, and the tokens whose embeddings they replace.
 
     Attributes:
-      vision: the tower; its patches are averaged to `tokens` in a square, normed and projected to the model's width.
-      token: id of the image token; it may lie past the vocabulary (Gemma 3), for its own embedding is never used.
-      begin, end: ids of the tokens that stand before and after an image.
-      tokens: how many image tokens one image takes.
-      window: whether a local layer's window also bounds what an image's tokens see ahead of them. As trained
-        (google-deepmind/gemma) it does, in transformers it does not; the same where an image fits into the window,
-        which it does in every released model.
+      vision: the tower; its patches are averaged to a square of `tokens`, normed and projected to the model's width.
+      token: id of the image token; it may be past the vocabulary (Gemma 3), because its embedding is not used.
+      begin, end: ids of the tokens before and after an image.
+      tokens: number of image tokens of one image.
+      window: a local layer's window also bounds the visible image tokens after the query. As trained
+        (google-deepmind/gemma) it does, in transformers it does not; it makes no difference where an image fits into
+        the window, as in every released model.
     """
 
     vision: VisionConfig
@@ -93,6 +93,7 @@ class ImageConfig:
     def __post_init__(self):
         if self.tokens < 1:
             raise UserError(f"tokens = {self.tokens}; it must be at least 1")
+        # each token is the mean of a square of patches, and the tokens form a square themselves
         side = math.isqrt(self.tokens)
         if side**2 != self.tokens or self.vision.side % side:
             raise UserError(
@@ -100,15 +101,17 @@ class ImageConfig:
                 f"squares of patches are averaged, so it must be the square of a number that divides {self.vision.side}"
             )
         if self.vision.pool:
-            raise UserError("vision.pool = True gives one vector per image; a language model takes a tower without it")
+            raise UserError(
+                "vision.pool = True gives one vector per image; a language model needs one per patch: set it to False"
+            )
         for name in ("token", "begin", "end"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name} = {getattr(self, name)}; it must be a token's id, at least 0")
+                raise UserError(f"{name} = {getattr(self, name)}; it must be the id of a token, at least 0")
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """One stack of Gemma blocks: a decoder-only model, or the encoder or decoder of an encoder-decoder one.
+    """One stack of Gemma blocks: a decoder-only model, or the encoder or the decoder of an encoder-decoder.
 
     Attributes:
       vocab_size: V, rows of the embedding table.
@@ -118,15 +121,15 @@ class TextConfig:
       heads: N query heads.
       kv_heads: K key/value heads; query head n uses key/value head n // (N / K).
       head_size: H, not necessarily D / N.
-      window: W, keys a local layer sees, the query's own included.
-      pattern: kinds of layers, repeated up to `layers` (26 layers of a pattern of 6 end in 2 local ones).
+      window: W, visible keys in a local layer, the query's own included.
+      pattern: kinds of layers, repeated up to `layers` (26 layers with a pattern of 6 end with 2 local ones).
       rope_local, rope_global: rotary embedding by kind of layer.
       query_scalar: scores are multiplied by query_scalar ** -0.5; None = head_size.
       qk_norm: RMSNorm on queries and keys (Gemma 3).
       attention_softcap, final_softcap: c in c * tanh(x / c), None = none (Gemma 2: 50 and 30).
       norm_eps: of every RMSNorm.
-      tied_head: the output head is the embedding table of this stack; means nothing for an encoder.
-      images: how images enter this stack (a decoder-only model, or an encoder); None = text only.
+      tied_head: the output head is the embedding table of this stack; not used in an encoder.
+      images: images in this stack (of a decoder-only model, or an encoder); None = text only.
     """
 
     vocab_size: int
@@ -166,11 +169,11 @@ class TextConfig:
             raise UserError(f"pattern = {self.pattern}; it must be a non-empty tuple of 'local' and 'global'")
 
     def kind(self, layer: int) -> LayerKind:
-        """The kind of layer number `layer`, counted from 0."""
+        """Returns the kind of a layer, counted from 0."""
         return self.pattern[layer % len(self.pattern)]
 
     def rope(self, kind: LayerKind) -> Rope:
-        """The rotary embedding of a kind of layer."""
+        """Returns the rotary embedding of a kind of layer."""
         return self.rope_local if kind == "local" else self.rope_global
 
     @property
@@ -180,7 +183,7 @@ class TextConfig:
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """False."""
+        """Always False."""
         return False
 
     @property
@@ -212,16 +215,16 @@ class EncoderDecoderConfig:
       encoder, decoder: the two stacks.
       cross: "merged" = decoder and encoder keys under one softmax with one set of weights (T5Gemma 2); "separate" = a
         cross-attention sublayer with weights of its own after self-attention (T5Gemma).
-      cross_layers: the decoder's layers that see the encoder: "all", or the "global" ones only.
+      cross_layers: the decoder layers that attend to the encoder: "all", or only the "global" ones.
       tied_embedding: encoder and decoder inputs share one table (T5Gemma 2); else each has its own (T5Gemma).
       eoi_id: this token's input embedding is a vector of its own, not scaled (T5Gemma 2: 256000); None = no such token.
-      encoder_window: what W means in the encoder's local layers: "around" = W keys in all, ceil(W/2) - 1 back and
+      encoder_window: visible keys in the encoder's local layers: "around" = W keys in all, ceil(W/2) - 1 back and
         floor(W/2) forward (T5Gemma 2); "each_side" = W - 1 back and forward (T5Gemma as trained, google-deepmind/gemma,
         and transformers to 5.0); "each_side_inclusive" = W back and forward (T5Gemma in transformers 5.8 to 5.23, a
-        regression that shows in inputs longer than W = 4096).
-      encoder_attention: "bidirectional"; or "causal" = an encoder token sees what it sees in a decoder-only model, W
-        keys in a local layer, whatever encoder_window says (an ablation of T5Gemma, arXiv 2504.06225, section 6); the
-        tokens of an image see each other in either.
+        regression that matters for inputs longer than W = 4096).
+      encoder_attention: "bidirectional"; or "causal" = as in a decoder-only model, with W keys in a local layer
+        whatever encoder_window is (an ablation of T5Gemma, arXiv 2504.06225, section 6). The tokens of an image see
+        each other in either.
     """
 
     encoder: TextConfig
@@ -240,15 +243,18 @@ class EncoderDecoderConfig:
                 f"projects encoder states with the decoder's weights, so the widths must be equal; cross='separate' "
                 f"has weights of its own for them"
             )
-        for what in ("width", "vocab_size"):
-            sides = getattr(self.encoder, what), getattr(self.decoder, what)
-            if self.tied_embedding and sides[0] != sides[1]:
+        for name in ("width", "vocab_size"):
+            sizes = getattr(self.encoder, name), getattr(self.decoder, name)
+            if self.tied_embedding and sizes[0] != sizes[1]:
                 raise UserError(
-                    f"encoder {what} {sides[0]} and decoder {what} {sides[1]} differ: one tied embedding serves both, "
+                    f"encoder {name} {sizes[0]} and decoder {name} {sizes[1]} differ: one tied embedding serves both, "
                     f"so they must be equal; tied_embedding=False gives each its own"
                 )
         if self.eoi_id is not None and not 0 <= self.eoi_id < self.decoder.vocab_size:
-            raise UserError(f"eoi_id = {self.eoi_id} is outside the vocabulary of {self.decoder.vocab_size}")
+            raise UserError(
+                f"eoi_id = {self.eoi_id} is outside the vocabulary of {self.decoder.vocab_size}; give an id below that"
+            )
+        # a decoder's inputs are its targets, which images cannot be
         if self.decoder.images is not None:
             raise UserError(
                 "decoder.images is set; in an encoder-decoder model the encoder reads images, so set "
@@ -257,7 +263,7 @@ class EncoderDecoderConfig:
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """True."""
+        """Always True."""
         return True
 
     @property
@@ -278,10 +284,10 @@ class EncoderDecoderConfig:
 
 @dataclass(frozen=True)
 class SiglipTextConfig:
-    """The text tower of a SigLIP dual encoder: tokens of a fixed length that all see each other, padding too.
+    """The text tower of a SigLIP dual encoder: a fixed number of tokens, attention has no mask, not even for padding.
 
     Attributes:
-      length: of every text in tokens, padding included; the state of the last one is the text's.
+      length: of every text in tokens, padding included; the state of the last one becomes the text's embedding.
       projection: size of the text's embedding.
       others: as in VisionConfig.
     """
@@ -318,26 +324,27 @@ class DualEncoderConfig:
 
 
 ModelConfig = TextConfig | EncoderDecoderConfig | DualEncoderConfig
+# the "kind" of model.json and of configs
 KINDS: dict[str, type] = {"gemma": TextConfig, "t5gemma": EncoderDecoderConfig, "siglip": DualEncoderConfig}
 
 
 def text_only(config: ModelConfig) -> ModelConfig:
-    """The same language model without its image tower; what has none is returned as it is."""
+    """Returns the same language model without its image tower; other models are returned unchanged."""
     if isinstance(config, EncoderDecoderConfig):
         return replace(config, encoder=replace(config.encoder, images=None))
     return replace(config, images=None) if isinstance(config, TextConfig) else config
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The config as plain data, every field of it, that `from_dict` turns back into an equal one."""
+    """Returns all fields of the config as plain data, from which `from_dict` builds an equal config."""
     return settings.dump(config, tables=(KINDS,))
 
 
 def from_dict(data: Mapping[str, Any], *, where: str = "model") -> ModelConfig:
-    """The config that plain data describes; its "kind" says which.
+    """Returns the config that plain data describes; "kind" is its class.
 
     Raises:
-      UserError: an unknown kind or key (with the nearest), a wrong type, a broken invariant; `where` it was found.
+      UserError: an unknown kind or key (with the nearest), a wrong type, a broken invariant; the message has `where`.
     """
     return settings.build(ModelConfig, data, where=where, tables=(KINDS,))
 

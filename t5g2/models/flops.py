@@ -1,12 +1,12 @@
-"""Exact FLOPs of a model on given tokens, by part: what MFU divides.
+"""Exact FLOPs of a model on given tokens, by part: the numerator of MFU.
 
-Counted: two FLOPs for each multiply-add of a matrix product, of tokens that are no padding, and in attention of visible
-(query, key) pairs only. Not counted: norms, softmax, rotary embedding, embedding lookup, the averaging of patches (all
-well below 1%), and what an implementation computes beside: padding, hidden pairs, images nobody looks at,
-rematerialisation. So two implementations that compute the same have the same FLOPs, and MFU compares their time alone.
+Counted: two FLOPs for each multiply-add of a matrix product, for tokens that are not padding, and in attention for
+visible (query, key) pairs only. Not counted: norms, softmax, rotary embedding, embedding lookup, the averaging of
+patches (all well below 1%), and overhead of an implementation: padding, hidden pairs, unused images, rematerialisation.
+So two implementations of the same computation have the same FLOPs, and MFU compares only their time.
 
-L layers, C of them that see the encoder, D width (M of the encoder), N query heads, K key/value heads, H head size, F
-MLP width, V vocabulary. One token takes, forward:
+L layers, C of them that attend to the encoder, D width (M of the encoder), N query heads, K key/value heads, H head
+size, F MLP width, V vocabulary. FLOPs of one token, forward:
 
     projections        L * (4 D N H + 4 D K H)     queries and output; keys and values
     mlp                L * 6 D F
@@ -15,8 +15,8 @@ MLP width, V vocabulary. One token takes, forward:
     cross/projections  C * 4 D N H                 queries and output of separate cross-attention; merged has none
     head               2 D V                       decoder tokens only, tied or not
 
-One image takes, with P patches of A pixels, in a tower of width D and an MLP without gates (F); K image tokens in a
-language model of width W:
+FLOPs of one image with P patches of A pixels, in a tower of width D and an MLP without gates (F), and K image tokens in
+a language model of width W:
 
     vision/patches     2 * 3 A D * P
     vision/projections L * 8 D D * P
@@ -24,7 +24,7 @@ language model of width W:
     vision/attention   L * 4 D * P * P
     projector          2 D W * K
 
-A dual encoder has a second tower of the same kind for texts (all their tokens, padding too), and pooling: keys and
+A dual encoder has a second tower of the same kind for texts (all their tokens, also padding), and pooling: keys and
 values of every patch, and for one query attention, output and an MLP.
 """
 
@@ -52,8 +52,14 @@ TRAINING = 3  # forward; backward by the inputs and by the weights of every prod
 
 @dataclass(frozen=True)
 class Counts:
-    """Tokens that are no padding, visible (query, key) pairs of one layer of each kind, images, and a dual encoder's
-    texts.
+    """Counts that FLOPs depend on.
+
+    Attributes:
+      encoder_tokens, decoder_tokens: tokens that are not padding.
+      encoder_local, encoder_global, decoder_local, decoder_global: visible (query, key) pairs in a layer of the kind.
+      cross: visible pairs of decoder queries and encoder keys.
+      images: images in the encoder, or in a decoder-only model.
+      texts: texts of a dual encoder.
     """
 
     encoder_tokens: int = 0
@@ -74,10 +80,10 @@ class Counts:
 
 
 def forward(config: ModelConfig, counts: Counts) -> dict[str, int]:
-    """FLOPs of one forward pass, the loss head included, by part."""
+    """Returns the FLOPs of one forward pass, the loss head included, by part."""
     if isinstance(config, DualEncoderConfig):
         return _dual_encoder(config, counts)
-    decoder = config.decoder if isinstance(config, EncoderDecoderConfig) else config
+    decoder = config.decoder_stack
     parts = _stack(
         "decoder", decoder, counts.decoder_tokens, local=counts.decoder_local, everywhere=counts.decoder_global
     )
@@ -88,122 +94,126 @@ def forward(config: ModelConfig, counts: Counts) -> dict[str, int]:
         )
         parts |= _cross(config, counts)
     parts["head"] = 2 * decoder.width * decoder.vocab_size * counts.decoder_tokens
-    reader = _reader(config)
-    if reader.images is not None:
-        vision = reader.images.vision
+    stack = config.image_stack
+    if stack.images is not None:
+        vision = stack.images.vision
         parts |= _tower("vision", vision, vision.patches, counts.images) | _patches(vision, counts.images)
-        parts["projector"] = 2 * vision.width * reader.width * reader.images.tokens * counts.images
+        parts["projector"] = 2 * vision.width * stack.width * stack.images.tokens * counts.images
     return parts
 
 
 def training(config: ModelConfig, counts: Counts, *, frozen_vision: bool) -> dict[str, int]:
-    """FLOPs of forward and backward pass, by part.
+    """Returns the FLOPs of forward and backward pass, by part.
 
     Args:
       frozen_vision: the image tower is not trained, so it only runs forward (T5Gemma 2; google-deepmind/gemma).
     """
 
-    def times(part: str) -> int:
+    def passes(part: str) -> int:
         if frozen_vision and part.startswith("vision/"):
             return 1
         return TRAINING - 1 if part == "vision/patches" else TRAINING  # pixels need no gradient
 
-    return {part: times(part) * flop for part, flop in forward(config, counts).items()}
+    return {part: passes(part) * flop for part, flop in forward(config, counts).items()}
 
 
 def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -> int:
-    """FLOPs of one training step on these rows (NumPy arrays): forward and backward."""
+    """Returns the FLOPs of one training step, forward and backward, on these rows (NumPy arrays)."""
     counts = count_rows(config, batch.encoder, batch.decoder)
     return sum(training(config, counts, frozen_vision=frozen_vision).values())
 
 
 def count_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int, images: int = 0) -> Counts:
-    """The counts of one example of so many encoder and decoder tokens, those of its images included."""
-    made = _reader(config).images
-    sizes = np.full(images, 0 if made is None else made.tokens)
+    """Returns the counts of one example with this many encoder and decoder tokens, including those of its images."""
+    image_config = _language_model(config).image_stack.images
+    sizes = np.full(images, 0 if image_config is None else image_config.tokens)
     return replace(_count(config, np.array([encoder]), np.array([decoder]), blocks=sizes), images=images)
 
 
 def count_rows(config: ModelConfig, encoder: Sequences | None, decoder: Sequences) -> Counts:
-    """The counts of packed rows, from their tokens, segments and block ids; positions must run through each segment.
+    """Returns the counts of packed rows, from tokens, segments and block ids; positions are 0, 1, … in each segment.
 
-    Block ids are those of the side that images enter; an encoder that has none is counted with its images as blocks.
+    Blocks are those of the tokens that include images; a causal encoder without block ids has its images as blocks.
     """
     segments = np.asarray(decoder.segments)
-    sides = [np.zeros_like(segments) if encoder is None else np.asarray(encoder.segments), segments]
-    most = max(int(side.max(initial=0)) for side in sides)
-    tokens = (_sizes(side, most=most) for side in sides)
-    reads = encoder if isinstance(config, EncoderDecoderConfig) else decoder
-    return replace(_count(config, *tokens, blocks=_block_sizes(config, reads)), images=_images(config, reads))
+    encoder_segments = np.zeros_like(segments) if encoder is None else np.asarray(encoder.segments)
+    # one maximum for both, so that entry i of either is the same example
+    most = max(int(ids.max(initial=0)) for ids in (encoder_segments, segments))
+    lengths = (_sizes(ids, most=most) for ids in (encoder_segments, segments))
+    tokens = encoder if _language_model(config).is_encoder_decoder else decoder  # those that include images
+    return replace(_count(config, *lengths, blocks=_block_sizes(config, tokens)), images=_images(config, tokens))
 
 
 def _count(config: ModelConfig, encoder: np.ndarray, decoder: np.ndarray, *, blocks: np.ndarray) -> Counts:
-    """The counts of examples of encoder[i] and decoder[i] tokens, and of blocks of these sizes on the side that images
-    enter.
+    """Returns the counts of examples of encoder[i] and decoder[i] tokens, with blocks of these sizes.
+
+    The blocks are in the encoder, or in a decoder-only model.
     """
-    made, none = {"decoder_tokens": int(decoder.sum())}, np.zeros(0, np.int64)
+    counts, no_blocks = {"decoder_tokens": int(decoder.sum())}, np.zeros(0, np.int64)
     if not isinstance(config, EncoderDecoderConfig):
-        alone = _reader(config)
-        made |= {f"decoder_{kind}": _pairs(masks.decoder(alone, kind), decoder, blocks) for kind in LAYER_KINDS}
-        return Counts(**made)
+        stack = _language_model(config).decoder_stack
+        counts |= {f"decoder_{kind}": _pairs(masks.decoder(stack, kind), decoder, blocks) for kind in LAYER_KINDS}
+        return Counts(**counts)
     for kind in LAYER_KINDS:
-        made[f"decoder_{kind}"] = _pairs(masks.decoder(config.decoder, kind), decoder, none)
-        made[f"encoder_{kind}"] = _pairs(masks.encoder(config, kind), encoder, blocks)
-    return Counts(**made, encoder_tokens=int(encoder.sum()), cross=int(np.sum(encoder * decoder)))
+        counts[f"decoder_{kind}"] = _pairs(masks.decoder(config.decoder, kind), decoder, no_blocks)
+        counts[f"encoder_{kind}"] = _pairs(masks.encoder(config, kind), encoder, blocks)
+    return Counts(**counts, encoder_tokens=int(encoder.sum()), cross=int(np.sum(encoder * decoder)))
 
 
-def _images(config: ModelConfig, reads: Sequences | None) -> int:
-    """How many images stand among these tokens."""
-    images = _reader(config).images
-    if images is None or reads is None:
+def _images(config: ModelConfig, tokens: Sequences | None) -> int:
+    """Returns the number of images among these tokens."""
+    images = _language_model(config).image_stack.images
+    if images is None or tokens is None:
         return 0
-    tokens, segments = np.asarray(reads.tokens), np.asarray(reads.segments)
-    return int(np.sum((tokens == images.token) & (segments > 0))) // images.tokens
+    is_image = (np.asarray(tokens.tokens) == images.token) & (np.asarray(tokens.segments) > 0)
+    return int(np.sum(is_image)) // images.tokens
 
 
-def _reader(config: ModelConfig) -> TextConfig:
-    """The stack of a language model that images enter."""
+def _language_model(config: ModelConfig) -> TextConfig | EncoderDecoderConfig:
     if isinstance(config, DualEncoderConfig):
         raise TypeError("a dual encoder has no tokens to count; give Counts(images=…, texts=…)")
-    return config.encoder if isinstance(config, EncoderDecoderConfig) else config
+    return config
 
 
 def _pairs(mask: Mask, lengths: np.ndarray, blocks: np.ndarray) -> int:
-    """Visible pairs of sequences of these lengths, summed, with blocks of these sizes in them.
-
-    Of n tokens, those at a distance of 1 to m see m others on one side, but the m at the end fewer, down to none:
-    n * m - m * (m + 1) / 2 pairs, where m = min(visible, n - 1).
-    """
-    # a causal mask shows what is ahead within a block only
+    """Returns the number of visible pairs, summed over sequences of these lengths with blocks of these sizes."""
+    # the pairs (token, itself), those before, and those after the query, which a causal mask shows only within a block
     right = _ahead(mask.right, blocks if mask.causal else lengths)
     return int(np.sum(lengths + _ahead(mask.left, lengths)) + np.sum(right))
 
 
 def _ahead(visible: int | None, lengths: np.ndarray) -> np.ndarray:
-    """Pairs at a distance of 1 to `visible` (None = any), to one side, in sequences of these lengths."""
+    """Returns the pairs at a distance of 1 to `visible` (None = any) to one side, in sequences of these lengths.
+
+    Of n tokens, each sees m = min(visible, n - 1) others on one side, except the m tokens at that end, which see m - 1
+    down to 0: n * m - m * (m + 1) / 2 pairs.
+    """
     m = np.maximum(lengths - 1, 0) if visible is None else np.clip(lengths - 1, 0, visible)
     return lengths * m - m * (m + 1) // 2
 
 
 def _sizes(ids: np.ndarray, *, most: int) -> np.ndarray:
-    """int64[rows * most]: how often each id from 1 to `most` stands in each row; 0 is padding."""
+    """Returns int64[rows * most], the count of each id from 1 to `most` in each row; 0 is padding."""
+    # one bincount for all rows: row r has the bins from r * (most + 1) on
     rows = np.arange(len(ids))[:, None] * (most + 1)
     sizes = np.bincount((rows + ids).ravel(), minlength=len(ids) * (most + 1)).reshape(len(ids), most + 1)
     return sizes[:, 1:].ravel()
 
 
-def _block_sizes(config: ModelConfig, reads: Sequences | None) -> np.ndarray:
-    """Tokens of each block of each segment of each row."""
-    if reads is None:
+def _block_sizes(config: ModelConfig, tokens: Sequences | None) -> np.ndarray:
+    """Returns the number of tokens of each block of each segment of each row."""
+    if tokens is None:
         return np.zeros(0, np.int64)
-    segments, blocks = np.asarray(reads.segments), reads.blocks
-    images = _reader(config).images
+    segments, blocks = np.asarray(tokens.segments), tokens.blocks
+    images = _language_model(config).image_stack.images
+    # as T5Gemma.encode does
     if isinstance(config, EncoderDecoderConfig) and config.encoder_attention == "causal" and images is not None:
-        blocks = image_blocks(reads.tokens, images.token) if blocks is None else blocks
+        blocks = image_blocks(tokens.tokens, images.token) if blocks is None else blocks
     if blocks is None:
         return np.zeros(0, np.int64)
     blocks = np.asarray(blocks)
     most = int(blocks.max(initial=0))
+    # segments have block ids of their own, so a block is identified by both
     ids = np.where((segments > 0) & (blocks > 0), (segments - 1) * most + blocks, 0)
     return _sizes(ids, most=int(ids.max(initial=0)))
 
@@ -232,7 +242,7 @@ def _cross(config: EncoderDecoderConfig, counts: Counts) -> dict[str, int]:
 
 
 def _tower(name: str, config: VisionConfig | SiglipTextConfig, length: int, number: int) -> dict[str, int]:
-    """`number` inputs of `length` tokens that all see each other."""
+    """Returns the FLOPs of a tower on `number` inputs of `length` tokens, attention without a mask."""
     tokens = length * number
     return {
         f"{name}/projections": config.layers * 8 * config.width**2 * tokens,
@@ -248,7 +258,7 @@ def _patches(config: VisionConfig, images: int) -> dict[str, int]:
 def _dual_encoder(config: DualEncoderConfig, counts: Counts) -> dict[str, int]:
     vision, text = config.vision, config.text
     parts = _tower("vision", vision, vision.patches, counts.images) | _patches(vision, counts.images)
-    # the query is the same for every image, so it is no image's
+    # the learned query is the same for every image, so its projection is not counted
     pooled = 4 * vision.width**2 * vision.patches + 4 * vision.width * vision.patches
     pooled += 2 * vision.width**2 + 4 * vision.width * vision.mlp_width
     parts["vision/pool"] = pooled * counts.images

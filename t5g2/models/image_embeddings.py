@@ -1,8 +1,8 @@
-"""Images in a language model: what the tower and the projector make of them takes the place of token embeddings.
+"""Images in a language model: the outputs of the tower and the projector replace the embeddings of image tokens.
 
-B rows, I images of a row, K tokens of an image, T length, D width. The j-th image of a row fills its j-th K image
-tokens, in order; a row may have fewer images than others, and what is given beyond its tokens is not used. By row and
-not in the order of the whole batch, as transformers counts, so that a row's images live where the row does.
+B rows, I images of a row, K tokens of an image, T length, D width. The j-th image of a row replaces its j-th K image
+tokens, in order; a row may have fewer images than others, and images beyond its tokens are not used. Images are counted
+by row, not over the whole batch as in transformers, so a row's images are on the device of the row.
 """
 
 from typing import Any
@@ -17,18 +17,16 @@ from t5g2.models.config import ImageConfig
 from t5g2.models.layers import Compute, Embedder
 from t5g2.models.siglip import Projector, VisionTower
 
-# 1 / 127.5 in two parts, of which the first has 16 bits, so that its product with a byte is exact
+# 1 / 127.5 as a sum; the first term has 16 bits, so its product with a byte is exact in float32
 LARGE = np.float32(32896 / 2**22)
 SMALL = np.float32(1 / 127.5 - 32896 / 2**22)
 
 
 def normalized(images_BIHWC: UInt8[Array, "B I H W 3"] | None) -> Float[Array, "B I H W 3"] | None:
-    """x / 127.5 - 1 of bytes, in [-1, 1], as data.images.prepare has it, bit for bit; None of None.
-
-    Without a division: XLA makes a product with 1 / 127.5 of it, which for 111 of the 256 bytes is another number.
-    """
+    """Returns x / 127.5 - 1, in [-1, 1], equal to data.images.prepare bit for bit; None if there are no images."""
     if images_BIHWC is None:
         return None
+    # XLA would replace a division by a product with 1 / 127.5, which differs for 111 of the 256 bytes
     x_BIHWC = images_BIHWC.astype(jnp.float32)
     return x_BIHWC * LARGE + x_BIHWC * SMALL - jnp.float32(1)
 
@@ -42,25 +40,29 @@ def embed(
     *,
     compute: Compute,
 ) -> Float[Array, "B T D"]:
-    """The embeddings of tokens, those of image tokens replaced if there are images; `model` has `vision`, `projector`.
+    """Returns token embeddings, with images in the place of image tokens.
+
+    Args:
+      model: has `vision` and `projector`, if there are images.
 
     Raises:
-      ValueError: images for a model that was made without a tower.
+      ValueError: images for a model without a vision tower.
     """
     lookup_BT = tokens_BT
     if config is not None and config.token >= embedder.vocab_size:
-        lookup_BT = jnp.where(tokens_BT == config.token, 0, tokens_BT)  # it has no row, and needs none
+        # the image token has no row in the table, and its embedding is not used
+        lookup_BT = jnp.where(tokens_BT == config.token, 0, tokens_BT)
     x_BTD = embedder.embed(lookup_BT, dtype=jnp.dtype(compute.dtype))
     if images_BIHWC is not None:
         if config is None:
-            raise ValueError("images were given to a model without a vision tower; make it with config.images")
+            raise ValueError("images were given to a model without a vision tower; build it with config.images")
         soft_BKD = soft_tokens(model.vision, model.projector, images_BIHWC, compute=compute)
         x_BTD = insert(x_BTD, tokens_BT, soft_BKD, token=config.token)
     return constrain(x_BTD, "rows", "length", "embed_act")
 
 
 def with_blocks(tokens: Sequences, config: ImageConfig) -> Sequences:
-    """The tokens with each image as a block, as core.batch.image_blocks has it, under jit too; or with their own."""
+    """Returns the tokens with each image as a block, like core.batch.image_blocks under jit; own blocks are kept."""
     if tokens.blocks is not None:
         return tokens
     image_BT = jnp.asarray(tokens.tokens) == config.token
@@ -71,9 +73,9 @@ def with_blocks(tokens: Sequences, config: ImageConfig) -> Sequences:
 def soft_tokens(
     tower: VisionTower, projector: Projector, images_BIHWC: Float[Array, "B I H W 3"], *, compute: Compute
 ) -> Float[Array, "B IK D"]:
-    """The embeddings of every row's images, one image after the other, in compute.dtype; not scaled by sqrt(D)."""
-    rows, number = images_BIHWC.shape[:2]
-    patches_NPD = tower.encode(images_BIHWC.reshape(rows * number, *images_BIHWC.shape[2:]), compute=compute)
+    """Returns the embeddings of each row's images, concatenated, in compute.dtype; not scaled by sqrt(D)."""
+    rows, per_row = images_BIHWC.shape[:2]
+    patches_NPD = tower.encode(images_BIHWC.reshape(rows * per_row, *images_BIHWC.shape[2:]), compute=compute)
     soft_NKD = projector.project(patches_NPD, compute=compute)
     soft_BKD = soft_NKD.reshape(rows, -1, soft_NKD.shape[-1]).astype(compute.dtype)
     return constrain(soft_BKD, "rows", "length", "embed_act")
@@ -82,11 +84,12 @@ def soft_tokens(
 def insert(
     x_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"], soft_BKD: Float[Array, "B IK D"], *, token: int
 ) -> Float[Array, "B T D"]:
-    """x with the k-th occurrence of `token` in each row replaced by the row's k-th soft token, as it is.
+    """Returns x with the k-th occurrence of `token` in each row replaced by the row's k-th soft token.
 
     tokens [5 8 8 9 8], token = 8: positions 1, 2 and 4 get the row's soft tokens 0, 1 and 2.
     """
     image_BT = tokens_BT == token
-    which_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, soft_BKD.shape[1] - 1)
-    taken_BTD = jnp.take_along_axis(soft_BKD, which_BT[:, :, None], axis=1)
-    return jnp.where(image_BT[:, :, None], taken_BTD, x_BTD)
+    # clipped: at other tokens the gathered soft token is not used
+    index_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, soft_BKD.shape[1] - 1)
+    gathered_BTD = jnp.take_along_axis(soft_BKD, index_BT[:, :, None], axis=1)
+    return jnp.where(image_BT[:, :, None], gathered_BTD, x_BTD)

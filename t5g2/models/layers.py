@@ -1,7 +1,7 @@
 """The parts of a Gemma block that are not attention: parameters, norms, rotary embedding, MLP, embedding.
 
-B batch, T length, D width, F MLP width, H head size, V vocabulary. Numerics follow the released Gemma 3 and T5Gemma 2
-weights as transformers 5.23.0 runs them (modeling_gemma3.py, modeling_t5gemma2.py); tests/parity holds us to it.
+B batch, T length, D width, F MLP width, H head size, V vocabulary. Numerics follow transformers 5.23.0
+(modeling_gemma3.py, modeling_t5gemma2.py) with the released Gemma 3 and T5Gemma 2 weights; tests/parity compares them.
 """
 
 import math
@@ -25,15 +25,15 @@ Init = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 
 @dataclass(frozen=True)
 class Compute:
-    """How a forward pass is computed; nothing here changes what is computed, but for rounding.
+    """Precision, backend and memory options of a forward pass; they change its result by rounding only.
 
     Attributes:
       dtype: of activations; weights are cast to it where they are used.
-      norm_dtype, softmax_dtype, loss_dtype: what norms, attention's softmax and the loss head compute in. The official
-        code (google-deepmind/gemma) norms in the activations' dtype; transformers norms in float32, as here.
+      norm_dtype, softmax_dtype, loss_dtype: of norms, of attention's softmax and of the loss head. The official code
+        (google-deepmind/gemma) norms in the activations' dtype; transformers norms in float32, as here.
       vision_dtype: of the image tower and its projector, which were trained and run in float32.
-      backend: of attention; "auto" = the best one that this device and these shapes allow.
-      remat: "block" keeps only the input of each block for the backward pass and computes the rest again.
+      backend: of attention; "auto" = the best one for this device and these shapes.
+      remat: "block" keeps only the input of each block for the backward pass and recomputes the rest.
       scan: run equal layers as one loop; False = unrolled, which compiles slowly and is easier to profile.
     """
 
@@ -57,46 +57,46 @@ class Compute:
 
 
 def param(key: jax.Array | None, shape: tuple[int, ...], *, axes: tuple[str | None, ...], init: Init, dtype):
-    """A parameter, declared once: its shape, the logical name of each axis, its initialiser and its dtype.
+    """Returns a parameter, declared once: its shape, the logical name of each axis, its initialiser and its dtype.
 
-    Names and initialiser are metadata, for core/sharding.py and core/tree.py. They are part of the tree's structure, so an
-    initialiser must equal the one of the same parameter in another model: a function of a module, or a dataclass. Eager
-    sharding would place the value on the mesh that happens to be set, and fail on logical names.
+    Axis names and initialiser are metadata, for core/sharding.py and core/tree.py. They are part of the tree's
+    structure, so the initialisers of a parameter in two models must be equal: functions of a module, or dataclasses.
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length; name every axis, None = never sharded")
+    # eager sharding would place the value on the current mesh, and fail on logical axis names
     return nnx.Param(init(key, shape, dtype), out_sharding=axes, init=init, eager_sharding=False)
 
 
 def normal(key, shape, dtype) -> jax.Array:
-    """Normal with standard deviation 0.02, drawn in float32 (initializer_range of every Gemma 3 config)."""
+    """Samples a normal distribution of deviation 0.02 in float32 (initializer_range of all Gemma 3 configs)."""
     return (0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 def zeros(key, shape, dtype) -> jax.Array:
-    """Zeros; for norms, whose factor is 1 + scale, and for the vector of the end-of-image token."""
+    """Returns zeros; for norms, whose factor is 1 + scale, and for the vector of the end-of-image token."""
     del key
     return jnp.zeros(shape, dtype)
 
 
 @dataclass(frozen=True)
 class Constant:
-    """One number everywhere; for scalars that start at a value of their own."""
+    """The same number everywhere; for scalars with an initial value of their own."""
 
     value: float
 
     def __call__(self, key, shape, dtype) -> jax.Array:
-        """The array."""
+        """Returns the array."""
         del key
         return jnp.full(shape, self.value, dtype)
 
 
 def project(x: Array, w: Array, *, inputs: int = 1) -> Array:
-    """x contracted with w over x's last `inputs` axes, which are w's first: BTD, DNH -> BTNH; BTNH, NHD -> BTD.
+    """Returns x contracted with w over x's last `inputs` axes, w's first: BTD, DNH -> BTNH; BTNH, NHD -> BTD.
 
-    As a product of two matrices: XLA on CPU runs one on [B * T, D] twice as fast as on [B, T, D]. w is cast to x's
-    dtype, and sums are float32.
+    w is cast to x's dtype, and sums are float32.
     """
+    # as a product of two matrices: on CPU, XLA runs one on [B * T, D] twice as fast as one on [B, T, D]
     outer, out = x.shape[: x.ndim - inputs], w.shape[inputs:]
     size = math.prod(w.shape[:inputs])
     y = jnp.dot(x.reshape(-1, size), w.astype(x.dtype).reshape(size, -1), preferred_element_type=jnp.float32)
@@ -111,7 +111,7 @@ class RMSNorm(nnx.Module):
         self.scale = param(None, (size,), axes=(None,), init=zeros, dtype=param_dtype)
 
     def normalize(self, x: Float[Array, "... D"], compute: Compute) -> Float[Array, "... D"]:
-        """x normalised: in compute.norm_dtype, rounded to x's dtype once, after the multiplication."""
+        """Returns x normalised in compute.norm_dtype, and rounded to x's dtype once, after the multiplication."""
         y = x.astype(compute.norm_dtype)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         factor = 1.0 + self.scale[...].astype(y.dtype)
@@ -119,23 +119,24 @@ class RMSNorm(nnx.Module):
 
 
 def rotary_cos_sin(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) -> tuple[Array, Array]:
-    """Cosine and sine of every pair's angle at every position, each float32[B, T, H/2].
+    """Returns cosine and sine of the rotary angles, each float32[B, T, H/2].
 
-    Pair k turns by position * base^(-2k/H) / factor. Angles stay float32 whatever the activations are: bfloat16 cannot
-    tell position 1000 from 1001.
+    The angle of pair k is position * base^(-2k/H) / factor. Angles are float32 whatever the activations are: bfloat16
+    cannot tell position 1000 from 1001.
     """
     pairs = jnp.arange(head_size // 2, dtype=jnp.float32)
-    turns = rope.base ** (-2.0 * pairs / head_size) / rope.factor
-    angles_BTP = positions_BT[:, :, None].astype(jnp.float32) * turns[None, None, :]
+    frequencies = rope.base ** (-2.0 * pairs / head_size) / rope.factor
+    angles_BTP = positions_BT[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
     return jnp.cos(angles_BTP), jnp.sin(angles_BTP)
 
 
 def apply_rotary(x_BTNH: Float[Array, "B T N H"], rotary: tuple[Array, Array]) -> Float[Array, "B T N H"]:
-    """x with pair (k, k + H/2) of every head turned by its angle: multiplied in float32, rounded once."""
+    """Returns x with pair (k, k + H/2) of every head rotated by its angle: multiplied in float32, rounded once."""
     cos, sin = (part[:, :, None, :] for part in rotary)
+    # pairs are halves of a head and not neighbours, as in the Hugging Face weights
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
 
 
 class GatedMLP(nnx.Module):
@@ -148,7 +149,8 @@ class GatedMLP(nnx.Module):
         self.down = param(keys[2], (hidden, width), axes=("mlp", "embed"), init=normal, dtype=param_dtype)
 
     def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the block adds to x, before its norm."""
+        """Returns the output of the MLP, before the norm that follows it."""
+        # the sums of `project` are rounded to x's dtype before the nonlinearity, as in transformers
         gate_BTF = jax.nn.gelu(project(x_BTD, self.gate[...]), approximate=True)
         return project(gate_BTF * project(x_BTD, self.up[...]), self.down[...])
 
@@ -156,7 +158,7 @@ class GatedMLP(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into logits; the loss takes it whole, because it computes logits tile by tile.
+    """An output head, which turns hidden states into logits; the loss takes it whole to compute logits tile by tile.
 
     Attributes:
       table_VD: unscaled; of a tied head, the embedding.
@@ -168,17 +170,17 @@ class Head:
 
 
 class Unembedder(nnx.Module):
-    """The table of an output head that is not the embedding."""
+    """The table of an untied output head."""
 
     def __init__(self, vocab_size: int, width: int, *, key: jax.Array, param_dtype):
         self.table = param(key, (vocab_size, width), axes=("vocab", "embed"), init=normal, dtype=param_dtype)
 
 
 class Embedder(nnx.Module):
-    """A table of token embeddings: input of one stack or of several and, where it is tied, output head.
+    """A table of token embeddings, the input of one or more stacks and, if tied, the output head.
 
     Attributes:
-      eoi_id: this token's input is the vector `eoi` instead, unscaled; the head still uses its row of the table.
+      eoi_id: the token whose input embedding is the vector `eoi`, unscaled; the head still uses its row of the table.
     """
 
     def __init__(self, vocab_size: int, width: int, *, key: jax.Array, param_dtype, eoi_id: int | None = None):
@@ -188,8 +190,8 @@ class Embedder(nnx.Module):
             self.eoi = param(None, (width,), axes=(None,), init=zeros, dtype=param_dtype)
 
     def embed(self, tokens_BT: Int[Array, "B T"], *, dtype) -> Float[Array, "B T D"]:
-        """Rows of the table times sqrt(D), which is rounded to the activations' dtype first, as the weights are."""
-        # rows whole: a lookup in a table that is cut both ways makes XLA bring all tokens of all devices together
+        """Returns rows of the table times sqrt(D), which is rounded to the activations' dtype, like the weights."""
+        # rows whole: for a lookup in a table that is sharded along both axes, XLA gathers the tokens of all devices
         x_BTD = constrain(self.table[...], "vocab_act", None)[tokens_BT].astype(dtype)
         x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), dtype)
         if self.eoi_id is None:
@@ -199,7 +201,7 @@ class Embedder(nnx.Module):
 
 
 def logits(hidden_BTD: Float[Array, "B T D"], head: Head) -> Float[Array, "B T V"]:
-    """float32 logits of every position: for decoding and for tests. The loss never makes them all at once."""
+    """Returns float32 logits of every position, for decoding and tests; the loss never computes them all at once."""
     y_BTV = jnp.einsum(
         "BTD,VD->BTV", hidden_BTD, head.table_VD.astype(hidden_BTD.dtype), preferred_element_type=jnp.float32
     )

@@ -1,8 +1,8 @@
 """The loss head: cross-entropy of a large vocabulary, tile by tile, so that all logits never exist at once.
 
 B rows, T length, D width, V vocabulary; R groups of rows (one per device that rows are sharded over), K tokens of a
-tile in one group. A tile's logits are float32 whatever the activations are, and so is everything computed from them, unless
-LossConfig.dtype says otherwise.
+tile in one group. A tile's logits are float32 whatever the activations are, and so is everything computed from them,
+unless LossConfig.dtype is another type.
 
 For training, gradients are computed in the forward pass, while a tile's logits exist anyway: three matrix products per
 tile instead of the four that recomputing logits in a backward pass takes (Liger Kernel, arXiv 2410.10989, section 3.2).
@@ -203,7 +203,7 @@ def _total_and_gradients(hidden_BTD, head: Head, targets_BT, weights_BT, teacher
 
 
 def _scale_gradients(config: LossConfig, gradients, cotangents):
-    """The backward pass: scales the gradients of the forward pass by the cotangent of the total."""
+    """Returns the gradients of the forward pass, scaled by the cotangent of the total: the backward pass."""
     del config
     scale, _ = cotangents
     scaled = jax.tree.map(lambda x: (scale * x.astype(jnp.float32)).astype(x.dtype), gradients)
@@ -285,6 +285,7 @@ def _teacher_tiles(teacher: TeacherOutputs | None, shape: tuple[int, ...], confi
     """Returns the teacher's outputs for each token, in tiles; None without a teacher."""
     if teacher is None:
         return None
+    # the head is the same for all tiles, and keys are split for each token
     per_token = teacher._replace(head=None, key=None)
     leaves, tree = jax.tree.flatten(per_token)
     tiles = jax.tree.unflatten(tree, _split_into_tiles(tuple(leaves), config.tile_tokens))
@@ -313,6 +314,7 @@ def _tile_targets_function(teacher: TeacherOutputs | None, vocab_size: int, conf
         table_VD = _gather_table(head.table_VD[:vocab_size], teacher.hidden_BTD.dtype)
 
     def tile_targets(tile: TeacherOutputs, y_RKV, lse_RK) -> _TileTargets:
+        # float32 whatever config.dtype is: the divergence is a difference of nearly equal numbers
         y_RKV, lse_RK = y_RKV.astype(jnp.float32), lse_RK.astype(jnp.float32)
         if tile.cached is not None:
             soft = distill.soft_targets_from_sparse(tile.cached, y_RKV, lse_RK, distillation)

@@ -1,12 +1,12 @@
 """SigLIP: the image tower of Gemma 3 and T5Gemma 2 with its projector, and the dual encoder (MedSigLIP).
 
 B images or texts, T tokens of a tower (S as keys), P patches of an image, D width, N heads, H head size, F MLP width.
-Sources: SigLIP (arXiv 2303.15343); google-research/big_vision, models/vit.py, whose initial values these are; Gemma 3
+Sources: SigLIP (arXiv 2303.15343); google-research/big_vision, models/vit.py, for initial values; Gemma 3
 report (arXiv 2503.19786), section 2.1; transformers 5.23.0, modeling_siglip.py and Gemma3MultiModalProjector, which
 tests/parity compares with.
 
 The image tower and the projector run in compute.vision_dtype, the text tower in compute.dtype. LayerNorm and softmax
-compute in compute.norm_dtype and compute.softmax_dtype whatever the activations are. All tokens see each other.
+run in compute.norm_dtype and compute.softmax_dtype whatever the activations are. Attention has no mask.
 """
 
 import math
@@ -31,47 +31,47 @@ from t5g2.models.stack import Layers
 
 # queries whose scores exist at a time: 16 heads * 512 queries * 4096 patches are 128 MiB for one image of 896 pixels
 QUERY_TILE = 512
-# first values of the scalars (arXiv 2303.15343, section 3.2); transformers starts both at 0
+# initial values of the scalars (arXiv 2303.15343, section 3.2); in transformers both are 0
 LOGIT_SCALE, LOGIT_BIAS = math.log(10.0), -10.0
 
 
 def ones(key, shape, dtype) -> jax.Array:
-    """Ones; for LayerNorm's scale."""
+    """Returns ones; for LayerNorm's scale."""
     del key
     return jnp.ones(shape, dtype)
 
 
 @dataclass(frozen=True)
 class Xavier:
-    """Uniform within sqrt(6 / (fan in + fan out)), drawn in float32; the first `inputs` axes are the fan in."""
+    """Uniform within sqrt(6 / (fan in + fan out)), sampled in float32; the first `inputs` axes are the fan in."""
 
     inputs: int = 1
 
     def __call__(self, key, shape, dtype) -> jax.Array:
-        """The array."""
+        """Returns the array."""
         fans = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
         bound = math.sqrt(6.0 / sum(fans))
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
 
 
 def lecun(key, shape, dtype) -> jax.Array:
-    """Normal with variance 1 / fan in, cut at two standard deviations; all axes but the last are the fan in."""
+    """Samples a normal distribution of variance 1 / fan in (all axes but the last), truncated at two deviations."""
     fan_in = tuple(range(len(shape) - 1))
     return jax.nn.initializers.lecun_normal(fan_in, -1)(key, shape, jnp.float32).astype(dtype)
 
 
 def embedding(key, shape, dtype) -> jax.Array:
-    """Normal with variance 1 / D, for tables of tokens and positions."""
+    """Samples a normal distribution of variance 1 / D; for tables of tokens and positions."""
     return (shape[-1] ** -0.5 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 def small_normal(key, shape, dtype) -> jax.Array:
-    """Normal with standard deviation 1e-6, for the biases of an MLP."""
+    """Samples a normal distribution of standard deviation 1e-6; for the biases of an MLP."""
     return (1e-6 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 class Dense(nnx.Module):
-    """x times a kernel, over x's last axes which are the kernel's first, plus a bias."""
+    """A product of x's last axes with the first axes of a kernel, plus a bias."""
 
     def __init__(
         self,
@@ -84,16 +84,16 @@ class Dense(nnx.Module):
         key: jax.Array,
         param_dtype,
     ):
-        """A kernel of this shape, whose first `inputs` axes are those of the input."""
+        """Initialises a kernel of this shape, whose first `inputs` axes are those of the input."""
         keys = jax.random.split(key)
         self.inputs = inputs
         self.kernel = param(keys[0], shape, axes=axes, init=init, dtype=param_dtype)
-        # a bias is small: it is cut where the activations are cut that it is added to, and else whole
+        # a bias is small, so it is sharded only like the activations that it is added to
         bias_axes = tuple(None if axis == "embed" else axis for axis in axes[inputs:])
         self.bias = param(keys[1], shape[inputs:], axes=bias_axes, init=bias, dtype=param_dtype)
 
     def transform(self, x: Array, dtype=None) -> Array:
-        """The product in x's dtype with float32 sums; rounded once, after the bias, to `dtype` or x's own."""
+        """Returns the product in x's dtype with float32 sums, rounded to `dtype` or x's own once, after the bias."""
         kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
         outer, size = x.shape[: x.ndim - self.inputs], math.prod(kernel.shape[: self.inputs])
         y = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), preferred_element_type=jnp.float32)
@@ -110,7 +110,7 @@ class LayerNorm(nnx.Module):
         self.bias = param(None, (size,), axes=(None,), init=zeros, dtype=param_dtype)
 
     def normalize(self, x: Float[Array, "... D"], compute: Compute) -> Float[Array, "... D"]:
-        """x normalised: in compute.norm_dtype, rounded to x's dtype once."""
+        """Returns x normalised in compute.norm_dtype, and rounded to x's dtype once."""
         y = x.astype(compute.norm_dtype)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
@@ -118,7 +118,7 @@ class LayerNorm(nnx.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
-class Attention(nnx.Module):
+class SiglipAttention(nnx.Module):
     """Attention without a mask, all projections with a bias."""
 
     def __init__(self, width: int, heads: int, *, key: jax.Array, param_dtype):
@@ -133,7 +133,7 @@ class Attention(nnx.Module):
         self.o = dense(keys[3], (heads, size, width), ("heads", "head_size", "embed"), 2)
 
     def attend(self, q_BTD: Float[Array, "B T D"], x_BSD: Float[Array, "B S D"], *, compute: Compute) -> Array:
-        """[B, T, D]: for each state in q, what it takes from all states in x."""
+        """Returns [B, T, D], the attention of the states q over all states x."""
         axes = ("rows", "length", "heads_act", None)
         q_BTNH = constrain(self.q.transform(q_BTD), *axes)
         k_BSNH, v_BSNH = (constrain(dense.transform(x_BSD), *axes) for dense in (self.k, self.v))
@@ -148,18 +148,19 @@ def _attend_in_tiles(
     *,
     compute: Compute,
 ) -> Float[Array, "B T N H"]:
-    """Attention without a mask, for at most TILE queries at a time.
+    """Returns attention without a mask, computed for at most QUERY_TILE queries at a time.
 
-    Where there are several tiles, the backward pass computes the scores of each again: those of a layer never exist
-    together, whatever the backend and compute.remat are.
+    With several tiles, the backward pass recomputes the scores of each: those of a whole layer never exist at once,
+    whatever the backend and compute.remat are.
     """
     rows, length, heads, size = q_BTNH.shape
     keys = Keys(k_BSNH, v_BSNH, _all_visible(rows, k_BSNH.shape[1]))
+    # the largest divisor of the length: all tiles are equal, and none is padded
     tile = max(t for t in range(1, min(length, QUERY_TILE) + 1) if length % t == 0)
 
     def attend_tile(q_BKNH):
-        seen = [(keys, masks.ALL)]
-        return attend(q_BKNH, _all_visible(rows, tile), seen, scale=size**-0.5, compute=compute)
+        sources = [(keys, masks.ALL)]
+        return attend(q_BKNH, _all_visible(rows, tile), sources, scale=size**-0.5, compute=compute)
 
     if tile == length:
         return attend_tile(q_BTNH)
@@ -169,56 +170,56 @@ def _attend_in_tiles(
 
 
 def _all_visible(rows: int, length: int) -> Sequences:
-    """Tokens that all see each other."""
+    """Returns tokens that all see each other: one segment, no padding."""
     ones_BT = jnp.ones((rows, length), jnp.int32)
     return Sequences(ones_BT, ones_BT, ones_BT)
 
 
-class MLP(nnx.Module):
+class SiglipMLP(nnx.Module):
     """down(gelu(up x)), with the tanh approximation of gelu."""
 
     def __init__(self, width: int, hidden: int, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key)
-        made = partial(Dense, init=Xavier(), bias=small_normal, param_dtype=param_dtype)
-        self.up = made((width, hidden), ("embed", "mlp"), key=keys[0])
-        self.down = made((hidden, width), ("mlp", "embed"), key=keys[1])
+        dense = partial(Dense, init=Xavier(), bias=small_normal, param_dtype=param_dtype)
+        self.up = dense((width, hidden), ("embed", "mlp"), key=keys[0])
+        self.down = dense((hidden, width), ("mlp", "embed"), key=keys[1])
 
     def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the block adds to x; the nonlinearity sees float32 sums."""
+        """Returns the output of the MLP; the nonlinearity is applied to float32 sums."""
         h_BTF = jax.nn.gelu(self.up.transform(x_BTD, jnp.float32), approximate=True).astype(x_BTD.dtype)
         return self.down.transform(constrain(h_BTF, "rows", "length", "mlp_act"))
 
 
-class Block(nnx.Module):
-    """One layer: attention and MLP, each after a norm, each added to what came in."""
+class SiglipBlock(nnx.Module):
+    """One layer: residual attention and MLP, each after a norm."""
 
     def __init__(self, config: VisionConfig | SiglipTextConfig, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key)
         self.pre_attention_norm, self.pre_mlp_norm = _norm(config, param_dtype), _norm(config, param_dtype)
-        self.attention = Attention(config.width, config.heads, key=keys[0], param_dtype=param_dtype)
-        self.mlp = MLP(config.width, config.mlp_width, key=keys[1], param_dtype=param_dtype)
+        self.attention = SiglipAttention(config.width, config.heads, key=keys[0], param_dtype=param_dtype)
+        self.mlp = SiglipMLP(config.width, config.mlp_width, key=keys[1], param_dtype=param_dtype)
 
     def forward(self, x_BTD: Float[Array, "B T D"], *, compute: Compute) -> Float[Array, "B T D"]:
-        """The next hidden states."""
+        """Returns the next hidden states."""
         h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
         x_BTD = x_BTD + self.attention.attend(h_BTD, h_BTD, compute=compute)
         x_BTD = x_BTD + self.mlp.transform(self.pre_mlp_norm.normalize(x_BTD, compute))
         return constrain(x_BTD, "rows", "length", "embed_act")
 
 
-class Tower(nnx.Module):
+class SiglipTower(nnx.Module):
     """The layers of an image or a text tower, and the norm after them."""
 
     def __init__(self, config: VisionConfig | SiglipTextConfig, *, key: jax.Array, param_dtype):
         self.config = config
-        make = lambda _, key: Block(config, key=key, param_dtype=param_dtype)  # noqa: E731
+        make = lambda _, key: SiglipBlock(config, key=key, param_dtype=param_dtype)  # noqa: E731
         self.layers = Layers(make, (None,), config.layers, key=key)
         self.final_norm = _norm(config, param_dtype)
 
     def run(self, x_BTD: Float[Array, "B T D"], *, compute: Compute) -> Float[Array, "B T D"]:
-        """Final-normed states of tokens embedded as x."""
+        """Returns the final-normed states of tokens embedded as x."""
 
-        def step(block: Block, x_BTD, _):
+        def step(block: SiglipBlock, x_BTD, _):
             return block.forward(x_BTD, compute=compute), None
 
         x_BTD, _ = self.layers.scan(step, constrain(x_BTD, "rows", "length", "embed_act"), compute=compute)
@@ -229,7 +230,7 @@ def _norm(config: VisionConfig | SiglipTextConfig, param_dtype) -> LayerNorm:
     return LayerNorm(config.width, eps=config.norm_eps, param_dtype=param_dtype)
 
 
-class VisionTower(Tower):
+class VisionTower(SiglipTower):
     """Patches of an image as tokens; with config.pool, also one vector for the whole image."""
 
     config: VisionConfig
@@ -240,13 +241,13 @@ class VisionTower(Tower):
         patch, width = config.patch_size, config.width
         shape, axes = (patch, patch, 3, width), (None, None, None, "embed")
         self.patches = Dense(shape, axes, inputs=3, init=lecun, key=keys[1], param_dtype=param_dtype)
-        places = (config.patches, width)
-        self.positions = param(keys[2], places, axes=(None, "embed"), init=embedding, dtype=param_dtype)
+        shape = (config.patches, width)
+        self.positions = param(keys[2], shape, axes=(None, "embed"), init=embedding, dtype=param_dtype)
         if config.pool:
             self.pool = Pool(config, key=keys[3], param_dtype=param_dtype)
 
     def encode(self, images_BHWC: Float[Array, "B H W 3"], *, compute: Compute) -> Float[Array, "B P D"]:
-        """States of every patch after the last norm, in compute.vision_dtype; patches in rows from the top left.
+        """Returns final-normed states of every patch, in compute.vision_dtype; patches in rows from the top left.
 
         Args:
           images_BHWC: in [-1, 1], of config.image_size on both sides.
@@ -256,7 +257,9 @@ class VisionTower(Tower):
         """
         config, patch, size = self.config, self.config.patch_size, self.config.image_size
         if images_BHWC.shape[1:] != (size, size, 3):
-            raise ValueError(f"images of shape {images_BHWC.shape}; this tower takes [B, {size}, {size}, 3]")
+            raise ValueError(
+                f"images of shape {images_BHWC.shape}; this tower takes [B, {size}, {size}, 3]: resize them"
+            )
         # a convolution whose stride is its size is a product of matrices
         x = images_BHWC.astype(compute.vision_dtype).reshape(-1, config.side, patch, config.side, patch, 3)
         x_BPppC = jnp.moveaxis(x, 2, 3).reshape(-1, config.patches, patch, patch, 3)
@@ -265,45 +268,43 @@ class VisionTower(Tower):
         return self.run(x_BPD.astype(compute.vision_dtype), compute=compute)
 
     def pooled(self, images_BHWC: Float[Array, "B H W 3"], *, compute: Compute) -> Float[Array, "B D"]:
-        """One vector per image, in compute.vision_dtype, not normalised.
+        """Returns one vector per image, in compute.vision_dtype, not normalised.
 
         Raises:
-          ValueError: the tower was made without a pooling head.
+          ValueError: the tower has no pooling head.
         """
         if not self.config.pool:
-            raise ValueError("this tower was made with pool=False: it has no head that pools; use `encode`")
+            raise ValueError("this tower has no pooling head (pool=False); use `encode`, or build it with pool=True")
         return self.pool.reduce(self.encode(images_BHWC, compute=compute), compute=compute)
 
 
 class Pool(nnx.Module):
-    """Attention of one learned query over all patches, and an MLP around which alone there is a residual (big_vision:
-    MAPHead).
-    """
+    """Attention of one learned query over all patches without a residual, then a residual MLP (big_vision: MAPHead)."""
 
     def __init__(self, config: VisionConfig, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key, 3)
-        # big_vision draws it as a matrix [1, D]: no axis is the fan in
+        # big_vision initialises it as a matrix [1, D], whose fan in is 1
         self.probe = param(keys[0], (config.width,), axes=(None,), init=Xavier(0), dtype=param_dtype)
-        self.attention = Attention(config.width, config.heads, key=keys[1], param_dtype=param_dtype)
+        self.attention = SiglipAttention(config.width, config.heads, key=keys[1], param_dtype=param_dtype)
         self.norm = _norm(config, param_dtype)
-        self.mlp = MLP(config.width, config.mlp_width, key=keys[2], param_dtype=param_dtype)
+        self.mlp = SiglipMLP(config.width, config.mlp_width, key=keys[2], param_dtype=param_dtype)
 
     def reduce(self, x_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B D"]:
-        """One vector for the patches of each image."""
+        """Returns one vector for the patches of each image."""
         probe_B1D = jnp.broadcast_to(self.probe[...].astype(x_BPD.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))
         z_B1D = self.attention.attend(probe_B1D, x_BPD, compute=compute)
         return (z_B1D + self.mlp.transform(self.norm.normalize(z_B1D, compute)))[:, 0]
 
 
 class Projector(nnx.Module):
-    """From the states of an image's patches to the embeddings of its tokens in a language model.
+    """Projection of the states of an image's patches to the embeddings of its tokens in a language model.
 
-    The kernel starts at zero, as in transformers: a fresh projector says nothing at first, and then learns itself; the
-    norm before it gets a gradient only once the kernel is not zero, that is from the second step on.
+    The kernel is initialised to zero, as in transformers, so a new projector outputs zeros. The norm before it gets a
+    gradient only once the kernel is not zero, that is from the second step on.
     """
 
     def __init__(self, config: ImageConfig, width: int, *, key: jax.Array, param_dtype=jnp.float32):
-        del key  # nothing is drawn
+        del key  # nothing is random
         self.config = config
         vision = config.vision
         self.norm = RMSNorm(vision.width, eps=vision.norm_eps, param_dtype=param_dtype)
@@ -311,7 +312,7 @@ class Projector(nnx.Module):
         self.kernel = param(None, shape, axes=axes, init=zeros, dtype=param_dtype)
 
     def project(self, patches_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B K M"]:
-        """[B, tokens, width of the language model]: means of equal squares of patches, normed and projected."""
+        """Returns [B, tokens, width of the language model]: means of equal squares of patches, normed and projected."""
         rows, patches, width = patches_BPD.shape
         side = math.isqrt(self.config.tokens)
         square = math.isqrt(patches) // side
@@ -323,16 +324,16 @@ class Projector(nnx.Module):
 
 
 class TokenEmbedding(nnx.Module):
-    """Embeddings of tokens, which are not scaled."""
+    """A table of token embeddings, which are not scaled."""
 
     def __init__(self, vocab_size: int, width: int, *, key: jax.Array, param_dtype):
         self.table = param(key, (vocab_size, width), axes=("vocab", "embed"), init=embedding, dtype=param_dtype)
 
 
-class TextTower(Tower):
-    """Tokens of a fixed length; the state of the last, which is padding in all but the longest texts, is the text's.
+class TextTower(SiglipTower):
+    """A text tower for a fixed number of tokens; the text's vector comes from the last, mostly a padding token.
 
-    Nothing is masked: padding was seen in training, so rows must be padded as they were then (MedSigLIP: with 1).
+    Padding is not masked, as in training, so texts must be padded with the same token (MedSigLIP: 1).
     """
 
     config: SiglipTextConfig
@@ -341,27 +342,27 @@ class TextTower(Tower):
         keys = jax.random.split(key, 4)
         super().__init__(config, key=keys[0], param_dtype=param_dtype)
         self.embedder = TokenEmbedding(config.vocab_size, config.width, key=keys[1], param_dtype=param_dtype)
-        places = (config.length, config.width)
-        self.positions = param(keys[2], places, axes=(None, "embed"), init=embedding, dtype=param_dtype)
+        shape = (config.length, config.width)
+        self.positions = param(keys[2], shape, axes=(None, "embed"), init=embedding, dtype=param_dtype)
         shape, axes = (config.width, config.projection), ("embed", None)
         self.head = Dense(shape, axes, init=lecun, key=keys[3], param_dtype=param_dtype)
 
     def encode(self, tokens_BT: Int[Array, "B T"], *, compute: Compute) -> Float[Array, "B D"]:
-        """One vector of size config.projection per text, in compute.dtype, not normalised.
+        """Returns one vector of size config.projection per text, in compute.dtype, not normalised.
 
         Raises:
           ValueError: texts of another length than config.length.
         """
         if tokens_BT.shape[1:] != (self.config.length,):
             raise ValueError(f"texts of shape {tokens_BT.shape}; pad every one to {self.config.length} tokens")
-        # rows whole, as in layers.Embedder: a lookup in a table that is cut both ways gathers all tokens
+        # rows whole, as in layers.Embedder: a lookup in a table that is sharded along both axes gathers all tokens
         x_BTD = constrain(self.embedder.table[...], "vocab_act", None)[tokens_BT].astype(compute.dtype)
         x_BTD = x_BTD + self.positions[...].astype(compute.dtype)[None]
         return self.head.transform(self.run(x_BTD, compute=compute)[:, -1])
 
 
 class Siglip(nnx.Module):
-    """An image and a text tower whose embeddings are compared; two scalars make logits of cosines."""
+    """An image and a text tower whose embeddings are compared; two scalars turn cosines into logits."""
 
     def __init__(self, config: DualEncoderConfig, *, key: jax.Array, param_dtype=jnp.float32):
         self.config = config
@@ -372,62 +373,64 @@ class Siglip(nnx.Module):
         self.logit_scale, self.logit_bias = scalar(init=Constant(LOGIT_SCALE)), scalar(init=Constant(LOGIT_BIAS))
 
     def embed_images(self, images_BHWC: Float[Array, "B H W 3"], *, compute: Compute) -> Float[Array, "B D"]:
-        """float32[B, D] of length 1, of images in [-1, 1] and of the tower's size."""
+        """Returns float32[B, D] of length 1, for images in [-1, 1] of the tower's size."""
         return _unit(self.vision.pooled(images_BHWC, compute=compute))
 
     def embed_texts(self, tokens_BT: Int[Array, "B T"], *, compute: Compute) -> Float[Array, "B D"]:
-        """float32[B, D] of length 1, of tokens padded to the tower's length."""
+        """Returns float32[B, D] of length 1, for tokens padded to the tower's length."""
         return _unit(self.text.encode(tokens_BT, compute=compute))
 
     def logits(self, texts_MD: Float[Array, "M D"], images_ND: Float[Array, "N D"]) -> Float[Array, "M N"]:
-        """float32[M, N] of every text with every image: cosine * exp(logit_scale) + logit_bias.
+        """Returns float32[M, N] for every text with every image: cosine * exp(logit_scale) + logit_bias.
 
-        The sigmoid of one is the probability that the two belong together, whatever others there are.
+        The sigmoid of an entry is the probability that the two belong together, independent of the other pairs.
         """
         scale, bias = (p[...].astype(jnp.float32) for p in (self.logit_scale, self.logit_bias))
-        # a scale of 100 and the fewer bits of an accelerator's default product would give errors of up to 1
+        # at a scale of 100, the reduced precision of an accelerator's default product would give errors of up to 1
         cosine_MN = jnp.matmul(texts_MD, images_ND.T, precision="highest", preferred_element_type=jnp.float32)
         return cosine_MN * jnp.exp(scale) + bias
 
 
 def _unit(x_BD: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """x at length 1, in float32; zeros stay zeros, with a gradient that is finite."""
+    """Returns x scaled to length 1, in float32; zeros stay zeros, with a finite gradient."""
     x_BD = x_BD.astype(jnp.float32)
     return x_BD * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True), 1e-12))
 
 
 def resample_positions(positions_PD: Float[np.ndarray, "P D"], side: int) -> Float[np.ndarray, "Q D"]:
-    """float32[side * side, D]: position embeddings of a square of patches for one of another size.
+    """Returns float32[side * side, D]: position embeddings of a square of patches, resampled to another size.
 
     Bicubic with a = -0.75, no antialiasing, edges repeated: transformers' interpolate_pos_encoding, that is
-    torch.nn.functional.interpolate with mode "bicubic" and align_corners=False. 896 pixels to 448: side = 32.
+    torch.nn.functional.interpolate with mode "bicubic" and align_corners=False. From 896 pixels to 448: side = 32.
 
     Raises:
       UserError: the embeddings are not those of a square of patches, or side is below 1.
     """
-    given = np.asarray(positions_PD, np.float32)
-    old = math.isqrt(len(given))
-    if old**2 != len(given) or old < 1 or given.ndim != 2 or side < 1:
+    positions_PD = np.asarray(positions_PD, np.float32)
+    old = math.isqrt(len(positions_PD))
+    if old**2 != len(positions_PD) or old < 1 or positions_PD.ndim != 2 or side < 1:
         raise UserError(
-            f"position embeddings {list(given.shape)} for {side} x {side} patches: they must be those of a square of "
-            f"patches, [side * side, D], and the new side at least 1"
+            f"position embeddings {list(positions_PD.shape)} for {side} x {side} patches: they must be those of a "
+            f"square of patches, [side * side, D], and the new side at least 1"
         )
     if old == side:
-        return given
+        return positions_PD
+    # separable: the same weights along both axes
     weights_QP = _bicubic(old, side)
-    grid = given.reshape(old, old, -1)
+    grid = positions_PD.reshape(old, old, -1)
     return np.einsum("ap,bq,pqd->abd", weights_QP, weights_QP, grid, optimize=True).reshape(side**2, -1)
 
 
 def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Row i: the weights of the old places for the new place i (Keys 1981, a = -0.75 as in torch and OpenCV)."""
+    """Returns the weights of old positions for each new one (Keys 1981, a = -0.75 as in torch and OpenCV)."""
     a = -0.75
     centre = (np.arange(new) + 0.5) * (old / new) - 0.5
     weights = np.zeros((new, old))
     for offset in (-1, 0, 1, 2):
-        place = np.floor(centre) + offset
-        x = np.abs(centre - place)
+        position = np.floor(centre) + offset
+        x = np.abs(centre - position)
         near = ((a + 2) * x - (a + 3)) * x * x + 1
         far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-        np.add.at(weights, (np.arange(new), np.clip(place, 0, old - 1).astype(int)), np.where(x <= 1, near, far))
+        # clipped positions repeat the edge; add.at, because several may be clipped to one entry
+        np.add.at(weights, (np.arange(new), np.clip(position, 0, old - 1).astype(int)), np.where(x <= 1, near, far))
     return weights.astype(np.float32)

@@ -1,7 +1,7 @@
-"""Every released size, as one literal each, with the image tower where the released model has one.
+"""Architectures of all released sizes, with the image tower where the released model has one.
 
-`config.text_only` leaves the tower out. Names are those of the released models, FAMILY:SIZE, without what they were
-trained on: google/gemma-3-4b-pt is gemma3:4b, google/t5gemma-9b-2b-ul2 is t5gemma:9b-2b (an encoder of 9B, a decoder of
+`config.text_only` removes the tower. Names are those of the released models, FAMILY:SIZE, without the suffix for their
+training: google/gemma-3-4b-pt is gemma3:4b, google/t5gemma-9b-2b-ul2 is t5gemma:9b-2b (an encoder of 9B, a decoder of
 2B), google/medgemma-27b-text-it is medgemma:27b-text.
 
 Sources: the Gemma 2 report (arXiv 2408.00118, table 1); the Gemma 3 report (arXiv 2503.19786, table 1 and section 2);
@@ -29,7 +29,7 @@ from t5g2.models.config import (
     VisionConfig,
 )
 
-# Gemma 2: layers of both kinds in turn, one rotary base, soft caps instead of norms on queries and keys
+# Gemma 2: alternating local and global layers, one rotary base, soft caps instead of norms on queries and keys
 
 _GEMMA2_2B = TextConfig(
     vocab_size=256_000,
@@ -62,7 +62,7 @@ _GEMMA2_27B = replace(
 # Gemma 3. SigLIP so400m/14; positions beyond the pretraining length are interpolated: global layers divide them by 8
 
 _SO400M = VisionConfig(width=1152, layers=27, mlp_width=4304, heads=16, image_size=896, patch_size=14)
-# the embedding has 64 rows more than the tokenizer has ids, the first of them the image token's
+# the embedding has 64 rows more than the tokenizer has ids; the first of them is the image token's
 _GEMMA3_IMAGES = ImageConfig(vision=_SO400M, token=262_144, begin=255_999, end=256_000, tokens=256)
 _T5GEMMA2_IMAGES = replace(_GEMMA3_IMAGES, token=256_001)
 _EIGHTH = Rope(1_000_000.0, factor=8.0)
@@ -97,7 +97,7 @@ _GEMMA3_27B = replace(
     query_scalar=168.0,  # width / heads, not the head size
 )
 
-# T5Gemma, the sizes of T5: Gemma 2 blocks in which every query head has keys and values of its own
+# T5Gemma in the sizes of T5: Gemma 2 blocks with multi-head attention (kv_heads = heads)
 
 _T5_SMALL = replace(_GEMMA2_2B, width=512, layers=8, mlp_width=1024, heads=8, kv_heads=8, head_size=64)
 _T5_BASE = replace(_T5_SMALL, width=768, layers=12, mlp_width=2048, heads=12, kv_heads=12)
@@ -152,10 +152,10 @@ SIZES: dict[str, ModelConfig] = {
 
 
 def size(name: str) -> ModelConfig:
-    """The architecture of a released size, such as "gemma3:1b" or "t5gemma2:1b-1b".
+    """Returns the architecture of a released size, such as "gemma3:1b" or "t5gemma2:1b-1b".
 
     Raises:
-      UserError: no such size; names the nearest, and all.
+      UserError: no such size; the message has the nearest names, and all.
     """
     if name not in SIZES:
         raise unknown("size", name, SIZES)

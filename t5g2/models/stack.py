@@ -1,4 +1,4 @@
-"""Blocks, and the stack that runs them: one loop over whole patterns of layers, then the layers that remain.
+"""Blocks, and the stack that runs them: one loop over whole patterns of layers, then the remaining layers.
 
 B batch, T length, D width, P blocks of a pattern, R repeats of the pattern, L = R * P + len(tail) layers.
 """
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+from typing_extensions import override
 
 from t5g2.core.batch import Sequences
 from t5g2.core.sharding import constrain
@@ -24,7 +25,13 @@ from t5g2.models.masks import Keys, Mask
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """The tokens that a stack runs over, and what all its blocks need to know of them, by kind of layer."""
+    """Inputs that all layers of a stack share: the tokens, and by kind of layer the mask and the rotary embedding.
+
+    Attributes:
+      tokens: the tokens that the stack runs over.
+      masks: visibility among these tokens.
+      rotary: cosine and sine of their rotary angles.
+    """
 
     tokens: Sequences
     masks: Mapping[LayerKind, Mask]
@@ -32,18 +39,19 @@ class LayerInputs:
 
     @classmethod
     def create(cls, tokens: Sequences, config: TextConfig, mask: Callable[[LayerKind], Mask]) -> "LayerInputs":
-        """The site of `tokens`; `mask` gives the mask of a kind of layer. Angles are computed here, once."""
+        """Returns the inputs for `tokens`; `mask` returns the mask of a kind of layer."""
+        # angles are computed once for all layers of a kind
         kinds: dict[LayerKind, None] = dict.fromkeys(config.pattern)
-        turns: dict[LayerKind, tuple[Array, Array]] = {
+        rotary: dict[LayerKind, tuple[Array, Array]] = {
             kind: rotary_cos_sin(tokens.positions, config.rope(kind), config.head_size) for kind in kinds
         }
-        return cls(tokens, {kind: mask(kind) for kind in kinds}, turns)
+        return cls(tokens, {kind: mask(kind) for kind in kinds}, rotary)
 
 
 class Block(nnx.Module):
-    """One layer: attention and MLP, each between two norms, each added to what came in (Gemma 3 report, section 2).
+    """One layer: residual self-attention and MLP, each between two norms (Gemma 3 report, section 2).
 
-    Its tokens see themselves, and what a cache holds. Subclasses see the encoder too.
+    Its tokens attend to each other and to a cache; in subclasses also to the encoder.
     """
 
     def __init__(self, config: TextConfig, kind: LayerKind, *, key: jax.Array, param_dtype):
@@ -55,45 +63,47 @@ class Block(nnx.Module):
         self.mlp = GatedMLP(config.width, config.mlp_width, key=keys[1], param_dtype=param_dtype)
 
     def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues | None:
-        """Keys and values of the encoder's states as this layer sees them; None = it does not see them."""
+        """Returns this layer's keys and values of the encoder's states; None if it does not attend to them."""
         del memory_BSD, compute
         return None
 
     def forward(
         self,
         x_BTD: Float[Array, "B T D"],
-        site: LayerInputs,
+        inputs: LayerInputs,
         *,
         past: Keys | None = None,
         memory: Keys | None = None,
         compute: Compute,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """The next hidden states, and the keys and values of these tokens for a cache.
+        """Returns the next hidden states, and the keys and values of these tokens for a cache.
 
         Args:
-          past: what the cache holds of this layer.
-          memory: what `remember` made of the encoder's states.
+          past: keys and values of this layer in the cache.
+          memory: keys and values of the encoder's states, from `encoder_keys_values`.
         """
         del memory
-        x_BTD, own = self._attend(x_BTD, site, past, compute=compute)
-        return self._transform(x_BTD, compute), own
+        x_BTD, keys_values = self._self_attend(x_BTD, inputs, past, compute=compute)
+        return self._transform(x_BTD, compute), keys_values
 
-    def _attend(
+    def _self_attend(
         self,
         x_BTD: Array,
-        site: LayerInputs,
+        inputs: LayerInputs,
         past: Keys | None,
         others: Sequence[tuple[Keys, Mask]] = (),
         *,
         compute: Compute,
     ) -> tuple[Array, KeyValues]:
-        turn, mask = site.rotary[self.kind], site.masks[self.kind]
+        """Returns x plus attention over the cache, `others` and the tokens themselves, and their keys and values."""
+        rotary, mask = inputs.rotary[self.kind], inputs.masks[self.kind]
         h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
-        own = self.attention.keys(h_BTD, turn, compute=compute)
-        sources = [*([] if past is None else [(past, mask)]), *others, (own.as_keys(site.tokens), mask)]
-        q_BTNH = self.attention.queries(h_BTD, turn, compute=compute)
-        o_BTD = self.attention.attend(q_BTNH, site.tokens, sources, compute=compute)
-        return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), own
+        keys_values = self.attention.keys(h_BTD, rotary, compute=compute)
+        # masks are by position and segment, so one mask serves the cache and the new tokens
+        sources = [*([] if past is None else [(past, mask)]), *others, (keys_values.as_keys(inputs.tokens), mask)]
+        q_BTNH = self.attention.queries(h_BTD, rotary, compute=compute)
+        o_BTD = self.attention.attend(q_BTNH, inputs.tokens, sources, compute=compute)
+        return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), keys_values
 
     def _transform(self, x_BTD: Array, compute: Compute) -> Array:
         h_BTD = self.mlp.transform(self.pre_mlp_norm.normalize(x_BTD, compute))
@@ -102,24 +112,26 @@ class Block(nnx.Module):
 
 
 class MergedBlock(Block):
-    """A decoder's layer that attends to its own past and to all of the encoder with one set of weights, under one
-    softmax (T5Gemma 2 report, section 2).
+    """A decoder layer with merged attention (T5Gemma 2 report, section 2).
+
+    The decoder's past and all of the encoder are keys under one softmax, with one set of weights.
     """
 
     def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
-        """Keys and values from the weights of self-attention; keys normed and not rotated."""
+        """Returns keys and values by the weights of self-attention; keys are normed and not rotated."""
         return self.attention.keys(memory_BSD, None, compute=compute)
 
-    def forward(self, x_BTD, site, *, past=None, memory=None, compute):
-        """As Block.forward."""
+    @override
+    def forward(self, x_BTD, inputs, *, past=None, memory=None, compute):
         assert memory is not None
-        x_BTD, own = self._attend(x_BTD, site, past, [(memory, masks.ALL)], compute=compute)
-        return self._transform(x_BTD, compute), own
+        x_BTD, keys_values = self._self_attend(x_BTD, inputs, past, [(memory, masks.ALL)], compute=compute)
+        return self._transform(x_BTD, compute), keys_values
 
 
 class CrossBlock(Block):
-    """A decoder's layer with a sublayer of its own for the encoder, after self-attention (T5Gemma report, section 2):
-    no rotation, no window, keys and values from states of the encoder's width.
+    """A decoder layer with separate cross-attention after self-attention (T5Gemma report, section 2).
+
+    Cross-attention has no rotary embedding and no window; its keys and values come from states of the encoder's width.
     """
 
     def __init__(self, config: TextConfig, kind: LayerKind, *, memory_width: int, key: jax.Array, param_dtype):
@@ -130,17 +142,17 @@ class CrossBlock(Block):
         )
 
     def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
-        """Keys and values from weights of their own, not rotated."""
+        """Returns keys and values by the weights of cross-attention, not rotated."""
         return self.cross_attention.keys(memory_BSD, None, compute=compute)
 
-    def forward(self, x_BTD, site, *, past=None, memory=None, compute):
-        """As Block.forward."""
+    @override
+    def forward(self, x_BTD, inputs, *, past=None, memory=None, compute):
         assert memory is not None
-        x_BTD, own = self._attend(x_BTD, site, past, compute=compute)
+        x_BTD, keys_values = self._self_attend(x_BTD, inputs, past, compute=compute)
         q_BTNH = self.cross_attention.queries(self.pre_cross_norm.normalize(x_BTD, compute), None, compute=compute)
-        o_BTD = self.cross_attention.attend(q_BTNH, site.tokens, [(memory, masks.ALL)], compute=compute)
+        o_BTD = self.cross_attention.attend(q_BTNH, inputs.tokens, [(memory, masks.ALL)], compute=compute)
         x_BTD = x_BTD + self.post_cross_norm.normalize(o_BTD, compute)
-        return self._transform(x_BTD, compute), own
+        return self._transform(x_BTD, compute), keys_values
 
 
 def _norm(config: TextConfig, param_dtype) -> RMSNorm:
@@ -148,29 +160,32 @@ def _norm(config: TextConfig, param_dtype) -> RMSNorm:
 
 
 class PerLayer(NamedTuple):
-    """One value for each layer, stored as `Layers` stores its blocks: P values with a leading axis R, then the rest."""
+    """One value for each layer, stored like the blocks of `Layers`: P values with a leading axis R, then the rest."""
 
     slots: tuple[Any, ...]
     tail: tuple[Any, ...]
 
 
 class Layers(nnx.Module):
-    """L layers, of any kind of module. Slot p holds the layers p, P + p, 2P + p, ... with a leading axis on every leaf;
-    the tail holds the layers that do not fill a pattern. Layer l is made from the l-th key, however it is stored.
+    """L layers, of any kind of module.
+
+    Slot p holds the layers p, P + p, 2P + p, ... with a leading axis on every leaf; the tail holds the layers after the
+    last whole pattern. Layer l is initialised from the l-th key, however it is stored.
     """
 
     def __init__(self, make: Callable[[Any, jax.Array], Any], pattern: Sequence[Any], layers: int, *, key: jax.Array):
-        """`make` gives the layer for an entry of the pattern and a key; the pattern is repeated up to `layers`."""
+        """Builds layers with `make(entry of the pattern, key)`; the pattern is repeated up to `layers`."""
         period = len(pattern)
         scanned = layers // period * period
         keys = jax.random.split(key, layers)
-        first = range(period if scanned else 0)
-        slots = [jax.vmap(partial(make, pattern[p]))(keys[p:scanned:period]) for p in first]
+        # with fewer layers than a pattern has, all of them are in the tail
+        indices = range(period if scanned else 0)
+        slots = [jax.vmap(partial(make, pattern[p]))(keys[p:scanned:period]) for p in indices]
         self.slots = nnx.List(slots)
         self.tail = nnx.List([make(pattern[layer % period], keys[layer]) for layer in range(scanned, layers)])
 
     def map(self, function: Callable[[Any], Any]) -> PerLayer:
-        """function(block) of every layer, all layers of a slot at once."""
+        """Returns function(block) of every layer, computed for all layers of a slot at once."""
         return PerLayer(tuple(jax.vmap(function)(slot) for slot in self.slots), tuple(map(function, self.tail)))
 
     def scan(
@@ -181,18 +196,19 @@ class Layers(nnx.Module):
         *,
         compute: Compute,
     ) -> tuple[Array, PerLayer]:
-        """x, y = step(block, x, extra) for every layer in turn; gives the last x, and the y of every layer."""
+        """Runs x, y = step(block, x, extra) for every layer in order; returns the last x, and the y of every layer."""
         if extras is None:
             extras = PerLayer((None,) * len(self.slots), (None,) * len(self.tail))
-        # inside a loop nothing can be merged with the forward pass, so remat needs no barriers there
+        # within a scan XLA cannot merge recomputation with the forward pass, so no barriers are needed there
         remat = compute.remat == "block"
-        looped = jax.checkpoint(step, prevent_cse=not compute.scan) if remat else step
-        alone = jax.checkpoint(step) if remat else step
+        slot_step = jax.checkpoint(step, prevent_cse=not compute.scan) if remat else step
+        tail_step = jax.checkpoint(step) if remat else step
 
+        # the body of the loop is one whole pattern: its blocks differ in kind, its repeats only in weights
         def pattern(x, layers):
             ys = []
             for block, extra in zip(*layers, strict=True):
-                x, y = looped(block, x, extra)
+                x, y = slot_step(block, x, extra)
                 ys.append(y)
             return x, tuple(ys)
 
@@ -201,13 +217,13 @@ class Layers(nnx.Module):
             x, slot_ys = (jax.lax.scan if compute.scan else _unrolled)(pattern, x, (self.slots, extras.slots))
         tail_ys = []
         for block, extra in zip(self.tail, extras.tail, strict=True):
-            x, y = alone(block, x, extra)
+            x, y = tail_step(block, x, extra)
             tail_ys.append(y)
         return x, PerLayer(slot_ys, tuple(tail_ys))
 
 
 def _unrolled(step, x, layers):
-    """What jax.lax.scan computes, one step after the other."""
+    """Returns what jax.lax.scan returns, without a loop in the program."""
     repeats = jax.tree.leaves(layers)[0].shape[0]
     ys = []
     for r in range(repeats):
@@ -227,7 +243,7 @@ class Stack(nnx.Module):
         param_dtype,
         block: Callable[..., Block] = Block,
     ):
-        """`block` makes a layer as the class Block does: config, kind, key and param_dtype."""
+        """Builds layers with `block`, which is called like the class Block: (config, kind, key=, param_dtype=)."""
         self.config = config
         make = lambda kind, key: block(config, kind, key=key, param_dtype=param_dtype)  # noqa: E731
         self.layers = Layers(make, config.pattern, config.layers, key=key)
@@ -236,17 +252,18 @@ class Stack(nnx.Module):
     def run(
         self,
         x_BTD: Float[Array, "B T D"],
-        site: LayerInputs,
+        inputs: LayerInputs,
         memory: tuple[Float[Array, "B S M"], Sequences] | None = None,
         *,
         compute: Compute,
     ) -> Float[Array, "B T D"]:
-        """Final-normed states of tokens embedded as x; `memory` is the encoder's states and tokens."""
+        """Returns the final-normed states of tokens embedded as x; `memory` is the encoder's states and tokens."""
 
         def step(block: Block, x_BTD, _):
-            made = None if memory is None else block.encoder_keys_values(memory[0], compute=compute)
-            seen = None if made is None or memory is None else made.as_keys(memory[1])
-            return block.forward(x_BTD, site, memory=seen, compute=compute)[0], None
+            # within the scan, so that the forward pass holds the encoder's keys of one layer at a time
+            keys_values = None if memory is None else block.encoder_keys_values(memory[0], compute=compute)
+            encoder_keys = None if keys_values is None or memory is None else keys_values.as_keys(memory[1])
+            return block.forward(x_BTD, inputs, memory=encoder_keys, compute=compute)[0], None
 
         x_BTD, _ = self.layers.scan(step, x_BTD, compute=compute)
         return self.final_norm.normalize(x_BTD, compute)

@@ -4,9 +4,10 @@ B batch, T decoder length, S encoder length, I images of a row, D width, V vocab
 
 T5Gemma (arXiv 2504.06225): separate cross-attention, an embedding for each side. T5Gemma 2 (arXiv 2512.14856): merged
 attention, one embedding for everything, images in the encoder. Sources beside the reports: transformers 5.23.0,
-modeling_t5gemma.py and modeling_t5gemma2.py, which tests/parity compares with; what the reports leave open is as in
-that code: encoder states are not normed again before the decoder's key projections, their keys are not rotated, and the
-decoder's windows never hide them. Known deviation: the window of T5Gemma's encoder (config: encoder_window).
+modeling_t5gemma.py and modeling_t5gemma2.py, which tests/parity compares with. Details that the reports leave open are
+those of that code: encoder states are not normed again before the decoder's key projections, their keys are not
+rotated, and the decoder's windows never hide them. Known deviation: the window of T5Gemma's encoder (config:
+encoder_window).
 """
 
 from functools import partial
@@ -18,24 +19,22 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
 from t5g2.models import cache as caches
-from t5g2.models import image_embeddings as images
-from t5g2.models import layers, masks
+from t5g2.models import image_embeddings, layers, masks
 from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
-from t5g2.models.image_embeddings import with_blocks
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
 from t5g2.models.siglip import Projector, VisionTower
 from t5g2.models.stack import Block, CrossBlock, LayerInputs, MergedBlock, Stack
 
 
 class T5Gemma(nnx.Module):
-    """An encoder that sees both ways, and a decoder whose layers attend to their own past and to all of the encoder."""
+    """A bidirectional encoder, and a decoder whose layers attend to their own past and to all of the encoder."""
 
     def __init__(self, config: EncoderDecoderConfig, *, key: jax.Array, param_dtype=jnp.float32):
         keys = jax.random.split(key, 3)
         self.config = config
         encoder, decoder = config.encoder, config.decoder
         embedder = partial(Embedder, param_dtype=param_dtype, eoi_id=config.eoi_id)
-        # further keys are folded in: they change no weight of a model that does not need them
+        # further keys are folded in, so the weights of a model without these parts do not depend on them
         if config.tied_embedding:
             self.embedder = embedder(decoder.vocab_size, decoder.width, key=keys[0])
         else:
@@ -59,41 +58,39 @@ class T5Gemma(nnx.Module):
         *,
         compute: Compute,
     ) -> Float[Array, "B T D"]:
-        """Final-normed decoder states of every token, for the loss or for `logits`.
+        """Returns the final-normed decoder states of every token, for the loss or for `logits`.
 
-        In a packed row a decoder token sees the encoder tokens of its own segment.
+        In a packed row a decoder token attends to the encoder tokens of its own segment.
 
         Args:
-          images: float32 in [-1, 1], by row; t5g2.models.image_embeddings says which of the encoder's tokens they stand for.
+          images: float32 in [-1, 1], by row, for the encoder; t5g2.models.image_embeddings has their order.
         """
         return self.decode(decoder, self.encode(encoder, images, compute=compute), encoder, compute=compute)
 
     def encode(
         self, encoder: Sequences, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
     ) -> Float[Array, "B S D"]:
-        """Final-normed encoder states; what stands at padding is finite and means nothing.
-
-        In a causal encoder the tokens of an image see each other nevertheless, as in a decoder-only model.
-        """
+        """Returns the final-normed encoder states; those at padding are finite and meaningless."""
+        # the tokens of an image see each other in a causal encoder too, as in a decoder-only model
         if self.config.encoder_attention == "causal" and self.config.encoder.images is not None:
-            encoder = with_blocks(encoder, self.config.encoder.images)
-        site = LayerInputs.create(encoder, self.config.encoder, lambda kind: masks.encoder(self.config, kind))
-        return self.encoder.run(self._embed_encoder(encoder, images, compute), site, compute=compute)
+            encoder = image_embeddings.with_blocks(encoder, self.config.encoder.images)
+        inputs = LayerInputs.create(encoder, self.config.encoder, lambda kind: masks.encoder(self.config, kind))
+        return self.encoder.run(self._embed_encoder(encoder, images, compute), inputs, compute=compute)
 
     def decode(
         self, decoder: Sequences, memory_BSD: Float[Array, "B S M"], encoder: Sequences, *, compute: Compute
     ) -> Float[Array, "B T D"]:
-        """Final-normed decoder states, given the states of `encoder`."""
+        """Returns the final-normed decoder states, given the encoder's states `memory_BSD` of `encoder`."""
         x_BTD = self._embed_decoder(decoder, compute)
-        return self.decoder.run(x_BTD, self._site(decoder), (memory_BSD, encoder), compute=compute)
+        return self.decoder.run(x_BTD, self._layer_inputs(decoder), (memory_BSD, encoder), compute=compute)
 
     def head(self) -> Head:
-        """What the loss needs to turn states into logits."""
+        """Returns the output head, which turns states into logits."""
         table = self._decoder_embedder.table if self.config.decoder.tied_head else self.unembedder.table
         return Head(table[...], self.config.decoder.final_softcap)
 
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """float32 logits of every position; for decoding, not for training."""
+        """Returns float32 logits of every position; for decoding, not for training."""
         return layers.logits(hidden_BTD, self.head())
 
     def start_cache(
@@ -105,44 +102,46 @@ class T5Gemma(nnx.Module):
         images: Float[Array, "B I H W 3"] | None = None,
         compute: Compute,
     ) -> caches.Cache:
-        """A cache for `rows` rows of up to `length` decoder tokens, padding included: empty but for the encoder's keys.
+        """Runs the encoder, and returns a cache with its keys for `rows` rows of up to `length` decoder tokens.
 
-        Runs the encoder, once; its states are not needed again.
+        The length includes padding. The encoder is not run again while decoding.
         """
         if encoder is None or encoder.tokens.shape[0] != rows:
-            given = None if encoder is None else encoder.tokens.shape[0]
-            raise ValueError(f"a cache of {rows} rows needs encoder tokens of as many rows; given: {given}")
+            encoder_rows = None if encoder is None else encoder.tokens.shape[0]
+            raise ValueError(f"a cache of {rows} rows needs encoder tokens of as many rows; given: {encoder_rows}")
+        # only the keys and values of the encoder's states are kept, not the states
         memory_BSD = self.encode(encoder, images, compute=compute)
         return caches.start(self.decoder, rows, length, memory_BSD=memory_BSD, encoder=encoder, compute=compute)
 
     def extend(
         self, decoder: Sequences, cache: caches.Cache, images: None = None, *, compute: Compute
     ) -> tuple[Float[Array, "B T D"], caches.Cache]:
-        """States of tokens that follow those in the cache, and the cache with them: a whole prompt, or one token."""
+        """Returns the states of a prompt or of one token after the tokens in the cache, and the extended cache."""
         if images is not None:
             raise ValueError("an encoder-decoder model reads images with its encoder; give them to `start_cache`")
         x_BTD = self._embed_decoder(decoder, compute)
-        return caches.extend(self.decoder, x_BTD, self._site(decoder), cache, compute=compute)
+        return caches.extend(self.decoder, x_BTD, self._layer_inputs(decoder), cache, compute=compute)
 
     @property
     def _decoder_embedder(self) -> Embedder:
         return self.embedder if self.config.tied_embedding else self.decoder_embedder
 
     def _embed_decoder(self, decoder: Sequences, compute: Compute) -> Float[Array, "B T D"]:
-        return images.embed(self, self._decoder_embedder, None, decoder.tokens, None, compute=compute)
+        return image_embeddings.embed(self, self._decoder_embedder, None, decoder.tokens, None, compute=compute)
 
-    def _embed_encoder(self, encoder: Sequences, pictures: Array | None, compute: Compute) -> Float[Array, "B S M"]:
+    def _embed_encoder(self, encoder: Sequences, images: Array | None, compute: Compute) -> Float[Array, "B S M"]:
         embedder = self.embedder if self.config.tied_embedding else self.encoder_embedder
-        return images.embed(self, embedder, self.config.encoder.images, encoder.tokens, pictures, compute=compute)
+        config = self.config.encoder.images
+        return image_embeddings.embed(self, embedder, config, encoder.tokens, images, compute=compute)
 
-    def _site(self, decoder: Sequences) -> LayerInputs:
+    def _layer_inputs(self, decoder: Sequences) -> LayerInputs:
         return LayerInputs.create(decoder, self.config.decoder, lambda kind: masks.decoder(self.config.decoder, kind))
 
 
-def _decoder_block(whole: EncoderDecoderConfig, config: TextConfig, kind: LayerKind, *, key: jax.Array, param_dtype):
-    """The kind of block that a layer of the decoder is."""
-    if whole.cross_layers == "global" and kind == "local":
+def _decoder_block(model: EncoderDecoderConfig, config: TextConfig, kind: LayerKind, *, key: jax.Array, param_dtype):
+    """Returns the block of a decoder layer of this kind."""
+    if model.cross_layers == "global" and kind == "local":
         return Block(config, kind, key=key, param_dtype=param_dtype)
-    if whole.cross == "merged":
+    if model.cross == "merged":
         return MergedBlock(config, kind, key=key, param_dtype=param_dtype)
-    return CrossBlock(config, kind, memory_width=whole.encoder.width, key=key, param_dtype=param_dtype)
+    return CrossBlock(config, kind, memory_width=model.encoder.width, key=key, param_dtype=param_dtype)

@@ -106,6 +106,7 @@ class SupervisedFineTuning(Objective):
           UserError: the chunk has no answer.
         """
         answers = self.answers(tokens)
+        # one example with all answers that have a loss: the prompt before them, nothing after them
         begin, end = answers[0][0], answers[-1][1]
         example = teacher_forced(
             tokens[:begin], tokens[begin:end], np.arange(begin, end), special_tokens=special_tokens, eos=self.eos
@@ -186,6 +187,7 @@ def _find(tokens: np.ndarray, pattern: tuple[int, ...]) -> np.ndarray:
     """Returns int64[N], the positions at which the pattern begins; of (5, 6) in [5 6 5 6]: [0 2]."""
     if len(tokens) < len(pattern):
         return np.empty(0, np.int64)
+    # a view: one row for each position, no copy
     windows = np.lib.stride_tricks.sliding_window_view(tokens, len(pattern))
     return np.flatnonzero((windows == np.array(pattern)).all(axis=1))
 

@@ -104,6 +104,7 @@ class UL2(Objective):
         """Returns the probability of each task for a chunk of `tokens` tokens; they sum to 1."""
         if self.mixing == "examples":
             return self.weights
+        # p proportional to weight / targets makes p * targets, the share of targets, proportional to the weight
         rates = [
             weight / self._mean_loss_targets(task, tokens)
             for weight, task in zip(self.weights, self.tasks, strict=True)
@@ -144,6 +145,7 @@ class UL2(Objective):
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
         task = self.tasks[self.denoisers.index(denoiser)]
+        # ids of other modes would be refused
         mode_tokens = tuple((mode, token) for mode, token in self.mode_tokens if mode == task.mode)
         return dataclasses.replace(self, tasks=(task,), mode_tokens=mode_tokens)
 

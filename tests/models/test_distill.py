@@ -50,14 +50,14 @@ def teacher_logits(teacher):
     return 4.0 * jnp.tanh(logits / 4.0)
 
 
-def answered(data, how):
-    """The teacher with its answers of before instead of its states."""
+def with_cached_outputs(data, how):
+    """The teacher with cached distributions instead of its states."""
     answers = sparsify(teacher_logits(data["teacher"]), how, dtype=jnp.float32)
     return TeacherOutputs(data["teacher"].has_teacher_BT, answers)
 
 
-def drawn_of(data, how) -> SparseDistribution:
-    """Answers drawn with the keys that a loss head takes, one of each token's own."""
+def sampled_distributions(data, how) -> SparseDistribution:
+    """Distributions sampled with the keys of the loss, one for each token."""
     keys = jax.random.split(data["teacher"].key, (B, T))
     return sparsify(teacher_logits(data["teacher"]), how, key=keys, dtype=jnp.float32)
 
@@ -107,7 +107,7 @@ def sums(how, softcap=None, **settings):
     return total
 
 
-def assert_slopes(got, want):
+def assert_gradients(got, want):
     for one, other in zip(got, want, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6)
 
@@ -117,11 +117,11 @@ def assert_slopes(got, want):
 @pytest.mark.parametrize("name", [name for name in HOW if name != "sampled"])
 def test_loss_and_gradients_are_those_of_all_distributions_at_once(data, name, softcap, z_loss, tile_tokens):
     how, values = HOW[name], tuple(data.values())
-    (want, apart), want_slopes = jax.value_and_grad(expected(how, softcap, z_loss), (0, 1), has_aux=True)(*values)
+    (want, apart), want_gradients = jax.value_and_grad(expected(how, softcap, z_loss), (0, 1), has_aux=True)(*values)
     run = jax.value_and_grad(sums(how, softcap, tile_tokens=tile_tokens, z_loss=z_loss), (0, 1), has_aux=True)
-    (got, made), got_slopes = run(*values)
+    (got, made), got_gradients = run(*values)
     np.testing.assert_allclose(got, want, rtol=3e-6)
-    assert_slopes(got_slopes, want_slopes)
+    assert_gradients(got_gradients, want_gradients)
     known, weights = data["teacher"].has_teacher_BT, data["weights"]
     np.testing.assert_allclose(made.tokens.divergence_BT, jnp.where(known, apart, 0.0), atol=1e-5)
     np.testing.assert_allclose(made.divergence, jnp.sum(jnp.where(known, weights * apart, 0.0)), rtol=3e-6)
@@ -130,16 +130,16 @@ def test_loss_and_gradients_are_those_of_all_distributions_at_once(data, name, s
 
 
 @pytest.mark.parametrize("name", ["top_k", "top_k, one more for the others"])
-def test_answers_of_before_are_answers_of_now(data, name):
+def test_cached_outputs_equal_those_of_the_step(data, name):
     how = HOW[name]
     values = tuple(data.values())[:4]
     run = jax.value_and_grad(sums(how, tile_tokens=64), (0, 1), has_aux=True)
-    (now, _), now_slopes = run(*values, data["teacher"])
-    (before, _), before_slopes = run(*values, answered(data, how))
+    (now, _), now_gradients = run(*values, data["teacher"])
+    (before, _), cached_gradients = run(*values, with_cached_outputs(data, how))
     np.testing.assert_allclose(before, now, rtol=2e-6)
-    assert_slopes(before_slopes, now_slopes)
+    assert_gradients(cached_gradients, now_gradients)
     # kept in 16 bits: each log-probability to 2^-11 of itself, and so the divergence
-    teacher = answered(data, how)
+    teacher = with_cached_outputs(data, how)
     assert teacher.cached is not None
     ids, *probabilities = teacher.cached
     halved = teacher._replace(cached=SparseDistribution(ids, *(x.astype(jnp.float16) for x in probabilities)))
@@ -176,12 +176,12 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
     hidden, table, targets, weights, teacher = data.values()
     itself = teacher._replace(has_teacher_BT=jnp.ones((B, T), bool), hidden_BTD=hidden, head=Head(table, 3.0))
     run = jax.value_and_grad(sums(how, 3.0, tile_tokens=64), (0, 1), has_aux=True)
-    (_, made), slopes = run(hidden, table, targets, weights, itself)
+    (_, made), gradients = run(hidden, table, targets, weights, itself)
     np.testing.assert_allclose(made.tokens.divergence_BT, 0.0, atol=2e-6)
     plain = jax.grad(
         lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, LossConfig(tile_tokens=64)).total, (0, 1)
     )
-    assert_slopes(slopes, jax.tree.map(lambda g: (1 - how.weight) * g, plain(hidden, table)))
+    assert_gradients(gradients, jax.tree.map(lambda g: (1 - how.weight) * g, plain(hidden, table)))
     (_, alone), none = jax.value_and_grad(sums(Distillation(1.0), 3.0, tile_tokens=64), (0, 1), has_aux=True)(
         hidden, table, targets, weights, itself
     )
@@ -213,15 +213,15 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_once():
 
 
 @pytest.mark.parametrize("tile_tokens", [16, 48, 10**6])
-def test_the_loss_of_drawn_answers_is_that_of_the_answers(data, tile_tokens):
+def test_the_loss_of_a_sample_is_that_of_the_same_sample_cached(data, tile_tokens):
     """Asked or told, in tiles of any size: the same draws give the same loss."""
     how, values = HOW["sampled"], tuple(data.values())
     run = jax.value_and_grad(sums(how, tile_tokens=tile_tokens), (0, 1), has_aux=True)
-    (asked, _), asked_slopes = run(*values)
-    told_by = TeacherOutputs(data["teacher"].has_teacher_BT, drawn_of(data, how))
-    (told, _), told_slopes = run(*values[:4], told_by)
+    (asked, _), step_gradients = run(*values)
+    cached = TeacherOutputs(data["teacher"].has_teacher_BT, sampled_distributions(data, how))
+    (told, _), cached_gradients = run(*values[:4], cached)
     np.testing.assert_allclose(told, asked, rtol=2e-6)
-    assert_slopes(told_slopes, asked_slopes)
+    assert_gradients(cached_gradients, step_gradients)
     other = data["teacher"]._replace(key=jax.random.key(2))
     assert run(*values[:4], other)[0][0] != asked
 
@@ -231,7 +231,7 @@ def test_the_loss_of_drawn_answers_is_that_of_the_answers(data, tile_tokens):
     [("full", False), *itertools.product(["top_k, one more for the others", "sampled"], [False, True])],
 )
 def test_no_logits_but_a_tile_of_either(data, name, cached):
-    teacher = answered(data, Distillation(method="top_k", per_token=8)) if cached else data["teacher"]
+    teacher = with_cached_outputs(data, Distillation(method="top_k", per_token=8)) if cached else data["teacher"]
     run = jax.value_and_grad(sums(HOW[name], 3.0, tile_tokens=48), (0, 1), has_aux=True)
     program = jax.make_jaxpr(run)(*tuple(data.values())[:4], teacher)
     with_vocab = {s for s in shapes(program.jaxpr) if V in s and D not in s and WIDTH not in s}
@@ -250,18 +250,18 @@ def test_on_eight_devices_as_on_one(data, devices, name, cached):
     """Rows over 4 devices, the vocabulary over 2."""
     how = HOW[name]
     values = tuple(data.values())[:4]
-    teacher = answered(data, how) if cached else data["teacher"]
+    teacher = with_cached_outputs(data, how) if cached else data["teacher"]
     run = jax.value_and_grad(sums(how, tile_tokens=16, z_loss=0.01), (0, 1), has_aux=True)
-    (want, _), want_slopes = run(*values, teacher)
+    (want, _), want_gradients = run(*values, teacher)
     mesh = meshes.make(MeshShape(2, 2, 2), devices)
     rows, table = meshes.batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))
     whole = NamedSharding(mesh, P())
     places = jax.tree.map(lambda x: rows if x.shape[:2] == (B, T) else whole, teacher)
     with jax.set_mesh(mesh):
         put = jax.device_put((*values, teacher), (rows, table, rows, rows, places))
-        (got, _), got_slopes = jax.jit(run)(*put)
+        (got, _), got_gradients = jax.jit(run)(*put)
     np.testing.assert_allclose(got, want, rtol=2e-6)
-    assert_slopes(jax.device_get(got_slopes), want_slopes)
+    assert_gradients(jax.device_get(got_gradients), want_gradients)
 
 
 @pytest.mark.parametrize(

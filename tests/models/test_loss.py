@@ -48,13 +48,13 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_los
         loss, z, _ = naive(hidden, table, targets, softcap)
         return jnp.sum(weights * (loss + z_loss * z))
 
-    want, want_slopes = jax.value_and_grad(expected, (0, 1))(*data.values())
-    got, got_slopes = jax.value_and_grad(tiled_total(softcap, tile_tokens=tile_tokens, z_loss=z_loss), (0, 1))(
+    want, want_gradients = jax.value_and_grad(expected, (0, 1))(*data.values())
+    got, got_gradients = jax.value_and_grad(tiled_total(softcap, tile_tokens=tile_tokens, z_loss=z_loss), (0, 1))(
         *data.values()
     )
     np.testing.assert_allclose(got, want, rtol=2e-6)
-    for got_slope, want_slope in zip(got_slopes, want_slopes, strict=True):
-        np.testing.assert_allclose(got_slope, want_slope, atol=5e-6)
+    for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(got_gradient, want_gradient, atol=5e-6)
 
 
 def test_sums_are_the_weighted_losses_of_the_tokens(data):
@@ -125,13 +125,13 @@ def shapes(jaxpr):
 def test_the_loss_may_be_computed_in_bfloat16(data):
     """Near the exact one, off by no less than bfloat16's rounding of single losses, and summed in float32."""
     run = jax.value_and_grad(tiled_total(3.0, tile_tokens=64, z_loss=0.01, dtype="bfloat16"), (0, 1))
-    got, got_slopes = run(*data.values())
-    want, want_slopes = jax.value_and_grad(tiled_total(3.0, tile_tokens=64, z_loss=0.01), (0, 1))(*data.values())
+    got, got_gradients = run(*data.values())
+    want, want_gradients = jax.value_and_grad(tiled_total(3.0, tile_tokens=64, z_loss=0.01), (0, 1))(*data.values())
     assert got.dtype == jnp.float32
     assert 1e-5 < abs(got / want - 1) < 0.02
-    for got_slope, want_slope in zip(got_slopes, want_slopes, strict=True):
-        assert got_slope.dtype == jnp.float32
-        np.testing.assert_allclose(got_slope, want_slope, atol=0.02 * float(jnp.max(jnp.abs(want_slope))))
+    for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
+        assert got_gradient.dtype == jnp.float32
+        np.testing.assert_allclose(got_gradient, want_gradient, atol=0.02 * float(jnp.max(jnp.abs(want_gradient))))
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
@@ -163,11 +163,11 @@ def sharded(devices):
 
 def test_eight_devices_give_what_one_gives(data, sharded):
     compiled, places = sharded
-    got, got_slopes = compiled(*jax.device_put(tuple(data.values()), places))
-    want, want_slopes = jax.value_and_grad(tiled_total(3.0, tile_tokens=48, z_loss=0.01), (0, 1))(*data.values())
+    got, got_gradients = compiled(*jax.device_put(tuple(data.values()), places))
+    want, want_gradients = jax.value_and_grad(tiled_total(3.0, tile_tokens=48, z_loss=0.01), (0, 1))(*data.values())
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    for got_slope, want_slope in zip(got_slopes, want_slopes, strict=True):
-        np.testing.assert_allclose(got_slope, want_slope, atol=5e-6)
+    for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(got_gradient, want_gradient, atol=5e-6)
 
 
 def test_no_logits_cross_devices(sharded):

@@ -59,7 +59,7 @@ def test_one_example(function, title, mask):
 @pytest.mark.parametrize(("title", "mask"), [("causal()", causal()), ("causal(window=2)", causal(window=2))])
 def test_blocks_lift_causality_but_not_the_window(title, mask):
     five = tokens([1] * 5, blocks=[0, 1, 1, 1, 0])
-    text = causal.__doc__[causal.__doc__.index("Block ids") : causal.__doc__.index("With a window the block")]
+    text = causal.__doc__[causal.__doc__.index("Block ids") : causal.__doc__.index("`ahead` bounds")]
     assert matrix(visible(five, five, mask)) == drawn(text, title)
 
 

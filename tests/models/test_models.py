@@ -274,9 +274,9 @@ def test_an_abstract_model_is_the_model_without_its_weights(config):
 
 def test_a_decoder_only_model_refuses_an_encoder_side():
     model = build.abstract(GEMMA3)
-    with pytest.raises(ValueError, match="no encoder side"):
+    with pytest.raises(ValueError, match="a decoder-only model has no encoder; give encoder=None"):
         model.hidden(ENCODER, DECODER, compute=COMPUTE)
-    with pytest.raises(ValueError, match="no encoder side"):
+    with pytest.raises(ValueError, match="a decoder-only model has no encoder; give encoder=None"):
         model.start_cache(1, 4, encoder=ENCODER, compute=COMPUTE)
 
 

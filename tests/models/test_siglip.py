@@ -141,15 +141,15 @@ def test_patches_are_those_of_a_convolution():
     # without layers that mix them, a state depends on its own patch only
     blind = jax.tree.map(lambda x: x, made)
     blind.layers.slots[0].attention.o.kernel[...] = jnp.zeros_like(blind.layers.slots[0].attention.o.kernel[...])
-    slope = jax.grad(lambda x: jnp.sum(blind.encode(x, compute=FLOAT32)[:, 6] ** 3))(given)
-    touched = np.argwhere(np.abs(slope).max(axis=(0, 3)) > 0)
+    gradient = jax.grad(lambda x: jnp.sum(blind.encode(x, compute=FLOAT32)[:, 6] ** 3))(given)
+    touched = np.argwhere(np.abs(gradient).max(axis=(0, 3)) > 0)
     assert (touched.min(axis=0).tolist(), touched.max(axis=0).tolist()) == ([4, 8], [7, 11])  # row 1, column 2
 
 
 def test_every_patch_sees_every_other():
     made, given = tower(VISION), images(VISION, 1)
-    slopes = jax.jacrev(lambda x: jnp.sum(made.encode(x, compute=FLOAT32) ** 3, axis=(0, 2)))(given)
-    assert (np.abs(slopes).max(axis=(1, 4)) > 0).all()
+    gradients = jax.jacrev(lambda x: jnp.sum(made.encode(x, compute=FLOAT32) ** 3, axis=(0, 2)))(given)
+    assert (np.abs(gradients).max(axis=(1, 4)) > 0).all()
 
 
 def test_every_token_of_a_text_is_seen_and_the_last_one_speaks():
@@ -163,7 +163,7 @@ def test_every_token_of_a_text_is_seen_and_the_last_one_speaks():
 
 
 def tiled(monkeypatch, tile):
-    monkeypatch.setattr(siglip, "TILE", tile)
+    monkeypatch.setattr(siglip, "QUERY_TILE", tile)
 
 
 def value_and_slopes(model, given, compute=FLOAT32):
@@ -267,9 +267,9 @@ def test_a_vector_of_zeros_has_finite_gradients():
     def total(model):
         return jnp.sum(model.embed_images(images(SIGLIP.vision), compute=FLOAT32))
 
-    value, slopes = jax.jit(jax.value_and_grad(total))(model)
+    value, gradients = jax.jit(jax.value_and_grad(total))(model)
     assert value == 0
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(slopes))
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
 def test_logits_by_hand():
@@ -282,9 +282,9 @@ def test_a_fresh_projector_says_nothing_and_learns():
     projector, patches = Projector(IMAGES, 32, key=jax.random.key(0)), images(VISION)[:, :, :, 0]
     run = lambda projector: projector.project(patches, compute=FLOAT32)  # noqa: E731
     assert not run(projector).any()
-    slopes = jax.grad(lambda projector: jnp.sum(run(projector)))(projector)
-    assert slopes.kernel[...].all()
-    assert not slopes.norm.scale[...].any()
+    gradients = jax.grad(lambda projector: jnp.sum(run(projector)))(projector)
+    assert gradients.kernel[...].all()
+    assert not gradients.norm.scale[...].any()
 
 
 def test_tokens_are_the_means_of_squares_of_patches():

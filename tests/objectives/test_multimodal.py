@@ -93,7 +93,7 @@ def test_a_text_without_images_is_split_as_a_text(ours, texts):
 
 @pytest.mark.parametrize("objective", BOTH)
 def test_what_it_cannot_do_is_told(objective):
-    with pytest.raises(UserError, match="a chunk of 4 tokens ends with an image, so that there is nothing to ask for"):
+    with pytest.raises(UserError, match="a chunk of 4 tokens ends with an image, so there is no target"):
         objective()(ints(10, 7, 7, 6), RNG, special_tokens=SPECIALS)
     with pytest.raises(
         UserError, match=r'no image token; set the id that the model uses for it: .*ids = \[\["image", 256'

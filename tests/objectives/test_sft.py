@@ -120,7 +120,7 @@ def test_prompt_and_answers_rebuild_the_dialogue_and_fit_the_lengths(questions, 
 
 
 def test_a_piece_without_an_answer():
-    with pytest.raises(UserError, match=r"a chunk of 4 tokens has no answer: none begins after \[50, 51\]; records"):
+    with pytest.raises(UserError, match=r"a chunk of 4 tokens has no answer: none begins after \[50, 51\]; give"):
         SupervisedFineTuning(MODEL, END)(DIALOGUE[:4], RNG, special_tokens=SPECIALS)
     with pytest.raises(UserError, match="a chunk of 1 tokens has no answer"):
         SupervisedFineTuning(MODEL, END)(DIALOGUE[:1], RNG, special_tokens=SPECIALS)

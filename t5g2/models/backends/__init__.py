@@ -1,4 +1,4 @@
-"""How attention is computed: one file each, all with the signature of `reference.attend`."""
+"""Implementations of attention, one per file, all with the signature of `reference.attend`."""
 
 from t5g2.models.backends import reference
 

@@ -1,4 +1,4 @@
-"""Attention with a dense mask: what every other backend is compared with, and the only place that builds one.
+"""Attention with a dense mask, the reference for every other backend; no other file builds dense masks.
 
 B batch, T queries, S keys of one source, N query heads, K key/value heads, G = N / K, H head size.
 """
@@ -15,7 +15,7 @@ from t5g2.models.masks import Keys, Mask
 
 
 def visible(query: Sequences, keys: Sequences, mask: Mask) -> Bool[Array, "B T S"]:
-    """True where a query may see a key; the rule is in t5g2.models.masks."""
+    """Returns True where a query may attend to a key; t5g2.models.masks has the rule."""
 
     def pairs(q_BT, k_BS):
         return q_BT[:, :, None], k_BS[:, None, :]
@@ -23,18 +23,19 @@ def visible(query: Sequences, keys: Sequences, mask: Mask) -> Bool[Array, "B T S
     q_segment, k_segment = pairs(query.segments, keys.segments)
     q_position, k_position = pairs(query.positions, keys.positions)
     ahead_BTS = k_position - q_position
-    see_BTS = (q_segment == k_segment) & (k_segment != 0)
+    # of the same example, and not padding
+    visible_BTS = (q_segment == k_segment) & (k_segment != 0)
     if mask.left is not None:
-        see_BTS &= ahead_BTS >= -mask.left
+        visible_BTS &= ahead_BTS >= -mask.left
     if mask.right is not None:
-        see_BTS &= ahead_BTS <= mask.right
+        visible_BTS &= ahead_BTS <= mask.right
     if mask.causal:
-        allowed_BTS = ahead_BTS <= 0
+        allowed_BTS = ahead_BTS <= 0  # or within one block, which is bidirectional
         if query.blocks is not None and keys.blocks is not None:
             q_block, k_block = pairs(query.blocks, keys.blocks)
             allowed_BTS |= (q_block == k_block) & (k_block != 0)
-        see_BTS &= allowed_BTS
-    return see_BTS
+        visible_BTS &= allowed_BTS
+    return visible_BTS
 
 
 def attend(
@@ -46,10 +47,9 @@ def attend(
     softcap: float | None,
     dtype: str,
 ) -> Float[Array, "B T N H"]:
-    """The values of all visible keys of all sources, averaged under one softmax; zeros where none is visible.
+    """Returns attention over the visible keys of all sources, under one softmax; zeros where none is visible.
 
-    Scores and softmax are of type `dtype`, sums over keys float32; weights are rounded to the dtype of the values
-    before they meet them, and divided by their sum afterwards, which is an array S times smaller.
+    Scores and softmax are of type `dtype`, sums over keys float32. Weights are rounded to the dtype of the values.
     """
     rows, length, heads, size = q_BTNH.shape
     kv_heads = sources[0][0].k_BSKH.shape[2]
@@ -62,16 +62,18 @@ def attend(
         s_BKGTS = s_BKGTS.astype(dtype) * scale
         if softcap is not None:
             s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
-        see_B11TS = visible(query, keys.tokens, mask)[:, None, None]
-        scores.append(jnp.where(see_B11TS, s_BKGTS, hidden))
+        visible_B11TS = visible(query, keys.tokens, mask)[:, None, None]
+        scores.append(jnp.where(visible_B11TS, s_BKGTS, hidden))
+    # the maximum over all sources, which keeps exp in range and cancels out, so it needs no gradient
     peaks = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
     peak_BKGT1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    # the output is divided by the sum of weights, not the weights, which are an array S / H times larger
     total_BKGT1, o_BKGTH = 0.0, 0.0
     for (keys, _), s_BKGTS in zip(sources, scores, strict=True):
         w_BKGTS = jnp.exp(s_BKGTS - peak_BKGT1)
         total_BKGT1 += jnp.sum(w_BKGTS, axis=-1, keepdims=True, dtype=jnp.float32)
         rounded_BKGTS = w_BKGTS.astype(keys.v_BSKH.dtype)
         o_BKGTH += jnp.einsum("BKGTS,BSKH->BKGTH", rounded_BKGTS, keys.v_BSKH, preferred_element_type=jnp.float32)
-    # where nothing is visible every weight is exp(0): these rows are set to zero here, and their gradients with them
+    # without a visible key every weight is exp(0): these rows are set to zero here, and so are their gradients
     o_BKGTH = jnp.where(peak_BKGT1 > hidden, o_BKGTH / total_BKGT1, 0.0)
     return jnp.einsum("BKGTH->BTKGH", o_BKGTH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
