@@ -23,10 +23,10 @@ from t5g2.core.seeds import derive_seed
 from t5g2.core.sharding import batch_sharding, constrain
 from t5g2.data.chunking import describe, open_chunks
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.corpus import open_source
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.sources.text_source import TextSource
-from t5g2.data.corpus import open_source
 from t5g2.eval import metrics
 from t5g2.eval.generation import GREEDY, Model, Sampler, generate_tokens
 from t5g2.eval.metrics import TokenSums

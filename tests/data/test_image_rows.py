@@ -9,10 +9,10 @@ import pytest
 from t5g2.core.errors import UserError
 from t5g2.data import images, packed_rows
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.corpus import open_corpus
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.preview import format_row
 from t5g2.data.sources.text_files import TextFiles
-from t5g2.data.corpus import open_corpus
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2, Causal, MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from tests.data import corpus
@@ -168,7 +168,7 @@ def test_the_fingerprint_is_of_what_an_image_is(tmp_path):
 
 def test_what_does_not_go_together_is_told(tmp_path):
     with pytest.raises(
-        UserError, match=r"source 'images': its texts have images, and data\.images is not set; say how"
+        UserError, match=r"source 'images': its texts have images, and data\.images is not set; set how"
     ):
         mixed(tmp_path, images=None)
     config = mixed(tmp_path)

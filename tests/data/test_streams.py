@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from t5g2.core.seeds import derive_seed
-from t5g2.data.streams import SourceMixture, StreamReader
 from t5g2.data.corpus import open_corpus
 from t5g2.data.examples import source_examples
+from t5g2.data.streams import SourceMixture, StreamReader
 from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 

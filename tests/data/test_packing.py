@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5g2.core.seeds import derive_seed
-from t5g2.data.packed_rows import NO_EXAMPLE, Feature
-from t5g2.data.packing import START, PackedRows, Packer
 from t5g2.data.corpus import open_corpus
 from t5g2.data.examples import source_examples
+from t5g2.data.packed_rows import NO_EXAMPLE, Feature
+from t5g2.data.packing import START, PackedRows, Packer
 from tests.data import corpus
 
 LAYOUT = {

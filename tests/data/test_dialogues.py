@@ -9,12 +9,12 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.corpus import open_corpus
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources import dialogues
 from t5g2.data.sources.dialogues import Chat, answer_ids
-from t5g2.data.corpus import open_corpus
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
 from t5g2.objectives import Answers, AnswersDecoder
