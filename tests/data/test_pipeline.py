@@ -308,7 +308,7 @@ def test_to_global_puts_rows_on_devices(tmp_path, devices):
 def test_positions_of_another_number_of_streams_are_refused(tmp_path):
     config = corpus.mixed(tmp_path, rows=4, streams=4)
     with pytest.raises(
-        UserError, match=r"of 2 streams and data.streams is \d+; .* set it to the number that the run began with"
+        UserError, match=r"of 2 streams and data.streams is \d+; .* to the number that the run began with"
     ):
         Pipeline(config, seed=0, positions={0: (0, 0, 0), 1: (0, 0, 0)})
 
