@@ -26,8 +26,8 @@ from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig
 from t5g2.data.corpus import Corpus, open_corpus
 from t5g2.data.shards import array_record, logit_shards
-from t5g2.data.shards.folder import ShardFolder
 from t5g2.data.shards.logit_shards import LogitShardLayout
+from t5g2.data.shards.shard_folder import ShardFolder
 from t5g2.models import loss
 from t5g2.models.distillation import Distillation
 from t5g2.train import teachers
@@ -107,6 +107,7 @@ def cache_teacher_logits(
         vocabulary has.
     """
     logs.setup()
+    # Every check that needs no weights comes before the teacher is loaded.
     if distillation.method == "full":
         raise UserError('method = "full": a cache keeps a part of each distribution; take "top_k" or "sampled"')
     distillation.check_vocabulary(experiment.vocab_size)
@@ -145,9 +146,7 @@ class _Writer:
             functools.partial(
                 _predict,
                 compute=experiment.compute,
-                select=functools.partial(
-                    loss.sparse_distributions, distillation=distillation, tile_tokens=experiment.train.tile_tokens
-                ),
+                select=functools.partial(loss.sparse_distributions, distillation=distillation, tile_tokens=experiment.train.tile_tokens),
                 vocab_size=self._vocab_size,
             )
         )
@@ -187,6 +186,7 @@ class _Writer:
         }
         if self._reads_text:
             return plan
+        # The logits of one draw say nothing about the next epoch's.
         if objective.is_stochastic:
             raise UserError(
                 f"source {self._data.names[source]!r}: the teacher, {self._folder.path}, is an encoder-decoder, whose "
@@ -204,6 +204,7 @@ class _Writer:
             records: dict[int, bytes] = {}
             # Batches come in the order of lengths, records in the order of chunks.
             for batch in self._batches(source, block):
+                # Seeded by chunk, so that a shard has the same bytes whichever call writes it.
                 key = jax.random.key(derive_seed(self._seed, source, min(batch)))
                 for chunk, arrays in zip(batch, self._distributions(list(batch.values()), key), strict=True):
                     records[chunk] = layout.pack(*arrays)
@@ -228,6 +229,7 @@ class _Writer:
         if self._reads_text:
             decoder = np.concatenate([[special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
             return TeacherExample(np.empty(0, np.int32), decoder, np.arange(len(text)), len(text))
+        # Any generator will do: the objective draws nothing.
         example = objective(tokens, np.random.default_rng(0), special_tokens=special_tokens)
         assert example.origins is not None
         return TeacherExample(example.encoder_tokens, example.decoder_tokens, example.origins, len(text))

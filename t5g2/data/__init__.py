@@ -1,1 +1,1 @@
-"""Text in, batches out: sources, tokenizers, virtual streams, packing. NumPy and grain; no jax but in the last step."""
+"""Text in, batches out: sources, tokenizers, virtual streams, packing. NumPy and grain; jax only in the last step."""

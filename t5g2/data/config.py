@@ -108,6 +108,7 @@ class DataConfig:
                 raise UserError(f"{name} = {getattr(self, name)}; it must be at least {least}")
         if not 0.0 <= self.max_skipped <= 1.0:
             raise UserError(f"max_skipped = {self.max_skipped}; it is a share of the records, 0 to 1")
+        # Each process holds whole groups of rows and streams (data/streams.py).
         if self.rows % self.streams and self.streams % self.rows:
             raise UserError(
                 f"rows = {self.rows} and streams = {self.streams}: neither divides the other, so rows cannot be "
@@ -154,6 +155,7 @@ class DataConfig:
             )
 
     def _check_fits(self, objective: Objective, name: str):
+        # All bounds are the worst case of a chunk, so a run never meets an example that does not fit.
         encoder, decoder = objective.lengths(self.chunk_tokens)
         if encoder > 0 and self.encoder_length == 0:
             raise UserError(
@@ -196,10 +198,12 @@ class DataConfig:
 
     def _fitting_streams(self) -> list[int]:
         """Returns the three nearest numbers of streams, by ratio, that divide the rows or are divided by them."""
+        # Larger numbers would not be among the nearest.
         fitting = [s for s in range(1, 4 * max(self.rows, self.streams)) if not (s % self.rows and self.rows % s)]
         return sorted(sorted(fitting, key=lambda s: abs(math.log(s / self.streams)))[:3])
 
 
+# The least value of each field.
 LEAST = {
     "rows": 1,
     "encoder_length": 0,

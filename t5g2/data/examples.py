@@ -63,6 +63,7 @@ class ExampleBuilder:
             tokens = image_tokens.replace_image_tokens(chunk.tokens, self.images, self.special_tokens.unk)
             chunk = chunk._replace(tokens=tokens)
         example = self.objective(chunk.tokens, rng, special_tokens=self.special_tokens)
+        # One number for source and k, so that a batch can be traced back to its chunks.
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
         features = packed_rows.example_features(example, example_id, denoiser)
         if self.has_blocks:

@@ -202,6 +202,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise UserError(f"{name} is {_describe_format(data)}; {ALLOWED}, so convert it or get it again") from None
+    # Checked before loading, which would allocate the pixels.
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{name} has {width} x {height} pixels; {_size_limit()}")
@@ -215,10 +216,12 @@ def _decode(data: bytes, name: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):
+        # Pillow clips 16 bits to 8 instead of scaling them.
         grey_HW = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
         grey_HW = np.clip(np.round(grey_HW), 0, 255).astype(np.uint8)
         return np.repeat(grey_HW[:, :, None], 3, axis=2)
     if image.mode in ("P", "PA"):
+        # By way of RGBA, because the palette may hold transparent colours.
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 

@@ -82,7 +82,7 @@ class Packer:
         self._examples[row].append(example)
         return True
 
-    # Both run once an example over all rows of the set: plain loops are faster here than arrays or generators.
+    # Both run for every example over all rows of the set, so they are plain loops without temporaries.
 
     def _first_fit(self, lengths: Sequence[int]) -> int | None:
         for row, rooms in enumerate(self._rooms):

@@ -41,6 +41,7 @@ def format_row(batch: HostBatch, row: int, config: DataConfig) -> str:
     count = int(np.sum(ids >= 0))
     lines = [f"row {row} of stream {batch.streams[row]}: {count} example{'s' * (count != 1)}, {full}"]
     for segment, example_id in enumerate(ids[:count].tolist(), start=1):
+        # Source and denoiser are the same for all tokens of an example.
         here = data.decoder.segments[row] == segment
         source, denoiser = data.sources[row][here][0], data.denoisers[row][here][0]
         example = _unpack(data, row, segment)
@@ -65,6 +66,7 @@ def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRo
     if images is None:
         return tokenizer.decode(tokens)
     is_image = tokens == images.token
+    # Runs of image tokens and of text: images that follow each other are one run.
     cuts = np.flatnonzero(is_image[1:] != is_image[:-1]) + 1
     return "".join(
         f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if here[0] else tokenizer.decode(run)

@@ -78,3 +78,9 @@ def _concatenated(parts):
     if isinstance(parts[0], tuple):
         return type(parts[0])(*(_concatenated(p) for p in zip(*parts, strict=True)))
     return None if parts[0] is None else np.concatenate(parts)
+
+
+def write_files(folder, **texts):
+    """Writes files of these contents; __ in a name stands for a dot."""
+    for name, text in texts.items():
+        (folder / name.replace("__", ".")).write_bytes(text if isinstance(text, bytes) else text.encode())

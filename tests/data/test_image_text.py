@@ -69,7 +69,7 @@ def test_the_fingerprint_is_of_the_images_bytes(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pieces_are_whole_documents_with_their_pictures(kind, tmp_path):
+def test_chunks_are_whole_documents_with_their_images(kind, tmp_path):
     records = [r for r in corpus.RECORDS if r[1]]
     chunks = open_chunks(in_rows(source(kind, tmp_path, records)), TOKENIZER, chunk_tokens=64, on_bad_record="stop")
     fitted = pickle.loads(pickle.dumps(chunks.documents))
@@ -235,7 +235,7 @@ def test_an_image_is_decoded_once_and_again_when_it_has_changed(tmp_path, monkey
     assert text.open().fingerprint != first.fingerprint
     assert decoded == ["blue.png"]
     changed.write_bytes(changed.read_bytes()[:-30])
-    for _ in range(2):  # what is damaged is never taken for sound
+    for _ in range(2):  # a damaged image is never taken for valid
         with pytest.raises(UserError, match=r"blue\.png cannot be read, it is damaged or cut off"):
             text.open()
     monkeypatch.setenv("T5G2_CACHE", str(changed))  # not a folder

@@ -136,8 +136,8 @@ DICOM = b"\0" * 128 + b"DICM" + b"\2\0" * 100
         (b"\0\0\0\x18ftypheic" + b"\0" * 50, "a HEIC"),
         (b"\0\0\0\x1cftypavif" + b"\0" * 50, "an AVIF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
-        (b"What is in this picture?", "no image"),
-        (b"\0" * 1000, "no image"),
+        (b"What is in this picture?", "not an image"),
+        (b"\0" * 1000, "not an image"),
         (b"\xff\xd8", "a JPEG that is damaged or cut off"),
         (encoded(picture())[:10], "a PNG that is damaged or cut off"),
         (encoded(picture(), "WEBP")[:10], "a WebP that is damaged or cut off"),
@@ -232,7 +232,7 @@ def test_bombs():
 
 
 def test_a_huge_file_is_not_read_to_its_end(monkeypatch, tmp_path):
-    monkeypatch.setattr(images, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(2**40)  # a hole, which takes no space
     with pytest.raises(UserError, match=r"huge\.png has more than 1 MiB"):

@@ -85,13 +85,13 @@ def test_streams_are_read_in_turn_when_rows_are_few(tmp_path):
     assert [b.streams.tolist() for b in batches] == [[0, 3], [1, 4], [2, 5], [0, 3], [1, 4], [2, 5], [0, 3]]
 
 
-def test_units_hold_rows_and_streams():
+def test_groups_hold_rows_and_streams():
     few, many = StreamAssignment(rows=2, streams=6), StreamAssignment(rows=6, streams=2)
-    assert [(list(few.rows_of(u)), list(few.streams_of(u))) for u in range(few.count)] == [
+    assert [(list(few.rows_of(g)), list(few.streams_of(g))) for g in range(few.groups)] == [
         ([0], [0, 1, 2]),
         ([1], [3, 4, 5]),
     ]
-    assert [(list(many.rows_of(u)), list(many.streams_of(u))) for u in range(many.count)] == [
+    assert [(list(many.rows_of(g)), list(many.streams_of(g))) for g in range(many.groups)] == [
         ([0, 1, 2], [0]),
         ([3, 4, 5], [1]),
     ]
@@ -307,7 +307,9 @@ def test_to_global_puts_rows_on_devices(tmp_path, devices):
 
 def test_positions_of_another_number_of_streams_are_refused(tmp_path):
     config = corpus.mixed(tmp_path, rows=4, streams=4)
-    with pytest.raises(UserError, match=r"of 2 streams and data.streams is \d+; .* set it to what it was"):
+    with pytest.raises(
+        UserError, match=r"of 2 streams and data.streams is \d+; .* to the number that the run began with"
+    ):
         Pipeline(config, seed=0, positions={0: (0, 0, 0), 1: (0, 0, 0)})
 
 

@@ -13,7 +13,7 @@ from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
 
 
-def test_the_drawn_selection():
+def test_the_mixture_of_the_docstring():
     selection = SourceMixture((2, 1), seed=0, stream=0)
     selection._draw = lambda block: np.array([[(0, 0), (1, 0), (0, 1)], [(1, 0), (0, 0), (0, 1)]][block])
     assert [selection[i] for i in range(6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (0, 3)]

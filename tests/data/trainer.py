@@ -6,6 +6,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 
@@ -28,6 +29,8 @@ CONFIG = DataConfig(
 
 
 def main(path: str) -> None:
+    # Ignored, and inherited as ignored, where a shell has started the tests in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), Pipeline(CONFIG, seed=0) as pipeline:
         pipeline.next()
         with open(path + ".part", "w") as file:

@@ -18,7 +18,7 @@ from tests.objectives.arrays import RNG, SPECIALS, assert_example
 class Pairs(Documents):
     """Pairs in memory, as a source opens them."""
 
-    fingerprint, skipped, characters, pairs = "", 0, 0, True
+    fingerprint, skipped, characters, has_pairs = "", 0, 0, True
 
     def __init__(self, *of):
         self._pairs = [pairs.join(np.arange(100, 100 + i), np.arange(200, 200 + t)) for i, t in of]

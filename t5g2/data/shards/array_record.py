@@ -40,6 +40,7 @@ class RecordReaders:
 
     def read(self, file: int, record: int) -> bytes:
         """Returns a record of a file, both by number; raises RuntimeError or IndexError if the file is damaged."""
+        # Opened when needed: a run with many shards would else open all of them in every worker.
         if file not in self._readers:
             self._readers[file] = open_reader(self.files[file])
         [data] = self._readers[file].read([record])

@@ -18,7 +18,7 @@ import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.data.shards import array_record
-from t5g2.data.shards.folder import ShardFormat
+from t5g2.data.shards.shard_folder import ShardFormat
 
 MANIFEST = "answers.json"
 FORMAT = ShardFormat(
@@ -57,6 +57,7 @@ class LogitShardLayout:
 
     def locate(self, chunk: int) -> tuple[int, int]:
         """Returns a chunk's shard, and its record there."""
+        # The inverse of shard_chunks: the last shard whose first chunk is not after this one.
         shard = ((chunk + 1) * self.shards - 1) // self.chunks
         return shard, chunk - self.shard_chunks(shard).start
 
@@ -108,6 +109,7 @@ class CachedTeacherLogits:
                 f"that, or compute the teacher logits again"
             )
         shards = self._manifest["shards"]
+        # Sizes only: reading all records would take as long as an epoch.
         for shard in shards:
             FORMAT.check_size(self._folder / shard["file"], shard["bytes"])
         self._layout = LogitShardLayout(self._manifest["pieces"], len(shards), kept, self._manifest["dtype"])
@@ -181,11 +183,13 @@ class CachedTeacherLogits:
         shard, record = self._layout.locate(chunk)
         try:
             ids, log_probs, tail = self._layout.unpack(self._readers.read(shard, record))
+            # Origin -1 takes any entry: the loss ignores it.
             positions = np.maximum(origins, 0)
             ids, log_probs, tail = ids[positions], log_probs[positions], tail[positions]
         except (RuntimeError, IndexError, ValueError) as error:
             raise FORMAT.damaged_record(self._readers.files[shard], record, error) from None
         used = self._per_token
+        # The entries that are not used are part of all other tokens, whose probability is the tail.
         if used < self._layout.per_token:
             tail = (tail + np.exp(log_probs[:, used:].astype(np.float32)).sum(axis=1)).astype(np.float16)
         return ids[:, :used], log_probs[:, :used], tail

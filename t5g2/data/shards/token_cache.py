@@ -67,6 +67,7 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
     """
     if isinstance(documents, TokenDocuments):
         return documents
+    # Named by content: texts at two paths share their tokens, and a changed text gets another folder.
     name = hashlib.sha256(f"{documents.fingerprint} {tokenizer.fingerprint()}".encode()).hexdigest()[:16]
     folder = cache_folder() / "tokens" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -88,5 +89,6 @@ def _open_finished(folder: Path) -> Documents | None:
         return Tokens(str(folder)).open()
     except UserError as error:
         log.warning("%s", error)
+        # Safe, because the caller holds the lock.
         shutil.rmtree(folder)
         return None

@@ -25,7 +25,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.files import replacing
 from t5g2.core.processes import EndWithParent
 from t5g2.data.shards import array_record
-from t5g2.data.shards.folder import PLAN, ShardFolder, ShardFormat
+from t5g2.data.shards.shard_folder import PLAN, ShardFolder, ShardFormat
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.tokenizers.base import Tokenizer
 
@@ -140,6 +140,7 @@ class TokenDocuments(Documents):
         Raises:
           UserError: the shard is damaged.
         """
+        # side="right": the document at a shard's end is the first of the next one.
         shard = int(np.searchsorted(self._shard_ends, index, side="right"))
         record = index - (int(self._shard_ends[shard - 1]) if shard else 0)
         file = self._readers.files[shard]
@@ -148,6 +149,7 @@ class TokenDocuments(Documents):
         except (RuntimeError, IndexError) as error:
             raise FORMAT.damaged_record(file, record, error) from None
         tokens = np.frombuffer(data, self._manifest["dtype"]).astype(np.int32)
+        # Chunks were cut by the lengths, so a record of another length would be cut in wrong places.
         if len(tokens) != self._lengths[index]:
             problem = f"it has {len(tokens)} tokens and should have {self._lengths[index]}"
             raise FORMAT.damaged_record(file, record, problem)
@@ -178,6 +180,7 @@ class Job:
             "documents": len(self.documents),
             "characters": self.documents.characters,
             "skipped": self.documents.skipped,
+            # Absent where False, so that folders written before these keys existed are still the same plan.
             **({"pairs": True} if self.documents.has_pairs else {}),
             **({"whole": True} if self.documents.is_indivisible and not self.documents.has_pairs else {}),
             "tokenizer": self.tokenizer.to_dict(),
@@ -270,6 +273,7 @@ def _write_shard(job: Job, folder: Path, shard: int) -> None:
             lengths.append(len(tokens))
             yield tokens.astype(job.dtype).tobytes()
 
+    # Tokens first: a shard counts as complete when its lengths are there.
     with replacing(folder / job.tokens_file(shard)) as part:
         array_record.write_records(part, records(), compressed=False)
     with replacing(folder / job.lengths_file(shard)) as part, open(part, "wb") as file:

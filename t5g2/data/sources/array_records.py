@@ -182,6 +182,7 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
     tfds = require("tensorflow_datasets", "tfds")
     location = {"data_dir": config.data_dir} if config.data_dir else {}
     try:
+        # try_gcs=False: nothing is looked up or downloaded.
         builder = tfds.builder(config.name, try_gcs=False, **location)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -192,6 +193,7 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
             f"--file_format=array_record, or say where it is with data_dir"
         )
     features = builder.info.features or {}
+    # Checked here, because a missing feature would otherwise be noticed at the first record, as a KeyError.
     for key in config.field.split("."):
         names = list(features.keys()) if hasattr(features, "keys") else []
         if key not in names:
@@ -205,7 +207,7 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
             raise unknown(f"split of {config.name}", part, builder.info.splits)
     try:
         source = builder.as_data_source(split=config.split)
-        len(source)
+        len(source)  # a wrong slice may be noticed only here
     except ValueError as error:
         raise UserError(
             f"{config.name} has no split {config.split!r} ({str(error).strip().partition(chr(10))[0]}); give one of "

@@ -84,6 +84,7 @@ class Chat:
     def _plain_copy(self, name: str) -> str:
         if not name.endswith(".parquet"):
             return local_copies.plain_copy(name)
+        # The fields are part of the copy's name, so other fields are another copy.
         fields = (self.messages_field, self.prompt_field, self.answer_field)
         return local_copies.converted_copy(
             name, functools.partial(write_columns, columns=fields), ("dialogues", *fields)
@@ -199,6 +200,7 @@ def encode(
     start, end = _turn_ids(tokenizer, start_of_turn, end_of_turn)
     newline, parts = tokenizer.encode("\n"), []
     for role, content in turns:
+        # encode_plain for the content: a user cannot end their turn by spelling <end_of_turn>.
         parts += [[start], tokenizer.encode(f"{role}\n"), tokenizer.encode_plain(content), [end], newline]
     return np.concatenate(parts).astype(np.int32)
 
@@ -254,6 +256,7 @@ def _turns(messages: Any, config: Chat) -> list[Turn]:
 
 def _content(message: Mapping[str, Any], number: int) -> str:
     content = message.get("content")
+    # The form of multimodal chats; parts that are not text are refused below.
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
@@ -279,6 +282,7 @@ def _turn_ids(tokenizer: Tokenizer, start: int | None, end: int | None) -> tuple
 
 def _turn_id(tokenizer: Tokenizer, name: str, configured: int | None) -> int:
     token = tokenizer.named().get(name) if configured is None else configured
+    # Some tokenizers, such as Bytes, have no tokens for turns; the config names unused ids then.
     if token is None or not 0 <= token < tokenizer.vocab_size:
         raise UserError(
             f"{name} = {token}: the tokenizer has no such token; its named ones are {', '.join(tokenizer.named())}. "

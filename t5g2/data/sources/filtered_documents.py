@@ -49,6 +49,7 @@ class FilteredDocuments(Documents):
         Raises:
           UserError: a document does not fit, and such documents are not skipped.
         """
+        # Documents are numbered anew, so that chunks and examples have consecutive numbers.
         numbers, lengths, misfits, problems = [], [], 0, []
         for index, (length, problem) in enumerate(checks):
             if not problem:

@@ -115,6 +115,7 @@ class ImageParquet(ImageSource):
                         images = _consecutive_spans(data.tell(), record["sizes"])
                         read = _reader(file, text, images, self.field, problem=record.get("problem", ""))
                         yield _Sample(f"{name}, row {record['row']}", (number, *text), read, images)
+                        # Over the images to the next row's line.
                         data.seek(sum(record["sizes"]), os.SEEK_CUR)
 
         return _EmbeddedDocuments(names, files, self.field, "row", *_scan(samples(), self.path, on_bad_record))
@@ -123,6 +124,7 @@ class ImageParquet(ImageSource):
         """Writes each row as a line of JSON with the sizes of its images, and the images behind it."""
         columns = {"field": self.field, "images_field": self.images_field}
         file, row = parquet.open_table(source, **columns), 0
+        # Small batches, because images are large.
         for batch in file.iter_batches(batch_size=64, columns=[*columns.values()]):
             for record in batch.to_pylist():
                 row += 1
@@ -130,6 +132,7 @@ class ImageParquet(ImageSource):
                 try:
                     images = _image_bytes(record[self.images_field])
                 except ValueError as error:
+                    # Kept with the row, because on_bad_record is not the copy's business.
                     images, line["problem"] = [], f"{error} under {self.images_field!r}"
                 line["sizes"] = [len(image) for image in images]
                 out.write(parquet.json_line(line) + b"".join(images))
@@ -264,6 +267,7 @@ class _PathDocuments(_IndexedDocuments):
     @override
     def location(self, index: int) -> str:
         file, offset, _ = self.index.texts[index].tolist()
+        # Lines are counted only for a message, so their numbers are not kept.
         line = 1 + _read_span(self.files[file], 0, offset).count(b"\n")
         return f"{self.names[file]}, line {line}"
 

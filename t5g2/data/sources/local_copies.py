@@ -162,6 +162,7 @@ def _identity(file: str, variant: object) -> str:
         system, inside = _filesystem(file)
         facts: tuple = (file, system.ukey(inside), variant)
     else:
+        # Not the content: hashing a large file would take as long as copying it.
         status = os.stat(file)
         facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, variant)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -35,6 +35,7 @@ def write_column(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
 def write_columns(source: BinaryIO, out: BinaryIO, *, columns: Sequence[str]) -> None:
     """Writes each row as a line of JSON, with those of the columns that the file has; it must have one of them."""
     table = open_table(source)
+    # Files of one source may have different columns: the record decides what it needs.
     present = [column for column in columns if column in table.schema_arrow.names]
     if not present:
         names = ", ".join(table.schema_arrow.names)

@@ -65,6 +65,7 @@ class _Texts(Documents):
     texts: tuple[str, ...]
 
     def __reduce__(self):
+        # Workers read the library themselves; the texts are megabytes.
         return PythonText.open, (self.source,)
 
     @property

@@ -166,6 +166,7 @@ class _TokenizedExamples(Documents):
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises UserError if the tokenizer gives other ids than the task's vocabulary."""
+        # Checked once a tokenizer: this is called for every document.
         if tokenizer in self.checked:
             return
         wrong = [text for text, ids in self.vocabulary.ids if tokenizer.encode(text).tolist() != list(ids)]
@@ -210,7 +211,7 @@ def _dataset(source: Seqio) -> tuple[Any, Any]:
         sequence_length=lengths,
         split=source.split,
         use_cached=source.use_cached,
-        shuffle=False,
+        shuffle=False,  # a run shuffles by itself, the same in every process
         seed=source.seed,
         num_epochs=None if mixture else 1,
     )

@@ -57,6 +57,7 @@ def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
     try:
         for member in archive:
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            # As in WebDataset: the key ends at the first dot of the base name, not of the folder's.
             folder, slash, base = member.name.removeprefix("./").rpartition("/")
             stem, _, ending = base.partition(".")
             if not (member.isreg() and stem and ending):

@@ -108,6 +108,7 @@ class _Spans(ValidatedDocuments):
     def __getitem__(self, index: int) -> str:
         file, offset, size = self.spans[index].tolist()
         with open(self.files[file], "rb") as data:
+            # A span of another file would be other text, so at least the size is checked.
             if os.fstat(data.fileno()).st_size != self.sizes[file]:
                 raise UserError(
                     f"{self.files[file]} has changed since it was opened: it had {self.sizes[file]} bytes; restore it, "

@@ -1,4 +1,4 @@
-"""What every tokenizer offers: text to ids and back, special tokens by name."""
+"""The interface of every tokenizer: text to ids and back, special tokens by name."""
 
 import abc
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from t5g2.core.special_tokens import SpecialTokens
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. A tokenizer is a frozen dataclass that a data worker can unpickle."""
+    """Text to ids and back. A tokenizer is a frozen dataclass that data workers can unpickle."""
 
     @property
     @abc.abstractmethod
@@ -26,15 +26,15 @@ class Tokenizer(abc.ABC):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What a model folder keeps a copy of, beside `to_dict`."""
+        """Files that a model folder keeps copies of, beside `to_dict`."""
         return ()
 
     @abc.abstractmethod
     def named(self) -> dict[str, int]:
-        """The ids of the special tokens by name; those that it has, the sentinels left out."""
+        """Returns the ids of the special tokens that there are, by name; sentinels are left out."""
 
     def id(self, name: str) -> int:
-        """The id of a special token: "eos", "image", "sentinel_3", …
+        """Returns the id of a special token: "eos", "image", "sentinel_3", …
 
         Raises:
           UserError: there is no such token.
@@ -47,48 +47,49 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """int32[tokens]: the text alone, without BOS or EOS."""
+        """Returns int32[tokens]: the text alone, without BOS or EOS."""
 
     def encode_plain(self, text: str) -> np.ndarray:
-        """int32[tokens]: the text alone, in which what is spelt like a special token is text too."""
+        """Returns int32[tokens] without special tokens: a special token that the text spells out is text too."""
         return self.encode(text)
 
     def count(self, text: str) -> int:
-        """How many tokens `encode` gives."""
+        """Returns the number of tokens that `encode` gives."""
         return len(self.encode(text))
 
     def decode(self, tokens: Any, *, show_special_tokens: bool = True) -> str:
-        """The text of a sequence of ids; special tokens as <eos>, <sentinel_3>, …, or left out.
+        """Returns the text of a sequence of ids; special tokens as <eos>, <sentinel_3>, …, or left out.
 
         Bytes that are not UTF-8 become U+FFFD; ids past the vocabulary, which a padded embedding has, <unused_ID>.
         """
         names = {token: name for name, token in self.named().items()}
         special_tokens = self.special_tokens
         text: list[str] = []
+        # Consecutive ids of text, decoded together: a character may take several tokens.
         run: list[int] = []
         for token in np.asarray(tokens).tolist():
             sentinel = token - special_tokens.first_sentinel
             if token in names:
-                shown = f"<{names[token]}>"
+                name = f"<{names[token]}>"
             elif 0 <= sentinel < special_tokens.sentinels:
-                shown = f"<sentinel_{sentinel}>"
+                name = f"<sentinel_{sentinel}>"
             elif not 0 <= token < self.vocab_size:
-                shown = f"<unused_{token}>"
+                name = f"<unused_{token}>"
             else:
                 run.append(token)
                 continue
-            text += [self.text(run), shown if show_special_tokens else ""]
+            text += [self.text(run), name if show_special_tokens else ""]
             run = []
         return "".join([*text, self.text(run)])
 
     @abc.abstractmethod
     def text(self, tokens: Iterable[int]) -> str:
-        """The text of ids that are no special tokens."""
+        """Returns the text of ids, none of which is a special token."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """16 hex digits that differ between tokenizers that give different ids."""
+        """Returns 16 hex digits that differ between tokenizers that give different ids."""
 
     @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that a model folder keeps; `from_dict` turns it back."""
+        """Returns plain data that a model folder keeps, and from which `from_dict` makes the tokenizer."""

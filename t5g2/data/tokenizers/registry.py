@@ -1,4 +1,4 @@
-"""The tokenizers there are, by name: bytes, SentencePiece, tokenizer.json."""
+"""Every kind of tokenizer, by the name that a config gives it."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -14,19 +14,20 @@ BY_NAME: dict[str, type[Tokenizer]] = {"bytes": Bytes} | {name: cls for cls, nam
 
 
 def from_dict(node: Mapping[str, Any], folder: str | PathLike | None = None) -> Tokenizer:
-    """The tokenizer that `to_dict` described.
+    """Returns the tokenizer that `to_dict` described.
 
     Args:
-      folder: where its file lies, if it has one; None = the working directory.
+      folder: of the tokenizer's file, if it has one; None = the working directory.
 
     Raises:
-      UserError: an unknown kind, a damaged description, a file that is missing or not the one it was.
+      UserError: the kind is unknown, the description damaged, or the file missing or another one than before.
     """
     fields = dict(node)
     kind = str(fields.pop("kind", None))
     if kind not in BY_NAME:
         raise unknown("tokenizer", kind, BY_NAME)
     if issubclass(BY_NAME[kind], FileTokenizer) and "file" in fields:
+        # A description names the file without its folder, so that a model folder can be moved.
         fields["file"] = str(Path(folder or "") / str(fields["file"]))
         fields["ids"] = tuple((name, token) for name, token in fields.get("ids", ()))
     try:

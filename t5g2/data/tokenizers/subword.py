@@ -1,7 +1,7 @@
-"""Tokenizers that live in a file: SentencePiece's tokenizer.model and Hugging Face's tokenizer.json.
+"""Tokenizers of a file: SentencePiece's tokenizer.model and Hugging Face's tokenizer.json.
 
-Special tokens are found by their spelling. Gemma's vocabularies have <pad> <eos> <bos> <unk> <mask> at 0 to 4; what
-else is named moves from one to the next (google-deepmind/gemma @ 7691fd4, gm/text/_tokenizer.py, and the released
+Special tokens are found by their spelling. Gemma's vocabularies have <pad> <eos> <bos> <unk> <mask> at 0 to 4; the ids
+of the others differ from one to the next (google-deepmind/gemma @ 7691fd4, gm/text/_tokenizer.py, and the released
 tokenizer.json files as others describe them; that of T5Gemma 2 by the id in its config alone):
 
                           Gemma 2, T5Gemma    Gemma 3               T5Gemma 2
@@ -13,7 +13,7 @@ tokenizer.json files as others describe them; that of T5Gemma 2 by the id in its
     <unused0> and on      7 to 105            6 to 104              6 to 104
     <unused99> and on     -                   256001 to 262143      256002 to 262143 (<unused100> and on)
 
-None of them has sentinels, and which ids stood for them in UL2 pre-training is not published. Ours, by convention: the
+None of them has sentinels, and the ids that UL2 pre-training used are not published. Ours, by convention: the
 <unused…> pieces that follow the image token, if there are any, as in T5Gemma 2; else those from <unused0> on.
 """
 
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.special_tokens import SpecialTokens
@@ -44,20 +45,20 @@ SPELLINGS = {
     "start_of_turn": ("<start_of_turn>",),
     "end_of_turn": ("<end_of_turn>",),
 }
-NONE = -1  # the id of a special token that there is not
+NONE = -1  # the id of a special token that the tokenizer lacks
 
 
 @dataclass(frozen=True)
 class FileTokenizer(Tokenizer):
     """A tokenizer in a file, which is read when it is first used, in every process anew.
 
-    What a text spells out as a special token becomes that token, as in transformers.
+    A special token that a text spells out becomes that token, as in transformers.
 
     Attributes:
       file: its path.
-      sha256: of the file's bytes, in hex; None = take the file as it is. Another file is refused.
-      ids: (name, id) of special tokens that are not to be found by their spelling: (("image", 256001),).
-      first_sentinel, sentinels: the ids of <sentinel_0> and on; None = as the table above says.
+      sha256: of the file's bytes, in hex; a file with another one is refused. None = any file.
+      ids: (name, id) of special tokens that cannot be found by their spelling: (("image", 256001),).
+      first_sentinel, sentinels: id of <sentinel_0>, and number of sentinels; None = as the module's docstring says.
     """
 
     file: str = field(compare=False)
@@ -72,6 +73,7 @@ class FileTokenizer(Tokenizer):
                 raise unknown("special token in ids", name, SPELLINGS)
         if self.sentinels is not None and self.sentinels < 0:
             raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
+        # A frozen dataclass: the hash is recorded even where the config gives none, so that to_dict has it.
         object.__setattr__(self, "sha256", hashlib.sha256(self._bytes()).hexdigest())
         past = self.special_tokens.first_sentinel + self.special_tokens.sentinels
         if not 0 <= self.special_tokens.first_sentinel <= past <= self._size:
@@ -81,53 +83,53 @@ class FileTokenizer(Tokenizer):
             )
 
     @property
+    @override
     def files(self) -> tuple[Path, ...]:
-        """The file."""
         return (Path(self.file),)
 
     def __getstate__(self) -> dict[str, Any]:
-        # what is cached holds objects of C++ that a worker makes for itself
+        # The cached properties hold objects of C++, which every worker makes for itself.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @property
     @abc.abstractmethod
     def _size(self) -> int:
-        """How many ids the file has."""
+        """Number of ids of the file."""
 
     @abc.abstractmethod
     def _piece(self, token: int) -> str | None:
-        """The spelling of an id."""
+        """Returns the spelling of an id, None if there is no such id."""
 
     @abc.abstractmethod
     def _token(self, piece: str) -> int | None:
-        """The id of a spelling, None = there is none."""
+        """Returns the id of a spelling, None if there is no such piece."""
 
     @functools.cached_property
     def _named(self) -> dict[str, int]:
-        found = {}
+        named = {}
         for name, spellings in SPELLINGS.items():
             tokens = [t for t in map(self._token, spellings) if t is not None]
             if tokens:
-                found[name] = tokens[0]
-        return found | dict(self.ids)
+                named[name] = tokens[0]
+        return named | dict(self.ids)
 
+    @override
     def named(self) -> dict[str, int]:
-        """The ids of the special tokens by name; those that it has, the sentinels left out."""
         return self._named
 
     @functools.cached_property
     def special_tokens(self) -> SpecialTokens:
-        """The ids of the special tokens; of unk and mask -1, which is no id, if there are none.
+        """The ids of the special tokens; -1 for unk and mask if the tokenizer lacks them.
 
         Raises:
           UserError: it lacks pad, eos or bos.
         """
-        lacking = [name for name in ("pad", "eos", "bos") if name not in self._named]
-        if lacking:
+        missing = [name for name in ("pad", "eos", "bos") if name not in self._named]
+        if missing:
             raise UserError(
-                f"{self.file} has no {' and no '.join(lacking)} token that is spelt as usual "
-                f"({', '.join(' or '.join(SPELLINGS[name]) for name in lacking)}); say which ids they are: "
-                f"ids = [[{lacking[0]!r}, 0], …]"
+                f"{self.file} has no {' and no '.join(missing)} token with the usual spelling "
+                f"({', '.join(' or '.join(SPELLINGS[name]) for name in missing)}); give their ids: "
+                f"ids = [[{missing[0]!r}, 0], …]"
             )
         ids = {name: self._named.get(name, NONE) for name in ("pad", "eos", "bos", "unk", "mask")}
         first, count = self._sentinels()
@@ -136,16 +138,20 @@ class FileTokenizer(Tokenizer):
         return SpecialTokens(**ids, first_sentinel=first, sentinels=count, others=others, first_byte=self._first_byte())
 
     def _first_byte(self) -> int | None:
-        """The id of <0x00>, if <0x01> to <0xFF> follow it; a text's characters that are no pieces become such bytes."""
+        """Returns the id of <0x00> if <0x01> to <0xFF> follow it: the bytes of characters that are not pieces."""
+        # Vocabularies without byte fallback lack these pieces.
         first, last = self._token("<0x00>"), self._token("<0xFF>")
         return first if first is not None and last == first + 255 else None
 
     def _sentinels(self) -> tuple[int, int]:
+        """Returns the id of the first sentinel, and the number of sentinels."""
+
         def unused(token: int) -> bool:
             return (self._piece(token) or "").startswith("<unused")
 
         first = self.first_sentinel
         if first is None:
+            # The convention of the module's docstring: after the image token, else from <unused0> on.
             after_image = self._named.get("image", NONE) + 1
             zero = self._token("<unused0>")
             first = after_image if after_image and unused(after_image) else 0 if zero is None else zero
@@ -158,63 +164,66 @@ class FileTokenizer(Tokenizer):
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id that `encode` gives: an image token past all others has no row of its own."""
+        """One more than the largest id that `encode` gives."""
+        # Gemma 3's image token is past all others and has no row of the embedding.
         return self._size - (self._named.get("image", NONE) == self._size - 1)
 
     @abc.abstractmethod
     def _encode(self, text: str) -> list[int]:
-        """The ids of a text."""
+        """Returns the ids of a text."""
 
     def encode(self, text: str) -> np.ndarray:
-        """int32[tokens]: the text alone, without BOS or EOS.
+        """Returns int32[tokens]: the text alone, without BOS or EOS.
 
-        An image token past the vocabulary, spelt out in a text, is no image and becomes unk.
+        An image token past the vocabulary that the text spells out becomes unk: no image belongs to it.
         """
         tokens = np.array(self._encode(text), np.int32)
         return np.where(tokens < self.vocab_size, tokens, np.int32(max(self.special_tokens.unk, 0)))
 
     def encode_plain(self, text: str) -> np.ndarray:
-        """int32[tokens]: the text alone, in which what is spelt like a special token is text too.
+        """Returns int32[tokens] without special tokens: a special token that the text spells out is text too.
 
-        A spelling is cut after its first character, and what is left and right of there tokenised by itself.
+        Its spelling is cut after the first character, and the parts before and after the cut are tokenised separately.
         """
         tokens = self.encode(text)
+        # Only the tokens tell which spellings the library took for special tokens.
         special = np.unique(tokens[self.special_tokens.is_special(tokens)]).tolist()
-        spelt = [piece for piece in map(self._piece, special) if piece and len(piece) > 1 and piece in text]
-        if not spelt:
+        spellings = [piece for piece in map(self._piece, special) if piece and len(piece) > 1 and piece in text]
+        if not spellings:
             return tokens
-        at = text.index(spelt[0]) + 1
-        return np.concatenate([self.encode_plain(text[:at]), self.encode_plain(text[at:])])
+        cut = text.index(spellings[0]) + 1
+        return np.concatenate([self.encode_plain(text[:cut]), self.encode_plain(text[cut:])])
 
+    @override
     def fingerprint(self) -> str:
-        """16 hex digits that differ between tokenizers that give different ids."""
         parts = [type(self).__name__, self.sha256, sorted(self._named.items()), self._sentinels()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+    @override
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that a model folder keeps beside a copy of the file; `from_dict` turns it back."""
-        described = {"kind": KINDS[type(self)], "file": Path(self.file).name, "sha256": self.sha256}
-        chosen = {"ids": [list(pair) for pair in self.ids], "first_sentinel": self.first_sentinel}
-        chosen["sentinels"] = self.sentinels
-        return described | {name: value for name, value in chosen.items() if value not in (None, [])}
+        identity = {"kind": KINDS[type(self)], "file": Path(self.file).name, "sha256": self.sha256}
+        settings = {"ids": [list(pair) for pair in self.ids], "first_sentinel": self.first_sentinel}
+        settings["sentinels"] = self.sentinels
+        return identity | {name: value for name, value in settings.items() if value not in (None, [])}
 
     def _bytes(self) -> bytes:
-        """What is in the file; it must be what it was."""
+        """Returns the content of the file; raises UserError if it is missing or another file than before."""
         path = Path(self.file)
         if not path.is_file():
             raise UserError(
                 f"no tokenizer file {path.absolute()}; put it there, or take a model folder that is complete"
             )
         content = path.read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if self.sha256 not in (None, found):
+        sha256 = hashlib.sha256(content).hexdigest()
+        if self.sha256 not in (None, sha256):
             raise UserError(
-                f"{path.absolute()} is not the tokenizer file it was (sha256 {found[:16]}…, expected "
+                f"{path.absolute()} is not the tokenizer file it was (sha256 {sha256[:16]}…, expected "
                 f"{str(self.sha256)[:16]}…); put the right one there, or write the folder again"
             )
         return content
 
     def _damaged(self, error: object) -> UserError:
+        """Returns the error for a file that its library cannot read."""
         line = str(error).splitlines()[0] if str(error) else "it cannot be read"
         return UserError(
             f"{Path(self.file).absolute()} is not a {KINDS[type(self)]} tokenizer ({line}); download it again"
@@ -237,27 +246,31 @@ class SentencePiece(FileTokenizer):
         return processor
 
     @property
+    @override
     def _size(self) -> int:
         return self._processor.get_piece_size()
 
+    @override
     def _piece(self, token: int) -> str | None:
         return self._processor.id_to_piece(token) if 0 <= token < self._size else None
 
+    @override
     def _token(self, piece: str) -> int | None:
-        token = self._processor.piece_to_id(piece)  # unk for what it does not know
+        token = self._processor.piece_to_id(piece)  # the id of unk for an unknown piece
         return token if self._piece(token) == piece else None
 
+    @override
     def _encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
+    @override
     def text(self, tokens: Iterable[int]) -> str:
-        """The text of ids that are no special tokens."""
         return self._processor.decode(list(tokens))
 
 
 @dataclass(frozen=True)
 class HuggingFace(FileTokenizer):
-    """A tokenizer.json of the `tokenizers` library; truncation, padding and BOS that it may ask for are left out."""
+    """A tokenizer.json of the `tokenizers` library; its settings of truncation, padding and BOS are ignored."""
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -268,6 +281,7 @@ class HuggingFace(FileTokenizer):
             tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except ValueError as error:
             raise self._damaged(error) from None
+        # Rows are cut and padded by the packer, for every tokenizer alike.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -276,17 +290,20 @@ class HuggingFace(FileTokenizer):
     def _size(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    @override
     def _piece(self, token: int) -> str | None:
         return self._tokenizer.id_to_token(token) if token >= 0 else None
 
+    @override
     def _token(self, piece: str) -> int | None:
         return self._tokenizer.token_to_id(piece)
 
+    @override
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    @override
     def text(self, tokens: Iterable[int]) -> str:
-        """The text of ids that are no special tokens."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
 

@@ -222,7 +222,7 @@ def test_a_file_without_the_usual_tokens_is_told_them(folder, tmp_path):
 
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2, "b": 3}, unk_token="<unk>"))
     made.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"has no pad and no bos token that is spelt as usual \(<pad>, <bos> or <s>\)"):
+    with pytest.raises(UserError, match=r"has no pad and no bos token with the usual spelling \(<pad>, <bos> or <s>\)"):
         opened("huggingface", tmp_path)
     tokenizer = opened("huggingface", tmp_path, ids=[["pad", 1], ["bos", 1]])
     assert (tokenizer.special_tokens.eos, tokenizer.special_tokens.mask, tokenizer.special_tokens.sentinels) == (

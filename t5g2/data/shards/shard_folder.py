@@ -55,6 +55,7 @@ class ShardFormat:
             content = files.parse_json(file.read_bytes())
             shards = content["shards"]
             complete = content.keys() >= self.keys
+            # A plan has names, a manifest entries.
             complete &= all(isinstance(shard, str) or shard.keys() >= {"file", "bytes"} for shard in shards)
         except (ValueError, TypeError, AttributeError, KeyError):
             content, complete = {}, False
@@ -119,6 +120,7 @@ class ShardFolder:
             yield self
 
     def _claim(self) -> None:
+        # The manifest first: a call that was killed may have left the plan beside it.
         for name in (self._kind.manifest, PLAN):
             if (self.path / name).is_file():
                 self._check_same(self._kind.read(self.path / name))
@@ -167,6 +169,7 @@ class ShardFolder:
         if len(complete) < len(entries):
             return None
         sums = {key: sum(entry[key] for entry in complete) for key in totals}
+        # The manifest is written before the plan is removed, so the folder is described at every moment.
         manifest = self._plan | {"shards": complete} | sums
         files.write_json(self.path / self._kind.manifest, manifest)
         (self.path / PLAN).unlink(missing_ok=True)
