@@ -133,8 +133,8 @@ def derive_config(
       sources: the decoder-only models.
       family: "t5gemma" or "t5gemma2".
       options: options of the adaptation; its layers set the depth of both sides.
-      end_of_image: id of the token after an image, if the source's config has none; T5Gemma 2 has a vector of its own for
-        it, which is initialised from its input embedding. None = there is no such token.
+      end_of_image: id of the token after an image, if the source's config has none; T5Gemma 2 has a vector of its own
+        for it, which is derived from its input embedding. None = there is no such token.
 
     Raises:
       UserError: an unknown family; the sources are not of the family's blocks, or do not fit each other.

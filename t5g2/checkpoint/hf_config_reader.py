@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from t5g2.checkpoint import names
+from t5g2.checkpoint import hf_names, names
 from t5g2.checkpoint.hf_config_fields import (
     ACTIVATION,
     GEMMA2_DEFAULTS,
@@ -325,10 +325,10 @@ def _vision(fields: ConfigFields) -> VisionConfig:
 
 
 READERS = {
-    "gemma2": (names.HF_GEMMA, _gemma2),
-    "gemma3_text": (names.HF_GEMMA, _gemma3),
-    "gemma3": (names.HF_GEMMA3_IMAGES, _gemma3_images),
-    "t5gemma": (names.HF_T5GEMMA, _t5gemma),
-    "t5gemma2": (names.HF_T5GEMMA2, _t5gemma2),
-    "siglip": (names.HF_SIGLIP, _siglip),
+    "gemma2": (hf_names.GEMMA, _gemma2),
+    "gemma3_text": (hf_names.GEMMA, _gemma3),
+    "gemma3": (hf_names.GEMMA3_IMAGES, _gemma3_images),
+    "t5gemma": (hf_names.T5GEMMA, _t5gemma),
+    "t5gemma2": (hf_names.T5GEMMA2, _t5gemma2),
+    "siglip": (hf_names.SIGLIP, _siglip),
 }

@@ -19,9 +19,11 @@ import numpy as np
 from t5g2.checkpoint import (
     accounting,
     flax_config,
+    flax_names,
     flax_tree,
     hf_config_reader,
     hf_config_writer,
+    hf_names,
     names,
     safetensors_io,
 )
@@ -237,7 +239,7 @@ def _read_hugging_face(path: Path, chosen: ModelConfig | None) -> _ForeignWeight
 def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
     tensors = flax_tree.read(path)
     has_decoder = any(name.startswith("decoder/") for name in tensors)
-    tensor_format = names.FLAX_T5GEMMA if has_decoder else names.FLAX_GEMMA
+    tensor_format = flax_names.T5GEMMA if has_decoder else flax_names.GEMMA
     if chosen is not None:
         return _ForeignWeights(tensor_format, chosen, "the given config", tensors)
     # a Flax tree has no config, so the released size with these shapes is taken
@@ -268,7 +270,7 @@ def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
-    tensor_format = names.HF_SIGLIP_VISION
+    tensor_format = hf_names.SIGLIP_VISION
     tensors, _ = accounting.with_canonical_names(path, tensor_format, safetensors_io.read(path))
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     accounting.check_tensors(f"{path}, according to {CONFIG_FILE}", tensor_format, None, matches, tensors)

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
 
-from t5g2.checkpoint import flax_tree, folder, names, safetensors_io
+from t5g2.checkpoint import flax_names, flax_tree, folder, names, safetensors_io
 from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.checkpoint.import_folder import import_model, open_any, open_foreign
@@ -384,7 +384,7 @@ def test_one_tensor_is_read_once_and_held_one_at_a_time(tmp_path, hugging_face, 
 # ---- official Flax ----
 def nested(config):
     """The official tree of a model with the weights of the tests, by NESTED names, from the table."""
-    layout = names.FLAX_T5GEMMA if isinstance(config, EncoderDecoderConfig) else names.FLAX_GEMMA
+    layout = flax_names.T5GEMMA if isinstance(config, EncoderDecoderConfig) else flax_names.GEMMA
     made = weights.weights(config)
     leaves = tree.leaves(build.abstract(config))
     return {
@@ -452,7 +452,7 @@ def test_an_official_tree_of_no_released_size(tmp_path):
 
 def shapes_of(config):
     """The official tree of a released size, as shapes."""
-    layout = names.FLAX_T5GEMMA if isinstance(config, EncoderDecoderConfig) else names.FLAX_GEMMA
+    layout = flax_names.T5GEMMA if isinstance(config, EncoderDecoderConfig) else flax_names.GEMMA
     found = {}
     for one in names.match_tensors(layout, tree.leaves(build.abstract(config))):
         found[one.name] = one.shape

@@ -109,11 +109,11 @@ def test_comes_back_on_another_mesh(tmp_path, devices):
     saved = jax.device_put(make(), on((4, 2), make()))
     assert len(jax.tree.leaves(saved)[0].sharding.device_set) == 8
     with Checkpoints(tmp_path / "c") as checkpoints:
-        assert checkpoints.latest_step() is None
+        assert checkpoints.steps() == []
         assert checkpoints.restore(abstract(saved.params)) is None
         checkpoints.save(5, *saved, data=DATA, meta=META)
         checkpoints.wait()
-        assert (checkpoints.latest_step(), checkpoints.steps()) == (5, [5])
+        assert checkpoints.steps() == [5]
         for mesh_shape in ((2, 2), (4, 2), (1, 1)):
             shardings = on(mesh_shape, saved)
             found = checkpoints.restore(*abstract(saved, shardings))
@@ -147,14 +147,14 @@ def test_state_may_be_donated_at_once(tmp_path):
 
 def test_retention_and_no_overwriting(tmp_path):
     params, opt = make()
-    with Checkpoints(tmp_path / "c", keep=2, keep_every=3) as checkpoints:
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         for step in range(1, 8):
             checkpoints.save(step, params, opt, data=DATA, meta=META)
         checkpoints.wait()
-        assert checkpoints.steps() == [3, 6, 7]
+        assert checkpoints.steps() == [6, 7]
         with pytest.raises(FileExistsError, match="step 7 is already saved in"):
             checkpoints.save(7, params, opt, data=DATA, meta=META)
-        with pytest.raises(TypeError, match="data does not come back from JSON"):
+        with pytest.raises(TypeError, match="data would change in JSON"):
             checkpoints.save(8, params, opt, data={0: [1]}, meta=META)
 
 
@@ -315,7 +315,7 @@ def test_killed_while_saving_leaves_what_was_complete(tmp_path):
     from t5g2.checkpoint.train_states import Checkpoints
     with Checkpoints({str(tmp_path / "c")!r}, keep=2) as checkpoints:
         s = t.make()
-        for step in range((checkpoints.latest_step() or 0) + 1, 10**9):
+        for step in range(max(checkpoints.steps(), default=0) + 1, 10**9):
             checkpoints.save(step, *s, data=t.DATA, meta={{"step": step}})
             print(step, flush=True)
     """
