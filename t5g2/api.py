@@ -50,6 +50,7 @@ def load(
     """
     if positions not in get_args(Positions):
         raise unknown("positions", positions, get_args(Positions))
+    # a model folder always has its config, so a given one means a foreign folder
     folder = import_folder.open_any(directory) if config is None else import_folder.open_foreign(directory, config)
     if image_size is not None:
         folder = folders.with_image_size(folder, image_size)

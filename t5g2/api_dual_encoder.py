@@ -90,6 +90,7 @@ class DualEncoder(Model):
                 f"classes without a list of prompts: {', '.join(empty) or 'there is no class'}; give at least one "
                 f'prompt for each class: {{"cat": ["a photo of a cat"]}}'
             )
+        # all prompts are embedded in one batch
         prompts = [prompt for class_prompts in classes.values() for prompt in class_prompts]
         class_of_prompt = [number for number, class_prompts in enumerate(classes.values()) for _ in class_prompts]
         result = zero_shot.classify(

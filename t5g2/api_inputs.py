@@ -38,9 +38,7 @@ def tokens(name: str, values: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
     try:
         array = np.asarray(values)
     except ValueError:
-        raise UserError(
-            f"{name} has rows of different lengths; pad them to one length, and mark the padding in the mask"
-        ) from None
+        raise UserError(f"{name} has rows of different lengths; pad them to one length, and mask the padding") from None
     if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise UserError(
             f"{name} is {array.dtype}{list(array.shape)}; it must be whole numbers of shape [rows, length], such as "
@@ -89,6 +87,7 @@ def sequences(
     positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
     if counted:
         positions_BT = np.maximum(np.cumsum(valid_BT, axis=1, dtype=np.int32) - 1, 0)
+    # ids at padding are arbitrary; 0 keeps them from being taken for image tokens
     tokens_BT = np.where(valid_BT, tokens_BT, 0)
     blocks = None if image_token is None else image_blocks(tokens_BT, image_token)
     return Sequences(tokens_BT, valid_BT.astype(np.int32), positions_BT, blocks)
@@ -100,8 +99,8 @@ def images(
     """Returns (images as float32 in [-1, 1], rows with fewer images filled up with zeros; the number of each row).
 
     Args:
-      given: an array [B, I, H, W, 3]; or for each row a list of images, or one image. An image is a file, a PIL image,
-        or an array [H, W, 3]: uint8 of any size, or floats in [-1, 1] of the tower's size.
+      images_by_row: an array [B, I, H, W, 3]; or for each row a list of images, or one image. An image is a file, a
+        PIL image, or an array [H, W, 3]: uint8 of any size, or floats in [-1, 1] of the tower's size.
 
     Raises:
       UserError: the number of rows differs, a file is not an image, floats are outside of [-1, 1] or of another size.
@@ -109,8 +108,8 @@ def images(
     images_by_row = list(images_by_row)
     if len(images_by_row) != rows:
         raise UserError(
-            f"images are given for {len(images_by_row)} rows and there are {rows}; give a list for each row, [] for a row "
-            f"without images"
+            f"images are given for {len(images_by_row)} rows and there are {rows}; give a list for each row, [] for "
+            f"a row without images"
         )
     by_row = [[prepare_image(image, size, resampling) for image in _row_images(row)] for row in images_by_row]
     counts = [len(row) for row in by_row]
@@ -131,6 +130,7 @@ def prepare_image(image: Any, size: int, resampling: Resampling) -> Float[np.nda
             f"an image is {array.dtype}{list(array.shape)}; arrays are uint8[height, width, 3], or floats in [-1, 1] "
             f"of the tower's own size, [{size}, {size}, 3]"
         )
+    # pixels of 0 to 255 or 0 to 1 as floats are the common mistakes; the first is caught here
     if not (np.abs(array) <= 1).all():
         raise UserError(
             f"an image of floats reaches from {array.min():g} to {array.max():g}; floats must lie in [-1, 1] "
@@ -160,6 +160,7 @@ def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -
     texts, images = [], []
     for text, row in zip(prompts, rows, strict=True):
         arrays = [pixels(image) for image in row]
+        # floats have the tower's size already, so crops would lose resolution
         if any(array.dtype != np.uint8 for array in arrays):
             raise UserError("crops are made of files, PIL images and uint8 arrays; give one, or crops=0")
         parts = image_tokens.split(text, len(row))
@@ -194,6 +195,7 @@ def siglip_tokens(tokenizer: Tokenizer, texts: Sequence[str], config: SiglipText
 
     They are in lower case, without punctuation, cut to length - 1 tokens; </s> ends a text and fills up its row.
     """
+    # SigLIP's text tower has no mask: it was trained on rows filled up with </s>
     rows = np.full((len(texts), config.length), tokenizer.special_tokens.eos, np.int32)
     punctuation = str.maketrans("", "", string.punctuation)
     for row, text in zip(rows, texts, strict=True):

@@ -70,6 +70,7 @@ class LanguageModel(Model):
         eos = json_field(self.folder.path / "generation_config.json", "eos_token_id")
         if eos is not None:
             return tuple(eos) if isinstance(eos, list) else (eos,)
+        # instruction-tuned models end a turn with <end_of_turn>, and rarely with EOS
         named = self.tokenizer.named()
         return tuple(named[name] for name in ("eos", "end_of_turn") if name in named)
 
@@ -228,6 +229,7 @@ class LanguageModel(Model):
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
         size = self._image_config.vision.image_size
         array, counts = api_inputs.images(images_by_row, rows, size, self.resampling)
+        # rows of [] need no tower
         if not any(counts):
             return None, counts
         self.read_tower()

@@ -83,6 +83,7 @@ class Model:
         if format == "t5g2":
             self._save_folder(target)
             return
+        # beside the target, so that both are on one disk
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             self._save_folder(Path(temporary) / "model")
@@ -108,6 +109,7 @@ class Model:
 def _resampling(folder: ModelFolder) -> Resampling:
     default: Resampling = "bicubic" if isinstance(folder.config, DualEncoderConfig) else "bilinear"
     file = folder.path / "preprocessor_config.json"
+    # the file holds Pillow's numbers of the filters
     by_pillow_number: dict[int, Resampling] = {2: "bilinear", 3: "bicubic"}
     return by_pillow_number.get(json_field(file, "resample"), default)
 

@@ -393,6 +393,37 @@ def test_texts_and_images_are_compared(folders, photo):
     np.testing.assert_allclose(similarity, expected, atol=1e-5)
 
 
+def test_zero_shot_classification(folders, photo):
+    """The scores are the sigmoids of the similarities with the mean of each class's prompts."""
+    model = api.load(folders / "siglip")
+    images = [photo, np.zeros((5, 9, 3), np.uint8)]
+    prompts = np.random.default_rng(2).integers(0, 50, (3, 6))
+    names, scores = model.classify(images, {"one prompt": prompts[:1], "two prompts": prompts[1:]})
+    text = model.embed_texts(prompts)
+    mean = (text[1] + text[2]) / np.linalg.norm(text[1] + text[2])
+    cosines = model.embed_images(images) @ np.stack([text[0], mean]).T
+    logits = cosines * np.exp(model.params.logit_scale[...]) + model.params.logit_bias[...]
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+    assert names == [["one prompt", "two prompts"][i] for i in np.argmax(logits, axis=1)]
+    assert model.classify(images, {"only": prompts})[0] == ["only", "only"]
+
+
+def test_zero_shot_retrieval(folders, photo):
+    """By the ranks in the similarities; a text without an image is a wrong candidate."""
+    model = api.load(folders / "siglip")
+    images = [photo, np.zeros((5, 9, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]
+    texts = np.random.default_rng(2).integers(0, 50, (4, 6))
+    owners = [0, 0, 2, -1]
+    recall = model.retrieve(images, texts, owners, ks=[1, 2, 3])
+    scores = model.similarity(images, texts)  # [texts, images]
+    text_ranks = [int((scores[t] > scores[t, owner]).sum()) for t, owner in enumerate(owners) if owner >= 0]
+    best = {image: max(scores[t, image] for t in range(4) if owners[t] == image) for image in (0, 2)}
+    wrong = {image: [scores[t, image] for t in range(4) if owners[t] != image] for image in (0, 2)}
+    image_ranks = [sum(score > best[image] for score in wrong[image]) for image in (0, 2)]
+    assert recall.text_to_image == {k: np.mean(np.array(text_ranks) < k) for k in (1, 2, 3)}
+    assert recall.image_to_text == {k: np.mean(np.array(image_ranks) < k) for k in (1, 2, 3)}
+
+
 def test_siglip_texts_are_plain_and_padded_with_their_end(tmp_path):
     """Lower case, no punctuation; cut to leave room for </s>, which also pads."""
     tokenizer = Bytes(sentinels=0)
@@ -449,6 +480,11 @@ def tell(name, use, message):
         tell("siglip", lambda m: m.generate(["a"]), "a dual encoder has no logits of tokens and generates no text"),
         tell("siglip", lambda m: m.embed_texts(["a"]), "siglip has no SigLIP tokenizer (spiece.model); put it there"),
         tell("siglip", lambda m: m.embed_texts("a"), "texts is one text; give a list of them"),
+        tell("siglip", lambda m: m.classify([NOISE], {}), "classes without a list of prompts: there is no class; give"),
+        tell("siglip", lambda m: m.classify([NOISE], {"cat": []}), "classes without a list of prompts: cat; give at"),
+        tell("siglip", lambda m: m.classify([NOISE], {"cat": "a cat"}), "classes without a list of prompts: cat"),
+        tell("siglip", lambda m: m.retrieve([NOISE], [[5] * 6], [1]), "images of texts are 1 to 1, and there are 1"),
+        tell("gemma", lambda m: m.classify([NOISE], {"cat": [[1]]}), "a language model does not embed images and"),
         tell(
             "siglip", lambda m: m.embed_texts([[50] * 6]), "texts is int64[1, 6]; give a list of texts, or ids from 0"
         ),

@@ -1,9 +1,9 @@
 """Official Gemma and T5Gemma weights in Flax's layout, as on Kaggle: Orbax checkpoints, read leaf by leaf.
 
-A checkpoint is a folder with `_METADATA`, JSON that lists every leaf by its keys. The bytes of a leaf are stored
-under its keys joined with '.', as a zarr array, either in a folder of that name or in one OCDBT database for all of them
-(orbax.readthedocs.io, "Checkpoint format"). Orbax restores whole trees; TensorStore, on which it is
-built, also opens one leaf, or a part of one, and so is used here directly.
+A checkpoint is a folder with `_METADATA`, JSON that lists every leaf by its keys. The bytes of a leaf are stored under
+its keys joined with '.', as a zarr array, either in a folder of that name or in one OCDBT database for all of them
+(orbax.readthedocs.io, "Checkpoint format"). Orbax restores whole trees; TensorStore, on which it is built, also
+opens one leaf, or a part of one, and so is used here directly.
 
 Released trees come in four forms (google-deepmind/gemma, gm/ckpts/_checkpoint.py: _CheckpointType); all are read under
 the names of the first, which are those of `model.init()` of the official Flax modules:

@@ -155,6 +155,7 @@ def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> F
         ],
     )
     tied = {"tie_word_embeddings": decoder.tied_head}
+    # -1 is no token, so transformers' vector for it is never used
     eoi = {"eoi_token_index": -1 if config.eoi_id is None else config.eoi_id}
     token = {"image_token_index": 256_001 if images is None else images.token}
     side = _no_images() if images is None else _images(images)
@@ -292,6 +293,7 @@ def _gemma3_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
 
 
 def _stack_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
+    # transformers declares the scalar as a whole number
     whole_scalar = None if stack.query_scalar is None else int(stack.query_scalar)
     return [
         (f"{prefix}query_scalar", stack.query_scalar, whole_scalar),

@@ -97,7 +97,7 @@ PROJECTOR = (
     ("mm_input_projection_weight", "projector.kernel", SAME),
     ("mm_soft_emb_norm.weight", "projector.norm.scale", SAME),
 )
-# towers made in transformers 5 are saved without this segment, those of the hub with it
+# transformers 5 saves towers without this segment; those of the hub have it
 WITH_VISION_MODEL = (r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
 GEMMA = TensorFormat(
     "Hugging Face Gemma",

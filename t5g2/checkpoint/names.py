@@ -165,8 +165,8 @@ def match_tensors(
     Args:
       tensor_format: the format of the tensors.
       leaves: the leaves of a model, which may be abstract.
-      found: shapes of the stored tensors, by the table's names; they decide between two rows for the same leaves.
-        None = the first row is taken.
+      tensor_shapes: shapes of the stored tensors, by the table's names; they decide between two rows for the same
+        leaves. None = the first row is taken.
 
     Raises:
       UserError: the shape of a tensor fits two rows, so its axes are ambiguous; the format has no row for a leaf,

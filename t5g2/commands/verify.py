@@ -362,6 +362,7 @@ def _model_output(params: Any, case: Case, images: Any) -> ModelOutput:
     encoder = sequences(tokens, valid) if case.encoder else None
     array = None
     if case.images is not None:
+        assert images is not None
         array, _ = api_inputs.images(case.images, len(tokens), images.vision.image_size)
     with jax.default_matmul_precision("highest"):  # an accelerator would round products to fewer bits
         logits = _last_logits(params, encoder, sequences(*case.decoder), array, keep=case.keep)
