@@ -54,16 +54,16 @@ def test_what_is_imported_is_what_transformers_has(folders, name, tmp_path, caps
     verify.import_model(folders(name), tmp_path / "model", verify=True)
     assert (tmp_path / "model" / "model.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     kinds = ["texts and images"]
     if name != "SIGLIP":
         kinds = ["no padding", "padded on the right", "padded on the left", "24 past the window of"]
         kinds += ["images"] if name.endswith("IMAGES") else []
-    assert [line for kind in kinds for line in told.splitlines() if line.startswith(kind) and line.endswith("ok")]
-    assert told.count("  ok\n") == len(kinds)
-    assert "GiB of weights in float32 at a time" in told
+    assert [line for kind in kinds for line in output.splitlines() if line.startswith(kind) and line.endswith("ok")]
+    assert output.count("  ok\n") == len(kinds)
+    assert "GiB of weights in float32 at a time" in output
     if name == "T5GEMMA":
-        assert "each_side_inclusive" in told  # transformers 5.8 to 5.23
+        assert "each_side_inclusive" in output  # transformers 5.8 to 5.23
 
 
 @live

@@ -65,11 +65,12 @@ def reconfigure(directory, **changes):
 # ---- official Flax ----
 def nested(config):
     """The official tree of a model with the weights of the tests, by NESTED names, from the table."""
-    layout = flax_names.T5GEMMA if isinstance(config, EncoderDecoderConfig) else flax_names.GEMMA
-    made = weights.weights(config)
+    tensor_format = flax_names.T5GEMMA if isinstance(config, EncoderDecoderConfig) else flax_names.GEMMA
+    arrays = weights.weights(config)
     leaves = tree.leaves(build.abstract(config))
     return {
-        one.name: one.axes.to_tensor([made[key] for key in one.keys]) for one in names.match_tensors(layout, leaves)
+        match.name: match.axes.to_tensor([arrays[key] for key in match.keys])
+        for match in names.match_tensors(tensor_format, leaves)
     }
 
 
@@ -81,10 +82,10 @@ def save_flax(directory, tensors):
 
 def shapes_of(config):
     """The official tree of a released size, as shapes."""
-    layout = flax_names.T5GEMMA if isinstance(config, EncoderDecoderConfig) else flax_names.GEMMA
-    found = {}
-    for one in names.match_tensors(layout, tree.leaves(build.abstract(config))):
-        found[one.name] = one.shape
-        if one.name.endswith("gating_einsum") and one.shape[1] < 4096:  # the large ones are transposed
-            found[one.name] = (2, one.shape[2], one.shape[1])
-    return found
+    tensor_format = flax_names.T5GEMMA if isinstance(config, EncoderDecoderConfig) else flax_names.GEMMA
+    shapes = {}
+    for match in names.match_tensors(tensor_format, tree.leaves(build.abstract(config))):
+        shapes[match.name] = match.shape
+        if match.name.endswith("gating_einsum") and match.shape[1] < 4096:  # the large ones are transposed
+            shapes[match.name] = (2, match.shape[2], match.shape[1])
+    return shapes

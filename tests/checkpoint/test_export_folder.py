@@ -56,14 +56,14 @@ def test_files_are_as_transformers_writes_them(tmp_path):
 
 
 def test_files_are_carried_along(tmp_path, hugging_face):
-    theirs = hugging_face(tiny.GEMMA3)
+    hf_folder = hugging_face(tiny.GEMMA3)
     generation = {"eos_token_id": [1, 106], "top_k": 64}
     contents = {"tokenizer.json": "{}", "tokenizer.model": "x", "chat_template.jinja": "y"}
     contents |= {"generation_config.json": json.dumps(generation), "preprocessor_config.json": "z"}
     for name, text in contents.items():
-        (theirs / name).write_text(text)
-    (theirs / "README.md").write_text("not of the model")
-    back = import_model(theirs, tmp_path / "back")
+        (hf_folder / name).write_text(text)
+    (hf_folder / "README.md").write_text("not of the model")
+    back = import_model(hf_folder, tmp_path / "back")
     hashed = hashlib.sha256(b"{}").hexdigest()
     assert back.tokenizer == {"kind": "huggingface", "file": "tokenizer.json", "sha256": hashed}
     assert {file.name: file.read_text() for file in back.extra_files} == contents
@@ -72,8 +72,8 @@ def test_files_are_carried_along(tmp_path, hugging_face):
     assert {name: (tmp_path / "again" / name).read_text() for name in contents} == contents
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert (config["eos_token_id"], config["bos_token_id"]) == ([1, 106], 2)
-    (theirs / "tokenizer.json").unlink()
-    assert open_foreign(theirs).tokenizer == {
+    (hf_folder / "tokenizer.json").unlink()
+    assert open_foreign(hf_folder).tokenizer == {
         "kind": "sentencepiece",
         "file": "tokenizer.model",
         "sha256": hashlib.sha256(b"x").hexdigest(),
@@ -81,8 +81,8 @@ def test_files_are_carried_along(tmp_path, hugging_face):
 
 
 def test_a_dtype_that_is_asked_for(tmp_path, hugging_face):
-    theirs = hugging_face(tiny.GEMMA3)
-    cast = import_model(theirs, tmp_path / "half", dtype=jnp.bfloat16)
+    hf_folder = hugging_face(tiny.GEMMA3)
+    cast = import_model(hf_folder, tmp_path / "half", dtype=jnp.bfloat16)
     assert {str(leaf.dtype) for leaf in cast.leaves.values()} == {"bfloat16"}
     for key, array in weights.weights(tiny.GEMMA3).items():
         np.testing.assert_array_equal(cast.leaves[key].read(), array.astype(jnp.bfloat16))
@@ -92,11 +92,11 @@ def test_a_dtype_that_is_asked_for(tmp_path, hugging_face):
 
 
 def test_dtypes_that_differ_stay(tmp_path, hugging_face):
-    theirs = hugging_face(tiny.GEMMA3)
-    tensors = stored(theirs)
+    hf_folder = hugging_face(tiny.GEMMA3)
+    tensors = stored(hf_folder)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(jnp.bfloat16)
-    rewrite(theirs, tensors)
-    back = import_model(theirs, tmp_path / "back")
+    rewrite(hf_folder, tensors)
+    back = import_model(hf_folder, tmp_path / "back")
     assert str(back.leaves["final_norm.scale", None].dtype) == "bfloat16"
     assert str(back.leaves["embedder.table", None].dtype) == "float32"
     export_model(tmp_path / "back", tmp_path / "again")
@@ -106,8 +106,8 @@ def test_dtypes_that_differ_stay(tmp_path, hugging_face):
 
 def test_what_transformers_computes_otherwise_is_told(tmp_path):
     assert export_model(save(tmp_path / "a", tiny.GEMMA3), tmp_path / "b") == []
-    [told] = export_model(save(tmp_path / "c", tiny.T5GEMMA), tmp_path / "d")
-    assert told.startswith("inputs longer than 3 tokens: the encoder's window was trained with 2 tokens on each side")
+    [notes] = export_model(save(tmp_path / "c", tiny.T5GEMMA), tmp_path / "d")
+    assert notes.startswith("inputs longer than 3 tokens: the encoder's window was trained with 2 tokens on each side")
     narrow = dataclasses.replace(tiny.GEMMA3_IMAGES, window=2)
-    [told] = export_model(save(tmp_path / "e", narrow), tmp_path / "f")
-    assert told.startswith("an image of 4 tokens, which is bounded by the window of 2 here")
+    [notes] = export_model(save(tmp_path / "e", narrow), tmp_path / "f")
+    assert notes.startswith("an image of 4 tokens, which is bounded by the window of 2 here")

@@ -40,10 +40,10 @@ def test_released_sizes_are_known_by_their_shapes(tmp_path, monkeypatch, name):
     config = SIZES[name]
     if isinstance(config, TextConfig):
         config = dataclasses.replace(config, vocab_size=min(config.vocab_size, 262_144))
-    found = {
+    tensors = {
         name: Tensor(shape, np.dtype("float32"), lambda: pytest.fail("read"))
         for name, shape in shapes_of(config).items()
     }
     monkeypatch.setattr(flax_tree, "is_flax", lambda _: True)
-    monkeypatch.setattr(flax_tree, "read", lambda _: found)
+    monkeypatch.setattr(flax_tree, "read", lambda _: tensors)
     assert open_foreign(tmp_path).config == config

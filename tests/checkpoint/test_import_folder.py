@@ -37,27 +37,27 @@ def test_what_was_imported_is_told(tmp_path, hugging_face):
 
 
 def test_any_folder_opens(tmp_path, hugging_face):
-    theirs = hugging_face(tiny.T5GEMMA2)
-    assert bits(open_any(theirs)) == bits(open_any(tmp_path / "ours")) == bits(open_model(tmp_path / "ours"))
-    model = folder.load_model(open_any(theirs))
+    hf_folder = hugging_face(tiny.T5GEMMA2)
+    assert bits(open_any(hf_folder)) == bits(open_any(tmp_path / "ours")) == bits(open_model(tmp_path / "ours"))
+    model = folder.load_model(open_any(hf_folder))
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(weights.model(tiny.T5GEMMA2)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_a_config_is_given(tmp_path, hugging_face):
-    theirs = hugging_face(tiny.GEMMA3)
-    (theirs / "config.json").unlink()
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (hf_folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"has safetensors but no config.json, so its architecture is unknown; put the"):
-        open_foreign(theirs)
-    assert bits(open_foreign(theirs, tiny.GEMMA3)) == bits(open_foreign(theirs, tmp_path / "ours" / "model.json"))
+        open_foreign(hf_folder)
+    assert bits(open_foreign(hf_folder, tiny.GEMMA3)) == bits(open_foreign(hf_folder, tmp_path / "ours" / "model.json"))
     with pytest.raises(UserError, match=r"according to the given config, are not those of Hugging Face Gemma"):
-        open_foreign(theirs, "gemma3:270m")
+        open_foreign(hf_folder, "gemma3:270m")
     with pytest.raises(UserError, match=r"unknown size 'gemma3:270'; did you mean 'gemma3:270m'"):
-        open_foreign(theirs, "gemma3:270")
+        open_foreign(hf_folder, "gemma3:270")
     with pytest.raises(
         UserError, match=r"nowhere.json does not exist; give a size's name, such as gemma3:1b, or a file"
     ):
-        open_foreign(theirs, tmp_path / "nowhere.json")
+        open_foreign(hf_folder, tmp_path / "nowhere.json")
 
 
 def test_a_folder_that_is_none(tmp_path):
@@ -72,17 +72,17 @@ def test_a_folder_that_is_none(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
 def test_a_config_that_is_none(hugging_face, text):
-    theirs = hugging_face(tiny.GEMMA3)
-    (theirs / "config.json").write_text(text, "latin1")
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (hf_folder / "config.json").write_text(text, "latin1")
     with pytest.raises(UserError, match=r"config.json (is not JSON|holds list, not an object).*download it again"):
-        open_foreign(theirs)
+        open_foreign(hf_folder)
 
 
 def test_nothing_is_overwritten_and_nothing_half_is_left(tmp_path, hugging_face, monkeypatch):
-    theirs = hugging_face(tiny.GEMMA3)
+    hf_folder = hugging_face(tiny.GEMMA3)
     for write in (import_model, export_model):
         with pytest.raises(UserError, match="exists already and is not overwritten"):
-            write(theirs if write is import_model else tmp_path / "ours", theirs)
+            write(hf_folder if write is import_model else tmp_path / "ours", hf_folder)
     with pytest.raises(UserError, match=r"ours is a model folder already: it has a model.json. Use it as it is"):
         import_model(tmp_path / "ours", tmp_path / "out")
     before = sorted(os.listdir(tmp_path))
@@ -91,7 +91,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(tmp_path, hugging_face,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(safetensors_io, "_blocks", interrupted)  # with a file half written
-    for write, source in [(import_model, theirs), (export_model, tmp_path / "ours")]:
+    for write, source in [(import_model, hf_folder), (export_model, tmp_path / "ours")]:
         with pytest.raises(KeyboardInterrupt):
             write(source, tmp_path / "out")
         assert sorted(os.listdir(tmp_path)) == before
@@ -99,15 +99,15 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(tmp_path, hugging_face,
 
 def test_one_tensor_is_read_once_and_held_one_at_a_time(tmp_path, hugging_face, monkeypatch):
     """Also where one holds several leaves, as the packed queries, keys and values of SigLIP's pooling do."""
-    theirs = hugging_face(tiny.SIGLIP)
+    hf_folder = hugging_face(tiny.SIGLIP)
     reads = []
-    lazy = safetensors_io.read(theirs)
+    lazy = safetensors_io.read(hf_folder)
     counted = {
         name: dataclasses.replace(tensor, read=lambda n=name, t=tensor: (reads.append(n), t.read())[1])
         for name, tensor in lazy.items()
     }
     monkeypatch.setattr(safetensors_io, "read", lambda _: counted)
-    opened = open_foreign(theirs)
+    opened = open_foreign(hf_folder)
     assert reads == []
     for leaf in opened.leaves.values():
         leaf.read()
@@ -155,9 +155,9 @@ def test_rows_for_the_hardware_are_cut(tmp_path):
 
 
 def test_a_file_that_was_cut_short(tmp_path, hugging_face):
-    theirs = hugging_face(tiny.GEMMA3)
-    opened = open_foreign(theirs)
-    os.truncate(theirs / "model.safetensors", (theirs / "model.safetensors").stat().st_size - 8)
+    hf_folder = hugging_face(tiny.GEMMA3)
+    opened = open_foreign(hf_folder)
+    os.truncate(hf_folder / "model.safetensors", (hf_folder / "model.safetensors").stat().st_size - 8)
     with pytest.raises(UserError, match="was cut short while it was in use"):
         [leaf.read() for leaf in opened.leaves.values()]
 
@@ -173,8 +173,8 @@ def test_an_architecture_of_another_kind_is_said(tmp_path):
 
 def test_a_given_config_that_overrules_the_folders_own_is_told(hugging_face):
     given = dataclasses.replace(tiny.GEMMA3, window=100)
-    told = open_foreign(hugging_face(tiny.GEMMA3), given).provenance["notes"]
-    assert told == ["the given config overrules config.json: changed  window: 4 -> 100"]
+    notes = open_foreign(hugging_face(tiny.GEMMA3), given).provenance["notes"]
+    assert notes == ["the given config overrules config.json: changed  window: 4 -> 100"]
 
 
 def test_pickles_alone_and_files_are_said(tmp_path):
@@ -190,8 +190,8 @@ def test_images_of_another_size(tmp_path, hugging_face, config):
     """Only the position embeddings change, and they are those of the function."""
     source = hugging_face(config)
     opened = open_foreign(source)
-    made = import_model(source, tmp_path / "larger", image_size=32)
-    for key, leaf in made.leaves.items():
+    imported = import_model(source, tmp_path / "larger", image_size=32)
+    for key, leaf in imported.leaves.items():
         if key == ("vision.positions", None):
             expected = resample_positions(opened.leaves[key].read(), 8)
             np.testing.assert_array_equal(leaf.read(), expected)

@@ -31,7 +31,7 @@ def on_a_mesh():
 
 
 def one_of_two(folder: Path) -> None:
-    """What each process does; run by the test below."""
+    """Runs one of the two processes of the test below."""
     from jax.experimental import multihost_utils
 
     distributed.initialize("on")
