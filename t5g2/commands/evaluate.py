@@ -44,7 +44,7 @@ def evaluate_run(
             restored = saved.restore(plan.abstract.params, step=None if step == "last" else int(step))
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint; give the workdir of a run that has saved one")
-        evaluation = evaluate.Evaluation(experiment.eval.tasks, plan.eval_context(rows))
+        evaluation = evaluate.Evaluator(experiment.eval.tasks, plan.eval_context(rows))
         outcome = evaluation.run(restored.params, tasks or None)
     evaluate.write(workdir / "evaluations" / str(restored.step), restored.step, outcome)
     if distributed.is_primary():

@@ -22,7 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5g2 import api, api_inputs
+from t5g2 import api
+from t5g2.api import inputs as api_inputs
 from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
@@ -72,7 +73,7 @@ class ModelOutput:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OutputDifference:
     """Differences between the outputs of both models for one case.
 
     Attributes:
@@ -148,7 +149,7 @@ def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: i
         raise SystemExit(f"t5g2 import: the model differs from transformers'; it is left as {folder.path}")
 
 
-def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[Comparison]:
+def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[OutputDifference]:
     """Compares the outputs of a model folder with those of transformers, for each kind of input.
 
     Args:
@@ -178,7 +179,7 @@ def compare(model: str | PathLike, reference: str | PathLike | None = None) -> l
     ]
 
 
-def table(rows: list[Comparison]) -> str:
+def table(rows: list[OutputDifference]) -> str:
     """Returns the comparisons as a table."""
     head = ("inputs", "positions", "max |d|", "in sd", "KL", "top 5", "greedy", "")
     lines = [
@@ -388,7 +389,7 @@ def _last_logits(params: Any, encoder: Sequences | None, decoder: Sequences, ima
 
 
 # ---- comparison ----
-def _compare_outputs(name: str, reference: ModelOutput, output: ModelOutput) -> Comparison:
+def _compare_outputs(name: str, reference: ModelOutput, output: ModelOutput) -> OutputDifference:
     """Returns the differences between two outputs for one case."""
     expected, actual = reference.logits.astype(np.float64), output.logits.astype(np.float64)
     assert expected.shape == actual.shape, (expected.shape, actual.shape)
@@ -397,7 +398,7 @@ def _compare_outputs(name: str, reference: ModelOutput, output: ModelOutput) -> 
     kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
     five = min(5, expected.shape[-1])
     likeliest = [np.sort(np.argpartition(-x, five - 1, axis=-1)[:, :five], axis=-1) for x in (expected, actual)]
-    return Comparison(
+    return OutputDifference(
         name,
         positions=len(expected),
         error=float(np.abs(expected - actual).max()),
@@ -409,7 +410,7 @@ def _compare_outputs(name: str, reference: ModelOutput, output: ModelOutput) -> 
     )
 
 
-def _closest_convention(name: str, reference: ModelOutput, outputs: dict[str, ModelOutput]) -> Comparison:
+def _closest_convention(name: str, reference: ModelOutput, outputs: dict[str, ModelOutput]) -> OutputDifference:
     """Returns the comparison of the convention that the installed transformers has, if there are several."""
     rows = [_compare_outputs(convention, reference, output) for convention, output in outputs.items()]
     closest = min(rows, key=lambda row: row.error)

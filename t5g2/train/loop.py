@@ -14,7 +14,7 @@ import jax
 
 from t5g2.core import logs, sharding
 from t5g2.data.pipeline import Pipeline, to_global
-from t5g2.eval.evaluation import Evaluation
+from t5g2.eval.evaluation import Evaluator
 from t5g2.train import plan as start
 from t5g2.train import preemption, recorder
 from t5g2.train import workdir as workdirs
@@ -62,7 +62,7 @@ def train(
             return
 
         # 4 data: every stream at the position that these weights have seen
-        evaluation = Evaluation(experiment.eval.tasks, plan.eval_context(rows))
+        evaluation = Evaluator(experiment.eval.tasks, plan.eval_context(rows))
         pipeline = closing.enter_context(
             Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=begun.positions)
         )

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from typing_extensions import override
 
-from t5g2 import api_inputs
-from t5g2.api_model import Format, Model, chosen_dtype, json_field
+from t5g2.api import inputs
+from t5g2.api.model import Format, Model, chosen_dtype, json_field
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files, tree
 from t5g2.core import sharding as meshes
@@ -38,7 +38,7 @@ class LanguageModel(Model):
 
     Tokens are int[B, T], rows of one length; masks are bool or int of the same shape, True or 1 = a token, False or 0 =
     padding, and None = every column is a token. Padding may be on either side; outputs at padding are undefined. Images
-    are given for each row (in the forms of api_inputs.images), as many as the row has places for.
+    are given for each row (in the forms of inputs.images), as many as the row has places for.
 
     Attributes:
       positions: as in `load`.
@@ -104,7 +104,7 @@ class LanguageModel(Model):
             decoder, array = self._image_side_inputs("decoder", decoder_tokens, decoder_mask, images)
         else:
             if encoder_tokens is None:
-                raise UserError("encoder_tokens is missing: this is an encoder-decoder model; give the tokens that its encoder reads")
+                raise UserError("encoder_tokens is missing: this is an encoder-decoder model; give its input")
             encoder, array = self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images)
             decoder = self._sequences("decoder", decoder_tokens, decoder_mask)
             if len(encoder.tokens) != len(decoder.tokens):
@@ -159,17 +159,17 @@ class LanguageModel(Model):
         array, counts = None, [0] * len(prompts)
         if images is not None:
             if crops:
-                prompts, images = api_inputs.with_crops(prompts, images, crops)
+                prompts, images = inputs.with_crops(prompts, images, crops)
             array, counts = self._image_inputs(images, len(prompts))
-        inputs = [api_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
+        token_rows = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         special_tokens = tokenizer.special_tokens
         if self.encoder_bos or not self.config.is_encoder_decoder:
-            inputs = [np.append(np.int32(special_tokens.bos), tokens) for tokens in inputs]
+            token_rows = [np.append(np.int32(special_tokens.bos), tokens) for tokens in token_rows]
         options = GenerationOptions(
             max_new_tokens, self.stop_ids, special_tokens.pad, sampler, self.compute, self.suppressed_ids
         )
         with self._devices():
-            outputs = complete(self.params, inputs, array, bos=special_tokens.bos, options=options, seed=seed)
+            outputs = complete(self.params, token_rows, array, bos=special_tokens.bos, options=options, seed=seed)
         return [tokenizer.decode(tokens, show_special_tokens=False) for tokens in outputs]
 
     @override
@@ -218,17 +218,17 @@ class LanguageModel(Model):
     def _sequences(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Sequences:
         stack = self.config.encoder_stack if side == "encoder" else self.config.decoder_stack
         assert stack is not None
-        tokens_BT = api_inputs.tokens(f"{side}_tokens", tokens, stack)
-        valid_BT = api_inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
+        tokens_BT = inputs.tokens(f"{side}_tokens", tokens, stack)
+        valid_BT = inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
         image_token = images.token if images and side == "decoder" else None
-        return api_inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
+        return inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
 
     def _image_inputs(self, images_by_row: Any, rows: int) -> tuple[Any, list[int]]:
         """Returns (the images as an array, None if there are none; the number of images of each row)."""
         if self._image_config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
         size = self._image_config.vision.image_size
-        array, counts = api_inputs.images(images_by_row, rows, size, self.resampling)
+        array, counts = inputs.images(images_by_row, rows, size, self.resampling)
         # rows of [] need no tower
         if not any(counts):
             return None, counts
@@ -248,5 +248,3 @@ def _logits(params: Any, encoder: Sequences | None, decoder: Sequences, images: 
 @functools.partial(jax.jit, static_argnames="compute")
 def _encode(params: Any, encoder: Sequences, images: Any, *, compute: Compute):
     return params.encode(encoder, images, compute=compute).astype(jnp.float32)
-
-

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from typing_extensions import override
 
-from t5g2 import api_inputs
-from t5g2.api_model import Model
+from t5g2.api import inputs
+from t5g2.api.model import Model
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.data.tokenizers.base import Tokenizer
@@ -38,10 +38,10 @@ class DualEncoder(Model):
         """Returns float32[images, D], each of length 1.
 
         Args:
-          images: files, PIL images or arrays, as in api_inputs.images.
+          images: files, PIL images or arrays, as in inputs.images.
         """
         size = self.config.vision.image_size
-        array = np.stack([api_inputs.prepare_image(image, size, self.resampling) for image in images])
+        array = np.stack([inputs.prepare_image(image, size, self.resampling) for image in images])
         return self._run(_embed_images, array)
 
     def embed_texts(self, texts: Any) -> Float[np.ndarray, "B D"]:
@@ -54,9 +54,9 @@ class DualEncoder(Model):
         if isinstance(texts, str):
             raise UserError("texts is one text; give a list of them: [text]")
         if len(texts) and all(isinstance(text, str) for text in texts):
-            array = api_inputs.siglip_tokens(self.tokenizer, texts, config)
+            array = inputs.siglip_tokens(self.tokenizer, texts, config)
         else:
-            array = api_inputs.siglip_ids(texts, config)
+            array = inputs.siglip_ids(texts, config)
         return self._run(_embed_texts, array)
 
     def similarity(self, images: Sequence[Any], texts: Any) -> Float[np.ndarray, "B I"]:
@@ -65,12 +65,11 @@ class DualEncoder(Model):
         with self._devices():
             return np.asarray(self.params.logits(*map(jnp.asarray, embedded)), np.float32)
 
-    def classify(
-        self, images: Sequence[Any], classes: Mapping[str, Any]
-    ) -> tuple[list[str], Float[np.ndarray, "I C"]]:
+    def classify(self, images: Sequence[Any], classes: Mapping[str, Any]) -> tuple[list[str], Float[np.ndarray, "I C"]]:
         """Classifies images by the prompts of classes, without training (zero-shot).
 
-            names, scores_IC = model.classify(["1.jpg", "2.jpg"], {"cat": ["a cat", "a photo of a cat"], "dog": ["a dog"]})
+            classes = {"cat": ["a cat", "a photo of a cat"], "dog": ["a dog"]}
+            names, scores_IC = model.classify(["1.jpg", "2.jpg"], classes)
 
         Args:
           images: as in `embed_images`.
@@ -148,5 +147,3 @@ def _embed_images(params: Any, images: Any, *, compute: Compute):
 @functools.partial(jax.jit, static_argnames="compute")
 def _embed_texts(params: Any, tokens: Any, *, compute: Compute):
     return params.embed_texts(tokens, compute=compute)
-
-

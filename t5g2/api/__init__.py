@@ -11,8 +11,8 @@ from typing import Any, get_args
 import jax
 from jax.sharding import Mesh
 
-from t5g2.api_dual_encoder import DualEncoder
-from t5g2.api_language_model import LanguageModel, Positions
+from t5g2.api.dual_encoder import DualEncoder
+from t5g2.api.language_model import LanguageModel, Positions
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import import_folder
 from t5g2.core.errors import unknown
