@@ -13,8 +13,8 @@ The folders, each importing only from those to its right:
     eval        generation, metrics, tasks
     train       the experiment, the optimizer, the step, the loop
 
-and api.py, the Python surface: `t5g2.load(DIR)` gives a model with `logits`, `encode`, `generate` and `save` (what it
-is given is checked in inputs.py); verify.py compares a model with transformers.
+and api, the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save` (api/inputs.py
+checks its inputs); commands/verify.py compares a model with transformers.
 
 `import t5g2` loads none of them: the first use of `t5g2.load` loads jax and flax, and so on.
 """

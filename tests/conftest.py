@@ -15,9 +15,6 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of LLVM's; programs run
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's and numpy's own threads gain nothing on arrays this small
 
-# A shell that starts the tests in the background has SIGINT ignored, which everything they start would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import jax
 import pytest
 
@@ -27,6 +24,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_configure(config):
     """Programs compiled once serve the whole suite, its subprocesses and the next run."""
+    # a shell that starts the tests in the background has SIGINT ignored, which every process here would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = config.cache.mkdir("jax_compilation_cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

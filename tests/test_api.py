@@ -1,4 +1,4 @@
-"""The Python surface on tiny folders: values of the models underneath, and every mistake in words."""
+"""The Python API on tiny folders: values of the models underneath, and the message for every mistake."""
 
 import dataclasses
 import json
@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import t5g2
-from t5g2 import api, api_inputs
+from t5g2 import api
+from t5g2.api import inputs as api_inputs
 from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
@@ -71,18 +72,18 @@ def stream(tokens, mask, positions=None):
 
 @jax.jit
 def logits_of(model, encoder, decoder, images=None):
-    """What the model underneath gives."""
+    """Returns the output of the model underneath."""
     return model.logits(model.hidden(encoder, decoder, images, compute=tiny.FLOAT32))
 
 
 def test_logits_are_the_models(folders):
     tokens, mask = drawn(9), np.ones((2, 9), int)
     mask[1, :3] = 0
-    got = api.load(folders / "gemma").logits(tokens, decoder_mask=mask)
-    assert got.dtype == np.float32
+    actual = api.load(folders / "gemma").logits(tokens, decoder_mask=mask)
+    assert actual.dtype == np.float32
     model = weights.model(tiny.GEMMA3)
     expected = logits_of(model, None, stream(tokens, mask))
-    np.testing.assert_allclose(got[mask == 1], np.asarray(expected)[mask == 1], atol=2e-6)
+    np.testing.assert_allclose(actual[mask == 1], np.asarray(expected)[mask == 1], atol=2e-6)
 
 
 def test_logits_of_an_encoder_decoder_and_its_states(folders):
@@ -90,9 +91,9 @@ def test_logits_of_an_encoder_decoder_and_its_states(folders):
     mask[0, -2:] = False
     loaded, model = api.load(folders / "t5gemma2"), weights.model(tiny.T5GEMMA2)
     decoder, encoder = stream(tokens, np.ones((2, 5), int)), stream(read, mask)
-    got = loaded.logits(tokens.tolist(), read.tolist(), encoder_mask=mask)
+    actual = loaded.logits(tokens.tolist(), read.tolist(), encoder_mask=mask)
     expected = logits_of(model, encoder, decoder)
-    np.testing.assert_allclose(got, expected, atol=2e-6)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
     states = loaded.encode(read, encoder_mask=mask)
     assert (states.shape, states.dtype) == ((2, 8, 32), np.float32)
     np.testing.assert_allclose(states[mask], np.asarray(model.encode(encoder, compute=tiny.FLOAT32))[mask], atol=2e-6)
@@ -155,17 +156,17 @@ def test_images_take_their_places(folders, name):
     array[0, 0], array[1, 0], array[1, 1] = images[0][0], *images[1]
     read = stream(tokens, np.ones_like(tokens))
     if name == "gemma_images":
-        got = loaded.logits(tokens, images=images)
+        actual = loaded.logits(tokens, images=images)
         blocks = read._replace(blocks=image_blocks(tokens, 7))
         expected = logits_of(model, None, blocks, array)
     else:
         decoder = drawn(3, rows=3)
-        got = loaded.logits(decoder, tokens, images=images)
+        actual = loaded.logits(decoder, tokens, images=images)
         streams = read, stream(decoder, np.ones_like(decoder))
         expected = logits_of(model, *streams, array)
         alone, together = loaded.encode(tokens[1:2], images=array[1:2]), loaded.encode(tokens, images=images)
         np.testing.assert_allclose(alone, together[1:2], atol=1e-5)
-    np.testing.assert_allclose(got, expected, atol=5e-6)
+    np.testing.assert_allclose(actual, expected, atol=5e-6)
 
 
 def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
@@ -187,7 +188,7 @@ def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
 
 
 def test_text_needs_no_tower(folders, tmp_path):
-    """Where the tower's bytes cannot be read, text can, until an image comes."""
+    """With an unreadable tower the model still reads text, until an image is given."""
     config, model = MODELS["gemma_images"], weights.model(MODELS["gemma_images"])
     # every tensor in a file of its own
     save_model(tmp_path / "model", model, tokenizer=TOKENIZER.to_dict(), shard_bytes=1)
@@ -252,9 +253,9 @@ def test_weights_are_cast_and_computed_with_as_asked(folders):
     assert stored.compute == Compute(dtype="float32")  # these tests run on a CPU
     half = api.load(folders / "gemma", dtype="bfloat16", compute=Compute(dtype="bfloat16"))
     assert {leaf.dtype for leaf in tree.leaves(half.params).values()} == {np.dtype(ml_dtypes.bfloat16)}
-    got, exact = half.logits(tokens), stored.logits(tokens)
-    assert got.dtype == np.float32
-    assert 1e-5 < np.abs(got - exact).max() < 0.1 * exact.std()
+    actual, exact = half.logits(tokens), stored.logits(tokens)
+    assert actual.dtype == np.float32
+    assert 1e-5 < np.abs(actual - exact).max() < 0.1 * exact.std()
 
 
 def test_a_mesh_gives_the_same(folders, devices):
@@ -262,8 +263,8 @@ def test_a_mesh_gives_the_same(folders, devices):
     alone = api.load(folders / "t5gemma2_images")
     cut = api.load(folders / "t5gemma2_images", mesh=make_mesh(MeshShape(fsdp=2, tensor=2), devices[:4]))
     decoder = drawn(4)
-    got = cut.logits(decoder, tokens, images=images)
-    np.testing.assert_allclose(got, alone.logits(decoder, tokens, images=images), atol=1e-5)
+    actual = cut.logits(decoder, tokens, images=images)
+    np.testing.assert_allclose(actual, alone.logits(decoder, tokens, images=images), atol=1e-5)
     assert len(jax.tree.leaves(cut.params)[0].sharding.device_set) == 4
     assert cut.generate(["ab"], max_new_tokens=3) == alone.generate(["ab"], max_new_tokens=3)
 
@@ -394,13 +395,44 @@ def test_texts_and_images_are_compared(folders, photo):
     np.testing.assert_allclose(similarity, expected, atol=1e-5)
 
 
+def test_zero_shot_classification(folders, photo):
+    """The scores are the sigmoids of the similarities with the mean of each class's prompts."""
+    model = api.load(folders / "siglip")
+    images = [photo, np.zeros((5, 9, 3), np.uint8)]
+    prompts = np.random.default_rng(2).integers(0, 50, (3, 6))
+    names, scores = model.classify(images, {"one prompt": prompts[:1], "two prompts": prompts[1:]})
+    text = model.embed_texts(prompts)
+    mean = (text[1] + text[2]) / np.linalg.norm(text[1] + text[2])
+    cosines = model.embed_images(images) @ np.stack([text[0], mean]).T
+    logits = cosines * np.exp(model.params.logit_scale[...]) + model.params.logit_bias[...]
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+    assert names == [["one prompt", "two prompts"][i] for i in np.argmax(logits, axis=1)]
+    assert model.classify(images, {"only": prompts})[0] == ["only", "only"]
+
+
+def test_zero_shot_retrieval(folders, photo):
+    """By the ranks in the similarities; a text without an image is a wrong candidate."""
+    model = api.load(folders / "siglip")
+    images = [photo, np.zeros((5, 9, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]
+    texts = np.random.default_rng(2).integers(0, 50, (4, 6))
+    owners = [0, 0, 2, -1]
+    recall = model.retrieve(images, texts, owners, ks=[1, 2, 3])
+    scores = model.similarity(images, texts)  # [texts, images]
+    text_ranks = [int((scores[t] > scores[t, owner]).sum()) for t, owner in enumerate(owners) if owner >= 0]
+    best = {image: max(scores[t, image] for t in range(4) if owners[t] == image) for image in (0, 2)}
+    wrong = {image: [scores[t, image] for t in range(4) if owners[t] != image] for image in (0, 2)}
+    image_ranks = [sum(score > best[image] for score in wrong[image]) for image in (0, 2)]
+    assert recall.text_to_image == {k: np.mean(np.array(text_ranks) < k) for k in (1, 2, 3)}
+    assert recall.image_to_text == {k: np.mean(np.array(image_ranks) < k) for k in (1, 2, 3)}
+
+
 def test_siglip_texts_are_plain_and_padded_with_their_end(tmp_path):
     """Lower case, no punctuation; cut to leave room for </s>, which also pads."""
     tokenizer = Bytes(sentinels=0)
     config = dataclasses.replace(tiny.SIGLIP.text, length=6, vocab_size=300)
-    got = api_inputs.siglip_tokens(tokenizer, ["Hi,  You!", "a"], config)
-    assert got[0].tolist() == [*tokenizer.encode("hi yo").tolist(), 1]
-    assert got[1].tolist() == [*tokenizer.encode("a").tolist(), 1, 1, 1, 1, 1]
+    actual = api_inputs.siglip_tokens(tokenizer, ["Hi,  You!", "a"], config)
+    assert actual[0].tolist() == [*tokenizer.encode("hi yo").tolist(), 1]
+    assert actual[1].tolist() == [*tokenizer.encode("a").tolist(), 1, 1, 1, 1, 1]
 
 
 def test_siglip_texts_are_those_of_transformers(tmp_path):
@@ -450,6 +482,11 @@ def tell(name, use, message):
         tell("siglip", lambda m: m.generate(["a"]), "a dual encoder has no logits of tokens and generates no text"),
         tell("siglip", lambda m: m.embed_texts(["a"]), "siglip has no SigLIP tokenizer (spiece.model); put it there"),
         tell("siglip", lambda m: m.embed_texts("a"), "texts is one text; give a list of them"),
+        tell("siglip", lambda m: m.classify([NOISE], {}), "classes without a list of prompts: there is no class; give"),
+        tell("siglip", lambda m: m.classify([NOISE], {"cat": []}), "classes without a list of prompts: cat; give at"),
+        tell("siglip", lambda m: m.classify([NOISE], {"cat": "a cat"}), "classes without a list of prompts: cat"),
+        tell("siglip", lambda m: m.retrieve([NOISE], [[5] * 6], [1]), "images of texts are 1 to 1, and there are 1"),
+        tell("gemma", lambda m: m.classify([NOISE], {"cat": [[1]]}), "a language model does not embed images and"),
         tell(
             "siglip", lambda m: m.embed_texts([[50] * 6]), "texts is int64[1, 6]; give a list of texts, or ids from 0"
         ),

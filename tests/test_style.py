@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "adapt": {"adapt", "models", "core"},
     "eval": {"eval", "models", "data", "core"},
     "train": {"train", "eval", "checkpoint", "adapt", "models", "objectives", "data", "core"},
+    "api": {"api", "eval", "checkpoint", "models", "data", "core"},
 }
 # what data workers import: it must start fast and without a device
 NUMPY_ONLY = ("t5g2.core.batch", "t5g2.core.errors", "t5g2.core.settings", "t5g2.objectives", "t5g2.data")
@@ -50,7 +51,7 @@ def test_imports_go_one_way(path):
     if len(parts) > 1:
         folders = {name for name in ours if (ROOT / "t5g2" / name).is_dir()}
         assert folders <= MAY_IMPORT[parts[0]], f"{parts[0]} imports {sorted(folders - MAY_IMPORT[parts[0]])}"
-        assert not ours & {"cli", "sweep", "report", "api"}
+        assert not (ours - {parts[0]}) & {"cli", "sweep", "report", "api"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)

@@ -14,14 +14,14 @@ from t5g2.checkpoint import export_folder, safetensors_io
 from t5g2.checkpoint.folder import save_model
 from t5g2.checkpoint.tensor import Tensor
 from t5g2.commands import verify
-from t5g2.commands.verify import Comparison, ModelOutput
+from t5g2.commands.verify import ModelOutput, OutputDifference
 from t5g2.core.errors import UserError
 from tests import tiny, weights
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
 HAS_REFERENCE = all(importlib.util.find_spec(name) for name in verify.PACKAGES)
 live = pytest.mark.skipif(not (HAS_REFERENCE or MUST_RUN), reason="torch and transformers are not installed")
-SAME = Comparison("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
+SAME = OutputDifference("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,16 @@ def test_what_is_imported_is_what_transformers_has(folders, name, tmp_path, caps
     verify.import_model(folders(name), tmp_path / "model", verify=True)
     assert (tmp_path / "model" / "model.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     kinds = ["texts and images"]
     if name != "SIGLIP":
         kinds = ["no padding", "padded on the right", "padded on the left", "24 past the window of"]
         kinds += ["images"] if name.endswith("IMAGES") else []
-    assert [line for kind in kinds for line in told.splitlines() if line.startswith(kind) and line.endswith("ok")]
-    assert told.count("  ok\n") == len(kinds)
-    assert "GiB of weights in float32 at a time" in told
+    assert [line for kind in kinds for line in output.splitlines() if line.startswith(kind) and line.endswith("ok")]
+    assert output.count("  ok\n") == len(kinds)
+    assert "GiB of weights in float32 at a time" in output
     if name == "T5GEMMA":
-        assert "each_side_inclusive" in told  # transformers 5.8 to 5.23
+        assert "each_side_inclusive" in output  # transformers 5.8 to 5.23
 
 
 @live
@@ -102,7 +102,7 @@ def test_every_difference_is_found(tmp_path):
 def test_a_row_passes_within_all_limits():
     assert SAME.passed
     for worse in ({"error": 0.7e-3}, {"kl": 2e-6}, {"top_5": 0.9}, {"same_tokens": 15}, {"error": float("nan")}):
-        assert not Comparison(**(vars(SAME) | worse)).passed, worse
+        assert not OutputDifference(**(vars(SAME) | worse)).passed, worse
 
 
 def test_answers_are_compared_by_hand():
@@ -119,7 +119,7 @@ def test_answers_are_compared_by_hand():
 
 
 def test_the_table():
-    differs = Comparison("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)
+    differs = OutputDifference("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)
     assert verify.table([SAME, differs]).splitlines() == [
         "inputs      positions  max |d|  in sd    KL       top 5  greedy",
         "no padding  32         1.7e-06  2.8e-06  5.0e-14  100%   16/16   ok",
@@ -130,7 +130,7 @@ def test_the_table():
 
 def test_what_differs_is_set_aside(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "_require_packages", lambda: None)
-    monkeypatch.setattr(verify, "compare", lambda *_: [SAME, Comparison("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)])
+    monkeypatch.setattr(verify, "compare", lambda *_: [SAME, OutputDifference("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)])
     with pytest.raises(SystemExit) as stop:
         verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
     assert "the model differs from transformers'; it is left as" in str(stop.value.code)  # a text: status 1

@@ -88,6 +88,7 @@ def _reader(leaf: Leaf, origin: _LeafOrigin, pairing: Pairing, seed: int) -> Cal
         return lambda: _initialise(leaf, rule, seed)
 
     def read() -> np.ndarray:
+        # cast first: resized rows and resampled positions are then computed as the target stores them
         value = np.asarray(source_leaf.read()).astype(leaf.dtype, copy=False)
         if rule.operation == "derived":
             token = pairing.target.eoi_id
@@ -105,6 +106,7 @@ def _initialise(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
     if rule.value is not None:
         return jnp.full(leaf.shape, rule.value, leaf.dtype)
     assert leaf.init is not None
+    # the name, not the order, decides the key, so that another leaf more or less changes no other
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(tree.name(leaf.key).encode()))
     return leaf.init(key, leaf.shape, leaf.dtype)
 
@@ -114,6 +116,7 @@ def _provenance_rows(
 ) -> tuple[ProvenanceRow, ...]:
     """Returns the row of every leaf of every source and of the target; raises UserError if one is left over."""
     sources = pairing.sources.by_name
+    # by identity, because sources have no equality of values
     name_of = {id(source): name for name, source in sources.items()}
     uses: dict[tuple[str, LeafKey], list[Use]] = {(name, key): [] for name, s in sources.items() for key in s.leaves}
     initialised, without_source, other_shapes = [], [], []
@@ -129,6 +132,7 @@ def _provenance_rows(
         else:
             use = _leaf_use(rule, source.leaves[source_key].shape, leaf)
             uses[name_of[id(source)], source_key].append(use or Use(key, rule.operation, leaf.shape))
+            # collected, not raised, so that the message lists all of them at once
             if use is None:
                 shapes = f"{list(source.leaves[source_key].shape)} in the source, {list(leaf.shape)} in the target"
                 other_shapes.append(f"{tree.name(source_key)} -> {tree.name(key)}: {shapes}")

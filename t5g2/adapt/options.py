@@ -35,6 +35,7 @@ class AdaptOptions:
     vocabulary: Literal["same", "resize"] = "same"
 
     def __post_init__(self):
+        # errors in a choice are found before any folder is opened
         for name in ("encoder_layers", "decoder_layers"):
             _parse(getattr(self, name), name)
 
@@ -50,6 +51,7 @@ class AdaptOptions:
         rule, number, listed = _parse(getattr(self, name), name)
         if rule in ("first", "last") and number > count:
             raise UserError(f"{name} = {getattr(self, name)}, and the source has {count} layers; take at most {count}")
+        # listed layers may repeat and come in any order
         wrong = [layer for layer in listed if layer >= count]
         if wrong:
             raise UserError(f"{name} names layer {wrong[0]}, and the source has {count}: 0 to {count - 1}")

@@ -133,8 +133,8 @@ def derive_config(
       sources: the decoder-only models.
       family: "t5gemma" or "t5gemma2".
       options: options of the adaptation; its layers set the depth of both sides.
-      end_of_image: id of the token after an image, if the source's config has none; T5Gemma 2 has a vector of its own for
-        it, which is initialised from its input embedding. None = there is no such token.
+      end_of_image: id of the token after an image, if the source's config has none; T5Gemma 2 has a vector of its own
+        for it, which is derived from its input embedding. None = there is no such token.
 
     Raises:
       UserError: an unknown family; the sources are not of the family's blocks, or do not fit each other.
@@ -147,11 +147,13 @@ def derive_config(
         config = text_config(source)
         _check_family(source, gemma3=family == "t5gemma2")
         images = config.images
+        # rows from the image token on are looked up by no text
         rows = config.vocab_size if images is None else min(config.vocab_size, images.token)
         layers = len(options.layers(side, config.layers))
         sides[side] = replace(config, layers=layers, vocab_size=rows, images=None)
     if family == "t5gemma":
         return EncoderDecoderConfig(**sides, cross="separate", tied_embedding=False, encoder_window="each_side")
+    # T5Gemma 2 can have a vector for the end of an image without reading images
     images, tower = text_config(sources.encoder).images, sources.tower
     end = end_of_image if images is None else images.end
     if tower is not None:
@@ -168,6 +170,7 @@ def _image_config(tower: VisionConfig, images: ImageConfig | None, end: int) -> 
     """Returns how a T5Gemma 2 reads images: the tokens around them, and 256 tokens an image if the patches allow it."""
     if images is not None:
         return replace(images, vision=tower, token=end + 1)
+    # 256 = 16 x 16 tokens, pooled from the patches as in Gemma 3
     tokens = 256 if tower.side % 16 == 0 else tower.patches
     return ImageConfig(vision=tower, token=end + 1, begin=end - 1, end=end, tokens=tokens)
 
@@ -196,6 +199,7 @@ def pair(sources: SourceModels, target: ModelConfig, options: AdaptOptions = DEF
             remedies.append(f"{side}_layers chooses the layers to take")
         else:
             settings += _kind_changes(side, source, stack, layers[side])
+        # images and the encoder's head are compared elsewhere, or not at all
         tied_head = stack.tied_head if side == "encoder" else source.tied_head  # an encoder has no head
         old_stack = replace(source, images=None, tied_head=tied_head)
         for name, old, new in _differences(old_stack, replace(stack, images=None)):
@@ -233,6 +237,7 @@ def _remedy(name: str, source: TextConfig, target: TextConfig, choices: AdaptOpt
         return f"{name}: choose a target of the source's size; a family, such as t5gemma2, derives it from the source"
     if name == "tied_head" and not source.tied_head:
         return "tied_head: the source has a head of its own, so set tied_head=False"
+    # repeated heads compute the same, so only multiples are possible
     if name == "kv_heads" and target.kv_heads % source.kv_heads:
         return f"kv_heads: they are repeated, so give a multiple of {source.kv_heads}"
     if name == "vocab_size" and choices.vocabulary == "same":
@@ -261,6 +266,7 @@ def _cross_attention_problems(target: EncoderDecoderConfig, choices: AdaptOption
             f"its own; leave it out, or take a target with cross=separate"
             for name in chosen
         ]
+    # cross-attention reads the encoder's states with matrices of the decoder's self-attention
     widths = target.encoder.width, target.decoder.width
     if choices.cross_attention == "self" and widths[0] != widths[1]:
         return [

@@ -85,6 +85,7 @@ class Provenance:
         groups: dict[tuple, tuple[list[int | None], list[list[int | None]]]] = {}
         for row in self.rows:
             source, layer = row.source or (NOTHING, row.uses[0].target[1])
+            # everything but the layer number is the key of a group
             uses = tuple((use.operation, use.target[0], use.note) for use in row.uses)
             layers, target_layers = groups.setdefault(
                 (row.origin, source, row.shape, uses, row.reason), ([], [[] for _ in uses])

@@ -42,6 +42,7 @@ def resize_rows(table_VD: np.ndarray, shape: Shape) -> np.ndarray:
     rows, kept = shape[0], table_VD[: shape[0]]
     if len(kept) == rows:
         return kept
+    # in float32, because a sum over the vocabulary in bfloat16 stops growing
     mean_D = np.mean(table_VD, axis=0, dtype=np.float32).astype(table_VD.dtype)
     return np.concatenate([kept, np.broadcast_to(mean_D, (rows - len(kept), len(mean_D)))])
 

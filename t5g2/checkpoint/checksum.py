@@ -24,8 +24,8 @@ def checksum(x: jax.Array) -> jax.Array:
     """Returns uint32, the sum modulo 2^32 over all elements of a hash of the element's bits and its position.
 
     At each position the hash is a bijection of the bits, so any change of one element changes the sum; changes of
-    several elements, swaps too, are missed with probability 2^-32. Integer sums do not depend on the order of the terms,
-    so neither sharding nor devices matter.
+    several elements, swaps too, are missed with probability 2^-32. Integer sums do not depend on the order of terms, so
+    neither sharding nor devices matter.
     """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)

@@ -38,6 +38,7 @@ def export_model(
     dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     opened = import_folder.open_any(model_dir)
+    # config.json repeats the ids of generation_config.json, so both must agree
     special_tokens, generation = _generation_config(opened)
     dtypes = {str(cast_tensor(tensor_from_leaf(leaf), dtype).dtype) for leaf in opened.leaves.values()}
     # transformers casts all weights to one dtype when it loads them; float32 holds every other

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from t5g2.checkpoint import names
+from t5g2.checkpoint import flax_names, names
 from t5g2.checkpoint.names import Shape, TensorFormat
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -46,14 +46,14 @@ def _candidates(tensor_format: TensorFormat, shapes: Mapping[str, Shape]) -> Ite
     """
     has_images = any(name.startswith("vision_encoder/") for name in shapes)
     for name, config in sizes.SIZES.items():
-        if isinstance(config, TextConfig) and tensor_format is names.FLAX_GEMMA:
+        if isinstance(config, TextConfig) and tensor_format is flax_names.GEMMA:
             rows = min(config.vocab_size, GEMMA3_FLAX_ROWS)
             candidate = replace(config, vocab_size=rows, images=config.images if has_images else None)
             tables, last_layer = {"embedder/input_embedding": candidate.width}, f"layer_{candidate.layers - 1}/"
         elif (
             isinstance(config, EncoderDecoderConfig)
             and config.cross == "separate"
-            and tensor_format is names.FLAX_T5GEMMA
+            and tensor_format is flax_names.T5GEMMA
         ):
             candidate = config
             tables = {

@@ -1,12 +1,12 @@
-"""The official Gemma and T5Gemma weights in Flax's layout, as Kaggle has them: an Orbax checkpoint, read leaf by leaf.
+"""Official Gemma and T5Gemma weights in Flax's layout, as on Kaggle: Orbax checkpoints, read leaf by leaf.
 
-A checkpoint is a folder with `_METADATA`, JSON that lists every leaf by its keys. The bytes of a leaf lie under its
-keys joined with '.', as a zarr array, either in a folder of that name or in one OCDBT database for all of them
-(orbax.readthedocs.io, "Checkpoint format"). Orbax restores trees; TensorStore, which it writes with, also opens one
-leaf, or a part of one, and so is used here directly.
+A checkpoint is a folder with `_METADATA`, JSON that lists every leaf by its keys. The bytes of a leaf are stored under
+its keys joined with '.', as a zarr array, either in a folder of that name or in one OCDBT database for all of them
+(orbax.readthedocs.io, "Checkpoint format"). Orbax restores whole trees; TensorStore, on which it is built, also
+opens one leaf, or a part of one, and so is used here directly.
 
-Released trees come in four forms (google-deepmind/gemma, gm/ckpts/_checkpoint.py: _CheckpointType); all are given the
-names of the first, as `model.init()` of the official Flax modules makes them:
+Released trees come in four forms (google-deepmind/gemma, gm/ckpts/_checkpoint.py: _CheckpointType); all are read under
+the names of the first, which are those of `model.init()` of the official Flax modules:
 
     NESTED   layer_3/attn/q_einsum/w                                          encoder/layer_3/… of an encoder-decoder
     FLAT     'transformer/layer_3/attn/q_einsum' -> w                         SigLiPFromPatches_0/… is vision_encoder/…
@@ -29,37 +29,37 @@ from t5g2.core import files
 from t5g2.core.errors import UserError
 
 METADATA = "_METADATA"
-# what tells a checkpoint whose metadata is lost from a folder that never was one
+# files of a checkpoint, by which one whose metadata is lost is still recognised
 MARKS = (METADATA, "manifest.ocdbt", "_sharding", "array_metadatas")
 DEPTH = 3  # a download's folder / a step / an item
-# of several items of one step, the first that is there: what trainers call the one that holds the weights
+# names that trainers give to the item with the weights; of several items of a step, the first of these is read
 ITEMS = ("params", "default", "state")
 STACKED = re.compile(r"(?P<prefix>|.*/)stacked_layers/attention_type_(?P<type>\d+)/(?P<rest>.+)")
-# how TensorStore reports what is wrong with files
+# errors of TensorStore on damaged files
 DAMAGE = (ValueError, OSError, IndexError, KeyError, TypeError, NotImplementedError)
 
 
 class _Leaf(NamedTuple):
-    """A leaf as it is stored: its name with '/', and where its array lies."""
+    """A stored leaf: its name, joined by '/', and the TensorStore spec of its array."""
 
     name: str
     spec: dict[str, Any]
 
 
 def is_flax(directory: str | PathLike) -> bool:
-    """Whether an Orbax checkpoint lies in the folder, or in one of its folders, whole or damaged."""
+    """True if the folder or one of its subfolders is an Orbax checkpoint, whole or damaged."""
     return next(_roots(Path(directory), DEPTH), None) is not None
 
 
 def read(directory: str | PathLike) -> dict[str, Tensor]:
-    """The weights of a checkpoint by their NESTED names ('layer_0/attn/q_einsum/w'), none of them read yet.
+    """Returns the weights of a checkpoint by their NESTED names ('layer_0/attn/q_einsum/w'), none of them read yet.
 
-    Each `read` opens what is asked for and nothing else: one leaf, or one layer's slice of a stacked leaf (of which
-    TensorStore decodes the chunks that the slice touches; a leaf saved from one device is one chunk).
+    Each `read` opens only its leaf, or one layer's slice of a stacked leaf (of which TensorStore decodes the chunks
+    that overlap the slice; a leaf saved from one device is one chunk).
 
     Args:
       directory: the checkpoint, or a folder that holds just one, at most three levels down; of several items of a step,
-        `params`, `default` or `state` is taken.
+        `params`, `default` or `state` is read.
 
     Raises:
       UserError: there is none, or several; its metadata or a leaf is missing or damaged. A leaf whose bytes are missing
@@ -68,8 +68,10 @@ def read(directory: str | PathLike) -> dict[str, Tensor]:
     root = _root(Path(directory).absolute())
     metadata = _metadata(root)
     leaves = [_leaf(root, metadata, keys) for keys in _keys(root, metadata)]
+    # all leaves are opened concurrently: a checkpoint has hundreds, often on a network disk
     opening = [ts.open(leaf.spec, open=True, read=True) for leaf in leaves]
     stored = {leaf.name: _checked(root, leaf.name, future.result) for leaf, future in zip(leaves, opening, strict=True)}
+    # the number of attention types in a stack, which is the step from one slice to the next
     types: dict[str, int] = {}
     for name in stored:
         if match := STACKED.fullmatch(name):
@@ -84,7 +86,7 @@ def read(directory: str | PathLike) -> dict[str, Tensor]:
 
 
 def _layers(root: Path, name: str, array: ts.TensorStore, types: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """What a stored leaf holds: itself, or a slice for each layer."""
+    """Yields the tensors that a stored leaf holds: itself, or a slice for each layer."""
     match = STACKED.fullmatch(name)
     if not match:
         yield name, _tensor(root, name, array, lambda: array)
@@ -101,7 +103,7 @@ def _layers(root: Path, name: str, array: ts.TensorStore, types: dict[str, int])
 def _tensor(
     root: Path, name: str, array: ts.TensorStore, part: Callable[[], ts.TensorStore], *, axes: int = 0
 ) -> Tensor:
-    """`part` of an array, which has its shape without the first `axes`."""
+    """Returns a tensor of `part` of an array, which has the array's shape without the first `axes`."""
 
     def get() -> np.ndarray:
         return np.asarray(_checked(root, name, lambda: part().read(order="C").result()))
@@ -110,7 +112,7 @@ def _tensor(
 
 
 def _root(directory: Path) -> Path:
-    """The one checkpoint in a folder."""
+    """Returns the one checkpoint in a folder."""
     if not directory.is_dir():
         raise UserError(f"{directory} does not exist; give a folder with a Flax checkpoint")
     roots = sorted(_roots(directory, DEPTH))
@@ -123,13 +125,13 @@ def _root(directory: Path) -> Path:
         items = {root.name: root for root in roots}
         roots = next(([items[name]] for name in ITEMS if name in items), roots)
     if len(roots) > 1:
-        there = ", ".join(str(root.relative_to(directory)) for root in roots)
-        raise UserError(f"{directory} holds several checkpoints: {there}; give the folder of one of them")
+        names = ", ".join(str(root.relative_to(directory)) for root in roots)
+        raise UserError(f"{directory} holds several checkpoints: {names}; give the folder of one of them")
     return roots[0]
 
 
 def _roots(directory: Path, depth: int) -> Iterator[Path]:
-    """The checkpoints in a folder, as far down as `depth`; those that are still being written are none."""
+    """Yields the checkpoints in a folder, down to `depth` levels, except those that are still being written."""
     if any((directory / mark).exists() for mark in MARKS):
         yield directory
         return
@@ -155,44 +157,46 @@ def _metadata(root: Path) -> dict[str, Any]:
 
 
 def _keys(root: Path, metadata: dict[str, Any]) -> list[list[str]]:
-    """The keys of every leaf of the weights, as Orbax writes them."""
-    found = []
+    """Returns the keys of every leaf of the weights, as Orbax writes them."""
+    leaves = []
     for entry in metadata["tree_metadata"].values():
         try:
             keys = [str(part["key"]) for part in entry["key_metadata"]]
             empty = entry["value_metadata"].get("skip_deserialize")  # an empty dict or None, which has no bytes
         except (KeyError, TypeError, AttributeError):
-            raise _damaged(root, f"{METADATA} describes a leaf in a way that is not known") from None
+            raise _damaged(root, f"{METADATA} describes a leaf in an unknown way") from None
+        # untrusted: a key must not lead out of the checkpoint
         if not keys or {"", ".", ".."} & set("/".join(keys).split("/")):
             raise _damaged(root, f"{METADATA} has a leaf without a name, or with '..' in it: {'/'.join(keys)!a}")
         if not empty:
-            found.append(keys)
-    if any(keys[0] == "params" for keys in found):  # a trainer's: the rest is its own
-        found = [keys for keys in found if keys[0] == "params"]
-    if not found:
+            leaves.append(keys)
+    # a trainer's checkpoint has other items beside the weights
+    if any(keys[0] == "params" for keys in leaves):
+        leaves = [keys for keys in leaves if keys[0] == "params"]
+    if not leaves:
         raise _damaged(root, f"{METADATA} lists no leaves")
-    return found
+    return leaves
 
 
 def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _Leaf:
     file = {"driver": "file", "path": f"{root}/"}
     path = ".".join(keys) + "/"
     ocdbt = metadata.get("use_ocdbt")
-    if ocdbt or (ocdbt is None and (root / "manifest.ocdbt").is_file()):  # older ones do not say
+    if ocdbt or (ocdbt is None and (root / "manifest.ocdbt").is_file()):  # older checkpoints do not say
         store = {"driver": "ocdbt", "base": file, "path": path}
     else:
         store = file | {"path": f"{root}/{path}"}
     spec = {
         "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
         "kvstore": store,
-        # bytes that are missing are zeros only in checkpoints that say they leave zeros out
+        # missing bytes stand for zeros only in checkpoints whose metadata says so; else they are damage
         "fill_missing_data_reads": metadata.get("store_array_data_equal_to_fill_value") is not True,
     }
     return _Leaf(_nested("/".join(keys)), spec)
 
 
 def _nested(name: str) -> str:
-    """The NESTED name of a leaf, but for stacked layers.
+    """Returns the NESTED name of a leaf; stacked layers keep their stack.
 
     >>> _nested("params/layer_0/mlp/linear"), _nested("transformer/layer_0/mlp/linear/w")
     ('layer_0/mlp/linear', 'layer_0/mlp/linear')
@@ -207,7 +211,7 @@ def _checked(root: Path, name: str, get: Callable[[], Any]) -> Any:
     try:
         return get()
     except DAMAGE as error:
-        reason = str(error).split(" [", 1)[0]  # TensorStore appends its settings and the place in its source
+        reason = str(error).split(" [", 1)[0]  # TensorStore appends its settings and a line of its source
         raise _damaged(root, f"{name} cannot be read: {reason}") from None
 
 

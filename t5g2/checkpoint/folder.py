@@ -177,6 +177,7 @@ def open_model(directory: str | PathLike) -> ModelFolder:
             f"by `t5g2 import` from a Hugging Face or an official Flax folder"
         )
     config = from_dict(_read_json(path / MODEL), where=str(path / MODEL))
+    # the abstract model defines the tensors that the folder must hold
     expected = {tree.name(key): leaf for key, leaf in tree.leaves(build.abstract(config)).items()}
     tensors = safetensors_io.read(path)
     described = {name: list(leaf.shape) for name, leaf in expected.items()}
@@ -204,6 +205,7 @@ def extra_files(directory: Path) -> tuple[Path, ...]:
 
 def without_images(folder: ModelFolder) -> ModelFolder:
     """Returns the folder as a text-only model: the weights of image tower and projector are left out, and not read."""
+    # leaves are lazy, so leaving them out saves reading them
     kept = {key: leaf for key, leaf in folder.leaves.items() if not key[0].startswith(("vision.", "projector."))}
     config = text_only(folder.config)
     return folder if config == folder.config else replace(folder, config=config, leaves=kept)
@@ -243,6 +245,7 @@ def with_image_size(folder: ModelFolder, size: int) -> ModelFolder:
         vision = replace(stack.images.vision, image_size=size)
         stack = replace(stack, images=replace(stack.images, vision=vision))
         config = replace(config, encoder=stack) if config.is_encoder_decoder else stack
+    # only the position embeddings depend on the image size
     old = folder.leaves["vision.positions", None]
     new = replace(
         old,
@@ -265,6 +268,7 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
     """
     folder = folder if isinstance(folder, ModelFolder) else open_model(folder)
     abstract = build.abstract(folder.config, common_dtype(folder, param_dtype))
+    # each leaf goes to its devices as it is read: the host never holds the whole model
     shardings = None if mesh is None else meshes.shardings(abstract, mesh)
     leaves = tree.leaves(abstract)
     return tree.build(abstract, lambda key: folder.leaves[key].read().astype(leaves[key].dtype), shardings=shardings)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from t5g2.checkpoint import names
+from t5g2.checkpoint import hf_names, names
 from t5g2.checkpoint.hf_config_fields import (
     ACTIVATION,
     GEMMA2_DEFAULTS,
@@ -115,6 +115,7 @@ def _gemma3_images(data: Mapping[str, Any]) -> TextConfig:
 def _t5gemma(data: Mapping[str, Any]) -> EncoderDecoderConfig:
     top = ConfigFields(data, {})
     encoder, decoder = (top.child(side, GEMMA2_DEFAULTS) for side in ("encoder", "decoder"))
+    # both sides are complete configs: the papers adapt encoders and decoders of different sizes
     stacks = _gemma2_stack(encoder), _gemma2_stack(decoder)
     cross = decoder.data.get("cross_attention_hidden_size")
     if cross not in (None, stacks[0].width):
@@ -134,6 +135,7 @@ def _t5gemma(data: Mapping[str, Any]) -> EncoderDecoderConfig:
 def _t5gemma2(data: Mapping[str, Any]) -> EncoderDecoderConfig:
     top = ConfigFields(data, {"image_token_index": 256_001})
     encoder_side = top.child("encoder", IMAGE_TOKENS)
+    # the text config of the encoder is nested, the decoder's is not
     encoder = _gemma3_stack(encoder_side.child("text_config", GEMMA3_DEFAULTS))
     decoder = _gemma3_stack(top.child("decoder", GEMMA3_DEFAULTS))
     if encoder.vocab_size != decoder.vocab_size:
@@ -207,6 +209,7 @@ def _gemma3_stack(fields: ConfigFields) -> TextConfig:
         raise UserError(
             f"config.json: {fields.prefix}sliding_window_pattern = {period!r}; supported: a whole number from 1 to 1000"
         )
+    # the global layer is the last of each period, as in transformers
     local: tuple[LayerKind, ...] = ("local",)
     pattern = GEMMA3_PATTERN if period is None else (*local * (period - 1), "global")
     return _stack(fields, pattern, ropes)
@@ -230,6 +233,7 @@ def _stack(fields: ConfigFields, pattern: Sequence[LayerKind], ropes: Mapping[La
         pattern=_pattern(fields, layers, tuple(pattern)),
         rope_local=ropes["local"],
         rope_global=ropes["global"],
+        # None, the default, follows the head size, so that equal models have equal configs
         query_scalar=None if scalar == head_size else scalar,
         final_softcap=_softcap(fields, "final_logit_softcapping"),
         norm_eps=fields.number("rms_norm_eps", float),
@@ -245,7 +249,9 @@ def _pattern(fields: ConfigFields, layers: int, default: tuple[LayerKind, ...]) 
     if not is_known or len(types) != layers:
         raise fields.unsupported("layer_types", f"{layers} (num_hidden_layers) of {' and '.join(LAYER_KINDS)}")
     kinds = tuple(LAYER_KINDS[name] for name in types)
+    # the shortest pattern lets the most layers share one compiled block
     patterns = [default, *(kinds[:period] for period in range(1, layers + 1))]
+    # files may hold both; if they disagree, versions of transformers would run different models
     has_period = "sliding_window_pattern" in fields.data
     if has_period and kinds != tuple(default[layer % len(default)] for layer in range(layers)):
         raise UserError(
@@ -266,6 +272,7 @@ def _rope(fields: ConfigFields, newer: Any, scaling: Any, theta: str) -> Rope:
     for node in (scaling, newer):
         if node is not None and not isinstance(node, Mapping):
             raise UserError(f"config.json: {fields.prefix}rope_parameters or rope_scaling = {node!r}; give an object")
+    # if a file holds both, the newer field counts
     parameters = {**(scaling or {}), **(newer or {})}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ("default", "linear") or parameters.get("partial_rotary_factor", 1.0) != 1.0:
@@ -278,6 +285,7 @@ def _rope(fields: ConfigFields, newer: Any, scaling: Any, theta: str) -> Rope:
             f"config.json: {fields.prefix}rope_parameters or rope_scaling = {parameters}: rope_type 'default' has no "
             f"factor; set rope_type 'linear', or remove the factor"
         )
+    # a wrong base gives plausible but bad outputs, so a contradiction is an error
     base = parameters.get("rope_theta", fields.value(theta))
     if theta in fields.data and fields.data[theta] != base:
         raise UserError(
@@ -299,6 +307,7 @@ def _has_tower(fields: ConfigFields) -> bool:
 
 def _images(fields: ConfigFields, token: int) -> ImageConfig:
     vision = fields.child("vision_config", VISION_DEFAULTS | {"vision_use_head": False})
+    # Gemma reads the patches, so a pooling head would never be used
     vision.require("vision_use_head", False)
     return ImageConfig(
         vision=_vision(vision),
@@ -325,10 +334,10 @@ def _vision(fields: ConfigFields) -> VisionConfig:
 
 
 READERS = {
-    "gemma2": (names.HF_GEMMA, _gemma2),
-    "gemma3_text": (names.HF_GEMMA, _gemma3),
-    "gemma3": (names.HF_GEMMA3_IMAGES, _gemma3_images),
-    "t5gemma": (names.HF_T5GEMMA, _t5gemma),
-    "t5gemma2": (names.HF_T5GEMMA2, _t5gemma2),
-    "siglip": (names.HF_SIGLIP, _siglip),
+    "gemma2": (hf_names.GEMMA, _gemma2),
+    "gemma3_text": (hf_names.GEMMA, _gemma3),
+    "gemma3": (hf_names.GEMMA3_IMAGES, _gemma3_images),
+    "t5gemma": (hf_names.T5GEMMA, _t5gemma),
+    "t5gemma2": (hf_names.T5GEMMA2, _t5gemma2),
+    "siglip": (hf_names.SIGLIP, _siglip),
 }

@@ -7,7 +7,7 @@ has no field.
 from collections.abc import Sequence
 from typing import Any
 
-from t5g2.checkpoint import names
+from t5g2.checkpoint import hf_names, names
 from t5g2.checkpoint.hf_config_fields import ACTIVATION, LAYER_TYPES
 from t5g2.core.errors import UserError
 from t5g2.models.config import (
@@ -86,7 +86,7 @@ def placeholders(tensor_format: names.TensorFormat, config: ModelConfig | None) 
 
     A T5Gemma 2 of ours may have no images or no end-of-image token; transformers' class always has both.
     """
-    if tensor_format is not names.HF_T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
+    if tensor_format is not hf_names.T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
         return {}
     width = config.encoder.width
     tower = empty_tower(width) if config.encoder.images is None else {}
@@ -99,16 +99,16 @@ def _gemma(config: TextConfig, special_tokens: dict[str, Any]) -> FormatAndConfi
     tied = {"tie_word_embeddings": config.tied_head}
     if not config.qk_norm:
         _require("Gemma 2 (qk_norm = False)", [*_gemma2_requirements("", config), ("images", config.images, None)])
-        return names.HF_GEMMA, _header("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | special_tokens
+        return hf_names.GEMMA, _header("Gemma2ForCausalLM", "gemma2") | _stack(config) | tied | special_tokens
     _require("Gemma 3 (qk_norm = True)", _gemma3_requirements("", config))
     text = {"model_type": "gemma3_text"} | _stack(config) | tied | special_tokens
     if config.images is None:
-        return names.HF_GEMMA, _header("Gemma3ForCausalLM", "gemma3_text") | text
+        return hf_names.GEMMA, _header("Gemma3ForCausalLM", "gemma3_text") | text
     # transformers' class for images has no cap, whatever its config says
     _require("Gemma 3 with images", [("final_softcap", config.final_softcap, None)])
     images = _images(config.images) | {"image_token_index": config.images.token, "eoi_token_index": config.images.end}
     head = _header("Gemma3ForConditionalGeneration", "gemma3")
-    return names.HF_GEMMA3_IMAGES, head | {"text_config": text} | images | tied | special_tokens
+    return hf_names.GEMMA3_IMAGES, head | {"text_config": text} | images | tied | special_tokens
 
 
 def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
@@ -136,7 +136,7 @@ def _t5gemma(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> Fo
         | (_stack(decoder) | tied | special_tokens),
     }
     head = _header("T5GemmaForConditionalGeneration", "t5gemma") | {"is_encoder_decoder": True}
-    return names.HF_T5GEMMA, head | sides | {"vocab_size": decoder.vocab_size} | tied | special_tokens
+    return hf_names.T5GEMMA, head | sides | {"vocab_size": decoder.vocab_size} | tied | special_tokens
 
 
 def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> FormatAndConfig:
@@ -155,6 +155,7 @@ def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> F
         ],
     )
     tied = {"tie_word_embeddings": decoder.tied_head}
+    # -1 is no token, so transformers' vector for it is never used
     eoi = {"eoi_token_index": -1 if config.eoi_id is None else config.eoi_id}
     token = {"image_token_index": 256_001 if images is None else images.token}
     side = _no_images() if images is None else _images(images)
@@ -164,7 +165,7 @@ def _t5gemma2(config: EncoderDecoderConfig, special_tokens: dict[str, Any]) -> F
         "decoder": {"model_type": "t5gemma2_decoder"} | _stack(decoder) | tied | special_tokens,
     }
     head = _header("T5Gemma2ForConditionalGeneration", "t5gemma2") | {"is_encoder_decoder": True}
-    return names.HF_T5GEMMA2, head | sides | token | eoi | tied | special_tokens
+    return hf_names.T5GEMMA2, head | sides | token | eoi | tied | special_tokens
 
 
 def _siglip(config: DualEncoderConfig) -> FormatAndConfig:
@@ -187,7 +188,7 @@ def _siglip(config: DualEncoderConfig) -> FormatAndConfig:
         "bos_token_id": None,
     }
     towers = {"text_config": text_config, "vision_config": _vision(config.vision)}
-    return names.HF_SIGLIP, _header("SiglipModel", "siglip") | towers
+    return hf_names.SIGLIP, _header("SiglipModel", "siglip") | towers
 
 
 def _header(architecture: str, model_type: str) -> dict[str, Any]:
@@ -292,6 +293,7 @@ def _gemma3_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
 
 
 def _stack_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
+    # transformers declares the scalar as a whole number
     whole_scalar = None if stack.query_scalar is None else int(stack.query_scalar)
     return [
         (f"{prefix}query_scalar", stack.query_scalar, whole_scalar),

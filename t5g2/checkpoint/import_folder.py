@@ -19,9 +19,11 @@ import numpy as np
 from t5g2.checkpoint import (
     accounting,
     flax_config,
+    flax_names,
     flax_tree,
     hf_config_reader,
     hf_config_writer,
+    hf_names,
     names,
     safetensors_io,
 )
@@ -169,6 +171,7 @@ def import_model(
     Raises:
       UserError: as open_foreign; `out` exists; an unknown dtype, an image size that does not fit.
     """
+    # arguments are checked before any weight is read, because an import takes minutes
     dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     if (Path(source) / folders.MODEL).is_file():
@@ -236,8 +239,9 @@ def _read_hugging_face(path: Path, chosen: ModelConfig | None) -> _ForeignWeight
 
 def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
     tensors = flax_tree.read(path)
+    # the two official formats differ in the names of their roots
     has_decoder = any(name.startswith("decoder/") for name in tensors)
-    tensor_format = names.FLAX_T5GEMMA if has_decoder else names.FLAX_GEMMA
+    tensor_format = flax_names.T5GEMMA if has_decoder else flax_names.GEMMA
     if chosen is not None:
         return _ForeignWeights(tensor_format, chosen, "the given config", tensors)
     # a Flax tree has no config, so the released size with these shapes is taken
@@ -257,6 +261,7 @@ def _ignored_config_notes(path: Path, chosen: ModelConfig | None) -> list[str]:
         _, described = hf_config_reader.read(data)
     except UserError as error:
         return [*notes, f"{CONFIG_FILE} was not used: {error}"]
+    # a given config may be meant to overrule the file, so differences are notes, not errors
     lines = tree.difference(settings.flatten(folders.to_dict(described)), settings.flatten(folders.to_dict(chosen)))
     return [*notes, *(f"the given config overrules {CONFIG_FILE}: {line}" for line in lines.splitlines())]
 
@@ -267,8 +272,9 @@ def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:
         config = hf_config_reader.read_tower(data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    # under "vision.", the path that the tower has in every model
     abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
-    tensor_format = names.HF_SIGLIP_VISION
+    tensor_format = hf_names.SIGLIP_VISION
     tensors, _ = accounting.with_canonical_names(path, tensor_format, safetensors_io.read(path))
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     accounting.check_tensors(f"{path}, according to {CONFIG_FILE}", tensor_format, None, matches, tensors)

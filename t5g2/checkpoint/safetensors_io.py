@@ -202,6 +202,7 @@ def no_weights(folder: Path) -> UserError:
 def _read_index(path: Path) -> dict[str, str]:
     fix = "write or download the folder again"
     try:
+        # the size is checked first: an untrusted index could fill the memory
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"it has over {MAX_JSON_BYTES} bytes")
         data = files.parse_json(path.read_bytes())
@@ -273,6 +274,7 @@ def _read_header(file: _File) -> tuple[int, dict[str, Any]]:
     """Returns (the offset of the tensors' bytes, the header)."""
     if file.size < 8:
         raise _damaged(file.path, f"it has {file.size} bytes")
+    # the length is untrusted: it is compared with the file before memory is allocated
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > MAX_JSON_BYTES:
         raise _damaged(file.path, f"its header has {length} bytes; at most {MAX_JSON_BYTES} are allowed")

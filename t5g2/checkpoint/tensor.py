@@ -35,6 +35,7 @@ def tensor_from_leaf(leaf: Leaf) -> Tensor:
 
     def gather() -> np.ndarray:
         array = leaf.read()
+        # np.asarray can read only what this process holds
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             array = multihost_utils.process_allgather(array, tiled=True)
         return np.asarray(array)

@@ -1,14 +1,14 @@
-"""Train states on disk: saved in the background, checked when they come back.
+"""Train states on disk: saved in the background, verified when they are restored.
 
-A step is a folder of separate items, so that one can be read without the others:
+A step is a folder of separate items, each of which can be read alone:
 
     <step>/params/<leaf>/…   the weights, one folder per stored leaf (core/tree.py names them)
     <step>/opt/<leaf>/…      the optimizer's state, likewise
-    <step>/data/data.json    stream positions: what was trained on, not what was prefetched
-    <step>/meta/data.json    what the caller wants to know on resume, and dtype, shape and checksum of every leaf
+    <step>/data/data.json    stream positions of the examples that were trained on, not of those that were prefetched
+    <step>/meta/data.json    facts that the caller needs on resume, and dtype, shape and checksum of every leaf
 
-Orbax restores a flipped bit without a word and reports every other fault alike, hence the checksums. A leaf has a
-folder of its own (no OCDBT, which packs them into shared files), so that what is broken on disk is a leaf with a name.
+Orbax restores a flipped bit without a warning and reports all other faults alike, hence the checksums. Each leaf has a
+folder of its own (no OCDBT, which packs leaves into shared files), so that damage on disk can be traced to a leaf.
 """
 
 import gc
@@ -35,13 +35,13 @@ from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 
 LeavesByName = dict[str, Any]
-# What reading damaged files raises. Other errors, and these for one of the causes below, say nothing about the files.
+# Errors raised on damaged files. Other errors, and these with one of the causes below, are not about the files.
 DAMAGE = (KeyError, ValueError, TypeError, FileNotFoundError, EOFError)
 NOT_THE_FILES = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
 
 
 class SavedStep(NamedTuple):
-    """A step as it was saved; `params` and `opt` are like the abstract trees asked for, opt None if none was."""
+    """A step as it was saved; `params` and `opt` are like the trees given to `restore`, opt None if none was given."""
 
     step: int
     params: Any
@@ -54,43 +54,35 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-      directory: holds one folder per step; made if it is missing.
-      keep: the newest steps that stay; older ones are deleted when a newer one is complete.
-      keep_every: steps divisible by this stay as well, None = no others.
-      read_only: look only: nothing is deleted, moved or cleaned up, while another process may be writing.
+      directory: folder with one folder per step; created if it is missing.
+      keep: number of newest steps to keep; older ones are deleted when a newer one is complete.
+      read_only: nothing is deleted, moved or cleaned up, because another process may be writing.
     """
 
-    def __init__(
-        self, directory: str | PathLike, *, keep: int = 3, keep_every: int | None = None, read_only: bool = False
-    ):
+    def __init__(self, directory: str | PathLike, *, keep: int = 3, read_only: bool = False):
         self.directory = epath.Path(directory).absolute()  # may be a bucket
         self._read_only = read_only
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} does not exist; give the workdir of a run that has saved a checkpoint")
         if keep < 1:
-            raise UserError(f"keep = {keep}: at least the newest checkpoint has to stay, so keep must be at least 1")
+            raise UserError(f"keep = {keep}; it must be at least 1, because the newest checkpoint is always kept")
         logging.getLogger("absl").addFilter(_is_not_ocdbt_warning)
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
-        preserved = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
         self._orbax = ocp.training.Checkpointer(
             self.directory,
             context=_context(),
-            # when to save is the loop's decision
+            # the train loop decides when to save
             save_decision_policy=decisions.FixedIntervalPolicy(1),
-            preservation_policy=policies.PreserveAll() if read_only else policies.AnyPreservationPolicy(preserved),
+            preservation_policy=policies.PreserveAll() if read_only else policies.LatestN(keep),
         )
         if not read_only:
             self._remove_incomplete()
 
     def steps(self) -> list[int]:
-        """The steps that are complete on disk, ascending; a save in the background is not among them yet."""
+        """Returns the steps that are complete on disk, ascending; a save in the background is not among them yet."""
         self._orbax.reload()
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
-
-    def latest_step(self) -> int | None:
-        """The newest step, None if there is none."""
-        return max(self.steps(), default=None)
 
     def save(self, step: int, params: Any, opt: Any, *, data: Any, meta: Any) -> None:
         """Saves in the background. On return the arrays have been copied, so they may be donated to the next step.
@@ -100,16 +92,17 @@ class Checkpoints:
           params: the model.
           opt: the optimizer's state, any tree of arrays.
           data: stream positions, plain data.
-          meta: what restore is to return with the state (seed, fingerprint of the experiment), plain data.
+          meta: facts that restore returns with the state (seed, fingerprint of the experiment), plain data.
 
         Raises:
-          FileExistsError: the step is there already; nothing is overwritten.
-          TypeError: `data` or `meta` would not come back from JSON as they are.
+          FileExistsError: the step exists already; nothing is overwritten.
+          TypeError: `data` or `meta` would change in JSON.
         """
         assert not self._read_only
         self.wait()
         if step in self.steps():
             raise FileExistsError(f"step {step} is already saved in {self.directory}; it is not overwritten")
+        # checksums are computed before the arrays are copied, so they cover the copy to the host too
         items = {"params": tree.named(params), "opt": tree.named(opt)}
         sums = _checksums(items)
         leaves = {name: _dtype_shape(x) | {"checksum": sums[name]} for name, x in _flatten_items(items).items()}
@@ -117,37 +110,38 @@ class Checkpoints:
             "data": _require_json("data", data),
             "meta": {"step": step, "leaves": leaves, "run": _require_json("meta", meta)},
         }
-        arrays = {item: named for item, named in items.items() if named}  # Orbax knows no empty item
+        arrays = {item: named for item, named in items.items() if named}  # Orbax has no empty items
         sealed = {item: _seal(record) for item, record in records.items()}
         self._orbax.save_checkpointables_async(step, arrays | sealed, force=True)
 
     def restore(self, params: Any, opt: Any = None, *, step: int | None = None) -> SavedStep | None:
-        """The newest step that is intact, bit for bit what was saved; None if nothing was ever saved.
+        """Returns the newest intact step, bit for bit as it was saved; None if nothing was ever saved.
+
+        A damaged step is moved to `<step>.damaged`, a warning names the leaves, and the step before is used.
 
         Args:
-          params: the abstract model, whose leaves (jax.ShapeDtypeStruct) say dtype, shape and sharding.
+          params: the abstract model, whose leaves (jax.ShapeDtypeStruct) have dtype, shape and sharding.
           opt: the abstract optimizer state, None = leave it on disk.
-          step: this very step or none; a damaged one is then an error, and stays where it is.
-
-        A step that is damaged is moved to `<step>.damaged`, a warning names the leaves, and the step before is used.
+          step: the only step to try; if it is damaged, that is an error, and it is not moved.
 
         Raises:
           UserError: every step is damaged; there is no such step; the step holds another model or optimizer.
         """
         self.wait()
         steps = self.steps() if step is None else [self._require_step(step)]
-        wanted = {"params": _restore_targets(params)} | ({} if opt is None else {"opt": _restore_targets(opt)})
+        targets = {"params": _restore_targets(params)} | ({} if opt is None else {"opt": _restore_targets(opt)})
         for candidate in reversed(steps):
             with _quiet_orbax():
-                found, problems = self._read(candidate, wanted)
-            if found is not None:
-                params = tree.refill(params, found["params"])
-                opt = None if opt is None else tree.refill(opt, found["opt"])
-                return SavedStep(candidate, params, opt, found["data"], found["meta"])
+                items, problems = self._read(candidate, targets)
+            if items is not None:
+                params = tree.refill(params, items["params"])
+                opt = None if opt is None else tree.refill(opt, items["opt"])
+                return SavedStep(candidate, params, opt, items["data"], items["meta"])
             if step is not None:
                 raise self._damaged_error(step, problems)
-            then = "there is no step before" if candidate == steps[0] else "the step before is used"
-            log.warning("%s\n%s; %s", self._damage_report(candidate, problems), self._move_aside(candidate), then)
+            fallback = "there is no step before" if candidate == steps[0] else "the step before is used"
+            log.warning("%s\n%s; %s", self._damage_report(candidate, problems), self._move_aside(candidate), fallback)
+        # starting over silently would discard the run, so damage to all steps is an error, now and on the next start
         damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
         if damaged or steps:
             raise UserError(
@@ -157,33 +151,37 @@ class Checkpoints:
         return None
 
     def weights(self, step: int, params: Any) -> dict[str, Callable[[], jax.Array]]:
-        """The stored leaves of a step's params by name, each read and checked when called; `params` as in `restore`.
+        """Returns functions by name that read and verify the stored leaves of a step's params.
+
+        Args:
+          step: the step.
+          params: the abstract model, as in `restore`.
 
         Raises:
-          UserError: there is no such step, it holds another model, or it is damaged, at once or when a leaf is read;
-            nothing is moved.
+          UserError: there is no such step, it holds another model, or it is damaged; damage to a leaf is found when it
+            is read. Nothing is moved.
         """
-        wanted = {"params": _restore_targets(params)}
+        targets = {"params": _restore_targets(params)}
         records, problems = self._read_records(self._require_step(step))
         if problems:
             raise self._damaged_error(step, problems)
         saved = records["meta"]["leaves"]
-        self._refuse_other_model(step, saved, wanted)
+        self._refuse_other_model(step, saved, targets)
 
         def read(name: str) -> jax.Array:
             try:
-                found = self._load(step, {"params": _placeholders_except(name, wanted["params"])})["params"][name]
+                leaf = self._load(step, {"params": _placeholders_except(name, targets["params"])})["params"][name]
             except DAMAGE as error:
                 raise self._damaged_error(step, [f"params.{name}: {_damage_reason(error)}"]) from None
-            problems = _changed_leaves({"params": {name: found}}, saved)
+            problems = _changed_leaves({"params": {name: leaf}}, saved)
             if problems:
                 raise self._damaged_error(step, problems)
-            return found
+            return leaf
 
-        return {name: partial(read, name) for name in wanted["params"]}
+        return {name: partial(read, name) for name in targets["params"]}
 
     def wait(self) -> None:
-        """Returns when the last save is complete on disk; raises what went wrong with it."""
+        """Waits until the last save is complete on disk; raises its error if it failed."""
         self._orbax.wait()
 
     def close(self) -> None:
@@ -198,7 +196,7 @@ class Checkpoints:
         self.close()
 
     def _remove_incomplete(self) -> None:
-        """What a save left that was killed. (Orbax can, but in a thread that a short run does not live to see end.)"""
+        """Removes the remains of a save that was killed. (Orbax does so in a thread, too late for a short run.)"""
         complete = self.steps()
         if jax.process_index() == 0:
             for path in self.directory.iterdir():
@@ -209,35 +207,36 @@ class Checkpoints:
     def _require_step(self, step: int) -> int:
         steps = self.steps()
         if step not in steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"step {step} is not in {self.directory}; there are: {there}")
+            available = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"step {step} is not in {self.directory}; there are: {available}")
         return step
 
-    def _read(self, step: int, wanted: Mapping[str, LeavesByName]) -> tuple[dict[str, Any] | None, list[str]]:
-        """(the items, no problems) or (None, what is wrong with which leaf)."""
+    def _read(self, step: int, targets: Mapping[str, LeavesByName]) -> tuple[dict[str, Any] | None, list[str]]:
+        """Returns (the items, no problems) or (None, a line for each damaged leaf)."""
         records, problems = self._read_records(step)
         if problems:
             return None, problems
         saved = records["meta"]["leaves"]
-        self._refuse_other_model(step, saved, wanted)
+        self._refuse_other_model(step, saved, targets)
         arrays, failure = {}, None
         try:
-            arrays = self._load(step, {item: named for item, named in wanted.items() if named})
+            arrays = self._load(step, {item: named for item, named in targets.items() if named})
         except DAMAGE as error:
             failure = error
+        # all processes take the same branch, or one would wait for the others in a collective operation
         if _any_process([failure is not None])[0]:
-            problems = self._unreadable_leaves(step, wanted)
-            if not problems:  # then it is not the files
+            problems = self._unreadable_leaves(step, targets)
+            if not problems:  # every leaf can be read alone, so the files are not the cause
                 raise failure or RuntimeError(f"another process could not read step {step}")
             return None, problems
-        found = {item: arrays.get(item, {}) for item in wanted}
-        problems = _changed_leaves(found, saved)
+        items = {item: arrays.get(item, {}) for item in targets}
+        problems = _changed_leaves(items, saved)
         if problems:
             return None, problems
-        return {**found, "data": records["data"], "meta": records["meta"]["run"]}, []
+        return {**items, "data": records["data"], "meta": records["meta"]["run"]}, []
 
     def _read_records(self, step: int) -> tuple[dict[str, Any], list[str]]:
-        """The items data and meta, or what is wrong with them."""
+        """Returns (the items data and meta, a line for each that is damaged)."""
         records: dict[str, Any] = {}
         problems = []
         for item in ("data", "meta"):
@@ -246,26 +245,26 @@ class Checkpoints:
             except DAMAGE as error:
                 problems.append(f"{item}: {_damage_reason(error)}")
         if not problems and records["meta"]["step"] != step:
-            problems.append(f"meta: it says step {records['meta']['step']}")
+            problems.append(f"meta: it is of step {records['meta']['step']}")
         anywhere = _any_process([bool(problems)])[0]
         return records, problems or (["data or meta: unreadable in another process"] if anywhere else [])
 
-    def _refuse_other_model(self, step: int, saved: Mapping[str, Any], wanted: Mapping[str, LeavesByName]) -> None:
-        """What the step holds against what is asked for: a difference is not damage but another model."""
-        holds = {name: _format_dtype_shape(facts) for name, facts in saved.items() if name.split(".")[0] in wanted}
-        asked = {name: _format_dtype_shape(_dtype_shape(x)) for name, x in _flatten_items(wanted).items()}
-        if holds != asked:
+    def _refuse_other_model(self, step: int, saved: Mapping[str, Any], targets: Mapping[str, LeavesByName]) -> None:
+        """Raises UserError if the step holds other leaves than the targets, which is not damage but another model."""
+        stored = {name: _format_dtype_shape(facts) for name, facts in saved.items() if name.split(".")[0] in targets}
+        configured = {name: _format_dtype_shape(_dtype_shape(x)) for name, x in _flatten_items(targets).items()}
+        if stored != configured:
             raise UserError(
                 f"step {step} in {self.directory} holds another model or optimizer than the one configured "
-                f"(saved -> configured):\n{tree.difference(holds, asked)}\n"
+                f"(saved -> configured):\n{tree.difference(stored, configured)}\n"
                 f"Use the settings it was saved with, or another workdir"
             )
 
-    def _unreadable_leaves(self, step: int, wanted: Mapping[str, LeavesByName]) -> list[str]:
-        """Which leaves cannot be read on their own, and why. (Orbax says of all faults only that nothing fits.)"""
-        names = list(_flatten_items(wanted))
+    def _unreadable_leaves(self, step: int, targets: Mapping[str, LeavesByName]) -> list[str]:
+        """Returns a line for each leaf that cannot be read alone. (Orbax reports only that the tree does not match.)"""
+        names = list(_flatten_items(targets))
         reasons = {}
-        for item, named in wanted.items():
+        for item, named in targets.items():
             for leaf in named:
                 try:
                     self._load(step, {item: _placeholders_except(leaf, named)})
@@ -291,10 +290,10 @@ class Checkpoints:
             return ocp.load_checkpointables(self.directory / str(step), dict(items))
 
     def _move_aside(self, step: int) -> str:
-        """Moves a damaged step out of the way; says so."""
+        """Moves a damaged step out of the way; returns a description of the result."""
         if self._read_only:
             return "left where it is"
-        said = "moved aside by process 0"
+        result = "moved aside by process 0"
         if jax.process_index() == 0:
             place = self.directory / f"{step}.damaged"
             count = 1
@@ -302,25 +301,27 @@ class Checkpoints:
                 count += 1
                 place = self.directory / f"{step}.damaged{count}"
             (self.directory / str(step)).rename(place)
-            said = f"moved to {place.name}"
+            result = f"moved to {place.name}"
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"moved checkpoint {step}")
         self._orbax.reload()
-        return said
+        return result
 
 
 def _context(*, single_process: bool = False) -> Any:
-    """How Orbax saves and loads; `alone` = without waiting for the other processes.
+    """Returns the options with which Orbax saves and loads.
 
-    It would wait at a barrier for a process that cannot read its part of a leaf, for ever; `_anywhere` does not.
+    Args:
+      single_process: do not wait for the other processes: Orbax would wait forever at a barrier for a process that
+        cannot read its part of a leaf; `_any_process` does not.
     """
     registry = ocp.handlers.local_registry()
-    for item in ("data", "meta"):  # a dict of numbers would else become one tiny array per number
+    for item in ("data", "meta"):  # else a dict of numbers would become one tiny array per number
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.array.saving.use_ocdbt = False
-    context.array.saving.use_compression = False  # float weights do not compress, and saves are waited for at the end
+    context.array.saving.use_compression = False  # float weights do not compress, and the last save is waited for
     if single_process:
         context.multiprocessing.active_processes = {jax.process_index()}
         context.multiprocessing.primary_host = jax.process_index()
@@ -335,7 +336,7 @@ def _is_not_ocdbt_warning(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Silences what Orbax's abandoned coroutines print as Python collects them: pages, after a leaf is unreadable."""
+    """Silences Orbax's abandoned coroutines, which print pages when Python collects them after an unreadable leaf."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     with warnings.catch_warnings():
@@ -348,11 +349,11 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _restore_targets(abstract: Any) -> LeavesByName:
-    """The leaves by name, as what Orbax is to restore; without a sharding, to the first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Returns the leaves by name, as targets for Orbax to restore to; without a sharding, the first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     leaves = tree.named(abstract).items()
     return {
-        n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or place) for n, x in leaves
+        n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device) for n, x in leaves
     }
 
 
@@ -364,11 +365,11 @@ def _checksums(items: Mapping[str, LeavesByName]) -> dict[str, int]:
     return checksum.checksums(_flatten_items(items))
 
 
-def _changed_leaves(found: Mapping[str, LeavesByName], saved: Mapping[str, Any]) -> list[str]:
-    """Which leaves are not what was saved."""
+def _changed_leaves(items: Mapping[str, LeavesByName], saved: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each leaf whose checksum is not the one that was saved."""
     return [
         f"{name}: the contents have changed (checksum {total}, saved with {saved[name]['checksum']})"
-        for name, total in _checksums(found).items()
+        for name, total in _checksums(items).items()
         if total != saved[name]["checksum"]
     ]
 
@@ -385,11 +386,9 @@ def _format_dtype_shape(facts: Mapping[str, Any]) -> str:
     return f"{facts['dtype']}{facts['shape']}"
 
 
-def _require_json(what: str, value: Any) -> Any:
+def _require_json(name: str, value: Any) -> Any:
     if json.loads(json.dumps(value)) != value:
-        raise TypeError(
-            f"{what} does not come back from JSON as it is: {value!r}; use str keys, lists and plain numbers"
-        )
+        raise TypeError(f"{name} would change in JSON: {value!r}; use str keys, lists and plain numbers")
     return value
 
 
@@ -408,7 +407,7 @@ def _digest(body: Any) -> str:
 
 
 def _damage_reason(error: Exception) -> str:
-    """The first line of the innermost cause; raises the error again if that is not about what the files hold."""
+    """Returns the first line of the innermost cause; raises the error again if it is not about the files' contents."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -420,7 +419,7 @@ def _damage_reason(error: Exception) -> str:
 
 
 def _any_process(flags: Sequence[bool]) -> np.ndarray:
-    """bool[n]: which flags are set in any process; all processes must act alike."""
+    """Returns bool[n], the flags that are set in any process, so that all processes take the same branch."""
     if jax.process_count() == 1:
         return np.asarray(flags)
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)

@@ -109,7 +109,7 @@ def _origin(experiment: Experiment) -> str:
 
 
 def weights_table(plan: Plan) -> str:
-    """One line per path: the number of layers that have it, its shape, and the mesh axes that its axes are split over."""
+    """One line per path: its number of layers, its shape, and the mesh axes that its axes are split over."""
     leaves = tree.leaves(plan.abstract.params)
     paths, stored = (jax.tree.leaves(of) for of in (tree.paths(plan.abstract.params), plan.abstract.params))
     specs = {path: leaf.sharding.spec for path, leaf in zip(paths, stored, strict=True)}

@@ -76,8 +76,8 @@ def evaluate_run(
             restored = checkpoints.restore(plan.abstract.params, step=step)
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint; give the workdir of a run that has saved one")
-        prepared = evaluation.Evaluation(experiment.eval.tasks, plan.eval_context(rows))
-        result = prepared.run(restored.params, tasks or None)
+        evaluator = evaluation.Evaluator(experiment.eval.tasks, plan.eval_context(rows))
+        result = evaluator.run(restored.params, tasks or None)
     evaluation.write(workdir / "evaluations" / str(restored.step), restored.step, result)
     if distributed.is_primary():
         width = max(map(len, result.scores), default=0)

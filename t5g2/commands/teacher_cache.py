@@ -146,7 +146,9 @@ class _Writer:
             functools.partial(
                 _predict,
                 compute=experiment.compute,
-                select=functools.partial(loss.sparse_distributions, distillation=distillation, tile_tokens=experiment.train.tile_tokens),
+                select=functools.partial(
+                    loss.sparse_distributions, distillation=distillation, tile_tokens=experiment.train.tile_tokens
+                ),
                 vocab_size=self._vocab_size,
             )
         )

@@ -1,15 +1,14 @@
-"""Whether an imported model is the one that transformers has: both run on the same inputs, in float32.
+"""Verifies an imported model against transformers: both run on the same inputs, in float32.
 
-Every layer runs, on inputs padded on either side, longer than the sliding window, and with images. First transformers'
-model is loaded, run and let go of, then ours: in memory at a time is one of them, 4 bytes for each parameter, and what
-it works with.
+Every layer runs, on inputs padded on either side, longer than the sliding window, and with images. The model of
+transformers is loaded, run and freed before ours is loaded, so memory holds one of them, 4 bytes for each parameter,
+and its activations.
 
 B batch, T length, V vocabulary.
 """
 
 import gc
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -23,7 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5g2 import api, api_inputs
+from t5g2 import api
+from t5g2.api import inputs as api_inputs
 from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
@@ -39,20 +39,21 @@ from t5g2.models.layers import Compute
 FLOAT32 = Compute(dtype="float32")
 SHORT, PAST_WINDOW, NEW_TOKENS = 16, 24, 8
 BOS = 2  # in every Gemma vocabulary
-# what passes: the largest difference of two logits, in standard deviations of the reference's; the mean
-# Kullback-Leibler divergence of what they predict, in nats; the share of positions with the same five likeliest tokens.
-# Rounding gives about 1e-5, 1e-11 and all of them; a window or a mask that is off by one, some 1e-1.
+# limits: the largest difference of two logits, in standard deviations of the reference; the mean Kullback-Leibler
+# divergence of the predictions, in nats; the share of positions with the same five likeliest tokens. Rounding gives
+# about 1e-5, 1e-11 and 100%; a window or a mask that is off by one gives about 1e-1.
 ERROR, KL, TOP_5 = 1e-3, 1e-6, 0.95
 PACKAGES = ("torch", "transformers")
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Inputs of both models: tokens int32[B, T] and where they are (True), for each side; images for each row.
+    """Inputs of both models: tokens int32[B, T] and their mask bool[B, T] for each side, images for each row.
 
     Attributes:
-      keep: logits of the last so many positions are compared.
-      greedy: generation is compared too. Not from prompts padded on the right, after which transformers goes on.
+      keep: number of last positions whose logits are compared.
+      greedy: generation is compared too; not for prompts padded on the right, which transformers continues after the
+        padding.
     """
 
     name: str
@@ -65,15 +66,23 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class ModelOutput:
-    """What a model makes of a case: float32 logits [N, V] of N positions that are no padding, tokens generated."""
+    """Output of a model for a case: float32 logits [N, V] of the N positions that are not padding, generated tokens."""
 
     logits: np.ndarray
     tokens: list[int]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A line of the table; `error` is in logits, `spread` the reference's standard deviation."""
+class OutputDifference:
+    """Differences between the outputs of both models for one case.
+
+    Attributes:
+      error: largest difference of two logits.
+      spread: standard deviation of the reference's logits.
+      kl: mean Kullback-Leibler divergence, in nats.
+      top_5: share of positions with the same five likeliest tokens.
+      same_tokens, tokens: number of generated tokens that are equal, and of all.
+    """
 
     name: str
     positions: int
@@ -86,37 +95,40 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within the limits."""
+        """True if the differences are within the limits."""
         close = self.error <= ERROR * self.spread and self.kl <= KL and self.top_5 >= TOP_5
         return bool(close and self.same_tokens == self.tokens)
 
 
 def import_model(
-    source: str | PathLike, out: str | PathLike, *, verify: bool = False, image_size: int | None = None, **how: Any
+    source: str | PathLike, out: str | PathLike, *, verify: bool = False, image_size: int | None = None, **options: Any
 ) -> None:
-    """Imports a folder as import_folder.import_model does, tells what it is, and verifies it if asked to.
+    """Imports a folder, prints a summary, and verifies it if `verify` is set.
 
-    `how` is what import_folder.import_model takes beside: config, dtype.
+    Args:
+      source, out, image_size: as in import_folder.import_model.
+      verify: compare the model with transformers; the folder is named `out`.unverified until it passes.
+      options: other arguments of import_folder.import_model: config, dtype.
 
     Raises:
       UserError: as import_folder.import_model; transformers or torch is not installed.
-      SystemExit: with status 1, it differs from transformers; the folder is left under the name `out`.unverified, which
-        is also its name while it is verified.
+      SystemExit: with status 1, the model differs from transformers; the folder keeps the name `out`.unverified.
     """
     if verify:
         _require_packages()
     files.refuse_existing(out)
     target = Path(out).absolute()
-    # under its own name only when it is known to be right
+    # a model that has not passed does not get the name that was asked for
     place = target.with_name(f"{target.name}.unverified") if verify else target
-    folder = import_folder.import_model(source, place, image_size=image_size, **how)
+    folder = import_folder.import_model(source, place, image_size=image_size, **options)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())
     print(f"wrote {place}: {parameters:,} parameters")
     for note in (folder.provenance or {}).get("notes", ()):
         print(f"  {note}")
     if verify:
-        as_it_is = image_size is None and (Path(source) / CONFIG_FILE).is_file()
-        _verify(folder, source if as_it_is else None, 4 * parameters)
+        # the source itself is the reference, unless transformers cannot load it or its tower was changed
+        is_reference = image_size is None and (Path(source) / CONFIG_FILE).is_file()
+        _verify(folder, source if is_reference else None, 4 * parameters)
         place.rename(target)
         print(f"verified, and renamed {target}")
 
@@ -124,7 +136,7 @@ def import_model(
 def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: int) -> None:
     print(
         f"comparing with transformers: {size_bytes / 2**30:.1f} GiB of weights in float32 at a time, and about "
-        f"{_attention_scores_bytes(folder.config) / 2**30:.1f} GiB to work with {_free_memory_note()}",
+        f"{_attention_scores_bytes(folder.config) / 2**30:.1f} GiB of activations {_free_memory_note()}",
         flush=True,
     )
     try:
@@ -137,36 +149,38 @@ def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: i
         raise SystemExit(f"t5g2 import: the model differs from transformers'; it is left as {folder.path}")
 
 
-def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[Comparison]:
-    """How a model folder's answers differ from those of transformers, a row for each kind of input.
+def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[OutputDifference]:
+    """Compares the outputs of a model folder with those of transformers, for each kind of input.
 
     Args:
-      reference: the Hugging Face folder to compare with; None = what the model folder is exported as.
+      model: the model folder.
+      reference: the Hugging Face folder to compare with; None = an export of the model folder.
 
     Raises:
       UserError: transformers or torch is not installed.
     """
     _require_packages()
     opened = folders.open_model(model)
-    with tempfile.TemporaryDirectory(prefix=".t5g2-verify-", dir=opened.path.parent) as beside:
+    with tempfile.TemporaryDirectory(prefix=".t5g2-verify-", dir=opened.path.parent) as temporary:
         if reference is None:
-            reference = Path(beside) / "exported"
+            reference = Path(temporary) / "exported"
             export_folder.export_model(opened.path, reference)
         if isinstance(opened.config, DualEncoderConfig):
             pairs = _siglip_inputs(opened.config)
-            answers = _reference_similarity(Path(reference), *pairs), _model_similarity(opened.path, *pairs)
-            return [_compare_outputs("texts and images", *answers)]
+            outputs = _reference_similarity(Path(reference), *pairs), _model_similarity(opened.path, *pairs)
+            return [_compare_outputs("texts and images", *outputs)]
         cases = list(_cases(opened.config))
         expected = _reference_outputs(Path(reference), opened.config, cases)
-    gc.collect()  # torch's model goes before ours comes
-    got = _model_outputs(opened.path, cases)
+    gc.collect()  # torch's model is freed before ours is loaded
+    actual = _model_outputs(opened.path, cases)
     return [
-        _closest_convention(case.name, theirs, ours) for case, theirs, ours in zip(cases, expected, got, strict=True)
+        _closest_convention(case.name, reference_output, outputs)
+        for case, reference_output, outputs in zip(cases, expected, actual, strict=True)
     ]
 
 
-def table(rows: list[Comparison]) -> str:
-    """The rows as text."""
+def table(rows: list[OutputDifference]) -> str:
+    """Returns the comparisons as a table."""
     head = ("inputs", "positions", "max |d|", "in sd", "KL", "top 5", "greedy", "")
     lines = [
         (
@@ -188,16 +202,13 @@ def table(rows: list[Comparison]) -> str:
 
 
 # ---- inputs ----
-def _cases(config: ModelConfig) -> Iterator[Case]:
+def _cases(config: TextConfig | EncoderDecoderConfig) -> Iterator[Case]:
     draw = np.random.default_rng(0)
-    encoder, decoder, eoi = None, config, None
-    if isinstance(config, EncoderDecoderConfig):
-        encoder, decoder, eoi = config.encoder, config.decoder, config.eoi_id
-    stacks = [stack for stack in (decoder, encoder) if isinstance(stack, TextConfig)]
-    both = len(stacks) == 2
+    eoi = config.eoi_id if isinstance(config, EncoderDecoderConfig) else None
+    stacks = [stack for stack in (config.decoder_stack, config.encoder_stack) if stack is not None]
 
     def drawn(stack: TextConfig, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        # ids that are no special tokens: those stand below, or, in large vocabularies, at the end too
+        # no special tokens: their ids are the lowest, and in large vocabularies the highest too
         low, high = (10, stack.vocab_size) if stack.vocab_size < 10_000 else (300, 250_000)
         tokens = draw.integers(low, high, shape).astype(np.int32)
         if eoi is not None:
@@ -210,33 +221,33 @@ def _cases(config: ModelConfig) -> Iterator[Case]:
             for tokens, valid in sides:
                 valid[1, padded] = False
                 tokens[1, padded] = 0
-        return Case(name, sides[0], sides[1] if both else None, **more)
+        return Case(name, sides[0], sides[1] if config.is_encoder_decoder else None, **more)
 
     yield case("no padding", (2, SHORT))
-    yield case("padded on the right", (2, SHORT), slice(-5, None), greedy=both)
+    yield case("padded on the right", (2, SHORT), slice(-5, None), greedy=config.is_encoder_decoder)
     yield case("padded on the left", (2, SHORT), slice(None, 5))
     window = max(stack.window for stack in stacks)
     yield case(f"{PAST_WINDOW} past the window of {window}", (1, window + PAST_WINDOW), keep=PAST_WINDOW)
-    images = api_inputs.images_of(config)
+    images = config.image_stack.images
     if images is not None:
         yield _with_images(case("images", (1, SHORT)), images, draw)
 
 
 def _with_images(case: Case, images: Any, draw: np.random.Generator) -> Case:
-    """Two images in one row, for the released tower takes minutes for each on a CPU."""
+    """Adds two images to one row; no more, because the released tower takes minutes for each on a CPU."""
     tokens, _ = case.encoder or case.decoder
     image = [images.begin, *[images.token] * images.tokens, images.end]
     row = np.concatenate([tokens[0, :3], image, tokens[0, 3:5], image, tokens[0, 5:]]).astype(np.int32)[None]
     size = images.vision.image_size
-    pictures = tuple(draw.uniform(-1, 1, (size, size, 3)).astype(np.float32) for _ in range(2))
+    images_of_row = tuple(draw.uniform(-1, 1, (size, size, 3)).astype(np.float32) for _ in range(2))
     side = row, np.ones_like(row, bool)
     if case.encoder is None:
-        return replace(case, decoder=side, images=(pictures,))
-    return replace(case, encoder=side, images=(pictures,))
+        return replace(case, decoder=side, images=(images_of_row,))
+    return replace(case, encoder=side, images=(images_of_row,))
 
 
 def _siglip_inputs(config: DualEncoderConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of 4 texts, full, and 3 images."""
+    """Returns (token ids of 4 texts of full length, 3 images)."""
     draw = np.random.default_rng(0)
     size = config.vision.image_size
     texts = draw.integers(2, config.text.vocab_size, (4, config.text.length)).astype(np.int32)
@@ -250,46 +261,50 @@ def _load_reference(path: Path) -> Any:
     import transformers
 
     transformers.logging.disable_progress_bar()
-    names = json.loads((path / CONFIG_FILE).read_text()).get("architectures") or [""]
+    config = files.read_json_object(path / CONFIG_FILE, fix="download it again")
+    names = config.get("architectures") or [""]
     if not hasattr(transformers, names[0]):
         raise UserError(
-            f"{path / CONFIG_FILE} says architectures = {names}, which transformers {transformers.__version__} does "
+            f"{path / CONFIG_FILE} has architectures = {names}, which transformers {transformers.__version__} does "
             f"not have; install one that has it"
         )
-    made = getattr(transformers, names[0]).from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return made.eval()
+    model = getattr(transformers, names[0]).from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
 
 
 def _reference_outputs(path: Path, config: ModelConfig, cases: list[Case]) -> list[ModelOutput]:
     import torch
 
     model = _load_reference(path)
-    answers = []
+    outputs = []
     for case in cases:
-        read = _tensors(*(case.encoder or case.decoder))
+        inputs = _tensors(*(case.encoder or case.decoder))
         if case.images is not None:
             flat = [image.transpose(2, 0, 1) for row in case.images for image in row]
-            read["pixel_values"] = torch.tensor(np.stack(flat))
+            inputs["pixel_values"] = torch.tensor(np.stack(flat))
             if isinstance(config, TextConfig) and config.images is not None:
-                read["token_type_ids"] = (read["input_ids"] == config.images.token).long()
+                # marks image tokens, which attend to each other both ways
+                inputs["token_type_ids"] = (inputs["input_ids"] == config.images.token).long()
         decoder = {f"decoder_{name}": x for name, x in _tensors(*case.decoder).items()} if case.encoder else {}
         with torch.no_grad():
-            said = model(**read, **decoder, use_cache=False, logits_to_keep=case.keep).logits
-            tokens = _reference_tokens(model, read, bool(case.encoder)) if case.greedy else []
-        answers.append(ModelOutput(said.float().numpy()[case.decoder[1][:, -case.keep :]], tokens))
-    return answers
+            logits = model(**inputs, **decoder, use_cache=False, logits_to_keep=case.keep).logits
+            tokens = _reference_tokens(model, inputs, bool(case.encoder)) if case.greedy else []
+        is_kept = case.decoder[1][:, -case.keep :]  # outputs at padding are undefined
+        outputs.append(ModelOutput(logits.float().numpy()[is_kept], tokens))
+    return outputs
 
 
-def _reference_tokens(model: Any, read: dict[str, Any], has_encoder: bool) -> list[int]:
+def _reference_tokens(model: Any, inputs: dict[str, Any], has_encoder: bool) -> list[int]:
     import torch
 
-    rows, length = read["input_ids"].shape
+    rows, length = inputs["input_ids"].shape
     start = {"decoder_input_ids": torch.full((rows, 1), BOS)} if has_encoder else {}
+    # exactly NEW_TOKENS are compared, so that neither EOS nor padding ends a row before
     model.generation_config.eos_token_id = None
-    made = model.generate(
-        **read, **start, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1, pad_token_id=0, suppress_tokens=[0]
+    generated = model.generate(
+        **inputs, **start, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1, pad_token_id=0, suppress_tokens=[0]
     )
-    return made[:, 1 if has_encoder else length :].flatten().tolist()
+    return generated[:, 1 if has_encoder else length :].flatten().tolist()
 
 
 def _reference_similarity(path: Path, texts: np.ndarray, images: np.ndarray) -> ModelOutput:
@@ -297,8 +312,8 @@ def _reference_similarity(path: Path, texts: np.ndarray, images: np.ndarray) -> 
 
     with torch.no_grad():
         pixels = torch.tensor(images.transpose(0, 3, 1, 2).copy())
-        said = _load_reference(path)(input_ids=torch.tensor(texts).long(), pixel_values=pixels).logits_per_text
-    return ModelOutput(said.numpy(), [])
+        outputs = _load_reference(path)(input_ids=torch.tensor(texts).long(), pixel_values=pixels)
+    return ModelOutput(outputs.logits_per_text.numpy(), [])
 
 
 def _tensors(tokens: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
@@ -307,55 +322,58 @@ def _tensors(tokens: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
     return {"input_ids": torch.tensor(tokens).long(), "attention_mask": torch.tensor(valid).long()}
 
 
-# ---- ours ----
+# ---- the imported model ----
 def _model_outputs(path: Path, cases: list[Case]) -> list[dict[str, ModelOutput]]:
-    """The answers by name: several where the reference has changed its mind."""
+    """Returns the outputs for each case, by the name of the convention if versions of transformers differ in it."""
     model = api.load(path, dtype="float32", compute=FLOAT32)
     assert isinstance(model, api.LanguageModel)
     if cases[-1].images is not None:
         model.read_tower()
     params, config = model.params, model.config
-    images = api_inputs.images_of(config)
-    answers = []
+    images = config.image_stack.images
+    outputs = []
     for case in cases:
         models = {case.name: params}
         if isinstance(config, EncoderDecoderConfig) and config.encoder_window != "around":
-            ways: tuple[EncoderWindow, ...] = ("each_side", "each_side_inclusive")
-            models = {f"{case.name}, {way}": _with_config(params, replace(config, encoder_window=way)) for way in ways}
-        elif isinstance(config, TextConfig) and images is not None and case.images and images.tokens > config.window:
-            # an image longer than the window: as trained its tokens are bounded by it, in transformers they are not
+            windows: tuple[EncoderWindow, ...] = ("each_side", "each_side_inclusive")
             models = {
-                f"{case.name}, {said}": _with_config(params, replace(config, images=replace(images, window=bounded)))
-                for said, bounded in (("bounded by the window", True), ("not bounded", False))
+                f"{case.name}, {window}": _with_config(params, replace(config, encoder_window=window))
+                for window in windows
             }
-        answers.append({name: _model_output(one, case, images) for name, one in models.items()})
-    return answers
+        elif isinstance(config, TextConfig) and images is not None and case.images and images.tokens > config.window:
+            # an image longer than the window: its tokens are bounded by it in training, but not in transformers
+            models = {
+                f"{case.name}, {name}": _with_config(params, replace(config, images=replace(images, window=bounded)))
+                for name, bounded in (("bounded by the window", True), ("not bounded", False))
+            }
+        outputs.append({name: _model_output(variant, case, images) for name, variant in models.items()})
+    return outputs
 
 
 def _with_config(params: Any, config: ModelConfig) -> Any:
-    """The same weights under another config."""
+    """Returns the model with the same weights and another config."""
     return tree.refill(build.abstract(config), tree.named(params))
 
 
 def _model_output(params: Any, case: Case, images: Any) -> ModelOutput:
-    def stream(tokens: np.ndarray, valid: np.ndarray, read: bool) -> Sequences:
-        token = images.token if images is not None and read and case.encoder is None else None
-        return api_inputs.sequences(tokens, valid, counted=False, image_token=token)
-
-    tokens, valid = read = case.encoder or case.decoder
-    encoder = stream(*read, True) if case.encoder else None
+    # only a decoder-only model has blocks of image tokens: an encoder attends both ways anyway
+    image_token = images.token if images is not None and case.encoder is None else None
+    sequences = partial(api_inputs.sequences, counted=False, image_token=image_token)
+    tokens, valid = case.encoder or case.decoder
+    encoder = sequences(tokens, valid) if case.encoder else None
     array = None
     if case.images is not None:
+        assert images is not None
         array, _ = api_inputs.images(case.images, len(tokens), images.vision.image_size)
     with jax.default_matmul_precision("highest"):  # an accelerator would round products to fewer bits
-        said = _last_logits(params, encoder, stream(*case.decoder, True), array, keep=case.keep)
-        made: list[np.ndarray] = []
+        logits = _last_logits(params, encoder, sequences(*case.decoder), array, keep=case.keep)
+        generated: list[np.ndarray] = []
         if case.greedy:
-            prompts = [row[here] for row, here in zip(tokens, valid, strict=True)]
-            decoding = GenerationOptions(NEW_TOKENS, (), 0, compute=FLOAT32, suppressed_ids=(0,))
-            made = complete(params, prompts, array, bos=BOS, options=decoding)
-    kept = case.decoder[1][:, -case.keep :]
-    return ModelOutput(np.asarray(said)[kept], [int(token) for row in made for token in row])
+            prompts = [row[row_valid] for row, row_valid in zip(tokens, valid, strict=True)]
+            options = GenerationOptions(NEW_TOKENS, (), 0, compute=FLOAT32, suppressed_ids=(0,))
+            generated = complete(params, prompts, array, bos=BOS, options=options)
+    is_kept = case.decoder[1][:, -case.keep :]
+    return ModelOutput(np.asarray(logits)[is_kept], [int(token) for row in generated for token in row])
 
 
 def _model_similarity(path: Path, texts: np.ndarray, images: np.ndarray) -> ModelOutput:
@@ -370,31 +388,31 @@ def _last_logits(params: Any, encoder: Sequences | None, decoder: Sequences, ima
     return params.logits(params.hidden(encoder, decoder, images, compute=FLOAT32)[:, -keep:])
 
 
-# ---- both ----
-def _compare_outputs(name: str, theirs: ModelOutput, ours: ModelOutput) -> Comparison:
-    """How far apart two answers to the same case are."""
-    expected, got = theirs.logits.astype(np.float64), ours.logits.astype(np.float64)
-    assert expected.shape == got.shape, (expected.shape, got.shape)
-    logs = [x - x.max(-1, keepdims=True) for x in (expected, got)]
+# ---- comparison ----
+def _compare_outputs(name: str, reference: ModelOutput, output: ModelOutput) -> OutputDifference:
+    """Returns the differences between two outputs for one case."""
+    expected, actual = reference.logits.astype(np.float64), output.logits.astype(np.float64)
+    assert expected.shape == actual.shape, (expected.shape, actual.shape)
+    logs = [x - x.max(-1, keepdims=True) for x in (expected, actual)]
     logs = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logs]
     kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
     five = min(5, expected.shape[-1])
-    likeliest = [np.sort(np.argpartition(-x, five - 1, axis=-1)[:, :five], axis=-1) for x in (expected, got)]
-    return Comparison(
+    likeliest = [np.sort(np.argpartition(-x, five - 1, axis=-1)[:, :five], axis=-1) for x in (expected, actual)]
+    return OutputDifference(
         name,
         positions=len(expected),
-        error=float(np.abs(expected - got).max()),
+        error=float(np.abs(expected - actual).max()),
         spread=float(expected.std()),
         kl=float(kl),
         top_5=float((likeliest[0] == likeliest[1]).all(-1).mean()),
-        same_tokens=sum(a == b for a, b in zip(theirs.tokens, ours.tokens, strict=True)),
-        tokens=len(theirs.tokens),
+        same_tokens=sum(a == b for a, b in zip(reference.tokens, output.tokens, strict=True)),
+        tokens=len(reference.tokens),
     )
 
 
-def _closest_convention(name: str, theirs: ModelOutput, ours: dict[str, ModelOutput]) -> Comparison:
-    """Where there are several conventions and they differ here, the one that the installed transformers has."""
-    rows = [_compare_outputs(of, theirs, answer) for of, answer in ours.items()]
+def _closest_convention(name: str, reference: ModelOutput, outputs: dict[str, ModelOutput]) -> OutputDifference:
+    """Returns the comparison of the convention that the installed transformers has, if there are several."""
+    rows = [_compare_outputs(convention, reference, output) for convention, output in outputs.items()]
     closest = min(rows, key=lambda row: row.error)
     return closest if len({row.error for row in rows}) > 1 else replace(closest, name=name)
 
@@ -409,19 +427,19 @@ def _require_packages() -> None:
 
 
 def _attention_scores_bytes(config: ModelConfig) -> int:
-    """What the largest attention scores of the cases take: transformers holds them whole, before and after softmax."""
+    """Returns the size of the largest attention scores, which transformers holds before and after the softmax."""
     if isinstance(config, DualEncoderConfig):
         towers = [(3, config.vision.heads, config.vision.patches)]
     else:
-        images = api_inputs.images_of(config)
+        images = config.image_stack.images
         towers = [] if images is None else [(2, images.vision.heads, images.vision.patches)]
-        sides = (config.encoder, config.decoder) if isinstance(config, EncoderDecoderConfig) else (config,)
-        towers += [(len(sides), side.heads, side.window + PAST_WINDOW) for side in sides]
+        stacks = [stack for stack in (config.encoder_stack, config.decoder_stack) if stack is not None]
+        towers += [(len(stacks), stack.heads, stack.window + PAST_WINDOW) for stack in stacks]
     return max(2 * 4 * rows * heads * length**2 for rows, heads, length in towers)
 
 
 def _free_memory_note() -> str:
-    """How much memory the machine says is free, where it says so."""
+    """Returns a note on the free memory of the machine, empty if the system does not report it."""
     try:
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

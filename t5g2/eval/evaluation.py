@@ -13,7 +13,7 @@ from t5g2.eval.generation import Model
 from t5g2.eval.tasks import EvalContext, Task, TaskResult
 
 
-class Evaluation:
+class Evaluator:
     """Tasks that are prepared once and run on the weights of any step.
 
     Raises:
@@ -43,7 +43,7 @@ class Evaluation:
 
 def evaluate(model: Model, tasks: Sequence[Task], context: EvalContext) -> TaskResult:
     """Returns the results of tasks on weights that are measured only once."""
-    return Evaluation(tasks, context).run(model)
+    return Evaluator(tasks, context).run(model)
 
 
 def write(folder: str | os.PathLike, step: int, result: TaskResult) -> None:

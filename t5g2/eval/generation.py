@@ -7,7 +7,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,13 +170,11 @@ def generate(
     """Returns int32[B, max_new_tokens]: the tokens after the prompt of each row, its stop token included, then pad_id.
 
     Args:
-      model: a language model.
       encoder: input of an encoder-decoder model, int32[B, S] each; segment 1, and 0 at padding. None for a decoder-only
         model.
       prompt: first tokens of the decoder, at least BOS, int32[B, T] each, padded on the left, so that the last column
         holds the last token of each row. Rows whose last segment is 0 get padding only.
       images: for the image tokens of the encoder, or of a decoder-only prompt, which then has `blocks`.
-      options: options of generation.
       key: random key of the sampler; the draws of row b depend on the key and on b alone.
     """
     rows, length = prompt.tokens.shape
@@ -193,8 +191,8 @@ def generate(
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
         return jnp.where(done_B, options.pad_id, drawn_B)
 
-    def is_stop(next_B: Array) -> Array:
-        return jnp.isin(next_B, jnp.array(options.stop_ids, jnp.int32))
+    def is_stop(token_B: Array) -> Array:
+        return jnp.isin(token_B, jnp.array(options.stop_ids, jnp.int32))
 
     def is_running(state: DecodeState) -> Array:
         return (state.count < max_new_tokens) & ~jnp.all(state.done_B)
@@ -210,8 +208,8 @@ def generate(
 
     # images go to the encoder where there is one, else to the prompt
     encoder_images, prompt_images = (None, images) if encoder is None else (images, None)
-    inputs = {"encoder": encoder, "images": encoder_images, "compute": compute}
-    cache = model.start_cache(rows, length + max_new_tokens - 1, **inputs)  # the last token is not read again
+    sides: dict[str, Any] = {"encoder": encoder, "images": encoder_images}
+    cache = model.start_cache(rows, length + max_new_tokens - 1, **sides, compute=compute)  # the last is not read again
     # prefill: the whole prompt in one pass, whose last column gives the first new token
     hidden_BTD, cache = model.extend(prompt, cache, prompt_images, compute=compute)  # pyright: ignore[reportArgumentType]
     first_B = sample(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)

@@ -14,7 +14,7 @@ import jax
 
 from t5g2.core import logs, sharding
 from t5g2.data.pipeline import Pipeline, to_global
-from t5g2.eval.evaluation import Evaluation
+from t5g2.eval.evaluation import Evaluator
 from t5g2.train import plan as plans
 from t5g2.train import preemption, recorder
 from t5g2.train import restore as restoring
@@ -63,7 +63,7 @@ def train(
             return
 
         # 4 data: every stream at the position that these weights have seen
-        evaluation = Evaluation(experiment.eval.tasks, plan.eval_context(rows))
+        evaluator = Evaluator(experiment.eval.tasks, plan.eval_context(rows))
         pipeline = stack.enter_context(
             Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=start.positions)
         )
@@ -82,7 +82,7 @@ def train(
             if not stop_signal and due(step, experiment.eval.every_steps, first=True, last=last):
                 record.flush()  # the step before is not part of the pause
                 with record.pause():
-                    record.evaluation(step, evaluation.run(state.params, task_names(experiment, last)))
+                    record.evaluation(step, evaluator.run(state.params, task_names(experiment, last)))
             if writes and (stop_signal or due(step, experiment.save.every_steps, last=last)):
                 record.flush()  # raises if the step before was not finite
                 with record.pause():

@@ -29,7 +29,7 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
       vocab_size: rows of the student's head.
 
     Raises:
-      UserError: there is no such folder, it holds no language model, it has another tokenizer, or too small a vocabulary.
+      UserError: the folder does not exist, holds no language model, or has another tokenizer or too small a vocabulary.
     """
     folder = import_folder.open_any(directory)
     if isinstance(folder.config, DualEncoderConfig):

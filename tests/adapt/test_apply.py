@@ -68,8 +68,8 @@ def test_every_leaf_is_accounted_for_once(adapted, name):
     """On both sides; and what the account says of a leaf is what the leaf is."""
     sources, model, provenance = adapted(name)
     named, targets = sources.by_name, tree.leaves(model)
-    told = [(row.origin, row.source) for row in provenance.rows if row.source is not None]
-    assert sorted(told) == sorted((name, at) for name, source in named.items() for at in source.leaves)
+    row_sources = [(row.origin, row.source) for row in provenance.rows if row.source is not None]
+    assert sorted(row_sources) == sorted((name, at) for name, source in named.items() for at in source.leaves)
     assert sorted(use.target for row in provenance.rows for use in row.uses) == sorted(targets)
     for row in provenance.rows:
         assert row.source is not None or len(row.uses) == 1
@@ -201,7 +201,7 @@ def test_the_encoder_on_single_tokens_is_the_source(adapted):
 
 
 def test_the_encoder_is_the_source_seeing_both_ways():
-    """Where windows reach over the whole row, the encoder is the source with all tokens in one bidirectional block."""
+    """If windows cover the whole row, the encoder is the source with all tokens in one bidirectional block."""
     config = replace(tiny.GEMMA3, window=64)
     _, model, _ = recipes.run(Case(config, "t5gemma2"))
     tokens = tokens_with_eoi()
@@ -224,7 +224,7 @@ def test_repeated_heads_change_nothing(family):
 
 
 def test_rows_past_the_image_token_are_left_out_and_images_go_along(adapted):
-    """What Gemma 3's 262208 rows become, of which 262144 are the vocabulary: here 97 and 91."""
+    """Of Gemma 3's 262208 rows 262144 are the vocabulary and are kept: here 97 and 91."""
     sources, model, provenance = adapted("gemma 3 with images")
     assert model.config.decoder.vocab_size == 91
     assert model.config.encoder.images == replace(recipes.IMAGES_GEMMA3.images, token=8)

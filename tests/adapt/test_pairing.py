@@ -1,4 +1,4 @@
-"""Which source becomes which target, what is derived, and what is refused in words."""
+"""Pairs of sources and targets: the derived architectures, and the messages for those that do not fit."""
 
 from dataclasses import replace
 

@@ -30,10 +30,10 @@ def test_is_the_mean(tmp_path, dtype):
         for count in (5, 3, 1):
             steps = averaging.newest_steps(checkpoints, count)
             assert steps == list(range(6 - count, 6))
-            made = averaging.mean_leaves(checkpoints, steps, build.abstract(tiny.GEMMA3, dtype))
+            averaged = averaging.mean_leaves(checkpoints, steps, build.abstract(tiny.GEMMA3, dtype))
             members = [tree.leaves(make(step, dtype)) for step in steps]
-            assert made.keys() == members[0].keys()
-            for key, leaf in made.items():
+            assert averaged.keys() == members[0].keys()
+            for key, leaf in averaged.items():
                 total = np.zeros(leaf.shape, np.float32)
                 for member in members:
                     total = total + np.asarray(member[key].read()).astype(np.float32)
@@ -49,9 +49,9 @@ def test_what_was_saved_on_a_mesh_is_read_on_one_device(tmp_path, devices):
         for step, model in enumerate(models):
             checkpoints.save(step, jax.device_put(model, meshes.shardings(model, mesh)), {}, data={}, meta={})
         checkpoints.wait()
-        made = averaging.mean_leaves(checkpoints, [0, 1], build.abstract(tiny.GEMMA3))
+        averaged = averaging.mean_leaves(checkpoints, [0, 1], build.abstract(tiny.GEMMA3))
         tables = [np.asarray(model.embedder.table[...]) for model in models]
-        np.testing.assert_array_equal(made["embedder.table", None].read(), (tables[0] + tables[1]) / np.float32(2))
+        np.testing.assert_array_equal(averaged["embedder.table", None].read(), (tables[0] + tables[1]) / np.float32(2))
 
 
 def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
@@ -69,9 +69,9 @@ def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
             return load(self, step, wanted)
 
         monkeypatch.setattr(Checkpoints, "_load", noted)
-        made = averaging.mean_leaves(checkpoints, [1, 2], build.abstract(tiny.GEMMA3))
+        averaged = averaging.mean_leaves(checkpoints, [1, 2], build.abstract(tiny.GEMMA3))
         assert reads == []
-        for leaf in made.values():
+        for leaf in averaged.values():
             leaf.read()
         stored = list(tree.named(make(1, jnp.float32)))
         assert sorted(reads) == sorted((step, name) for step in (1, 2) for name in stored)

@@ -241,7 +241,7 @@ DAMAGE = {
     "metadata is empty": (lambda path: damaged_metadata(path, b'{"tree_metadata": {}}'), "_METADATA lists no leaves"),
     "metadata is odd": (
         lambda path: damaged_metadata(path, b'{"tree_metadata": {"a": {"key_metadata": 3}}}'),
-        "_METADATA describes a leaf in a way that is not known",
+        "_METADATA describes a leaf in an unknown way",
     ),
     "a leaf is elsewhere": (
         lambda path: damaged_metadata(

@@ -232,7 +232,7 @@ def test_without_images_where_there_are_none(tmp_path, config):
 
 
 def begin_of(file, name):
-    """Where the bytes of a tensor begin in a safetensors file."""
+    """Returns the offset of the bytes of a tensor in a safetensors file."""
     data = file.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]

@@ -59,19 +59,19 @@ def changed(draw, valid):
             break
         node, key = draw(st.sampled_from(there))
         other, other_key = draw(st.sampled_from(there))
-        how = draw(st.sampled_from(["drop", "junk", "negate", "double", "exchange", "unknown", "rename"]))
-        if how == "drop":
+        change = draw(st.sampled_from(["drop", "junk", "negate", "double", "exchange", "unknown", "rename"]))
+        if change == "drop":
             del node[key]
-        elif how == "junk":
+        elif change == "junk":
             node[key] = draw(JUNK)
-        elif how == "negate" and isinstance(node[key], int | float):
+        elif change == "negate" and isinstance(node[key], int | float):
             node[key] = -node[key]
-        elif how == "double" and isinstance(node[key], int | float | list):
+        elif change == "double" and isinstance(node[key], int | float | list):
             node[key] = node[key] * 2
-        elif how == "exchange":
+        elif change == "exchange":
             node[key], other[other_key] = copy.deepcopy(other[other_key]), copy.deepcopy(node[key])
         elif isinstance(node, dict):
-            node[draw(st.text(max_size=8))] = node[key] if how == "rename" else draw(JUNK)
+            node[draw(st.text(max_size=8))] = node[key] if change == "rename" else draw(JUNK)
     return data
 
 
@@ -81,15 +81,15 @@ def scribbled(draw, valid):
     data = bytearray(valid)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
-        how = draw(st.sampled_from(["over", "out", "in", "again", "short"]))
+        change = draw(st.sampled_from(["over", "out", "in", "again", "short"]))
         chunk = draw(st.binary(min_size=1, max_size=9) | st.sampled_from([b"0", b"9", b"-", b'"', b"{", b"[", b"\xff"]))
-        if how == "over":
+        if change == "over":
             data[at : at + len(chunk)] = chunk
-        elif how == "out":
+        elif change == "out":
             del data[at : at + len(chunk)]
-        elif how == "in":
+        elif change == "in":
             data[at:at] = chunk
-        elif how == "again":
+        elif change == "again":
             data[at:at] = data[at : at + draw(st.integers(1, 60))]
         elif draw(st.booleans()):
             del data[at:]
@@ -103,7 +103,7 @@ def as_json(data):
 
 @contextlib.contextmanager
 def little_memory(limit):
-    """What runs in it takes at most `limit` bytes; what would take over 1 GiB fails before it does."""
+    """Asserts that the block takes at most `limit` bytes; an allocation of over 1 GiB fails at once."""
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else None
     before = resource.getrlimit(resource.RLIMIT_AS)
     if pages is not None:
@@ -118,7 +118,7 @@ def little_memory(limit):
 
 
 def told(work):
-    """What the work returns, None if it raised a UserError that can be printed; anything else is raised."""
+    """Returns the result of the work, None if it raised a UserError that can be printed; other errors are raised."""
     try:
         return work()
     except UserError as error:

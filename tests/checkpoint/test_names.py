@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import names
+from t5g2.checkpoint import flax_names, hf_names, names
 from t5g2.checkpoint.names import AxisPattern, TensorFormat
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -15,7 +15,12 @@ from t5g2.core.tree import Leaf
 from t5g2.models import build
 from tests import tiny
 
-LAYOUTS = {title: layout for title, layout in vars(names).items() if isinstance(layout, TensorFormat)}
+FORMATS = {
+    f"{prefix}_{name}": tensor_format
+    for prefix, module in (("HF", hf_names), ("FLAX", flax_names))
+    for name, tensor_format in vars(module).items()
+    if isinstance(tensor_format, TensorFormat)
+}
 ARRANGED = {title: arrange for title, arrange in vars(names).items() if isinstance(arrange, AxisPattern)}
 SIZES = {"D": 6, "N": 3, "K": 2, "H": 4, "I": 5, "O": 7, "F": 8, "h": 2, "w": 3, "c": 3, "P": 9}
 
@@ -25,7 +30,7 @@ def leaf(path, shape, layer=None):
 
 
 def keyed(*leaves):
-    return {one.key: one for one in leaves}
+    return {match.key: match for match in leaves}
 
 
 def numbered(shape, start=0):
@@ -79,11 +84,11 @@ def test_surplus_rows_are_cut():
     assert names.PADDED.shape([(262_144, 2)]) == (262_144, 2)
 
 
-@pytest.mark.parametrize("title", LAYOUTS)
+@pytest.mark.parametrize("title", FORMATS)
 def test_a_table_names_no_tensor_twice(title):
     """One name may stand in several rows only for leaves that no model has together."""
     seen = {}
-    for theirs, ours, _ in LAYOUTS[title].rows:
+    for theirs, ours, _ in FORMATS[title].rows:
         seen.setdefault(theirs, []).append(ours)
     twice = {theirs for theirs, ours in seen.items() if len(ours) > 1}
     tables = r"(.*/)?embedder/input_embedding"
@@ -106,52 +111,57 @@ HOLDS = {
 def test_every_leaf_has_one_tensor(title):
     for config in HOLDS[title]:
         leaves = tree.leaves(build.abstract(config))
-        tied = names.match_tensors(LAYOUTS[title], leaves)
-        keys = [key for one in tied for key in one.keys]
+        matches = names.match_tensors(FORMATS[title], leaves)
+        keys = [key for match in matches for key in match.keys]
         assert sorted(keys, key=str) == sorted(leaves, key=str)
-        assert len({one.name for one in tied}) == len(tied)
-        assert sum(prod(one.shape) for one in tied) == sum(prod(leaf.shape) for leaf in leaves.values())
+        assert len({match.name for match in matches}) == len(matches)
+        assert sum(prod(match.shape) for match in matches) == sum(prod(leaf.shape) for leaf in leaves.values())
 
 
 def test_a_tower_alone():
     vision = {
         key: leaf for key, leaf in tree.leaves(build.abstract(tiny.SIGLIP)).items() if key[0].startswith("vision.")
     }
-    tied = names.match_tensors(names.HF_SIGLIP_VISION, vision)
-    assert {key for one in tied for key in one.keys} == set(vision)
-    assert "vision_model.head.attention.in_proj_weight" in {one.name for one in tied}
+    matches = names.match_tensors(hf_names.SIGLIP_VISION, vision)
+    assert {key for match in matches for key in match.keys} == set(vision)
+    assert "vision_model.head.attention.in_proj_weight" in {match.name for match in matches}
 
 
 def test_literal_names():
     leaves = tree.leaves(build.abstract(tiny.GEMMA3))
-    tied = {one.name: one for one in names.match_tensors(names.HF_GEMMA, leaves)}
-    one = tied["model.layers.2.self_attn.k_proj.weight"]
-    assert (one.keys, one.shape) == ((("layers.attention.k", 2),), (16, 32))
-    tied = {one.name: one for one in names.match_tensors(names.FLAX_GEMMA, leaves)}
-    one = tied["layer_2/attn/kv_einsum/w"]
-    assert (one.keys, one.shape) == ((("layers.attention.k", 2), ("layers.attention.v", 2)), (2, 2, 32, 8))
-    assert list(tied)[:3] == ["embedder/input_embedding", "final_norm/scale", "layer_0/pre_attention_norm/scale"]
+    matches = {match.name: match for match in names.match_tensors(hf_names.GEMMA, leaves)}
+    match = matches["model.layers.2.self_attn.k_proj.weight"]
+    assert (match.keys, match.shape) == ((("layers.attention.k", 2),), (16, 32))
+    matches = {match.name: match for match in names.match_tensors(flax_names.GEMMA, leaves)}
+    match = matches["layer_2/attn/kv_einsum/w"]
+    assert (match.keys, match.shape) == ((("layers.attention.k", 2), ("layers.attention.v", 2)), (2, 2, 32, 8))
+    assert list(matches)[:3] == ["embedder/input_embedding", "final_norm/scale", "layer_0/pre_attention_norm/scale"]
 
 
 def test_queries_keys_and_values_in_one_tensor_where_that_is_found():
     leaves = keyed(*(leaf(f"layers.attention.{x}", (6, 3, 4), 0) for x in "qkvo"))
-    layout = TensorFormat("Flax", names.with_prefix("layer_{i}/attn/", "layers.attention.", names.FLAX_ATTENTION))
+    tensor_format = TensorFormat(
+        "Flax", names.with_prefix("layer_{i}/attn/", "layers.attention.", flax_names.ATTENTION)
+    )
     apart = ["layer_0/attn/q_einsum/w", "layer_0/attn/kv_einsum/w", "layer_0/attn/attn_vec_einsum/w"]
-    assert [one.name for one in names.match_tensors(layout, leaves)] == apart
+    assert [match.name for match in names.match_tensors(tensor_format, leaves)] == apart
     found = {"layer_0/attn/qkv_einsum/w": (3, 3, 6, 4)}
-    assert [one.name for one in names.match_tensors(layout, leaves, found)] == ["layer_0/attn/qkv_einsum/w", apart[2]]
+    assert [match.name for match in names.match_tensors(tensor_format, leaves, found)] == [
+        "layer_0/attn/qkv_einsum/w",
+        apart[2],
+    ]
 
 
-GATES = TensorFormat("Flax", (names.FLAX_BLOCK[-4], names.FLAX_BLOCK[-3]))
+GATES = TensorFormat("Flax", (flax_names.BLOCK[-4], flax_names.BLOCK[-3]))
 
 
 def test_gates_are_told_apart_by_their_shape():
     leaves = keyed(leaf("mlp.gate", (6, 8)), leaf("mlp.up", (6, 8)))
     for shape, arrange in [((2, 6, 8), names.GATES), ((2, 8, 6), names.GATES_TRANSPOSED)]:
-        (one,) = names.match_tensors(GATES, leaves, {"mlp/gating_einsum": shape})
-        assert one.axes == arrange
-    (one,) = names.match_tensors(GATES, leaves, {"mlp/gating_einsum": (2, 8, 7)})  # neither: the caller says so
-    assert one.shape == (2, 6, 8)
+        (match,) = names.match_tensors(GATES, leaves, {"mlp/gating_einsum": shape})
+        assert match.axes == arrange
+    (match,) = names.match_tensors(GATES, leaves, {"mlp/gating_einsum": (2, 8, 7)})  # neither: the caller says so
+    assert match.shape == (2, 6, 8)
 
 
 def test_gates_that_cannot_be_told_apart():
@@ -166,10 +176,10 @@ def test_gates_that_cannot_be_told_apart():
 
 def test_a_leaf_without_a_tensor_is_of_another_architecture():
     with pytest.raises(UserError, match=r"Hugging Face Gemma has no tensor for 1 weights of .*: embedder.eoi; give"):
-        names.match_tensors(names.HF_GEMMA, keyed(leaf("embedder.eoi", (4,))))
+        names.match_tensors(hf_names.GEMMA, keyed(leaf("embedder.eoi", (4,))))
 
 
-SPELLED = {
+ALIASES = {
     "HF_GEMMA3_IMAGES": {
         "language_model.model.layers.0.mlp.up_proj.weight": [
             "model.language_model.layers.0.mlp.up_proj.weight",
@@ -200,15 +210,19 @@ SPELLED = {
 }
 
 
-@pytest.mark.parametrize("title", SPELLED)
-def test_spellings(title):
-    for known, others in SPELLED[title].items():
+@pytest.mark.parametrize("title", ALIASES)
+def test_aliases(title):
+    for known, others in ALIASES[title].items():
         for found in [known, *others]:
-            assert LAYOUTS[title].canonical_name(found) == known
+            assert FORMATS[title].canonical_name(found) == known
 
 
-@pytest.mark.parametrize("title", LAYOUTS)
-def test_a_known_name_is_spelled_as_it_is(title):
-    layout = LAYOUTS[title]
-    for known in [*(theirs for theirs, _, _ in layout.rows), *layout.copies, *layout.copies.values()]:
-        assert layout.canonical_name(known) == known
+@pytest.mark.parametrize("title", FORMATS)
+def test_a_known_name_is_its_own_canonical_name(title):
+    tensor_format = FORMATS[title]
+    for known in [
+        *(theirs for theirs, _, _ in tensor_format.rows),
+        *tensor_format.copies,
+        *tensor_format.copies.values(),
+    ]:
+        assert tensor_format.canonical_name(known) == known

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
 
-from t5g2.checkpoint import names, safetensors_io
+from t5g2.checkpoint import flax_names, names, safetensors_io
 from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import save_model
 from t5g2.checkpoint.import_folder import open_foreign, open_tower
@@ -85,9 +85,9 @@ def test_model_folders_and_those_of_hugging_face(tmp_path, family, dtype):
 def test_an_official_tree(tmp_path, monkeypatch):
     config = tiny.GEMMA3_IMAGES
     monkeypatch.setitem(SIZES, "gemma3:tiny", config)
-    made = weights.weights(config)
-    tied = names.match_tensors(names.FLAX_GEMMA, tree.leaves(build.abstract(config)))
-    nested = {one.name: one.axes.to_tensor([made[key] for key in one.keys]) for one in tied}
+    arrays = weights.weights(config)
+    matches = names.match_tensors(flax_names.GEMMA, tree.leaves(build.abstract(config)))
+    nested = {match.name: match.axes.to_tensor([arrays[key] for key in match.keys]) for match in matches}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(tmp_path / "flax", traverse_util.unflatten_dict(nested, sep="/"))
     tower = open_tower(tmp_path / "flax")

@@ -31,7 +31,7 @@ def on_a_mesh():
 
 
 def one_of_two(folder: Path) -> None:
-    """What each process does; run by the test below."""
+    """Runs one of the two processes of the test below."""
     from jax.experimental import multihost_utils
 
     distributed.initialize("on")
@@ -47,12 +47,12 @@ def one_of_two(folder: Path) -> None:
             chunk = max((folder / "checkpoints" / TABLE).rglob("*"), key=lambda path: (path.is_file(), str(path)))
             os.truncate(chunk, 10)
         multihost_utils.sync_global_devices("damaged")
-        found = checkpoints.restore(abstract, {"moment": abstract})
+        restored = checkpoints.restore(abstract, {"moment": abstract})
         same = [
             np.array_equal(a.addressable_data(0), b.addressable_data(0))
-            for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(model), strict=True)
+            for a, b in zip(jax.tree.leaves(restored.params), jax.tree.leaves(model), strict=True)
         ]
-        print(found.step, found.data, all(same), file=said, flush=True)
+        print(restored.step, restored.data, all(same), file=said, flush=True)
 
 
 @pytest.mark.long

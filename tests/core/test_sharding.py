@@ -155,7 +155,8 @@ def test_auto_joins_only_where_there_are_others(environ, told):
 
 
 def join(distributed, **environ):
-    code = f"from t5g2.core.distributed import initialize; import jax; initialize({distributed!r}); print(jax.process_count())"
+    code = "import jax; from t5g2.core.distributed import initialize; "
+    code += f"initialize({distributed!r}); print(jax.process_count())"
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "XLA_FLAGS"))}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=clean | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

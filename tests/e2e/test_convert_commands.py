@@ -11,7 +11,7 @@ from flax import traverse_util
 from PIL import Image
 
 from t5g2 import cli
-from t5g2.checkpoint import export_folder, names, safetensors_io
+from t5g2.checkpoint import export_folder, flax_names, names, safetensors_io
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.checkpoint.tensor import Tensor
 from t5g2.core import tree
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
         export_folder.export_model(root / f"{name}-ours", root / name)
         tokenizer_files.huggingface(root / name, t5gemma2=True)
     leaves = weights.weights(decoder)
-    tied = names.match_tensors(names.FLAX_GEMMA, tree.leaves(build.abstract(decoder)))
+    tied = names.match_tensors(flax_names.GEMMA, tree.leaves(build.abstract(decoder)))
     arrays = {one.name: one.axes.to_tensor([leaves[key] for key in one.keys]) for one in tied}
     (root / "flax").mkdir()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

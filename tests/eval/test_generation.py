@@ -73,11 +73,11 @@ def by_full_forward(model, encoder, start, new, images=None):
 
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(gemma):
     [start] = prompts([6])
-    made = g.generate(
+    generated = g.generate(
         gemma, None, g.pad_rows([start], pad=0, left=True, multiple=1), options=options(8), key=jax.random.key(0)
     )
     expected = by_full_forward(gemma, None, start, 8)
-    assert made[0].tolist() == expected
+    assert generated[0].tolist() == expected
     assert len(set(expected)) > 3  # it does not just repeat itself
 
 
@@ -91,20 +91,20 @@ def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
             line = Sequences(*(x[None] for x in (row, here, places, block)))
             tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, len(tokens) - 1])))
         both_ways = dataclasses.replace(options(6), prompt_both_ways=True)
-        [made] = g.complete(gemma, [prompt], bos=2, options=both_ways)
-        np.testing.assert_array_equal(made, tokens[len(prompt) :])
+        [generated] = g.complete(gemma, [prompt], bos=2, options=both_ways)
+        np.testing.assert_array_equal(generated, tokens[len(prompt) :])
         [causal] = g.complete(gemma, [prompt], bos=2, options=options(6))
-        assert made.tolist() != causal.tolist()
+        assert generated.tolist() != causal.tolist()
 
 
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder(t5gemma):
     [read], start = prompts([11]), np.array([2], np.int32)
     encoder = g.pad_rows([read], pad=0, left=False, multiple=1)
-    made = g.generate(
+    generated = g.generate(
         t5gemma, encoder, g.pad_rows([start], pad=0, left=True, multiple=1), options=options(9), key=jax.random.key(0)
     )
     expected = by_full_forward(t5gemma, encoder, start, 9)
-    assert made[0].tolist() == expected
+    assert generated[0].tolist() == expected
     assert len(set(expected)) > 3
 
 
@@ -162,9 +162,9 @@ def test_what_is_suppressed_is_never_made(gemma):
     unwanted = (0, NO_EOS, *free[:, 0].tolist())
     for sampler in (g.GREEDY, g.Temperature(5.0)):
         restricted = options(8, sampler=sampler, suppressed=unwanted)
-        made = np.asarray(g.generate(gemma, None, starts, options=restricted, key=jax.random.key(0)))
-        assert not np.isin(made, unwanted).any()
-        assert made.all()
+        generated = np.asarray(g.generate(gemma, None, starts, options=restricted, key=jax.random.key(0)))
+        assert not np.isin(generated, unwanted).any()
+        assert generated.all()
 
 
 @pytest.mark.parametrize("config", [tiny.GEMMA3_IMAGES, tiny.T5GEMMA2_IMAGES], ids=["decoder-only", "encoder-decoder"])

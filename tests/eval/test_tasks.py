@@ -150,7 +150,7 @@ def test_packing_and_devices_change_nothing(text, t5gemma, devices):
 
 
 def test_the_whole_text_can_be_measured_and_again(text, t5gemma):
-    evaluation = evaluate.Evaluation([HeldoutLoss(text, MIXTURE, examples=None)], context_of(text))
+    evaluation = evaluate.Evaluator([HeldoutLoss(text, MIXTURE, examples=None)], context_of(text))
     every = HeldoutLoss(text, MIXTURE, examples=10_000)
     assert evaluation.run(t5gemma) == evaluation.run(t5gemma)
     assert evaluation.run(t5gemma) == evaluate.evaluate(t5gemma, [every], context_of(text))
@@ -200,7 +200,7 @@ def test_a_gap_is_what_the_training_had_for_one(text, t5gemma, policy, kinds, pr
 
 def test_tasks_are_chosen_by_name(text, t5gemma):
     task = HeldoutLoss(text, MIXTURE, name="news", examples=2)
-    evaluation = evaluate.Evaluation([task, Samples(text)], context_of(text))
+    evaluation = evaluate.Evaluator([task, Samples(text)], context_of(text))
     assert "news/loss/short" in evaluation.run(t5gemma, ["news"]).scores
     with pytest.raises(UserError, match="unknown evaluation task 'new'; did you mean 'news'"):
         evaluation.run(t5gemma, ["new"])
@@ -241,7 +241,7 @@ def test_impossible_tasks_are_said(text, make, message):
 )
 def test_tasks_for_the_other_kind_of_model_are_said(text, make, encoder_length, message):
     with pytest.raises(UserError, match=message):
-        evaluate.Evaluation([make(text)], context_of(text, encoder_length=encoder_length))
+        evaluate.Evaluator([make(text)], context_of(text, encoder_length=encoder_length))
 
 
 def test_scores_and_predictions_are_files(tmp_path):

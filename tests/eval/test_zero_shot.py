@@ -28,18 +28,18 @@ COSINES = [[0.1, 0.7, 0.3, 0.2], [0.6, 0.2, 0.6, 0.1], [0.5, 0.4, 0.1, 0.6]]
 
 
 def test_the_example_of_classify():
-    said = classify(np.array([[1, 0], [0, 1], [1, 1]]), np.eye(2), logit_scale=SCALE, logit_bias=BIAS)
+    result = classify(np.array([[1, 0], [0, 1], [1, 1]]), np.eye(2), logit_scale=SCALE, logit_bias=BIAS)
     middle = sigmoid(math.sqrt(2) - 1)
     expected = [[sigmoid(1), sigmoid(-1)], [sigmoid(-1), sigmoid(1)], [middle, middle]]
-    np.testing.assert_allclose(said.scores_NC, expected, rtol=1e-6)
-    assert said.scores_NC.dtype == np.float32
-    assert said.classes_N.tolist() == [0, 1, 0]
-    assert said.accuracy([0, 1, 1]) == pytest.approx(2 / 3)
+    np.testing.assert_allclose(result.scores_NC, expected, rtol=1e-6)
+    assert result.scores_NC.dtype == np.float32
+    assert result.classes_N.tolist() == [0, 1, 0]
+    assert result.accuracy([0, 1, 1]) == pytest.approx(2 / 3)
 
 
 def test_the_example_of_class_embeddings():
-    made = class_embeddings(np.array([[2, 0], [0, 3], [0, 1]]), [0, 0, 1])
-    np.testing.assert_allclose(made, [[0.5**0.5, 0.5**0.5], [0, 1]], rtol=1e-6)
+    embeddings = class_embeddings(np.array([[2, 0], [0, 3], [0, 1]]), [0, 0, 1])
+    np.testing.assert_allclose(embeddings, [[0.5**0.5, 0.5**0.5], [0, 1]], rtol=1e-6)
 
 
 def test_prompts_count_alike_however_long_their_embeddings_are_and_in_any_order():
@@ -54,15 +54,15 @@ def test_prompts_count_alike_however_long_their_embeddings_are_and_in_any_order(
 
 
 def test_the_example_of_retrieve():
-    got = retrieve(*with_cosines(COSINES), [0, 0, 1, -1], ks=(1, 2, 3))
-    assert got.image_to_text == {1: 1 / 2, 2: 1.0, 3: 1.0}
-    assert got.text_to_image == {1: 2 / 3, 2: 2 / 3, 3: 1.0}
+    recall = retrieve(*with_cosines(COSINES), [0, 0, 1, -1], ks=(1, 2, 3))
+    assert recall.image_to_text == {1: 1 / 2, 2: 1.0, 3: 1.0}
+    assert recall.text_to_image == {1: 2 / 3, 2: 2 / 3, 3: 1.0}
 
 
 def test_a_model_that_embeds_everything_alike_finds_nothing():
     x = np.random.RandomState(0).standard_normal((1, 33)).repeat(40, axis=0)
-    got = retrieve(x, x, np.arange(40), ks=(1, 39, 40))
-    assert got.image_to_text == got.text_to_image == {1: 0.0, 39: 0.0, 40: 1.0}
+    recall = retrieve(x, x, np.arange(40), ks=(1, 39, 40))
+    assert recall.image_to_text == recall.text_to_image == {1: 0.0, 39: 0.0, 40: 1.0}
 
 
 def test_a_model_that_is_right_finds_everything():
@@ -77,26 +77,26 @@ def test_blocks_change_nothing(monkeypatch):
     owners = draw.randint(-1, 23, 50)
     owners[7] = 22
     monkeypatch.setattr(zero_shot, "BLOCK", 7)
-    got = retrieve(images, texts, owners, ks=(1, 3, 10, 50))
+    recall = retrieve(images, texts, owners, ks=(1, 3, 10, 50))
     scores = (images / np.linalg.norm(images, axis=1)[:, None]) @ (texts / np.linalg.norm(texts, axis=1)[:, None]).T
     by_image = [
         min(list(np.argsort(-scores[n])).index(m) for m in np.flatnonzero(owners == n))
         for n in sorted(set(owners) - {-1})
     ]
     by_text = [list(np.argsort(-scores[:, m])).index(owners[m]) for m in range(50) if owners[m] >= 0]
-    assert got.image_to_text == {k: np.mean(np.array(by_image) < k) for k in (1, 3, 10, 50)}
-    assert got.text_to_image == {k: np.mean(np.array(by_text) < k) for k in (1, 3, 10, 50)}
-    assert 0 < got.image_to_text[3] < 1
-    said = classify(images, texts, logit_scale=SCALE, logit_bias=BIAS)
-    np.testing.assert_allclose(said.scores_NC, 1 / (1 + np.exp(1 - 2 * scores)), rtol=1e-5)
-    np.testing.assert_array_equal(said.classes_N, scores.argmax(axis=1))
+    assert recall.image_to_text == {k: np.mean(np.array(by_image) < k) for k in (1, 3, 10, 50)}
+    assert recall.text_to_image == {k: np.mean(np.array(by_text) < k) for k in (1, 3, 10, 50)}
+    assert 0 < recall.image_to_text[3] < 1
+    result = classify(images, texts, logit_scale=SCALE, logit_bias=BIAS)
+    np.testing.assert_allclose(result.scores_NC, 1 / (1 + np.exp(1 - 2 * scores)), rtol=1e-5)
+    np.testing.assert_array_equal(result.classes_N, scores.argmax(axis=1))
 
 
 def test_scores_that_are_all_one_still_have_a_best_class():
     images, classes = with_cosines([[0.5, 0.6, 0.4]])
-    said = classify(images, classes, logit_scale=math.log(100), logit_bias=0.0)
-    assert said.scores_NC.tolist() == [[1.0, 1.0, 1.0]]
-    assert said.classes_N.tolist() == [1]
+    result = classify(images, classes, logit_scale=math.log(100), logit_bias=0.0)
+    assert result.scores_NC.tolist() == [[1.0, 1.0, 1.0]]
+    assert result.classes_N.tolist() == [1]
     low = classify(images, classes, logit_scale=math.log(100), logit_bias=-2000.0)
     assert low.scores_NC.tolist() == [[0.0, 0.0, 0.0]]
 

@@ -1,4 +1,4 @@
-"""What a user gives to a model, checked and turned into arrays: tokens, masks, images, prompts.
+"""Inputs of the Python API, checked and converted to arrays: tokens, masks, images, prompts.
 
 B rows, T length, I images of a row, K tokens of an image.
 """
@@ -15,31 +15,30 @@ from jaxtyping import Bool, Float, Int
 from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.data import image_tokens
-from t5g2.data import images as pictures
+from t5g2.data import images as image_files
 from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import Resampling
 from t5g2.data.tokenizers.base import Tokenizer
-from t5g2.models.config import EncoderDecoderConfig, ImageConfig, ModelConfig, SiglipTextConfig, TextConfig
+from t5g2.models.config import ImageConfig, SiglipTextConfig, TextConfig
 
 _CROPPED = f"Here is the original image {START_OF_IMAGE} and here are some crops to help you see better "
 
 
-def images_of(config: ModelConfig) -> ImageConfig | None:
-    """How images enter a language model, if they do."""
-    stack = config.encoder if isinstance(config, EncoderDecoderConfig) else config
-    return stack.images if isinstance(stack, TextConfig) else None
-
-
 def tokens(name: str, values: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
-    """int32[B, T] of what was given as such.
+    """Returns token ids as int32[B, T].
+
+    Args:
+      name: name of the argument, for messages.
+      values: rows of ids.
+      stack: the stack that reads them.
 
     Raises:
-      UserError: it is not of that shape, or an id is outside the vocabulary; `name` it was given under.
+      UserError: the shape is another one, or an id is outside the vocabulary.
     """
     try:
         array = np.asarray(values)
     except ValueError:
-        raise UserError(f"{name} has rows of different lengths; pad them to one, and say where with the mask") from None
+        raise UserError(f"{name} has rows of different lengths; pad them to one length, and mask the padding") from None
     if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise UserError(
             f"{name} is {array.dtype}{list(array.shape)}; it must be whole numbers of shape [rows, length], such as "
@@ -56,10 +55,10 @@ def tokens(name: str, values: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
 
 
 def mask(name: str, values: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B T"]:
-    """True where there is a token; None = everywhere.
+    """Returns bool[B, T], True where there is a token; values None = everywhere.
 
     Raises:
-      UserError: it has not the shape of the tokens, or holds something else than truth values.
+      UserError: the mask does not have the shape of the tokens, or holds other values than 0 and 1.
     """
     if values is None:
         return np.ones(shape, bool)
@@ -75,16 +74,20 @@ def mask(name: str, values: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B 
 def sequences(
     tokens_BT: np.ndarray, valid_BT: np.ndarray, *, counted: bool, image_token: int | None = None
 ) -> Sequences:
-    """Tokens as models take them; tokens [7 8 9], of which the first is padding:
+    """Returns tokens with segments and positions; for tokens [7 8 9], of which the first is padding:
 
         tokens [0 8 9]   segments [0 1 1]   positions [0 1 2], or counted [0 0 1]
 
     Args:
-      image_token: runs of it become blocks; None = no blocks.
+      tokens_BT: token ids.
+      valid_BT: True where there is a token, False at padding.
+      counted: positions count tokens only, not columns.
+      image_token: runs of this token become blocks; None = no blocks.
     """
     positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
     if counted:
         positions_BT = np.maximum(np.cumsum(valid_BT, axis=1, dtype=np.int32) - 1, 0)
+    # ids at padding are arbitrary; 0 keeps them from being taken for image tokens
     tokens_BT = np.where(valid_BT, tokens_BT, 0)
     blocks = None if image_token is None else image_blocks(tokens_BT, image_token)
     return Sequences(tokens_BT, valid_BT.astype(np.int32), positions_BT, blocks)
@@ -93,22 +96,22 @@ def sequences(
 def images(
     images_by_row: Any, rows: int, size: int, resampling: Resampling = "bilinear"
 ) -> tuple[Float[np.ndarray, "B I H W 3"], list[int]]:
-    """Images as models take them, float32 in [-1, 1], rows with fewer filled up with zeros; and how many each row has.
+    """Returns (images as float32 in [-1, 1], rows with fewer images filled up with zeros; the number of each row).
 
     Args:
-      given: an array [B, I, H, W, 3]; or for each row a list of images, or one image. An image is a file, a PIL image,
-        or an array [H, W, 3]: uint8 of any size, or floats in [-1, 1] of the tower's size.
+      images_by_row: an array [B, I, H, W, 3]; or for each row a list of images, or one image. An image is a file, a
+        PIL image, or an array [H, W, 3]: uint8 of any size, or floats in [-1, 1] of the tower's size.
 
     Raises:
-      UserError: not as many rows as there are, a file that is no image, floats outside of [-1, 1] or of another size.
+      UserError: the number of rows differs, a file is not an image, floats are outside of [-1, 1] or of another size.
     """
     images_by_row = list(images_by_row)
     if len(images_by_row) != rows:
         raise UserError(
-            f"images are given for {len(images_by_row)} rows and there are {rows}; give a list for each row, [] where there "
-            f"are none"
+            f"images are given for {len(images_by_row)} rows and there are {rows}; give a list for each row, [] for "
+            f"a row without images"
         )
-    by_row = [[prepare_image(one, size, resampling) for one in _row_images(row)] for row in images_by_row]
+    by_row = [[prepare_image(image, size, resampling) for image in _row_images(row)] for row in images_by_row]
     counts = [len(row) for row in by_row]
     array = np.zeros((rows, max(counts, default=0), size, size, 3), np.float32)
     for row, prepared_row in enumerate(by_row):
@@ -118,15 +121,16 @@ def images(
 
 
 def prepare_image(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray, "H W 3"]:
-    """One image, as in `images`."""
+    """Returns one image as float32 in [-1, 1]; `image` as in `images`."""
     array = pixels(image)
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-        return pictures.preprocess(array, size, resampling=resampling)
+        return image_files.preprocess(array, size, resampling=resampling)
     if array.shape != (size, size, 3) or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
             f"an image is {array.dtype}{list(array.shape)}; arrays are uint8[height, width, 3], or floats in [-1, 1] "
             f"of the tower's own size, [{size}, {size}, 3]"
         )
+    # pixels of 0 to 255 or 0 to 1 as floats are the common mistakes; the first is caught here
     if not (np.abs(array) <= 1).all():
         raise UserError(
             f"an image of floats reaches from {array.min():g} to {array.max():g}; floats must lie in [-1, 1] "
@@ -136,19 +140,19 @@ def prepare_image(image: Any, size: int, resampling: Resampling) -> Float[np.nda
 
 
 def pixels(image: Any) -> np.ndarray:
-    """An image as an array: uint8[height, width, 3] of a file or a PIL image, an array as it is."""
+    """Returns an image as an array: uint8[height, width, 3] of a file or a PIL image, an array unchanged."""
     if isinstance(image, str | PathLike | bytes):
-        return pictures.read(image)
+        return image_files.read(image)
     return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
 
 
 def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -> tuple[list[str], list[list[Any]]]:
-    """The prompts and, for each, its images with the crops of long ones behind them (pan-and-scan).
+    """Returns (the prompts, the images of each with the crops of long images after them); this is pan-and-scan.
 
-    The words around them are those of transformers' Gemma3Processor.
+    The words around the crops are those of transformers' Gemma3Processor.
 
     Raises:
-      UserError: as `images` and `prompt`; floats, which have the tower's size already and nothing to be cropped from.
+      UserError: as `images` and `prompt`; images of floats, which have the tower's size already and cannot be cropped.
     """
     rows = [_row_images(row) for row in images_by_prompt]
     if len(rows) != len(prompts):
@@ -156,28 +160,29 @@ def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -
     texts, images = [], []
     for text, row in zip(prompts, rows, strict=True):
         arrays = [pixels(image) for image in row]
+        # floats have the tower's size already, so crops would lose resolution
         if any(array.dtype != np.uint8 for array in arrays):
             raise UserError("crops are made of files, PIL images and uint8 arrays; give one, or crops=0")
         parts = image_tokens.split(text, len(row))
-        made, shown = parts[0], []
+        prompt_text, prompt_images = parts[0], []
         for array, part in zip(arrays, parts[1:], strict=True):
-            crops = pictures.pan_and_scan(array, max_crops=most_crops)
-            shown += [array, *crops]
-            made += _CROPPED + " ".join([START_OF_IMAGE] * len(crops)) if crops else START_OF_IMAGE
-            made += part
-        texts.append(made)
-        images.append(shown)
+            crops = image_files.pan_and_scan(array, max_crops=most_crops)
+            prompt_images += [array, *crops]
+            prompt_text += _CROPPED + " ".join([START_OF_IMAGE] * len(crops)) if crops else START_OF_IMAGE
+            prompt_text += part
+        texts.append(prompt_text)
+        images.append(prompt_images)
     return texts, images
 
 
 def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | None) -> np.ndarray:
-    """int32[T]: a prompt with `count` images, without BOS.
+    """Returns int32[T], a prompt with `count` images, without BOS.
 
-    An image stands where the text says <start_of_image>, or, if it says so nowhere, in front; image_tokens.encode says
-    what it becomes.
+    Images are at the places of <start_of_image> in the text, or in front if there is none; their tokens are those of
+    image_tokens.encode.
 
     Raises:
-      UserError: there are images, and another number of <start_of_image>.
+      UserError: the numbers of images and of <start_of_image> differ.
     """
     if not count:
         return tokenizer.encode(text)
@@ -186,28 +191,29 @@ def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | No
 
 
 def siglip_tokens(tokenizer: Tokenizer, texts: Sequence[str], config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
-    """int32[B, length]: texts as SigLIP was trained on them (as transformers' SiglipTokenizer makes them).
+    """Returns int32[B, length], texts in the form of SigLIP's training (as in transformers' SiglipTokenizer).
 
-    In lower case, without punctuation, cut to length - 1 tokens; </s> ends a text and fills up its row.
+    They are in lower case, without punctuation, cut to length - 1 tokens; </s> ends a text and fills up its row.
     """
+    # SigLIP's text tower has no mask: it was trained on rows filled up with </s>
     rows = np.full((len(texts), config.length), tokenizer.special_tokens.eos, np.int32)
     punctuation = str.maketrans("", "", string.punctuation)
     for row, text in zip(rows, texts, strict=True):
         plain = re.sub(r"\s+", " ", text.lower().translate(punctuation)).strip()
-        found = tokenizer.encode(plain)[: config.length - 1]
-        row[: len(found)] = found
+        ids = tokenizer.encode(plain)[: config.length - 1]
+        row[: len(ids)] = ids
     return rows
 
 
 def siglip_ids(values: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
-    """int32[B, length] of tokens that were given.
+    """Returns token ids as int32[B, length].
 
     Raises:
-      UserError: another shape, or ids outside the vocabulary.
+      UserError: the shape is another one, or ids are outside the vocabulary.
     """
     array = np.asarray(values)
-    ok = array.ndim == 2 and array.shape[1] == config.length and np.issubdtype(array.dtype, np.integer)
-    if not ok or array.min(initial=0) < 0 or array.max(initial=0) >= config.vocab_size:
+    is_valid = array.ndim == 2 and array.shape[1] == config.length and np.issubdtype(array.dtype, np.integer)
+    if not is_valid or array.min(initial=0) < 0 or array.max(initial=0) >= config.vocab_size:
         raise UserError(
             f"texts is {array.dtype}{list(array.shape)}; give a list of texts, or ids from 0 to "
             f"{config.vocab_size - 1} of shape [texts, {config.length}]"
@@ -216,7 +222,7 @@ def siglip_ids(values: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
 
 
 def _row_images(row: Any) -> list[Any]:
-    """The images of a row: a list of them, an array [I, H, W, 3], or one image alone."""
+    """Returns the images of a row as a list; given are a list, an array [I, H, W, 3], or a single image."""
     if isinstance(row, list | tuple):
         return list(row)
     return list(row) if getattr(row, "ndim", 0) == 4 else [row]

@@ -1,0 +1,250 @@
+"""Loaded decoder-only and encoder-decoder models: logits, encoder states, generation.
+
+B batch, T decoder length, S encoder length, D width, V vocabulary.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any, Literal, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+from typing_extensions import override
+
+from t5g2.api import inputs
+from t5g2.api.model import Format, Model, chosen_dtype, json_field
+from t5g2.checkpoint.folder import ModelFolder
+from t5g2.core import files, tree
+from t5g2.core import sharding as meshes
+from t5g2.core.batch import Sequences
+from t5g2.core.errors import UserError
+from t5g2.data.images import check_images
+from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, complete
+from t5g2.models import build
+from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ImageConfig, TextConfig
+from t5g2.models.layers import Compute
+
+Positions = Literal["raw", "counted"]
+TOWER_PARTS = ("vision", "projector")
+
+
+class LanguageModel(Model):
+    """A loaded decoder-only or encoder-decoder model.
+
+    Tokens are int[B, T], rows of one length; masks are bool or int of the same shape, True or 1 = a token, False or 0 =
+    padding, and None = every column is a token. Padding may be on either side; outputs at padding are undefined. Images
+    are given for each row (in the forms of inputs.images), as many as the row has places for.
+
+    Attributes:
+      positions: as in `load`.
+      stop_ids: ids that end generation: those of generation_config.json if the folder has one, else EOS, and
+        <end_of_turn> if there is such a token, as in google-deepmind/gemma.
+      suppressed_ids: ids that are never generated; none, as in transformers. google-deepmind/gemma excludes
+        <start_of_image> and <end_of_image> in Gemma 3.
+      encoder_bos: True if the encoder's input begins with BOS when text is given: for imported models, as in
+        transformers (the official sampler of T5Gemma leaves it out), but not for those trained here, whose objectives
+        do not put one there.
+    """
+
+    def __init__(self, folder: ModelFolder, dtype: Any, compute: Compute, mesh: Mesh | None, positions: Positions):
+        super().__init__(folder, dtype, compute, mesh)
+        self.positions: Positions = positions
+        self.suppressed_ids: tuple[int, ...] = ()
+        self.encoder_bos = (folder.provenance or {}).get("kind") == "import"
+
+    @property
+    @override
+    def config(self) -> TextConfig | EncoderDecoderConfig:
+        config = self.folder.config
+        assert not isinstance(config, DualEncoderConfig)
+        return config
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end generation; may be set."""
+        eos = json_field(self.folder.path / "generation_config.json", "eos_token_id")
+        if eos is not None:
+            return tuple(eos) if isinstance(eos, list) else (eos,)
+        # instruction-tuned models end a turn with <end_of_turn>, and rarely with EOS
+        named = self.tokenizer.named()
+        return tuple(named[name] for name in ("eos", "end_of_turn") if name in named)
+
+    def logits(
+        self,
+        decoder_tokens: Any,
+        encoder_tokens: Any = None,
+        *,
+        encoder_mask: Any = None,
+        decoder_mask: Any = None,
+        images: Any = None,
+    ) -> Float[np.ndarray, "B T V"]:
+        """Returns float32[B, T, V], the logits of every token that may follow each token of the decoder.
+
+        Args:
+          decoder_tokens: int[B, T], with BOS first.
+          encoder_tokens: int[B, S], input of the encoder; None for a decoder-only model.
+          encoder_mask, decoder_mask: [B, S] and [B, T].
+          images: for the image tokens of the encoder, or of a decoder-only model's tokens.
+
+        Raises:
+          UserError: tokens or masks of a wrong shape, ids outside the vocabulary, encoder tokens missing or not
+            allowed, images that do not match the image tokens.
+        """
+        encoder = None
+        if not self.config.is_encoder_decoder:
+            if encoder_tokens is not None or encoder_mask is not None:
+                raise UserError(
+                    "encoder_tokens is given, but a decoder-only model has no encoder; give decoder_tokens only"
+                )
+            decoder, array = self._image_side_inputs("decoder", decoder_tokens, decoder_mask, images)
+        else:
+            if encoder_tokens is None:
+                raise UserError("encoder_tokens is missing: this is an encoder-decoder model; give its input")
+            encoder, array = self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images)
+            decoder = self._sequences("decoder", decoder_tokens, decoder_mask)
+            if len(encoder.tokens) != len(decoder.tokens):
+                raise UserError(
+                    f"encoder_tokens has {len(encoder.tokens)} rows and decoder_tokens {len(decoder.tokens)}; give as "
+                    f"many of both"
+                )
+        return self._run(_logits, encoder, decoder, array)
+
+    def encode(
+        self, encoder_tokens: Any, *, encoder_mask: Any = None, images: Any = None
+    ) -> Float[np.ndarray, "B S D"]:
+        """Returns float32[B, S, D], the states of the encoder after its last norm.
+
+        Raises:
+          UserError: as `logits`; or the model is decoder-only.
+        """
+        if not self.config.is_encoder_decoder:
+            raise UserError("a decoder-only model has no encoder to encode with; load an encoder-decoder model")
+        return self._run(_encode, *self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Any = None,
+        *,
+        crops: int = 0,
+        max_new_tokens: int = 64,
+        sampler: Sampler = GREEDY,
+        seed: int = 0,
+    ) -> list[str]:
+        """Returns the text that the model generates for each prompt, without special tokens.
+
+        An encoder-decoder reads the prompt with its encoder; a decoder-only model continues it, after BOS. Prompts may
+        have different lengths: padding does not change the output.
+
+        Args:
+          prompts: the texts.
+          images: images of each prompt, at the places of its <start_of_image>, or in front if it has none.
+          crops: largest number of crops that follow a long image (pan-and-scan), announced in the prompt as in
+            transformers' Gemma3Processor; 0 = none.
+          max_new_tokens: largest number of generated tokens.
+          sampler: rule by which the next token is chosen.
+          seed: seed of the sampler.
+
+        Raises:
+          UserError: no tokenizer; images that do not match the prompts; a model without an image tower.
+        """
+        if isinstance(prompts, str):
+            raise UserError("prompts is one text; give a list of them: [prompt]")
+        prompts, tokenizer, config = list(prompts), self.tokenizer, self._image_config
+        array, counts = None, [0] * len(prompts)
+        if images is not None:
+            if crops:
+                prompts, images = inputs.with_crops(prompts, images, crops)
+            array, counts = self._image_inputs(images, len(prompts))
+        token_rows = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
+        special_tokens = tokenizer.special_tokens
+        if self.encoder_bos or not self.config.is_encoder_decoder:
+            token_rows = [np.append(np.int32(special_tokens.bos), tokens) for tokens in token_rows]
+        options = GenerationOptions(
+            max_new_tokens, self.stop_ids, special_tokens.pad, sampler, self.compute, self.suppressed_ids
+        )
+        with self._devices():
+            outputs = complete(self.params, token_rows, array, bos=special_tokens.bos, options=options, seed=seed)
+        return [tokenizer.decode(tokens, show_special_tokens=False) for tokens in outputs]
+
+    @override
+    def save(self, directory: str | PathLike, *, format: Format = "t5g2") -> None:
+        files.refuse_existing(directory)  # before the tower is read
+        if self._image_config is not None:
+            self.read_tower()
+        super().save(directory, format=format)
+
+    def embed_images(self, *arguments: Any, **named: Any) -> NoReturn:
+        """Raises UserError: only a dual encoder embeds images and texts."""
+        raise UserError("a language model does not embed images and texts; load a SigLIP model, or use encode")
+
+    embed_texts = similarity = classify = retrieve = embed_images
+
+    def read_tower(self) -> None:
+        """Reads the image tower and its projector now, unless they are loaded; other weights are not changed."""
+        if hasattr(self.params, TOWER_PARTS[0]):
+            return
+        values = tree.named(self.params)
+        for part in TOWER_PARTS:
+            leaves = {key: leaf for key, leaf in self.folder.leaves.items() if key[0].startswith(f"{part}.")}
+            # a tower may be stored in another dtype than the text, so each part has its own
+            abstract = build.abstract(self.config, chosen_dtype(replace(self.folder, leaves=leaves), self.dtype))
+            abstract_part = getattr(abstract, part)
+            dtypes = {key: leaf.dtype for key, leaf in tree.leaves(abstract_part).items()}
+
+            def read(key: tree.LeafKey, part: str = part, dtypes: Any = dtypes) -> Any:
+                return self.folder.leaves[(f"{part}.{key[0]}", key[1])].read().astype(dtypes[key])
+
+            shardings = None if self.mesh is None else getattr(meshes.shardings(abstract, self.mesh), part)
+            loaded = tree.build(abstract_part, read, shardings=shardings)
+            values |= {f"{part}.{name}": value for name, value in tree.named(loaded).items()}
+        self.params = tree.refill(build.abstract(self.config), values)
+
+    def _image_side_inputs(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Sequences, Any]:
+        """Returns (the sequences of the side that reads images, the images as an array)."""
+        config = self._image_config
+        sequences = self._sequences(side, tokens, mask, None if images is None else config)
+        rows = len(sequences.tokens)
+        array, counts = (None, [0] * rows) if images is None else self._image_inputs(images, rows)
+        if config is not None:
+            check_images(sequences.tokens, config.token, tokens_per_image=config.tokens, images_per_row=counts)
+        return sequences, array
+
+    def _sequences(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Sequences:
+        stack = self.config.encoder_stack if side == "encoder" else self.config.decoder_stack
+        assert stack is not None
+        tokens_BT = inputs.tokens(f"{side}_tokens", tokens, stack)
+        valid_BT = inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
+        image_token = images.token if images and side == "decoder" else None
+        return inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
+
+    def _image_inputs(self, images_by_row: Any, rows: int) -> tuple[Any, list[int]]:
+        """Returns (the images as an array, None if there are none; the number of images of each row)."""
+        if self._image_config is None:
+            raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
+        size = self._image_config.vision.image_size
+        array, counts = inputs.images(images_by_row, rows, size, self.resampling)
+        # rows of [] need no tower
+        if not any(counts):
+            return None, counts
+        self.read_tower()
+        return array, counts
+
+    @property
+    def _image_config(self) -> ImageConfig | None:
+        return self.config.image_stack.images
+
+
+@functools.partial(jax.jit, static_argnames="compute")
+def _logits(params: Any, encoder: Sequences | None, decoder: Sequences, images: Any, *, compute: Compute):
+    return params.logits(params.hidden(encoder, decoder, images, compute=compute))
+
+
+@functools.partial(jax.jit, static_argnames="compute")
+def _encode(params: Any, encoder: Sequences, images: Any, *, compute: Compute):
+    return params.encode(encoder, images, compute=compute).astype(jnp.float32)

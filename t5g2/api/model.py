@@ -1,0 +1,132 @@
+"""The part that all loaded models share: weights, tokenizer, saving."""
+
+import contextlib
+import functools
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from t5g2.checkpoint import export_folder
+from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.folder import ModelFolder
+from t5g2.core import files
+from t5g2.core.errors import UserError, unknown
+from t5g2.data.images import Resampling
+from t5g2.data.tokenizers import registry as tokenizers
+from t5g2.data.tokenizers.base import Tokenizer
+from t5g2.models.config import DualEncoderConfig, ModelConfig
+from t5g2.models.layers import Compute
+
+Format = Literal["t5g2", "huggingface"]
+
+
+class Model:
+    """A loaded model.
+
+    Attributes:
+      folder: the folder that it was loaded from.
+      params: the module that holds the weights.
+      dtype, compute, mesh: as in `load`.
+      resampling: filter with which images are resized: that of preprocessor_config.json if the folder has one, else
+        bilinear, and bicubic for a dual encoder.
+    """
+
+    def __init__(self, folder: ModelFolder, dtype: Any, compute: Compute, mesh: Mesh | None):
+        self.folder, self.dtype, self.compute, self.mesh = folder, dtype, compute, mesh
+        self.resampling: Resampling = _resampling(folder)
+        # the tower of a language model is large and often not used, so it is read later
+        without_tower = folders.without_images(folder)
+        param_dtype = chosen_dtype(without_tower, dtype)
+        self.params: Any = folders.load_model(without_tower, mesh=mesh, param_dtype=param_dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder.path)!r}, {self.compute})"
+
+    @property
+    def config(self) -> ModelConfig:
+        """Architecture of the model."""
+        return self.folder.config
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the folder.
+
+        Raises:
+          UserError: the folder has none.
+        """
+        if self.folder.tokenizer is None:
+            raise UserError(
+                f"{self.folder.path} has no tokenizer, so it cannot read text; put its tokenizer.json or "
+                f"tokenizer.model there, or give tokens"
+            )
+        return tokenizers.from_dict(self.folder.tokenizer, self.folder.path)
+
+    def save(self, directory: str | PathLike, *, format: Format = "t5g2") -> None:
+        """Writes the model, with its tokenizer: a model folder, or a Hugging Face folder that transformers loads.
+
+        A Hugging Face folder is exported from a temporary model folder beside it, which needs as much disk space.
+
+        Raises:
+          UserError: the directory exists; transformers has no architecture for this model.
+        """
+        if format not in get_args(Format):
+            raise unknown("format", format, get_args(Format))
+        files.refuse_existing(directory)
+        target = Path(directory).absolute()
+        if format == "t5g2":
+            self._save_folder(target)
+            return
+        # beside the target, so that both are on one disk
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            self._save_folder(Path(temporary) / "model")
+            export_folder.export_model(Path(temporary) / "model", target)
+
+    def _save_folder(self, directory: Path) -> None:
+        folders.save_model(
+            directory,
+            self.params,
+            tokenizer=self.folder.tokenizer,
+            provenance=self.folder.provenance,
+            extra_files=self.folder.extra_files,
+        )
+
+    def _run(self, function: Any, *arguments: Any) -> Float[np.ndarray, "..."]:
+        with self._devices():
+            return np.asarray(function(self.params, *arguments, compute=self.compute))
+
+    def _devices(self) -> Any:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+def _resampling(folder: ModelFolder) -> Resampling:
+    default: Resampling = "bicubic" if isinstance(folder.config, DualEncoderConfig) else "bilinear"
+    file = folder.path / "preprocessor_config.json"
+    # the file holds Pillow's numbers of the filters
+    by_pillow_number: dict[int, Resampling] = {2: "bilinear", 3: "bicubic"}
+    return by_pillow_number.get(json_field(file, "resample"), default)
+
+
+def json_field(file: Path, key: str) -> Any:
+    """Returns a field of a JSON file, None if the file or the field is missing.
+
+    Raises:
+      UserError: the file is not JSON, or not an object.
+    """
+    if not file.is_file():
+        return None
+    return files.read_json_object(file, fix="download it again, or remove it").get(key)
+
+
+def chosen_dtype(folder: ModelFolder, chosen: Any) -> np.dtype:
+    """Returns the chosen dtype, or that of the leaves: the widest if they have several."""
+    chosen = folders.weight_dtype(chosen)
+    dtypes = {jnp.dtype(leaf.dtype) for leaf in folder.leaves.values()} if chosen is None else {chosen}
+    return functools.reduce(jnp.promote_types, sorted(dtypes, key=str))

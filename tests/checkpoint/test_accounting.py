@@ -1,0 +1,137 @@
+"""Every stored tensor is needed and every needed one is stored; copies of tied weights are compared."""
+
+import numpy as np
+import pytest
+
+from t5g2.checkpoint.import_folder import open_foreign
+from t5g2.core.errors import UserError
+from tests import tiny
+from tests.checkpoint.foreign_folders import FAMILIES, bits, reconfigure, rewrite, stored
+
+RESPELLED = {
+    "gemma3 with images": [
+        lambda n: n.replace("vision_model.", ""),
+        lambda n: n.replace("language_model.model.", "model.language_model."),
+        lambda n: f"model.{n}" if n.startswith(("vision_tower", "multi_modal")) else n,
+    ],
+    "t5gemma2 with images": [
+        lambda n: n.replace("vision_model.", ""),
+        lambda n: n.replace("encoder.layers", "encoder.text_model.layers") if "vision" not in n else n,
+        lambda n: n.replace("encoder.embed", "encoder.text_model.embed"),
+        lambda n: n.removeprefix("model."),
+    ],
+    "t5gemma": [lambda n: n.removeprefix("model.")],
+}
+
+
+@pytest.mark.parametrize("family", RESPELLED)
+def test_names_that_are_in_use_are_all_read(tmp_path, hugging_face, family):
+    hf_folder = hugging_face(FAMILIES[family])
+    plain, tensors = bits(open_foreign(hf_folder)), stored(hf_folder)
+    for respell in RESPELLED[family]:
+        renamed = {respell(name): array for name, array in tensors.items()}
+        changed = len(renamed.keys() - tensors.keys())
+        assert changed
+        rewrite(hf_folder, renamed)
+        opened = open_foreign(hf_folder)
+        assert bits(opened) == plain
+        assert opened.provenance["notes"] == [f"{changed} tensors are stored under other names in use for them"]
+
+
+def test_two_names_of_one_tensor(hugging_face):
+    hf_folder = hugging_face(tiny.T5GEMMA2)
+    tensors = stored(hf_folder)
+    rewrite(hf_folder, tensors | {"decoder.norm.weight": tensors["model.decoder.norm.weight"]})
+    with pytest.raises(
+        UserError, match=r"norm.weight and .*norm.weight, which are two names of one tensor; remove one"
+    ):
+        open_foreign(hf_folder)
+
+
+COPIES = {
+    "gemma3": {"lm_head.weight": "model.embed_tokens.weight"},
+    "gemma3 with images": {"lm_head.weight": "language_model.model.embed_tokens.weight"},
+    "t5gemma": {"lm_head.out_proj.weight": "model.decoder.embed_tokens.weight"},
+    "t5gemma2": {
+        "lm_head.out_proj.weight": "model.encoder.embed_tokens.weight",
+        "model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight",
+        "model.decoder.embed_tokens.eoi_embedding": "model.encoder.embed_tokens.eoi_embedding",
+    },
+}
+
+
+@pytest.mark.parametrize("family", COPIES)
+def test_copies_of_tied_weights(hugging_face, family):
+    hf_folder = hugging_face(FAMILIES[family])
+    tensors, plain = stored(hf_folder), bits(open_foreign(hf_folder))
+    assert not tensors.keys() & COPIES[family].keys()
+    copies = {copy: tensors[original] for copy, original in COPIES[family].items()}
+    rewrite(hf_folder, tensors | copies)
+    opened = open_foreign(hf_folder)
+    assert bits(opened) == plain
+    assert [f"{copy} repeats {original}" for copy, original in COPIES[family].items()] == [
+        note for note in opened.provenance["notes"] if "repeats" in note
+    ]
+    for copy, original in COPIES[family].items():
+        other = copies[copy].copy()
+        other.reshape(-1)[-1] *= -1
+        rewrite(hf_folder, tensors | {copy: other})
+        with pytest.raises(UserError, match=rf"{copy} and {original} in .* differ, but they are one tied weight; if"):
+            open_foreign(hf_folder)
+        rewrite(hf_folder, tensors | {copy: other[..., :-1]})
+        with pytest.raises(UserError, match="differ, but they are one tied weight"):
+            open_foreign(hf_folder)
+
+
+def test_every_difference_of_tensors_is_said(hugging_face):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    tensors = stored(hf_folder)
+    tensors["score.weight"] = tensors.pop("model.norm.weight")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros((32, 48), np.float32)
+    rewrite(hf_folder, tensors)
+    with pytest.raises(UserError) as caught:
+        open_foreign(hf_folder)
+    first, *lines = str(caught.value).splitlines()
+    where = f"{hf_folder}, according to config.json"
+    assert first == f"the tensors in {where}, are not those of Hugging Face Gemma (needed -> stored):"
+    assert lines == [
+        "missing  model.layers.1.mlp.up_proj.weight: [48, 32]",
+        "missing  model.norm.weight: [32]",
+        "surplus  score.weight: [32]",
+        "changed  model.layers.0.mlp.up_proj.weight: [48, 32] -> [32, 48]",
+    ]
+
+
+def test_a_config_that_contradicts_the_tensors(hugging_face):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    reconfigure(hf_folder, hidden_size=40)
+    with pytest.raises(
+        UserError, match=r"size = 97 and hidden_size = 40 contradict model.embed_tokens.weight, \[97, 32"
+    ):
+        open_foreign(hf_folder)
+    reconfigure(hf_folder, hidden_size=32, vocab_size=96)
+    with pytest.raises(UserError, match=r"vocab_size = 96 and hidden_size = 32 contradict model.embed_tokens.weight"):
+        open_foreign(hf_folder)
+    reconfigure(hf_folder, vocab_size=97, tie_word_embeddings=False)
+    with pytest.raises(UserError, match=r"tie_word_embeddings = false needs lm_head.weight; if the weights are tied"):
+        open_foreign(hf_folder)
+    reconfigure(hf_folder, tie_word_embeddings=True, attention_bias=True)
+    with pytest.raises(UserError, match=rf"{hf_folder}: config.json: attention_bias = True; supported: False"):
+        open_foreign(hf_folder)
+
+
+def test_placeholders_are_only_what_they_are(hugging_face):
+    """A text-only T5Gemma 2 has an empty tower in transformers; a real one is not passed over."""
+    hf_folder = hugging_face(tiny.T5GEMMA2)
+    tensors = stored(hf_folder)
+    assert "model.encoder.vision_tower.vision_model.post_layernorm.weight" in tensors
+    assert len(open_foreign(hf_folder).provenance["notes"]) == 7
+    rewrite(hf_folder, {name: array for name, array in tensors.items() if "vision" not in name})
+    open_foreign(hf_folder)
+    tensors["model.encoder.vision_tower.vision_model.post_layernorm.weight"] = np.zeros(16, np.float32)
+    rewrite(hf_folder, tensors)
+    with pytest.raises(
+        UserError, match=r"surplus  model.encoder.vision_tower.vision_model.post_layernorm.weight: \[16"
+    ):
+        open_foreign(hf_folder)
