@@ -352,9 +352,7 @@ def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
     (out / "text").mkdir(parents=True)
     (out / "text" / ".plan.json.1.part").write_text("{")
     cache_logits.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=cache_logits.Part(0, 2))
-    assert (
-        capsys.readouterr().out == f"not complete yet: text in {out} lacks shards, which the other calls write\n"
-    )
+    assert capsys.readouterr().out == f"not complete yet: text in {out} lacks shards, which the other calls write\n"
     cache_logits.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=cache_logits.Part(1, 2))
     said = capsys.readouterr().out
     assert said == f"--config.distill='{json.dumps({'cache': str(out), 'method': 'top_k', 'per_token': 12})}'\n"
@@ -369,7 +367,9 @@ def test_a_damaged_description_of_answers(corpus, tmp_path, file, content):
     (folder / file).write_text(content)
     how = Distillation(method="top_k", per_token=12)
     with pytest.raises(UserError, match=rf"{file} is damaged.*remove the folder"):
-        cache_logits.cache_teacher_logits(experiment(corpus), str(corpus / "gemma"), tmp_path / "answers", how, shards=3)
+        cache_logits.cache_teacher_logits(
+            experiment(corpus), str(corpus / "gemma"), tmp_path / "answers", how, shards=3
+        )
     distill = {"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12}
     expected = r"is damaged.*remove the folder" if file == "answers.json" else r"has no answers\.json"
     with pytest.raises(UserError, match=expected):
@@ -381,7 +381,9 @@ def test_answers_that_cannot_be_made(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
         cache_logits.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "file", how)
-    with pytest.raises(UserError, match=r"'gs://bucket/answers' is a URL; teacher logits are written to a local folder"):
+    with pytest.raises(
+        UserError, match=r"'gs://bucket/answers' is a URL; teacher logits are written to a local folder"
+    ):
         cache_logits.cache_teacher_logits(experiment(corpus), teacher, "gs://bucket/answers", how)
     more = Distillation(method="top_k", per_token=VOCAB + 1)
     with pytest.raises(UserError, match=rf"per_token = {VOCAB + 1} and the vocabulary has {VOCAB} tokens"):
