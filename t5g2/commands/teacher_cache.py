@@ -195,7 +195,7 @@ class _Writer:
                 f"logits depend on what {type(objective).__name__} draws for an example; run the teacher in the "
                 f"training run (distill.teacher), or take a decoder-only teacher, which reads the text"
             )
-        return plan | {"objective": repr(objective)}
+        return plan | {"objective": objective.identity}
 
     def _records(self, source: int, layout: LogitShardLayout, shard: int) -> Iterator[bytes]:
         """Yields the records of a shard, chunk after chunk; those of a block of batches are in memory."""

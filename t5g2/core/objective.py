@@ -23,6 +23,11 @@ class Objective(abc.ABC):
         """Share of each denoiser, of the examples or of their targets; the shares sum to 1."""
 
     @property
+    def identity(self) -> str:
+        """Text that differs between objectives that make different examples; kept on disk, so it must not change."""
+        return repr(self)
+
+    @property
     def uses_blocks(self) -> bool:
         """True if examples have `blocks`: bidirectional attention among tokens of a decoder-only model."""
         return False

@@ -112,7 +112,7 @@ def _with_teacher_logits(corpus: Corpus, features: TeacherFeatures) -> Corpus:
         cache = CachedTeacherLogits(Path(features.cache or "") / name, per_token=features.per_token)
         cache.check(
             corpus.chunks_fingerprint(i),
-            objective=repr(corpus.config.sources[i].objective),
+            objective=corpus.config.sources[i].objective.identity,
             vocab_size=corpus.config.tokenizer.vocab_size,
             method=features.method,
             teacher=features.teacher,

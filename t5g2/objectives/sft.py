@@ -65,6 +65,12 @@ class SupervisedFineTuning(Objective):
 
     @property
     @override
+    def identity(self) -> str:
+        # folders of teacher logits were written under the former name of these classes
+        return repr(self).replace("SupervisedFineTuning", "Answers", 1)
+
+    @property
+    @override
     def is_stochastic(self) -> bool:
         return False
 

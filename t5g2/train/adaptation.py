@@ -163,8 +163,8 @@ class _OpenedFolders:
         of_encoder, of_decoder = self.encoder.tokenizer, self.decoder.tokenizer
         if of_encoder and of_decoder and of_encoder | {"file": None} != of_decoder | {"file": None}:
             raise UserError(
-                f"{self.encoder.path} and {self.decoder.path} have different tokenizers ({of_encoder} and {of_decoder}); "
-                f"encoder and decoder read the same tokens, so give sources of one tokenizer"
+                f"{self.encoder.path} and {self.decoder.path} have different tokenizers "
+                f"({of_encoder} and {of_decoder}); encoder and decoder read the same tokens, so give sources of one tokenizer"
             )
         tokenizer = of_encoder if of_decoder is None else of_decoder
         images = None if target is None else target.encoder.images
