@@ -1,1 +1,1 @@
-"""Weights on disk: train states, model folders, averages."""
+"""Weights on disk: train states, model folders, import and export of other formats, averages."""

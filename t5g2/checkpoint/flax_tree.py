@@ -182,7 +182,7 @@ def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _Leaf:
     file = {"driver": "file", "path": f"{root}/"}
     path = ".".join(keys) + "/"
     ocdbt = metadata.get("use_ocdbt")
-    if ocdbt or (ocdbt is None and (root / "manifest.ocdbt").is_file()):  # older checkpoints do not say
+    if ocdbt or (ocdbt is None and (root / "manifest.ocdbt").is_file()):  # older checkpoints lack the field
         store = {"driver": "ocdbt", "base": file, "path": path}
     else:
         store = file | {"path": f"{root}/{path}"}

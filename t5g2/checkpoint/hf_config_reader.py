@@ -47,7 +47,7 @@ GEMMA2_PATTERN: tuple[LayerKind, ...] = ("local", "global")
 
 
 def read(data: Mapping[str, Any]) -> tuple[names.TensorFormat, ModelConfig]:
-    """Returns (the format of the tensors beside a config.json, the architecture of ours that it describes).
+    """Returns (the format of the tensors beside a config.json, the architecture that it describes).
 
     Raises:
       UserError: an architecture, or a value of a field, that is not supported; two fields that contradict each other.

@@ -1,4 +1,4 @@
-"""Writes the config.json with which transformers builds the same model, for every architecture of ours that it has.
+"""Writes the config.json with which transformers builds the same model, for every architecture that it supports.
 
 Source: transformers 5.23.0, models/*/configuration_*.py. hf_config_reader.py is the inverse, and lists what
 has no field.
@@ -84,7 +84,7 @@ def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
 def placeholders(tensor_format: names.TensorFormat, config: ModelConfig | None) -> dict[str, tuple[int, ...]]:
     """Returns the shapes by name of tensors that transformers' class needs although the model has no such weights.
 
-    A T5Gemma 2 of ours may have no images or no end-of-image token; transformers' class always has both.
+    A T5Gemma 2 may have no images or no end-of-image token here; transformers' class always has both.
     """
     if tensor_format is not hf_names.T5GEMMA2 or not isinstance(config, EncoderDecoderConfig):
         return {}

@@ -1,7 +1,7 @@
 """Opens folders of other formats as model folders, and writes them as such, one tensor in memory at a time.
 
 Read are Hugging Face folders (config.json and safetensors) and the official Flax trees of google-deepmind/gemma.
-names.py says which tensor holds which leaf, hf_config_reader.py and flax_config.py find out the architecture. Values
+hf_names.py and flax_names.py map tensors to leaves, hf_config_reader.py and flax_config.py find the architecture. Values
 are never computed, only rearranged, so import, export and import again give the same bits.
 """
 
@@ -190,7 +190,7 @@ def import_model(
 
 
 class _ForeignWeights(NamedTuple):
-    """A foreign folder as it is stored: its format, its architecture and what says so, its tensors by stored name."""
+    """A foreign folder as it is stored: its format, its architecture and the source of that, its tensors by stored name."""
 
     tensor_format: names.TensorFormat
     config: ModelConfig
