@@ -26,6 +26,7 @@ ROWS = (
 
 
 def room(module: str) -> str:
+    """The folder of a module of ours, or the file itself at the top."""
     return module.split(".")[1]
 
 
@@ -42,6 +43,7 @@ def edges() -> Counter:
 
 
 def main() -> int:
+    """Draws the picture; returns the exit status."""
     places = {}
     for y, names in enumerate(reversed(ROWS)):
         for i, name in enumerate(names):

@@ -190,11 +190,7 @@ def import_model(
 
 
 class _ForeignWeights(NamedTuple):
-<<<<<<< HEAD
-    """A foreign folder as stored: format, architecture and the source of that, tensors by stored name."""
-=======
     """A foreign folder as it is stored: format, architecture and the source of that, tensors by stored name."""
->>>>>>> room-checkpoint
 
     tensor_format: names.TensorFormat
     config: ModelConfig

@@ -263,13 +263,8 @@ def _load_reference(path: Path) -> Any:
     import transformers
 
     transformers.logging.disable_progress_bar()
-<<<<<<< HEAD
-    hugging_face = files.read_json_object(path / CONFIG_FILE, fix="download it again")
-    names = hugging_face.get("architectures") or [""]
-=======
     data = files.read_json_object(path / CONFIG_FILE, fix="download it again")
     names = data.get("architectures") or [""]
->>>>>>> room-checkpoint
     if not hasattr(transformers, names[0]):
         raise UserError(
             f"{path / CONFIG_FILE} has architectures = {names}, which transformers {transformers.__version__} does "
