@@ -3,6 +3,7 @@
 #   make test                  every test (PYTEST="-m 'not long'" for the short ones; WORKERS=2 at a time)
 #   make test-beam             tokens by Apache Beam, on Python 3.11
 #   make test PYTHON=python3.12 VENV=.venv312
+#   make imports               docs/imports.svg: who imports whom
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?=
@@ -14,7 +15,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PAIR := $(if $(filter 3.11,$(VERSION)),py311,py312)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$(PAIR).txt
 
-.PHONY: quickstart test test-beam lint format bench clean
+.PHONY: quickstart test test-beam lint format imports bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
@@ -39,6 +40,9 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+imports: $(VENV)/.installed-dev
+	$(VENV)/bin/python docs/draw_imports.py
 
 bench: $(VENV)/.installed-dev
 	for file in bench/*.py; do $(VENV)/bin/python $$file || exit 1; done

@@ -1,20 +1,23 @@
-"""t5g2: a decoder-only language model becomes an encoder-decoder one, and is trained.
+"""t5g2: turns a decoder-only language model into an encoder-decoder one, and trains it.
 
-The folders, each importing only from those to its right:
+The folders; each imports only from folders to its right, folders in one pair of braces not from each other (eval alone
+also imports models and data):
 
-    cli, sweep, report -> train -> {eval, checkpoint, adapt} -> {models, objectives, data} -> core
+    cli -> commands -> sweep -> report -> train -> {eval, checkpoint, adapt} -> {models, objectives, data} -> core
+           api -> {eval, checkpoint} -> …
 
-    core        leaf paths, mesh, the batch contract, settings, logs
-    models      Gemma and T5Gemma blocks, attention, the tiled loss, FLOPs, released sizes
-    objectives  causal, PrefixLM, UL2: pure NumPy, (tokens, rng) -> Example
-    data        tokenizers, images, sources, virtual streams, packing, the pipeline
-    checkpoint  train states (Orbax), model folders (safetensors), averages
-    adapt       the rules by which every weight of an encoder-decoder model comes from a decoder-only one
+    commands    one file per subcommand, named as it is typed: flags, and what they run
+    sweep       several runs as one: parts, order, launchers
+    report      workdirs read: statistics, tables, plots, the page
+    api         the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save`
+    train       the experiment, the optimizer, the step, the loop, the workdir
     eval        generation, metrics, tasks
-    train       the experiment, the optimizer, the step, the loop
-
-and api, the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save` (api/inputs.py
-checks its inputs); commands/verify.py compares a model with transformers.
+    checkpoint  train states (Orbax), model folders (safetensors), import and export of foreign formats
+    adapt       the rules by which every weight of an encoder-decoder model comes from a decoder-only one
+    models      Gemma, T5Gemma and SigLIP blocks, attention, the tiled loss, FLOPs, released sizes
+    objectives  causal, PrefixLM, UL2, fine-tuning: pure NumPy, (tokens, rng) -> Example
+    data        tokenizers, sources, shards; chunks, packing, virtual streams, the pipeline
+    core        the batch contract, leaf paths, sharding, settings, files, errors, logs
 
 `import t5g2` loads none of them: the first use of `t5g2.load` loads jax and flax, and so on.
 """
@@ -24,17 +27,17 @@ from typing import TYPE_CHECKING, Any
 from t5g2.core.errors import UserError
 
 if TYPE_CHECKING:
-    from t5g2.api import load
+    from t5g2.api.loading import load
     from t5g2.eval.generation import Greedy, Temperature, TopK, TopP
 
 __version__ = "0.1.0"
 __all__ = ["Greedy", "Temperature", "TopK", "TopP", "UserError", "load"]
 
-_WHERE = {"load": "t5g2.api"} | dict.fromkeys(("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generation")
+_WHERE = {"load": "t5g2.api.loading"} | dict.fromkeys(("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generation")
 
 
 def __getattr__(name: str) -> Any:
-    """What `__all__` names, imported when it is first asked for."""
+    """Imports a name of `__all__` on first use."""
     if name not in _WHERE:
         raise AttributeError(f"module 't5g2' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib

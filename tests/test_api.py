@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import t5g2
-from t5g2 import api
 from t5g2.api import inputs as api_inputs
+from t5g2.api import loading
 from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
@@ -79,7 +79,7 @@ def logits_of(model, encoder, decoder, images=None):
 def test_logits_are_the_models(folders):
     tokens, mask = drawn(9), np.ones((2, 9), int)
     mask[1, :3] = 0
-    actual = api.load(folders / "gemma").logits(tokens, decoder_mask=mask)
+    actual = loading.load(folders / "gemma").logits(tokens, decoder_mask=mask)
     assert actual.dtype == np.float32
     model = weights.model(tiny.GEMMA3)
     expected = logits_of(model, None, stream(tokens, mask))
@@ -89,7 +89,7 @@ def test_logits_are_the_models(folders):
 def test_logits_of_an_encoder_decoder_and_its_states(folders):
     tokens, read, mask = drawn(5), drawn(8, seed=1), np.ones((2, 8), bool)
     mask[0, -2:] = False
-    loaded, model = api.load(folders / "t5gemma2"), weights.model(tiny.T5GEMMA2)
+    loaded, model = loading.load(folders / "t5gemma2"), weights.model(tiny.T5GEMMA2)
     decoder, encoder = stream(tokens, np.ones((2, 5), int)), stream(read, mask)
     actual = loaded.logits(tokens.tolist(), read.tolist(), encoder_mask=mask)
     expected = logits_of(model, encoder, decoder)
@@ -105,7 +105,7 @@ def test_positions_count_columns_or_tokens(folders):
     left = np.concatenate([np.zeros((2, 3), int), tokens], axis=1)
     mask = left > 0
     for positions, same in (("raw", False), ("counted", True)):
-        model = api.load(folders / "t5gemma2", positions=positions)
+        model = loading.load(folders / "t5gemma2", positions=positions)
         alone, padded = model.logits(tokens, read), model.logits(left, read, decoder_mask=mask)[:, 3:]
         assert (np.abs(alone - padded).max() < 1e-5) == same
 
@@ -127,7 +127,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("use", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
 def test_a_mistake_is_said(folders, use, message):
-    gemma, t5gemma = (api.load(folders / name) for name in ("gemma", "t5gemma2"))
+    gemma, t5gemma = (loading.load(folders / name) for name in ("gemma", "t5gemma2"))
     with pytest.raises(UserError) as error:
         use(gemma, t5gemma)
     assert message in str(error.value)
@@ -137,7 +137,7 @@ def test_an_unknown_choice_is_said(folders):
     with pytest.raises(UserError, match="unknown dtype of weights 'bogus'"):
         t5g2.load(folders / "gemma", dtype="bogus")
     with pytest.raises(UserError, match="unknown positions 'count'; did you mean 'counted'"):
-        api.load(folders / "gemma", positions="count")
+        loading.load(folders / "gemma", positions="count")
 
 
 def with_images(rows):
@@ -151,7 +151,7 @@ def with_images(rows):
 @pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
 def test_images_take_their_places(folders, name):
     tokens, images = with_images([1, 2, 0])
-    loaded, model = api.load(folders / name), weights.model(MODELS[name])
+    loaded, model = loading.load(folders / name), weights.model(MODELS[name])
     array = np.zeros((3, 2, 16, 16, 3), np.float32)
     array[0, 0], array[1, 0], array[1, 1] = images[0][0], *images[1]
     read = stream(tokens, np.ones_like(tokens))
@@ -170,7 +170,7 @@ def test_images_take_their_places(folders, name):
 
 
 def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
-    model = api.load(folders / "gemma_images")
+    model = loading.load(folders / "gemma_images")
     tokens, _ = with_images([1])
     with Image.open(photo) as opened:
         picture = opened.convert("RGB")
@@ -195,7 +195,7 @@ def test_text_needs_no_tower(folders, tmp_path):
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())["weight_map"]
     towers = {file for name, file in index.items() if name.startswith(("vision.", "projector."))}
     assert len(towers) == sum(key[0].startswith(("vision.", "projector.")) for key in weights.weights(config))
-    loaded = api.load(tmp_path / "model")
+    loaded = loading.load(tmp_path / "model")
     for file in towers:
         (tmp_path / "model" / file).write_bytes(b"")
     tokens = drawn(5)
@@ -208,7 +208,7 @@ def test_text_needs_no_tower(folders, tmp_path):
 
 
 def test_the_tower_comes_to_the_weights_that_are_there(folders):
-    loaded = api.load(folders / "gemma_images")
+    loaded = loading.load(folders / "gemma_images")
     before = tree.named(loaded.params)
     loaded.read_tower()
     after = tree.named(loaded.params)
@@ -219,7 +219,7 @@ def test_the_tower_comes_to_the_weights_that_are_there(folders):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_saved_is_what_was_loaded(folders, name, tmp_path):
-    loaded = api.load(folders / name)
+    loaded = loading.load(folders / name)
     loaded.save(tmp_path / "again")
     again = open_model(tmp_path / "again")
     assert (again.config, again.tokenizer) == (loaded.config, loaded.folder.tokenizer)
@@ -231,10 +231,10 @@ def test_what_is_saved_is_what_was_loaded(folders, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images", "siglip"])
 def test_folders_of_hugging_face_are_loaded_as_they_are(folders, name, tmp_path, photo):
-    ours = api.load(folders / name)
+    ours = loading.load(folders / name)
     ours.save(tmp_path / "hf", format="huggingface")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
-    theirs = api.load(tmp_path / "hf")
+    theirs = loading.load(tmp_path / "hf")
     if name == "siglip":
         np.testing.assert_array_equal(theirs.embed_images([photo]), ours.embed_images([photo]))
         return
@@ -249,9 +249,9 @@ def test_folders_of_hugging_face_are_loaded_as_they_are(folders, name, tmp_path,
 
 def test_weights_are_cast_and_computed_with_as_asked(folders):
     tokens = drawn(5)
-    stored = api.load(folders / "gemma")
+    stored = loading.load(folders / "gemma")
     assert stored.compute == Compute(dtype="float32")  # these tests run on a CPU
-    half = api.load(folders / "gemma", dtype="bfloat16", compute=Compute(dtype="bfloat16"))
+    half = loading.load(folders / "gemma", dtype="bfloat16", compute=Compute(dtype="bfloat16"))
     assert {leaf.dtype for leaf in tree.leaves(half.params).values()} == {np.dtype(ml_dtypes.bfloat16)}
     actual, exact = half.logits(tokens), stored.logits(tokens)
     assert actual.dtype == np.float32
@@ -260,8 +260,8 @@ def test_weights_are_cast_and_computed_with_as_asked(folders):
 
 def test_a_mesh_gives_the_same(folders, devices):
     tokens, images = with_images([1, 0])
-    alone = api.load(folders / "t5gemma2_images")
-    cut = api.load(folders / "t5gemma2_images", mesh=make_mesh(MeshShape(fsdp=2, tensor=2), devices[:4]))
+    alone = loading.load(folders / "t5gemma2_images")
+    cut = loading.load(folders / "t5gemma2_images", mesh=make_mesh(MeshShape(fsdp=2, tensor=2), devices[:4]))
     decoder = drawn(4)
     actual = cut.logits(decoder, tokens, images=images)
     np.testing.assert_allclose(actual, alone.logits(decoder, tokens, images=images), atol=1e-5)
@@ -318,7 +318,7 @@ PLACES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
 
 @pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
 def test_text_and_images_go_in_and_text_comes_out(folders, name, photo):
-    model = api.load(folders / name)
+    model = loading.load(folders / name)
     model.stop_ids = ()
     together = model.generate(["what?", "x", "and <start_of_image> this"], [[photo], [], photo], max_new_tokens=6)
     assert [type(text) for text in together] == [str] * 3
@@ -360,30 +360,30 @@ def test_images_of_another_size_than_the_towers(folders, photo):
 
 
 def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
-    plain = api.load(folders / "gemma_images")
+    plain = loading.load(folders / "gemma_images")
     assert plain.stop_ids == (TOKENIZER.special_tokens.eos,)
     plain.save(tmp_path / "hf", format="huggingface")
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [1, 106]}')
-    assert api.load(tmp_path / "hf").stop_ids == (1, 106)
+    assert loading.load(tmp_path / "hf").stop_ids == (1, 106)
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 5}')
-    assert api.load(tmp_path / "hf").stop_ids == (5,)
+    assert loading.load(tmp_path / "hf").stop_ids == (5,)
     (tmp_path / "hf" / "generation_config.json").unlink()
     tokenizer_files.huggingface(tmp_path / "hf")
-    turns = api.load(tmp_path / "hf")
+    turns = loading.load(tmp_path / "hf")
     assert turns.stop_ids == (1, turns.tokenizer.id("end_of_turn"))
 
 
 def test_an_imported_encoder_reads_bos_first(folders, tmp_path):
-    ours = api.load(folders / "t5gemma2_images")
+    ours = loading.load(folders / "t5gemma2_images")
     assert not ours.encoder_bos
     ours.save(tmp_path / "hf", format="huggingface")
-    assert api.load(tmp_path / "hf").encoder_bos
+    assert loading.load(tmp_path / "hf").encoder_bos
     assert import_folder.import_model(tmp_path / "hf", tmp_path / "imported")
-    assert api.load(tmp_path / "imported").encoder_bos
+    assert loading.load(tmp_path / "imported").encoder_bos
 
 
 def test_texts_and_images_are_compared(folders, photo):
-    loaded, model = api.load(folders / "siglip"), weights.model(tiny.SIGLIP)
+    loaded, model = loading.load(folders / "siglip"), weights.model(tiny.SIGLIP)
     texts = np.random.default_rng(2).integers(0, 50, (3, 6))
     text, image = loaded.embed_texts(texts), loaded.embed_images([photo, np.zeros((5, 9, 3), np.uint8)])
     assert (text.shape, image.shape, text.dtype) == ((3, 16), (2, 16), np.float32)
@@ -397,7 +397,7 @@ def test_texts_and_images_are_compared(folders, photo):
 
 def test_zero_shot_classification(folders, photo):
     """The scores are the sigmoids of the similarities with the mean of each class's prompts."""
-    model = api.load(folders / "siglip")
+    model = loading.load(folders / "siglip")
     images = [photo, np.zeros((5, 9, 3), np.uint8)]
     prompts = np.random.default_rng(2).integers(0, 50, (3, 6))
     names, scores = model.classify(images, {"one prompt": prompts[:1], "two prompts": prompts[1:]})
@@ -412,7 +412,7 @@ def test_zero_shot_classification(folders, photo):
 
 def test_zero_shot_retrieval(folders, photo):
     """By the ranks in the similarities; a text without an image is a wrong candidate."""
-    model = api.load(folders / "siglip")
+    model = loading.load(folders / "siglip")
     images = [photo, np.zeros((5, 9, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]
     texts = np.random.default_rng(2).integers(0, 50, (4, 6))
     owners = [0, 0, 2, -1]
@@ -440,7 +440,7 @@ def test_siglip_texts_are_those_of_transformers(tmp_path):
     text = dataclasses.replace(tiny.SIGLIP.text, vocab_size=300, length=16)
     save_model(tmp_path / "siglip", weights.model(dataclasses.replace(tiny.SIGLIP, text=text)))
     tokenizer_files.siglip(tmp_path / "siglip")
-    model = api.load(tmp_path / "siglip")
+    model = loading.load(tmp_path / "siglip")
     texts = ["A photo of, a Cat!", "  two   spaces ", "", "don't. stop-now " * 9]
     ids = api_inputs.siglip_tokens(model.tokenizer, texts, text)
     np.testing.assert_array_equal(model.embed_texts(texts), model.embed_texts(ids))
@@ -499,7 +499,7 @@ def tell(name, use, message):
 )
 def test_what_a_model_cannot_do_is_said(folders, name, use, message):
     with pytest.raises(UserError) as error:
-        use(api.load(folders / name))
+        use(loading.load(folders / name))
     assert message in str(error.value)
 
 
@@ -516,7 +516,7 @@ def test_the_package_loads_what_is_asked_for():
     code = "import sys, t5g2; a = 'jax' in sys.modules; t5g2.Greedy(); print(a, 'jax' in sys.modules, dir(t5g2.load))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("False True")
-    assert t5g2.load is api.load
+    assert t5g2.load is loading.load
     assert t5g2.UserError is UserError
     with pytest.raises(AttributeError, match="module 't5g2' has no attribute 'Greed'; it has Greedy"):
         t5g2.Greed  # noqa: B018

@@ -1,8 +1,8 @@
 """Opens folders of other formats as model folders, and writes them as such, one tensor in memory at a time.
 
 Read are Hugging Face folders (config.json and safetensors) and the official Flax trees of google-deepmind/gemma.
-hf_names.py and flax_names.py map tensors to leaves, hf_config_reader.py and flax_config.py find the architecture. Values
-are never computed, only rearranged, so import, export and import again give the same bits.
+hf_names.py and flax_names.py map tensors to leaves, hf_config_reader.py and flax_config.py find the architecture.
+Values are never computed, only rearranged, so import, export and import again give the same bits.
 """
 
 import hashlib
@@ -190,7 +190,7 @@ def import_model(
 
 
 class _ForeignWeights(NamedTuple):
-    """A foreign folder as it is stored: its format, its architecture and the source of that, its tensors by stored name."""
+    """A foreign folder as it is stored: format, architecture and the source of that, tensors by stored name."""
 
     tensor_format: names.TensorFormat
     config: ModelConfig

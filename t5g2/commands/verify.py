@@ -22,8 +22,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5g2 import api
 from t5g2.api import inputs as api_inputs
+from t5g2.api import loading
+from t5g2.api.dual_encoder import DualEncoder
+from t5g2.api.language_model import LanguageModel
 from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
@@ -261,8 +263,8 @@ def _load_reference(path: Path) -> Any:
     import transformers
 
     transformers.logging.disable_progress_bar()
-    config = files.read_json_object(path / CONFIG_FILE, fix="download it again")
-    names = config.get("architectures") or [""]
+    data = files.read_json_object(path / CONFIG_FILE, fix="download it again")
+    names = data.get("architectures") or [""]
     if not hasattr(transformers, names[0]):
         raise UserError(
             f"{path / CONFIG_FILE} has architectures = {names}, which transformers {transformers.__version__} does "
@@ -325,8 +327,8 @@ def _tensors(tokens: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
 # ---- the imported model ----
 def _model_outputs(path: Path, cases: list[Case]) -> list[dict[str, ModelOutput]]:
     """Returns the outputs for each case, by the name of the convention if versions of transformers differ in it."""
-    model = api.load(path, dtype="float32", compute=FLOAT32)
-    assert isinstance(model, api.LanguageModel)
+    model = loading.load(path, dtype="float32", compute=FLOAT32)
+    assert isinstance(model, LanguageModel)
     if cases[-1].images is not None:
         model.read_tower()
     params, config = model.params, model.config
@@ -377,8 +379,8 @@ def _model_output(params: Any, case: Case, images: Any) -> ModelOutput:
 
 
 def _model_similarity(path: Path, texts: np.ndarray, images: np.ndarray) -> ModelOutput:
-    model = api.load(path, dtype="float32", compute=FLOAT32)
-    assert isinstance(model, api.DualEncoder)
+    model = loading.load(path, dtype="float32", compute=FLOAT32)
+    assert isinstance(model, DualEncoder)
     with jax.default_matmul_precision("highest"):
         return ModelOutput(model.similarity(list(images), texts), [])
 

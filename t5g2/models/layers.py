@@ -80,7 +80,7 @@ def zeros(key, shape, dtype) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantInit:
     """The same number everywhere; for scalars with an initial value of their own."""
 
     value: float

@@ -25,7 +25,7 @@ from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.config import DualEncoderConfig, ImageConfig, SiglipTextConfig, VisionConfig
-from t5g2.models.layers import Compute, Constant, Init, RMSNorm, param, zeros
+from t5g2.models.layers import Compute, ConstantInit, Init, RMSNorm, param, zeros
 from t5g2.models.masks import Keys
 from t5g2.models.stack import Layers
 
@@ -370,7 +370,10 @@ class Siglip(nnx.Module):
         self.vision = VisionTower(config.vision, key=keys[0], param_dtype=param_dtype)
         self.text = TextTower(config.text, key=keys[1], param_dtype=param_dtype)
         scalar = partial(param, None, (), axes=(), dtype=param_dtype)
-        self.logit_scale, self.logit_bias = scalar(init=Constant(LOGIT_SCALE)), scalar(init=Constant(LOGIT_BIAS))
+        self.logit_scale, self.logit_bias = (
+            scalar(init=ConstantInit(LOGIT_SCALE)),
+            scalar(init=ConstantInit(LOGIT_BIAS)),
+        )
 
     def embed_images(self, images_BHWC: Float[Array, "B H W 3"], *, compute: Compute) -> Float[Array, "B D"]:
         """Returns float32[B, D] of length 1, for images in [-1, 1] of the tower's size."""

@@ -164,7 +164,8 @@ class _OpenedFolders:
         if of_encoder and of_decoder and of_encoder | {"file": None} != of_decoder | {"file": None}:
             raise UserError(
                 f"{self.encoder.path} and {self.decoder.path} have different tokenizers "
-                f"({of_encoder} and {of_decoder}); encoder and decoder read the same tokens, so give sources of one tokenizer"
+                f"({of_encoder} and {of_decoder}); encoder and decoder read the same tokens, so give sources of one "
+                f"tokenizer"
             )
         tokenizer = of_encoder if of_decoder is None else of_decoder
         images = None if target is None else target.encoder.images

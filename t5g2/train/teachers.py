@@ -50,7 +50,8 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
     if teacher_size < vocab_size:
         raise UserError(
             f"the teacher, {folder.path}, has a vocabulary of {teacher_size} and the model one of {vocab_size}; a "
-            f"teacher must know every token of the student, so give another one, or the model a vocab_size of {teacher_size}"
+            f"teacher must know every token of the student, so give another one, or the model a "
+            f"vocab_size of {teacher_size}"
         )
     return folder
 

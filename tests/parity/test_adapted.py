@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from t5g2 import api
+from t5g2.api import loading
 from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.models import sizes
@@ -75,7 +75,7 @@ def test_transformers_loads_what_was_adapted_and_computes_the_same(tmp_path, nam
     theirs = exports.load(tmp_path / "hf")
     draw = np.random.default_rng(3)
     encoder, decoder = draw.integers(9, 90, (2, 9)), draw.integers(9, 90, (2, 11))
-    model = api.load(ours, compute=tiny.FLOAT32)
+    model = loading.load(ours, compute=tiny.FLOAT32)
     images = {}
     if model.config.encoder.images is not None:
         encoder[:, 2:] = [6, 8, 8, 8, 8, 7, 30]  # begin, four image tokens, end
