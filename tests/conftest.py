@@ -17,12 +17,11 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of LLVM's; programs run
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's and numpy's own threads gain nothing on arrays this small
 
-# The collector looks less often at the many objects that imports and tracing make: a quarter of the time of tracing.
-gc.set_threshold(50_000, 20, 100)
-
 import jax
 import pytest
 
+# The collector looks less often at the many objects that tracing makes, which took a quarter of its time.
+gc.set_threshold(50_000, 20, 100)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -68,3 +67,11 @@ def devices():
     """The eight simulated devices."""
     assert len(jax.devices()) == 8
     return jax.devices()
+
+
+@pytest.fixture
+def one_device(devices, monkeypatch):
+    """A run in this process takes one device, as on a laptop: a third less to compile, and no small programs that move
+    arrays between devices. For tests that are not about meshes.
+    """
+    monkeypatch.setattr(jax, "devices", lambda: devices[:1])
