@@ -80,8 +80,8 @@ def test_the_estimate_is_near_what_the_compiled_step_takes(model, settings):
     with jax.set_mesh(mesh):
         memory = memory_estimate.estimate(plan)
         analysis = dry_run.compile_for_little_memory(plan).memory_analysis()
-    assert analysis.argument_size_in_bytes - memory.given == 4
-    assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.given) < 2
+    assert analysis.argument_size_in_bytes - memory.arguments == 4
+    assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.arguments) < 2
 
 
 @pytest.mark.long
@@ -97,8 +97,8 @@ def test_the_estimate_is_near_with_images(freeze, tmp_path):
         memory = memory_estimate.estimate(plan)
         analysis = dry_run.compile_for_little_memory(plan).memory_analysis()
     assert memory.total > 1.5 * without.total
-    assert analysis.argument_size_in_bytes - memory.given == 4
-    assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.given) < 2
+    assert analysis.argument_size_in_bytes - memory.arguments == 4
+    assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.arguments) < 2
 
 
 def estimate(**settings):
