@@ -11,6 +11,7 @@ import pytest
 
 from t5g2.checkpoint.folder import load_model, open_model, save_model
 from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.commands.average import average_run
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -20,7 +21,7 @@ from t5g2.models import build, sizes
 from t5g2.models.config import text_only, to_dict
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
-from t5g2.train.adaptation import adapt_folder, adapt_into, average_run
+from t5g2.train.adaptation import adapt_folder, adapt_into
 from t5g2.train.experiment import Adapt
 from t5g2.train.workdir import finish
 from tests import tiny, weights
@@ -70,7 +71,7 @@ def test_a_tokenizer_in_a_file_goes_along(tmp_path):
     settings.append(("model.vocab_size", str(tokenizer.vocab_size)))
     experiment = config_file.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{tmp_path}", settings)
     (tmp_path / "run").mkdir()
-    finish(experiment, tmp_path / "run", 3, build.make(experiment.model, key=jax.random.key(0)), None)
+    finish(tmp_path / "run", experiment, 3, build.make(experiment.model, key=jax.random.key(0)), None)
     made = open_model(tmp_path / "run" / "model")
     assert from_dict(made.tokenizer, made.path) == tokenizer
 
