@@ -15,7 +15,7 @@ class AdaptOptions:
     """Options of an adaptation.
 
     Attributes:
-      encoder_layers, decoder_layers: the source's layers that this side is made of, in order: "all"; "first:N" and
+      encoder_layers, decoder_layers: the source's layers that become this side's layers, in order: "all"; "first:N" and
         "last:N"; "every:K" = 0, K, 2K, …; or their numbers.
       cross_attention: weights of separate cross-attention: "self" = copied from the decoder's self-attention; "fresh" =
         newly initialised; "auto" = copied if encoder and decoder have the same width, else initialised (T5Gemma, arXiv
@@ -35,7 +35,7 @@ class AdaptOptions:
     vocabulary: Literal["same", "resize"] = "same"
 
     def __post_init__(self):
-        # errors in a choice are found before any folder is opened
+        # a wrong choice is an error before any folder is opened
         for name in ("encoder_layers", "decoder_layers"):
             _parse(getattr(self, name), name)
 

@@ -50,7 +50,7 @@ def mean_leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> 
     """
     sums = _SummedLeaves([checkpoints.weights(step, params) for step in steps])
     stored = tree.named(params)
-    # placeholders in place of the arrays: tree.leaves then tells which stored array, and layer of it, each leaf is
+    # with placeholders in place of the arrays, tree.leaves gives the stored array and the layer of each leaf
     placeholders = tree.refill(params, {name: _StoredLeaf(name, x.shape, x.dtype) for name, x in stored.items()})
     located = {key: (leaf, leaf.read()) for key, leaf in tree.leaves(placeholders).items()}
     order = {name: number for number, name in enumerate(stored)}

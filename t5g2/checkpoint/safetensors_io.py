@@ -63,7 +63,7 @@ def read(folder: Path) -> dict[str, Tensor]:
         opened = _open_file(folder / file)
         stored = set(opened)
         expected = stored if file_of_tensor is None else {name for name, f in file_of_tensor.items() if f == file}
-        # an index of another version of the folder would else give a mixture of two models
+        # an index of another version of the folder would otherwise mix two models
         if stored != expected:
             raise UserError(
                 f"{folder / file} does not hold what {INDEX} lists; missing: {_join_sorted(expected - stored)}; "
@@ -95,7 +95,7 @@ def write(
         {"format": "pt"}.
 
     Raises:
-      OSError: of the operating system, such as a full disk.
+      OSError: an error of the operating system, such as a full disk.
     """
     assert METADATA not in tensors
     shards = list(_split_into_shards(tensors, shard_bytes))
@@ -183,13 +183,13 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 
 
 def no_weights(folder: Path) -> UserError:
-    """Returns the error for a folder without safetensors, which names the weights that it has instead."""
+    """Returns the error for a folder without safetensors; the message names the weights that the folder has instead."""
     pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
     if pickles:
         shown = ", ".join(pickles[:4]) + (f" and {len(pickles) - 4} more" if len(pickles) > 4 else "")
         return UserError(
             f"{folder} holds its weights only as pickles ({shown}), which can run code when they are opened, so they "
-            f"are not; load the model with transformers where you trust its source, and write it with "
+            f"are not opened; load the model with transformers where you trust its source, and write it with "
             f"save_pretrained(DIR, safe_serialization=True)"
         )
     other = sorted(path.name for path in folder.glob("*.safetensors"))

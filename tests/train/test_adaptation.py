@@ -146,7 +146,9 @@ def test_two_sources(tmp_path):
         tree.build(build.abstract(small, jnp.bfloat16), lambda key: weights.weights(small)[key].astype(jnp.bfloat16)),
     )
     mixed = Adapt(f"{tmp_path / 'large'},{tmp_path / 'half'}")
-    with pytest.raises(UserError, match=r"weights of several dtypes \(.*large: float32, .*half: bfloat16\); say which"):
+    with pytest.raises(
+        UserError, match=r"weights of several dtypes \(.*large: float32, .*half: bfloat16\); choose one"
+    ):
         adapt_folder(mixed, "t5gemma2", tmp_path / "none")
     adapt_folder(mixed, "t5gemma2", tmp_path / "cast", dtype="bfloat16")
     assert {leaf.dtype for leaf in open_model(tmp_path / "cast").leaves.values()} == {jnp.dtype("bfloat16")}

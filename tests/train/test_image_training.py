@@ -313,7 +313,7 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
             {"model.encoder.images.token": "9"},
             r"the tokenizer has \{'image': 7\} and the model \{'image': 9, 'start_of_image': 5, 'end_of_image': 6\}",
         ),
-        ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher is asked without images"),
+        ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher reads no images"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(tmp_path, changes, message):
