@@ -62,8 +62,8 @@ def read(directory: str | PathLike) -> dict[str, Tensor]:
         `params`, `default` or `state` is read.
 
     Raises:
-      UserError: the folder holds no checkpoint, or several; metadata or a leaf is missing or damaged. A leaf whose bytes are
-        missing or damaged raises when it is read.
+      UserError: the folder holds no checkpoint, or several; metadata or a leaf is missing or damaged. A leaf whose
+        bytes are missing or damaged raises when it is read.
     """
     root = _root(Path(directory).absolute())
     metadata = _metadata(root)

@@ -14,7 +14,7 @@ class TextTable(NamedTuple):
     rows: list[list[str]]
 
     def lines(self) -> list[str]:
-        """The table as Markdown that is also aligned for a terminal."""
+        """Returns the table as Markdown that is also aligned for a terminal."""
         cells = [self.columns, *self.rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -25,5 +25,5 @@ class TextTable(NamedTuple):
 
 
 def amount(value: float) -> str:
-    """A large number to three digits: 12.3k."""
+    """Formats a large number to three digits: 12.3k."""
     return logs.short(value)

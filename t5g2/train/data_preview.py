@@ -92,7 +92,7 @@ def measure(experiment: Experiment) -> DataPreview:
 
 
 def flops_per_token(model: ModelConfig) -> tuple[int, int]:
-    """Returns forward FLOPs of an encoder token and of a decoder token, attention left out; the head is the decoder's."""
+    """Returns forward FLOPs of an encoder and of a decoder token, attention left out; the head is the decoder's."""
     encoder, decoder = flops.Counts(encoder_tokens=1), flops.Counts(decoder_tokens=1)
     return sum(flops.forward(model, encoder).values()), sum(flops.forward(model, decoder).values())
 

@@ -11,6 +11,7 @@ import pytest
 
 from t5g2.checkpoint.folder import load_model, open_model, save_model
 from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.commands.average import average_run
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -20,7 +21,7 @@ from t5g2.models import build, sizes
 from t5g2.models.config import text_only, to_dict
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
-from t5g2.train.adaptation import adapt_folder, adapt_into, average_run
+from t5g2.train.adaptation import adapt_folder, adapt_into
 from t5g2.train.experiment import Adapt
 from t5g2.train.workdir import finish
 from tests import tiny, weights
