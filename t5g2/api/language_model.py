@@ -164,6 +164,7 @@ class LanguageModel(Model):
             array, counts = self._image_inputs(images, len(prompts))
         token_rows = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         special_tokens = tokenizer.special_tokens
+        # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
         if self.encoder_bos or not self.config.is_encoder_decoder:
             token_rows = [np.append(np.int32(special_tokens.bos), tokens) for tokens in token_rows]
         options = GenerationOptions(

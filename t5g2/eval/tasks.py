@@ -197,6 +197,7 @@ class Samples(Task):
             compute=context.compute,
             prompt_both_ways=self.prompt_both_ways,
         )
+        # drawn once, so that outputs of different steps are for the same prompts
         chunks = self._choose(context)
         completions = [("completion", chunk[: self.prompt_tokens], chunk[self.prompt_tokens :]) for chunk in chunks]
         fillings = [("filling", *pair) for chunk in chunks if (pair := self._without_spans(chunk, context.data))]

@@ -128,6 +128,7 @@ def denoisers(report: Report) -> list[Html]:
 def training(report: Report) -> list[Html]:
     """Returns training losses: the compared groups together, each other group alone."""
     sets = _groups_by_title(report, "compared")
+    # a run that no comparison has, such as the source of an adaptation, gets a plot of its own
     sets |= {group.name: [group] for group in report.groups if group not in report.compared}
     sets = {name: groups for name, groups in sets.items() if any(g.series("train/loss")[0] for g in groups)}
     if not sets:
@@ -267,6 +268,7 @@ def configuration(report: Report) -> list[Html]:
     if not runs:
         return [tag("h2", "Configuration"), note_missing("No experiment.json has been written yet.")]
     parts = [tag("h2", "Configuration")]
+    # one run per group: seeds differ in train.seed alone
     first = [members[0] for group in report.groups if (members := [run for run in group.runs if run in runs])]
     differing = different_settings(first) if len(first) > 1 else TextTable([], [])
     if differing.rows:

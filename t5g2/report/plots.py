@@ -82,6 +82,7 @@ def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero:
                 _curve(axes, group, metric, linewidth=1.5, **few)
             axes.set_title(title)
             _finish(axes, ticker)
+            # a curve of zeros has no height, and an axis from 0 to 0 cannot be drawn
             if from_zero:
                 axes.set_ylim(0, 1.15 * axes.dataLim.y1 or 1)
             if metric.startswith(("padding/", "mfu")):

@@ -41,7 +41,7 @@ class RunRecord:
     seed: int | None = None
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
-        """Returns (steps, values) of a metric in the order of steps; the last row of a step counts, null is left out."""
+        """Returns (steps, values) of a metric in the order of steps; a step's last row counts, null is left out."""
         points = self.points(metric)
         return list(points), list(points.values())
 

@@ -72,6 +72,7 @@ def table_rows(report: Report) -> list[TableRow]:
         single = all(len(names) < 2 for group in report.groups for names in report.tasks([group]).values())
         for name in () if single else denoisers:  # a single denoiser is the mean itself
             rows.append(TableRow(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
+    # medians for speed, because compiling and evaluating slow single steps; last values for memory, a peak
     return [
         *rows,
         TableRow("train loss at end", lambda run: run.last("train/loss"), number, interval=True),
@@ -122,6 +123,7 @@ def different_settings(runs: Sequence[RunRecord]) -> TextTable:
     """Returns the settings in which the runs differ, one column per run."""
     flat = [settings.flatten(run.experiment) if run.experiment else {} for run in runs]
     paths = sorted({path for node in flat for path in node})
+    # a setting that a run lacks counts as a value of its own
     differ = [path for path in paths if len({json.dumps(node.get(path, NONE)) for node in flat}) > 1]
     rows = [[path, *(_as_text(node[path]) if path in node else NONE for node in flat)] for path in differ]
     return TextTable(["setting", *(run.name for run in runs)], rows)

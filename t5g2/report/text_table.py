@@ -17,6 +17,7 @@ class TextTable(NamedTuple):
         """Returns the table as Markdown that is also aligned for a terminal."""
         cells = [self.columns, *self.rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        # Markdown aligns a column to the right by a colon
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         return [
             "| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |"

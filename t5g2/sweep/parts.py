@@ -148,7 +148,8 @@ class Sweep:
     Attributes:
       title: heading of the report.
       parts: variants and steps.
-      compare: names of the variants whose curves share a plot, of which the others are compared with the first; or {title: {arm: variant}} for several such comparisons, all with the same arms. () = all variants.
+      compare: names of the variants whose curves share a plot, of which the others are compared with the first; or
+        {title: {arm: variant}} for several such comparisons, all with the same arms. () = all variants.
       paper: the numbers of a paper, for the report.
     """
 

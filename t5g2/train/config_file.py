@@ -76,6 +76,7 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
 
 
 def _plain(node: Any) -> Any:
+    # a ConfigDict is not a Mapping, but has items() like one
     if hasattr(node, "items"):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list | tuple) else node
