@@ -6,7 +6,7 @@ also imports models and data):
     cli -> commands -> sweep -> report -> train -> {eval, checkpoint, adapt} -> {models, objectives, data} -> core
            api -> {eval, checkpoint} -> …
 
-    commands    one file per subcommand, named as it is typed: flags, and what they run
+    commands    one file per subcommand, named as it is typed: flags and run()
     sweep       several runs as one: parts, order, launchers
     report      reads workdirs: statistics, tables, plots, the page
     api         the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save`

@@ -22,7 +22,7 @@ class AdaptOptions:
         2504.06225, section 3.2: balanced copied, unbalanced random).
       cross_norms: norms before and after cross-attention, which the papers do not describe: "self" = those of
         self-attention; "fresh" = a factor of 1; "none" = those of self-attention before it and a factor of 0 after it,
-        so that at first it adds nothing and the decoder computes what the source does.
+        so that at first it adds nothing, and the decoder computes the same as the source.
       vocabulary: "same" = the number of rows is that of the source's embedding, where rows from the image token on do
         not count; "resize" = the first rows are taken, and new ones are the mean of all (as in transformers'
         resize_token_embeddings, without its noise).

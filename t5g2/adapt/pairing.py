@@ -98,7 +98,7 @@ class Pairing:
 
     @property
     def copies_cross_attention(self) -> bool:
-        """True if cross-attention is made of the weights of self-attention."""
+        """True if cross-attention starts as a copy of self-attention."""
         choice, target = self.options.cross_attention, self.target
         return target.encoder.width == target.decoder.width if choice == "auto" else choice == "self"
 

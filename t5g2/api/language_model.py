@@ -46,7 +46,7 @@ class LanguageModel(Model):
         <end_of_turn> if there is such a token, as in google-deepmind/gemma.
       suppressed_ids: ids that are never generated; none, as in transformers. google-deepmind/gemma excludes
         <start_of_image> and <end_of_image> in Gemma 3.
-      encoder_bos: True if the encoder's input begins with BOS when text is given: for imported models, as in
+      encoder_bos: True if the encoder's input begins with BOS in `generate`: for imported models, as in
         transformers (the official sampler of T5Gemma leaves it out), but not for those trained here, whose objectives
         do not put one there.
     """

@@ -189,7 +189,7 @@ def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _Leaf:
     spec = {
         "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
         "kvstore": store,
-        # missing bytes stand for zeros only in checkpoints whose metadata says so; else they are damage
+        # missing bytes stand for zeros only if the metadata has this field; otherwise they are damage
         "fill_missing_data_reads": metadata.get("store_array_data_equal_to_fill_value") is not True,
     }
     return _Leaf(_nested("/".join(keys)), spec)

@@ -57,7 +57,7 @@ def read(data: Mapping[str, Any]) -> tuple[names.TensorFormat, ModelConfig]:
         raise UserError(
             f"config.json: model_type = {kind!r}, one tower of a model; supported are whole ones: SigLIP with both of "
             f"its towers (model_type 'siglip'), or a language model that holds a tower (gemma3, t5gemma2). An image "
-            f"tower alone can be given to a language model: t5g2 adapt --vision=DIR"
+            f"tower alone can be added to a language model: t5g2 adapt --vision=DIR"
         )
     _refuse_quantized(data)
     if not isinstance(kind, str) or kind not in READERS:

@@ -115,7 +115,7 @@ FormatRow = tuple[str, LeafPaths, AxisPattern]  # tensor, leaf or leaves, axes
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """A format: its table, and what else its files may hold.
+    """A format: its table, and other tensors and names that its files may hold.
 
     Attributes:
       title: name of the format in messages and provenance.

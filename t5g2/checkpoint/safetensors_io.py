@@ -4,7 +4,7 @@ A folder is read by its index, `model.safetensors.index.json`, which maps tensor
 single file, `model.safetensors`. That is the layout of Hugging Face's hub.
 
 A file is 8 bytes (the header's length, little endian), the header (a JSON object: name -> dtype, shape and the range of
-its bytes in what follows) and the tensors' bytes, without gaps (github.com/huggingface/safetensors, README "Format").
+its bytes after the header) and the tensors' bytes, without gaps (github.com/huggingface/safetensors, README "Format").
 Headers are parsed here, as strictly as in the library, because the library maps the whole file into memory, and the
 pages of a tensor that was read count as this process's until the file is closed. Here bytes are read by their offset,
 so that only what the caller holds is in memory.
@@ -83,7 +83,7 @@ def write(
 ) -> None:
     """Writes the tensors into shards of at most `shard_bytes` (or one tensor), and the index.
 
-    Tensors are read in the order given, each once, and one at a time is in memory. The folder exists and no other
+    Tensors are read in the order of the mapping, each once, one in memory at a time. The folder exists and no other
     process writes to it; the caller removes it if this fails.
 
     Args:
@@ -140,7 +140,7 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any
     assert len(text) <= MAX_JSON_BYTES, len(text)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        # in the given order, not that of the offsets: several processes may compute the tensors together, in this order
+        # in the order of the mapping, not of offsets: several processes may compute the tensors together, in this order
         for name, tensor in tensors.items():
             file.seek(8 + len(text) + begins[name])
             _write_tensor(file, name, tensor)

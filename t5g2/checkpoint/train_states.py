@@ -41,7 +41,7 @@ NOT_THE_FILES = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOU
 
 
 class SavedStep(NamedTuple):
-    """A step as it was saved; `params` and `opt` are like the trees given to `restore`, opt None if none was given."""
+    """A saved step; `params` and `opt` have the structure of the arguments of `restore`, where opt may be None."""
 
     step: int
     params: Any

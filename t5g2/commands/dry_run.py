@@ -52,7 +52,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):
         plan = plans.make(experiment, mesh)
-        # the data first: a missing file is found in seconds, compiling takes longer
+        # the data first: a missing file is an error within seconds, compiling takes longer
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
         print(weights_table(plan))

@@ -94,7 +94,7 @@ def cache_teacher_logits(
     Args:
       experiment: its data, mesh and compute are used.
       teacher: folder of a model. A decoder-only one reads the text, so its logits serve every objective; an
-        encoder-decoder reads the example that the source's objective makes of a chunk, which must not be drawn.
+        encoder-decoder reads the examples of the source's objective, which must then not be stochastic.
       out: parent of the sources' folders; after an interruption the same call goes on.
       distillation: selection of the kept tokens.
       names: names of sources; none = all.
@@ -188,7 +188,7 @@ class _Writer:
         }
         if self._reads_text:
             return plan
-        # The logits of one draw say nothing about the next epoch's.
+        # Logits for one draw do not fit the draws of the next epoch.
         if objective.is_stochastic:
             raise UserError(
                 f"source {self._data.names[source]!r}: the teacher, {self._folder.path}, is an encoder-decoder, whose "

@@ -143,7 +143,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Parts, run in an order in which each comes after what it needs, and otherwise as they are listed.
+    """Parts, which run in the listed order, except that each waits for the parts in its `after`.
 
     Attributes:
       title: heading of the report.

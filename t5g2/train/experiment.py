@@ -1,6 +1,6 @@
 """The experiment: all settings of a run as one frozen value, whose parts are passed down.
 
-Every mistake that can be found without a device is an error here: an unknown key, a wrong type, two settings that
+Every mistake that can be detected without a device is an error here: an unknown key, a wrong type, two settings that
 exclude each other, lengths that hold no example. No ConfigDict gets past this file, and no default is guessed.
 """
 
@@ -104,7 +104,7 @@ class Distill(Distillation):
 
     Attributes:
       teacher: folder of a language model in any format that `t5g2 import` reads, decoder-only or encoder-decoder. It is
-        run in every step, on the student's inputs (encoder-decoder) or on the text that they were made of
+        run in every step, on the student's inputs (encoder-decoder) or on the text that they come from
         (decoder-only).
       cache: folder that `t5g2 cache-logits` wrote, instead of running the teacher. With a teacher beside it, the cache
         must be this teacher's.

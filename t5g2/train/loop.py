@@ -41,7 +41,7 @@ def train(
       FloatingPointError: a loss or a gradient is not finite; the message has the step.
       SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the state is saved.
     """
-    # 1 mesh: the rules that cross fields were checked when the experiment was made; now those that need devices
+    # 1 mesh: the experiment's constructor has checked its fields; the rules that need devices are checked here
     logs.setup(process=jax.process_index())
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)

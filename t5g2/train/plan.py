@@ -141,7 +141,7 @@ def _with_teacher(experiment: Experiment, mesh: Mesh) -> tuple[DataConfig, Onlin
     if distill is None:
         return data, None
     if distill.cache is not None:
-        # a teacher named beside the cache is not run; its fingerprint must be the one that the cache was made with
+        # a teacher named beside the cache is not run; its fingerprint must be that of the cache's teacher
         fingerprint = None
         if distill.teacher is not None:
             folder = teachers.open_teacher(distill.teacher, data.tokenizer, experiment.vocab_size)

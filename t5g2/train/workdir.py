@@ -42,7 +42,7 @@ def claimed(
 ) -> Iterator[None]:
     """Keeps other trainers out of the workdir, and compares the experiment with the one whose checkpoints it holds.
 
-    Only a lock is written here: `write_experiment` makes the folder this experiment's after all checks, and a run that
+    Only a lock is written here: `write_experiment` claims the folder for good after all checks, and a run that
     fails before leaves nothing behind. A replay only reads.
 
     Raises:
@@ -188,7 +188,7 @@ def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[s
     for stream, position in local.items():
         table[stream] = position
     if jax.process_count() > 1:
-        # two 32-bit halves: jax has no 64-bit integers unless told to
+        # two 32-bit halves: jax has no 64-bit integers by default
         halves = np.asarray(multihost_utils.process_allgather(table.view(np.int32)))
         table = halves.astype(np.int32).view(np.int64).max(axis=0)
     assert (table >= 0).all(), "a stream is read by no process"

@@ -137,7 +137,7 @@ def test_two_sources(tmp_path):
     assert provenance.source == f"encoder {tmp_path / 'large'}, decoder {tmp_path / 'small'}"
     alone = adapt_folder(Adapt(f"{tmp_path / 'large'},{tmp_path / 'large'}"), "t5gemma2", tmp_path / "alone")
     assert alone.source == str(tmp_path / "large")
-    with pytest.raises(UserError, match=r"source = 'a,b,c'; give one folder, or two and a comma between"):
+    with pytest.raises(UserError, match=r"source = 'a,b,c'; give one folder, or two separated by a comma"):
         Adapt("a,b,c")
     save_model(tmp_path / "other", weights.model(small), tokenizer=Bytes(sentinels=4).to_dict())
     with pytest.raises(UserError, match=r"large and .*other have different tokenizers"):
