@@ -63,7 +63,7 @@ CONFIG = Flag(
 )
 WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
 MODEL = Flag(None, "model folder, or a Hugging Face or an official Flax one", True)
-DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; default: the dtype of each as it is stored")
+DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; default: as they are stored")
 OUT = Flag(None, "folder to write; it must not exist", True)
 SHARDS_OUT = Flag(
     None, "folder to write, with a folder in it per source; after an interruption the same command goes on", True

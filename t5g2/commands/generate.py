@@ -12,7 +12,10 @@ FLAGS = {
     "model": MODEL,
     "prompt": Flag(None, "text to complete"),
     "crops": Flag(0, "largest number of crops after each long image (pan-and-scan)", least=0),
-    "image": Flag("", "image files, separated by commas, for each <start_of_image> of --prompt"),
+    "image": Flag(
+        "",
+        "image files, separated by commas, in the places of <start_of_image> in --prompt, or in front if it has none",
+    ),
     "input": Flag(None, "jsonl file of prompts, instead of --prompt"),
     "out": Flag(None, "jsonl file to write, with --input; it must not exist"),
     "max_new_tokens": Flag(64, "largest number of tokens to generate", least=1),
