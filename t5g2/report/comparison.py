@@ -61,9 +61,9 @@ class CatchUp(NamedTuple):
     within: float
 
     def text(self) -> str:
-        """Returns text: "1.2M ± 0.1M", "at once", "not within 3M" or, if only some seeds get there, all of them.
+        """Returns text such as "1.2M ± 0.1M", "at once" or "not within 3M".
 
-        Of three seeds: "2 of 3 seeds, after 1.2M and 1.5M, the others not within 3M".
+        If only some seeds get there: "2 of 3 seeds, after 1.2M and 1.5M, the others not within 3M".
         """
         reached_after = [tokens for tokens in self.tokens if tokens is not None]
         limit = f"not within {amount(self.within)}"

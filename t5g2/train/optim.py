@@ -1,9 +1,9 @@
 """Optimizers and schedules as frozen dataclasses; weight decay and freezing by pattern.
 
-Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; the first rule
-whose pattern matches a weight is its rule. A frozen weight does not change by a bit, its gradient is zero before the
-clipping norm is computed, and its moments stay as they are, so that it starts afresh when it is unfrozen.
-An image tower is frozen unless a rule says otherwise (FROZEN).
+Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; the first rule whose
+pattern matches a weight is its rule. A frozen weight does not change by a bit, its gradient is zero before the clipping
+norm is computed, and its moments stay as they are, so that it starts afresh when it is unfrozen. An image tower is
+frozen unless a rule exempts it (FROZEN).
 """
 
 from collections.abc import Callable, Hashable, Sequence
