@@ -29,7 +29,7 @@ def fails(capsys, *arguments: str) -> str:
         (["train.steps=0"], ["steps is 0", "at least 1"]),
         (["model.width=abc"], ["config.model.width is 'abc'", "type int"]),
         (["model.kv_heads=3"], ["heads = 4 and kv_heads = 3", "must divide"]),
-        (["train.microbatches=3"], ["rows = 8", "microbatches = 3", "divisible"]),
+        (["train.microbatches=3"], ["rows = 8", "microbatches = 3", "multiple of 3"]),
         (["data.streams=3"], ["rows = 8 and streams = 3", "neither divides the other"]),
         (["data.chunk_tokens=200"], ["chunk_tokens = 200", "decoder_length = 64", "lower chunk_tokens"]),
         (["data.encoder_length=16"], ["decoder-only", "encoder_length is 16"]),
