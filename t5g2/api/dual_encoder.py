@@ -53,6 +53,7 @@ class DualEncoder(Model):
         config = self.config.text
         if isinstance(texts, str):
             raise UserError("texts is one text; give a list of them: [text]")
+        # anything that is not a list of str is taken for token ids
         if len(texts) and all(isinstance(text, str) for text in texts):
             array = inputs.siglip_tokens(self.tokenizer, texts, config)
         else:
@@ -136,6 +137,7 @@ class DualEncoder(Model):
             "a dual encoder has no logits of tokens and generates no text; use embed_images, embed_texts and similarity"
         )
 
+    # the methods of a language model exist here, so that a call fails with an explanation
     encode = generate = logits
 
 

@@ -46,7 +46,7 @@ class LanguageModel(Model):
         <end_of_turn> if there is such a token, as in google-deepmind/gemma.
       suppressed_ids: ids that are never generated; none, as in transformers. google-deepmind/gemma excludes
         <start_of_image> and <end_of_image> in Gemma 3.
-      encoder_bos: True if the encoder's input begins with BOS when text is given: for imported models, as in
+      encoder_bos: True if the encoder's input begins with BOS in `generate`: for imported models, as in
         transformers (the official sampler of T5Gemma leaves it out), but not for those trained here, whose objectives
         do not put one there.
     """
@@ -95,6 +95,7 @@ class LanguageModel(Model):
           UserError: tokens or masks of a wrong shape, ids outside the vocabulary, encoder tokens missing or not
             allowed, images that do not match the image tokens.
         """
+        # images belong to the side that reads them: the encoder, or the decoder of a decoder-only model
         encoder = None
         if not self.config.is_encoder_decoder:
             if encoder_tokens is not None or encoder_mask is not None:
@@ -163,6 +164,7 @@ class LanguageModel(Model):
             array, counts = self._image_inputs(images, len(prompts))
         token_rows = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         special_tokens = tokenizer.special_tokens
+        # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
         if self.encoder_bos or not self.config.is_encoder_decoder:
             token_rows = [np.append(np.int32(special_tokens.bos), tokens) for tokens in token_rows]
         options = GenerationOptions(
@@ -183,6 +185,7 @@ class LanguageModel(Model):
         """Raises UserError: only a dual encoder embeds images and texts."""
         raise UserError("a language model does not embed images and texts; load a SigLIP model, or use encode")
 
+    # the methods of a dual encoder exist here, so that a call fails with an explanation
     embed_texts = similarity = classify = retrieve = embed_images
 
     def read_tower(self) -> None:
@@ -203,6 +206,7 @@ class LanguageModel(Model):
             shardings = None if self.mesh is None else getattr(meshes.shardings(abstract, self.mesh), part)
             loaded = tree.build(abstract_part, read, shardings=shardings)
             values |= {f"{part}.{name}": value for name, value in tree.named(loaded).items()}
+        # the loaded leaves and the old ones together are those of the model with its tower
         self.params = tree.refill(build.abstract(self.config), values)
 
     def _image_side_inputs(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Sequences, Any]:
@@ -220,6 +224,7 @@ class LanguageModel(Model):
         assert stack is not None
         tokens_BT = inputs.tokens(f"{side}_tokens", tokens, stack)
         valid_BT = inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
+        # an encoder attends both ways anyway, so only a decoder needs blocks of image tokens
         image_token = images.token if images and side == "decoder" else None
         return inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
 

@@ -34,7 +34,7 @@ def fails(capsys, *arguments: str) -> str:
         (["data.chunk_tokens=200"], ["chunk_tokens = 200", "decoder_length = 64", "lower chunk_tokens"]),
         (["data.encoder_length=16"], ["decoder-only", "encoder_length is 16"]),
         (["data.sources.0.text.path=/nowhere/at/all"], ["/nowhere/at/all"]),
-        (["init.params=x", "init.resume=y"], ["resume and params are both given"]),
+        (["init.params=x", "init.resume=y"], ["resume and params are both set"]),
         (["optim.schedule.kind=cosin"], ["config.optim.schedule.kind 'cosin'", "did you mean 'cosine'"]),
         (["compute.dtype=float16"], ["float16", "bfloat16, float32"]),
         (["optim.schedule.warmup_steps=48"], ["warmup_steps = 48 and train.steps = 48", "lower warmup_steps"]),

@@ -137,7 +137,7 @@ def test_two_sources(tmp_path):
     assert provenance.source == f"encoder {tmp_path / 'large'}, decoder {tmp_path / 'small'}"
     alone = adapt_folder(Adapt(f"{tmp_path / 'large'},{tmp_path / 'large'}"), "t5gemma2", tmp_path / "alone")
     assert alone.source == str(tmp_path / "large")
-    with pytest.raises(UserError, match=r"source = 'a,b,c'; give one folder, or two and a comma between"):
+    with pytest.raises(UserError, match=r"source = 'a,b,c'; give one folder, or two separated by a comma"):
         Adapt("a,b,c")
     save_model(tmp_path / "other", weights.model(small), tokenizer=Bytes(sentinels=4).to_dict())
     with pytest.raises(UserError, match=r"large and .*other have different tokenizers"):
@@ -147,7 +147,9 @@ def test_two_sources(tmp_path):
         tree.build(build.abstract(small, jnp.bfloat16), lambda key: weights.weights(small)[key].astype(jnp.bfloat16)),
     )
     mixed = Adapt(f"{tmp_path / 'large'},{tmp_path / 'half'}")
-    with pytest.raises(UserError, match=r"weights of several dtypes \(.*large: float32, .*half: bfloat16\); say which"):
+    with pytest.raises(
+        UserError, match=r"weights of several dtypes \(.*large: float32, .*half: bfloat16\); choose one"
+    ):
         adapt_folder(mixed, "t5gemma2", tmp_path / "none")
     adapt_folder(mixed, "t5gemma2", tmp_path / "cast", dtype="bfloat16")
     assert {leaf.dtype for leaf in open_model(tmp_path / "cast").leaves.values()} == {jnp.dtype("bfloat16")}

@@ -299,7 +299,7 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.images": "None"}, r"source 'images': its texts have images, and data\.images is not set; say how many"),
+        ({"data.images": "None"}, r"source 'images': its texts have images, and data\.images is not set; set how many"),
         ({"data.images": "{'size': 32, 'per_row': 1}"}, r"images has \{'size': 32\}, and the model \{'size': 16, "),
         ({"data.images": "{}"}, r"config\.data\.images lacks per_row, which ImageRows has no default for"),
         ({"data.images.per_rows": "1"}, r"unknown key config\.data\.images\.per_rows, .* did you mean 'per_row'"),
@@ -313,7 +313,7 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
             {"model.encoder.images.token": "9"},
             r"the tokenizer has \{'image': 7\} and the model \{'image': 9, 'start_of_image': 5, 'end_of_image': 6\}",
         ),
-        ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher is asked without images"),
+        ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher reads no images"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(tmp_path, changes, message):
