@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import t5g2
-from t5g2.api import inputs as api_inputs
 from t5g2.api import loading
+from t5g2.api import model_inputs as api_inputs
 from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from typing_extensions import override
 
-from t5g2.api import inputs
+from t5g2.api import model_inputs
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files, tree
@@ -160,9 +160,9 @@ class LanguageModel(Model):
         array, counts = None, [0] * len(prompts)
         if images is not None:
             if crops:
-                prompts, images = inputs.with_crops(prompts, images, crops)
+                prompts, images = model_inputs.with_crops(prompts, images, crops)
             array, counts = self._image_inputs(images, len(prompts))
-        token_rows = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
+        token_rows = [model_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         special_tokens = tokenizer.special_tokens
         # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
         if self.encoder_bos or not self.config.is_encoder_decoder:
@@ -222,18 +222,18 @@ class LanguageModel(Model):
     def _sequences(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Sequences:
         stack = self.config.encoder_stack if side == "encoder" else self.config.decoder_stack
         assert stack is not None
-        tokens_BT = inputs.tokens(f"{side}_tokens", tokens, stack)
-        valid_BT = inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
+        tokens_BT = model_inputs.tokens(f"{side}_tokens", tokens, stack)
+        valid_BT = model_inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
         # an encoder attends both ways anyway, so only a decoder needs blocks of image tokens
         image_token = images.token if images and side == "decoder" else None
-        return inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
+        return model_inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
 
     def _image_inputs(self, images_by_row: Any, rows: int) -> tuple[Any, list[int]]:
         """Returns (the images as an array, None if there are none; the number of images of each row)."""
         if self._image_config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
         size = self._image_config.vision.image_size
-        array, counts = inputs.images(images_by_row, rows, size, self.resampling)
+        array, counts = model_inputs.images(images_by_row, rows, size, self.resampling)
         # rows of [] need no tower
         if not any(counts):
             return None, counts

@@ -34,5 +34,5 @@ def run(flags: Parsed) -> None:
         Distillation(method=flags.method, per_token=flags.per_token),
         names=flags.names("sources"),
         shards=flags.shards,
-        part=teacher_cache.Part.parse(flags.part),
+        part=teacher_cache.WorkShare.parse(flags.part),
     )

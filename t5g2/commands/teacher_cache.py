@@ -42,7 +42,7 @@ LOG_SECS = 60.0
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkShare:
     """The part of the shards that one of several calls writes: every `count`-th shard, from number `index` on."""
 
     index: int = 0
@@ -55,7 +55,7 @@ class Part:
             )
 
     @classmethod
-    def parse(cls, text: str) -> "Part":
+    def parse(cls, text: str) -> "WorkShare":
         """Returns the part of "0/4"; raises UserError for anything else."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdigit() and count.isdigit()):
@@ -87,7 +87,7 @@ def cache_teacher_logits(
     *,
     names: Sequence[str] = (),
     shards: int = 16,
-    part: Part = Part(),
+    part: WorkShare = WorkShare(),
 ) -> None:
     """Writes a teacher's logits for every chunk of the sources, a folder each, and prints the setting that reads them.
 
@@ -153,7 +153,7 @@ class _Writer:
             )
         )
 
-    def write(self, source: int, folder: Path, *, shards: int, part: Part) -> None:
+    def write(self, source: int, folder: Path, *, shards: int, part: WorkShare) -> None:
         """Writes this part's missing shards of one source; finishes the folder if no shard is missing then."""
         chunks = len(self._corpus.chunks[source])
         dtype = "<u2" if self._vocab_size <= 1 << 16 else "<i4"

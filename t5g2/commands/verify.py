@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5g2.api import inputs as api_inputs
 from t5g2.api import loading
+from t5g2.api import model_inputs as api_inputs
 from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
 from t5g2.checkpoint import export_folder, import_folder

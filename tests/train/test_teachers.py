@@ -301,7 +301,7 @@ def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cach
     run, out = experiment(corpus), tmp_path / "answers"
     for which in (1, 0):
         assert not (out / "text" / "answers.json").exists()
-        teacher_cache.cache_teacher_logits(run, teacher, out, how, shards=3, part=teacher_cache.Part(which, 2))
+        teacher_cache.cache_teacher_logits(run, teacher, out, how, shards=3, part=teacher_cache.WorkShare(which, 2))
     names = sorted(file.name for file in (cache / "text").iterdir())
     assert sorted(file.name for file in (out / "text").iterdir()) == names
     for name in names:
@@ -339,7 +339,7 @@ def test_a_shard_that_is_cut_off_is_made_again(corpus, cache, tmp_path):
     shard.write_bytes(whole[:-100])
     # another part of the work leaves it, and does not declare it whole
     teacher_cache.cache_teacher_logits(
-        experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=teacher_cache.Part(0, 2)
+        experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=teacher_cache.WorkShare(0, 2)
     )
     assert shard.read_bytes() == whole[:-100]
     teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", how, shards=3)
@@ -351,9 +351,13 @@ def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
     how, teacher, out = Distillation(method="top_k", per_token=12), str(corpus / "gemma"), tmp_path / "answers"
     (out / "text").mkdir(parents=True)
     (out / "text" / ".plan.json.1.part").write_text("{")
-    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.Part(0, 2))
+    teacher_cache.cache_teacher_logits(
+        experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.WorkShare(0, 2)
+    )
     assert capsys.readouterr().out == f"not complete yet: text in {out} lacks shards, which the other calls write\n"
-    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.Part(1, 2))
+    teacher_cache.cache_teacher_logits(
+        experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.WorkShare(1, 2)
+    )
     said = capsys.readouterr().out
     assert said == f"--config.distill='{json.dumps({'cache': str(out), 'method': 'top_k', 'per_token': 12})}'\n"
 
@@ -483,4 +487,4 @@ def test_settings_that_name_no_teacher(corpus, distill, message):
 @pytest.mark.parametrize("text", ["3", "4/4", "a/b", "0/0"])
 def test_a_part_of_the_shards(text):
     with pytest.raises(UserError, match="INDEX/COUNT"):
-        teacher_cache.Part.parse(text)
+        teacher_cache.WorkShare.parse(text)
