@@ -44,8 +44,8 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     except ValueError as error:
         raise UserError(
             f"this process cannot join the others: {error} JAX detects the processes of Cloud TPU, Slurm, Open MPI and "
-            f"Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or use "
-            f"--distributed=off"
+            f"Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or "
+            f"use --distributed=off"
         ) from None
 
 

@@ -1,8 +1,8 @@
 """Files and folders that are complete or absent: atomic writes, locks, and JSON that is checked when it is read.
 
 Everything is written under a temporary name beside its target, and renamed when it is complete: a file under
-`.NAME.<random>.part`, a folder under `.NAME.tmp`. So a process that is killed leaves the old file or none, never half of
-one. Files that end in `.part` and folders that end in `.tmp` may be removed.
+`.NAME.<random>.part`, a folder under `.NAME.tmp`. So a process that is killed leaves the old file or none, never half
+of one. Files that end in `.part` and folders that end in `.tmp` may be removed.
 """
 
 import contextlib

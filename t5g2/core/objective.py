@@ -10,7 +10,7 @@ from t5g2.core.special_tokens import SpecialTokens
 
 
 class Objective(abc.ABC):
-    """A training objective: a frozen dataclass, callable as a pure function (tokens, rng, special tokens) -> Example."""
+    """A training objective: a frozen dataclass and a pure function (tokens, rng, special tokens) -> Example."""
 
     @property
     @abc.abstractmethod

@@ -10,8 +10,8 @@ WATCH_SECS = 0.5
 class EndWithParent:
     """Initialiser of worker processes: ends the worker at most WATCH_SECS after its parent has ended, even by a signal.
 
-    The kernel's parent-death signal would be immediate, but it follows the thread that started the worker, not the parent
-    process. When the last worker is gone, Python's resource tracker frees their shared memory.
+    The kernel's parent-death signal would be immediate, but it follows the thread that started the worker, not the
+    parent process. When the last worker is gone, Python's resource tracker frees their shared memory.
 
     Args:
       parent: process id of the parent.

@@ -47,7 +47,7 @@ def start(
     encoder: Sequences | None = None,
     compute: Compute,
 ) -> Cache:
-    """Returns an empty cache of `length` slots; of encoder states `memory_BSD` it holds every layer's keys and values."""
+    """Returns an empty cache of `length` slots; it holds every layer's keys and values of `memory_BSD`, if any."""
     config = stack.config
     dtype = jnp.dtype(compute.dtype)
 

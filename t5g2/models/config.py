@@ -345,8 +345,8 @@ def from_dict(data: Mapping[str, Any], *, where: str = "model") -> ModelConfig:
     """Returns the config that plain data describes; "kind" is its class.
 
     Raises:
-      UserError: an unknown kind or key, a wrong type, or a broken invariant; the message has `where`, and for a name the
-        nearest known one.
+      UserError: an unknown kind or key, a wrong type, or a broken invariant; the message has `where`, and for a name
+        the nearest known one.
     """
     return settings.build(ModelConfig, data, where=where, tables=(KINDS,))
 

@@ -105,8 +105,9 @@ class SoftTargets(NamedTuple):
     """Soft targets of a tile.
 
     Attributes:
-      probs_RKV: the target distribution: the divergence's gradient by the student's logits is the student's distribution
-        minus this. With "together", the tail has the student's own proportions and the teacher's total probability.
+      probs_RKV: the target distribution: the divergence's gradient by the student's logits is the student's
+        distribution minus this. With "together", the tail has the student's own proportions and the teacher's total
+        probability.
       divergence_RK: KL(teacher, student) in nats, over the kept tokens and, with "together", the tail as one more;
         never negative.
     """

@@ -185,8 +185,8 @@ def _pairs(mask: Mask, lengths: np.ndarray, blocks: np.ndarray) -> int:
 def _ahead(visible: int | None, lengths: np.ndarray) -> np.ndarray:
     """Returns the pairs at a distance of 1 to `visible` (None = any) to one side, in sequences of these lengths.
 
-    Of n tokens, each sees m = min(visible, n - 1) others on one side, except the m tokens nearest to that end, which see
-    m - 1 down to 0: n * m - m * (m + 1) / 2 pairs.
+    Of n tokens, each sees m = min(visible, n - 1) others on one side, except the m tokens nearest to that end, which
+    see m - 1 down to 0: n * m - m * (m + 1) / 2 pairs.
     """
     m = np.maximum(lengths - 1, 0) if visible is None else np.clip(lengths - 1, 0, visible)
     return lengths * m - m * (m + 1) // 2

@@ -1,8 +1,8 @@
 """Images in a language model: the outputs of the tower and the projector replace the embeddings of image tokens.
 
-B rows, I images per row, K tokens per image, T length, D width. The j-th image of a row replaces the j-th group of K image
-tokens in the row; a row may have fewer groups than others, and surplus images are not used. Images are counted by row,
-not over the whole batch as in transformers, so a row's images are on the device of the row.
+B rows, I images per row, K tokens per image, T length, D width. The j-th image of a row replaces the j-th group of K
+image tokens in the row; a row may have fewer groups than others, and surplus images are not used. Images are counted by
+row, not over the whole batch as in transformers, so a row's images are on the device of the row.
 """
 
 from typing import Any
@@ -62,7 +62,10 @@ def embed(
 
 
 def with_blocks(tokens: Sequences, config: ImageConfig) -> Sequences:
-    """Returns the tokens with each image as a block, like core.batch.image_blocks under jit; blocks they have are kept."""
+    """Returns the tokens with each image as a block; tokens that have blocks already are returned unchanged.
+
+    The same as core.batch.image_blocks, but works under jit.
+    """
     if tokens.blocks is not None:
         return tokens
     image_BT = jnp.asarray(tokens.tokens) == config.token

@@ -21,8 +21,8 @@ which sees itself through the window, and an encoder row with segments [1 1 2 2 
     0 0 0 1 1 0           0 0 0 1 1 0 | 0 0 1 1 1 0
     0 0 0 0 0 0           0 0 0 0 0 0 | 0 0 0 0 0 0
 
-Decoding: the cache of 8 slots holds prompts of 5 and of 3 tokens, padded to 5 on the left or on the right, and one token
-decoded after them. The next token of the two rows, at positions 6 and 4, sees these slots:
+Decoding: the cache of 8 slots holds prompts of 5 and of 3 tokens, padded to 5 on the left or on the right, and one
+token decoded after them. The next token of the two rows, at positions 6 and 4, sees these slots:
 
     padded left: positions      padded right: positions
     0 1 2 3 4 5 . .             0 1 2 3 4 5 . .

@@ -75,7 +75,7 @@ class Causal(Objective):
             np.empty(0, np.int32), tokens, np.arange(len(tokens)), special_tokens=special_tokens, eos=self.eos
         )
         if self.context > 0.0:
-            # rounded as UL2's suffix is, so that both have a loss on the same tokens
+            # rounded like the suffix of UL2, so that both have a loss on the same tokens
             trained = min(max(round(len(tokens) * (1.0 - self.context)), 1), len(tokens) - 1)
             example.weights[: len(tokens) - trained] = 0.0
         return example
