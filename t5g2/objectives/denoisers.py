@@ -45,7 +45,9 @@ class Denoiser:
         if self.count is not None and self.count < 1:
             raise UserError(f"{named} count {self.count}; there is at least 1 span")
         if self.mean_span is not None and self.count is not None:
-            raise UserError(f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other, so set only one")
+            raise UserError(
+                f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other, so set only one"
+            )
         if self.rate == "uniform" and not self.is_prefix:
             raise UserError(
                 f'{named} rate "uniform" and spans; give a number, or leave mean_span and count out: only the split '
