@@ -53,7 +53,7 @@ class Chunks:
         if documents.is_indivisible and lengths.max() > chunk_tokens:
             unit = "pair of inputs and targets" if documents.has_pairs else "document that is not to be cut"
             raise UserError(
-                f"a {unit} has {lengths.max()} tokens{' (with the number of inputs in front)' * documents.has_pairs}, and "
+                f"a {unit} has {lengths.max()} tokens{' (with the number of inputs)' * documents.has_pairs}, and "
                 f"chunk_tokens is {chunk_tokens}; raise it to at least that"
             )
         shortest = 1 if documents.is_indivisible else SHORTEST_TOKENS
@@ -192,8 +192,8 @@ def open_chunks(
     if documents.has_pairs != pairs:
         actual, expected = ("pairs of inputs and targets", "text") if documents.has_pairs else ("text", "pairs")
         raise UserError(
-            f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, such as those of "
-            f"seqio tasks, and all others take text"
+            f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, such as "
+            f"those of seqio tasks, and all others take text"
         )
     check_skipped(text, documents, max_skipped)
     chunks = Chunks(documents, tokenizer, chunk_tokens, long_documents=long_documents)

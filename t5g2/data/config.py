@@ -147,8 +147,8 @@ class DataConfig:
             return
         if self.images is None:
             raise UserError(
-                f"source {name!r}: its texts have images, and data.images is not set; set the number of images per row, "
-                f'with a model that has an image tower: data.images = {{"per_row": 4}}'
+                f"source {name!r}: its texts have images, and data.images is not set; set the number of images per "
+                f'row, with a model that has an image tower: data.images = {{"per_row": 4}}'
             )
         if not source.objective.takes_images:
             raise UserError(

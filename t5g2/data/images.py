@@ -150,7 +150,7 @@ def resize(image: Pixels, size: int, *, resampling: Resampling = "bilinear") -> 
 
 
 def pan_and_scan(image: Pixels, *, min_ratio: float = 1.2, max_crops: int = 4, min_side: int = 256) -> list[Pixels]:
-    """Returns crops that cover a long image from left to right or from top to bottom; a model reads them after the image.
+    """Returns crops that cover a long image from left to right or from top to bottom, to be read after the image.
 
     Their number is the rounded aspect ratio, but at least 2 and at most `max_crops`. There are none if the ratio is
     below `min_ratio`, or if a crop would be less than `min_side` pixels wide or high. The last may be narrower by the

@@ -46,7 +46,7 @@ class Denoiser:
             raise UserError(f"{named} count {self.count}; there is at least 1 span")
         if self.mean_span is not None and self.count is not None:
             raise UserError(
-                f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other, so set only one"
+                f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other; set only one"
             )
         if self.rate == "uniform" and not self.is_prefix:
             raise UserError(
