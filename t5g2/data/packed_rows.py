@@ -29,8 +29,8 @@ class Feature:
 
     Attributes:
       padding: value of entries without an example.
-      aligned_with: name of a feature of which every example has as many entries as of this one, so only the other one
-        is checked for room; None = this one is checked.
+      aligned_with: name of a feature of which every example has the same number of entries; the packer then checks the
+        room for that feature only. None = the packer checks the room for this one.
     """
 
     length: int

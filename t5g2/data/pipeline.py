@@ -132,7 +132,7 @@ class Statistics:
         return self.encoder_tokens + self.decoder_tokens
 
     def padding(self, *, encoder_flops: float = 1.0, decoder_flops: float = 1.0) -> float:
-        """Returns the share of padding on both sides, weighted with the FLOPs of a slot; by default all slots are equal."""
+        """Returns the share of padding on both sides, weighted by the FLOPs of a slot, by default the same for all."""
         slots = encoder_flops * self.encoder_slots + decoder_flops * self.decoder_slots
         return 1 - (encoder_flops * self.encoder_tokens + decoder_flops * self.decoder_tokens) / max(slots, 1)
 
@@ -176,8 +176,9 @@ def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
         "decoder_length": (config.encoder_length * mixture, max(decoder for _, decoder in longest)),
         "encoder_length": (config.decoder_length / mixture, max(encoder for encoder, _ in longest)),
     }
-    suggestions = [f"{name} = {_rounded(length)}" for name, (length, least) in fitting.items() if _rounded(length) >=
-    least] return (
+    rounded = {name: (_rounded(length), least) for name, (length, least) in fitting.items()}
+    suggestions = [f"{name} = {length}" for name, (length, least) in rounded.items() if length >= least]
+    return (
         f"{line}; {encoder:.1%} of the encoder's slots and {decoder:.1%} of the decoder's are empty: "
         f"{' or '.join(suggestions)} would fit"
     )

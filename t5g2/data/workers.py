@@ -30,8 +30,8 @@ class MultiprocessReader:
         if not flags.FLAGS.is_parsed():  # grain reads its flags, and fails if absl has parsed none
             flags.FLAGS.mark_as_parsed()
         # Ctrl-C and SIGTERM reach the whole process group, and the trainer still needs batches while it saves.
-        # So the signals are blocked here, which the workers inherit. Starting the resource tracker unblocks them, so that
-        # comes first.
+        # So the signals are blocked here, which the workers inherit. Starting the resource tracker unblocks them, so
+        # that comes first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         self._workers = min(workers, len(groups))

@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_data_set_is_told(tfds_folder, tmp_path):
             Tfds("tales", split=split, **where).open()
     with pytest.raises(UserError, match="unknown split of tales 'tran'; did you mean 'train'"):
         Tfds("tales", split="tran", **where).open()
-    with pytest.raises(UserError, match="there is no data set 'no_such_tales' of TensorFlow Datasets here"):
+    with pytest.raises(UserError, match="no data set 'no_such_tales' of TensorFlow Datasets on this machine"):
         Tfds("no_such_tales", **where).open()
     with pytest.raises(UserError, match="record 0: no text under 'id', but"):
         Tfds("tales", field="id", **where).open()
