@@ -68,8 +68,8 @@ def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRo
     # Runs of image tokens and of text: images that follow each other are one run.
     cuts = np.flatnonzero(is_image[1:] != is_image[:-1]) + 1
     return "".join(
-        f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if is_image_run[0] else tokenizer.decode(run)
-        for run, is_image_run in zip(np.split(tokens, cuts), np.split(is_image, cuts), strict=True)
+        f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if kind[0] else tokenizer.decode(run)
+        for run, kind in zip(np.split(tokens, cuts), np.split(is_image, cuts), strict=True)
         if len(run)
     )
 

@@ -187,8 +187,8 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"no data set {config.name!r} of TensorFlow Datasets on this machine ({reason}); prepare it, or set data_dir "
-            f"to the folder that has it"
+            f"no data set {config.name!r} of TensorFlow Datasets on this machine ({reason}); prepare it, or set "
+            f"data_dir to the folder that has it"
         ) from None
     if not builder.is_prepared():
         raise UserError(

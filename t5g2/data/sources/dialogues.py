@@ -243,7 +243,7 @@ def _turns(messages: Any, config: Chat) -> list[Turn]:
             allowed = ", ".join([*ROLES, f"{SYSTEM[0]} (the first only)"])
             raise ValueError(f"message {number + 1} has the role {role!r}; roles are {allowed}")
         if (ROLES[role] == USER) != (number % 2 == 0):
-            raise ValueError(f"message {number + 1} has the role {role!r}; user and model alternate, and the user begins")
+            raise ValueError(f"message {number + 1} has the role {role!r}; user and model alternate, user first")
         turns.append((ROLES[role], (system if number == 0 else "") + _content(message, number + 1).strip()))
     if len(turns) < 2 or turns[-1][0] != MODEL:
         raise ValueError(

@@ -35,8 +35,8 @@ class ImageDocuments(LocatedDocuments):
     def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
         """Raises UserError: only FilteredImageText knows the tokens of an image."""
         raise UserError(
-            "the tokens of an image depend on the model, so a text with images has no number of tokens by itself; read it "
-            "in a run with data.images"
+            "the tokens of an image depend on the model, so a text with images has no number of tokens by itself; read "
+            "it in a run with data.images"
         )
 
     @override

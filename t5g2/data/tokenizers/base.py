@@ -50,7 +50,7 @@ class Tokenizer(abc.ABC):
         """Returns int32[tokens]: the text alone, without BOS or EOS."""
 
     def encode_plain(self, text: str) -> np.ndarray:
-        """Returns int32[tokens] without special tokens: the spelling of a special token is tokenised like other text."""
+        """Returns int32[tokens] without special tokens: spellings of special tokens are tokenised like other text."""
         return self.encode(text)
 
     def count(self, text: str) -> int:

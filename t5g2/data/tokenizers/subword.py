@@ -182,7 +182,7 @@ class FileTokenizer(Tokenizer):
         return np.where(tokens < self.vocab_size, tokens, np.int32(max(self.special_tokens.unk, 0)))
 
     def encode_plain(self, text: str) -> np.ndarray:
-        """Returns int32[tokens] without special tokens: the spelling of a special token is tokenised like other text.
+        """Returns int32[tokens] without special tokens: spellings of special tokens are tokenised like other text.
 
         Each such spelling is cut after its first character, and the parts of the text are tokenised separately.
         """
