@@ -115,7 +115,7 @@ def test_a_damaged_shard_is_told_and_never_left_out(tmp_path, on_bad_record):
 
 def test_records_without_text(tmp_path):
     write_json(tmp_path / "a.array_record", ["", ""])
-    with pytest.raises(UserError, match="2 records without text; give some of at least 8 tokens"):
+    with pytest.raises(UserError, match="2 records without text; give records of at least 8 tokens"):
         ArrayRecord(str(tmp_path)).open()
     with pytest.raises(UserError, match="no file at '/nowhere/at/all'"):
         ArrayRecord("/nowhere/at/all").open()
