@@ -106,8 +106,8 @@ class CachedTeacherLogits:
         kept = self._manifest["per_token"]
         if per_token > kept:
             raise UserError(
-                f"{self._folder.absolute()} has {kept} entries per token and per_token = {per_token}; set it to at most "
-                f"that, or compute the teacher logits again"
+                f"{self._folder.absolute()} has {kept} entries per token and per_token = {per_token}; set it to at "
+                f"most that, or compute the teacher logits again"
             )
         shards = self._manifest["shards"]
         # Sizes only: reading all records would take as long as an epoch.

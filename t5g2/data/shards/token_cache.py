@@ -82,7 +82,7 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
 
 
 def _open_finished(folder: Path) -> Documents | None:
-    """Returns the documents of a folder; None if it is unfinished, or was removed because of a missing or damaged file."""
+    """Returns the documents of a folder; None if it is unfinished, or removed because a file is missing or damaged."""
     if not token_shards.FORMAT.is_finished(folder):
         return None
     try:

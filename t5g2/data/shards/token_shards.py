@@ -54,7 +54,7 @@ class Tokens:
     path: str
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """Returns the documents; `on_bad_record` has no effect, because bad records were refused or skipped when writing.
+        """Returns the documents; `on_bad_record` has no effect, because writing has refused or skipped bad records.
 
         Raises:
           UserError: the folder does not exist or is not finished; a file of it is missing or has another size.
@@ -129,7 +129,7 @@ class TokenDocuments(Documents):
         if tokenizer.fingerprint() != self._manifest["tokenizer_fingerprint"]:
             raise UserError(
                 f"{self._folder.absolute()} was made with another tokenizer, {self._manifest['tokenizer']}, and the "
-                f"run has {tokenizer.to_dict()}; set the run's tokenizer to that of the folder, or tokenize the text again"
+                f"run has {tokenizer.to_dict()}; use the folder's tokenizer, or tokenize the text again"
             )
         return self._lengths.astype(np.int64)
 
@@ -218,7 +218,7 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
     Args:
       folder: made if it is missing. After an interruption the same call goes on.
       workers: number of processes that write shards, one shard at a time each; 1 = this process.
-      run: writes the shards instead, such as on other machines; it must be able to pickle its first argument.
+      run: writes the shards instead, such as on other machines, which must have this module and the folder.
 
     Raises:
       UserError: the folder has other content, or shards of another text, tokenizer or number of shards.
