@@ -73,6 +73,7 @@ def override(node: Any, path: str, text: str) -> None:
     Raises:
       UserError: the path leads through a value that has no entries, or past the end of a list.
     """
+    # dicts get missing entries and lists do not, because the place of a new list entry would be a guess
     *parents, last = path.split(".")
     for i, key in enumerate(parents):
         if isinstance(node, list):

@@ -56,6 +56,7 @@ class Chunks:
                 f"a {unit} has {lengths.max()} tokens{' (with the number of inputs)' * documents.has_pairs}, and "
                 f"chunk_tokens is {chunk_tokens}; raise it to at least that"
             )
+        # A short pair or dialogue is a complete example, unlike a short text.
         shortest = 1 if documents.is_indivisible else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
@@ -195,6 +196,7 @@ def open_chunks(
             f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, such as "
             f"those of seqio tasks, and all others take text"
         )
+    # Before the chunks, for which every document is tokenised.
     check_skipped(text, documents, max_skipped)
     chunks = Chunks(documents, tokenizer, chunk_tokens, long_documents=long_documents)
     if not len(chunks):

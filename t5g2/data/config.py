@@ -165,6 +165,7 @@ class DataConfig:
                 f"encoder_length is 0: the model is decoder-only. Take causal or prefix_lm_decoder, or an "
                 f"encoder-decoder model with an encoder_length of at least {encoder}"
             )
+        # Blocks are bidirectional prefixes in the decoder; an encoder-decoder has its prefix in the encoder.
         if objective.uses_blocks and self.encoder_length > 0:
             raise UserError(
                 f"source {name!r}: its objective, {type(objective).__name__}, is for a decoder-only model, and "

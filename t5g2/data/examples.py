@@ -142,6 +142,7 @@ def source_examples(
     """
     config, objective = corpus.config, corpus.config.sources[source].objective
     objective = objective if denoiser is None else objective.only(denoiser)
+    # One seed for all sources: ExampleBuilder adds the source's number to it.
     build = ExampleBuilder(
         objective,
         config.tokenizer.special_tokens,

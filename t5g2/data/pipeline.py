@@ -172,6 +172,7 @@ def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
     if config.packing == "none" or max(encoder, decoder) <= MUCH_PADDING or abs(encoder - decoder) < RATIO_DIFFERENCE:
         return line
     longest = [source.objective.lengths(config.chunk_tokens) for source in config.sources]
+    # Either length can be kept, and the other one adapted to the mixture.
     fitting = {
         "decoder_length": (config.encoder_length * mixture, max(decoder for _, decoder in longest)),
         "encoder_length": (config.decoder_length / mixture, max(encoder for encoder, _ in longest)),

@@ -93,6 +93,7 @@ def forward(config: ModelConfig, counts: Counts) -> dict[str, int]:
             "encoder", encoder, counts.encoder_tokens, local=counts.encoder_local, everywhere=counts.encoder_global
         )
         parts |= _cross(config, counts)
+    # every decoder token counts, also where its target has no loss: the loss head computes these logits too
     parts["head"] = 2 * decoder.width * decoder.vocab_size * counts.decoder_tokens
     stack = config.image_stack
     if stack.images is not None:

@@ -105,6 +105,7 @@ def tiled_cross_entropy(
     assert teacher is None or config.distillation is not None
     total_and_tokens: Any = _total(hidden_BTD, head, targets_BT, weights_BT, jax.lax.stop_gradient(teacher), config)
     total, tokens = total_and_tokens
+    # the backward pass ignores cotangents of single losses, so none may be asked for
     tokens = jax.lax.stop_gradient(tokens)
 
     def weighted_sum(x_BT: Array | None) -> Array:
@@ -150,6 +151,7 @@ def sparse_distributions(
     return jax.tree.map(lambda x: _merge_tiles(x, hidden_BTD.shape[:2]), tiles)
 
 
+# a gradient of our own: automatic differentiation would keep every tile's logits for the backward pass
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _total(
     hidden_BTD, head: Head, targets_BT, weights_BT, teacher: TeacherOutputs | None, config: LossConfig

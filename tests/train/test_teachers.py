@@ -425,7 +425,8 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert divergences[0] > 0.2
     uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=told_settings(told))
-    with pytest.raises(UserError, match=r"logits of an encoder-decoder teacher for the examples of PrefixLM\(prefix=0\.5"):
+    message = r"logits of an encoder-decoder teacher for the examples of PrefixLM\(prefix=0\.5"
+    with pytest.raises(UserError, match=message):
         Pipeline(plans.make(uneven, mesh()).data, seed=0)
 
 

@@ -142,6 +142,7 @@ class CachedTeacherLogits:
           UserError: the logits are those of other chunks or another teacher, or were selected by another method.
         """
         folder, manifest = self._folder.absolute(), self._manifest
+        # Only manifests of encoder-decoder teachers have an objective
         if manifest.get("objective", objective) != objective:
             raise UserError(
                 f"{folder} has logits of an encoder-decoder teacher for the examples of {manifest['objective']}, and "
@@ -164,6 +165,7 @@ class CachedTeacherLogits:
                 f"{manifest['pieces_fingerprint']}, the run's is {chunks}); compute them again with the run's config: "
                 f"t5g2 cache-logits --config=…"
             )
+        # A larger vocabulary is fine: its first ids are the tokenizer's.
         if manifest["vocab_size"] < vocab_size:
             raise UserError(
                 f"{folder} has teacher logits of a vocabulary of {manifest['vocab_size']} and the tokenizer has "

@@ -236,12 +236,14 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
         write_one = functools.partial(_write_shard, job, path)
         if run is not None:
             run(write_one, missing)
+        # Starting processes for a single shard would only take time.
         elif workers == 1 or len(missing) < 2:
             for shard in missing:
                 write_one(shard)
         else:
             _in_processes(write_one, missing, workers)
         manifest = claimed.finish(missing, totals=("tokens",))
+    # Only `run` can leave shards out without an error.
     if manifest is None:
         raise UserError(f"{path.absolute()} still lacks shards; run the same `t5g2 tokenize` again")
     return manifest
@@ -308,6 +310,7 @@ def _read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
         lengths = np.load(file)
     except (ValueError, EOFError):
         raise UserError(f"{file.absolute()} is cut off; run the same `t5g2 tokenize` again") from None
+    # Totals only: counting the tokens of every record would read the whole folder.
     count, total = len(lengths), lengths.sum(dtype=np.int64)
     if count != shard["documents"] or total != shard["tokens"]:
         raise UserError(

@@ -72,6 +72,7 @@ class ImageJsonl(ImageSource):
             for number, name in enumerate(names):
                 for location, offset, data in line_spans(files[number]):
                     span = (number, offset, len(data))
+                    # Defaults bind the values of this line, because a thread calls the lambda later.
                     yield _Sample(f"{name}, {location}", span, lambda data=data, number=number: read(data, number))
 
         def read(data: bytes, number: int) -> _Read:

@@ -56,6 +56,7 @@ def remote_files(url: str) -> list[str]:
             candidates = system.glob(inside)
         else:
             candidates = _files_below(system, inside)
+        # fsspec's names lack the protocol, without which they would be local paths.
         names = sorted(system.unstrip_protocol(name) for name in candidates if system.isfile(name))
     except OSError as error:
         raise UserError(f"{url} cannot be listed ({error}); check the URL, and that you may read it") from None

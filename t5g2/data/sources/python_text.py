@@ -96,6 +96,7 @@ def _python_texts() -> dict[str, str]:
     folder = Path(sysconfig.get_path("stdlib"))
     files = [folder / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
     texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
+    # Some installations of Python leave these topics out.
     try:
         from pydoc_data import topics
 

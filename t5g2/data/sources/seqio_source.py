@@ -84,6 +84,7 @@ class Seqio:
                         f"on_bad_record=skip"
                     )
 
+        # The first entry of a pair is the number of inputs, which is not an id.
         file, ends, highest = _write_tokens(valid_examples(), skip=int(self.inputs_tokens > 0))
         if not len(ends):
             raise UserError(f"{self.name} has no examples in split {self.split!r}")

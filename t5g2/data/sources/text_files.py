@@ -124,6 +124,7 @@ def _scan(
     """Reads every record once, for its offset, its validity and the fingerprint, and returns the valid ones."""
     files = find_files(path)
     readable = tuple(local_copies.plain_copy(file, column) for file in files)
+    # Local copies are read, and messages have the paths of the user.
     spans, validator = [], RecordValidator(on_bad_record)
     for number, file in enumerate(files):
         for location, offset, data in read_spans(readable[number]):
