@@ -139,7 +139,7 @@ BAD = {
         {"text": "<start_of_image> a <start_of_image>", "images": ["red.png"]},
         r"has <start_of_image> 2 times and 1 images; write it once for each image, or not at all",
     ),
-    "says so and has none": ({"text": "<start_of_image> a", "images": []}, r"1 times and has 0 images"),
+    "says so and has none": ({"text": "<start_of_image> a", "images": []}, r"1 times and 0 images"),
     "nothing after": ({"text": "see: <start_of_image>\n", "images": ["red.png"]}, r"no text after the last image"),
     "damaged": ({"text": "a", "images": ["half.png"]}, r"half\.png cannot be read, it is damaged or cut off"),
     "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is not an image; images are JPEG, PNG or WebP"),

@@ -299,7 +299,7 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.images": "None"}, r"source 'images': its texts have images, and data\.images is not set; set the "),
+        ({"data.images": "None"}, r"its texts have images, and data\.images is not set; set the number"),
         ({"data.images": "{'size': 32, 'per_row': 1}"}, r"images has \{'size': 32\}, and the model \{'size': 16, "),
         ({"data.images": "{}"}, r"config\.data\.images lacks per_row, which ImageRows has no default for"),
         ({"data.images.per_rows": "1"}, r"unknown key config\.data\.images\.per_rows, .* did you mean 'per_row'"),
