@@ -53,7 +53,7 @@ def what_is_kept_goes_here(tmp_path, monkeypatch):
     monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
 
 
-loss_sums = jax.jit(step.loss_sums, static_argnames="settings")
+loss_sums = jax.jit(step.loss_sums, static_argnames="options")
 
 
 def load(folder, records=image_corpus.RECORDS, **changes):
