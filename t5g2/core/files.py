@@ -186,7 +186,7 @@ def _refuse_constant(constant: str) -> Any:
 def _parse_int(text: str) -> int | float:
     if text == "-0":
         return -0.0  # a float, as in every other language's JSON
-    # longer than any number in a format of ours, and slow to convert
+    # longer than any number in this project's formats, and slow to convert
     if len(text) > 32:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)

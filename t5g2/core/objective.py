@@ -34,7 +34,7 @@ class Objective(abc.ABC):
 
     @property
     def is_stochastic(self) -> bool:
-        """True if an example depends on the rng, so a chunk gives a different one in every epoch."""
+        """True if an example depends on the rng, so that a chunk becomes a different example in every epoch."""
         return True
 
     @property

@@ -112,7 +112,7 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
-    # plain data does not tell the type, so the cases go from the most to the least specific
+    # plain data does not carry its type, so the cases go from the most to the least specific
     if node is None and type(None) in arguments:
         return None
     choices = [a for a in arguments if a is not type(None)]

@@ -151,7 +151,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def constrain_weights(tree: Tree) -> Tree:
-    """Returns weights, or their gradients, sharded as `shardings` says if a mesh is set."""
+    """Returns weights, or their gradients, sharded by `shardings(tree, mesh)` if a mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree

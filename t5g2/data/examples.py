@@ -95,7 +95,7 @@ class SourceExamples:
 
     Args:
       chunks: the chunks of the source.
-      build: builds an example of a chunk.
+      build: makes an example from a number and a chunk.
       seed: seed of the orders.
       epochs: number of epochs; None = endless.
     """

@@ -1,4 +1,4 @@
-"""Images among tokens: their places in a text, and their tokens in a row.
+"""Images in a sequence of tokens: their positions in a text, and their tokens in a row.
 
 T length of a row of tokens, K tokens of an image.
 """
@@ -16,7 +16,7 @@ START_OF_IMAGE = "<start_of_image>"
 
 
 class ImageTokenLayout(Protocol):
-    """Tokens of an image in a row; a model's ImageConfig and a run's ImageRows have it."""
+    """Token ids of an image in a row; both a model's ImageConfig and a run's ImageRows satisfy this protocol."""
 
     @property
     def token(self) -> int:

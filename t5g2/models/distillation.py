@@ -1,8 +1,8 @@
 """Distillation: soft targets from a teacher, and the divergence of the student's distribution from them.
 
-R groups of rows, K tokens of a tile in one group, V vocabulary, N kept tokens of a distribution. All float32. Nothing
-here is larger than a tile: a teacher that runs in the step gives its hidden states, and its logits are computed tile by
-tile as the student's are.
+R groups of rows, K tokens of a tile in one group, V vocabulary, N kept tokens of a distribution. All float32. No
+array is larger than a tile: a teacher that runs in the step provides its hidden states, and its logits are computed
+tile by tile, like the student's.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Distillation:
         distribution for (sentinels, EOS) always have their cross-entropy.
       method: "full" = the whole distribution; "top_k" = its `per_token` most likely tokens; "sampled" = `per_token`
         tokens sampled by their probabilities without replacement, as in Gemma 3 (arXiv 2503.19786, section 2.2, which
-        samples 256 and does not say whether with replacement).
+        samples 256 and leaves open whether with replacement).
       per_token: number of tokens that are kept of a distribution.
       tail: treatment of the tokens that are not kept. "renormalise" = their probability is 0, and the kept ones are
         scaled to sum to 1 (Gemma 3); "together" = they count as one more token, so the student learns their total
@@ -56,8 +56,8 @@ class Distillation:
             raise UserError(f"per_token = {self.per_token}; it must be at least 1")
         if self.method == "sampled" and self.tail == "together":
             raise UserError(
-                'method = "sampled" and tail = "together": a sample does not tell the probability of the other '
-                'tokens; take method = "top_k" or tail = "renormalise"'
+                'method = "sampled" and tail = "together": the probability of all other tokens does not '
+                'follow from a sample; take method = "top_k" or tail = "renormalise"'
             )
 
     def check_vocabulary(self, size: int) -> None:

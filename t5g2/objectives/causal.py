@@ -28,7 +28,7 @@ class Causal(Objective):
         weights         [ 0  0  1  1  1]
 
     Attributes:
-      eos: the targets end in EOS, also where a chunk is not the end of its document.
+      eos: the targets end in EOS, even if a chunk is not the end of its document.
       context: share of the tokens at the start that have no loss, at least 0 and below 1. With context = 1 - rate, the
         targets with a loss are exactly those of a UL2 suffix denoiser of that rate.
     """

@@ -40,7 +40,7 @@ class PrefixLM(Objective):
     Attributes:
       prefix: the share of the tokens that the encoder reads, rounded, but at least one token and never all of them; 0.5
         as in T5Gemma (arXiv 2504.06225, section 3.3: two equal halves). "uniform" = every split is equally likely.
-      eos: the targets end in EOS, also where a chunk is not the end of its document. The papers do not say.
+      eos: the targets end in EOS, even if a chunk is not the end of its document. The papers leave this open.
       split_at: allowed positions of the split. "token" = all; "character" = not inside a character of several tokens;
         "text" = also not between two special tokens, such as those of one image. With a fixed share the split moves to
         the nearest allowed position (the left one of two); it stays where it is if the chunk has none, or, with

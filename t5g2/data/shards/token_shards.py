@@ -216,7 +216,7 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
     """Writes the shards of a job into a folder and returns its manifest; shards that are complete are kept.
 
     Args:
-      folder: made if it is missing. After an interruption the same call goes on.
+      folder: made if it is missing. After an interruption the same call continues.
       workers: number of processes that write shards, one shard at a time each; 1 = this process.
       run: writes the shards instead, such as on other machines, which must have this module and the folder.
 

@@ -1,4 +1,4 @@
-"""Every kind of tokenizer, by the name that a config gives it."""
+"""Every kind of tokenizer, by its name in configs."""
 
 from collections.abc import Mapping
 from os import PathLike

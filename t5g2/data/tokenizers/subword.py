@@ -74,7 +74,7 @@ class FileTokenizer(Tokenizer):
                 raise unknown("special token in ids", name, SPELLINGS)
         if self.sentinels is not None and self.sentinels < 0:
             raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
-        # A frozen dataclass: the hash is recorded even where the config gives none, so that to_dict has it.
+        # Recorded even if the config has no hash, so that to_dict has it; the dataclass is frozen.
         object.__setattr__(self, "sha256", hashlib.sha256(self._bytes()).hexdigest())
         past = self.special_tokens.first_sentinel + self.special_tokens.sentinels
         if not 0 <= self.special_tokens.first_sentinel <= past <= self._size:
