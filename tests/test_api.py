@@ -285,7 +285,7 @@ def test_prompts_hold_images_where_they_say_so():
     assert prompt("a<start_of_image>b", 1) == [*ids("a\n\n"), *image, *ids("\n\nb")]
     two = [*ids("a\n\n"), *image, *ids("\n\n\n\n"), *image, *ids("\n\nb")]
     assert prompt("a<start_of_image><start_of_image>b", 2) == two
-    with pytest.raises(UserError, match=r"'a<start_of_image>' says <start_of_image> 1 times and has 2 images; say it"):
+    with pytest.raises(UserError, match=r"'a<start_of_image>' has <start_of_image> 1 times and 2 images; write it"):
         prompt("a<start_of_image>", 2)
 
 

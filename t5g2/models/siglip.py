@@ -48,7 +48,7 @@ class Xavier:
     inputs: int = 1
 
     def __call__(self, key, shape, dtype) -> jax.Array:
-        """Returns the array."""
+        """Returns a sample of this shape."""
         fans = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
         bound = math.sqrt(6.0 / sum(fans))
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
@@ -260,7 +260,7 @@ class VisionTower(SiglipTower):
             raise ValueError(
                 f"images of shape {images_BHWC.shape}; this tower takes [B, {size}, {size}, 3]: resize them"
             )
-        # a convolution whose stride is its size is a product of matrices
+        # a convolution whose stride is its kernel's size is a product of matrices
         x = images_BHWC.astype(compute.vision_dtype).reshape(-1, config.side, patch, config.side, patch, 3)
         x_BPppC = jnp.moveaxis(x, 2, 3).reshape(-1, config.patches, patch, patch, 3)
         x_BPD = self.patches.transform(x_BPppC, jnp.float32)
@@ -283,7 +283,7 @@ class Pool(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key, 3)
-        # big_vision initialises it as a matrix [1, D], whose fan in is 1
+        # fan in 1, because big_vision initialises the query as a matrix [1, D]
         self.probe = param(keys[0], (config.width,), axes=(None,), init=Xavier(0), dtype=param_dtype)
         self.attention = SiglipAttention(config.width, config.heads, key=keys[1], param_dtype=param_dtype)
         self.norm = _norm(config, param_dtype)
@@ -331,7 +331,7 @@ class TokenEmbedding(nnx.Module):
 
 
 class TextTower(SiglipTower):
-    """A text tower for a fixed number of tokens; the text's vector comes from the last, mostly a padding token.
+    """A text tower for a fixed number of tokens; the text's vector is the state of the last, mostly a padding token.
 
     Padding is not masked, as in training, so texts must be padded with the same token (MedSigLIP: 1).
     """
@@ -355,7 +355,7 @@ class TextTower(SiglipTower):
         """
         if tokens_BT.shape[1:] != (self.config.length,):
             raise ValueError(f"texts of shape {tokens_BT.shape}; pad every one to {self.config.length} tokens")
-        # rows whole, as in layers.Embedder: a lookup in a table that is sharded along both axes gathers all tokens
+        # each row is gathered whole, as in layers.Embedder.embed
         x_BTD = constrain(self.embedder.table[...], "vocab_act", None)[tokens_BT].astype(compute.dtype)
         x_BTD = x_BTD + self.positions[...].astype(compute.dtype)[None]
         return self.head.transform(self.run(x_BTD, compute=compute)[:, -1])

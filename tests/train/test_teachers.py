@@ -270,7 +270,7 @@ def test_a_run_with_cached_answers_is_resumed_and_refuses_others(corpus, cache, 
     ("changes", "message"),
     [
         ({"method": "sampled"}, r"selected by method = 'top_k'.*set it to that of the folder"),
-        ({"per_token": 13}, r"has 12 entries a token and per_token = 13"),
+        ({"per_token": 13}, r"has 12 entries per token and per_token = 13"),
         ({"method": "full"}, r"a cache holds parts of distributions"),
         ({"teacher": "t5gemma2"}, r"logits of another teacher"),
     ],
@@ -429,7 +429,8 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert divergences[0] > 0.2
     uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=told_settings(told))
-    with pytest.raises(UserError, match=r"logits of an encoder-decoder teacher, which read what PrefixLM\(prefix=0\.5"):
+    message = r"logits of an encoder-decoder teacher for the examples of PrefixLM\(prefix=0\.5"
+    with pytest.raises(UserError, match=message):
         Pipeline(plans.make(uneven, mesh()).data, seed=0)
 
 
