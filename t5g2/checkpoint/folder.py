@@ -29,7 +29,7 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ModelConfig, from_dict, text_only, to_dict
-from t5g2.models.siglip import resample_positions
+from t5g2.models.position_embeddings import resample_positions
 
 MODEL = "model.json"
 TOKENIZER = "t5g2_tokenizer.json"

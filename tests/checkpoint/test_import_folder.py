@@ -12,7 +12,7 @@ from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model
 from t5g2.checkpoint.import_folder import import_model, open_any, open_foreign
 from t5g2.core.errors import UserError
-from t5g2.models.siglip import resample_positions
+from t5g2.models.position_embeddings import resample_positions
 from tests import tiny, weights
 from tests.checkpoint.foreign_folders import (
     FAMILIES,
