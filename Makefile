@@ -1,6 +1,7 @@
 # One virtual environment, installed once and again only when pyproject.toml or the constraints change.
 #   make quickstart            the main job, small, on real text
 #   make test                  every test (PYTEST="-m 'not long'" for the short ones; WORKERS=2 at a time)
+#   make test-newer            what another jax can change, with the newest Python there is (PYTHON=python3.12 VENV=.venv312)
 #   make test-beam             tokens by Apache Beam, on Python 3.11
 #   make test PYTHON=python3.12 VENV=.venv312
 #   make imports               docs/imports.svg: who imports whom
@@ -15,13 +16,23 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PAIR := $(if $(filter 3.11,$(VERSION)),py311,py312)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$(PAIR).txt
 
-.PHONY: quickstart test test-beam lint format imports bench clean
+.PHONY: quickstart test test-newer test-beam lint format imports bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+# What another jax, flax or orbax can change: arrays, programs, shardings, checkpoints. Not here: NumPy alone (data,
+# objectives), file formats, texts and pages, style, and what is compared with transformers, which is on Python 3.11.
+NEWER := tests/core tests/models tests/train tests/eval tests/test_api.py tests/e2e/test_edges.py \
+	tests/parity/test_golden.py tests/parity/test_siglip_parity.py tests/checkpoint/test_train_states.py \
+	tests/checkpoint/test_train_states_multiprocess.py tests/checkpoint/test_checksum.py \
+	tests/checkpoint/test_averaging.py
+
+test-newer: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) $(NEWER)
 
 # Apache Beam wants older releases than the rest is tested with, so it has an environment of its own
 test-beam: .venv-beam/.installed

@@ -25,23 +25,19 @@ from t5g2.train import config_file, resume
 from t5g2.train import experiment as experiments
 from tests.e2e.conftest import environment
 
-MESH = ("--config.mesh.data=4", "--config.mesh.tensor=2")  # of the eight simulated devices
 ARMS = ("source", "adapted", "scratch", "distilled", "cached", "tokens", "sft")
 
 
-@pytest.fixture(
-    scope="module", params=sorted((Path(__file__).parent / "specimens").glob("*.tar.xz")), ids=lambda p: p.name
-)
-def specimen(request, tmp_path_factory):
-    """The folder of a specimen, which tests may change."""
-    folder = tmp_path_factory.mktemp("specimen")
+@pytest.fixture(params=sorted((Path(__file__).parent / "specimens").glob("*.tar.xz")), ids=lambda p: p.name)
+def specimen(request, tmp_path):
+    """The folder of a specimen, which the test may change."""
     with tarfile.open(request.param) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "specimen"
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "specimen"
 
 
 @pytest.fixture(autouse=True)
-def in_specimen(specimen, monkeypatch):
+def in_specimen(specimen, monkeypatch, one_device):
     monkeypatch.chdir(specimen)
 
 
@@ -72,7 +68,7 @@ def test_keys_and_paths_under_their_former_names():
 def test_a_run_goes_on_from_its_checkpoint(arm, capfd):
     """Two steps more; the metrics of the steps before stay, so the batches after them are the next ones."""
     before = lines(f"runs/{arm}/metrics.jsonl")
-    flags = [f"--config=config.py:{arm}", f"--workdir=runs/{arm}", "--config.train.steps=6", *MESH]
+    flags = [f"--config=config.py:{arm}", f"--workdir=runs/{arm}", "--config.train.steps=6"]
     assert cli.main(["train", *flags]) == 0
     assert "weights: from step 4 of the workdir" in capfd.readouterr().err
     after = lines(f"runs/{arm}/metrics.jsonl")
@@ -92,7 +88,7 @@ def test_token_shards_are_the_tokens_of_the_text():
 def test_teacher_logits_are_those_of_the_teacher():
     """With distill.teacher beside the cache, fingerprints of the teacher and of the chunks are compared."""
     teacher, one_step = "--config.distill.teacher=runs/source/model", "--config.train.steps=3"
-    assert cli.main(["train", "--config=config.py:cached", "--workdir=runs/again", teacher, one_step, *MESH]) == 0
+    assert cli.main(["train", "--config=config.py:cached", "--workdir=runs/again", teacher, one_step]) == 0
     first, again = (
         {
             row["step"]: row["train/divergence"]

@@ -53,7 +53,8 @@ def trainer(tmp_path):
     while not pids.exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    yield process, [int(line) for line in pids.read_text().split()], shared_memory() - before
+    workers = [int(line) for line in pids.read_text().split()]
+    yield process, workers, added_memory(before, [process.pid, *workers])
     if process.poll() is None:
         process.kill()
     process.communicate()
@@ -88,10 +89,7 @@ def test_a_pipeline_that_nobody_closed_ends_with_the_interpreter():
 
 
 def await_end(workers: list[int], segments: set[str]) -> None:
-    """Waits until the processes and the segments are gone; it is an error if they are there after a minute.
-
-    Another test that runs at the same time has segments too, which go when it ends.
-    """
+    """Waits until the processes and the segments are gone; it is an error if they are there after a minute."""
     deadline = time.monotonic() + 60
     while left := [*filter(is_running, workers), *sorted(shared_memory() & segments)]:
         assert time.monotonic() < deadline, left
@@ -107,3 +105,16 @@ def is_running(pid: int) -> bool:
 
 def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
+
+
+def added_memory(before: set[str], pids: list[int]) -> set[str]:
+    """The segments that came since, but for those that another test's processes have, which runs at the same time."""
+    others: set[str] = set()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) not in pids:
+            try:
+                mapped = (process / "maps").read_text()
+            except OSError:  # it ended, or is another user's
+                continue
+            others |= {line.split()[5].removeprefix("/dev/shm/") for line in mapped.splitlines() if "/dev/shm/" in line}
+    return shared_memory() - before - others

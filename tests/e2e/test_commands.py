@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 from t5g2 import cli
@@ -17,7 +18,8 @@ def files(folder):
 
 
 @pytest.mark.long
-def test_from_the_source_to_every_result(corpus, tmp_path, capsys, monkeypatch):
+def test_from_the_source_to_every_result(corpus, devices, tmp_path, capsys, monkeypatch):
+    """What is adapted is trained, evaluated and resumed on eight devices; its source, and what goes on, on one."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(corpus, tmp_path / "corpus")
 
@@ -33,7 +35,9 @@ def test_from_the_source_to_every_result(corpus, tmp_path, capsys, monkeypatch):
         flags = [f"--config={CONFIG}:{arm}@corpus", f"--config.eval.tasks={[task]!r}", "--config.train.steps=12"]
         return [*flags, "--config.log.every_steps=4"]
 
-    t5g2("train", *config("source"), "--workdir=corpus/source")
+    with monkeypatch.context() as alone:
+        alone.setattr(jax, "devices", lambda: devices[:1])
+        t5g2("train", *config("source"), "--workdir=corpus/source")
     t5g2("train", *config("adapted"), "--workdir=adapted")
     account = json.loads((tmp_path / "adapted" / "provenance.json").read_text())
     assert {leaf["how"] for leaf in account["leaves"]} == {"copied", "tied"}
@@ -57,7 +61,9 @@ def test_from_the_source_to_every_result(corpus, tmp_path, capsys, monkeypatch):
     t5g2("average", "--workdir=adapted", "--last=2", "--out=averaged")
     # where no checkpoint is, the weights of a folder are what step 0 is measured on
     flags = [*config("scratch"), "--workdir=going_on", "--config.init.params=averaged", "--config.save.model=False"]
-    t5g2("train", *flags, "--config.train.steps=5")
+    with monkeypatch.context() as alone:
+        alone.setattr(jax, "devices", lambda: devices[:1])
+        t5g2("train", *flags, "--config.train.steps=5")
 
     before = files(tmp_path / "adapted")
     t5g2("train", *config("adapted"), "--workdir=adapted", "--replay=8")
@@ -69,7 +75,7 @@ def test_from_the_source_to_every_result(corpus, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.long
-def test_every_way_to_adapt_in_a_run(corpus, tmp_path, capsys, monkeypatch):
+def test_every_way_to_adapt_in_a_run(corpus, one_device, tmp_path, capsys, monkeypatch):
     """Two sources, cut in depth, with changes; and the decoder-only baseline with a prefix that sees both ways."""
     monkeypatch.chdir(tmp_path)
 
@@ -104,7 +110,7 @@ def test_every_way_to_adapt_in_a_run(corpus, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_run_goes_on_with_tokens_made_ahead(corpus, tmp_path, capsys, monkeypatch):
+def test_a_run_goes_on_with_tokens_made_ahead(corpus, one_device, tmp_path, capsys, monkeypatch):
     """The same command again makes nothing; a run that began with the text ends in the same bits with its tokens."""
     monkeypatch.chdir(tmp_path)
 
@@ -131,7 +137,7 @@ def test_a_run_goes_on_with_tokens_made_ahead(corpus, tmp_path, capsys, monkeypa
     assert files(tmp_path / "text" / "model")[Path(model)] == files(tmp_path / "tokens_only" / "model")[Path(model)]
 
 
-def test_answers_ahead_of_a_run(corpus, tmp_path, capsys, monkeypatch):
+def test_answers_ahead_of_a_run(corpus, one_device, tmp_path, capsys, monkeypatch):
     """What cache-logits prints is what a run takes; a wrong flag, another number of shards: status 2."""
     monkeypatch.chdir(tmp_path)
     config = [f"--config={CONFIG}:source@{corpus}", "--config.train.steps=5", "--config.save.every_steps=0"]

@@ -18,14 +18,14 @@ def train(corpus, workdir, *changes: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_weights_that_are_not_finite_are_never_saved(corpus, tmp_path):
+def test_weights_that_are_not_finite_are_never_saved(corpus, one_device, tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 1 is not finite: loss 5.* of the updated weights inf"):
         cli.main(train(corpus, tmp_path, "--config.optim.schedule.peak=1e38"))
     assert not list((tmp_path / "checkpoints").glob("[1-9]*"))
 
 
 @pytest.mark.long
-def test_a_run_goes_on_and_never_back(corpus, tmp_path, capsys):
+def test_a_run_goes_on_and_never_back(corpus, one_device, tmp_path, capsys):
     run = tmp_path / "run"
     assert cli.main(train(corpus, run)) == 0
     assert json.loads((run / "done.json").read_text()) == {"step": 4}
@@ -43,7 +43,7 @@ def test_a_run_goes_on_and_never_back(corpus, tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_a_run_that_cannot_begin_leaves_no_workdir(corpus, tmp_path, capsys):
+def test_a_run_that_cannot_begin_leaves_no_workdir(corpus, one_device, tmp_path, capsys):
     run = tmp_path / "run"
     assert cli.main(train(corpus, run, "--config.init.params=/nowhere/at/all")) == 2
     assert "/nowhere/at/all" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_workers import await_end
+from tests.data.test_workers import added_memory, await_end, shared_memory
 
 from .conftest import CONFIG, command, environment, run
 
@@ -149,7 +149,7 @@ def test_what_may_differ_on_resume_and_what_may_not(corpus, alone, tmp_path):
 @pytest.mark.long
 def test_killed_with_data_workers_leaves_nothing_behind(corpus, tmp_path):
     workdir = tmp_path / "run"
-    before = set(os.listdir("/dev/shm"))
+    before = shared_memory()
     arguments = [*train(corpus, workdir), "--config.data.workers=2", "--config.train.steps=100000"]
     child = subprocess.Popen(
         command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
@@ -158,7 +158,8 @@ def test_killed_with_data_workers_leaves_nothing_behind(corpus, tmp_path):
     while not (file.exists() and '"step": 4,' in file.read_text()) and time.monotonic() < end:
         assert child.poll() is None
         time.sleep(0.05)
-    workers, segments = descendants(child.pid), set(os.listdir("/dev/shm")) - before
+    workers = descendants(child.pid)
+    segments = added_memory(before, [child.pid, *workers])
     assert len(workers) >= 2
     child.kill()
     child.wait()

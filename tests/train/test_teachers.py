@@ -26,7 +26,8 @@ from t5g2.train import plan as plans
 from tests import tiny, weights
 
 VOCAB = Bytes(sentinels=20).vocab_size
-SMALL = dataclasses.replace(tiny.GEMMA3, vocab_size=VOCAB)
+# one kind of layer: local in the student, global in its teachers
+SMALL = dataclasses.replace(tiny.GEMMA3, vocab_size=VOCAB, layers=2, pattern=("global",))
 GEMMA = dataclasses.replace(SMALL, width=24, final_softcap=5.0)
 T5GEMMA2 = dataclasses.replace(tiny.T5GEMMA2, encoder=SMALL, decoder=SMALL, eoi_id=None)
 TOKENIZER = {"kind": "bytes", "sentinels": 20}
@@ -50,7 +51,7 @@ def corpus(tmp_path_factory):
 def experiment(corpus, objective=None, *, decoder_only=False, **changes):
     """A run of a tiny student."""
     stack = {"vocab_size": VOCAB, "width": 32, "layers": 2, "mlp_width": 48, "heads": 4, "kv_heads": 2, "head_size": 8}
-    stack |= {"window": 8, "pattern": ["local", "global"]}
+    stack |= {"window": 8, "pattern": ["local"]}
     model = {"kind": "gemma", **stack} if decoder_only else {"kind": "t5gemma", "encoder": stack, "decoder": stack}
     source = {"text": {"kind": "text", "path": str(corpus / "text")}, "objective": objective or UL2, "name": "text"}
     node = {
@@ -182,7 +183,7 @@ def test_what_a_step_minimises(corpus):
     assert len(unknown) > 0
 
 
-def test_a_student_that_begins_as_its_teacher(corpus, tmp_path):
+def test_a_student_that_begins_as_its_teacher(one_device, corpus, tmp_path):
     """Before the first update a copy has nothing to learn from the original."""
     student = experiment(corpus, {"kind": "causal"}, decoder_only=True)
     folders.save_model(tmp_path / "itself", weights.model(student.model), tokenizer=Bytes(sentinels=20).to_dict())
@@ -239,7 +240,7 @@ def test_the_batches_of_a_cached_teacher_are_the_same_on_any_number_of_hosts(cor
         assert set(positions) <= set(whole.positions)
 
 
-def test_an_evaluation_takes_no_teacher(corpus, tmp_path, capsys):
+def test_an_evaluation_takes_no_teacher(one_device, corpus, tmp_path, capsys):
     shutil.copytree(corpus / "gemma", tmp_path / "gemma")
     task = {"kind": "heldout_loss", "text": {"kind": "text", "path": str(corpus / "text")}, "objective": UL2}
     run = experiment(corpus, distill={"teacher": str(tmp_path / "gemma")}, eval={"tasks": [task | {"examples": 4}]})
@@ -249,7 +250,7 @@ def test_an_evaluation_takes_no_teacher(corpus, tmp_path, capsys):
     assert "heldout/loss" in capsys.readouterr().out
 
 
-def test_a_run_with_cached_answers_is_resumed_and_refuses_others(corpus, cache, tmp_path):
+def test_a_run_with_cached_answers_is_resumed_and_refuses_others(one_device, corpus, cache, tmp_path):
     distill = {"cache": str(cache), "method": "top_k", "per_token": 12}
     loop.train(experiment(corpus, distill=distill), str(tmp_path / "run"))
     longer = {"steps": 4, "seed": 7, "tile_tokens": 64}
@@ -396,7 +397,7 @@ def test_answers_that_cannot_be_made(corpus, tmp_path):
         experiment(corpus, distill={"teacher": teacher, "method": "sampled", "per_token": VOCAB + 1})
 
 
-def test_a_run_does_not_go_on_with_another_teacher(corpus, tmp_path):
+def test_a_run_does_not_go_on_with_another_teacher(one_device, corpus, tmp_path):
     shutil.copytree(corpus / "gemma", tmp_path / "teacher")
     settings = {"distill": {"teacher": str(tmp_path / "teacher")}, "train": {"steps": 1, "seed": 7, "tile_tokens": 64}}
     loop.train(experiment(corpus, **settings), str(tmp_path / "run"))
