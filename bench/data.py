@@ -130,13 +130,13 @@ def step(tokens: token_shards.Tokens) -> None:
     print("\n| workers | a step, ms | with real data / with one batch |\n|---|---|---|")
     for workers in (0, 1, 2):
         made = config_file.load(f"{STEP_CONFIG}:scratch", [*overrides, ("data.workers", str(workers))])
-        world = sharding.make(made.mesh)
-        with jax.set_mesh(world):
-            seconds, ratio = steps(made, world)
+        mesh = sharding.make(made.mesh)
+        with jax.set_mesh(mesh):
+            seconds, ratio = steps(made, mesh)
         print(f"| {workers} | {1e3 * seconds:.0f} | {ratio:.3f} |", flush=True)
 
 
-def steps(made: Any, world: Any) -> tuple[float, float]:
+def steps(made: Any, mesh: Any) -> tuple[float, float]:
     """Seconds of a step with one batch; how many times that a step with real data takes."""
     import jax
 
@@ -144,13 +144,13 @@ def steps(made: Any, world: Any) -> tuple[float, float]:
     from t5g2.data.pipeline import to_global
     from t5g2.train import plan as plans
 
-    plan = plans.make(made, world)
+    plan = plans.make(made, mesh)
     with tempfile.TemporaryDirectory() as folder, Pipeline(plan.data, seed=0) as pipeline:
-        state = restore.restore(made, Path(folder), plan, workdir.open_checkpoints(made, Path(folder))).state
+        state = restore.restore(Path(folder), plan, workdir.open_checkpoints(Path(folder), made)).state
         update, ratios, seconds = plan.compile(), [], []
 
         def batch() -> Any:
-            return to_global(pipeline.next().batch, sharding.batch_sharding(world), rows=made.data.rows)
+            return to_global(pipeline.next().batch, sharding.batch_sharding(mesh), rows=made.data.rows)
 
         constant = batch()
         for _ in range(BLOCKS):

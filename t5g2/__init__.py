@@ -6,9 +6,9 @@ also imports models and data):
     cli -> commands -> sweep -> report -> train -> {eval, checkpoint, adapt} -> {models, objectives, data} -> core
            api -> {eval, checkpoint} -> …
 
-    commands    one file per subcommand, named as it is typed: flags, and what they run
+    commands    one file per subcommand, named as it is typed: flags and run()
     sweep       several runs as one: parts, order, launchers
-    report      workdirs read: statistics, tables, plots, the page
+    report      reads workdirs: statistics, tables, plots, the page
     api         the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save`
     train       the experiment, the optimizer, the step, the loop, the workdir
     eval        generation, metrics, tasks
@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Greedy", "Temperature", "TopK", "TopP", "UserError", "load"]
 
-_WHERE = {"load": "t5g2.api.loading"} | dict.fromkeys(("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generation")
+# a name's module is imported on first use, so that `import t5g2` stays fast
+_MODULES = {"load": "t5g2.api.loading"} | dict.fromkeys(
+    ("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generation"
+)
 
 
 def __getattr__(name: str) -> Any:
     """Imports a name of `__all__` on first use."""
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 't5g2' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

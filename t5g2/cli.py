@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"t5g2 {argv[0]}: {error}", file=sys.stderr)
         return 2
+    # a full disk or a missing permission is the user's to mend; any other OSError is a bug, with a traceback
     except OSError as error:
         if error.errno not in OS_ERRORS:
             raise
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load(name: str):
-    """The module of a subcommand; `import` is a word of Python's, so its file is import_.py."""
+    """Returns the module of a subcommand; `import` is a keyword of Python, so its file is import_.py."""
     module = name.replace("-", "_")
     return importlib.import_module(f"t5g2.commands.{'import_' if module == 'import' else module}")
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import t5g2
-from t5g2.api import inputs as api_inputs
 from t5g2.api import loading
+from t5g2.api import model_inputs as api_inputs
 from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
@@ -285,7 +285,7 @@ def test_prompts_hold_images_where_they_say_so():
     assert prompt("a<start_of_image>b", 1) == [*ids("a\n\n"), *image, *ids("\n\nb")]
     two = [*ids("a\n\n"), *image, *ids("\n\n\n\n"), *image, *ids("\n\nb")]
     assert prompt("a<start_of_image><start_of_image>b", 2) == two
-    with pytest.raises(UserError, match=r"'a<start_of_image>' says <start_of_image> 1 times and has 2 images; say it"):
+    with pytest.raises(UserError, match=r"'a<start_of_image>' has <start_of_image> 1 times and 2 images; write it"):
         prompt("a<start_of_image>", 2)
 
 

@@ -32,7 +32,7 @@ class AdaptedModel:
 def adapt(
     pairing: Pairing, target: Any, *, seed: int = 0, source: str = "", table: Sequence[Rule] = rules.RULES
 ) -> AdaptedModel:
-    """Returns the target model with every leaf made by the rules.
+    """Returns the target model with every leaf computed by the rules.
 
     Args:
       pairing: sources and target that fit.
@@ -48,7 +48,7 @@ def adapt(
     leaves = tree.leaves(target)
     origins = {key: _origin(key, pairing, table) for key in leaves}
     rows = _provenance_rows(pairing, leaves, origins)
-    # initialised leaves come last: drawing them starts XLA, whose memory would else be held beside the largest tables
+    # initialised leaves come last: drawing them starts XLA, whose memory would otherwise add to that of the tables
     order = sorted(leaves, key=lambda key: origins[key].leaf is None)
     adapted = {key: replace(leaves[key], read=_reader(leaves[key], origins[key], pairing, seed)) for key in order}
     return AdaptedModel(adapted, Provenance(pairing.recipe, source, rows, pairing.settings))
@@ -106,7 +106,7 @@ def _initialise(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
     if rule.value is not None:
         return jnp.full(leaf.shape, rule.value, leaf.dtype)
     assert leaf.init is not None
-    # the name, not the order, decides the key, so that another leaf more or less changes no other
+    # the name, not the order, decides the key, so that adding or removing a leaf changes no other
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(tree.name(leaf.key).encode()))
     return leaf.init(key, leaf.shape, leaf.dtype)
 
@@ -114,13 +114,13 @@ def _initialise(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
 def _provenance_rows(
     pairing: Pairing, leaves: Mapping[LeafKey, Leaf], origins: Mapping[LeafKey, _LeafOrigin]
 ) -> tuple[ProvenanceRow, ...]:
-    """Returns the row of every leaf of every source and of the target; raises UserError if one is left over."""
+    """Returns the rows of all leaves of sources and target; raises UserError for leaves that the rules do not cover."""
     sources = pairing.sources.by_name
     # by identity, because sources have no equality of values
     name_of = {id(source): name for name, source in sources.items()}
     uses: dict[tuple[str, LeafKey], list[Use]] = {(name, key): [] for name, s in sources.items() for key in s.leaves}
     initialised, without_source, other_shapes = [], [], []
-    # every target leaf goes to the source leaf that it is made of
+    # each target leaf is entered as a use of its source leaf
     for key, leaf in leaves.items():
         rule, source, source_key = origins[key]
         if rule is None:
@@ -136,7 +136,7 @@ def _provenance_rows(
             if use is None:
                 shapes = f"{list(source.leaves[source_key].shape)} in the source, {list(leaf.shape)} in the target"
                 other_shapes.append(f"{tree.name(source_key)} -> {tree.name(key)}: {shapes}")
-    # then every source leaf is used, or dropped for a reason
+    # each source leaf must have a use, or a reason to be dropped
     rows, left_over = [], []
     for (name, key), leaf_uses in uses.items():
         reason = "" if leaf_uses else rules.drop_reason(*key, sources[name], pairing)
@@ -171,5 +171,5 @@ def _raise_if_any(recipe: str, problems: Mapping[str, Sequence[str]]) -> None:
         lists = "".join(f"\n{problem}:\n  " + "\n  ".join(names) for problem, names in problems.items() if names)
         raise UserError(
             f"{recipe} does not account for every weight; the models differ in ways that the rules do not cover. Use "
-            f"models that the rules are made for, or add rules{lists}"
+            f"models that the rules cover, or add rules{lists}"
         )

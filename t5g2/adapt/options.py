@@ -15,14 +15,14 @@ class AdaptOptions:
     """Options of an adaptation.
 
     Attributes:
-      encoder_layers, decoder_layers: the source's layers that this side is made of, in order: "all"; "first:N" and
+      encoder_layers, decoder_layers: the source's layers that become this side's layers, in order: "all"; "first:N" and
         "last:N"; "every:K" = 0, K, 2K, …; or their numbers.
       cross_attention: weights of separate cross-attention: "self" = copied from the decoder's self-attention; "fresh" =
         newly initialised; "auto" = copied if encoder and decoder have the same width, else initialised (T5Gemma, arXiv
         2504.06225, section 3.2: balanced copied, unbalanced random).
       cross_norms: norms before and after cross-attention, which the papers do not describe: "self" = those of
         self-attention; "fresh" = a factor of 1; "none" = those of self-attention before it and a factor of 0 after it,
-        so that at first it adds nothing and the decoder computes what the source does.
+        so that at first it adds nothing, and the decoder computes the same as the source.
       vocabulary: "same" = the number of rows is that of the source's embedding, where rows from the image token on do
         not count; "resize" = the first rows are taken, and new ones are the mean of all (as in transformers'
         resize_token_embeddings, without its noise).
@@ -35,7 +35,7 @@ class AdaptOptions:
     vocabulary: Literal["same", "resize"] = "same"
 
     def __post_init__(self):
-        # errors in a choice are found before any folder is opened
+        # a wrong choice is an error before any folder is opened
         for name in ("encoder_layers", "decoder_layers"):
             _parse(getattr(self, name), name)
 

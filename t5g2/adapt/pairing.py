@@ -33,10 +33,10 @@ SUPPORTED_PAIRS = "Gemma 2 becomes T5Gemma, Gemma 3 and MedGemma become T5Gemma 
 
 @dataclass(frozen=True, eq=False)
 class SourceModel:
-    """A model whose weights are used.
+    """A model whose weights are adapted.
 
     Attributes:
-      config: architecture of a decoder-only model, or of the image tower of a folder that gives nothing else.
+      config: architecture of a decoder-only model, or of the image tower if only that is taken from the folder.
       leaves: all leaves of the folder, loaded by Leaf.read.
       path: path of the folder, for messages.
     """
@@ -98,7 +98,7 @@ class Pairing:
 
     @property
     def copies_cross_attention(self) -> bool:
-        """True if cross-attention is made of the weights of self-attention."""
+        """True if cross-attention starts as a copy of self-attention."""
         choice, target = self.options.cross_attention, self.target
         return target.encoder.width == target.decoder.width if choice == "auto" else choice == "self"
 
@@ -167,7 +167,7 @@ def derive_config(
 
 
 def _image_config(tower: VisionConfig, images: ImageConfig | None, end: int) -> ImageConfig:
-    """Returns how a T5Gemma 2 reads images: the tokens around them, and 256 tokens an image if the patches allow it."""
+    """Returns the images of a T5Gemma 2: the tokens around them, and 256 tokens per image if the patches allow it."""
     if images is not None:
         return replace(images, vision=tower, token=end + 1)
     # 256 = 16 x 16 tokens, pooled from the patches as in Gemma 3
@@ -199,8 +199,8 @@ def pair(sources: SourceModels, target: ModelConfig, options: AdaptOptions = DEF
             remedies.append(f"{side}_layers chooses the layers to take")
         else:
             settings += _kind_changes(side, source, stack, layers[side])
-        # images and the encoder's head are compared elsewhere, or not at all
-        tied_head = stack.tied_head if side == "encoder" else source.tied_head  # an encoder has no head
+        # images are compared below, and the encoder's head never, because an encoder has none
+        tied_head = stack.tied_head if side == "encoder" else source.tied_head
         old_stack = replace(source, images=None, tied_head=tied_head)
         for name, old, new in _differences(old_stack, replace(stack, images=None)):
             line = f"{side}.{name}: {old} in the source, {new} in the target"
@@ -224,14 +224,14 @@ def _check_family(source: SourceModel, *, gemma3: bool) -> None:
         return
     own, other, target = ("Gemma 2", "Gemma 3", "T5Gemma 2") if gemma3 else ("Gemma 3", "Gemma 2", "T5Gemma")
     norms = "no norms" if gemma3 else "norms"
-    way = "t5gemma with cross=merged" if gemma3 else "t5gemma2 with cross=separate"
+    alternative = "t5gemma with cross=merged" if gemma3 else "t5gemma2 with cross=separate"
     raise UserError(
         f"{source.path} has the blocks of {own} ({norms} on queries and keys), and {target} has those of {other}: "
-        f"{SUPPORTED_PAIRS}. For the other kind of attention on {own}'s blocks take {way} as the target"
+        f"{SUPPORTED_PAIRS}. For the other kind of attention on {own}'s blocks take {alternative} as the target"
     )
 
 
-def _remedy(name: str, source: TextConfig, target: TextConfig, choices: AdaptOptions) -> str | None:
+def _remedy(name: str, source: TextConfig, target: TextConfig, options: AdaptOptions) -> str | None:
     """Returns the remedy for a difference in this setting; None if the weights fit nevertheless."""
     if name in ("width", "mlp_width", "heads", "head_size", "qk_norm"):
         return f"{name}: choose a target of the source's size; a family, such as t5gemma2, derives it from the source"
@@ -239,8 +239,8 @@ def _remedy(name: str, source: TextConfig, target: TextConfig, choices: AdaptOpt
         return "tied_head: the source has a head of its own, so set tied_head=False"
     # repeated heads compute the same, so only multiples are possible
     if name == "kv_heads" and target.kv_heads % source.kv_heads:
-        return f"kv_heads: they are repeated, so give a multiple of {source.kv_heads}"
-    if name == "vocab_size" and choices.vocabulary == "same":
+        return f"kv_heads: key/value heads are repeated, so give a multiple of {source.kv_heads}"
+    if name == "vocab_size" and options.vocabulary == "same":
         # rows after the image token are looked up by no text
         is_unused = source.images is not None and source.images.token >= target.vocab_size
         return None if is_unused else "vocab_size: vocabulary=resize takes the first rows, or adds some"
@@ -255,20 +255,20 @@ def _kind_changes(side: Side, source: TextConfig, target: TextConfig, layers: tu
     return [f"{side} layers {format_ranges(moved)} come from layers of the other kind (local or global attention)"]
 
 
-def _cross_attention_problems(target: EncoderDecoderConfig, choices: AdaptOptions) -> list[str]:
+def _cross_attention_problems(target: EncoderDecoderConfig, options: AdaptOptions) -> list[str]:
     """Returns a line for each option about cross-attention that does not fit the target."""
     if target.cross == "merged":
         chosen = [
-            name for name in ("cross_attention", "cross_norms") if getattr(choices, name) != getattr(AdaptOptions, name)
+            name for name in ("cross_attention", "cross_norms") if getattr(options, name) != getattr(AdaptOptions, name)
         ]
         return [
-            f"{name} = {getattr(choices, name)}, and the target's attention is merged: it has no cross-attention of "
+            f"{name} = {getattr(options, name)}, and the target's attention is merged: it has no cross-attention of "
             f"its own; leave it out, or take a target with cross=separate"
             for name in chosen
         ]
     # cross-attention reads the encoder's states with matrices of the decoder's self-attention
     widths = target.encoder.width, target.decoder.width
-    if choices.cross_attention == "self" and widths[0] != widths[1]:
+    if options.cross_attention == "self" and widths[0] != widths[1]:
         return [
             f"cross_attention = self, and the encoder's width is {widths[0]}, the decoder's {widths[1]}: keys and "
             f"values of self-attention take states of the decoder's width; set cross_attention=fresh"

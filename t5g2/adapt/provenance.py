@@ -14,7 +14,7 @@ COLUMNS = ("how", "source", "layers", "targets", "shape")
 
 @dataclass(frozen=True)
 class Use:
-    """Target leaf, and the operation that makes it: copied, tied, derived or initialised."""
+    """Target leaf, and the operation that computes it: copied, tied, derived or initialised."""
 
     target: LeafKey
     operation: str
@@ -29,8 +29,8 @@ class ProvenanceRow:
     Attributes:
       origin: name of the source, "" if there is only one.
       source: the leaf; None = the uses are initialised.
-      uses: target leaves that are made of it; none = it is dropped on purpose.
-      reason: the reason why it is dropped.
+      uses: target leaves that are computed from the source leaf; none = it is dropped on purpose.
+      reason: the reason why the source leaf is dropped.
     """
 
     origin: str
@@ -47,7 +47,7 @@ class Provenance:
     Attributes:
       recipe: name of the adaptation, "gemma3 -> t5gemma2".
       source: the caller's description of the folders that the weights come from.
-      rows: every source leaf is in exactly one, every target leaf in exactly one.
+      rows: every source leaf is in exactly one row, every target leaf in exactly one use.
       settings: lines for the settings in which the target's architecture differs from the sources.
     """
 
@@ -62,11 +62,11 @@ class Provenance:
         for row in self.rows:
             source = NOTHING if row.source is None else _source_name(row.origin, tree.name(row.source))
             for use in row.uses:
-                facts = {"target": tree.name(use.target), "how": use.operation, "source": source}
-                leaves.append(facts | {"shape": str(list(use.shape)), "note": use.note})
+                entry = {"target": tree.name(use.target), "how": use.operation, "source": source}
+                leaves.append(entry | {"shape": str(list(use.shape)), "note": use.note})
             if not row.uses:
-                facts = {"target": NOTHING, "how": "dropped", "source": source}
-                leaves.append(facts | {"shape": str(list(row.shape)), "note": row.reason})
+                entry = {"target": NOTHING, "how": "dropped", "source": source}
+                leaves.append(entry | {"shape": str(list(row.shape)), "note": row.reason})
         return {
             "recipe": self.recipe,
             "source": self.source,
@@ -81,7 +81,7 @@ class Provenance:
         Rows that differ only in the layer are one line. Target layers stand in brackets if their numbers are not those
         of the source layers.
         """
-        # group -> (the source layers, for each use the target layers)
+        # group -> (the source layers; for each use, the target layers)
         groups: dict[tuple, tuple[list[int | None], list[list[int | None]]]] = {}
         for row in self.rows:
             source, layer = row.source or (NOTHING, row.uses[0].target[1])

@@ -1,11 +1,11 @@
 """Rules for the origin of every weight of an adapted model: one table for all recipes, read from top to bottom.
 
-A target leaf is made by the first rule whose pattern matches its path and whose condition holds; a source leaf that is
-not used needs a `Drop` that matches it. A leaf that no rule matches, on either side, is an error.
+A target leaf is computed by the first rule whose pattern matches its path and whose condition holds; a source leaf
+that is not used needs a `Drop` that matches it. A leaf that no rule matches, on either side, is an error.
 
 Gemma 3 to T5Gemma 2 (arXiv 2512.14856, section 2): merged attention is designed so that no weight is new. The decoder's
 queries and its own keys and values come from the source's matrices, and the encoder's states go through the same ones.
-Gemma 2 to T5Gemma (arXiv 2504.06225, section 3.2): both sides are the source; cross-attention is copied from
+Gemma 2 to T5Gemma (arXiv 2504.06225, section 3.2): both sides are copies of the source; cross-attention is copied from
 self-attention where the widths allow it. Recipes between these two follow from the same table with other settings.
 """
 
@@ -30,15 +30,15 @@ def always(pairing: Pairing) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """Rule that target leaves whose path matches `target` are made of the leaf `source` of one of the sources.
+    """Rule that computes target leaves whose path matches `target` from the leaf `source` of one of the sources.
 
     Attributes:
       target, source: paths. A `*` at the end of both stands for the same text. Source None = the leaf is new.
       operation: "copied" = unchanged; "tied" = unchanged, and shared by several parts of the target; "derived" =
         computed; "initialised" = by the leaf's own initialiser.
-      origin: the source: that of the encoder, of the decoder, or of the image tower.
+      origin: the source that is used: the encoder's, the decoder's, or the image tower's.
       note: description for the provenance table.
-      shape_change: makes the leaf if the shapes differ, which is then "derived"; None = they must be equal.
+      shape_change: computes a leaf of another shape, which is then "derived"; None = the shapes must be equal.
       value: value of all entries of an "initialised" leaf, in place of its initialiser.
       when: condition under which the rule applies.
     """
@@ -160,7 +160,7 @@ DROPS = (
 
 
 def rule_for(path: str, pairing: Pairing, rules: Sequence[Rule] = RULES) -> Rule | None:
-    """Returns the rule that makes a target path; None if none matches."""
+    """Returns the rule for a target path; None if none matches."""
     return next((rule for rule in rules if tree.matches(rule.target, path) and rule.when(pairing)), None)
 
 

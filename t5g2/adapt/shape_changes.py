@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t5g2.models.siglip import resample_positions
+from t5g2.models.position_embeddings import resample_positions
 
 Shape = tuple[int, ...]
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from typing_extensions import override
 
-from t5g2.api import inputs
+from t5g2.api import model_inputs
 from t5g2.api.model import Model
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers import registry as tokenizers
@@ -41,7 +41,7 @@ class DualEncoder(Model):
           images: files, PIL images or arrays, as in inputs.images.
         """
         size = self.config.vision.image_size
-        array = np.stack([inputs.prepare_image(image, size, self.resampling) for image in images])
+        array = np.stack([model_inputs.prepare_image(image, size, self.resampling) for image in images])
         return self._run(_embed_images, array)
 
     def embed_texts(self, texts: Any) -> Float[np.ndarray, "B D"]:
@@ -53,10 +53,11 @@ class DualEncoder(Model):
         config = self.config.text
         if isinstance(texts, str):
             raise UserError("texts is one text; give a list of them: [text]")
+        # anything that is not a list of str is taken for token ids
         if len(texts) and all(isinstance(text, str) for text in texts):
-            array = inputs.siglip_tokens(self.tokenizer, texts, config)
+            array = model_inputs.siglip_tokens(self.tokenizer, texts, config)
         else:
-            array = inputs.siglip_ids(texts, config)
+            array = model_inputs.siglip_ids(texts, config)
         return self._run(_embed_texts, array)
 
     def similarity(self, images: Sequence[Any], texts: Any) -> Float[np.ndarray, "B I"]:
@@ -136,6 +137,7 @@ class DualEncoder(Model):
             "a dual encoder has no logits of tokens and generates no text; use embed_images, embed_texts and similarity"
         )
 
+    # the methods of a language model exist here, so that a call fails with an explanation
     encode = generate = logits
 
 

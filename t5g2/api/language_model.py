@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from typing_extensions import override
 
-from t5g2.api import inputs
+from t5g2.api import model_inputs
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files, tree
@@ -46,7 +46,7 @@ class LanguageModel(Model):
         <end_of_turn> if there is such a token, as in google-deepmind/gemma.
       suppressed_ids: ids that are never generated; none, as in transformers. google-deepmind/gemma excludes
         <start_of_image> and <end_of_image> in Gemma 3.
-      encoder_bos: True if the encoder's input begins with BOS when text is given: for imported models, as in
+      encoder_bos: True if the encoder's input begins with BOS in `generate`: for imported models, as in
         transformers (the official sampler of T5Gemma leaves it out), but not for those trained here, whose objectives
         do not put one there.
     """
@@ -95,6 +95,7 @@ class LanguageModel(Model):
           UserError: tokens or masks of a wrong shape, ids outside the vocabulary, encoder tokens missing or not
             allowed, images that do not match the image tokens.
         """
+        # images belong to the side that reads them: the encoder, or the decoder of a decoder-only model
         encoder = None
         if not self.config.is_encoder_decoder:
             if encoder_tokens is not None or encoder_mask is not None:
@@ -159,10 +160,11 @@ class LanguageModel(Model):
         array, counts = None, [0] * len(prompts)
         if images is not None:
             if crops:
-                prompts, images = inputs.with_crops(prompts, images, crops)
+                prompts, images = model_inputs.with_crops(prompts, images, crops)
             array, counts = self._image_inputs(images, len(prompts))
-        token_rows = [inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
+        token_rows = [model_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         special_tokens = tokenizer.special_tokens
+        # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
         if self.encoder_bos or not self.config.is_encoder_decoder:
             token_rows = [np.append(np.int32(special_tokens.bos), tokens) for tokens in token_rows]
         options = GenerationOptions(
@@ -183,6 +185,7 @@ class LanguageModel(Model):
         """Raises UserError: only a dual encoder embeds images and texts."""
         raise UserError("a language model does not embed images and texts; load a SigLIP model, or use encode")
 
+    # the methods of a dual encoder exist here, so that a call fails with an explanation
     embed_texts = similarity = classify = retrieve = embed_images
 
     def read_tower(self) -> None:
@@ -203,6 +206,7 @@ class LanguageModel(Model):
             shardings = None if self.mesh is None else getattr(meshes.shardings(abstract, self.mesh), part)
             loaded = tree.build(abstract_part, read, shardings=shardings)
             values |= {f"{part}.{name}": value for name, value in tree.named(loaded).items()}
+        # the loaded leaves and the old ones together are those of the model with its tower
         self.params = tree.refill(build.abstract(self.config), values)
 
     def _image_side_inputs(self, side: str, tokens: Any, mask: Any, images: Any) -> tuple[Sequences, Any]:
@@ -218,17 +222,18 @@ class LanguageModel(Model):
     def _sequences(self, side: str, tokens: Any, mask: Any, images: ImageConfig | None = None) -> Sequences:
         stack = self.config.encoder_stack if side == "encoder" else self.config.decoder_stack
         assert stack is not None
-        tokens_BT = inputs.tokens(f"{side}_tokens", tokens, stack)
-        valid_BT = inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
+        tokens_BT = model_inputs.tokens(f"{side}_tokens", tokens, stack)
+        valid_BT = model_inputs.mask(f"{side}_mask", mask, tokens_BT.shape)
+        # an encoder attends both ways anyway, so only a decoder needs blocks of image tokens
         image_token = images.token if images and side == "decoder" else None
-        return inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
+        return model_inputs.sequences(tokens_BT, valid_BT, counted=self.positions == "counted", image_token=image_token)
 
     def _image_inputs(self, images_by_row: Any, rows: int) -> tuple[Any, list[int]]:
         """Returns (the images as an array, None if there are none; the number of images of each row)."""
         if self._image_config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
         size = self._image_config.vision.image_size
-        array, counts = inputs.images(images_by_row, rows, size, self.resampling)
+        array, counts = model_inputs.images(images_by_row, rows, size, self.resampling)
         # rows of [] need no tower
         if not any(counts):
             return None, counts

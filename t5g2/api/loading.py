@@ -25,7 +25,7 @@ def load(
     config: ModelConfig | str | PathLike | None = None,
     image_size: int | None = None,
 ) -> "LanguageModel | DualEncoder":
-    """Loads the model of a folder. The image tower of a language model is read when images are first given.
+    """Loads the model of a folder. The image tower of a language model is read when it is first needed.
 
     Args:
       directory: a model folder, a Hugging Face folder or an official Flax one.
@@ -45,7 +45,7 @@ def load(
     """
     if positions not in get_args(Positions):
         raise unknown("positions", positions, get_args(Positions))
-    # a model folder always has its config, so a given one means a foreign folder
+    # a model folder always has its config, so the argument is for foreign folders
     folder = import_folder.open_any(directory) if config is None else import_folder.open_foreign(directory, config)
     if image_size is not None:
         folder = folders.with_image_size(folder, image_size)

@@ -1,4 +1,4 @@
-"""The part that all loaded models share: weights, tokenizer, saving."""
+"""Base class of loaded models: weights, tokenizer, saving."""
 
 import contextlib
 import functools
@@ -128,5 +128,6 @@ def json_field(file: Path, key: str) -> Any:
 def chosen_dtype(folder: ModelFolder, chosen: Any) -> np.dtype:
     """Returns the chosen dtype, or that of the leaves: the widest if they have several."""
     chosen = folders.weight_dtype(chosen)
+    # the widest dtype holds every stored value exactly
     dtypes = {jnp.dtype(leaf.dtype) for leaf in folder.leaves.values()} if chosen is None else {chosen}
     return functools.reduce(jnp.promote_types, sorted(dtypes, key=str))

@@ -14,13 +14,14 @@ from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.models.config import ModelConfig
 
+# embedding tables, whose shape shows vocab_size and hidden_size
 TABLES = ("embed_tokens.weight", "input_embedding", "token_embedding.weight")
 
 
 def with_canonical_names(
     path: Path, tensor_format: TensorFormat, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns (the tensors under the names of the format's table, notes on what was renamed).
+    """Returns (the tensors under the names of the format's table, notes on renamed tensors).
 
     Raises:
       UserError: two stored names are aliases of one tensor.
@@ -35,7 +36,7 @@ def with_canonical_names(
             )
         stored_names[canonical] = name
     renamed = sum(canonical != name for canonical, name in stored_names.items())
-    notes = [f"{renamed} tensors are stored under other names in use for them"] if renamed else []
+    notes = [f"{renamed} tensors are stored under aliases of their names"] if renamed else []
     return {canonical: tensors[name] for canonical, name in stored_names.items()}, notes
 
 
@@ -46,7 +47,7 @@ def check_tensors(
     matches: list[TensorMatch],
     tensors: Mapping[str, Tensor],
 ) -> list[str]:
-    """Checks the tensors against those that the architecture needs; returns notes on what is not used.
+    """Checks the tensors against those that the architecture needs; returns notes on unused tensors and rows.
 
     Args:
       where: folder and source of the architecture, for messages.
@@ -60,7 +61,7 @@ def check_tensors(
     needed = {match.name: list(match.shape) for match in matches}
     stored = {name: list(tensor.shape) for name, tensor in tensors.items()}
     notes = []
-    # what a folder may hold beyond the needed tensors is taken off first, so that all other surplus is an error
+    # tensors that a folder may hold beyond the needed ones are removed first, so that any other surplus is an error
     for copy, original in tensor_format.copies.items():
         if copy in tensors and copy not in needed and original in tensors:
             _compare_copies(where, copy, original, tensors)

@@ -33,7 +33,7 @@ def newest_steps(checkpoints: Checkpoints, count: int) -> list[int]:
 
 
 def mean_leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> dict[LeafKey, Leaf]:
-    """Returns the mean of the weights of `steps`: summed in float32 in the given order, divided, cast to each dtype.
+    """Returns the mean of the weights of `steps`: summed in float32 in that order, divided, cast to each dtype.
 
     A leaf is computed on the host when it is read. The layers of a stack are stored as one array and follow one another
     in the returned order: if leaves are read in this order, every stored array is read once per step, and memory holds
@@ -50,7 +50,7 @@ def mean_leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> 
     """
     sums = _SummedLeaves([checkpoints.weights(step, params) for step in steps])
     stored = tree.named(params)
-    # placeholders in place of the arrays: tree.leaves then tells which stored array, and layer of it, each leaf is
+    # with placeholders in place of the arrays, tree.leaves gives the stored array and the layer of each leaf
     placeholders = tree.refill(params, {name: _StoredLeaf(name, x.shape, x.dtype) for name, x in stored.items()})
     located = {key: (leaf, leaf.read()) for key, leaf in tree.leaves(placeholders).items()}
     order = {name: number for number, name in enumerate(stored)}

@@ -24,7 +24,7 @@ def export_model(
 ) -> list[str]:
     """Writes a model as a Hugging Face folder: config.json, safetensors, and the tokenizer's and processor's files.
 
-    Returns a line for each computation that transformers does otherwise.
+    Returns a line for each kind of input on which transformers computes something else.
 
     Args:
       model_dir: a model folder, or any folder that open_foreign opens.
@@ -48,7 +48,7 @@ def export_model(
         match.name: cast_tensor(_join_leaves(match, opened.leaves), dtype)
         for match in names.match_tensors(tensor_format, opened.leaves)
     }
-    # transformers initialises what it does not find at random, with a warning, so its placeholders are written too
+    # transformers initialises missing tensors at random, with a warning, so its placeholders are written too
     for name, shape in hf_config_writer.placeholders(tensor_format, opened.config).items():
         tensors.setdefault(name, zero_tensor(shape, config_dtype))
     folders.write_folder(
@@ -66,7 +66,7 @@ def export_model(
 def _generation_config(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Returns (ids of the special tokens, the generation_config.json to write).
 
-    None is written if the folder has one already, which is copied, or if the model does not generate.
+    The second is None if the folder has this file already, because it is copied, or if the model does not generate.
     """
     special_tokens = dict(hf_config_writer.SPECIAL_TOKEN_IDS)
     file = next((file for file in opened.extra_files if file.name == GENERATION_FILE), None)

@@ -12,7 +12,7 @@ from t5g2.core.errors import UserError
 from t5g2.models import build, sizes
 from t5g2.models.config import EncoderDecoderConfig, ModelConfig, TextConfig
 
-# the rows after these were added in transformers, for the image token
+# transformers adds rows after these, for the image token
 GEMMA3_FLAX_ROWS = 262_144
 
 

@@ -28,6 +28,7 @@ BLOCK = (
     *with_prefix("cross_attn/", "cross_attention.", ATTENTION),
     ("post_cross_attention_norm/scale", "post_cross_norm.scale", SAME),
     ("pre_ffw_norm/scale", "pre_mlp_norm.scale", SAME),
+    # a tree has one of the two orientations, and the shape decides
     ("mlp/gating_einsum", ("mlp.gate", "mlp.up"), GATES),
     ("mlp/gating_einsum", ("mlp.gate", "mlp.up"), GATES_TRANSPOSED),
     ("mlp/linear", "mlp.down", SAME),
@@ -52,6 +53,7 @@ VISION = (
     *with_prefix("Transformer/encoderblock_{i}/MlpBlock_0/Dense_1/", "layers.mlp.down.", DENSE),
     *with_prefix("Transformer/encoder_norm/", "final_norm.", NORM),
 )
+# a table is stored with or without padding rows, and the shape decides
 GEMMA = TensorFormat(
     "official Flax Gemma",
     (

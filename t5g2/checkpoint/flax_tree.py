@@ -29,7 +29,7 @@ from t5g2.core import files
 from t5g2.core.errors import UserError
 
 METADATA = "_METADATA"
-# files of a checkpoint, by which one whose metadata is lost is still recognised
+# files that mark a folder as a checkpoint, even if its metadata is lost
 MARKS = (METADATA, "manifest.ocdbt", "_sharding", "array_metadatas")
 DEPTH = 3  # a download's folder / a step / an item
 # names that trainers give to the item with the weights; of several items of a step, the first of these is read
@@ -62,16 +62,16 @@ def read(directory: str | PathLike) -> dict[str, Tensor]:
         `params`, `default` or `state` is read.
 
     Raises:
-      UserError: there is none, or several; its metadata or a leaf is missing or damaged. A leaf whose bytes are missing
-        or damaged raises when it is read.
+      UserError: the folder holds no checkpoint, or several; metadata or a leaf is missing or damaged. A leaf whose
+        bytes are missing or damaged raises when it is read.
     """
     root = _root(Path(directory).absolute())
     metadata = _metadata(root)
     leaves = [_leaf(root, metadata, keys) for keys in _keys(root, metadata)]
-    # all leaves are opened concurrently: a checkpoint has hundreds, often on a network disk
+    # leaves are opened concurrently, because a checkpoint has hundreds of them, often on a network disk
     opening = [ts.open(leaf.spec, open=True, read=True) for leaf in leaves]
     stored = {leaf.name: _checked(root, leaf.name, future.result) for leaf, future in zip(leaves, opening, strict=True)}
-    # the number of attention types in a stack, which is the step from one slice to the next
+    # the number of attention types in a stack: from one slice to the next, the layer number grows by it
     types: dict[str, int] = {}
     for name in stored:
         if match := STACKED.fullmatch(name):
@@ -189,7 +189,7 @@ def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _Leaf:
     spec = {
         "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
         "kvstore": store,
-        # missing bytes stand for zeros only in checkpoints whose metadata says so; else they are damage
+        # missing bytes stand for zeros only if the metadata has this field; otherwise they are damage
         "fill_missing_data_reads": metadata.get("store_array_data_equal_to_fill_value") is not True,
     }
     return _Leaf(_nested("/".join(keys)), spec)

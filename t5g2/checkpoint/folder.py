@@ -5,7 +5,7 @@ model-00001-of-0000N.safetensors  one tensor per (path, layer), named as in core
 model.safetensors.index.json      which tensor is in which file
 t5g2_tokenizer.json               the tokenizer, if there is one
 provenance.json                   the origin of the weights, if it is known
-tokenizer.json, …                 files that are copied from the folder that the model comes from: CARRIED
+tokenizer.json, …                 files that are copied from the folder of the source model: EXTRA_FILES
 """
 
 import shutil
@@ -29,13 +29,13 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ModelConfig, from_dict, text_only, to_dict
-from t5g2.models.siglip import resample_positions
+from t5g2.models.position_embeddings import resample_positions
 
 MODEL = "model.json"
 TOKENIZER = "t5g2_tokenizer.json"
 PROVENANCE = "provenance.json"
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
-# what belongs to a model besides its weights and is not read here: its tokenizer and the settings of its processors
+# files beside the weights that are copied and not read: the tokenizer and the settings of the processors
 EXTRA_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -55,8 +55,8 @@ class ModelFolder:
     """A model folder that was opened: its config is read, its weights are read when they are needed.
 
     Attributes:
-      tokenizer, provenance: plain data as they were saved, None = none was.
-      leaves: (path, layer) -> Leaf with the shape of the config and the dtype that is stored.
+      tokenizer, provenance: plain data as they were saved; None = not saved.
+      leaves: (path, layer) -> Leaf with the shape from the config and the stored dtype.
       extra_files: files of the folder that are copied when the model is written elsewhere.
     """
 
@@ -151,7 +151,7 @@ def write_folder(
     Args:
       json_files: file name -> plain data, None = no such file.
       extra_files: files to copy.
-      options: of safetensors_io.write.
+      options: other arguments of safetensors_io.write.
     """
     with files.new_folder(directory) as temporary:
         safetensors_io.write(temporary, tensors, **options)
@@ -166,7 +166,7 @@ def open_model(directory: str | PathLike) -> ModelFolder:
     """Opens a model folder and checks that it holds exactly the weights of its architecture, in the right shapes.
 
     Raises:
-      UserError: it does not exist, is not a model folder, is damaged, or its weights are not those of its model.json.
+      UserError: the folder does not exist, is not a model folder or is damaged; its weights do not fit model.json.
     """
     path = Path(directory).absolute()
     if not path.is_dir():
@@ -259,7 +259,7 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
     """Returns the model of a folder.
 
     Args:
-      folder: a model folder, or one that is open already.
+      folder: path of a model folder, or a folder that is open already.
       mesh: devices over which the weights are sharded, by the rules of core/sharding.py; None = the default device.
       param_dtype: dtype of the weights; None = as they are stored.
 
@@ -278,7 +278,7 @@ def common_dtype(folder: ModelFolder, chosen: Any = None) -> np.dtype:
     """Returns the chosen dtype, or else the one that all weights of the folder have.
 
     Raises:
-      UserError: none was chosen, and the weights have several.
+      UserError: no dtype was chosen, and the weights have several.
     """
     if chosen is not None:
         return np.dtype(chosen)

@@ -95,9 +95,10 @@ class ConfigFields:
         """Returns the field as a finite number, a whole one if kind is int.
 
         Raises:
-          UserError: it is something else.
+          UserError: the value is something else.
         """
         value = self.value(name)
+        # Python counts True as an int, and JSON as Python reads it may hold NaN
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or kind(value) != value:
             raise self.unsupported(name, "a whole number" if kind is int else "a number")
@@ -107,7 +108,7 @@ class ConfigFields:
         """Returns the field, true or false.
 
         Raises:
-          UserError: it is something else, such as the text "false".
+          UserError: the value is something else, such as the text "false".
         """
         value = self.value(name)
         if not isinstance(value, bool):
@@ -118,7 +119,7 @@ class ConfigFields:
         """Returns the object in a field.
 
         Raises:
-          UserError: it is absent or something else.
+          UserError: the field is absent or something else.
         """
         node = self.data.get(name)
         if not isinstance(node, Mapping):
@@ -128,7 +129,7 @@ class ConfigFields:
     def require(self, name: str, *allowed: Any) -> None:
         """Raises UserError if the field has another value than the allowed ones."""
         if name in self.defaults and self.value(name) not in allowed:
-            raise self.unsupported(name, f"{allowed[0]!r}; nothing else is computed here")
+            raise self.unsupported(name, f"{allowed[0]!r}; no other value is implemented")
 
     def unsupported(self, name: str, allowed: str) -> UserError:
         """Returns the error for a field whose value is not supported."""

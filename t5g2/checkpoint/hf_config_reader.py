@@ -11,7 +11,7 @@ Known deviations: attn_logit_softcapping of Gemma 3 and T5Gemma 2 is ignored, as
 final_logit_softcapping of Gemma 3 with images. T5Gemma is read with encoder_window="each_side", as it was trained and
 as transformers 4 runs it; transformers 5.8 to 5.23 runs it with one key more on each side. Images are read with
 window=True, as trained; transformers does not bound an image by the window, which is the same where an image fits into
-it. Neither has a field, so a model that was exported with another value is read back with these.
+it. config.json has no field for either setting, so a model that was exported with another value is read with these.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def read(data: Mapping[str, Any]) -> tuple[names.TensorFormat, ModelConfig]:
         raise UserError(
             f"config.json: model_type = {kind!r}, one tower of a model; supported are whole ones: SigLIP with both of "
             f"its towers (model_type 'siglip'), or a language model that holds a tower (gemma3, t5gemma2). An image "
-            f"tower alone can be given to a language model: t5g2 adapt --vision=DIR"
+            f"tower alone can be added to a language model: t5g2 adapt --vision=DIR"
         )
     _refuse_quantized(data)
     if not isinstance(kind, str) or kind not in READERS:
@@ -265,7 +265,7 @@ def _rope(fields: ConfigFields, newer: Any, scaling: Any, theta: str) -> Rope:
     """Returns the rotary embedding of one kind of layer.
 
     Args:
-      newer: its entry of rope_parameters, None = the file has none.
+      newer: entry of rope_parameters for this kind of layer; None = the file has none.
       scaling: the rope_scaling of older files.
       theta: name of the older field that holds the base.
     """

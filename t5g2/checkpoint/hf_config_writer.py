@@ -1,7 +1,7 @@
 """Writes the config.json with which transformers builds the same model, for every architecture that it supports.
 
-Source: transformers 5.23.0, models/*/configuration_*.py. hf_config_reader.py is the inverse, and lists what
-has no field.
+Source: transformers 5.23.0, models/*/configuration_*.py. hf_config_reader.py is the inverse, and lists the
+settings that have no field.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from t5g2.models.config import (
 )
 
 SPECIAL_TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-# transformers' T5Gemma 2 always has an image tower; one without layers stands for none, with these tensors
+# transformers' T5Gemma 2 always has an image tower: no images are written as these sizes with num_hidden_layers = 0
 EMPTY_TOWER = VisionConfig(width=1, layers=1, mlp_width=1, heads=1, image_size=1, patch_size=1)
 Requirement = tuple[str, Any, Any]  # a setting, its value here, the value that an architecture of transformers needs
 FormatAndConfig = tuple[names.TensorFormat, dict[str, Any]]  # the tensors' format, the content of config.json
@@ -49,7 +49,7 @@ def write(config: ModelConfig, *, dtype: str, special_tokens: dict[str, Any] = S
 
 
 def deviations(config: ModelConfig) -> list[str]:
-    """Returns a line for each input on which transformers, for want of a setting, computes otherwise than the model."""
+    """Returns a line for each kind of input on which transformers, for lack of a setting, differs from the model."""
     notes = []
     if isinstance(config, EncoderDecoderConfig) and config.encoder_window == "each_side":
         notes.append(
@@ -64,7 +64,7 @@ def deviations(config: ModelConfig) -> list[str]:
 
 
 def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes by name of the image tower, all zeros, that transformers' T5Gemma 2 has without images too.
+    """Returns the shapes, by name, of the tower of zeros that transformers' T5Gemma 2 has even without images.
 
     Args:
       width: D, the model's width.
@@ -82,7 +82,7 @@ def empty_tower(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def placeholders(tensor_format: names.TensorFormat, config: ModelConfig | None) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes by name of tensors that transformers' class needs although the model has no such weights.
+    """Returns the shapes, by name, of tensors that transformers' class needs although the model has no such weights.
 
     A T5Gemma 2 may have no images or no end-of-image token here; transformers' class always has both.
     """
@@ -227,7 +227,7 @@ def _positions(config: TextConfig) -> int:
 
 
 def _ropes(config: TextConfig) -> dict[str, Any]:
-    """Returns rope_parameters, and the same in the fields of transformers 4, which would else run with its defaults."""
+    """Returns rope_parameters, and the same in the fields of transformers 4, which would otherwise use its defaults."""
     global_rope = _rope(config.rope_global)
     older: dict[str, Any] = {"rope_theta": config.rope_global.base, "rope_scaling": None}
     if config.rope_global.factor != 1:
@@ -297,7 +297,7 @@ def _stack_requirements(prefix: str, stack: TextConfig) -> list[Requirement]:
     whole_scalar = None if stack.query_scalar is None else int(stack.query_scalar)
     return [
         (f"{prefix}query_scalar", stack.query_scalar, whole_scalar),
-        # though the head size is a setting of its own, transformers insists
+        # transformers requires a multiple of the number of heads, although the head size is a setting of its own
         (f"{prefix}width", stack.width, -(-stack.width // stack.heads) * stack.heads),
     ]
 

@@ -41,6 +41,7 @@ GEMMA_STACK = (
     *with_prefix("layers.{i}.", "layers.", GEMMA_BLOCK),
     ("norm.weight", "final_norm.scale", SAME),
 )
+# T5Gemma names its norms after the attention they belong to; an encoder has no rows of cross-attention
 T5GEMMA_STACK = (
     ("layers.{i}.pre_self_attn_layernorm.weight", "layers.pre_attention_norm.scale", SAME),
     *with_prefix("layers.{i}.self_attn.", "layers.attention.", ATTENTION),
@@ -71,6 +72,7 @@ SIGLIP_STACK = (
     *with_prefix("layer_norm2.", "pre_mlp_norm.", NORM),
     *SIGLIP_MLP,
 )
+# the pooling head is stored as one torch MultiheadAttention, with packed queries, keys and values
 VISION = (
     ("embeddings.patch_embedding.weight", "vision.patches.kernel", CONV),
     ("embeddings.patch_embedding.bias", "vision.patches.bias", SAME),
@@ -104,6 +106,7 @@ GEMMA = TensorFormat(
     (*with_prefix("model.", "", GEMMA_STACK), ("lm_head.weight", "unembedder.table", SAME)),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
 )
+# the names are those of the hub's files; transformers 5 puts the parts of the model under "model."
 GEMMA3_IMAGES = TensorFormat(
     "Hugging Face Gemma 3 with images",
     (
@@ -132,6 +135,7 @@ T5GEMMA = TensorFormat(
     copies={"lm_head.out_proj.weight": "model.decoder.embed_tokens.weight"},
     aliases=((r"^(encoder|decoder)\.", r"model.\1."),),
 )
+# with one tied embedding the leaf is "embedder", else each side has its own; the model's leaves decide
 T5GEMMA2 = TensorFormat(
     "Hugging Face T5Gemma 2",
     (

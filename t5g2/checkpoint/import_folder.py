@@ -1,6 +1,6 @@
 """Opens folders of other formats as model folders, and writes them as such, one tensor in memory at a time.
 
-Read are Hugging Face folders (config.json and safetensors) and the official Flax trees of google-deepmind/gemma.
+The formats are Hugging Face folders (config.json, safetensors) and the official Flax trees of google-deepmind/gemma.
 hf_names.py and flax_names.py map tensors to leaves, hf_config_reader.py and flax_config.py find the architecture.
 Values are never computed, only rearranged, so import, export and import again give the same bits.
 """
@@ -54,7 +54,7 @@ def open_any(directory: str | PathLike) -> ModelFolder:
     """Opens a model folder, a Hugging Face folder or an official Flax one; no weight is read yet.
 
     Raises:
-      UserError: it is none of them, or as open_model and open_foreign.
+      UserError: the folder is none of them; as open_model and open_foreign.
     """
     path = Path(directory).absolute()
     return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(path)
@@ -71,7 +71,7 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
         describes, or the released size whose shapes a Flax tree has.
 
     Raises:
-      UserError: it is neither; a file is missing or damaged; the architecture is not supported or cannot be found out;
+      UserError: the folder is neither; a file is missing or damaged; the architecture is unsupported or undetermined;
         tensors are missing, surplus or have other shapes; copies of tied weights differ.
     """
     path = Path(directory).absolute()
@@ -130,7 +130,7 @@ def open_tower(directory: str | PathLike) -> TowerFolder:
         alone, as transformers saves it (model_type siglip_vision_model).
 
     Raises:
-      UserError: it has no image tower; as open_any.
+      UserError: the folder has no image tower; as open_any.
     """
     path = Path(directory).absolute()
     if (path / CONFIG_FILE).is_file() and not (path / folders.MODEL).is_file():
@@ -221,9 +221,9 @@ def _chosen_config(config: ConfigChoice) -> ModelConfig | None:
 
 def _read_hugging_face(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
     if chosen is not None:
-        # only the format is needed; the dtype of the config.json that is written along is not used
+        # only the format is used, so the dtype of the config.json is arbitrary
         tensor_format, _ = hf_config_writer.write(chosen, dtype="float32")
-        return _ForeignWeights(tensor_format, chosen, "the given config", safetensors_io.read(path))
+        return _ForeignWeights(tensor_format, chosen, "the chosen config", safetensors_io.read(path))
     if not (path / CONFIG_FILE).is_file():
         raise UserError(
             f"{path} has safetensors but no {CONFIG_FILE}, so its architecture is unknown; put the {CONFIG_FILE} "
@@ -243,14 +243,14 @@ def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
     has_decoder = any(name.startswith("decoder/") for name in tensors)
     tensor_format = flax_names.T5GEMMA if has_decoder else flax_names.GEMMA
     if chosen is not None:
-        return _ForeignWeights(tensor_format, chosen, "the given config", tensors)
+        return _ForeignWeights(tensor_format, chosen, "the chosen config", tensors)
     # a Flax tree has no config, so the released size with these shapes is taken
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return _ForeignWeights(tensor_format, flax_config.find(path, tensor_format, shapes), "its size", tensors)
 
 
 def _ignored_config_notes(path: Path, chosen: ModelConfig | None) -> list[str]:
-    """Returns a line for each statement of the folder's config.json that the architecture does not follow."""
+    """Returns a line for each field of the folder's config.json that the model does not follow."""
     if not (path / CONFIG_FILE).is_file():
         return []
     data = _read_json(path / CONFIG_FILE)
@@ -261,9 +261,9 @@ def _ignored_config_notes(path: Path, chosen: ModelConfig | None) -> list[str]:
         _, described = hf_config_reader.read(data)
     except UserError as error:
         return [*notes, f"{CONFIG_FILE} was not used: {error}"]
-    # a given config may be meant to overrule the file, so differences are notes, not errors
+    # a caller may mean to overrule the file, so differences are notes, not errors
     lines = tree.difference(settings.flatten(folders.to_dict(described)), settings.flatten(folders.to_dict(chosen)))
-    return [*notes, *(f"the given config overrules {CONFIG_FILE}: {line}" for line in lines.splitlines())]
+    return [*notes, *(f"the chosen config overrules {CONFIG_FILE}: {line}" for line in lines.splitlines())]
 
 
 def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:
@@ -289,7 +289,7 @@ def _leaves_of_tensors(
     leaves = {}
     for match in matches:
         stored = tensors[match.name]
-        # a tensor of several leaves (keys and values in one) is read once for all of them
+        # a tensor that holds several leaves (keys and values in one) is read once for all of them
         read = stored.read if len(match.keys) == 1 else cache.cached(match.name, stored.read)
         for index, key in enumerate(match.keys):
             leaves[key] = replace(abstract[key], dtype=stored.dtype, read=_leaf_reader(match, index, read))
@@ -319,7 +319,7 @@ class _LastTensor:
 
 
 def _tokenizer(path: Path) -> dict[str, Any] | None:
-    """Returns plain data that data/tokenizers/registry.py makes a tokenizer of; its file lies beside the weights."""
+    """Returns the tokenizer as plain data for data/tokenizers/registry.py; its file is beside the weights."""
     for kind, name in (("huggingface", "tokenizer.json"), ("sentencepiece", "tokenizer.model")):
         if (path / name).is_file():
             with (path / name).open("rb") as file:

@@ -110,12 +110,12 @@ BATCHED = AxisPattern("P D -> 1 P D")
 PADDED = AxisPattern("", rows={256_000: 256_128})
 
 LeafPaths = str | tuple[str, ...]
-FormatRow = tuple[str, LeafPaths, AxisPattern]
+FormatRow = tuple[str, LeafPaths, AxisPattern]  # tensor, leaf or leaves, axes
 
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """A format: its table, and what else its files may hold.
+    """A format: its table, and other tensors and names that its files may hold.
 
     Attributes:
       title: name of the format in messages and provenance.
@@ -131,7 +131,7 @@ class TensorFormat:
     aliases: tuple[tuple[str, str], ...] = ()
 
     def canonical_name(self, name: str) -> str:
-        """Returns the table's name of a tensor that is stored under any of its names."""
+        """Returns the table's name for a tensor that is stored under that name or an alias."""
         for pattern, replacement in self.aliases:
             name = re.sub(pattern, replacement, name)
         return name
@@ -182,7 +182,7 @@ def match_tensors(
                 f"{match.name} has shape {list(match.shape)}, which can be read as {match.axes.pattern!r} and as "
                 f"{other.axes.pattern!r} alike, so its axes are ambiguous; convert it from another format"
             )
-    # preferred are tensors of the right name and shape, then of the right name, whose shape is reported later
+    # matches of name and shape come first, then those of the name alone, whose shape is reported by check_tensors
     stored = [match for match in candidates if tensor_shapes and match.name in tensor_shapes]
     chosen: dict[LeafKey, TensorMatch] = {}
     for match in [*fitting, *stored, *candidates]:

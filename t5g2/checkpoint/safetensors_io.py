@@ -4,7 +4,7 @@ A folder is read by its index, `model.safetensors.index.json`, which maps tensor
 single file, `model.safetensors`. That is the layout of Hugging Face's hub.
 
 A file is 8 bytes (the header's length, little endian), the header (a JSON object: name -> dtype, shape and the range of
-its bytes in what follows) and the tensors' bytes, without gaps (github.com/huggingface/safetensors, README "Format").
+its bytes after the header) and the tensors' bytes, without gaps (github.com/huggingface/safetensors, README "Format").
 Headers are parsed here, as strictly as in the library, because the library maps the whole file into memory, and the
 pages of a tensor that was read count as this process's until the file is closed. Here bytes are read by their offset,
 so that only what the caller holds is in memory.
@@ -63,7 +63,7 @@ def read(folder: Path) -> dict[str, Tensor]:
         opened = _open_file(folder / file)
         stored = set(opened)
         expected = stored if file_of_tensor is None else {name for name, f in file_of_tensor.items() if f == file}
-        # an index of another version of the folder would else give a mixture of two models
+        # an index of another version of the folder would otherwise mix two models
         if stored != expected:
             raise UserError(
                 f"{folder / file} does not hold what {INDEX} lists; missing: {_join_sorted(expected - stored)}; "
@@ -83,7 +83,7 @@ def write(
 ) -> None:
     """Writes the tensors into shards of at most `shard_bytes` (or one tensor), and the index.
 
-    Tensors are read in the order given, each once, and one at a time is in memory. The folder exists and no other
+    Tensors are read in the order of the mapping, each once, one in memory at a time. The folder exists and no other
     process writes to it; the caller removes it if this fails.
 
     Args:
@@ -95,7 +95,7 @@ def write(
         {"format": "pt"}.
 
     Raises:
-      OSError: of the operating system, such as a full disk.
+      OSError: an error of the operating system, such as a full disk.
     """
     assert METADATA not in tensors
     shards = list(_split_into_shards(tensors, shard_bytes))
@@ -140,7 +140,7 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any
     assert len(text) <= MAX_JSON_BYTES, len(text)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        # in the given order, not that of the offsets: several processes may compute the tensors together, in this order
+        # in the order of the mapping, not of offsets: several processes may compute the tensors together, in this order
         for name, tensor in tensors.items():
             file.seek(8 + len(text) + begins[name])
             _write_tensor(file, name, tensor)
@@ -183,13 +183,13 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 
 
 def no_weights(folder: Path) -> UserError:
-    """Returns the error for a folder without safetensors, which names the weights that it has instead."""
+    """Returns the error for a folder without safetensors; the message names the weights that the folder has instead."""
     pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
     if pickles:
         shown = ", ".join(pickles[:4]) + (f" and {len(pickles) - 4} more" if len(pickles) > 4 else "")
         return UserError(
             f"{folder} holds its weights only as pickles ({shown}), which can run code when they are opened, so they "
-            f"are not; load the model with transformers where you trust its source, and write it with "
+            f"are not opened; load the model with transformers where you trust its source, and write it with "
             f"save_pretrained(DIR, safe_serialization=True)"
         )
     other = sorted(path.name for path in folder.glob("*.safetensors"))

@@ -28,14 +28,14 @@ class Tensor:
 
 
 def tensor_from_leaf(leaf: Leaf) -> Tensor:
-    """Returns a leaf of a model as a tensor on the host; reading it gathers what other processes hold.
+    """Returns a leaf of a model as a tensor on the host; reading it gathers the parts that other processes hold.
 
     All processes read a leaf that is spread over them, because gathering is a collective operation.
     """
 
     def gather() -> np.ndarray:
         array = leaf.read()
-        # np.asarray can read only what this process holds
+        # np.asarray reads only arrays that this process holds in full
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             array = multihost_utils.process_allgather(array, tiled=True)
         return np.asarray(array)

@@ -5,7 +5,7 @@ A step is a folder of separate items, each of which can be read alone:
     <step>/params/<leaf>/…   the weights, one folder per stored leaf (core/tree.py names them)
     <step>/opt/<leaf>/…      the optimizer's state, likewise
     <step>/data/data.json    stream positions of the examples that were trained on, not of those that were prefetched
-    <step>/meta/data.json    facts that the caller needs on resume, and dtype, shape and checksum of every leaf
+    <step>/meta/data.json    data that the caller needs on resume, and dtype, shape and checksum of every leaf
 
 Orbax restores a flipped bit without a warning and reports all other faults alike, hence the checksums. Each leaf has a
 folder of its own (no OCDBT, which packs leaves into shared files), so that damage on disk can be traced to a leaf.
@@ -41,7 +41,7 @@ NOT_THE_FILES = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOU
 
 
 class SavedStep(NamedTuple):
-    """A step as it was saved; `params` and `opt` are like the trees given to `restore`, opt None if none was given."""
+    """A saved step; `params` and `opt` have the structure of the arguments of `restore`, where opt may be None."""
 
     step: int
     params: Any
@@ -92,7 +92,7 @@ class Checkpoints:
           params: the model.
           opt: the optimizer's state, any tree of arrays.
           data: stream positions, plain data.
-          meta: facts that restore returns with the state (seed, fingerprint of the experiment), plain data.
+          meta: data that restore returns with the state (seed, fingerprint of the experiment), plain data.
 
         Raises:
           FileExistsError: the step exists already; nothing is overwritten.
@@ -125,7 +125,7 @@ class Checkpoints:
           step: the only step to try; if it is damaged, that is an error, and it is not moved.
 
         Raises:
-          UserError: every step is damaged; there is no such step; the step holds another model or optimizer.
+          UserError: every step is damaged; the step does not exist; the step holds another model or optimizer.
         """
         self.wait()
         steps = self.steps() if step is None else [self._require_step(step)]
@@ -158,8 +158,8 @@ class Checkpoints:
           params: the abstract model, as in `restore`.
 
         Raises:
-          UserError: there is no such step, it holds another model, or it is damaged; damage to a leaf is found when it
-            is read. Nothing is moved.
+          UserError: the step does not exist, holds another model, or is damaged; damage to a leaf is detected when
+            it is read. Nothing is moved.
         """
         targets = {"params": _restore_targets(params)}
         records, problems = self._read_records(self._require_step(step))
@@ -200,7 +200,7 @@ class Checkpoints:
         complete = self.steps()
         if jax.process_index() == 0:
             for path in self.directory.iterdir():
-                # in a bucket, which cannot rename, a step has its name from the start and is complete by a marker
+                # a bucket cannot rename: an incomplete step there has its final name, and lacks the marker file
                 if ".orbax-checkpoint-tmp" in path.name or (path.name.isdigit() and int(path.name) not in complete):
                     path.rmtree(missing_ok=True)
 
@@ -245,13 +245,13 @@ class Checkpoints:
             except DAMAGE as error:
                 problems.append(f"{item}: {_damage_reason(error)}")
         if not problems and records["meta"]["step"] != step:
-            problems.append(f"meta: it is of step {records['meta']['step']}")
+            problems.append(f"meta: it belongs to step {records['meta']['step']}")
         anywhere = _any_process([bool(problems)])[0]
         return records, problems or (["data or meta: unreadable in another process"] if anywhere else [])
 
     def _refuse_other_model(self, step: int, saved: Mapping[str, Any], targets: Mapping[str, LeavesByName]) -> None:
         """Raises UserError if the step holds other leaves than the targets, which is not damage but another model."""
-        stored = {name: _format_dtype_shape(facts) for name, facts in saved.items() if name.split(".")[0] in targets}
+        stored = {name: _format_dtype_shape(leaf) for name, leaf in saved.items() if name.split(".")[0] in targets}
         configured = {name: _format_dtype_shape(_dtype_shape(x)) for name, x in _flatten_items(targets).items()}
         if stored != configured:
             raise UserError(
@@ -382,8 +382,8 @@ def _dtype_shape(x: Any) -> dict[str, Any]:
     return {"dtype": str(x.dtype), "shape": list(x.shape)}
 
 
-def _format_dtype_shape(facts: Mapping[str, Any]) -> str:
-    return f"{facts['dtype']}{facts['shape']}"
+def _format_dtype_shape(leaf: Mapping[str, Any]) -> str:
+    return f"{leaf['dtype']}{leaf['shape']}"
 
 
 def _require_json(name: str, value: Any) -> Any:

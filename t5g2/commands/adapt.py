@@ -10,12 +10,14 @@ FLAGS = {
         None, "t5gemma or t5gemma2 (the source's sizes), a size, a model.json; --target.a.b=VALUE", required=True
     ),
     "out": OUT,
-    "vision": Flag(None, "folder whose image tower is taken, with a new projector"),
-    "encoder_layers": Flag("all", "layers of the source to take: all, first:N, last:N, every:K, or 0,2,5"),
-    "decoder_layers": Flag("all", "likewise for the decoder"),
+    "vision": Flag(None, "folder whose image tower is used, with a new projector"),
+    "encoder_layers": Flag("all", "source layers for the encoder: all, first:N, last:N, every:K, or 0,2,5"),
+    "decoder_layers": Flag("all", "source layers for the decoder: as --encoder_layers"),
     "cross_attention": Flag("auto", "separate cross-attention: self (copied), fresh, auto (self if widths are equal)"),
-    "cross_norms": Flag("self", "its norms: self (copied), fresh (factor 1), none (adds nothing at first)"),
-    "vocabulary": Flag("same", "rows of the embedding: same, or resize to the target's"),
+    "cross_norms": Flag(
+        "self", "norms of cross-attention: self (copied), fresh (factor 1), none (adds nothing at first)"
+    ),
+    "vocabulary": Flag("same", "rows of the embedding: same as the source, or resize to the target's"),
     "dtype": DTYPE,
     "seed": Flag(0, "seed of the weights that no source has"),
 }

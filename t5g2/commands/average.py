@@ -38,6 +38,7 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
     abstract = build.abstract(experiment.model, experiment.train.param_dtype)
     tokenizer = experiment.data.tokenizer
     with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
+        # leaves are averaged as they are written, so the checkpoints stay open until the folder is complete
         steps = averaging.newest_steps(checkpoints, last)
         folders.save_leaves(
             out,

@@ -8,16 +8,16 @@ FLAGS = {
         None, "folder of a model with the run's tokenizer; decoder-only where objectives are stochastic", required=True
     ),
     "out": SHARDS_OUT,
-    "method": Flag("top_k", "top_k keeps the most likely tokens of each distribution; sampled draws them"),
-    "per_token": Flag(256, "tokens of each distribution that are kept", least=1),
+    "method": Flag("top_k", "top_k stores the likeliest tokens of each distribution; sampled draws the tokens"),
+    "per_token": Flag(256, "number of tokens stored of each distribution", least=1),
     "sources": SOURCES,
     "shards": SHARDS,
-    "part": Flag("0/1", "0/4, 1/4, 2/4 and 3/4 share the shards between four calls"),
+    "part": Flag("0/1", "INDEX/COUNT: 0/4, 1/4, 2/4 and 3/4 split the shards between four calls"),
 }
 
 
 def run(flags: Parsed) -> None:
-    """Computes a teacher's logits for a config's sources ahead of a run, and keeps the largest of each token.
+    """Computes a teacher's logits for a config's sources ahead of a run, and stores a part of them.
 
     Example: t5g2 cache-logits --config=configs/t5gemma2.py:1b-1b --teacher=models/gemma3-4b --out=logits
     """
@@ -34,5 +34,5 @@ def run(flags: Parsed) -> None:
         Distillation(method=flags.method, per_token=flags.per_token),
         names=flags.names("sources"),
         shards=flags.shards,
-        part=teacher_cache.Part.parse(flags.part),
+        part=teacher_cache.WorkShare.parse(flags.part),
     )

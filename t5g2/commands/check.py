@@ -5,12 +5,12 @@ from t5g2.commands.flags import CONFIG, Flag, Parsed
 FLAGS = {
     "config": CONFIG,
     "devices": Flag(0, "simulated devices to shard over; 0 = those of this machine", least=0),
-    "hbm_gib": Flag(0.0, "memory of one device in GiB; needing more than that is an error (0 = no limit)", least=0),
+    "hbm_gib": Flag(0.0, "memory of one device in GiB, above which the check fails; 0 = no limit", least=0),
 }
 
 
 def run(flags: Parsed) -> None:
-    """A dry run: shapes, shardings, memory per device, FLOPs and one batch; no weight is made.
+    """Checks a config in a dry run: shapes, shardings, memory per device, FLOPs, one batch; no weight is computed.
 
     Example: t5g2 check --config=configs/quickstart.py:adapted --devices=8 --hbm_gib=16
     """

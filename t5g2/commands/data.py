@@ -64,11 +64,12 @@ def show(preview: "DataPreview", *, rows: int) -> None:
 
 
 def _special_tokens(preview: "DataPreview") -> re.Pattern | None:
-    """A pattern that matches the spellings of the special tokens in the first batch; None if it has none."""
+    """Returns a pattern that matches the spellings of the special tokens in the first batch; None if it has none."""
     import numpy as np
 
     batch, tokenizer = preview.first.batch, preview.config.tokenizer
     inputs = batch.decoder if batch.encoder is None else batch.encoder
+    # only tokens of this batch, because a vocabulary is large to decode one by one
     tokens = np.unique(np.concatenate([batch.targets.ravel(), inputs.tokens.ravel()]))
     spellings = {tokenizer.decode(token[None]) for token in tokens[tokenizer.special_tokens.is_special(tokens)]} - {""}
     # the longest first, because one spelling may begin another

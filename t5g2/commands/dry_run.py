@@ -1,11 +1,10 @@
-"""A dry run: weights, shardings, memory and FLOPs of a run, and one batch of its data, without making a weight.
+"""A dry run: weights, shardings, memory and FLOPs of a run, and one batch of its data, without computing a weight.
 
-Memory is given twice. The first figure is a formula's (t5g2/train/memory_estimate.py), which takes no time at any size.
-The second is XLA's: the step is compiled, with nothing run or allocated; this figure decides what fits. For simulated
-devices, which stand for accelerators, XLA is told to schedule the step for little memory, as it does there; on a CPU it
-prefers parallel work, which takes up to twice as much. The figure is still an upper bound: a CPU computes bfloat16 as
-float32, and fuses less.
-
+Memory is printed twice. The first figure is from a formula (t5g2/train/memory_estimate.py), which takes no time at any
+size. The second is from XLA: the step is compiled, but not run or allocated; this figure decides whether a run fits.
+For simulated devices, which stand for accelerators, XLA is told to schedule the step for little memory, as it does
+there; on a CPU it prefers parallel work, which takes up to twice as much. The figure is still an upper bound: a CPU
+computes bfloat16 as float32, and fuses less.
 
 r rows of a device, T tokens of a side, S keys, D width, N query heads, K key/value heads, H head size, F MLP width.
 """
@@ -35,15 +34,15 @@ SCORES = "; much of it is attention scores, which the reference backend holds wh
 
 
 def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, compiled: bool = True) -> None:
-    """Prints weights and their shardings, memory per device, FLOPs by part, and facts of one batch.
+    """Prints weights and their shardings, memory per device, FLOPs by part, and a summary of one batch.
 
     Args:
       devices: number of devices to simulate (on CPU); 0 = those of this machine.
       hbm_gib: memory of a device; 0 = no limit.
-      compiled: compile the step too; takes about half a minute and 2 GB for the largest models.
+      compiled: compile the step too, which takes about half a minute and 2 GB for the largest models.
 
     Raises:
-      UserError: something does not fit: mesh and devices, lengths and text, memory, the weights to start from.
+      UserError: mesh and devices, lengths and text, memory and limit, or the initial weights and the model do not fit.
     """
     if devices:
         _simulate(devices)
@@ -53,7 +52,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):
         plan = plans.make(experiment, mesh)
-        # the data first: a missing file is found in seconds, compiling takes longer
+        # the data first: a missing file is an error within seconds, compiling takes longer
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
         print(weights_table(plan))
@@ -75,7 +74,7 @@ def _simulate(devices: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     try:
         jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError:  # the devices are there already, because something asked for them before
+    except RuntimeError:  # jax has initialised its devices already
         if jax.device_count() != devices:
             raise UserError(
                 f"--devices={devices}, but this process has {jax.device_count()} already; check from a new process"
@@ -83,10 +82,10 @@ def _simulate(devices: int) -> None:
 
 
 def _origin(experiment: Experiment) -> str:
-    """The origin of the weights, in words; a model folder that exists already is opened and compared.
+    """Returns the origin of the weights, in words; a model folder that exists already is opened and compared.
 
     Raises:
-      UserError: it is damaged, or its architecture does not fit the experiment's.
+      UserError: the folder is damaged, or its architecture does not fit the experiment's.
     """
     init = experiment.init
     if init.resume is not None:
@@ -98,6 +97,7 @@ def _origin(experiment: Experiment) -> str:
     else:
         return "weights: new"
     sources = [path] if init.adapt is None else init.adapt.folders
+    # a config may be checked before the run that writes its folder, so a missing one is no error
     missing = [folder for folder in sources if not Path(folder).exists()]
     if missing:
         return f"weights: {name}: {', '.join(missing)} does not exist yet; it must when the run starts"
@@ -109,7 +109,7 @@ def _origin(experiment: Experiment) -> str:
 
 
 def weights_table(plan: Plan) -> str:
-    """One line per path: its number of layers, its shape, and the mesh axes that its axes are split over."""
+    """Returns one line per path: its number of layers, its shape, and the mesh axes that its axes are split over."""
     leaves = tree.leaves(plan.abstract.params)
     paths, stored = (jax.tree.leaves(of) for of in (tree.paths(plan.abstract.params), plan.abstract.params))
     specs = {path: leaf.sharding.spec for path, leaf in zip(paths, stored, strict=True)}
@@ -117,12 +117,12 @@ def weights_table(plan: Plan) -> str:
     for leaf in leaves.values():
         by_path[leaf.path].append(leaf)
     lines = ["weights                                   layers  shape of one          split over"]
-    for path, found in by_path.items():
-        axes = found[0].axes
+    for path, path_leaves in by_path.items():
+        axes = path_leaves[0].axes
         spec = specs[path][-len(axes) :]  # a stack of layers has an axis in front
         over = [(entry,) if isinstance(entry, str) else entry for entry in spec]
         cut = ", ".join(f"{axis}: {' x '.join(names)}" for axis, names in zip(axes, over, strict=True) if names)
-        lines.append(f"{path:42}{len(found):6}  {list(found[0].shape)!s:20}  {cut or '-'}")
+        lines.append(f"{path:42}{len(path_leaves):6}  {list(path_leaves[0].shape)!s:20}  {cut or '-'}")
     components = collections.Counter()
     for leaf in leaves.values():
         components[component(leaf.path)] += math.prod(leaf.shape)
@@ -134,7 +134,7 @@ def weights_table(plan: Plan) -> str:
 
 
 def component(path: str) -> str:
-    """The part of a model that has a weight: embedding, encoder, decoder, vision, projector, ….
+    """Returns the part of a model that a weight belongs to: embedding, encoder, decoder, vision, projector, ….
 
     The layers of a decoder-only model are its decoder; the end-of-image vector belongs to the embedding.
     """
@@ -145,7 +145,7 @@ def component(path: str) -> str:
 
 
 def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
-    """FLOPs of an update by part; a frozen image tower counts with its forward pass alone."""
+    """Returns FLOPs of an update by part; a frozen image tower counts with its forward pass alone."""
     frozen = experiment.optim.freezes_tower(experiment.model)
     return flops.training(experiment.model, counts, frozen_vision=frozen)
 
@@ -182,7 +182,7 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
 
 
 def compile_for_little_memory(plan: Plan) -> Any:
-    """The compiled step, scheduled for little memory."""
+    """Returns the compiled step, scheduled for little memory."""
     options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     return plan.lower().compile(compiler_options=options)
 

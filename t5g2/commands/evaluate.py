@@ -9,7 +9,7 @@ FLAGS = {
     "config": CONFIG,
     "workdir": WORKDIR,
     "step": Flag("last", "step of the checkpoint, or last"),
-    "tasks": Flag("", "names of tasks, separated by commas; all of the config's unless given"),
+    "tasks": Flag("", "names of tasks, separated by commas; default: all of the config's"),
     "distributed": DISTRIBUTED,
     "allow_change": ALLOW_CHANGE,
 }
@@ -47,14 +47,14 @@ def evaluate_run(
     """Prints the scores of a checkpoint; writes scores.json and predictions.jsonl to <workdir>/evaluations/<step>.
 
     Args:
-      experiment: of the run.
+      experiment: the experiment of the run.
       folder: the workdir.
-      step: of the checkpoint; None = the newest.
-      tasks: names; none = all of the experiment's.
+      step: step of the checkpoint; None = the newest.
+      tasks: names of tasks; none = all of the experiment's.
       allow_change: paths of settings that may differ from the saved experiment's; those of eval may anyway.
 
     Raises:
-      UserError: no such run, step or task, or the run is of a different experiment.
+      UserError: the run, the step or a task does not exist, or the run has a different experiment.
     """
     from dataclasses import replace
 
@@ -73,6 +73,7 @@ def evaluate_run(
     with jax.set_mesh(mesh):
         plan = plans.make(replace(experiment, distill=None), mesh)  # no task needs a teacher
         with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
+            # without the optimizer's state, which no task needs
             restored = checkpoints.restore(plan.abstract.params, step=step)
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint; give the workdir of a run that has saved one")

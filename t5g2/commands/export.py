@@ -15,4 +15,4 @@ def run(flags: Parsed) -> None:
     deviations = export_folder.export_model(flags.model, flags.out, dtype=flags.dtype)
     print(f"wrote {flags.out}")
     for deviation in deviations:
-        print(f"transformers computes it differently for {deviation}")
+        print(f"transformers computes this model differently for {deviation}")

@@ -15,9 +15,9 @@ class Flag:
     """A flag of a subcommand.
 
     Attributes:
-      default: the value if the flag is not given.
+      default: the value if the flag is absent.
       help: one line.
-      required: the flag must be given.
+      required: True if the flag must be present.
       kind: int, float, bool or str; None = the type of the default.
       least: the smallest number that is allowed.
     """
@@ -39,7 +39,7 @@ class Parsed:
     """The flags of a command line.
 
     Attributes:
-      values: by name; also attributes, `parsed.workdir`.
+      values: values by name, which are attributes too: `parsed.workdir`.
       overrides: (dotted path, text) of each --config.a.b=VALUE, or of each --target.a.b=VALUE.
     """
 
@@ -53,7 +53,7 @@ class Parsed:
             raise AttributeError(f"no flag --{name} was declared") from None
 
     def names(self, flag: str) -> tuple[str, ...]:
-        """The names that commas separate in a flag's value."""
+        """Returns the names in a flag's value, which are separated by commas."""
         return tuple(filter(None, self.values[flag].split(",")))
 
 
@@ -63,17 +63,19 @@ CONFIG = Flag(
 )
 WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
 MODEL = Flag(None, "model folder, or a Hugging Face or an official Flax one", True)
-DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; as they are stored unless given")
+DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; default: as they are stored")
 OUT = Flag(None, "folder to write; it must not exist", True)
-SHARDS_OUT = Flag(None, "folder to write, with a folder in it per source; interrupted, the same command goes on", True)
-SOURCES = Flag("", "names of sources, separated by commas; all of the config's unless given")
+SHARDS_OUT = Flag(
+    None, "folder to write, with a folder in it per source; after an interruption the same command goes on", True
+)
+SOURCES = Flag("", "names of sources, separated by commas; default: all of the config's")
 SHARDS = Flag(16, "files per source", least=1)
 ALLOW_CHANGE = Flag("", "settings, separated by commas, that may differ from the saved experiment")
-DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (where a cluster is found), on, off")
+DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (if a cluster is detected), on, off")
 
 
 class HelpRequested(Exception):
-    """--help is among the flags; the argument is the help text."""
+    """Raised if --help is among the flags; the argument is the help text."""
 
 
 def parse(command: str, run: Callable, declared: Mapping[str, Flag], argv: Sequence[str]) -> Parsed:
@@ -81,12 +83,12 @@ def parse(command: str, run: Callable, declared: Mapping[str, Flag], argv: Seque
 
     Args:
       command: the subcommand as it is typed.
-      run: its function, whose docstring is its help.
-      declared: its flags by name.
+      run: function of the subcommand, whose docstring is the help.
+      declared: flags of the subcommand by name.
       argv: the command line after the subcommand.
 
     Raises:
-      UserError: an unknown flag (names the nearest), a value of the wrong type, a required flag that is missing.
+      UserError: an unknown flag (the message has the nearest), a value of the wrong type, a missing required flag.
       HelpRequested: --help is among the flags.
     """
     if {"--help", "-h"} & set(argv):
@@ -106,6 +108,7 @@ def parse(command: str, run: Callable, declared: Mapping[str, Flag], argv: Seque
 
 
 def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[str]) -> dict[str, Any]:
+    # a registry of its own: absl's global one holds flags of every imported library
     parser = absl_flags.FlagValues()
     define = {bool: absl_flags.DEFINE_bool, int: absl_flags.DEFINE_integer, float: absl_flags.DEFINE_float}
     for name, flag in declared.items():
@@ -120,6 +123,7 @@ def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[s
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag; flags are written --name=VALUE, see t5g2 {command} --help")
     values = {name: parser[name].value for name in declared}
+    # absl could check required flags and limits too, but with messages that lack the remedy
     for name, flag in declared.items():
         if flag.required and values[name] in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")

@@ -11,12 +11,15 @@ from t5g2.core.errors import UserError
 FLAGS = {
     "model": MODEL,
     "prompt": Flag(None, "text to complete"),
-    "crops": Flag(0, "crops at most that follow each long image (pan-and-scan)", least=0),
-    "image": Flag("", "image files for the prompt, separated by commas; they stand where it says <start_of_image>"),
+    "crops": Flag(0, "largest number of crops after each long image (pan-and-scan)", least=0),
+    "image": Flag(
+        "",
+        "image files, separated by commas, in the places of <start_of_image> in --prompt, or in front if it has none",
+    ),
     "input": Flag(None, "jsonl file of prompts, instead of --prompt"),
     "out": Flag(None, "jsonl file to write, with --input; it must not exist"),
-    "max_new_tokens": Flag(64, "tokens to generate at most", least=1),
-    "temperature": Flag(0.0, "0 = the most likely token; above, sampling", least=0),
+    "max_new_tokens": Flag(64, "largest number of tokens to generate", least=1),
+    "temperature": Flag(0.0, "0 = always the likeliest token; above 0 = sampling", least=0),
     "seed": Flag(0, "seed of the sampling"),
 }
 
@@ -49,23 +52,23 @@ def run(flags: Parsed) -> None:
 
 
 def _prompts(text: str | None, path: str | None, out: str | None) -> list[str]:
-    """The text, or the prompts of the file at `path`, whose outputs go to the file `out`.
+    """Returns [text], or the prompts of the file at `path`, whose outputs go to the file `out`.
 
     Raises:
-      UserError: neither or both are given; `path` without `out`; `out` exists; as `read_prompts`.
+      UserError: text and path are both None or both set; `path` without `out`; `out` exists; as `read_prompts`.
     """
     if (text is None) == (path is None) or (path is None) != (out is None):
         raise UserError("give either --prompt, or --input together with --out")
     if out is not None:
-        files.refuse_existing(out)  # before the work
+        files.refuse_existing(out)  # before the model is loaded
     return read_prompts(path) if text is None and path is not None else [str(text)]
 
 
 def read_prompts(path: str) -> list[str]:
-    """The prompts of a jsonl file, {"prompt": …} a line; blank lines do not count.
+    """Returns the prompts of a jsonl file, one {"prompt": …} per line; blank lines do not count.
 
     Raises:
-      UserError: no such file, not UTF-8, no prompt, or a line that is not one; names the line.
+      UserError: the file does not exist, is not UTF-8 or holds no prompt; a line is not a prompt (the message has it).
     """
     if not Path(path).is_file():
         raise UserError(f'no file {path}; give a jsonl file with {{"prompt": …}} on every line')

@@ -6,17 +6,17 @@ from t5g2.core.errors import UserError
 FLAGS = {
     "source": Flag(None, "Hugging Face folder or official Flax folder", True),
     "out": OUT,
-    "config": Flag(None, "architecture, where the folder does not say: a size such as gemma3:1b, or a model.json"),
-    "verify": Flag(False, "compare the result with transformers, in float32; needs transformers and torch"),
+    "config": Flag(None, "architecture, if the folder has no config: a size such as gemma3:1b, or a model.json"),
+    "verify": Flag(False, "compare the result with transformers, in float32; requires transformers and torch"),
     "dtype": DTYPE,
     "image_size": Flag(
-        None, "side of images in pixels, if not the one the tower was trained with; 896 or 448", kind=int, least=1
+        None, "side of images in pixels, if not the size that the tower was trained with; 896 or 448", kind=int, least=1
     ),
 }
 
 
 def run(flags: Parsed) -> None:
-    """Makes a model folder from a Hugging Face folder (config.json, safetensors) or an official Flax one (Orbax).
+    """Writes a model folder from a Hugging Face folder (config.json, safetensors) or an official Flax one (Orbax).
 
     Example: t5g2 import --source=downloads/t5gemma-2-270m-270m --out=models/t5gemma2-270m --verify
     """

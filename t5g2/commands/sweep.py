@@ -10,7 +10,7 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Runs every variant of a sweep file, skips what is done, resumes what is not, and writes the report.
+    """Runs every variant of a sweep file, skips finished parts, resumes the others, and writes the report.
 
     Example: t5g2 sweep --sweep=experiments/quickstart.py --workdir=runs/quickstart
     """

@@ -1,6 +1,6 @@
 """Teacher logits computed ahead of a run, for every chunk of a config's sources (t5g2/data/shards/logit_shards.py).
 
-Shards are written one after the other, and those that are complete are kept, so an interrupted call goes on.
+Shards are written one after the other; complete ones are kept, so a call goes on after an interruption.
 """
 
 import functools
@@ -42,7 +42,7 @@ LOG_SECS = 60.0
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkShare:
     """The part of the shards that one of several calls writes: every `count`-th shard, from number `index` on."""
 
     index: int = 0
@@ -55,7 +55,7 @@ class Part:
             )
 
     @classmethod
-    def parse(cls, text: str) -> "Part":
+    def parse(cls, text: str) -> "WorkShare":
         """Returns the part of "0/4"; raises UserError for anything else."""
         index, slash, count = text.partition("/")
         if not (slash and index.isdigit() and count.isdigit()):
@@ -87,24 +87,24 @@ def cache_teacher_logits(
     *,
     names: Sequence[str] = (),
     shards: int = 16,
-    part: Part = Part(),
+    part: WorkShare = WorkShare(),
 ) -> None:
     """Writes a teacher's logits for every chunk of the sources, a folder each, and prints the setting that reads them.
 
     Args:
       experiment: its data, mesh and compute are used.
       teacher: folder of a model. A decoder-only one reads the text, so its logits serve every objective; an
-        encoder-decoder reads the example that the source's objective makes of a chunk, which must not be drawn.
+        encoder-decoder reads the examples of the source's objective, which must then not be stochastic.
       out: parent of the sources' folders; after an interruption the same call goes on.
       distillation: selection of the kept tokens.
-      names: of sources; none = all.
-      shards: files of each source.
+      names: names of sources; none = all.
+      shards: number of files of each source.
       part: the shards to write, if several calls share them.
 
     Raises:
-      UserError: there is no such source or teacher; it uses another tokenizer; a folder holds other logits, or cannot
-        be made; the objective is stochastic and the teacher an encoder-decoder; method "full", or more tokens than the
-        vocabulary has.
+      UserError: a source or the teacher does not exist; the teacher uses another tokenizer; a folder holds other
+        logits, or cannot be created; the objective is stochastic and the teacher an encoder-decoder; method "full", or
+        more tokens than the vocabulary has.
     """
     logs.setup()
     # Every check that needs no weights comes before the teacher is loaded.
@@ -153,7 +153,7 @@ class _Writer:
             )
         )
 
-    def write(self, source: int, folder: Path, *, shards: int, part: Part) -> None:
+    def write(self, source: int, folder: Path, *, shards: int, part: WorkShare) -> None:
         """Writes this part's missing shards of one source; finishes the folder if no shard is missing then."""
         chunks = len(self._corpus.chunks[source])
         dtype = "<u2" if self._vocab_size <= 1 << 16 else "<i4"
@@ -172,7 +172,7 @@ class _Writer:
                 log.info("%s: shards of the other parts are still missing", folder)
 
     def _plan(self, source: int, layout: LogitShardLayout) -> dict[str, Any]:
-        """Returns everything that a source's shards follow from."""
+        """Returns the plan of a source's shards: everything that their content depends on."""
         distillation, objective = self._distillation, self._data.sources[source].objective
         plan: dict[str, Any] = {
             "teacher": str(self._folder.path),
@@ -188,7 +188,7 @@ class _Writer:
         }
         if self._reads_text:
             return plan
-        # The logits of one draw say nothing about the next epoch's.
+        # Logits for one draw do not fit the draws of the next epoch.
         if objective.is_stochastic:
             raise UserError(
                 f"source {self._data.names[source]!r}: the teacher, {self._folder.path}, is an encoder-decoder, whose "

@@ -56,14 +56,14 @@ def tokenize_sources(
 
     Args:
       config: the sources and the tokenizer.
-      out: the folder of the folders.
-      names: of sources; none = all that are text.
-      shards: files per source.
-      workers: processes.
-      runner: makes the shards instead of processes here; see data/shards/token_shards.py.
+      out: parent of the sources' folders.
+      names: names of sources; none = all that are text.
+      shards: number of files per source.
+      workers: number of processes.
+      runner: runs the job elsewhere, instead of processes here; see data/shards/token_shards.py.
 
     Raises:
-      UserError: no such source, or one with images; a text is missing or malformed; a folder holds other tokens.
+      UserError: a source does not exist, or has images; a text is missing or malformed; a folder holds other tokens.
     """
     from t5g2.core import logs, settings
     from t5g2.data import chunking
@@ -79,10 +79,12 @@ def tokenize_sources(
         if (names and name not in names) or isinstance(source.text, token_shards.Tokens):
             continue
         if isinstance(source.text, ImageText):
+            # by name it is a mistake; among all sources it is left as it is
             if names:
                 raise UserError(f"source {name!r} has images and cannot be kept as tokens; a run reads it as it is")
             continue
         documents = source.text.open(on_bad_record=config.on_bad_record)
+        # before hours of work: too many bad records are an error now
         chunking.check_skipped(source.text, documents, config.max_skipped)
         description = settings.dump(source.text, tables=(text_source.BY_NAME,))
         job = token_shards.Job(documents, config.tokenizer, description, min(shards, len(documents)))

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5g2.api import inputs as api_inputs
 from t5g2.api import loading
+from t5g2.api import model_inputs as api_inputs
 from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
 from t5g2.checkpoint import export_folder, import_folder
@@ -83,7 +83,7 @@ class OutputDifference:
       spread: standard deviation of the reference's logits.
       kl: mean Kullback-Leibler divergence, in nats.
       top_5: share of positions with the same five likeliest tokens.
-      same_tokens, tokens: number of generated tokens that are equal, and of all.
+      same_tokens, tokens: number of equal generated tokens, and of all of them.
     """
 
     name: str
@@ -120,7 +120,7 @@ def import_model(
         _require_packages()
     files.refuse_existing(out)
     target = Path(out).absolute()
-    # a model that has not passed does not get the name that was asked for
+    # the final name is only for a model that has passed
     place = target.with_name(f"{target.name}.unverified") if verify else target
     folder = import_folder.import_model(source, place, image_size=image_size, **options)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())

@@ -56,8 +56,8 @@ class Example:
       weights: float32[T], the loss weight of each target (0 = not trained on).
       denoiser: index into the objective's `denoisers`.
       blocks: int32[T] or None: block ids of the decoder's inputs (a bidirectional prefix of a decoder-only model).
-      origins: int32[T] or None: position of each target in the objective's `text` of the chunk; -1 = not in the text
-        (sentinels, EOS). None = unknown, and distillation is not possible.
+      origins: int32[T] or None: position of each target in the text that `Objective.text` returns for the chunk; -1 =
+        not in the text (sentinels, EOS). None = unknown, and distillation is not possible.
     """
 
     encoder_tokens: np.ndarray
@@ -70,7 +70,9 @@ class Example:
 
 
 class TeacherInputs(NamedTuple):
-    """Inputs or cached outputs of a teacher for the targets of a batch. B rows, decoder length T, K kept tokens.
+    """Inputs or cached outputs of a teacher for the targets of a batch.
+
+    B rows, decoder length T, K kept tokens of each distribution.
 
     The text [11 12 13 14 15] with the noise span [13 14], for a decoder-only teacher:
 
@@ -79,10 +81,10 @@ class TeacherInputs(NamedTuple):
         text.tokens    [ 2 11 12 13 14]
 
     Attributes:
-      origins: int32[B, T], the position of the teacher's distribution for each target, in the row of `text` if there is
-        one; -1 = it has none, and the loss is the cross-entropy (sentinels, EOS).
-      text: input of a decoder-only teacher: BOS and the text of each example but its last token, packed as the examples
-        are; None if the teacher reads the rows themselves, or its outputs are cached.
+      origins: int32[B, T], the position of the teacher's distribution for each target, in the row of `text` if that is
+        set; -1 = the teacher has no distribution (sentinels, EOS), and the target's loss is the cross-entropy.
+      text: input of a decoder-only teacher: BOS and each example's text without its last token, packed like the
+        examples; None if the teacher reads the student's rows, or its outputs are cached.
       ids: int32[B, T, K], the kept tokens of cached distributions; None = the teacher runs in the step.
       log_probs: float16[B, T, K], their log-probabilities.
       tail: float16[B, T], the probability of all other tokens together.
@@ -96,13 +98,13 @@ class TeacherInputs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The input of a training step. B rows, decoder length T, I images of a row.
+    """The input of a training step. B rows, decoder length T, I images per row.
 
     Attributes:
       encoder: None for a decoder-only model.
       targets: int32[B, T].
       weights: float32[B, T], 0 = no loss.
-      denoisers, sources: int32[B, T], of each target, so that losses can be split by them; 0 at padding.
+      denoisers, sources: int32[B, T], number of each target's denoiser and source, to split losses by; 0 at padding.
       images: uint8[B, I, H, W, 3], in the order of a row's image tokens, zeros past the last; None = no images.
       teacher: None without distillation.
     """
@@ -118,13 +120,13 @@ class Batch(NamedTuple):
 
 
 class HostBatch(NamedTuple):
-    """The rows of a batch that this process holds, and the positions to resume reading after them.
+    """The b rows of a batch that this process holds, and the positions at which reading resumes after them.
 
     Attributes:
       batch: NumPy arrays of the local rows, in the order of the global batch.
-      example_ids: int64[b, E], the global ids of the examples packed in each row; -1 = no example.
+      example_ids: int64[b, E], the global ids of the up to E examples packed in each row; -1 = no example.
       streams: int32[b], the virtual stream of each row.
-      positions: int64[b, K], that stream's position after the row; reading from there repeats nothing.
+      positions: int64[b, 3], the position of that stream after the row (data/packing.py: Position).
     """
 
     batch: Batch

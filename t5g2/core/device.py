@@ -34,14 +34,14 @@ NAMED_PEAKS = {
 
 
 class Peak(NamedTuple):
-    """FLOP/s of all devices together, which MFU is a share of, and the source of the number."""
+    """Peak FLOP/s of all devices together, the denominator of MFU, and the source of the number."""
 
     flops_per_s: float
     source: str
 
 
 def peak() -> Peak:
-    """The peak of all devices of the run: the named bf16 peak where the device is known, otherwise measured."""
+    """Returns the peak of all devices of the run: of known devices that of NAMED_PEAKS, of others a measured one."""
     devices = jax.devices()
     kind = devices[0].device_kind
     # the longest name first: "TPU v5 lite" also begins with "TPU v5"
@@ -55,21 +55,22 @@ def peak() -> Peak:
 
 
 def measure_matmul(size: int, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of several [size, size] float32 matrix products on the first local device."""
+    """Returns the FLOP/s of the fastest of several [size, size] float32 matrix products on the first local device."""
     a = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(lambda a: a @ a)
-    multiply(a).block_until_ready()
+    multiply(a).block_until_ready()  # compiles
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         multiply(a).block_until_ready()
         times.append(time.perf_counter() - start)
+    # the fastest run is the one that other work on the machine disturbed least
     return 2 * size**3 / min(times)
 
 
 def memory_gib() -> dict[str, float]:
-    """Peak memory so far: of this process, and of the fullest device where devices report it."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB on Linux
+    """Returns the peak memory so far in GiB: of this process, and of the fullest device if devices report theirs."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
     host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     peaks = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
     return {"memory/host_gib": host_gib} | ({"memory/device_gib": max(peaks) / 2**30} if peaks else {})

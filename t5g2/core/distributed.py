@@ -1,4 +1,4 @@
-"""Several processes as one run: joining them, and which one writes."""
+"""Joining of several processes into one run, and the process that writes."""
 
 import importlib.util
 import os
@@ -26,10 +26,10 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Args:
-      distributed: "auto" joins where the environment tells of several processes, "on" always, "off" never.
+      distributed: "auto" joins if the environment describes several processes, "on" always, "off" never.
 
     Raises:
-      UserError: "on", and nothing says who the other processes are.
+      UserError: the other processes cannot be joined, for example because nothing describes them.
     """
     if distributed not in ("auto", "on", "off"):
         raise unknown("value of distributed", distributed, ("auto", "on", "off"))
@@ -38,19 +38,19 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     if distributed == "auto" and not _has_other_processes(os.environ):
         return
     try:
-        # the address is read by JAX itself
+        # JAX reads JAX_COORDINATOR_ADDRESS by itself, but not these two
         processes, process = (int(os.environ[k]) if k in os.environ else None for k in _PROCESS_VARIABLES)
         jax.distributed.initialize(num_processes=processes, process_id=process)
     except ValueError as error:
         raise UserError(
-            f"this process cannot join the others: {error} Cloud TPU, Slurm, Open MPI and Kubernetes say by themselves "
-            f"who they are; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or use "
-            f"--distributed=off"
+            f"this process cannot join the others: {error} JAX detects the processes of Cloud TPU, Slurm, Open MPI and "
+            f"Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or "
+            f"use --distributed=off"
         ) from None
 
 
 def _has_other_processes(environ: Mapping[str, str]) -> bool:
-    """True if the environment says that this process is one of several, or may be (a Cloud TPU host)."""
+    """True if the environment describes several processes, or this host may be one of several of a Cloud TPU."""
     if "JAX_COORDINATOR_ADDRESS" in environ or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return True
     # SLURM_STEP_NUM_TASKS counts what one srun started; without srun there is no step and this process is alone
@@ -60,5 +60,5 @@ def _has_other_processes(environ: Mapping[str, str]) -> bool:
         return True
     # a host of a Cloud TPU may be one of a pod; joining works on a single one too
     chips = any(Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*"))
-    wanted = "tpu" in environ.get("JAX_PLATFORMS", "tpu").split(",")
-    return wanted and chips and importlib.util.find_spec("libtpu") is not None
+    uses_tpu = "tpu" in environ.get("JAX_PLATFORMS", "tpu").split(",")
+    return uses_tpu and chips and importlib.util.find_spec("libtpu") is not None

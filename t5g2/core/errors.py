@@ -1,10 +1,10 @@
-"""The error of wrong user input, whose message says what was given, what is allowed and what to do."""
+"""The error for wrong user input; its message names the input, the allowed values and the remedy."""
 
 import difflib
 import errno
 from collections.abc import Iterable
 
-# Errors of the operating system that do not depend on the contents of files, each with what to do about it.
+# Errors of the operating system that do not depend on the contents of files, each with its remedy.
 OS_ERRORS = {
     errno.EACCES: "give this user the right to it, or another path",
     errno.EPERM: "give this user the right to it, or another path",
@@ -16,7 +16,7 @@ OS_ERRORS = {
 
 
 class UserError(ValueError):
-    """Wrong input of a command, which ends with exit status 2 and this message, without a traceback."""
+    """Wrong input of a command, which then prints the message without a traceback and ends with exit status 2."""
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:

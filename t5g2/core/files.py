@@ -1,7 +1,8 @@
-"""Files and folders that are whole or absent: atomic writes, locks, and JSON that is checked when it is read.
+"""Files and folders that are complete or absent: atomic writes, locks, and JSON that is checked when it is read.
 
-Everything is written under a temporary name beside its target, `.NAME.<random>.part`, and renamed when it is complete,
-so a process that is killed leaves the old file or none, never half of one. What ends in `.part` may be removed.
+Everything is written under a temporary name beside its target, and renamed when it is complete: a file under
+`.NAME.<random>.part`, a folder under `.NAME.tmp`. So a process that is killed leaves the old file or none, never half
+of one. Files that end in `.part` and folders that end in `.tmp` may be removed.
 """
 
 import contextlib
@@ -20,24 +21,24 @@ PART = ".part"
 
 
 def cache_folder() -> Path:
-    """The folder for what is made once per machine: T5G2_CACHE, or ~/.cache/t5g2."""
+    """Returns the folder of caches, which all runs on a machine share: T5G2_CACHE, or ~/.cache/t5g2."""
     return Path(os.environ.get("T5G2_CACHE") or Path.home() / ".cache" / "t5g2")
 
 
 def refuse_existing(path: str | os.PathLike) -> None:
-    """Raises UserError if the path exists; called before the work whose result is written there."""
+    """Raises UserError if the path exists; call it before the work whose result is written there."""
     if Path(path).exists():
         raise already_exists(Path(path))
 
 
 def already_exists(path: Path) -> UserError:
-    """The error for an output path that exists."""
+    """Returns the error for an output path that exists."""
     return UserError(f"{path.absolute()} exists already and is not overwritten; give another one, or remove it")
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path to write a file to, which becomes `target` when the block ends; if the block fails, nothing changes.
+    """Yields a path to write a file to, which becomes `target` when the block ends; if it fails, nothing changes.
 
     The name is random, so processes that write the same target at the same time do not disturb each other. The folder
     of the target is made if it is missing.
@@ -54,9 +55,9 @@ def replacing(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(directory: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to `directory` when the block ends; if the block fails, nothing is left."""
+    """Yields a folder to write into, renamed to `directory` when the block ends; if it fails, nothing is left."""
     part = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     part.mkdir(parents=True)
     try:
         yield part
@@ -78,15 +79,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
+    """Writes one JSON object per line, whole or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_json(path: Path, *, fix: str) -> Any:
-    """The value in a JSON file.
+    """Returns the value in a JSON file.
 
     Args:
-      fix: what the user should do if the file is damaged; ends the message.
+      fix: remedy if the file is damaged; the end of the message.
 
     Raises:
       UserError: the file is not JSON.
@@ -98,10 +99,10 @@ def read_json(path: Path, *, fix: str) -> Any:
 
 
 def read_json_object(path: Path, *, fix: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Returns the object in a JSON file; `fix` as in read_json.
 
     Raises:
-      UserError: the file is not JSON, or holds something else than an object.
+      UserError: the file is not JSON, or its value is not an object.
     """
     value = read_json(path, fix=fix)
     if not isinstance(value, dict):
@@ -110,7 +111,7 @@ def read_json_object(path: Path, *, fix: str) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> Any:
-    """Plain data from untrusted JSON, stricter than `json.loads`: UTF-8, no name twice in an object, finite numbers.
+    """Parses untrusted JSON, more strictly than `json.loads`: UTF-8, no name twice in an object, finite numbers.
 
     Raises:
       ValueError: the text breaks one of these rules, or is nested too deeply.
@@ -129,15 +130,17 @@ def parse_json(text: bytes) -> Any:
 
 @contextlib.contextmanager
 def locked(path: Path, *, busy: str | None = None, on_wait: Callable[[], None] | None = None) -> Iterator[int]:
-    """Holds an exclusive lock on a file or folder, which ends with the process; gives its file descriptor.
+    """Holds an exclusive lock on a file or folder, and yields its file descriptor.
+
+    The lock ends with the block, or with the process if that is killed.
 
     Args:
       path: a folder that exists, or a file, which is made if it is missing.
-      busy: the error if another process holds the lock; None = wait for it.
+      busy: message of the error if another process holds the lock; None = wait for the lock.
       on_wait: called before waiting.
 
     Raises:
-      UserError: another process holds the lock and `busy` is given.
+      UserError: another process holds the lock and `busy` is not None.
     """
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -155,7 +158,7 @@ def locked(path: Path, *, busy: str | None = None, on_wait: Callable[[], None] |
 
 
 def printable(text: str) -> bool:
-    """False for a string with half a surrogate pair, which JSON can spell and nothing can print."""
+    """False for a string with an unpaired surrogate, which JSON can escape and UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -168,6 +171,7 @@ def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     broken = next((name for name in value if not printable(name)), None)
     if broken is not None:
         raise ValueError(f"{_quoted(broken)} is not text")
+    # a second value would silently replace the first
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
@@ -182,6 +186,7 @@ def _refuse_constant(constant: str) -> Any:
 def _parse_int(text: str) -> int | float:
     if text == "-0":
         return -0.0  # a float, as in every other language's JSON
+    # longer than any number in this project's formats, and slow to convert
     if len(text) > 32:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)

@@ -1,4 +1,4 @@
-"""Log lines, the progress bar and rates of a run. Process 0 logs everything, the others only warnings."""
+"""Log lines, progress bar and rates of a run. Process 0 logs everything, the others only warnings."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ log = logging.getLogger("t5g2")
 
 
 def setup(*, process: int = 0) -> None:
-    """Sends log lines to stderr as `12:34:56 text`; of processes other than 0 warnings only, with their number."""
+    """Sends log lines to stderr as `12:34:56 text`; processes other than 0 log warnings only, with their number."""
     handler = _AboveTheBar()
     prefix = f"[process {process}] " if process else ""
     handler.setFormatter(_Format(f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S"))
@@ -28,9 +28,10 @@ class _Format(logging.Formatter):
 
 
 class _AboveTheBar(logging.Handler):
-    """Writes lines to today's sys.stderr, above the progress bar if there is one."""
+    """Writes lines to sys.stderr as it is at the time of the line, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # if tqdm is not loaded there is no bar, and importing it would cost every command
         if "tqdm" in sys.modules:
             sys.modules["tqdm"].tqdm.write(self.format(record), file=sys.stderr)
         else:
@@ -38,7 +39,7 @@ class _AboveTheBar(logging.Handler):
 
 
 class Throughput:
-    """Rates between two log points: counts per second of the time that was spent on training.
+    """Rates between two log points: counts per second of training time.
 
     >>> seconds = iter([0.0, 4.0])
     >>> throughput = Throughput(clock=lambda: next(seconds))
@@ -59,7 +60,7 @@ class Throughput:
             self._counts.setdefault(name, []).append(count)
 
     def read(self) -> dict[str, float]:
-        """Counts per second since the last read, pauses left out; starts anew."""
+        """Returns counts per second since the last read, pauses left out, and starts anew."""
         totals = {name: sum(float(c) for c in counts) for name, counts in self._counts.items()}
         now = self._clock()
         seconds, self._start, self._counts = max(now - self._start, 1e-9), now, {}
@@ -67,7 +68,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A block (an evaluation, a save) whose time is not training time."""
+        """Stops the clock during a block, such as an evaluation or a save."""
         before = self._clock()
         try:
             yield
@@ -82,8 +83,8 @@ class Progress:
 
     Args:
       total: steps of the whole run.
-      step: the step it starts from.
-      stream: output of the bar, stderr unless given; there is a bar only if it is a terminal.
+      step: the step that the run starts from.
+      stream: output of the bar; None = stderr. There is a bar only if it is a terminal.
     """
 
     def __init__(self, total: int, *, step: int = 0, stream: TextIO | None = None):
@@ -114,6 +115,7 @@ class Progress:
             self.advance(step)
         else:
             elapsed = time.perf_counter() - self._start
+            # steps before a resume took none of the elapsed time
             left = elapsed / max(step - self._first, 1) * (self._total - step)
             log.info("%s", " · ".join([f"step {step}/{self._total}", *parts, f"{duration(left)} left"]))
 
@@ -125,7 +127,8 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """A number to three digits with a unit prefix: 0.52, 950, 12.3k, 4.2M, 1.1T, 65.9E."""
+    """Returns a number to three digits with a unit prefix: 0.52, 950, 12.3k, 4.2M, 1.1T, 65.9E."""
+    # 999.5 would round to 1000, which is 1 of the next unit
     for unit in ("", "k", "M", "G", "T", "P", "E"):
         if abs(number) < 999.5:
             return f"{number:.3g}{unit}"
@@ -134,7 +137,7 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss.
+    """Returns seconds as m:ss or h:mm:ss.
 
     >>> duration(65), duration(3723)
     ('1:05', '1:02:03')

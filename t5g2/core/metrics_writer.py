@@ -14,26 +14,26 @@ from t5g2.core.logs import log
 
 
 class MetricsWriter:
-    """Writes scalars by step: to metrics.jsonl always, to TensorBoard events and Weights & Biases as chosen.
+    """Writes scalars by step: always to metrics.jsonl, optionally to TensorBoard events and Weights & Biases.
 
     A line of metrics.jsonl is one JSON object: `{"step": 20, "wall": 1714650000.1, "train/loss": 2.5}`; `wall` is in
     seconds since 1970, and a value that is not finite is null. Several lines may hold one step (training, evaluation).
 
-    A run that is resumed at step S leaves the file as if it had never stopped: lines after S are cut off, what was
-    written at S stays, and a name that is already there at S is not written a second time. (An evaluation at S comes
-    before the checkpoint of S and is repeated after it, a training loss at S is not: both end up there once.)
-    A line is one write to the file, so a process that is killed leaves at most one partial line at the end, which is
-    dropped here.
+    A run that is resumed at step S leaves the file as if it had never stopped: lines after S are cut off, lines of S
+    stay, and a name that has a value at S is not written a second time. (An evaluation at S comes before the checkpoint
+    of S and is repeated on a resume, the training loss of S is not: the file has both once.) A line is a single write,
+    so a process that is killed leaves at most one partial line at the end, which is dropped on the next start.
 
     Args:
       folder: the workdir.
       step: the step the run starts from or resumes at.
       tensorboard: also write an event file.
-      wandb_project: also log there; the run's id is kept in the workdir, so that a resumed run goes on.
+      wandb_project: Weights & Biases project to log to as well; its run id is kept in the workdir, so that a resumed
+        run continues the same one.
       config: the resolved experiment, for Weights & Biases.
 
     Raises:
-      UserError: a project is named and wandb is not installed.
+      UserError: `wandb_project` is set and wandb is not installed.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class MetricsWriter:
             return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = _cut(folder / "metrics.jsonl", step)
-        self._at_resume = {name for row in kept if row["step"] == step for name in row}
+        kept_rows = _cut(folder / "metrics.jsonl", step)
+        self._at_resume = {name for row in kept_rows if row["step"] == step for name in row}
         self._sinks = [_Lines(folder / "metrics.jsonl")]
         if tensorboard:
             self._sinks.append(_Events(folder, step))
@@ -65,11 +65,11 @@ class MetricsWriter:
         """Records scalars at `step`; JAX and NumPy scalars are fetched here."""
         if not self._sinks:
             return
-        new = {k: float(v) for k, v in values.items() if step != self._resumed_at or k not in self._at_resume}
-        if new:
+        unwritten = {k: float(v) for k, v in values.items() if step != self._resumed_at or k not in self._at_resume}
+        if unwritten:
             wall = round(time.time(), 3)
             for sink in self._sinks:
-                sink.write(int(step), wall, new)
+                sink.write(int(step), wall, unwritten)
 
     def close(self) -> None:
         """Closes all outputs; later writes are dropped."""
@@ -79,10 +79,10 @@ class MetricsWriter:
 
 
 class _Lines:
-    """metrics.jsonl, one unbuffered write a line."""
+    """metrics.jsonl, one unbuffered write per line."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run is
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - stays open during the run
 
     def write(self, step: int, wall: float, values: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -102,7 +102,7 @@ class _Events:
         self._proto: Any = {**vars(event_pb2), **vars(summary_pb2)}  # classes that protobuf makes at import
         # the process id, because a file is named by the second and a rerun may come within it
         self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
-        # TensorBoard forgets what earlier event files hold from this step on
+        # TensorBoard then drops the events of earlier files from this step on
         start = self._proto["SessionLog"](status=self._proto["SessionLog"].START)
         self._writer.write_event(self._proto["Event"](step=step + 1, wall_time=time.time(), session_log=start))
 
@@ -117,7 +117,7 @@ class _Events:
 
 
 class _WeightsAndBiases:
-    """A run of Weights & Biases; its id is kept in the workdir, so that a resumed run goes on."""
+    """A run of Weights & Biases; its id is kept in the workdir, so that a resumed run continues it."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any] | None):
         try:
@@ -142,7 +142,7 @@ class _WeightsAndBiases:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The rows of a metrics.jsonl; lines that are not rows, such as one being written, are left out."""
+    """Returns the rows of a metrics.jsonl; lines that are not rows, such as an incomplete last one, are left out."""
     return [row for row in map(_parse, Path(path).read_bytes().split(b"\n")) if row is not None]
 
 
@@ -155,16 +155,17 @@ def _parse(line: bytes) -> dict | None:
 
 
 def _cut(path: Path, step: int) -> list[dict]:
-    """Removes what follows the last row of `step` from the file, atomically; returns the rows that are kept."""
+    """Removes all rows after `step` from the file, atomically; returns the rows that are kept."""
     if not path.exists():
         return []
     data = path.read_bytes()
     lines = [line for line in data.split(b"\n") if line]
     rows = [_parse(line) for line in lines]
-    keep = [i for i, row in enumerate(rows) if row is not None and row["step"] <= step]
-    text = b"".join(lines[i] + b"\n" for i in keep)
+    kept = [i for i, row in enumerate(rows) if row is not None and row["step"] <= step]
+    text = b"".join(lines[i] + b"\n" for i in kept)
+    # an unchanged file is not written, so that starting a run twice at a step does nothing
     if text != data:
-        if later := sum(row is not None for row in rows) - len(keep):
+        if later := sum(row is not None for row in rows) - len(kept):
             log.info("%s: %d lines after step %d are cut off; those steps are run again", path, later, step)
         with files.replacing(path) as part:
             part.write_bytes(text)

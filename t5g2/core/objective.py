@@ -10,7 +10,7 @@ from t5g2.core.special_tokens import SpecialTokens
 
 
 class Objective(abc.ABC):
-    """A training objective: a frozen dataclass, and a pure function (tokens, rng, special tokens) -> Example."""
+    """A training objective: a frozen dataclass and a pure function (tokens, rng, special tokens) -> Example."""
 
     @property
     @abc.abstractmethod
@@ -20,11 +20,11 @@ class Objective(abc.ABC):
     @property
     @abc.abstractmethod
     def weights(self) -> tuple[float, ...]:
-        """Share of each denoiser, of the examples or of their targets; the shares sum to 1."""
+        """Share of each denoiser in the examples, or in their targets (UL2.mixing); the shares sum to 1."""
 
     @property
     def identity(self) -> str:
-        """Text that differs between objectives that make different examples; kept on disk, so it must not change."""
+        """Text that is equal only for objectives that make the same examples; stored on disk, so it must not change."""
         return repr(self)
 
     @property
@@ -34,7 +34,7 @@ class Objective(abc.ABC):
 
     @property
     def is_stochastic(self) -> bool:
-        """True if an example depends on the rng, so a chunk gives a different one in every epoch."""
+        """True if an example depends on the rng, so that a chunk becomes a different example in every epoch."""
         return True
 
     @property
@@ -63,13 +63,13 @@ class Objective(abc.ABC):
         """Checks that the tokenizer has the special tokens that this objective uses, except sentinels.
 
         Raises:
-          UserError: one is missing or is not usable.
+          UserError: a special token is missing or unusable.
         """
 
     def infilling(
         self, tokens: np.ndarray, starts: Sequence[int], span: int, *, special_tokens: SpecialTokens
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns a fill-in prompt and its targets without EOS, like those of this objective; None if it has no spans.
+        """Returns a fill-in prompt and its targets without EOS, as this objective has them; None if it has no spans.
 
         Args:
           starts: first token of each span that is removed.
@@ -80,7 +80,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def only(self, denoiser: str) -> "Objective":
-        """Returns this objective with a single one of its denoisers.
+        """Returns this objective restricted to one of its denoisers.
 
         Raises:
           UserError: it has no denoiser of that name.
@@ -88,4 +88,4 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
-        """Returns the example of int32[L] tokens, L >= 2."""
+        """Returns the example that is made of int32[L] tokens, L >= 2."""

@@ -1,4 +1,4 @@
-"""Packages that only some users have installed."""
+"""Optional dependencies."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from t5g2.core.errors import UserError
 
 
 def require(module: str, extra: str) -> Any:
-    """A module that only some users have.
+    """Imports a module of an optional dependency, which t5g2's extra of this name installs, and returns it.
 
     Raises:
-      UserError: it is not installed; says what to install.
+      UserError: the module is not installed; the message has the pip command.
     """
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{module} is not installed, which reads such files; pip install 't5g2[{extra}]'") from None
+        raise UserError(f"{module} is not installed; run `pip install 't5g2[{extra}]'`") from None

@@ -2,12 +2,12 @@
 
     inputs [11 12 13], targets [21 22]:  [3 11 12 13 21 22]
 
-The first number is the number of inputs. So a pair is stored and passed on like a chunk of text, and is never cut.
+The first entry is the number of inputs. So a pair is stored and passed on like a chunk of text; it is never cut.
 """
 
 import numpy as np
 
-# the number of inputs is stored as a token, which has two bytes with small vocabularies
+# the number of inputs is stored like a token, and tokens of small vocabularies have two bytes
 MAX_INPUTS = (1 << 16) - 1
 
 

@@ -1,4 +1,4 @@
-"""Processes that end when the one that started them does."""
+"""Worker processes that end with their parent."""
 
 import os
 import threading
@@ -8,20 +8,24 @@ WATCH_SECS = 0.5
 
 
 class EndWithParent:
-    """Called in a process that `parent` started, ends it about WATCH_SECS after that one is gone, however it went.
+    """Initialiser of worker processes: ends the worker at most WATCH_SECS after its parent has ended, even by a signal.
 
-    The kernel's parent-death signal would do so at once, but it follows the thread that started the process, not the
-    process. When the last one is gone, Python's resource tracker removes what they left in shared memory.
+    The kernel's parent-death signal would be immediate, but it follows the thread that started the worker, not the
+    parent process. When the last worker is gone, Python's resource tracker frees their shared memory.
+
+    Args:
+      parent: process id of the parent.
     """
 
     def __init__(self, parent: int):
         self._parent = parent
 
     def __call__(self, *_: int) -> None:
-        """Begins to watch; grain says which worker this is, of how many."""
+        """Starts watching the parent; ignores grain's arguments, the worker's number and the number of workers."""
         threading.Thread(target=self._watch, daemon=True, name="t5g2-watch-parent").start()
 
     def _watch(self) -> None:
+        # an orphan gets another parent id; polling it works for every way in which the parent can end
         while os.getppid() == self._parent:
             time.sleep(WATCH_SECS)
         os._exit(1)

@@ -1,10 +1,10 @@
-"""Runs of whole numbers as text."""
+"""Text for runs of consecutive numbers."""
 
 from collections.abc import Iterable
 
 
 def format_ranges(numbers: Iterable[int]) -> str:
-    """Returns numbers as ranges, in the order given: 0, 1, 2, 5 give "0-2, 5"; "" for none."""
+    """Returns numbers as ranges, in their order: "0-2, 5" for 0, 1, 2, 5; "" for none."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

@@ -4,5 +4,5 @@ import hashlib
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed below 2^32 for the purpose that the names say."""
+    """Returns a seed below 2^32 for one purpose, which the names identify."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:4], "little")

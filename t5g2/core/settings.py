@@ -1,4 +1,4 @@
-"""Frozen dataclasses from plain dicts, and back: every key known, every type checked, nothing silently dropped.
+"""Conversion of plain dicts to frozen dataclasses and back: unknown keys and wrong types are errors.
 
 A field's annotation is its type: int, float, bool, str, Literal[…], X | None, tuple[X, …], a dataclass, or several
 dataclasses (a union, or their base class), of which the dict's "kind" chooses one by its name in a table. A class may
@@ -55,7 +55,7 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
 def dump(value: Any, *, tables: Sequence[KindTable] = ()) -> Any:
     """Returns `value` as plain data that JSON can hold and `build` turns back into an equal value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # the first of several names: an alias that was read is written as the name of today
+        # the first of several names: an alias that was read is written under the current name
         kinds = [name for table in tables for name, cls in table.items() if cls is type(value)]
         fields = {f.name: dump(getattr(value, f.name), tables=tables) for f in dataclasses.fields(value) if f.init}
         return {"kind": kinds[0], **fields} if kinds else fields
@@ -73,6 +73,7 @@ def override(node: Any, path: str, text: str) -> None:
     Raises:
       UserError: the path leads through a value that has no entries, or past the end of a list.
     """
+    # dicts get missing entries and lists do not, because the place of a new list entry would be a guess
     *parents, last = path.split(".")
     for i, key in enumerate(parents):
         if isinstance(node, list):
@@ -102,6 +103,7 @@ def parse(text: str) -> Any:
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
     """Returns nested dicts and lists as {dotted path: leaf value}; an empty dict or list is a leaf."""
+    # a scalar has no items, so the recursion ends with itself as the leaf
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
     flat = {}
     for key, value in items:
@@ -110,6 +112,7 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
+    # plain data does not carry its type, so the cases go from the most to the least specific
     if node is None and type(None) in arguments:
         return None
     choices = [a for a in arguments if a is not type(None)]
@@ -168,6 +171,7 @@ def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTabl
     for key in node:
         if key not in fields and not (key == "kind" and node[key] in kinds):
             raise unknown(f"key {where}.{key}, in {cls.__name__}:", key, fields)
+    # checked here and not by the constructor, whose TypeError would name no path
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in node]
     if required:
         raise UserError(f"{where} lacks {', '.join(required)}, which {cls.__name__} has no default for; add them")
@@ -175,7 +179,7 @@ def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTabl
     values = {k: build(hints[k], node[k], where=f"{where}.{k}", tables=tables) for k in node if k in fields}
     try:
         return cls(**values)
-    except UserError as error:  # of the class's own rules, which know no path
+    except UserError as error:  # from the class's own checks, which do not know the path
         raise UserError(f"{where}: {error}") from None
 
 

@@ -6,7 +6,8 @@ Models name axes by their meaning ("embed", "heads", "rows"); RULES alone maps t
     fsdp    rows of the batch and one axis of every weight; a layer's weights are gathered when it runs
     tensor  heads, MLP width and vocabulary, of weights and activations
 
-One device is a mesh of ones, not a path of its own. Axes are Auto: XLA chooses the collectives.
+One device is a mesh of size 1 along every axis, without a code path of its own. Axes are Auto: XLA chooses the
+collectives.
 """
 
 import math
@@ -23,16 +24,16 @@ from t5g2.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# logical axis -> axes of the mesh, the first of them outermost
+# logical axis -> axes of the mesh, outermost first
 RULES: Mapping[str, tuple[str, ...]] = {
-    # of parameters
+    # parameters
     "vocab": ("tensor",),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_size": (),
     "mlp": ("tensor",),
-    # of activations
+    # activations
     "rows": ("data", "fsdp"),
     "length": (),
     "embed_act": (),
@@ -48,7 +49,7 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Devices along each axis; -1 = all that the other axes leave, allowed once."""
+    """Number of devices along each axis; -1, for one axis only, = all devices that the other axes leave."""
 
     data: int = -1
     fsdp: int = 1
@@ -68,7 +69,7 @@ class MeshShape:
         return f"data={self.data} x fsdp={self.fsdp} x tensor={self.tensor}"
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
-        """The size of each axis on so many devices.
+        """Returns the size of each axis on this number of devices.
 
         Raises:
           UserError: the axes do not multiply to the number of devices.
@@ -86,7 +87,7 @@ class MeshShape:
 
 
 def make(shape: MeshShape, devices: Any = None) -> Mesh:
-    """The mesh of this shape over `devices`, by default all of the run; its neighbours are near each other.
+    """Returns the mesh of this shape over `devices` (None = all); neighbours in the mesh are near in the network.
 
     Raises:
       UserError: the shape does not fit the number of devices.
@@ -97,17 +98,17 @@ def make(shape: MeshShape, devices: Any = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of every array of a batch: its first axis, rows, is split over data and fsdp."""
+    """Returns the sharding of every array of a batch: its first axis, rows, is split over data and fsdp."""
     return NamedSharding(mesh, P(RULES["rows"]))
 
 
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
-    """A tree like `tree` with the NamedSharding of every leaf, from the logical axes it was declared with.
+    """Returns a tree like `tree` with every leaf's NamedSharding, from the logical axes of its declaration.
 
     A logical axis whose size the mesh axes do not divide is not split. A leaf without logical axes is replicated.
     """
@@ -119,10 +120,10 @@ def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
 
 
 def shardings_like(tree: Tree, params: Any, mesh: Mesh) -> Tree:
-    """The sharding of every leaf of an optimizer's state: that of its parameter, replicated without one.
+    """Returns the sharding of every leaf of an optimizer's state: its parameter's, or replicated if it has none.
 
-    A leaf belongs to the parameter whose path ends its own path, if it also has its shape: Adam's moments do, a count
-    or a factored second moment do not. So moments are sharded like weights (ZeRO).
+    A leaf belongs to a parameter if its path ends with the parameter's path and the shapes are equal. Adam's moments
+    do; a count or a factored second moment does not. So moments are sharded like weights (ZeRO).
     """
     weights = {
         _key(path): (value.shape, sharding)
@@ -141,7 +142,7 @@ def shardings_like(tree: Tree, params: Any, mesh: Mesh) -> Tree:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x with the sharding of these logical axes if a mesh is set; None and axes that do not divide are not split."""
+    """Returns x sharded by these logical axes if a mesh is set; None and axes that do not divide are not split."""
     assert len(axes) == x.ndim, (axes, x.shape)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -150,7 +151,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def constrain_weights(tree: Tree) -> Tree:
-    """Weights, or their gradients, with the shardings of `shardings` if a mesh is set."""
+    """Returns weights, or their gradients, sharded by `shardings(tree, mesh)` if a mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
@@ -158,19 +159,19 @@ def constrain_weights(tree: Tree) -> Tree:
 
 
 def parts(axis: str, size: int) -> int:
-    """The number of parts that the current mesh splits a logical axis of this size into; 1 without a mesh."""
+    """Returns the number of parts that the current mesh splits a logical axis of this size into; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh().shape
     return math.prod(mesh[name] for name in _dividing(axis, size, mesh))
 
 
 def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int]) -> P:
-    # a stack of layers has an axis in front that its parameters' names do not know
+    # stacked layers have an axis in front that the parameters' declarations lack
     axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
     return P(*(_dividing(axis, size, mesh) or None for axis, size in zip(axes, shape, strict=True)))
 
 
 def _dividing(axis: str | None, size: int, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes of a logical axis, without the last ones until the rest divides its size."""
+    """Returns the mesh axes of a logical axis; the last ones are dropped until the others divide its size."""
     if axis is None:
         return ()
     if axis not in RULES:

@@ -136,7 +136,7 @@ def paths(tree: Tree) -> Tree:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Returns True if the path matches the pattern: * any characters, also dots; ? one; [ab] one of these.
+    """Returns True if the path matches the pattern: * is any characters, dots too; ? is one; [ab] is a or b.
 
     >>> matches("*.scale", "layers.pre_mlp_norm.scale"), matches("encoder.*", "decoder.final_norm.scale")
     (True, False)
@@ -180,7 +180,13 @@ def difference(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _StoredLeaf:
-    """A leaf as it is stored; in a stack it holds `repeats` layers, the first of which is `layer`, `step` apart."""
+    """A leaf as it is stored.
+
+    Attributes:
+      layer: its layer, or the first of them; None = outside of layers.
+      repeats: number of layers that are stacked in it; 0 = it is not stacked.
+      step: difference of the layers of two neighbours in the stack.
+    """
 
     path: str
     value: Any
@@ -203,8 +209,9 @@ class _StoredLeaf:
 
 
 def _walk(tree: Any) -> list[_StoredLeaf]:
-    """Returns the leaves in jax's order."""
+    """Returns the stored leaves, in the order of jax.tree.leaves."""
     raw = []
+    # variables as leaves, because their metadata (axes, init) is lost where jax flattens them
     for keys, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]:
         parts = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
         # a variable holds one array, or none where optax masks it out
@@ -233,12 +240,12 @@ def _stacks(raw: Sequence[tuple[tuple[str, ...], Any]]) -> dict[tuple[str, ...],
     for parts, value in raw:
         for i, part in enumerate(parts[:-1]):
             if part in ("slots", "tail") and parts[i + 1].isdigit():
-                here = slots.setdefault(parts[:i], set())
+                indices = slots.setdefault(parts[:i], set())
                 if part == "slots":
-                    here.add(int(parts[i + 1]))
+                    indices.add(int(parts[i + 1]))
                     # the largest, at least 1: an optimizer may keep placeholders of shape [1] or [] for some leaves
                     repeats[parts[:i]] = max(repeats.get(parts[:i], 1), *(value.shape[:1] or (1,)))
-    return {at: (len(indices), repeats.get(at, 0)) for at, indices in slots.items()}
+    return {path: (len(indices), repeats.get(path, 0)) for path, indices in slots.items()}
 
 
 def _axes(node: Any, value: Any) -> tuple[str | None, ...]:

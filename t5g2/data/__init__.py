@@ -1,1 +1,1 @@
-"""Text in, batches out: sources, tokenizers, virtual streams, packing. NumPy and grain; jax only in the last step."""
+"""Batches from text: sources, tokenizers, virtual streams, packing. NumPy and grain; jax only in the last step."""

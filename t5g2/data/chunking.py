@@ -12,27 +12,28 @@ from t5g2.data.tokenizers.base import Tokenizer
 
 LongDocuments = Literal["split", "truncate"]
 
-# A larger share of bad records is not an accident.
+# A larger share of bad records points to a wrong format, not to single accidents.
 MAX_SKIPPED = 0.01
-# 32 MiB a source in every process that reads.
+# Of int32, so 32 MiB per source in every process that reads.
 RECENT_TOKENS = 1 << 23
 
 
 class Openable(Protocol):
-    """Any source of text: those of sources/text_source.py, and what a run wraps around them."""
+    """Any source of text: those of sources/text_source.py, and the wrappers that a run puts around them."""
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """Returns its documents."""
+        """Returns the source's documents."""
         ...
 
 
 class Chunks:
-    """Documents as chunks of at most `chunk_tokens` tokens; every token of every document is in exactly one of them.
+    """Documents as chunks of at most `chunk_tokens` tokens; every token of a document is in exactly one chunk.
 
-    A document of n tokens gives full chunks and the rest. A rest of less than SHORTEST_TOKENS does not become a chunk:
-    the last two chunks then share their tokens evenly. With chunk_tokens = 16, documents of 40, 34 and 7 tokens:
+    A document becomes full chunks and a rest. If the rest has fewer than SHORTEST_TOKENS tokens, the last full chunk
+    and the rest are divided evenly instead. A document of fewer than SHORTEST_TOKENS tokens is left out. With
+    chunk_tokens = 16, documents of 40, 34 and 7 tokens:
 
-        [16 16 8]   [16 9 9]   [] (too short: left out, and counted in `dropped`)
+        [16 16 8]   [16 9 9]   [] (counted in `dropped`)
 
     With long_documents = "truncate" a document is its first chunk alone: [16] [16] [].
 
@@ -52,9 +53,10 @@ class Chunks:
         if documents.is_indivisible and lengths.max() > chunk_tokens:
             unit = "pair of inputs and targets" if documents.has_pairs else "document that is not to be cut"
             raise UserError(
-                f"a {unit} has {lengths.max()} tokens{' with the number in front' * documents.has_pairs}, and "
+                f"a {unit} has {lengths.max()} tokens{' (with the number of inputs)' * documents.has_pairs}, and "
                 f"chunk_tokens is {chunk_tokens}; raise it to at least that"
             )
+        # A short pair or dialogue is a complete example, unlike a short text.
         shortest = 1 if documents.is_indivisible else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
@@ -134,7 +136,7 @@ def _cut(lengths: np.ndarray, chunk_tokens: int) -> tuple[np.ndarray, np.ndarray
     start = number * chunk_tokens
     length, count = lengths[document], counts[document]
     rest = length - (count - 1) * chunk_tokens
-    # A rest that is too short takes half of what the chunk before it has more than it.
+    # A short rest begins earlier, by half of the difference to the chunk before it, so that both are equally long.
     is_short_rest = (number == count - 1) & (count > 1) & (rest < SHORTEST_TOKENS)
     start[is_short_rest] -= (chunk_tokens - rest[is_short_rest]) // 2
     # A chunk ends where the next begins, and the last one with its document.
@@ -144,7 +146,7 @@ def _cut(lengths: np.ndarray, chunk_tokens: int) -> tuple[np.ndarray, np.ndarray
 
 
 def describe(name: str, chunks: Chunks) -> str:
-    """Returns one line for the log: the size of a source."""
+    """Returns a line for the log with the size of a source."""
     documents = chunks.documents
     parts = [f"{len(documents):,} {'pairs' if documents.has_pairs else 'documents'}"]
     parts += [f"{documents.characters:,} characters"] if documents.characters else []
@@ -185,15 +187,16 @@ def open_chunks(
       long_documents: treatment of a document of more than chunk_tokens.
 
     Raises:
-      UserError: the source is missing, empty or malformed, too many records are, or no document is long enough.
+      UserError: the source is missing, empty or malformed; too many records are bad; no document is long enough.
     """
     documents = text.open(on_bad_record=on_bad_record)
     if documents.has_pairs != pairs:
         actual, expected = ("pairs of inputs and targets", "text") if documents.has_pairs else ("text", "pairs")
         raise UserError(
-            f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, which seqio "
-            f"tasks give, and all others take text"
+            f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, such as "
+            f"those of seqio tasks, and all others take text"
         )
+    # Before the chunks, for which every document is tokenised.
     check_skipped(text, documents, max_skipped)
     chunks = Chunks(documents, tokenizer, chunk_tokens, long_documents=long_documents)
     if not len(chunks):

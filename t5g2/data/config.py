@@ -1,4 +1,4 @@
-"""The data of a run as frozen dataclasses; every rule that needs no file is checked on construction."""
+"""Data settings of a run as frozen dataclasses; every rule that needs no file is checked on construction."""
 
 import functools
 import math
@@ -20,10 +20,11 @@ class Source:
     """A source of text, with its objective and its weight in the mixture.
 
     Attributes:
-      text: files or data set.
+      text: the files, or the data set of a library.
       objective: turns each chunk into an example.
-      weight: draws from this source in each block of draws; a block has as many draws as the sum of the weights.
-      name: in logs and metrics; unique in a run. "" = the source's number.
+      weight: number of draws from this source in each block of draws; a block has as many draws as the sum of all
+        weights.
+      name: label in logs and metrics, unique in a run; "" = the source's number.
     """
 
     text: TextSource
@@ -40,14 +41,14 @@ class Source:
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """Features of the rows for a teacher, beside the origins of the targets.
+    """Features that rows have for a teacher, in addition to the origins of the targets.
 
     Attributes:
-      carry: "rows" = none, the teacher reads the rows themselves; "text" = the text that examples were made of, for a
-        decoder-only teacher; "cached_logits" = its logits, computed ahead by `t5g2 cache-logits`.
+      carry: "rows" = none, the teacher reads the student's rows; "text" = the text that each example was made of, for a
+        decoder-only teacher; "cached_logits" = the teacher's logits, computed by `t5g2 cache-logits` before the run.
       cache: folder of the cached logits.
-      per_token: kept entries of a token's distribution.
-      method: selection of the kept entries, as in Distillation.
+      per_token: number of tokens that are kept of a distribution.
+      method: selection of the kept tokens, as in Distillation.
       teacher: fingerprint of the teacher that computed the cached logits; None = any.
     """
 
@@ -60,25 +61,26 @@ class TeacherFeatures:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data of a run. The batches follow from it and a seed alone; workers and prefetch do not change them.
+    """The data of a run. These settings and a seed determine the batches; workers and prefetch do not change them.
 
     Attributes:
-      sources: of the mixture.
+      sources: the sources of the mixture.
       tokenizer: turns text into ids.
-      rows: of the global batch; one of rows and streams divides the other.
+      rows: number of rows of the global batch; it divides streams, or streams divides it.
       encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
-      chunk_tokens: most tokens of a chunk; documents are cut into chunks, and each chunk becomes an example.
+      chunk_tokens: maximum number of tokens of a chunk; documents are cut into chunks, and each chunk becomes an
+        example.
       long_documents: "split" = every token is in a chunk, "truncate" = a document is its first chunk alone.
-      packing: "first_fit" and "best_fit" put several examples into a row (data/packing.py), "none" one.
-      packing_rows: rows that a stream fills at a time; more rows leave less padding, and cost more work on a resume.
-      streams: virtual streams among which the sources are divided (data/streams.py); a run keeps their number.
-      workers: processes that make rows; 0 = a thread of this process.
-      prefetch: batches that are made ahead.
+      packing: "first_fit" and "best_fit" put several examples into a row (data/packing.py), "none" puts one.
+      packing_rows: number of rows that a stream fills at a time; more leave less padding, and make a resume slower.
+      streams: number of virtual streams among which the sources are divided (data/streams.py); fixed during a run.
+      workers: number of processes that make rows; 0 = a thread of this process.
+      prefetch: number of batches that are made ahead.
       on_bad_record: "stop" = a record that cannot be read is an error, "skip" = such records are counted and left out.
       max_skipped: the largest share of a source's records that may be left out.
       cache_tokens: tokenise each text once, into the cache folder (data/shards/token_cache.py); dialogues and texts
         with images are not kept.
-      images: of the rows; None = rows have none.
+      images: the images of the rows; None = rows have none.
       teacher_features: features of the rows for a teacher; None = there is no teacher. Set by the run, not by a config.
     """
 
@@ -122,12 +124,12 @@ class DataConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sources' names; `Batch.sources` counts in them."""
+        """The sources' names; entries of `Batch.sources` are indices of this tuple."""
         return tuple(source.name or str(i) for i, source in enumerate(self.sources))
 
     @functools.cached_property
     def denoisers(self) -> tuple[str, ...]:
-        """The names of the denoisers of all objectives, each once; `Batch.denoisers` counts in them."""
+        """The names of the denoisers of all objectives, each once; entries of `Batch.denoisers` are indices of it."""
         return tuple(dict.fromkeys(name for source in self.sources for name in source.objective.denoisers))
 
     @property
@@ -137,7 +139,7 @@ class DataConfig:
 
     @property
     def examples_per_row(self) -> int:
-        """The most examples of a row; more of them would have fewer than 8 decoder tokens each."""
+        """The maximum number of examples in a row: one for every 8 decoder tokens, or 1 without packing."""
         return 1 if self.packing == "none" else max(1, self.decoder_length // 8)
 
     def _check_images(self, source: Source, name: str):
@@ -145,8 +147,8 @@ class DataConfig:
             return
         if self.images is None:
             raise UserError(
-                f"source {name!r}: its texts have images, and data.images is not set; set how many a row holds, with a "
-                f'model that has an image tower: data.images = {{"per_row": 4}}'
+                f"source {name!r}: its texts have images, and data.images is not set; set the number of images per "
+                f'row, with a model that has an image tower: data.images = {{"per_row": 4}}'
             )
         if not source.objective.takes_images:
             raise UserError(
@@ -163,6 +165,7 @@ class DataConfig:
                 f"encoder_length is 0: the model is decoder-only. Take causal or prefix_lm_decoder, or an "
                 f"encoder-decoder model with an encoder_length of at least {encoder}"
             )
+        # Blocks are bidirectional prefixes in the decoder; an encoder-decoder has its prefix in the encoder.
         if objective.uses_blocks and self.encoder_length > 0:
             raise UserError(
                 f"source {name!r}: its objective, {type(objective).__name__}, is for a decoder-only model, and "
@@ -203,7 +206,7 @@ class DataConfig:
         return sorted(sorted(fitting, key=lambda s: abs(math.log(s / self.streams)))[:3])
 
 
-# The least value of each field.
+# The smallest value of each field.
 LEAST = {
     "rows": 1,
     "encoder_length": 0,

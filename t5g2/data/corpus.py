@@ -1,4 +1,4 @@
-"""The opened sources of a run, and the fingerprints by which a run recognises its data."""
+"""The opened sources of a run, and fingerprints, by which a resumed run recognises its data."""
 
 import dataclasses
 import hashlib
@@ -24,8 +24,8 @@ class Corpus:
     """A config whose sources are open.
 
     Attributes:
-      chunks: of each source.
-      teacher_logits: of each source's chunks if the run learns from cached logits, else None for each.
+      chunks: the chunks of each source.
+      teacher_logits: cached teacher logits of each source's chunks; None for each if the run does not use any.
     """
 
     config: DataConfig
@@ -35,7 +35,7 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with the texts, the tokenizer, the chunking, and the cached teacher logits."""
-        # Compared on a resume: example ids and positions are numbers of chunks, and mean nothing for other chunks.
+        # Compared on a resume, because example ids and positions count chunks, and are meaningless for other chunks.
         parts = [chunks.documents.fingerprint for chunks in self.chunks] + self._chunking_settings()
         return _digest([*parts, *(logits.fingerprint for logits in self.teacher_logits if logits is not None)])
 
@@ -44,13 +44,13 @@ class Corpus:
         return _digest([self.chunks[source].documents.fingerprint, *self._chunking_settings()])
 
     def _chunking_settings(self) -> list[str]:
-        # Settings at their defaults add nothing, so that fingerprints of older runs stay valid.
+        # Settings at their defaults add nothing, so that the fingerprints of older runs stay valid.
         truncated = ["truncated"] if self.config.long_documents == "truncate" else []
         images = [] if self.config.images is None else [str(self.config.images)]
         return [self.config.tokenizer.fingerprint(), str(self.config.chunk_tokens), *truncated, *images]
 
     def with_images(self, rows: packed_rows.Rows) -> packed_rows.Rows:
-        """Returns stacked rows with their images, uint8[b, I, size, size, 3], in the place of int64[b, I, 3] keys."""
+        """Returns stacked rows with images, uint8[b, I, size, size, 3], in the place of their keys, int64[b, I, 3]."""
         if self.config.images is None:
             return rows
         keys = rows["images"]
@@ -66,7 +66,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     """Opens every source.
 
     Raises:
-      UserError: a source is missing, empty or malformed; names it.
+      UserError: a source is missing, empty or malformed; the message has its name.
     """
     chunks = []
     for name, source in zip(config.names, config.sources, strict=True):
@@ -84,7 +84,7 @@ def open_source(source: Source, config: DataConfig) -> Chunks:
     """Returns the chunks of a source as a run of this config reads them.
 
     Raises:
-      UserError: as open_chunks and FilteredImageText.
+      UserError: as in open_chunks and FilteredImageText.open.
     """
     text: Openable = source.text
     if isinstance(text, ImageText):

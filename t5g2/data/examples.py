@@ -1,4 +1,4 @@
-"""Examples by number: example k of a source is a pure function of the seed and k, whoever computes it."""
+"""Examples by number: example k of a source is a pure function of the seed and k, in whatever process."""
 
 import bisect
 import sys
@@ -22,7 +22,7 @@ from t5g2.data.sources.image_text import ImageText
 
 
 class Chunk(NamedTuple):
-    """A chunk of a source: int32[L] tokens, and its number among the source's chunks."""
+    """A chunk of a source: int32[L] tokens, and the chunk's number in the source."""
 
     tokens: np.ndarray
     index: int
@@ -33,12 +33,12 @@ class ExampleBuilder:
     """Builds example k of a source, a function of the chunk and of k.
 
     Attributes:
-      source, sources: number of the source, and how many there are; the example's id, k * sources + source, has both.
-      denoisers: for each denoiser of the objective its number in the run's list.
+      source, sources: index of the source, and number of sources; an example's id is k * sources + source.
+      denoisers: for each denoiser of the objective, its index in the run's list of denoisers.
       has_blocks: the run's rows have blocks.
-      teacher_features: features of the rows for a teacher, if there is one.
-      teacher_logits: cached logits of the source's chunks, if the run learns from such.
-      images: images of the run's rows, if they have any.
+      teacher_features: features of the rows for a teacher; None = there is no teacher.
+      teacher_logits: cached teacher logits of the source's chunks; None = the run does not use any.
+      images: images of the run's rows; None = rows have none.
       has_images: the chunks of this source have images.
     """
 
@@ -59,7 +59,7 @@ class ExampleBuilder:
         # Seeded by k, not drawn from a stream, so that any process computes the same example.
         rng = np.random.default_rng([self.seed, self.source, k])
         if self.images is not None and not self.has_images:
-            # Here an image token can only be one that the text spells out, and no image belongs to it.
+            # In a source without images, an image token can only come from text that spells it.
             tokens = image_tokens.replace_image_tokens(chunk.tokens, self.images, self.special_tokens.unk)
             chunk = chunk._replace(tokens=tokens)
         example = self.objective(chunk.tokens, rng, special_tokens=self.special_tokens)
@@ -94,10 +94,10 @@ class SourceExamples:
     """The examples of a source by number; epoch after epoch, each in an order of its own.
 
     Args:
-      chunks: of the source.
-      build: builds an example of a chunk.
-      seed: of the orders.
-      epochs: number of epochs; None = without end.
+      chunks: the chunks of the source.
+      build: makes an example from a number and a chunk.
+      seed: seed of the orders.
+      epochs: number of epochs; None = endless.
     """
 
     def __init__(self, chunks: Chunks, build: ExampleBuilder, *, seed: int, epochs: int | None = None):
@@ -136,12 +136,13 @@ class ConcatenatedExamples:
 def source_examples(
     corpus: Corpus, source: int, *, seed: int, epochs: int | None = None, denoiser: str | None = None
 ) -> SourceExamples:
-    """Returns the examples of a source, without end unless the epochs are limited.
+    """Returns the examples of a source, endless unless `epochs` limits them.
 
-    With a denoiser, every example is made with this one; its number stays that of the run's list.
+    With `denoiser`, every example is made by this one; its number is still its index in the run's list of denoisers.
     """
     config, objective = corpus.config, corpus.config.sources[source].objective
     objective = objective if denoiser is None else objective.only(denoiser)
+    # One seed for all sources: ExampleBuilder adds the source's number to it.
     build = ExampleBuilder(
         objective,
         config.tokenizer.special_tokens,

@@ -1,4 +1,4 @@
-"""Images among tokens: their places in a text, and their tokens in a row.
+"""Images in a sequence of tokens: their positions in a text, and their tokens in a row.
 
 T length of a row of tokens, K tokens of an image.
 """
@@ -16,7 +16,7 @@ START_OF_IMAGE = "<start_of_image>"
 
 
 class ImageTokenLayout(Protocol):
-    """Tokens of an image in a row; a model's ImageConfig and a run's ImageRows have it."""
+    """Token ids of an image in a row; both a model's ImageConfig and a run's ImageRows satisfy this protocol."""
 
     @property
     def token(self) -> int:
@@ -44,7 +44,7 @@ class ImageRows:
     """The images of a run's rows, which follow from the model and the tokenizer.
 
     Attributes:
-      per_row: the most images of a row.
+      per_row: the maximum number of images in a row.
       size: width and height of an image as the image tower reads it, in pixels.
       tokens: K, the number of image tokens of an image.
       token, begin, end: the ids of an image token, and of the tokens before and after an image.
@@ -68,20 +68,20 @@ def split(text: str, count: int) -> list[str]:
     """Returns the parts of a text around its images.
 
     Raises:
-      UserError: it has <start_of_image>, and not once for each image.
+      UserError: the text has <start_of_image>, but not once for each image.
     """
-    # A text that marks no place has its images in front.
+    # Without any <start_of_image>, the images come before the text.
     parts = text.split(START_OF_IMAGE) if START_OF_IMAGE in text else [""] * count + [text]
     if len(parts) != count + 1:
         raise UserError(
-            f"the text {text[:60]!r} says {START_OF_IMAGE} {len(parts) - 1} times and has {count} images; say it "
-            f"once for each, or not at all"
+            f"the text {text[:60]!r} has {START_OF_IMAGE} {len(parts) - 1} times and {count} images; write it once "
+            f"for each image, or not at all"
         )
     return parts
 
 
 def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: ImageTokenLayout) -> np.ndarray:
-    """Returns int32[T]: the parts of a text with an image between each two, without BOS.
+    """Returns int32[T]: the parts of a text with an image between neighbours, without BOS.
 
     An image becomes, as in transformers' Gemma3Processor: newline newline, the start token, K image tokens, the end
     token, newline newline. With bytes as ids, begin = 1, end = 2, token = 3, tokens = 4, parts ["", "Hi"]:
@@ -99,5 +99,5 @@ def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: I
 
 
 def replace_image_tokens(tokens: np.ndarray, layout: ImageTokenLayout, unk: int) -> np.ndarray:
-    """Returns a text's tokens with unk for every image token, which the text spells out and no image belongs to."""
+    """Returns a text's tokens with unk for every image token: the text spells it, and no image belongs to it."""
     return np.where(tokens == layout.token, np.int32(max(unk, 0)), tokens)

@@ -1,4 +1,4 @@
-"""Image files to pixels, pixels to an image tower's input, and the check of image tokens. NumPy and Pillow.
+"""Reading of image files, preprocessing of pixels for an image tower, and a check of image tokens. NumPy and Pillow.
 
 H height, W width, T length of a row of tokens, B rows. Sources: the Gemma 3 and SigLIP image processors of transformers
 5.23.0 (image_processing_pil_gemma3.py, image_processing_pil_siglip.py), which the tests compare with.
@@ -25,9 +25,10 @@ Pixels = UInt8[np.ndarray, "H W 3"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 ALLOWED = "images are JPEG, PNG or WebP"
-# What Pillow warns of as a decompression bomb (PIL.Image.MAX_IMAGE_PIXELS), here always an error: 256 MiB of pixels
+# 256 MiB as RGB. Pillow warns of a decompression bomb above this number (PIL.Image.MAX_IMAGE_PIXELS); here it is an
+# error.
 MAX_PIXELS = 89_478_485
-# Twice what MAX_PIXELS take without compression.
+# Of a file: twice the size of MAX_PIXELS without compression.
 MAX_BYTES = 2**29
 
 # The first bytes of other kinds of files, for the message: (offset, bytes, name).
@@ -44,7 +45,7 @@ OTHER_FORMATS = (
     (0, b"<svg", "an SVG"),
     (0, b"<?xml", "an SVG or other XML"),
 )
-# What Pillow's readers are known to raise on damaged files.
+# Errors that Pillow's readers are known to raise on damaged files.
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -64,18 +65,19 @@ DECODER_ERRORS = (
 def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pixels:
     """Returns uint8[H, W, 3], the pixels of an image file as RGB.
 
-    Turned upright as its EXIF orientation says, which is what every viewer shows and what transformers' load_image does
-    with a file (its processors ignore the tag of an image that is already open). Colours of a palette are looked up;
-    transparency is dropped, as in transformers: the colour underneath shows. Grey of 16 bits is scaled to 8, where
-    transformers, through Pillow, makes everything above 255 white. CMYK becomes RGB without a colour profile, and
-    other profiles are ignored. Of an animation, the first frame.
+    The image is rotated to its EXIF orientation, as every viewer and transformers' load_image do (transformers'
+    processors ignore the tag of an image that is already open). Colours of a palette are looked up; transparency is
+    dropped, as in transformers: the colour underneath shows. Grey of 16 bits is scaled to 8, whereas transformers,
+    through Pillow, makes everything above 255 white. CMYK becomes RGB without a colour profile, and other profiles are
+    ignored. Of an animation, the first frame is read.
 
     Args:
       source: a file, or its content.
-      name: of the image, for errors; None = the file's path.
+      name: name of the image in errors; None = the file's path.
 
     Raises:
-      UserError: no such file, not a JPEG, PNG or WebP, damaged or cut off, or of more pixels than MOST_PIXELS.
+      UserError: the file does not exist, is not a JPEG, PNG or WebP, is damaged or cut off, or has more than
+        MAX_PIXELS.
     """
     if not isinstance(source, bytes):
         name = str(source) if name is None else name
@@ -93,7 +95,7 @@ def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pixel
         except UserError:
             raise
         except Image.DecompressionBombError:
-            raise UserError(f"{name} says that it has more than {2 * MAX_PIXELS} pixels; {_size_limit()}") from None
+            raise UserError(f"{name} declares more than {2 * MAX_PIXELS} pixels; {_size_limit()}") from None
         except DECODER_ERRORS as error:
             raise UserError(f"{name} cannot be read, it is damaged or cut off: {error}; get it again") from None
 
@@ -117,10 +119,10 @@ def read_bytes(path: str | os.PathLike, *, name: str | None = None) -> bytes:
 
 
 def preprocess(image: Pixels, size: int, *, resampling: Resampling = "bilinear") -> Float[np.ndarray, "size size 3"]:
-    """Returns float32[size, size, 3] in [-1, 1]: the image of `resize`, as x / 127.5 - 1.
+    """Returns float32[size, size, 3] in [-1, 1]: the resized image x as x / 127.5 - 1.
 
     Raises:
-      UserError: as `resize`.
+      UserError: as in `resize`.
     """
     pixels_HWC = resize(image, size, resampling=resampling)
     return pixels_HWC.astype(np.float32) / np.float32(127.5) - np.float32(1)
@@ -148,10 +150,11 @@ def resize(image: Pixels, size: int, *, resampling: Resampling = "bilinear") -> 
 
 
 def pan_and_scan(image: Pixels, *, min_ratio: float = 1.2, max_crops: int = 4, min_side: int = 256) -> list[Pixels]:
-    """Returns crops that cover a long image from left to right or from top to bottom; they follow the image itself.
+    """Returns crops that cover a long image from left to right or from top to bottom, to be read after the image.
 
-    As many as the aspect ratio rounds to, but 2 to `max_crops`; none where the ratio is below `min_ratio`, or where
-    a crop would be less than `min_side` pixels wide or high. The last may be narrower by the remainder. 600 x 300:
+    Their number is the rounded aspect ratio, but at least 2 and at most `max_crops`. There are none if the ratio is
+    below `min_ratio`, or if a crop would be less than `min_side` pixels wide or high. The last may be narrower by the
+    remainder. 600 x 300:
 
         ratio 2: 2 crops, columns 0-299 and 300-599
 
@@ -178,7 +181,7 @@ def check_images(
     tokens [[5 8 8 9 8 8], [5 8 8 9 9 9]], image_token = 8, tokens_per_image = 2: images_per_row [2, 1] passes.
 
     Raises:
-      UserError: a row does not match; gives both numbers for the first such row.
+      UserError: a row does not match; the message has both numbers of the first such row.
     """
     count_B = (np.asarray(tokens_BT) == image_token).sum(axis=1)
     if len(count_B) != len(images_per_row):
@@ -221,13 +224,13 @@ def _to_rgb(image: Image.Image) -> Pixels:
         grey_HW = np.clip(np.round(grey_HW), 0, 255).astype(np.uint8)
         return np.repeat(grey_HW[:, :, None], 3, axis=2)
     if image.mode in ("P", "PA"):
-        # By way of RGBA, because the palette may hold transparent colours.
+        # Through RGBA, because the palette may hold transparent colours.
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 
 
 def _describe_format(data: bytes) -> str:
-    """Returns the likely format of a file that is not read, with its article."""
+    """Returns the likely format of a file that cannot be read, with an article."""
     for offset, start, name in OTHER_FORMATS:
         if data[offset : offset + len(start)] == start:
             return name

@@ -1,4 +1,4 @@
-"""Rows that hold several examples: their features, and the batches that the packer's rows become.
+"""Rows that hold several examples: the features of rows, and the conversion of packed rows to batches.
 
 core/batch.py draws two examples in a row of encoder_length = 8, decoder_length = 6.
 """
@@ -16,8 +16,8 @@ from t5g2.data.image_tokens import ImageRows
 Rows = Mapping[str, np.ndarray]
 
 NO_EXAMPLE = -1
-# Features with segments and positions: the packer adds to each token the number of its example in the row, and its
-# position in that example.
+# Features for whose tokens the packer adds a segment (the number of the example in the row) and a position in the
+# example.
 SIDES = ("encoder", "decoder", "text")
 # Features of cached teacher logits, in the order of TeacherInputs.
 TEACHER_LOGITS = ("teacher_ids", "teacher_log_probs", "teacher_tail")
@@ -25,12 +25,12 @@ TEACHER_LOGITS = ("teacher_ids", "teacher_log_probs", "teacher_tail")
 
 @dataclass(frozen=True)
 class Feature:
-    """An array of every row: [length, *shape]. That of an example has the same shape and is as long as it needs.
+    """A feature, an array [length, *shape] of every row; an example's array has the same shape and a length of its own.
 
     Attributes:
-      padding: value where no example is.
-      aligned_with: the feature that it lies beside: an example has as many entries of one as of the other. None = the
-        packer counts its entries.
+      padding: value of entries without an example.
+      aligned_with: name of a feature of which every example has the same number of entries; the packer then checks the
+        room for that feature only. None = the packer checks the room for this one.
     """
 
     length: int
@@ -48,19 +48,19 @@ def row_features(config: DataConfig) -> dict[str, Feature]:
         "decoder": Feature(length, padding=pad),
         "targets": Feature(length, padding=pad, aligned_with="decoder"),
         "weights": Feature(length, dtype=np.float32, aligned_with="decoder"),
-        # Of each example its id and its denoiser.
+        # For each example its id and its denoiser.
         "ids": Feature(config.examples_per_row, (2,), np.int64, NO_EXAMPLE),
     }
     if config.uses_blocks:
         features["blocks"] = Feature(length, aligned_with="decoder")
     if config.images is not None:
-        # Of each image its source, its chunk and its number there; Corpus.with_images replaces these keys.
+        # For each image its source, its chunk and its number in the chunk; Corpus.with_images replaces these keys.
         features["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
     teacher = config.teacher_features
     if teacher is not None:
         features["origins"] = Feature(length, padding=-1, aligned_with="decoder")
         if teacher.carry == "text":
-            # Every token of a text is on the encoder's or the decoder's side, so this is never the first to be full.
+            # Every token of a text is in the encoder's or the decoder's sequence, so the text always has room.
             features["text"] = Feature(config.encoder_length + length, padding=pad)
         if teacher.carry == "cached_logits":
             ids, log_probs, tail = TEACHER_LOGITS
@@ -71,7 +71,7 @@ def row_features(config: DataConfig) -> dict[str, Feature]:
 
 
 def example_features(example: Example, example_id: int, denoiser: int) -> dict[str, np.ndarray]:
-    """Returns the features that every example has, as the packer takes them; the ids are one more short sequence."""
+    """Returns the features that every example has, as the packer takes them; `ids` is a sequence of length 1."""
     return {
         "encoder": example.encoder_tokens,
         "decoder": example.decoder_tokens,
@@ -82,7 +82,7 @@ def example_features(example: Example, example_id: int, denoiser: int) -> dict[s
 
 
 def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
-    """Returns rows of padding alone."""
+    """Returns rows that hold only padding."""
     out: dict[str, np.ndarray] = {}
     for name, feature in row_features(config).items():
         out[name] = np.full((rows, feature.length, *feature.shape), feature.padding, feature.dtype)
@@ -93,7 +93,7 @@ def empty_rows(config: DataConfig, rows: int) -> dict[str, np.ndarray]:
 
 
 def empty_batch(config: DataConfig, *, rows: int) -> HostBatch:
-    """Returns a batch without an example, which has the shapes of all others."""
+    """Returns a batch without examples, in the shapes of a run's batches."""
     zeros, arrays = np.zeros((rows, 3), np.int64), empty_rows(config, rows)
     if config.images is not None:
         arrays["images"] = no_images(config.images, rows)

@@ -1,13 +1,13 @@
-"""Packing of examples into rows: a set of rows is filled at a time, each row with examples one after the other.
+"""Packing of examples into rows: one set of rows is filled at a time, each row with one example after another.
 
-The next example goes into one of the set's rows with room for it on every side; when none has, the set is closed, and
-the example begins the next one. So a set holds consecutive examples, and the number of the first of them is the
-position of a run. The policy chooses the row:
+The next example goes into one of the set's rows with room for it on every side (encoder, decoder, teacher's text); when
+none has, the set is closed, and the example is the first of the next set. So a set holds consecutive examples, and a
+run is resumed at the number of the first. The policy chooses the row:
 
-    first_fit  the first with room.
-    best_fit   the one whose sides are then filled most alike: the shares left of encoder and decoder (and of the
-               teacher's text) differ least; of equal ones the one with the least room, the first of those. With one
-               side alone this is the usual best fit.
+    first_fit  the first row with room.
+    best_fit   the row whose sides are then filled most evenly: the shares of room left on its sides differ least. Of
+               equal rows the one with the least room; of those the first. With only one side this is the usual best
+               fit.
     none       a set is one row, and holds one example.
 
 Rows of 8 encoder and 8 decoder tokens; examples (encoder, decoder) a = (6, 2), b = (2, 2), c = (2, 6):
@@ -16,8 +16,9 @@ Rows of 8 encoder and 8 decoder tokens; examples (encoder, decoder) a = (6, 2), 
     row 0       a b   left 0 and 4              a c   left 0 and 0
     row 1       c     left 6 and 2              b     left 6 and 6
 
-The usual best fit, by the room in sum, would not do: some denoisers leave most of a text to the encoder, others most to
-the decoder, so the sum does not tell what fits into a row. `bench/data.py` measures the padding of all three.
+Best fit by the sum of the room would pack badly: some denoisers put most of a text on the encoder's side, others on the
+decoder's, so the sum does not tell which examples still fit into a row. `bench/data.py` measures the padding of all
+three.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ import numpy as np
 from t5g2.data.packed_rows import SIDES, Feature, Rows
 
 PackingPolicy = Literal["first_fit", "best_fit", "none"]
-# Number of the first example of the current set; rows of the set that were given out; rows given out in all.
+# Number of the first example of the current set; number of the set's rows returned so far; number of all rows returned.
 Position = tuple[int, int, int]
 START: Position = (0, 0, 0)
 
@@ -45,8 +46,7 @@ class Packer:
     """A set of rows that is being filled.
 
     Args:
-      features: of a row. An example has each of them, and as many entries of a feature as of the one that it is
-        `aligned_with`.
+      features: features of a row; an example has the same ones.
       rows: number of rows of the set.
       policy: choice of an example's row.
     """
@@ -66,10 +66,10 @@ class Packer:
         self._examples: list[list[Mapping[str, np.ndarray]]] = [[] for _ in range(self._rows)]
 
     def add(self, example: Mapping[str, np.ndarray]) -> bool:
-        """Puts an example into a row and returns True; False, and nothing is done, if no row has room for it.
+        """Puts an example into a row and returns True; returns False if no row has room for it.
 
         Raises:
-          ValueError: it is longer than a row.
+          ValueError: the example is longer than a row.
         """
         lengths = [len(example[name]) for name in self._counted]
         row = self._best_fit(lengths) if self._policy == "best_fit" else self._first_fit(lengths)
@@ -82,7 +82,7 @@ class Packer:
         self._examples[row].append(example)
         return True
 
-    # Both run for every example over all rows of the set, so they are plain loops without temporaries.
+    # Both methods run over all rows of the set for every example, so they are plain loops without temporaries.
 
     def _first_fit(self, lengths: Sequence[int]) -> int | None:
         for row, rooms in enumerate(self._rooms):
@@ -115,8 +115,8 @@ class Packer:
         for name, feature in self._features.items():
             other = feature.aligned_with
             if other is not None and lengths[name] != lengths[other]:
-                raise ValueError(f"an example has not as many of {name!r} as of {other!r}")
-            # One concatenation a feature: each row's examples, and the padding after them.
+                raise ValueError(f"an example has different numbers of {name!r} and of {other!r}")
+            # One concatenation per feature is faster than one per row: each row's examples, and the padding after them.
             padding, parts = self._padding[name], []
             for row, row_lengths in zip(rows, lengths[name], strict=True):
                 parts += [*(example[name] for example in row), padding[sum(row_lengths) :]]
@@ -130,8 +130,8 @@ class Packer:
 
 
 def _segments_and_positions(name: str, lengths: Sequence[Sequence[int]], room: int) -> dict[str, np.ndarray]:
-    """Returns int32[rows, room] each: of every token the number of its example (from 1), and its position there."""
-    # One run for each example and one, segment 0, for the padding after them.
+    """Returns int32[rows, room] each: every token's segment (its example's number, from 1) and its position in it."""
+    # Each row is a run of equal segments per example, and a run of segment 0 for the padding.
     repeats = np.array([n for row in lengths for n in (*row, room - sum(row))], np.int64)
     segments = np.repeat([s for row in lengths for s in (*range(1, len(row) + 1), 0)], repeats).astype(np.int32)
     starts = np.repeat(np.cumsum(repeats) - repeats, repeats)
@@ -141,16 +141,17 @@ def _segments_and_positions(name: str, lengths: Sequence[Sequence[int]], room: i
 
 
 class PackedRows:
-    """Iterator over the rows of examples from a position on; a set's rows come in an order drawn from the seed.
+    """Iterator over packed rows from a position on; each set's rows are shuffled by the seed.
 
-    The next set is filled while the rows of this one are given out, some examples a row, so that every row costs alike.
+    The next set is filled while the rows of the current one are returned, a few examples per row, so that every row
+    takes about the same time.
 
     Args:
-      features: of a row.
+      features: features of a row.
       rows: number of rows of a set; with the policy "none" a set has 1.
       policy: choice of an example's row.
-      seed: of the order of the rows.
-      position: where to go on.
+      seed: seed of the order of a set's rows.
+      position: position to resume at.
     """
 
     def __init__(
@@ -170,11 +171,11 @@ class PackedRows:
         self._waiting: Mapping[str, np.ndarray] | None = None  # an example without room in the last set
         self._set: Rows | None = None
         self._order: Sequence[int] = ()
-        self._examples_ahead = 0  # to put into the next set with each row
+        self._examples_ahead = 0  # to put into the next set for each row that is returned
 
     @property
     def position(self) -> Position:
-        """Position after the last row."""
+        """Position after the row that was returned last."""
         return self._set_start, self._rows_of_set, self._rows_in_all
 
     def __iter__(self) -> "PackedRows":
@@ -218,9 +219,9 @@ class PackedRows:
             raise StopIteration
         self._order = range(count)
         if self._policy != "none":
-            # Seeded by the number of rows before the set, so that a resumed run draws the same order.
+            # Seeded by the number of rows before the set, so that a resumed run has the same order.
             rng = np.random.default_rng(self._seed + self._rows_in_all - self._rows_of_set)
             self._order = rng.permuted(range(count)).tolist()
         self._set_end = self._next_example
-        # The next set takes about as many examples as this one, so it is full when the last row is given out.
+        # The next set takes about as many examples as this one, so it is about full when the last row is returned.
         self._examples_ahead = -(-(self._set_end - self._set_start) // count)

@@ -1,4 +1,4 @@
-"""Batches of a run: the rows that one process holds of the global batch, prefetched, resumed at a position."""
+"""Batches of a run, prefetched and resumable; each process makes its rows of the global batch."""
 
 import functools
 import logging
@@ -23,7 +23,7 @@ from t5g2.data.workers import MultiprocessReader
 
 log = logging.getLogger(__name__)
 
-# Above this share of padding on a side, the log names row lengths that would fit.
+# Above this share of padding on a side, the log suggests row lengths that would fit.
 MUCH_PADDING = 0.2
 # Below this difference between the sides' padding, the ratio of the row lengths is not the reason.
 RATIO_DIFFERENCE = 0.05
@@ -32,16 +32,16 @@ RATIO_DIFFERENCE = 0.05
 class Pipeline:
     """The batches of a run, as one process reads them.
 
-    `next` returns the rows `rows` of the global batch; batch n is the same however the processes share the rows, and
-    however far they are prefetched. `positions` holds the positions of the streams after the last batch that `next`
-    returned: {stream: (int, int, int)}, for the streams that this process reads. A run resumes at the positions of all
-    streams.
+    `next` returns this process's rows of the next global batch, which is the same for any number of processes and any
+    prefetch. `positions` holds the positions after the last batch that `next` returned, {stream: (int, int, int)}, of
+    the streams that this process reads. A run resumes at the positions of all streams.
 
     Args:
-      config: of the data.
-      seed: of everything that is random.
+      config: data settings.
+      seed: seed of everything that is random.
       rows: the rows of the global batch that this process holds; None = all.
-      positions: to resume at, keys and values as in `positions` (JSON's string keys will do); None = the start.
+      positions: positions to resume at, like the attribute `positions`, but keys may be strings (as in JSON); None =
+        the start.
 
     Raises:
       UserError: a source is missing, empty or malformed; the positions lack a stream.
@@ -78,17 +78,17 @@ class Pipeline:
         """Returns this process's rows of the next global batch.
 
         Raises:
-          Exception: any error in the thread or the worker that made it.
+          Exception: any error in the thread or the worker that made the rows.
         """
         rows = self._prefetcher.next()
         streams, positions = rows.pop("streams"), rows.pop("positions")
-        # Positions advance here and not where rows are read, so that prefetched batches are not lost on a resume. Of a
-        # stream with several rows the last one counts.
+        # Positions advance here and not where rows are read, so that prefetched batches are not lost on a resume. If a
+        # stream has several rows in the batch, the last one counts.
         self.positions = self.positions | dict(zip(streams.tolist(), map(tuple, positions.tolist()), strict=True))
         own = {name: array[self._own_rows] for name, array in rows.items()}
         batch = packed_rows.host_batch(own, streams[self._own_rows], positions[self._own_rows], self.config)
         self.statistics.add(batch)
-        # Each stream has given about one full set of rows then, so the padding is about that of the run.
+        # By now each stream has returned about one full set of rows, so the padding is about that of the run.
         if self.statistics.batches == self.config.packing_rows:
             summary = self.statistics.summary()
             parts = filter(None, [f"{summary['padding']:.1%} padding", describe_ratio(summary, self.config)])
@@ -132,15 +132,15 @@ class Statistics:
         return self.encoder_tokens + self.decoder_tokens
 
     def padding(self, *, encoder_flops: float = 1.0, decoder_flops: float = 1.0) -> float:
-        """Returns the share of padding of both sides, slots weighted with these FLOPs; by default all cost the same."""
+        """Returns the share of padding on both sides, weighted by the FLOPs of a slot, by default the same for all."""
         slots = encoder_flops * self.encoder_slots + decoder_flops * self.decoder_slots
         return 1 - (encoder_flops * self.encoder_tokens + decoder_flops * self.decoder_tokens) / max(slots, 1)
 
     def summary(self) -> dict[str, float]:
-        """Returns shares of padding (0 to 1), tokens without padding, and examples a row.
+        """Returns shares of padding (0 to 1), tokens without padding, and examples per row.
 
-        mixture_ratio and row_ratio are decoder tokens to one encoder token, in the examples and in the rows; 0 without
-        an encoder.
+        mixture_ratio and row_ratio are decoder tokens per encoder token, in the examples and in the rows; 0 without an
+        encoder.
         """
         return {
             "padding": self.padding(),
@@ -155,14 +155,14 @@ class Statistics:
 
 
 def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
-    """Returns the ratio of the sides in the examples and in the rows, with better row lengths if much is padding.
+    """Returns the ratio of the sides in the examples and in the rows, with better row lengths if there is much padding.
 
-    Packing fills both sides of a row together, so a side that is too long for the mixture stays empty in part:
+    Packing fills both sides of a row together, so a side that is too long for the mixture stays partly empty:
 
         1.16 decoder tokens to one encoder token in the examples, 0.52 in the rows; 56.2% of the encoder's slots and
         2.7% of the decoder's are empty: decoder_length = 448 or encoder_length = 176 would fit
 
-    "" without an encoder. A length is only named if the longest example fits.
+    "" without an encoder. A length is suggested only if the longest example fits.
     """
     if not summary["mixture_ratio"]:
         return ""
@@ -172,14 +172,16 @@ def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
     if config.packing == "none" or max(encoder, decoder) <= MUCH_PADDING or abs(encoder - decoder) < RATIO_DIFFERENCE:
         return line
     longest = [source.objective.lengths(config.chunk_tokens) for source in config.sources]
+    # Either length can be kept, and the other one adapted to the mixture.
     fitting = {
         "decoder_length": (config.encoder_length * mixture, max(decoder for _, decoder in longest)),
         "encoder_length": (config.decoder_length / mixture, max(encoder for encoder, _ in longest)),
     }
-    named = [f"{name} = {_rounded(length)}" for name, (length, least) in fitting.items() if _rounded(length) >= least]
+    rounded = {name: (_rounded(length), least) for name, (length, least) in fitting.items()}
+    suggestions = [f"{name} = {length}" for name, (length, least) in rounded.items() if length >= least]
     return (
         f"{line}; {encoder:.1%} of the encoder's slots and {decoder:.1%} of the decoder's are empty: "
-        f"{' or '.join(named)} would fit"
+        f"{' or '.join(suggestions)} would fit"
     )
 
 
@@ -203,11 +205,11 @@ def finite_batches(
     padding: weights 0, example ids -1. Positions have no meaning here and are 0.
 
     Args:
-      config: of the data; its workers and streams are not used.
-      seed: of the order and of the examples.
+      config: data settings; workers and streams are not used.
+      seed: seed of the order and of the examples.
       rows: the rows of the global batch that this process holds; None = all.
-      denoiser: the one denoiser of all examples, which every objective must have; None = those of the config.
-      examples: number of examples of each source, the first of its order; None = all.
+      denoiser: the denoiser of all examples, which every objective must have; None = those of the config.
+      examples: maximum number of examples of each source, taken from the start of its order; None = all.
 
     Raises:
       UserError: a source is missing, empty or malformed; there is no such denoiser.
@@ -222,7 +224,7 @@ def finite_batches(
 def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, own_rows: range) -> Iterator[HostBatch]:
     config = corpus.config
     empty = {name: array[0] for name, array in packed_rows.empty_rows(config, 1).items()}
-    # Every process packs all rows and keeps its own: packing depends on the examples before.
+    # Every process packs all rows and keeps its own, because packing depends on all earlier examples.
     while batch := [row for _, row in zip(range(config.rows), rows, strict=False)]:
         own = [batch[r] if r < len(batch) else empty for r in own_rows]
         stacked = corpus.with_images({name: np.stack([row[name] for row in own]) for name in empty})
@@ -231,12 +233,12 @@ def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, own_rows: range) 
 
 
 def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
-    """Returns the global batch on the devices: jax.Arrays of `rows` rows, to which this process adds its own.
+    """Returns the global batch on the devices: jax.Arrays of `rows` rows, of which this process provides its own.
 
     Args:
       batch: NumPy arrays of this process's rows.
       sharding: a NamedSharding whose first axis is the rows.
-      rows: of the global batch.
+      rows: number of rows of the global batch.
     """
     import jax
 
@@ -272,7 +274,7 @@ class _Prefetcher:
         arguments = (make_reader, self._queue, self._stop)
         thread = threading.Thread(target=_fill_queue, args=arguments, name="data", daemon=True)
         thread.start()
-        # Closed when the interpreter ends, if not before, and before grain ends its workers (priority 1).
+        # Closed at the latest when the interpreter ends, but before grain ends its workers (priority 1).
         self.close = util.Finalize(self, _stop, (self._stop, thread), exitpriority=10)
 
     def next(self) -> dict[str, np.ndarray]:

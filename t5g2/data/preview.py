@@ -1,4 +1,4 @@
-"""Examples and packed rows as text for people."""
+"""Examples and packed rows as readable text."""
 
 import numpy as np
 
@@ -14,9 +14,8 @@ def format_example(example: Example, tokenizer: Tokenizer, images: ImageRows | N
         encoder  The <sentinel_0> sat on <sentinel_1>
         targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
 
-    The tokens of an image are one [image 896x896]. Decoder inputs are not shown: they are BOS and the targets but the
-    last. A decoder-only model's bidirectional prefix takes the place of the first line; without encoder tokens and
-    without a prefix there is no first line.
+    All tokens of an image are one [image 896x896]. Decoder inputs are not shown: they are BOS and all targets but the
+    last. For a decoder-only model, the first line is the bidirectional prefix, or is missing if there is none.
     """
     targets = _marked(example, tokenizer, images)
     if example.blocks is not None and np.any(example.blocks):
@@ -42,8 +41,8 @@ def format_row(batch: HostBatch, row: int, config: DataConfig) -> str:
     lines = [f"row {row} of stream {batch.streams[row]}: {count} example{'s' * (count != 1)}, {full}"]
     for segment, example_id in enumerate(ids[:count].tolist(), start=1):
         # Source and denoiser are the same for all tokens of an example.
-        here = data.decoder.segments[row] == segment
-        source, denoiser = data.sources[row][here][0], data.denoisers[row][here][0]
+        is_token = data.decoder.segments[row] == segment
+        source, denoiser = data.sources[row][is_token][0], data.denoisers[row][is_token][0]
         example = _unpack(data, row, segment)
         name = f"example {example_id}, source {config.names[source]}, denoiser {config.denoisers[denoiser]}"
         lines += [f"[{segment}] {name}", format_example(example, config.tokenizer, config.images)]
@@ -52,12 +51,12 @@ def format_row(batch: HostBatch, row: int, config: DataConfig) -> str:
 
 def _unpack(data: Batch, row: int, segment: int) -> Example:
     """Returns an example of a packed row."""
-    here = data.decoder.segments[row] == segment
+    is_token = data.decoder.segments[row] == segment
     encoder = np.empty(0, np.int32)
     if data.encoder is not None:
         encoder = data.encoder.tokens[row][data.encoder.segments[row] == segment]
-    blocks = None if data.decoder.blocks is None else data.decoder.blocks[row][here]
-    parts = (part[row][here] for part in (data.decoder.tokens, data.targets, data.weights))
+    blocks = None if data.decoder.blocks is None else data.decoder.blocks[row][is_token]
+    parts = (part[row][is_token] for part in (data.decoder.tokens, data.targets, data.weights))
     return Example(encoder, *parts, blocks=blocks)
 
 
@@ -69,8 +68,8 @@ def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRo
     # Runs of image tokens and of text: images that follow each other are one run.
     cuts = np.flatnonzero(is_image[1:] != is_image[:-1]) + 1
     return "".join(
-        f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if here[0] else tokenizer.decode(run)
-        for run, here in zip(np.split(tokens, cuts), np.split(is_image, cuts), strict=True)
+        f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if kind[0] else tokenizer.decode(run)
+        for run, kind in zip(np.split(tokens, cuts), np.split(is_image, cuts), strict=True)
         if len(run)
     )
 

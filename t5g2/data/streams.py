@@ -1,15 +1,15 @@
-"""Virtual streams: an order of the data that depends on the seed alone, however many processes read it.
+"""Virtual streams: an order of the data that depends only on the seed, not on the number of processes.
 
     each source:  chunks -> shuffle -> repeat -> example k = f(chunk, k) -> every streams-th example, from s on
     stream s:     its part of each source -> mix -> pack
 
-Every epoch is shuffled anew. Example k of a source is a pure function of k, so streams see different draws and an epoch
-has each chunk once. The mix is exact in each block of sum(weights) draws; the order in a block follows from seed,
-stream and block. The position of a stream is a few integers.
+Every epoch is shuffled anew. Streams have different examples of a source, so an epoch has each chunk once. The mix is
+exact in each block of sum(weights) draws; the order in a block follows from seed, stream and block. The position of a
+stream is three integers.
 
 With B rows in the global batch: if B >= streams, row r comes from stream r // (B / streams). Otherwise, with g =
-streams / B, row r of batch n comes from stream r * g + n mod g, so that all streams are read in turn. A *group* is what
-both cases have in common: max(B / streams, 1) rows and the max(g, 1) streams that fill them.
+streams / B, row r of batch n comes from stream r * g + n mod g, so that all streams are read in turn. In both cases, a
+*group* is max(B / streams, 1) rows and the max(g, 1) streams that fill them.
 """
 
 import sys
@@ -27,7 +27,7 @@ from t5g2.data.packing import START, ExampleSequence, PackedRows, Position
 
 
 class SourceMixture:
-    """Source of draw i of a stream, and the number of its example in the stream's part of that source.
+    """The source of each draw of a stream, and the number of the example in the stream's part of that source.
 
     Of each block of sum(weights) draws, weights[d] come from source d, in an order drawn from seed, stream and block.
     With weights (2, 1), block 0 drawn as [0 1 0] and block 1 as [1 0 0]:
@@ -49,7 +49,7 @@ class SourceMixture:
         return source, block * self._weights[source] + nth
 
     def _draw(self, block: int) -> np.ndarray:
-        """Returns int64[draws, 2]: of each draw the source, and the number of the block's draws from it before."""
+        """Returns int64[draws, 2]: each draw's source, and the number of earlier draws from it in the block."""
         sources = np.repeat(np.arange(len(self._weights)), self._weights)
         nth = np.concatenate([np.arange(weight) for weight in self._weights])
         rng = np.random.default_rng([self._seed, self._stream, block])
@@ -100,7 +100,7 @@ class StreamReader:
 
     @property
     def position(self) -> Position:
-        """Position after the last row."""
+        """Position after the row that was returned last."""
         return self._rows.position
 
     def next(self) -> dict[str, np.ndarray]:
@@ -113,7 +113,7 @@ class StreamAssignment:
     """Assignment of streams to the rows of the global batch, by groups.
 
     Attributes:
-      rows: of the global batch; one of rows and streams divides the other.
+      rows: number of rows of the global batch; it divides streams, or streams divides it.
     """
 
     rows: int
@@ -139,7 +139,7 @@ class StreamAssignment:
         return range(group * count, (group + 1) * count)
 
     def groups_with(self, rows: range) -> range:
-        """Returns the groups that fill these rows, some perhaps other rows too."""
+        """Returns the groups that fill these rows; the first and the last may fill other rows too."""
         return range(rows.start // self.rows_per_group, -(-rows.stop // self.rows_per_group))
 
 
@@ -162,9 +162,9 @@ class StreamGroupReader:
         """Returns the arrays of this batch's rows, in the order of the groups, with "streams" and "positions"."""
         rows, streams, positions = [], [], []
         for readers in self._groups:
-            # The number of rows that a group's streams have given says whose turn it is, after a resume too.
-            rows_given = sum(reader.position[2] for reader in readers)
-            reader = readers[rows_given // self._rows_per_group % len(readers)]
+            # The number of rows that a group's streams have returned tells the next stream, after a resume too.
+            rows_returned = sum(reader.position[2] for reader in readers)
+            reader = readers[rows_returned // self._rows_per_group % len(readers)]
             for _ in range(self._rows_per_group):
                 rows.append(reader.next())
                 streams.append(reader.stream)

@@ -1,7 +1,7 @@
-"""Rows made by worker processes, in the same order as without them; the workers never outlive this process.
+"""Rows made by worker processes, in the same order as without workers; they end when this process ends.
 
-Every worker has a part of the groups and sends its rows of a batch as one element. So a batch takes one element of each
-worker, whatever their number, and a batch's rows only have to be put back into the order of the groups.
+Every worker has a part of the groups and sends its rows of a batch as one element. So a batch is one element of each
+worker, with its rows put back into the order of the groups.
 """
 
 import os
@@ -19,7 +19,7 @@ from t5g2.data.streams import StreamAssignment, StreamGroupReader
 
 
 class MultiprocessReader:
-    """A StreamGroupReader in `workers` processes. To be made in a thread of its own, whose signals it blocks."""
+    """A StreamGroupReader in `workers` processes. Construct it in a thread of its own: it blocks signals there."""
 
     def __init__(
         self, corpus: Corpus, groups: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
@@ -29,8 +29,9 @@ class MultiprocessReader:
 
         if not flags.FLAGS.is_parsed():  # grain reads its flags, and fails if absl has parsed none
             flags.FLAGS.mark_as_parsed()
-        # Ctrl-C and SIGTERM reach the whole process group, and the trainer still needs batches while it saves: the
-        # workers inherit that the signals are blocked. Starting the resource tracker unblocks them, so it goes first.
+        # Ctrl-C and SIGTERM reach the whole process group, and the trainer still needs batches while it saves.
+        # So the signals are blocked here, which the workers inherit. Starting the resource tracker unblocks them, so
+        # that comes first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         self._workers = min(workers, len(groups))

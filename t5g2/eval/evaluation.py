@@ -29,7 +29,7 @@ class Evaluator:
         Scores are named `<task>/<score>`, for example heldout/loss and heldout/loss/<denoiser>.
 
         Raises:
-          UserError: there is no task of such a name.
+          UserError: a name is not that of a task.
         """
         scores, predictions = {}, []
         for name in self._measures if names is None else names:
@@ -62,5 +62,5 @@ def write_predictions(path: str | os.PathLike, predictions: Iterable[Mapping[str
 
 
 def _json_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns scores as JSON can hold them: what is not finite is null."""
+    """Returns scores that JSON can hold: values that are not finite become null."""
     return {name: value if abs(value) < float("inf") else None for name, value in scores.items()}

@@ -209,7 +209,7 @@ def generate(
     # images go to the encoder where there is one, else to the prompt
     encoder_images, prompt_images = (None, images) if encoder is None else (images, None)
     sides: dict[str, Any] = {"encoder": encoder, "images": encoder_images}
-    cache = model.start_cache(rows, length + max_new_tokens - 1, **sides, compute=compute)  # the last is not read again
+    cache = model.start_cache(rows, length + max_new_tokens - 1, **sides, compute=compute)  # the last token is not read
     # prefill: the whole prompt in one pass, whose last column gives the first new token
     hidden_BTD, cache = model.extend(prompt, cache, prompt_images, compute=compute)  # pyright: ignore[reportArgumentType]
     first_B = sample(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)

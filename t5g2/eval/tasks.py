@@ -92,7 +92,7 @@ class HeldoutLoss(Task):
 
     Attributes:
       text: held-out text.
-      objective: makes inputs and targets of the text.
+      objective: computes inputs and targets from the text.
       examples: number of chunks, the first in an order that depends on the seed alone; None = all.
     """
 
@@ -116,7 +116,7 @@ class HeldoutLoss(Task):
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
         chunks = open_source(data.sources[0], data)
         log.info("%s", describe(f"task {self.name}", chunks))
-        # not of the task's name, so that tasks of one run, and of related runs, use the same chunks
+        # the task's name is not part of the seed, so that tasks of one run, and of related runs, use the same chunks
         seed = derive_seed(context.seed, "held-out loss")
 
         def read(denoiser: str) -> Iterable[HostBatch]:
@@ -197,6 +197,7 @@ class Samples(Task):
             compute=context.compute,
             prompt_both_ways=self.prompt_both_ways,
         )
+        # drawn once, so that outputs of different steps are for the same prompts
         chunks = self._choose(context)
         completions = [("completion", chunk[: self.prompt_tokens], chunk[self.prompt_tokens :]) for chunk in chunks]
         fillings = [("filling", *pair) for chunk in chunks if (pair := self._without_spans(chunk, context.data))]

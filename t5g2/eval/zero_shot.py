@@ -76,6 +76,7 @@ def class_embeddings(prompts_MD: Float[np.ndarray, "M D"], classes: ArrayLike) -
     missing = sorted(set(range(number)) - set(class_M.tolist()))
     if missing or class_M.min() < 0:
         raise UserError(f"classes {class_M.min()} to {number - 1}, of which {missing} have no prompt; count from 0")
+    # the sum has the direction of the mean, and the length is normalized below
     sums_CD = np.zeros((number, units_MD.shape[1]), np.float32)
     np.add.at(sums_CD, class_M, units_MD)
     return _unit_rows("classes", sums_CD)
@@ -119,8 +120,8 @@ def retrieve(
     """Returns recall at each k in both directions.
 
     Several texts may belong to one image: any of them is right for it. An image without a text, and a text without an
-    image, are no queries, but wrong candidates for all others. Wrong candidates that score like the best right one are
-    ranked before it: a model that embeds everything alike finds nothing. Three images and four texts,
+    image, are not queries, only wrong candidates for others. Wrong candidates that score like the best right one are
+    ranked before it, so that a model that embeds everything alike does not score. Three images and four texts,
 
         image_of_text [0 0 1 -1]         cosines  text 0  text 1  text 2  text 3
                                          image 0    0.1     0.7     0.3     0.2      its text 1 is first
@@ -168,7 +169,7 @@ def _recall(
     for block in _blocks(len(queries_QD)):
         scores_KA, right_KA = queries_QD[block] @ candidates_AD.T, is_right(block)
         best_K1 = np.max(scores_KA, axis=1, keepdims=True, where=right_KA, initial=-np.inf)
-        # ties with the best right candidate rank before it, or equal embeddings would all be found
+        # ties with the best right candidate rank before it, or a model that embeds everything alike would score 1
         before_K = np.sum(~right_KA & (scores_KA > best_K1 - TIE), axis=1)
         ranks.append(1 + before_K[right_KA.any(axis=1)])
     ranks_Q = np.concatenate(ranks)

@@ -51,7 +51,7 @@ def attend(
       query: the tokens of the queries.
       sources: keys and values, each with its mask; t5g2.models.masks has the rule of visibility.
       softcap: scores become softcap * tanh(scores / softcap) before they are masked.
-      compute: of which backend and softmax_dtype are used.
+      compute: its backend and softmax_dtype are used.
     """
     # the only backend so far; a choice by device and shape belongs here
     backend = "reference" if compute.backend == "auto" else compute.backend
@@ -62,9 +62,9 @@ class Attention(nnx.Module):
     """The projections and norms of one attention layer.
 
     Attributes:
-      config: of the stack of the queries.
-      memory_width: size of the states that keys and values are projected from, if not the stack's width
-        (cross-attention).
+      config: architecture of the stack that the queries come from.
+      memory_width: size of the states that keys and values are projected from (cross-attention); None = the stack's
+        width.
     """
 
     def __init__(self, config: TextConfig, *, key: jax.Array, param_dtype, memory_width: int | None = None):
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T N H"]:
         """Returns queries, normed and then rotated by `rotary` (cos, sin); not rotated if None (cross-attention)."""
         q_BTNH = project(x_BTD, self.q[...])
-        # Gemma 3; Gemma 2 has a soft cap on the scores instead
+        # only Gemma 3: Gemma 2 has a soft cap on the scores instead
         if self.config.qk_norm:
             q_BTNH = self.q_norm.normalize(q_BTNH, compute)
         if rotary is not None:

@@ -47,7 +47,7 @@ def start(
     encoder: Sequences | None = None,
     compute: Compute,
 ) -> Cache:
-    """Returns an empty cache of `length` slots, with every layer's keys and values of `memory_BSD`, if given."""
+    """Returns an empty cache of `length` slots; it holds every layer's keys and values of `memory_BSD`, if any."""
     config = stack.config
     dtype = jnp.dtype(compute.dtype)
 
@@ -55,6 +55,7 @@ def start(
         shape = (rows, length, config.kv_heads, config.head_size)
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
+    # segment 0 hides the empty slots, whatever their keys are
     zeros_BT = jnp.zeros((rows, length), jnp.int32)
     memory = None
     if memory_BSD is not None:

@@ -9,7 +9,7 @@ from t5g2.core import settings
 from t5g2.core.errors import UserError
 
 LayerKind = Literal["local", "global"]
-# a mistyped number fails at once, and not after gigabytes of names, keys and lines of reports, one for each layer
+# a mistyped number fails at once: every layer has names, random keys and lines of reports, which would be gigabytes
 MAX_LAYERS = 1000
 GEMMA3_PATTERN: tuple[LayerKind, ...] = ("local",) * 5 + ("global",)
 
@@ -36,8 +36,8 @@ class VisionConfig:
       mlp_width: F.
       heads: N.
       image_size, patch_size: in pixels; (image_size / patch_size) ** 2 patches, in rows from the top left.
-      norm_eps: of every LayerNorm.
-      pool: add a head that returns one vector per image, attention with a learned query (for a dual encoder).
+      norm_eps: epsilon of every LayerNorm.
+      pool: add a head that returns one vector per image by attention with a learned query (for a dual encoder).
     """
 
     width: int
@@ -78,8 +78,8 @@ class ImageConfig:
       token: id of the image token; it may be past the vocabulary (Gemma 3), because its embedding is not used.
       begin, end: ids of the tokens before and after an image.
       tokens: number of image tokens of one image.
-      window: a local layer's window also bounds the visible image tokens after the query. As trained
-        (google-deepmind/gemma) it does, in transformers it does not; it makes no difference where an image fits into
+      window: True = a local layer's window also bounds the visible image tokens after the query, as in training
+        (google-deepmind/gemma); False = it does not, as in transformers. The two are the same if an image fits into
         the window, as in every released model.
     """
 
@@ -121,13 +121,13 @@ class TextConfig:
       heads: N query heads.
       kv_heads: K key/value heads; query head n uses key/value head n // (N / K).
       head_size: H, not necessarily D / N.
-      window: W, visible keys in a local layer, the query's own included.
+      window: W, number of visible keys in a local layer, the query's own included.
       pattern: kinds of layers, repeated up to `layers` (26 layers with a pattern of 6 end with 2 local ones).
       rope_local, rope_global: rotary embedding by kind of layer.
       query_scalar: scores are multiplied by query_scalar ** -0.5; None = head_size.
       qk_norm: RMSNorm on queries and keys (Gemma 3).
       attention_softcap, final_softcap: c in c * tanh(x / c), None = none (Gemma 2: 50 and 30).
-      norm_eps: of every RMSNorm.
+      norm_eps: epsilon of every RMSNorm.
       tied_head: the output head is the embedding table of this stack; not used in an encoder.
       images: images in this stack (of a decoder-only model, or an encoder); None = text only.
     """
@@ -287,9 +287,10 @@ class SiglipTextConfig:
     """The text tower of a SigLIP dual encoder: a fixed number of tokens, attention has no mask, not even for padding.
 
     Attributes:
-      length: of every text in tokens, padding included; the state of the last one becomes the text's embedding.
+      vocab_size: V, rows of the embedding table.
+      length: number of tokens of every text, padding included; the last token's state becomes the text's embedding.
+      width, layers, mlp_width, heads, norm_eps: as in VisionConfig.
       projection: size of the text's embedding.
-      others: as in VisionConfig.
     """
 
     vocab_size: int
@@ -344,7 +345,8 @@ def from_dict(data: Mapping[str, Any], *, where: str = "model") -> ModelConfig:
     """Returns the config that plain data describes; "kind" is its class.
 
     Raises:
-      UserError: an unknown kind or key (with the nearest), a wrong type, a broken invariant; the message has `where`.
+      UserError: an unknown kind or key, a wrong type, or a broken invariant; the message has `where`, and for a name
+        the nearest known one.
     """
     return settings.build(ModelConfig, data, where=where, tables=(KINDS,))
 

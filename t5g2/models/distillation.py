@@ -1,8 +1,8 @@
 """Distillation: soft targets from a teacher, and the divergence of the student's distribution from them.
 
-R groups of rows, K tokens of a tile in one group, V vocabulary, N kept tokens of a distribution. All float32. Nothing
-here is larger than a tile: a teacher that runs in the step gives its hidden states, and its logits are computed tile by
-tile as the student's are.
+R groups of rows, K tokens of a tile in one group, V vocabulary, N kept tokens of a distribution. All float32. No
+array is larger than a tile: a teacher that runs in the step provides its hidden states, and its logits are computed
+tile by tile, like the student's.
 """
 
 import functools
@@ -30,11 +30,12 @@ class Distillation:
         distribution for (sentinels, EOS) always have their cross-entropy.
       method: "full" = the whole distribution; "top_k" = its `per_token` most likely tokens; "sampled" = `per_token`
         tokens sampled by their probabilities without replacement, as in Gemma 3 (arXiv 2503.19786, section 2.2, which
-        samples 256 and does not say whether with replacement).
-      per_token: number of tokens of a distribution that are kept.
+        samples 256 and leaves open whether with replacement).
+      per_token: number of tokens that are kept of a distribution.
       tail: treatment of the tokens that are not kept. "renormalise" = their probability is 0, and the kept ones are
         scaled to sum to 1 (Gemma 3); "together" = they count as one more token, so the student learns their total
-        probability but not how it is shared out. "together" never exceeds the divergence of the whole distributions.
+        probability but not its distribution among them. The divergence with "together" is never larger than that of
+        the whole distributions.
     """
 
     weight: float = 1.0
@@ -55,8 +56,8 @@ class Distillation:
             raise UserError(f"per_token = {self.per_token}; it must be at least 1")
         if self.method == "sampled" and self.tail == "together":
             raise UserError(
-                'method = "sampled" and tail = "together": a sample does not tell the probability of the other '
-                'tokens; take method = "top_k" or tail = "renormalise"'
+                'method = "sampled" and tail = "together": the probability of all other tokens does not '
+                'follow from a sample; take method = "top_k" or tail = "renormalise"'
             )
 
     def check_vocabulary(self, size: int) -> None:
@@ -89,8 +90,8 @@ class TeacherOutputs(NamedTuple):
       has_teacher_BT: True where the teacher has a distribution for the target.
       cached: distributions computed before the run; None = the teacher runs in the step, and the fields below are set.
       hidden_BTD: the teacher's states, from which the targets are predicted.
-      head: its output head; the vocabulary begins with the student's, and further rows are not used.
-      key: for sampling from its distributions; in a tile, one key for each token.
+      head: the teacher's output head; its first rows are the student's vocabulary, and further rows are not used.
+      key: random key for sampling from the distributions; within a tile, one key for each token.
     """
 
     has_teacher_BT: Bool[Array, "B T"]
@@ -104,9 +105,11 @@ class SoftTargets(NamedTuple):
     """Soft targets of a tile.
 
     Attributes:
-      probs_RKV: the distribution at which the divergence has zero gradient by the student's logits; with "together",
-        the tail is the student's own, scaled to the teacher's probability of it.
-      divergence_RK: from the teacher's distribution, as far as it is kept, to the student's, in nats; never negative.
+      probs_RKV: the target distribution: the divergence's gradient by the student's logits is the student's
+        distribution minus this. With "together", the tail has the student's own proportions and the teacher's total
+        probability.
+      divergence_RK: KL(teacher, student) in nats, over the kept tokens and, with "together", the tail as one more;
+        never negative.
     """
 
     probs_RKV: Float[Array, "R K V"]
@@ -125,7 +128,7 @@ def soft_targets_from_sparse(
     total_RK = jnp.maximum(jnp.sum(p_RKN, axis=-1) + tail_RK, jnp.finfo(jnp.float32).tiny)
     p_RKN, tail_RK = p_RKN / total_RK[..., None], tail_RK / total_RK
     probs_RKV = _scatter(sparse.ids, p_RKN, y_RKV.shape[-1])
-    # over V and not N: gathering N student logits from a vocabulary cut over devices would bring whole rows together
+    # summed over V: gathering the logits of the N tokens from a sharded vocabulary would bring whole rows together
     log_s_RKV = y_RKV - lse_RK[..., None]
     divergence_RK = jnp.sum(_x_log_x(p_RKN), axis=-1) - jnp.sum(probs_RKV * log_s_RKV, axis=-1)
     if config.tail == "renormalise":
@@ -133,7 +136,7 @@ def soft_targets_from_sparse(
     # the student's probability of the tail is a log-sum-exp over the tokens that are not kept
     others_RKV = jnp.where(probs_RKV > 0.0, -jnp.inf, log_s_RKV)
     top_RK = jnp.max(others_RKV, axis=-1)
-    # if every token is kept there is no tail, and what rounding leaves of its probability is dropped
+    # if every token is kept there is no tail, and a probability that rounding has left for it is dropped
     has_tail_RK = jnp.isfinite(top_RK)
     tail_RK, top_RK = jnp.where(has_tail_RK, tail_RK, 0.0), jnp.where(has_tail_RK, top_RK, 0.0)
     shares_RKV = jnp.exp(others_RKV - top_RK[..., None])
@@ -152,7 +155,7 @@ def soft_targets_from_logits(
 ) -> SoftTargets:
     """Returns the soft targets of a teacher's logits; with "sampled", each token is sampled with its own key."""
     if config.method != "full":
-        # float32, where a cache keeps 16 bits: nothing is stored here
+        # float32 and not float16, as in a cache: nothing is stored here
         sparse = sparsify(logits_RKV, config, key=key, dtype=jnp.float32)
         return soft_targets_from_sparse(sparse, y_RKV, lse_RK, config)
     log_p_RKV = jax.nn.log_softmax(logits_RKV)

@@ -1,4 +1,4 @@
-"""Exact FLOPs of a model on given tokens, by part: the numerator of MFU.
+"""Exact FLOPs of a model by part, for the tokens of a batch: the numerator of MFU.
 
 Counted: two FLOPs for each multiply-add of a matrix product, for tokens that are not padding, and in attention for
 visible (query, key) pairs only. Not counted: norms, softmax, rotary embedding, embedding lookup, the averaging of
@@ -47,7 +47,7 @@ from t5g2.models.config import (
 from t5g2.models.masks import Mask
 
 LAYER_KINDS: tuple[LayerKind, ...] = ("local", "global")
-TRAINING = 3  # forward; backward by the inputs and by the weights of every product
+TRAINING = 3  # products per forward product: itself, and the gradients by its inputs and by its weights
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def forward(config: ModelConfig, counts: Counts) -> dict[str, int]:
             "encoder", encoder, counts.encoder_tokens, local=counts.encoder_local, everywhere=counts.encoder_global
         )
         parts |= _cross(config, counts)
+    # every decoder token counts, also where its target has no loss: the loss head computes these logits too
     parts["head"] = 2 * decoder.width * decoder.vocab_size * counts.decoder_tokens
     stack = config.image_stack
     if stack.images is not None:
@@ -140,7 +141,7 @@ def count_rows(config: ModelConfig, encoder: Sequences | None, decoder: Sequence
     # one maximum for both, so that entry i of either is the same example
     most = max(int(ids.max(initial=0)) for ids in (encoder_segments, segments))
     lengths = (_sizes(ids, most=most) for ids in (encoder_segments, segments))
-    tokens = encoder if _language_model(config).is_encoder_decoder else decoder  # those that include images
+    tokens = encoder if _language_model(config).is_encoder_decoder else decoder  # the tokens that include images
     return replace(_count(config, *lengths, blocks=_block_sizes(config, tokens)), images=_images(config, tokens))
 
 
@@ -185,8 +186,8 @@ def _pairs(mask: Mask, lengths: np.ndarray, blocks: np.ndarray) -> int:
 def _ahead(visible: int | None, lengths: np.ndarray) -> np.ndarray:
     """Returns the pairs at a distance of 1 to `visible` (None = any) to one side, in sequences of these lengths.
 
-    Of n tokens, each sees m = min(visible, n - 1) others on one side, except the m tokens at that end, which see m - 1
-    down to 0: n * m - m * (m + 1) / 2 pairs.
+    Of n tokens, each sees m = min(visible, n - 1) others on one side, except the m tokens nearest to that end, which
+    see m - 1 down to 0: n * m - m * (m + 1) / 2 pairs.
     """
     m = np.maximum(lengths - 1, 0) if visible is None else np.clip(lengths - 1, 0, visible)
     return lengths * m - m * (m + 1) // 2
@@ -206,7 +207,7 @@ def _block_sizes(config: ModelConfig, tokens: Sequences | None) -> np.ndarray:
         return np.zeros(0, np.int64)
     segments, blocks = np.asarray(tokens.segments), tokens.blocks
     images = _language_model(config).image_stack.images
-    # as T5Gemma.encode does
+    # T5Gemma.encode makes blocks of images too
     if isinstance(config, EncoderDecoderConfig) and config.encoder_attention == "causal" and images is not None:
         blocks = image_blocks(tokens.tokens, images.token) if blocks is None else blocks
     if blocks is None:

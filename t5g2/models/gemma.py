@@ -41,7 +41,7 @@ class Gemma(Stack):
         """Returns the final-normed states of every token, for the loss or for `logits`.
 
         Args:
-          encoder: None: there is no encoder.
+          encoder: None; there is no encoder.
           decoder: with images, its `blocks` are those of core.batch.image_blocks: an image's tokens see each other.
           images: float32 in [-1, 1], by row; t5g2.models.image_embeddings has their order.
         """

@@ -1,8 +1,8 @@
 """Images in a language model: the outputs of the tower and the projector replace the embeddings of image tokens.
 
-B rows, I images of a row, K tokens of an image, T length, D width. The j-th image of a row replaces its j-th K image
-tokens, in order; a row may have fewer images than others, and images beyond its tokens are not used. Images are counted
-by row, not over the whole batch as in transformers, so a row's images are on the device of the row.
+B rows, I images per row, K tokens per image, T length, D width. The j-th image of a row replaces the j-th group of K
+image tokens in the row; a row may have fewer groups than others, and surplus images are not used. Images are counted by
+row, not over the whole batch as in transformers, so a row's images are on the device of the row.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ SMALL = np.float32(1 / 127.5 - 32896 / 2**22)
 
 
 def normalized(images_BIHWC: UInt8[Array, "B I H W 3"] | None) -> Float[Array, "B I H W 3"] | None:
-    """Returns x / 127.5 - 1, in [-1, 1], equal to data.images.prepare bit for bit; None if there are no images."""
+    """Returns x / 127.5 - 1, in [-1, 1], equal to data.images.preprocess bit for bit; None if there are no images."""
     if images_BIHWC is None:
         return None
     # XLA would replace a division by a product with 1 / 127.5, which differs for 111 of the 256 bytes
@@ -62,7 +62,10 @@ def embed(
 
 
 def with_blocks(tokens: Sequences, config: ImageConfig) -> Sequences:
-    """Returns the tokens with each image as a block, like core.batch.image_blocks under jit; own blocks are kept."""
+    """Returns the tokens with each image as a block; tokens that have blocks already are returned unchanged.
+
+    The same as core.batch.image_blocks, but works under jit.
+    """
     if tokens.blocks is not None:
         return tokens
     image_BT = jnp.asarray(tokens.tokens) == config.token
@@ -89,7 +92,7 @@ def insert(
     tokens [5 8 8 9 8], token = 8: positions 1, 2 and 4 get the row's soft tokens 0, 1 and 2.
     """
     image_BT = tokens_BT == token
-    # clipped: at other tokens the gathered soft token is not used
+    # clipped to valid indices; soft tokens that are gathered at other tokens are not used
     index_BT = jnp.clip(jnp.cumsum(image_BT, axis=1) - 1, 0, soft_BKD.shape[1] - 1)
     gathered_BTD = jnp.take_along_axis(soft_BKD, index_BT[:, :, None], axis=1)
     return jnp.where(image_BT[:, :, None], gathered_BTD, x_BTD)

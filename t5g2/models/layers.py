@@ -28,11 +28,11 @@ class Compute:
     """Precision, backend and memory options of a forward pass; they change its result by rounding only.
 
     Attributes:
-      dtype: of activations; weights are cast to it where they are used.
-      norm_dtype, softmax_dtype, loss_dtype: of norms, of attention's softmax and of the loss head. The official code
-        (google-deepmind/gemma) norms in the activations' dtype; transformers norms in float32, as here.
-      vision_dtype: of the image tower and its projector, which were trained and run in float32.
-      backend: of attention; "auto" = the best one for this device and these shapes.
+      dtype: type of activations; weights are cast to it where they are used.
+      norm_dtype, softmax_dtype, loss_dtype: types in norms, in attention's softmax and in the loss head. The official
+        code (google-deepmind/gemma) norms in the activations' dtype; transformers norms in float32, as here.
+      vision_dtype: type in the image tower and its projector, which were trained in float32.
+      backend: implementation of attention; "auto" = the best one for this device and these shapes.
       remat: "block" keeps only the input of each block for the backward pass and recomputes the rest.
       scan: run equal layers as one loop; False = unrolled, which compiles slowly and is easier to profile.
     """
@@ -59,8 +59,9 @@ class Compute:
 def param(key: jax.Array | None, shape: tuple[int, ...], *, axes: tuple[str | None, ...], init: Init, dtype):
     """Returns a parameter, declared once: its shape, the logical name of each axis, its initialiser and its dtype.
 
-    Axis names and initialiser are metadata, for core/sharding.py and core/tree.py. They are part of the tree's
-    structure, so the initialisers of a parameter in two models must be equal: functions of a module, or dataclasses.
+    Axis names and initialiser are metadata, for core/sharding.py and core/tree.py. Metadata is part of the tree's
+    structure, so the initialisers of a parameter in two models must compare equal: module-level functions, or
+    dataclasses.
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {shape} and axes {axes} differ in length; name every axis, None = never sharded")
@@ -86,7 +87,7 @@ class ConstantInit:
     value: float
 
     def __call__(self, key, shape, dtype) -> jax.Array:
-        """Returns the array."""
+        """Returns an array of this shape, filled with `value`."""
         del key
         return jnp.full(shape, self.value, dtype)
 
@@ -191,7 +192,8 @@ class Embedder(nnx.Module):
 
     def embed(self, tokens_BT: Int[Array, "B T"], *, dtype) -> Float[Array, "B T D"]:
         """Returns rows of the table times sqrt(D), which is rounded to the activations' dtype, like the weights."""
-        # rows whole: for a lookup in a table that is sharded along both axes, XLA gathers the tokens of all devices
+        # each row is gathered whole: in a table that is sharded along both axes, a lookup would make XLA gather the
+        # tokens of all devices
         x_BTD = constrain(self.table[...], "vocab_act", None)[tokens_BT].astype(dtype)
         x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), dtype)
         if self.eoi_id is None:

@@ -9,7 +9,7 @@ tile instead of the four that recomputing logits in a backward pass takes (Liger
 
 Sharding: a tile takes equally many positions of every row, so rows stay where they are. Each group of rows adds up its
 own gradient of the table, and the groups are summed once, after the last tile. With a sharded vocabulary, a maximum and
-two sums per token cross between devices, never a row of logits.
+two sums per token are exchanged between devices, never a row of logits.
 """
 
 import math
@@ -34,10 +34,10 @@ class LossConfig:
     """Settings of the loss.
 
     Attributes:
-      tile_tokens: tokens per device whose logits exist at a time; at least one position of every row.
+      tile_tokens: number of tokens per device whose logits exist at a time; a tile has at least one of every row.
       z_loss: weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5: 1e-4).
-      dtype: of logits, their softmax and the loss of a token (Compute.loss_dtype); sums over tokens are float32.
-      distillation: use of a teacher's outputs in training; None = there is no teacher.
+      dtype: type of logits, their softmax and the loss of a token (Compute.loss_dtype); sums over tokens are float32.
+      distillation: settings of the divergence from a teacher; None = there is no teacher.
     """
 
     tile_tokens: int = 1024
@@ -52,7 +52,7 @@ class TokenLosses(NamedTuple):
     Attributes:
       loss_BT: float32, -log p(target), in nats.
       z_BT: float32, the square of the log of the partition function.
-      correct_BT: True where no token has a higher logit than the target (of equal ones, each would be correct).
+      correct_BT: True where no token has a higher logit than the target, so of several highest ones each is correct.
       divergence_BT: float32, from the teacher's distribution, 0 where it has none; None = there is no teacher.
     """
 
@@ -99,12 +99,13 @@ def tiled_cross_entropy(
 
     Args:
       targets_BT: token ids, from 0 to V - 1 also where the weight is 0.
-      weights_BT: of each token's loss; 0 = it counts nowhere.
-      teacher: outputs of the teacher, used as config.distillation says.
+      weights_BT: weight of each token's loss; 0 = the token is in no sum.
+      teacher: outputs of the teacher; config.distillation has their use.
     """
     assert teacher is None or config.distillation is not None
     total_and_tokens: Any = _total(hidden_BTD, head, targets_BT, weights_BT, jax.lax.stop_gradient(teacher), config)
     total, tokens = total_and_tokens
+    # the backward pass ignores cotangents of single losses, so none may be asked for
     tokens = jax.lax.stop_gradient(tokens)
 
     def weighted_sum(x_BT: Array | None) -> Array:
@@ -150,6 +151,7 @@ def sparse_distributions(
     return jax.tree.map(lambda x: _merge_tiles(x, hidden_BTD.shape[:2]), tiles)
 
 
+# a gradient of our own: automatic differentiation would keep every tile's logits for the backward pass
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _total(
     hidden_BTD, head: Head, targets_BT, weights_BT, teacher: TeacherOutputs | None, config: LossConfig
@@ -302,8 +304,9 @@ def _token_keys(key: Array, shape: tuple[int, ...], tile_tokens: int) -> Array:
 
 
 def _tile_targets_function(teacher: TeacherOutputs | None, vocab_size: int, config: LossConfig) -> Callable:
-    """Returns a function from a tile of the teacher's outputs and the student's logits and their log-sum-exp to the
-    tile's soft targets; None is what it returns without a teacher.
+    """Returns the function that computes the soft targets of a tile; without a teacher it returns None.
+
+    Its arguments are the tile of the teacher's outputs, the student's logits, and their log-sum-exp.
     """
     distillation, head = config.distillation, None if teacher is None else teacher.head
     if teacher is None or distillation is None:

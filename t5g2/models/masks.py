@@ -10,8 +10,8 @@ B batch, T queries, S keys, K key/value heads, H head size. A query sees a key i
 Positions and segments belong to tokens, not to indices of an array: one mask serves training, packing, prefill and
 decode. Below, 1 = visible, a row for each query, a column for each key.
 
-Two examples packed in one row, segments [1 1 1 2 2 0]; and the visibility for such a decoder row of itself and of an
-encoder row with segments [1 1 2 2 2 0] in a local layer of merged attention, where the window never hides the encoder:
+Left: two examples packed in one row, segments [1 1 1 2 2 0]. Right: the same row in a local layer of merged attention,
+which sees itself through the window, and an encoder row with segments [1 1 2 2 2 0] that the window never hides:
 
     packed: causal()      merged: causal(window=2) | ALL
     1 0 0 0 0 0           1 0 0 0 0 0 | 1 1 0 0 0 0
@@ -21,8 +21,8 @@ encoder row with segments [1 1 2 2 2 0] in a local layer of merged attention, wh
     0 0 0 1 1 0           0 0 0 1 1 0 | 0 0 1 1 1 0
     0 0 0 0 0 0           0 0 0 0 0 0 | 0 0 0 0 0 0
 
-One token is decoded for two rows, at positions 6 and 4. The cache of 8 slots holds prompts of 5 and of 3 tokens, padded
-to 5 on the left or on the right, and one token decoded after them; the slots visible to the new token:
+Decoding: the cache of 8 slots holds prompts of 5 and of 3 tokens, padded to 5 on the left or on the right, and one
+token decoded after them. The next token of the two rows, at positions 6 and 4, sees these slots:
 
     padded left: positions      padded right: positions
     0 1 2 3 4 5 . .             0 1 2 3 4 5 . .
@@ -134,7 +134,7 @@ def decoder(config: TextConfig, kind: LayerKind) -> Mask:
     """Returns the mask among the tokens of a decoder, or of a decoder-only model, in a layer of this kind."""
     if kind == "global":
         return causal()
-    # the window bounds an image's tokens after the query too, where the model was trained so
+    # the window also bounds the image tokens after the query, if the model was trained so
     bounded = config.images is not None and config.images.window
     return causal(config.window, ahead=config.window - 1 if bounded else None)
 

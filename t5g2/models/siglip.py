@@ -15,12 +15,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.core.batch import Sequences
-from t5g2.core.errors import UserError
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
@@ -48,7 +46,7 @@ class Xavier:
     inputs: int = 1
 
     def __call__(self, key, shape, dtype) -> jax.Array:
-        """Returns the array."""
+        """Returns a sample of this shape."""
         fans = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
         bound = math.sqrt(6.0 / sum(fans))
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
@@ -260,7 +258,7 @@ class VisionTower(SiglipTower):
             raise ValueError(
                 f"images of shape {images_BHWC.shape}; this tower takes [B, {size}, {size}, 3]: resize them"
             )
-        # a convolution whose stride is its size is a product of matrices
+        # a convolution whose stride is its kernel's size is a product of matrices
         x = images_BHWC.astype(compute.vision_dtype).reshape(-1, config.side, patch, config.side, patch, 3)
         x_BPppC = jnp.moveaxis(x, 2, 3).reshape(-1, config.patches, patch, patch, 3)
         x_BPD = self.patches.transform(x_BPppC, jnp.float32)
@@ -283,7 +281,7 @@ class Pool(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, key: jax.Array, param_dtype):
         keys = jax.random.split(key, 3)
-        # big_vision initialises it as a matrix [1, D], whose fan in is 1
+        # fan in 1, because big_vision initialises the query as a matrix [1, D]
         self.probe = param(keys[0], (config.width,), axes=(None,), init=Xavier(0), dtype=param_dtype)
         self.attention = SiglipAttention(config.width, config.heads, key=keys[1], param_dtype=param_dtype)
         self.norm = _norm(config, param_dtype)
@@ -331,7 +329,7 @@ class TokenEmbedding(nnx.Module):
 
 
 class TextTower(SiglipTower):
-    """A text tower for a fixed number of tokens; the text's vector comes from the last, mostly a padding token.
+    """A text tower for a fixed number of tokens; the text's vector is the state of the last, mostly a padding token.
 
     Padding is not masked, as in training, so texts must be padded with the same token (MedSigLIP: 1).
     """
@@ -355,7 +353,7 @@ class TextTower(SiglipTower):
         """
         if tokens_BT.shape[1:] != (self.config.length,):
             raise ValueError(f"texts of shape {tokens_BT.shape}; pad every one to {self.config.length} tokens")
-        # rows whole, as in layers.Embedder: a lookup in a table that is sharded along both axes gathers all tokens
+        # each row is gathered whole, as in layers.Embedder.embed
         x_BTD = constrain(self.embedder.table[...], "vocab_act", None)[tokens_BT].astype(compute.dtype)
         x_BTD = x_BTD + self.positions[...].astype(compute.dtype)[None]
         return self.head.transform(self.run(x_BTD, compute=compute)[:, -1])
@@ -398,42 +396,3 @@ def _unit(x_BD: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """Returns x scaled to length 1, in float32; zeros stay zeros, with a finite gradient."""
     x_BD = x_BD.astype(jnp.float32)
     return x_BD * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BD), axis=-1, keepdims=True), 1e-12))
-
-
-def resample_positions(positions_PD: Float[np.ndarray, "P D"], side: int) -> Float[np.ndarray, "Q D"]:
-    """Returns float32[side * side, D]: position embeddings of a square of patches, resampled to another size.
-
-    Bicubic with a = -0.75, no antialiasing, edges repeated: transformers' interpolate_pos_encoding, that is
-    torch.nn.functional.interpolate with mode "bicubic" and align_corners=False. From 896 pixels to 448: side = 32.
-
-    Raises:
-      UserError: the embeddings are not those of a square of patches, or side is below 1.
-    """
-    positions_PD = np.asarray(positions_PD, np.float32)
-    old = math.isqrt(len(positions_PD))
-    if old**2 != len(positions_PD) or old < 1 or positions_PD.ndim != 2 or side < 1:
-        raise UserError(
-            f"position embeddings {list(positions_PD.shape)} for {side} x {side} patches: they must be those of a "
-            f"square of patches, [side * side, D], and the new side at least 1"
-        )
-    if old == side:
-        return positions_PD
-    # separable: the same weights along both axes
-    weights_QP = _bicubic(old, side)
-    grid = positions_PD.reshape(old, old, -1)
-    return np.einsum("ap,bq,pqd->abd", weights_QP, weights_QP, grid, optimize=True).reshape(side**2, -1)
-
-
-def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Returns the weights of old positions for each new one (Keys 1981, a = -0.75 as in torch and OpenCV)."""
-    a = -0.75
-    centre = (np.arange(new) + 0.5) * (old / new) - 0.5
-    weights = np.zeros((new, old))
-    for offset in (-1, 0, 1, 2):
-        position = np.floor(centre) + offset
-        x = np.abs(centre - position)
-        near = ((a + 2) * x - (a + 3)) * x * x + 1
-        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-        # clipped positions repeat the edge; add.at, because several may be clipped to one entry
-        np.add.at(weights, (np.arange(new), np.clip(position, 0, old - 1).astype(int)), np.where(x <= 1, near, far))
-    return weights.astype(np.float32)

@@ -5,12 +5,12 @@ training: google/gemma-3-4b-pt is gemma3:4b, google/t5gemma-9b-2b-ul2 is t5gemma
 2B), google/medgemma-27b-text-it is medgemma:27b-text.
 
 Sources: the Gemma 2 report (arXiv 2408.00118, table 1); the Gemma 3 report (arXiv 2503.19786, table 1 and section 2);
-T5Gemma (arXiv 2504.06225, table 1; its sizes S to XL from google-deepmind/gemma, gemma/research/t5gemma, whose MLPs are
-twice as wide as the table's counts imply, as those of the released weights are); T5Gemma 2 (arXiv 2512.14856, table 2);
-MedGemma (arXiv 2507.05201, section 2.2). tests/models/test_sizes.py reproduces the parameter totals of the released
-files to the last one.
+T5Gemma (arXiv 2504.06225, table 1; but sizes S to XL from google-deepmind/gemma, gemma/research/t5gemma, where MLPs are
+twice as wide as the table's parameter counts imply, and so they are in the released weights); T5Gemma 2 (arXiv
+2512.14856, table 2); MedGemma (arXiv 2507.05201, section 2.2). tests/models/test_sizes.py reproduces the parameter
+totals of the released files exactly.
 
-Known gaps: the rope factor of t5gemma2:1b-1b and 4b-4b is inferred, as that of 270m-270m and of other ports of the two.
+Known gaps: the rope factor of t5gemma2:1b-1b and 4b-4b is inferred: that of 270m-270m, which other ports have too.
 Vocabularies are those of the Hugging Face files; google-deepmind/gemma stores 256128 rows for Gemma 2 and T5Gemma, and
 262144 for Gemma 3. The 262144 rows of medgemma:27b-text follow from its total in keras-hub (gemma3_presets.py).
 """
@@ -155,7 +155,7 @@ def size(name: str) -> ModelConfig:
     """Returns the architecture of a released size, such as "gemma3:1b" or "t5gemma2:1b-1b".
 
     Raises:
-      UserError: no such size; the message has the nearest names, and all.
+      UserError: there is no such size; the message has the nearest names, and all names.
     """
     if name not in SIZES:
         raise unknown("size", name, SIZES)

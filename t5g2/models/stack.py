@@ -196,7 +196,11 @@ class Layers(nnx.Module):
         *,
         compute: Compute,
     ) -> tuple[Array, PerLayer]:
-        """Runs x, y = step(block, x, extra) for every layer in order; returns the last x, and the y of every layer."""
+        """Runs x, y = step(block, x, extra) for every layer in order; returns the last x, and the y of every layer.
+
+        Args:
+          extras: the `extra` of every layer; None = None for all.
+        """
         if extras is None:
             extras = PerLayer((None,) * len(self.slots), (None,) * len(self.tail))
         # within a scan XLA cannot merge recomputation with the forward pass, so no barriers are needed there

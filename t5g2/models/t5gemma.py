@@ -4,9 +4,9 @@ B batch, T decoder length, S encoder length, I images of a row, D width, V vocab
 
 T5Gemma (arXiv 2504.06225): separate cross-attention, an embedding for each side. T5Gemma 2 (arXiv 2512.14856): merged
 attention, one embedding for everything, images in the encoder. Sources beside the reports: transformers 5.23.0,
-modeling_t5gemma.py and modeling_t5gemma2.py, which tests/parity compares with. Details that the reports leave open are
-those of that code: encoder states are not normed again before the decoder's key projections, their keys are not
-rotated, and the decoder's windows never hide them. Known deviation: the window of T5Gemma's encoder (config:
+modeling_t5gemma.py and modeling_t5gemma2.py, which tests/parity compares with. Details that the reports leave open
+follow that code: encoder states are not normed again before the decoder's key projections, their keys are not rotated,
+and the decoder's windows never hide them. Known deviation: the window of T5Gemma's encoder (config:
 encoder_window).
 """
 

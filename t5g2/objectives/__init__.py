@@ -39,7 +39,7 @@ BY_NAME = {
     "span_corruption": SpanCorruption,
     "ul2": UL2,
     "ul2_original": UL2Original,
-    # names of older configs; the first name of a class is the one that is written
+    # former names, for older configs; the first name of a class is the one that is written
     "answers": SupervisedFineTuning,
     "answers_decoder": SupervisedFineTuningDecoder,
 }

@@ -28,7 +28,7 @@ class Causal(Objective):
         weights         [ 0  0  1  1  1]
 
     Attributes:
-      eos: the targets end in EOS, also where a chunk is not the end of its document.
+      eos: the targets end in EOS, even if a chunk is not the end of its document.
       context: share of the tokens at the start that have no loss, at least 0 and below 1. With context = 1 - rate, the
         targets with a loss are exactly those of a UL2 suffix denoiser of that rate.
     """
@@ -75,7 +75,7 @@ class Causal(Objective):
             np.empty(0, np.int32), tokens, np.arange(len(tokens)), special_tokens=special_tokens, eos=self.eos
         )
         if self.context > 0.0:
-            # rounded as UL2's suffix is, so that both have a loss on the same tokens
+            # rounded like the suffix of UL2, so that both have a loss on the same tokens
             trained = min(max(round(len(tokens) * (1.0 - self.context)), 1), len(tokens) - 1)
             example.weights[: len(tokens) - trained] = 0.0
         return example

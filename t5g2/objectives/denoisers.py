@@ -12,11 +12,12 @@ from t5g2.core.errors import UserError
 class Denoiser:
     """One way to corrupt a text.
 
-    Of L tokens, round(L * rate) are noise, that is moved from the input to the targets (at least 1, never all):
+    Of L tokens, round(L * rate) are noise (at least 1, never all): they move from the input to the targets. Which
+    tokens are noise depends on the field that is set:
 
-      mean_span  in round(noise / mean_span) spans at random positions
-      count      in this many spans at random positions; a single one is the end of the text, after a sentinel
-      neither    as the end of the text, without a sentinel: a prefix language model (UL2's S-denoiser)
+      mean_span  round(noise / mean_span) spans at random positions, each replaced by a sentinel
+      count      this many spans at random positions, each replaced by a sentinel; a single span is the end of the text
+      neither    the end of the text, without a sentinel: a prefix language model (UL2's S-denoiser)
 
     Attributes:
       name: unique in its mixture; the label of its losses.
@@ -44,14 +45,16 @@ class Denoiser:
         if self.count is not None and self.count < 1:
             raise UserError(f"{named} count {self.count}; there is at least 1 span")
         if self.mean_span is not None and self.count is not None:
-            raise UserError(f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other")
+            raise UserError(
+                f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other; set only one"
+            )
         if self.rate == "uniform" and not self.is_prefix:
             raise UserError(
                 f'{named} rate "uniform" and spans; give a number, or leave mean_span and count out: only the split '
-                f"of a prefix language model can be drawn"
+                f"of a prefix language model can be random"
             )
         if self.weight <= 0.0:
-            raise UserError(f"{named} weight {self.weight}; it must be above 0; to do without the denoiser, remove it")
+            raise UserError(f"{named} weight {self.weight}; it must be above 0; to leave the denoiser out, remove it")
 
     @property
     def is_prefix(self) -> bool:
@@ -97,8 +100,8 @@ class Denoiser:
 T5 = (Denoiser("span_corruption", rate=0.15, mean_span=3.0),)
 
 # T5Gemma 2, arXiv 2512.14856, section 3.1: five tasks (mean span, rate), sampled 1:1:1:1:4. The fifth, one span of 3/4
-# of the text, is taken to be the end of the text, like UL2's S-denoiser (arXiv 2205.05131); the paper does not say so,
-# nor whether the ratio is of examples (as here) or of tokens.
+# of the text, is taken to be the end of the text, like UL2's S-denoiser (arXiv 2205.05131). The paper leaves this open,
+# and also the unit of the ratio: examples (as here) or tokens.
 T5GEMMA2 = (
     Denoiser("mu3_r15", rate=0.15, mean_span=3.0),
     Denoiser("mu12_r50", rate=0.5, mean_span=12.0),

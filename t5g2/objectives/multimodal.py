@@ -68,17 +68,17 @@ class MultimodalPrefixLM(_SplitAfterLastImage, PrefixLM):
         targets         [12 13  1]
         weights         [ 1  1  1]
 
-    So an image is never a target. A chunk without an image is split as PrefixLM splits it; one that ends with its last
+    So an image is never a target. A chunk without an image is split like PrefixLM's; a chunk that ends with its last
     image is an error (sources of texts with images refuse such records).
 
     Attributes:
-      prefix, split_at: of chunks without an image, as PrefixLM has them.
+      prefix, split_at: as in PrefixLM, for chunks without an image.
       eos: the targets end in EOS.
     """
 
     @override
     def lengths(self, tokens: int) -> tuple[int, int]:
-        # the last image may stand anywhere, so either side may have all tokens but one
+        # the last image may be anywhere, so either side may have all tokens but one
         return tokens - 1, tokens - 1 + self.eos
 
 

@@ -16,8 +16,8 @@ from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
-# A UTF-8 character has at most 4 bytes, so a split inside one is at most 3 bytes from the nearer of its ends (the other
-# end may be that of the chunk, where no split is possible).
+# A UTF-8 character has at most 4 bytes, so a split inside one is at most 3 bytes from either of its ends. The nearer
+# end does not always serve: it may be the end of the chunk, where no split is possible.
 MAX_SHIFT = 3
 
 
@@ -40,7 +40,7 @@ class PrefixLM(Objective):
     Attributes:
       prefix: the share of the tokens that the encoder reads, rounded, but at least one token and never all of them; 0.5
         as in T5Gemma (arXiv 2504.06225, section 3.3: two equal halves). "uniform" = every split is equally likely.
-      eos: the targets end in EOS, also where a chunk is not the end of its document. The papers do not say.
+      eos: the targets end in EOS, even if a chunk is not the end of its document. The papers leave this open.
       split_at: allowed positions of the split. "token" = all; "character" = not inside a character of several tokens;
         "text" = also not between two special tokens, such as those of one image. With a fixed share the split moves to
         the nearest allowed position (the left one of two); it stays where it is if the chunk has none, or, with
@@ -106,6 +106,7 @@ class PrefixLM(Objective):
         length = len(tokens)
         splits = None if self.split_at == "token" else self._allowed_splits(tokens, special_tokens)
         if self.prefix == "uniform":
+            # the number of an allowed split, from 1, so that each is equally likely
             nth = int(rng.integers(1, length if splits is None else len(splits) + 1))
             return nth if splits is None else int(splits[nth - 1])
         split = _share(length, self.prefix)
@@ -137,7 +138,7 @@ class PrefixLMDecoder(PrefixLM):
         targets         [11 12 13 14 15  1]
         weights         [ 0  0  1  1  1  1]
 
-    The targets with a loss are PrefixLM's. The others would be trivial: their inputs attend to the answer.
+    The targets with a loss are PrefixLM's. The others would be trivial: their inputs attend to the targets themselves.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Pairs of inputs and targets that a source gives ready-made, such as seqio's tasks."""
+"""Ready-made pairs of inputs and targets, such as the examples of seqio's tasks."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Seq2Seq(Objective):
         weights         [ 1  1  1]
 
     Attributes:
-      inputs_tokens, targets_tokens: the maximum number of tokens of either; those of the source.
+      inputs_tokens, targets_tokens: the maximum number of tokens of inputs and of targets, as set for the source.
       eos: append EOS to the targets. Off by default, because seqio's tasks append it themselves.
     """
 

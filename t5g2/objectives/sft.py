@@ -8,8 +8,8 @@ A record is one text in which a chat template marks the turns. Gemma's
     <start_of_turn>model
     4<end_of_turn>
 
-An answer is a turn of the model. The objective finds answers by the ids that begin and end them, so it needs no other
-input than tokens. Chunks must hold whole records: chunk_tokens is at least the length of the longest.
+An answer is a turn of the model. The objective finds answers by the ids that begin and end them, so tokens are its only
+input. Chunks must hold whole records: chunk_tokens is at least the length of the longest.
 """
 
 from dataclasses import dataclass, replace
@@ -48,8 +48,8 @@ class SupervisedFineTuning(Objective):
         "<start_of_turn>model" and a line break: tuple(tokenizer.encode("<start_of_turn>model\\n").tolist()).
       ends: the ids that end a turn; they belong to the answer. Gemma's: those of "<end_of_turn>". An answer without an
         end is the rest of the chunk.
-      turns: "last" = the prompt is everything before the last answer. "all" = it is everything before the first answer;
-        all answers have a loss, and the turns between them are decoder inputs without a loss.
+      turns: "last" = the prompt is everything before the last answer. "all" = the prompt is everything before the first
+        answer; all answers have a loss, and the turns between them are decoder inputs without a loss.
       eos: the targets end in EOS.
     """
 
@@ -129,7 +129,7 @@ class SupervisedFineTuning(Objective):
         ends = _find(tokens, self.ends) + len(self.ends)
         spans: list[tuple[int, int]] = []
         for begin in (_find(tokens, self.starts) + len(self.starts)).tolist():
-            # cut off before its first token; or inside an answer, where these ids are text
+            # no answer begins here: the chunk ends, or these ids are inside an answer, where they are text
             if begin >= len(tokens) or (spans and begin - len(self.starts) < spans[-1][1]):
                 continue
             later_ends = ends[ends >= begin + len(self.ends)]

@@ -29,12 +29,12 @@ def corrupt(
     """
     spans = np.arange(len(sentinels))
     # Both outputs are gathered from the text in one step: token p of an output is token p + shift of the text, with one
-    # shift for each span. The entry of a sentinel is gathered too, and then overwritten.
-    # encoder: before kept span i stand the noise spans 0 to i - 1 of the text, and i sentinels of the output
+    # shift for each span. The places of sentinels are gathered too, and then overwritten.
+    # encoder: kept span i comes after noise spans 0 to i - 1 in the text, and after i sentinels in the output
     shift = noise_lengths.cumsum() - noise_lengths - spans
     encoder_tokens = tokens[_shifted(shift, kept_lengths + 1)]
     encoder_tokens[sentinel_positions(kept_lengths) + kept_lengths] = sentinels
-    # targets: before noise span i stand the kept spans 0 to i of the text, and i + 1 sentinels of the output
+    # targets: noise span i comes after kept spans 0 to i in the text, and after i + 1 sentinels in the output
     shift = kept_lengths.cumsum() - spans - 1
     origins = _shifted(shift, noise_lengths + 1)
     targets, at = tokens[origins], sentinel_positions(noise_lengths)

@@ -21,7 +21,7 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 @dataclass(frozen=True)
 class UL2(Objective):
-    """A denoiser of the mixture, sampled by weight, corrupts the text.
+    """Corruption of the text by one denoiser of a mixture, which is sampled by weight for every example.
 
     Spans, with bos = 2, eos = 1, sentinels 90 91 …, tokens [11 … 20], noise spans [13 14] and [18 19 20]:
 
@@ -37,7 +37,7 @@ class UL2(Objective):
         decoder_tokens  [ 2 13 14 15 16 17 18]
         targets         [13 14 15 16 17 18  1]
 
-    The same spans with sentinels="mask", mask = 4, encoder_eos=True, and mode_tokens of two chunks, 50 and 51:
+    The same spans with sentinels="mask", mask = 4, encoder_eos=True, and two mode tokens, 50 and 51:
 
         encoder_tokens  [50 51 11 12  4 15 16 17  4  1]
         targets         [ 4 13 14  4 18 19 20  1]
@@ -45,13 +45,13 @@ class UL2(Objective):
     Spans are sampled as in T5 (google-research/text-to-text-transfer-transformer @ 0068fa7, t5/data/preprocessors.py,
     random_spans_noise_mask): the kept tokens and the noise tokens are each divided into the same number of spans, every
     division being equally likely, and the spans alternate, a kept one first. So a text begins with a kept token and
-    ends with noise. Known deviations: there are never more spans than kept tokens, where T5's mask has fewer spans than
-    intended; the number of noise tokens is not rounded in float32, which at rate 0.15 takes one more of some texts of
-    20 n + 10 tokens. Neither paper says which tokens replace spans, or whether there are mode tokens (here: none) or an
-    EOS.
+    ends with noise. Known deviations: the number of spans is at most that of kept tokens, a case in which T5's mask has
+    fewer spans than intended; the number of noise tokens is rounded in double precision, whereas T5's float32 gives one
+    more for some texts of 20 n + 10 tokens at rate 0.15. The papers of UL2 and T5Gemma 2 leave open the tokens that
+    replace spans, mode tokens (here: none) and EOS.
 
     Attributes:
-      tasks: the mixture.
+      tasks: the denoisers of the mixture.
       loss_on_sentinels: sentinels among the targets have a loss.
       eos: the targets end in EOS, which has a loss.
       encoder_eos: the encoder's input ends in EOS, as T5's does.
@@ -101,7 +101,7 @@ class UL2(Objective):
         return tuple(task.weight / total for task in self.tasks)
 
     def chances(self, tokens: int) -> tuple[float, ...]:
-        """Returns the probability of each task for a chunk of `tokens` tokens; they sum to 1."""
+        """Returns the probability of each denoiser for a chunk of `tokens` tokens; the probabilities sum to 1."""
         if self.mixing == "examples":
             return self.weights
         # p proportional to weight / targets makes p * targets, the share of targets, proportional to the weight
@@ -113,7 +113,7 @@ class UL2(Objective):
         return tuple(rate / total for rate in rates)
 
     def _mean_loss_targets(self, task: Denoiser, tokens: int) -> float:
-        """Returns the expected number of targets that have a loss."""
+        """Returns the expected number of a denoiser's targets that have a loss."""
         sentinels = task.sentinels(tokens) if self.loss_on_sentinels else 0
         return task.mean_noise_tokens(tokens) + sentinels + self.eos
 
@@ -125,7 +125,7 @@ class UL2(Objective):
 
     @override
     def sentinels_needed(self, tokens: int) -> int:
-        # cyclic ones are used again, so one is enough
+        # cyclic sentinels are used again, so one is enough
         most = max(task.sentinels(tokens) for task in self.tasks)
         return {"distinct": most, "cyclic": min(most, 1), "mask": 0}[self.sentinels]
 
@@ -145,14 +145,14 @@ class UL2(Objective):
         if denoiser not in self.denoisers:
             raise unknown("denoiser", denoiser, self.denoisers)
         task = self.tasks[self.denoisers.index(denoiser)]
-        # ids of other modes would be refused
+        # the constructor refuses ids of modes that no denoiser has
         mode_tokens = tuple((mode, token) for mode, token in self.mode_tokens if mode == task.mode)
         return dataclasses.replace(self, tasks=(task,), mode_tokens=mode_tokens)
 
     @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         length = len(tokens)
-        # without the last cumulative probability, which rounding may leave below 1
+        # the last cumulative probability is left out, because rounding may leave it below 1
         index = bisect_right(list(accumulate(self.chances(length)))[:-1], rng.random())
         task = self.tasks[index]
         noise = task.draw_noise_tokens(length, rng)
@@ -202,7 +202,7 @@ class UL2(Objective):
     def _add_mode_and_eos(
         self, encoder_tokens: np.ndarray, task: Denoiser, special_tokens: SpecialTokens
     ) -> np.ndarray:
-        """Returns the encoder's input with the task's mode tokens before it and EOS after it, where there are any."""
+        """Returns the encoder's input with the denoiser's mode tokens before it and EOS after it, if they are set."""
         before, after = self._mode_ids(task), [special_tokens.eos] * self.encoder_eos
         if not (before or after):
             return encoder_tokens
@@ -227,7 +227,7 @@ class UL2(Objective):
 
 @dataclass(frozen=True)
 class SpanCorruption(UL2):
-    """T5's objective (arXiv 1910.10683, section 3.1.4): UL2 with one task, by default of rate 0.15 and mean span 3.
+    """T5's objective (arXiv 1910.10683, section 3.1.4): UL2 with one denoiser, by default of rate 0.15 and mean span 3.
 
     The arrays are UL2's. T5's encoder inputs end in EOS (encoder_eos=True), and so do its targets.
     """
@@ -239,9 +239,9 @@ class SpanCorruption(UL2):
 class UL2Original(UL2):
     """The original UL2 of Tay et al. (arXiv 2205.05131): seven denoisers in the modes NLU, S2S and NLG.
 
-    The mode tokens are "[NLU]", "[S2S]", "[NLG]" of its own vocabulary. Gemma's has no such tokens, so the default is
-    none; to have them, give ids that nothing else uses, or those of the tokens that spell them:
-    mode_tokens = (("NLU", 6), ("S2S", 7), ("NLG", 8)) are <unused0> to <unused2> of Gemma 3 and T5Gemma 2.
+    The original's mode tokens are "[NLU]", "[S2S]" and "[NLG]" of its own vocabulary. Gemma's vocabulary has no such
+    tokens, so the default is none. mode_tokens takes ids that nothing else uses, such as <unused0> to <unused2> of
+    Gemma 3 and T5Gemma 2, (("NLU", 6), ("S2S", 7), ("NLG", 8)), or the ids of the tokens that spell a mode's name.
     """
 
     tasks: tuple[Denoiser, ...] = UL2_ORIGINAL

@@ -1,1 +1,1 @@
-"""The report of a run or a sweep: reading workdirs, statistics, tables, plots, the page."""
+"""The report of a run or a sweep: workdir readers, statistics, tables, plots, the page."""

@@ -1,6 +1,7 @@
-"""Comparisons of runs as a table and in words: losses, differences by seed, tokens until one catches up.
+"""Comparisons of runs as a table and in words: losses, differences by seed, tokens until one arm catches up.
 
-The others are compared with the first arm. Means and intervals: t5g2/report/statistics.py.
+An arm is a group of runs in a comparison; every arm is compared with the first one. Means and intervals:
+t5g2/report/statistics.py.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ from t5g2.report.text_table import NONE, TextTable, amount
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Groups that are drawn together.
+    """Groups whose curves share a plot.
 
     Attributes:
       title: heading; "" if the sweep has only one.
       arms: {name: group}.
-      chosen: True if the sweep file names the arms; False = all variants are shown.
+      chosen: True if the sweep file names the arms; False = all variants are arms.
     """
 
     title: str
@@ -43,7 +44,8 @@ class Comparison:
 
     @property
     def others(self) -> list[tuple[str, RunGroup]]:
-        """The arms after the first; none if the sweep file does not say what is compared."""
+        """The arms after the first; none if the sweep file names no arms, unless there are just two."""
+        # two variants can be compared in one way only; of more, the sweep file must name the arms
         return list(self.arms.items())[1:] if self.chosen or len(self.arms) == 2 else []
 
 
@@ -59,11 +61,15 @@ class CatchUp(NamedTuple):
     within: float
 
     def text(self) -> str:
-        """ "1.2M ± 0.1M", "at once", "not within 3M", "2 of 3 seeds, after 1.2M and 1.5M, the others not within 3M"."""
+        """Returns text such as "1.2M ± 0.1M", "at once" or "not within 3M".
+
+        If only some seeds get there: "2 of 3 seeds, after 1.2M and 1.5M, the others not within 3M".
+        """
         reached_after = [tokens for tokens in self.tokens if tokens is not None]
         limit = f"not within {amount(self.within)}"
         if not reached_after:
             return limit
+        # a mean over the seeds that got there would hide those that did not
         if len(reached_after) < len(self.tokens):
             after = " and ".join(amount(tokens) for tokens in sorted(reached_after))
             return f"{len(reached_after)} of {len(self.tokens)} seeds, after {after}, the others {limit}"
@@ -72,15 +78,16 @@ class CatchUp(NamedTuple):
 
 
 def catch_up(group: RunGroup, reference: RunGroup, *, metric: str, step: int | None) -> CatchUp | None:
-    """The tokens after which `group` has the loss of `reference` at a step; None if a loss or tokens are not recorded.
+    """Returns the tokens after which `group` has the loss of `reference` at a step; None if one is not recorded.
 
-    Each run is compared with the reference's run of the same seed, or with their mean if there is none. Between two
+    Each run is compared with the reference's run of the same seed, or else with the mean of the reference. Between two
     evaluations the loss is a straight line in tokens.
     """
     targets = {} if step is None else reference.by_seed(metric, step)
     mean = estimate(list(targets.values()))
     if mean is None:
         return None
+    # by seed, because runs of one seed have read the same batches
     tokens_needed, within = [], []
     for run in group.counted:
         steps, values = run.series(metric)
@@ -88,62 +95,65 @@ def catch_up(group: RunGroup, reference: RunGroup, *, metric: str, step: int | N
         if tokens:
             tokens_needed.append(reached(tokens, values, targets.get(run.seed, mean.mean)))
             within.append(tokens[-1])
+    # "not within" must hold for every run, so the shortest decides
     return CatchUp(tokens_needed, min(within)) if tokens_needed else None
 
 
 def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> TextTable | None:
-    """The results, one column per comparison; None if they add nothing to the table of the runs."""
+    """Returns the results, one column per comparison; None if they add nothing to the table of the runs."""
     shown = [c for c in comparisons if c.others]
-    columns = [dict(fact for task in tasks for fact in _comparison_rows(c, task)) for c in shown]
-    labels = list(dict.fromkeys(label for facts in columns for label in facts))
+    # comparisons may have different rows, so the table has the union of their labels
+    columns = [dict(row for task in tasks for row in _comparison_rows(c, task)) for c in shown]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
     if not any(c.has_seeds for c in shown) and not any(label.startswith("tokens until") for label in labels):
         return None
     titles = ["", *(c.title or "all" for c in shown)]
-    return TextTable(titles, [[label, *(facts.get(label, NONE) for facts in columns)] for label in labels])
+    return TextTable(titles, [[label, *(column.get(label, NONE) for column in columns)] for label in labels])
 
 
 def _comparison_rows(comparison: Comparison, task: str) -> list[tuple[str, str]]:
-    """(label, text) for one comparison and held-out loss."""
+    """Returns (label, text) for each row of one comparison and held-out loss."""
     metric, prefix = f"eval/{task}/loss", "" if task == "heldout" else f"{task}, "
     name, first = comparison.reference
-    facts = []
+    rows = []
     for arm, group in comparison.arms.items():
         last = group.last_step(metric)
         if last is None:
             continue
-        facts += [(f"{prefix}{arm}: loss at start", format_loss(group.at(metric, 0)))]
-        facts += [(f"{prefix}{arm}: loss at end", f"{format_loss(group.at(metric, last))}")]
-        facts += [(f"{prefix}{arm}: tokens", _trained(group, last))]
+        rows += [(f"{prefix}{arm}: loss at start", format_loss(group.at(metric, 0)))]
+        rows += [(f"{prefix}{arm}: loss at end", format_loss(group.at(metric, last)))]
+        rows += [(f"{prefix}{arm}: tokens", _trained(group, last))]
     for arm, group in comparison.others:
-        a, b = first.last_step(metric), group.last_step(metric)
-        if a is None or b is None:
+        first_end, group_end = first.last_step(metric), group.last_step(metric)
+        if first_end is None or group_end is None:
             continue
+        # arms of different lengths are compared at their last common step, and each at its own end
         step = max(set(first.steps(metric)) & set(group.steps(metric)), default=None)
         if step is not None:
             at_step = difference(group, first, metric, steps=(step, step))
-            facts.append((f"{prefix}{arm} − {name}, step {step}", format_loss(at_step, signed=True)))
-        if a != b:
-            facts.append(
+            rows.append((f"{prefix}{arm} − {name}, step {step}", format_loss(at_step, signed=True)))
+        if first_end != group_end:
+            rows.append(
                 (
                     f"{prefix}{arm} − {name}, each at its end",
-                    format_loss(difference(group, first, metric, (b, a)), signed=True),
+                    format_loss(difference(group, first, metric, (group_end, first_end)), signed=True),
                 )
             )
-        for what, at in (("start", 0), ("end", a)):
+        for end_name, at in (("start", 0), ("end", first_end)):
             tokens = catch_up(group, first, metric=metric, step=at)
             if tokens is not None:
-                facts.append((f"{prefix}tokens until {arm} is at {name}'s {what}", tokens.text()))
+                rows.append((f"{prefix}tokens until {arm} is at {name}'s {end_name}", tokens.text()))
     seeds = {str(len(group.counted)) for group in comparison.groups}
-    return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.has_seeds else []), *facts]
+    return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.has_seeds else []), *rows]
 
 
 def difference(group: RunGroup, other: RunGroup, metric: str, steps: tuple[int, int]) -> Estimate | None:
-    """Mean and interval, paired by seed, of `group` at the first step minus `other` at the second."""
+    """Returns mean and interval, paired by seed, of `group` at the first step minus `other` at the second."""
     return paired(group.by_seed(metric, steps[0]), other.by_seed(metric, steps[1]))
 
 
 def findings(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> list[str]:
-    """Sentences for each arm and the first: last held-out losses, their difference, tokens until one catches up."""
+    """Returns sentences that compare each arm with the first: held-out losses, differences, tokens to catch up."""
     return [
         (f"{comparison.title}: " if comparison.title else "") + sentence
         for comparison in comparisons
@@ -157,11 +167,12 @@ def _sentences(comparison: Comparison, arm: tuple[str, RunGroup], task: str) -> 
     (a, first), (b, group) = comparison.reference, arm
     metric = f"eval/{task}/loss"
     loss = "held-out loss" if task == "heldout" else f"held-out loss ({task})"
-    of_a, of_b = (dict(zip(*g.series(metric), strict=True)) for g in (first, group))
-    steps = sorted(of_a.keys() & of_b.keys())
+    # means over seeds, at the steps that both arms have
+    losses_a, losses_b = (dict(zip(*g.series(metric), strict=True)) for g in (first, group))
+    steps = sorted(losses_a.keys() & losses_b.keys())
     if not steps:
         return []
-    step, below = steps[-1], sum(of_a[at] < of_b[at] for at in steps)
+    step, below = steps[-1], sum(losses_a[at] < losses_b[at] for at in steps)
     text = (
         f"At step {step} the {loss} of {a} is {format_loss(first.at(metric, step))} and that of {b} "
         f"{format_loss(group.at(metric, step))} nats per token"
@@ -170,10 +181,11 @@ def _sentences(comparison: Comparison, arm: tuple[str, RunGroup], task: str) -> 
     if comparison.has_seeds and gap is not None:
         text += f", a difference of {format_loss(gap)} over {gap.n} seeds"
     sentences = [f"{text}; {a} is below {b} at {below} of {len(steps)} evaluations."]
-    catch_ups = [catch_up(group, first, metric=metric, step=at) for at in (0, max(of_a))]
+    catch_ups = [catch_up(group, first, metric=metric, step=at) for at in (0, max(losses_a))]
     if catch_ups[0] is not None and catch_ups[1] is not None:
         levels = [
-            f"{a}'s {what} ({format_loss(first.at(metric, at))})" for what, at in (("start", 0), ("end", max(of_a)))
+            f"{a}'s {end_name} ({format_loss(first.at(metric, at))})"
+            for end_name, at in (("start", 0), ("end", max(losses_a)))
         ]
         sentences.append(
             f"Trained tokens until {b} is at {levels[0]}: {catch_ups[0].text()}; at {levels[1]}: {catch_ups[1].text()}."
@@ -188,7 +200,7 @@ def _trained(group: RunGroup, step: int) -> str:
 
 
 def format_loss(value: Estimate | None, *, signed: bool = False) -> str:
-    """A loss, or a difference of two, to three digits with its interval."""
+    """Formats a loss, or a difference of two, to three digits with its interval."""
     if value is None:
         return NONE
     sign = "+" if signed and value.mean > 0 else ""

@@ -1,7 +1,7 @@
 """The report of a run or of a sweep: one self-contained page, the numbers as csv, one table.
 
-Only files are read, those that exist of them: sweep.json; of each run metrics.jsonl, experiment.json, provenance.json
-(of the run or of its model folder), samples/*.jsonl and done.json. The page names what is missing.
+Only files are read, and each may be missing, which the page notes: sweep.json; of each run metrics.jsonl,
+experiment.json, provenance.json (of the run or of its model folder), samples/*.jsonl and done.json.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class Report:
       title: heading.
       folder: the workdir.
       groups: all runs, by variant.
-      comparisons: groups that are drawn together.
+      comparisons: groups whose curves share a plot.
       sweep: sweep.json, None for a single run.
     """
 
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def compared(self) -> list[RunGroup]:
-        """The groups that are drawn together with others, each once."""
+        """The groups that are in a comparison, each once."""
         named = {group.name for comparison in self.comparisons for group in comparison.groups}
         return [group for group in self.groups if group.name in named]
 
@@ -49,7 +49,7 @@ class Report:
         return any(group.has_seeds for group in self.groups)
 
     def tasks(self, groups: Iterable[RunGroup] | None = None) -> dict[str, list[str]]:
-        """{task: its denoisers} of the recorded held-out losses, eval/<task>/loss[/<denoiser>]."""
+        """Returns {task: its denoisers} for the recorded held-out losses, eval/<task>/loss[/<denoiser>]."""
         tasks: dict[str, list[str]] = {}
         for group in self.groups if groups is None else groups:
             for metric in group.metrics:
@@ -62,7 +62,11 @@ class Report:
 
 
 def read(folder: Path) -> Report:
-    """Reads a workdir. Raises UserError if it is neither that of a run nor that of a sweep."""
+    """Reads a workdir.
+
+    Raises:
+      UserError: the folder is neither the workdir of a run nor that of a sweep.
+    """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the --workdir of a run or of a sweep")
     sweep = read_if_there(folder / "sweep.json")
@@ -83,10 +87,11 @@ def _read_sweep(folder: Path, sweep: dict) -> Report:
     for part in sweep["parts"]:
         if part["kind"] == "variant":
             members.setdefault(part.get("group", part["name"]), []).append(part)  # a group only where there are seeds
+    # one form for all: {title: {arm: group}}
     chosen = sweep["compare"] or list(members)
     rows = chosen if isinstance(chosen, dict) else {"": {name: name for name in chosen}}
     arms = list(dict.fromkeys(arm for row in rows.values() for arm in row))
-    # an arm has one colour in all comparisons
+    # an arm has one colour in all comparisons; reversed, so that of several arms with one group the first counts
     arm_of = {group: arm for row in reversed(rows.values()) for arm, group in row.items()}
     keys = list(dict.fromkeys([*arms, *(name for name in members if name not in arm_of)]))
     colors = dict(zip(keys, cycle(COLORS), strict=False))

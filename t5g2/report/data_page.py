@@ -22,9 +22,9 @@ from t5g2.report.text_table import TextTable
 from t5g2.train.data_preview import DataPreview
 from t5g2.train.experiment import Experiment
 
-# of the examples of a row, in turn; light enough for text on them
+# colours of the examples of a row, in turn; light enough for text on them
 COLORS = ("#cfe3f7", "#fbdcc4", "#cdebd6", "#e4d7ef", "#f3ebbd", "#c9e8ec", "#f6cfdc", "#dfe3e8")
-PIXELS = 200  # of a mask's longer side at least; one token is at least one pixel
+PIXELS = 200  # smallest length of a mask's longer side; a token has at least one pixel
 
 
 def write(experiment: Experiment, preview: DataPreview, path: str | PathLike, *, rows: int) -> None:
@@ -37,7 +37,7 @@ def write(experiment: Experiment, preview: DataPreview, path: str | PathLike, *,
         "main", *_head(preview), *chain.from_iterable(_row(experiment, preview, row) for row in _first(preview, rows))
     )
     try:
-        Path(path).parent.resolve(strict=True)  # folders are not made: a misspelt path would be a new one
+        Path(path).parent.resolve(strict=True)  # folders are not created: a misspelt path would become a new one
         files.write_text(Path(path), document("Data", body, styles=("page.css", "data_page.css")))
     except OSError as error:
         raise UserError(f"--page={path} cannot be written ({error}); give a file in a folder that exists") from None
@@ -60,9 +60,7 @@ def _head(preview: DataPreview) -> list[Html]:
         tag("p", f"Padding: {preview.padding}. {preview.tokens_per_s:,.0f} tokens/s.", kind="quiet"),
         html_table(TextTable(["source", "denoiser", "share of the decoder's tokens"], lines), kind="words"),
         tag("div", *(child for part in key for child in (part, Html("&emsp;"))), kind="tokens"),
-        tag(
-            "p", "Colours are the examples of a row. Decoder inputs are BOS and the targets but the last.", kind="quiet"
-        ),
+        tag("p", "Each colour is an example. The decoder reads BOS and all targets but the last.", kind="quiet"),
     ]
 
 
@@ -83,7 +81,7 @@ def _row(experiment: Experiment, preview: DataPreview, row: int) -> list[Html]:
 
 
 def _runs(*values: np.ndarray) -> list[slice]:
-    """Slices in which all of the arrays are constant."""
+    """Returns the slices in which all of the arrays are constant."""
     stacked = np.stack(values)
     cuts = np.flatnonzero(np.any(stacked[:, 1:] != stacked[:, :-1], axis=0)) + 1
     edges = [0, *cuts.tolist(), stacked.shape[1]]
@@ -91,7 +89,7 @@ def _runs(*values: np.ndarray) -> list[slice]:
 
 
 def _strip(segments: np.ndarray) -> Html:
-    """The row as a bar, in which each example has its share."""
+    """Returns the row as a bar, in which each example has its share."""
     bars = []
     for run in _runs(segments):
         color = _color(int(segments[run.start]))
@@ -104,7 +102,7 @@ def _color(segment: int) -> str:
 
 
 def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, config: DataConfig) -> list[Html]:
-    """The text in spans of one example each, special tokens in spans of their own."""
+    """Returns the text in spans of one example each, special tokens in spans of their own."""
     tokenizer = config.tokenizer
     special = np.isin(tokens, list(tokenizer.named().values())) | tokenizer.special_tokens.is_sentinel(tokens)
     spans = []
@@ -119,11 +117,12 @@ def _spans(tokens: np.ndarray, segments: np.ndarray, silent: np.ndarray, config:
 
 
 def _masks(experiment: Experiment, preview: DataPreview, row: int) -> list[Html]:
-    """The attention masks of this row, by side and kind of layer."""
+    """Returns pictures of the attention masks of this row, by side and kind of layer."""
     model, batch = experiment.model, preview.first.batch
     decoder = _of_row(batch.decoder, row)
     stack = model.decoder_stack
     masked: list[tuple[str, Sequences, Sequences, Mask]] = []
+    # layers of one kind have one mask
     for kind in dict.fromkeys(stack.pattern):
         if isinstance(model, EncoderDecoderConfig) and batch.encoder is not None:
             encoder = _of_row(batch.encoder, row)
@@ -147,12 +146,13 @@ def _of_row(stream: Sequences, row: int) -> Sequences:
 
 
 def _picture(see_TS: np.ndarray, segments_T: np.ndarray) -> Html:
-    """A mask as an image: a visible pair has its example's colour, darkened."""
+    """Returns a mask as an image: a visible pair has its example's colour, darkened."""
     from PIL import Image
 
     palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLORS], np.uint8)
     colors_T3 = (palette[(np.maximum(segments_T, 1) - 1) % len(COLORS)] * 0.72).astype(np.uint8)
     pixels = np.where(see_TS[:, :, None], colors_T3[:, None, :], np.uint8(250)).astype(np.uint8)
+    # enlarged without interpolation, so that a pair stays a square of one colour
     scale = max(1, PIXELS // max(see_TS.shape))
     file = io.BytesIO()
     Image.fromarray(pixels).resize((pixels.shape[1] * scale, pixels.shape[0] * scale), Image.Resampling.NEAREST).save(

@@ -11,22 +11,23 @@ class Html(str):
 
 
 def tag(name: str, *children: str | None, **attributes: str) -> Html:
-    """An element; children that are not Html are escaped, None is left out. `kind` becomes the class.
+    """Returns an element; children that are not Html are escaped, None is left out. `kind` becomes the class.
 
     >>> tag("p", "a < b", tag("b", "!"), kind="quiet")
     '<p class="quiet">a &lt; b<b>!</b></p>'
     """
     inner = "".join(c if isinstance(c, Html) else html.escape(str(c)) for c in children if c is not None)
+    # class is a word of Python
     names = {"kind": "class"}
     written = "".join(f' {names.get(k, k)}="{html.escape(v)}"' for k, v in attributes.items())
     return Html(f"<{name}{written}>{inner}</{name}>")
 
 
 def document(title: str, body: Html, *, styles: tuple[str, ...] = ("page.css",)) -> str:
-    """A whole page that needs nothing else.
+    """Returns a whole page that loads no other file.
 
     Args:
-      styles: names of CSS files beside this one; their text is part of the page.
+      styles: names of CSS files beside this one, whose text is copied into the page.
     """
     css = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in styles)
     head = tag(
@@ -39,12 +40,12 @@ def document(title: str, body: Html, *, styles: tuple[str, ...] = ("page.css",))
 
 
 def html_table(text: TextTable, *, kind: str = "numbers") -> Html:
-    """A table; a wide one scrolls on its own."""
+    """Returns a table; a wide one scrolls on its own."""
     head = tag("tr", *(tag("th", column) for column in text.columns))
     rows = [tag("tr", *(tag("td", cell) for cell in row)) for row in text.rows]
     return tag("div", tag("table", tag("thead", head), tag("tbody", *rows), kind=kind), kind="wide")
 
 
 def figure(svg: str, caption: str) -> Html:
-    """A plot with its caption."""
+    """Returns a plot with its caption."""
     return tag("figure", Html(svg), tag("figcaption", caption))

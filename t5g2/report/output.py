@@ -25,6 +25,7 @@ def write(workdir: str | os.PathLike) -> Path:
     table = "\n\n".join("\n".join([*heading, *text.lines()]) for heading, text in _printed_tables(report))
     files.write_text(out / "index.html", page.render(report))
     files.write_text(out / "table.md", table + "\n")
+    # one line per value, because runs have different metrics
     with files.replacing(out / "metrics.csv") as part, open(part, "w", newline="") as file:
         csv.writer(file).writerows([("run", "step", "wall", "metric", "value"), *_points(report.runs)])
     print("\n".join(["", table, "", f"report: {out / 'index.html'}"]), flush=True)
@@ -32,14 +33,13 @@ def write(workdir: str | os.PathLike) -> Path:
 
 
 def _printed_tables(report: Report) -> list[tuple[list[str], TextTable]]:
-    """(heading, table): the runs alone, or the results over seeds before them."""
+    """Returns (heading, table) for each table: the runs, after the results over seeds if there are several."""
     results = comparison.results(report.comparisons, list(report.tasks(report.compared)))
     if results is None and not report.has_seeds:
         return [([], summary(report))]
-    about = f"Over seeds: {MEANS}"
     return [
         *([(["Results" + (f", {MEANS}" if report.has_seeds else ""), ""], results)] if results else []),
-        *([([about, ""], over_seeds(report))] if report.has_seeds else []),
+        *([([f"Over seeds: {MEANS}", ""], over_seeds(report))] if report.has_seeds else []),
         (["Runs", ""], summary(report)),
     ]
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: style and plots are inside, nothing is loaded."""
+"""The report as one HTML page: style and plots are inside, and no other file is loaded."""
 
 import json
 import re
@@ -18,7 +18,7 @@ NOTHING = "-"  # in provenance.json: the source of a leaf that is initialised, t
 
 
 def render(report: Report) -> str:
-    """The page."""
+    """Returns the page."""
     sections: Sequence[Callable[[Report], list[Html]]] = (
         header,
         held_out,
@@ -37,7 +37,7 @@ def render(report: Report) -> str:
 
 
 def header(report: Report) -> list[Html]:
-    """The title, the state of the runs, and the findings in words if runs are compared."""
+    """Returns the title, the state of the runs, and the findings in words if runs are compared."""
     kind = f"A sweep of {len(report.runs)} runs" if report.sweep else "A run"
     states = ", ".join(_states(group) for group in report.groups)
     sentences = comparison.findings(report.comparisons, list(report.tasks(report.compared)))
@@ -52,14 +52,14 @@ def _states(group: RunGroup) -> str:
     if not group.has_seeds:
         return f"{group.name} {state(group.runs[0])}"
     states = Counter(map(state, group.runs))
-    return f"{group.name} {' and '.join(f'{count} {what}' for what, count in states.items())}"
+    return f"{group.name} {' and '.join(f'{count} {name}' for name, count in states.items())}"
 
 
 def held_out(report: Report) -> list[Html]:
-    """The curves of held-out losses over all denoisers."""
+    """Returns the curves of held-out losses over all denoisers."""
     parts = []
     tasks = list(report.tasks(report.compared))
-    # a loss that was measured once is not a curve, and the table has it
+    # a loss that was measured once is no curve, and is in the table anyway
     curves = [t for t in tasks if any(len(run.series(f"eval/{t}/loss")[0]) > 1 for run in report.compared)]
     for task in curves or tasks:
         metric = f"eval/{task}/loss"
@@ -83,19 +83,19 @@ def held_out(report: Report) -> list[Html]:
 
 
 def results(report: Report) -> list[Html]:
-    """The results of the comparison, and beside them the numbers that a paper printed."""
+    """Returns the results of the comparison, beside the numbers printed in a paper."""
     parts, printed = [], report.sweep and report.sweep["paper"]
     table = comparison.results(report.comparisons, list(report.tasks(report.compared)))
     if table is not None:
-        about = [tag("p", f"Held-out loss in nats per token. {_means(report)}", kind="quiet")]
-        until = "Tokens are the trained ones of encoder and decoder; the loss between evaluations is a straight line."
-        parts.append(tag("div", tag("h2", "Results"), *about, html_table(table), tag("p", until, kind="quiet")))
+        unit = tag("p", f"Held-out loss in nats per token. {_means(report)}", kind="quiet")
+        tokens = "Tokens are the trained ones of encoder and decoder; the loss between evaluations is a straight line."
+        parts.append(tag("div", tag("h2", "Results"), unit, html_table(table), tag("p", tokens, kind="quiet")))
     if printed:
         rows = [[str(c) for c in row] for row in printed["rows"]]
         note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
         source = tag("p", printed["source"], kind="quiet")
         paper_table = html_table(TextTable(list(printed["columns"]), rows), kind="numbers printed")
-        parts.append(tag("div", tag("h2", "What the paper printed"), source, paper_table, note))
+        parts.append(tag("div", tag("h2", "Numbers printed in the paper"), source, paper_table, note))
     return [tag("div", *parts, kind="beside")] if parts else []
 
 
@@ -104,7 +104,7 @@ def _means(report: Report) -> str:
 
 
 def runs(report: Report) -> list[Html]:
-    """The table of runs, after the means over seeds if there are several."""
+    """Returns the table of runs, after the means over seeds if there are several."""
     means = []
     if report.has_seeds:
         means = [tag("h2", "Over seeds"), tag("p", _means(report), kind="quiet"), html_table(over_seeds(report))]
@@ -112,7 +112,7 @@ def runs(report: Report) -> list[Html]:
 
 
 def denoisers(report: Report) -> list[Html]:
-    """Held-out losses by denoiser, one small plot each."""
+    """Returns held-out losses by denoiser, one small plot each."""
     parts = []
     for task, names in report.tasks(report.compared).items():
         if len(names) > 1:
@@ -126,8 +126,9 @@ def denoisers(report: Report) -> list[Html]:
 
 
 def training(report: Report) -> list[Html]:
-    """Training losses: the compared groups together, each other group alone."""
+    """Returns training losses: the compared groups together, each other group alone."""
     sets = _groups_by_title(report, "compared")
+    # a run that no comparison has, such as the source of an adaptation, gets a plot of its own
     sets |= {group.name: [group] for group in report.groups if group not in report.compared}
     sets = {name: groups for name, groups in sets.items() if any(g.series("train/loss")[0] for g in groups)}
     if not sets:
@@ -137,7 +138,10 @@ def training(report: Report) -> list[Html]:
 
 
 def _groups_by_title(report: Report, title: str = "") -> dict[str, list[RunGroup]]:
-    """{title: groups} of the comparisons; `title` for the one that has none, if it has several groups."""
+    """Returns {title: groups} of the comparisons.
+
+    A comparison without a title gets `title`; if that is set and it has a single arm, the name of the arm.
+    """
     return {
         c.title or (title if len(c.arms) > 1 else next(iter(c.arms)) if title else ""): c.groups
         for c in report.comparisons
@@ -146,14 +150,15 @@ def _groups_by_title(report: Report, title: str = "") -> dict[str, list[RunGroup
 
 
 def _arms(report: Report, *, others: bool = False) -> dict[str, RunGroup]:
-    """{name: a group of that colour} of the arms of all comparisons, and of the other groups if wanted."""
+    """Returns {name: a group of that colour} for the arms of all comparisons and, with `others`, the other groups."""
+    # reversed, so that an arm of several comparisons is shown by its group in the first
     arms = {arm: group for c in reversed(report.comparisons) for arm, group in c.arms.items()}
     rest = [group for group in report.groups if others and group not in report.compared]
     return arms | {group.name: group for group in rest}
 
 
 def samples(report: Report) -> list[Html]:
-    """Outputs of the runs for the same prompts; of several seeds, the first."""
+    """Returns outputs of the runs for the same prompts; of several seeds, the first that has samples."""
     first = (next((run for run in group.runs if run.samples), None) for group in report.groups)
     runs = [run for run in first if run is not None]
     if not runs:
@@ -162,40 +167,42 @@ def samples(report: Report) -> list[Html]:
     for run in runs:
         for row in run.samples:
             prompts.setdefault((str(row.get("kind", "sample")), str(row.get("prompt", ""))), []).append((run, row))
-    parts, previous_kind = [tag("h2", "Samples"), tag("p", "From held-out text, as they came.", kind="quiet")], None
+    parts, previous_kind = [tag("h2", "Samples"), tag("p", "From held-out text, not selected.", kind="quiet")], None
     headings = {"completion": "Completions", "filling": "Span fillings"}
-    for (kind, prompt), answers in sorted(prompts.items(), key=lambda item: item[0][0]):
+    # sorted by kind alone: prompts stay in the order of the file
+    for (kind, prompt), outputs in sorted(prompts.items(), key=lambda item: item[0][0]):
         if kind != previous_kind:
             parts.append(tag("h3", headings.get(kind, kind)))
             previous_kind = kind
-        lines = [("prompt", prompt), *((run, row.get("output", "")) for run, row in answers)]
-        reference = next((row["reference"] for _, row in answers if row.get("reference")), None)
+        lines = [("prompt", prompt), *((run, row.get("output", "")) for run, row in outputs)]
+        reference = next((row["reference"] for _, row in outputs if row.get("reference")), None)
         if reference is not None:
-            lines.append(("the text itself", reference))
+            lines.append(("reference", reference))
         cells = [
-            (tag("div", who if isinstance(who, str) else run_label(who), kind="who"), sample_text(text))
-            for who, text in lines
+            (tag("div", label if isinstance(label, str) else run_label(label), kind="who"), sample_text(text))
+            for label, text in lines
         ]
         parts.append(tag("div", *chain.from_iterable(cells), kind="sample"))
     return parts
 
 
 def provenance(report: Report) -> list[Html]:
-    """The origin of every weight of the adapted runs; of several seeds, the first."""
-    parts = [tag("h2", "Where the weights come from")]
+    """Returns the origin of every weight of the adapted runs; of several seeds, the first that has one."""
+    parts = [tag("h2", "Origin of the weights")]
     for run in (next((run for run in group.runs if run.provenance is not None), None) for group in report.groups):
         if run is None:
             continue
-        account = run.provenance
-        if not isinstance(account, dict) or "leaves" not in account:
-            parts += [tag("h3", run_label(run)), tag("pre", json.dumps(account, indent=2))]
+        record = run.provenance
+        # other commands, such as import and average, write a provenance without leaves
+        if not isinstance(record, dict) or "leaves" not in record:
+            parts += [tag("h3", run_label(run)), tag("pre", json.dumps(record, indent=2))]
             continue
-        counts = Counter(leaf["how"] for leaf in account["leaves"])
+        counts = Counter(leaf["how"] for leaf in record["leaves"])
         tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in counts.items()]
-        about = f"Recipe {account['recipe']}, from {account['source']}; target leaves by what became of them:"
-        changed = [tag("p", f"Changed: {line}", kind="quiet") for line in account["settings"]]
+        about = f"Recipe {record['recipe']}, from {record['source']}; leaves by operation:"
+        changed = [tag("p", f"Changed: {line}", kind="quiet") for line in record["settings"]]
         parts += [tag("h3", run_label(run)), tag("p", about, kind="quiet"), tag("div", *tiles, kind="tiles"), *changed]
-        parts.append(html_table(weights(account["leaves"]), kind="words"))
+        parts.append(html_table(weights(record["leaves"]), kind="words"))
     return (
         parts
         if len(parts) > 1
@@ -204,11 +211,12 @@ def provenance(report: Report) -> list[Html]:
 
 
 def weights(leaves: Sequence[dict]) -> TextTable:
-    """The provenance of an adaptation, one line per source leaf; equal leaves of several layers are one line."""
+    """Returns the provenance of an adaptation, one line per source leaf; equal leaves of several layers share it."""
     by_source: dict[tuple[str, str], list[dict]] = {}
     for leaf in leaves:
         alone = leaf["target"] if leaf["source"] == NOTHING else ""  # every initialised leaf is a line of its own
         by_source.setdefault((leaf["source"], alone), []).append(leaf)
+    # a layer number is not part of a group's key, so that equal layers meet in one line
     grouped: dict[tuple, list[int]] = {}
     for (source, _), uses in by_source.items():
         path, layer = _layer(source if source != NOTHING else uses[0]["target"])
@@ -225,13 +233,13 @@ def weights(leaves: Sequence[dict]) -> TextTable:
 
 
 def _layer(name: str) -> tuple[str, int | None]:
-    """("layers.attention.q", 7) of "layers.attention.q.7"."""
+    """Returns (path, layer) of a leaf's name: ("layers.attention.q", 7) for "layers.attention.q.7"."""
     path, _, last = name.rpartition(".")
     return (path, int(last)) if last.isdigit() else (name, None)
 
 
 def throughput(report: Report) -> list[Html]:
-    """Tokens per second, MFU, padding and memory by step."""
+    """Returns plots of tokens per second, MFU, padding and memory by step."""
     metrics = {
         "tokens/s": "tokens_per_s",
         "MFU": "mfu",
@@ -255,11 +263,12 @@ def throughput(report: Report) -> list[Html]:
 
 
 def configuration(report: Report) -> list[Html]:
-    """The settings in which the runs differ, and every resolved config."""
+    """Returns the settings in which the runs differ, and every resolved config."""
     runs = [run for run in report.runs if run.experiment is not None]
     if not runs:
         return [tag("h2", "Configuration"), note_missing("No experiment.json has been written yet.")]
     parts = [tag("h2", "Configuration")]
+    # one run per group: seeds differ in train.seed alone
     first = [members[0] for group in report.groups if (members := [run for run in group.runs if run in runs])]
     differing = different_settings(first) if len(first) > 1 else TextTable([], [])
     if differing.rows:
@@ -273,7 +282,7 @@ def configuration(report: Report) -> list[Html]:
 
 
 def commands(report: Report) -> list[Html]:
-    """The ordinary commands that a sweep ran."""
+    """Returns the `t5g2` commands of a sweep."""
     if report.sweep is None:
         return []
     lines = "\n".join(part["command"] for part in report.sweep["parts"])
@@ -285,30 +294,30 @@ def commands(report: Report) -> list[Html]:
 
 
 def legend(groups: Mapping[str, RunGroup]) -> Html:
-    """The colours of groups."""
+    """Returns the colours of groups."""
     return tag("div", *(tag("span", _dot(group.color), name) for name, group in groups.items()), kind="key")
 
 
 def run_label(run: RunRecord) -> Html:
-    """The run's name with its colour."""
+    """Returns the run's name with its colour."""
     return tag("span", _dot(run.color), run.name)
 
 
 def sample_text(text: str) -> Html:
-    """Text of a model's input or output, sentinels marked."""
+    """Returns the text of a model's input or output, sentinels marked."""
     parts = re.split(r"(<sentinel_\d+>)", str(text))
     marked = [tag("mark", part) if re.fullmatch(r"<sentinel_\d+>", part) else part for part in parts]
     return tag("div", *marked, kind="text")
 
 
 def note_missing(text: str) -> Html:
-    """A note on what is missing."""
+    """Returns a note on missing data."""
     return tag("p", text, kind="quiet")
 
 
-def _heading(task: str, what: str) -> str:
-    """A heading that names the task, unless it is the usual one, heldout."""
-    return what if task == "heldout" else f"{what} ({task})"
+def _heading(task: str, title: str) -> str:
+    """Returns a heading that names the task, unless it is the usual one, heldout."""
+    return title if task == "heldout" else f"{title} ({task})"
 
 
 def _dot(color: str) -> Html:

@@ -1,6 +1,6 @@
 """The report's plots, as inline SVG that takes its text colour and font from the page.
 
-A group is the runs of one variant: their mean is a strong curve and, if there are several, each of them a thin one.
+A group is the runs of one variant: their mean is a strong curve, and each of several runs a thin one.
 """
 
 import io
@@ -46,7 +46,7 @@ STYLE = {
 
 
 def compare(sets: Mapping[str, Sequence[RunGroup]], metric: str, unit: str) -> str:
-    """SVG: a plot for each {title: groups}, with one curve per group and its last value at the end."""
+    """Returns SVG with a plot for each {title: groups}: one curve per group, and its last value at the end."""
     with _style() as (plt, ticker):
         figure, grid = _grid(plt, len(sets), columns=min(len(sets), 2), height=4.0 if len(sets) == 1 else 3.4)
         for axes, (title, groups) in zip(grid, sets.items(), strict=True):
@@ -56,6 +56,7 @@ def compare(sets: Mapping[str, Sequence[RunGroup]], metric: str, unit: str) -> s
                 steps, values = group.series(metric)
                 if steps:
                     ends.append((steps[-1], values[-1], group.color))
+            # labels of curves that end close together would cover each other
             low, high = axes.get_ylim()
             for (x, y, ink), at in zip(ends, _apart([y for _, y, _ in ends], 0.055 * (high - low)), strict=True):
                 near = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
@@ -66,7 +67,13 @@ def compare(sets: Mapping[str, Sequence[RunGroup]], metric: str, unit: str) -> s
 
 
 def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero: bool = False) -> str:
-    """SVG: a small plot for each {title: metric}, three in a row; `from_zero` = the values are amounts or shares."""
+    """Returns SVG with a small plot for each {title: metric}, three in a row.
+
+    Args:
+      groups: the curves of each plot.
+      metrics: metrics by title.
+      from_zero: the axis starts at 0, for amounts and shares.
+    """
     with _style() as (plt, ticker):
         figure, grid = _grid(plt, len(metrics))
         for axes, (title, metric) in zip(grid, metrics.items(), strict=True):
@@ -75,6 +82,7 @@ def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero:
                 _curve(axes, group, metric, linewidth=1.5, **few)
             axes.set_title(title)
             _finish(axes, ticker)
+            # a curve of zeros has no height, and an axis from 0 to 0 cannot be drawn
             if from_zero:
                 axes.set_ylim(0, 1.15 * axes.dataLim.y1 or 1)
             if metric.startswith(("padding/", "mfu")):
@@ -83,9 +91,9 @@ def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero:
 
 
 def training(sets: Mapping[str, Sequence[RunGroup]]) -> str:
-    """SVG: a plot for each {title: groups}, with every logged training loss, its running median, and held-out losses.
+    """Returns SVG with a plot for each {title: groups}: logged training losses, running median, held-out losses.
 
-    Of several seeds, the mean is what the running median is taken of.
+    With several seeds, the running median is that of their mean.
     """
     with _style() as (plt, ticker):
         figure, grid = _grid(plt, len(sets), columns=min(len(sets), 3), height=3.0)
@@ -104,7 +112,7 @@ def training(sets: Mapping[str, Sequence[RunGroup]]) -> str:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The running median over about a twentieth of the curve to either side: it follows drops and ignores spikes.
+    """Returns the running median over about a twentieth of the curve to either side; it follows drops, not spikes.
 
     >>> smooth([9, 1, 8, 1, 7])
     [5.0, 8, 1, 7, 4.0]
@@ -114,7 +122,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def _curve(axes: Any, group: RunGroup, metric: str, **style: Any) -> None:
-    """The mean of a group and, thin, what it is the mean of."""
+    """Draws the mean of a group and, if there are several runs, each of them as a thin curve."""
     if len(group.runs) > 1:
         for run in group.runs:
             axes.plot(*run.series(metric), color=group.color, linewidth=0.8, alpha=0.55)
@@ -126,12 +134,13 @@ def _overall(group: RunGroup) -> list[str]:
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:
-    """Values moved so that neighbours are at least `gap` apart, for labels.
+    """Returns the values, moved so that neighbours are at least `gap` apart, for labels.
 
     [1, 1.02, 5] with gap 0.5 become [0.76, 1.26, 5].
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
     moved = list(values)
+    # moving one pair apart can push another together, so the pass is repeated
     for _ in range(50):
         for a, b in pairwise(order):
             overlap = gap - (moved[b] - moved[a])
@@ -142,7 +151,7 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def _grid(plt: Any, count: int, *, columns: int = 3, height: float = 2.3) -> tuple[Any, list[Any]]:
-    """A figure of the page's width with `count` axes, and they."""
+    """Returns (a figure of the page's width, its `count` axes)."""
     lines = math.ceil(count / columns)
     figure, grid = plt.subplots(lines, columns, figsize=(9.6, height * lines), layout="constrained", squeeze=False)
     axes = list(grid.flat)
@@ -161,7 +170,8 @@ def _finish(axes: Any, ticker: Any, *, ylabel: str | None = None) -> None:
 
 @contextmanager
 def _style() -> Iterator[tuple[Any, Any]]:
-    """(pyplot, ticker) of a matplotlib that needs no display, in our style for as long as the block lasts."""
+    """Yields (pyplot, ticker) of a matplotlib that needs no display, in the report's style inside the block."""
+    # imported here, because matplotlib takes a second to load
     import matplotlib
 
     matplotlib.use("Agg")
@@ -173,11 +183,11 @@ def _style() -> Iterator[tuple[Any, Any]]:
 
 
 def _svg(figure: Any, plt: Any) -> str:
-    """The figure as an <svg> element, without the file's preamble."""
+    """Returns the figure as an <svg> element, without the file's preamble."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    # ids that are the same in every figure, and nobody refers to
+    # ids that repeat in every figure of the page and are never referenced
     return re.sub(r' id="(figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick)_\d+"', "", text)

@@ -1,4 +1,4 @@
-"""Runs as the report reads them from workdirs: one run, and the runs of one variant under several seeds."""
+"""Runs as the report reads them: one run, and the runs of one variant under several seeds."""
 
 import json
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ class RunRecord:
     """The files of one run's workdir; None or empty = the file does not exist (yet).
 
     Attributes:
-      name: in tables and plots.
-      color: of its curves, everywhere.
-      rows: of metrics.jsonl.
-      experiment: of experiment.json.
-      provenance: of provenance.json.
-      samples: of the newest file under samples/.
+      name: name in tables and plots.
+      color: colour of the curves, in every plot.
+      rows: lines of metrics.jsonl.
+      experiment: content of experiment.json.
+      provenance: content of provenance.json.
+      samples: lines of the newest file under samples/.
       done: True if the trainer has finished.
-      seed: of one of several runs under different seeds.
+      seed: seed of the run, if there are several under different seeds.
     """
 
     name: str
@@ -41,30 +41,31 @@ class RunRecord:
     seed: int | None = None
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
-        """(steps, values) of a metric, in the order of the steps; the last row of a step counts, null is left out."""
+        """Returns (steps, values) of a metric in the order of steps; a step's last row counts, null is left out."""
         points = self.points(metric)
         return list(points), list(points.values())
 
     def points(self, metric: str) -> dict[int, float]:
-        """{step: value} of a metric."""
+        """Returns {step: value} of a metric."""
+        # of several rows of a step, the last that has the metric counts
         points = {row["step"]: row[metric] for row in self.rows if row.get(metric) is not None}
         return {step: points[step] for step in sorted(points)}
 
     def at_start(self, metric: str) -> float | None:
-        """The value at step 0, before the first update; None = it was not measured then."""
+        """Returns the value at step 0, before the first update; None = it was not measured then."""
         return self.points(metric).get(0)
 
     def last(self, metric: str) -> float | None:
-        """The value at the last step that has one."""
+        """Returns the value at the last step that has one."""
         return next(reversed(self.series(metric)[1]), None)
 
     def median(self, metric: str) -> float | None:
-        """The median over the steps, which is not moved by the compilation at the first one."""
+        """Returns the median over the steps, on which the compilation at the first step has no influence."""
         values = self.series(metric)[1]
         return median_of(values) if values else None
 
     def tokens(self, steps: Iterable[int]) -> list[float] | None:
-        """Trained tokens, encoder and decoder together, after each of these steps; None = none were logged."""
+        """Returns trained tokens, encoder and decoder together, after each of these steps; None = none were logged."""
         return statistics.tokens_at(list(steps), self.points("train/tokens"))
 
     @property
@@ -79,7 +80,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Time from the first row to the last, without gaps of over ten minutes, in which the run was stopped."""
+        """Time from the first row to the last, without gaps of over ten minutes, in which the run was not running."""
         walls = [row["wall"] for row in self.rows if "wall" in row]
         gaps = [b - a for a, b in pairwise(walls)]
         return sum(gap for gap in gaps if 0 <= gap < 600) if gaps else None
@@ -90,8 +91,8 @@ class RunGroup:
     """The runs of one variant, under several seeds or a single one.
 
     Attributes:
-      name: of the variant.
-      color: of its runs.
+      name: name of the variant.
+      color: colour of the runs.
       runs: one per seed, complete or not.
     """
 
@@ -115,32 +116,33 @@ class RunGroup:
         return list(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
     def by_seed(self, metric: str, step: int) -> dict[int | None, float]:
-        """{seed: value at a step} of the counted runs."""
+        """Returns {seed: value at a step} of the counted runs."""
         values = {run.seed: run.points(metric).get(step) for run in self.counted}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def steps(self, metric: str) -> list[int]:
-        """The steps at which every counted run has the metric."""
+        """Returns the steps at which every counted run has the metric."""
+        # a mean over fewer runs would jump where a run starts or ends
         every = [set(run.points(metric)) for run in self.counted]
         return sorted(set.intersection(*every)) if every else []
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
-        """(steps, means) of a metric at those steps."""
+        """Returns (steps, means) of a metric, at the steps at which every counted run has it."""
         steps = self.steps(metric)
         points = [run.points(metric) for run in self.counted]
         return steps, [fmean(values[step] for values in points) for step in steps]
 
     def at(self, metric: str, step: int | None) -> Estimate | None:
-        """Mean and interval at a step; None = no counted run has it there."""
+        """Returns mean and interval at a step; None = no counted run has it there."""
         return None if step is None else estimate(list(self.by_seed(metric, step).values()))
 
     def last_step(self, metric: str) -> int | None:
-        """The last step at which every counted run has the metric."""
+        """Returns the last step at which every counted run has the metric."""
         return next(reversed(self.steps(metric)), None)
 
 
 def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | None = None) -> RunRecord:
-    """The run in a folder, which may lack any of its files or not exist."""
+    """Returns the run in a folder, which may lack any of its files or not exist."""
     metrics, provenance = folder / "metrics.jsonl", read_if_there(folder / "provenance.json")
     samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
     return RunRecord(
@@ -156,8 +158,12 @@ def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | Non
 
 
 def read_if_there(path: Path) -> Any:
-    """The value in a JSON file, None if the file does not exist. Raises UserError if it is damaged."""
-    return files.read_json(path, fix="remove it and run the command that made it") if path.exists() else None
+    """Returns the value in a JSON file, None if the file does not exist.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    return files.read_json(path, fix="remove it and run the command that writes it") if path.exists() else None
 
 
 def _read_lines(path: Path) -> list[dict]:
@@ -165,6 +171,6 @@ def _read_lines(path: Path) -> list[dict]:
     for line in path.read_text().splitlines():
         try:
             lines.append(json.loads(line))
-        except ValueError:  # being written, or cut off
+        except ValueError:  # the line is being written, or was cut off
             continue
     return [line for line in lines if isinstance(line, dict)]

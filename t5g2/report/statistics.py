@@ -21,13 +21,13 @@ class Estimate(NamedTuple):
     half: float | None
     n: int
 
-    def text(self, spell: Callable[[float], str]) -> str:
-        """ "2.224 ± 0.012", each number spelled by `spell`."""
-        return spell(self.mean) + ("" if self.half is None else f" ± {spell(self.half)}")
+    def text(self, format_number: Callable[[float], str]) -> str:
+        """Returns text, such as "2.224 ± 0.012", with each number formatted by `format_number`."""
+        return format_number(self.mean) + ("" if self.half is None else f" ± {format_number(self.half)}")
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and interval of one value a seed; None of no values.
+    """Returns mean and interval of one value per seed; None if there are no values.
 
     >>> estimate([1.0, 2.0, 3.0])
     Estimate(mean=2.0, half=2.484165..., n=3)
@@ -39,23 +39,23 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def paired(values: Mapping[int | None, float], others: Mapping[int | None, float]) -> Estimate | None:
-    """Mean and interval of `values` - `others` over the seeds that both have; None if they share none.
+    """Returns mean and interval of `values` - `others` over the seeds that both have; None if they share none.
 
-    Two runs of one seed have read the same batches and the same held-out chunks, so what those change in both alike is
-    not in the interval.
+    Two runs of one seed have read the same batches and the same held-out chunks, so an effect that these have on both
+    alike is not in the interval.
     """
     return estimate([values[seed] - others[seed] for seed in values if seed in others])
 
 
 def t_point(degrees_of_freedom: int) -> float:
-    """The 97.5 % point of Student's t."""
+    """Returns the 97.5 % point of Student's t."""
     from scipy.special import stdtrit  # scipy comes with jax; imported here because it is slow to import
 
     return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def reached(xs: Sequence[float], values: Sequence[float], target: float) -> float | None:
-    """The x at which a curve is first at or below `target`, linear between its points; None = nowhere.
+    """Returns the x at which a curve is first at or below `target`, linear between its points; None = nowhere.
 
     >>> reached([0, 100, 200], [5.0, 3.0, 2.0], 2.5)
     150.0
@@ -70,11 +70,11 @@ def reached(xs: Sequence[float], values: Sequence[float], target: float) -> floa
 
 
 def tokens_at(steps: Sequence[int], logged: Mapping[int, float]) -> list[float] | None:
-    """Tokens trained on after each of `steps` updates; None where none were logged.
+    """Returns the tokens trained on after each of `steps` updates; None where none were logged.
 
     Args:
-      logged: {step: tokens of that step's batch}, of the steps that were logged. Each stands for the steps since the
-        one before, so that the sum is exact if every step is logged, and else as good as the batches are alike.
+      logged: {step: tokens of that step's batch}, for the steps that were logged. Each stands for all steps since the
+        one before, so the sum is exact if every step is logged, and otherwise as good as the batches are alike.
 
     >>> tokens_at([0, 4, 5, 6], {2: 10, 5: 40})
     [0, 100.0, 140.0, 180.0]
@@ -88,5 +88,6 @@ def tokens_at(steps: Sequence[int], logged: Mapping[int, float]) -> list[float] 
         for mark in marks:
             total += logged[mark] * max(min(step, mark) - before, 0)
             before = mark
+        # steps after the last mark have as many tokens as it
         totals.append(total + logged[marks[-1]] * max(step - before, 0))
     return totals

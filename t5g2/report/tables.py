@@ -19,10 +19,10 @@ class TableRow:
     """One row of the tables of runs and of groups.
 
     Attributes:
-      title: of the row.
-      read: the value of a run.
-      format: turns the value into text.
-      interval: True for results, which are shown with their interval over seeds.
+      title: title of the row.
+      read: run -> value; None = not recorded.
+      format: value -> text.
+      interval: True for results, which have an interval over seeds.
     """
 
     title: str
@@ -31,7 +31,7 @@ class TableRow:
     interval: bool = False
 
     def group_text(self, group: RunGroup) -> str:
-        """The mean over a group's seeds as text."""
+        """Returns the mean over a group's seeds as text."""
         mean = estimate([value for run in group.counted if (value := self.read(run)) is not None])
         if mean is None:
             return NONE
@@ -39,7 +39,7 @@ class TableRow:
 
 
 def summary(report: Report) -> TextTable:
-    """Held-out losses at start and end, over all and per denoiser, speed and memory of every run.
+    """Returns held-out losses at start and end, over all and per denoiser, speed and memory of every run.
 
     One column per run while they fit a terminal, otherwise one row per run.
     """
@@ -52,7 +52,7 @@ def summary(report: Report) -> TextTable:
 
 
 def over_seeds(report: Report) -> TextTable:
-    """The rows of `summary` for each variant: means over its seeds, results with 95 % intervals."""
+    """Returns the rows of `summary` for each variant: means over its seeds, results with 95 % intervals."""
     groups = report.groups
     cells = [
         ["seeds", *(f"{len(group.counted)} of {len(group.runs)}" for group in groups)],
@@ -62,7 +62,7 @@ def over_seeds(report: Report) -> TextTable:
 
 
 def table_rows(report: Report) -> list[TableRow]:
-    """The rows of the tables, as far as the runs recorded them."""
+    """Returns the rows of the tables; those without a value in any run are removed by the layout."""
     rows = []
     for task, denoisers in report.tasks().items():
         label = "held-out loss" if task == "heldout" else f"{task} loss"
@@ -72,6 +72,7 @@ def table_rows(report: Report) -> list[TableRow]:
         single = all(len(names) < 2 for group in report.groups for names in report.tasks([group]).values())
         for name in () if single else denoisers:  # a single denoiser is the mean itself
             rows.append(TableRow(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
+    # medians for speed, because compiling and evaluating slow single steps; last values for memory, a peak
     return [
         *rows,
         TableRow("train loss at end", lambda run: run.last("train/loss"), number, interval=True),
@@ -86,8 +87,12 @@ def table_rows(report: Report) -> list[TableRow]:
 
 
 def _layout(corner: str, names: list[str], cells: list[list[str]]) -> TextTable:
-    """One column per name, or one row if there are many; rows without a value are left out, except final losses."""
+    """Returns a table with one column per name, or one row if there are many.
+
+    Rows without a value are left out, except final losses.
+    """
     cells = [row for row in cells if set(row[1:]) != {NONE} or row[0].endswith("end")]
+    # more columns would not fit a terminal
     if len(names) > 5:
         first, *rest = zip([corner, *names], *cells, strict=True)
         return TextTable(list(first), [list(row) for row in rest])
@@ -95,29 +100,30 @@ def _layout(corner: str, names: list[str], cells: list[list[str]]) -> TextTable:
 
 
 def state(run: RunRecord) -> str:
-    """The state of a run: done, unfinished (stopped or running: the files do not tell), or not started."""
+    """Returns the state of a run: done, unfinished (stopped or running: the files do not tell), or not started."""
     return "done" if run.done else "not started" if run.step is None else "unfinished"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with that many digits after the point."""
+    """Formats a number with that many digits after the point."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
 def large(value: float | None) -> str:
-    """A large number to three digits: 12.3k."""
+    """Formats a large number to three digits: 12.3k."""
     return NONE if value is None else amount(value)
 
 
 def percent(share: float | None) -> str:
-    """A share (1 = all) in percent."""
+    """Formats a share (1 = all) in percent."""
     return NONE if share is None else f"{100 * share:.1f} %"
 
 
 def different_settings(runs: Sequence[RunRecord]) -> TextTable:
-    """The settings in which the runs differ, one column per run."""
+    """Returns the settings in which the runs differ, one column per run."""
     flat = [settings.flatten(run.experiment) if run.experiment else {} for run in runs]
     paths = sorted({path for node in flat for path in node})
+    # a setting that a run lacks counts as a value of its own
     differ = [path for path in paths if len({json.dumps(node.get(path, NONE)) for node in flat}) > 1]
     rows = [[path, *(_as_text(node[path]) if path in node else NONE for node in flat)] for path in differ]
     return TextTable(["setting", *(run.name for run in runs)], rows)

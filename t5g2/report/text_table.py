@@ -14,9 +14,10 @@ class TextTable(NamedTuple):
     rows: list[list[str]]
 
     def lines(self) -> list[str]:
-        """The table as Markdown that is also aligned for a terminal."""
+        """Returns the table as Markdown that is also aligned for a terminal."""
         cells = [self.columns, *self.rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        # Markdown aligns a column to the right by a colon
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         return [
             "| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |"
@@ -25,5 +26,5 @@ class TextTable(NamedTuple):
 
 
 def amount(value: float) -> str:
-    """A large number to three digits: 12.3k."""
+    """Formats a large number to three digits: 12.3k."""
     return logs.short(value)

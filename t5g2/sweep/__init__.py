@@ -1,4 +1,4 @@
-"""A sweep: several runs and the commands between them, and one report at the end. What a sweep file imports."""
+"""A sweep: several runs and the commands between them, with one report at the end; a sweep file imports from here."""
 
 from t5g2.sweep.parts import Paper, Step, Sweep, Variant
 

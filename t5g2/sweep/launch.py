@@ -17,9 +17,7 @@ from t5g2.sweep.parts import Sweep, command_line
 from t5g2.sweep.sweep_file import describe, load
 
 PROGRAM = (sys.executable, "-m", "t5g2")
-
-
-# Asks for SIGTERM when the parent dies (PR_SET_PDEATHSIG = 1, linux/prctl.h) and becomes the command.
+# A program that asks for SIGTERM at its parent's death (PR_SET_PDEATHSIG = 1, linux/prctl.h), then becomes the command.
 STOP_WITH_PARENT = f"""
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
@@ -31,8 +29,8 @@ def run_sweep(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: 
     """Runs a sweep file in a workdir and writes the report.
 
     Raises:
-      UserError: the sweep file or a variant's config is wrong, found before anything is started.
-      SystemExit: a part failed, with its exit status; or SIGTERM or SIGINT came and the part that ran has ended.
+      UserError: the sweep file or a variant's config is wrong; nothing has been started then.
+      SystemExit: a part failed, with its exit status; or after SIGTERM or SIGINT, when the running part has ended.
     """
     if launcher not in LAUNCHERS:
         raise unknown("launcher", launcher, LAUNCHERS)
@@ -42,49 +40,51 @@ def run_sweep(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: 
 def run_local(sweep: Sweep, folder: Path, *, program: Sequence[str] = PROGRAM) -> None:
     """Runs the parts here, one after the other; `program` is the command for `t5g2`."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--workdir={folder} is a file; give a folder, which is made if it is missing")
+        raise UserError(f"--workdir={folder} is a file; give a folder, which is created if it is missing")
     if (folder / "experiment.json").exists():
         raise UserError(f"{folder} is the workdir of a single run; give the sweep a folder of its own")
+    # every config is loaded here, so that a mistake in the last variant is an error before the first runs
     identities = _part_hashes(sweep, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--workdir={folder} cannot be made ({error}); give another folder") from None
+        raise UserError(f"--workdir={folder} cannot be created ({error}); give another folder") from None
     busy = f"another sweep still works in {folder}; this one goes on when it has ended"
-    with files.locked(folder / ".lock", on_wait=lambda: _say(busy)) as lock, _ForwardedSignals() as signals:
+    with files.locked(folder / ".lock", on_wait=lambda: _print(busy)) as lock, _ForwardedSignals() as signals:
         files.write_json(folder / "sweep.json", describe(sweep, folder))
         parts = sweep.ordered()
         width = max((len(part.name) for part in parts), default=0)
         for number, part in enumerate(parts, 1):
             label, mark = f"[{number}/{len(parts)}] {part.name:{width}}", folder / ".sweep" / f"{part.name}.json"
-            # a part that was done with other settings runs again: the command itself knows what may differ
+            # a part that was done with other settings runs again: the command itself checks which settings may differ
             if part.result(folder).exists() and _read_mark(mark) in (None, identities[part.name]):
+                # a part that was done by hand has a result and no mark; from now on it has one
                 files.write_json(mark, identities[part.name])
-                _say(f"{label} already done")
+                _print(f"{label} already done")
                 continue
             arguments = part.arguments(folder)
-            _say(f"{label} {'resumes' if (folder / part.name).exists() else 'starts'}: {command_line(arguments)}")
+            _print(f"{label} {'resumes' if (folder / part.name).exists() else 'starts'}: {command_line(arguments)}")
             start = time.perf_counter()
             status = _run_command([*program, *arguments], signals, lock)
             duration = logs.duration(time.perf_counter() - start)
             if signals.received:
-                _say(f"{label} stopped by a signal after {duration}; run the same command again to go on")
+                _print(f"{label} stopped by a signal after {duration}; run the same command again to go on")
                 sys.exit(128 + signals.received)
             if status:
-                _say(f"{label} failed after {duration} with exit status {status}; its last lines are above")
+                _print(f"{label} failed after {duration} with exit status {status}; its last lines are above")
                 sys.exit(status)
             if not part.result(folder).exists():
                 raise UserError(
-                    f"{part.name} exited with status 0 but left no {part.result(folder)}; is the sweep's `out` right?"
+                    f"{part.name} exited with status 0 but left no {part.result(folder)}; correct the part's `out`"
                 )
             files.write_json(mark, identities[part.name])
-            _say(f"{label} done in {duration}")
+            _print(f"{label} done in {duration}")
 
     output.write(folder)
 
 
 def print_commands(sweep: Sweep, folder: Path) -> None:
-    """Prints the commands in an order that works, for a shell; starts and writes nothing."""
+    """Prints the commands for a shell, each after those that it needs; starts and writes nothing."""
     for part in sweep.ordered():
         print(f"# {part.name}" + (f", after {', '.join(part.after)}" if part.after else ""))
         print(command_line(part.arguments(folder)))
@@ -94,7 +94,7 @@ LAUNCHERS: dict[str, Callable[[Sweep, Path], None]] = {"local": run_local, "prin
 
 
 def _part_hashes(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """A hash for each part, which changes with its settings and with those of the parts before it."""
+    """Returns a hash for each part, which changes with its settings and with those of the parts before it."""
     identities = {}
     for part in sweep.ordered():
         text = part.identity(folder) + "".join(identities[name] for name in sorted(part.after))
@@ -103,7 +103,7 @@ def _part_hashes(sweep: Sweep, folder: Path) -> dict[str, str]:
 
 
 class _ForwardedSignals:
-    """Passes SIGTERM and SIGINT on to the part that runs; no part is started afterwards."""
+    """Forwards SIGTERM and SIGINT to the running part; no part is started afterwards."""
 
     def __init__(self):
         self.received, self._child = 0, None
@@ -123,7 +123,7 @@ class _ForwardedSignals:
 
     def wait(self, child: subprocess.Popen) -> int:
         self._child = child
-        if self.received:  # between the start of the child and this line
+        if self.received:  # the signal came between the start of the child and this line
             child.send_signal(self.received)
         try:
             return child.wait()
@@ -134,8 +134,9 @@ class _ForwardedSignals:
 def _run_command(command: Sequence[str], signals: _ForwardedSignals, lock: int) -> int:
     """Runs a command and returns its exit status, 128 + n if signal n ended it.
 
-    The command is a session of its own, so that Ctrl-C on the terminal reaches it once, through us, and not twice. It
-    inherits the lock: if we are killed, it gets SIGTERM (Linux), and the next sweep waits until it has ended.
+    The command is a session of its own, so that Ctrl-C on the terminal reaches it once, forwarded by the sweep, and
+    not twice. It inherits the lock: if the sweep is killed, the command gets SIGTERM (Linux), and the next sweep waits
+    until it has ended.
     """
     if signals.received:
         return 128 + signals.received
@@ -151,5 +152,5 @@ def _read_mark(path: Path) -> str | None:
     return files.read_json(path, fix="remove it, and run the sweep again") if path.exists() else None
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

@@ -16,9 +16,9 @@ A sweep file (experiments/*.py) defines get_sweep():
             compare=("adapted", "scratch"),
         )
 
-`{sweep}` stands for the sweep's workdir. Run again, the same command skips what is done and resumes what is not.
+`{sweep}` stands for the sweep's workdir. Run again, the same command skips finished parts and resumes the others.
 
-A part with seeds is a group of runs, one a seed, in folders of their own; `{seed}` stands for the seed:
+A part with seeds is a group of runs, one per seed, in folders of their own; `{seed}` stands for the seed:
 
     SEEDS = (0, 1, 2)
     Variant("source", config="configs/quickstart.py:source", seeds=SEEDS),      # source-s0, source-s1, source-s2
@@ -50,13 +50,13 @@ class Variant:
     """A training run, in the folder `name` of the sweep's workdir.
 
     Attributes:
-      name: of the run, its folder and its curve.
+      name: name of the run, its folder and its curve.
       config: "FILE[:ARG]", as for `t5g2 train`.
       overrides: {dotted path: value} of settings that differ from the config's.
-      after: names of parts that must be done before. Of a group, a run with the same seed waits for that seed's run,
-        any other for all of them.
+      after: names of parts that must be done before. If one is a group, a run waits for the group's run of its own
+        seed, or for all of them if there is none.
       seeds: one run for each, called NAME-sSEED, with train.seed = SEED; None = one run, with the config's seed.
-      seed: of one run of a group; a sweep sets it.
+      seed: seed of one run of a group; a sweep sets it.
     """
 
     name: str
@@ -67,21 +67,25 @@ class Variant:
     seed: int | None = None
 
     def changes(self, folder: Path) -> list[tuple[str, str]]:
-        """(dotted path, text) of each override, as `--config.PATH=TEXT` gives them."""
+        """Returns (dotted path, text) of each override, as in `--config.PATH=TEXT`."""
         seed = [] if self.seed is None else [("train.seed", str(self.seed))]
         return seed + [(path, fill(flag_text(value), folder, self.seed)) for path, value in self.overrides.items()]
 
     def arguments(self, folder: Path) -> list[str]:
-        """The words after `t5g2` on the command line."""
+        """Returns the words after `t5g2` on the command line."""
         changes = [f"--config.{path}={text}" for path, text in self.changes(folder)]
         return ["train", f"--config={self._config(folder)}", f"--workdir={folder / self.name}", *changes]
 
     def result(self, folder: Path) -> Path:
-        """The file that exists once the part is done: the trainer writes it at the end."""
+        """Returns the file that exists once the part is done: the trainer writes it at the end."""
         return folder / self.name / "done.json"
 
     def identity(self, folder: Path) -> str:
-        """A text that changes with every setting of the experiment. Raises UserError if the config is wrong."""
+        """Returns text that changes with every setting of the experiment.
+
+        Raises:
+          UserError: the config is wrong.
+        """
         return experiments.fingerprint(config_file.load(self._config(folder), self.changes(folder)))
 
     def _config(self, folder: Path) -> str:
@@ -93,10 +97,10 @@ class Step:
     """Any other command, such as adapt, average or evaluate.
 
     Attributes:
-      name: of the part.
-      command: what follows `t5g2` on the command line.
+      name: name of the part.
+      command: the words after `t5g2` on the command line.
       out: the file or folder that the command writes in one go, relative to the sweep's workdir; done = it exists.
-      after, seeds, seed: as of a Variant.
+      after, seeds, seed: as in Variant.
     """
 
     name: str
@@ -107,15 +111,15 @@ class Step:
     seed: int | None = None
 
     def arguments(self, folder: Path) -> list[str]:
-        """The words after `t5g2` on the command line."""
+        """Returns the words after `t5g2` on the command line."""
         return [fill(word, folder, self.seed) for word in self.command]
 
     def result(self, folder: Path) -> Path:
-        """The file or folder that exists once the part is done."""
+        """Returns the file or folder that exists once the part is done."""
         return folder / fill(self.out, folder, self.seed)
 
     def identity(self, folder: Path) -> str:
-        """A text that changes with the command."""
+        """Returns text that changes with the command."""
         return json.dumps(self.arguments(folder))
 
 
@@ -124,7 +128,7 @@ Part = Variant | Step
 
 @dataclass(frozen=True)
 class Paper:
-    """A table that a paper printed, shown beside our numbers, and its place ("arXiv 2512.14856v2, table 3")."""
+    """A table printed in a paper, shown beside our numbers; its `source` is such as "arXiv 2512.14856v2, table 3"."""
 
     source: str
     columns: tuple[str, ...]
@@ -139,14 +143,14 @@ class Paper:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Parts, run in an order in which each comes after what it needs, and otherwise as they are listed.
+    """Parts, which run in the listed order, except that each waits for the parts in its `after`.
 
     Attributes:
       title: heading of the report.
       parts: variants and steps.
-      compare: names of the variants whose curves are drawn together, the first being what the others are compared with;
-        or {title: {arm: variant}} of several such comparisons, each with the same arms. () = all variants.
-      paper: the paper's numbers, for the report.
+      compare: names of the variants whose curves share a plot, of which the others are compared with the first; or
+        {title: {arm: variant}} for several such comparisons, all with the same arms. () = all variants.
+      paper: the numbers of a paper, for the report.
     """
 
     title: str
@@ -157,6 +161,7 @@ class Sweep:
     def __post_init__(self):
         for part in self.parts:
             _check_seeds(part)
+        # a group is a name too: a part may come after all of its runs
         runs = [run.name for part in self.parts for run in expand(part)]
         groups = [part.name for part in self.parts if part.seeds is not None]
         for name in (taken := [*runs, *groups]):
@@ -170,11 +175,12 @@ class Sweep:
                     if name not in taken:
                         raise unknown(f"part that {run.name} comes after:", name, taken)
         self._check_compare([part.name for part in self.parts if isinstance(part, Variant)])
-        self.ordered()
+        self.ordered()  # raises if parts wait for each other
 
     def _check_compare(self, variants: list[str]) -> None:
-        of = self.compare
-        comparisons = list(of.values()) if isinstance(of, Mapping) else [{name: name for name in of}]
+        compare = self.compare
+        # names alone are one comparison, whose arms are called like their variants
+        comparisons = list(compare.values()) if isinstance(compare, Mapping) else [{name: name for name in compare}]
         for arms in comparisons:
             for name in arms.values():
                 if name not in variants:
@@ -186,14 +192,15 @@ class Sweep:
                 )
 
     def ordered(self) -> list[Part]:
-        """The runs and steps, one for each seed, in the order in which they run.
+        """Returns the runs and steps, one for each seed, in the order in which they run.
 
         Raises:
-          UserError: some wait for each other.
+          UserError: some parts wait for each other.
         """
         runs = {part.name: expand(part) for part in self.parts}
         waiting = [replace(run, after=_waits_for(run, runs)) for part in self.parts for run in runs[part.name]]
         order: list[Part] = []
+        # always the first part that can run, so that the order stays that of the file where nothing forbids it
         while waiting:
             done = {part.name for part in order}
             ready = next((part for part in waiting if done.issuperset(part.after)), None)
@@ -205,13 +212,14 @@ class Sweep:
 
 
 def expand(part: Part) -> list[Part]:
-    """A part for each of its seeds, or itself.
+    """Returns a part for each of its seeds, or the part itself.
 
     >>> [(run.name, run.after) for run in expand(Variant("a", config="c.py", after=("b-s{seed}",), seeds=(0, 7)))]
     [('a-s0', ('b-s0',)), ('a-s7', ('b-s7',))]
     """
     if part.seeds is None:
         return [part]
+    # {seed} in the command and the overrides is filled later, by `fill`; in `after` it is needed for the order
     return [
         replace(
             part,
@@ -225,17 +233,19 @@ def expand(part: Part) -> list[Part]:
 
 
 def _waits_for(run: Part, runs: Mapping[str, Sequence[Part]]) -> tuple[str, ...]:
-    """The names of the runs that `run` comes after: of a group, the one of its own seed, or all if there is none."""
+    """Returns the names of the runs before `run`: of a group, the run of its own seed, or all if there is none."""
     names: list[str] = []
     for name in run.after:
         group = runs.get(name, ())
         same = [other.name for other in group if run.seed is not None and other.seed == run.seed]
+        # the last case is a run of a group that is named by itself, such as source-s0
         names += same or [other.name for other in group] or [name]
     return tuple(names)
 
 
 def _check_seeds(part: Part) -> None:
     if part.seeds is None:
+        # a {seed} that is never filled would be part of a path
         texts = (*part.after, *part.command, part.out) if isinstance(part, Step) else (*part.after, part.config)
         texts += tuple(map(flag_text, part.overrides.values())) if isinstance(part, Variant) else ()
         if part.seed is None and any("{seed}" in text for text in texts):
@@ -260,7 +270,8 @@ def _check_seeds(part: Part) -> None:
 
 
 def flag_text(value: Any) -> str:
-    """The text of a flag that is read as `value` again."""
+    """Returns the text of a flag that is parsed to `value` again."""
+    # a text such as "1" would be parsed to a number, so it is quoted
     return value if isinstance(value, str) and settings.parse(value) == value else repr(value)
 
 
@@ -271,5 +282,5 @@ def fill(text: str, folder: Path, seed: int | None) -> str:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The `t5g2` command as a shell takes it."""
+    """Returns the `t5g2` command, quoted for a shell."""
     return shlex.join(["t5g2", *arguments])

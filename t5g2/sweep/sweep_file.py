@@ -1,4 +1,4 @@
-""""""
+"""Sweep files: Python files whose get_sweep() returns a Sweep; and sweep.json, its description for the report."""
 
 import os
 from collections.abc import Mapping
@@ -12,18 +12,23 @@ from t5g2.train import config_file
 
 
 def load(path: str | os.PathLike) -> Sweep:
-    """The sweep of a file. Raises UserError: no such file, no get_sweep(), or it returns something else."""
+    """Returns the sweep of a file.
+
+    Raises:
+      UserError: the file does not exist, has no get_sweep(), or that returns something else.
+    """
     if not Path(path).is_file():
         raise UserError(f"no sweep file {path}; give the path of a Python file that defines get_sweep()")
-
-    made = config_file.call(Path(path), "get_sweep", returns="a t5g2.sweep.parts.Sweep")
-    if not isinstance(made, Sweep):
-        raise UserError(f"get_sweep() of {path} returns {type(made).__name__}; it must return a t5g2.sweep.parts.Sweep")
-    return made
+    sweep = config_file.call(Path(path), "get_sweep", returns="a t5g2.sweep.parts.Sweep")
+    if not isinstance(sweep, Sweep):
+        raise UserError(
+            f"get_sweep() of {path} returns {type(sweep).__name__}; it must return a t5g2.sweep.parts.Sweep"
+        )
+    return sweep
 
 
 def describe(sweep: Sweep, folder: Path) -> dict[str, Any]:
-    """sweep.json, which the report reads."""
+    """Returns the content of sweep.json, from which the report knows groups, seeds and comparisons."""
     groups = {run.name: part.name for part in sweep.parts if part.seeds is not None for run in expand(part)}
     parts = [
         {
@@ -36,7 +41,8 @@ def describe(sweep: Sweep, folder: Path) -> dict[str, Any]:
         | ({"group": groups[part.name], "seed": part.seed} if part.name in groups else {})
         for part in sweep.ordered()
     ]
-    of = sweep.compare
-    compare = {title: dict(arms) for title, arms in of.items()} if isinstance(of, Mapping) else list(of)
+    # plain dicts and lists, which JSON can hold
+    arms = sweep.compare
+    compare = {title: dict(row) for title, row in arms.items()} if isinstance(arms, Mapping) else list(arms)
     paper = asdict(sweep.paper) if sweep.paper else None
     return {"title": sweep.title, "parts": parts, "compare": compare, "paper": paper}

@@ -1,5 +1,5 @@
-"""Training: what a run is made of, and the loop that puts it together.
+"""Training: the parts of a run, and the loop that joins them.
 
-Read in this order: experiment (the settings, checked), optim (schedules, optimizers, what is decayed or frozen), state
-and step (the pure update), then loop, which is the page that a run follows.
+Read in this order: experiment (the settings, checked), optim (schedules, optimizers, weight decay, freezing), state
+and step (the pure update), then loop, which runs all of it in order.
 """

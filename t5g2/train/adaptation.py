@@ -1,4 +1,4 @@
-"""Weights from one model folder to another, and from the checkpoints of a run to one: adapt, average."""
+"""Adaptation of folders: decoder-only models become an encoder-decoder model folder, or the first weights of a run."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -31,7 +31,11 @@ CHOICES = tuple(entry.name for entry in fields(AdaptOptions))
 
 
 def from_flags(source: str, vision: str | None, options: Mapping[str, Any]) -> Adapt:
-    """The adaptation that command-line flags describe; `options` by the names of AdaptOptions' fields.
+    """Returns the adaptation that command-line flags describe.
+
+    Args:
+      source, vision: as in Adapt.
+      options: values by the names of AdaptOptions' fields.
 
     Raises:
       UserError: an option has a value that is not allowed.
@@ -51,18 +55,19 @@ def adapt_folder(
     """Writes the adapted model as a model folder, leaf by leaf, and prints the provenance of every weight.
 
     Args:
-      init: the source or sources, and the options; the tokenizer goes along.
+      init: the source or sources, and the options; the tokenizer is copied.
       target: "t5gemma" or "t5gemma2" (with the source's blocks), the name of a size, or a file like model.json. A size
         comes without its image tower if no source has one.
       out: folder to write; it must not exist.
       changes: (dotted path, text) overrides of the target's architecture.
-      dtype: of the weights; None = that of the sources.
-      seed: of weights that no source has.
+      dtype: dtype of the weights; None = that of the sources.
+      seed: seed of the weights that no source has.
 
     Raises:
       UserError: a folder is missing or damaged, `out` exists, the target is unknown or its weights do not fit.
     """
     files.refuse_existing(out)
+    # the folders and the architectures are checked before any weight is read, because reading takes minutes
     opened = _open(init)
     pairing = pairings.pair(opened.sources, _target(target, opened, init, changes), init.choices)
     adapted = _adapt(opened, pairing, dtype=folders.weight_dtype(dtype), seed=seed)
@@ -87,14 +92,14 @@ def adapt_into(
     param_dtype: Any = None,
     seed: int = 0,
 ) -> tuple[Any, Provenance]:
-    """The model of an architecture with the weights of a decoder-only one, and the provenance of every weight.
+    """Returns the model of an architecture with the weights of a decoder-only one, and the provenance of every weight.
 
     Args:
       init: the source or sources, and the options.
       target: an encoder-decoder architecture.
       mesh: devices of the weights; None = the default device.
       param_dtype: dtype that weights are cast to; None = as they are stored.
-      seed: of weights that no source has.
+      seed: seed of the weights that no source has.
 
     Raises:
       UserError: a folder is missing or damaged, or its weights do not fit.
@@ -102,6 +107,7 @@ def adapt_into(
     opened = _open(init)
     pairing = pairings.pair(opened.sources, target, init.choices)
     adapted = _adapt(opened, pairing, dtype=param_dtype, seed=seed)
+    # the model is built leaf by leaf on its devices: the host never holds all of it
     abstract = build.abstract(target, next(iter(adapted.leaves.values())).dtype)
     shardings = None if mesh is None else meshes.shardings(abstract, mesh)
     return tree.build(abstract, lambda key: adapted.leaves[key].read(), shardings=shardings), adapted.provenance
@@ -120,7 +126,7 @@ def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
     """Opens the model folder of `init.params`.
 
     Raises:
-      UserError: its architecture is another one than the config's.
+      UserError: the folder's architecture differs from the config's.
     """
     folder = folders.open_model(path)
     if folder.config != config:
@@ -134,7 +140,7 @@ def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
 
 @dataclass(frozen=True, eq=False)
 class _OpenedFolders:
-    """The folders of an adaptation; encoder and decoder may be one."""
+    """The folders of an adaptation; encoder and decoder may be the same folder."""
 
     sources: SourceModels
     encoder: ModelFolder
@@ -150,31 +156,38 @@ class _OpenedFolders:
 
     @property
     def extra_files(self) -> tuple[Path, ...]:
-        """Files that go along: the decoder's, and those of the encoder that the decoder lacks."""
+        """Files that are copied with the model: the decoder's, and those of the encoder that the decoder lacks."""
+        # of two files with one name the later, the decoder's, stays
         by_name = {file.name: file for folder in (self.encoder, self.decoder) for file in folder.extra_files}
         return tuple(by_name.values())
 
     def tokenizer(self, target: EncoderDecoderConfig | None = None) -> dict[str, Any] | None:
-        """The tokenizer as plain data; for a target with images, with its image token.
+        """Returns the tokenizer as plain data; for a target with images, with its image token.
 
         Raises:
           UserError: the two sources have different tokenizers.
         """
-        of_encoder, of_decoder = self.encoder.tokenizer, self.decoder.tokenizer
-        if of_encoder and of_decoder and of_encoder | {"file": None} != of_decoder | {"file": None}:
+        # the file name may differ between two copies of one tokenizer; the hash may not
+        encoder_tokenizer, decoder_tokenizer = self.encoder.tokenizer, self.decoder.tokenizer
+        if (
+            encoder_tokenizer
+            and decoder_tokenizer
+            and encoder_tokenizer | {"file": None} != decoder_tokenizer | {"file": None}
+        ):
             raise UserError(
                 f"{self.encoder.path} and {self.decoder.path} have different tokenizers "
-                f"({of_encoder} and {of_decoder}); encoder and decoder read the same tokens, so give sources of one "
-                f"tokenizer"
+                f"({encoder_tokenizer} and {decoder_tokenizer}); encoder and decoder read the "
+                f"same tokens, so give sources of one tokenizer"
             )
-        tokenizer = of_encoder if of_decoder is None else of_decoder
+        tokenizer = encoder_tokenizer if decoder_tokenizer is None else decoder_tokenizer
+        # the image token moves in adaptation, so its new id is stored with the tokenizer; bytes have no such token
         images = None if target is None else target.encoder.images
         if tokenizer is None or images is None or tokenizer["kind"] == "bytes":
             return tokenizer
         return tokenizer | {"ids": sorted((dict(tokenizer.get("ids", ())) | {"image": images.token}).items())}
 
     def dtype(self, chosen: Any) -> np.dtype:
-        """The chosen dtype, or else the one that all sources have.
+        """Returns the chosen dtype, or else the one that all sources have.
 
         Raises:
           UserError: no dtype was chosen, and the sources have several.
@@ -183,14 +196,16 @@ class _OpenedFolders:
             return np.dtype(chosen)
         dtypes = {folder.path: folders.common_dtype(folder) for folder in (self.encoder, self.decoder)}
         if self.tower is not None:
+            # any leaf of the tower will do; this one exists in every folder with a tower
             dtypes[self.tower.path] = self.tower.leaves["vision.positions", None].dtype
         if len(set(dtypes.values())) > 1:
             listed = ", ".join(f"{path}: {dtype}" for path, dtype in dtypes.items())
-            raise UserError(f"the sources have weights of several dtypes ({listed}); say which to use (dtype)")
+            raise UserError(f"the sources have weights of several dtypes ({listed}); choose one (dtype)")
         return next(iter(dtypes.values()))
 
 
 def _open(init: Adapt) -> _OpenedFolders:
+    # one folder named twice is one source, so that its weights are read and accounted for once
     encoder, *others = map(import_folder.open_any, init.sources)
     decoder = others[0] if others and others[0].path != encoder.path else encoder
     tower = None if init.vision is None else import_folder.open_tower(init.vision)
@@ -205,7 +220,7 @@ def _adapt(opened: _OpenedFolders, pairing: Pairing, *, dtype: Any, seed: int) -
 
 
 def _target(name: str, opened: _OpenedFolders, init: Adapt, changes: Changes) -> ModelConfig:
-    """The architecture that --target names, with the overrides of --target.a.b=VALUE."""
+    """Returns the architecture that --target names, with the overrides of --target.a.b=VALUE."""
     if name in FAMILIES:
         target: ModelConfig = pairings.derive_config(
             opened.sources, name, init.choices, end_of_image=_end_of_image(opened)
@@ -214,6 +229,7 @@ def _target(name: str, opened: _OpenedFolders, init: Adapt, changes: Changes) ->
         target = _read_architecture(Path(name))
     else:
         target = sizes.size(name)
+        # a released size has its image tower, which a text-only source cannot fill
         if opened.sources.tower is None and target != text_only(target):
             target = text_only(target)
             print(f"{name} without its image tower: {opened.description} has none, and --vision gives none")
@@ -224,7 +240,7 @@ def _target(name: str, opened: _OpenedFolders, init: Adapt, changes: Changes) ->
 
 
 def _end_of_image(opened: _OpenedFolders) -> int | None:
-    """The id of the token after an image, if the source's tokenizer has one."""
+    """Returns the id of the token after an image, if the source's tokenizer has one."""
     tokenizer = opened.tokenizer()
     if tokenizer is None:
         return None

@@ -15,10 +15,11 @@ from t5g2.train.former_names import current_keys, current_path
 
 
 def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
-    """The experiment of "FILE[:ARG]" with (dotted path, text) overrides applied.
+    """Returns the experiment of "FILE[:ARG]" with (dotted path, text) overrides applied.
 
     Raises:
-      UserError: no such file, one that fails, an unknown key (nearest name), a wrong type, a broken rule.
+      UserError: the file does not exist or fails; an unknown key (the message has the nearest), a wrong type, settings
+        that exclude each other.
     """
     node = current_keys(read(config))
     for path, text in overrides:
@@ -27,7 +28,7 @@ def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
 
 
 def read(config: str) -> dict[str, Any]:
-    """The settings that get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
+    """Returns the settings that get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
     name, _, argument = config.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -47,12 +48,13 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
       returns: the kind of result, for messages.
 
     Raises:
-      UserError: the file is not Python, has no such function, or fails; names the line.
+      UserError: the file is not Python, has no such function, or fails; the message has the line.
     """
     try:
         function = runpy.run_path(str(path)).get(name)
         if not callable(function):
             raise UserError(f"{path} has no {name}(); define one that returns {returns}")
+        # bound first, so that a wrong number of arguments is not taken for an error inside the function
         try:
             inspect.signature(function).bind(*arguments)
         except TypeError:
@@ -64,6 +66,7 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
     except UserError:
         raise
     except Exception as error:  # a user's code can fail in any way
+        # the last line of the user's own file, not of a library that it calls
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else '?'}"
         text = error.msg if isinstance(error, SyntaxError) else error
@@ -73,6 +76,7 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
 
 
 def _plain(node: Any) -> Any:
+    # a ConfigDict is not a Mapping, but has items() like one
     if hasattr(node, "items"):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list | tuple) else node

@@ -1,4 +1,4 @@
-"""A measurement of the first batches of a run: shares of sources and denoisers, padding, tokens/s."""
+"""Measurement of the first batches of a run: shares of sources and denoisers, padding, tokens/s."""
 
 import collections
 import time
@@ -16,7 +16,7 @@ from t5g2.models import flops
 from t5g2.models.config import ModelConfig
 from t5g2.train.experiment import Experiment
 
-BATCHES = 8  # that are measured
+BATCHES = 8  # the number of batches that are measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +25,12 @@ class DataPreview:
 
     Attributes:
       first: the first batch.
-      shares: of the decoder's tokens, by source and denoiser.
+      shares: shares of the decoder's tokens, by source and denoiser.
       examples: the share of the examples that came from each source.
       summary: padding and the like, as pipeline.Statistics gives it.
       flop_padding: the share of padding, slots weighted with the FLOPs of a token on their side, attention left out.
-      tokens_per_s: that were made, padding not counted.
-      images: in all batches.
+      tokens_per_s: speed of the pipeline, padding not counted.
+      images: number of images in all batches.
     """
 
     config: DataConfig
@@ -79,6 +79,7 @@ def measure(experiment: Experiment) -> DataPreview:
         segments = batch.decoder.segments
         valid = segments > 0
         tokens.update(zip(batch.sources[valid].tolist(), batch.denoisers[valid].tolist(), strict=True))
+        # an example starts where the segment changes
         starts = valid & (np.diff(segments, axis=1, prepend=0) != 0)
         examples.update(config.names[source] for source in batch.sources[starts].tolist())
     total = sum(tokens.values())
@@ -91,18 +92,18 @@ def measure(experiment: Experiment) -> DataPreview:
 
 
 def flops_per_token(model: ModelConfig) -> tuple[int, int]:
-    """Forward FLOPs of an encoder token and of a decoder token, attention left out; the head is the decoder's."""
+    """Returns forward FLOPs of an encoder and of a decoder token, attention left out; the head is the decoder's."""
     encoder, decoder = flops.Counts(encoder_tokens=1), flops.Counts(decoder_tokens=1)
     return sum(flops.forward(model, encoder).values()), sum(flops.forward(model, decoder).values())
 
 
 def padding(summary: Mapping[str, float], *, encoder: bool) -> str:
-    """The shares of padding in words; of a decoder-only model the decoder's alone."""
+    """Returns the shares of padding in words, of the decoder alone if there is no encoder."""
     decoder = f"{summary['decoder_padding']:.1%} of the decoder's slots"
     return f"{summary['encoder_padding']:.1%} of the encoder's slots, {decoder}" if encoder else decoder
 
 
 def _count_images(batch: Batch, rows: ImageRows | None) -> int:
-    """The number of images among the tokens of a batch."""
+    """Returns the number of images among the tokens of a batch."""
     inputs = batch.decoder if batch.encoder is None else batch.encoder
     return 0 if rows is None else int(np.sum(inputs.tokens == rows.token)) // rows.tokens

@@ -1,6 +1,6 @@
 """The experiment: all settings of a run as one frozen value, whose parts are passed down.
 
-Every mistake that can be found without a device is an error here: an unknown key, a wrong type, two settings that
+Every mistake that can be detected without a device is an error here: an unknown key, a wrong type, two settings that
 exclude each other, lengths that hold no example. No ConfigDict gets past this file, and no default is guessed.
 """
 
@@ -29,6 +29,7 @@ from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim
 from t5g2.train.former_names import current_keys, former_names
 
+# kinds that a config may name, by the value of "kind"
 TABLES = (
     KINDS,
     objectives.BY_NAME,
@@ -52,8 +53,8 @@ class Adapt:
     """Weights of a decoder-only model, adapted to an encoder-decoder one.
 
     Attributes:
-      source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two of them and a comma
-        between, that of the encoder first.
+      source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two
+        folders separated by a comma, the encoder's first.
       vision: folder of an image tower, if it is not the source's own.
       choices: options that the architectures leave open.
     """
@@ -64,7 +65,7 @@ class Adapt:
 
     def __post_init__(self):
         if len(self.sources) > 2 or not all(self.sources):
-            raise UserError(f"source = {self.source!r}; give one folder, or two and a comma between: ENCODER,DECODER")
+            raise UserError(f"source = {self.source!r}; give one folder, or two separated by a comma: ENCODER,DECODER")
 
     @property
     def sources(self) -> list[str]:
@@ -79,7 +80,7 @@ class Adapt:
 
 @dataclass(frozen=True)
 class Init:
-    """Origin of the weights; at most one, none = new weights. A checkpoint in the workdir comes before all of them.
+    """Origin of the weights: at most one; none = new weights. A checkpoint in the workdir comes before all of them.
 
     Attributes:
       resume: workdir of another run, whose whole state (weights, optimizer, data positions, step) is taken over.
@@ -92,9 +93,9 @@ class Init:
     params: str | None = None
 
     def __post_init__(self):
-        given = [name for name in ("resume", "adapt", "params") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} are both given; weights have one origin, so keep one of them")
+        origins = [name for name in ("resume", "adapt", "params") if getattr(self, name) is not None]
+        if len(origins) > 1:
+            raise UserError(f"{' and '.join(origins)} are both set; weights have one origin, so keep one of them")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Distill(Distillation):
 
     Attributes:
       teacher: folder of a language model in any format that `t5g2 import` reads, decoder-only or encoder-decoder. It is
-        run in every step, on the student's inputs (encoder-decoder) or on the text that they were made of
+        run in every step, on the student's inputs (encoder-decoder) or on the text that they come from
         (decoder-only).
       cache: folder that `t5g2 cache-logits` wrote, instead of running the teacher. With a teacher beside it, the cache
         must be this teacher's.
@@ -124,8 +125,8 @@ class Distill(Distillation):
             )
         if self.cache is not None and self.method == "full":
             raise UserError(
-                'method = "full", which it is unless given, and a cache holds parts of distributions; set it to what '
-                'the cache was made with, "top_k" or "sampled", or leave out cache to ask the teacher in every step'
+                'method = "full", the default, and a cache holds only parts of distributions; set it to the method of '
+                'the cache, "top_k" or "sampled", or leave out cache to run the teacher in every step'
             )
 
 
@@ -135,11 +136,11 @@ class Train:
 
     Attributes:
       steps: updates of the weights in total.
-      seed: every other seed is derived from it by name.
-      microbatches: the global batch is computed in this many parts, one after the other, for one update.
+      seed: the seed from which every other one is derived, by name.
+      microbatches: number of parts in which the global batch is computed, one after the other, for one update.
       tile_tokens: tokens whose logits exist at a time.
       z_loss: weight of the squared log-partition function, which keeps logits from drifting.
-      param_dtype: of the weights and of the optimizer's update.
+      param_dtype: dtype of the weights and of the optimizer's update.
     """
 
     steps: int
@@ -155,7 +156,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Log:
-    """Metrics: how often they are written, and where to. `wandb` is the name of a project; None = no W&B."""
+    """Metrics: interval and destinations. `wandb` is the name of a project; None = no W&B."""
 
     every_steps: int = 10
     tensorboard: bool = True
@@ -167,7 +168,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Tasks, run before the first update, every `every_steps` (0 = never between) and at the end.
+    """Tasks, run before the first update, every `every_steps` updates (0 = not in between) and at the end.
 
     `final` names tasks that are run at the end only.
     """
@@ -219,15 +220,16 @@ class Experiment:
     distill: Distill | None = None
 
     def __post_init__(self):
+        # only rules that cross parts: each part has checked its own fields
         self._check_sides()
         self._check_tokens()
         image_rows.check(self.model, self.data)
         check_rows(self.data.rows, self.train.microbatches)
         self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
         if self.data.teacher_features is not None:
-            raise UserError("data.teacher_features follows from distill, which says who teaches; leave it out")
+            raise UserError("data.teacher_features is derived from distill; leave it out")
         if self.distill is not None and self.data.images is not None:
-            raise UserError("distill and data.images are both set; a teacher is asked without images, so leave one out")
+            raise UserError("distill and data.images are both set; a teacher reads no images, so leave one out")
         if self.distill is not None:
             self.distill.check_vocabulary(self.vocab_size)
         if self.init.adapt and not self.model.is_encoder_decoder:
@@ -263,7 +265,7 @@ def check_rows(rows: int, microbatches: int, *, device_groups: int = 1) -> None:
     """Raises UserError unless every microbatch has equally many rows on every group of devices.
 
     Args:
-      rows: of the global batch.
+      rows: rows of the global batch.
       device_groups: the groups of devices that rows are split over, mesh axes data x fsdp.
     """
     unit = microbatches * device_groups
@@ -276,12 +278,13 @@ def check_rows(rows: int, microbatches: int, *, device_groups: int = 1) -> None:
 
 
 def build(node: Mapping[str, Any]) -> Experiment:
-    """The experiment that plain data describes.
+    """Returns the experiment that plain data describes.
 
-    `model` is every field of an architecture, or {"size": NAME} and beside it what is to be otherwise, such as
+    `model` is every field of an architecture, or {"size": NAME} with the fields that differ beside it, such as
     {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes per_row, and resampling; the rest is the model's.
     """
     node = dict(current_keys(node))
+    # a size is only a shorthand: from here on there is one form, the whole architecture
     model = node.get("model")
     if isinstance(model, Mapping) and "size" in model:
         changes = {key: value for key, value in model.items() if key != "size"}
@@ -295,17 +298,18 @@ def build(node: Mapping[str, Any]) -> Experiment:
 
 
 def dump(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as plain data; `build` of it gives an equal experiment."""
+    """Returns the experiment as plain data; `build` of it gives an equal experiment."""
     return settings.dump(experiment, tables=TABLES)
 
 
 def fingerprint(experiment: Experiment) -> str:
     """16 hex digits that change with every setting."""
+    # under the former names of keys, so that renaming a key changes no fingerprint
     return hashlib.sha256(json.dumps(former_names(dump(experiment)), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `changes` instead of its own; of nested ones, those alone that are given."""
+    """Returns `base` updated with `changes`; nested mappings are updated entry by entry, not replaced."""
     merged = dict(base)
     for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)

@@ -10,12 +10,12 @@ FORMER_KINDS = {"answers": "sft", "answers_decoder": "sft_decoder"}
 
 
 def current_path(path: str) -> str:
-    """A dotted path under today's names: data.piece_tokens is data.chunk_tokens."""
+    """Returns a dotted path under today's names: data.piece_tokens is data.chunk_tokens."""
     return ".".join(FORMER_KEYS.get(key, key) for key in path.split("."))
 
 
 def current_keys(node: Any) -> Any:
-    """Nested dicts and lists with every key under today's name; a key that is given under both keeps today's."""
+    """Returns nested dicts and lists with today's keys; of a key under both names, today's value is kept."""
     if isinstance(node, Mapping):
         renamed = {FORMER_KEYS[key]: current_keys(value) for key, value in node.items() if key in FORMER_KEYS}
         return renamed | {key: current_keys(value) for key, value in node.items() if key not in FORMER_KEYS}
@@ -23,7 +23,7 @@ def current_keys(node: Any) -> Any:
 
 
 def former_names(node: Any) -> Any:
-    """The inverse, kinds included: hashes of an experiment are taken of it, so that they outlive a new name."""
+    """Returns the inverse of current_keys, kinds included; hashes are computed from it, so a new name changes none."""
     keys, kinds = ({now: before for before, now in names.items()} for names in (FORMER_KEYS, FORMER_KINDS))
     if isinstance(node, Mapping):
         node = {keys.get(key, key): former_names(value) for key, value in node.items()}

@@ -13,7 +13,7 @@ NAMES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
 
 
 def completed(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in the fields of data.images that follow from the model; the number of images per row is given there.
+    """Fills in the fields of data.images that follow from the model; `per_row` is left as it is.
 
     Args:
       node: an experiment as plain data.
@@ -24,6 +24,7 @@ def completed(node: Mapping[str, Any]) -> dict[str, Any]:
     model = settings.build(LanguageModel, node["model"], where="config.model", tables=(KINDS,))
     images = model.image_stack.images
     if images is not None:
+        # a value in the file wins, so that `check` can report a contradiction
         node["data"] = {**data, "images": _fields_of(images) | data["images"]}
     return node
 
@@ -42,18 +43,19 @@ def check(model: LanguageModel, data: DataConfig) -> None:
     differ = {name: getattr(rows, name) for name, value in expected.items() if getattr(rows, name) != value}
     if differ:
         raise UserError(f"data.images has {differ}, and the model {expected}; give per_row and resampling alone")
+    # the data workers insert the tokens by name, the model finds the images by id
     named = data.tokenizer.named()
     wrong = {name: named.get(name) for field, name in NAMES.items() if named.get(name) != expected[field]}
     if wrong:
-        ours = {name: expected[field] for field, name in NAMES.items()}
+        model_tokens = {name: expected[field] for field, name in NAMES.items()}
         raise UserError(
-            f"the tokenizer has {wrong} and the model {ours}; say which ids they are, tokenizer.ids = "
-            f"{[list(item) for item in ours.items()]}, or give the model those of the tokenizer (images.token, begin, "
-            f"end)"
+            f"the tokenizer has {wrong} and the model {model_tokens}; set tokenizer.ids = "
+            f"{[list(item) for item in model_tokens.items()]}, or give the model those of the tokenizer "
+            f"(images.token, begin, end)"
         )
 
 
 def _fields_of(images: ImageConfig) -> dict[str, int]:
-    """The fields of ImageRows that follow from a model."""
+    """Returns the fields of ImageRows that follow from a model."""
     places = {name: getattr(images, name) for name in NAMES}
     return {"size": images.vision.image_size, "tokens": images.tokens, **places}

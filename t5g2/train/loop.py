@@ -2,7 +2,8 @@
 
 What the order guarantees: an evaluation at step n sees the weights after n updates; a checkpoint at step n holds those
 weights and the position of the data after the n batches that made them, whatever was prefetched; a state that is not
-finite is never written; and a run that is killed anywhere and started again ends in the same bits as one left alone.
+finite is never written; and a run that is killed anywhere and started again ends in the same bits as one that was never
+stopped.
 """
 
 import logging
@@ -30,7 +31,7 @@ def train(
     """Trains until `train.steps` updates are done, or until a signal, and leaves the workdir ready to be resumed.
 
     Args:
-      experiment: checked by its own constructor.
+      experiment: the settings; its constructor has checked them.
       folder: the workdir; a run that it holds is resumed.
       replay: start from the checkpoint of this step instead of the newest, and write nothing.
       allow_change: paths of settings that may differ from the saved experiment's.
@@ -40,7 +41,7 @@ def train(
       FloatingPointError: a loss or a gradient is not finite; the message has the step.
       SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the state is saved.
     """
-    # 1 mesh: the rules that cross fields were checked when the experiment was made; now those that need devices
+    # 1 mesh: the experiment's constructor has checked its fields; the rules that need devices are checked here
     logs.setup(process=jax.process_index())
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
@@ -54,7 +55,7 @@ def train(
         # 2 shapes: the state and its shardings; no array yet
         plan = plans.make(experiment, mesh)
 
-        # 3 weights: the first that applies of workdir, resume, adapt, params, scratch
+        # 3 weights: from the workdir, init.resume, init.adapt or init.params, whichever exists first, else new
         checkpoints = stack.enter_context(workdirs.open_checkpoints(workdir, experiment, read_only=not writes))
         start = restoring.restore(workdir, plan, checkpoints, replay=replay)
         state, step = start.state, start.step
@@ -110,10 +111,10 @@ def train(
 
 
 def task_names(experiment: Experiment, last: bool) -> list[str]:
-    """The tasks of this evaluation: those in eval.final at the end only."""
+    """Returns the tasks of an evaluation: those in eval.final only at the end."""
     return [task.name for task in experiment.eval.tasks if last or task.name not in experiment.eval.final]
 
 
 def due(step: int, every_steps: int, *, first: bool = False, last: bool = False) -> bool:
-    """True at the steps at which something happens that happens every so many steps (0 = never in between)."""
+    """True at multiples of `every_steps` (0 = never in between), at step 0 if `first`, and if `last`."""
     return last or (step == 0 and first) or (every_steps > 0 and step > 0 and step % every_steps == 0)

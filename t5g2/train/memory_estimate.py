@@ -1,4 +1,4 @@
-"""An estimate of the memory that one device needs, by formula, without compiling."""
+"""Estimate of the memory that one device needs, by formula, without compiling."""
 
 import math
 from dataclasses import dataclass
@@ -56,8 +56,10 @@ def estimate(plan: Plan) -> MemoryEstimate:
     experiment, state = plan.experiment, plan.abstract
     remat = experiment.compute.remat == "block"
     sides = _sides(experiment)
+    # with remat the backward pass recomputes one layer at a time, so only one holds its scores
     counts = [1 if remat else side.config.layers for side in sides]
     weights = _bytes(state.params) + (0 if plan.teacher is None else _bytes(plan.teacher.abstract))
+    # a weight that is frozen for good has no gradient at all
     trained = [
         leaf
         for leaf, path in zip(*map(jax.tree.leaves, (state.params, tree.paths(state.params))), strict=True)
@@ -81,10 +83,10 @@ class _Side:
     """Bytes of one layer of a stack or an image tower on one device.
 
     Attributes:
-      inputs: the layer's input.
+      inputs: input of the layer.
       layer: activations that its backward pass needs.
       scores: attention scores.
-      gathered: weights and their gradients, where FSDP gathers them for the layer; else 0.
+      gathered: weights and gradients of the layer if FSDP gathers them; else 0.
     """
 
     config: TextConfig | VisionConfig
@@ -99,6 +101,7 @@ def _sides(experiment: Experiment) -> list[_Side]:
     tower = _tower(experiment)
     if not isinstance(model, EncoderDecoderConfig):
         return [_side(experiment, model, data.decoder_length, keys=data.decoder_length), *tower]
+    # merged attention reads the keys of both sides at once; separate cross-attention one side after the other
     both, encoder, decoder = data.encoder_length + data.decoder_length, data.encoder_length, data.decoder_length
     keys = both if model.cross == "merged" else max(encoder, decoder)
     return [
@@ -119,6 +122,7 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
     layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
     # scores, weights and the gradients of both
     scores = 4 * 4 * rows * max(config.heads // cut, 1) * length * keys if _holds_scores(compute.backend) else 0
+    # gathered weights are in the compute dtype, their gradients in float32
     matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
     return _Side(config, inputs, layer, scores, matrices * (size + 4) if mesh["fsdp"] > 1 else 0)
 
@@ -133,6 +137,7 @@ def _tower(experiment: Experiment) -> list[_Side]:
     number = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches) * rows.per_row
     inputs, wide = (number * vision.patches * width * size for width in (vision.width, vision.mlp_width))
     pixels = 4 * 3 * number * vision.image_size**2
+    # attention is tiled over queries whatever the backend, so no layer holds all of its scores
     tile = number * max(vision.heads // cut, 1) * min(vision.patches, QUERY_TILE) * vision.patches
     scores = 4 * tile if _holds_scores(compute.backend) else 0
     if experiment.optim.freezes_tower(experiment.model):
@@ -167,5 +172,5 @@ def _bytes(abstract: Any) -> int:
 
 
 def _local(leaf: Any) -> int:
-    """The number of elements of an array that one device holds."""
+    """Returns the number of elements of an array on one device."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape))

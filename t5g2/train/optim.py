@@ -1,9 +1,9 @@
 """Optimizers and schedules as frozen dataclasses; weight decay and freezing by pattern.
 
-Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; of several rules the first whose
-pattern matches a weight is its rule. A frozen weight does not change by a bit, its gradient is
-zero before the clipping norm is taken, and its moments stay as they are, so that it starts afresh once it is trained.
-An image tower is frozen unless a rule says otherwise (FROZEN).
+Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; the first rule whose
+pattern matches a weight is its rule. A frozen weight does not change by a bit, its gradient is zero before the clipping
+norm is computed, and its moments stay as they are, so that it starts afresh when it is unfrozen. An image tower is
+frozen unless a rule exempts it (FROZEN).
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -35,7 +35,7 @@ class _Schedule:
             raise UserError(f"peak = {self.peak} and warmup_steps = {self.warmup_steps}; neither can be negative")
 
     def make(self, steps: int) -> LearningRate:
-        """The learning rate as a function of the updates completed before, for a run of `steps` updates.
+        """Returns the learning rate as a function of the updates completed before, for a run of `steps` updates.
 
         Raises:
           UserError: the warm-up does not end before the run.
@@ -54,11 +54,11 @@ class _Schedule:
         return learning_rate
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        """The fraction of the peak, for steps from warmup_steps on."""
+        """Returns the fraction of the peak, for steps from warmup_steps on."""
         raise NotImplementedError
 
     def _progress(self, step: jax.Array, steps: int) -> jax.Array:
-        """The fraction of the updates after the warm-up that is completed."""
+        """Returns the completed fraction of the updates after the warm-up."""
         return jnp.clip((step - self.warmup_steps) / (steps - self.warmup_steps), 0.0, 1.0)
 
 
@@ -126,8 +126,8 @@ class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101).
 
     Attributes:
-      moment_dtype: of the first moment.
-      second_moment_dtype: of the second. bfloat16 keeps 8 bits: with a large b2 every addition is rounded away.
+      moment_dtype: dtype of the first moment.
+      second_moment_dtype: dtype of the second moment. bfloat16 has 8 bits: with a large b2 additions round away.
     """
 
     b1: float = 0.9
@@ -147,7 +147,7 @@ class AdamW:
             )
 
     def directions(self) -> optax.GradientTransformation:
-        """Gradients -> directions, before learning rate and decay; computed in float32, however moments are stored."""
+        """Returns gradients -> directions before learning rate and decay, in float32, however moments are stored."""
 
         def zeros(params: Any, dtype: str) -> Any:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), params)
@@ -187,7 +187,7 @@ class Adafactor:
     relative: bool = True
 
     def directions(self) -> optax.GradientTransformation:
-        """Gradients -> directions, before learning rate and decay."""
+        """Returns gradients -> directions, before learning rate and decay."""
         factored = optax.scale_by_factored_rms(
             decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
         )
@@ -226,7 +226,7 @@ class Decay:
 class Freeze:
     """The weights that match do not change at updates `first` to `end` - 1, counted from 0; end None = for good.
 
-    A rule with end = 0 before a wider one exempts its weights: of two rules that match, the first is used.
+    A rule with end = 0 before a wider one exempts its weights: the first rule that matches is used.
     """
 
     pattern: str
@@ -234,7 +234,7 @@ class Freeze:
     end: int | None = None
 
     def holds(self, step: jax.Array) -> jax.Array:
-        """True if the rule applies to the update after `step` others; bool[]."""
+        """Returns bool[], True if the rule applies to the update after `step` completed ones."""
         return (step >= self.first) & (step < (2**31 - 1 if self.end is None else self.end))
 
 
@@ -262,7 +262,7 @@ class OptimConfig:
     freeze: tuple[Freeze, ...] = ()
 
     def freeze_rule(self, path: str) -> Freeze | None:
-        """The rule of a weight; None = it is trained."""
+        """Returns the rule of a weight; None = it is trained."""
         return _first_match((*self.freeze, *FROZEN), path)
 
     def is_frozen(self, path: str) -> bool:
@@ -288,7 +288,7 @@ class Updater(NamedTuple):
 
     Attributes:
       init: params -> state.
-      apply: (params, gradients, state, step) -> (params, state, Applied); step = updates completed before this one.
+      apply: (params, gradients, state, step) -> (params, state, UpdateInfo); step = updates completed before this one.
     """
 
     init: Callable[[Any], Any]
@@ -296,7 +296,7 @@ class Updater(NamedTuple):
 
 
 def make(optim: OptimConfig, steps: int, abstract_params: Any) -> Updater:
-    """The updater of a run of `steps` updates.
+    """Returns the updater of a run of `steps` updates.
 
     Raises:
       UserError: a pattern matches no weight, or the warm-up is longer than the run.
@@ -314,9 +314,8 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any) -> Updater:
 
     def zero_if_frozen(x: jax.Array, path: str, step: jax.Array) -> jax.Array:
         rule = frozen[path]
-        if optim.is_frozen(
-            path
-        ):  # the gradient is not read, so XLA removes the part of the backward pass that makes it
+        # a constant zero reads no gradient, so XLA removes the part of the backward pass that computes it
+        if optim.is_frozen(path):
             return jnp.zeros_like(x)
         return x if rule is None else jnp.where(rule.holds(step), jnp.zeros_like(x), x)
 
@@ -324,6 +323,7 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any) -> Updater:
         gradients = jax.tree.map(lambda g, path: zero_if_frozen(g, path, step), _cast(gradients, jnp.float32), paths)
         norm, rate = optax.tree.norm(gradients), learning_rate(step)
         if optim.clip_norm is not None:
+            # 1e-30 avoids a division by zero where all gradients are zero
             scale = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-30))
             gradients = jax.tree.map(lambda g: g * scale, gradients)
         directions, state = transform.update(gradients, state, params, step=step)
@@ -349,9 +349,9 @@ def _decay(rules: Sequence[Decay]) -> optax.GradientTransformation:
 
 
 def _with_frozen(inner: optax.GradientTransformation, frozen: dict[str, Freeze | None], paths: Any) -> Any:
-    """`inner` for weights that are always trained; for the others, one of their own whose state can stand still.
+    """Applies `inner` to the weights that are always trained; the others have transformations that can be paused.
 
-    Weights that are frozen for good have no state.
+    There is one transformation for each interval of freezing; weights that are frozen for good have no state.
     """
     kinds: dict[Hashable, Any] = {"trained": inner}
 
@@ -374,10 +374,11 @@ def _with_frozen(inner: optax.GradientTransformation, frozen: dict[str, Freeze |
 
 
 def _paused(inner: optax.GradientTransformation, rule: Freeze) -> optax.GradientTransformationExtraArgs:
-    """`inner`, whose updates are zero and whose state stands still, counts included, while the rule applies."""
+    """Returns `inner` with updates of zero and an unchanged state, counts included, while the rule applies."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         frozen = rule.holds(extra["step"])
+        # both results are computed and one is selected, because the step is traced
         directions, new_state = inner.update(updates, state, params)
         directions = jax.tree.map(lambda x: jnp.where(frozen, jnp.zeros_like(x), x), directions)
         return directions, jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, new_state)
@@ -386,7 +387,7 @@ def _paused(inner: optax.GradientTransformation, rule: Freeze) -> optax.Gradient
 
 
 def _rms(values: Any) -> Any:
-    """The root mean square of each weight, of each layer of a stack by itself; reduced axes are kept with size 1."""
+    """Returns the root mean square of each weight, by layer where layers are stacked; reduced axes have size 1."""
     rms = []
     for node in jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, nnx.Variable)):
         axes = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None

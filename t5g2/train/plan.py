@@ -1,4 +1,4 @@
-"""The plan of a run: everything that is known about it before there is an array, and the compiled step."""
+"""The plan of a run: shapes, shardings and settings, which exist before any array, and the compiled step."""
 
 import dataclasses
 import logging
@@ -31,8 +31,8 @@ class OnlineTeacher(NamedTuple):
     """A teacher that runs in every step.
 
     Attributes:
-      folder: its model folder, from which no weight is read yet.
-      abstract: its weights as shapes, each with its sharding.
+      folder: the opened folder; no weight is read yet.
+      abstract: the weights as shapes, each with its sharding.
     """
 
     folder: ModelFolder
@@ -45,7 +45,7 @@ class Plan:
 
     Attributes:
       data: the experiment's data, with the features that its rows carry for a teacher.
-      optimizer: how the weights are updated.
+      optimizer: the update of the weights.
       abstract: the train state as shapes, each leaf with its sharding.
       batch: the global batch as shapes.
       teacher: the teacher that runs in every step, if there is one.
@@ -60,7 +60,7 @@ class Plan:
     teacher: OnlineTeacher | None = None
 
     def step_options(self) -> steps.StepOptions:
-        """The options of the train step."""
+        """Returns the options of the train step."""
         data, train = self.experiment.data, self.experiment.train
         return steps.StepOptions(
             compute=self.experiment.compute,
@@ -72,16 +72,17 @@ class Plan:
         )
 
     def lower(self) -> Any:
-        """The train step, traced and lowered for these shapes."""
+        """Returns the train step, traced and lowered for these shapes."""
         step = steps.make_train_step(self.optimizer, self.step_options())
         teacher = None if self.teacher is None else self.teacher.abstract
         return steps.lower_step(step, self.abstract, self.batch, teacher, mesh=self.mesh)
 
     def compile(self) -> Any:
-        """The compiled train step; logs how long compiling took and how much memory the step needs."""
+        """Compiles the train step; logs the time that it took and the memory that the step needs."""
         start = time.perf_counter()
         compiled = self.lower().compile()
         seconds = time.perf_counter() - start
+        # arguments are the state, a batch and a teacher; the rest exists during a step only
         memory = compiled.memory_analysis()
         total_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
@@ -97,7 +98,7 @@ class Plan:
         return compiled
 
     def eval_context(self, rows: range) -> EvalContext:
-        """The context of evaluation tasks, on the rows that this process holds."""
+        """Returns the context of evaluation tasks, on the rows that this process holds."""
         train = self.experiment.train
         return EvalContext(
             data=self.experiment.data,
@@ -110,17 +111,19 @@ class Plan:
 
 
 def make(experiment: Experiment, mesh: Mesh) -> Plan:
-    """The plan of an experiment on a mesh.
+    """Returns the plan of an experiment on a mesh.
 
     Raises:
       UserError: a schedule or a pattern does not fit, or the teacher's folder does not.
     """
     train = experiment.train
+    # the teacher comes first: it decides which arrays a batch carries, and so the shapes of the step
     data, teacher = _with_teacher(experiment, mesh)
     params = build.abstract(experiment.model, train.param_dtype)
     optimizer = optim.make(experiment.optim, train.steps, params)
     abstract = states.abstract(experiment.model, optimizer, mesh=mesh, param_dtype=train.param_dtype)
     batch_sharding = sharding.batch_sharding(mesh)
+    # an empty row has the arrays of every row, so that shapes follow from the packer and are not declared twice
     one_row = packed_rows.empty_batch(data, rows=1).batch
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((data.rows, *x.shape[1:]), x.dtype, sharding=batch_sharding), one_row
@@ -129,16 +132,16 @@ def make(experiment: Experiment, mesh: Mesh) -> Plan:
 
 
 def _with_teacher(experiment: Experiment, mesh: Mesh) -> tuple[DataConfig, OnlineTeacher | None]:
-    """The data with the features that rows carry for a teacher, and the teacher that runs in every step.
+    """Returns the data with the features that rows carry for a teacher, and the teacher that runs in every step.
 
     Raises:
-      UserError: there is no such teacher, or it uses another tokenizer.
+      UserError: the teacher does not exist, or uses another tokenizer.
     """
     data, distill = experiment.data, experiment.distill
     if distill is None:
         return data, None
     if distill.cache is not None:
-        # a teacher named beside the cache is not run; its fingerprint must be the one that the cache was made with
+        # a teacher named beside the cache is not run; its fingerprint must be that of the cache's teacher
         fingerprint = None
         if distill.teacher is not None:
             folder = teachers.open_teacher(distill.teacher, data.tokenizer, experiment.vocab_size)
@@ -152,13 +155,14 @@ def _with_teacher(experiment: Experiment, mesh: Mesh) -> tuple[DataConfig, Onlin
         )
         return dataclasses.replace(data, teacher_features=features), None
     folder = teachers.open_teacher(distill.teacher or "", data.tokenizer, experiment.vocab_size)
+    # a decoder-only teacher reads the original text, an encoder-decoder the student's own rows
     features = TeacherFeatures("text" if teachers.reads_text(folder) else "rows")
     abstract = teachers.abstract(folder, mesh, folders.common_dtype(folder))
     return dataclasses.replace(data, teacher_features=features), OnlineTeacher(folder, abstract)
 
 
 def load_teacher(plan: Plan) -> Any:
-    """The weights of the teacher that runs in every step, on the mesh; None without one."""
+    """Returns the weights of the teacher that runs in every step, on the mesh; None without one."""
     if plan.teacher is None:
         return None
     folder, abstract = plan.teacher
@@ -168,7 +172,7 @@ def load_teacher(plan: Plan) -> Any:
 
 
 def local_rows(experiment: Experiment, mesh: Mesh) -> range:
-    """The rows of the global batch that this process holds.
+    """Returns the rows of the global batch that this process holds.
 
     Raises:
       UserError: the rows cannot be split evenly over the devices.
@@ -176,5 +180,6 @@ def local_rows(experiment: Experiment, mesh: Mesh) -> range:
     rows = experiment.data.rows
     check_rows(rows, experiment.train.microbatches, device_groups=mesh.shape["data"] * mesh.shape["fsdp"])
     indices = sharding.batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    # the devices of a process are neighbours on the row axis, so that its rows are one range
     spans = [index[0].indices(rows) for index in indices if index is not None]
     return range(min(first for first, _, _ in spans), max(end for _, end, _ in spans))

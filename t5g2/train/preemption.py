@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, noted when they come and acted on between two steps."""
+"""SIGTERM and Ctrl-C: recorded when they arrive, obeyed between two steps."""
 
 import contextlib
 import signal
@@ -13,9 +13,9 @@ class Preemption:
     signal: int = 0
 
     def agreed(self) -> int:
-        """The signal, the same on every process: one process that was signalled stops all.
+        """Returns the signal, the same on every process: a signal to one process stops all.
 
-        All processes must call it at the same step.
+        All processes must call this at the same step, because it is a collective operation.
         """
         import jax
 
@@ -23,20 +23,22 @@ class Preemption:
             return self.signal
         from jax.experimental import multihost_utils
 
+        # one process that leaves the loop alone would leave the others waiting in a collective operation
         return int(multihost_utils.process_allgather(np.int32(self.signal)).max())
 
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Preemption]:
-    """Notes the first SIGTERM or SIGINT instead of dying of it; a second Ctrl-C ends the process at once."""
+    """Records the first SIGTERM or SIGINT, which would end the process; a second Ctrl-C ends it at once."""
     preemption = Preemption()
 
-    def note(number: int, _frame: object) -> None:
+    def record(number: int, _frame: object) -> None:
         if preemption.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         preemption.signal = number
 
-    handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+    # the caller's handlers come back even if the run fails, because a program may train several times
     try:
         yield preemption
     finally:
@@ -45,5 +47,5 @@ def on_signals() -> Iterator[Preemption]:
 
 
 def signal_name(number: int) -> str:
-    """The name of a signal: SIGTERM for 15."""
+    """Returns the name of a signal: SIGTERM for 15."""
     return signal.Signals(number).name

@@ -71,7 +71,7 @@ class Recorder:
             self._writer.close()
 
     def pause(self) -> AbstractContextManager:
-        """A block whose time is not training time."""
+        """Returns a context whose time does not count as training time."""
         return self._throughput.paused()
 
     def step(self, step: int, metrics: Metrics, batch: HostBatch) -> None:
@@ -80,6 +80,7 @@ class Recorder:
         Raises:
           FloatingPointError: a loss or a gradient of the step before is not finite.
         """
+        # the devices work on this step while the host fetches the one before
         previous, self._pending = self._pending, (step, metrics, batch)
         if previous is not None:
             self._record(*previous)
@@ -111,9 +112,9 @@ class Recorder:
             raise FloatingPointError(
                 f"step {step} is not finite: loss {float(fetched.total)}, norm of the gradient "
                 f"{float(fetched.gradient_norm)}, of the updated weights {float(fetched.parameter_norm)}; its state is "
-                f"not saved. --replay=N goes through it again from a checkpoint"
+                f"not saved. --replay=N repeats the steps after checkpoint N"
             )
-        # of this process's rows; every process computes as much
+        # FLOPs of this process's rows; every process has as many rows
         own_flops = flops.of_batch(self._experiment.model, batch.batch, frozen_vision=self._frozen_tower)
         self._throughput.add(tokens=int(fetched.tokens), steps=1, flop=own_flops * jax.process_count())
         self._progress.advance(step)
@@ -121,6 +122,7 @@ class Recorder:
             return
         rates = self._throughput.read()
         loss, mfu = float(fetched.loss / max(fetched.weight, 1e-9)), rates["flop"] / self._peak.flops_per_s
+        # a batch may hold no token that the teacher has a distribution for
         divergence = float(fetched.divergence / fetched.teacher_weight) if fetched.teacher_weight > 0 else None
         self._progress.report(step, loss=loss, divergence=divergence, tokens_per_s=rates["tokens"], mfu=mfu)
         if self._writer is not None:
@@ -128,7 +130,7 @@ class Recorder:
             self._writer.write(step, self._values(fetched, batch) | speed | device.memory_gib())
 
     def _values(self, metrics: Metrics, batch: HostBatch) -> dict[str, float]:
-        """The metrics of a step by the names that they are written under."""
+        """Returns the metrics of a step by the names under which they are written."""
         weight = max(float(metrics.weight), 1e-9)
         data = self._experiment.data
         values = {
@@ -151,18 +153,19 @@ class Recorder:
         for kind, names in (("denoiser", data.denoisers), ("source", data.names)):
             sums, weights = getattr(metrics, f"{kind}_loss"), getattr(metrics, f"{kind}_weight")
             for i, name in enumerate(names):
+                # a batch may lack a denoiser; with a single one the value would repeat train/loss
                 if weights[i] > 0 and len(names) > 1:
                     values[f"train/loss/{kind}/{name}"] = float(sums[i] / weights[i])
         return values
 
 
 def padding(side: Sequences) -> float:
-    """The share of a side's slots that hold no token."""
+    """Returns the share of a side's slots that hold no token."""
     return 1.0 - float(np.mean(np.asarray(side.segments) > 0))
 
 
 def last_scores(workdir: Path) -> str:
-    """The newest held-out losses of a run as one line of JSON."""
+    """Returns the newest held-out losses of a run as one line of JSON."""
     if not (workdir / "metrics.jsonl").exists():
         return "no scores"
     rows: list[dict[str, Any]] = metrics_writer.read_metrics(workdir / "metrics.jsonl")

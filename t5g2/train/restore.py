@@ -27,11 +27,11 @@ class StartState(NamedTuple):
 
     Attributes:
       state: weights and optimizer, on the devices.
-      step: updates that made it.
-      positions: of the data streams; None = their start.
+      step: updates completed.
+      positions: positions of the data streams; None = their start.
       corpus: fingerprint of the text that the positions refer to; None = any text.
       teacher: fingerprint of the teacher of the steps before; None = any teacher.
-      provenance: where each weight of an adapted model came from, as plain data; None if it was not adapted here.
+      provenance: origin of each weight of an adapted model, as plain data; None if the model was not adapted here.
     """
 
     state: TrainState
@@ -43,20 +43,22 @@ class StartState(NamedTuple):
 
 
 def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int | None = None) -> StartState:
-    """The first of these that exists: the workdir's checkpoint, that of `init.resume`, the weights of `init`, new ones.
+    """Returns the first that exists: the workdir's checkpoint, that of init.resume, weights from `init`, new weights.
 
     Args:
-      checkpoints: of the workdir.
+      checkpoints: checkpoints of the workdir.
       replay: the step to start from; None = the newest.
 
     Raises:
-      UserError: there is no such checkpoint, or what `init` names does not exist or does not fit.
+      UserError: the checkpoint does not exist, or a folder that `init` names does not exist or does not fit.
     """
     experiment, init = plan.experiment, plan.experiment.init
     origin = f"the workdir, {workdir}"
+    # the workdir comes first, so that a run that was started from another one is resumed from its own checkpoints
     saved = checkpoints.restore(plan.abstract.params, plan.abstract.opt, step=replay)
     if saved is None and init.resume is not None:
         origin = f"init.resume, {init.resume}"
+        # read-only, because the other run may still be writing
         with Checkpoints(Path(init.resume) / workdirs.CHECKPOINTS, read_only=True) as other:
             saved = other.restore(plan.abstract.params, plan.abstract.opt)
         if saved is None:
@@ -70,6 +72,7 @@ def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int 
             f"that, or give another --workdir"
         )
     log.info("weights: from step %d of %s", saved.step, origin)
+    # the step is not part of the saved arrays: its number is the name of the checkpoint
     step = jax.device_put(np.int32(saved.step), plan.abstract.step.sharding)
     state = TrainState(step, saved.params, saved.opt)
     provenance = workdirs.read_provenance(workdir)
@@ -77,9 +80,10 @@ def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int 
 
 
 def initial_params(plan: Plan) -> tuple[Any, Any]:
-    """The weights of a run at step 0, and their provenance (None for new weights)."""
+    """Returns the weights of a run at step 0, and their provenance (None for new weights)."""
     experiment = plan.experiment
     init, dtype = experiment.init, experiment.train.param_dtype
+    # by name, so that the weights do not depend on how many other seeds are drawn
     seed = derive_seed(experiment.train.seed, "weights")
     if init.adapt is not None:
         log.info("weights: adapted from init.adapt.source, %s", init.adapt.source)
@@ -100,12 +104,13 @@ def check_teacher(start: StartState, plan: Plan, *, allow_change: tuple[str, ...
     """Returns the fingerprint of the teacher that runs in every step (reads all of its weights); None without one.
 
     Raises:
-      UserError: it is not the teacher of the steps before, and `allow_change` does not name distill.teacher.
+      UserError: the teacher differs from that of the steps before, and `allow_change` does not name distill.teacher.
     """
     if plan.teacher is None:
         return None
     folder = plan.teacher.folder
     fingerprint = teachers.fingerprint(folder)
+    # None: a new run, or a checkpoint without a teacher's fingerprint
     if start.teacher not in (None, fingerprint):
         if not {"distill", "distill.teacher"} & set(allow_change):
             raise UserError(
@@ -121,9 +126,10 @@ def check_corpus(start: StartState, pipeline: Pipeline, *, allow_change: tuple[s
     """Compares the text with the one that the saved positions refer to.
 
     Raises:
-      UserError: it has changed, and `allow_change` does not name data.corpus.
+      UserError: the text has changed, and `allow_change` does not name data.corpus.
     """
     fingerprint = pipeline.corpus.fingerprint
+    # positions count chunks, so with another text they would point at other examples
     if start.corpus in (None, fingerprint):
         return
     if "data.corpus" not in allow_change:

@@ -28,11 +28,11 @@ FREE_ON_RESUME = (
 
 
 def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Iterable[str] = ()) -> dict[str, tuple]:
-    """The settings that differ and may, as {path: (saved, now)}.
+    """Returns the settings that differ and are allowed to, as {path: (saved, now)}.
 
     Raises:
-      UserError: settings differ that may not (shows each with both values, and the ways out), or `allow` has a path
-        that is not a setting's.
+      UserError: settings differ that may not (the message has both values of each, and the remedies), or `allow` has
+        a path that is not a setting's.
     """
     old, new = settings.flatten(_with_defaults(saved)), settings.flatten(now)
     changed = {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
@@ -44,17 +44,17 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
         shown = difference(*({k: side[k] for k in refused if k in side} for side in (old, new)))
         named = dict.fromkeys(_shortest(path, set(refused), old.keys() | new.keys()) for path in refused)
         raise UserError(
-            f"the workdir holds a different experiment (saved -> given):\n{shown}\n"
+            f"the workdir holds a different experiment (saved -> now):\n{shown}\n"
             f"Use another --workdir, undo the change, or go on with it on purpose: --allow_change={','.join(named)}"
         )
     return {k: changed[k] for k in sorted(free)}
 
 
 def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A saved experiment in which settings that are newer than it have their defaults."""
+    """Returns a saved experiment in which settings that are newer than it have their defaults."""
     try:
         return dump(build(saved))
-    except UserError:  # of another version, or it names a file that is gone: compare it as it is
+    except UserError:  # another version wrote it, or it names a file that is gone: compare it as it is
         return current_keys(saved)
 
 
@@ -72,7 +72,7 @@ def _check_paths(paths: Iterable[str], settings: Iterable[str]) -> None:
 
 
 def _shortest(path: str, refused: set[str], settings: Iterable[str]) -> str:
-    """The shortest path that covers this setting and only refused ones."""
+    """Returns the shortest path that covers this setting and otherwise only refused ones."""
     return next(p for p in _prefixes(path) if all(key in refused for key in settings if _covers(p, key)))
 
 
@@ -81,6 +81,6 @@ def _covers(path: str, setting: str) -> bool:
 
 
 def _prefixes(path: str) -> list[str]:
-    """All prefixes of a dotted path: a, a.b, a.b.c of a.b.c."""
+    """Returns all prefixes of a dotted path: a, a.b and a.b.c for a.b.c."""
     parts = path.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]

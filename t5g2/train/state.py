@@ -1,4 +1,4 @@
-"""The state of a training run; new weights are made on the devices that hold them."""
+"""The state of a training run; new weights are computed on the devices that hold them."""
 
 from typing import Any, NamedTuple
 
@@ -27,26 +27,28 @@ class TrainState(NamedTuple):
 
 
 def abstract(config: ModelConfig, optimizer: Updater, *, mesh: Mesh, param_dtype: str) -> TrainState:
-    """The state as shapes, each with its sharding on the mesh."""
+    """Returns the state as shapes, each with its sharding on the mesh."""
     params = build.abstract(config, jnp.dtype(param_dtype))
     state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), params)
     step: Any = sharding.replicated(mesh)
+    # moments are sharded like their weights, so that an update moves none of them between devices
     on_mesh = TrainState(step, sharding.shardings(params, mesh), sharding.shardings_like(state.opt, params, mesh))
     return jax.tree.map(lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), state, on_mesh)
 
 
 def shardings(abstract: Any) -> Any:
-    """The sharding of each leaf of an abstract state."""
+    """Returns the sharding of each leaf of an abstract state."""
     return jax.tree.map(lambda x: x.sharding, abstract)
 
 
 def fresh_params(config: ModelConfig, abstract: TrainState, *, key: jax.Array, param_dtype: str) -> Any:
-    """New weights, each computed on the devices that hold it."""
+    """Returns new weights, each computed on the devices that hold it."""
     make = lambda key: build.make(config, key=key, param_dtype=jnp.dtype(param_dtype))  # noqa: E731
+    # with out_shardings, no device holds the whole of a sharded leaf
     return jax.jit(make, out_shardings=shardings(abstract.params))(key)
 
 
 def fresh(params: Any, optimizer: Updater, abstract: TrainState) -> TrainState:
-    """The state before the first update of these weights; they are taken over, not copied."""
+    """Returns the state before the first update; the weights are reused, not copied."""
     opt = jax.jit(optimizer.init, out_shardings=shardings(abstract.opt))(params)
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), params, opt)

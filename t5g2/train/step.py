@@ -31,7 +31,7 @@ class StepOptions:
       denoisers, sources: their numbers; losses are reported for each.
       microbatches: parts of the batch, computed one after the other.
       loss: settings of the loss; with `distillation`, there is a teacher.
-      seed: of samples of a teacher's distributions.
+      seed: seed of the samples from a teacher's distributions.
     """
 
     compute: Compute
@@ -46,11 +46,11 @@ class StepSums(NamedTuple):
     """Weighted sums over the tokens of some rows, float32 unless stated otherwise.
 
     Attributes:
-      loss, z, correct: of the loss head.
-      weight: of the weights.
-      divergence: from a teacher; 0 without one.
-      teacher_weight: of the weights of the tokens that a teacher has distributions for; 0 without one.
-      denoiser_loss, denoiser_weight, source_loss, source_weight: float32[G], by denoiser and by source.
+      loss, z, correct: weighted sums of the loss head.
+      weight: sum of the weights.
+      divergence: weighted sum of the divergence from a teacher; 0 without one.
+      teacher_weight: sum of the weights of tokens for which a teacher has distributions; 0 without one.
+      denoiser_loss, denoiser_weight, source_loss, source_weight: float32[G], loss and weight by denoiser and by source.
       tokens: int32, tokens without padding, encoder and decoder.
     """
 
@@ -68,13 +68,13 @@ class StepSums(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Metrics of an update: the fields of Sums, over the global batch, and
+    """Metrics of an update: the fields of StepSums, over the global batch, and those below.
 
     Attributes:
       total: the loss that was minimised, per unit of weight.
-      gradient_norm: of the gradients of trained weights, before clipping.
-      parameter_norm: of all weights, after the update.
-      learning_rate: of this update.
+      gradient_norm: norm of the gradients of trained weights, before clipping.
+      parameter_norm: norm of all weights, after the update.
+      learning_rate: learning rate of this update.
       finite: bool[], True if the loss, the gradients and the updated weights are finite.
     """
 
@@ -97,7 +97,7 @@ class Metrics(NamedTuple):
 
 
 def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
-    """The train step (state, batch, teacher) -> (state, metrics), for jit; the teacher is a model, or None."""
+    """Returns the train step (state, batch, teacher) -> (state, metrics), for jit; the teacher is a model, or None."""
 
     def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
@@ -125,11 +125,11 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
 def gradients_of(
     params: Any, batch: Batch, options: StepOptions, teacher: Any = None, key: jax.Array | None = None
 ) -> tuple[jax.Array, StepSums, Any]:
-    """The loss that is minimised, as a sum over the batch, the sums that are reported, and the gradients.
+    """Returns (the loss that is minimised, as a sum over the batch; the sums that are reported; the gradients).
 
     Args:
       teacher: a model, if one runs in the step.
-      key: for samples of its distributions.
+      key: random key for samples from the teacher's distributions.
     """
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 
@@ -145,6 +145,7 @@ def gradients_of(
     parts = _microbatches(batch, options.microbatches), keys
     shapes = jax.eval_shape(one_microbatch, jax.tree.map(lambda x: x[0], parts))
     total, sums, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # so that the carry of the scan is sharded like the weights from the start
     zeros = total, sums, sharding.constrain_weights(gradients)
     add = lambda carry, part: (jax.tree.map(jnp.add, carry, one_microbatch(part)), None)  # noqa: E731
     return jax.lax.scan(add, zeros, parts)[0]
@@ -153,7 +154,8 @@ def gradients_of(
 def loss_sums(
     params: Any, batch: Batch, options: StepOptions, teacher: Any = None, key: jax.Array | None = None
 ) -> tuple[jax.Array, StepSums]:
-    """The loss that is minimised and the reported sums, both over these rows: means are left to the caller."""
+    """Returns (the loss that is minimised, the reported sums), over these rows; the caller computes means."""
+    # images travel as bytes and become floats here, on the device
     images = image_embeddings.normalized(batch.images)
     hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute)
     outputs = None
@@ -189,10 +191,11 @@ def loss_sums(
 
 
 def lower_step(step: Callable, state: TrainState, batch: Batch, teacher: Any = None, *, mesh: Mesh) -> Any:
-    """The step lowered for an abstract state (with shardings), an abstract batch and an abstract teacher.
+    """Returns the step lowered for an abstract state (with shardings), an abstract batch and an abstract teacher.
 
     The state is donated. Compiled, it is called with (state, batch, teacher), sharded likewise.
     """
+    # declared on both sides, so that the new state can take the memory of the donated one
     state_shardings = shardings(state)
     batch_shardings = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
     jitted = jax.jit(
@@ -211,9 +214,9 @@ def _tokens(batch: Batch) -> jax.Array:
 
 
 def _microbatches(batch: Batch, count: int) -> Batch:
-    """The batch with a leading axis of microbatches; part j has the rows j, j + count, ...
+    """Returns the batch with a leading axis of microbatches; part j has the rows j, j + count, ...
 
-    So each device's rows are split into parts, and none moves, provided that a part has rows for every device.
+    Each device's own rows are split, and no row moves between devices, provided that a part has rows for every device.
     """
 
     def split(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Teachers of distillation: a model that runs in every step, or whose logits `t5g2 cache-logits` kept before."""
+"""Teachers of distillation: a model that runs in every step, or whose logits `t5g2 cache-logits` stored ahead."""
 
 import hashlib
 from os import PathLike
@@ -25,7 +25,7 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
     """Opens the folder of a teacher, in any format, without its image tower, and checks that it fits the student.
 
     Args:
-      tokenizer: the student's.
+      tokenizer: tokenizer of the student.
       vocab_size: rows of the student's head.
 
     Raises:
@@ -38,20 +38,23 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
         )
     folder = folders.without_images(folder)
     if folder.tokenizer is not None:
-        theirs, ours = folder.tokenizer, tokenizer.to_dict()
+        teacher_tokenizer, run_tokenizer = folder.tokenizer, tokenizer.to_dict()
         # a teacher that reads the student's rows meets sentinels too, so all special ids must agree
-        compared = ("kind", "sha256") if reads_text(folder) else (theirs.keys() | ours.keys()) - {"file"}
-        if any(theirs.get(key) != ours.get(key) for key in compared):
+        compared = (
+            ("kind", "sha256") if reads_text(folder) else (teacher_tokenizer.keys() | run_tokenizer.keys()) - {"file"}
+        )
+        if any(teacher_tokenizer.get(key) != run_tokenizer.get(key) for key in compared):
             raise UserError(
-                f"the teacher, {folder.path}, has another tokenizer ({theirs}) than the run ({ours}), so it "
-                f"predicts other tokens; give a teacher with the run's tokenizer, or train with the teacher's"
+                f"the teacher, {folder.path}, has another tokenizer ({teacher_tokenizer}) than the run "
+                f"({run_tokenizer}), so it predicts other tokens; give a teacher with the run's tokenizer, or "
+                f"train with the teacher's"
             )
     teacher_size = _language_config(folder).decoder_stack.vocab_size
     if teacher_size < vocab_size:
         raise UserError(
             f"the teacher, {folder.path}, has a vocabulary of {teacher_size} and the model one of {vocab_size}; a "
-            f"teacher must know every token of the student, so give another one, or the model a "
-            f"vocab_size of {teacher_size}"
+            f"teacher must know every token of the student, so give another teacher, or set the model's vocab_size to "
+            f"{teacher_size}"
         )
     return folder
 
@@ -62,14 +65,14 @@ def reads_text(folder: ModelFolder) -> bool:
 
 
 def abstract(folder: ModelFolder, mesh: Mesh, param_dtype: Any) -> Any:
-    """A teacher's weights as shapes, each with its sharding on the mesh."""
+    """Returns a teacher's weights as shapes, each with its sharding on the mesh."""
     params = build.abstract(folder.config, jnp.dtype(param_dtype))
     shardings = sharding.shardings(params, mesh)
     return jax.tree.map(lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), params, shardings)
 
 
 def fingerprint(folder: ModelFolder) -> str:
-    """16 hex digits of a teacher's architecture and weights, the same in every format; reads all weights."""
+    """Returns 16 hex digits of a teacher's architecture and weights, the same in every format; reads all weights."""
     digest = hashlib.sha256(repr(folder.config).encode())
     for key, leaf in sorted(folder.leaves.items(), key=lambda item: tree.name(item[0])):
         array = leaf.read()
@@ -79,15 +82,16 @@ def fingerprint(folder: ModelFolder) -> str:
 
 
 def outputs(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | None) -> TeacherOutputs:
-    """The teacher's outputs for a batch, under jit: hidden states, from which the loss head makes logits tile by tile.
+    """Returns the teacher's outputs for a batch, under jit: hidden states, whose logits the loss head computes by tile.
 
     Args:
       teacher: a model; None = the batch carries cached distributions.
-      key: for samples of its distributions.
+      key: random key for samples from the teacher's distributions.
     """
     inputs = batch.teacher
     assert inputs is not None, "a run with a teacher has batches that carry the teacher's inputs"
     has_teacher_BT = inputs.origins >= 0
+    # cached distributions, a teacher that reads the student's rows, or one that reads the text
     if inputs.ids is not None:
         log_probs, tail = cast(tuple[jax.Array, jax.Array], (inputs.log_probs, inputs.tail))
         return TeacherOutputs(has_teacher_BT, SparseDistribution(inputs.ids, log_probs, tail))

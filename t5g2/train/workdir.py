@@ -1,7 +1,7 @@
-"""The workdir of a run: which experiment it belongs to, the files in it, and when the run is done.
+"""The workdir of a run: its experiment, its files, and the end of the run.
 
-experiment.json   the resolved experiment, written once everything about it is known to be right
-provenance.json   where each weight of an adapted model came from
+experiment.json   the resolved experiment, written after all checks have passed
+provenance.json   the origin of each weight of an adapted model
 checkpoints/      train states by step
 metrics.jsonl     metrics by step, and TensorBoard events beside it
 samples/          predictions by step
@@ -42,14 +42,14 @@ def claimed(
 ) -> Iterator[None]:
     """Keeps other trainers out of the workdir, and compares the experiment with the one whose checkpoints it holds.
 
-    Nothing in the folder is changed here: `write_experiment` makes it this experiment's once everything that can be
-    wrong was checked; a run that fails before leaves nothing behind. A replay only reads.
+    Only a lock is written here: `write_experiment` claims the folder for good after all checks, and a run that
+    fails before leaves nothing behind. A replay only reads.
 
     Raises:
       UserError: the folder is a file, belongs to a sweep, holds a different experiment, or is in use.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder, which is made if it is missing")
+        raise UserError(f"--workdir={workdir} is a file; give a folder, which is created if it is missing")
     if (workdir / "sweep.json").exists():
         raise UserError(f"{workdir} is the workdir of a sweep; give the run a folder of its own")
     if jax.process_index() != 0 or replay is not None:  # only process 0 writes, and a replay writes nothing
@@ -63,7 +63,7 @@ def claimed(
             stack.enter_context(files.locked(workdir / LOCK, busy=busy))
         except OSError as error:
             raise UserError(
-                f"--workdir={workdir} cannot be made or written to ({error}); give another folder"
+                f"--workdir={workdir} cannot be created or written to ({error}); give another folder"
             ) from None
         try:
             compare_experiment(workdir, experiment, allow_change=allow_change)
@@ -74,10 +74,10 @@ def claimed(
 
 
 def compare_experiment(workdir: Path, experiment: Experiment, *, allow_change: tuple[str, ...] = ()) -> None:
-    """Logs which settings differ, and may, from the experiment whose checkpoints the workdir holds.
+    """Compares the settings with those of the workdir's checkpoints; logs the differences that are allowed.
 
     Raises:
-      UserError: a setting differs that may not, or experiment.json cannot be read.
+      UserError: another setting differs, or experiment.json cannot be read.
     """
     has_checkpoints = any((workdir / CHECKPOINTS).glob("[0-9]*"))
     if not has_checkpoints or not (workdir / EXPERIMENT).exists():
@@ -93,7 +93,7 @@ def compare_experiment(workdir: Path, experiment: Experiment, *, allow_change: t
 
 
 def write_experiment(workdir: Path, experiment: Experiment, provenance: Any) -> None:
-    """Makes the workdir this experiment's: experiment.json, provenance.json; a run that goes on is not done."""
+    """Writes experiment.json and provenance.json, and removes done.json, because a run that goes on is not done."""
     if jax.process_index() != 0:
         return
     (workdir / DONE).unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def write_experiment(workdir: Path, experiment: Experiment, provenance: Any) -> 
 
 
 def read_experiment(workdir: Path) -> Experiment:
-    """The experiment of a run.
+    """Returns the experiment of a run.
 
     Raises:
       UserError: the folder holds no run, or its experiment.json is damaged or of another version.
@@ -115,13 +115,13 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def read_provenance(workdir: Path) -> Any:
-    """The provenance of a run's first weights, None if it has none."""
+    """Returns the provenance of a run's first weights, None if it has none."""
     path = workdir / PROVENANCE
     return files.read_json(path, fix="remove it, or put it back") if path.exists() else None
 
 
 def is_done(workdir: Path, experiment: Experiment, step: int) -> bool:
-    """True if the run has ended at this step and left everything that it was asked to leave."""
+    """True if the run has ended at this step and has written everything that its settings ask for."""
     if step != experiment.train.steps or not (workdir / DONE).exists():
         return False
     done = files.read_json_object(workdir / DONE, fix="remove it, and run the same command again")
@@ -129,7 +129,7 @@ def is_done(workdir: Path, experiment: Experiment, step: int) -> bool:
 
 
 def open_checkpoints(workdir: Path, experiment: Experiment, *, read_only: bool = False) -> Checkpoints:
-    """The checkpoints of a run."""
+    """Returns the checkpoints of a run."""
     return Checkpoints(workdir / CHECKPOINTS, keep=experiment.save.keep, read_only=read_only)
 
 
@@ -147,6 +147,7 @@ def save_checkpoint(
     Args:
       teacher: fingerprint of the teacher that runs in every step.
     """
+    # gathered by every process, before any of them can return: it is a collective operation
     positions = gather_positions(pipeline.positions, experiment.data.streams)
     if step in checkpoints.steps():
         return
@@ -171,12 +172,13 @@ def finish(workdir: Path, experiment: Experiment, step: int, params: Any, proven
         folders.save_model(
             target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, extra_files=tokenizer.files
         )
+    # last, so that done.json is proof of everything else
     if jax.process_index() == 0:
         files.write_json(workdir / DONE, {"step": step})
 
 
 def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[str, list[int]]:
-    """The positions of all streams, each from a process that reads it, with keys as JSON has them.
+    """Returns the positions of all streams, each from a process that reads it, with keys as JSON has them.
 
     With 2 streams, of which this process reads stream 1: {1: (8, 6, 14)} and stream 0's from another process give
     {"0": [4, 0, 9], "1": [8, 6, 14]}.
@@ -186,7 +188,7 @@ def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[s
     for stream, position in local.items():
         table[stream] = position
     if jax.process_count() > 1:
-        # two 32-bit halves: jax has no 64-bit integers unless told to
+        # two 32-bit halves: jax has no 64-bit integers by default
         halves = np.asarray(multihost_utils.process_allgather(table.view(np.int32)))
         table = halves.astype(np.int32).view(np.int64).max(axis=0)
     assert (table >= 0).all(), "a stream is read by no process"
@@ -194,7 +196,7 @@ def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[s
 
 
 def _remove_traces(workdir: Path) -> None:
-    """Removes what `claimed` has made, as far as nothing else is in it."""
+    """Removes the lock, and the folders that `claimed` may have created if they are empty."""
     (workdir / LOCK).unlink(missing_ok=True)
     for folder in (workdir / CHECKPOINTS, workdir):
         if folder.is_dir() and not any(folder.iterdir()):

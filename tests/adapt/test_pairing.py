@@ -143,7 +143,7 @@ def test_both_values_and_what_bridges_them():
         "vocab_size: vocabulary=resize takes the first rows, or adds some",
         f"width: {family}",
         f"heads: {family}",
-        "kv_heads: they are repeated, so give a multiple of 2",
+        "kv_heads: key/value heads are repeated, so give a multiple of 2",
     ]
 
 

@@ -35,7 +35,7 @@ def test_names_that_are_in_use_are_all_read(tmp_path, hugging_face, family):
         rewrite(hf_folder, renamed)
         opened = open_foreign(hf_folder)
         assert bits(opened) == plain
-        assert opened.provenance["notes"] == [f"{changed} tensors are stored under other names in use for them"]
+        assert opened.provenance["notes"] == [f"{changed} tensors are stored under aliases of their names"]
 
 
 def test_two_names_of_one_tensor(hugging_face):

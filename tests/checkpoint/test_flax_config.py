@@ -27,7 +27,7 @@ def test_an_official_tree_of_no_released_size(tmp_path):
     )
     with pytest.raises(UserError, match=message):
         open_foreign(path)
-    with pytest.raises(UserError, match=r"according to the given config, are not those of official Flax Gemma"):
+    with pytest.raises(UserError, match=r"according to the chosen config, are not those of official Flax Gemma"):
         open_foreign(path, tiny.GEMMA2)
 
 

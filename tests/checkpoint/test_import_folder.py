@@ -12,7 +12,7 @@ from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model
 from t5g2.checkpoint.import_folder import import_model, open_any, open_foreign
 from t5g2.core.errors import UserError
-from t5g2.models.siglip import resample_positions
+from t5g2.models.position_embeddings import resample_positions
 from tests import tiny, weights
 from tests.checkpoint.foreign_folders import (
     FAMILIES,
@@ -50,7 +50,7 @@ def test_a_config_is_given(tmp_path, hugging_face):
     with pytest.raises(UserError, match=r"has safetensors but no config.json, so its architecture is unknown; put the"):
         open_foreign(hf_folder)
     assert bits(open_foreign(hf_folder, tiny.GEMMA3)) == bits(open_foreign(hf_folder, tmp_path / "ours" / "model.json"))
-    with pytest.raises(UserError, match=r"according to the given config, are not those of Hugging Face Gemma"):
+    with pytest.raises(UserError, match=r"according to the chosen config, are not those of Hugging Face Gemma"):
         open_foreign(hf_folder, "gemma3:270m")
     with pytest.raises(UserError, match=r"unknown size 'gemma3:270'; did you mean 'gemma3:270m'"):
         open_foreign(hf_folder, "gemma3:270")
@@ -174,7 +174,7 @@ def test_an_architecture_of_another_kind_is_said(tmp_path):
 def test_a_given_config_that_overrules_the_folders_own_is_told(hugging_face):
     given = dataclasses.replace(tiny.GEMMA3, window=100)
     notes = open_foreign(hugging_face(tiny.GEMMA3), given).provenance["notes"]
-    assert notes == ["the given config overrules config.json: changed  window: 4 -> 100"]
+    assert notes == ["the chosen config overrules config.json: changed  window: 4 -> 100"]
 
 
 def test_pickles_alone_and_files_are_said(tmp_path):

@@ -179,8 +179,8 @@ def test_pickles_are_not_opened(tmp_path, file):
         read(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path} holds its weights only as pickles ({file}), which can run code when they are opened, so they are "
-        f"not; load the model with transformers where you trust its source, and write it with save_pretrained(DIR, "
-        f"safe_serialization=True)"
+        f"not opened; load the model with transformers where you trust its source, and write it with "
+        f"save_pretrained(DIR, safe_serialization=True)"
     )
 
 

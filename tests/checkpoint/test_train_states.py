@@ -242,7 +242,7 @@ def test_a_step_under_another_name_is_not_believed(directory, warnings):
     (directory / "2").rename(directory / "3")
     with Checkpoints(directory) as checkpoints:
         assert checkpoints.restore(*abstract(make())).step == 1
-    assert "meta: it is of step 2" in warnings()
+    assert "meta: it belongs to step 2" in warnings()
 
 
 def test_nothing_intact_is_an_error_now_and_later(directory):

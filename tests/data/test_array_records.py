@@ -115,7 +115,7 @@ def test_a_damaged_shard_is_told_and_never_left_out(tmp_path, on_bad_record):
 
 def test_records_without_text(tmp_path):
     write_json(tmp_path / "a.array_record", ["", ""])
-    with pytest.raises(UserError, match="2 records without text; give some of at least 8 tokens"):
+    with pytest.raises(UserError, match="2 records without text; give records of at least 8 tokens"):
         ArrayRecord(str(tmp_path)).open()
     with pytest.raises(UserError, match="no file at '/nowhere/at/all'"):
         ArrayRecord("/nowhere/at/all").open()
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_data_set_is_told(tfds_folder, tmp_path):
             Tfds("tales", split=split, **where).open()
     with pytest.raises(UserError, match="unknown split of tales 'tran'; did you mean 'train'"):
         Tfds("tales", split="tran", **where).open()
-    with pytest.raises(UserError, match="there is no data set 'no_such_tales' of TensorFlow Datasets here"):
+    with pytest.raises(UserError, match="no data set 'no_such_tales' of TensorFlow Datasets on this machine"):
         Tfds("no_such_tales", **where).open()
     with pytest.raises(UserError, match="record 0: no text under 'id', but"):
         Tfds("tales", field="id", **where).open()

@@ -192,7 +192,7 @@ def test_compressed_files_and_tables(tmp_path, monkeypatch):
     ("record", "message"),
     [
         ({"messages": TWO[1:2]}, r"does not end with the model's"),
-        ({"messages": [TWO[2], TWO[1]]}, r"message 1 is of 'assistant'; user and model alternate"),
+        ({"messages": [TWO[2], TWO[1]]}, r"message 1 has the role 'assistant'; user and model alternate"),
         ({"messages": [{"role": "bot", "content": "x"}]}, r"role 'bot'; roles are user, assistant, model, system"),
         ({"messages": [*TWO[1:3], TWO[0], TWO[2]]}, r"message 3 has the role 'system'"),
         ({"messages": [TWO[1], {"role": "model", "content": 3}]}, r"message 2 has no text for its content, but 3"),

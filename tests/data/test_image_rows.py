@@ -168,7 +168,7 @@ def test_the_fingerprint_is_of_what_an_image_is(tmp_path):
 
 def test_what_does_not_go_together_is_told(tmp_path):
     with pytest.raises(
-        UserError, match=r"source 'images': its texts have images, and data\.images is not set; set how"
+        UserError, match=r"source 'images': its texts have images, and data\.images is not set; set the number"
     ):
         mixed(tmp_path, images=None)
     config = mixed(tmp_path)

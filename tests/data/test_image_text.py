@@ -137,9 +137,9 @@ BAD = {
     "no text": ({"text": 3, "images": []}, r"no text under 'text', but 3"),
     "count": (
         {"text": "<start_of_image> a <start_of_image>", "images": ["red.png"]},
-        r"says <start_of_image> 2 times and has 1 images; say it once for each, or not at all",
+        r"has <start_of_image> 2 times and 1 images; write it once for each image, or not at all",
     ),
-    "says so and has none": ({"text": "<start_of_image> a", "images": []}, r"1 times and has 0 images"),
+    "says so and has none": ({"text": "<start_of_image> a", "images": []}, r"1 times and 0 images"),
     "nothing after": ({"text": "see: <start_of_image>\n", "images": ["red.png"]}, r"no text after the last image"),
     "damaged": ({"text": "a", "images": ["half.png"]}, r"half\.png cannot be read, it is damaged or cut off"),
     "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is not an image; images are JPEG, PNG or WebP"),
@@ -292,5 +292,5 @@ def test_no_files_are_told(tmp_path):
     pytest.importorskip("fsspec").filesystem("memory").pipe("/a", b"{}")
     with pytest.raises(UserError, match=r"memory://a is a URL, and images are local files; name their folder"):
         ImageJsonl("memory://a").open()
-    with pytest.raises(UserError, match="texts with images have no tokens of their own"):
+    with pytest.raises(UserError, match="the tokens of an image depend on the model"):
         corpus.jsonl(tmp_path).open().tokens(0, TOKENIZER)

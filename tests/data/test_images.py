@@ -225,7 +225,7 @@ def test_bombs():
     most = "images have at most 89478485 pixels, so make it smaller"
     with pytest.raises(UserError, match=f"bytes has 10000 x 9000 pixels; {most}"):
         read(png_of(10_000, 9_000))
-    with pytest.raises(UserError, match=f"says that it has more than 178956970 pixels; {most}"):
+    with pytest.raises(UserError, match=f"declares more than 178956970 pixels; {most}"):
         read(png_of(100_000, 100_000))
     with pytest.raises(UserError, match="damaged or cut off"):
         read(png_of(100, 100))

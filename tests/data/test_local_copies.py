@@ -149,7 +149,7 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
 
     parquet(tmp_path / "a.parquet", text=TEXTS)
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UserError, match=r"pyarrow\.parquet is not installed, .*; pip install 't5g2\[parquet\]'"):
+    with pytest.raises(UserError, match=r"pyarrow\.parquet is not installed; run `pip install 't5g2\[parquet\]'`"):
         Parquet(str(tmp_path / "a.parquet")).open()
 
 

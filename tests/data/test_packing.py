@@ -215,7 +215,7 @@ def test_what_is_no_example_is_told():
     with pytest.raises(ValueError, match="an example has 9 of 'encoder', and a row holds 8"):
         packer.add(example(1, 9, 1))
     assert packer.add(example(1, 1, 2) | {"weights": np.ones(1, np.float32)})
-    with pytest.raises(ValueError, match="not as many of 'weights' as of 'decoder'"):
+    with pytest.raises(ValueError, match="different numbers of 'weights' and of 'decoder'"):
         packer.finish()
 
 

@@ -122,7 +122,7 @@ def test_what_is_wrong_with_a_task_is_told(tokenizer):
         opened("plain_pair")
     with pytest.raises(UserError, match="unknown split of plain_pairs 'test'"):
         opened("plain_pairs", split="test")
-    with pytest.raises(UserError, match="mixed_pairs is a mixture, which has no end; say how many examples"):
+    with pytest.raises(UserError, match="mixed_pairs is a mixture, which is endless; set `examples`"):
         opened("mixed_pairs")
     with pytest.raises(UserError, match="documents has targets, and inputs_tokens = 24 asks for inputs, targets"):
         opened("documents")

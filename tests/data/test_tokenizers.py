@@ -190,7 +190,7 @@ def test_a_file_is_described_by_its_name_and_hash(kind, folder, tmp_path):
     assert moved.fingerprint() == tokenizer.fingerprint()
     with (tmp_path / FILES[kind]).open("ab") as file:
         file.write(b" ")
-    with pytest.raises(UserError, match=r"is not the tokenizer file it was \(sha256 .*put the right one there"):
+    with pytest.raises(UserError, match=r"is another tokenizer file than expected \(sha256 .*put the right one there"):
         from_dict(node, tmp_path)
     (tmp_path / FILES[kind]).unlink()
     with pytest.raises(UserError, match=rf"no tokenizer file .*{FILES[kind]}; put it there"):

@@ -29,12 +29,12 @@ def fails(capsys, *arguments: str) -> str:
         (["train.steps=0"], ["steps is 0", "at least 1"]),
         (["model.width=abc"], ["config.model.width is 'abc'", "type int"]),
         (["model.kv_heads=3"], ["heads = 4 and kv_heads = 3", "must divide"]),
-        (["train.microbatches=3"], ["rows = 8", "microbatches = 3", "divisible"]),
+        (["train.microbatches=3"], ["rows = 8", "microbatches = 3", "multiple of 3"]),
         (["data.streams=3"], ["rows = 8 and streams = 3", "neither divides the other"]),
         (["data.chunk_tokens=200"], ["chunk_tokens = 200", "decoder_length = 64", "lower chunk_tokens"]),
         (["data.encoder_length=16"], ["decoder-only", "encoder_length is 16"]),
         (["data.sources.0.text.path=/nowhere/at/all"], ["/nowhere/at/all"]),
-        (["init.params=x", "init.resume=y"], ["resume and params are both given"]),
+        (["init.params=x", "init.resume=y"], ["resume and params are both set"]),
         (["optim.schedule.kind=cosin"], ["config.optim.schedule.kind 'cosin'", "did you mean 'cosine'"]),
         (["compute.dtype=float16"], ["float16", "bfloat16, float32"]),
         (["optim.schedule.warmup_steps=48"], ["warmup_steps = 48 and train.steps = 48", "lower warmup_steps"]),
@@ -114,7 +114,7 @@ def test_an_unknown_size(capsys, corpus, tmp_path):
         (["train", "--config=nowhere.py", "--workdir=x"], ["no config file nowhere.py"]),
         (["train", f"--config={CONFIG}", "--workdri=x"], ["'workdri'", "did you mean 'workdir'"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "--config.train.steps", "3"], ["has no value; write"]),
-        (["train", f"--config={CONFIG}", "--workdir=x", "extra"], ["'extra' is no flag"]),
+        (["train", f"--config={CONFIG}", "--workdir=x", "extra"], ["'extra' is not a flag"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "--replay=soon"], ["replay"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "--replay=-3"], ["--replay=-3", "at least 0"]),
         (["train", "--config=README.md", "--workdir=x"], ["README.md", "SyntaxError"]),
@@ -184,7 +184,7 @@ def test_what_the_machine_refuses(tmp_path, capsys, monkeypatch, code, told):
     def refused(*_, **__):
         raise OSError(code, os.strerror(code), str(tmp_path / "out"))
 
-    monkeypatch.setattr(cli, "COMMANDS", cli.COMMANDS | {"data": refused})
+    monkeypatch.setattr(cli, "run_command", refused)
     assert cli.main(["data"]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "out") in error

@@ -16,7 +16,8 @@ from t5g2.core.sharding import MeshShape
 from t5g2.models import build, siglip
 from t5g2.models.config import ImageConfig, VisionConfig
 from t5g2.models.layers import Compute
-from t5g2.models.siglip import Projector, Siglip, VisionTower, resample_positions
+from t5g2.models.position_embeddings import resample_positions
+from t5g2.models.siglip import Projector, Siglip, VisionTower
 from t5g2.models.sizes import size
 from tests import hlo, weights
 from tests.tiny import FLOAT32, IMAGES, SIGLIP, VISION

@@ -63,7 +63,8 @@ def test_pairs_are_kept_whole_however_short():
     chunks = Chunks(Pairs((3, 1), (0, 1), (20, 11)), Bytes(), 32)
     assert [len(chunks[i]) for i in range(len(chunks))] == [5, 2, 32]
     assert chunks.dropped == 0
-    with pytest.raises(UserError, match="has 33 tokens with the number in front, and chunk_tokens is 32; raise it"):
+    message = r"has 33 tokens \(with the number of inputs\), and chunk_tokens is 32; raise it"
+    with pytest.raises(UserError, match=message):
         Chunks(Pairs((21, 11)), Bytes(), 32)
 
 

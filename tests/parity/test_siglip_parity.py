@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.models.siglip import resample_positions
+from t5g2.models.position_embeddings import resample_positions
 from tests.parity import siglip_cases as cases
 from tests.tiny import FLOAT32
 

@@ -141,12 +141,12 @@ def test_the_page_is_well_formed_and_shows_each_part(sweep):
         "At step 20 the held-out loss of adapted is 2.000 and that of scratch 2.500 nats per token",
         "adapted is below scratch at 3 of 3 evaluations",
         "By denoiser",
-        "What the paper printed arXiv 1 &amp; 2",
+        "Numbers printed in the paper arXiv 1 &amp; 2",
         "66.6",
         "Training loss",
         "Span fillings",
-        "the text itself",
-        "by what became of them: 6 copied 2 initialised 1 dropped Changed: window: 4 -&gt; 5",
+        "reference",
+        "leaves by operation: 6 copied 2 initialised 1 dropped Changed: window: 4 -&gt; 5",
         "copied layers.q encoder.layers.q, decoder.layers.q 0-1, 3 [8]",
         "initialised – embedder.eoi (zeros) – [9]",
         "initialised – decoder.gate 2 [7]",
@@ -216,7 +216,7 @@ def test_the_page_of_a_sweep_of_seeds(seeded):
         assert part in html.unescape(found), part
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         xml.dom.minidom.parseString(svg)
-    weights = text[text.index("Where the weights come from") : text.index("Speed, padding, memory")]
+    weights = text[text.index("Origin of the weights") : text.index("Speed, padding, memory")]
     assert "adapted-s0" in weights
     assert "adapted-s1" not in weights
 

@@ -11,6 +11,7 @@ import pytest
 
 from t5g2.checkpoint.folder import load_model, open_model, save_model
 from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.commands.average import average_run
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -20,7 +21,7 @@ from t5g2.models import build, sizes
 from t5g2.models.config import text_only, to_dict
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
-from t5g2.train.adaptation import adapt_folder, adapt_into, average_run
+from t5g2.train.adaptation import adapt_folder, adapt_into
 from t5g2.train.experiment import Adapt
 from t5g2.train.workdir import finish
 from tests import tiny, weights
@@ -70,7 +71,7 @@ def test_a_tokenizer_in_a_file_goes_along(tmp_path):
     settings.append(("model.vocab_size", str(tokenizer.vocab_size)))
     experiment = config_file.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{tmp_path}", settings)
     (tmp_path / "run").mkdir()
-    finish(experiment, tmp_path / "run", 3, build.make(experiment.model, key=jax.random.key(0)), None)
+    finish(tmp_path / "run", experiment, 3, build.make(experiment.model, key=jax.random.key(0)), None)
     made = open_model(tmp_path / "run" / "model")
     assert from_dict(made.tokenizer, made.path) == tokenizer
 
@@ -136,7 +137,7 @@ def test_two_sources(tmp_path):
     assert provenance.source == f"encoder {tmp_path / 'large'}, decoder {tmp_path / 'small'}"
     alone = adapt_folder(Adapt(f"{tmp_path / 'large'},{tmp_path / 'large'}"), "t5gemma2", tmp_path / "alone")
     assert alone.source == str(tmp_path / "large")
-    with pytest.raises(UserError, match=r"source = 'a,b,c'; give one folder, or two and a comma between"):
+    with pytest.raises(UserError, match=r"source = 'a,b,c'; give one folder, or two separated by a comma"):
         Adapt("a,b,c")
     save_model(tmp_path / "other", weights.model(small), tokenizer=Bytes(sentinels=4).to_dict())
     with pytest.raises(UserError, match=r"large and .*other have different tokenizers"):
@@ -146,7 +147,9 @@ def test_two_sources(tmp_path):
         tree.build(build.abstract(small, jnp.bfloat16), lambda key: weights.weights(small)[key].astype(jnp.bfloat16)),
     )
     mixed = Adapt(f"{tmp_path / 'large'},{tmp_path / 'half'}")
-    with pytest.raises(UserError, match=r"weights of several dtypes \(.*large: float32, .*half: bfloat16\); say which"):
+    with pytest.raises(
+        UserError, match=r"weights of several dtypes \(.*large: float32, .*half: bfloat16\); choose one"
+    ):
         adapt_folder(mixed, "t5gemma2", tmp_path / "none")
     adapt_folder(mixed, "t5gemma2", tmp_path / "cast", dtype="bfloat16")
     assert {leaf.dtype for leaf in open_model(tmp_path / "cast").leaves.values()} == {jnp.dtype("bfloat16")}

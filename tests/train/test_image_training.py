@@ -80,7 +80,7 @@ def batch_of(experiment, *, skip=0):
 
 def test_the_planned_batch_is_what_the_pipeline_gives(tmp_path, devices):
     experiment = load(tmp_path)
-    planned, batch = plan.plan(experiment, meshes.make(MeshShape(data=4, fsdp=2))).batch, batch_of(experiment)
+    planned, batch = plan.make(experiment, meshes.make(MeshShape(data=4, fsdp=2))).batch, batch_of(experiment)
     assert batch.images.shape == (8, 3, 16, 16, 3)
     assert jax.tree.structure(planned) == jax.tree.structure(batch)
     for abstract, array in zip(*map(jax.tree.leaves, (planned, batch)), strict=True):
@@ -266,7 +266,7 @@ def test_texts_with_images_are_not_kept_as_tokens(tmp_path, capsys):
     tokenize.tokenize_sources(experiment.data, tmp_path / "out", shards=1)
     assert "text: 8 documents" in capsys.readouterr().out
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["text"]
-    with pytest.raises(UserError, match="source 'images' has images, which are not kept as tokens; a run reads it as "):
+    with pytest.raises(UserError, match="source 'images' has images and cannot be kept as tokens; a run reads it as "):
         tokenize.tokenize_sources(experiment.data, tmp_path / "other", names=["images"])
 
 
@@ -301,7 +301,7 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.images": "None"}, r"source 'images': its texts have images, and data\.images is not set; say how many"),
+        ({"data.images": "None"}, r"its texts have images, and data\.images is not set; set the number"),
         ({"data.images": "{'size': 32, 'per_row': 1}"}, r"images has \{'size': 32\}, and the model \{'size': 16, "),
         ({"data.images": "{}"}, r"config\.data\.images lacks per_row, which ImageRows has no default for"),
         ({"data.images.per_rows": "1"}, r"unknown key config\.data\.images\.per_rows, .* did you mean 'per_row'"),
@@ -315,7 +315,7 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
             {"model.encoder.images.token": "9"},
             r"the tokenizer has \{'image': 7\} and the model \{'image': 9, 'start_of_image': 5, 'end_of_image': 6\}",
         ),
-        ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher is asked without images"),
+        ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher reads no images"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told(tmp_path, changes, message):

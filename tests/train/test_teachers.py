@@ -271,7 +271,7 @@ def test_a_run_with_cached_answers_is_resumed_and_refuses_others(one_device, cor
     ("changes", "message"),
     [
         ({"method": "sampled"}, r"selected by method = 'top_k'.*set it to that of the folder"),
-        ({"per_token": 13}, r"has 12 entries a token and per_token = 13"),
+        ({"per_token": 13}, r"has 12 entries per token and per_token = 13"),
         ({"method": "full"}, r"a cache holds parts of distributions"),
         ({"teacher": "t5gemma2"}, r"logits of another teacher"),
     ],
@@ -302,7 +302,7 @@ def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cach
     run, out = experiment(corpus), tmp_path / "answers"
     for which in (1, 0):
         assert not (out / "text" / "answers.json").exists()
-        teacher_cache.cache_teacher_logits(run, teacher, out, how, shards=3, part=teacher_cache.Part(which, 2))
+        teacher_cache.cache_teacher_logits(run, teacher, out, how, shards=3, part=teacher_cache.WorkShare(which, 2))
     names = sorted(file.name for file in (cache / "text").iterdir())
     assert sorted(file.name for file in (out / "text").iterdir()) == names
     for name in names:
@@ -340,7 +340,7 @@ def test_a_shard_that_is_cut_off_is_made_again(corpus, cache, tmp_path):
     shard.write_bytes(whole[:-100])
     # another part of the work leaves it, and does not declare it whole
     teacher_cache.cache_teacher_logits(
-        experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=teacher_cache.Part(0, 2)
+        experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=teacher_cache.WorkShare(0, 2)
     )
     assert shard.read_bytes() == whole[:-100]
     teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", how, shards=3)
@@ -352,9 +352,13 @@ def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
     how, teacher, out = Distillation(method="top_k", per_token=12), str(corpus / "gemma"), tmp_path / "answers"
     (out / "text").mkdir(parents=True)
     (out / "text" / ".plan.json.1.part").write_text("{")
-    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.Part(0, 2))
+    teacher_cache.cache_teacher_logits(
+        experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.WorkShare(0, 2)
+    )
     assert capsys.readouterr().out == f"not complete yet: text in {out} lacks shards, which the other calls write\n"
-    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.Part(1, 2))
+    teacher_cache.cache_teacher_logits(
+        experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.WorkShare(1, 2)
+    )
     said = capsys.readouterr().out
     assert said == f"--config.distill='{json.dumps({'cache': str(out), 'method': 'top_k', 'per_token': 12})}'\n"
 
@@ -426,7 +430,8 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert divergences[0] > 0.2
     uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=told_settings(told))
-    with pytest.raises(UserError, match=r"logits of an encoder-decoder teacher, which read what PrefixLM\(prefix=0\.5"):
+    message = r"logits of an encoder-decoder teacher for the examples of PrefixLM\(prefix=0\.5"
+    with pytest.raises(UserError, match=message):
         Pipeline(plans.make(uneven, mesh()).data, seed=0)
 
 
@@ -484,4 +489,4 @@ def test_settings_that_name_no_teacher(corpus, distill, message):
 @pytest.mark.parametrize("text", ["3", "4/4", "a/b", "0/0"])
 def test_a_part_of_the_shards(text):
     with pytest.raises(UserError, match="INDEX/COUNT"):
-        teacher_cache.Part.parse(text)
+        teacher_cache.WorkShare.parse(text)

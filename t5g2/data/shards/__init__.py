@@ -1,1 +1,1 @@
-"""Token shards and teacher-logit shards: ArrayRecord files with a manifest, made ahead of a run."""
+"""Shards of tokens and of teacher logits: ArrayRecord files with a manifest, written before a run."""

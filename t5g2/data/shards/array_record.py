@@ -1,10 +1,10 @@
-"""ArrayRecord files as shards use them: every record is read by its number, none is read ahead."""
+"""Reading and writing of ArrayRecord files; records are read by number, without read-ahead."""
 
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# A process has several readers and asks each for one record at a time: no reading ahead, no threads.
+# Without read-ahead and threads: a process has several readers, and asks each for one record at a time.
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -19,7 +19,7 @@ def write_records(file: str | os.PathLike, records: Iterable[bytes], *, compress
     """Writes a file of records. It must not be read before this returns, because its index is written last."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # One record a group, so that reading a record decodes no other.
+    # One record per group, so that reading a record decodes no other.
     writer = ArrayRecordWriter(str(file), "group_size:1" if compressed else "group_size:1,uncompressed")
     try:
         for record in records:
@@ -29,7 +29,7 @@ def write_records(file: str | os.PathLike, records: Iterable[bytes], *, compress
 
 
 class RecordReaders:
-    """Readers of several files, each opened when it is first needed. A pickle holds the paths alone."""
+    """Readers of several files, each opened when it is first needed. A pickle holds only the paths."""
 
     def __init__(self, files: Sequence[str]):
         self.files = tuple(files)
@@ -40,7 +40,7 @@ class RecordReaders:
 
     def read(self, file: int, record: int) -> bytes:
         """Returns a record of a file, both by number; raises RuntimeError or IndexError if the file is damaged."""
-        # Opened when needed: a run with many shards would else open all of them in every worker.
+        # Opened when needed: otherwise every worker would open all shards of a run.
         if file not in self._readers:
             self._readers[file] = open_reader(self.files[file])
         [data] = self._readers[file].read([record])

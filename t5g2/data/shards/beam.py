@@ -1,9 +1,8 @@
 """Shards of tokens written by an Apache Beam pipeline, on one machine or many.
 
-They are the files that `t5g2 tokenize` writes without Beam, byte for byte, because each follows from the text, the
-tokenizer and its number alone. Every worker needs t5g2 with the same files at the same paths: the text, the tokenizer,
-and the folder that is written. Shards that are complete are left alone, so the same command goes on after an
-interruption.
+The files are the same as without Beam, byte for byte, because each shard depends only on the text, the tokenizer and
+the shard's number. Every worker needs t5g2, and the same files at the same paths: the text, the tokenizer, and the
+output folder. Complete shards are kept, so after an interruption the same command continues.
 """
 
 import shlex
@@ -19,7 +18,7 @@ def pipeline(options: str) -> ShardRunner:
     """Returns the `run` of token_shards.write that writes shards by a pipeline with these command-line options.
 
     Raises:
-      UserError: apache-beam is not installed, or does not know an option or a runner.
+      UserError: apache-beam is not installed, or an option or a runner is unknown.
     """
     beam, arguments = require("apache_beam", "beam"), shlex.split(options)
     parsed = beam.options.pipeline_options.PipelineOptions(arguments)

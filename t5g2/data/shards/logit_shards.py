@@ -1,13 +1,13 @@
-"""A teacher's logits, computed ahead of a run by `t5g2 cache-logits`: for each token of each chunk of a source.
+"""Teacher logits that `t5g2 cache-logits` has computed before a run, for each token of each chunk of a source.
 
 answers.json                             the teacher, the chunks and the shards; written last
-answers-00003-of-00016.array_record      one record a chunk of n tokens, little-endian, N kept entries a token:
+answers-00003-of-00016.array_record      one record per chunk of n tokens, little-endian, with N kept tokens per token:
                                            ids         n * N   of the manifest's `dtype`
                                            log_probs   n * N   float16
                                            tail        n       float16, the probability of all tokens that are not kept
 
-Entry t of a chunk is the distribution of token t, given BOS and the tokens before it. Shard s of S holds the chunks
-from s * P // S on, in the order of the source, so the logits serve every seed and every objective.
+Position t of a chunk has the distribution of token t, given BOS and the tokens before it. Of P chunks, shard s of S
+holds those from s * P // S on, in the order of the source, so the logits serve every seed and every objective.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ FORMAT = ShardFormat(
     ),
     content="teacher logits",
     command="t5g2 cache-logits",
-    uncompared=frozenset(("teacher",)),  # a path: the same teacher may be somewhere else
+    uncompared=frozenset(("teacher",)),  # a path: the same teacher may have moved
 )
 
 
@@ -38,7 +38,7 @@ class LogitShardLayout:
 
     Attributes:
       chunks, shards: number of each.
-      per_token: N, kept entries of a token's distribution.
+      per_token: N, number of tokens that are kept of a distribution.
       dtype: NumPy type of the ids.
     """
 
@@ -56,7 +56,7 @@ class LogitShardLayout:
         return range(shard * self.chunks // self.shards, (shard + 1) * self.chunks // self.shards)
 
     def locate(self, chunk: int) -> tuple[int, int]:
-        """Returns a chunk's shard, and its record there."""
+        """Returns the number of a chunk's shard, and of its record in the shard."""
         # The inverse of shard_chunks: the last shard whose first chunk is not after this one.
         shard = ((chunk + 1) * self.shards - 1) // self.chunks
         return shard, chunk - self.shard_chunks(shard).start
@@ -81,15 +81,16 @@ class LogitShardLayout:
 
 
 class CachedTeacherLogits:
-    """Teacher logits of the chunks of one source. A pickle of it is small, and opens the files again.
+    """Teacher logits of the chunks of one source. A pickle holds only the folder, whose files are opened again.
 
     Args:
       folder: written by `t5g2 cache-logits` for this source.
-      per_token: entries to use of each token, the first; the others are added to the tail.
+      per_token: number of kept tokens to use of each distribution, from the first on; the others are added to the
+        tail.
 
     Raises:
-      UserError: the folder does not exist, is not finished or has fewer entries a token; a file is missing or has
-        another size.
+      UserError: the folder does not exist, is not finished or has fewer than `per_token` kept tokens; a file is missing
+        or has another size.
     """
 
     def __init__(self, folder: str | PathLike, *, per_token: int):
@@ -105,8 +106,8 @@ class CachedTeacherLogits:
         kept = self._manifest["per_token"]
         if per_token > kept:
             raise UserError(
-                f"{self._folder.absolute()} has {kept} entries a token and per_token = {per_token}; set it to at most "
-                f"that, or compute the teacher logits again"
+                f"{self._folder.absolute()} has {kept} entries per token and per_token = {per_token}; set it to at "
+                f"most that, or compute the teacher logits again"
             )
         shards = self._manifest["shards"]
         # Sizes only: reading all records would take as long as an epoch.
@@ -122,7 +123,7 @@ class CachedTeacherLogits:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the teacher, of what was kept of its distributions, and of how much of that is used."""
+        """Fingerprint of the teacher, the selection of kept tokens, and the number of them that is used."""
         manifest = self._manifest
         return f"{manifest['teacher_fingerprint']} {manifest['method']} {manifest['seed']} {self._per_token}"
 
@@ -131,19 +132,21 @@ class CachedTeacherLogits:
 
         Args:
           chunks: fingerprint of the run's chunks.
-          objective: repr of the source's objective; matters where the teacher read its examples and not the text.
-          vocab_size: of the run's tokenizer.
+          objective: `identity` of the source's objective; compared only if the teacher is an encoder-decoder, whose
+            logits are of examples and not of the text.
+          vocab_size: size of the vocabulary of the run's tokenizer.
           method: selection of the kept tokens.
           teacher: fingerprint of the teacher; None = any.
 
         Raises:
-          UserError: the logits are of other chunks or another teacher, or were selected by another method.
+          UserError: the logits are those of other chunks or another teacher, or were selected by another method.
         """
         folder, manifest = self._folder.absolute(), self._manifest
+        # Only manifests of encoder-decoder teachers have an objective
         if manifest.get("objective", objective) != objective:
             raise UserError(
-                f"{folder} has logits of an encoder-decoder teacher, which read what {manifest['objective']} made of "
-                f"the text, and the run has {objective}; give the run that one, or compute the teacher logits again"
+                f"{folder} has logits of an encoder-decoder teacher for the examples of {manifest['objective']}, and "
+                f"the run has {objective}; use that objective, or compute the teacher logits again"
             )
         if manifest["method"] != method:
             raise UserError(
@@ -162,6 +165,7 @@ class CachedTeacherLogits:
                 f"{manifest['pieces_fingerprint']}, the run's is {chunks}); compute them again with the run's config: "
                 f"t5g2 cache-logits --config=…"
             )
+        # A larger vocabulary is fine: its first ids are the tokenizer's.
         if manifest["vocab_size"] < vocab_size:
             raise UserError(
                 f"{folder} has teacher logits of a vocabulary of {manifest['vocab_size']} and the tokenizer has "
@@ -169,10 +173,10 @@ class CachedTeacherLogits:
             )
 
     def lookup(self, chunk: int, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the teacher's distributions of tokens of a chunk; those of origin -1 are to be ignored.
+        """Returns the teacher's distributions for some positions of a chunk; entries of origin -1 are meaningless.
 
         Args:
-          origins: int32[T], positions in the chunk.
+          origins: int32[T], positions in the chunk; -1 = none.
 
         Returns:
           ids int32[T, N], log_probs float16[T, N], tail float16[T].
@@ -183,13 +187,13 @@ class CachedTeacherLogits:
         shard, record = self._layout.locate(chunk)
         try:
             ids, log_probs, tail = self._layout.unpack(self._readers.read(shard, record))
-            # Origin -1 takes any entry: the loss ignores it.
+            # Origin -1 takes the first distribution: the loss ignores it.
             positions = np.maximum(origins, 0)
             ids, log_probs, tail = ids[positions], log_probs[positions], tail[positions]
         except (RuntimeError, IndexError, ValueError) as error:
             raise FORMAT.damaged_record(self._readers.files[shard], record, error) from None
         used = self._per_token
-        # The entries that are not used are part of all other tokens, whose probability is the tail.
+        # Kept tokens that are not used count as other tokens, whose total probability is the tail.
         if used < self._layout.per_token:
             tail = (tail + np.exp(log_probs[:, used:].astype(np.float32)).sum(axis=1)).astype(np.float16)
         return ids[:, :used], log_probs[:, :used], tail

@@ -1,10 +1,10 @@
 """Folders of shards: files that are written one by one, by one call or several, and a manifest that is written last.
 
-plan.json       everything that the shards follow from, and their file names; removed when the folder is finished
-<manifest>      the plan, and of every shard its "file", its "bytes" and what else its kind records
+plan.json       everything that determines the shards, and their file names; removed when the folder is finished
+<manifest>      the plan, and for every shard its "file", its "bytes" and further entries of the format
 
-A shard has its name only when it is complete, so an interrupted call goes on with the shards that are missing. A plan
-that differs from the folder's own is refused: one folder never mixes shards of two kinds.
+A shard gets its name only when it is complete, so after an interruption the same call writes the shards that are
+missing. A plan that differs from the folder's own is refused: one folder never mixes shards of two plans.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ DescribeShard = Callable[[int], dict[str, Any] | None]
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """Kind of shard folder.
+    """Format of a shard folder.
 
     Attributes:
       manifest: file name of the manifest.
       keys: entries that a manifest must have.
-      content: noun for what the shards hold, in messages.
+      content: noun for the content of the shards, in messages.
       command: the command that writes such folders.
       uncompared: entries that may differ between the plan and the folder: totals, and paths that may move.
     """
@@ -46,16 +46,16 @@ class ShardFormat:
         return (folder / self.manifest).is_file()
 
     def read(self, file: Path) -> dict[str, Any]:
-        """Returns a manifest or a plan; its "shards" are file names in a plan, entries in a manifest.
+        """Returns the content of a manifest, whose "shards" are entries, or of a plan, whose "shards" are file names.
 
         Raises:
-          UserError: it is damaged.
+          UserError: the file is damaged.
         """
         try:
             content = files.parse_json(file.read_bytes())
             shards = content["shards"]
             complete = content.keys() >= self.keys
-            # A plan has names, a manifest entries.
+            # Strings in a plan, entries in a manifest.
             complete &= all(isinstance(shard, str) or shard.keys() >= {"file", "bytes"} for shard in shards)
         except (ValueError, TypeError, AttributeError, KeyError):
             content, complete = {}, False
@@ -67,7 +67,7 @@ class ShardFormat:
         return content
 
     def check_size(self, file: Path, expected: int) -> None:
-        """Raises UserError if a file of a shard is missing, or has another size than it was written with."""
+        """Raises UserError if a file of a shard is missing, or its size differs from the manifest's."""
         actual = file.stat().st_size if file.is_file() else None
         if actual != expected:
             problem = "is missing" if actual is None else f"has {actual} bytes and was written with {expected}"
@@ -86,14 +86,14 @@ class ShardFolder:
 
     Args:
       path: the folder.
-      kind: of the folder.
-      plan: everything that the shards follow from, as plain data, with their file names under "shards".
+      kind: format of the folder.
+      plan: everything that determines the shards, as plain data, with their file names under "shards".
       describe: returns the manifest's entry of a shard.
     """
 
     def __init__(self, path: Path, kind: ShardFormat, plan: Mapping[str, Any], describe: DescribeShard):
         self.path, self._kind, self._describe = path, kind, describe
-        self._plan = json.loads(json.dumps(plan))  # as it is read back: tuples are lists
+        self._plan = json.loads(json.dumps(plan))  # as when it is read from the file: tuples become lists
         # Entries of the folder's manifest, if it has been finished before.
         self._recorded: Sequence[dict[str, Any]] = ()
 
@@ -102,10 +102,10 @@ class ShardFolder:
         """Makes the folder and writes its plan, or checks that the folder was made by the same plan.
 
         Args:
-          exclusive: no other call may write into the folder meanwhile. False for calls that share the shards.
+          exclusive: no other call may write into the folder at the same time; False for calls that share the shards.
 
         Raises:
-          UserError: the folder holds something else, cannot be made, or is written by another call.
+          UserError: the folder has other content, cannot be made, or another call writes into it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -114,13 +114,13 @@ class ShardFolder:
         busy = f"another `{self._kind.command}` writes into {self.path.absolute()}; wait for it, or give another folder"
         with files.locked(self.path, busy=busy) if exclusive else contextlib.nullcontext():
             self._claim()
-            if exclusive:  # else they may be files that another call is writing
+            if exclusive:  # otherwise another call may be writing these files
                 for partial in self.path.glob(f".*{files.PART}"):
                     partial.unlink(missing_ok=True)
             yield self
 
     def _claim(self) -> None:
-        # The manifest first: a call that was killed may have left the plan beside it.
+        # The manifest comes first, because a call that was killed may have left the plan beside it.
         for name in (self._kind.manifest, PLAN):
             if (self.path / name).is_file():
                 self._check_same(self._kind.read(self.path / name))
@@ -149,7 +149,7 @@ class ShardFolder:
             )
 
     def missing(self, shards: Collection[int]) -> list[int]:
-        """Returns those of some shards that are missing, damaged, or not what the manifest recorded."""
+        """Returns those of these shards that are missing, damaged, or different from the manifest's entries."""
         return [shard for shard in shards if self._entry(shard) is None]
 
     def _entry(self, shard: int) -> dict[str, Any] | None:
@@ -157,11 +157,11 @@ class ShardFolder:
         return None if self._recorded and entry != self._recorded[shard] else entry
 
     def finish(self, written: Collection[int], *, totals: Sequence[str] = ()) -> dict[str, Any] | None:
-        """Writes the manifest and returns it; None, and the folder stays unfinished, if shards are missing.
+        """Writes the manifest and returns it; returns None, and leaves the folder unfinished, if shards are missing.
 
         Args:
-          written: the shards that this call has written, which may differ from those that a manifest recorded.
-          totals: keys of the entries whose sums the manifest has too.
+          written: the shards that this call has written, which may differ from the entries of an earlier manifest.
+          totals: keys of the entries whose sums are added to the manifest.
         """
         shards = range(len(self._plan["shards"]))
         entries = [self._describe(shard) if shard in written else self._entry(shard) for shard in shards]
@@ -169,7 +169,7 @@ class ShardFolder:
         if len(complete) < len(entries):
             return None
         sums = {key: sum(entry[key] for entry in complete) for key in totals}
-        # The manifest is written before the plan is removed, so the folder is described at every moment.
+        # The manifest is written before the plan is removed, so the folder always has one of them.
         manifest = self._plan | {"shards": complete} | sums
         files.write_json(self.path / self._kind.manifest, manifest)
         (self.path / PLAN).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Tokens that a run writes once: the shards of t5g2/data/shards/token_shards.py, kept in T5G2_CACHE or ~/.cache/t5g2.
+"""A cache of tokens: token shards (token_shards.py) that the first run on a text writes to T5G2_CACHE or ~/.cache/t5g2.
 
 tokens/<fingerprint of the text and of the tokenizer>/         a folder as `t5g2 tokenize` writes it
 tokens/<fingerprint …>.lock                                    held by the process that writes it; others wait
 
-A text or a tokenizer that changes has another name, so nothing here is ever out of date; what is old may be removed.
+A changed text or tokenizer has another folder, so nothing in the cache is ever out of date; old folders may be removed.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ class CachedText:
 
     Attributes:
       text: the source.
-      max_skipped: the largest share of its records that may be left out; if it is exceeded, nothing is tokenised.
-      workers: processes that tokenise; 0 = this process.
+      max_skipped: the largest share of its records that may be left out; above it, nothing is tokenised.
+      workers: number of processes that tokenise; 0 = this process.
     """
 
     text: Any
@@ -44,10 +44,10 @@ class CachedText:
         """Returns the documents as tokens; as text if too many records were left out.
 
         Raises:
-          UserError: as the text.
+          UserError: as in the source's `open`.
         """
         documents = self.text.open(on_bad_record=on_bad_record)
-        # The caller refuses such a source, with the problems that only the text's documents know.
+        # The caller refuses such a source; its message needs the problems, which only the documents of text have.
         if documents.skipped > self.max_skipped * (len(documents) + documents.skipped):
             return documents
         return cached_tokens(documents, self.tokenizer, workers=self.workers)
@@ -57,13 +57,13 @@ class CachedText:
 
 
 def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 0) -> Documents:
-    """Returns the same documents as tokens from the cache, where they are written if they are missing.
+    """Returns the same documents as tokens from the cache, to which they are written if they are missing.
 
-    A process that comes while another one writes them waits. After an interruption the next call goes on after the
-    last complete shard; a folder that has lost something is written anew.
+    While one process writes them, others wait. After an interruption the next call continues after the last complete
+    shard; a folder with a missing or damaged file is written again.
 
     Args:
-      workers: processes that tokenise; 0 = this process.
+      workers: number of processes that tokenise; 0 = this process.
     """
     if isinstance(documents, TokenDocuments):
         return documents
@@ -82,7 +82,7 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
 
 
 def _open_finished(folder: Path) -> Documents | None:
-    """Returns the documents of a folder; None if it is not finished, or has lost something and was removed."""
+    """Returns the documents of a folder; None if it is unfinished, or removed because a file is missing or damaged."""
     if not token_shards.FORMAT.is_finished(folder):
         return None
     try:

@@ -1,11 +1,11 @@
-"""Tokens written ahead of a run: ArrayRecord shards of a source's documents, which a run opens without reading a text.
+"""Tokens that are written before a run: ArrayRecord shards of a source's documents, which a run opens without the text.
 
 tokens.json                             the text, the tokenizer and the shards; written last
-tokens-00003-of-00016.array_record      one record a document: its token ids, little-endian, of the manifest's `dtype`
+tokens-00003-of-00016.array_record      one record per document: its token ids, little-endian, of the manifest's `dtype`
 lengths-00003-of-00016.npy              int32[documents]: the number of tokens of each
 
-Shard s of S holds the documents from s * N // S on, in their order, short ones too. So the shards are the source over
-again, tokenised: the chunks, and with them the batches of a run, are those of the text itself.
+Of N documents, shard s of S holds those from s * N // S on, in their order, short ones too. So the chunks, and with
+them the batches of a run, are the same as those of the text itself.
 """
 
 import concurrent.futures
@@ -48,13 +48,13 @@ class Tokens:
     """A folder that `t5g2 tokenize` has written.
 
     Attributes:
-      path: of the folder.
+      path: path of the folder.
     """
 
     path: str
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """Returns the documents. Records that could not be read were dealt with when the folder was written.
+        """Returns the documents; `on_bad_record` has no effect, because writing has refused or skipped bad records.
 
         Raises:
           UserError: the folder does not exist or is not finished; a file of it is missing or has another size.
@@ -71,7 +71,7 @@ class Tokens:
 
 
 class TokenDocuments(Documents):
-    """Documents that are tokens already; their text is not kept.
+    """Documents that are stored as tokens, without their text.
 
     Args:
       manifest: content of tokens.json.
@@ -90,7 +90,7 @@ class TokenDocuments(Documents):
     @property
     @override
     def fingerprint(self) -> str:
-        """Fingerprint of the text, so that a run may go from the text to its tokens and back."""
+        """Fingerprint of the text, so that a run may be resumed with the tokens instead of the text, or the reverse."""
         return self._manifest["text_fingerprint"]
 
     @property
@@ -124,12 +124,12 @@ class TokenDocuments(Documents):
         """Returns int64[documents].
 
         Raises:
-          UserError: the tokens are another tokenizer's.
+          UserError: the tokens were made with another tokenizer.
         """
         if tokenizer.fingerprint() != self._manifest["tokenizer_fingerprint"]:
             raise UserError(
                 f"{self._folder.absolute()} was made with another tokenizer, {self._manifest['tokenizer']}, and the "
-                f"run has {tokenizer.to_dict()}; give the run that one, or tokenize the text again"
+                f"run has {tokenizer.to_dict()}; use the folder's tokenizer, or tokenize the text again"
             )
         return self._lengths.astype(np.int64)
 
@@ -140,7 +140,7 @@ class TokenDocuments(Documents):
         Raises:
           UserError: the shard is damaged.
         """
-        # side="right": the document at a shard's end is the first of the next one.
+        # side="right", because the end of a shard is the number of the next shard's first document.
         shard = int(np.searchsorted(self._shard_ends, index, side="right"))
         record = index - (int(self._shard_ends[shard - 1]) if shard else 0)
         file = self._readers.files[shard]
@@ -149,7 +149,7 @@ class TokenDocuments(Documents):
         except (RuntimeError, IndexError) as error:
             raise FORMAT.damaged_record(file, record, error) from None
         tokens = np.frombuffer(data, self._manifest["dtype"]).astype(np.int32)
-        # Chunks were cut by the lengths, so a record of another length would be cut in wrong places.
+        # Chunks were cut by these lengths, so a record of another length would be cut in wrong places.
         if len(tokens) != self._lengths[index]:
             problem = f"it has {len(tokens)} tokens and should have {self._lengths[index]}"
             raise FORMAT.damaged_record(file, record, problem)
@@ -161,7 +161,7 @@ class Job:
     """A source of text to tokenise, and the number of shards. Worker processes receive a pickle of it.
 
     Attributes:
-      documents: of the source; a pickle of them holds no text.
+      documents: the documents of the source; a pickle of them holds no text.
       source: the source as plain data, recorded in the manifest.
       shards: number of files.
     """
@@ -173,14 +173,14 @@ class Job:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Everything that the shards follow from, as plan.json and tokens.json record it."""
+        """Everything that determines the shards, as stored in plan.json and tokens.json."""
         return {
             "text": self.source,
             "text_fingerprint": self.documents.fingerprint,
             "documents": len(self.documents),
             "characters": self.documents.characters,
             "skipped": self.documents.skipped,
-            # Absent where False, so that folders written before these keys existed are still the same plan.
+            # Absent if False, so that folders from before these keys still have the same plan.
             **({"pairs": True} if self.documents.has_pairs else {}),
             **({"whole": True} if self.documents.is_indivisible and not self.documents.has_pairs else {}),
             "tokenizer": self.tokenizer.to_dict(),
@@ -216,12 +216,12 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
     """Writes the shards of a job into a folder and returns its manifest; shards that are complete are kept.
 
     Args:
-      folder: made if it is missing. After an interruption the same call goes on.
-      workers: processes that write shards, one shard at a time each; 1 = this process.
-      run: writes shards instead, such as on other machines, which must know the function and the folder.
+      folder: made if it is missing. After an interruption the same call continues.
+      workers: number of processes that write shards, one shard at a time each; 1 = this process.
+      run: writes the shards instead, such as on other machines, which must have this module and the folder.
 
     Raises:
-      UserError: the folder holds something else, or shards of another text, tokenizer or number.
+      UserError: the folder has other content, or shards of another text, tokenizer or number of shards.
     """
     if not 1 <= job.shards <= len(job.documents) or workers < 1:
         raise UserError(
@@ -236,12 +236,14 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
         write_one = functools.partial(_write_shard, job, path)
         if run is not None:
             run(write_one, missing)
+        # Starting processes for a single shard would only take time.
         elif workers == 1 or len(missing) < 2:
             for shard in missing:
                 write_one(shard)
         else:
             _in_processes(write_one, missing, workers)
         manifest = claimed.finish(missing, totals=("tokens",))
+    # Only `run` can leave shards out without an error.
     if manifest is None:
         raise UserError(f"{path.absolute()} still lacks shards; run the same `t5g2 tokenize` again")
     return manifest
@@ -250,13 +252,13 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
 def _describe_shard(job: Job, folder: Path, shard: int) -> dict[str, Any] | None:
     """Returns the manifest's entry of a shard; None if the shard does not have all its records."""
     tokens, lengths = folder / job.tokens_file(shard), folder / job.lengths_file(shard)
-    # The lengths are written after the tokens.
+    # Both files, because a call may be killed between writing the tokens and the lengths.
     if not (lengths.is_file() and tokens.is_file()):
         return None
     try:
         counts = np.load(lengths)
         records = array_record.open_reader(tokens).num_records()
-    except (ValueError, EOFError, RuntimeError):  # one of them is cut off
+    except (ValueError, EOFError, RuntimeError):  # one of the files is cut off
         return None
     if not records == len(counts) == len(job.shard_documents(shard)):
         return None
@@ -282,7 +284,7 @@ def _write_shard(job: Job, folder: Path, shard: int) -> None:
 
 def _in_processes(write_one: Callable[[int], None], shards: Sequence[int], workers: int) -> None:
     """Calls `write_one` for each shard, in processes; the first failure ends all."""
-    # Spawned, because a fork would inherit the threads' locks of the libraries that this process has loaded.
+    # Spawned, because a fork would inherit locks that threads of loaded libraries hold.
     spawn = multiprocessing.get_context("spawn")
     count, end_with_parent = min(workers, len(shards)), EndWithParent(os.getpid())
     with concurrent.futures.ProcessPoolExecutor(count, mp_context=spawn, initializer=end_with_parent) as pool:
@@ -298,7 +300,7 @@ def _read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
     """Returns int32[documents] of a shard, an entry of the manifest.
 
     Raises:
-      UserError: a file of the shard is missing, or does not have what it was written with.
+      UserError: a file of the shard is missing, or does not match the entry.
     """
     tokens, file = folder / shard["file"], folder / shard["lengths"]
     FORMAT.check_size(tokens, shard["bytes"])
@@ -308,6 +310,7 @@ def _read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
         lengths = np.load(file)
     except (ValueError, EOFError):
         raise UserError(f"{file.absolute()} is cut off; run the same `t5g2 tokenize` again") from None
+    # Totals only: counting the tokens of every record would read the whole folder.
     count, total = len(lengths), lengths.sum(dtype=np.int64)
     if count != shard["documents"] or total != shard["tokens"]:
         raise UserError(

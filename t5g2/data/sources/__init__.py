@@ -1,1 +1,1 @@
-"""Sources of documents: text, tables, records, dialogues, images, data sets of other libraries."""
+"""Sources of documents: text, tables, records, dialogues, images, and data sets of other libraries."""

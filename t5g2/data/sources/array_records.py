@@ -26,28 +26,28 @@ class Records(abc.ABC):
 
     @abc.abstractmethod
     def location(self, index: int) -> str:
-        """Returns the file and number of a record, in words."""
+        """Returns the file and the number of a record, for messages."""
 
     @abc.abstractmethod
     def text(self, index: int) -> str:
         """Returns the text of a record.
 
         Raises:
-          ValueError: it has none; says what it has instead.
-          UserError: the file that holds it is damaged.
+          ValueError: the record has no text; the message has its content instead.
+          UserError: the record's file is damaged.
         """
 
 
 @dataclass(frozen=True)
 class ArrayRecord:
-    """ArrayRecord files with one document a record.
+    """ArrayRecord files with one document per record.
 
     A record is text in UTF-8, or a JSON object with a field of text. Records of TensorFlow Datasets (tf.train.Example)
     are read by `Tfds`.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.array_record"; here
-        or at a URL, of which a copy is kept.
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.array_record";
+        local, or at a URL, of which a copy is kept.
       field: the key of the text; "" = the record is the text.
     """
 
@@ -69,15 +69,15 @@ class ArrayRecord:
 class Tfds:
     """A data set of TensorFlow Datasets that is prepared as ArrayRecord (pip install 't5g2[tfds]').
 
-    It is read through `tfds.data_source`, which needs no TensorFlow. TFRecord files have no random access: prepare such
-    a data set once more with `tfds build --file_format=array_record`, or `builder.download_and_prepare(
-    file_format="array_record")`. Nothing is downloaded or prepared here.
+    `tfds.data_source` reads it without TensorFlow. TFRecord files have no random access: prepare such a data set again
+    with `tfds build --file_format=array_record`, or `builder.download_and_prepare(file_format="array_record")`. Opening
+    this source downloads and prepares nothing.
 
     Attributes:
       name: as in tfds.builder: "wiki40b/en", "c4/en:3.0.1".
       split: as in tfds: "train", "validation[:1%]".
       field: the feature of the text; a dot leads into a nested one: "passage.text".
-      data_dir: where data sets are; "" = tfds's own, TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of data sets; "" = tfds's own, TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
     name: str
@@ -115,7 +115,7 @@ class _ArrayRecords(Records):
             if not count:
                 raise UserError(
                     f"{file} ({Path(local).stat().st_size:,} bytes) has no index of records: it is not an "
-                    f"ArrayRecord file, or is empty, damaged or cut off; get it again, or take it away"
+                    f"ArrayRecord file, or is empty, damaged or cut off; get it again, or remove it"
                 )
         self._ends = np.cumsum(counts)
 
@@ -126,7 +126,7 @@ class _ArrayRecords(Records):
         return int(self._ends[-1])
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Returns the number of the file, and the record there."""
+        """Returns the number of a record's file, and the record's number in the file."""
         file = int(np.searchsorted(self._ends, index, side="right"))
         return file, index - (int(self._ends[file - 1]) if file else 0)
 
@@ -186,11 +186,14 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
         builder = tfds.builder(config.name, try_gcs=False, **location)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"there is no data set {config.name!r} of TensorFlow Datasets here ({reason})") from None
+        raise UserError(
+            f"no data set {config.name!r} of TensorFlow Datasets on this machine ({reason}); prepare it, or set "
+            f"data_dir to the folder that has it"
+        ) from None
     if not builder.is_prepared():
         raise UserError(
             f"{config.name} is not prepared in {builder.data_path}; prepare it: tfds build {config.name} "
-            f"--file_format=array_record, or say where it is with data_dir"
+            f"--file_format=array_record, or set data_dir to the folder that has it"
         )
     features = builder.info.features or {}
     # Checked here, because a missing feature would otherwise be noticed at the first record, as a KeyError.
@@ -224,7 +227,11 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _ValidRecords(ValidatedDocuments):
-    """The valid ones of some records; `numbers` int64[documents]."""
+    """Documents of the valid records.
+
+    Attributes:
+      numbers: int64[documents], the number of each document's record.
+    """
 
     records: Records
     numbers: np.ndarray
@@ -238,12 +245,12 @@ class _ValidRecords(ValidatedDocuments):
 
 
 def _scan(records: Records, source: str, on_bad_record: OnBadRecord) -> _ValidRecords:
-    """Reads every record once; `source` names them in messages."""
+    """Reads every record once and returns the documents; `source` is the records' origin in messages."""
     validator = RecordValidator(on_bad_record)
     numbers = [i for i in range(len(records)) if validator.accept(records.location(i), lambda i=i: records.text(i))]
     summary = validator.finish(source)
     if not summary.characters:
         raise UserError(
-            f"{source}: {len(records)} records without text; give some of at least {SHORTEST_TOKENS} tokens"
+            f"{source}: {len(records)} records without text; give records of at least {SHORTEST_TOKENS} tokens"
         )
     return _ValidRecords(records, np.array(numbers, np.int64), summary)

@@ -12,8 +12,8 @@ both become
 
 which is the template of Gemma 3's released tokenizer_config.json: "assistant" is called model; a system message is put
 in front of the first user's turn, with an empty line between; contents are stripped of white space at their ends; user
-and model alternate, the user begins. (Gemma 2's template is the same but refuses a system message.) The first and the
-last token of a turn are ids, so a content that spells them out is text and not a turn.
+and model alternate, the user begins. (Gemma 2's template is the same but refuses a system message.) The tokens that
+start and end a turn are added as ids, so their spelling in a content is text and not a turn.
 """
 
 import functools
@@ -49,12 +49,12 @@ class Chat:
     `ends` are what `answer_ids` returns.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern; here or at a URL; plain, or
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern; local or at a URL; plain, or
         compressed if the name ends in .gz or .zst.
       messages_field: the key of the turns, each {"role": …, "content": …}; a content is a text, or a list of parts
         {"type": "text", "text": …}. The last turn is the model's.
       prompt_field, answer_field: the keys of a single question and its answer.
-      start_of_turn, end_of_turn: ids; None = those that the tokenizer has by these names.
+      start_of_turn, end_of_turn: ids; None = the tokenizer's special tokens of these names.
     """
 
     path: str
@@ -65,10 +65,10 @@ class Chat:
     end_of_turn: int | None = None
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> "Dialogues":
-        """Returns the dialogues, files in the order of their names; empty lines are none.
+        """Returns the dialogues, files in the order of their names; empty lines are ignored.
 
         Raises:
-          UserError: no file is found, all are empty, or a record is not a dialogue (unless those are skipped).
+          UserError: no file is found, all are empty, or a record is not a dialogue (unless such records are skipped).
         """
         names, validator, spans = find_files(self.path), RecordValidator(on_bad_record), []
         files = tuple(map(self._plain_copy, names))
@@ -84,7 +84,7 @@ class Chat:
     def _plain_copy(self, name: str) -> str:
         if not name.endswith(".parquet"):
             return local_copies.plain_copy(name)
-        # The fields are part of the copy's name, so other fields are another copy.
+        # The fields are part of the copy's name, so other fields get another copy.
         fields = (self.messages_field, self.prompt_field, self.answer_field)
         return local_copies.converted_copy(
             name, functools.partial(write_columns, columns=fields), ("dialogues", *fields)
@@ -96,7 +96,7 @@ class Dialogues(LocatedDocuments):
     """Dialogues of files.
 
     Attributes:
-      names, files: of each file the name that the user gave, and the path of the local copy.
+      names, files: each file's name as the user wrote it, and the path of its local copy.
       spans: int64[documents, 3]: number of the file, first byte, bytes.
     """
 
@@ -157,7 +157,7 @@ class FilteredChat:
         """Returns the dialogues that are not too long.
 
         Raises:
-          UserError: as Chat; or one is too long (unless those are skipped).
+          UserError: as in Chat.open; or a dialogue is too long (unless such dialogues are skipped).
         """
         dialogues = self.chat.open(on_bad_record=on_bad_record)
         lengths = dialogues.token_lengths(self.tokenizer)
@@ -179,7 +179,7 @@ def answer_ids(
     They are the tokens that enclose the model's turns.
 
     Raises:
-      UserError: the tokenizer has no such tokens, and they are not given.
+      UserError: the tokenizer has no tokens of these names, and the ids are None.
     """
     start, end = _turn_ids(tokenizer, start_of_turn, end_of_turn)
     return {"starts": [start, *tokenizer.encode(f"{MODEL}\n").tolist()], "ends": [end]}
@@ -195,7 +195,7 @@ def encode(
         user: "a", model: "b"    [5 117 115 101 114 10 97 6 10  5 109 111 100 101 108 10 98 6 10]
 
     Raises:
-      UserError: the tokenizer has no such tokens, and they are not given.
+      UserError: the tokenizer has no tokens of these names, and the ids are None.
     """
     start, end = _turn_ids(tokenizer, start_of_turn, end_of_turn)
     newline, parts = tokenizer.encode("\n"), []
@@ -214,7 +214,7 @@ def read_turns(data: bytes, config: Chat) -> list[Turn]:
     """Returns the turns of a record.
 
     Raises:
-      ValueError: it is not a dialogue; says why.
+      ValueError: the record is not a dialogue; the message has the reason.
     """
     record: Any = decode_json(data)
     if not isinstance(record, dict):
@@ -243,7 +243,7 @@ def _turns(messages: Any, config: Chat) -> list[Turn]:
             allowed = ", ".join([*ROLES, f"{SYSTEM[0]} (the first only)"])
             raise ValueError(f"message {number + 1} has the role {role!r}; roles are {allowed}")
         if (ROLES[role] == USER) != (number % 2 == 0):
-            raise ValueError(f"message {number + 1} is of {role!r}; user and model alternate, and the user begins")
+            raise ValueError(f"message {number + 1} has the role {role!r}; user and model alternate, user first")
         turns.append((ROLES[role], (system if number == 0 else "") + _content(message, number + 1).strip()))
     if len(turns) < 2 or turns[-1][0] != MODEL:
         raise ValueError(
@@ -282,7 +282,7 @@ def _turn_ids(tokenizer: Tokenizer, start: int | None, end: int | None) -> tuple
 
 def _turn_id(tokenizer: Tokenizer, name: str, configured: int | None) -> int:
     token = tokenizer.named().get(name) if configured is None else configured
-    # Some tokenizers, such as Bytes, have no tokens for turns; the config names unused ids then.
+    # Some tokenizers, such as Bytes, have no tokens for turns; then the config must have unused ids.
     if token is None or not 0 <= token < tokenizer.vocab_size:
         raise UserError(
             f"{name} = {token}: the tokenizer has no such token; its named ones are {', '.join(tokenizer.named())}. "

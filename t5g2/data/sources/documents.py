@@ -9,18 +9,21 @@ from t5g2.data.tokenizers.base import Tokenizer
 
 OnBadRecord = Literal["stop", "skip"]
 
-# Fewer tokens are not worth a chunk: a document this short is left out, and a text that would end in a chunk this short
-# ends in two equal ones instead.
+# Fewer tokens do not become a chunk: such a document is left out, and if the last chunk of a document would be that
+# short, the last two are equally long instead.
 SHORTEST_TOKENS = 8
 
 
 class Documents(abc.ABC):
-    """Texts in a fixed order. A pickle of them holds 24 bytes a document, their places, and reads the files again."""
+    """Texts in a fixed order.
+
+    Of texts in files, a pickle holds only file, offset and size, 24 bytes per document; the files are read again.
+    """
 
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """16 hex digits of the texts and their order."""
+        """16 hex digits, a hash of the texts in their order."""
 
     @property
     @abc.abstractmethod
@@ -34,7 +37,7 @@ class Documents(abc.ABC):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """The first of the records that were left out, each with the reason."""
+        """The first few records that were left out, each with the reason."""
         return ()
 
     @property

@@ -1,4 +1,4 @@
-"""Those of a source's documents that fit the rows of a run: dialogues and texts with images, which are never cut."""
+"""The documents of a source that fit the rows of a run: dialogues and texts with images, which are never cut."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from t5g2.data.tokenizers.base import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class FilteredDocuments(Documents):
-    """The documents that fit; the others are counted as skipped, with the bad records of the source.
+    """The documents that fit; the others are counted as skipped, like the bad records of the source.
 
     Attributes:
       documents: all valid documents of the source.
-      numbers: int64[documents], which of `documents` fit.
-      lengths: int64[documents], tokens of each.
+      numbers: int64[fitting], the numbers of those of `documents` that fit.
+      lengths: int64[fitting], tokens of each.
       misfits: number of documents that do not fit.
-      misfit_problems: the first of those, each with the reason.
+      misfit_problems: the first few that do not fit, each with the reason.
     """
 
     documents: LocatedDocuments
@@ -43,13 +43,13 @@ class FilteredDocuments(Documents):
         """Selects the documents that fit.
 
         Args:
-          checks: of each document its tokens, and why it does not fit; "" = it fits.
-          fields: of a subclass.
+          checks: each document's number of tokens, and the reason why it does not fit; "" = it fits.
+          fields: fields of a subclass.
 
         Raises:
           UserError: a document does not fit, and such documents are not skipped.
         """
-        # Documents are numbered anew, so that chunks and examples have consecutive numbers.
+        # The documents that fit get new numbers, so that chunks and examples are numbered consecutively.
         numbers, lengths, misfits, problems = [], [], 0, []
         for index, (length, problem) in enumerate(checks):
             if not problem:

@@ -1,4 +1,4 @@
-"""Documents with images, and those of them that a run reads: never cut, with images of the image tower's size."""
+"""Documents with images, and the ones that fit the rows of a run, with images at the image tower's size."""
 
 import abc
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from t5g2.data.tokenizers.base import Tokenizer
 
 
 class ImageDocuments(LocatedDocuments):
-    """Texts with images; a text has <start_of_image> where each of its images belongs."""
+    """Texts with images; a text has one <start_of_image> in the place of each image."""
 
     @abc.abstractmethod
     def count(self, index: int) -> int:
@@ -25,18 +25,18 @@ class ImageDocuments(LocatedDocuments):
 
     @abc.abstractmethod
     def image_bytes(self, index: int, nth: int) -> bytes:
-        """Returns the file of a document's image.
+        """Returns the content of a document's image file.
 
         Raises:
-          UserError: it is gone.
+          UserError: the file is missing or shorter than before.
         """
 
     @override
     def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
         """Raises UserError: only FilteredImageText knows the tokens of an image."""
         raise UserError(
-            "texts with images have no tokens of their own: how many an image takes is the model's; read them in a run "
-            "with data.images"
+            "the tokens of an image depend on the model, so a text with images has no number of tokens by itself; read "
+            "it in a run with data.images"
         )
 
     @override
@@ -54,14 +54,14 @@ class FilteredImageDocuments(FilteredDocuments):
 
     @override
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
-        """Returns int32[tokens] of a document, its image tokens among them."""
+        """Returns int32[tokens] of a document, image tokens included."""
         return _encode(self[index], tokenizer, self.rows)
 
     def image(self, index: int, nth: int) -> images.Pixels:
         """Returns uint8[size, size, 3], a document's image as the image tower reads it.
 
         Raises:
-          UserError: it has changed since the source was opened.
+          UserError: the file has changed since the source was opened.
         """
         number = int(self.numbers[index])
         name = f"{self.documents.location(number)}, image {nth + 1}"
@@ -70,7 +70,7 @@ class FilteredImageDocuments(FilteredDocuments):
 
 
 class ImageSource(abc.ABC):
-    """Files of texts with images, as a config names them."""
+    """Base class of the sources of texts with images."""
 
     @abc.abstractmethod
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> ImageDocuments:
@@ -83,7 +83,7 @@ class FilteredImageText:
 
     Attributes:
       text: the source.
-      rows: tokens of an image, and the most images of a row.
+      rows: number of tokens of an image, and maximum number of images in a row.
       chunk_tokens: the longest document that is read; longer ones are bad records.
     """
 
@@ -99,7 +99,8 @@ class FilteredImageText:
         """Returns the documents that fit.
 
         Raises:
-          UserError: as the source; or one is too long or has more images than a row (unless those are skipped).
+          UserError: as in the source's `open`; or a document is too long or has more images than a row (unless such
+            documents are skipped).
         """
         documents = self.text.open(on_bad_record=on_bad_record)
 
@@ -115,7 +116,7 @@ class FilteredImageText:
         if image_count > self.rows.per_row:
             return f"{image_count} images, and a row holds {self.rows.per_row}; raise data.images.per_row"
         if length > self.chunk_tokens:
-            # Two more tokens an image, before and after it.
+            # Two more tokens per image: those before and after it.
             of_images = image_count * (self.rows.tokens + 2)
             return (
                 f"{length} tokens, {of_images} of them for images, and chunk_tokens is {self.chunk_tokens}; a text "

@@ -1,12 +1,12 @@
 """Sources of texts with images: JSON lines with paths, parquet with bytes, tar shards of WebDataset.
 
-An image belongs where its text says <start_of_image>, or in front of a text that says so nowhere. Every image is read
-when a source is opened, and decoded if it has not been before (image_validation.py), so that bad records are known and
-counted before a run begins. After that only places are kept in memory, and an image is read from its file when its turn
-comes.
+A text has <start_of_image> in the place of each of its images; without any, the images come before the text. Opening a
+source reads every image, and decodes it if that has not been done before (image_validation.py), so that bad records are
+known and counted before a run begins. After that only offsets are kept in memory, and an image is read from its file
+when a row needs it.
 
-A record is bad if its text or an image cannot be read, if it does not say <start_of_image> once for each image, or if
-no text follows the last image: then there is no target. A record may have no image; it is a text.
+A record is bad if its text or an image cannot be read, if the text does not have <start_of_image> once for each image,
+or if no text follows the last image, which leaves no target. A record without images is an ordinary text.
 """
 
 import collections
@@ -33,21 +33,22 @@ from t5g2.data.sources.image_validation import ValidatedImages
 from t5g2.data.sources.text_files import find_files, line_spans
 from t5g2.data.sources.validation import RecordValidator, SourceSummary, json_text
 
-THREADS = min(8, os.cpu_count() or 1)  # that read and decode images while a source is opened
+THREADS = min(8, os.cpu_count() or 1)  # threads that read and decode images while a source is opened
 ENDINGS = ("jpg", "jpeg", "png", "webp")  # of images in a tar file
 Span = tuple[int, int]  # first byte, bytes
 
 
 @dataclass(frozen=True)
 class ImageJsonl(ImageSource):
-    """Files with a JSON object a line: {"text": "A cat: <start_of_image> asleep", "images": ["cats/1.png"]}.
+    """Files with a JSON object per line: {"text": "A cat: <start_of_image> asleep", "images": ["cats/1.png"]}.
 
     Attributes:
       path: a file, a folder (all .jsonl below it) or a pattern such as "corpus/*.jsonl"; plain, or compressed if the
         name ends in .gz or .zst.
       field: the key of the text.
       images_field: the key of the images' paths, a list or one path, relative to the file's folder.
-      folder: the folder that paths are relative to instead; files at a URL need it, because images are local files.
+      folder: the folder that paths are relative to; "" = the file's own. Files at a URL need it, because images are
+        local files.
     """
 
     path: str
@@ -56,10 +57,10 @@ class ImageJsonl(ImageSource):
     folder: str = ""
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> ImageDocuments:
-        """Returns the documents; empty lines are none.
+        """Returns the documents; empty lines are ignored.
 
         Raises:
-          UserError: no file is found, all are empty, or a record is bad (unless those are skipped).
+          UserError: no file is found, all are empty, or a record is bad (unless bad records are skipped).
         """
         names = _files(self.path, ".jsonl")
         if any(map(local_copies.is_url, names)) and not self.folder:
@@ -71,6 +72,7 @@ class ImageJsonl(ImageSource):
             for number, name in enumerate(names):
                 for location, offset, data in line_spans(files[number]):
                     span = (number, offset, len(data))
+                    # Defaults bind the values of this line, because a thread calls the lambda later.
                     yield _Sample(f"{name}, {location}", span, lambda data=data, number=number: read(data, number))
 
         def read(data: bytes, number: int) -> _Read:
@@ -82,9 +84,9 @@ class ImageJsonl(ImageSource):
 
 @dataclass(frozen=True)
 class ImageParquet(ImageSource):
-    """Parquet files, a document a row (pip install 't5g2[parquet]').
+    """Parquet files with one document per row (pip install 't5g2[parquet]').
 
-    They are written out once, as all parquet files are (local_copies.py).
+    Like all parquet files, they are copied once to a form that can be read by offset (local_copies.py).
 
     Attributes:
       path: a file, a folder (all .parquet below it) or a pattern such as "corpus/*.parquet".
@@ -100,8 +102,8 @@ class ImageParquet(ImageSource):
         """Returns the documents.
 
         Raises:
-          UserError: no file is found, all are empty, one is damaged or has no such columns, or a record is bad (unless
-            those are skipped).
+          UserError: no file is found, all are empty, one is damaged or lacks a column, or a record is bad (unless bad
+            records are skipped).
         """
         names = _files(self.path, ".parquet")
         variant = ("image rows", self.field, self.images_field)
@@ -115,13 +117,13 @@ class ImageParquet(ImageSource):
                         images = _consecutive_spans(data.tell(), record["sizes"])
                         read = _reader(file, text, images, self.field, problem=record.get("problem", ""))
                         yield _Sample(f"{name}, row {record['row']}", (number, *text), read, images)
-                        # Over the images to the next row's line.
+                        # Skips the images; the next row's line follows.
                         data.seek(sum(record["sizes"]), os.SEEK_CUR)
 
         return _EmbeddedDocuments(names, files, self.field, "row", *_scan(samples(), self.path, on_bad_record))
 
     def _convert(self, source: BinaryIO, out: BinaryIO) -> None:
-        """Writes each row as a line of JSON with the sizes of its images, and the images behind it."""
+        """Writes each row as a line of JSON with the sizes of its images, and then the images."""
         columns = {"field": self.field, "images_field": self.images_field}
         file, row = parquet.open_table(source, **columns), 0
         # Small batches, because images are large.
@@ -132,7 +134,7 @@ class ImageParquet(ImageSource):
                 try:
                     images = _image_bytes(record[self.images_field])
                 except ValueError as error:
-                    # Kept with the row, because on_bad_record is not the copy's business.
+                    # Kept with the row: the copy also serves runs with another on_bad_record.
                     images, line["problem"] = [], f"{error} under {self.images_field!r}"
                 line["sizes"] = [len(image) for image in images]
                 out.write(parquet.json_line(line) + b"".join(images))
@@ -140,15 +142,15 @@ class ImageParquet(ImageSource):
 
 @dataclass(frozen=True)
 class WebDataset(ImageSource):
-    """Tar files as WebDataset has them: the members of a sample follow each other and share what is before the first
-    dot of their names, such as 00017.jpg and 00017.txt.
+    """Tar files in the format of WebDataset, one document per sample.
 
-    Its images are its members whose names end in jpg, jpeg, png or webp, in the order of the archive. Other members
-    are not read.
+    The members of a sample follow each other, and their names are the same up to the first dot, such as 00017.jpg and
+    00017.txt. A sample's images are its members whose names end in jpg, jpeg, png or webp, in the order of the archive.
+    Other members are ignored.
 
     Attributes:
-      path: a file, a folder (all .tar below it) or a pattern such as "shards/*.tar"; here or at a URL, of which a copy
-        is kept; plain, or compressed if the name ends in .gz or .zst.
+      path: a file, a folder (all .tar below it) or a pattern such as "shards/*.tar"; local, or at a URL, of which a
+        copy is kept; plain, or compressed if the name ends in .gz or .zst.
       field: the key of the text in the sample's .json; "" = the text is the sample's .txt.
     """
 
@@ -159,8 +161,8 @@ class WebDataset(ImageSource):
         """Returns the samples.
 
         Raises:
-          UserError: no file is found, all are empty, one is not a tar file, or a sample is bad or cut off (unless those
-            are skipped).
+          UserError: no file is found, all are empty, one is not a tar file, or a sample is bad or cut off (unless bad
+            samples are skipped).
         """
         names = _files(self.path, ".tar")
         files = tuple(map(local_copies.plain_copy, names))
@@ -192,17 +194,17 @@ class WebDataset(ImageSource):
 
 ImageText = ImageJsonl | ImageParquet | WebDataset
 
-_Read = tuple[str, Sequence[tuple[str, bytes]]]  # a text; of each image a name and its file's content
+_Read = tuple[str, Sequence[tuple[str, bytes]]]  # a text; for each image its name and its file's content
 
 
 class _Sample(NamedTuple):
     """A record before it is validated.
 
     Attributes:
-      location: in words.
-      span: of the text's record: number of the file, first byte, bytes.
+      location: file and record, for messages.
+      span: the text's record: number of the file, first byte, bytes.
       read: returns the record, or raises a ValueError with the problem.
-      images: their places, if they are in the same file.
+      images: spans of the images, if they are in the same file.
     """
 
     location: str
@@ -212,12 +214,12 @@ class _Sample(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """Places of the valid records.
+    """Offsets of the valid records.
 
     Attributes:
       texts: int64[documents, 3]: number of the file, first byte, bytes.
-      image_ends: int64[1 + documents]: number of images of all documents before each, and of all.
-      images: int64[images, 2], first byte and bytes of each; none where images are files of their own.
+      image_ends: int64[1 + documents]: document i has the images image_ends[i] to image_ends[i + 1] - 1.
+      images: int64[images, 2], first byte and bytes of each; empty if images are files of their own.
     """
 
     texts: np.ndarray
@@ -226,10 +228,10 @@ class _Index(NamedTuple):
 
 
 class _IndexedDocuments(ImageDocuments):
-    """Base of both kinds of documents.
+    """Base class of documents whose images are files of their own, and of those whose images are in the same file.
 
     Attributes:
-      names, files: of each file the name that the user gave, and the path of the local copy.
+      names, files: each file's name as the user wrote it, and the path of its local copy.
     """
 
     names: tuple[str, ...]
@@ -313,10 +315,10 @@ class _EmbeddedDocuments(_IndexedDocuments):
 
 
 def _files(path: str, ending: str) -> tuple[str, ...]:
-    """Returns the files that a path means; of a folder, which may hold images too, those of one ending.
+    """Returns the files that a path stands for; of a folder, which may hold images too, only those with this ending.
 
     Raises:
-      UserError: there are none.
+      UserError: there are no such files.
     """
     names = find_files(path)
     if local_copies.is_folder(path):
@@ -327,7 +329,7 @@ def _files(path: str, ending: str) -> tuple[str, ...]:
 
 
 def _scan(samples: Iterator[_Sample], path: str, on_bad_record: OnBadRecord) -> tuple[_Index, SourceSummary]:
-    """Reads every record and its images once; `path` is the source's."""
+    """Reads every record and its images once, and returns the valid records; `path` is the source's."""
     validator, digest, known_images = RecordValidator(on_bad_record), hashlib.sha256(), ValidatedImages(path)
     texts, counts, images = [], [], []
     try:
@@ -339,11 +341,11 @@ def _scan(samples: Iterator[_Sample], path: str, on_bad_record: OnBadRecord) -> 
                 images += sample.images
                 digest.update(b"".join(hashes))
     finally:
-        # Also if a record was bad: the images before it need not be decoded again.
+        # Even after an error, so that the images before the bad record need not be decoded again.
         known_images.save()
     summary = validator.finish(path)
     if not summary.characters:
-        raise UserError(f"{path}: no record with a text; give some")
+        raise UserError(f"{path}: no record with a text; give records with text")
     digest.update(summary.fingerprint.encode())
     index = _Index(
         np.array(texts, np.int64).reshape(-1, 3),
@@ -369,7 +371,7 @@ def _check(sample: _Sample, known_images: ValidatedImages) -> tuple[str, list[by
     """Returns the text of a record, and a hash of each of its images.
 
     Raises:
-      ValueError: the record is bad; says why.
+      ValueError: the record is bad; the message has the reason.
     """
     try:
         text, images = sample.read()

@@ -1,4 +1,4 @@
-"""A record of the images that have been decoded once, so that a source is opened again without decoding them."""
+"""A list of images that are known to be valid, so that a source is opened again without decoding them."""
 
 import hashlib
 import logging
@@ -11,17 +11,17 @@ from t5g2.data import images
 
 log = logging.getLogger(__name__)
 
-HASH_BYTES = 16  # kept of each hash
+HASH_BYTES = 16  # the part of each hash that is kept
 
 
 class ValidatedImages:
     """Hashes of a source's images that are known to be valid, kept in the cache folder.
 
-    They are hashes of the files' contents, so an image that has changed is decoded anew, wherever it is. The record is
-    of one version of Pillow.
+    The hashes are those of file contents, so an image that has changed is decoded again, and one that has moved is not.
+    A list holds for one version of Pillow.
 
     Args:
-      path: of the source; each has a file of its own.
+      path: path of the source; every source has a list of its own.
     """
 
     def __init__(self, path: str):
@@ -32,10 +32,10 @@ class ValidatedImages:
         self._new: set[bytes] = set()
 
     def check(self, data: bytes, *, name: str) -> bytes:
-        """Returns the hash, 32 bytes, of an image file; several threads may call this at a time.
+        """Returns the hash, 32 bytes, of an image file's content; threads may call this concurrently.
 
         Raises:
-          UserError: it is not an image, or damaged.
+          UserError: the content is not an image, or is damaged.
         """
         digest = hashlib.sha256(data).digest()
         if digest[:HASH_BYTES] not in self._known:
@@ -44,12 +44,12 @@ class ValidatedImages:
         return digest
 
     def save(self) -> None:
-        """Writes the images that have been found valid, or logs why it cannot."""
+        """Writes the list, or logs the reason if it cannot be written."""
         if not self._new:
             return
         try:
             with replacing(self._file) as part:
                 part.write_bytes(b"".join(sorted(self._known | self._new)))
         except OSError as error:
-            # Only time is lost: the record saves decoding, nothing depends on it.
+            # Only a warning: without the list, opening takes longer, and nothing else changes.
             log.warning("the images will be decoded again when they are next opened: %s cannot be kept", error)

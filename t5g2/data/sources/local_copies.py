@@ -1,9 +1,9 @@
 """Plain local copies of files that cannot be read from the middle: compressed files, parquet, and files at a URL.
 
-A run reads documents in a shuffled order, each by its place in a file. A .gz or .zst file, a parquet file or a URL has
-no such places, so it is written out once, as it is or as a JSON object a line, and read from there. Copies are kept in
-T5G2_CACHE, or ~/.cache/t5g2, under a name that changes with the file (path, size, time of change; of a URL what its
-file system offers), and have their names only when they are complete.
+A run reads documents in a shuffled order, each by its offset in a file. A .gz or .zst file, a parquet file or a URL
+cannot be read so, and is copied once, as it is or as JSON lines. Copies are kept in T5G2_CACHE, or ~/.cache/t5g2, under
+a name that changes with the file (its path, size and time of change; for a URL whatever its file system offers), which
+a copy gets only when it is complete.
 """
 
 import functools
@@ -43,10 +43,10 @@ def is_folder(path: str) -> bool:
 
 
 def remote_files(url: str) -> list[str]:
-    """Returns the files that a URL means, sorted: one file, those of a folder, or those of a pattern.
+    """Returns the files that a URL stands for, sorted: one file, those of a folder, or those of a pattern.
 
     Raises:
-      UserError: there are none, or the package that reads such URLs is missing.
+      UserError: there are no files, or the package that reads such URLs is missing.
     """
     system, inside = _filesystem(url)
     try:
@@ -56,9 +56,10 @@ def remote_files(url: str) -> list[str]:
             candidates = system.glob(inside)
         else:
             candidates = _files_below(system, inside)
+        # fsspec's names lack the protocol, without which they would be local paths.
         names = sorted(system.unstrip_protocol(name) for name in candidates if system.isfile(name))
     except OSError as error:
-        raise UserError(f"{url} cannot be listed ({error}); is it right, and may you read it?") from None
+        raise UserError(f"{url} cannot be listed ({error}); check the URL, and that you may read it") from None
     if not names:
         raise UserError(f"no file at {url!r}; give a file, a folder with files, or a pattern")
     return names
@@ -75,10 +76,10 @@ def plain_copy(file: str, column: str | None = None) -> str:
 
     Args:
       file: a path or a URL.
-      column: of a parquet file, which becomes {column: text} a line.
+      column: column of a parquet file, whose copy has {column: text} on each line; None = not a parquet file.
 
     Raises:
-      UserError: it is damaged or cut off, has no such column, or the package that reads it is missing.
+      UserError: the file is damaged or cut off, has no such column, or the package that reads it is missing.
     """
     convert = CONVERTERS.get(file.rpartition(".")[2])
     if column is not None:
@@ -93,10 +94,10 @@ def converted_copy(file: str, convert: Convert, variant: object) -> str:
 
     Args:
       convert: reads the first file and writes the second.
-      variant: tells copies of one file apart; its repr is part of the copy's name.
+      variant: distinguishes copies of the same file; its repr is hashed into the copy's name.
 
     Raises:
-      UserError: the file is damaged or cut off, or `convert` raises one.
+      UserError: the file is damaged or cut off, or `convert` raises a UserError.
     """
     target = cache_folder() / f"{_identity(file, variant)}-{Path(file).name}"
     if target.exists():
@@ -107,7 +108,7 @@ def converted_copy(file: str, convert: Convert, variant: object) -> str:
     except UserError:
         raise
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno in errors.OS_ERRORS:  # nothing is wrong with the file
+        if isinstance(error, OSError) and error.errno in errors.OS_ERRORS:  # the file itself is in order
             raise
         raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
     return str(target)

@@ -1,4 +1,4 @@
-"""Parquet files written out as JSON lines, whose rows can be read one by one (pip install 't5g2[parquet]')."""
+"""Conversion of parquet files to JSON lines, which can be read row by row (pip install 't5g2[parquet]')."""
 
 import json
 from collections.abc import Sequence
@@ -9,10 +9,13 @@ from t5g2.core.optional import require
 
 
 def open_table(source: BinaryIO, **columns: str) -> Any:
-    """Returns a pyarrow.parquet.ParquetFile that has these columns, each by the setting that names it.
+    """Returns a pyarrow.parquet.ParquetFile that has these columns.
+
+    Args:
+      columns: the column that each setting names: field="text".
 
     Raises:
-      UserError: it lacks one, or pyarrow is not installed.
+      UserError: a column is missing, or pyarrow is not installed.
     """
     table = require("pyarrow.parquet", "parquet").ParquetFile(source)
     names = table.schema_arrow.names
@@ -33,9 +36,13 @@ def write_column(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
 
 
 def write_columns(source: BinaryIO, out: BinaryIO, *, columns: Sequence[str]) -> None:
-    """Writes each row as a line of JSON, with those of the columns that the file has; it must have one of them."""
+    """Writes each row as a line of JSON, with those of the columns that the file has.
+
+    Raises:
+      UserError: the file has none of the columns, or pyarrow is not installed.
+    """
     table = open_table(source)
-    # Files of one source may have different columns: the record decides what it needs.
+    # Files of one source may have different columns; the reader of a record checks that it has enough.
     present = [column for column in columns if column in table.schema_arrow.names]
     if not present:
         names = ", ".join(table.schema_arrow.names)

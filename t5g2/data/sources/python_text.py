@@ -20,12 +20,13 @@ class PythonText:
 
     Documents are the topics of the language reference (`pydoc_data.topics`) and the top-level modules of the standard
     library, docstrings included, each one document, in the order of their names. Packages, tests and site-packages are
-    left out. The split of a document follows from its name alone, so it stays the same from Python to Python.
+    left out. The split of a document depends only on its name, so it is the same in every version of Python.
 
     Attributes:
       split: "train", "heldout" or "all".
-      heldout_percent: how many of 100 documents are held out, about.
-      max_bytes: stop adding documents, in an order drawn from their names, before there are more; 0 = all.
+      heldout_percent: approximate share of documents that are held out, in percent.
+      max_bytes: maximum size of all documents of all splits; documents are added in the order of their names' hashes
+        until the next one would exceed it. 0 = no maximum.
     """
 
     split: Literal["train", "heldout", "all"] = "train"
@@ -44,7 +45,7 @@ class PythonText:
         """
         texts = _python_texts()
         chosen, size = [], 0
-        # In the order of hashes, so that max_bytes takes a sample of all names and not the first of the alphabet.
+        # In the order of hashes, so that max_bytes takes a sample of all names and not the alphabetically first.
         for name in sorted(texts, key=_name_hash):
             size += len(texts[name].encode())
             if self.max_bytes and size > self.max_bytes:
@@ -95,6 +96,7 @@ def _python_texts() -> dict[str, str]:
     folder = Path(sysconfig.get_path("stdlib"))
     files = [folder / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
     texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
+    # Some installations of Python leave these topics out.
     try:
         from pydoc_data import topics
 

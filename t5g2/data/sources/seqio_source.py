@@ -1,7 +1,8 @@
-"""Tasks and mixtures of seqio, tokenised by seqio itself and read back by number.
+"""Tasks and mixtures of seqio: seqio tokenises the examples, and a run reads them by number.
 
-seqio gives a stream and needs TensorFlow. It is read once when a run begins, into a file of tokens that workers read
-without TensorFlow; `t5g2 tokenize` keeps the tokens for later runs, which then need neither seqio nor TensorFlow.
+seqio has only a stream of examples and needs TensorFlow. The stream is written once, when a run begins, to a file of
+tokens, which workers read without TensorFlow. `t5g2 tokenize` keeps the tokens for later runs, which then need neither
+seqio nor TensorFlow.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.sources.validation import MAX_PROBLEMS
 from t5g2.data.tokenizers.base import Tokenizer
 
-# The run's tokenizer must give the same ids as the task's vocabulary for these texts.
+# The run's tokenizer and the task's vocabulary must have the same ids for these texts.
 PROBES = ("The quick brown fox, 12 times.", "naïve  twice\n", "x = {y: [1, 2]}")
 
 
@@ -31,17 +32,17 @@ PROBES = ("The quick brown fox, 12 times.", "naïve  twice\n", "x = {y: [1, 2]}"
 class Seqio:
     """A task or mixture of seqio (pip install 't5g2[seqio]', which brings TensorFlow; Python 3.11).
 
-    A task with inputs and targets gives pairs, for the objective seq2seq. One with targets alone gives documents of
-    tokens, for all the others. The order here is seqio's unshuffled one: a run shuffles by itself.
+    The examples of a task with inputs and targets are pairs, for the objective seq2seq; those of a task with targets
+    only are documents, for all other objectives. They are in seqio's unshuffled order: a run shuffles by itself.
 
     Attributes:
       module: the module that registers the task when it is imported: "my_tasks.glue".
-      name: of the task or mixture.
-      inputs_tokens, targets_tokens: seqio's sequence_length, to which it cuts; inputs_tokens 0 = without inputs.
+      name: name of the task or mixture.
+      inputs_tokens, targets_tokens: seqio's sequence_length, to which seqio cuts; inputs_tokens 0 = without inputs.
       split: as in seqio.
-      examples: number of examples, the first; 0 = one epoch of a task. A mixture has no end, and needs a number. To mix
-        with exact shares and whole epochs, give each task as a source of its own, with a weight.
-      seed: of random preprocessors, and of a mixture's draws.
+      examples: number of examples, from the first on; 0 = one epoch of a task. A mixture is endless and needs a number.
+        To mix with exact shares and whole epochs, make each task a source of its own, with a weight.
+      seed: seed of random preprocessors, and of a mixture's draws.
       use_cached: read seqio's own cache.
     """
 
@@ -62,7 +63,7 @@ class Seqio:
             )
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """Returns the examples, which are tokenised now.
+        """Tokenises the examples and returns them.
 
         Raises:
           UserError: seqio is not installed, the module, task, split or a feature does not exist, or an example has no
@@ -83,6 +84,7 @@ class Seqio:
                         f"on_bad_record=skip"
                     )
 
+        # The first entry of a pair is the number of inputs, which is not an id.
         file, ends, highest = _write_tokens(valid_examples(), skip=int(self.inputs_tokens > 0))
         if not len(ends):
             raise UserError(f"{self.name} has no examples in split {self.split!r}")
@@ -111,8 +113,8 @@ class _TokenizedExamples(Documents):
 
     Attributes:
       ends: int64[examples], end of each in tokens.
-      bad_examples: that were left out, each with the reason.
-      checked: tokenizers that have been found to agree with the vocabulary.
+      bad_examples: the examples that were left out, each with the reason.
+      checked: tokenizers that are known to agree with the vocabulary.
     """
 
     source: Seqio
@@ -151,7 +153,7 @@ class _TokenizedExamples(Documents):
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        raise UserError(f"seqio's {self.source.name} gives tokens, and no text")
+        raise UserError(f"seqio's {self.source.name} has tokens, and no text")
 
     @override
     def token_lengths(self, tokenizer: Tokenizer) -> np.ndarray:
@@ -165,8 +167,8 @@ class _TokenizedExamples(Documents):
         return np.fromfile(self.file, np.int32, int(self.ends[index]) - begin, offset=4 * begin)
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises UserError if the tokenizer gives other ids than the task's vocabulary."""
-        # Checked once a tokenizer: this is called for every document.
+        """Raises UserError if the tokenizer's ids differ from those of the task's vocabulary."""
+        # Checked once per tokenizer, because this is called for every document.
         if tokenizer in self.checked:
             return
         wrong = [text for text, ids in self.vocabulary.ids if tokenizer.encode(text).tolist() != list(ids)]
@@ -200,13 +202,13 @@ def _dataset(source: Seqio) -> tuple[Any, Any]:
     if not set(lengths) <= features or ("inputs" in features and not source.inputs_tokens):
         raise UserError(
             f"seqio's {source.name} has {', '.join(sorted(features))}, and inputs_tokens = {source.inputs_tokens} asks "
-            f"for {', '.join(sorted(lengths))}; inputs_tokens is 0 just where there are no inputs"
+            f"for {', '.join(sorted(lengths))}; set inputs_tokens to 0 if the task has no inputs, and only then"
         )
     if source.split not in provider.splits:
         raise unknown(f"split of {source.name}", source.split, provider.splits)
     mixture = source.name in seqio.MixtureRegistry.names()
     if mixture and not source.examples:
-        raise UserError(f"{source.name} is a mixture, which has no end; say how many examples to take (examples)")
+        raise UserError(f"{source.name} is a mixture, which is endless; set `examples` to the number to take")
     dataset = provider.get_dataset(
         sequence_length=lengths,
         split=source.split,
@@ -219,7 +221,7 @@ def _dataset(source: Seqio) -> tuple[Any, Any]:
 
 
 def _examples(source: Seqio, dataset: Any) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-    """Yields (inputs, targets), None for the inputs of a task without."""
+    """Yields (inputs, targets) of each example; inputs are None if the task has none."""
     import tensorflow as tf
 
     try:
@@ -233,7 +235,7 @@ def _write_tokens(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.nd
     """Writes the tokens into the cache folder.
 
     Args:
-      skip: numbers in front of each example that are not ids.
+      skip: number of entries at the start of each example that are not ids.
 
     Returns:
       path of the file; int64[examples], the end of each in tokens; the highest id.

@@ -1,4 +1,4 @@
-"""Samples of tar files, found by the places of their members: nothing is unpacked."""
+"""Samples of tar files as offsets of their members: nothing is unpacked."""
 
 import os
 import tarfile
@@ -24,11 +24,11 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Files of an archive that follow each other and have the same name but for their endings.
+    """Files of an archive that follow each other and have the same name up to the ending.
 
     Attributes:
-      key: the names up to their first dot, folder included.
-      damage: of the archive directly after this sample, in words; "" = none.
+      key: the name up to the first dot, folder included.
+      damage: description of damage of the archive directly after this sample; "" = none.
     """
 
     key: str
@@ -42,13 +42,13 @@ def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
     a/1.jpg a/1.txt a/2.png: the samples a/1, with two members, and a/2.
 
     Args:
-      name: of the file, for errors.
+      name: name of the file in errors.
 
     Raises:
-      UserError: it is not a tar file.
+      UserError: the file is not a tar file.
     """
     try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - what it reads is the caller's
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - the caller closes the file
     except tarfile.ReadError as error:
         raise UserError(
             f"{name} is not a tar file ({error}); give tar files, uncompressed or with .gz or .zst"
@@ -67,7 +67,7 @@ def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
                 members = []
             key = folder + slash + stem
             members.append(Member(ending.lower(), member.offset_data, member.size))
-    except tarfile.ReadError:  # the last member's content is cut off; the end below tells
+    except tarfile.ReadError:  # the last member's content is cut off, which the check of the end reports
         pass
     if _archive_ends_at(file, end):
         if members:
@@ -77,8 +77,8 @@ def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
 
 
 def _archive_ends_at(file: BinaryIO, end: int) -> bool:
-    """True if nothing but empty blocks follows, at least one."""
-    # tarfile takes anything that is not a header for the end of the archive, damage too.
+    """True if only empty blocks follow byte `end`, and at least one."""
+    # Checked because tarfile takes anything that is not a header for the end of the archive, damage too.
     file.seek(0, os.SEEK_END)
     if file.tell() < end + BLOCK:
         return False

@@ -17,7 +17,7 @@ from t5g2.data.sources.validation import RecordValidator, SourceSummary, Validat
 # A longer text file is read as several documents of about this size, so that reading a chunk reads little else.
 SPAN_BYTES = 1 << 16
 
-Span = tuple[str, int, bytes]  # location in words, first byte, content
+Span = tuple[str, int, bytes]  # location for messages, first byte, content
 SpanReader = Callable[[str], Iterator[Span]]
 
 
@@ -26,8 +26,8 @@ class TextFiles:
     """UTF-8 text files, one document each; larger ones are several documents, cut at ends of lines.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/**/*.txt"; here or at
-        a URL (gs://…, s3://…); plain, or compressed if the name ends in .gz or .zst.
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/**/*.txt"; local or
+        at a URL (gs://…, s3://…); plain, or compressed if the name ends in .gz or .zst.
     """
 
     path: str
@@ -36,17 +36,17 @@ class TextFiles:
         """Returns the documents, files in the order of their names.
 
         Raises:
-          UserError: no file is found, all are empty, or one is not UTF-8 (unless those are skipped).
+          UserError: no file is found, all are empty, or one is not UTF-8 (unless such files are skipped).
         """
         return _scan(self.path, _file_spans, None, on_bad_record)
 
 
 @dataclass(frozen=True)
 class Jsonl:
-    """Files with a JSON object a line, one document each.
+    """Files with a JSON object per line, one document each.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.jsonl"; here or at
+      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.jsonl"; local or at
         a URL; plain, or compressed if the name ends in .gz or .zst.
       field: the key of the text.
     """
@@ -55,18 +55,18 @@ class Jsonl:
     field: str = "text"
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """Returns the documents, files in the order of their names; empty lines are none.
+        """Returns the documents, files in the order of their names; empty lines are ignored.
 
         Raises:
-          UserError: no file is found, all are empty, or a line is not an object with that text (unless those are
-            skipped).
+          UserError: no file is found, all are empty, or a line is not an object with a text under `field` (unless
+            such lines are skipped).
         """
         return _scan(self.path, line_spans, self.field, on_bad_record)
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """Parquet files, a document a row (pip install 't5g2[parquet]').
+    """Parquet files with one document per row (pip install 't5g2[parquet]').
 
     Attributes:
       path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.parquet".
@@ -108,7 +108,7 @@ class _Spans(ValidatedDocuments):
     def __getitem__(self, index: int) -> str:
         file, offset, size = self.spans[index].tolist()
         with open(self.files[file], "rb") as data:
-            # A span of another file would be other text, so at least the size is checked.
+            # After a change of the file the span may hold other text. Only the size is checked, which costs nothing.
             if os.fstat(data.fileno()).st_size != self.sizes[file]:
                 raise UserError(
                     f"{self.files[file]} has changed since it was opened: it had {self.sizes[file]} bytes; restore it, "
@@ -121,9 +121,10 @@ class _Spans(ValidatedDocuments):
 def _scan(
     path: str, read_spans: SpanReader, field: str | None, on_bad_record: OnBadRecord, *, column: str | None = None
 ) -> _Spans:
-    """Reads every record once: its place, whether it is valid, and the fingerprint of all."""
+    """Reads every record once, for its offset, its validity and the fingerprint, and returns the valid ones."""
     files = find_files(path)
     readable = tuple(local_copies.plain_copy(file, column) for file in files)
+    # Local copies are read, and messages have the paths of the user.
     spans, validator = [], RecordValidator(on_bad_record)
     for number, file in enumerate(files):
         for location, offset, data in read_spans(readable[number]):
@@ -140,7 +141,11 @@ def _scan(
 
 
 def find_files(path: str) -> list[str]:
-    """Returns the files that a path or a URL means, sorted."""
+    """Returns the files that a path, a pattern or a URL stands for, sorted.
+
+    Raises:
+      UserError: there are no files, or a folder cannot be listed.
+    """
     if local_copies.is_url(path):
         return local_copies.remote_files(path)
     if not path:
@@ -157,10 +162,10 @@ def find_files(path: str) -> list[str]:
 
 
 def _files_below(folder: str) -> Iterator[str]:
-    """Yields the files below a folder, hidden ones aside; unlike glob it raises where a folder may not be read."""
+    """Yields the files below a folder, hidden ones aside; unlike glob, raises UserError if a folder cannot be read."""
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or take it away")
+        raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or remove it")
 
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         # Assigned in place, because os.walk descends into what is left in the list.
@@ -169,7 +174,7 @@ def _files_below(folder: str) -> Iterator[str]:
 
 
 def _file_spans(path: str) -> Iterator[Span]:
-    """Yields the documents of a text file; they end where lines end."""
+    """Yields the documents of a text file, each of whole lines."""
     with open(path, "rb") as file:
         offset = 0
         while data := file.read(SPAN_BYTES) + file.readline():
@@ -183,11 +188,11 @@ def line_spans(path: str, unit: str = "line") -> Iterator[Span]:
         offset = 0
         for number, line in enumerate(file, start=1):
             if record := line.rstrip():
-                # A file that was cut off ends in the middle of a line.
+                # Mentioned, because a file that was cut off often ends in the middle of a line.
                 end = "" if line.endswith(b"\n") else ", the last one and without a line end (is the file whole?)"
                 yield f"{unit} {number}{end}", offset, record
             offset += len(line)
 
 
-# The copy of a parquet file has a line for each row.
+# The copy of a parquet file (local_copies.py) has a line for each row.
 _row_spans = functools.partial(line_spans, unit="row")

@@ -1,4 +1,4 @@
-"""Every kind of text source, by the name that a config gives it."""
+"""Every kind of text source, by its name in configs."""
 
 from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources.array_records import ArrayRecord, Tfds

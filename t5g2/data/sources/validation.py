@@ -1,4 +1,4 @@
-"""One pass over the records of a source: which are valid, what they amount to, and what is wrong with the others."""
+"""One pass over the records of a source: their validity, their totals, and the problems of the bad ones."""
 
 import abc
 import hashlib
@@ -14,7 +14,7 @@ from t5g2.data.sources.documents import Documents, OnBadRecord
 
 log = logging.getLogger(__name__)
 
-# Of the bad records that are skipped, this many are named; all are counted.
+# Number of skipped records that messages name; all are counted.
 MAX_PROBLEMS = 10
 
 
@@ -23,10 +23,10 @@ class SourceSummary:
     """Result of reading all records once.
 
     Attributes:
-      fingerprint: 16 hex digits of the texts and their order.
+      fingerprint: 16 hex digits, a hash of the texts in their order.
       characters: number of characters of all texts.
       skipped: number of records that are left out.
-      problems: the first of those, each with the reason.
+      problems: the first few of those, each with the reason.
     """
 
     fingerprint: str
@@ -51,8 +51,8 @@ class RecordValidator:
         """Counts a record and returns True if it is valid.
 
         Args:
-          location: of the record, in words.
-          read_text: returns its text, or raises a ValueError with the problem.
+          location: file and record, for messages.
+          read_text: returns the record's text, or raises a ValueError with the problem.
 
         Raises:
           UserError: the record is bad, and bad records are not skipped.
@@ -61,7 +61,7 @@ class RecordValidator:
         try:
             text = read_text()
             data = text.encode()
-        except UserError:  # not of this record, but of the file that holds it
+        except UserError:  # the problem is the whole file's, so no record of it can be skipped
             raise
         except ValueError as error:
             if self._on_bad_record == "stop":
@@ -73,7 +73,7 @@ class RecordValidator:
                 self._problems.append(f"{location}: {error}")
                 log.warning("%s; left out", self._problems[-1])
             return False
-        # With its length in front, so that moving text between two records changes the digest.
+        # Each text is hashed with its length, so that moving text between two records changes the fingerprint.
         self._digest.update(len(text).to_bytes(8, "little") + data)
         self._characters += len(text)
         return True
@@ -82,7 +82,7 @@ class RecordValidator:
         """Returns the summary of all records, and logs the number of those that are left out.
 
         Args:
-          source: origin of the records, for the log.
+          source: origin of the records in the log.
         """
         if self._skipped:
             log.warning("%s: %d of %d records are left out", source, self._skipped, self._records)
@@ -90,7 +90,7 @@ class RecordValidator:
 
 
 class ValidatedDocuments(Documents):
-    """Documents whose records were read once when they were opened."""
+    """Documents of which all records were read when they were opened."""
 
     summary: SourceSummary
 
@@ -116,15 +116,15 @@ class ValidatedDocuments(Documents):
 
 
 class LocatedDocuments(ValidatedDocuments):
-    """Documents that can be named in a message."""
+    """Documents that messages can name by file and record."""
 
     @abc.abstractmethod
     def location(self, index: int) -> str:
-        """Returns the file and the record of a document, in words."""
+        """Returns the file and the record of a document, for messages."""
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:
-    """Returns 16 hex digits of byte strings and their order."""
+    """Returns 16 hex digits, a hash of byte strings in their order."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -132,7 +132,11 @@ def fingerprint(parts: Iterable[bytes]) -> str:
 
 
 def text_under(record: object, field: str) -> str:
-    """Returns the text of a record under a field; the ValueError if there is none says what there is instead."""
+    """Returns the text of a record under a field.
+
+    Raises:
+      ValueError: there is no such text; the message has the record's fields or the value instead.
+    """
     if not isinstance(record, dict):
         raise ValueError(f"no text under {field!r}: the record is not an object")
     if field not in record:
@@ -146,7 +150,7 @@ def decode_json(data: bytes) -> object:
     """Returns the value of JSON in UTF-8.
 
     Raises:
-      ValueError: the bytes are not UTF-8, not JSON, or nested too deep.
+      ValueError: the bytes are not UTF-8, not JSON, or too deeply nested.
     """
     text = decode_text(data)
     try:
@@ -169,6 +173,6 @@ def json_text(data: bytes, field: str | None) -> str:
     """Returns the text under a field of a JSON object; with field None, the bytes as text.
 
     Raises:
-      ValueError: the bytes are no such object, or no text.
+      ValueError: the bytes are not an object with such a text, or not UTF-8.
     """
     return decode_text(data) if field is None else text_under(decode_json(data), field)

@@ -22,16 +22,16 @@ class Tokenizer(abc.ABC):
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
-        """One more than the largest id that `encode` gives."""
+        """One more than the largest id that `encode` returns."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files that a model folder keeps copies of, beside `to_dict`."""
+        """Files that are copied into a model folder, in addition to `to_dict`."""
         return ()
 
     @abc.abstractmethod
     def named(self) -> dict[str, int]:
-        """Returns the ids of the special tokens that there are, by name; sentinels are left out."""
+        """Returns the ids of the tokenizer's special tokens by name; sentinels are left out."""
 
     def id(self, name: str) -> int:
         """Returns the id of a special token: "eos", "image", "sentinel_3", …
@@ -50,17 +50,17 @@ class Tokenizer(abc.ABC):
         """Returns int32[tokens]: the text alone, without BOS or EOS."""
 
     def encode_plain(self, text: str) -> np.ndarray:
-        """Returns int32[tokens] without special tokens: a special token that the text spells out is text too."""
+        """Returns int32[tokens] without special tokens: spellings of special tokens are tokenised like other text."""
         return self.encode(text)
 
     def count(self, text: str) -> int:
-        """Returns the number of tokens that `encode` gives."""
+        """Returns the number of tokens that `encode` returns."""
         return len(self.encode(text))
 
     def decode(self, tokens: Any, *, show_special_tokens: bool = True) -> str:
-        """Returns the text of a sequence of ids; special tokens as <eos>, <sentinel_3>, …, or left out.
+        """Returns the text of a sequence of ids, with special tokens as <eos>, <sentinel_3>, …, or without them.
 
-        Bytes that are not UTF-8 become U+FFFD; ids past the vocabulary, which a padded embedding has, <unused_ID>.
+        Bytes that are not UTF-8 become U+FFFD. Ids past the vocabulary become <unused_ID>; a padded embedding has such.
         """
         names = {token: name for name, token in self.named().items()}
         special_tokens = self.special_tokens
@@ -88,8 +88,8 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Returns 16 hex digits that differ between tokenizers that give different ids."""
+        """Returns 16 hex digits, different for tokenizers that encode a text differently."""
 
     @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain data that a model folder keeps, and from which `from_dict` makes the tokenizer."""
+        """Returns plain data for a model folder, from which registry.from_dict makes the tokenizer."""

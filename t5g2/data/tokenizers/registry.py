@@ -1,4 +1,4 @@
-"""Every kind of tokenizer, by the name that a config gives it."""
+"""Every kind of tokenizer, by its name in configs."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -14,13 +14,13 @@ BY_NAME: dict[str, type[Tokenizer]] = {"bytes": Bytes} | {name: cls for cls, nam
 
 
 def from_dict(node: Mapping[str, Any], folder: str | PathLike | None = None) -> Tokenizer:
-    """Returns the tokenizer that `to_dict` described.
+    """Returns the tokenizer of which `node` is the `to_dict`.
 
     Args:
-      folder: of the tokenizer's file, if it has one; None = the working directory.
+      folder: the folder of the tokenizer's file, if it has one; None = the working directory.
 
     Raises:
-      UserError: the kind is unknown, the description damaged, or the file missing or another one than before.
+      UserError: the kind is unknown, the description damaged, or the file missing or changed.
     """
     fields = dict(node)
     kind = str(fields.pop("kind", None))

@@ -1,8 +1,8 @@
-"""Tokenizers of a file: SentencePiece's tokenizer.model and Hugging Face's tokenizer.json.
+"""Tokenizers from a file: SentencePiece's tokenizer.model and Hugging Face's tokenizer.json.
 
-Special tokens are found by their spelling. Gemma's vocabularies have <pad> <eos> <bos> <unk> <mask> at 0 to 4; the ids
-of the others differ from one to the next (google-deepmind/gemma @ 7691fd4, gm/text/_tokenizer.py, and the released
-tokenizer.json files as others describe them; that of T5Gemma 2 by the id in its config alone):
+Special tokens are identified by their spelling. Gemma's vocabularies have <pad> <eos> <bos> <unk> <mask> at 0 to 4; the
+other ids differ between versions (google-deepmind/gemma @ 7691fd4, gm/text/_tokenizer.py, and published descriptions of
+the released tokenizer.json files; for T5Gemma 2 only the image token's id in its config):
 
                           Gemma 2, T5Gemma    Gemma 3               T5Gemma 2
     <start_of_turn>       106                 105                   105
@@ -13,8 +13,9 @@ tokenizer.json files as others describe them; that of T5Gemma 2 by the id in its
     <unused0> and on      7 to 105            6 to 104              6 to 104
     <unused99> and on     -                   256001 to 262143      256002 to 262143 (<unused100> and on)
 
-None of them has sentinels, and the ids that UL2 pre-training used are not published. Ours, by convention: the
-<unused…> pieces that follow the image token, if there are any, as in T5Gemma 2; else those from <unused0> on.
+None of them has sentinels, and the ids that UL2 pre-training used are not published. By this project's convention, the
+sentinels are the <unused…> pieces that follow the image token, if there are any, as in T5Gemma 2; else those from
+<unused0> on.
 """
 
 import abc
@@ -50,15 +51,15 @@ NONE = -1  # the id of a special token that the tokenizer lacks
 
 @dataclass(frozen=True)
 class FileTokenizer(Tokenizer):
-    """A tokenizer in a file, which is read when it is first used, in every process anew.
+    """A tokenizer in a file, which every process reads when it first uses the tokenizer.
 
-    A special token that a text spells out becomes that token, as in transformers.
+    The spelling of a special token in a text becomes that token, as in transformers.
 
     Attributes:
-      file: its path.
-      sha256: of the file's bytes, in hex; a file with another one is refused. None = any file.
-      ids: (name, id) of special tokens that cannot be found by their spelling: (("image", 256001),).
-      first_sentinel, sentinels: id of <sentinel_0>, and number of sentinels; None = as the module's docstring says.
+      file: path of the file.
+      sha256: hash of the file's bytes, in hex; another file is refused. None = any file.
+      ids: (name, id) of special tokens that have another spelling than usual: (("image", 256001),).
+      first_sentinel, sentinels: id of <sentinel_0>, and number of sentinels; None = the convention of this module.
     """
 
     file: str = field(compare=False)
@@ -73,7 +74,7 @@ class FileTokenizer(Tokenizer):
                 raise unknown("special token in ids", name, SPELLINGS)
         if self.sentinels is not None and self.sentinels < 0:
             raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
-        # A frozen dataclass: the hash is recorded even where the config gives none, so that to_dict has it.
+        # Recorded even if the config has no hash, so that to_dict has it; the dataclass is frozen.
         object.__setattr__(self, "sha256", hashlib.sha256(self._bytes()).hexdigest())
         past = self.special_tokens.first_sentinel + self.special_tokens.sentinels
         if not 0 <= self.special_tokens.first_sentinel <= past <= self._size:
@@ -88,7 +89,7 @@ class FileTokenizer(Tokenizer):
         return (Path(self.file),)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The cached properties hold objects of C++, which every worker makes for itself.
+        # Without the cached properties, which hold C++ objects: every worker makes its own.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @property
@@ -151,7 +152,7 @@ class FileTokenizer(Tokenizer):
 
         first = self.first_sentinel
         if first is None:
-            # The convention of the module's docstring: after the image token, else from <unused0> on.
+            # The convention of this module: after the image token, else from <unused0> on.
             after_image = self._named.get("image", NONE) + 1
             zero = self._token("<unused0>")
             first = after_image if after_image and unused(after_image) else 0 if zero is None else zero
@@ -164,8 +165,8 @@ class FileTokenizer(Tokenizer):
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id that `encode` gives."""
-        # Gemma 3's image token is past all others and has no row of the embedding.
+        """One more than the largest id that `encode` returns."""
+        # Gemma 3's image token is past all others, and has no row in the embedding.
         return self._size - (self._named.get("image", NONE) == self._size - 1)
 
     @abc.abstractmethod
@@ -175,18 +176,18 @@ class FileTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         """Returns int32[tokens]: the text alone, without BOS or EOS.
 
-        An image token past the vocabulary that the text spells out becomes unk: no image belongs to it.
+        The spelling of an image token past the vocabulary becomes unk, because no image belongs to it.
         """
         tokens = np.array(self._encode(text), np.int32)
         return np.where(tokens < self.vocab_size, tokens, np.int32(max(self.special_tokens.unk, 0)))
 
     def encode_plain(self, text: str) -> np.ndarray:
-        """Returns int32[tokens] without special tokens: a special token that the text spells out is text too.
+        """Returns int32[tokens] without special tokens: spellings of special tokens are tokenised like other text.
 
-        Its spelling is cut after the first character, and the parts before and after the cut are tokenised separately.
+        Each such spelling is cut after its first character, and the parts of the text are tokenised separately.
         """
         tokens = self.encode(text)
-        # Only the tokens tell which spellings the library took for special tokens.
+        # The library recognises spellings by rules of its own, so those in the text are taken from the tokens.
         special = np.unique(tokens[self.special_tokens.is_special(tokens)]).tolist()
         spellings = [piece for piece in map(self._piece, special) if piece and len(piece) > 1 and piece in text]
         if not spellings:
@@ -207,7 +208,7 @@ class FileTokenizer(Tokenizer):
         return identity | {name: value for name, value in settings.items() if value not in (None, [])}
 
     def _bytes(self) -> bytes:
-        """Returns the content of the file; raises UserError if it is missing or another file than before."""
+        """Returns the content of the file; raises UserError if it is missing or has another hash."""
         path = Path(self.file)
         if not path.is_file():
             raise UserError(
@@ -217,7 +218,7 @@ class FileTokenizer(Tokenizer):
         sha256 = hashlib.sha256(content).hexdigest()
         if self.sha256 not in (None, sha256):
             raise UserError(
-                f"{path.absolute()} is not the tokenizer file it was (sha256 {sha256[:16]}…, expected "
+                f"{path.absolute()} is another tokenizer file than expected (sha256 {sha256[:16]}…, not "
                 f"{str(self.sha256)[:16]}…); put the right one there, or write the folder again"
             )
         return content

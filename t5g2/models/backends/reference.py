@@ -67,7 +67,7 @@ def attend(
     # the maximum over all sources, which keeps exp in range and cancels out, so it needs no gradient
     peaks = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
     peak_BKGT1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
-    # the output is divided by the sum of weights, not the weights, which are an array S / H times larger
+    # the output is divided by the sum of the weights, instead of the weights, whose array is S / H times larger
     total_BKGT1, o_BKGTH = 0.0, 0.0
     for (keys, _), s_BKGTS in zip(sources, scores, strict=True):
         w_BKGTS = jnp.exp(s_BKGTS - peak_BKGT1)

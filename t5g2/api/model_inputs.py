@@ -33,7 +33,7 @@ def tokens(name: str, values: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
       stack: the stack that reads them.
 
     Raises:
-      UserError: the shape is another one, or an id is outside the vocabulary.
+      UserError: the shape is not [rows, length], or an id is outside the vocabulary.
     """
     try:
         array = np.asarray(values)
@@ -44,6 +44,7 @@ def tokens(name: str, values: Any, stack: TextConfig) -> Int[np.ndarray, "B T"]:
             f"{name} is {array.dtype}{list(array.shape)}; it must be whole numbers of shape [rows, length], such as "
             f"[[2, 17, 4]]"
         )
+    # the id of the image token may lie above the vocabulary
     known = (array >= 0) & (array < stack.vocab_size)
     if stack.images is not None:
         known |= array == stack.images.token
@@ -85,6 +86,7 @@ def sequences(
       image_token: runs of this token become blocks; None = no blocks.
     """
     positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+    # columns before the first token get position 0; they are padding, so no token attends to them
     if counted:
         positions_BT = np.maximum(np.cumsum(valid_BT, axis=1, dtype=np.int32) - 1, 0)
     # ids at padding are arbitrary; 0 keeps them from being taken for image tokens
@@ -147,7 +149,7 @@ def pixels(image: Any) -> np.ndarray:
 
 
 def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -> tuple[list[str], list[list[Any]]]:
-    """Returns (the prompts, the images of each with the crops of long images after them); this is pan-and-scan.
+    """Returns (the prompts, the images of each with the crops of long images after them), known as pan-and-scan.
 
     The words around the crops are those of transformers' Gemma3Processor.
 
@@ -209,7 +211,7 @@ def siglip_ids(values: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
     """Returns token ids as int32[B, length].
 
     Raises:
-      UserError: the shape is another one, or ids are outside the vocabulary.
+      UserError: the shape is not [texts, length], or an id is outside the vocabulary.
     """
     array = np.asarray(values)
     is_valid = array.ndim == 2 and array.shape[1] == config.length and np.issubdtype(array.dtype, np.integer)
@@ -222,7 +224,7 @@ def siglip_ids(values: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
 
 
 def _row_images(row: Any) -> list[Any]:
-    """Returns the images of a row as a list; given are a list, an array [I, H, W, 3], or a single image."""
+    """Returns the images of a row as a list; `row` is a list, an array [I, H, W, 3], or a single image."""
     if isinstance(row, list | tuple):
         return list(row)
     return list(row) if getattr(row, "ndim", 0) == 4 else [row]
