@@ -54,8 +54,14 @@ def tokens_with_eoi(rows=2, length=11):
     return tokens
 
 
+# jitted once, with the model as an argument: models of one architecture are one program
+LOGITS = jax.jit(lambda model, *streams: model.logits(model.hidden(*streams, compute=COMPUTE)))
+HIDDEN = jax.jit(lambda model, *streams: model.hidden(*streams, compute=COMPUTE))
+ENCODE = jax.jit(lambda model, encoder: model.encode(encoder, compute=COMPUTE))
+
+
 def logits(model, *streams):
-    return np.asarray(jax.jit(lambda m, *s: m.logits(m.hidden(*s, compute=COMPUTE)))(model, *streams))
+    return np.asarray(LOGITS(model, *streams))
 
 
 def close(a, b, tolerance=1e-5):
@@ -169,13 +175,13 @@ def test_cross_attention_that_adds_nothing_at_first_can_learn(adapted):
     sources, model, _ = adapted("gemma 2, adding nothing")
     decoder, encoder = stream(tokens_with_eoi()), stream(tokens_with_eoi(length=5))
     close(logits(model, encoder, decoder), logits(weights.model(sources.decoder.config), None, decoder))
-    gradients = jax.grad(lambda m: jnp.sum(jnp.square(m.hidden(encoder, decoder, compute=COMPUTE))))(model)
+    gradients = jax.jit(jax.grad(lambda m: jnp.sum(jnp.square(HIDDEN(m, encoder, decoder)))))(model)
     found = tree.leaves(gradients)["decoder.layers.post_cross_norm.scale", 1].read()
     assert np.abs(np.asarray(found)).max() > 1e-3
 
 
 def encode(model, tokens, **of):
-    return np.asarray(model.encode(stream(tokens, **of), compute=COMPUTE))
+    return np.asarray(ENCODE(model, stream(tokens, **of)))
 
 
 @pytest.mark.parametrize("family", ["gemma 2", "gemma 3"])
@@ -185,7 +191,7 @@ def test_a_causal_encoder_is_the_source(family):
     case = Case(config, "t5gemma" if family == "gemma 2" else "t5gemma2", {"encoder_attention": "causal"})
     _, model, _ = recipes.run(case)
     tokens = tokens_with_eoi()
-    expected = np.asarray(weights.model(config).hidden(None, stream(tokens), compute=COMPUTE))
+    expected = np.asarray(HIDDEN(weights.model(config), None, stream(tokens)))
     close(encode(model, tokens), expected)
     both_ways = replace(case, changes={})
     assert np.abs(encode(recipes.run(both_ways)[1], tokens) - expected).max() > 0.1
@@ -196,7 +202,7 @@ def test_the_encoder_on_single_tokens_is_the_source(adapted):
     _, model, _ = adapted("gemma 3")
     tokens = tokens_with_eoi()
     alone = {"segments": 1 + np.arange(22).reshape(2, 11), "positions": jnp.zeros((2, 11), jnp.int32)}
-    source = weights.model(tiny.GEMMA3).hidden(None, stream(tokens, **alone), compute=COMPUTE)
+    source = HIDDEN(weights.model(tiny.GEMMA3), None, stream(tokens, **alone))
     close(encode(model, tokens, **alone), source)
 
 
@@ -206,7 +212,7 @@ def test_the_encoder_is_the_source_seeing_both_ways():
     _, model, _ = recipes.run(Case(config, "t5gemma2"))
     tokens = tokens_with_eoi()
     both_ways = stream(tokens, blocks=jnp.ones(tokens.shape, jnp.int32))
-    close(encode(model, tokens), weights.model(config).hidden(None, both_ways, compute=COMPUTE))
+    close(encode(model, tokens), HIDDEN(weights.model(config), None, both_ways))
 
 
 @pytest.mark.parametrize("family", ["t5gemma", "t5gemma2"])

@@ -35,16 +35,19 @@ DECODER = stream(np.arange(10, 10 + LENGTH))
 ENCODER = stream(np.arange(40, 40 + ENCODER_LENGTH))
 
 
-def influence(config, states, of: Sequences) -> np.ndarray:
-    """Which tokens `of` a stream have any influence on each state of `states(model)`: bool[states, tokens]."""
+def influence(config, states, *of: Sequences):
+    """Which tokens `of` a stream have any influence on each state of `states(model)`: bool[states, tokens]; of several
+    streams, a list of them.
+    """
     model = weights.model(config)
 
     def read(model):
         y_TD = states(model)[0]
         return jnp.sum(y_TD * jax.random.normal(jax.random.key(0), y_TD.shape), axis=-1)
 
-    per_row = jax.jit(jax.jacrev(read))(model).embedder.table[...]
-    return np.abs(np.asarray(per_row)).max(-1)[:, np.asarray(of.tokens)[0]] > 0
+    per_row = np.abs(np.asarray(jax.jit(jax.jacrev(read))(model).embedder.table[...])).max(-1)
+    found = [per_row[:, np.asarray(sequences.tokens)[0]] > 0 for sequences in of]
+    return found if len(found) > 1 else found[0]
 
 
 def band(queries: int, keys: int, back: int, ahead: int) -> np.ndarray:
@@ -74,8 +77,9 @@ def test_every_decoder_token_sees_all_of_the_encoder_and_its_own_past():
         return model.hidden(ENCODER, DECODER, compute=COMPUTE)
 
     for config, back in ((T5GEMMA2, LENGTH), (ONE_LOCAL_PAIR, 2)):
-        assert influence(config, states, ENCODER).all()
-        np.testing.assert_array_equal(influence(config, states, DECODER), band(LENGTH, LENGTH, back, 0))
+        of_encoder, of_decoder = influence(config, states, ENCODER, DECODER)
+        assert of_encoder.all()
+        np.testing.assert_array_equal(of_decoder, band(LENGTH, LENGTH, back, 0))
 
 
 def test_padding_and_other_examples_have_no_influence():
@@ -89,10 +93,9 @@ def test_padding_and_other_examples_have_no_influence():
 
     valid = segments != 0
     same = segments[:, None] == segments[None, :]
-    got = influence(T5GEMMA2, states, packed)
+    got, of_encoder = influence(T5GEMMA2, states, packed, encoder)
     np.testing.assert_array_equal(got[valid], (same & band(LENGTH, LENGTH, LENGTH, 0))[valid])
-    got = influence(T5GEMMA2, states, encoder)
-    np.testing.assert_array_equal(got[valid], (segments[:, None] == encoder.segments)[valid])
+    np.testing.assert_array_equal(of_encoder[valid], (segments[:, None] == encoder.segments)[valid])
 
 
 def test_a_bidirectional_prefix_sees_itself_both_ways():
