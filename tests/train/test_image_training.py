@@ -160,7 +160,6 @@ def test_it_learns_what_is_in_the_pictures(tmp_path):
             losses.append(np.asarray(metrics.source_loss / metrics.source_weight))
         held = [pipeline.next().batch for _ in range(8)]
     first, last = np.mean(losses[:10], axis=0), np.mean(losses[-10:], axis=0)
-    print("MARGIN", first, last)
     assert last[0] < 0.05 * first[0], "texts with images"
     assert last[1] < 0.9 * first[1], "texts"
 
@@ -169,7 +168,6 @@ def test_it_learns_what_is_in_the_pictures(tmp_path):
 
     examples = sum(int((batch.encoder.tokens == 7).sum()) // 4 for batch in held)
     right, wrong = summed(held), summed(b._replace(images=np.roll(b.images, 1, axis=0)) for b in held)
-    print("MARGIN", right / examples, 0.75 * math.log(len(RECORDS)), wrong / right)
     assert right / examples < 0.75 * math.log(len(RECORDS)), "no better than without looking"
     assert wrong > 2 * right
 
