@@ -14,7 +14,7 @@ BLOCKS = {
     "kv_heads": 2,
     "head_size": 8,
     "window": 8,
-    "pattern": ["local"],  # one kind: its layers are one loop, which is a third to compile
+    "pattern": ["local", "global"],
 }
 
 
