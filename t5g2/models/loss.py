@@ -103,7 +103,10 @@ def tiled_cross_entropy(
       teacher: outputs of the teacher; config.distillation has their use.
     """
     assert teacher is None or config.distillation is not None
-    total_and_tokens: Any = _total(hidden_BTD, head, targets_BT, weights_BT, jax.lax.stop_gradient(teacher), config)
+    teacher_data = jax.lax.stop_gradient(teacher)
+    total_and_tokens: Any = _total(
+        hidden_BTD, head.table_VD, targets_BT, weights_BT, teacher_data, head.softcap, config
+    )
     total, tokens = total_and_tokens
     # the backward pass ignores cotangents of single losses, so none may be asked for
     tokens = jax.lax.stop_gradient(tokens)
@@ -152,11 +155,17 @@ def sparse_distributions(
 
 
 # a gradient of our own: automatic differentiation would keep every tile's logits for the backward pass
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _total(
-    hidden_BTD, head: Head, targets_BT, weights_BT, teacher: TeacherOutputs | None, config: LossConfig
+    hidden_BTD,
+    table_VD,
+    targets_BT,
+    weights_BT,
+    teacher: TeacherOutputs | None,
+    softcap: float | None,
+    config: LossConfig,
 ) -> tuple[Array, TokenLosses]:
-    tokens = _token_losses(hidden_BTD, head, targets_BT, teacher, config)
+    tokens = _token_losses(hidden_BTD, Head(table_VD, softcap), targets_BT, teacher, config)
     return _weighted_total(tokens, weights_BT, teacher, config), tokens
 
 
@@ -176,16 +185,16 @@ def _token_losses(
     return jax.tree.map(lambda x_nRK: _merge_tiles(x_nRK, targets_BT.shape), tokens)
 
 
-def _total_and_gradients(hidden_BTD, head: Head, targets_BT, weights_BT, teacher, config: LossConfig):
-    """Returns what `_total` returns, and its gradients by hidden_BTD and head."""
-    w_VD = _gather_table(head.table_VD, hidden_BTD.dtype)
-    tile_targets = _tile_targets_function(teacher, head.table_VD.shape[0], config)
+def _total_and_gradients(hidden_BTD, table_VD, targets_BT, weights_BT, teacher, softcap, config: LossConfig):
+    """Returns what `_total` returns, and its gradients by hidden_BTD and table_VD."""
+    w_VD = _gather_table(table_VD, hidden_BTD.dtype)
+    tile_targets = _tile_targets_function(teacher, table_VD.shape[0], config)
 
     def tile(dw_RVD, inputs):
         x_RKD, targets_RK, weights_RK, teacher_RK = inputs
-        logits_RKV = _logits(x_RKD, w_VD, head.softcap)
+        logits_RKV = _logits(x_RKD, w_VD, softcap)
         score = _score(logits_RKV, targets_RK, partial(tile_targets, teacher_RK), config)
-        dy_RKV = _logit_gradients(score, targets_RK, weights_RK, head.softcap, config)
+        dy_RKV = _logit_gradients(score, targets_RK, weights_RK, softcap, config)
         # products of float32 gradients would take several times as long where activations are bfloat16
         dy_RKV = dy_RKV.astype(x_RKD.dtype)
         dx_RKD = jnp.einsum("RKV,VD->RKD", dy_RKV, w_VD, preferred_element_type=jnp.float32)
@@ -195,18 +204,17 @@ def _total_and_gradients(hidden_BTD, head: Head, targets_BT, weights_BT, teacher
     inputs = _split_into_tiles((hidden_BTD, targets_BT, weights_BT), config.tile_tokens)
     teacher_tiles = _teacher_tiles(teacher, targets_BT.shape, config)
     # one sum for each group of rows: a single one would be reduced over devices in every tile
-    zeros_RVD = jnp.zeros((inputs[0].shape[1], *head.table_VD.shape), jnp.float32)
+    zeros_RVD = jnp.zeros((inputs[0].shape[1], *table_VD.shape), jnp.float32)
     zeros_RVD = constrain(zeros_RVD, "rows", "vocab_act", None)
     dw_RVD, tiles = jax.lax.scan(tile, zeros_RVD, (*inputs, teacher_tiles))
-    dw_VD = constrain(jnp.sum(dw_RVD, axis=0), "vocab", "embed").astype(head.table_VD.dtype)
+    dw_VD = constrain(jnp.sum(dw_RVD, axis=0), "vocab", "embed").astype(table_VD.dtype)
     dx_BTD, tokens = jax.tree.map(lambda x: _merge_tiles(x, targets_BT.shape), tiles)
-    gradients = dx_BTD, Head(dw_VD, head.softcap)
-    return (_weighted_total(tokens, weights_BT, teacher, config), tokens), gradients
+    return (_weighted_total(tokens, weights_BT, teacher, config), tokens), (dx_BTD, dw_VD)
 
 
-def _scale_gradients(config: LossConfig, gradients, cotangents):
+def _scale_gradients(softcap: float | None, config: LossConfig, gradients, cotangents):
     """Returns the gradients of the forward pass, scaled by the cotangent of the total: the backward pass."""
-    del config
+    del softcap, config
     scale, _ = cotangents
     scaled = jax.tree.map(lambda x: (scale * x.astype(jnp.float32)).astype(x.dtype), gradients)
     return *scaled, None, None, None  # targets, weights and the teacher's outputs are data

@@ -212,7 +212,7 @@ def test_stopped_halfway_nothing_is_left(made, tmp_path, capsys, monkeypatch, co
 
 def test_help_names_the_command(capsys):
     told = t5g2(capsys, "--help")
-    assert re.search(r"t5g2 import +Makes a model folder of", told)
+    assert re.search(r"t5g2 import +Writes a model folder", told)
     with_flags = t5g2(capsys, "import", "--help")
     assert with_flags.startswith("t5g2 import\n")
     assert "--verify" in with_flags

@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 with install_import_hook("t5g2.models", "beartype.beartype"):
     import jax
     import jax.numpy as jnp
-    from t5g2.core.batch import Stream
+    from t5g2.core.batch import Sequences
     from t5g2.models import build
     from t5g2.models.config import TextConfig
     from t5g2.models.layers import Compute
@@ -22,21 +22,21 @@ with install_import_hook("t5g2.models", "beartype.beartype"):
     from tests import tiny
 
 compute, T, S = Compute(dtype="float32"), 6, 9
-def stream(length):
+def sequences(length):
     ones = jnp.ones((2, length), jnp.int32)
-    return Stream(ones, ones, jnp.tile(jnp.arange(length, dtype=jnp.int32), (2, 1)))
+    return Sequences(ones, ones, jnp.tile(jnp.arange(length, dtype=jnp.int32), (2, 1)))
 
 for config in (tiny.GEMMA3, tiny.GEMMA2, tiny.T5GEMMA2, tiny.T5GEMMA):
     model = build.make(config, key=jax.random.key(0))
-    encoder = None if isinstance(config, TextConfig) else stream(S)
+    encoder = None if isinstance(config, TextConfig) else sequences(S)
     def loss(model):
-        hidden = model.hidden(encoder, stream(T), compute=compute)
+        hidden = model.hidden(encoder, sequences(T), compute=compute)
         weights = jnp.ones((2, T), jnp.float32)
-        return tiled_cross_entropy(hidden, model.head(), stream(T).tokens, weights, LossConfig(tile_tokens=4)).total
+        return tiled_cross_entropy(hidden, model.head(), sequences(T).tokens, weights, LossConfig(tile_tokens=4)).total
     assert jnp.isfinite(jax.jit(jax.value_and_grad(loss))(model)[0])
     def decoded(model):
         cache = model.start_cache(2, T, encoder=encoder, compute=compute)
-        hidden, cache = model.extend(stream(T), cache, compute=compute)
+        hidden, cache = model.extend(sequences(T), cache, compute=compute)
         return model.logits(hidden)
     assert jax.jit(decoded)(model).shape == (2, T, tiny.GEMMA3.vocab_size)
 try:

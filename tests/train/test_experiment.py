@@ -59,7 +59,7 @@ def test_a_run_saved_with_the_former_name_of_an_objective_goes_on():
     for node, kind in ((saved, "answers"), (now, "sft")):
         node["data"]["sources"][0]["objective"] = {"kind": kind, "starts": [5], "ends": [6]}
     current = experiments.dump(experiments.build(now))
-    assert experiments.check_resume(saved, current) == {}
+    assert resume.check_resume(saved, current) == {}
     assert experiments.dump(experiments.build(saved)) == current
 
 

@@ -283,11 +283,11 @@ def test_adafactor_steps_are_bounded(params):
     [
         (
             OptimConfig(Constant(1.0), freeze=(Freeze("encoder.*"),)),
-            r"optim\.freeze has the pattern 'encoder\.\*', which fits no",
+            r"optim\.freeze has the pattern 'encoder\.\*', which matches no",
         ),
         (
             OptimConfig(Constant(1.0), decay=(Decay("*.bias", 0.1),)),
-            r"optim\.decay has the pattern '\*\.bias', which fits no weig",
+            r"optim\.decay has the pattern '\*\.bias', which matches no weig",
         ),
     ],
 )
