@@ -18,6 +18,7 @@ import t5g2
 from t5g2 import cli
 from t5g2.checkpoint.folder import open_model
 from t5g2.checkpoint.import_folder import open_any
+from t5g2.core.errors import UserError
 from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.sweep import launch, sweep_file
@@ -62,6 +63,20 @@ def test_keys_and_paths_under_their_former_names():
     saved = json.loads(Path("runs/source/experiment.json").read_text())
     changed = resume.check_resume(saved, experiments.dump(shorter), allow=("data.piece_tokens",))
     assert changed == {"data.chunk_tokens": (40, 20)}
+
+
+@pytest.mark.parametrize("arm", ["adapted", "sft"])
+def test_hashes_outlive_new_names(arm):
+    """The hash of the experiment that the checkpoint was saved with; keys and a kind have other names now."""
+    meta = json.loads(Path(f"runs/{arm}/checkpoints/4/meta/data.json").read_text())["body"]["run"]
+    assert experiments.fingerprint(config_file.load(f"config.py:{arm}")) == meta["experiment"]
+
+
+def test_a_key_under_both_of_its_names_is_refused():
+    node = config_file.read("config.py:source")
+    node["data"]["chunk_tokens"] = 20
+    with pytest.raises(UserError, match=r"piece_tokens is the former name of chunk_tokens, and both are given"):
+        experiments.build(node)
 
 
 @pytest.mark.parametrize("arm", ["adapted", "sft"])

@@ -1,6 +1,5 @@
 """Runs evaluation tasks on a model, and writes scores and predictions."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -56,9 +55,7 @@ def write(folder: str | os.PathLike, step: int, result: TaskResult) -> None:
 def write_predictions(path: str | os.PathLike, predictions: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, whole or not at all."""
     if is_primary():
-        # not ASCII alone, so that people can read the texts
-        lines = [json.dumps(prediction, ensure_ascii=False) for prediction in predictions]
-        files.write_text(Path(path), "".join(line + "\n" for line in lines))
+        files.write_json_lines(Path(path), predictions)
 
 
 def _json_scores(scores: Mapping[str, float]) -> dict[str, float | None]:

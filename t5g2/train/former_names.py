@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from t5g2.core.errors import UserError
+
 # former name -> today's; each is unique among all keys
 FORMER_KEYS = {"piece_tokens": "chunk_tokens", "teaching": "teacher_features"}
 # likewise for the values of "kind"; the tables of kinds accept both
@@ -15,10 +17,16 @@ def current_path(path: str) -> str:
 
 
 def current_keys(node: Any) -> Any:
-    """Returns nested dicts and lists with today's keys; of a key under both names, today's value is kept."""
+    """Returns nested dicts and lists with today's keys.
+
+    Raises:
+      UserError: a key is given under both names.
+    """
     if isinstance(node, Mapping):
-        renamed = {FORMER_KEYS[key]: current_keys(value) for key, value in node.items() if key in FORMER_KEYS}
-        return renamed | {key: current_keys(value) for key, value in node.items() if key not in FORMER_KEYS}
+        for former, current in FORMER_KEYS.items():
+            if former in node and current in node:
+                raise UserError(f"{former} is the former name of {current}, and both are given; keep {current}")
+        return {FORMER_KEYS.get(key, key): current_keys(value) for key, value in node.items()}
     return [current_keys(item) for item in node] if isinstance(node, list | tuple) else node
 
 
