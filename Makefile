@@ -5,6 +5,7 @@
 #   make test-beam             tokens by Apache Beam, on Python 3.11
 #   make test PYTHON=python3.12 VENV=.venv312
 #   make imports               docs/imports.svg: who imports whom
+#   make settings              docs/settings.md: every setting, with its range
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?=
@@ -16,7 +17,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PAIR := $(if $(filter 3.11,$(VERSION)),py311,py312)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$(PAIR).txt
 
-.PHONY: quickstart test test-newer test-beam lint format imports bench clean
+.PHONY: quickstart test test-newer test-beam lint format imports settings bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
@@ -54,6 +55,9 @@ format: $(VENV)/.installed-dev
 
 imports: $(VENV)/.installed-dev
 	$(VENV)/bin/python docs/draw_imports.py
+
+settings: $(VENV)/.installed-dev
+	$(VENV)/bin/python docs/write_settings.py
 
 bench: $(VENV)/.installed-dev
 	for file in bench/*.py; do $(VENV)/bin/python $$file || exit 1; done

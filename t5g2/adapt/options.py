@@ -2,15 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from t5g2.core.bounds import Bounds, checked
 from t5g2.core.errors import UserError
 
-LayerChoice = str | tuple[int, ...]
+LayerChoice = str | tuple[Annotated[int, Bounds(least=0, below=1000)], ...]
 _ALLOWED_LAYERS = "all, first:N, last:N, every:K, or the source's layers one by one, such as 0,2,5"
 
 
 @dataclass(frozen=True)
+@checked
 class AdaptOptions:
     """Options of an adaptation.
 

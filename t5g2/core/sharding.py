@@ -13,13 +13,14 @@ collectives.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from t5g2.core.bounds import Bounds, checked
 from t5g2.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -43,23 +44,21 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "vocab_act": ("tensor",),
 }
 
-
 Tree = TypeVar("Tree")
+AxisSize = Annotated[int, Bounds(least=1, most=2**20, also=-1, hint="-1 = all devices that are left")]
 
 
 @dataclass(frozen=True)
+@checked
 class MeshShape:
     """Number of devices along each axis; -1, for one axis only, = all devices that the other axes leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: AxisSize = -1
+    fsdp: AxisSize = 1
+    tensor: AxisSize = 1
 
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)
-        for axis, size in zip(AXES, sizes, strict=True):
-            if size < 1 and size != -1:
-                raise UserError(f"mesh.{axis} = {size}; it must be at least 1, or -1 for all devices that are left")
         if sizes.count(-1) > 1:
             raise UserError(
                 f"the mesh {self} has more than one -1; -1 = all devices that are left, so only one axis can have it"

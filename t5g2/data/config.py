@@ -3,8 +3,9 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from t5g2.core.bounds import LONGEST, Bounds, Share, checked
 from t5g2.core.errors import UserError
 from t5g2.core.objective import Objective
 from t5g2.data.chunking import MAX_SKIPPED, LongDocuments
@@ -16,6 +17,7 @@ from t5g2.data.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
+@checked
 class Source:
     """A source of text, with its objective and its weight in the mixture.
 
@@ -29,17 +31,16 @@ class Source:
 
     text: TextSource
     objective: Objective
-    weight: int = 1
+    weight: Annotated[int, Bounds(least=1, most=LONGEST, hint="to leave the source out, remove it")] = 1
     name: str = ""
 
     def __post_init__(self):
-        if self.weight < 1:
-            raise UserError(f"weight = {self.weight}; leave the source out, or give it at least 1")
         if "/" in self.name or self.name.startswith("."):  # it names metrics, and folders of shards
             raise UserError(f"name = {self.name!r}; the name of a source has no / in it and does not begin with a dot")
 
 
 @dataclass(frozen=True)
+@checked
 class TeacherFeatures:
     """Features that rows have for a teacher, in addition to the origins of the targets.
 
@@ -54,12 +55,13 @@ class TeacherFeatures:
 
     carry: Literal["rows", "text", "cached_logits"]
     cache: str | None = None
-    per_token: int = 0
+    per_token: Annotated[int, Bounds(least=0, most=LONGEST)] = 0
     method: str = ""
     teacher: str | None = None
 
 
 @dataclass(frozen=True)
+@checked
 class DataConfig:
     """The data of a run. These settings and a seed determine the batches; workers and prefetch do not change them.
 
@@ -86,18 +88,18 @@ class DataConfig:
 
     sources: tuple[Source, ...]
     tokenizer: Tokenizer
-    rows: int
-    encoder_length: int
-    decoder_length: int
-    chunk_tokens: int
+    rows: Annotated[int, Bounds(least=1, most=2**20)]
+    encoder_length: Annotated[int, Bounds(least=0, most=2**20)]
+    decoder_length: Annotated[int, Bounds(least=2, most=2**20)]
+    chunk_tokens: Annotated[int, Bounds(least=2 * SHORTEST_TOKENS, most=LONGEST)]
     long_documents: LongDocuments = "split"
     packing: Literal["first_fit", "best_fit", "none"] = "first_fit"
-    packing_rows: int = 8
-    streams: int = 64
-    workers: int = 0
-    prefetch: int = 2
+    packing_rows: Annotated[int, Bounds(least=1, most=4096)] = 8
+    streams: Annotated[int, Bounds(least=1, most=2**16)] = 64
+    workers: Annotated[int, Bounds(least=0, most=1024)] = 0
+    prefetch: Annotated[int, Bounds(least=1, most=1024)] = 2
     on_bad_record: OnBadRecord = "stop"
-    max_skipped: float = MAX_SKIPPED
+    max_skipped: Share = MAX_SKIPPED
     cache_tokens: bool = False
     images: ImageRows | None = None
     teacher_features: TeacherFeatures | None = None
@@ -105,11 +107,6 @@ class DataConfig:
     def __post_init__(self):
         if not self.sources:
             raise UserError("sources is empty; give at least one source of text")
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)}; it must be at least {least}")
-        if not 0.0 <= self.max_skipped <= 1.0:
-            raise UserError(f"max_skipped = {self.max_skipped}; it is a share of the records, 0 to 1")
         # Each process holds whole groups of rows and streams (data/streams.py).
         if self.rows % self.streams and self.streams % self.rows:
             raise UserError(
@@ -204,16 +201,3 @@ class DataConfig:
         # Larger numbers would not be among the nearest.
         fitting = [s for s in range(1, 4 * max(self.rows, self.streams)) if not (s % self.rows and self.rows % s)]
         return sorted(sorted(fitting, key=lambda s: abs(math.log(s / self.streams)))[:3])
-
-
-# The smallest value of each field.
-LEAST = {
-    "rows": 1,
-    "encoder_length": 0,
-    "decoder_length": 2,
-    "chunk_tokens": 2 * SHORTEST_TOKENS,
-    "packing_rows": 1,
-    "streams": 1,
-    "workers": 0,
-    "prefetch": 1,
-}

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from t5g2.core.bounds import Size, TokenId, checked
 from t5g2.core.errors import UserError
 from t5g2.data.images import Resampling
 
@@ -40,6 +41,7 @@ class ImageTokenLayout(Protocol):
 
 
 @dataclass(frozen=True)
+@checked
 class ImageRows:
     """The images of a run's rows, which follow from the model and the tokenizer.
 
@@ -51,17 +53,13 @@ class ImageRows:
       resampling: method of resizing.
     """
 
-    per_row: int
-    size: int
-    tokens: int
-    token: int
-    begin: int
-    end: int
+    per_row: Size
+    size: Size
+    tokens: Size
+    token: TokenId
+    begin: TokenId
+    end: TokenId
     resampling: Resampling = "bilinear"
-
-    def __post_init__(self):
-        if self.per_row < 1:
-            raise UserError(f"per_row = {self.per_row}; a row has room for at least 1 image")
 
 
 def split(text: str, count: int) -> list[str]:

@@ -7,7 +7,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
 from t5g2.core.batch import Sequences, image_blocks
-from t5g2.core.errors import UserError
+from t5g2.core.bounds import Bounds, Positive, Size, TokenId, checked
 from t5g2.core.sharding import constrain
 from t5g2.models.cache import Cache
 from t5g2.models.gemma import Gemma
@@ -45,14 +45,11 @@ class Greedy(Sampler):
 
 
 @dataclass(frozen=True)
+@checked
 class Temperature(Sampler):
     """Draws any token, with probability in proportion to exp(logit / t); t = 0.5: logits [1 3 2] become [2 6 4]."""
 
-    t: float = 1.0
-
-    def __post_init__(self):
-        if self.t <= 0:
-            raise UserError(f"a temperature of {self.t}: it must be above 0; for the likeliest token use greedy")
+    t: Annotated[float, Bounds(above=0, hint="for the likeliest token use greedy")] = 1.0
 
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -60,19 +57,15 @@ class Temperature(Sampler):
 
 
 @dataclass(frozen=True)
+@checked
 class TopK(Sampler):
     """Draws one of the k likeliest tokens, of equal ones the first; k = 2: logits [1 3 2 2] become [-inf 3 2 -inf].
 
     The temperature t divides the logits that are left.
     """
 
-    k: int
-    t: float = 1.0
-
-    def __post_init__(self):
-        if self.k < 1:
-            raise UserError(f"top-k with k = {self.k}; it must be at least 1")
-        Temperature(self.t)
+    k: Size
+    t: Positive = 1.0
 
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -82,19 +75,15 @@ class TopK(Sampler):
 
 
 @dataclass(frozen=True)
+@checked
 class TopP(Sampler):
     """Draws one of the fewest tokens that together have probability p or more (nucleus sampling, arXiv 1904.09751).
 
     p = 0.6: probabilities [0.1 0.5 0.3 0.1] become [0 0.5 0.3 0], scaled to sum to 1; the temperature comes first.
     """
 
-    p: float
-    t: float = 1.0
-
-    def __post_init__(self):
-        if not 0 < self.p <= 1:
-            raise UserError(f"top-p with p = {self.p}; it must be above 0 and at most 1")
-        Temperature(self.t)
+    p: Annotated[float, Bounds(above=0, most=1)]
+    t: Positive = 1.0
 
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -113,6 +102,7 @@ GREEDY, FLOAT32 = Greedy(), Compute(dtype="float32")
 
 
 @dataclass(frozen=True)
+@checked
 class GenerationOptions:
     """Options of generation; static under jit.
 
@@ -126,17 +116,13 @@ class GenerationOptions:
       prompt_both_ways: attention within a decoder-only model's prompt is bidirectional, as PrefixLMDecoder trains it.
     """
 
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    pad_id: int
+    max_new_tokens: Size
+    stop_ids: tuple[TokenId, ...]
+    pad_id: TokenId
     sampler: Sampler = GREEDY
     compute: Compute = FLOAT32
-    suppressed_ids: tuple[int, ...] = ()
+    suppressed_ids: tuple[TokenId, ...] = ()
     prompt_both_ways: bool = False
-
-    def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens = {self.max_new_tokens}; it must be at least 1")
 
 
 class DecodeState(NamedTuple):

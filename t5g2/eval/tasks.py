@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from typing_extensions import override
 
 from t5g2.core.batch import Batch, HostBatch
+from t5g2.core.bounds import Count, Seed, Size, checked
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.objective import Objective
@@ -37,6 +38,7 @@ from t5g2.models.loss import LossConfig, token_losses
 
 
 @dataclass(frozen=True)
+@checked
 class EvalContext:
     """Settings that the tasks of a run share.
 
@@ -50,7 +52,7 @@ class EvalContext:
     """
 
     data: DataConfig
-    seed: int = 0
+    seed: Seed = 0
     compute: Compute = Compute()
     loss: LossConfig = LossConfig()
     mesh: Mesh | None = None
@@ -82,6 +84,7 @@ class Task(abc.ABC):
 
 
 @dataclass(frozen=True)
+@checked
 class HeldoutLoss(Task):
     """Loss on text that was not trained on, in nats per token, for each denoiser of an objective and over all.
 
@@ -99,11 +102,7 @@ class HeldoutLoss(Task):
     text: TextSource
     objective: Objective
     name: str = "heldout"
-    examples: int | None = 64
-
-    def __post_init__(self):
-        if self.examples is not None and self.examples < 1:
-            raise UserError(f"examples = {self.examples}; it must be at least 1, or None for the whole text")
+    examples: Count | None = 64
 
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:
@@ -144,6 +143,7 @@ class HeldoutLoss(Task):
 
 
 @dataclass(frozen=True)
+@checked
 class Samples(Task):
     """Sample outputs: completions of held-out text, and spans filled in by an encoder-decoder that was trained for it.
 
@@ -162,17 +162,14 @@ class Samples(Task):
 
     text: TextSource
     name: str = "samples"
-    examples: int = 4
-    prompt_tokens: int = 64
-    span_tokens: int = 12
-    max_new_tokens: int = 48
+    examples: Size = 4
+    prompt_tokens: Size = 64
+    span_tokens: Size = 12
+    max_new_tokens: Size = 48
     sampler: Sampler = GREEDY
     prompt_both_ways: bool = False
 
     def __post_init__(self):
-        for field in ("examples", "prompt_tokens", "span_tokens", "max_new_tokens"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} = {getattr(self, field)}; it must be at least 1")
         if 4 * self.span_tokens > self.prompt_tokens + self.max_new_tokens:
             raise UserError(
                 f"span_tokens = {self.span_tokens}: two spans may be at most half of a chunk of prompt_tokens + "

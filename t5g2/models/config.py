@@ -3,30 +3,30 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from t5g2.core import settings
+from t5g2.core.bounds import Bounds, Positive, Size, TokenId, checked
 from t5g2.core.errors import UserError
 
 LayerKind = Literal["local", "global"]
 # a mistyped number fails at once: every layer has names, random keys and lines of reports, which would be gigabytes
-MAX_LAYERS = 1000
+Depth = Annotated[int, Bounds(least=1, most=1000)]
+NormEps = Annotated[float, Bounds(above=0, most=1)]
 GEMMA3_PATTERN: tuple[LayerKind, ...] = ("local",) * 5 + ("global",)
 
 
 @dataclass(frozen=True)
+@checked
 class Rope:
     """Rotary embedding of one kind of layer: angle of pair k at position p is p * base^(-2k/H) / factor."""
 
-    base: float
-    factor: float = 1.0
-
-    def __post_init__(self):
-        if self.base <= 0 or self.factor <= 0:
-            raise UserError(f"rope base = {self.base} and factor = {self.factor}; both must be above 0")
+    base: Positive
+    factor: Positive = 1.0
 
 
 @dataclass(frozen=True)
+@checked
 class VisionConfig:
     """A SigLIP image tower: patches of a square image are tokens, attention has no mask.
 
@@ -40,17 +40,16 @@ class VisionConfig:
       pool: add a head that returns one vector per image by attention with a learned query (for a dual encoder).
     """
 
-    width: int
-    layers: int
-    mlp_width: int
-    heads: int
-    image_size: int
-    patch_size: int
-    norm_eps: float = 1e-6
+    width: Size
+    layers: Depth
+    mlp_width: Size
+    heads: Size
+    image_size: Size
+    patch_size: Size
+    norm_eps: NormEps = 1e-6
     pool: bool = False
 
     def __post_init__(self):
-        _check_sizes(self, "width", "layers", "mlp_width", "heads", "image_size", "patch_size")
         _heads_divide(self.heads, self.width)
         if self.image_size % self.patch_size:
             raise UserError(
@@ -70,6 +69,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+@checked
 class ImageConfig:
     """Images in a language model: the tower that encodes them, and the tokens whose embeddings they replace.
 
@@ -84,15 +84,13 @@ class ImageConfig:
     """
 
     vision: VisionConfig
-    token: int
-    begin: int
-    end: int
-    tokens: int = 256
+    token: TokenId
+    begin: TokenId
+    end: TokenId
+    tokens: Size = 256
     window: bool = True
 
     def __post_init__(self):
-        if self.tokens < 1:
-            raise UserError(f"tokens = {self.tokens}; it must be at least 1")
         # each token is the mean of a square of patches, and the tokens form a square themselves
         side = math.isqrt(self.tokens)
         if side**2 != self.tokens or self.vision.side % side:
@@ -104,12 +102,10 @@ class ImageConfig:
             raise UserError(
                 "vision.pool = True gives one vector per image; a language model needs one per patch: set it to False"
             )
-        for name in ("token", "begin", "end"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} = {getattr(self, name)}; it must be the id of a token, at least 0")
 
 
 @dataclass(frozen=True)
+@checked
 class TextConfig:
     """One stack of Gemma blocks: a decoder-only model, or the encoder or the decoder of an encoder-decoder.
 
@@ -132,32 +128,26 @@ class TextConfig:
       images: images in this stack (of a decoder-only model, or an encoder); None = text only.
     """
 
-    vocab_size: int
-    width: int
-    layers: int
-    mlp_width: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    window: int
+    vocab_size: Size
+    width: Size
+    layers: Depth
+    mlp_width: Size
+    heads: Size
+    kv_heads: Size
+    head_size: Size
+    window: Size
     pattern: tuple[LayerKind, ...] = GEMMA3_PATTERN
     rope_local: Rope = Rope(10_000.0)
     rope_global: Rope = Rope(1_000_000.0)
-    query_scalar: float | None = None
+    query_scalar: Positive | None = None
     qk_norm: bool = True
-    attention_softcap: float | None = None
-    final_softcap: float | None = None
-    norm_eps: float = 1e-6
+    attention_softcap: Positive | None = None
+    final_softcap: Positive | None = None
+    norm_eps: NormEps = 1e-6
     tied_head: bool = True
     images: ImageConfig | None = None
 
     def __post_init__(self):
-        _check_sizes(self, "vocab_size", "width", "layers", "mlp_width", "heads", "kv_heads", "head_size", "window")
-        for name in ("query_scalar", "attention_softcap", "final_softcap", "norm_eps"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                optional = "" if name == "norm_eps" else ", or None for none"
-                raise UserError(f"{name} = {value}; it must be above 0{optional}")
         if self.heads % self.kv_heads:
             raise UserError(
                 f"heads = {self.heads} and kv_heads = {self.kv_heads}: every key/value head serves equally many query "
@@ -208,6 +198,7 @@ EncoderAttention = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
+@checked
 class EncoderDecoderConfig:
     """An encoder and a decoder of Gemma blocks.
 
@@ -232,7 +223,7 @@ class EncoderDecoderConfig:
     cross: Cross = "merged"
     cross_layers: Literal["all", "global"] = "all"
     tied_embedding: bool = True
-    eoi_id: int | None = None
+    eoi_id: TokenId | None = None
     encoder_window: EncoderWindow = "around"
     encoder_attention: EncoderAttention = "bidirectional"
 
@@ -250,7 +241,7 @@ class EncoderDecoderConfig:
                     f"encoder {name} {sizes[0]} and decoder {name} {sizes[1]} differ: one tied embedding serves both, "
                     f"so they must be equal; tied_embedding=False gives each its own"
                 )
-        if self.eoi_id is not None and not 0 <= self.eoi_id < self.decoder.vocab_size:
+        if self.eoi_id is not None and self.eoi_id >= self.decoder.vocab_size:
             raise UserError(
                 f"eoi_id = {self.eoi_id} is outside the vocabulary of {self.decoder.vocab_size}; give an id below that"
             )
@@ -283,6 +274,7 @@ class EncoderDecoderConfig:
 
 
 @dataclass(frozen=True)
+@checked
 class SiglipTextConfig:
     """The text tower of a SigLIP dual encoder: a fixed number of tokens, attention has no mask, not even for padding.
 
@@ -293,17 +285,16 @@ class SiglipTextConfig:
       projection: size of the text's embedding.
     """
 
-    vocab_size: int
-    length: int
-    width: int
-    layers: int
-    mlp_width: int
-    heads: int
-    projection: int
-    norm_eps: float = 1e-6
+    vocab_size: Size
+    length: Size
+    width: Size
+    layers: Depth
+    mlp_width: Size
+    heads: Size
+    projection: Size
+    norm_eps: NormEps = 1e-6
 
     def __post_init__(self):
-        _check_sizes(self, "vocab_size", "length", "width", "layers", "mlp_width", "heads", "projection")
         _heads_divide(self.heads, self.width)
 
 
@@ -349,14 +340,6 @@ def from_dict(data: Mapping[str, Any], *, where: str = "model") -> ModelConfig:
         the nearest known one.
     """
     return settings.build(ModelConfig, data, where=where, tables=(KINDS,))
-
-
-def _check_sizes(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} = {getattr(config, name)}; it must be at least 1")
-    if config.layers > MAX_LAYERS:
-        raise UserError(f"layers = {config.layers}; at most {MAX_LAYERS} are supported")
 
 
 def _heads_divide(heads: int, width: int) -> None:

@@ -7,27 +7,30 @@ tile by tile, like the student's.
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float16, Int, Key
 
+from t5g2.core.bounds import Bounds, Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.sharding import constrain
 from t5g2.models.layers import Head
 
 Method = Literal["full", "top_k", "sampled"]
 Tail = Literal["renormalise", "together"]
+TeacherWeight = Annotated[float, Bounds(above=0, most=1, hint="to train without a teacher, leave distill out")]
 
 
 @dataclass(frozen=True)
+@checked
 class Distillation:
     """Distillation settings; the loss of a token is (1 - weight) * cross-entropy + weight * divergence.
 
     Attributes:
-      weight: 1 = the teacher alone, as in Gemma 2 (arXiv 2408.00118, section 3). Tokens that the teacher has no
-        distribution for (sentinels, EOS) always have their cross-entropy.
+      weight: the teacher's share of the loss; 1 = the teacher alone, as in Gemma 2 (arXiv 2408.00118, section 3).
+        Tokens that the teacher has no distribution for (sentinels, EOS) always have their cross-entropy.
       method: "full" = the whole distribution; "top_k" = its `per_token` most likely tokens; "sampled" = `per_token`
         tokens sampled by their probabilities without replacement, as in Gemma 3 (arXiv 2503.19786, section 2.2, which
         samples 256 and leaves open whether with replacement).
@@ -38,22 +41,15 @@ class Distillation:
         the whole distributions.
     """
 
-    weight: float = 1.0
+    weight: TeacherWeight = 1.0
     method: Method = "full"
-    per_token: int = 256
+    per_token: Size = 256
     tail: Tail = "renormalise"
 
     def __post_init__(self):
-        if not 0.0 < self.weight <= 1.0:
-            raise UserError(
-                f"weight = {self.weight}; it is the teacher's share of the loss, above 0 and at most 1; to train "
-                f"without a teacher, leave distill out"
-            )
         for name, allowed in (("method", get_args(Method)), ("tail", get_args(Tail))):
             if getattr(self, name) not in allowed:
                 raise unknown(name, getattr(self, name), allowed)
-        if self.per_token < 1:
-            raise UserError(f"per_token = {self.per_token}; it must be at least 1")
         if self.method == "sampled" and self.tail == "together":
             raise UserError(
                 'method = "sampled" and tail = "together": the probability of all other tokens does not '

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from t5g2.core import sharding
+from t5g2.core.bounds import NotNegative, Size, checked
 from t5g2.core.sharding import constrain
 from t5g2.models import distillation as distill
 from t5g2.models.distillation import Distillation, SoftTargets, SparseDistribution, TeacherOutputs
@@ -30,6 +31,7 @@ from t5g2.models.layers import Head, Precision
 
 
 @dataclass(frozen=True)
+@checked
 class LossConfig:
     """Settings of the loss.
 
@@ -40,8 +42,8 @@ class LossConfig:
       distillation: settings of the divergence from a teacher; None = there is no teacher.
     """
 
-    tile_tokens: int = 1024
-    z_loss: float = 0.0
+    tile_tokens: Size = 1024
+    z_loss: NotNegative = 0.0
     dtype: Precision = "float32"
     distillation: Distillation | None = None
 

@@ -1,18 +1,21 @@
 """Causal language modelling."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from typing_extensions import override
 
 from t5g2.core.batch import Example
-from t5g2.core.errors import UserError, unknown
+from t5g2.core.bounds import Bounds, checked
+from t5g2.core.errors import unknown
 from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
+@checked
 class Causal(Objective):
     """Every token is predicted from those before it; there is no encoder input.
 
@@ -34,11 +37,7 @@ class Causal(Objective):
     """
 
     eos: bool = True
-    context: float = 0.0
-
-    def __post_init__(self):
-        if not 0.0 <= self.context < 1.0:
-            raise UserError(f"context = {self.context}; it is a share of the tokens, at least 0 and below 1")
+    context: Annotated[float, Bounds(least=0, below=1)] = 0.0
 
     @property
     @override

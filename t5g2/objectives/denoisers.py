@@ -1,14 +1,16 @@
 """Denoisers, and the mixtures of denoisers of the papers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
+from t5g2.core.bounds import LONGEST, Bounds, Size, checked
 from t5g2.core.errors import UserError
 
 
 @dataclass(frozen=True)
+@checked
 class Denoiser:
     """One way to corrupt a text.
 
@@ -30,20 +32,14 @@ class Denoiser:
     """
 
     name: str
-    rate: float | Literal["uniform"]
-    mean_span: float | None = None
-    weight: float = 1.0
+    rate: Annotated[float, Bounds(above=0, below=1)] | Literal["uniform"]
+    mean_span: Annotated[float, Bounds(least=1, most=LONGEST)] | None = None
+    weight: Annotated[float, Bounds(above=0, hint="to leave the denoiser out, remove it")] = 1.0
     mode: str = ""
-    count: int | None = None
+    count: Size | None = None
 
     def __post_init__(self):
         named = f"denoiser {self.name!r} has"
-        if self.rate != "uniform" and not 0.0 < self.rate < 1.0:
-            raise UserError(f"{named} rate {self.rate}; it is a share of the tokens, between 0 and 1")
-        if self.mean_span is not None and self.mean_span < 1.0:
-            raise UserError(f"{named} mean_span {self.mean_span}; a span has at least 1 token")
-        if self.count is not None and self.count < 1:
-            raise UserError(f"{named} count {self.count}; there is at least 1 span")
         if self.mean_span is not None and self.count is not None:
             raise UserError(
                 f"{named} mean_span {self.mean_span} and count {self.count}; one follows from the other; set only one"
@@ -53,8 +49,6 @@ class Denoiser:
                 f'{named} rate "uniform" and spans; give a number, or leave mean_span and count out: only the split '
                 f"of a prefix language model can be random"
             )
-        if self.weight <= 0.0:
-            raise UserError(f"{named} weight {self.weight}; it must be above 0; to leave the denoiser out, remove it")
 
     @property
     def is_prefix(self) -> bool:

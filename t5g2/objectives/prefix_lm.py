@@ -5,12 +5,13 @@ bidirectional attention within the prefix (PrefixLMDecoder). Both have the same 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from typing_extensions import override
 
 from t5g2.core.batch import Example
+from t5g2.core.bounds import Bounds, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
@@ -22,6 +23,7 @@ MAX_SHIFT = 3
 
 
 @dataclass(frozen=True)
+@checked
 class PrefixLM(Objective):
     """The first part of the tokens is the encoder's input, the rest is the decoder's target.
 
@@ -47,13 +49,9 @@ class PrefixLM(Objective):
         "character", none within three tokens.
     """
 
-    prefix: float | Literal["uniform"] = 0.5
+    prefix: Annotated[float, Bounds(above=0, below=1)] | Literal["uniform"] = 0.5
     eos: bool = True
     split_at: Literal["token", "character", "text"] = "token"
-
-    def __post_init__(self):
-        if self.prefix != "uniform" and not 0.0 < self.prefix < 1.0:
-            raise UserError(f'prefix = {self.prefix}; it is a share of the tokens between 0 and 1, or "uniform"')
 
     @property
     @override

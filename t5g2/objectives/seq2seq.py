@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from t5g2.core import pairs
 from t5g2.core.batch import Example
+from t5g2.core.bounds import Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
@@ -14,6 +15,7 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
+@checked
 class Seq2Seq(Objective):
     """The encoder reads the inputs, the decoder predicts the targets; all targets have a loss.
 
@@ -29,14 +31,9 @@ class Seq2Seq(Objective):
       eos: append EOS to the targets. Off by default, because seqio's tasks append it themselves.
     """
 
-    inputs_tokens: int
-    targets_tokens: int
+    inputs_tokens: Size
+    targets_tokens: Size
     eos: bool = False
-
-    def __post_init__(self):
-        for name in ("inputs_tokens", "targets_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}; it must be at least 1")
 
     @property
     @override

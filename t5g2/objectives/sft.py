@@ -19,6 +19,7 @@ import numpy as np
 from typing_extensions import override
 
 from t5g2.core.batch import Example
+from t5g2.core.bounds import TokenId, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
@@ -26,6 +27,7 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
+@checked
 class SupervisedFineTuning(Objective):
     """The encoder reads the prompt, the decoder predicts the answer.
 
@@ -53,8 +55,8 @@ class SupervisedFineTuning(Objective):
       eos: the targets end in EOS.
     """
 
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    starts: tuple[TokenId, ...]
+    ends: tuple[TokenId, ...]
     turns: Literal["last", "all"] = "last"
     eos: bool = True
 

@@ -11,6 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from t5g2.core.batch import Example
+from t5g2.core.bounds import TokenId, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.objective import Objective
 from t5g2.core.special_tokens import SpecialTokens
@@ -20,6 +21,7 @@ from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
+@checked
 class UL2(Objective):
     """Corruption of the text by one denoiser of a mixture, which is sampled by weight for every example.
 
@@ -70,7 +72,7 @@ class UL2(Objective):
     eos: bool = True
     encoder_eos: bool = False
     sentinels: Literal["distinct", "cyclic", "mask"] = "distinct"
-    mode_tokens: tuple[tuple[str, int], ...] = ()
+    mode_tokens: tuple[tuple[str, TokenId], ...] = ()
     mixing: Literal["examples", "tokens"] = "examples"
 
     def __post_init__(self):

@@ -8,11 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from t5g2 import objectives
 from t5g2.adapt.options import AdaptOptions
 from t5g2.core import settings
+from t5g2.core.bounds import Bounds, Count, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.sharding import MeshShape
 from t5g2.data.config import DataConfig
@@ -40,12 +41,6 @@ TABLES = (
     TASKS,
     SAMPLERS,
 )
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise UserError(f"{name} is {value}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +126,7 @@ class Distill(Distillation):
 
 
 @dataclass(frozen=True)
+@checked
 class Train:
     """Length, seed and precision of the training.
 
@@ -143,42 +139,37 @@ class Train:
       param_dtype: dtype of the weights and of the optimizer's update.
     """
 
-    steps: int
-    seed: int = 0
-    microbatches: int = 1
-    tile_tokens: int = 1024
-    z_loss: float = 0.0
+    steps: Count
+    seed: Seed = 0
+    microbatches: Size = 1
+    tile_tokens: Size = 1024
+    z_loss: Annotated[float, Bounds(least=0, most=1)] = 0.0
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        _at_least(1, steps=self.steps, microbatches=self.microbatches, tile_tokens=self.tile_tokens)
 
 
 @dataclass(frozen=True)
+@checked
 class Log:
     """Metrics: interval and destinations. `wandb` is the name of a project; None = no W&B."""
 
-    every_steps: int = 10
+    every_steps: Count = 10
     tensorboard: bool = True
     wandb: str | None = None
 
-    def __post_init__(self):
-        _at_least(1, every_steps=self.every_steps)
-
 
 @dataclass(frozen=True)
+@checked
 class Evaluation:
     """Tasks, run before the first update, every `every_steps` updates (0 = not in between) and at the end.
 
     `final` names tasks that are run at the end only.
     """
 
-    every_steps: int = 0
+    every_steps: CountOrZero = 0
     tasks: tuple[Task, ...] = ()
     final: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _at_least(0, every_steps=self.every_steps)
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
             raise UserError(f"two tasks have the same name; the names are {', '.join(names)}")
@@ -188,19 +179,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+@checked
 class Save:
     """Checkpoints: every `every_steps` updates (0 = only at the end), the newest `keep` of them kept.
 
     `model`: at the end, write the weights as a model folder, `<workdir>/model`.
     """
 
-    every_steps: int = 0
-    keep: int = 3
+    every_steps: CountOrZero = 0
+    keep: Count = 3
     model: bool = True
-
-    def __post_init__(self):
-        _at_least(0, every_steps=self.every_steps)
-        _at_least(1, keep=self.keep)
 
 
 @dataclass(frozen=True)

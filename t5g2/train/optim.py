@@ -8,7 +8,7 @@ frozen unless a rule exempts it (FROZEN).
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from t5g2.core import tree
+from t5g2.core.bounds import Bounds, Count, CountOrZero, Positive, Share, checked
 from t5g2.core.errors import UserError
 from t5g2.models import build
 from t5g2.models.config import ModelConfig
@@ -24,15 +25,12 @@ LearningRate = Callable[[Any], jax.Array]  # updates completed -> float32[]
 
 
 @dataclass(frozen=True)
+@checked
 class _Schedule:
     """A linear warm-up, whose first update already moves: peak / warmup_steps, 2 peak / warmup_steps, ..., peak."""
 
-    peak: float
-    warmup_steps: int = 100
-
-    def __post_init__(self):
-        if self.peak < 0 or self.warmup_steps < 0:
-            raise UserError(f"peak = {self.peak} and warmup_steps = {self.warmup_steps}; neither can be negative")
+    peak: Annotated[float, Bounds(least=0, most=10)]
+    warmup_steps: CountOrZero = 100
 
     def make(self, steps: int) -> LearningRate:
         """Returns the learning rate as a function of the updates completed before, for a run of `steps` updates.
@@ -66,7 +64,7 @@ class _Schedule:
 class Constant(_Schedule):
     """The peak at every step after the warm-up."""
 
-    warmup_steps: int = 0
+    warmup_steps: CountOrZero = 0
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
         return jnp.ones_like(step)
@@ -79,7 +77,7 @@ class Cosine(_Schedule):
     T5Gemma 2 (arXiv 2512.14856, section 3.1): cosine with 100 warm-up steps; peak and floor are not published.
     """
 
-    final_fraction: float = 0.0
+    final_fraction: Share = 0.0
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
         wave = 0.5 * (1.0 + jnp.cos(jnp.pi * self._progress(step, steps)))
@@ -90,7 +88,7 @@ class Cosine(_Schedule):
 class Linear(_Schedule):
     """A straight line from the peak to `final_fraction` of it, which it would reach one update after the last."""
 
-    final_fraction: float = 0.0
+    final_fraction: Share = 0.0
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
         return 1.0 - (1.0 - self.final_fraction) * self._progress(step, steps)
@@ -104,7 +102,7 @@ class InverseSqrt(_Schedule):
     Known deviation: T5 keeps the peak during the warm-up instead of rising to it.
     """
 
-    warmup_steps: int = 10_000
+    warmup_steps: CountOrZero = 10_000
 
     def _after(self, step: jax.Array, steps: int) -> jax.Array:
         return jnp.sqrt(max(self.warmup_steps, 1) / (step + 1.0))
@@ -122,6 +120,7 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101).
 
@@ -130,16 +129,13 @@ class AdamW:
       second_moment_dtype: dtype of the second moment. bfloat16 has 8 bits: with a large b2 additions round away.
     """
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    b1: Annotated[float, Bounds(least=0, below=1)] = 0.9
+    b2: Annotated[float, Bounds(least=0, below=1)] = 0.95
+    eps: Annotated[float, Bounds(above=0, most=1)] = 1e-8
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}; it must be at least 0 and below 1")
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
             raise UserError(
                 f"second_moment_dtype = 'bfloat16' with b2 = {self.b2}: an update adds at most {1 - self.b2:.2g} of "
@@ -171,6 +167,7 @@ class AdamW:
 
 
 @dataclass(frozen=True)
+@checked
 class Adafactor:
     """Second moments as row and column means where both are large (arXiv 1804.04235); no first moment.
 
@@ -181,9 +178,9 @@ class Adafactor:
       relative: the learning rate is relative to the root mean square of the weight, at least 1e-3 (T5: peak 0.01).
     """
 
-    decay_rate: float = 0.8
-    min_dim_size_to_factor: int = 128
-    clip_rms: float = 1.0
+    decay_rate: Annotated[float, Bounds(above=0, most=1)] = 0.8
+    min_dim_size_to_factor: Count = 128
+    clip_rms: Positive = 1.0
     relative: bool = True
 
     def directions(self) -> optax.GradientTransformation:
@@ -215,14 +212,16 @@ Optimizer = AdamW | Adafactor
 
 
 @dataclass(frozen=True)
+@checked
 class Decay:
     """Weight decay: at learning rate 1, an update subtracts this fraction of the weights that match."""
 
     pattern: str
-    rate: float
+    rate: Share
 
 
 @dataclass(frozen=True)
+@checked
 class Freeze:
     """The weights that match do not change at updates `first` to `end` - 1, counted from 0; end None = for good.
 
@@ -230,8 +229,8 @@ class Freeze:
     """
 
     pattern: str
-    first: int = 0
-    end: int | None = None
+    first: CountOrZero = 0
+    end: CountOrZero | None = None
 
     def holds(self, step: jax.Array) -> jax.Array:
         """Returns bool[], True if the rule applies to the update after `step` completed ones."""
@@ -245,6 +244,7 @@ FROZEN = (Freeze(TOWER),)
 
 
 @dataclass(frozen=True)
+@checked
 class OptimConfig:
     """Optimizer, schedule, and the rules for decay and freezing.
 
@@ -257,7 +257,7 @@ class OptimConfig:
 
     schedule: Schedule
     optimizer: Optimizer = AdamW()
-    clip_norm: float | None = 1.0
+    clip_norm: Positive | None = 1.0
     decay: tuple[Decay, ...] = ()
     freeze: tuple[Freeze, ...] = ()
 

@@ -69,7 +69,7 @@ def test_a_shape_that_does_not_fit_names_both_numbers(devices, shape, message):
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [((0, 1, 1), "mesh.data = 0; it must be at least 1, or -1"), ((-1, -1, 1), "more than one -1")],
+    [((0, 1, 1), "data = 0; it must be at least 1 and at most 1048576, or -1"), ((-1, -1, 1), "more than one -1")],
 )
 def test_a_shape_that_cannot_be_meant(sizes, message):
     with pytest.raises(UserError, match=message):

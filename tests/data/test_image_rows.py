@@ -181,5 +181,5 @@ def test_what_does_not_go_together_is_told(tmp_path):
         UserError, match=r"source 'images': .*corpus\.jsonl, line 3: 2 images, and a row holds 1; raise "
     ):
         open_corpus(dataclasses.replace(config, images=dataclasses.replace(ROWS, per_row=1)))
-    with pytest.raises(UserError, match="per_row = 0; a row has room for at least 1 image"):
+    with pytest.raises(UserError, match="per_row = 0; it must be at least 1"):
         dataclasses.replace(ROWS, per_row=0)

@@ -160,5 +160,5 @@ def test_too_large_a_share_of_bad_records(tmp_path):
     with pytest.raises(UserError, match=r"1 of 10 records cannot be read, and max_skipped = 0\.01 of them may be left"):
         open_chunks(source, Bytes(), **how)
     assert open_chunks(source, Bytes(), max_skipped=0.1, **how).documents.skipped == 1
-    with pytest.raises(UserError, match=r"max_skipped = 1\.5; it is a share of the records, 0 to 1"):
+    with pytest.raises(UserError, match=r"max_skipped = 1\.5; it must be at least 0 and at most 1"):
         corpus.mixed(tmp_path, rows=2, streams=2, max_skipped=1.5)

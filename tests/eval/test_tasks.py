@@ -209,7 +209,10 @@ def test_tasks_are_chosen_by_name(text, t5gemma):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda text: HeldoutLoss(text, MIXTURE, examples=0), "examples = 0; it must be at least 1, or None"),
+        (
+            lambda text: HeldoutLoss(text, MIXTURE, examples=0),
+            "examples = 0; it must be at least 1 and at most 2147483647, or None",
+        ),
         (lambda text: Samples(text, prompt_tokens=0), "prompt_tokens = 0; it must be at least 1"),
         (lambda text: Samples(text, span_tokens=40), "span_tokens = 40: two spans may be at most half of a chunk"),
     ],

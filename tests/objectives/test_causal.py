@@ -37,7 +37,7 @@ def test_context_is_read_and_does_not_count():
     example = Causal(context=0.5)(np.array([11, 12, 13, 14], np.int32), RNG, special_tokens=SPECIALS)
     assert example.weights.tolist() == [0, 0, 1, 1, 1]
     assert example.targets.tolist() == [11, 12, 13, 14, 1]
-    with pytest.raises(UserError, match=r"context = 1\.0; it is a share of the tokens, at least 0 and below 1"):
+    with pytest.raises(UserError, match=r"context = 1\.0; it must be at least 0 and below 1"):
         Causal(context=1.0)
 
 

@@ -88,7 +88,7 @@ def test_both_ask_for_the_same_targets_of_the_same_example(length, prefix, seed,
 
 @pytest.mark.parametrize("prefix", [0.0, 1.0, -0.5])
 def test_a_share_is_between_0_and_1(prefix):
-    with pytest.raises(UserError, match=rf"prefix = {prefix}; it is a share of the tokens between 0 and 1"):
+    with pytest.raises(UserError, match=rf"prefix = {prefix}; it must be above 0 and below 1, or 'uniform'"):
         PrefixLM(prefix)
 
 

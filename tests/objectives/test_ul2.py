@@ -178,9 +178,9 @@ def test_more_spans_than_sentinels():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rate": 1.0}, "denoiser 'x' has rate 1.0; it is a share of the tokens, between 0 and 1"),
-        ({"mean_span": 0.5}, "denoiser 'x' has mean_span 0.5; a span has at least 1 token"),
-        ({"weight": 0.0}, "denoiser 'x' has weight 0.0; it must be above 0"),
+        ({"rate": 1.0}, "rate = 1.0; it must be above 0 and below 1, or 'uniform'"),
+        ({"mean_span": 0.5}, "mean_span = 0.5; it must be at least 1"),
+        ({"weight": 0.0}, "weight = 0.0; it must be above 0; to leave the denoiser out, remove it"),
     ],
 )
 def test_a_denoiser_that_cannot_be(fields, message):

@@ -245,7 +245,7 @@ def test_every_split_of_a_uniform_suffix_is_equally_likely():
         ({"rate": "uniform", "mean_span": 3.0}, "denoiser 'x' has rate \"uniform\" and spans; give a number, or leave"),
         ({"rate": "uniform", "count": 3}, "denoiser 'x' has rate \"uniform\" and spans; give a number, or leave"),
         ({"mean_span": 3.0, "count": 2}, "denoiser 'x' has mean_span 3.0 and count 2; one follows from the other"),
-        ({"count": 0}, "denoiser 'x' has count 0; there is at least 1 span"),
+        ({"count": 0}, "count = 0; it must be at least 1"),
     ],
 )
 def test_a_denoiser_that_cannot_be(fields, message):

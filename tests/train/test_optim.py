@@ -94,7 +94,7 @@ def test_schedules(schedule, rates):
 def test_a_warmup_ends_before_the_run():
     with pytest.raises(UserError, match=r"warmup_steps = 100 and train\.steps = 100: the warm-up must end before"):
         Cosine(1.0).make(100)
-    with pytest.raises(UserError, match=r"peak = -1\.0 and warmup_steps = 100; neither can be negative"):
+    with pytest.raises(UserError, match=r"peak = -1\.0 ; it must be at least 0"):
         Cosine(-1.0)
 
 

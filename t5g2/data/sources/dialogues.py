@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
+from t5g2.core.bounds import TokenId, checked
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.documents import OnBadRecord
@@ -41,6 +42,7 @@ Turn = tuple[str, str]  # "user" or "model", and the content
 
 
 @dataclass(frozen=True)
+@checked
 class Chat:
     """Files of dialogues: JSON lines, or parquet with the same columns (pip install 't5g2[parquet]').
 
@@ -61,8 +63,8 @@ class Chat:
     messages_field: str = "messages"
     prompt_field: str = "prompt"
     answer_field: str = "answer"
-    start_of_turn: int | None = None
-    end_of_turn: int | None = None
+    start_of_turn: TokenId | None = None
+    end_of_turn: TokenId | None = None
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> "Dialogues":
         """Returns the dialogues, files in the order of their names; empty lines are ignored.

@@ -5,16 +5,18 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from typing_extensions import override
 
+from t5g2.core.bounds import Bounds, CountOrZero, checked
 from t5g2.core.errors import UserError
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.sources.validation import fingerprint
 
 
 @dataclass(frozen=True)
+@checked
 class PythonText:
     """English and code that ship with every Python: the language reference and the standard library.
 
@@ -30,12 +32,8 @@ class PythonText:
     """
 
     split: Literal["train", "heldout", "all"] = "train"
-    heldout_percent: int = 10
-    max_bytes: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.heldout_percent < 100:
-            raise UserError(f"heldout_percent = {self.heldout_percent}; it must be between 1 and 99")
+    heldout_percent: Annotated[int, Bounds(least=1, most=99)] = 10
+    max_bytes: CountOrZero = 0
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
         """Returns the documents of this split; there are no bad records.

@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from typing_extensions import override
 
 from t5g2.core import pairs
+from t5g2.core.bounds import Bounds, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.files import PART, cache_folder
 from t5g2.core.optional import require
@@ -29,6 +30,7 @@ PROBES = ("The quick brown fox, 12 times.", "naïve  twice\n", "x = {y: [1, 2]}"
 
 
 @dataclass(frozen=True)
+@checked
 class Seqio:
     """A task or mixture of seqio (pip install 't5g2[seqio]', which brings TensorFlow; Python 3.11).
 
@@ -48,19 +50,12 @@ class Seqio:
 
     module: str
     name: str
-    targets_tokens: int
-    inputs_tokens: int = 0
+    targets_tokens: Size
+    inputs_tokens: Annotated[int, Bounds(least=0, most=pairs.MAX_INPUTS)] = 0
     split: str = "train"
-    examples: int = 0
-    seed: int = 0
+    examples: CountOrZero = 0
+    seed: Seed = 0
     use_cached: bool = False
-
-    def __post_init__(self):
-        if self.targets_tokens < 1 or not 0 <= self.inputs_tokens <= pairs.MAX_INPUTS or self.examples < 0:
-            raise UserError(
-                f"targets_tokens = {self.targets_tokens}, inputs_tokens = {self.inputs_tokens}, examples = "
-                f"{self.examples}; they must be at least 1, 0 to {pairs.MAX_INPUTS}, and at least 0"
-            )
 
     def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
         """Tokenises the examples and returns them.

@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from typing_extensions import override
 
-from t5g2.core.errors import UserError
+from t5g2.core.bounds import LONGEST, Bounds, checked
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data.tokenizers.base import Tokenizer
 
@@ -19,6 +19,7 @@ NAMES = ("pad", "eos", "bos", "unk", "mask", "start_of_image", "end_of_image", "
 
 
 @dataclass(frozen=True)
+@checked
 class Bytes(Tokenizer):
     """UTF-8 bytes after the special tokens; nothing to download, nothing unknown.
 
@@ -29,11 +30,7 @@ class Bytes(Tokenizer):
       sentinels: number of sentinels; an example uses each at most once.
     """
 
-    sentinels: int = 100
-
-    def __post_init__(self):
-        if self.sentinels < 0:
-            raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
+    sentinels: Annotated[int, Bounds(least=0, most=LONGEST)] = 100
 
     @property
     @override

@@ -25,11 +25,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from typing_extensions import override
 
+from t5g2.core.bounds import LONGEST, Bounds, TokenId, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data.tokenizers.base import Tokenizer
@@ -50,6 +51,7 @@ NONE = -1  # the id of a special token that the tokenizer lacks
 
 
 @dataclass(frozen=True)
+@checked
 class FileTokenizer(Tokenizer):
     """A tokenizer in a file, which every process reads when it first uses the tokenizer.
 
@@ -64,16 +66,14 @@ class FileTokenizer(Tokenizer):
 
     file: str = field(compare=False)
     sha256: str | None = None
-    ids: tuple[tuple[str, int], ...] = ()
-    first_sentinel: int | None = None
-    sentinels: int | None = None
+    ids: tuple[tuple[str, TokenId], ...] = ()
+    first_sentinel: TokenId | None = None
+    sentinels: Annotated[int, Bounds(least=0, most=LONGEST)] | None = None
 
     def __post_init__(self):
         for name, _ in self.ids:
             if name not in SPELLINGS:
                 raise unknown("special token in ids", name, SPELLINGS)
-        if self.sentinels is not None and self.sentinels < 0:
-            raise UserError(f"sentinels = {self.sentinels}; it must be at least 0")
         # Recorded even if the config has no hash, so that to_dict has it; the dataclass is frozen.
         object.__setattr__(self, "sha256", hashlib.sha256(self._bytes()).hexdigest())
         past = self.special_tokens.first_sentinel + self.special_tokens.sentinels
