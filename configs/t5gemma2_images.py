@@ -58,8 +58,11 @@ def get_config(path="pictures.tar"):
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup_steps": 20, "final_fraction": 0.1},
         "clip_norm": 1.0,
         "decay": [
+            # norms, biases and embeddings are not decayed
             {"pattern": "*.scale", "rate": 0.0},
+            {"pattern": "*.bias", "rate": 0.0},
             {"pattern": "embedder.*", "rate": 0.0},
+            {"pattern": "vision.positions", "rate": 0.0},
             {"pattern": "*", "rate": 0.1},
         ],
         "freeze": [{"pattern": "vision.*", "end": 0}],  # never: there is nothing to keep

@@ -27,7 +27,7 @@ from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.loss import LossConfig
 from t5g2.models.sizes import size
-from t5g2.train import image_rows, optim
+from t5g2.train import image_rows, optim, schedules
 from t5g2.train.former_names import current_keys, former_names
 
 # kinds that a config may name, by the value of "kind"
@@ -37,7 +37,7 @@ TABLES = (
     text_source.BY_NAME,
     registry.BY_NAME,
     optim.OPTIMIZERS,
-    optim.SCHEDULES,
+    schedules.SCHEDULES,
     TASKS,
     SAMPLERS,
 )
@@ -136,7 +136,8 @@ class Train:
       microbatches: number of parts in which the global batch is computed, one after the other, for one update.
       tile_tokens: tokens whose logits exist at a time.
       z_loss: weight of the squared log-partition function, which keeps logits from drifting.
-      param_dtype: dtype of the weights and of the optimizer's update.
+      param_dtype: dtype of the stored weights. The update is computed in float32; a weight in bfloat16 is then rounded
+        to one of its neighbours at random, without which every update below 1/256 of a weight would be lost.
     """
 
     steps: Count

@@ -18,97 +18,10 @@ from flax import nnx
 from t5g2.core import tree
 from t5g2.core.bounds import Bounds, Count, CountOrZero, Positive, Share, checked
 from t5g2.core.errors import UserError
+from t5g2.core.seeds import derive_seed
 from t5g2.models import build
 from t5g2.models.config import ModelConfig
-
-LearningRate = Callable[[Any], jax.Array]  # updates completed -> float32[]
-
-
-@dataclass(frozen=True)
-@checked
-class _Schedule:
-    """A linear warm-up, whose first update already moves: peak / warmup_steps, 2 peak / warmup_steps, ..., peak."""
-
-    peak: Annotated[float, Bounds(least=0, most=10)]
-    warmup_steps: CountOrZero = 100
-
-    def make(self, steps: int) -> LearningRate:
-        """Returns the learning rate as a function of the updates completed before, for a run of `steps` updates.
-
-        Raises:
-          UserError: the warm-up does not end before the run.
-        """
-        if self.warmup_steps >= steps and self.warmup_steps > 0:
-            raise UserError(
-                f"optim.schedule.warmup_steps = {self.warmup_steps} and train.steps = {steps}: the warm-up must end "
-                f"before the run does; lower warmup_steps"
-            )
-
-        def learning_rate(step: Any) -> jax.Array:
-            step = jnp.asarray(step).astype(jnp.float32)
-            rise = (step + 1.0) / max(self.warmup_steps, 1)
-            return self.peak * jnp.where(step < self.warmup_steps, rise, self._after(step, steps))
-
-        return learning_rate
-
-    def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        """Returns the fraction of the peak, for steps from warmup_steps on."""
-        raise NotImplementedError
-
-    def _progress(self, step: jax.Array, steps: int) -> jax.Array:
-        """Returns the completed fraction of the updates after the warm-up."""
-        return jnp.clip((step - self.warmup_steps) / (steps - self.warmup_steps), 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Constant(_Schedule):
-    """The peak at every step after the warm-up."""
-
-    warmup_steps: CountOrZero = 0
-
-    def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        return jnp.ones_like(step)
-
-
-@dataclass(frozen=True)
-class Cosine(_Schedule):
-    """Half a cosine from the peak to `final_fraction` of it, which it would reach one update after the last.
-
-    T5Gemma 2 (arXiv 2512.14856, section 3.1): cosine with 100 warm-up steps; peak and floor are not published.
-    """
-
-    final_fraction: Share = 0.0
-
-    def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        wave = 0.5 * (1.0 + jnp.cos(jnp.pi * self._progress(step, steps)))
-        return self.final_fraction + (1.0 - self.final_fraction) * wave
-
-
-@dataclass(frozen=True)
-class Linear(_Schedule):
-    """A straight line from the peak to `final_fraction` of it, which it would reach one update after the last."""
-
-    final_fraction: Share = 0.0
-
-    def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        return 1.0 - (1.0 - self.final_fraction) * self._progress(step, steps)
-
-
-@dataclass(frozen=True)
-class InverseSqrt(_Schedule):
-    """peak * sqrt(warmup_steps / (step + 1)): independent of the length of the run.
-
-    T5 (arXiv 1910.10683, section 3.1.2): 1 / sqrt(max(step, 10000)), that is peak 0.01 and 10000 warm-up steps.
-    Known deviation: T5 keeps the peak during the warm-up instead of rising to it.
-    """
-
-    warmup_steps: CountOrZero = 10_000
-
-    def _after(self, step: jax.Array, steps: int) -> jax.Array:
-        return jnp.sqrt(max(self.warmup_steps, 1) / (step + 1.0))
-
-
-Schedule = Constant | Cosine | Linear | InverseSqrt
+from t5g2.train.schedules import Schedule
 
 
 class Moments(NamedTuple):
@@ -295,8 +208,11 @@ class Updater(NamedTuple):
     apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, UpdateInfo]]
 
 
-def make(optim: OptimConfig, steps: int, abstract_params: Any) -> Updater:
+def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0) -> Updater:
     """Returns the updater of a run of `steps` updates.
+
+    Args:
+      seed: seed of the stochastic rounding of weights that are not stored in float32.
 
     Raises:
       UserError: a pattern matches no weight, or the warm-up is longer than the run.
@@ -327,11 +243,39 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any) -> Updater:
             scale = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-30))
             gradients = jax.tree.map(lambda g: g * scale, gradients)
         directions, state = transform.update(gradients, state, params, step=step)
-        # the subtraction is in float32, rounded once to the weights' dtype
-        params = jax.tree.map(lambda w, x: (w.astype(x.dtype) - rate * x).astype(w.dtype), params, directions)
+        key = jax.random.fold_in(jax.random.key(seed), step)
+
+        def updated(weight: jax.Array, direction: jax.Array, path: str) -> jax.Array:
+            # the subtraction is in float32, rounded once to the weights' dtype; a weight that is frozen is its own
+            # neighbour, so it does not change by a bit
+            exact = weight.astype(direction.dtype) - rate * direction
+            return stochastic_round(exact, weight.dtype, jax.random.fold_in(key, derive_seed(0, path)))
+
+        params = jax.tree.map(updated, params, directions, paths)
         return params, state, UpdateInfo(norm, rate)
 
     return Updater(transform.init, apply)
+
+
+def stochastic_round(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    """Returns x, float32, rounded at random to one of its two neighbours in `dtype`, so that the mean of many is x.
+
+    bfloat16 has 8 significant bits: rounded to the nearest, a weight of 1 with updates of 1e-3 would stay 1 for ever.
+    1 + 1e-3 is 1.0078125 with probability 0.128, else 1. Infinities and NaN stay what they are, and a
+    float32 is returned as it is.
+
+    Raises:
+      ValueError: `dtype` is neither float32 nor bfloat16.
+    """
+    if dtype == jnp.float32:
+        return x
+    if dtype != jnp.bfloat16:
+        raise ValueError(f"stochastic rounding to {jnp.dtype(dtype)}; weights are stored in float32 or bfloat16")
+    # a bfloat16 is the upper half of a float32: random bits added to the lower half carry with probability low / 2^16
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    upper = jax.lax.bitcast_convert_type((bits + noise) >> 16 << 16, jnp.float32)
+    return jnp.where(jnp.isfinite(x), upper, x).astype(jnp.bfloat16)
 
 
 def _first_match(rules: Sequence[Any], path: str) -> Any:
@@ -402,5 +346,4 @@ def _cast(values: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype), values)
 
 
-SCHEDULES = {"constant": Constant, "cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt}
 OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}

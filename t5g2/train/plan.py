@@ -120,7 +120,7 @@ def make(experiment: Experiment, mesh: Mesh) -> Plan:
     # the teacher comes first: it decides which arrays a batch carries, and so the shapes of the step
     data, teacher = _with_teacher(experiment, mesh)
     params = build.abstract(experiment.model, train.param_dtype)
-    optimizer = optim.make(experiment.optim, train.steps, params)
+    optimizer = optim.make(experiment.optim, train.steps, params, seed=derive_seed(train.seed, "rounding"))
     abstract = states.abstract(experiment.model, optimizer, mesh=mesh, param_dtype=train.param_dtype)
     batch_sharding = sharding.batch_sharding(mesh)
     # an empty row has the arrays of every row, so that shapes follow from the packer and are not declared twice

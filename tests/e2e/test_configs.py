@@ -6,7 +6,9 @@ import pytest
 
 from t5g2 import cli
 from t5g2.commands import dry_run
+from t5g2.core import tree
 from t5g2.core.errors import UserError
+from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES
 from t5g2.sweep import parts, sweep_file
@@ -43,6 +45,21 @@ def short(config):
 def test_every_language_model_has_a_config():
     named = {*ARGUMENTS["gemma"], *(f"{f}:{arg}" for f in ("t5gemma", "t5gemma2") for arg in ARGUMENTS[f])}
     assert named == {name for name, size in SIZES.items() if not isinstance(size, DualEncoderConfig)}
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, str(ROOT / "configs/t5gemma2_images.py")], ids=short)
+def test_a_config_decays_matrices_and_nothing_else(config):
+    # decay is a prior of small weights: on the scale of a norm, on a bias or on an embedding it is a fault
+    experiment = config_file.load(config)
+    rules = experiment.optim.decay
+    decayed = set()
+    for (path, _), leaf in tree.leaves(build.abstract(experiment.model)).items():
+        rate = next((rule.rate for rule in rules if tree.matches(rule.pattern, path)), 0.0)
+        if rate and not experiment.optim.is_frozen(path):
+            assert len(leaf.shape) >= 2, f"{path} is a vector"
+            decayed.add(path.split(".")[-1])
+    assert decayed <= {"q", "k", "v", "o", "gate", "up", "down", "kernel"}
+    assert {"q", "up"} <= decayed
 
 
 @pytest.mark.long

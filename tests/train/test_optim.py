@@ -10,8 +10,9 @@ from flax import nnx
 from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
-from t5g2.train import optim
-from t5g2.train.optim import Adafactor, AdamW, Constant, Cosine, Decay, Freeze, InverseSqrt, Linear, OptimConfig
+from t5g2.train import optim, schedules
+from t5g2.train.optim import Adafactor, AdamW, Decay, Freeze, OptimConfig
+from t5g2.train.schedules import Constant, Cosine, InverseSqrt, Linear
 from tests import tiny
 
 
@@ -94,7 +95,7 @@ def test_schedules(schedule, rates):
 def test_a_warmup_ends_before_the_run():
     with pytest.raises(UserError, match=r"warmup_steps = 100 and train\.steps = 100: the warm-up must end before"):
         Cosine(1.0).make(100)
-    with pytest.raises(UserError, match=r"peak = -1\.0 ; it must be at least 0"):
+    with pytest.raises(UserError, match=r"peak = -1\.0; it must be at least 0"):
         Cosine(-1.0)
 
 
@@ -105,7 +106,7 @@ def test_everything_comes_from_plain_data():
         "decay": [{"pattern": "*.scale", "rate": 0.0}, {"pattern": "*", "rate": 0.1}],
         "freeze": [{"pattern": "embedder.*", "end": 10}],
     }
-    made = settings.build(OptimConfig, node, tables=(optim.OPTIMIZERS, optim.SCHEDULES))
+    made = settings.build(OptimConfig, node, tables=(optim.OPTIMIZERS, schedules.SCHEDULES))
     assert made == OptimConfig(
         Cosine(1e-3, final_fraction=0.1),
         AdamW(second_moment_dtype="bfloat16"),
@@ -115,8 +116,8 @@ def test_everything_comes_from_plain_data():
     assert (
         settings.build(
             OptimConfig,
-            settings.dump(made, tables=(optim.OPTIMIZERS, optim.SCHEDULES)),
-            tables=(optim.OPTIMIZERS, optim.SCHEDULES),
+            settings.dump(made, tables=(optim.OPTIMIZERS, schedules.SCHEDULES)),
+            tables=(optim.OPTIMIZERS, schedules.SCHEDULES),
         )
         == made
     )
@@ -242,11 +243,55 @@ def test_weights_in_bfloat16_are_updated_in_float32(params, optimizer):
         return jax.tree.map(lambda x: x.astype(dtype), values)
 
     half = cast(params, jnp.bfloat16)
-    how = OptimConfig(Constant(0.1), optimizer, decay=(Decay("*", 0.1),))
-    got, state, _ = run(how, half, steps=1)
-    want, _, _ = run(how, cast(half, jnp.float32), steps=1)
-    jax.tree.map(np.testing.assert_array_equal, got, cast(want, jnp.bfloat16))
+    config = OptimConfig(Constant(0.1), optimizer, decay=(Decay("*", 0.1),))
+    rounded, state, _ = run(config, half, steps=1)
+    exact, _, _ = run(config, cast(half, jnp.float32), steps=1)
+
+    def check(got, want):
+        # one of the two neighbours: less than one ulp away, and the value itself where it is representable
+        want = np.asarray(want, np.float64)
+        ulp = 2.0 ** (np.floor(np.log2(np.abs(want))) - 7)
+        assert (np.abs(np.asarray(got, np.float64) - want) < ulp).all()
+
+    jax.tree.map(check, rounded, exact)
+    assert {x.dtype for x in jax.tree.leaves(rounded)} == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Adafactor(min_dim_size_to_factor=128, relative=False)])
+def test_updates_below_one_ulp_are_not_lost_in_bfloat16(optimizer):
+    # all gradients are 1, so 50 updates of 1e-3 take a weight of 1 to 0.95; rounded to nearest it would stay 1
+    class Weights(nnx.Module):
+        def __init__(self, dtype):
+            self.w = nnx.Param(jnp.ones((4096,), dtype))
+
+    def trained(dtype):
+        ones = lambda params, _: jax.tree.map(jnp.ones_like, params)  # noqa: E731
+        return run(OptimConfig(Constant(1e-3), optimizer, clip_norm=None), Weights(dtype), steps=50, gradients=ones)[0]
+
+    exact = np.asarray(trained(jnp.float32).w[...], np.float64)
+    half = np.asarray(trained(jnp.bfloat16).w[...], np.float64)
+    np.testing.assert_allclose(exact, 0.95, atol=1e-5)
+    # the mean of 4096 independent walks; one has a variance of at most 50 * ulp^2 / 4, ulp 2^-8 below 1
+    assert abs(half.mean() - 0.95) < 5 * np.sqrt(50 / 4 / 4096) * 2.0**-8
+    assert half.std() > 0  # every weight has random bits of its own
+
+
+def test_stochastic_rounding_to_bfloat16():
+    key = jax.random.key(0)
+    x = jnp.float32(1.0 + 1e-3)
+    many = np.asarray(optim.stochastic_round(jnp.full(100_000, x), jnp.bfloat16, key), np.float64)
+    assert set(many) == {1.0, 1.0078125}
+    # 1e-3 / 2^-7 = 0.128 of them go up: within five standard deviations
+    assert abs((many > 1).mean() - 0.128) < 5 * np.sqrt(0.128 * 0.872 / 100_000)
+    exact = jnp.asarray([0.0, -0.0, 1.0, -2.5, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+    np.testing.assert_array_equal(
+        optim.stochastic_round(exact, jnp.bfloat16, key).astype(jnp.float32), exact, strict=True
+    )
+    negative = np.asarray(optim.stochastic_round(jnp.full(1000, -x), jnp.bfloat16, key), np.float64)
+    assert set(negative) == {-1.0, -1.0078125}
+    with pytest.raises(ValueError, match="stochastic rounding to float16"):
+        optim.stochastic_round(exact, jnp.float16, key)
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -17,7 +17,8 @@ from t5g2.models import build
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig
 from t5g2.train import optim, state, step
-from t5g2.train.optim import AdamW, Constant, Decay, Freeze, OptimConfig
+from t5g2.train.optim import AdamW, Decay, Freeze, OptimConfig
+from t5g2.train.schedules import Constant
 from tests import hlo, tiny
 
 # Sizes by which an axis is known in a program: no two of rows, vocabulary and weights have a part in common.
