@@ -28,6 +28,7 @@ class Evaluator:
         Scores are named `<task>/<score>`, for example heldout/loss and heldout/loss/<denoiser>.
 
         Raises:
+          EvaluationStopped: the context asks to stop.
           UserError: a name is not that of a task.
         """
         scores, predictions = {}, []

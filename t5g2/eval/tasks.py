@@ -49,6 +49,7 @@ class EvalContext:
       loss: settings of the loss; a teacher is not used.
       mesh: devices of the weights; None = one device.
       rows: the rows of a batch that this process holds; None = all.
+      stopping: asked before every batch; true = raise EvaluationStopped. On several processes all get one answer.
     """
 
     data: DataConfig
@@ -57,6 +58,16 @@ class EvalContext:
     loss: LossConfig = LossConfig()
     mesh: Mesh | None = None
     rows: range | None = None
+    stopping: Callable[[], object] = bool
+
+    def raise_if_stopping(self) -> None:
+        """Raises EvaluationStopped if the run is asked to stop."""
+        if self.stopping():
+            raise EvaluationStopped
+
+
+class EvaluationStopped(Exception):
+    """Raised between two batches of an evaluation that is asked to stop; there is no result."""
 
 
 class TaskResult(NamedTuple):
@@ -200,6 +211,7 @@ class Samples(Task):
         fillings = [("filling", *pair) for chunk in chunks if (pair := self._without_spans(chunk, context.data))]
 
         def measure(model: Model) -> TaskResult:
+            context.raise_if_stopping()
             # all prompts in one batch, because every shape is a program to compile
             is_encoder_decoder = model.config.is_encoder_decoder
             samples = completions + fillings if is_encoder_decoder else completions
@@ -257,6 +269,7 @@ BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
 def _token_sums(model: Model, batches: Iterable[HostBatch], context: EvalContext) -> TokenSums:
     special_tokens, total = context.data.tokenizer.special_tokens, TokenSums()
     for batch, *_ in batches:
+        context.raise_if_stopping()
         # sentinels can be read off the order of the input, so they would make the loss look better
         batch = batch._replace(weights=np.where(special_tokens.is_sentinel(batch.targets), 0, batch.weights))
         if context.mesh is not None:

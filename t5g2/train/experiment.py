@@ -138,6 +138,8 @@ class Train:
       z_loss: weight of the squared log-partition function, which keeps logits from drifting.
       param_dtype: dtype of the stored weights. The update is computed in float32; a weight in bfloat16 is then rounded
         to one of its neighbours at random, without which every update below 1/256 of a weight would be lost.
+      max_nonfinite_updates: number of updates of a run that may be left out because their loss or gradient is not
+        finite; the run ends at the next one. 0 = it ends at the first.
     """
 
     steps: Count
@@ -146,6 +148,7 @@ class Train:
     tile_tokens: Size = 1024
     z_loss: Annotated[float, Bounds(least=0, most=1)] = 0.0
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+    max_nonfinite_updates: CountOrZero = 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from t5g2.core.errors import UserError
 FORMER_KEYS = {"piece_tokens": "chunk_tokens", "teaching": "teacher_features"}
 # likewise for the values of "kind"; the tables of kinds accept both
 FORMER_KINDS = {"answers": "sft", "answers_decoder": "sft_decoder"}
+# settings that came later, and the defaults with which a run is the same as without them; no place of a list is given
+LATER_SETTINGS: Mapping[str, Any] = {"train.max_nonfinite_updates": 0}
 
 
 def current_path(path: str) -> str:
@@ -30,10 +32,18 @@ def current_keys(node: Any) -> Any:
     return [current_keys(item) for item in node] if isinstance(node, list | tuple) else node
 
 
-def former_names(node: Any) -> Any:
-    """Returns the inverse of current_keys, kinds included; hashes are computed from it, so a new name changes none."""
+def former_names(node: Any, path: str = "") -> Any:
+    """Returns the inverse of current_keys, kinds included, without later settings that have their defaults.
+
+    Hashes are computed from it, so that neither a new name nor a new setting changes one.
+    """
     keys, kinds = ({now: before for before, now in names.items()} for names in (FORMER_KEYS, FORMER_KINDS))
     if isinstance(node, Mapping):
-        node = {keys.get(key, key): former_names(value) for key, value in node.items()}
+        places = {key: f"{path}.{key}".lstrip(".") for key in node}
+        node = {
+            keys.get(key, key): former_names(value, places[key])
+            for key, value in node.items()
+            if places[key] not in LATER_SETTINGS or value != LATER_SETTINGS[places[key]]
+        }
         return node | {"kind": kinds.get(node["kind"], node["kind"])} if "kind" in node else node
-    return [former_names(item) for item in node] if isinstance(node, list | tuple) else node
+    return [former_names(item, path) for item in node] if isinstance(node, list | tuple) else node

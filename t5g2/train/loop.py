@@ -1,11 +1,13 @@
 """The training run, in seven numbered parts. No hooks: an experiment that needs another loop copies this file.
 
 What the order guarantees: an evaluation at step n sees the weights after n updates; a checkpoint at step n holds those
-weights and the position of the data after the n batches that made them, whatever was prefetched; a state that is not
-finite is never written; and a run that is killed anywhere and started again ends in the same bits as one that was never
-stopped.
+weights and the position of the data after the n batches that made them, whatever was prefetched, and is begun before
+the evaluation, which may take longer than a preempted run has left; a signal ends an evaluation at its next batch; a
+state that is not finite is never written; and a run that is killed anywhere and started again ends in the same bits as
+one that was never stopped.
 """
 
+import contextlib
 import logging
 import sys
 from contextlib import ExitStack
@@ -16,6 +18,7 @@ import jax
 from t5g2.core import logs, sharding
 from t5g2.data.pipeline import Pipeline, to_global
 from t5g2.eval.evaluation import Evaluator
+from t5g2.eval.tasks import EvaluationStopped
 from t5g2.train import plan as plans
 from t5g2.train import preemption, recorder
 from t5g2.train import restore as restoring
@@ -37,8 +40,8 @@ def train(
       allow_change: paths of settings that may differ from the saved experiment's.
 
     Raises:
-      UserError: the mesh does not fit the devices, the text cannot be read, or the workdir holds another experiment.
-      FloatingPointError: a loss or a gradient is not finite; the message has the step.
+      UserError: the mesh does not fit the devices, the text cannot be read, the workdir holds another experiment, or an
+        update is not finite.
       SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the state is saved.
     """
     # 1 mesh: the experiment's constructor has checked its fields; the rules that need devices are checked here
@@ -64,7 +67,7 @@ def train(
             return
 
         # 4 data: every stream at the position that these weights have seen
-        evaluator = Evaluator(experiment.eval.tasks, plan.eval_context(rows))
+        evaluator = Evaluator(experiment.eval.tasks, plan.eval_context(rows, preempted.agreed))
         pipeline = stack.enter_context(
             Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=start.positions)
         )
@@ -80,16 +83,18 @@ def train(
         # 6 loop
         while True:
             stop_signal, last = preempted.agreed(), step == experiment.train.steps
-            if not stop_signal and due(step, experiment.eval.every_steps, first=True, last=last):
-                record.flush()  # the step before is not part of the pause
-                with record.pause():
-                    record.evaluation(step, evaluator.run(state.params, task_names(experiment, last)))
             if writes and (stop_signal or due(step, experiment.save.every_steps, last=last)):
                 record.flush()  # raises if the step before was not finite
                 with record.pause():
                     workdirs.save_checkpoint(
                         checkpoints, experiment, step, state, pipeline=pipeline, teacher=teacher_fingerprint
                     )
+            if not stop_signal and due(step, experiment.eval.every_steps, first=True, last=last):
+                record.flush()  # the step before is not part of the pause
+                with record.pause(), contextlib.suppress(EvaluationStopped):
+                    record.evaluation(step, evaluator.run(state.params, task_names(experiment, last)))
+                if preempted.agreed():  # once more around, to save this step
+                    continue
             if stop_signal or last:
                 break
             host_batch = pipeline.next()

@@ -190,10 +190,17 @@ class OptimConfig:
 
 
 class UpdateInfo(NamedTuple):
-    """Norm of all gradients of trained weights before clipping, and the learning rate; float32[] each."""
+    """Numbers of an update.
+
+    Attributes:
+      gradient_norm: float32[], norm of all gradients of trained weights, before clipping.
+      learning_rate: float32[].
+      leaf_norms: float32[leaves], norm of the gradient of each stored leaf, in the order of tree.named.
+    """
 
     gradient_norm: jax.Array
     learning_rate: jax.Array
+    leaf_norms: jax.Array
 
 
 class Updater(NamedTuple):
@@ -237,7 +244,8 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
 
     def apply(params: Any, gradients: Any, state: Any, step: jax.Array) -> tuple[Any, Any, UpdateInfo]:
         gradients = jax.tree.map(lambda g, path: zero_if_frozen(g, path, step), _cast(gradients, jnp.float32), paths)
-        norm, rate = optax.tree.norm(gradients), learning_rate(step)
+        norm, norms = norms_of(gradients)
+        rate = learning_rate(step)
         if optim.clip_norm is not None:
             # 1e-30 avoids a division by zero where all gradients are zero
             scale = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-30))
@@ -252,9 +260,15 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
             return stochastic_round(exact, weight.dtype, jax.random.fold_in(key, derive_seed(0, path)))
 
         params = jax.tree.map(updated, params, directions, paths)
-        return params, state, UpdateInfo(norm, rate)
+        return params, state, UpdateInfo(norm, rate, norms)
 
     return Updater(transform.init, apply)
+
+
+def norms_of(values: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns (the norm of all leaves together, float32[]; the norm of each stored leaf, float32[leaves])."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(values)]
+    return jnp.sqrt(sum(squares)), jnp.sqrt(jnp.stack(squares))
 
 
 def stochastic_round(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:

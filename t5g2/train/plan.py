@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,6 +70,7 @@ class Plan:
             microbatches=train.microbatches,
             loss=self.experiment.loss,
             seed=derive_seed(train.seed, "distill"),
+            skip_nonfinite=train.max_nonfinite_updates > 0,
         )
 
     def lower(self) -> Any:
@@ -97,8 +99,12 @@ class Plan:
         )
         return compiled
 
-    def eval_context(self, rows: range) -> EvalContext:
-        """Returns the context of evaluation tasks, on the rows that this process holds."""
+    def eval_context(self, rows: range, stopping: Callable[[], object] = bool) -> EvalContext:
+        """Returns the context of evaluation tasks, on the rows that this process holds.
+
+        Args:
+          stopping: asked before every batch; true = end the evaluation without a result.
+        """
         train = self.experiment.train
         return EvalContext(
             data=self.experiment.data,
@@ -107,6 +113,7 @@ class Plan:
             loss=self.experiment.loss,
             mesh=self.mesh,
             rows=rows,
+            stopping=stopping,
         )
 
 

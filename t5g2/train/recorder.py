@@ -16,6 +16,7 @@ from t5g2.eval import evaluation
 from t5g2.eval.tasks import TaskResult
 from t5g2.models import flops
 from t5g2.train import experiment as experiments
+from t5g2.train import nonfinite
 from t5g2.train.experiment import Experiment
 from t5g2.train.step import Metrics
 
@@ -78,7 +79,7 @@ class Recorder:
         """Takes the metrics of a step that has been started, and records the step before.
 
         Raises:
-          FloatingPointError: a loss or a gradient of the step before is not finite.
+          UserError: a loss or a gradient of the step before is not finite.
         """
         # the devices work on this step while the host fetches the one before
         previous, self._pending = self._pending, (step, metrics, batch)
@@ -89,7 +90,7 @@ class Recorder:
         """Waits for the last step and records it.
 
         Raises:
-          FloatingPointError: its loss or its gradient is not finite.
+          UserError: its loss or its gradient is not finite.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -109,11 +110,7 @@ class Recorder:
         # the one place where the host waits for the devices
         fetched = jax.tree.map(np.asarray, metrics)
         if not fetched.finite:
-            raise FloatingPointError(
-                f"step {step} is not finite: loss {float(fetched.total)}, norm of the gradient "
-                f"{float(fetched.gradient_norm)}, of the updated weights {float(fetched.parameter_norm)}; its state is "
-                f"not saved. --replay=N repeats the steps after checkpoint N"
-            )
+            self._check_nonfinite(step, fetched, batch)
         # FLOPs of this process's rows; every process has as many rows
         own_flops = flops.of_batch(self._experiment.model, batch.batch, frozen_vision=self._frozen_tower)
         self._throughput.add(tokens=int(fetched.tokens), steps=1, flop=own_flops * jax.process_count())
@@ -129,6 +126,23 @@ class Recorder:
             speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "mfu": mfu}
             self._writer.write(step, self._values(fetched, batch) | speed | device.memory_gib())
 
+    def _check_nonfinite(self, step: int, metrics: Metrics, batch: HostBatch) -> None:
+        """Logs an update that was left out because it was not finite; raises UserError if it may not be."""
+        allowed = self._experiment.train.max_nonfinite_updates
+        if allowed and metrics.skipped <= allowed:
+            log.warning(
+                "step %d is left out, number %d of at most %d, because it is not finite: %s",
+                step,
+                metrics.skipped,
+                allowed,
+                nonfinite.describe(metrics, self._experiment.model),
+            )
+            return
+        place = "a replay writes no batch"
+        if self._write:
+            place = f"its batch is in {nonfinite.save_batch(self._workdir, step, batch)}"
+        raise nonfinite.error(step, metrics, self._experiment.model, place, allowed=allowed)
+
     def _values(self, metrics: Metrics, batch: HostBatch) -> dict[str, float]:
         """Returns the metrics of a step by the names under which they are written."""
         weight = max(float(metrics.weight), 1e-9)
@@ -140,6 +154,7 @@ class Recorder:
             "train/parameter_norm": float(metrics.parameter_norm),
             "train/learning_rate": float(metrics.learning_rate),
             "train/tokens": int(metrics.tokens),
+            **({"train/skipped_updates": int(metrics.skipped)} if metrics.skipped else {}),
             "padding/decoder": padding(batch.batch.decoder),
             # a hash of the examples: two runs that see the same batches write the same numbers
             "data/batch": binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()),

@@ -73,8 +73,9 @@ def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int 
         )
     log.info("weights: from step %d of %s", saved.step, origin)
     # the step is not part of the saved arrays: its number is the name of the checkpoint
-    step = jax.device_put(np.int32(saved.step), plan.abstract.step.sharding)
-    state = TrainState(step, saved.params, saved.opt)
+    replicated = plan.abstract.step.sharding
+    step, skipped = (jax.device_put(np.int32(x), replicated) for x in (saved.step, saved.meta.get("skipped", 0)))
+    state = TrainState(step, saved.params, saved.opt, skipped)
     provenance = workdirs.read_provenance(workdir)
     return StartState(state, saved.step, saved.data, saved.meta["corpus"], saved.meta.get("teacher"), provenance)
 

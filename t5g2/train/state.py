@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from t5g2.core import sharding
@@ -19,20 +20,23 @@ class TrainState(NamedTuple):
       step: int32[], updates completed.
       params: the model.
       opt: the optimizer's state.
+      skipped: int32[], updates that were left out because they were not finite.
     """
 
     step: jax.Array
     params: Any
     opt: Any
+    skipped: Any = np.int32(0)
 
 
 def abstract(config: ModelConfig, optimizer: Updater, *, mesh: Mesh, param_dtype: str) -> TrainState:
     """Returns the state as shapes, each with its sharding on the mesh."""
     params = build.abstract(config, jnp.dtype(param_dtype))
-    state = jax.eval_shape(lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), params)
+    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
+    state = jax.eval_shape(lambda params: TrainState(zero(), params, optimizer.init(params), zero()), params)
     step: Any = sharding.replicated(mesh)
     # moments are sharded like their weights, so that an update moves none of them between devices
-    on_mesh = TrainState(step, sharding.shardings(params, mesh), sharding.shardings_like(state.opt, params, mesh))
+    on_mesh = TrainState(step, sharding.shardings(params, mesh), sharding.shardings_like(state.opt, params, mesh), step)
     return jax.tree.map(lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), state, on_mesh)
 
 
@@ -51,4 +55,5 @@ def fresh_params(config: ModelConfig, abstract: TrainState, *, key: jax.Array, p
 def fresh(params: Any, optimizer: Updater, abstract: TrainState) -> TrainState:
     """Returns the state before the first update; the weights are reused, not copied."""
     opt = jax.jit(optimizer.init, out_shardings=shardings(abstract.opt))(params)
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding), params, opt)
+    step, skipped = (jax.device_put(np.int32(0), x.sharding) for x in (abstract.step, abstract.skipped))
+    return TrainState(step, params, opt, skipped)

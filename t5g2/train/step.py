@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from t5g2.core import sharding
@@ -19,7 +18,7 @@ from t5g2.models import image_embeddings
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig, tiled_cross_entropy
 from t5g2.train import teachers
-from t5g2.train.optim import Updater
+from t5g2.train.optim import Updater, norms_of
 from t5g2.train.state import TrainState, shardings
 
 
@@ -32,6 +31,7 @@ class StepOptions:
       microbatches: parts of the batch, computed one after the other.
       loss: settings of the loss; with `distillation`, there is a teacher.
       seed: seed of the samples from a teacher's distributions.
+      skip_nonfinite: an update that is not finite leaves weights and optimizer as they are, and is counted.
     """
 
     compute: Compute
@@ -40,6 +40,7 @@ class StepOptions:
     microbatches: int = 1
     loss: LossConfig = LossConfig()
     seed: int = 0
+    skip_nonfinite: bool = False
 
 
 class StepSums(NamedTuple):
@@ -76,6 +77,8 @@ class Metrics(NamedTuple):
       parameter_norm: norm of all weights, after the update.
       learning_rate: learning rate of this update.
       finite: bool[], True if the loss, the gradients and the updated weights are finite.
+      finite_gradients, finite_params: bool[leaves], the same for each stored leaf, in the order of tree.named.
+      skipped: int32[], updates so far that were left out because they were not finite.
     """
 
     total: jax.Array
@@ -94,6 +97,9 @@ class Metrics(NamedTuple):
     parameter_norm: jax.Array
     learning_rate: jax.Array
     finite: jax.Array
+    finite_gradients: jax.Array
+    finite_params: jax.Array
+    skipped: jax.Array
 
 
 def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
@@ -106,18 +112,27 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
         scale = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         params, opt, update = optimizer.apply(state.params, gradients, state.opt, state.step)
-        parameter_norm = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), params))
+        parameter_norm, parameter_norms = norms_of(params)
         # a finite gradient and a wrong learning rate can still make weights that are not finite
         finite = jnp.isfinite(total) & jnp.isfinite(update.gradient_norm) & jnp.isfinite(parameter_norm)
+        skipped = state.skipped
+        if options.skip_nonfinite:
+            # selected in the program: the old state is donated, so the host could not go back to it
+            keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+            params, opt = jax.tree.map(keep, (params, opt), (state.params, state.opt))
+            skipped = skipped + jnp.where(finite, 0, 1)
         metrics = Metrics(
             total=total * scale,
             gradient_norm=update.gradient_norm,
             parameter_norm=parameter_norm,
             learning_rate=update.learning_rate,
             finite=finite,
+            finite_gradients=jnp.isfinite(update.leaf_norms),
+            finite_params=jnp.isfinite(parameter_norms),
+            skipped=skipped,
             **sums._asdict(),
         )
-        return TrainState(state.step + 1, params, opt), metrics
+        return TrainState(state.step + 1, params, opt, skipped), metrics
 
     return train_step
 

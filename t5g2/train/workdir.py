@@ -156,6 +156,8 @@ def save_checkpoint(
         "seed": experiment.train.seed,
         "corpus": pipeline.corpus.fingerprint,
         "teacher": teacher,
+        "skipped": int(state.skipped),
+        "settings": experiments.dump(experiment),
     }
     checkpoints.save(step, state.params, state.opt, data=positions, meta=meta)
 
