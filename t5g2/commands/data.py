@@ -53,7 +53,9 @@ def show(preview: "DataPreview", *, rows: int) -> None:
     if len(config.sources) > 1:
         total = sum(source.weight for source in config.sources)
         weights = {name: source.weight for name, source in zip(config.names, config.sources, strict=True)}
-        shares = [f"{name} {share:.1%} (weight {weights[name]} of {total})" for name, share in preview.examples.items()]
+        shares = [
+            f"{name} {share:.1%} (weight {weights[name]:g} of {total:g})" for name, share in preview.examples.items()
+        ]
         print("examples:", ", ".join(shares))
     images = ""
     if config.images is not None:

@@ -45,7 +45,8 @@ class Bounds:
     def __contains__(self, number: float) -> bool:
         # written so that NaN, for which every comparison is False, is outside
         return number == self.also or (
-            math.isfinite(number)
+            # a whole number beyond the largest float has no counterpart that could be looked at
+            (isinstance(number, int) or math.isfinite(number))
             and (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
             and (self.most is None or number <= self.most)

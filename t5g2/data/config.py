@@ -24,14 +24,14 @@ class Source:
     Attributes:
       text: the files, or the data set of a library.
       objective: turns each chunk into an example.
-      weight: number of draws from this source in each block of draws; a block has as many draws as the sum of all
-        weights.
+      weight: share of the examples that are drawn from this source, in proportion to the other weights; a whole number
+        or not, such as the number of its examples (data/mixture.py).
       name: label in logs and metrics, unique in a run; "" = the source's number.
     """
 
     text: TextSource
     objective: Objective
-    weight: Annotated[int, Bounds(least=1, most=LONGEST, hint="to leave the source out, remove it")] = 1
+    weight: Annotated[int | float, Bounds(least=1e-18, most=10**18, hint="to leave the source out, remove it")] = 1
     name: str = ""
 
     def __post_init__(self):

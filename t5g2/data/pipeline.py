@@ -15,9 +15,10 @@ from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.data import chunking, packed_rows
 from t5g2.data.config import DataConfig
+from t5g2.data.continuation import StreamPositions
 from t5g2.data.corpus import Corpus, open_corpus
 from t5g2.data.examples import ConcatenatedExamples, source_examples
-from t5g2.data.packing import START, Position
+from t5g2.data.packing import START
 from t5g2.data.streams import StreamAssignment, StreamGroupReader, pack_rows
 from t5g2.data.workers import MultiprocessReader
 
@@ -34,17 +35,18 @@ class Pipeline:
 
     `next` returns this process's rows of the next global batch, which is the same for any number of processes and any
     prefetch. `positions` holds the positions after the last batch that `next` returned, {stream: (int, int, int)}, of
-    the streams that this process reads. A run resumes at the positions of all streams.
+    the streams that this process reads. A run resumes at the positions of all streams, with the `continuations` that
+    they began with.
 
     Args:
       config: data settings.
       seed: seed of everything that is random.
       rows: the rows of the global batch that this process holds; None = all.
-      positions: positions to resume at, like the attribute `positions`, but keys may be strings (as in JSON); None =
-        the start.
+      positions: positions of all streams to resume at, as StreamPositions.to_plain gives them; None = the start.
+      corpus: the opened sources of the config; None = they are opened here.
 
     Raises:
-      UserError: a source is missing, empty or malformed; the positions lack a stream.
+      UserError: a source is missing, empty or malformed.
     """
 
     def __init__(
@@ -53,25 +55,30 @@ class Pipeline:
         *,
         seed: int,
         rows: range | None = None,
-        positions: Mapping[Any, Sequence[int]] | None = None,
+        positions: Mapping[Any, Sequence[Any]] | None = None,
+        corpus: Corpus | None = None,
     ):
         rows = range(config.rows) if rows is None else rows
         if rows.step != 1 or not 0 <= rows.start < rows.stop <= config.rows:
             raise UserError(f"rows {rows} are not a part of the batch; it has rows 0 to {config.rows - 1}")
         self.config = config
-        self.corpus = open_corpus(config)
+        self.corpus = open_corpus(config) if corpus is None else corpus
         for name, chunks in zip(config.names, self.corpus.chunks, strict=True):
             log.info("%s", chunking.describe(f"source {name}", chunks))
         # The process reads every group that fills some of its rows, and drops the rows that other processes hold.
         assignment = StreamAssignment(config.rows, config.streams)
         groups = assignment.groups_with(rows)
         streams = [stream for group in groups for stream in assignment.streams_of(group)]
-        start = self.positions = _positions(positions, streams, stream_count=config.streams)
+        start = None if positions is None else StreamPositions.from_plain(positions, streams=config.streams)
+        self.positions = {stream: START if start is None else start.positions[stream] for stream in streams}
+        self.continuations = {} if start is None else start.continuations
         self.statistics = Statistics()
         first = assignment.rows_of(groups.start).start
         self._own_rows = slice(rows.start - first, rows.stop - first)
         reader = functools.partial(MultiprocessReader, workers=config.workers) if config.workers else StreamGroupReader
-        make_reader = functools.partial(reader, self.corpus, groups, seed=seed, positions=start)
+        make_reader = functools.partial(
+            reader, self.corpus, groups, seed=seed, positions=self.positions, continuations=self.continuations
+        )
         self._prefetcher = _Prefetcher(make_reader, config.prefetch)
 
     def next(self) -> HostBatch:
@@ -246,21 +253,6 @@ def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
         return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
 
     return jax.tree.map(put, batch)
-
-
-def _positions(
-    saved: Mapping[Any, Sequence[int]] | None, streams: Sequence[int], *, stream_count: int
-) -> dict[int, Position]:
-    """Returns the positions of `streams`, some of the run's `stream_count` streams."""
-    if saved is None:
-        return dict.fromkeys(streams, START)
-    positions = {int(stream): (int(a), int(b), int(c)) for stream, (a, b, c) in saved.items()}
-    if any(stream not in positions for stream in streams) or any(stream >= stream_count for stream in positions):
-        raise UserError(
-            f"the saved positions are of {len(positions)} streams and data.streams is {stream_count}; with another "
-            f"number of streams examples would be lost and repeated, so set it to the number that the run began with"
-        )
-    return {stream: positions[stream] for stream in streams}
 
 
 class _Prefetcher:

@@ -4,8 +4,8 @@
     stream s:     its part of each source -> mix -> pack
 
 Every epoch is shuffled anew. Streams have different examples of a source, so an epoch has each chunk once. The mix is
-exact in each block of sum(weights) draws; the order in a block follows from seed, stream and block. The position of a
-stream is three integers.
+exact in each period of the weights (mixture.py). The position of a stream is three integers; after a change of settings
+there are also the examples that it began with (continuation.py).
 
 With B rows in the global batch: if B >= streams, row r comes from stream r // (B / streams). Otherwise, with g =
 streams / B, row r of batch n comes from stream r * g + n mod g, so that all streams are read in turn. In both cases, a
@@ -13,8 +13,9 @@ streams / B, row r of batch n comes from stream r * g + n mod g, so that all str
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,59 +24,80 @@ from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig
 from t5g2.data.corpus import Corpus
 from t5g2.data.examples import source_examples
+from t5g2.data.mixture import SourceMixture, source_mixture
 from t5g2.data.packing import START, ExampleSequence, PackedRows, Position
 
 
-class SourceMixture:
-    """The source of each draw of a stream, and the number of the example in the stream's part of that source.
+class Continuation(NamedTuple):
+    """The examples of a stream after a change of settings (data/continuation.py), by their numbers in the sources.
 
-    Of each block of sum(weights) draws, weights[d] come from source d, in an order drawn from seed, stream and block.
-    With weights (2, 1), block 0 drawn as [0 1 0] and block 1 as [1 0 0]:
-
-        draw                0      1      2      3      4      5
-        (source, example)  (0,0)  (1,0)  (0,1)  (1,1)  (0,2)  (0,3)
+    Attributes:
+      waiting: (source, example) of examples that were in rows which were not returned; they come first.
+      following: for each source the number of the stream's next example.
     """
 
-    def __init__(self, weights: Sequence[int], *, seed: int, stream: int):
-        self._weights, self._seed, self._stream = tuple(weights), seed, stream
-        self._block, self._order = -1, np.empty((0, 2), np.int64)
+    waiting: tuple[tuple[int, int], ...]
+    following: tuple[int, ...]
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        block, draw = divmod(index, sum(self._weights))
-        if block != self._block:
-            # Kept, because the next draws are of this block; its content follows from its number alone.
-            self._block, self._order = block, self._draw(block)
-        source, nth = self._order[draw].tolist()
-        return source, block * self._weights[source] + nth
 
-    def _draw(self, block: int) -> np.ndarray:
-        """Returns int64[draws, 2]: each draw's source, and the number of earlier draws from it in the block."""
-        sources = np.repeat(np.arange(len(self._weights)), self._weights)
-        nth = np.concatenate([np.arange(weight) for weight in self._weights])
-        rng = np.random.default_rng([self._seed, self._stream, block])
-        order = np.empty((len(sources), 2), np.int64)
-        # The sort is stable, so a source's examples keep their order wherever its draws fall.
-        order[np.argsort(rng.permutation(sources), kind="stable")] = np.stack([sources, nth], axis=1)
-        return order
+# Returns the mixture of a stream.
+MakeMixture = Callable[..., SourceMixture]
+
+
+class StreamDraws:
+    """The source and the example of each draw of a stream.
+
+    Args:
+      seed: the run's seed.
+      continuation: the stream's first examples, if it goes on after a change of settings; None = the start.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        stream: int,
+        *,
+        seed: int,
+        continuation: Continuation | None = None,
+        make_mixture: MakeMixture = source_mixture,
+    ):
+        weights = [source.weight for source in config.sources]
+        self._streams, self._mixture = (
+            config.streams,
+            make_mixture(weights, seed=derive_seed(seed, "mix"), stream=stream),
+        )
+        # Stream s of S has the examples s, s + S, s + 2 S, … of each source.
+        self._start = continuation or Continuation((), (stream,) * len(weights))
+
+    def __getitem__(self, draw: int) -> tuple[int, int]:
+        """Returns a draw's source, and the number of its example in the source."""
+        waiting, following = self._start
+        if draw < len(waiting):
+            return waiting[draw]
+        source, earlier = self._mixture[draw - len(waiting)]
+        return source, following[source] + earlier * self._streams
+
+    def continuation(self, draw: int) -> Continuation:
+        """Returns the stream's examples from a draw on, whatever the mixture of the draws after it."""
+        waiting, following = self._start
+        counts = self._mixture.counts(max(draw - len(waiting), 0))
+        numbers = (first + count * self._streams for first, count in zip(following, counts, strict=True))
+        return Continuation(waiting[draw:], tuple(numbers))
 
 
 class StreamExamples:
     """The examples of a stream in the order of its draws: its part of each source, mixed."""
 
-    def __init__(self, corpus: Corpus, stream: int, *, seed: int):
-        config = corpus.config
-        self._stream, self._streams = stream, config.streams
-        self._sources = [source_examples(corpus, source, seed=seed) for source in range(len(config.sources))]
-        weights = [source.weight for source in config.sources]
-        self._mixture = SourceMixture(weights, seed=derive_seed(seed, "mix"), stream=stream)
+    def __init__(self, corpus: Corpus, draws: StreamDraws, *, seed: int):
+        self._draws = draws
+        self._sources = [source_examples(corpus, source, seed=seed) for source in range(len(corpus.config.sources))]
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, draw: int) -> dict[str, np.ndarray]:
-        source, nth = self._mixture[draw] if len(self._sources) > 1 else (0, draw)
-        # Stream s of S has the examples s, s + S, s + 2 S, … of each source.
-        return self._sources[source][self._stream + nth * self._streams]
+        source, example = self._draws[draw]
+        return self._sources[source][example]
 
 
 def pack_rows(examples: ExampleSequence, config: DataConfig, *, seed: int, position: Position = START) -> PackedRows:
@@ -91,11 +113,16 @@ def pack_rows(examples: ExampleSequence, config: DataConfig, *, seed: int, posit
 
 
 class StreamReader:
-    """The rows of one stream, from a position on."""
+    """The rows of one stream, from a position on; `arguments` are those of StreamDraws.
 
-    def __init__(self, corpus: Corpus, stream: int, *, seed: int, position: Position = START):
+    Attributes:
+      draws: the draws of the stream.
+    """
+
+    def __init__(self, corpus: Corpus, stream: int, *, seed: int, position: Position = START, **arguments: Any):
         self.stream = stream
-        examples = StreamExamples(corpus, stream, seed=seed)
+        self.draws = StreamDraws(corpus.config, stream, seed=seed, **arguments)
+        examples = StreamExamples(corpus, self.draws, seed=seed)
         self._rows = pack_rows(examples, corpus.config, seed=derive_seed(seed, "rows", stream), position=position)
 
     @property
@@ -147,16 +174,24 @@ class StreamGroupReader:
     """The rows of some groups, batch by batch."""
 
     def __init__(
-        self, corpus: Corpus, groups: Sequence[int], *, seed: int, positions: Mapping[int, Position] | None = None
+        self,
+        corpus: Corpus,
+        groups: Sequence[int],
+        *,
+        seed: int,
+        positions: Mapping[int, Position] | None = None,
+        continuations: Mapping[int, Continuation] | None = None,
     ):
         self._corpus = corpus
+        positions, continuations = positions or {}, continuations or {}
         assignment = StreamAssignment(corpus.config.rows, corpus.config.streams)
         self._rows_per_group = assignment.rows_per_group
-        self._groups: list[list[StreamReader]] = []
-        for group in groups:
-            streams = assignment.streams_of(group)
-            starts = {stream: START if positions is None else positions[stream] for stream in streams}
-            self._groups.append([StreamReader(corpus, s, seed=seed, position=starts[s]) for s in streams])
+
+        def reader(stream: int) -> StreamReader:
+            position, continuation = positions.get(stream, START), continuations.get(stream)
+            return StreamReader(corpus, stream, seed=seed, position=position, continuation=continuation)
+
+        self._groups = [[reader(stream) for stream in assignment.streams_of(group)] for group in groups]
 
     def next(self) -> dict[str, np.ndarray]:
         """Returns the arrays of this batch's rows, in the order of the groups, with "streams" and "positions"."""

@@ -4,9 +4,10 @@ Every worker has a part of the groups and sends its rows of a batch as one eleme
 worker, with its rows put back into the order of the groups.
 """
 
+import functools
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -15,14 +16,21 @@ import numpy as np
 from t5g2.core.processes import EndWithParent
 from t5g2.data.corpus import Corpus
 from t5g2.data.packing import Position
-from t5g2.data.streams import StreamAssignment, StreamGroupReader
+from t5g2.data.streams import Continuation, StreamAssignment, StreamGroupReader
 
 
 class MultiprocessReader:
     """A StreamGroupReader in `workers` processes. Construct it in a thread of its own: it blocks signals there."""
 
     def __init__(
-        self, corpus: Corpus, groups: Sequence[int], *, seed: int, positions: Mapping[int, Position], workers: int
+        self,
+        corpus: Corpus,
+        groups: Sequence[int],
+        *,
+        seed: int,
+        positions: Mapping[int, Position],
+        continuations: Mapping[int, Continuation],
+        workers: int,
     ):
         import grain
         from absl import flags
@@ -35,7 +43,10 @@ class MultiprocessReader:
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         self._workers = min(workers, len(groups))
-        dataset = _dataset(corpus, tuple(groups), seed=seed, positions=positions)
+        open_groups = functools.partial(
+            StreamGroupReader, corpus, seed=seed, positions=positions, continuations=continuations
+        )
+        dataset = _dataset(open_groups, tuple(groups))
         self._elements = iter(
             dataset.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
@@ -58,7 +69,7 @@ class MultiprocessReader:
         self._elements.close()
 
 
-def _dataset(corpus: Corpus, groups: tuple[int, ...], *, seed: int, positions: Mapping[int, Position]) -> Any:
+def _dataset(open_groups: Callable[..., StreamGroupReader], groups: tuple[int, ...]) -> Any:
     """Returns a grain.IterDataset of StreamGroupReader's batches that grain can split by groups.
 
     Defined in a function because importing grain imports jax; grain sends it to the workers by value.
@@ -74,7 +85,7 @@ def _dataset(corpus: Corpus, groups: tuple[int, ...], *, seed: int, positions: M
             self._groups = self._groups[sl]
 
         def __iter__(self):
-            return BatchesIterator(StreamGroupReader(corpus, self._groups, seed=seed, positions=positions))
+            return BatchesIterator(open_groups(groups=self._groups))
 
     class BatchesIterator(grain.DatasetIterator):
         def __init__(self, reader: StreamGroupReader):

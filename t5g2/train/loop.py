@@ -16,11 +16,11 @@ from pathlib import Path
 import jax
 
 from t5g2.core import logs, sharding
-from t5g2.data.pipeline import Pipeline, to_global
+from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvaluationStopped
+from t5g2.train import data_resume, preemption, recorder
 from t5g2.train import plan as plans
-from t5g2.train import preemption, recorder
 from t5g2.train import restore as restoring
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
@@ -68,10 +68,7 @@ def train(
 
         # 4 data: every stream at the position that these weights have seen
         evaluator = Evaluator(experiment.eval.tasks, plan.eval_context(rows, preempted.agreed))
-        pipeline = stack.enter_context(
-            Pipeline(plan.data, seed=experiment.train.seed, rows=rows, positions=start.positions)
-        )
-        restoring.check_corpus(start, pipeline, allow_change=allow_change)
+        pipeline = stack.enter_context(data_resume.open_pipeline(start.data, plan, rows, allow_change=allow_change))
         teacher_fingerprint = restoring.check_teacher(start, plan, allow_change=allow_change)
         if writes:
             workdirs.write_experiment(workdir, experiment, start.provenance)

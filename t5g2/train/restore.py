@@ -1,7 +1,6 @@
 """The state that a run starts from: the workdir's own, another run's, adapted or imported weights, or new ones."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +11,10 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data.pipeline import Pipeline
 from t5g2.train import adaptation, teachers
 from t5g2.train import state as states
 from t5g2.train import workdir as workdirs
+from t5g2.train.data_resume import SavedData
 from t5g2.train.plan import Plan
 from t5g2.train.state import TrainState
 
@@ -28,16 +27,14 @@ class StartState(NamedTuple):
     Attributes:
       state: weights and optimizer, on the devices.
       step: updates completed.
-      positions: positions of the data streams; None = their start.
-      corpus: fingerprint of the text that the positions refer to; None = any text.
+      data: position of the data; None = its start.
       teacher: fingerprint of the teacher of the steps before; None = any teacher.
       provenance: origin of each weight of an adapted model, as plain data; None if the model was not adapted here.
     """
 
     state: TrainState
     step: int
-    positions: Mapping[str, Sequence[int]] | None
-    corpus: str | None
+    data: SavedData | None
     teacher: str | None
     provenance: Any
 
@@ -53,19 +50,19 @@ def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int 
       UserError: the checkpoint does not exist, or a folder that `init` names does not exist or does not fit.
     """
     experiment, init = plan.experiment, plan.experiment.init
-    origin = f"the workdir, {workdir}"
+    origin, folder = f"the workdir, {workdir}", workdir
     # the workdir comes first, so that a run that was started from another one is resumed from its own checkpoints
     saved = checkpoints.restore(plan.abstract.params, plan.abstract.opt, step=replay)
     if saved is None and init.resume is not None:
-        origin = f"init.resume, {init.resume}"
+        origin, folder = f"init.resume, {init.resume}", Path(init.resume)
         # read-only, because the other run may still be writing
-        with Checkpoints(Path(init.resume) / workdirs.CHECKPOINTS, read_only=True) as other:
+        with Checkpoints(folder / workdirs.CHECKPOINTS, read_only=True) as other:
             saved = other.restore(plan.abstract.params, plan.abstract.opt)
         if saved is None:
             raise UserError(f"{origin} has no checkpoint; give the workdir of a run that has saved one")
     if saved is None:
         params, provenance = initial_params(plan)
-        return StartState(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, None, provenance)
+        return StartState(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, provenance)
     if saved.step > experiment.train.steps:
         raise UserError(
             f"{origin} holds step {saved.step} and train.steps is {experiment.train.steps}; raise it to at least "
@@ -77,7 +74,8 @@ def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int 
     step, skipped = (jax.device_put(np.int32(x), replicated) for x in (saved.step, saved.meta.get("skipped", 0)))
     state = TrainState(step, saved.params, saved.opt, skipped)
     provenance = workdirs.read_provenance(workdir)
-    return StartState(state, saved.step, saved.data, saved.meta["corpus"], saved.meta.get("teacher"), provenance)
+    data = SavedData.of(saved, folder)
+    return StartState(state, saved.step, data, saved.meta.get("teacher"), provenance)
 
 
 def initial_params(plan: Plan) -> tuple[Any, Any]:
@@ -121,22 +119,3 @@ def check_teacher(start: StartState, plan: Plan, *, allow_change: tuple[str, ...
             )
         log.warning("the teacher has changed since step %d was saved: %s -> %s", start.step, start.teacher, fingerprint)
     return fingerprint
-
-
-def check_corpus(start: StartState, pipeline: Pipeline, *, allow_change: tuple[str, ...] = ()) -> None:
-    """Compares the text with the one that the saved positions refer to.
-
-    Raises:
-      UserError: the text has changed, and `allow_change` does not name data.corpus.
-    """
-    fingerprint = pipeline.corpus.fingerprint
-    # positions count chunks, so with another text they would point at other examples
-    if start.corpus in (None, fingerprint):
-        return
-    if "data.corpus" not in allow_change:
-        raise UserError(
-            f"the text or its tokens have changed since step {start.step} was saved (fingerprint {start.corpus} -> "
-            f"{fingerprint}), so the saved positions would skip and repeat examples; restore the text, use a new "
-            f"--workdir, or go on with it on purpose: --allow_change=data.corpus"
-        )
-    log.warning("the text has changed since step %d was saved: %s -> %s", start.step, start.corpus, fingerprint)

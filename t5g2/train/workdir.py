@@ -11,7 +11,7 @@ done.json         the last step; written last
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.data.continuation import StreamPositions
+from t5g2.data.packing import Position
 from t5g2.data.pipeline import Pipeline
 from t5g2.train import experiment as experiments
 from t5g2.train import resume
@@ -148,18 +150,22 @@ def save_checkpoint(
       teacher: fingerprint of the teacher that runs in every step.
     """
     # gathered by every process, before any of them can return: it is a collective operation
-    positions = gather_positions(pipeline.positions, experiment.data.streams)
+    gathered = gather_positions(pipeline.positions, experiment.data.streams)
     if step in checkpoints.steps():
         return
+    corpus = pipeline.corpus
     meta = {
         "experiment": experiments.fingerprint(experiment),
         "seed": experiment.train.seed,
-        "corpus": pipeline.corpus.fingerprint,
+        "corpus": corpus.fingerprint,
+        "chunks": [corpus.chunks_fingerprint(source) for source in range(len(corpus.chunks))],
         "teacher": teacher,
         "skipped": int(state.skipped),
+        # of this very state, because experiment.json may be of a later start, or be gone
         "settings": experiments.dump(experiment),
     }
-    checkpoints.save(step, state.params, state.opt, data=positions, meta=meta)
+    data = StreamPositions(gathered, pipeline.continuations).to_plain()
+    checkpoints.save(step, state.params, state.opt, data=data, meta=meta)
 
 
 def finish(workdir: Path, experiment: Experiment, step: int, params: Any, provenance: Any) -> None:
@@ -179,11 +185,11 @@ def finish(workdir: Path, experiment: Experiment, step: int, params: Any, proven
         files.write_json(workdir / DONE, {"step": step})
 
 
-def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[str, list[int]]:
-    """Returns the positions of all streams, each from a process that reads it, with keys as JSON has them.
+def gather_positions(local: Mapping[int, Position], streams: int) -> dict[int, Position]:
+    """Returns the positions of all streams, each from a process that reads it.
 
     With 2 streams, of which this process reads stream 1: {1: (8, 6, 14)} and stream 0's from another process give
-    {"0": [4, 0, 9], "1": [8, 6, 14]}.
+    {0: (4, 0, 9), 1: (8, 6, 14)}.
     """
     width = len(next(iter(local.values())))
     table = np.full((streams, width), -1, np.int64)
@@ -194,7 +200,7 @@ def gather_positions(local: Mapping[int, Sequence[int]], streams: int) -> dict[s
         halves = np.asarray(multihost_utils.process_allgather(table.view(np.int32)))
         table = halves.astype(np.int32).view(np.int64).max(axis=0)
     assert (table >= 0).all(), "a stream is read by no process"
-    return {str(stream): position.tolist() for stream, position in enumerate(table)}
+    return {stream: (first, second, third) for stream, (first, second, third) in enumerate(table.tolist())}
 
 
 def _remove_traces(workdir: Path) -> None:

@@ -3,44 +3,13 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from t5g2.core.seeds import derive_seed
 from t5g2.data.corpus import open_corpus
 from t5g2.data.examples import source_examples
-from t5g2.data.streams import SourceMixture, StreamReader
+from t5g2.data.streams import StreamReader
 from t5g2.data.tokenizers.byte_level import Bytes
 from tests.data import corpus
-
-
-def test_the_mixture_of_the_docstring():
-    selection = SourceMixture((2, 1), seed=0, stream=0)
-    selection._draw = lambda block: np.array([[(0, 0), (1, 0), (0, 1)], [(1, 0), (0, 0), (0, 1)]][block])
-    assert [selection[i] for i in range(6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (0, 3)]
-
-
-@pytest.mark.parametrize("weights", [(1,), (3, 1), (1, 1), (5, 3, 2)])
-def test_every_block_has_the_weights_exactly_and_no_example_twice(weights):
-    selection, size = SourceMixture(weights, seed=1, stream=2), sum(weights)
-    draws = [selection[i] for i in range(size * 50)]
-    for block in range(50):
-        sources = [source for source, _ in draws[block * size : (block + 1) * size]]
-        assert np.bincount(sources, minlength=len(weights)).tolist() == list(weights)
-    for source, weight in enumerate(weights):
-        assert [n for s, n in draws if s == source] == list(range(50 * weight))
-
-
-def test_the_order_in_a_block_follows_from_seed_stream_and_block():
-    def sources(seed, stream):
-        selection = SourceMixture((3, 3), seed=seed, stream=stream)
-        return [selection[i][0] for i in range(60)]
-
-    assert sources(0, 0) == sources(0, 0)
-    assert sources(0, 0) != sources(0, 1)
-    assert sources(0, 0) != sources(1, 0)
-    assert sources(0, 0)[:6] * 10 != sources(0, 0)
-    backwards = SourceMixture((3, 3), seed=0, stream=0)
-    assert [backwards[i][0] for i in reversed(range(60))] == sources(0, 0)[::-1]
 
 
 def test_example_k_is_a_pure_function_of_k(tmp_path):

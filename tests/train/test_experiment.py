@@ -162,3 +162,50 @@ def test_the_refusal_names_a_list_and_not_each_of_its_entries():
     with pytest.raises(UserError, match=r"--allow_change=optim\.decay$"):
         resume.check_resume(saved, now)
     assert resume.check_resume(saved, now, allow=["optim.decay"])
+
+
+def test_with_other_sources_the_flag_is_data_sources_and_the_difference_is_short():
+    saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
+    now = copy.deepcopy(saved)
+    new = {
+        "text": {
+            "kind": "text",
+            "path": "corpus",
+        },
+        "objective": {"kind": "ul2"},
+        "name": "web",
+        "weight": 3,
+    }
+    now["data"]["sources"].insert(0, new)
+    now = experiments.dump(experiments.build(now))
+    for before, after, word in ((saved, now, "surplus"), (now, saved, "missing")):
+        with pytest.raises(UserError, match=r"--allow_change=data\.sources$") as refused:
+            resume.check_resume(before, after)
+        assert f"{word}  data.sources.web: text, ul2, weight 3\n" in str(refused.value)
+        assert len(str(refused.value)) < 300
+        assert list(resume.check_resume(before, after, allow=["data.sources"])) == ["data.sources.web"]
+    # what else has changed of a source is shown under its name
+    now["data"]["sources"][1]["weight"] = 9
+    with pytest.raises(UserError, match=r"changed  data\.sources\.python\.weight: 1 -> 9\n.*=data\.sources$"):
+        resume.check_resume(saved, now)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([("optim.optimizer", '{"kind": "adafactor"}')], "optim.optimizer"),
+        ([("optim.optimizer.moment_dtype", "bfloat16")], "optim.optimizer.moment_dtype"),
+        ([("train.param_dtype", "bfloat16")], "train.param_dtype"),
+        ([("model.decoder.mlp_width", "96")], "model.decoder.mlp_width"),
+    ],
+)
+def test_a_change_that_the_saved_state_does_not_fit_is_not_recommended(overrides, named):
+    saved = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
+    now = experiments.dump(config_file.load(f"{QUICKSTART}:adapted", overrides))
+    with pytest.raises(UserError, match=rf"(?s)cannot go on with another {named}, because .* init\.params") as refused:
+        resume.check_resume(saved, now)
+    assert "--allow_change" not in str(refused.value)
+    # beside one that can be allowed
+    now["train"]["z_loss"] = 0.125
+    with pytest.raises(UserError, match=rf"(?s)another {named}, .* on purpose: --allow_change=train\.z_loss$"):
+        resume.check_resume(saved, now)

@@ -31,8 +31,8 @@ def test_due(every, expected):
 
 def test_positions_of_all_streams():
     assert workdirs.gather_positions({1: (8, 6, 14), 0: (2**40, 0, 9)}, 2) == {
-        "0": [2**40, 0, 9],
-        "1": [8, 6, 14],
+        0: (2**40, 0, 9),
+        1: (8, 6, 14),
     }
     with pytest.raises(AssertionError, match="read by no process"):
         workdirs.gather_positions({1: (8, 6, 14)}, 2)
