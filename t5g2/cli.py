@@ -8,7 +8,7 @@ import importlib
 import sys
 
 from t5g2.commands.flags import HelpRequested, parse
-from t5g2.core.errors import OS_ERRORS, UserError, unknown
+from t5g2.core.errors import OS_ERRORS, UserError, os_error_message, unknown
 
 # in the order of a run's life; each is t5g2/commands/<name>.py with FLAGS and run()
 COMMANDS = (
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OS_ERRORS:
             raise
-        print(f"t5g2 {argv[0]}: {error}; {OS_ERRORS[error.errno]}", file=sys.stderr)
+        print(f"t5g2 {argv[0]}: {os_error_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

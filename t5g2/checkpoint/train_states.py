@@ -12,25 +12,25 @@ folder of its own (no OCDBT, which packs leaves into shared files), so that dama
 """
 
 import gc
-import hashlib
-import json
-import logging
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from t5g2.checkpoint import checksum
+from t5g2.checkpoint.save_errors import SaveErrors
+from t5g2.checkpoint.sealed_records import digest, require_json, seal, unseal
 from t5g2.core import tree
+from t5g2.core.distributed import any_process
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 
@@ -62,26 +62,30 @@ class Checkpoints:
     def __init__(self, directory: str | PathLike, *, keep: int = 3, read_only: bool = False):
         self.directory = epath.Path(directory).absolute()  # may be a bucket
         self._read_only = read_only
+        self._errors = SaveErrors(self.directory)
         if read_only and not self.directory.is_dir():
             raise UserError(f"{self.directory} does not exist; give the workdir of a run that has saved a checkpoint")
         if keep < 1:
             raise UserError(f"keep = {keep}; it must be at least 1, because the newest checkpoint is always kept")
-        logging.getLogger("absl").addFilter(_is_not_ocdbt_warning)
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
-        self._orbax = ocp.training.Checkpointer(
-            self.directory,
-            context=_context(),
-            # the train loop decides when to save
-            save_decision_policy=decisions.FixedIntervalPolicy(1),
-            preservation_policy=policies.PreserveAll() if read_only else policies.LatestN(keep),
+        self._orbax = _while_steps_vanish(
+            lambda: ocp.training.Checkpointer(
+                self.directory,
+                context=_context(),
+                # the train loop decides when to save
+                save_decision_policy=decisions.FixedIntervalPolicy(1),
+                preservation_policy=policies.PreserveAll() if read_only else policies.LatestN(keep),
+            )
         )
         if not read_only:
             self._remove_incomplete()
 
     def steps(self) -> list[int]:
-        """Returns the steps that are complete on disk, ascending; a save in the background is not among them yet."""
-        self._orbax.reload()
+        """Returns the steps that are complete on disk, ascending; waits for a save by this process."""
+        # a save removes an old step when it is complete, while Orbax would list them
+        self.wait()
+        _while_steps_vanish(self._orbax.reload)
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def save(self, step: int, params: Any, opt: Any, *, data: Any, meta: Any) -> None:
@@ -107,12 +111,15 @@ class Checkpoints:
         sums = _checksums(items)
         leaves = {name: _dtype_shape(x) | {"checksum": sums[name]} for name, x in _flatten_items(items).items()}
         records = {
-            "data": _require_json("data", data),
-            "meta": {"step": step, "leaves": leaves, "run": _require_json("meta", meta)},
+            "data": require_json("data", data),
+            # the digest binds the positions to this step, as the checksums bind the leaves
+            "meta": {"step": step, "data": digest(data), "leaves": leaves, "run": require_json("meta", meta)},
         }
         arrays = {item: named for item, named in items.items() if named}  # Orbax has no empty items
-        sealed = {item: _seal(record) for item, record in records.items()}
-        self._orbax.save_checkpointables_async(step, arrays | sealed, force=True)
+        sealed = {item: seal(record) for item, record in records.items()}
+        self._errors.check_room(step, sum(x.nbytes for x in _flatten_items(items).values()))
+        with self._errors.translated():
+            self._orbax.save_checkpointables_async(step, arrays | sealed, force=True)
 
     def restore(self, params: Any, opt: Any = None, *, step: int | None = None) -> SavedStep | None:
         """Returns the newest intact step, bit for bit as it was saved; None if nothing was ever saved.
@@ -181,13 +188,21 @@ class Checkpoints:
         return {name: partial(read, name) for name in targets["params"]}
 
     def wait(self) -> None:
-        """Waits until the last save is complete on disk; raises its error if it failed."""
-        self._orbax.wait()
+        """Waits until the last save is complete on disk.
+
+        Raises:
+          UserError: the disk is full, or the folder cannot be written any more; later calls do nothing.
+        """
+        if not self._errors.failed:
+            with self._errors.translated():
+                self._orbax.wait()
 
     def close(self) -> None:
         """Waits for the last save and ends the background threads."""
-        self._orbax.wait()
-        self._orbax.close()
+        self.wait()
+        # a save that has failed would raise its error again
+        if not self._errors.failed:
+            self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -224,7 +239,7 @@ class Checkpoints:
         except DAMAGE as error:
             failure = error
         # all processes take the same branch, or one would wait for the others in a collective operation
-        if _any_process([failure is not None])[0]:
+        if any_process([failure is not None])[0]:
             problems = self._unreadable_leaves(step, targets)
             if not problems:  # every leaf can be read alone, so the files are not the cause
                 raise failure or RuntimeError(f"another process could not read step {step}")
@@ -241,12 +256,15 @@ class Checkpoints:
         problems = []
         for item in ("data", "meta"):
             try:
-                records[item] = _unseal(self._load(step, {item: None})[item])
+                records[item] = unseal(self._load(step, {item: None})[item])
             except DAMAGE as error:
                 problems.append(f"{item}: {_damage_reason(error)}")
         if not problems and records["meta"]["step"] != step:
             problems.append(f"meta: it belongs to step {records['meta']['step']}")
-        anywhere = _any_process([bool(problems)])[0]
+        # steps of earlier versions have no digest of their positions
+        if not problems and records["meta"].get("data") not in (None, digest(records["data"])):
+            problems.append("data: the positions belong to another step")
+        anywhere = any_process([bool(problems)])[0]
         return records, problems or (["data or meta: unreadable in another process"] if anywhere else [])
 
     def _refuse_other_model(self, step: int, saved: Mapping[str, Any], targets: Mapping[str, LeavesByName]) -> None:
@@ -270,7 +288,7 @@ class Checkpoints:
                     self._load(step, {item: _placeholders_except(leaf, named)})
                 except DAMAGE as error:
                     reasons[f"{item}.{leaf}"] = _damage_reason(error)
-        broken = _any_process([name in reasons for name in names])
+        broken = any_process([name in reasons for name in names])
         return [
             f"{n}: {reasons.get(n, 'unreadable in another process')}" for n, b in zip(names, broken, strict=True) if b
         ]
@@ -313,7 +331,7 @@ def _context(*, single_process: bool = False) -> Any:
 
     Args:
       single_process: do not wait for the other processes: Orbax would wait forever at a barrier for a process that
-        cannot read its part of a leaf; `_any_process` does not.
+        cannot read its part of a leaf; `any_process` does not.
     """
     registry = ocp.handlers.local_registry()
     for item in ("data", "meta"):  # else a dict of numbers would become one tiny array per number
@@ -329,9 +347,19 @@ def _context(*, single_process: bool = False) -> Any:
     return context
 
 
-def _is_not_ocdbt_warning(record: logging.LogRecord) -> bool:
-    """False for the warning that Orbax gives at each save without OCDBT: that there is nothing to merge."""
-    return "Skipping merge of OCDBT" not in str(record.msg)
+def _while_steps_vanish(listing: Callable[[], Any], tries: int = 100) -> Any:
+    """Returns listing(), called again where a step was removed by another process between its name and its contents.
+
+    Raises:
+      FileNotFoundError: every try failed, so it is something else that is missing.
+    """
+    for _ in range(tries - 1):
+        try:
+            return listing()
+        except FileNotFoundError:
+            # the step that was listed is gone, so the next list is shorter
+            time.sleep(0.01)
+    return listing()
 
 
 @contextmanager
@@ -386,26 +414,6 @@ def _format_dtype_shape(leaf: Mapping[str, Any]) -> str:
     return f"{leaf['dtype']}{leaf['shape']}"
 
 
-def _require_json(name: str, value: Any) -> Any:
-    if json.loads(json.dumps(value)) != value:
-        raise TypeError(f"{name} would change in JSON: {value!r}; use str keys, lists and plain numbers")
-    return value
-
-
-def _seal(body: Any) -> dict[str, Any]:
-    return {"sha256": _digest(body), "body": body}
-
-
-def _unseal(record: Any) -> Any:
-    if _digest(record["body"]) != record["sha256"]:
-        raise ValueError("the contents have changed")
-    return record["body"]
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
 def _damage_reason(error: Exception) -> str:
     """Returns the first line of the innermost cause; raises the error again if it is not about the files' contents."""
     cause: BaseException = error
@@ -416,10 +424,3 @@ def _damage_reason(error: Exception) -> str:
     if no_access or text.startswith(NOT_THE_FILES):
         raise error
     return f"{type(cause).__name__}: {text.splitlines()[0]}"
-
-
-def _any_process(flags: Sequence[bool]) -> np.ndarray:
-    """Returns bool[n], the flags that are set in any process, so that all processes take the same branch."""
-    if jax.process_count() == 1:
-        return np.asarray(flags)
-    return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)

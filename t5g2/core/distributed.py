@@ -2,11 +2,12 @@
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 
 from t5g2.core.errors import UserError, unknown
 
@@ -14,6 +15,15 @@ from t5g2.core.errors import UserError, unknown
 def is_primary() -> bool:
     """True in process 0, the only one that writes files and prints."""
     return jax.process_index() == 0
+
+
+def any_process(flags: Sequence[bool]) -> np.ndarray:
+    """Returns bool[n], the flags that are set in any process, so that all processes take the same branch."""
+    if jax.process_count() == 1:
+        return np.asarray(flags)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
 
 
 _PROCESS_VARIABLES = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

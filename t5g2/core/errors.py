@@ -2,7 +2,11 @@
 
 import difflib
 import errno
+import os
+import re
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 # Errors of the operating system that do not depend on the contents of files, each with its remedy.
 OS_ERRORS = {
@@ -12,11 +16,47 @@ OS_ERRORS = {
     errno.ENOSPC: "make room, or give a path on another disk",
     errno.EDQUOT: "make room, or give a path on another disk",
     errno.EFBIG: "allow larger files (ulimit -f), or give another path",
+    errno.EIO: "the disk or the network behind it has failed: check it, or give another path",
+    errno.ESTALE: "the network file system has lost it: mount it again, or give another path",
 }
 
 
 class UserError(ValueError):
     """Wrong input of a command, which then prints the message without a traceback and ends with exit status 2."""
+
+
+def storage_problem(error: BaseException) -> OSError | None:
+    """Returns the error of the operating system behind an error of a library that wrote or read files; None = none.
+
+    Its causes are searched, and the number that TensorStore puts into its messages: os_error_code='28'.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen
+        if code := re.search(r"os_error_code='(\d+)'", str(seen)):
+            file = re.search(r'local file "([^"]+)"', str(seen))
+            return OSError(int(code[1]), os.strerror(int(code[1])), file and file[1])
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def os_error_message(error: OSError) -> str:
+    """Returns what failed, on which file, how much room is free where room is the cause, and the remedy."""
+    remedy = OS_ERRORS.get(error.errno or 0, "check that the path still exists")
+    room = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename:
+        room = f" ({free_bytes(error.filename) / 2**20:.1f} MiB free)"
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error.strerror or error}{room}; {remedy}"
+
+
+def free_bytes(path: str | os.PathLike) -> int:
+    """Returns the room that is left on the disk of a path, which need not exist."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:

@@ -37,6 +37,17 @@ def already_exists(path: Path) -> UserError:
 
 
 @contextlib.contextmanager
+def naming(target: Path) -> Iterator[None]:
+    """Adds the path to an error of the operating system that names no file, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(target)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yields a path to write a file to, which becomes `target` when the block ends; if it fails, nothing changes.
 
@@ -46,8 +57,10 @@ def replacing(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.urandom(4).hex()}{PART}")
     try:
-        yield part
-        os.replace(part, target)
+        with naming(target):
+            yield part
+            _sync(part)
+            os.replace(part, target)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -60,11 +73,23 @@ def new_folder(directory: Path) -> Iterator[Path]:
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     part.mkdir(parents=True)
     try:
-        yield part
-        part.rename(directory)
+        with naming(directory):
+            yield part
+            for path in (*part.rglob("*"), part):
+                _sync(path)
+            part.rename(directory)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk, so that no mark that is written later can survive it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

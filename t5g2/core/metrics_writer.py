@@ -20,9 +20,9 @@ class MetricsWriter:
     seconds since 1970, and a value that is not finite is null. Several lines may hold one step (training, evaluation).
 
     A run that is resumed at step S leaves the file as if it had never stopped: lines after S are cut off, lines of S
-    stay, and a name that has a value at S is not written a second time. (An evaluation at S comes before the checkpoint
-    of S and is repeated on a resume, the training loss of S is not: the file has both once.) A line is a single write,
-    so a process that is killed leaves at most one partial line at the end, which is dropped on the next start.
+    stay, and a name that has a value at S is not written a second time. (An evaluation at S is repeated on a resume,
+    the training loss of S is not: the file has both once.) A line is a single write, so a process that is killed leaves
+    at most one partial line at the end, which is dropped on the next start.
 
     Args:
       folder: the workdir.
@@ -51,7 +51,7 @@ class MetricsWriter:
         self._sinks: list[Any] = []
         if not is_primary():
             return
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kept_rows = _cut(folder / "metrics.jsonl", step)
         self._at_resume = {name for row in kept_rows if row["step"] == step for name in row}
@@ -69,7 +69,8 @@ class MetricsWriter:
         if unwritten:
             wall = round(time.time(), 3)
             for sink in self._sinks:
-                sink.write(int(step), wall, unwritten)
+                with files.naming(self._folder):
+                    sink.write(int(step), wall, unwritten)
 
     def close(self) -> None:
         """Closes all outputs; later writes are dropped."""

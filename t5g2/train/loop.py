@@ -60,7 +60,7 @@ def train(
 
         # 3 weights: from the workdir, init.resume, init.adapt or init.params, whichever exists first, else new
         checkpoints = stack.enter_context(workdirs.open_checkpoints(workdir, experiment, read_only=not writes))
-        start = restoring.restore(workdir, plan, checkpoints, replay=replay)
+        start = restoring.restore(workdir, plan, checkpoints, replay=replay, allow_change=allow_change)
         state, step = start.state, start.step
         if writes and workdirs.is_done(workdir, experiment, step):
             log.info("done: %d steps; %s", step, recorder.last_scores(workdir))

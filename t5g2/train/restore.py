@@ -8,13 +8,14 @@ import jax
 import numpy as np
 
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.checkpoint.train_states import Checkpoints, SavedStep
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.train import adaptation, teachers
 from t5g2.train import state as states
 from t5g2.train import workdir as workdirs
 from t5g2.train.data_resume import SavedData
+from t5g2.train.experiment import Experiment, build
 from t5g2.train.plan import Plan
 from t5g2.train.state import TrainState
 
@@ -39,20 +40,31 @@ class StartState(NamedTuple):
     provenance: Any
 
 
-def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int | None = None) -> StartState:
+def restore(
+    workdir: Path,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    *,
+    replay: int | None = None,
+    allow_change: tuple[str, ...] = (),
+) -> StartState:
     """Returns the first that exists: the workdir's checkpoint, that of init.resume, weights from `init`, new weights.
 
     Args:
       checkpoints: checkpoints of the workdir.
       replay: the step to start from; None = the newest.
+      allow_change: paths of settings that may differ from the saved ones.
 
     Raises:
-      UserError: the checkpoint does not exist, or a folder that `init` names does not exist or does not fit.
+      UserError: the checkpoint does not exist, or is of another experiment; or a folder that `init` names does not
+        exist or does not fit.
     """
     experiment, init = plan.experiment, plan.experiment.init
     origin, folder = f"the workdir, {workdir}", workdir
     # the workdir comes first, so that a run that was started from another one is resumed from its own checkpoints
     saved = checkpoints.restore(plan.abstract.params, plan.abstract.opt, step=replay)
+    if saved is not None:
+        workdirs.compare_saved(workdir, saved, experiment, allow_change=allow_change)
     if saved is None and init.resume is not None:
         origin, folder = f"init.resume, {init.resume}", Path(init.resume)
         # read-only, because the other run may still be writing
@@ -69,6 +81,7 @@ def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int 
             f"that, or give another --workdir"
         )
     log.info("weights: from step %d of %s", saved.step, origin)
+    _log_learning_rate(saved, experiment)
     # the step is not part of the saved arrays: its number is the name of the checkpoint
     replicated = plan.abstract.step.sharding
     step, skipped = (jax.device_put(np.int32(x), replicated) for x in (saved.step, saved.meta.get("skipped", 0)))
@@ -76,6 +89,24 @@ def restore(workdir: Path, plan: Plan, checkpoints: Checkpoints, *, replay: int 
     provenance = workdirs.read_provenance(workdir)
     data = SavedData.of(saved, folder)
     return StartState(state, saved.step, data, saved.meta.get("teacher"), provenance)
+
+
+def _log_learning_rate(saved: SavedStep, experiment: Experiment) -> None:
+    """Logs the learning rate of the next step if other settings than the saved ones, such as train.steps, move it."""
+    try:
+        former = build(saved.meta["settings"])
+    except (KeyError, UserError):  # an earlier version saved the step, without settings or with other ones
+        return
+    rates = [float(e.optim.schedule.make(e.train.steps)(saved.step)) for e in (former, experiment)]
+    if rates[0] != rates[1]:
+        log.warning(
+            "the learning rate of step %d moves from %.3g to %.3g, because the schedule or its length has changed: "
+            "train.steps %d -> %d",
+            saved.step + 1,
+            *rates,
+            former.train.steps,
+            experiment.train.steps,
+        )
 
 
 def initial_params(plan: Plan) -> tuple[Any, Any]:

@@ -6,9 +6,10 @@ checkpoints/      train states by step
 metrics.jsonl     metrics by step, and TensorBoard events beside it
 samples/          predictions by step
 model/            the weights at the end, as a model folder
-done.json         the last step; written last
+done.json         the last step, and the files of model/ with their sizes and hashes; written last
 """
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.checkpoint.train_states import Checkpoints, SavedStep
 from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.data.continuation import StreamPositions
@@ -36,6 +37,8 @@ log = logging.getLogger("t5g2")
 
 EXPERIMENT, DONE, PROVENANCE = "experiment.json", "done.json", "provenance.json"
 CHECKPOINTS, MODEL, LOCK = "checkpoints", "model", ".lock"
+# files of at most this size are hashed in done.json
+HASHED_BYTES = 2**20
 
 
 @contextmanager
@@ -89,7 +92,30 @@ def compare_experiment(workdir: Path, experiment: Experiment, *, allow_change: t
         fix=f"the experiment of the checkpoints in {workdir / CHECKPOINTS} is unknown without it: put the file back, "
         f"or give another --workdir",
     )
-    changes = resume.check_resume(saved, experiments.dump(experiment), allow=allow_change)
+    _log_changes(resume.check_resume(saved, experiments.dump(experiment), allow=allow_change))
+
+
+def compare_saved(
+    workdir: Path, saved: SavedStep, experiment: Experiment, *, allow_change: tuple[str, ...] = ()
+) -> None:
+    """Compares the settings with those in a checkpoint, if experiment.json is missing beside it.
+
+    Raises:
+      UserError: a setting differs, or the checkpoint is of a version that did not save the settings.
+    """
+    if (workdir / EXPERIMENT).exists():
+        return
+    if "settings" in saved.meta:
+        _log_changes(resume.check_resume(saved.meta["settings"], experiments.dump(experiment), allow=allow_change))
+    elif saved.meta["experiment"] != experiments.fingerprint(experiment):
+        raise UserError(
+            f"{workdir / EXPERIMENT} is missing, and step {saved.step} in {workdir / CHECKPOINTS} was saved by another "
+            f"experiment (fingerprint {saved.meta['experiment']} -> {experiments.fingerprint(experiment)}); put the "
+            f"file back, use the settings that it was saved with, or give another --workdir"
+        )
+
+
+def _log_changes(changes: Mapping[str, tuple]) -> None:
     for path, (old, new) in changes.items():
         log.info("resumed with another %s: %r -> %r", path, old, new)
 
@@ -123,11 +149,34 @@ def read_provenance(workdir: Path) -> Any:
 
 
 def is_done(workdir: Path, experiment: Experiment, step: int) -> bool:
-    """True if the run has ended at this step and has written everything that its settings ask for."""
-    if step != experiment.train.steps or not (workdir / DONE).exists():
+    """True if the run has ended at this step, and all that its settings ask for is there and is what was written."""
+    path = workdir / DONE
+    if step != experiment.train.steps or not path.exists():
         return False
-    done = files.read_json_object(workdir / DONE, fix="remove it, and run the same command again")
-    return done["step"] == step and ((workdir / MODEL).exists() or not experiment.save.model)
+    try:
+        done = files.read_json_object(path, fix="it is written anew at the end")
+        files_then = {} if done.get("files") is None else dict(done["files"])
+        at_step = done["step"] == step
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s is damaged, so this run counts as not done: %s", path, error)
+        return False
+    if not at_step or (experiment.save.model and not (workdir / MODEL).exists()):
+        return False
+    changed = [name for name, mark in files_then.items() if _mark(workdir / name) != mark]
+    if changed:
+        log.warning("not done: %s is not what was written; the model folder is written anew", ", ".join(changed))
+    return not changed
+
+
+def _mark(path: Path) -> dict[str, Any] | None:
+    """Returns the size of a file, and the hash of a small one; None if it is missing.
+
+    The size of a large file, which reading would make expensive, finds what is cut off or was never written to disk.
+    """
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    return {"bytes": size} | ({"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if size <= HASHED_BYTES else {})
 
 
 def open_checkpoints(workdir: Path, experiment: Experiment, *, read_only: bool = False) -> Checkpoints:
@@ -182,7 +231,9 @@ def finish(workdir: Path, experiment: Experiment, step: int, params: Any, proven
         )
     # last, so that done.json is proof of everything else
     if jax.process_index() == 0:
-        files.write_json(workdir / DONE, {"step": step})
+        written = sorted((workdir / MODEL).rglob("*")) if experiment.save.model else []
+        marks = {str(path.relative_to(workdir)): _mark(path) for path in written if path.is_file()}
+        files.write_json(workdir / DONE, {"step": step, "files": marks})
 
 
 def gather_positions(local: Mapping[int, Position], streams: int) -> dict[int, Position]:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -243,6 +245,112 @@ def test_a_step_under_another_name_is_not_believed(directory, warnings):
     with Checkpoints(directory) as checkpoints:
         assert checkpoints.restore(*abstract(make())).step == 1
     assert "meta: it belongs to step 2" in warnings()
+
+
+def test_positions_of_another_step_are_not_believed(tmp_path, warnings):
+    # whole and sealed, but of another step: with them examples would repeat
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        for step in (3, 6):
+            checkpoints.save(step, *make(), data={"0": [step, 0]}, meta=META)
+    shutil.copy(tmp_path / "c" / "3" / "data" / "data.json", tmp_path / "c" / "6" / "data" / "data.json")
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        restored = checkpoints.restore(*abstract(make()))
+    assert (restored.step, restored.data) == (3, {"0": [3, 0]})
+    assert "data: the positions belong to another step" in warnings()
+
+
+def test_steps_may_be_listed_while_others_are_removed(tmp_path):
+    state, listed = make(), []
+    with Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        checkpoints.save(0, *state, data=DATA, meta=META)
+        checkpoints.wait()
+        # another process, which sees steps come and go
+        with Checkpoints(tmp_path / "c", read_only=True) as reader:
+            polling = threading.Event()
+
+            def poll():
+                while not polling.is_set():
+                    listed.append(reader.steps())
+
+            with ThreadPoolExecutor() as pool:
+                polled = pool.submit(poll)
+                for step in range(1, 15):
+                    checkpoints.save(step, *state, data=DATA, meta=META)
+                    # asked before the save has been waited for
+                    assert checkpoints.steps() == [step]
+                polling.set()
+                polled.result()
+    assert all(listed)
+
+
+def test_a_step_that_vanishes_while_it_is_listed(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, *make(), data=DATA, meta=META)
+        checkpoints.wait()
+        reload, failures = checkpoints._orbax.reload, [FileNotFoundError("c/0"), FileNotFoundError("c/0")]
+
+        def listing():
+            if failures:
+                raise failures.pop()
+            reload()
+
+        monkeypatch.setattr(checkpoints._orbax, "reload", listing)
+        assert checkpoints.steps() == [1]
+        monkeypatch.setattr(checkpoints._orbax, "reload", lambda: shutil.rmtree(tmp_path / "nowhere"))
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            checkpoints.steps()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    state = make()
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, *state, data=DATA, meta=META)
+        checkpoints.wait()
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+        with pytest.raises(
+            UserError,
+            match=r"step 2 cannot be saved, which needs 0\.0 MiB: .*c: No space left on device \(0\.0 MiB free\); make "
+            r"room, .*\. Step 1 is the last that is saved; the same command goes on from there",
+        ):
+            checkpoints.save(2, *state, data=DATA, meta=META)
+        assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        # as TensorStore says it
+        (
+            ValueError(
+                'RESOURCE_EXHAUSTED: Error writing local file "/disk/c/2/zarr.json": Failed writing: Failed to write '
+                "432 bytes to file 28: Disk quota exceeded [os_error_code='122']"
+            ),
+            r"/disk/c/2/zarr\.json: Disk quota exceeded .*make room",
+        ),
+        (OSError(5, "Input/output error", "/disk/c/2"), r"/disk/c/2: Input/output error; the disk or the network"),
+        (
+            FileNotFoundError(2, "No such file or directory", "/disk/c"),
+            "No such file .*check that the path still exists",
+        ),
+    ],
+)
+def test_a_disk_that_fails_during_a_save(tmp_path, monkeypatch, error, message):
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, *make(), data=DATA, meta=META)
+    checkpoints.wait()
+
+    def fail():
+        # inside the errors of the library, as Orbax does it
+        raise RuntimeError("save failed") from error
+
+    monkeypatch.setattr(checkpoints._orbax, "wait", fail)
+    with pytest.raises(UserError, match=f"step 1 cannot be saved, .*: {message}.* Step 1 is the last that is saved"):
+        checkpoints.wait()
+    checkpoints.close()  # does not raise it again
+    monkeypatch.undo()
+    checkpoints._orbax.close()
 
 
 def test_nothing_intact_is_an_error_now_and_later(directory):

@@ -1,5 +1,6 @@
 """Ends of a run that are not its usual ones: weights that overflow, steps that go back, a run that goes on; signals."""
 
+import hashlib
 import json
 import os
 import re
@@ -60,7 +61,12 @@ def test_weights_that_are_not_finite_are_never_saved(corpus, one_device, tmp_pat
 def test_a_run_goes_on_and_never_back(corpus, one_device, tmp_path, capsys):
     run = tmp_path / "run"
     assert cli.main(train(corpus, run)) == 0
-    assert json.loads((run / "done.json").read_text()) == {"step": 4}
+    done = json.loads((run / "done.json").read_text())
+    assert done["step"] == 4
+    assert done["files"]["model/model.safetensors"] == {
+        "bytes": (run / "model" / "model.safetensors").stat().st_size,
+        "sha256": hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest(),
+    }
     capsys.readouterr()
     assert cli.main(train(corpus, run, "--config.train.steps=3")) == 2
     assert "holds step 4 and train.steps is 3; raise it to at least that" in capsys.readouterr().err
@@ -71,7 +77,7 @@ def test_a_run_goes_on_and_never_back(corpus, one_device, tmp_path, capsys):
     assert cli.main(train(corpus, run)) == 0
     assert (run / "model" / "model.json").exists()
     assert cli.main(train(corpus, run, "--config.train.steps=6")) == 0
-    assert json.loads((run / "done.json").read_text()) == {"step": 6}
+    assert json.loads((run / "done.json").read_text())["step"] == 6
 
 
 @pytest.mark.long

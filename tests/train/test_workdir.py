@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from t5g2.checkpoint.train_states import SavedStep
 from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape, make
@@ -111,6 +112,74 @@ def test_done_is_a_step_and_what_it_leaves(tiny, tmp_path):
     assert not workdirs.is_done(tmp_path, tiny, 300)
     files.write_json(tmp_path / "done.json", {"step": 300})
     assert not workdirs.is_done(tmp_path, tiny, 400)
+
+
+def test_done_means_that_the_files_are_what_was_written(tiny, tmp_path, caplog):
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"0" * 100)
+    (tmp_path / "model" / "model.json").write_text("{}")
+    marks = {f"model/{path.name}": workdirs._mark(path) for path in (tmp_path / "model").iterdir()}
+    files.write_json(tmp_path / "done.json", {"step": 400, "files": marks})
+    assert workdirs.is_done(tmp_path, tiny, 400)
+    for contents in (b"0" * 99, b"1" * 100, None):
+        weights.write_bytes(contents) if contents else weights.unlink()
+        assert not workdirs.is_done(tmp_path, tiny, 400)
+        assert "model/model.safetensors is not what was written" in caplog.messages[-1]
+    # a large file is known by its size alone
+    weights.write_bytes(b"0" * (workdirs.HASHED_BYTES + 1))
+    assert workdirs._mark(weights) == {"bytes": workdirs.HASHED_BYTES + 1}
+
+
+@pytest.mark.parametrize("contents", ["", '{"step":', "[]", "null", "{}", '{"step": 400, "files": 3}', '{"step": NaN}'])
+def test_a_damaged_mark_is_no_mark(tiny, tmp_path, contents, caplog):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "done.json").write_text(contents)
+    assert not workdirs.is_done(tmp_path, tiny, 400)
+    assert f"{tmp_path}/done.json is damaged, so this run counts as not done" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("contents", ["null", "3", "NaN", "[]", '{"step":', ""])
+def test_a_damaged_experiment_is_named(tiny, tmp_path, contents):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "experiment.json").write_text(contents)
+    with pytest.raises(UserError, match=r"experiment\.json .*put the file back, or give another --workdir"):
+        workdirs.compare_experiment(tmp_path, tiny)
+
+
+def saved_step(**meta):
+    return SavedStep(4, None, None, {}, meta)
+
+
+def test_a_checkpoint_without_experiment_json_is_of_its_own_experiment(tiny, tmp_path):
+    other = config_file.load("configs/quickstart.py:source", [("train.seed", "1")])
+    saved = saved_step(settings=experiments.dump(other), experiment=experiments.fingerprint(other))
+    with pytest.raises(UserError, match=r"changed  train\.seed: 1 -> 0"):
+        workdirs.compare_saved(tmp_path, saved, tiny)
+    workdirs.compare_saved(tmp_path, saved, tiny, allow_change=("train.seed",))
+    workdirs.compare_saved(tmp_path, saved, other)
+    # a step of an earlier version has the fingerprint alone
+    earlier = saved_step(experiment=experiments.fingerprint(other))
+    with pytest.raises(UserError, match=r"experiment\.json is missing, and step 4 .* was saved by another experiment"):
+        workdirs.compare_saved(tmp_path, earlier, tiny)
+    workdirs.compare_saved(tmp_path, earlier, other)
+    # with experiment.json, that is what counts
+    files.write_json(tmp_path / "experiment.json", {})
+    workdirs.compare_saved(tmp_path, saved, tiny)
+
+
+def test_a_learning_rate_that_moves_on_resume_is_told(tiny, caplog):
+    longer = config_file.load("configs/quickstart.py:source", [("train.steps", "1000")])
+    restore._log_learning_rate(saved_step(settings=experiments.dump(tiny)), tiny)
+    assert not caplog.messages
+    saved = saved_step(settings=experiments.dump(tiny))._replace(step=300)
+    restore._log_learning_rate(saved, longer)
+    # cosine from 3e-3 to a tenth of it after a warm-up of 20 steps
+    wave = lambda steps: 3e-3 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (300 - 20) / (steps - 20))))  # noqa: E731
+    assert (
+        f"the learning rate of step 301 moves from {wave(400):.3g} to {wave(1000):.3g}, because the schedule or its "
+        f"length has changed: train.steps 400 -> 1000"
+    ) in caplog.messages[-1]
 
 
 def test_a_workdir_that_is_something_else(tiny, tmp_path):
