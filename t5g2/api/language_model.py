@@ -38,7 +38,7 @@ class LanguageModel(Model):
 
     Tokens are int[B, T], rows of one length; masks are bool or int of the same shape, True or 1 = a token, False or 0 =
     padding, and None = every column is a token. Padding may be on either side; outputs at padding are undefined. Images
-    are given for each row (in the forms of inputs.images), as many as the row has places for.
+    are given for each row (in the forms of model_inputs.images), as many as the row has places for.
 
     Attributes:
       positions: as in `load`.
@@ -73,6 +73,24 @@ class LanguageModel(Model):
         # instruction-tuned models end a turn with <end_of_turn>, and rarely with EOS
         named = self.tokenizer.named()
         return tuple(named[name] for name in ("eos", "end_of_turn") if name in named)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Former name of `stop_ids`; reads and sets it."""
+        return self.stop_ids
+
+    @ends.setter
+    def ends(self, ids: tuple[int, ...]) -> None:
+        self.stop_ids = ids
+
+    @property
+    def suppressed(self) -> tuple[int, ...]:
+        """Former name of `suppressed_ids`; reads and sets it."""
+        return self.suppressed_ids
+
+    @suppressed.setter
+    def suppressed(self, ids: tuple[int, ...]) -> None:
+        self.suppressed_ids = ids
 
     def logits(
         self,
