@@ -26,7 +26,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.images import check_images
 from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, complete
 from t5g2.models import build
-from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ImageConfig, TextConfig
+from t5g2.models.config import DualEncoderConfig, ImageConfig, LanguageModelConfig
 from t5g2.models.layers import Compute
 
 Positions = Literal["raw", "counted"]
@@ -59,7 +59,7 @@ class LanguageModel(Model):
 
     @property
     @override
-    def config(self) -> TextConfig | EncoderDecoderConfig:
+    def config(self) -> LanguageModelConfig:
         config = self.folder.config
         assert not isinstance(config, DualEncoderConfig)
         return config

@@ -23,7 +23,7 @@ from t5g2.eval.generation import BY_NAME as SAMPLERS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.attention import Compute
-from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
+from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.loss import LossConfig
 from t5g2.models.sizes import size
@@ -199,7 +199,7 @@ class Save:
 class Experiment:
     """All settings of a run, resolved; `experiment.json` holds them."""
 
-    model: TextConfig | EncoderDecoderConfig
+    model: LanguageModelConfig
     data: DataConfig
     optim: optim.OptimConfig
     train: Train
