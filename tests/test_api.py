@@ -134,7 +134,7 @@ def test_a_mistake_is_said(folders, use, message):
 
 
 def test_an_unknown_choice_is_said(folders):
-    with pytest.raises(UserError, match="unknown dtype of weights 'bogus'"):
+    with pytest.raises(UserError, match="unknown dtype 'bogus' of weights"):
         t5g2.load(folders / "gemma", dtype="bogus")
     with pytest.raises(UserError, match="unknown positions 'count'; did you mean 'counted'"):
         loading.load(folders / "gemma", positions="count")

@@ -179,7 +179,7 @@ class Evaluation:
             raise UserError(f"two tasks have the same name; the names are {', '.join(names)}")
         for name in self.final:
             if name not in names:
-                raise unknown("task in final", name, names)
+                raise unknown("task", name, names, where="in final")
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def test_wrong_command_lines(made, tmp_path, capsys):
     cases = [
         (["import", out], ["--source is missing"]),
         (["import", f"--source={gemma}"], ["--out is missing"]),
-        (["import", f"--sorce={gemma}", out], ["unknown flag of t5g2 import 'sorce'", "did you mean 'source'"]),
+        (["import", f"--sorce={gemma}", out], ["unknown flag '--sorce' of t5g2 import", "did you mean '--source'"]),
         (["import", "--source=/nowhere/at/all", out], ["/nowhere/at/all does not exist"]),
         (["import", f"--source={tmp_path}", out], ["holds no known model"]),
         (["import", f"--source={made / 'gemma-ours'}", out], ["is a model folder already"]),

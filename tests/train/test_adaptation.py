@@ -188,7 +188,7 @@ def test_a_size_with_images_is_adapted_without_where_there_is_no_tower(tmp_path,
         adapt_into(Adapt(str(tmp_path / "source")), target)
     with pytest.raises(UserError, match="source is a language model without an image tower; give the folder of one"):
         adapt_into(Adapt(str(tmp_path / "source"), str(tmp_path / "source")), target)
-    with pytest.raises(UserError, match=r"unknown key target\.crosss, in EncoderDecoderConfig"):
+    with pytest.raises(UserError, match=r"unknown key 'crosss' in target \(EncoderDecoderConfig\); did"):
         adapt_folder(seeing, "t5gemma2", tmp_path / "no", changes=[("crosss", "merged")])
 
 
