@@ -4,6 +4,7 @@ Exit status: 0 done; 2 the input is wrong (do not retry); 1 anything else (may b
 after Ctrl-C, with the checkpoint saved; 141 if the reader of the output is gone (`| head`).
 """
 
+import contextlib
 import importlib
 import os
 import select
@@ -11,6 +12,7 @@ import sys
 
 from t5g2.commands.flags import HelpRequested, parse
 from t5g2.core.errors import OS_ERRORS, UserError, unknown
+from t5g2.core.files import cache_folder
 
 # in the order of a run's life; each is t5g2/commands/<name>.py with FLAGS and run()
 COMMANDS = (
@@ -38,6 +40,7 @@ def run_command(name: str, argv: list[str]) -> None:
     except HelpRequested as request:
         help_text = str(request)
     else:
+        _keep_compiled_programs()
         command.run(flags)
         return
     # outside of `except`, so that an error of printing does not seem to come from the flags
@@ -101,6 +104,14 @@ def _output_is_closed() -> bool:
 def _discard_output() -> None:
     """Drops what is still to be written to stdout: the interpreter would try again at its end, and fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _keep_compiled_programs() -> None:
+    """Sets where JAX keeps compiled programs, for this process and those it starts, unless the environment says so."""
+    # by the environment, because it is read when jax is imported, and many commands end before that
+    with contextlib.suppress(UserError):  # without a folder, programs are compiled again each time
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "jax"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def _load(name: str):

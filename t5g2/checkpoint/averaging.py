@@ -20,14 +20,15 @@ def newest_steps(checkpoints: Checkpoints, count: int) -> list[int]:
     """Returns the newest `count` steps, ascending.
 
     Raises:
-      UserError: there are fewer steps.
+      UserError: there are fewer steps, or none.
     """
     steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{checkpoints.directory} holds no checkpoint; give the workdir of a run that has saved one")
     if not 1 <= count <= len(steps):
-        available = ", ".join(map(str, steps)) or "none"
         raise UserError(
-            f"cannot average {count} checkpoints of {checkpoints.directory}: there are {len(steps)} ({available}). "
-            f"Average 1 up to all of them, or keep more of them (save.keep)"
+            f"cannot average {count} checkpoints of {checkpoints.directory}, which holds those of steps "
+            f"{', '.join(map(str, steps))}; average 1 to {len(steps)}, or keep more of them (save.keep)"
         )
     return steps[-count:]
 
