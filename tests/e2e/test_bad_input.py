@@ -10,12 +10,11 @@ import pytest
 from t5g2 import cli
 from t5g2.commands import adapt, flags
 from t5g2.train import config_file
-
-from .conftest import CONFIG, command, environment
+from tests.e2e.conftest import CONFIG, command, environment
 
 
 def fails(capsys, *arguments: str) -> str:
-    """What the command says on stderr; its exit status is 2."""
+    """Returns the stderr of a command whose exit status is 2."""
     assert cli.main(list(arguments)) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
