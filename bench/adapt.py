@@ -1,4 +1,4 @@
-"""How much memory adaptation takes: sources of 4 GB, each case in a fresh process.
+"""Memory that adaptation takes: sources of 4 GB, each case in a fresh process.
 
 The sources are bfloat16 model folders with the shapes of released models, cut in depth or repeated to about 4 GB.
 Memory is the most that was resident (VmHWM in /proc/self/status) less what was resident when everything was imported

@@ -1,4 +1,4 @@
-"""How much memory import and export take: a checkpoint of 4 GB, each step in a fresh process.
+"""Memory that import and export take: a checkpoint of 4 GB, each step in a fresh process.
 
 The checkpoint has the shapes of Gemma 3 1B, with more layers, in bfloat16; its largest tensor is the embedding, 0.6 GB.
 Memory is the most that was resident (VmHWM in /proc/self/status) less what was resident when everything was imported

@@ -1,4 +1,4 @@
-"""How fast batches are made, how full their rows are, and what they cost a training step.
+"""Speed of making batches, fullness of their rows, and their cost for a training step.
 
     python bench/data.py                      # all three tables
     python bench/data.py speed padding step   # or some

@@ -1,4 +1,4 @@
-"""How fast objectives corrupt text, on one core: tokens of the text per second of processor time.
+"""Speed of objectives, on one core: tokens of the text per second of processor time.
 
     python bench/objectives.py
 

@@ -1,4 +1,4 @@
-"""How long `import t5g2` and `t5g2 --help` take, as ratios to `import jax`: fresh processes, in turn, the best of each.
+"""Time of `import t5g2` and `t5g2 --help`, as ratios to `import jax`: fresh processes, in turn, the best of each.
 
 Must: `import t5g2` at most 1.5 times `import jax`.
 """

@@ -43,7 +43,7 @@ BATCH_TOKENS = 2**22
 
 def get_config(size=""):
     if size not in RUNS:
-        raise unknown("size of Gemma", size, RUNS)
+        raise unknown("size", size, RUNS, where="of Gemma")
     tokens, peak = RUNS[size]
     length = 8192 if size.startswith("gemma2:") else 32_768
     causal = {"kind": "causal"}

@@ -27,7 +27,7 @@ BLOCKS = {
 
 def get_config(arm="adapted"):
     if arm not in ("source", "adapted", "scratch"):
-        raise unknown("arm of the quickstart", arm, ["source", "adapted", "scratch"])
+        raise unknown("arm", arm, ["source", "adapted", "scratch"], where="of the quickstart")
     config = ConfigDict()
     source = arm == "source"
     objective = {"kind": "causal"} if source else {"kind": "ul2"}

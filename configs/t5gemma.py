@@ -44,7 +44,7 @@ WARM_UP = [{"pattern": "decoder.layers.*cross*", "end": 0}, {"pattern": "*", "en
 
 def get_config(size=""):
     if FAMILY + size not in SIZES:
-        raise unknown("size of T5Gemma", size, PEAKS)
+        raise unknown("size", size, PEAKS, where="of T5Gemma")
     encoder, decoder = size.split("-")
     objective = {"kind": "prefix_lm"}
     config = ConfigDict()

@@ -45,7 +45,7 @@ TOKENS = 2_000_000_000_000
 
 def get_config(size=""):
     if FAMILY + size not in SIZES:
-        raise unknown("size of T5Gemma 2", size, PEAKS)
+        raise unknown("size", size, PEAKS, where="of T5Gemma 2")
     config = ConfigDict()
     config.model = {"size": FAMILY + size}
     config.data = {

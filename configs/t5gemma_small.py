@@ -45,7 +45,7 @@ def blocks(width):
 def get_config(name="adapted-96"):
     names = [f"{arm}-{width}" for arm in ARMS for width in WIDTHS]
     if name not in names:
-        raise unknown("run of the small T5Gemma", name, names)
+        raise unknown("run", name, names, where="of the small T5Gemma")
     arm, width = name.split("-")
     stack, source = blocks(int(width)), arm == "source"
     objective = {"kind": "causal"} if source else {"kind": "prefix_lm"}

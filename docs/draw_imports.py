@@ -1,82 +1,126 @@
-"""Draws docs/imports.svg: the folders of t5g2 in rows, an arrow for each import between them, thick for many.
+"""Draws docs/imports.svg, the folders of t5g2 and who imports whom, from docs/imports.toml.
 
     python docs/draw_imports.py        (or: make imports)
 
-Arrows go down; one that would go up ends the program with status 1 and its name.
+A folder stands below all that import it, so every arrow goes down. An import is drawn if no other arrows lead there;
+else it is in the small print of its box.
 """
 
-import ast
 import sys
-from collections import Counter
+import tomllib
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+DOCS = Path(__file__).parent
+WIDTH, HEIGHT, ROW = 224, 58, 104
+# the centre of each box, in pixels; its row follows from the table
+X = {
+    "cli": 350,
+    "commands": 350,
+    "sweep": 350,
+    "report": 350,
+    "train": 350,
+    "api": 850,
+    "adapt": 350,
+    "checkpoint": 600,
+    "eval": 850,
+    "objectives": 125,
+    "models": 600,
+    "data": 850,
+    "core": 600,
+}
+# where arrows leave a box that stand aside: they pass beside the boxes below it
+LEAVE = {("train", "objectives"): -100, ("commands", "api"): 108}
 
-ROOT = Path(__file__).parent.parent
-ROWS = (
-    ("cli",),
-    ("commands",),
-    ("sweep",),
-    ("report",),
-    ("train", "api"),
-    ("adapt", "checkpoint", "eval"),
-    ("objectives", "models", "data"),
-    ("core",),
-)
+Table = dict[str, set[str]]
 
 
-def room(module: str) -> str:
-    """The folder of a module of ours, or the file itself at the top."""
-    return module.split(".")[1]
+def read() -> Table:
+    """Returns {folder: what it imports}."""
+    return {name: set(others) for name, others in tomllib.loads((DOCS / "imports.toml").read_text()).items()}
 
 
-def edges() -> Counter:
-    """{(importing folder, imported folder): number of import statements}."""
-    count = Counter()
-    for file in sorted((ROOT / "t5g2").rglob("*.py")):
-        here = file.relative_to(ROOT / "t5g2").with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("t5g2"):
-                names = [f"t5g2.{a.name}" for a in node.names] if node.module == "t5g2" else [node.module]
-                count.update((here, room(name)) for name in names if room(name) != here)
-    return count
+def rows(table: Table) -> list[list[str]]:
+    """Returns the folders by row, the lowest first: a row imports rows below it only.
+
+    Raises:
+      ValueError: imports go in a circle.
+    """
+    left, result = dict(table), []
+    while left:
+        row = [name for name in left if not left[name] & left.keys()]
+        if not row:
+            raise ValueError(f"imports go in a circle among {sorted(left)}")
+        result.append(row)
+        left = {name: left[name] for name in left if name not in row}
+    return result
+
+
+def arrows(table: Table) -> list[tuple[str, str]]:
+    """Returns the imports that are not implied by a chain of others."""
+
+    def reached(names: set[str]) -> set[str]:
+        return names.union(*(reached(table[name]) for name in names)) if names else set()
+
+    return [(a, b) for a in table for b in sorted(table[a]) if b not in reached(table[a] - {b})]
+
+
+def draw(table: Table) -> str:
+    """Returns the picture.
+
+    Raises:
+      ValueError: imports go in a circle, or an arrow runs behind a box.
+    """
+    table = {name: others & X.keys() for name, others in table.items() if name in X}
+    depth = {name: y for y, row in enumerate(rows(table)) for name in row}
+    height = (max(depth.values()) + 1) * ROW
+    centre = {name: (X[name], height - ROW // 2 - depth[name] * ROW) for name in table}
+    lines, boxes = [], []
+    for a, b in arrows(table):
+        (x, y), (x2, y2) = centre[a], centre[b]
+        start, end = (x + LEAVE.get((a, b), 0), y + HEIGHT / 2), (x2, y2 - HEIGHT / 2)
+        if crossed := [name for name in table if name not in (a, b) and _behind(start, end, centre[name])]:
+            raise ValueError(f"the arrow from {a} to {b} runs behind {crossed}; move a box in X, or add to LEAVE")
+        lines.append(f'<path d="M{start[0]},{start[1]:g} L{end[0]},{end[1] - 4:g}"/>')
+    drawn = set(arrows(table))
+    for name, others in table.items():
+        (x, y), below = centre[name], depth.__getitem__
+        rest = sorted((b for b in others if (name, b) not in drawn), key=lambda b: (-below(b), b))
+        boxes.append(f'<rect x="{x - WIDTH // 2}" y="{y - HEIGHT // 2}" width="{WIDTH}" height="{HEIGHT}" rx="8"/>')
+        boxes.append(f'<text x="{x}" y="{y - 8 if rest else y + 5}">{name}</text>')
+        half = -(-len(rest) // 2) if len(rest) > 4 else len(rest)
+        prints = [", ".join(part) for part in (rest[:half], rest[half:]) if part]
+        for line, text in enumerate(prints):
+            boxes.append(f'<text class="small" x="{x}" y="{y + 9 + 13 * line}">{"also " * (line == 0)}{text}</text>')
+    style = (
+        "text{font:bold 15px sans-serif;text-anchor:middle;fill:#23272e}.small{font:11px sans-serif;fill:#5b6570}"
+        "rect{fill:#fff;stroke:#23272e}path{stroke:#3b78b8;stroke-width:1.5;marker-end:url(#head)}"
+        "#head path{stroke:none;marker-end:none}"
+    )
+    marker = (
+        '<marker id="head" viewBox="0 0 8 8" refX="5" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0,0 L8,4 L0,8 z" fill="#3b78b8"/></marker>'
+    )
+    size = f'viewBox="0 0 {max(X.values()) + WIDTH // 2 + 12} {height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style><defs>{marker}</defs>'
+    return "\n".join([head, '<rect width="100%" height="100%" style="stroke:none"/>', *lines, *boxes, "</svg>\n"])
+
+
+def _behind(start: tuple[float, float], end: tuple[float, float], box: tuple[int, int]) -> bool:
+    """True if the line comes within 4 pixels of the box, whose centre is given."""
+    for step in range(101):
+        x, y = (s + (e - s) * step / 100 for s, e in zip(start, end, strict=True))
+        if abs(x - box[0]) < WIDTH / 2 + 4 and abs(y - box[1]) < HEIGHT / 2 + 4:
+            return True
+    return False
 
 
 def main() -> int:
     """Draws the picture; returns the exit status."""
-    places = {}
-    for y, names in enumerate(reversed(ROWS)):
-        for i, name in enumerate(names):
-            places[name] = ((i + 1) / (len(names) + 1) * 10, y * 1.15)
-    found = {pair: n for pair, n in edges().items() if pair[0] in places and pair[1] in places}
-    upwards = [pair for pair in found if places[pair[0]][1] < places[pair[1]][1]]
-    level = [p for p in found if places[p[0]][1] == places[p[1]][1] and p[0] not in ("train", "api")]
-    if upwards or [p for p in level if p[0] != "eval"]:
-        print(f"imports that go up: {upwards + level}", file=sys.stderr)
+    try:
+        (DOCS / "imports.svg").write_text(draw(read()))
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 1
-    plt.rcParams["svg.hashsalt"] = "t5g2"  # the same picture is the same file
-    figure, axes = plt.subplots(figsize=(9, 8))
-    for (a, b), n in sorted(found.items()):
-        (x, y), (x2, y2) = places[a], places[b]
-        bend = 0.0 if abs(y - y2) <= 1.2 else (0.12 if x <= 5 else -0.12)
-        style = {
-            "arrowstyle": "-|>",
-            "lw": 0.5 + n**0.5 / 4,
-            "color": "#3b78b8",
-            "alpha": 0.55,
-            "shrinkA": 18,
-            "shrinkB": 18,
-        }
-        axes.annotate("", (x2, y2), (x, y), arrowprops={**style, "connectionstyle": f"arc3,rad={bend}"})
-    for name, (x, y) in places.items():
-        files = len(list((ROOT / "t5g2" / name).rglob("*.py"))) or 1
-        text = f"{name}\n{files} file{'s' * (files > 1)}"
-        box = {"boxstyle": "round,pad=0.45", "fc": "white", "ec": "#23272e"}
-        axes.text(x, y, text, ha="center", va="center", fontsize=10, bbox=box)
-    axes.set_xlim(0, 10)
-    axes.set_ylim(-0.7, (len(ROWS) - 1) * 1.15 + 0.7)
-    axes.axis("off")
-    figure.savefig(ROOT / "docs" / "imports.svg", bbox_inches="tight", metadata={"Date": None})
     return 0
 
 

@@ -1,12 +1,17 @@
 """t5g2: turns a decoder-only language model into an encoder-decoder one, and trains it.
 
-The folders; each imports only from folders to its right, folders in one pair of braces not from each other (eval alone
-also imports models and data):
+The folders, in rows; each imports only from rows below its own:
 
-    cli -> commands -> sweep -> report -> train -> {eval, checkpoint, adapt} -> {models, objectives, data} -> core
-           api -> {eval, checkpoint} -> …
+    cli
+    commands
+    sweep
+    report
+    train, api
+    adapt, checkpoint, eval
+    data, objectives, models
+    core
 
-    commands    one file per subcommand, named as it is typed: flags and run()
+    commands    one file per subcommand, named as it is typed: flags and run(); in a folder of its own what is more work
     sweep       several runs as one: parts, order, launchers
     report      reads workdirs: statistics, tables, plots, the page
     api         the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save`

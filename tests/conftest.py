@@ -42,7 +42,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """What was imported stays until the end, so the garbage collector need not look at it again."""
+    """Takes what was imported out of the garbage collector, because it stays until the end."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""What a compiled program holds and what it sends between devices, read from its text."""
+"""Contents of a compiled program, and what it sends between devices, read from its text."""
 
 import re
 from typing import NamedTuple

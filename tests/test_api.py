@@ -134,7 +134,7 @@ def test_a_mistake_is_said(folders, use, message):
 
 
 def test_an_unknown_choice_is_said(folders):
-    with pytest.raises(UserError, match="unknown dtype of weights 'bogus'"):
+    with pytest.raises(UserError, match="unknown dtype 'bogus' of weights"):
         t5g2.load(folders / "gemma", dtype="bogus")
     with pytest.raises(UserError, match="unknown positions 'count'; did you mean 'counted'"):
         loading.load(folders / "gemma", positions="count")
@@ -371,6 +371,18 @@ def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
     tokenizer_files.huggingface(tmp_path / "hf")
     turns = loading.load(tmp_path / "hf")
     assert turns.stop_ids == (1, turns.tokenizer.id("end_of_turn"))
+
+
+def test_former_names_of_the_ids_read_and_set_them(folders):
+    model = loading.load(folders / "gemma_images")
+    assert (model.ends, model.suppressed) == (model.stop_ids, ())
+    free = model.generate(["x"], max_new_tokens=6)
+    # every token ends the text, so no text is left
+    model.ends = tuple(range(TOKENIZER.vocab_size))
+    assert model.stop_ids == model.ends
+    assert model.generate(["x"], max_new_tokens=6) == [""] != free
+    model.ends, model.suppressed = (), (5,)
+    assert (model.stop_ids, model.suppressed_ids) == ((), (5,))
 
 
 def test_an_imported_encoder_reads_bos_first(folders, tmp_path):

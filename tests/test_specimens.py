@@ -1,10 +1,13 @@
 """Files of earlier versions still load: configs, workdirs, checkpoints, shards, model folders, sweeps.
 
 specimens/VERSION.tar.xz holds a folder `specimen` that version wrote: config.py and sweep.py with the text they read,
-runs/ (workdirs, some with their last checkpoint), tokens/ and logits/ (shards), exported/ (a Hugging Face folder) and
-sweep/ (a finished sweep). A version that changes a format adds a specimen of its own and leaves the others alone.
+runs/ (workdirs, some with their last checkpoint), tokens/ and logits/ (shards), exported/ (a Hugging Face folder),
+sweep/ (a finished sweep), configs/ and experiments/ (that version's own), models/ (a tiny model folder of each kind,
+and what it computed with them: outputs.npz) and cache/ (tokens of the text, and the list of the valid images of
+images/). A version that changes a format adds a specimen of its own and leaves the others alone.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 
 import t5g2
@@ -19,7 +23,10 @@ from t5g2 import cli
 from t5g2.checkpoint.folder import open_model
 from t5g2.checkpoint.import_folder import open_any
 from t5g2.core.errors import UserError
+from t5g2.data import images
+from t5g2.data.shards import token_cache
 from t5g2.data.shards.token_shards import Tokens
+from t5g2.data.sources.image_text import ImageJsonl
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.sweep import launch, sweep_file
 from t5g2.train import config_file, resume
@@ -124,6 +131,79 @@ def test_model_folders():
     for key, leaf in folder.leaves.items():
         np.testing.assert_array_equal(np.asarray(leaf.read()), np.asarray(exported.leaves[key].read()))
     assert len(model.generate(["the cat"], max_new_tokens=4)) == 1
+
+
+TOKENS = np.array([[2, 9, 10, 11, 12, 13, 14], [2, 15, 16, 17, 18, 19, 20]])
+WITH_IMAGE = np.array([[2, 9, 6, 8, 8, 8, 8, 7, 10, 11]])
+IMAGE = (np.arange(16 * 16 * 3).reshape(16, 16, 3) * 7 % 256).astype(np.uint8)
+SIGLIP_TEXTS = np.array([[3, 4, 5, 1, 1, 1], [6, 7, 8, 9, 1, 1]])
+OUTPUTS = {
+    "gemma2": lambda model: model.logits(TOKENS),
+    "gemma3": lambda model: model.logits(TOKENS),
+    "gemma3-images": lambda model: model.logits(WITH_IMAGE, images=[[IMAGE]]),
+    "t5gemma": lambda model: model.logits(TOKENS, TOKENS[:, ::-1]),
+    "t5gemma2": lambda model: model.logits(TOKENS, TOKENS[:, ::-1]),
+    "t5gemma2-images": lambda model: model.logits(TOKENS[:1], WITH_IMAGE, images=[[IMAGE]]),
+    "siglip": lambda model: model.similarity([IMAGE, IMAGE[::-1]], SIGLIP_TEXTS),
+}
+
+
+def test_a_model_of_each_kind_computes_what_it_did():
+    assert {path.name for path in Path("models").iterdir() if path.is_dir()} == set(OUTPUTS)
+    expected = np.load("models/outputs.npz")
+    for name, outputs in OUTPUTS.items():
+        actual = outputs(t5g2.load(f"models/{name}"))
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+CONFIGS = {
+    "chat_small": "",
+    "gemma": ":gemma3:1b",
+    "quickstart": ":adapted",
+    "t5gemma": ":2b-2b",
+    "t5gemma2": ":4b-4b",
+    "t5gemma2_images": ":images/pairs.jsonl",
+    "t5gemma_small": ":adapted-64",
+}
+
+
+def test_configs_load_with_the_modules_that_they_import(monkeypatch):
+    monkeypatch.setenv("T5G2_CACHE", "cache")
+    assert {path.stem for path in Path("configs").glob("*.py")} == set(CONFIGS)
+    loaded = {name: config_file.load(f"configs/{name}.py{argument}") for name, argument in CONFIGS.items()}
+    chat = experiments.dump(loaded["chat_small"])["data"]["sources"][0]
+    assert chat["objective"]["kind"] == "sft"
+    assert chat["objective"]["ends"] == [chat["text"]["end_of_turn"]]
+    # former modules are there for config files alone
+    assert not {"t5g2.data.chat", "t5g2.data.copies", "t5g2.data.tokenizer"} & sys.modules.keys()
+
+
+def test_a_name_that_a_former_module_never_had(tmp_path):
+    (tmp_path / "config.py").write_text("from t5g2.data.chat import nothing\ndef get_config(): ...\n")
+    with pytest.raises(UserError, match=r"line 1: ImportError: cannot import name 'nothing' from 't5g2.data.chat'"):
+        config_file.load(str(tmp_path / "config.py"))
+
+
+def test_sweep_files_load():
+    assert [len(sweep_file.load(path).parts) for path in sorted(Path("experiments").glob("*.py"))] == [3, 3]
+
+
+def test_cached_tokens_are_those_of_the_text(monkeypatch):
+    monkeypatch.setenv("T5G2_CACHE", "cache")
+    text = config_file.load("config.py:source").data.sources[0].text.open()
+    monkeypatch.setattr(Bytes, "encode", None)  # nothing is tokenised again
+    documents = token_cache.cached_tokens(text, Bytes())
+    decoded = [Bytes().decode(documents.tokens(i, Bytes())) for i in range(len(documents))]
+    assert decoded == [text[i] for i in range(len(text))]
+
+
+def test_valid_images_are_not_decoded_again(monkeypatch):
+    monkeypatch.setenv("T5G2_CACHE", "cache")
+    source = ImageJsonl("images/pairs.jsonl")
+    name = hashlib.sha256(f"{Path(source.path).absolute()} {PIL.__version__}".encode()).hexdigest()[:16]
+    Path("cache/pairs.images").rename(f"cache/{name}.images")
+    monkeypatch.setattr(images, "read", None)
+    assert len(source.open()) == 1
 
 
 def test_a_finished_sweep_is_finished(capfd):

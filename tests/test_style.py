@@ -1,6 +1,8 @@
 """The rules of CONTRIBUTING.md that a machine can check."""
 
 import ast
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,30 +12,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "t5g2").rglob("*.py"))
 IDS = [str(f.relative_to(ROOT)) for f in FILES]
+# read, not only run
+OTHERS = [
+    f for folder in ("tests", "configs", "experiments", "bench", "docs") for f in sorted((ROOT / folder).rglob("*.py"))
+]
+DRAWING = runpy.run_path(str(ROOT / "docs" / "draw_imports.py"))
 
-# what each folder may import besides itself and core; a file at the top is a room of its own
-MODELS, DATA = {"models"}, {"data"}
-MIDDLE = {"eval", "checkpoint", "adapt", "models", "objectives", "data"}
-MAY_IMPORT = {
-    "core": set(),
-    "models": set(),
-    "objectives": set(),
-    "data": set(),
-    "checkpoint": MODELS,
-    "adapt": MODELS,
-    "eval": MODELS | DATA,
-    "train": MIDDLE,
-    "api": {"eval", "checkpoint"} | MODELS | DATA,
-    "report": MIDDLE | {"train"},
-    "sweep": {"report", "train"},
-    "commands": MIDDLE | {"train", "report", "sweep", "api", "__init__"},
-    "cli": {"commands", "__init__"},
-    "__init__": {"api", "eval"},
-    "__main__": {"cli"},
-}
-# two public classes may not have one name, but these mean the same thing in two formats
-SAME_NAME: set[str] = set()
-INTERROGATIVES = ("What", "How", "Whether", "Where", "Who", "Whom", "Whose", "Which", "Why", "When")
+INTERROGATIVES = {"What", "How", "Whether", "Where", "Who", "Whom", "Whose", "Which", "Why", "When"}
 # what data workers import: it must start fast and without a device
 NUMPY_ONLY = ("t5g2.core.batch", "t5g2.core.errors", "t5g2.core.settings", "t5g2.objectives", "t5g2.data")
 TABLES = {"t5g2/models/sizes.py"}
@@ -51,6 +36,8 @@ def imported(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            # a relative one would not be seen by the rules below
+            assert not node.level, f"line {node.lineno}: a relative import; write the module in full"
             names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
@@ -61,13 +48,42 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_imports_go_one_way(path):
-    parts = path.relative_to(ROOT / "t5g2").with_suffix("").parts
+def rooms_imported(path: Path) -> set[str]:
     names = imported(parse(path)) & {module_name(f) for f in FILES}
     # `from t5g2 import objectives` is an import of the folder; `import t5g2` one of what the package gives
-    rooms = {room(name) for name in names - ({"t5g2"} if len(names) > 1 else set())} - {parts[0], "core"}
-    assert rooms <= MAY_IMPORT[parts[0]], f"{parts[0]} imports {sorted(rooms - MAY_IMPORT[parts[0]])}"
+    return {room(name) for name in names - ({"t5g2"} if len(names) > 1 else set())}
+
+
+def test_imports_are_those_of_the_table():
+    """docs/imports.toml, all of them and no other; rows() of the drawing fails if they do not go one way."""
+    table = DRAWING["read"]()
+    actual = {name: set() for name in table}
+    for path in FILES:
+        here = path.relative_to(ROOT / "t5g2").with_suffix("").parts[0]
+        actual[here] |= rooms_imported(path) - {here}
+    assert actual == table
+    assert DRAWING["rows"](table)[0] == ["core"]
+
+
+def test_relative_imports_are_refused():
+    with pytest.raises(AssertionError, match="line 2: a relative import; write the module in full"):
+        imported(ast.parse("import ast\nfrom ..train import loop"))
+
+
+def test_the_picture_and_the_map_are_those_of_the_table():
+    table = DRAWING["read"]()
+    assert (ROOT / "docs" / "imports.svg").read_text() == DRAWING["draw"](table), "run `make imports`"
+    rows = [set(row) - {"__init__", "__main__"} for row in reversed(DRAWING["rows"](table))]
+    map_lines = (ast.get_docstring(parse(ROOT / "t5g2" / "__init__.py")) or "").split("\n\n")[2].splitlines()
+    assert [set(line.strip().split(", ")) for line in map_lines] == [row for row in rows if row]
+
+
+def test_a_circle_of_folders_and_an_arrow_behind_a_box_are_not_drawn():
+    table = DRAWING["read"]()
+    with pytest.raises(ValueError, match=r"imports go in a circle among .*'core', "):
+        DRAWING["draw"](table | {"core": {"models"}})
+    with pytest.raises(ValueError, match=r"the arrow from report to adapt runs behind \['train'\]"):
+        DRAWING["draw"]({"adapt": set(), "core": set(), "train": {"core"}, "report": {"adapt", "train"}})
 
 
 def test_no_circle_of_imports():
@@ -79,21 +95,47 @@ def test_no_circle_of_imports():
     assert not edges, f"imports go round among {sorted(edges)}"
 
 
+def defined(tree: ast.Module) -> set[str]:
+    """Classes and type aliases at the top of a file, without the underscore of private ones."""
+    names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in (n for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names |= {t.id for t in targets if isinstance(t, ast.Name) and re.fullmatch(r"_?[A-Z][a-z]\w*", t.id)}
+    return {name.lstrip("_") for name in names}
+
+
 def test_every_name_is_used_once():
-    """For files, but for config.py, which are what an import names; and for public classes, which messages name."""
+    """For files, but for config.py, which are what an import names; and for classes, which messages name, and types."""
     files = [f.name for f in FILES if f.name not in ("__init__.py", "__main__.py", "config.py")]
     assert not {name for name in files if files.count(name) > 1}
-    classes = [n.name for f in FILES for n in parse(f).body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
-    assert {name for name in classes if classes.count(name) > 1} <= SAME_NAME
+    names = [name for f in FILES for name in defined(parse(f))]
+    assert not {name for name in names if names.count(name) > 1}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_names_that_count():
+    code = "class _A1: ...\nBb = int | str\nCc: type = int\nDD = 1\nE = 2\n_f = 3"
+    assert defined(ast.parse(code)) == {"A1", "Bb", "Cc"}
+
+
+def opens_with_a_question(docstring: str) -> bool:
+    first = re.search(r"\w+", docstring)
+    return first is not None and first[0].capitalize() in INTERROGATIVES
+
+
+@pytest.mark.parametrize("path", [*FILES, *OTHERS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_say_what_a_thing_is_or_does(path):
     """Not "What …", "Whether …": a verb or a noun."""
     for node in ast.walk(parse(path)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
-            first = text.split()[0]
-            assert first not in INTERROGATIVES, f"{path.name}, {getattr(node, 'name', 'module')}: {text[:60]}"
+        documented = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
+        if documented and (text := ast.get_docstring(node)):
+            assert not opens_with_a_question(text), f"{path.name}, {getattr(node, 'name', 'module')}: {text[:60]}"
+
+
+def test_questions_in_any_spelling():
+    for docstring in ("What it is", "what it is", "What's in it", "“How” it is", "Where, and when"):
+        assert opens_with_a_question(docstring)
+    for docstring in ("Whatever is left", "", "Returns what is left", "The whole"):
+        assert not opens_with_a_question(docstring)
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from t5g2.core.tree import Shape
 from t5g2.models.position_embeddings import resample_positions
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class DualEncoder(Model):
         """Returns float32[images, D], each of length 1.
 
         Args:
-          images: files, PIL images or arrays, as in inputs.images.
+          images: files, PIL images or arrays, as in model_inputs.images.
         """
         size = self.config.vision.image_size
         array = np.stack([model_inputs.prepare_image(image, size, self.resampling) for image in images])

@@ -26,7 +26,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.images import check_images
 from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, complete
 from t5g2.models import build
-from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, ImageConfig, TextConfig
+from t5g2.models.config import DualEncoderConfig, ImageConfig, LanguageModelConfig
 from t5g2.models.layers import Compute
 
 Positions = Literal["raw", "counted"]
@@ -38,7 +38,7 @@ class LanguageModel(Model):
 
     Tokens are int[B, T], rows of one length; masks are bool or int of the same shape, True or 1 = a token, False or 0 =
     padding, and None = every column is a token. Padding may be on either side; outputs at padding are undefined. Images
-    are given for each row (in the forms of inputs.images), as many as the row has places for.
+    are given for each row (in the forms of model_inputs.images), as many as the row has places for.
 
     Attributes:
       positions: as in `load`.
@@ -59,7 +59,7 @@ class LanguageModel(Model):
 
     @property
     @override
-    def config(self) -> TextConfig | EncoderDecoderConfig:
+    def config(self) -> LanguageModelConfig:
         config = self.folder.config
         assert not isinstance(config, DualEncoderConfig)
         return config
@@ -73,6 +73,24 @@ class LanguageModel(Model):
         # instruction-tuned models end a turn with <end_of_turn>, and rarely with EOS
         named = self.tokenizer.named()
         return tuple(named[name] for name in ("eos", "end_of_turn") if name in named)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Former name of `stop_ids`; reads and sets it."""
+        return self.stop_ids
+
+    @ends.setter
+    def ends(self, ids: tuple[int, ...]) -> None:
+        self.stop_ids = ids
+
+    @property
+    def suppressed(self) -> tuple[int, ...]:
+        """Former name of `suppressed_ids`; reads and sets it."""
+        return self.suppressed_ids
+
+    @suppressed.setter
+    def suppressed(self, ids: tuple[int, ...]) -> None:
+        self.suppressed_ids = ids
 
     def logits(
         self,

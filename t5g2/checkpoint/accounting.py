@@ -67,16 +67,27 @@ def check_tensors(
             _compare_copies(where, copy, original, tensors)
             notes.append(f"{copy} repeats {original}")
             del stored[copy]
-    for name, shape in hf_config_writer.placeholders(tensor_format, config).items():
-        if stored.get(name) == list(shape) and name not in needed:
-            notes.append(f"{name} is a placeholder")
-            del stored[name]
+    shapes = hf_config_writer.placeholders(tensor_format, config)
+    left_out = [name for name, shape in shapes.items() if stored.get(name) == list(shape) and name not in needed]
+    for name in left_out:
+        del stored[name]
+    notes += _placeholder_notes(left_out)
     if needed != stored:
         raise UserError(
             f"the tensors in {where}, are not those of {tensor_format.title} (needed -> stored):\n"
             f"{tree.difference(needed, stored)}{_config_hints(tensor_format, needed, stored)}"
         )
     return notes + _cut_row_notes(matches)
+
+
+def _placeholder_notes(left_out: list[str]) -> list[str]:
+    """Returns a line for each thing that the model has not, and whose tensors were left out."""
+    embeddings = [name for name in left_out if name.endswith("eoi_embedding")]
+    tower = len(left_out) - len(embeddings)
+    notes = [f"{tower} tensors of an empty image tower, which transformers always has, were left out"] if tower else []
+    if embeddings:
+        notes.append(f"{' and '.join(embeddings)}, which transformers always has, left out: there is no such token")
+    return notes
 
 
 def _cut_row_notes(matches: list[TensorMatch]) -> list[str]:

@@ -20,14 +20,15 @@ def newest_steps(checkpoints: Checkpoints, count: int) -> list[int]:
     """Returns the newest `count` steps, ascending.
 
     Raises:
-      UserError: there are fewer steps.
+      UserError: there are fewer steps, or none.
     """
     steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{checkpoints.directory} holds no checkpoint; give the workdir of a run that has saved one")
     if not 1 <= count <= len(steps):
-        available = ", ".join(map(str, steps)) or "none"
         raise UserError(
-            f"cannot average {count} checkpoints of {checkpoints.directory}: there are {len(steps)} ({available}). "
-            f"Average 1 up to all of them, or keep more of them (save.keep)"
+            f"cannot average {count} checkpoints of {checkpoints.directory}, which holds those of steps "
+            f"{', '.join(map(str, steps))}; average 1 to {len(steps)}, or keep more of them (save.keep)"
         )
     return steps[-count:]
 
@@ -51,7 +52,7 @@ def mean_leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> 
     sums = _SummedLeaves([checkpoints.weights(step, params) for step in steps])
     stored = tree.named(params)
     # with placeholders in place of the arrays, tree.leaves gives the stored array and the layer of each leaf
-    placeholders = tree.refill(params, {name: _StoredLeaf(name, x.shape, x.dtype) for name, x in stored.items()})
+    placeholders = tree.refill(params, {name: _Location(name, x.shape, x.dtype) for name, x in stored.items()})
     located = {key: (leaf, leaf.read()) for key, leaf in tree.leaves(placeholders).items()}
     order = {name: number for number, name in enumerate(stored)}
     return {
@@ -61,7 +62,7 @@ def mean_leaves(checkpoints: Checkpoints, steps: Sequence[int], params: Any) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class _StoredLeaf:
+class _Location:
     """Location of a leaf: the name of the stored array, and its layer in it (None = the leaf is all of the array).
 
     It takes the place of the array in a tree; indexing it gives the location of one layer.
@@ -72,7 +73,7 @@ class _StoredLeaf:
     dtype: Any
     layer_index: int | None = None
 
-    def __getitem__(self, index: int) -> "_StoredLeaf":
+    def __getitem__(self, index: int) -> "_Location":
         return replace(self, layer_index=index)
 
 
@@ -103,7 +104,7 @@ def _add_in_blocks(total: np.ndarray, x: jax.Array) -> None:
         sums[start : start + BLOCK_ELEMENTS] += values[start : start + BLOCK_ELEMENTS].astype(np.float32)
 
 
-def _mean_leaf(sums: _SummedLeaves, place: _StoredLeaf, dtype: Any) -> np.ndarray:
+def _mean_leaf(sums: _SummedLeaves, place: _Location, dtype: Any) -> np.ndarray:
     total = sums.sum_of(place.name)
     total = total if place.layer_index is None else total[place.layer_index]
     mean = np.empty(total.shape, dtype)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from t5g2.checkpoint import flax_names, names
-from t5g2.checkpoint.names import Shape, TensorFormat
+from t5g2.checkpoint.names import TensorFormat
 from t5g2.core import tree
 from t5g2.core.errors import UserError
+from t5g2.core.tree import Shape
 from t5g2.models import build, sizes
 from t5g2.models.config import EncoderDecoderConfig, ModelConfig, TextConfig
 

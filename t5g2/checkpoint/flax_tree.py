@@ -39,7 +39,7 @@ STACKED = re.compile(r"(?P<prefix>|.*/)stacked_layers/attention_type_(?P<type>\d
 DAMAGE = (ValueError, OSError, IndexError, KeyError, TypeError, NotImplementedError)
 
 
-class _Leaf(NamedTuple):
+class _FlaxLeaf(NamedTuple):
     """A stored leaf: its name, joined by '/', and the TensorStore spec of its array."""
 
     name: str
@@ -178,7 +178,7 @@ def _keys(root: Path, metadata: dict[str, Any]) -> list[list[str]]:
     return leaves
 
 
-def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _Leaf:
+def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _FlaxLeaf:
     file = {"driver": "file", "path": f"{root}/"}
     path = ".".join(keys) + "/"
     ocdbt = metadata.get("use_ocdbt")
@@ -192,7 +192,7 @@ def _leaf(root: Path, metadata: dict[str, Any], keys: list[str]) -> _Leaf:
         # missing bytes stand for zeros only if the metadata has this field; otherwise they are damage
         "fill_missing_data_reads": metadata.get("store_array_data_equal_to_fill_value") is not True,
     }
-    return _Leaf(_nested("/".join(keys)), spec)
+    return _FlaxLeaf(_nested("/".join(keys)), spec)
 
 
 def _nested(name: str) -> str:

@@ -221,7 +221,7 @@ def weight_dtype(dtype: Any) -> np.dtype | None:
         return None
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     if name not in WEIGHT_DTYPES:
-        raise unknown("dtype of weights", name, WEIGHT_DTYPES)
+        raise unknown("dtype", name, WEIGHT_DTYPES, where="of weights")
     return jnp.dtype(name)
 
 

@@ -61,7 +61,7 @@ def read(data: Mapping[str, Any]) -> tuple[names.TensorFormat, ModelConfig]:
         )
     _refuse_quantized(data)
     if not isinstance(kind, str) or kind not in READERS:
-        raise unknown("model_type in config.json", str(kind), READERS)
+        raise unknown("model_type", str(kind), READERS, where="in config.json")
     tensor_format, reader = READERS[kind]
     return tensor_format, reader(data)
 

@@ -37,9 +37,7 @@ from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build, sizes
 from t5g2.models.config import (
     DualEncoderConfig,
-    EncoderDecoderConfig,
     ModelConfig,
-    TextConfig,
     VisionConfig,
     from_dict,
 )
@@ -209,7 +207,7 @@ def _refuse_other_paths(path: Path) -> None:
 
 def _chosen_config(config: ConfigChoice) -> ModelConfig | None:
     """Returns the architecture that a caller chose: a config as it is, a size by its name, or read from a file."""
-    if config is None or isinstance(config, TextConfig | EncoderDecoderConfig | DualEncoderConfig):
+    if config is None or isinstance(config, ModelConfig):
         return config
     path = Path(config)
     if path.suffix != ".json":

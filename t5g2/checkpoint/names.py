@@ -21,9 +21,7 @@ from math import prod
 import numpy as np
 
 from t5g2.core.errors import UserError
-from t5g2.core.tree import Leaf, LeafKey, name
-
-Shape = tuple[int, ...]
+from t5g2.core.tree import Leaf, LeafKey, Shape, name
 
 
 @dataclass(frozen=True)

@@ -48,5 +48,6 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
             provenance={"average_of_steps": steps, "workdir": str(workdir.absolute())},
             extra_files=tokenizer.files,
         )
-    print(f"averaged the checkpoints of steps {', '.join(map(str, steps))} into {Path(out).absolute()}")
+    what = f"checkpoints of steps {', '.join(map(str, steps))}" if len(steps) > 1 else f"checkpoint of step {steps[0]}"
+    print(f"averaged the {what} into {Path(out).absolute()}")
     return steps

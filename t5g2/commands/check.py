@@ -10,7 +10,9 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Checks a config in a dry run: shapes, shardings, memory per device, FLOPs, one batch; no weight is computed.
+    """Checks a config in a dry run: shapes, shardings, memory per device, FLOPs, one batch.
+
+    No weight is computed.
 
     Example: t5g2 check --config=configs/quickstart.py:adapted --devices=8 --hbm_gib=16
     """

@@ -169,7 +169,7 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         print(f"the step was not compiled{why}; activations are an estimate\n")
         return memory.total
     start = time.perf_counter()
-    analysis = (compile_for_little_memory(plan) if simulated else plan.compile()).memory_analysis()
+    analysis = compile_step(plan, little_memory=simulated).memory_analysis()
     state, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     print(
         f"compiled in {time.perf_counter() - start:.0f} s, nothing run or allocated: {(state + temporary) / GIB:.3f} "
@@ -181,9 +181,9 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
     return state + temporary
 
 
-def compile_for_little_memory(plan: Plan) -> Any:
-    """Returns the compiled step, scheduled for little memory."""
-    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+def compile_step(plan: Plan, *, little_memory: bool) -> Any:
+    """Returns the compiled step: as this machine runs it, or scheduled for little memory."""
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if little_memory else None
     return plan.lower().compile(compiler_options=options)
 
 

@@ -25,10 +25,9 @@ def run(flags: Parsed) -> None:
     if flags.step != "last" and not flags.step.isdigit():
         raise UserError(f"--step={flags.step}; give the number of a saved step, or last")
     step = None if flags.step == "last" else int(flags.step)
-    from t5g2.core import device, distributed
+    from t5g2.core import distributed
     from t5g2.train import config_file
 
-    device.cache_compilations()
     distributed.initialize(flags.distributed)
     experiment = config_file.load(flags.config, flags.overrides)
     evaluate_run(

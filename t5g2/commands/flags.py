@@ -96,7 +96,8 @@ def parse(command: str, run: Callable, declared: Mapping[str, Flag], argv: Seque
         raise HelpRequested(f"t5g2 {command}\n\n{inspect.getdoc(run)}\n\nFlags:\n" + "\n".join(lines))
     # --config.a.b=VALUE is taken out first: absl knows only the flags that are declared
     root = next((name for name in ("config", "target") if name in declared), "-")
-    nested = [argument for argument in argv if argument.lstrip("-").startswith(f"{root}.")]
+    # with the dashes: a bare word that begins alike is a value, as in --config config.py
+    nested = [argument for argument in argv if argument.startswith((f"--{root}.", f"-{root}."))]
     overrides = []
     for argument in nested:
         path, equals, text = argument.lstrip("-").removeprefix(f"{root}.").partition("=")
@@ -117,7 +118,8 @@ def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[s
     try:
         rest = parser(["t5g2", *argv])[1:]
     except absl_flags.UnrecognizedFlagError as error:
-        raise unknown(f"flag of t5g2 {command}", error.flagname, declared) from None
+        names = [f"--{name}" for name in declared]
+        raise unknown("flag", f"--{error.flagname}", names, where=f"of t5g2 {command}") from None
     except absl_flags.Error as error:
         raise UserError(f"{error}; see t5g2 {command} --help") from None
     if rest:

@@ -1,8 +1,8 @@
 """`t5g2 report`."""
 
-from t5g2.commands.flags import WORKDIR, Parsed
+from t5g2.commands.flags import Flag, Parsed
 
-FLAGS = {"workdir": WORKDIR}
+FLAGS = {"workdir": Flag(None, "folder of a run or of a sweep; the report is written to report/ in it", True)}
 
 
 def run(flags: Parsed) -> None:

@@ -1,10 +1,10 @@
 """`t5g2 sweep`."""
 
-from t5g2.commands.flags import WORKDIR, Flag, Parsed
+from t5g2.commands.flags import Flag, Parsed
 
 FLAGS = {
     "sweep": Flag(None, "file with get_sweep()", True),
-    "workdir": WORKDIR,
+    "workdir": Flag(None, "folder of the sweep: a workdir for each run, and the report", True),
     "launcher": Flag("local", "local runs the commands here, one after the other; print only shows them"),
 }
 

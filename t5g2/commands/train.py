@@ -18,10 +18,9 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 train --config=configs/quickstart.py:source --workdir=runs/source --config.train.steps=50
     """
-    from t5g2.core import device, distributed
+    from t5g2.core import distributed
     from t5g2.train import config_file, loop
 
-    device.cache_compilations()
     distributed.initialize(flags.distributed)
     experiment = config_file.load(flags.config, flags.overrides)
     loop.train(experiment, flags.workdir, replay=flags.replay, allow_change=flags.names("allow_change"))

@@ -35,7 +35,14 @@ from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.eval.generation import GenerationOptions, complete
 from t5g2.models import build
-from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, EncoderWindow, ModelConfig, TextConfig
+from t5g2.models.config import (
+    DualEncoderConfig,
+    EncoderDecoderConfig,
+    EncoderWindow,
+    LanguageModelConfig,
+    ModelConfig,
+    TextConfig,
+)
 from t5g2.models.layers import Compute
 
 FLOAT32 = Compute(dtype="float32")
@@ -204,7 +211,7 @@ def table(rows: list[OutputDifference]) -> str:
 
 
 # ---- inputs ----
-def _cases(config: TextConfig | EncoderDecoderConfig) -> Iterator[Case]:
+def _cases(config: LanguageModelConfig) -> Iterator[Case]:
     draw = np.random.default_rng(0)
     eoi = config.eoi_id if isinstance(config, EncoderDecoderConfig) else None
     stacks = [stack for stack in (config.decoder_stack, config.encoder_stack) if stack is not None]

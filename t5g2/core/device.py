@@ -1,23 +1,12 @@
-"""Facts about devices: peak FLOP/s, memory in use, the cache of compiled programs."""
+"""Facts about devices: peak FLOP/s, memory in use."""
 
-import os
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-
-def cache_compilations() -> None:
-    """Keeps compiled programs between processes, in ~/.cache/t5g2/jax unless JAX_COMPILATION_CACHE_DIR is set."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "t5g2" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
 
 # bf16 matmul peak of one device in FLOP/s, dense. TPUs: the numbers MaxText divides by (MaxText README and
 # configs/tpu); GPUs: NVIDIA's data sheets, without sparsity. Keys are beginnings of jax's `device_kind`.

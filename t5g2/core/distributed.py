@@ -42,7 +42,7 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
       UserError: the other processes cannot be joined, for example because nothing describes them.
     """
     if distributed not in ("auto", "on", "off"):
-        raise unknown("value of distributed", distributed, ("auto", "on", "off"))
+        raise unknown("value", distributed, ("auto", "on", "off"), where="of --distributed")
     if distributed == "off" or jax.distributed.is_initialized():
         return
     if distributed == "auto" and not _has_other_processes(os.environ):

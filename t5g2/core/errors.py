@@ -59,13 +59,19 @@ def free_bytes(path: str | os.PathLike) -> int:
     return shutil.disk_usage(folder).free
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") -> UserError:
     """Returns the error for a name that is not allowed, with the closest allowed ones.
+
+    Args:
+      kind: the noun for such a name: "objective".
+      where: the place of the name, with its preposition: "of t5g2 check".
 
     >>> str(unknown("objective", "ul3", ["causal", "ul2"]))
     "unknown objective 'ul3'; did you mean 'ul2'? Allowed: causal, ul2"
+    >>> str(unknown("flag", "--confg", ["--config"], where="of t5g2 check"))
+    "unknown flag '--confg' of t5g2 check; did you mean '--config'? Allowed: --config"
     """
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
-    return UserError(f"unknown {kind} {name!r}{hint} Allowed: {', '.join(names)}")
+    return UserError(f"unknown {kind} {name!r}{where and ' ' + where}{hint} Allowed: {', '.join(names)}")

@@ -21,8 +21,19 @@ PART = ".part"
 
 
 def cache_folder() -> Path:
-    """Returns the folder of caches, which all runs on a machine share: T5G2_CACHE, or ~/.cache/t5g2."""
-    return Path(os.environ.get("T5G2_CACHE") or Path.home() / ".cache" / "t5g2")
+    """Returns the folder of caches, which all runs on a machine share: compiled programs, plain copies, tokens, images.
+
+    It is T5G2_CACHE; else t5g2 in XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+      UserError: none of these exists, because the user has no home.
+    """
+    if folder := os.environ.get("T5G2_CACHE"):
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t5g2"
+    except RuntimeError:
+        raise UserError("this user has no home for caches; set T5G2_CACHE to a folder that runs can share") from None
 
 
 def refuse_existing(path: str | os.PathLike) -> None:

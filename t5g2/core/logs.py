@@ -14,14 +14,14 @@ def setup(*, process: int = 0) -> None:
     """Sends log lines to stderr as `12:34:56 text`; processes other than 0 log warnings only, with their number."""
     handler = _AboveTheBar()
     prefix = f"[process {process}] " if process else ""
-    handler.setFormatter(_Format(f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_LineFormatter(f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S"))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if process else logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and grain warn of internals
 
 
-class _Format(logging.Formatter):
+class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"

@@ -29,7 +29,7 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
         return _build_union(arguments, node, where, tables)
     if origin is typing.Literal:
         if node not in arguments:
-            raise unknown(f"value of {where}", str(node), map(str, arguments))
+            raise unknown("value", str(node), map(str, arguments), where=f"of {where}")
         return node
     if origin is tuple:
         if isinstance(node, str) or not isinstance(node, Sequence):
@@ -170,7 +170,7 @@ def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTabl
         raise _wrong_type(where, node, f"the settings of {cls.__name__}, a mapping with some of {', '.join(fields)}")
     for key in node:
         if key not in fields and not (key == "kind" and node[key] in kinds):
-            raise unknown(f"key {where}.{key}, in {cls.__name__}:", key, fields)
+            raise unknown("key", key, fields, where=f"in {where} ({cls.__name__})")
     # checked here and not by the constructor, whose TypeError would name no path
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in node]
     if required:

@@ -13,7 +13,7 @@ collectives.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import jax
 from flax import nnx
@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5g2.core.bounds import Bounds, checked
 from t5g2.core.errors import UserError
+from t5g2.core.tree import Tree
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -44,7 +45,6 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "vocab_act": ("tensor",),
 }
 
-Tree = TypeVar("Tree")
 AxisSize = Annotated[int, Bounds(least=1, most=2**20, also=-1, hint="-1 = all devices that are left")]
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 
 LeafKey = tuple[str, int | None]
+Shape = tuple[int, ...]
 Tree = TypeVar("Tree")
 Value = TypeVar("Value")
 

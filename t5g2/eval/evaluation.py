@@ -8,7 +8,7 @@ from typing import Any
 from t5g2.core import files
 from t5g2.core.distributed import is_primary
 from t5g2.core.errors import unknown
-from t5g2.eval.generation import Model
+from t5g2.eval.generation import LanguageModule
 from t5g2.eval.tasks import EvalContext, Task, TaskResult
 
 
@@ -22,7 +22,7 @@ class Evaluator:
     def __init__(self, tasks: Sequence[Task], context: EvalContext):
         self._measures = {task.name: task.prepare(context) for task in tasks}
 
-    def run(self, model: Model, names: Iterable[str] | None = None) -> TaskResult:
+    def run(self, model: LanguageModule, names: Iterable[str] | None = None) -> TaskResult:
         """Returns the results of the named tasks, by default of all; every process of a run calls this.
 
         Scores are named `<task>/<score>`, for example heldout/loss and heldout/loss/<denoiser>.
@@ -41,7 +41,7 @@ class Evaluator:
         return TaskResult(scores, predictions)
 
 
-def evaluate(model: Model, tasks: Sequence[Task], context: EvalContext) -> TaskResult:
+def evaluate(model: LanguageModule, tasks: Sequence[Task], context: EvalContext) -> TaskResult:
     """Returns the results of tasks on weights that are measured only once."""
     return Evaluator(tasks, context).run(model)
 

@@ -23,7 +23,7 @@ from t5g2.models.gemma import Gemma
 from t5g2.models.layers import Compute
 from t5g2.models.t5gemma import T5Gemma
 
-Model = Gemma | T5Gemma
+LanguageModule = Gemma | T5Gemma
 
 
 class Sampler(abc.ABC):
@@ -145,7 +145,7 @@ class DecodeState(NamedTuple):
 
 @partial(jax.jit, static_argnames="options")
 def generate(
-    model: Model,
+    model: LanguageModule,
     encoder: Sequences | None,
     prompt: Sequences,
     images: Float[Array, "B I H W 3"] | None = None,
@@ -207,7 +207,7 @@ def generate(
 
 
 def complete(
-    model: Model,
+    model: LanguageModule,
     prompts: Sequence[np.ndarray],
     images: Float[np.ndarray, "B I H W 3"] | None = None,
     *,

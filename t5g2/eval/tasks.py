@@ -30,7 +30,7 @@ from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.sources.text_source import TextSource
 from t5g2.eval import metrics
-from t5g2.eval.generation import GREEDY, GenerationOptions, Model, Sampler, complete
+from t5g2.eval.generation import GREEDY, GenerationOptions, LanguageModule, Sampler, complete
 from t5g2.eval.metrics import TokenSums
 from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
@@ -77,7 +77,7 @@ class TaskResult(NamedTuple):
     predictions: list[dict[str, Any]]
 
 
-MeasureFunction = Callable[[Model], TaskResult]
+MeasureFunction = Callable[[LanguageModule], TaskResult]
 
 
 class Task(abc.ABC):
@@ -135,7 +135,7 @@ class HeldoutLoss(Task):
         # a sample is small and kept; the whole text is read again at each evaluation
         kept = {d: list(read(d)) for d in self.objective.denoisers} if self.examples is not None else None
 
-        def measure(model: Model) -> TaskResult:
+        def measure(model: LanguageModule) -> TaskResult:
             sums = {d: _token_sums(model, kept[d] if kept else read(d), context) for d in self.objective.denoisers}
             return TaskResult(self._scores(sums), [])
 
@@ -210,7 +210,7 @@ class Samples(Task):
         completions = [("completion", chunk[: self.prompt_tokens], chunk[self.prompt_tokens :]) for chunk in chunks]
         fillings = [("filling", *pair) for chunk in chunks if (pair := self._without_spans(chunk, context.data))]
 
-        def measure(model: Model) -> TaskResult:
+        def measure(model: LanguageModule) -> TaskResult:
             context.raise_if_stopping()
             # all prompts in one batch, because every shape is a program to compile
             is_encoder_decoder = model.config.is_encoder_decoder
@@ -266,7 +266,7 @@ class Samples(Task):
 BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
 
 
-def _token_sums(model: Model, batches: Iterable[HostBatch], context: EvalContext) -> TokenSums:
+def _token_sums(model: LanguageModule, batches: Iterable[HostBatch], context: EvalContext) -> TokenSums:
     special_tokens, total = context.data.tokenizer.special_tokens, TokenSums()
     for batch, *_ in batches:
         context.raise_if_stopping()
@@ -280,7 +280,7 @@ def _token_sums(model: Model, batches: Iterable[HostBatch], context: EvalContext
 
 
 @partial(jax.jit, static_argnames=("compute", "loss"))
-def _batch_sums(model: Model, batch: Batch, *, compute: Compute, loss: LossConfig) -> jax.Array:
+def _batch_sums(model: LanguageModule, batch: Batch, *, compute: Compute, loss: LossConfig) -> jax.Array:
     """Returns float32[3], the fields of TokenSums, over the global batch."""
     images = normalized(batch.images)
     hidden_BTD = model.hidden(batch.encoder, batch.decoder, images, compute=compute)  # pyright: ignore[reportArgumentType]

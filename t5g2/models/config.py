@@ -315,7 +315,8 @@ class DualEncoderConfig:
             )
 
 
-ModelConfig = TextConfig | EncoderDecoderConfig | DualEncoderConfig
+LanguageModelConfig = TextConfig | EncoderDecoderConfig
+ModelConfig = LanguageModelConfig | DualEncoderConfig
 # the "kind" of model.json and of configs
 KINDS: dict[str, type] = {"gemma": TextConfig, "t5gemma": EncoderDecoderConfig, "siglip": DualEncoderConfig}
 

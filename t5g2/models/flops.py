@@ -38,6 +38,7 @@ from t5g2.models import masks
 from t5g2.models.config import (
     DualEncoderConfig,
     EncoderDecoderConfig,
+    LanguageModelConfig,
     LayerKind,
     ModelConfig,
     SiglipTextConfig,
@@ -170,7 +171,7 @@ def _images(config: ModelConfig, tokens: Sequences | None) -> int:
     return int(np.sum(is_image)) // images.tokens
 
 
-def _language_model(config: ModelConfig) -> TextConfig | EncoderDecoderConfig:
+def _language_model(config: ModelConfig) -> LanguageModelConfig:
     if isinstance(config, DualEncoderConfig):
         raise TypeError("a dual encoder has no tokens to count; give Counts(images=…, texts=…)")
     return config

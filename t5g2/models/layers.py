@@ -20,7 +20,7 @@ from t5g2.models.backends import BACKENDS
 from t5g2.models.config import Rope
 
 Precision = Literal["float32", "bfloat16"]
-Init = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
+Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Compute:
             raise unknown("attention backend", self.backend, ("auto", *BACKENDS))
 
 
-def param(key: jax.Array | None, shape: tuple[int, ...], *, axes: tuple[str | None, ...], init: Init, dtype):
+def param(key: jax.Array | None, shape: tuple[int, ...], *, axes: tuple[str | None, ...], init: Initializer, dtype):
     """Returns a parameter, declared once: its shape, the logical name of each axis, its initialiser and its dtype.
 
     Axis names and initialiser are metadata, for core/sharding.py and core/tree.py. Metadata is part of the tree's

@@ -23,7 +23,7 @@ from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.config import DualEncoderConfig, ImageConfig, SiglipTextConfig, VisionConfig
-from t5g2.models.layers import Compute, ConstantInit, Init, RMSNorm, param, zeros
+from t5g2.models.layers import Compute, ConstantInit, Initializer, RMSNorm, param, zeros
 from t5g2.models.masks import Keys
 from t5g2.models.stack import Layers
 
@@ -77,8 +77,8 @@ class Dense(nnx.Module):
         axes: tuple[str | None, ...],
         *,
         inputs: int = 1,
-        init: Init,
-        bias: Init = zeros,
+        init: Initializer,
+        bias: Initializer = zeros,
         key: jax.Array,
         param_dtype,
     ):

@@ -83,7 +83,7 @@ class UL2(Objective):
         modes = {task.mode for task in self.tasks if task.mode}
         for mode, _ in self.mode_tokens:
             if mode not in modes:
-                raise unknown("mode in mode_tokens", mode, modes)
+                raise unknown("mode", mode, modes, where="in mode_tokens")
         missing = sorted(modes - {mode for mode, _ in self.mode_tokens})
         if self.mode_tokens and missing:
             raise UserError(

@@ -173,7 +173,7 @@ class Sweep:
             for run in expand(part):
                 for name in run.after:
                     if name not in taken:
-                        raise unknown(f"part that {run.name} comes after:", name, taken)
+                        raise unknown("part", name, taken, where=f"in `after` of {run.name}")
         self._check_compare([part.name for part in self.parts if isinstance(part, Variant)])
         self.ordered()  # raises if parts wait for each other
 

@@ -11,7 +11,7 @@ from typing import Any
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.train.experiment import Experiment, build
-from t5g2.train.former_names import current_keys, current_path
+from t5g2.train.former_names import current_keys, current_path, former_modules
 
 
 def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
@@ -51,18 +51,19 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
       UserError: the file is not Python, has no such function, or fails; the message has the line.
     """
     try:
-        function = runpy.run_path(str(path)).get(name)
-        if not callable(function):
-            raise UserError(f"{path} has no {name}(); define one that returns {returns}")
-        # bound first, so that a wrong number of arguments is not taken for an error inside the function
-        try:
-            inspect.signature(function).bind(*arguments)
-        except TypeError:
-            raise UserError(
-                f"{name}{inspect.signature(function)} of {path} was called with {', '.join(arguments) or 'nothing'}; "
-                f"the text after the ':' of FILE:ARG is its only argument"
-            ) from None
-        return function(*arguments)
+        with former_modules():
+            function = runpy.run_path(str(path)).get(name)
+            if not callable(function):
+                raise UserError(f"{path} has no {name}(); define one that returns {returns}")
+            # bound first, so that a wrong number of arguments is not taken for an error inside the function
+            try:
+                inspect.signature(function).bind(*arguments)
+            except TypeError:
+                raise UserError(
+                    f"{name}{inspect.signature(function)} of {path} was called with "
+                    f"{', '.join(arguments) or 'nothing'}; the text after the ':' of FILE:ARG is its only argument"
+                ) from None
+            return function(*arguments)
     except UserError:
         raise
     except Exception as error:  # a user's code can fail in any way

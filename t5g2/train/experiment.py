@@ -23,7 +23,7 @@ from t5g2.eval.generation import BY_NAME as SAMPLERS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.attention import Compute
-from t5g2.models.config import KINDS, EncoderDecoderConfig, TextConfig, to_dict
+from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.loss import LossConfig
 from t5g2.models.sizes import size
@@ -179,7 +179,7 @@ class Evaluation:
             raise UserError(f"two tasks have the same name; the names are {', '.join(names)}")
         for name in self.final:
             if name not in names:
-                raise unknown("task in final", name, names)
+                raise unknown("task", name, names, where="in final")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Save:
 class Experiment:
     """All settings of a run, resolved; `experiment.json` holds them."""
 
-    model: TextConfig | EncoderDecoderConfig
+    model: LanguageModelConfig
     data: DataConfig
     optim: optim.OptimConfig
     train: Train

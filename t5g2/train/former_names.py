@@ -1,6 +1,10 @@
-"""Config keys and kinds that had another name before: config files, flags and saved experiments may still use it."""
+"""Names that were others before: keys and kinds of configs, flags and saved experiments; modules of config files."""
 
-from collections.abc import Mapping
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from t5g2.core.errors import UserError
@@ -11,6 +15,12 @@ FORMER_KEYS = {"piece_tokens": "chunk_tokens", "teaching": "teacher_features"}
 FORMER_KINDS = {"answers": "sft", "answers_decoder": "sft_decoder"}
 # settings that came later, and the defaults with which a run is the same as without them; no place of a list is given
 LATER_SETTINGS: Mapping[str, Any] = {"train.max_nonfinite_updates": 0}
+# former module -> {name in it: (module, name) of today}; what config files of earlier versions import
+FORMER_MODULES = {
+    "t5g2.data.chat": {"answer_ids": ("t5g2.data.sources.dialogues", "answer_ids")},
+    "t5g2.data.copies": {"cache": ("t5g2.core.files", "cache_folder")},
+    "t5g2.data.tokenizer": {"Bytes": ("t5g2.data.tokenizers.byte_level", "Bytes")},
+}
 
 
 def current_path(path: str) -> str:
@@ -47,3 +57,25 @@ def former_names(node: Any, path: str = "") -> Any:
         }
         return node | {"kind": kinds.get(node["kind"], node["kind"])} if "kind" in node else node
     return [former_names(item, path) for item in node] if isinstance(node, list | tuple) else node
+
+
+class _FormerModule(ModuleType):
+    """A module that no longer exists; its names are imported from today's modules on first use."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in FORMER_MODULES[self.__name__]:
+            raise AttributeError(f"{self.__name__} exists no longer, and {name} is not among the names it still has")
+        module, current = FORMER_MODULES[self.__name__][name]
+        return getattr(importlib.import_module(module), current)
+
+
+@contextlib.contextmanager
+def former_modules() -> Iterator[None]:
+    """Makes modules under their former names importable within the block, for the code of config files alone."""
+    modules = {name: _FormerModule(name) for name in FORMER_MODULES}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]

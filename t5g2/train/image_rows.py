@@ -6,9 +6,8 @@ from typing import Any
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig
-from t5g2.models.config import KINDS, EncoderDecoderConfig, ImageConfig, TextConfig
+from t5g2.models.config import KINDS, ImageConfig, LanguageModelConfig
 
-LanguageModel = TextConfig | EncoderDecoderConfig
 NAMES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
 
 
@@ -21,7 +20,7 @@ def completed(node: Mapping[str, Any]) -> dict[str, Any]:
     node, data = dict(node), node.get("data")
     if not isinstance(data, Mapping) or not isinstance(data.get("images"), Mapping) or "model" not in node:
         return node
-    model = settings.build(LanguageModel, node["model"], where="config.model", tables=(KINDS,))
+    model = settings.build(LanguageModelConfig, node["model"], where="config.model", tables=(KINDS,))
     images = model.image_stack.images
     if images is not None:
         # a value in the file wins, so that `check` can report a contradiction
@@ -29,7 +28,7 @@ def completed(node: Mapping[str, Any]) -> dict[str, Any]:
     return node
 
 
-def check(model: LanguageModel, data: DataConfig) -> None:
+def check(model: LanguageModelConfig, data: DataConfig) -> None:
     """Raises UserError if the rows have images and the model has no tower, other sizes or other image tokens."""
     rows, images = data.images, model.image_stack.images
     if rows is None:

@@ -79,7 +79,7 @@ def estimate(plan: Plan) -> MemoryEstimate:
 
 
 @dataclass(frozen=True)
-class _Side:
+class _LayerBytes:
     """Bytes of one layer of a stack or an image tower on one device.
 
     Attributes:
@@ -96,7 +96,7 @@ class _Side:
     gathered: int
 
 
-def _sides(experiment: Experiment) -> list[_Side]:
+def _sides(experiment: Experiment) -> list[_LayerBytes]:
     model, data = experiment.model, experiment.data
     tower = _tower(experiment)
     if not isinstance(model, EncoderDecoderConfig):
@@ -111,7 +111,7 @@ def _sides(experiment: Experiment) -> list[_Side]:
     ]
 
 
-def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int) -> _Side:
+def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int) -> _LayerBytes:
     mesh, compute = jax.sharding.get_abstract_mesh().shape, experiment.compute
     size, cut = jnp.dtype(compute.dtype).itemsize, mesh["tensor"]
     rows = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches)
@@ -124,10 +124,10 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
     scores = 4 * 4 * rows * max(config.heads // cut, 1) * length * keys if _holds_scores(compute.backend) else 0
     # gathered weights are in the compute dtype, their gradients in float32
     matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
-    return _Side(config, inputs, layer, scores, matrices * (size + 4) if mesh["fsdp"] > 1 else 0)
+    return _LayerBytes(config, inputs, layer, scores, matrices * (size + 4) if mesh["fsdp"] > 1 else 0)
 
 
-def _tower(experiment: Experiment) -> list[_Side]:
+def _tower(experiment: Experiment) -> list[_LayerBytes]:
     """The image tower, which computes all image slots of all rows; a frozen one keeps nothing for a backward pass."""
     rows, images = experiment.data.images, experiment.model.image_stack.images
     if rows is None or images is None:
@@ -143,9 +143,9 @@ def _tower(experiment: Experiment) -> list[_Side]:
     if experiment.optim.freezes_tower(experiment.model):
         # the residual, and queries, keys, values and output, or both sides of the MLP's activation
         passing = 2 * inputs + max(4 * inputs // cut + 2 * scores, 2 * wide // cut)
-        return [_Side(vision, 0, 0, 0, passing + pixels)]
+        return [_LayerBytes(vision, 0, 0, 0, passing + pixels)]
     layer = 4 * inputs + (4 * inputs + 2 * wide) // cut
-    return [_Side(vision, inputs, layer, 4 * scores, pixels)]
+    return [_LayerBytes(vision, inputs, layer, 4 * scores, pixels)]
 
 
 def _loss(plan: Plan) -> int:

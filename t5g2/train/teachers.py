@@ -16,7 +16,7 @@ from t5g2.core.batch import Batch
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models import build
-from t5g2.models.config import DualEncoderConfig, EncoderDecoderConfig, TextConfig
+from t5g2.models.config import DualEncoderConfig, LanguageModelConfig
 from t5g2.models.distillation import SparseDistribution, TeacherOutputs
 from t5g2.models.layers import Compute
 
@@ -105,6 +105,6 @@ def outputs(teacher: Any, batch: Batch, compute: Compute, *, key: jax.Array | No
     return TeacherOutputs(has_teacher_BT, None, hidden_BTD, teacher.head(), key)
 
 
-def _language_config(folder: ModelFolder) -> TextConfig | EncoderDecoderConfig:
+def _language_config(folder: ModelFolder) -> LanguageModelConfig:
     assert not isinstance(folder.config, DualEncoderConfig)
     return folder.config

@@ -1,5 +1,7 @@
 """Every stored tensor is needed and every needed one is stored; copies of tied weights are compared."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -121,12 +123,23 @@ def test_a_config_that_contradicts_the_tensors(hugging_face):
         open_foreign(hf_folder)
 
 
+def test_embeddings_of_a_token_that_a_model_has_not(hugging_face):
+    hf_folder = hugging_face(dataclasses.replace(tiny.T5GEMMA2, eoi_id=None))
+    notes = open_foreign(hf_folder).provenance["notes"]
+    assert len(notes) == 2
+    assert notes[1] == (
+        "model.encoder.embed_tokens.eoi_embedding, which transformers always has, left out: there is no such token"
+    )
+
+
 def test_placeholders_are_only_what_they_are(hugging_face):
     """A text-only T5Gemma 2 has an empty tower in transformers; a real one is not passed over."""
     hf_folder = hugging_face(tiny.T5GEMMA2)
     tensors = stored(hf_folder)
     assert "model.encoder.vision_tower.vision_model.post_layernorm.weight" in tensors
-    assert len(open_foreign(hf_folder).provenance["notes"]) == 7
+    assert open_foreign(hf_folder).provenance["notes"] == [
+        "7 tensors of an empty image tower, which transformers always has, were left out"
+    ]
     rewrite(hf_folder, {name: array for name, array in tensors.items() if "vision" not in name})
     open_foreign(hf_folder)
     tensors["model.encoder.vision_tower.vision_model.post_layernorm.weight"] = np.zeros(16, np.float32)

@@ -77,13 +77,18 @@ def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
         assert sorted(reads) == sorted((step, name) for step in (1, 2) for name in stored)
 
 
+def test_no_checkpoint_is_said_as_such(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(UserError, match="/c holds no checkpoint; give"):
+        averaging.newest_steps(checkpoints, 1)
+
+
 def test_errors(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, make(step, jnp.float32), {}, data={}, meta={})
         checkpoints.wait()
         with pytest.raises(
-            UserError, match=r"cannot average 3 checkpoints of .*: there are 2 \(1, 2\)\. Average 1 up to"
+            UserError, match=r"cannot average 3 checkpoints of .*, which holds those of steps 1, 2; average 1 to 2"
         ):
             averaging.newest_steps(checkpoints, 3)
         with pytest.raises(UserError, match="average 0 checkpoints"):

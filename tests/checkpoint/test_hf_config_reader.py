@@ -271,10 +271,10 @@ WRONG = [
         GEMMA3_1B,
         "model_type",
         "llama",
-        r"unknown model_type in config.json 'llama'. Allowed: gemma2, gemma3, gemma3_text",
+        r"unknown model_type 'llama' in config.json. Allowed: gemma2, gemma3, gemma3_text",
     ),
-    (GEMMA3_1B, "model_type", "gemma3n", r"unknown model_type in config.json 'gemma3n'; did you mean 'gemma3'"),
-    (GEMMA3_1B, "model_type", None, r"unknown model_type in config.json 'None'"),
+    (GEMMA3_1B, "model_type", "gemma3n", r"unknown model_type 'gemma3n' in config.json; did you mean 'gemma3'"),
+    (GEMMA3_1B, "model_type", None, r"unknown model_type 'None' in config.json"),
     (
         MEDSIGLIP,
         "model_type",

@@ -218,5 +218,5 @@ def test_true_and_false_are_no_texts(hugging_face, field):
 def test_an_unknown_dtype_is_said(tmp_path, hugging_face):
     source = hugging_face(tiny.GEMMA3)
     for use in (import_model, export_model):
-        with pytest.raises(UserError, match="unknown dtype of weights 'bfloat'; did you mean 'bfloat16'"):
+        with pytest.raises(UserError, match="unknown dtype 'bfloat' of weights; did you mean 'bfloat16'"):
             use(source, tmp_path / "out", dtype="bfloat")

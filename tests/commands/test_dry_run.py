@@ -81,7 +81,7 @@ def test_the_estimate_is_near_what_the_compiled_step_takes(model, settings):
     mesh, plan = plan_of(experiment(MODELS[model], **SETTINGS[settings]))
     with jax.set_mesh(mesh):
         memory = memory_estimate.estimate(plan)
-        analysis = dry_run.compile_for_little_memory(plan).memory_analysis()
+        analysis = dry_run.compile_step(plan, little_memory=True).memory_analysis()
     assert analysis.argument_size_in_bytes - memory.arguments == 4
     assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.arguments) < 2
 
@@ -97,7 +97,7 @@ def test_the_estimate_is_near_with_images(freeze, tmp_path):
     mesh, plan = plan_of(experiment(model, data__images={"per_row": 2}, optim__freeze=freeze))
     with jax.set_mesh(mesh):
         memory = memory_estimate.estimate(plan)
-        analysis = dry_run.compile_for_little_memory(plan).memory_analysis()
+        analysis = dry_run.compile_step(plan, little_memory=True).memory_analysis()
     assert memory.total > 1.5 * without.total
     assert analysis.argument_size_in_bytes - memory.arguments == 4
     assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.arguments) < 2

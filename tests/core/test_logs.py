@@ -29,7 +29,7 @@ def without_wall(found):
 
 
 def write_steps(writer, steps):
-    """What a loop does: evaluate every 2 steps as the step begins, then train and log the step completed."""
+    """Acts as the loop does: evaluate every 2 steps as the step begins, then train and log the step completed."""
     for step in steps:
         if step % 2 == 0:
             writer.write(step, {"eval/loss": 10.0 - step})

@@ -176,5 +176,5 @@ def test_joining_when_nobody_is_there():
     alone = join("on")
     assert "UserError: this process cannot join the others: " in alone.communicate(timeout=60)[1]
     assert join("auto").communicate(timeout=60)[0].strip() == "1"
-    with pytest.raises(UserError, match=r"unknown value of distributed 'of'; did you mean 'off'"):
+    with pytest.raises(UserError, match=r"unknown value 'of' of --distributed; did you mean 'off'"):
         distributed_module.initialize("of")

@@ -54,7 +54,7 @@ def test_array_records_at_a_url(tmp_path, monkeypatch):
 
 
 def last(pickled):
-    """What a spawned worker reads of pickled documents, and which heavy modules that took."""
+    """Returns what a spawned worker reads of pickled documents, and the heavy modules that that took."""
     documents = pickle.loads(pickled)
     text = documents[len(documents) - 1]
     return text, documents.fingerprint, [name for name in ("jax", "grain", "tensorflow") if name in sys.modules]

@@ -220,7 +220,7 @@ def png_of(width, height):
 
 
 def test_bombs():
-    """Where Pillow would warn and go on, and where it would refuse."""
+    """An image that Pillow would warn of and read, and one that it would refuse."""
     assert images.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
     most = "images have at most 89478485 pixels, so make it smaller"
     with pytest.raises(UserError, match=f"bytes has 10000 x 9000 pixels; {most}"):

@@ -142,7 +142,7 @@ def test_the_fingerprint_is_that_of_the_texts(tmp_path):
 
 
 def probe(pickled):
-    """What a spawned worker sees of pickled documents, and which heavy modules it has with all that makes examples."""
+    """Returns what a spawned worker sees of pickled documents, and the heavy modules that it has."""
     import sys
 
     import t5g2.data.pipeline

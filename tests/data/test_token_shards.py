@@ -233,7 +233,7 @@ def test_one_call_at_a_time(tmp_path, text):
 
 
 def waited(ready):
-    """What `ready` returns once that is true, or after a minute."""
+    """Returns what `ready` returns, once that is true or after a minute."""
     for _ in range(600):
         if found := ready():
             break

@@ -3,17 +3,18 @@
 import errno
 import json
 import os
+import subprocess
 
 import pytest
 
 from t5g2 import cli
+from t5g2.commands import adapt, flags
 from t5g2.train import config_file
-
-from .conftest import CONFIG
+from tests.e2e.conftest import CONFIG, command, environment
 
 
 def fails(capsys, *arguments: str) -> str:
-    """What the command says on stderr; its exit status is 2."""
+    """Returns the stderr of a command whose exit status is 2."""
     assert cli.main(list(arguments)) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
@@ -23,8 +24,8 @@ def fails(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        (["train.stepz=3"], ["config.train.stepz", "did you mean 'steps'", "Allowed:"]),
-        (["data.rowz=3"], ["config.data.rowz", "did you mean 'rows'"]),
+        (["train.stepz=3"], ["unknown key 'stepz' in config.train (Train); did you mean 'steps'", "Allowed:"]),
+        (["data.rowz=3"], ["unknown key 'rowz' in config.data (DataConfig); did you mean 'rows'"]),
         (["train.steps=many"], ["config.train.steps is 'many' of type str", "type int"]),
         (["train.steps=0"], ["train: steps = 0", "at least 1"]),
         (["model.width=abc"], ["config.model.width is 'abc'", "type int"]),
@@ -42,7 +43,7 @@ def fails(capsys, *arguments: str) -> str:
         (["eval.every_steps=-1"], ["config.eval: every_steps = -1", "at least 0"]),
         (["save.every_steps=-1"], ["config.save: every_steps = -1", "at least 0"]),
         (["save.keep=0"], ["config.save: keep = 0", "at least 1"]),
-        (["train.param_dtype=foo"], ["config.train.param_dtype 'foo'", "bfloat16, float32"]),
+        (["train.param_dtype=foo"], ["'foo' of config.train.param_dtype", "bfloat16, float32"]),
         (["model.size=gemma3:1b"], ["replace the whole model block", "config.model"]),
         (["mesh.tensor=0"], ["config.mesh: tensor = 0", "at least 1"]),
     ],
@@ -112,7 +113,10 @@ def test_an_unknown_size(capsys, corpus, tmp_path):
         (["train"], ["--config is missing"]),
         (["train", "--config=nowhere.py"], ["--workdir is missing"]),
         (["train", "--config=nowhere.py", "--workdir=x"], ["no config file nowhere.py"]),
-        (["train", f"--config={CONFIG}", "--workdri=x"], ["'workdri'", "did you mean 'workdir'"]),
+        (
+            ["train", f"--config={CONFIG}", "--workdri=x"],
+            ["unknown flag '--workdri' of t5g2 train", "mean '--workdir'?"],
+        ),
         (["train", f"--config={CONFIG}", "--workdir=x", "--config.train.steps", "3"], ["has no value; write"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "extra"], ["'extra' is not a flag"]),
         (["train", f"--config={CONFIG}", "--workdir=x", "--replay=soon"], ["replay"]),
@@ -189,3 +193,56 @@ def test_what_the_machine_refuses(tmp_path, capsys, monkeypatch, code, told):
     error = capsys.readouterr().err
     assert str(tmp_path / "out") in error
     assert told in error
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("help", "check"), ("check", "--help")])
+@pytest.mark.parametrize("unbuffered", ["1", ""], ids=["unbuffered", "buffered"])
+def test_output_that_cannot_be_written(arguments, unbuffered):
+    """A reader that is gone (`| head`) ends the command quietly; a full disk is a message. Neither is a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = environment() | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command(*arguments), check=False, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command(*arguments), check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert done.returncode == 2
+    assert done.stderr.endswith("No space left on device; make room, or give a path on another disk\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch):
+    """That of a data worker that died, for one: it must not pass for a reader that is gone."""
+
+    def broken(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli, "run_command", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["data"])
+
+
+def test_values_after_a_space_may_begin_like_a_flag(capsys):
+    """`--config config.py` is a file of that name, not an override without a value."""
+    assert "no config file config.pi" in fails(capsys, "check", "--config", "config.pi")
+    parsed = flags.parse(
+        "adapt",
+        adapt.run,
+        adapt.FLAGS,
+        ["--source", "x", "--target", "target.json", "-target.a.b=1", "--out", "y", "--target.c=2"],
+    )
+    assert (parsed.target, parsed.overrides) == ("target.json", [("a.b", "1"), ("c", "2")])
+
+
+def test_help_of_a_command_and_the_overview(capsys):
+    assert cli.main(["help", "check"]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["check", "--help"]) == 0
+    assert capsys.readouterr().out == text
+    assert text.startswith("t5g2 check\n")
+    assert "unknown command 'chekc'; did you mean 'check'?" in fails(capsys, "help", "chekc")
+    assert cli.main(["help"]) == 0
+    overview = capsys.readouterr().out
+    assert "--version" in overview
+    assert max(map(len, overview.splitlines())) <= 120

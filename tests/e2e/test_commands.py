@@ -8,8 +8,7 @@ import jax
 import pytest
 
 from t5g2 import cli
-
-from .conftest import CONFIG
+from tests.e2e.conftest import CONFIG
 
 
 def files(folder):
@@ -19,7 +18,7 @@ def files(folder):
 
 @pytest.mark.long
 def test_from_the_source_to_every_result(corpus, devices, tmp_path, capsys, monkeypatch):
-    """What is adapted is trained, evaluated and resumed on eight devices; its source, and what goes on, on one."""
+    """The adapted model is trained, evaluated and resumed on eight devices; its source, and what goes on, on one."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(corpus, tmp_path / "corpus")
 
@@ -138,7 +137,7 @@ def test_a_run_goes_on_with_tokens_made_ahead(corpus, one_device, tmp_path, caps
 
 
 def test_answers_ahead_of_a_run(corpus, one_device, tmp_path, capsys, monkeypatch):
-    """What cache-logits prints is what a run takes; a wrong flag, another number of shards: status 2."""
+    """A run takes what cache-logits prints; a wrong flag, another number of shards: status 2."""
     monkeypatch.chdir(tmp_path)
     config = [f"--config={CONFIG}:source@{corpus}", "--config.train.steps=5", "--config.save.every_steps=0"]
     assert cli.main(["train", *config, "--workdir=teacher"]) == 0

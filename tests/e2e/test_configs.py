@@ -88,7 +88,8 @@ def test_a_size_that_is_not_released_names_those_that_are(family, argument, monk
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as raised:
         config_file.load(f"configs/{family}.py{argument}")
-    assert str(raised.value).startswith(f"unknown size of {'Gemma' if family == 'gemma' else 'T5Gemma'}")
+    name = "Gemma" if family == "gemma" else "T5Gemma"
+    assert str(raised.value).startswith(f"unknown size {argument[1:]!r} of {name}")
     assert f"Allowed: {', '.join(sorted(ARGUMENTS[family]))}" in str(raised.value)
 
 

@@ -19,8 +19,7 @@ from t5g2.models import build
 from t5g2.models.config import to_dict
 from tests import tiny, weights
 from tests.data import tokenizer_files
-
-from .conftest import run
+from tests.e2e.conftest import run
 
 PIECES = 405
 
@@ -55,14 +54,14 @@ def made(tmp_path_factory):
 
 
 def t5g2(capsys, *arguments):
-    """What the command prints; its exit status is 0."""
+    """Returns what a command prints whose exit status is 0."""
     capsys.readouterr()
     assert cli.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
 
 def fails(capsys, *arguments, status=2):
-    """What the command says on stderr."""
+    """Returns the stderr of a command."""
     capsys.readouterr()
     assert cli.main([str(argument) for argument in arguments]) == status
     message = capsys.readouterr().err
@@ -158,7 +157,7 @@ def test_wrong_command_lines(made, tmp_path, capsys):
     cases = [
         (["import", out], ["--source is missing"]),
         (["import", f"--source={gemma}"], ["--out is missing"]),
-        (["import", f"--sorce={gemma}", out], ["unknown flag of t5g2 import 'sorce'", "did you mean 'source'"]),
+        (["import", f"--sorce={gemma}", out], ["unknown flag '--sorce' of t5g2 import", "did you mean '--source'"]),
         (["import", "--source=/nowhere/at/all", out], ["/nowhere/at/all does not exist"]),
         (["import", f"--source={tmp_path}", out], ["holds no known model"]),
         (["import", f"--source={made / 'gemma-ours'}", out], ["is a model folder already"]),

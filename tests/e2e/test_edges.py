@@ -15,8 +15,7 @@ from t5g2 import cli
 from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.eval.evaluation import Evaluator
 from t5g2.train.schedules import Cosine
-
-from .conftest import CONFIG
+from tests.e2e.conftest import CONFIG
 
 SMALL = ["--config.train.steps=4", "--config.save.every_steps=1", "--config.optim.schedule.warmup_steps=0"]
 

@@ -12,8 +12,7 @@ import pytest
 
 from t5g2 import cli
 from tests.data.test_workers import added_memory, await_end, shared_memory
-
-from .conftest import CONFIG, command, environment, run
+from tests.e2e.conftest import CONFIG, command, environment, run
 
 # rates and times differ from run to run, and so do lines that a stop cut short; everything else must not
 TIMED = ("wall", "tokens_per_s", "mfu", "memory", "steps_per_s", "seconds")
@@ -50,7 +49,7 @@ def alone(corpus, tmp_path_factory):
 
 
 def reached(file: Path, step: int, *, since: float) -> bool:
-    """Whether a step has been recorded after a moment, so by this run and not by one before it."""
+    """True if a step was recorded after that moment, so by this run and not by one before it."""
     if not file.exists():
         return False
     rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]

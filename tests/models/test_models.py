@@ -1,4 +1,4 @@
-"""What each token's state depends on, by gradient; and what must not matter: packing, padding, storage, remat."""
+"""Dependencies of each token's state, by gradient; and what must not matter: packing, padding, storage, remat."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ ENCODER = stream(np.arange(40, 40 + ENCODER_LENGTH))
 
 
 def influence(config, states, *of: Sequences):
-    """Which tokens `of` a stream have any influence on each state of `states(model)`: bool[states, tokens]; of several
+    """Tokens `of` a stream that have any influence on each state of `states(model)`: bool[states, tokens]; of several
     streams, a list of them.
     """
     model = weights.model(config)

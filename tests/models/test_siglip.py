@@ -1,4 +1,4 @@
-"""What holds for SigLIP without a reference: shapes, memory, sharding, first values; tests/parity has the numbers."""
+"""Properties of SigLIP without a reference: shapes, memory, sharding, first values; tests/parity has the numbers."""
 
 import math
 from dataclasses import replace

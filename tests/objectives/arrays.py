@@ -1,4 +1,4 @@
-"""What the objectives' tests share: literal special ids and the comparison with drawn arrays."""
+"""Shared by the objectives' tests: literal special ids and the comparison with drawn arrays."""
 
 import numpy as np
 from hypothesis import settings

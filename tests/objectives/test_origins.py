@@ -1,4 +1,4 @@
-"""Where every target stands in the text: what a teacher that has read the text is asked about it."""
+"""The place of every target in the text, by which a teacher that has read the text is asked about it."""
 
 import numpy as np
 import pytest

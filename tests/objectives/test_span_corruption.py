@@ -34,7 +34,7 @@ def test_it_is_a_ul2_of_one_task():
 
 
 def reference_counts(length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """How many noise tokens and spans T5's mask means to have; its arithmetic is float32, ties go to even."""
+    """Numbers of noise tokens and spans that T5's mask means to have; its arithmetic is float32, ties go to even."""
     noise = int(np.round(np.float32(length) * np.float32(density)))
     noise = min(max(noise, 1), length - 1)
     return noise, max(int(np.round(np.float32(noise) / np.float32(mean_span))), 1)

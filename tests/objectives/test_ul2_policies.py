@@ -256,7 +256,7 @@ def test_a_denoiser_that_cannot_be(fields, message):
 def test_modes_that_cannot_be():
     with pytest.raises(UserError, match="mode_tokens has no id for NLG, S2S; give every mode of the"):
         UL2Original(mode_tokens=(("NLU", 50),))
-    with pytest.raises(UserError, match="unknown mode in mode_tokens 'NLX'; did you mean"):
+    with pytest.raises(UserError, match="unknown mode 'NLX' in mode_tokens; did you mean"):
         UL2Original(mode_tokens=(*MODES, ("NLX", 54)))
     with pytest.raises(UserError, match="mode_tokens has 90 for mode 'NLU'; take an id from 0 to 199 that is neither"):
         UL2((SPANS,), mode_tokens=(("NLU", 90),)).check_tokenizer(SPECIALS, 200)

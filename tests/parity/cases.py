@@ -1,4 +1,4 @@
-"""What is compared with transformers: small models of odd shapes, with inputs that any NumPy makes alike.
+"""The cases that are compared with transformers: small models of odd shapes, with inputs that any NumPy makes alike.
 
 NumPy only: the golden files are checked where neither torch nor transformers is installed.
 """
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def images_config(self) -> ImageConfig | None:
-        """How images enter, on whichever side."""
+        """The config of images, for whichever side."""
         encoder, decoder = self.sides
         return decoder.images if encoder is None else encoder.images
 

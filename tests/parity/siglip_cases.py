@@ -96,7 +96,7 @@ def images(config: VisionConfig) -> np.ndarray:
 
 
 def patches(config: ImageConfig) -> np.ndarray:
-    """What a tower might give for three images."""
+    """Outputs that a tower might give for three images."""
     draw = np.random.RandomState(4)
     return (draw.randint(-255, 256, (3, config.vision.patches, config.vision.width)) / 128).astype(np.float32)
 

@@ -68,7 +68,7 @@ def export(folder, config):
 
 
 def load(directory):
-    """What the Auto class makes of a folder; transformers accounts for every tensor."""
+    """Returns what the Auto class makes of a folder; transformers accounts for every tensor."""
     kind = json.loads((directory / "config.json").read_text())["model_type"]
     model, told = AUTO[kind].from_pretrained(directory, output_loading_info=True)
     assert set(told) >= {"missing_keys", "unexpected_keys", "mismatched_keys"}
@@ -288,7 +288,7 @@ def test_official_trees_of_t5gemma(tmp_path, variant):
 # ---- config.json, as transformers reads it ----
 @pytest.mark.parametrize("name", files.RELEASED)
 def test_released_files_mean_the_same_to_transformers(name):
-    """What it makes of a file in the old spelling, written in its new one, is what we read in the old one."""
+    """A file in the old spelling is to it, written in its new one, as we read the old one."""
     data = files.RELEASED[name]
     theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(data)))
     assert hf_config_reader.read(json.loads(theirs.to_json_string(use_diff=False))) == hf_config_reader.read(data)

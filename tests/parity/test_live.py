@@ -110,7 +110,7 @@ def test_gradients(name, tmp_path):
 
 
 def test_cases_are_awkward():
-    """What the families are meant to cover occurs in every one of them, where it can."""
+    """Everything that the families are meant to cover occurs in every one of them, where it can."""
     for family, by_name in cases.FAMILIES.items():
         assert len(by_name) >= 8, family
         sides = [side for case in by_name.values() for side in case.sides if side is not None]

@@ -1,4 +1,4 @@
-"""What a comparison says of runs whose curves are drawn here."""
+"""Comparisons of runs whose curves are drawn here."""
 
 import pytest
 

@@ -29,7 +29,7 @@ def test_a_mean_and_its_interval():
 
 
 def test_differences_by_seed():
-    """What a seed changes in both is not in the interval; seeds that one of them lacks are left out."""
+    """A change that a seed makes in both is not in the interval; seeds that one of them lacks are left out."""
     made = paired({0: 3.0, 1: 13.0, 2: 23.5, 7: 1.0}, {0: 2.0, 1: 12.0, 2: 22.0, 8: 1.0})
     assert made.mean == pytest.approx(7 / 6)
     assert made.half == pytest.approx(4.3027 * math.sqrt(1 / 12) / math.sqrt(3), rel=1e-4)

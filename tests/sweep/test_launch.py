@@ -52,7 +52,7 @@ IDENTITY = Variant.identity
 
 @pytest.fixture(autouse=True)
 def no_real_configs(monkeypatch):
-    """What a variant is, is taken from its command line; its config need not exist."""
+    """Takes what a variant is from its command line; its config need not exist."""
     monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps(self.arguments(folder)))
 
 
@@ -344,7 +344,7 @@ def test_a_seed_more_runs_alone(tmp_path, program):
 
 
 def test_a_step_can_have_seeds_and_a_name_can_be_spelled_with_one(tmp_path):
-    """What is filled in is text, so a setting that is a number is read as one."""
+    """Text is filled in, so a setting that is a number is read as one."""
     step = Step("mean", ("average", "--out={sweep}/m{seed}"), out="m{seed}", after=("a-s{seed}",), seeds=(0, 3))
     parts = (step, variant("a", seeds=(3, 0), overrides={"data.x": "{seed}"}), variant("b", after=("a-s3", "mean")))
     order = Sweep("x", parts).ordered()

@@ -1,4 +1,4 @@
-"""What `t5g2 data` prints of a run's first batches."""
+"""Lines that `t5g2 data` prints of a run's first batches."""
 
 import re
 import sys

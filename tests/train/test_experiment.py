@@ -45,7 +45,7 @@ def test_a_size_by_name_and_what_is_otherwise():
     decoder = dataclasses.replace(base.decoder, rope_global=Rope(10_000.0, 4.0))
     assert experiments.build(other).model == dataclasses.replace(base, cross="merged", decoder=decoder)
     assert experiments.build(experiments.dump(experiments.build(other))) == experiments.build(other)
-    with pytest.raises(UserError, match=r"key config\.model\.width, in EncoderDecoderConfig: 'width'"):
+    with pytest.raises(UserError, match=r"unknown key 'width' in config\.model \(EncoderDecoderConfig\)"):
         experiments.build(plain | {"model": {"size": "t5gemma2:270m-270m", "width": 3}})
     with pytest.raises(UserError, match="model has a size and also a kind, so it is a whole architecture twice; keep"):
         experiments.build(plain | {"model": plain["model"] | {"size": "t5gemma2:270m-270m"}})
@@ -126,7 +126,7 @@ def test_errors_of_config_files(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match=r"empty\.py has no get_config\(\)"):
         config_file.load(str(tmp_path / "empty.py"))
-    with pytest.raises(UserError, match=r"unknown arm of the quickstart 'sauce'; did you mean 'source'\?"):
+    with pytest.raises(UserError, match=r"unknown arm 'sauce' of the quickstart; did you mean 'source'\?"):
         config_file.load(f"{QUICKSTART}:sauce")
 
 

@@ -348,7 +348,7 @@ def test_a_shard_that_is_cut_off_is_made_again(corpus, cache, tmp_path):
 
 
 def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
-    """What a killed call leaves behind is no obstacle."""
+    """The rest of a killed call is no obstacle."""
     how, teacher, out = Distillation(method="top_k", per_token=12), str(corpus / "gemma"), tmp_path / "answers"
     (out / "text").mkdir(parents=True)
     (out / "text" / ".plan.json.1.part").write_text("{")

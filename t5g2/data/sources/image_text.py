@@ -177,7 +177,7 @@ class WebDataset(ImageSource):
             names, files, self.field or None, "sample", *_scan(samples(), self.path, on_bad_record)
         )
 
-    def _sample(self, sample: tar.Sample, number: int, name: str, file: str) -> "_Sample":
+    def _sample(self, sample: tar.TarSample, number: int, name: str, file: str) -> "_Sample":
         text_ending = "json" if self.field else "txt"
         endings = [member.ending for member in sample.members]
         images = tuple((m.offset, m.size) for m in sample.members if m.ending.rpartition(".")[2] in ENDINGS)

@@ -23,7 +23,7 @@ class Member(NamedTuple):
     size: int
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """Files of an archive that follow each other and have the same name up to the ending.
 
     Attributes:
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
     damage: str = ""
 
 
-def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
+def samples(file: BinaryIO, name: str) -> Iterator[TarSample]:
     """Yields the samples of an uncompressed tar file, in its order; only headers are read.
 
     a/1.jpg a/1.txt a/2.png: the samples a/1, with two members, and a/2.
@@ -63,7 +63,7 @@ def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
             if not (member.isreg() and stem and ending):
                 continue
             if members and folder + slash + stem != key:
-                yield Sample(key, members)
+                yield TarSample(key, members)
                 members = []
             key = folder + slash + stem
             members.append(Member(ending.lower(), member.offset_data, member.size))
@@ -71,9 +71,9 @@ def samples(file: BinaryIO, name: str) -> Iterator[Sample]:
         pass
     if _archive_ends_at(file, end):
         if members:
-            yield Sample(key, members)
+            yield TarSample(key, members)
         return
-    yield Sample(key, members, f"the archive is damaged or cut off here, about byte {end:,}; get it again")
+    yield TarSample(key, members, f"the archive is damaged or cut off here, about byte {end:,}; get it again")
 
 
 def _archive_ends_at(file: BinaryIO, end: int) -> bool:

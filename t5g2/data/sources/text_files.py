@@ -17,8 +17,8 @@ from t5g2.data.sources.validation import RecordValidator, SourceSummary, Validat
 # A longer text file is read as several documents of about this size, so that reading a chunk reads little else.
 SPAN_BYTES = 1 << 16
 
-Span = tuple[str, int, bytes]  # location for messages, first byte, content
-SpanReader = Callable[[str], Iterator[Span]]
+LocatedRecord = tuple[str, int, bytes]  # location for messages, first byte, content
+SpanReader = Callable[[str], Iterator[LocatedRecord]]
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _files_below(folder: str) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
 
 
-def _file_spans(path: str) -> Iterator[Span]:
+def _file_spans(path: str) -> Iterator[LocatedRecord]:
     """Yields the documents of a text file, each of whole lines."""
     with open(path, "rb") as file:
         offset = 0
@@ -182,7 +182,7 @@ def _file_spans(path: str) -> Iterator[Span]:
             offset += len(data)
 
 
-def line_spans(path: str, unit: str = "line") -> Iterator[Span]:
+def line_spans(path: str, unit: str = "line") -> Iterator[LocatedRecord]:
     """Yields the lines that are not empty."""
     with open(path, "rb") as file:
         offset = 0
