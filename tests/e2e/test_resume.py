@@ -49,15 +49,15 @@ def alone(corpus, tmp_path_factory):
 
 
 def reached(file: Path, step: int, *, since: float) -> bool:
-    """True if a step was recorded after that moment, so by this run and not by one before it."""
+    """True if a step has been recorded after a moment, so by this run and not by one before it."""
     if not file.exists():
         return False
     rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
     return any(row["step"] >= step and row["wall"] >= since for row in rows)
 
 
-def interrupted(arguments: list[str], workdir: Path, number: int, *, at_step: int, delay: float) -> int:
-    """Starts a run, sends it a signal some time after it has recorded a step, and returns its exit status."""
+def begin(arguments: list[str], workdir: Path, *, at_step: int) -> subprocess.Popen:
+    """Starts a run, and returns it when it has recorded a step."""
     file, started = workdir / "metrics.jsonl", time.time()
     child = subprocess.Popen(
         command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
@@ -65,66 +65,85 @@ def interrupted(arguments: list[str], workdir: Path, number: int, *, at_step: in
     end = time.monotonic() + 120
     while child.poll() is None and time.monotonic() < end and not reached(file, at_step, since=started):
         time.sleep(0.01)
-    time.sleep(delay)
+    return child
+
+
+def stop(child: subprocess.Popen, number: int) -> int:
+    """Sends a run a signal, and returns its exit status."""
     child.send_signal(number)
     _, said = child.communicate(timeout=120)
     assert "Traceback" not in said, said
     return child.returncode
 
 
+def saved(workdir: Path) -> list[int]:
+    """The steps that a workdir holds, ascending."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
 @pytest.mark.long
 def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_path):
+    """One run, because each start costs seconds: killed before and after a save, stopped by either signal, killed with
+    its data workers, and begun again from the checkpoint before a damaged one.
+    """
     workdir, draw = tmp_path / "run", random.Random(3)
-    arguments = train(corpus, workdir)
-    # a step takes some 10 ms here, so the kills fall anywhere: into a step, a save, the start of the next
-    for number, at_step, status in (
-        (signal.SIGKILL, 2, -signal.SIGKILL),
-        (signal.SIGTERM, 8, 143),
-        (signal.SIGKILL, 12, -signal.SIGKILL),
-        (signal.SIGINT, 16, 130),
-        (signal.SIGKILL, 18, -signal.SIGKILL),
-    ):
-        found = interrupted(arguments, workdir, number, at_step=at_step, delay=draw.uniform(0, 0.05))
-        assert found == status, found
-    run(*arguments)
-    assert checksums(workdir, 48) == checksums(alone, 48)
-    assert metrics(workdir) == metrics(alone)
+    arguments = [*train(corpus, workdir), "--config.log.tensorboard=False"]
 
+    def anywhere():
+        """A step takes some 10 ms here, so what follows falls into a step, a save, or the start of the next."""
+        time.sleep(draw.uniform(0, 0.05))
 
-@pytest.mark.long
-def test_a_signal_saves_first_and_a_finished_run_says_so(corpus, alone, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = [*train(corpus, workdir), "--config.save.every_steps=0", "--config.train.steps=100000"]
-    assert interrupted(arguments, workdir, signal.SIGTERM, at_step=6, delay=0) == 143
-    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    assert len(steps) == 1
-    assert steps[0] >= 6
+    child = begin(arguments, workdir, at_step=2)
+    anywhere()
+    assert stop(child, signal.SIGKILL) == -signal.SIGKILL
+
+    # the signal saves first, at whichever step it comes: nothing else does here
+    before = saved(workdir)
+    child = begin([*arguments, "--config.save.every_steps=0"], workdir, at_step=6)
+    assert stop(child, signal.SIGTERM) == 143
+    [step] = [step for step in saved(workdir) if step not in before]
+    assert step >= 6
     assert not (workdir / "done.json").exists()
-    before = sorted((path, path.stat().st_mtime_ns) for path in alone.rglob("*") if path.parent.name == "checkpoints")
-    again = run(*train(corpus, alone))
-    assert "done" in again.stdout + again.stderr
-    assert before == sorted(
-        (path, path.stat().st_mtime_ns) for path in alone.rglob("*") if path.parent.name == "checkpoints"
-    )
 
+    others = shared_memory()
+    child = begin([*arguments, "--config.data.workers=2"], workdir, at_step=step + 4)
+    child.send_signal(signal.SIGSTOP)  # while its processes are counted
+    workers = descendants(child.pid)
+    segments = added_memory(others, [child.pid, *workers])
+    assert len(workers) >= 2
+    assert stop(child, signal.SIGKILL) == -signal.SIGKILL
+    await_end(workers, segments)
 
-@pytest.mark.long
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(corpus, alone, tmp_path):
-    """Every kind of damage is tested where checkpoints are: tests/checkpoint/test_train_states.py."""
-    workdir = tmp_path / "run"
-    shutil.copytree(alone, workdir)
-    (workdir / "done.json").unlink()
-    folder = workdir / "checkpoints" / "48" / "params" / "embedder.table"
-    file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    child = begin(arguments, workdir, at_step=step + 8)
+    anywhere()
+    assert stop(child, signal.SIGINT) == 130
+    child = begin(arguments, workdir, at_step=saved(workdir)[-1] + 2)
+    anywhere()
+    assert stop(child, signal.SIGKILL) == -signal.SIGKILL
+
+    # every kind of damage is tested where checkpoints are: tests/checkpoint/test_train_states.py
+    newest = saved(workdir)[-1]
+    file = largest_file(workdir / "checkpoints" / str(newest) / "params" / "embedder.table")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    done = run(*train(corpus, workdir))
+    done = run(*arguments)
     assert "params.embedder.table" in done.stderr
-    assert "48.damaged" in done.stderr
-    assert (workdir / "checkpoints" / "48.damaged").is_dir()
+    assert f"{newest}.damaged" in done.stderr
+    assert (workdir / "checkpoints" / f"{newest}.damaged").is_dir()
     assert checksums(workdir, 48) == checksums(alone, 48)
     assert metrics(workdir) == metrics(alone)
+
+
+@pytest.mark.long
+def test_a_finished_run_says_so_and_writes_nothing(corpus, alone, one_device, capfd):
+    def files():
+        return sorted((path, path.stat().st_mtime_ns) for path in alone.rglob("*") if path.is_file())
+
+    before = files()
+    assert cli.main(train(corpus, alone)) == 0
+    assert "done: 48 steps" in capfd.readouterr().err
+    assert files() == before
 
 
 @pytest.mark.long
@@ -142,24 +161,8 @@ def test_what_may_differ_on_resume_and_what_may_not(corpus, alone, one_device, t
     assert "resumed with another train.z_loss: 0.0 -> 0.0001" in said
 
 
-@pytest.mark.long
-def test_killed_with_data_workers_leaves_nothing_behind(corpus, tmp_path):
-    workdir = tmp_path / "run"
-    before = shared_memory()
-    arguments = [*train(corpus, workdir), "--config.data.workers=2", "--config.train.steps=100000"]
-    child = subprocess.Popen(
-        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
-    file, end = workdir / "metrics.jsonl", time.monotonic() + 120
-    while not (file.exists() and '"step": 4,' in file.read_text()) and time.monotonic() < end:
-        assert child.poll() is None
-        time.sleep(0.05)
-    workers = descendants(child.pid)
-    segments = added_memory(before, [child.pid, *workers])
-    assert len(workers) >= 2
-    child.kill()
-    child.wait()
-    await_end(workers, segments)
+def largest_file(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 def descendants(pid: int) -> list[int]:
