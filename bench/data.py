@@ -1,7 +1,7 @@
 """Speed of making batches, fullness of their rows, and their cost for a training step.
 
-    python bench/data.py                      # all three tables
-    python bench/data.py speed padding step   # or some
+    python bench/data.py                                # all tables
+    python bench/data.py speed documents padding step   # or some
 
 Text: what ships with Python, tokenised ahead (`t5g2 tokenize`), 1 byte = 1 token, T5Gemma 2's UL2. A chunk is half as
 long as the encoder's part of a row, and the decoder's part 1.19 times that, as examples of full chunks are. Tokens are
@@ -9,6 +9,8 @@ those that are no padding, encoder and decoder. How fast objectives are alone is
 
 speed    Goal: 1 million tokens a second, 2 to aim at. By the clock (median of rounds), and per second of processor
          time of the training process, which is what batches take away from it.
+documents  Goal: at most 2 times slower, however long the documents are. 12 MB of text as 6,000 documents, as 100 and as
+         one, in turn; tokens a second over those of 6,000 documents.
 padding  Goal: at most 20%, 10% to aim at. Slots are weighted with the FLOPs of a token on their side (forward, no
          attention), of T5Gemma 2 4B-4B; on the 270M one, whose head weighs most, in the last column.
 step     Goal: a step with real data takes at most 1.05 times one with a batch that is always the same. Both in turn, in
@@ -18,6 +20,7 @@ Measured on 2 CPU cores; the steps while these had 5 to 9 processes to run:
 
     million tokens/s, workers 0, 1, 2     512 + 608: 1.75 1.92 2.05    2048 + 2432: 6.36 7.23 7.51
                                           4096 + 4864: 10.74 10.35 12.18
+    documents, 6,000, 100 and 1           cache_tokens: 1.00 1.08 1.06        t5g2 tokenize: 1.00 1.15 1.07
     padding by FLOPs, 4B-4B               none    first_fit, 8 and 32 rows    best_fit, 8 and 32 rows
         512 + 608                         37.3%   19.1%  17.8%                16.9%  11.5%
         2048 + 2432                       38.8%   19.1%  17.1%                16.4%  12.4%
@@ -26,9 +29,11 @@ Measured on 2 CPU cores; the steps while these had 5 to 9 processes to run:
     a step, workers 0, 1, 2               1.013  1.016  0.938
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 import statistics
 import sys
 import tempfile
@@ -40,6 +45,8 @@ from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import Pipeline
 from t5g2.data.shards import token_shards
 from t5g2.data.sources.python_text import PythonText
+from t5g2.data.sources.text_files import Jsonl
+from t5g2.data.sources.text_source import TextSource
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.objectives import UL2
 from t5g2.train import config_file, restore, workdir
@@ -48,12 +55,13 @@ TOKENIZER = Bytes(sentinels=300)
 LENGTHS = {512: 608, 2048: 2432, 4096: 4864}  # encoder's and decoder's part of a row
 ROUNDS, ROUND_SECS = 5, 1.0
 PADDING_TOKENS = 2_000_000
+DOCUMENTS, DOCUMENT_BYTES = (6000, 100, 1), 12_000_000
 BLOCKS, BLOCK_STEPS = 15, 16
 # its steps take about 0.2 s on 2 CPU cores
 STEP_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
 
-def config(tokens: token_shards.Tokens, encoder: int, **changes: Any) -> DataConfig:
+def config(tokens: TextSource, encoder: int, **changes: Any) -> DataConfig:
     fields: dict[str, Any] = {"rows": 16, "streams": 16, "encoder_length": encoder, "decoder_length": LENGTHS[encoder]}
     fields |= {"chunk_tokens": encoder // 2, "tokenizer": TOKENIZER, "packing": "best_fit"}
     return DataConfig((Source(tokens, UL2()),), **(fields | changes))
@@ -166,7 +174,38 @@ def steps(made: Any, mesh: Any) -> tuple[float, float]:
     return statistics.median(seconds), statistics.median(ratios)
 
 
-PARTS = {"speed": speed, "padding": padding, "step": step}
+def documents(tokens: token_shards.Tokens) -> None:
+    del tokens  # the same text in other documents
+    opened = PythonText().open()
+    text = "".join(opened[i] for i in range(len(opened))).encode().decode("ascii", "ignore")
+    text = (text * (1 + DOCUMENT_BYTES // len(text)))[:DOCUMENT_BYTES]
+    print("\n| documents | cache_tokens | t5g2 tokenize |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        os.environ["T5G2_CACHE"] = f"{folder}/cache"
+        pipelines = {}
+        for count in DOCUMENTS:
+            path, size = Path(folder) / f"{count}.jsonl", DOCUMENT_BYTES // count
+            lines = (json.dumps({"text": text[i * size : (i + 1) * size]}) for i in range(count))
+            path.write_text("".join(f"{line}\n" for line in lines))
+            job = token_shards.Job(Jsonl(str(path)).open(), TOKENIZER, {}, min(count, 4))
+            token_shards.write(job, f"{folder}/{count}")
+            ready, cached = (token_shards.Tokens(f"{folder}/{count}"), Jsonl(str(path)))
+            for way, source in (("cached", cached), ("ready", ready)):
+                made = config(source, 512, cache_tokens=way == "cached")
+                pipelines[count, way] = stack.enter_context(Pipeline(made, seed=0))
+        for pipeline in pipelines.values():
+            for _ in range(10):
+                pipeline.next()
+        rounds = [{key: rate(pipeline)[1] for key, pipeline in pipelines.items()} for _ in range(ROUNDS)]
+        for count in DOCUMENTS:
+            shares = [
+                statistics.median(rates[count, way] / rates[DOCUMENTS[0], way] for rates in rounds)
+                for way in ("cached", "ready")
+            ]
+            print(f"| {count:,} | {shares[0]:.2f} | {shares[1]:.2f} |", flush=True)
+
+
+PARTS = {"speed": speed, "documents": documents, "padding": padding, "step": step}
 
 
 def main():

@@ -1,5 +1,6 @@
 """Documents cut into chunks of tokens, of which examples are made."""
 
+import logging
 import threading
 from typing import Literal, Protocol
 
@@ -9,6 +10,8 @@ from t5g2.core.errors import UserError
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.image_documents import FilteredImageDocuments
 from t5g2.data.tokenizers.base import Tokenizer
+
+log = logging.getLogger(__name__)
 
 LongDocuments = Literal["split", "truncate"]
 
@@ -48,7 +51,7 @@ class Chunks:
         self, documents: Documents, tokenizer: Tokenizer, chunk_tokens: int, *, long_documents: LongDocuments = "split"
     ):
         self.documents = documents
-        self._tokenizer = tokenizer
+        self._tokenizer, self._chunk_tokens = tokenizer, chunk_tokens
         self._lengths = lengths = documents.token_lengths(tokenizer)
         if documents.is_indivisible and lengths.max() > chunk_tokens:
             unit = "pair of inputs and targets" if documents.has_pairs else "document that is not to be cut"
@@ -66,12 +69,21 @@ class Chunks:
         self._document, self._start, self._end = _cut(lengths, chunk_tokens)
         self._recent = RecentTokens()
 
+    @property
+    def longest_read_often(self) -> int:
+        """Tokens of the longest document that may be read whole for each of its chunks; 0 if none is."""
+        cut = self._lengths[self._lengths > self._chunk_tokens]
+        # up to RECENT_TOKENS are held
+        return int(cut.max()) if cut.sum() > RECENT_TOKENS and not self.documents.has_token_ranges else 0
+
     def __len__(self) -> int:
         return len(self._start)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Returns int32[tokens] of a chunk."""
         document, start, end = int(self._document[index]), int(self._start[index]), int(self._end[index])
+        if self.documents.has_token_ranges:
+            return self.documents.token_range(document, start, end, self._tokenizer)
         tokens = self._recent.get(document)
         if tokens is None:
             tokens = self.documents.tokens(document, self._tokenizer)
@@ -96,7 +108,7 @@ class Chunks:
 
 
 class RecentTokens:
-    """The tokens of the documents that were read last, up to RECENT_TOKENS in all.
+    """The tokens of the documents that were read last, up to RECENT_TOKENS in all, for documents that are read whole.
 
     The chunks of a document are shuffled far apart, and each would read and tokenise the whole document. A copy or a
     pickle is empty.
@@ -202,5 +214,12 @@ def open_chunks(
     if not len(chunks):
         raise UserError(
             f"{text}: {chunks.dropped} documents, all of fewer than {SHORTEST_TOKENS} tokens; give longer ones"
+        )
+    if longest := chunks.longest_read_often:
+        log.warning(
+            "%s: documents of up to %d tokens are read and tokenised for each of their chunks; with "
+            "data.cache_tokens=true, or from `t5g2 tokenize`, only the chunk is read",
+            text,
+            longest,
         )
     return chunks

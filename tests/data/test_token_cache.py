@@ -154,3 +154,18 @@ def test_tokens_made_ahead_are_not_kept_again(tmp_path, cache):
     opened = TextFiles(str(tmp_path / "text")).open(on_bad_record="stop")
     made = token_cache.cached_tokens(opened, Bytes())
     assert token_cache.cached_tokens(made, Bytes()) is made
+
+
+def test_a_cache_of_an_earlier_version_serves_unless_a_document_is_long(tmp_path, cache):
+    """Its documents are read whole, so one with long documents is written anew, elsewhere: a run may be reading it."""
+    for name, length, reused in (("short", 50, True), ("long", 2 * token_shards.RECORD_TOKENS, False)):
+        file = tmp_path / f"{name}.txt"
+        file.write_text("a b c " * (length // 6))
+        documents, tokenizer = TextFiles(str(file)).open(), Bytes()
+        former = token_cache._folder(f"{documents.fingerprint} {tokenizer.fingerprint()}")
+        token_shards.write(token_shards.Job(documents, tokenizer, {}, 1, record_tokens=None), former)
+        tokens = token_cache.cached_tokens(documents, tokenizer)
+        assert (tokens._folder == former) == reused
+        assert tokens.has_token_ranges != reused
+        np.testing.assert_array_equal(tokens.tokens(0, tokenizer), documents.tokens(0, tokenizer))
+        assert former.is_dir()

@@ -68,9 +68,15 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
     if isinstance(documents, TokenDocuments):
         return documents
     # Named by content: texts at two paths share their tokens, and a changed text gets another folder.
-    name = hashlib.sha256(f"{documents.fingerprint} {tokenizer.fingerprint()}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "tokens" / name
+    content = f"{documents.fingerprint} {tokenizer.fingerprint()}"
+    folder, former = (_folder(name) for name in (f"{content} {token_shards.RECORD_TOKENS}", content))
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Folders of earlier versions have whole documents as records, which serve as well if none is long.
+    if token_shards.FORMAT.is_finished(former):
+        with locked(former.with_suffix(".lock")):
+            tokens = _open_finished(former)
+        if tokens is not None and tokens.longest <= token_shards.RECORD_TOKENS:
+            return tokens
     with locked(folder.with_suffix(".lock")):
         tokens = _open_finished(folder)
         if tokens is None:
@@ -81,7 +87,11 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
     return tokens
 
 
-def _open_finished(folder: Path) -> Documents | None:
+def _folder(name: str) -> Path:
+    return cache_folder() / "tokens" / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _open_finished(folder: Path) -> TokenDocuments | None:
     """Returns the documents of a folder; None if it is unfinished, or removed because a file is missing or damaged."""
     if not token_shards.FORMAT.is_finished(folder):
         return None

@@ -1,8 +1,11 @@
 """Tokens that are written before a run: ArrayRecord shards of a source's documents, which a run opens without the text.
 
 tokens.json                             the text, the tokenizer and the shards; written last
-tokens-00003-of-00016.array_record      one record per document: its token ids, little-endian, of the manifest's `dtype`
+tokens-00003-of-00016.array_record      the token ids of the documents, little-endian, of the manifest's `dtype`
 lengths-00003-of-00016.npy              int32[documents]: the number of tokens of each
+
+A document has a record for every `record_tokens` tokens, so that a part of it is read alone, and at least one record.
+Folders of earlier versions have no `record_tokens`, and one record per document.
 
 Of N documents, shard s of S holds those from s * N // S on, in their order, short ones too. So the chunks, and with
 them the batches of a run, are the same as those of the text itself.
@@ -14,7 +17,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ from t5g2.data.tokenizers.base import Tokenizer
 log = logging.getLogger(__name__)
 
 MANIFEST = "tokens.json"
+# Reading a record of this size takes no longer than making an example of a chunk.
+RECORD_TOKENS = 4096
 FORMAT = ShardFormat(
     manifest=MANIFEST,
     keys=frozenset(
@@ -53,7 +58,7 @@ class Tokens:
 
     path: str
 
-    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> "TokenDocuments":
         """Returns the documents; `on_bad_record` has no effect, because writing has refused or skipped bad records.
 
         Raises:
@@ -83,6 +88,10 @@ class TokenDocuments(Documents):
         self._readers = array_record.RecordReaders([str(folder / shard["file"]) for shard in manifest["shards"]])
         self._shard_ends = np.cumsum([len(shard) for shard in lengths])
         self._lengths = np.concatenate(lengths)
+        self._record_tokens: int | None = manifest.get("record_tokens")
+        counts = [record_counts(shard, self._record_tokens) for shard in lengths]
+        # int64[documents]: the number of each document's first record in its shard.
+        self._first_records = np.concatenate([np.cumsum(shard) - shard for shard in counts])
 
     def __reduce__(self):
         return Tokens.open, (Tokens(str(self._folder)),)
@@ -133,6 +142,16 @@ class TokenDocuments(Documents):
             )
         return self._lengths.astype(np.int64)
 
+    @property
+    @override
+    def has_token_ranges(self) -> bool:
+        return self._record_tokens is not None
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest document."""
+        return int(self._lengths.max(initial=0))
+
     @override
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
         """Returns int32[tokens] of a document.
@@ -140,20 +159,46 @@ class TokenDocuments(Documents):
         Raises:
           UserError: the shard is damaged.
         """
+        return self.token_range(index, 0, int(self._lengths[index]), tokenizer)
+
+    @override
+    def token_range(self, index: int, start: int, end: int, tokenizer: Tokenizer) -> np.ndarray:
+        """Returns int32[end - start], tokens start to end - 1 of a document.
+
+        Raises:
+          UserError: the shard is damaged.
+        """
+        length = int(self._lengths[index])
+        size = length if self._record_tokens is None else self._record_tokens
         # side="right", because the end of a shard is the number of the next shard's first document.
-        shard = int(np.searchsorted(self._shard_ends, index, side="right"))
-        record = index - (int(self._shard_ends[shard - 1]) if shard else 0)
+        shard, first = int(np.searchsorted(self._shard_ends, index, side="right")), int(self._first_records[index])
+        if not length:
+            return np.empty(0, np.int32)
+        records = range(start // size, -(-end // size))
+        parts = [self._record(shard, first + i, min(size, length - i * size)) for i in records]
+        tokens = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        before = start - records.start * size
+        return tokens[before : before + end - start].astype(np.int32)
+
+    def _record(self, shard: int, record: int, tokens: int) -> np.ndarray:
+        """Returns the ids of a record, which must be this many."""
         file = self._readers.files[shard]
         try:
             data = self._readers.read(shard, record)
         except (RuntimeError, IndexError) as error:
             raise FORMAT.damaged_record(file, record, error) from None
-        tokens = np.frombuffer(data, self._manifest["dtype"]).astype(np.int32)
+        expected = tokens * np.dtype(self._manifest["dtype"]).itemsize
         # Chunks were cut by these lengths, so a record of another length would be cut in wrong places.
-        if len(tokens) != self._lengths[index]:
-            problem = f"it has {len(tokens)} tokens and should have {self._lengths[index]}"
-            raise FORMAT.damaged_record(file, record, problem)
-        return tokens
+        if len(data) != expected:
+            raise FORMAT.damaged_record(file, record, f"it has {len(data)} bytes and should have {expected}")
+        return np.frombuffer(data, self._manifest["dtype"])
+
+
+def record_counts(lengths: np.ndarray, record_tokens: int | None) -> np.ndarray:
+    """Returns int64[documents]: the number of records of documents of these lengths; record_tokens None = one each."""
+    if record_tokens is None:
+        return np.ones(len(lengths), np.int64)
+    return np.maximum(-(-lengths.astype(np.int64) // record_tokens), 1)
 
 
 @dataclass(frozen=True)
@@ -164,12 +209,14 @@ class Job:
       documents: the documents of the source; a pickle of them holds no text.
       source: the source as plain data, recorded in the manifest.
       shards: number of files.
+      record_tokens: maximum number of tokens of a record; None = a document is one record, as in earlier versions.
     """
 
     documents: Documents = field(repr=False)
     tokenizer: Tokenizer
     source: dict[str, Any]
     shards: int
+    record_tokens: int | None = RECORD_TOKENS
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -186,6 +233,7 @@ class Job:
             "tokenizer": self.tokenizer.to_dict(),
             "tokenizer_fingerprint": self.tokenizer.fingerprint(),
             "dtype": self.dtype,
+            **({} if self.record_tokens is None else {"record_tokens": self.record_tokens}),
             "shards": [self.tokens_file(shard) for shard in range(self.shards)],
         }
 
@@ -229,6 +277,7 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
             f"least 1, and shards at most one a document"
         )
     path = Path(folder)
+    job = _as_begun(job, path)
     describe = functools.partial(_describe_shard, job, path)
     with ShardFolder(path, FORMAT, job.plan, describe).claim(exclusive=True) as claimed:
         missing = claimed.missing(range(job.shards))
@@ -249,6 +298,14 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
     return manifest
 
 
+def _as_begun(job: Job, folder: Path) -> Job:
+    """Returns the job with the size of records that a folder was begun with: earlier versions' are continued."""
+    for name in (MANIFEST, PLAN):
+        if (folder / name).is_file():
+            return replace(job, record_tokens=FORMAT.read(folder / name).get("record_tokens"))
+    return job
+
+
 def _describe_shard(job: Job, folder: Path, shard: int) -> dict[str, Any] | None:
     """Returns the manifest's entry of a shard; None if the shard does not have all its records."""
     tokens, lengths = folder / job.tokens_file(shard), folder / job.lengths_file(shard)
@@ -260,7 +317,9 @@ def _describe_shard(job: Job, folder: Path, shard: int) -> dict[str, Any] | None
         records = array_record.open_reader(tokens).num_records()
     except (ValueError, EOFError, RuntimeError):  # one of the files is cut off
         return None
-    if not records == len(counts) == len(job.shard_documents(shard)):
+    if len(counts) != len(job.shard_documents(shard)):
+        return None
+    if records != record_counts(counts, job.record_tokens).sum():
         return None
     totals = {"documents": len(counts), "tokens": int(counts.sum(dtype=np.int64)), "bytes": tokens.stat().st_size}
     return {"file": tokens.name, "lengths": lengths.name} | totals
@@ -273,7 +332,10 @@ def _write_shard(job: Job, folder: Path, shard: int) -> None:
         for index in job.shard_documents(shard):
             tokens = job.documents.tokens(index, job.tokenizer)
             lengths.append(len(tokens))
-            yield tokens.astype(job.dtype).tobytes()
+            size = job.record_tokens or max(len(tokens), 1)
+            # a document without tokens has a record too, so that each has at least one
+            for start in range(0, max(len(tokens), 1), size):
+                yield tokens[start : start + size].astype(job.dtype).tobytes()
 
     # Tokens first: a shard counts as complete when its lengths are there.
     with replacing(folder / job.tokens_file(shard)) as part:

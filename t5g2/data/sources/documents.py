@@ -50,6 +50,11 @@ class Documents(abc.ABC):
         """True if a document is never cut, and never left out because it is short."""
         return self.has_pairs
 
+    @property
+    def has_token_ranges(self) -> bool:
+        """True if `token_range` reads little more than the range; otherwise it reads the whole document."""
+        return False
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
@@ -63,3 +68,7 @@ class Documents(abc.ABC):
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
         """Returns int32[tokens] of a document."""
         return tokenizer.encode(self[index])
+
+    def token_range(self, index: int, start: int, end: int, tokenizer: Tokenizer) -> np.ndarray:
+        """Returns int32[end - start], tokens start to end - 1 of a document."""
+        return self.tokens(index, tokenizer)[start:end]

@@ -155,11 +155,21 @@ class _TokenizedExamples(Documents):
         self._check_tokenizer(tokenizer)
         return np.diff(self.ends, prepend=0)
 
+    @property
+    @override
+    def has_token_ranges(self) -> bool:
+        return True
+
     @override
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
+        begin = int(self.ends[index - 1]) if index else 0
+        return self.token_range(index, 0, int(self.ends[index]) - begin, tokenizer)
+
+    @override
+    def token_range(self, index: int, start: int, end: int, tokenizer: Tokenizer) -> np.ndarray:
         self._check_tokenizer(tokenizer)
         begin = int(self.ends[index - 1]) if index else 0
-        return np.fromfile(self.file, np.int32, int(self.ends[index]) - begin, offset=4 * begin)
+        return np.fromfile(self.file, np.int32, end - start, offset=4 * (begin + start))
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises UserError if the tokenizer's ids differ from those of the task's vocabulary."""
