@@ -33,7 +33,7 @@ from t5g2.core.tree import Leaf
 from t5g2.models import build, sizes
 from t5g2.models.config import TextConfig
 from t5g2.train.adaptation import adapt_folder
-from t5g2.train.experiment import Adapt
+from t5g2.train.weight_origin import Adapt
 
 LIMIT = 1.2e9
 NEEDED = 16 * 10**9

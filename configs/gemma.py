@@ -2,11 +2,10 @@
 
     t5g2 check --config=configs/gemma.py:gemma3:1b --devices=64    # on a laptop: shardings, memory, FLOPs, one batch
     t5g2 train --config=configs/gemma.py:gemma3:1b --workdir=runs/gemma3-1b --config.init.params=models/gemma3-1b \\
-        --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
         --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
 
-models/gemma3-1b is the released model, imported. Without these three settings the weights are new and the text is the
-library of the Python that runs it as bytes, so that check needs no file; do not train pretrained weights on bytes.
+models/gemma3-1b is the released model, imported; its tokenizer is taken with it. Without these two settings the weights
+are new and the text is the library of the Python that runs it as bytes, so that check needs no file.
 
 The baseline of the encoder-decoder papers, a decoder-only model whose prefix sees both ways, asked for the same targets
 as an encoder-decoder with prefix_lm: --config.data.sources.0.objective='{"kind": "prefix_lm_decoder"}'.
@@ -51,7 +50,7 @@ def get_config(size=""):
     config.model = {"size": size}
     config.data = {
         "sources": [{"text": {"kind": "python"}, "objective": causal, "name": "text"}],
-        "tokenizer": {"kind": "bytes"},
+        "tokenizer": {"kind": "of_weights"},  # bytes where there are no weights
         "chunk_tokens": length - 1,  # and EOS
         "rows": BATCH_TOKENS // length,
         "encoder_length": 0,

@@ -3,13 +3,12 @@
     t5g2 check --config=configs/t5gemma.py:2b-2b --devices=64      # on a laptop: shardings, memory, FLOPs, one batch
     t5g2 train --config=configs/t5gemma.py:2b-2b --workdir=runs/t5gemma-2b \\
         --config.init.adapt.source=models/gemma-2-2b \\
-        --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
         --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
 
 models/gemma-2-2b is the released Gemma 2, in any of its formats; 9b-2b takes two, models/gemma-2-9b and, after a comma,
-models/gemma-2-2b. To go on from a T5Gemma instead, set init.params. Without these three settings the weights are new
-and the text is the library of the Python that runs it as bytes, so that check needs no file; do not train pretrained
-weights on bytes.
+models/gemma-2-2b. Its tokenizer is taken with it. To go on from a T5Gemma instead, set init.params. Without these two
+settings the weights are new and the text is the library of the Python that runs it as bytes, so that check needs no
+file.
 
 From the paper (sections 3.2 to 4): 2T tokens; PrefixLM, a text cut into two halves of up to 4096 tokens; for 9b-2b
 cross-attention, which has no weights to start from, is trained alone for 1000 steps.
@@ -51,7 +50,7 @@ def get_config(size=""):
     config.model = {"size": FAMILY + size}
     config.data = {
         "sources": [{"text": {"kind": "python"}, "objective": objective, "name": "text"}],
-        "tokenizer": {"kind": "bytes"},
+        "tokenizer": {"kind": "of_weights"},  # bytes where there are no weights
         "chunk_tokens": 2 * LENGTH - 1,  # and EOS
         "rows": ROWS,
         "encoder_length": LENGTH,

@@ -3,19 +3,17 @@
     t5g2 check --config=configs/t5gemma2.py:4b-4b --devices=128    # on a laptop: shardings, memory, FLOPs, one batch
     t5g2 train --config=configs/t5gemma2.py:4b-4b --workdir=runs/t5gemma2-4b \\
         --config.init.adapt.source=models/gemma-3-4b-pt \\
-        --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model"}' \\
         --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
     t5g2 average --workdir=runs/t5gemma2-4b --last=5 --out=models/trained    # as the report does
 
-models/gemma-3-4b-pt is the released Gemma 3, in any of its formats. The 270M and the 1B have no image tower: give the
-folder of one with init.adapt.vision, or leave it out with --config.model.encoder.images=None. To go on from a T5Gemma 2
-instead, set init.params. Without these three settings the weights are new and the text is the library of the Python
-that runs it as bytes, so that check needs no file; do not train pretrained weights on bytes.
+models/gemma-3-4b-pt is the released Gemma 3, in any of its formats; its tokenizer is taken with it. The 270M and the
+1B have no image tower: give the folder of one with init.adapt.vision, or leave it out with
+--config.model.encoder.images=None. To go on from a T5Gemma 2 instead, set init.params. Without these two settings the
+weights are new and the text is the library of the Python that runs it as bytes, so that check needs no file.
 
 Texts with images come beside others, so many images to a row:
 
         --config.data.images.per_row=8 --config.optim.freeze='[{"pattern": "vision.*"}]' \\
-        --config.data.tokenizer='{"kind": "sentencepiece", "file": "tokenizer.model", "ids": [["image", 256001]]}' \\
         --config.data.sources='[{"text": {"kind": "jsonl", "path": "corpus/*.jsonl"}, "objective": {"kind": "ul2"},
             "weight": 3, "name": "text"}, {"text": {"kind": "webdataset", "path": "shards/*.tar"},
             "objective": {"kind": "multimodal_prefix_lm"}, "name": "images"}]'
@@ -50,7 +48,8 @@ def get_config(size=""):
     config.model = {"size": FAMILY + size}
     config.data = {
         "sources": [{"text": {"kind": "python"}, "objective": {"kind": "ul2"}, "name": "text"}],
-        "tokenizer": {"kind": "bytes", "sentinels": 819},  # as many as spans of 3 tokens take in a chunk
+        # bytes where there are no weights, with as many sentinels as spans of 3 tokens take in a chunk
+        "tokenizer": {"kind": "of_weights", "without_weights": {"kind": "bytes", "sentinels": 819}},
         "chunk_tokens": LENGTH,
         "rows": ROWS,
         "encoder_length": LENGTH,

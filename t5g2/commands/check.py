@@ -1,9 +1,10 @@
 """`t5g2 check`."""
 
-from t5g2.commands.flags import CONFIG, Flag, Parsed
+from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, Flag, Parsed
 
 FLAGS = {
     "config": CONFIG,
+    "allow_change": ALLOW_CHANGE,
     "devices": Flag(0, "simulated devices to shard over; 0 = those of this machine", least=0),
     "hbm_gib": Flag(0.0, "memory of one device in GiB, above which the check fails; 0 = no limit", least=0),
 }
@@ -19,4 +20,9 @@ def run(flags: Parsed) -> None:
     from t5g2.commands import dry_run
     from t5g2.train import config_file
 
-    dry_run.check(config_file.load(flags.config, flags.overrides), devices=flags.devices, hbm_gib=flags.hbm_gib)
+    dry_run.check(
+        config_file.load(flags.config, flags.overrides),
+        devices=flags.devices,
+        hbm_gib=flags.hbm_gib,
+        allow_change=flags.names("allow_change"),
+    )

@@ -22,7 +22,7 @@ from t5g2.core import logs, sharding, tree
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
 from t5g2.models import flops
-from t5g2.train import adaptation
+from t5g2.train import adaptation, run_tokenizer
 from t5g2.train import plan as plans
 from t5g2.train.data_preview import padding
 from t5g2.train.experiment import Experiment
@@ -33,12 +33,20 @@ MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single ar
 SCORES = "; much of it is attention scores, which the reference backend holds whole, so shorter rows save the most"
 
 
-def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, compiled: bool = True) -> None:
+def check(
+    experiment: Experiment,
+    *,
+    devices: int = 0,
+    hbm_gib: float = 0.0,
+    compiled: bool = True,
+    allow_change: tuple[str, ...] = (),
+) -> None:
     """Prints weights and their shardings, memory per device, FLOPs by part, and a summary of one batch.
 
     Args:
       devices: number of devices to simulate (on CPU); 0 = those of this machine.
       hbm_gib: memory of a device; 0 = no limit.
+      allow_change: as in a run: "data.tokenizer" = the weights may have another tokenizer.
       compiled: compile the step too, which takes about half a minute and 2 GB for the largest models.
 
     Raises:
@@ -47,7 +55,7 @@ def check(experiment: Experiment, *, devices: int = 0, hbm_gib: float = 0.0, com
     if devices:
         _simulate(devices)
     logs.setup()
-    origin = _origin(experiment)
+    origin = _origin(experiment, allow_change)
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):
@@ -81,13 +89,13 @@ def _simulate(devices: int) -> None:
             ) from None
 
 
-def _origin(experiment: Experiment) -> str:
-    """Returns the origin of the weights, in words; a model folder that exists already is opened and compared.
+def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
+    """Returns the origin of weights and tokenizer, in words; a model folder that exists already is opened and compared.
 
     Raises:
-      UserError: the folder is damaged, or its architecture does not fit the experiment's.
+      UserError: the folder is damaged, or its architecture or its tokenizer does not fit the experiment's.
     """
-    init = experiment.init
+    init, tokenizer = experiment.init, experiment.data.tokenizer
     if init.resume is not None:
         name, path = "init.resume", init.resume
     elif init.adapt is not None:
@@ -95,7 +103,7 @@ def _origin(experiment: Experiment) -> str:
     elif init.params is not None:
         name, path = "init.params", init.params
     else:
-        return "weights: new"
+        return f"weights: new\n{run_tokenizer.check(tokenizer, init, experiment.model)}"
     sources = [path] if init.adapt is None else init.adapt.folders
     # a config may be checked before the run that writes its folder, so a missing one is no error
     missing = [folder for folder in sources if not Path(folder).exists()]
@@ -105,7 +113,8 @@ def _origin(experiment: Experiment) -> str:
         adaptation.check_adapt(init.adapt, experiment.model)
     elif init.params is not None:
         adaptation.open_same_architecture(path, experiment.model)
-    return f"weights: from {name}, {path}"
+    line = run_tokenizer.check(tokenizer, init, experiment.model, allow_change=allow_change)
+    return f"weights: from {name}, {path}\n{line}"
 
 
 def weights_table(plan: Plan) -> str:

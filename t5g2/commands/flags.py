@@ -70,7 +70,10 @@ SHARDS_OUT = Flag(
 )
 SOURCES = Flag("", "names of sources, separated by commas; default: all of the config's")
 SHARDS = Flag(16, "files per source", least=1)
-ALLOW_CHANGE = Flag("", "settings, separated by commas, that may differ from the saved experiment")
+ALLOW_CHANGE = Flag(
+    "",
+    "settings, separated by commas, that may differ from the saved run's, and data.tokenizer from the weights'",
+)
 DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (if a cluster is detected), on, off")
 
 

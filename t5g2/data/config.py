@@ -67,7 +67,8 @@ class DataConfig:
 
     Attributes:
       sources: the sources of the mixture.
-      tokenizer: turns text into ids.
+      tokenizer: turns text into ids. Left out, or {"kind": "of_weights"}, it is the one beside the weights that the run
+        starts from (or beside the teacher's), and bytes, or what "without_weights" names, if there are none.
       rows: number of rows of the global batch; it divides streams, or streams divides it.
       encoder_length, decoder_length: tokens of a row on either side; encoder_length 0 = a decoder-only model.
       chunk_tokens: maximum number of tokens of a chunk; documents are cut into chunks, and each chunk becomes an

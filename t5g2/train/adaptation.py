@@ -22,9 +22,10 @@ from t5g2.core import files, settings, tree
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers import registry as tokenizers
+from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models import build, sizes
 from t5g2.models.config import EncoderDecoderConfig, ModelConfig, from_dict, text_only, to_dict
-from t5g2.train.experiment import Adapt
+from t5g2.train.weight_origin import Adapt
 
 Changes = Iterable[tuple[str, str]]
 CHOICES = tuple(entry.name for entry in fields(AdaptOptions))
@@ -120,6 +121,18 @@ def check_adapt(init: Adapt, target: ModelConfig) -> Pairing:
       UserError: as adapt_into.
     """
     return pairings.pair(_open(init).sources, target, init.choices)
+
+
+def source_tokenizer(init: Adapt, target: ModelConfig) -> Tokenizer | None:
+    """Returns the tokenizer of an adapted model: its sources', with the target's image token; None if they have none.
+
+    Raises:
+      UserError: a folder is missing or damaged, or the sources have different tokenizers.
+    """
+    opened = _open(init)
+    description = opened.tokenizer(target if isinstance(target, EncoderDecoderConfig) else None)
+    folder = opened.encoder if opened.decoder.tokenizer is None else opened.decoder
+    return None if description is None else tokenizers.from_dict(description, folder.path)
 
 
 def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from t5g2 import objectives
-from t5g2.adapt.options import AdaptOptions
 from t5g2.core import settings
 from t5g2.core.bounds import Bounds, Count, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
@@ -27,8 +26,9 @@ from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.loss import LossConfig
 from t5g2.models.sizes import size
-from t5g2.train import image_rows, optim, schedules
+from t5g2.train import image_rows, optim, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names
+from t5g2.train.weight_origin import Init
 
 # kinds that a config may name, by the value of "kind"
 TABLES = (
@@ -41,56 +41,6 @@ TABLES = (
     TASKS,
     SAMPLERS,
 )
-
-
-@dataclass(frozen=True)
-class Adapt:
-    """Weights of a decoder-only model, adapted to an encoder-decoder one.
-
-    Attributes:
-      source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two
-        folders separated by a comma, the encoder's first.
-      vision: folder of an image tower, if it is not the source's own.
-      choices: options that the architectures leave open.
-    """
-
-    source: str
-    vision: str | None = None
-    choices: AdaptOptions = AdaptOptions()
-
-    def __post_init__(self):
-        if len(self.sources) > 2 or not all(self.sources):
-            raise UserError(f"source = {self.source!r}; give one folder, or two separated by a comma: ENCODER,DECODER")
-
-    @property
-    def sources(self) -> list[str]:
-        """One folder for encoder and decoder, or one for each."""
-        return self.source.split(",")
-
-    @property
-    def folders(self) -> list[str]:
-        """All folders that are read."""
-        return self.sources + ([] if self.vision is None else [self.vision])
-
-
-@dataclass(frozen=True)
-class Init:
-    """Origin of the weights: at most one; none = new weights. A checkpoint in the workdir comes before all of them.
-
-    Attributes:
-      resume: workdir of another run, whose whole state (weights, optimizer, data positions, step) is taken over.
-      adapt: a decoder-only model, adapted.
-      params: a model folder of this experiment's architecture.
-    """
-
-    resume: str | None = None
-    adapt: Adapt | None = None
-    params: str | None = None
-
-    def __post_init__(self):
-        origins = [name for name in ("resume", "adapt", "params") if getattr(self, name) is not None]
-        if len(origins) > 1:
-            raise UserError(f"{' and '.join(origins)} are both set; weights have one origin, so keep one of them")
 
 
 @dataclass(frozen=True)
@@ -274,6 +224,7 @@ def build(node: Mapping[str, Any]) -> Experiment:
 
     `model` is every field of an architecture, or {"size": NAME} with the fields that differ beside it, such as
     {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes per_row, and resampling; the rest is the model's.
+    `data.tokenizer` may be left out (run_tokenizer.py).
     """
     node = dict(current_keys(node))
     # a size is only a shorthand: from here on there is one form, the whole architecture
@@ -286,7 +237,7 @@ def build(node: Mapping[str, Any]) -> Experiment:
                 'size, replace the whole model block of the config file: config.model = {"size": NAME}'
             )
         node["model"] = _merged(to_dict(size(str(model["size"]))), changes)
-    return settings.build(Experiment, image_rows.completed(node), tables=TABLES)
+    return settings.build(Experiment, image_rows.completed(run_tokenizer.completed(node)), tables=TABLES)
 
 
 def dump(experiment: Experiment) -> dict[str, Any]:

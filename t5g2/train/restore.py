@@ -11,7 +11,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.train_states import Checkpoints, SavedStep
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.train import adaptation, teachers
+from t5g2.train import adaptation, run_tokenizer, teachers
 from t5g2.train import state as states
 from t5g2.train import workdir as workdirs
 from t5g2.train.data_resume import SavedData
@@ -73,7 +73,7 @@ def restore(
         if saved is None:
             raise UserError(f"{origin} has no checkpoint; give the workdir of a run that has saved one")
     if saved is None:
-        params, provenance = initial_params(plan)
+        params, provenance = initial_params(plan, allow_change=allow_change)
         return StartState(states.fresh(params, plan.optimizer, plan.abstract), 0, None, None, provenance)
     if saved.step > experiment.train.steps:
         raise UserError(
@@ -109,10 +109,15 @@ def _log_learning_rate(saved: SavedStep, experiment: Experiment) -> None:
         )
 
 
-def initial_params(plan: Plan) -> tuple[Any, Any]:
-    """Returns the weights of a run at step 0, and their provenance (None for new weights)."""
+def initial_params(plan: Plan, *, allow_change: tuple[str, ...] = ()) -> tuple[Any, Any]:
+    """Returns the weights of a run at step 0, and their provenance (None for new weights).
+
+    Raises:
+      UserError: a folder that `init` names does not exist or does not fit, or has another tokenizer than the run.
+    """
     experiment = plan.experiment
     init, dtype = experiment.init, experiment.train.param_dtype
+    log.info(run_tokenizer.check(experiment.data.tokenizer, init, experiment.model, allow_change=allow_change))
     # by name, so that the weights do not depend on how many other seeds are drawn
     seed = derive_seed(experiment.train.seed, "weights")
     if init.adapt is not None:

@@ -14,7 +14,7 @@ from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import experiment as experiments
 from t5g2.train import memory_estimate
 from t5g2.train import plan as plans
-from t5g2.train.experiment import Adapt, Init
+from t5g2.train.weight_origin import Adapt, Init
 from tests import tiny
 
 # large enough that activations and logits outweigh what XLA rounds up

@@ -18,7 +18,7 @@ from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.models import sizes
 from t5g2.models.config import to_dict
 from t5g2.train.adaptation import adapt_folder
-from t5g2.train.experiment import Adapt
+from t5g2.train.weight_origin import Adapt
 from tests import tiny, weights
 from tests.adapt.recipes import CASES
 

@@ -22,7 +22,7 @@ from t5g2.models.config import text_only, to_dict
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 from t5g2.train.adaptation import adapt_folder, adapt_into
-from t5g2.train.experiment import Adapt
+from t5g2.train.weight_origin import Adapt
 from t5g2.train.workdir import finish
 from tests import tiny, weights
 from tests.data import tokenizer_files
