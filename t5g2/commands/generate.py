@@ -73,7 +73,7 @@ def read_prompts(path: str) -> list[str]:
     if not Path(path).is_file():
         raise UserError(f'no file {path}; give a jsonl file with {{"prompt": …}} on every line')
     try:
-        text = Path(path).read_bytes().decode()
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     prompts = []

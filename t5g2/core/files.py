@@ -1,23 +1,37 @@
 """Files and folders that are complete or absent: atomic writes, locks, and JSON that is checked when it is read.
 
 Everything is written under a temporary name beside its target, and renamed when it is complete: a file under
-`.NAME.<random>.part`, a folder under `.NAME.tmp`. So a process that is killed leaves the old file or none, never half
-of one. Files that end in `.part` and folders that end in `.tmp` may be removed.
+`.NAME.<boot>-<random>.part`, a folder under `.NAME.<boot>-<random>.tmp`, so that neither processes nor machines that
+share a folder meet. A process that is killed leaves the old file or none, never half of one. What it leaves under a
+temporary name may be removed; a later writer of the same folder does so.
 """
 
 import contextlib
+import errno
 import fcntl
+import functools
 import json
+import logging
 import math
 import os
+import re
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from t5g2.core.errors import UserError
 
-PART = ".part"
+log = logging.getLogger(__name__)
+
+PART, PART_OF_FOLDER = ".part", ".tmp"
+# The boot in a temporary name; those of earlier versions have none.
+TEMPORARY = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{16}\.[a-z]+$")
+# What another machine has left under a temporary name and not changed for so long, nobody writes to.
+ABANDONED_SECS = 24 * 3600
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def cache_folder() -> Path:
@@ -62,11 +76,11 @@ def naming(target: Path) -> Iterator[None]:
 def replacing(target: Path) -> Iterator[Path]:
     """Yields a path to write a file to, which becomes `target` when the block ends; if it fails, nothing changes.
 
-    The name is random, so processes that write the same target at the same time do not disturb each other. The folder
+    Any number of processes and machines may write the same target at the same time; the last one counts. The folder
     of the target is made if it is missing.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.urandom(4).hex()}{PART}")
+    part = temporary(target, PART)
     try:
         with naming(target):
             yield part
@@ -79,19 +93,76 @@ def replacing(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(directory: Path) -> Iterator[Path]:
-    """Yields a folder to write into, renamed to `directory` when the block ends; if it fails, nothing is left."""
-    part = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    """Yields a folder to write into, renamed to `directory` when the block ends; if it fails, nothing is left.
+
+    Raises:
+      UserError: at the end of the block, `directory` exists: another process has written it meanwhile.
+    """
+    part = temporary(directory, PART_OF_FOLDER)
     part.mkdir(parents=True)
+    # The lock tells other writers on this machine that the folder is not abandoned.
+    with locked(part):
+        remove_abandoned(directory.parent, f".{directory.name}.*{PART_OF_FOLDER}")
+        # of earlier versions, which had one name for all
+        shutil.rmtree(directory.with_name(f".{directory.name}{PART_OF_FOLDER}"), ignore_errors=True)
+        try:
+            with naming(directory):
+                yield part
+                for path in (*part.rglob("*"), part):
+                    _sync(path)
+                part.rename(directory)
+        except BaseException as error:
+            shutil.rmtree(part, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise already_exists(directory) from None
+            raise
+
+
+def temporary(target: Path, ending: str) -> Path:
+    """Returns a path beside `target` that no other process on any machine has; its name tells this machine's boot."""
+    return target.with_name(f".{target.name}.{_boot()}-{uuid.uuid4().hex[:16]}{ending}")
+
+
+@functools.cache
+def _boot() -> str:
+    """Returns 8 hex digits that the containers of this machine share until it is started again."""
     try:
-        with naming(directory):
-            yield part
-            for path in (*part.rglob("*"), part):
-                _sync(path)
-            part.rename(directory)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # not Linux
+        text = f"{uuid.getnode():x}"
+    return text.replace("-", "")[:8].ljust(8, "0")
+
+
+def remove_abandoned(folder: Path, pattern: str, *, is_claimed: bool = False) -> None:
+    """Removes files and folders with temporary names that nobody writes to any more.
+
+    Locks tell that on this machine, whose containers share them; elsewhere, the time of the last change does.
+
+    Args:
+      pattern: pattern of the temporary names.
+      is_claimed: the caller holds the lock that every writer on this machine needs.
+    """
+    for path in folder.glob(pattern):
+        boot = TEMPORARY.search(path.name)
+        is_elsewhere = boot is not None and boot[1] != _boot()
+        with contextlib.suppress(OSError):  # another process has removed it
+            if is_elsewhere and time.time() - path.stat().st_mtime < ABANDONED_SECS:
+                continue
+            if path.is_file() and (is_claimed or is_elsewhere):
+                path.unlink()
+            elif path.is_dir() and not _is_locked(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_locked(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _sync(path: Path) -> None:
@@ -150,12 +221,14 @@ def read_json_object(path: Path, *, fix: str) -> dict[str, Any]:
 def parse_json(text: bytes) -> Any:
     """Parses untrusted JSON, more strictly than `json.loads`: UTF-8, no name twice in an object, finite numbers.
 
+    A byte order mark, which some editors write, is left out.
+
     Raises:
       ValueError: the text breaks one of these rules, or is nested too deeply.
     """
     try:
         return json.loads(
-            text.decode("utf-8"),
+            text.decode("utf-8-sig"),
             object_pairs_hook=_object_of_unique_names,
             parse_constant=_refuse_constant,
             parse_int=_parse_int,
@@ -189,6 +262,10 @@ def locked(path: Path, *, busy: str | None = None, on_wait: Callable[[], None] |
             if on_wait is not None:
                 on_wait()
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("%s is on a file system without locks (%s): take care that one run uses it", path, error)
         yield handle
     finally:
         os.close(handle)

@@ -1,9 +1,12 @@
 """Compressed, columnar and remote files read as the plain ones that they were made of."""
 
+import bz2
 import datetime
 import errno
 import gzip
 import json
+import lzma
+import pathlib
 import pickle
 
 import fsspec
@@ -162,3 +165,58 @@ def test_too_large_a_share_of_bad_records(tmp_path):
     assert open_chunks(source, Bytes(), max_skipped=0.1, **how).documents.skipped == 1
     with pytest.raises(UserError, match=r"max_skipped = 1\.5; it must be at least 0 and at most 1"):
         corpus.mixed(tmp_path, rows=2, streams=2, max_skipped=1.5)
+
+
+def test_a_window_as_long_as_the_format_allows(tmp_path):
+    """`zstd --long=31`; streamed, because of a size that is known beforehand the window would be no larger than it."""
+    options = zstandard.ZstdCompressionParameters.from_level(1, window_log=28, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(LINES) + packer.flush())
+    assert zstandard.get_frame_parameters((tmp_path / "a.jsonl.zst").read_bytes()).window_size > 1 << 27
+    assert list(Jsonl(str(tmp_path / "a.jsonl.zst")).open()) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jsonl.bz2", bz2.compress(LINES), "is not plain, but bzip2; unpack it, or pack it with gzip or zstd"),
+        ("a.jsonl.XZ", lzma.compress(LINES), "is not plain, but xz; unpack it"),
+        ("a.jsonl.lz4", b"\x04\x22\x4d\x18", "is not plain, but LZ4; unpack it"),
+        ("a.jsonl", lzma.compress(LINES), "is not plain, but xz; unpack it"),
+        ("a.jsonl", gzip.compress(LINES), r"is not plain, but gzip; let its name end in \.gz"),
+        ("a.jsonl", zst(LINES), r"is not plain, but Zstandard; let its name end in \.zst"),
+        ("a.zip", b"PK\x03\x04", "is not plain, but zip; unpack it"),
+        ("a.jsonl", b"PAR1...", "is not plain, but parquet; read it with the kind parquet"),
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+            "a pointer of Git LFS; .*git lfs pull",
+        ),
+    ],
+)
+def test_what_is_packed_otherwise_is_named(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    memory = fsspec.filesystem("memory")
+    memory.pipe(f"/packed/{name}", data)
+    for path in (str(tmp_path / name), f"memory://packed/{name}"):
+        with pytest.raises(UserError, match=message):
+            Jsonl(path).open()
+
+
+def test_the_loser_of_a_race_uses_the_copy_of_the_winner(tmp_path, cache):
+    """Also if its own copy could not be finished: all copies of a file are equal."""
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(LINES))
+    winner = []
+
+    def slow(source, out):
+        out.write(source.read())
+        if not winner:
+            winner.append(local_copies.plain_copy(str(file)))
+            for part in cache.glob(".*.part"):  # another machine took it for abandoned
+                part.unlink()
+            raise OSError("stale file handle")
+
+    assert local_copies.converted_copy(str(file), slow, None) == winner[0]
+    assert list(Jsonl(str(file)).open()) == TEXTS
+    assert [path.name for path in cache.iterdir()] == [pathlib.Path(winner[0]).name]

@@ -9,6 +9,8 @@ import pickle
 import pytest
 
 from t5g2.core.errors import UserError
+from t5g2.data.sources import data_files
+from t5g2.data.sources.dialogues import Chat
 from t5g2.data.sources.python_text import PythonText
 from t5g2.data.sources.text_files import Jsonl, TextFiles
 from tests.data import corpus
@@ -163,3 +165,94 @@ def test_documents_are_opened_again_in_a_spawned_worker_without_jax(tmp_path):
             fingerprint, first, heavy, pid = pool.apply(probe, (pickled,))
         assert (fingerprint, first, heavy) == (documents.fingerprint, documents[0], [])
         assert pid != os.getpid()
+
+
+FILES = {
+    "part-00000.jsonl": '{"text": "first"}',
+    "part-00001.jsonl": "",
+    "_SUCCESS": "",
+    "_committed_123": "{}",
+    "README.md": "# Data",
+    "LICENSE": "free",
+    ".gitattributes": "*.jsonl",
+    "part-00000.jsonl.crc": "x",
+    "_temporary/0/part.jsonl": "{",
+    "_delta_log/0.json": "{",
+    "day=1/part-00000.jsonl": '{"text": "second"}',
+    "day=1/_SUCCESS": "",
+}
+
+
+@pytest.mark.parametrize("start", ["", "file://"])
+def test_folders_as_they_come(tmp_path, caplog, start):
+    """Marks, tables, descriptions and checksums that tools leave beside data are no data."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with caplog.at_level(logging.INFO, logger="t5g2"):
+        assert list(Jsonl(f"{start}{tmp_path}").open()) == ["second", "first"]
+    assert "files that are empty or no data are left aside: LICENSE, README.md, _SUCCESS, _committed" in caplog.text
+    assert list(Jsonl(f"{start}{tmp_path}/*").open()) == ["first"]
+    assert list(Jsonl(f"{start}{tmp_path}/part-*.jsonl").open()) == ["first"]
+
+
+def test_an_empty_file_of_a_format_that_has_none_is_damaged(tmp_path):
+    """A table of no rows has a header; a part of no lines is an empty file."""
+    corpus.write_files(tmp_path, a__jsonl='{"text": "first"}', b__jsonl="", c__parquet="")
+    assert data_files.find_files(str(tmp_path)) == [f"{tmp_path}/a.jsonl", f"{tmp_path}/c.parquet"]
+
+
+def test_what_a_path_names_is_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    corpus.write_files(tmp_path, README__md="the first text", _SUCCESS="marked", **{"_init.py": "code"})
+    corpus.write_files(tmp_path / "a", README__md="the second text")
+    assert list(TextFiles(f"{tmp_path}/README.md").open()) == ["the first text"]
+    assert list(TextFiles(f"{tmp_path}/**/*.md").open()) == ["the first text", "the second text"]
+    assert list(TextFiles(f"{tmp_path}/_SUCC*").open()) == ["marked"]
+    # names with an underscore are no marks, and a README below the top is a document
+    assert list(TextFiles(str(tmp_path)).open()) == ["code", "the second text"]
+
+
+def test_a_pattern_that_matches_nothing_hints_at_what_it_takes_for_a_pattern(tmp_path):
+    folder = tmp_path / "data[v1]"
+    folder.mkdir()
+    corpus.write_files(folder, a__txt="one two three")
+    assert list(TextFiles(str(folder)).open()) == ["one two three"]
+    with pytest.raises(
+        UserError, match=r"data\[v1\] exists, and its name is read as a pattern: write '.*data\[\[\]v1\]'"
+    ):
+        TextFiles(f"{folder}/*.txt").open()
+    assert list(TextFiles(f"{tmp_path}/data[[]v1]/*.txt").open()) == ["one two three"]
+    with pytest.raises(UserError, match=r"In a pattern, \[ begins a set of characters: write \[\[\]"):
+        TextFiles(f"{tmp_path}/b[1].txt").open()
+    with pytest.raises(UserError, match=r"or a pattern such as 'corpus/\*\*/part-\*'$"):
+        TextFiles(f"{tmp_path}/b*.txt").open()
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    """At the start of a text and of a file of lines, and of a line where files were joined."""
+    corpus.write_files(tmp_path, a__txt=BOM + b"one two three")
+    documents = TextFiles(f"{tmp_path}/a.txt").open()
+    assert list(documents) == ["one two three"]
+    assert documents.characters == 13
+    (tmp_path / "plain").mkdir()
+    corpus.write_files(tmp_path / "plain", a__txt="one two three")
+    assert documents.fingerprint == TextFiles(str(tmp_path / "plain")).open().fingerprint
+    line = json.dumps({"text": "one two three"}).encode() + b"\n"
+    corpus.write_files(tmp_path, b__jsonl=BOM + line + line + BOM + line)
+    assert list(Jsonl(f"{tmp_path}/b.jsonl").open()) == ["one two three"] * 3
+    dialogue = json.dumps({"prompt": "question", "answer": "reply"}).encode() + b"\n"
+    corpus.write_files(tmp_path, c__jsonl=BOM + dialogue)
+    assert Chat(f"{tmp_path}/c.jsonl").open().turns(0) == [("user", "question"), ("model", "reply")]
+    # amid a text it is a character like others
+    corpus.write_files(tmp_path, d__txt="one \ufeff two")
+    assert list(TextFiles(f"{tmp_path}/d.txt").open()) == ["one \ufeff two"]
+
+
+def test_utf16_is_named(tmp_path):
+    corpus.write_files(tmp_path, a__txt="one two three".encode("utf-16"))
+    with pytest.raises(UserError, match=r"byte 0 is not UTF-8 \(but begins as UTF-16 does: iconv -f UTF-16"):
+        TextFiles(str(tmp_path)).open()

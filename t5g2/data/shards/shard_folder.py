@@ -114,19 +114,21 @@ class ShardFolder:
         busy = f"another `{self._kind.command}` writes into {self.path.absolute()}; wait for it, or give another folder"
         with files.locked(self.path, busy=busy) if exclusive else contextlib.nullcontext():
             self._claim()
-            if exclusive:  # otherwise another call may be writing these files
-                for partial in self.path.glob(f".*{files.PART}"):
-                    partial.unlink(missing_ok=True)
+            files.remove_abandoned(self.path, f".*{files.PART}", is_claimed=exclusive)
             yield self
 
     def _claim(self) -> None:
         # The manifest comes first, because a call that was killed may have left the plan beside it.
-        for name in (self._kind.manifest, PLAN):
+        names = (self._kind.manifest, PLAN)
+        for name in names:
             if (self.path / name).is_file():
                 self._check_same(self._kind.read(self.path / name))
                 return
         # A call that was killed may have left partial files, which are no obstacle.
         others = sorted(file.name for file in self.path.iterdir() if file.suffix != files.PART)
+        if set(names) & set(others):  # another call has written it in this moment
+            self._claim()
+            return
         if others:
             raise UserError(
                 f"{self.path.absolute()} holds {others[0]}; {self._kind.content} are written to a folder of their own"

@@ -13,8 +13,8 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.core.optional import require
 from t5g2.data.shards.array_record import open_reader
 from t5g2.data.sources import local_copies
+from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.text_files import find_files
 from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text, text_under
 
 
@@ -46,7 +46,7 @@ class ArrayRecord:
     are read by `Tfds`.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.array_record";
+      path: a file, a folder (the data files below it, data_files.py) or a pattern such as "corpus/*.array_record";
         local, or at a URL, of which a copy is kept.
       field: the key of the text; "" = the record is the text.
     """

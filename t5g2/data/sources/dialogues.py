@@ -28,10 +28,11 @@ from typing_extensions import override
 from t5g2.core.bounds import TokenId, checked
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
+from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import OnBadRecord
 from t5g2.data.sources.filtered_documents import FilteredDocuments
 from t5g2.data.sources.parquet import write_columns
-from t5g2.data.sources.text_files import find_files, line_spans
+from t5g2.data.sources.text_files import line_spans
 from t5g2.data.sources.validation import LocatedDocuments, RecordValidator, SourceSummary, decode_json
 from t5g2.data.tokenizers.base import Tokenizer
 
@@ -51,7 +52,7 @@ class Chat:
     `ends` are what `answer_ids` returns.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern; local or at a URL; plain, or
+      path: a file, a folder (the data files below it, data_files.py) or a pattern; local or at a URL; plain, or
         compressed if the name ends in .gz or .zst.
       messages_field: the key of the turns, each {"role": …, "content": …}; a content is a text, or a list of parts
         {"type": "text", "text": …}. The last turn is the model's.

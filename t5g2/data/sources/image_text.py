@@ -27,10 +27,11 @@ from t5g2.data import image_tokens
 from t5g2.data import images as image_files
 from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.sources import local_copies, parquet, tar
+from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import OnBadRecord
 from t5g2.data.sources.image_documents import ImageDocuments, ImageSource
 from t5g2.data.sources.image_validation import ValidatedImages
-from t5g2.data.sources.text_files import find_files, line_spans
+from t5g2.data.sources.text_files import line_spans
 from t5g2.data.sources.validation import RecordValidator, SourceSummary, json_text
 
 THREADS = min(8, os.cpu_count() or 1)  # threads that read and decode images while a source is opened

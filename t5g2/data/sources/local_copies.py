@@ -24,6 +24,40 @@ from t5g2.core.optional import require
 from t5g2.data.sources import parquet
 
 BUFFER_BYTES = 1 << 20
+# The largest window of the format, `zstd --ultra --long=31`; the default of its decoder is 128 MiB.
+MAX_WINDOW = 1 << 31
+# Compressions that are not read, by ending; some, and files that were given a wrong name, show by their first bytes.
+PACKED = {
+    ".bz2": "bzip2",
+    ".xz": "xz",
+    ".lzma": "lzma",
+    ".lz4": "LZ4",
+    ".br": "Brotli",
+    ".sz": "Snappy",
+    ".snappy": "Snappy",
+    ".z": "compress",
+    ".zip": "zip",
+    ".7z": "7z",
+    ".rar": "rar",
+    ".tgz": "gzip",
+}
+FIRST_BYTES = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"PAR1": "parquet",
+    b"version https://git-lfs.github.com/": "a pointer of Git LFS",
+}
+REMEDIES = {
+    "gzip": "let its name end in .gz",
+    "Zstandard": "let its name end in .zst",
+    "parquet": "read it with the kind parquet",
+    "a pointer of Git LFS": "get the file itself: git lfs pull",
+}
+REMEDY = "unpack it, or pack it with gzip or zstd (.gz, .zst), which are read"
 
 # Reads the first file and writes the second.
 Convert = Callable[[BinaryIO, BinaryIO], None]
@@ -42,8 +76,11 @@ def is_folder(path: str) -> bool:
     return system.isdir(inside)
 
 
-def remote_files(url: str) -> list[str]:
-    """Returns the files that a URL stands for, sorted: one file, those of a folder, or those of a pattern.
+def remote_files(url: str) -> tuple[dict[str, int], str | None]:
+    """Returns the sizes of the files that a URL stands for: one file, those of a folder, or those of a pattern.
+
+    Returns:
+      {name: bytes}, sorted by name; the folder of which all files are meant, None if they are chosen by their names.
 
     Raises:
       UserError: there are no files, or the package that reads such URLs is missing.
@@ -51,24 +88,30 @@ def remote_files(url: str) -> list[str]:
     system, inside = _filesystem(url)
     try:
         if system.isfile(inside):
-            candidates = [inside]
-        elif set(inside) & set("*?["):
-            candidates = system.glob(inside)
+            candidates, base = {inside: system.info(inside)}, None
+        elif set(inside) & set("*?[") and not system.isdir(inside):
+            candidates = system.glob(inside, detail=True)
+            folder, _, last = inside.rpartition("/")
+            base = folder if set(last) <= {"*"} else None
         else:
-            candidates = _files_below(system, inside)
+            candidates, base = _files_below(system, inside), inside
         # fsspec's names lack the protocol, without which they would be local paths.
-        names = sorted(system.unstrip_protocol(name) for name in candidates if system.isfile(name))
+        sizes = {
+            system.unstrip_protocol(name): int(info.get("size") or 0)
+            for name, info in sorted(candidates.items())
+            if info["type"] == "file"
+        }
     except OSError as error:
         raise UserError(f"{url} cannot be listed ({error}); check the URL, and that you may read it") from None
-    if not names:
+    if not sizes:
         raise UserError(f"no file at {url!r}; give a file, a folder with files, or a pattern")
-    return names
+    return sizes, None if base is None else system.unstrip_protocol(base)
 
 
-def _files_below(system: Any, folder: str) -> list[str]:
-    """Returns all files below a folder, hidden ones aside."""
+def _files_below(system: Any, folder: str) -> dict[str, Any]:
+    """Returns all files below a folder with their details, hidden ones aside."""
     base = len(folder.rstrip("/"))
-    return [name for name in system.find(folder) if "/." not in name[base:]]
+    return {name: info for name, info in system.find(folder, detail=True).items() if "/." not in name[base:]}
 
 
 def plain_copy(file: str, column: str | None = None) -> str:
@@ -79,14 +122,17 @@ def plain_copy(file: str, column: str | None = None) -> str:
       column: column of a parquet file, whose copy has {column: text} on each line; None = not a parquet file.
 
     Raises:
-      UserError: the file is damaged or cut off, has no such column, or the package that reads it is missing.
+      UserError: the file is damaged or cut off, is compressed in another way, or has no such column; the package that
+        reads it is missing.
     """
     convert = CONVERTERS.get(file.rpartition(".")[2])
     if column is not None:
         convert = functools.partial(parquet.write_column, column=column)
-    elif convert is None and not is_url(file):
-        return file
-    return converted_copy(file, convert or _copy, column)
+    elif convert is None:
+        plain = converted_copy(file, _copy, column) if is_url(file) else file
+        _refuse_packed(file, plain)
+        return plain
+    return converted_copy(file, convert, column)
 
 
 def converted_copy(file: str, convert: Convert, variant: object) -> str:
@@ -102,6 +148,7 @@ def converted_copy(file: str, convert: Convert, variant: object) -> str:
     target = cache_folder() / f"{_identity(file, variant)}-{Path(file).name}"
     if target.exists():
         return str(target)
+    # Several processes and machines may be here at once: each writes under a name of its own, and all copies are equal.
     try:
         with replacing(target) as part, _open(file) as source, open(part, "wb") as out:
             convert(source, out)
@@ -110,8 +157,24 @@ def converted_copy(file: str, convert: Convert, variant: object) -> str:
     except (EOFError, OSError, ValueError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno in errors.OS_ERRORS:  # the file itself is in order
             raise
+        if target.exists():  # another process was faster, whatever became of this one's copy
+            return str(target)
         raise UserError(f"{file} is damaged or cut off ({error}); get it again") from None
     return str(target)
+
+
+def _refuse_packed(file: str, plain: str) -> None:
+    """Raises UserError for a file, read as it is, that is known to be something else by its ending or first bytes."""
+    try:
+        with open(plain, "rb") as data:
+            start = data.read(max(map(len, FIRST_BYTES)))
+    except OSError:  # reported where the file is read
+        return
+    kind = PACKED.get(Path(file).suffix.lower())
+    kind = next((kind for first, kind in FIRST_BYTES.items() if start.startswith(first)), kind)
+    if kind is None:
+        return
+    raise UserError(f"{file} is not plain, but {kind}; {REMEDIES.get(kind, REMEDY)}")
 
 
 def _copy(source: BinaryIO, out: BinaryIO) -> None:
@@ -127,7 +190,7 @@ def _decompress_zstd(source: BinaryIO, out: BinaryIO) -> None:
     zstandard = require("zstandard", "zstd")
     frame, data = None, b""
     while data or (data := source.read(BUFFER_BYTES)):
-        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        frame = frame or zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
         try:
             out.write(frame.decompress(data))
         except zstandard.ZstdError as error:

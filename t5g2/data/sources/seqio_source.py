@@ -19,7 +19,7 @@ from typing_extensions import override
 from t5g2.core import pairs
 from t5g2.core.bounds import Bounds, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
-from t5g2.core.files import PART, cache_folder
+from t5g2.core.files import PART, cache_folder, temporary
 from t5g2.core.optional import require
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.sources.validation import MAX_PROBLEMS
@@ -248,7 +248,7 @@ def _write_tokens(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.nd
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     # The file is named after its content, which is known only when all of it is written.
-    part = folder / f".seqio.{os.urandom(4).hex()}{PART}"
+    part = temporary(folder / "seqio", PART)
     digest, lengths, highest = hashlib.sha256(), [], 0
     try:
         with open(part, "wb") as out:

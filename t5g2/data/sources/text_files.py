@@ -1,16 +1,15 @@
 """Files of text, JSON lines and parquet: each document is a span of bytes of a local file."""
 
 import functools
-import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
+from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text
 
@@ -26,7 +25,7 @@ class TextFiles:
     """UTF-8 text files, one document each; larger ones are several documents, cut at ends of lines.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/**/*.txt"; local or
+      path: a file, a folder (the data files below it, data_files.py) or a pattern such as "corpus/**/*.txt"; local or
         at a URL (gs://…, s3://…); plain, or compressed if the name ends in .gz or .zst.
     """
 
@@ -46,7 +45,7 @@ class Jsonl:
     """Files with a JSON object per line, one document each.
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.jsonl"; local or at
+      path: a file, a folder (the data files below it, data_files.py) or a pattern such as "corpus/*.jsonl"; local or at
         a URL; plain, or compressed if the name ends in .gz or .zst.
       field: the key of the text.
     """
@@ -69,7 +68,7 @@ class Parquet:
     """Parquet files with one document per row (pip install 't5g2[parquet]').
 
     Attributes:
-      path: a file, a folder (all files below it, hidden ones aside) or a pattern such as "corpus/*.parquet".
+      path: a file, a folder (the data files below it, data_files.py) or a pattern such as "corpus/*.parquet".
       field: the column of the text.
     """
 
@@ -138,39 +137,6 @@ def _scan(
         )
     sizes = tuple(os.path.getsize(file) for file in readable)
     return _Spans(readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, summary)
-
-
-def find_files(path: str) -> list[str]:
-    """Returns the files that a path, a pattern or a URL stands for, sorted.
-
-    Raises:
-      UserError: there are no files, or a folder cannot be listed.
-    """
-    if local_copies.is_url(path):
-        return local_copies.remote_files(path)
-    if not path:
-        raise UserError("path is empty; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'")
-    if Path(path).is_file():
-        return [path]
-    names = _files_below(path) if Path(path).is_dir() else glob.iglob(path, recursive=True)
-    files = sorted(name for name in names if Path(name).is_file())
-    if not files:
-        raise UserError(
-            f"no file at {path!r}; give a file, a folder with files, or a pattern such as 'corpus/**/part-*'"
-        )
-    return files
-
-
-def _files_below(folder: str) -> Iterator[str]:
-    """Yields the files below a folder, hidden ones aside; unlike glob, raises UserError if a folder cannot be read."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or remove it")
-
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        # Assigned in place, because os.walk descends into what is left in the list.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
 
 
 def _file_spans(path: str) -> Iterator[LocatedRecord]:

@@ -1,6 +1,7 @@
 """One pass over the records of a source: their validity, their totals, and the problems of the bad ones."""
 
 import abc
+import codecs
 import hashlib
 import json
 import logging
@@ -162,11 +163,17 @@ def decode_json(data: bytes) -> object:
 
 
 def decode_text(data: bytes) -> str:
-    """Returns the text of UTF-8; raises ValueError for other bytes."""
+    """Returns the text of UTF-8, without the byte order mark that some editors write before it.
+
+    Raises:
+      ValueError: the bytes are not UTF-8.
+    """
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from None
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and len(data) > 2
+        hint = " (but begins as UTF-16 does: iconv -f UTF-16 -t UTF-8 converts it)" if is_utf16 else ""
+        raise ValueError(f"byte {error.start} is not UTF-8{hint}") from None
 
 
 def json_text(data: bytes, field: str | None) -> str:
