@@ -154,8 +154,9 @@ class LanguageModel(Model):
         max_new_tokens: int = 64,
         sampler: Sampler = GREEDY,
         seed: int = 0,
+        skip_special_tokens: bool = True,
     ) -> list[str]:
-        """Returns the text that the model generates for each prompt, without special tokens.
+        """Returns the text that the model generates for each prompt.
 
         An encoder-decoder reads the prompt with its encoder; a decoder-only model continues it, after BOS. Prompts may
         have different lengths: padding does not change the output.
@@ -168,6 +169,7 @@ class LanguageModel(Model):
           max_new_tokens: largest number of generated tokens.
           sampler: rule by which the next token is chosen.
           seed: seed of the sampler.
+          skip_special_tokens: leave out what the tokenizer calls special, as transformers does; False = show all.
 
         Raises:
           UserError: no tokenizer; images that do not match the prompts; a model without an image tower.
@@ -190,7 +192,7 @@ class LanguageModel(Model):
         )
         with self._devices():
             outputs = complete(self.params, token_rows, array, bos=special_tokens.bos, options=options, seed=seed)
-        return [tokenizer.decode(tokens, show_special_tokens=False) for tokens in outputs]
+        return [tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens) for tokens in outputs]
 
     @override
     def save(self, directory: str | PathLike, *, format: Format = "t5g2") -> None:

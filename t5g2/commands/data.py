@@ -73,6 +73,6 @@ def _special_tokens(preview: "DataPreview") -> re.Pattern | None:
     inputs = batch.decoder if batch.encoder is None else batch.encoder
     # only tokens of this batch, because a vocabulary is large to decode one by one
     tokens = np.unique(np.concatenate([batch.targets.ravel(), inputs.tokens.ravel()]))
-    spellings = {tokenizer.decode(token[None]) for token in tokens[tokenizer.special_tokens.is_special(tokens)]} - {""}
+    spellings = {tokenizer.show(token[None]) for token in tokens[tokenizer.special_tokens.is_special(tokens)]} - {""}
     # the longest first, because one spelling may begin another
     return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True)))) if spellings else None

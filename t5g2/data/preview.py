@@ -63,12 +63,12 @@ def _unpack(data: Batch, row: int, segment: int) -> Example:
 def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -> str:
     """Returns the text of tokens, with [image 896x896] for the tokens of each image of that size."""
     if images is None:
-        return tokenizer.decode(tokens)
+        return tokenizer.show(tokens)
     is_image = tokens == images.token
     # Runs of image tokens and of text: images that follow each other are one run.
     cuts = np.flatnonzero(is_image[1:] != is_image[:-1]) + 1
     return "".join(
-        f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if kind[0] else tokenizer.decode(run)
+        f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if kind[0] else tokenizer.show(run)
         for run, kind in zip(np.split(tokens, cuts), np.split(is_image, cuts), strict=True)
         if len(run)
     )

@@ -245,7 +245,8 @@ def complete(
         if options.prompt_both_ways:
             prompt = prompt._replace(blocks=prompt.segments)
     tokens_BN = np.asarray(generate(model, encoder, prompt, images, options=options, key=jax.random.key(seed)))
-    return [_before_stop(row, (*options.stop_ids, pad)) for row in tokens_BN]
+    # not before a pad token: padding follows a stop token only, and any other pad token is one that the model chose
+    return [_before_stop(row, options.stop_ids) for row in tokens_BN]
 
 
 def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:

@@ -229,9 +229,9 @@ class Samples(Task):
                     {
                         "task": self.name,
                         "kind": kind,
-                        "prompt": tokenizer.decode(prompt),
-                        "output": tokenizer.decode(output),
-                        "reference": tokenizer.decode(reference),
+                        "prompt": tokenizer.show(prompt),
+                        "output": tokenizer.show(output),
+                        "reference": tokenizer.show(reference),
                     }
                     for (kind, prompt, reference), output in zip(samples, outputs, strict=True)
                 ],

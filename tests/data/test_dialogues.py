@@ -122,7 +122,7 @@ def test_what_a_content_spells_out_is_no_turn(tmp_path, kind):
     assert [int(np.sum(tokens == t)) for t in (start, end)] == [2, 2]
     content = tokenizer.encode_plain(sly[0][1])
     assert not tokenizer.special_tokens.is_special(content).any()
-    assert tokenizer.text(content.tolist()) == sly[0][1]
+    assert tokenizer.decode(content) == sly[0][1]
 
 
 @pytest.mark.parametrize(("turns", "counted"), [("last", "6"), ("all", "46")])
@@ -135,8 +135,8 @@ def test_the_prompt_is_read_and_the_answers_are_asked_for(tmp_path, turns, count
     tokenizer = Bytes()
     weighed = data.targets[0][data.weights[0] > 0]
     assert [t for t in weighed.tolist() if t in (TURNS["end_of_turn"], 1)] == [9] * len(counted) + [1]
-    assert tokenizer.decode(weighed, show_special_tokens=False) == counted
-    read = tokenizer.decode(data.encoder.tokens[0][data.encoder.segments[0] > 0])
+    assert tokenizer.decode(weighed, skip_special_tokens=True) == counted
+    read = tokenizer.show(data.encoder.tokens[0][data.encoder.segments[0] > 0])
     first = SPELT.replace("<start_of_turn>", "<sentinel_0>").replace("<end_of_turn>", "<sentinel_1>")
     assert read == first[: first.rindex("6") if turns == "last" else first.index("4<")]
 
@@ -146,7 +146,7 @@ def test_a_decoder_only_model_reads_the_same(tmp_path):
     objective = SupervisedFineTuningDecoder(tuple(ids["starts"]), tuple(ids["ends"]), turns="all")
     [batch] = list(finite_batches(config(write(tmp_path, {"messages": TWO}), objective, encoder_length=0), seed=0))
     weighed = batch.batch.targets[0][batch.batch.weights[0] > 0]
-    assert Bytes().decode(weighed, show_special_tokens=False) == "46"
+    assert Bytes().decode(weighed, skip_special_tokens=True) == "46"
 
 
 def test_a_dialogue_is_never_cut(tmp_path):

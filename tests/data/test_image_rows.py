@@ -50,7 +50,7 @@ def expected_of(row, side, made):
         here, there = segments == segment, made.decoder.segments[row] == segment
         count = np.sum(side.tokens[row][here] == ROWS.token) // ROWS.tokens
         if count:
-            text = Bytes().decode(made.targets[row][there], show_special_tokens=False)
+            text = Bytes().decode(made.targets[row][there], skip_special_tokens=True)
             colors = [color for color in image_corpus.NAMES if color in text]
             assert len(colors) == count
             found += sorted(colors, key=text.index)

@@ -69,9 +69,10 @@ def test_decode_undoes_encode(text, sentinels):
 def test_what_is_no_text_can_be_read():
     tokenizer = Bytes(sentinels=4)
     tokens = [2, *tokenizer.encode("é")[:1], 11, *tokenizer.encode("ok"), 1, 9999]
-    assert tokenizer.decode(tokens) == "<bos>\ufffd<sentinel_3>ok<eos><unused_9999>"
-    assert tokenizer.decode(tokens, show_special_tokens=False) == "\ufffdok"
-    assert tokenizer.decode([]) == ""
+    assert tokenizer.show(tokens) == "<bos>\ufffd<sentinel_3>ok<eos><unused_9999>"
+    assert tokenizer.decode(tokens) == "<bos>\ufffd<sentinel_3>ok<eos>"
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == "\ufffdok"
+    assert tokenizer.show([]) == tokenizer.decode([]) == ""
 
 
 def test_it_is_described_by_plain_data():
@@ -126,11 +127,33 @@ def test_decode_undoes_encode_of_a_file(kind, folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_show_by_name_or_not_at_all(kind, folder):
+def test_special_tokens_are_shown_by_name_spelled_or_skipped(kind, folder):
     tokenizer = opened(kind, folder)
     tokens = [2, *tokenizer.encode("a b"), tokenizer.id("sentinel_2"), 0, *tokenizer.encode("c<end_of_turn>"), 1, 9999]
-    assert tokenizer.decode(tokens) == "<bos>a b<sentinel_2><pad>c<end_of_turn><eos><unused_9999>"
-    assert tokenizer.decode(tokens, show_special_tokens=False) == "a bc"
+    assert tokenizer.show(tokens) == "<bos>a b<sentinel_2><pad>c<end_of_turn><eos><unused_9999>"
+    assert tokenizer.decode(tokens) == "<bos>a b<unused2><pad>c<end_of_turn><eos>"
+    # <unused2> is a marker of the model's own, such as that of a thought, and is not called special by the tokenizer
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == "a b<unused2>c"
+    # a token that is skipped does not break a character of several bytes
+    first, *rest = tokenizer.encode("é")
+    assert len(rest) == 1
+    assert tokenizer.decode([first, tokenizer.id("end_of_turn"), 0, *rest], skip_special_tokens=True) == "é"
+
+
+def test_decoded_text_is_that_of_transformers(folder):
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    tokenizer = opened("huggingface", folder)
+
+    @settings(derandomize=True, deadline=None)
+    @given(st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=30))
+    def same(tokens):
+        for skip in (True, False):
+            assert tokenizer.decode(tokens, skip_special_tokens=skip) == reference.decode(
+                tokens, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
+
+    same()
 
 
 def test_the_ids_are_those_of_the_libraries(folder):
@@ -152,7 +175,8 @@ def test_an_image_token_past_the_pieces_needs_no_row_of_the_table(folder, tmp_pa
     tokenizer = opened("huggingface", folder)
     assert tokenizer.id("image") == tokenizer.vocab_size == tokenizer.id("end_of_image") + 1
     assert tokenizer.encode("a<image_soft_token>").tolist() == [*tokenizer.encode("a"), 3]
-    assert tokenizer.decode([tokenizer.id("image")]) == "<image>"
+    assert tokenizer.show([tokenizer.id("image")]) == "<image>"
+    assert tokenizer.decode([tokenizer.id("image")]) == "<image_soft_token>"
 
 
 def test_sentinels_follow_the_image_token_as_in_t5gemma2(tmp_path):
@@ -173,7 +197,7 @@ def test_ids_and_sentinels_can_be_said(folder):
     assert tokenizer.id("image") == 15
     chosen = opened("sentencepiece", folder, first_sentinel=20, sentinels=3)
     assert chosen.id("sentinel_2") == 22
-    assert chosen.decode([22]) == "<sentinel_2>"
+    assert chosen.show([22]) == "<sentinel_2>"
     for other in (tokenizer, chosen):
         assert from_dict(json.loads(json.dumps(other.to_dict())), folder) == other
         assert other.fingerprint() != opened("sentencepiece", folder).fingerprint()

@@ -78,11 +78,23 @@ def huggingface(folder: Path, pieces: int = 400, *, t5gemma2: bool = False) -> P
     last = ["<start_of_image>", "<end_of_image>", "<image_soft_token>", *(UNUSED[4:] if t5gemma2 else ())]
     made.add_special_tokens(last)
     made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    made = _with_special(made, [*NAMED[:4], "<start_of_turn>", "<end_of_turn>", *last[:3]])
     made.enable_truncation(5)
     made.enable_padding(length=40)
     path = folder / "tokenizer.json"
     made.save(str(path))
     return path
+
+
+def _with_special(tokenizer, names):
+    """Calls these added tokens special and no others, as Gemma's tokenizer.json does: not <mask> and not <unused…>."""
+    import json
+
+    import tokenizers
+
+    node = json.loads(tokenizer.to_str())
+    node["added_tokens"] = [token | {"special": token["content"] in names} for token in node["added_tokens"]]
+    return tokenizers.Tokenizer.from_str(json.dumps(node))
 
 
 def _without_added(tokenizer, names):

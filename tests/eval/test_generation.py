@@ -204,7 +204,7 @@ def test_complete_takes_prompts_of_any_length():
     for model in (model_of(config), model_of(dataclasses.replace(tiny.T5GEMMA2, encoder=config, decoder=config))):
         reads = [np.append(np.int32(special.bos), tokenizer.encode(text)) for text in ("def f(", "")]
         both = g.complete(model, reads, bos=special.bos, options=greedy)
-        assert [type(tokenizer.decode(tokens, show_special_tokens=False)) for tokens in both] == [str, str]
+        assert [type(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in both] == [str, str]
         [alone] = g.complete(model, reads[:1], bos=special.bos, options=greedy)
         assert alone.tolist() == both[0].tolist()
         [sampled] = g.complete(model, [tokenizer.encode("x")], bos=special.bos, options=nucleus)

@@ -70,8 +70,8 @@ def test_a_template_in_bytes():
         tuple(tokenizer.encode(starts).tolist()), tuple(tokenizer.encode(ends).tolist()), eos=False
     )
     example = objective(tokenizer.encode(text), RNG, special_tokens=tokenizer.special_tokens)
-    assert tokenizer.decode(example.encoder_tokens) == text[: text.index("4")]
-    assert tokenizer.decode(example.targets) == "4<end_of_turn>"
+    assert tokenizer.show(example.encoder_tokens) == text[: text.index("4")]
+    assert tokenizer.show(example.targets) == "4<end_of_turn>"
 
 
 def test_an_answer_that_does_not_end_is_the_rest():
@@ -174,5 +174,5 @@ def test_records_of_a_file_reach_the_step_whole(tmp_path):
         counted = []
         for batch, *_ in finite_batches(config, seed=0):
             for targets, weights in zip(batch.targets, batch.weights, strict=True):
-                counted += tokenizer.decode(targets[weights > 0]).split("<eos>")[:-1]
+                counted += tokenizer.show(targets[weights > 0]).split("<eos>")[:-1]
         assert sorted(counted) == sorted(answer + end for _, answer in turns)

@@ -110,7 +110,7 @@ def test_the_words_are_the_rows(tmp_path):
         assert f"targets: {used} of 64 tokens" in parts.words
         for segment in range(1, int(batch.encoder.segments[row].max()) + 1):
             tokens = batch.encoder.tokens[row][batch.encoder.segments[row] == segment]
-            assert tokenizer.decode(tokens).replace("\n", "⏎") in parts.words
+            assert tokenizer.show(tokens).replace("\n", "⏎") in parts.words
 
 
 def test_a_page_that_cannot_be_written(tmp_path):

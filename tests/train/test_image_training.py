@@ -189,7 +189,7 @@ def test_held_out_texts_with_images_are_measured(tmp_path):
             batch = pipeline.next().batch
             for row in range(8):
                 one = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
-                words = Bytes().decode(one.targets[0], show_special_tokens=False)
+                words = Bytes().decode(one.targets[0], skip_special_tokens=True)
                 if words not in seen:
                     seen.add(words)
                     _, sums = loss_sums(model, one, step.StepOptions(experiment.compute, 1, 1))

@@ -57,15 +57,15 @@ class Tokenizer(abc.ABC):
         """Returns the number of tokens that `encode` returns."""
         return len(self.encode(text))
 
-    def decode(self, tokens: Any, *, show_special_tokens: bool = True) -> str:
-        """Returns the text of a sequence of ids, with special tokens as <eos>, <sentinel_3>, …, or without them.
+    def show(self, tokens: Any) -> str:
+        """Returns the text of a sequence of ids for people, with special tokens by name: <eos>, <sentinel_3>, …
 
         Bytes that are not UTF-8 become U+FFFD. Ids past the vocabulary become <unused_ID>; a padded embedding has such.
         """
         names = {token: name for name, token in self.named().items()}
         special_tokens = self.special_tokens
         text: list[str] = []
-        # Consecutive ids of text, decoded together: a character may take several tokens.
+        # consecutive ids of text, decoded together: a character may take several tokens
         run: list[int] = []
         for token in np.asarray(tokens).tolist():
             sentinel = token - special_tokens.first_sentinel
@@ -78,12 +78,20 @@ class Tokenizer(abc.ABC):
             else:
                 run.append(token)
                 continue
-            text += [self.text(run), name if show_special_tokens else ""]
+            text += [self._text(run), name]
             run = []
-        return "".join([*text, self.text(run)])
+        return "".join([*text, self._text(run)])
 
     @abc.abstractmethod
-    def text(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Any, *, skip_special_tokens: bool = False) -> str:
+        """Returns the text that ids stand for, as transformers does.
+
+        Special is what the tokenizer itself calls so: not <unused…>, which Gemma models use as markers of their own.
+        Bytes that are not UTF-8 become U+FFFD; ids that the tokenizer does not have are left out.
+        """
+
+    @abc.abstractmethod
+    def _text(self, tokens: Iterable[int]) -> str:
         """Returns the text of ids, none of which is a special token."""
 
     @abc.abstractmethod

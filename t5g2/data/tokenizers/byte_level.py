@@ -65,7 +65,14 @@ class Bytes(Tokenizer):
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + np.int32(self.first_byte)
 
     @override
-    def text(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Any, *, skip_special_tokens: bool = False) -> str:
+        if not skip_special_tokens:
+            return self.show([token for token in np.asarray(tokens).tolist() if 0 <= token < self.vocab_size])
+        # sentinels have no meaning to a reader, and bytes have no other tokens that a model could use as markers
+        return self._text(token for token in np.asarray(tokens).tolist() if self.first_byte <= token < self.vocab_size)
+
+    @override
+    def _text(self, tokens: Iterable[int]) -> str:
         return bytes(token - self.first_byte for token in tokens).decode(errors="replace")
 
     @override

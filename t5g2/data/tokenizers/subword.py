@@ -264,8 +264,30 @@ class SentencePiece(FileTokenizer):
     def _encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        """Ids that decode skips: control and unknown pieces, and those that a tokenizer.json calls special."""
+        named = {token for name, token in self._named.items() if name != "mask"}
+        processor = self._processor
+        return frozenset(t for t in range(self._size) if processor.is_control(t) or processor.is_unknown(t)) | named
+
     @override
-    def text(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Any, *, skip_special_tokens: bool = False) -> str:
+        kept = [token for token in np.asarray(tokens).tolist() if 0 <= token < self._size]
+        if skip_special_tokens:
+            # before decoding, because a special token may stand between two bytes of a character
+            return self._processor.decode([token for token in kept if token not in self._special])
+        text, run = "", []
+        for token in [*kept, None]:
+            if token is not None and token not in self._special:
+                run.append(token)
+                continue
+            text += self._processor.decode(run) + ("" if token is None else self._processor.id_to_piece(token))
+            run = []
+        return text
+
+    @override
+    def _text(self, tokens: Iterable[int]) -> str:
         return self._processor.decode(list(tokens))
 
 
@@ -304,7 +326,11 @@ class HuggingFace(FileTokenizer):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     @override
-    def text(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Any, *, skip_special_tokens: bool = False) -> str:
+        return self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=skip_special_tokens)
+
+    @override
+    def _text(self, tokens: Iterable[int]) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
 
