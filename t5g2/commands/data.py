@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from t5g2.commands.flags import CONFIG, Flag, Parsed
 
 if TYPE_CHECKING:
-    from t5g2.train.data_preview import DataPreview
+    from t5g2.report.data_preview import DataPreview
 
 FLAGS = {
     "config": CONFIG,
@@ -22,7 +22,8 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 data --config=configs/quickstart.py:adapted --n=3 --page=data.html
     """
-    from t5g2.train import config_file, data_preview
+    from t5g2.report import data_preview
+    from t5g2.train import config_file
 
     experiment = config_file.load(flags.config, flags.overrides)
     preview = data_preview.measure(experiment)

@@ -17,9 +17,9 @@ from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.masks import Mask
+from t5g2.report.data_preview import DataPreview
 from t5g2.report.markup import Html, document, html_table, tag
 from t5g2.report.text_table import TextTable
-from t5g2.train.data_preview import DataPreview
 from t5g2.train.experiment import Experiment
 
 # colours of the examples of a row, in turn; light enough for text on them

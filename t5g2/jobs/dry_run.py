@@ -1,6 +1,6 @@
 """A dry run: weights, shardings, memory and FLOPs of a run, and one batch of its data, without computing a weight.
 
-Memory is printed twice. The first figure is from a formula (t5g2/train/memory_estimate.py), which takes no time at any
+Memory is printed twice. The first figure is from a formula (t5g2/jobs/memory_estimate.py), which takes no time at any
 size. The second is from XLA: the step is compiled, but not run or allocated; this figure decides whether a run fits.
 For simulated devices, which stand for accelerators, XLA is told to schedule the step for little memory, as it does
 there; on a CPU it prefers parallel work, which takes up to twice as much. The figure is still an upper bound: a CPU
@@ -21,12 +21,12 @@ import jax
 from t5g2.core import logs, sharding, tree
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
+from t5g2.jobs.memory_estimate import GIB, MemoryEstimate, estimate
 from t5g2.models import flops
 from t5g2.train import adaptation, run_tokenizer
+from t5g2.report.data_preview import padding
 from t5g2.train import plan as plans
-from t5g2.train.data_preview import padding
 from t5g2.train.experiment import Experiment
-from t5g2.train.memory_estimate import GIB, MemoryEstimate, estimate
 from t5g2.train.plan import Plan
 
 MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single array takes a quarter of this

@@ -6,13 +6,12 @@ import jax
 import pytest
 
 from t5g2.checkpoint import folder as folders
-from t5g2.commands import dry_run
 from t5g2.core import sharding
 from t5g2.core.errors import UserError
+from t5g2.jobs import dry_run, memory_estimate
 from t5g2.models import build, flops
 from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import experiment as experiments
-from t5g2.train import memory_estimate
 from t5g2.train import plan as plans
 from t5g2.train.weight_origin import Adapt, Init
 from tests import tiny
