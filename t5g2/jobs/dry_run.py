@@ -19,12 +19,13 @@ from typing import Any
 import jax
 
 from t5g2.core import logs, sharding, tree
+from t5g2.core.device import GIB
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
-from t5g2.jobs.memory_estimate import GIB, MemoryEstimate, estimate
+from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
+from t5g2.report.data_preview import describe_padding
 from t5g2.train import adaptation, run_tokenizer
-from t5g2.report.data_preview import padding
 from t5g2.train import plan as plans
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -168,7 +169,7 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         "gradients": memory.gradients,
         "inputs of blocks, about": memory.blocks,
         "attention scores, about": memory.scores,
-        "one layer or the loss, about": memory.passing,
+        "one layer or the loss, about": memory.transient,
         "in all, about": memory.total,
     }
     print("memory per device, GiB")
@@ -201,7 +202,7 @@ def _batch(experiment: Experiment, summary: Mapping[str, float], parts: Mapping[
     shares = ", ".join(f"{name} {part / flop:.1%}" for name, part in sorted(parts.items(), key=lambda p: -p[1]) if part)
     return (
         f"one batch: {experiment.data.rows} rows, {tokens:,} tokens, {summary['examples_per_row']:.1f} examples a row; "
-        f"padding: {padding(summary, encoder=experiment.data.encoder_length > 0)}\n"
+        f"padding: {describe_padding(summary, encoder=experiment.data.encoder_length > 0)}\n"
         f"one update: {flop:.3g} FLOPs for these masks, {flop / tokens:.3g} a token; "
         f"{experiment.train.steps:,} updates: {flop * experiment.train.steps:.3g}\n  {shares}"
     )

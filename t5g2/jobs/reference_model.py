@@ -10,10 +10,7 @@ from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
 from t5g2.jobs.verification_cases import BOS, NEW_TOKENS, Case, ModelOutput
-from t5g2.models.config import (
-    ModelConfig,
-    TextConfig,
-)
+from t5g2.models.config import LanguageModelConfig
 
 PACKAGES = ("torch", "transformers")
 
@@ -40,7 +37,7 @@ def _load_reference(path: Path) -> Any:
     return model.eval()
 
 
-def reference_outputs(path: Path, config: ModelConfig, cases: list[Case]) -> list[ModelOutput]:
+def reference_outputs(path: Path, config: LanguageModelConfig, cases: list[Case]) -> list[ModelOutput]:
     """Returns the outputs of the model in a Hugging Face folder, for each case."""
     import torch
 
@@ -51,9 +48,10 @@ def reference_outputs(path: Path, config: ModelConfig, cases: list[Case]) -> lis
         if case.images is not None:
             flat = [image.transpose(2, 0, 1) for row in case.images for image in row]
             inputs["pixel_values"] = torch.tensor(np.stack(flat))
-            if isinstance(config, TextConfig) and config.images is not None:
+            images = config.image_stack.images
+            if case.encoder is None and images is not None:
                 # marks image tokens, which attend to each other both ways
-                inputs["token_type_ids"] = (inputs["input_ids"] == config.images.token).long()
+                inputs["token_type_ids"] = (inputs["input_ids"] == images.token).long()
         decoder = {f"decoder_{name}": x for name, x in _tensors(*case.decoder).items()} if case.encoder else {}
         with torch.no_grad():
             logits = model(**inputs, **decoder, use_cache=False, logits_to_keep=case.keep).logits

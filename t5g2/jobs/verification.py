@@ -23,6 +23,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.core import files
+from t5g2.core.device import GIB
 from t5g2.jobs.imported_model import model_outputs, model_similarity
 from t5g2.jobs.reference_model import reference_outputs, reference_similarity, require_packages
 from t5g2.jobs.verification_cases import PAST_WINDOW, ModelOutput, draw_cases, siglip_inputs
@@ -100,8 +101,8 @@ def import_model(
 
 def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: int) -> None:
     print(
-        f"comparing with transformers: {size_bytes / 2**30:.1f} GiB of weights in float32 at a time, and about "
-        f"{_attention_scores_bytes(folder.config) / 2**30:.1f} GiB of activations {_free_memory_note()}",
+        f"comparing with transformers: {size_bytes / GIB:.1f} GiB of weights in float32 at a time, and about "
+        f"{_attention_scores_bytes(folder.config) / GIB:.1f} GiB of activations {_free_memory_note()}",
         flush=True,
     )
     try:
@@ -212,4 +213,4 @@ def _free_memory_note() -> str:
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return ""
-    return f"(free now: {pages / 2**30:.1f} GiB)"
+    return f"(free now: {pages / GIB:.1f} GiB)"
