@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev
 
 # What another jax, flax or orbax can change: arrays, programs, shardings, checkpoints. Not here: NumPy alone (data,
 # objectives), file formats, texts and pages, style, and what is compared with transformers, which is on Python 3.11.
-NEWER := tests/core tests/models tests/train tests/eval tests/test_api.py tests/e2e/test_edges.py \
+NEWER := tests/core tests/models tests/train tests/eval tests/api tests/e2e/test_edges.py \
 	tests/parity/test_golden.py tests/parity/test_siglip_parity.py tests/checkpoint/test_train_states.py \
 	tests/checkpoint/test_train_states_multiprocess.py tests/checkpoint/test_checksum.py \
 	tests/checkpoint/test_averaging.py

@@ -97,7 +97,7 @@ def rate(pipeline: Pipeline) -> tuple[float, float, float]:
 
 def padding(tokens: token_shards.Tokens) -> None:
     from t5g2.models import sizes
-    from t5g2.train.data_preview import flops_per_token
+    from t5g2.report.data_preview import flops_per_token
 
     weights = [flops_per_token(sizes.size(f"t5gemma2:{name}")) for name in ("4b-4b", "270m-270m")]
     print(

@@ -16,6 +16,7 @@ WIDTH, HEIGHT, ROW = 224, 58, 104
 X = {
     "cli": 350,
     "commands": 350,
+    "jobs": 600,
     "sweep": 350,
     "report": 350,
     "train": 350,
@@ -29,7 +30,7 @@ X = {
     "core": 600,
 }
 # where arrows leave a box that stand aside: they pass beside the boxes below it
-LEAVE = {("train", "objectives"): -100, ("commands", "api"): 108}
+LEAVE = {("train", "objectives"): -100}
 
 Table = dict[str, set[str]]
 

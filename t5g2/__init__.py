@@ -4,16 +4,17 @@ The folders, in rows; each imports only from rows below its own:
 
     cli
     commands
-    sweep
+    jobs, sweep
     report
     train, api
     adapt, checkpoint, eval
     data, objectives, models
     core
 
-    commands    one file per subcommand, named as it is typed: flags and run(); in a folder of its own what is more work
+    commands    one file per subcommand, named as it is typed: flags and run()
+    jobs        the work behind subcommands: dry run, verification, teacher logits, evaluation and average of a run
     sweep       several runs as one: parts, order, launchers
-    report      reads workdirs: statistics, tables, plots, the page
+    report      reads workdirs and the first batches of data: statistics, tables, plots, pages
     api         the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save`
     train       the experiment, the optimizer, the step, the loop, the workdir
     eval        generation, metrics, tasks

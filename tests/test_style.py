@@ -95,6 +95,11 @@ def test_no_circle_of_imports():
     assert not edges, f"imports go round among {sorted(edges)}"
 
 
+def test_the_reading_order_of_train_has_all_of_its_files():
+    order = ast.get_docstring(parse(ROOT / "t5g2" / "train" / "__init__.py")) or ""
+    assert {f.stem for f in FILES if f.parent.name == "train"} - {"__init__"} <= set(re.findall(r"\w+", order))
+
+
 def defined(tree: ast.Module) -> set[str]:
     """Classes and type aliases at the top of a file, without the underscore of private ones."""
     names = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}

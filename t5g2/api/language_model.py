@@ -19,8 +19,7 @@ from typing_extensions import override
 from t5g2.api import model_inputs
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.core import files, tree
-from t5g2.core import sharding as meshes
+from t5g2.core import files, sharding, tree
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.data.images import check_images
@@ -223,7 +222,7 @@ class LanguageModel(Model):
             def read(key: tree.LeafKey, part: str = part, dtypes: Any = dtypes) -> Any:
                 return self.folder.leaves[(f"{part}.{key[0]}", key[1])].read().astype(dtypes[key])
 
-            shardings = None if self.mesh is None else getattr(meshes.shardings(abstract, self.mesh), part)
+            shardings = None if self.mesh is None else getattr(sharding.shardings(abstract, self.mesh), part)
             loaded = tree.build(abstract_part, read, shardings=shardings)
             values |= {f"{part}.{name}": value for name, value in tree.named(loaded).items()}
         # the loaded leaves and the old ones together are those of the model with its tower

@@ -23,8 +23,7 @@ from jax.sharding import Mesh
 
 from t5g2.checkpoint import safetensors_io
 from t5g2.checkpoint.tensor import Tensor, tensor_from_leaf
-from t5g2.core import files, tree
-from t5g2.core import sharding as meshes
+from t5g2.core import files, sharding, tree
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
@@ -269,7 +268,7 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
     folder = folder if isinstance(folder, ModelFolder) else open_model(folder)
     abstract = build.abstract(folder.config, common_dtype(folder, param_dtype))
     # each leaf goes to its devices as it is read: the host never holds the whole model
-    shardings = None if mesh is None else meshes.shardings(abstract, mesh)
+    shardings = None if mesh is None else sharding.shardings(abstract, mesh)
     leaves = tree.leaves(abstract)
     return tree.build(abstract, lambda key: folder.leaves[key].read().astype(leaves[key].dtype), shardings=shardings)
 

@@ -21,7 +21,7 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 cache-logits --config=configs/t5gemma2.py:1b-1b --teacher=models/gemma3-4b --out=logits
     """
-    from t5g2.commands import teacher_cache
+    from t5g2.jobs import teacher_cache
     from t5g2.models.distillation import Distillation
     from t5g2.train import config_file
 

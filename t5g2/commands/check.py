@@ -17,7 +17,7 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 check --config=configs/quickstart.py:adapted --devices=8 --hbm_gib=16
     """
-    from t5g2.commands import dry_run
+    from t5g2.jobs import dry_run
     from t5g2.train import config_file
 
     dry_run.check(

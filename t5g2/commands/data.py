@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from t5g2.commands.flags import CONFIG, Flag, Parsed
 
 if TYPE_CHECKING:
-    from t5g2.train.data_preview import DataPreview
+    from t5g2.report.data_preview import DataPreview
 
 FLAGS = {
     "config": CONFIG,
@@ -22,7 +22,8 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 data --config=configs/quickstart.py:adapted --n=3 --page=data.html
     """
-    from t5g2.train import config_file, data_preview
+    from t5g2.report import data_preview
+    from t5g2.train import config_file
 
     experiment = config_file.load(flags.config, flags.overrides)
     preview = data_preview.measure(experiment)
@@ -61,7 +62,7 @@ def show(preview: "DataPreview", *, rows: int) -> None:
     if config.images is not None:
         per_row = preview.images / preview.rows
         images = f"{per_row:.1f} images a row, which has room for {config.images.per_row}: data.images.per_row"
-    lines = filter(None, [f"padding: {preview.padding}", describe_ratio(preview.summary, config), images])
+    lines = filter(None, [f"padding: {preview.padding_text}", describe_ratio(preview.summary, config), images])
     print(*lines, f"{preview.tokens_per_s:.0f} tokens/s", sep="\n")
 
 

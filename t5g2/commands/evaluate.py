@@ -1,7 +1,5 @@
 """`t5g2 evaluate`."""
 
-from pathlib import Path
-
 from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, WORKDIR, Flag, Parsed
 from t5g2.core.errors import UserError
 
@@ -26,61 +24,11 @@ def run(flags: Parsed) -> None:
         raise UserError(f"--step={flags.step}; give the number of a saved step, or last")
     step = None if flags.step == "last" else int(flags.step)
     from t5g2.core import distributed
+    from t5g2.jobs import run_evaluation
     from t5g2.train import config_file
 
     distributed.initialize(flags.distributed)
     experiment = config_file.load(flags.config, flags.overrides)
-    evaluate_run(
+    run_evaluation.evaluate_run(
         experiment, flags.workdir, step=step, tasks=flags.names("tasks"), allow_change=flags.names("allow_change")
     )
-
-
-def evaluate_run(
-    experiment,
-    folder: str,
-    *,
-    step: int | None = None,
-    tasks: tuple[str, ...] = (),
-    allow_change: tuple[str, ...] = (),
-) -> None:
-    """Prints the scores of a checkpoint; writes scores.json and predictions.jsonl to <workdir>/evaluations/<step>.
-
-    Args:
-      experiment: the experiment of the run.
-      folder: the workdir.
-      step: step of the checkpoint; None = the newest.
-      tasks: names of tasks; none = all of the experiment's.
-      allow_change: paths of settings that may differ from the saved experiment's; those of eval may anyway.
-
-    Raises:
-      UserError: the run, the step or a task does not exist, or the run has a different experiment.
-    """
-    from dataclasses import replace
-
-    import jax
-
-    from t5g2.core import distributed, logs, sharding
-    from t5g2.eval import evaluation
-    from t5g2.train import plan as plans
-    from t5g2.train import workdir as workdirs
-
-    workdir = Path(folder)
-    logs.setup(process=jax.process_index())
-    workdirs.compare_experiment(workdir, experiment, allow_change=("eval", *allow_change))
-    mesh = sharding.make(experiment.mesh)
-    rows = plans.local_rows(experiment, mesh)
-    with jax.set_mesh(mesh):
-        plan = plans.make(replace(experiment, distill=None), mesh)  # no task needs a teacher
-        with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
-            # without the optimizer's state, which no task needs
-            restored = checkpoints.restore(plan.abstract.params, step=step)
-        if restored is None:
-            raise UserError(f"{workdir} has no checkpoint; give the workdir of a run that has saved one")
-        evaluator = evaluation.Evaluator(experiment.eval.tasks, plan.eval_context(rows))
-        result = evaluator.run(restored.params, tasks or None)
-    evaluation.write(workdir / "evaluations" / str(restored.step), restored.step, result)
-    if distributed.is_primary():
-        width = max(map(len, result.scores), default=0)
-        print(f"step {restored.step}")
-        for name, value in result.scores.items():
-            print(f"{name:{width}}  {value:.4f}")

@@ -25,7 +25,7 @@ def run(flags: Parsed) -> None:
     if flags.overrides:
         path, _ = flags.overrides[0]
         raise UserError(f"--config.{path} cannot be changed here; write a model.json and give --config=FILE")
-    from t5g2.commands import verify
+    from t5g2.jobs import verification
 
     options = {"config": flags.config, "dtype": flags.dtype, "image_size": flags.image_size}
-    verify.import_model(flags.source, flags.out, verify=flags.verify, **options)
+    verification.import_model(flags.source, flags.out, verify=flags.verify, **options)

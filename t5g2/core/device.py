@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+GIB = 2**30  # bytes
+
 # bf16 matmul peak of one device in FLOP/s, dense. TPUs: the numbers MaxText divides by (MaxText README and
 # configs/tpu); GPUs: NVIDIA's data sheets, without sparsity. Keys are beginnings of jax's `device_kind`.
 NAMED_PEAKS = {
@@ -30,7 +32,7 @@ class Peak(NamedTuple):
 
 
 def peak() -> Peak:
-    """Returns the peak of all devices of the run: of known devices that of NAMED_PEAKS, of others a measured one."""
+    """Returns the peak of all devices of the run: from NAMED_PEAKS if it has the device, else measured."""
     devices = jax.devices()
     kind = devices[0].device_kind
     # the longest name first: "TPU v5 lite" also begins with "TPU v5"
@@ -60,6 +62,6 @@ def measure_matmul(size: int, repeats: int = 5) -> float:
 def memory_gib() -> dict[str, float]:
     """Returns the peak memory so far in GiB: of this process, and of the fullest device if devices report theirs."""
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
-    host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     peaks = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
-    return {"memory/host_gib": host_gib} | ({"memory/device_gib": max(peaks) / 2**30} if peaks else {})
+    return {"memory/host_gib": host_gib} | ({"memory/device_gib": max(peaks) / GIB} if peaks else {})

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from t5g2.core import files
-from t5g2.core.errors import UserError
 from t5g2.core.logs import log
+from t5g2.core.optional import require
 
 
 class MetricsWriter:
@@ -121,13 +121,7 @@ class _WeightsAndBiases:
     """A run of Weights & Biases; its id is kept in the workdir, so that a resumed run continues it."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any] | None):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                f"metrics are to go to the Weights & Biases project {project!r}, but wandb is not installed; "
-                f"run `pip install 't5g2[wandb]'`, or name no project"
-            ) from None
+        wandb = require("wandb", "wandb", otherwise=f"name no project (log.wandb = {project!r})")
         file = folder / "wandb_id"
         if not file.exists():
             file.write_text(os.urandom(4).hex())

@@ -5,8 +5,11 @@ from typing import Any
 from t5g2.core.errors import UserError
 
 
-def require(module: str, extra: str) -> Any:
+def require(module: str, extra: str, *, otherwise: str = "") -> Any:
     """Imports a module of an optional dependency, which t5g2's extra of this name installs, and returns it.
+
+    Args:
+      otherwise: what to do without it; the end of the message.
 
     Raises:
       UserError: the module is not installed; the message has the pip command.
@@ -16,4 +19,5 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{module} is not installed; run `pip install 't5g2[{extra}]'`") from None
+        remedy = f"run `pip install 't5g2[{extra}]'`{otherwise and f', or {otherwise}'}"
+        raise UserError(f"{module} is not installed; {remedy}") from None

@@ -27,7 +27,6 @@ from flax import nnx
 LeafKey = tuple[str, int | None]
 Shape = tuple[int, ...]
 Tree = TypeVar("Tree")
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,19 +144,6 @@ def matches(pattern: str, path: str) -> bool:
     return fnmatch.fnmatchcase(path, pattern)
 
 
-def first_match(rules: Iterable[tuple[str, Value]], path: str) -> Value:
-    """Returns the value of the first rule (pattern, value) whose pattern matches.
-
-    Raises:
-      LookupError: none matches; end the rules with "*".
-    """
-    rules = tuple(rules)
-    for pattern, value in rules:
-        if matches(pattern, path):
-            return value
-    raise LookupError(f"no rule for {path}; the patterns are: {', '.join(pattern for pattern, _ in rules)}")
-
-
 def unmatched(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
     """Returns the patterns that match none of the paths: a misspelt one would otherwise do nothing, silently."""
     known = set(paths)
@@ -186,7 +172,7 @@ class _StoredLeaf:
     Attributes:
       layer: its layer, or the first of them; None = outside of layers.
       repeats: number of layers that are stacked in it; 0 = it is not stacked.
-      step: difference of the layers of two neighbours in the stack.
+      step: distance between layers that are neighbours in the stack: 2 if every other layer is in it.
     """
 
     path: str

@@ -41,11 +41,6 @@ class Evaluator:
         return TaskResult(scores, predictions)
 
 
-def evaluate(model: LanguageModule, tasks: Sequence[Task], context: EvalContext) -> TaskResult:
-    """Returns the results of tasks on weights that are measured only once."""
-    return Evaluator(tasks, context).run(model)
-
-
 def write(folder: str | os.PathLike, step: int, result: TaskResult) -> None:
     """Writes scores.json, {"step": …, "heldout/loss": …}, and predictions.jsonl, one JSON object a line."""
     if is_primary():

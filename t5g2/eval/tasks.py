@@ -144,10 +144,10 @@ class HeldoutLoss(Task):
     def _scores(self, sums: dict[str, TokenSums]) -> dict[str, float]:
         shares = dict(zip(self.objective.denoisers, self.objective.weights, strict=True))
         losses = {denoiser: total.mean_loss for denoiser, total in sums.items()}
-        loss = metrics.mixture_mean(losses, shares)
+        mean_loss = metrics.mixture_mean(losses, shares)
         return {
-            f"{self.name}/loss": loss,
-            f"{self.name}/perplexity": metrics.perplexity(loss),
+            f"{self.name}/loss": mean_loss,
+            f"{self.name}/perplexity": metrics.perplexity(mean_loss),
             f"{self.name}/accuracy": metrics.mixture_mean({d: total.accuracy for d, total in sums.items()}, shares),
             **{f"{self.name}/loss/{denoiser}": loss for denoiser, loss in losses.items()},
         }

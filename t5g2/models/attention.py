@@ -20,8 +20,6 @@ from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute, RMSNorm, apply_rotary, normal, param, project
 from t5g2.models.masks import Keys, Mask
 
-__all__ = ["Attention", "Compute", "KeyValues", "Keys", "Mask", "attend"]
-
 
 class KeyValues(NamedTuple):
     """Keys and values of one layer, normed and rotated: k_BSKH, v_BSKH."""

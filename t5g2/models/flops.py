@@ -125,13 +125,6 @@ def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -
     return sum(training(config, counts, frozen_vision=frozen_vision).values())
 
 
-def count_lengths(config: ModelConfig, *, encoder: int = 0, decoder: int, images: int = 0) -> Counts:
-    """Returns the counts of one example with this many encoder and decoder tokens, including those of its images."""
-    image_config = _language_model(config).image_stack.images
-    sizes = np.full(images, 0 if image_config is None else image_config.tokens)
-    return replace(_count(config, np.array([encoder]), np.array([decoder]), blocks=sizes), images=images)
-
-
 def count_rows(config: ModelConfig, encoder: Sequences | None, decoder: Sequences) -> Counts:
     """Returns the counts of packed rows, from tokens, segments and block ids; positions are 0, 1, … in each segment.
 

@@ -79,6 +79,8 @@ class SupervisedFineTuning(Objective):
     @property
     @override
     def denoisers(self) -> tuple[str, ...]:
+        # the name of its scores (heldout/loss/answers) since before the objective was called sft: kept, so that the
+        # curves of a run that goes on, and of runs that are compared, have one name
         return ("answers",)
 
     @property

@@ -17,9 +17,9 @@ from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.masks import Mask
+from t5g2.report.data_preview import DataPreview
 from t5g2.report.markup import Html, document, html_table, tag
 from t5g2.report.text_table import TextTable
-from t5g2.train.data_preview import DataPreview
 from t5g2.train.experiment import Experiment
 
 # colours of the examples of a row, in turn; light enough for text on them
@@ -57,7 +57,7 @@ def _head(preview: DataPreview) -> list[Html]:
     ]
     return [
         tag("h1", "The data, as the model reads it"),
-        tag("p", f"Padding: {preview.padding}. {preview.tokens_per_s:,.0f} tokens/s.", kind="quiet"),
+        tag("p", f"Padding: {preview.padding_text}. {preview.tokens_per_s:,.0f} tokens/s.", kind="quiet"),
         html_table(TextTable(["source", "denoiser", "share of the decoder's tokens"], lines), kind="words"),
         tag("div", *(child for part in key for child in (part, Html("&emsp;"))), kind="tokens"),
         tag("p", "Each colour is an example. The decoder reads BOS and all targets but the last.", kind="quiet"),

@@ -41,8 +41,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 def paired(values: Mapping[int | None, float], others: Mapping[int | None, float]) -> Estimate | None:
     """Returns mean and interval of `values` - `others` over the seeds that both have; None if they share none.
 
-    Two runs of one seed have read the same batches and the same held-out chunks, so an effect that these have on both
-    alike is not in the interval.
+    Two runs of one seed have read the same batches and the same held-out chunks. What these change in both runs by the
+    same amount cancels in the difference, so the interval does not contain it.
     """
     return estimate([values[seed] - others[seed] for seed in values if seed in others])
 
@@ -73,8 +73,8 @@ def tokens_at(steps: Sequence[int], logged: Mapping[int, float]) -> list[float] 
     """Returns the tokens trained on after each of `steps` updates; None where none were logged.
 
     Args:
-      logged: {step: tokens of that step's batch}, for the steps that were logged. Each stands for all steps since the
-        one before, so the sum is exact if every step is logged, and otherwise as good as the batches are alike.
+      logged: {step: tokens of that step's batch}, for the steps that were logged. The steps between two of them are
+        taken to have as many tokens as the later one, so the sum is exact if every step was logged.
 
     >>> tokens_at([0, 4, 5, 6], {2: 10, 5: 40})
     [0, 100.0, 140.0, 180.0]

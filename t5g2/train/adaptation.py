@@ -18,8 +18,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import import_folder
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.import_folder import TowerFolder
-from t5g2.core import files, settings, tree
-from t5g2.core import sharding as meshes
+from t5g2.core import files, settings, sharding, tree
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.data.tokenizers.base import Tokenizer
@@ -110,7 +109,7 @@ def adapt_into(
     adapted = _adapt(opened, pairing, dtype=param_dtype, seed=seed)
     # the model is built leaf by leaf on its devices: the host never holds all of it
     abstract = build.abstract(target, next(iter(adapted.leaves.values())).dtype)
-    shardings = None if mesh is None else meshes.shardings(abstract, mesh)
+    shardings = None if mesh is None else sharding.shardings(abstract, mesh)
     return tree.build(abstract, lambda key: adapted.leaves[key].read(), shardings=shardings), adapted.provenance
 
 

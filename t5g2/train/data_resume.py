@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from t5g2.checkpoint.train_states import SavedStep
 from t5g2.core import files, settings
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.data.config import DataConfig
 from t5g2.data.continuation import StoppedStreams, StreamPositions, continue_streams
 from t5g2.data.corpus import Corpus, open_corpus, open_source
@@ -18,8 +19,6 @@ from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import TABLES
 from t5g2.train.former_names import current_keys
 from t5g2.train.plan import Plan
-
-log = logging.getLogger("t5g2")
 
 # Settings that make other chunks of the same text, so that whoever allows a change of them allows one of the chunks.
 CHUNKING = ("chunk_tokens", "long_documents", "images")

@@ -1,7 +1,7 @@
 """The experiment: all settings of a run as one frozen value, whose parts are passed down.
 
 Every mistake that can be detected without a device is an error here: an unknown key, a wrong type, two settings that
-exclude each other, lengths that hold no example. No ConfigDict gets past this file, and no default is guessed.
+exclude each other, lengths that hold no example. No default is guessed.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from t5g2.data.tokenizers import registry
 from t5g2.eval.generation import BY_NAME as SAMPLERS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
-from t5g2.models.attention import Compute
 from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
 from t5g2.models.distillation import Distillation
+from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim, run_tokenizer, schedules
@@ -95,8 +95,8 @@ class Train:
     steps: Count
     seed: Seed = 0
     microbatches: Size = 1
-    tile_tokens: Size = 1024
-    z_loss: Annotated[float, Bounds(least=0, most=1)] = 0.0
+    tile_tokens: Size = LossConfig.tile_tokens
+    z_loss: Annotated[float, Bounds(least=0, most=1)] = LossConfig.z_loss
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     max_nonfinite_updates: CountOrZero = 0
 

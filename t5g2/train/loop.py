@@ -8,7 +8,6 @@ one that was never stopped.
 """
 
 import contextlib
-import logging
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import jax
 
 from t5g2.core import logs, sharding
+from t5g2.core.logs import log
 from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvaluationStopped
@@ -24,8 +24,6 @@ from t5g2.train import plan as plans
 from t5g2.train import restore as restoring
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
-
-log = logging.getLogger("t5g2")
 
 
 def train(

@@ -1,7 +1,6 @@
 """The plan of a run: shapes, shardings and settings, which exist before any array, and the compiled step."""
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import logs, sharding
 from t5g2.core.batch import Batch
+from t5g2.core.device import GIB
+from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherFeatures
@@ -24,8 +25,6 @@ from t5g2.train import state as states
 from t5g2.train import step as steps
 from t5g2.train.experiment import Experiment, check_rows
 from t5g2.train.state import TrainState
-
-log = logging.getLogger("t5g2")
 
 
 class OnlineTeacher(NamedTuple):
@@ -94,8 +93,8 @@ class Plan:
             seconds,
             logs.short(parameters),
             logs.short(sum(side.tokens.size for side in sides)),
-            total_bytes / 2**30,
-            memory.temp_size_in_bytes / 2**30,
+            total_bytes / GIB,
+            memory.temp_size_in_bytes / GIB,
         )
         return compiled
 

@@ -2,7 +2,6 @@
 
 import binascii
 import json
-import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from t5g2.core import device, logs, metrics_writer
 from t5g2.core.batch import HostBatch, Sequences
+from t5g2.core.logs import log
 from t5g2.eval import evaluation
 from t5g2.eval.tasks import TaskResult
 from t5g2.models import flops
@@ -19,8 +19,6 @@ from t5g2.train import experiment as experiments
 from t5g2.train import nonfinite
 from t5g2.train.experiment import Experiment
 from t5g2.train.step import Metrics
-
-log = logging.getLogger("t5g2")
 
 
 def log_devices(mesh: jax.sharding.Mesh) -> None:
@@ -155,7 +153,7 @@ class Recorder:
             "train/learning_rate": float(metrics.learning_rate),
             "train/tokens": int(metrics.tokens),
             **({"train/skipped_updates": int(metrics.skipped)} if metrics.skipped else {}),
-            "padding/decoder": padding(batch.batch.decoder),
+            "padding/decoder": padding_share(batch.batch.decoder),
             # a hash of the examples: two runs that see the same batches write the same numbers
             "data/batch": binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()),
         }
@@ -164,7 +162,7 @@ class Recorder:
         if self._experiment.distill is not None or self._experiment.train.z_loss > 0:
             values["train/total"] = float(metrics.total)
         if batch.batch.encoder is not None:
-            values["padding/encoder"] = padding(batch.batch.encoder)
+            values["padding/encoder"] = padding_share(batch.batch.encoder)
         for kind, names in (("denoiser", data.denoisers), ("source", data.names)):
             sums, weights = getattr(metrics, f"{kind}_loss"), getattr(metrics, f"{kind}_weight")
             for i, name in enumerate(names):
@@ -174,7 +172,7 @@ class Recorder:
         return values
 
 
-def padding(side: Sequences) -> float:
+def padding_share(side: Sequences) -> float:
     """Returns the share of a side's slots that hold no token."""
     return 1.0 - float(np.mean(np.asarray(side.segments) > 0))
 

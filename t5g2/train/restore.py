@@ -1,6 +1,5 @@
 """The state that a run starts from: the workdir's own, another run's, adapted or imported weights, or new ones."""
 
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.train_states import Checkpoints, SavedStep
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
 from t5g2.train import adaptation, run_tokenizer, teachers
 from t5g2.train import state as states
@@ -18,8 +18,6 @@ from t5g2.train.data_resume import SavedData
 from t5g2.train.experiment import Experiment, build
 from t5g2.train.plan import Plan
 from t5g2.train.state import TrainState
-
-log = logging.getLogger("t5g2")
 
 
 class StartState(NamedTuple):

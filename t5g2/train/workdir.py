@@ -10,7 +10,6 @@ done.json         the last step, and the files of model/ with their sizes and ha
 """
 
 import hashlib
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.train_states import Checkpoints, SavedStep
 from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.data.continuation import StreamPositions
 from t5g2.data.packing import Position
 from t5g2.data.pipeline import Pipeline
@@ -32,8 +32,6 @@ from t5g2.train import experiment as experiments
 from t5g2.train import resume
 from t5g2.train.experiment import Experiment
 from t5g2.train.state import TrainState
-
-log = logging.getLogger("t5g2")
 
 EXPERIMENT, DONE, PROVENANCE = "experiment.json", "done.json", "provenance.json"
 CHECKPOINTS, MODEL, LOCK = "checkpoints", "model", ".lock"

@@ -124,7 +124,7 @@ def test_paths_serve_as_an_optax_mask():
     by_path = tree.paths(model)
     assert jax.tree.structure(by_path) == jax.tree.structure(model)
     assert set(jax.tree.leaves(by_path)) == {"layers.up", "layers.scale", "table"}
-    frozen = jax.tree.map(lambda path: tree.first_match([("*.scale", True), ("*", False)], path), by_path)
+    frozen = jax.tree.map(lambda path: tree.matches("*.scale", path), by_path)
     optimizer = optax.masked(optax.set_to_zero(), lambda _: frozen)
     state = optimizer.init(model)
     updates, state = optimizer.update(jax.tree.map(jnp.ones_like, model), state)
@@ -139,12 +139,7 @@ def test_paths_serve_as_an_optax_mask():
     }
 
 
-def test_first_match_wins_and_dead_patterns_are_found():
-    rules = [("*.scale", 0), ("layers.*", 1)]
-    assert tree.first_match(rules, "layers.pre_mlp_norm.scale") == 0
-    assert tree.first_match(rules, "layers.up") == 1
-    with pytest.raises(LookupError, match="no rule for table"):
-        tree.first_match(rules, "table")
+def test_dead_patterns_are_found():
     assert tree.unmatched(["layers.*", "layer.*"], ["layers.up", "table"]) == ["layer.*"]
 
 

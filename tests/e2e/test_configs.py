@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from t5g2 import cli
-from t5g2.commands import dry_run
 from t5g2.core import tree
 from t5g2.core.errors import UserError
+from t5g2.jobs import dry_run
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES

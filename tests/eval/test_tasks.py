@@ -17,7 +17,8 @@ from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.sources.text_files import TextFiles
 from t5g2.data.tokenizers.byte_level import Bytes
-from t5g2.eval import evaluation as evaluate
+from t5g2.eval import evaluation as evaluations
+from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
 from t5g2.models import build
 from t5g2.models.loss import LossConfig
@@ -30,6 +31,10 @@ STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
 T5GEMMA = dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK)
 MIXTURE = UL2(tasks=(Denoiser("short", rate=0.3, mean_span=3.0), Denoiser("suffix", rate=0.5, weight=3.0)))
 WORDS = "the a cat dog sat ran on under mat tree and then it saw".split()
+
+
+def evaluate(model, tasks, context):
+    return Evaluator(tasks, context).run(model)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def plain_means(model, task, setting):
 
 def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5gemma):
     task, setting = HeldoutLoss(text, MIXTURE, examples=12), context_of(text)
-    scores = evaluate.evaluate(t5gemma, [task], setting).scores
+    scores = evaluate(t5gemma, [task], setting).scores
     means = plain_means(t5gemma, task, setting)
     assert scores["heldout/loss/short"] == pytest.approx(means["short"][0], abs=1e-5)
     assert scores["heldout/loss/suffix"] == pytest.approx(means["suffix"][0], abs=1e-5)
@@ -96,7 +101,7 @@ def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5g
 def test_a_decoder_only_model_is_measured_too(text):
     model = build.make(STACK, key=jax.random.key(0))
     task, setting = HeldoutLoss(text, Causal(), examples=12), context_of(text, encoder_length=0)
-    scores = evaluate.evaluate(model, [task], setting).scores
+    scores = evaluate(model, [task], setting).scores
     assert scores["heldout/loss"] == pytest.approx(plain_means(model, task, setting)["causal"][0], abs=1e-5)
     assert scores["heldout/loss/causal"] == scores["heldout/loss"]
 
@@ -109,10 +114,10 @@ def test_a_prefix_that_sees_both_ways_is_measured_whatever_the_run_trains_on(tex
     mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2), devices)
     with jax.set_mesh(mesh):
         placed = jax.device_put(model, meshes.shardings(model, mesh))
-        spread = evaluate.evaluate(placed, [task], dataclasses.replace(setting, mesh=mesh)).scores["heldout/loss"]
+        spread = evaluate(placed, [task], dataclasses.replace(setting, mesh=mesh)).scores["heldout/loss"]
     alone = context_of(text, encoder_length=0, packing="none")
     others = [
-        evaluate.evaluate(model, [task], other).scores["heldout/loss"]
+        evaluate(model, [task], other).scores["heldout/loss"]
         for other in (setting, alone, dataclasses.replace(setting, data=prefix))
     ]
     mean = plain_means(model, task, setting)["prefix_lm"][0]
@@ -130,7 +135,7 @@ def test_a_prefix_that_sees_both_ways_is_measured_whatever_the_run_trains_on(tex
 def test_sentinels_do_not_count_whether_they_are_trained_on_or_not(text, t5gemma):
     setting = context_of(text)
     both = [
-        evaluate.evaluate(t5gemma, [HeldoutLoss(text, objective, examples=6)], setting).scores["heldout/loss/short"]
+        evaluate(t5gemma, [HeldoutLoss(text, objective, examples=6)], setting).scores["heldout/loss/short"]
         for objective in (MIXTURE, dataclasses.replace(MIXTURE, loss_on_sentinels=False))
     ]
     assert both[0] == both[1]
@@ -138,27 +143,27 @@ def test_sentinels_do_not_count_whether_they_are_trained_on_or_not(text, t5gemma
 
 def test_packing_and_devices_change_nothing(text, t5gemma, devices):
     task = HeldoutLoss(text, MIXTURE, examples=12)
-    packed = evaluate.evaluate(t5gemma, [task], context_of(text)).scores
-    alone = evaluate.evaluate(t5gemma, [task], context_of(text, packing="none")).scores
+    packed = evaluate(t5gemma, [task], context_of(text)).scores
+    alone = evaluate(t5gemma, [task], context_of(text, packing="none")).scores
     mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2), devices)
     with jax.set_mesh(mesh):
         placed = jax.device_put(t5gemma, meshes.shardings(t5gemma, mesh))
-        spread = evaluate.evaluate(placed, [task], dataclasses.replace(context_of(text), mesh=mesh)).scores
+        spread = evaluate(placed, [task], dataclasses.replace(context_of(text), mesh=mesh)).scores
     for name, value in packed.items():
         assert alone[name] == pytest.approx(value, rel=1e-5), name
         assert spread[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_the_whole_text_can_be_measured_and_again(text, t5gemma):
-    evaluation = evaluate.Evaluator([HeldoutLoss(text, MIXTURE, examples=None)], context_of(text))
+    evaluation = Evaluator([HeldoutLoss(text, MIXTURE, examples=None)], context_of(text))
     every = HeldoutLoss(text, MIXTURE, examples=10_000)
     assert evaluation.run(t5gemma) == evaluation.run(t5gemma)
-    assert evaluation.run(t5gemma) == evaluate.evaluate(t5gemma, [every], context_of(text))
+    assert evaluation.run(t5gemma) == evaluate(t5gemma, [every], context_of(text))
 
 
 def test_samples_complete_and_fill_in(text, t5gemma):
     task = Samples(text, examples=2, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
-    outcome = evaluate.evaluate(t5gemma, [task], context_of(text))
+    outcome = evaluate(t5gemma, [task], context_of(text))
     assert outcome.scores == {}
     assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2 + ["filling"] * 2
     for row in outcome.predictions:
@@ -170,13 +175,13 @@ def test_samples_complete_and_fill_in(text, t5gemma):
     first, second = filling["reference"].removeprefix("<sentinel_0>").split("<sentinel_1>")
     rebuilt = filling["prompt"].replace("<sentinel_0>", first).replace("<sentinel_1>", second)
     assert rebuilt == outcome.predictions[0]["prompt"] + outcome.predictions[0]["reference"]
-    assert outcome == evaluate.evaluate(t5gemma, [task], context_of(text))
+    assert outcome == evaluate(t5gemma, [task], context_of(text))
 
 
 def test_a_decoder_only_model_only_completes(text):
     model = build.make(STACK, key=jax.random.key(0))
     task = Samples(text, examples=2, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
-    outcome = evaluate.evaluate(model, [task], context_of(text, encoder_length=0))
+    outcome = evaluate(model, [task], context_of(text, encoder_length=0))
     assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2
 
 
@@ -192,7 +197,7 @@ def test_a_decoder_only_model_only_completes(text):
 def test_a_gap_is_what_the_training_had_for_one(text, t5gemma, policy, kinds, prompt):
     """A model that has never seen a gap is asked to fill none in."""
     task = Samples(text, examples=1, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
-    outcome = evaluate.evaluate(t5gemma, [task], context_of(text, objective=policy))
+    outcome = evaluate(t5gemma, [task], context_of(text, objective=policy))
     assert [row["kind"] for row in outcome.predictions] == kinds
     if prompt is not None:
         assert re.match(prompt, outcome.predictions[1]["prompt"], re.DOTALL)
@@ -200,7 +205,7 @@ def test_a_gap_is_what_the_training_had_for_one(text, t5gemma, policy, kinds, pr
 
 def test_tasks_are_chosen_by_name(text, t5gemma):
     task = HeldoutLoss(text, MIXTURE, name="news", examples=2)
-    evaluation = evaluate.Evaluator([task, Samples(text)], context_of(text))
+    evaluation = Evaluator([task, Samples(text)], context_of(text))
     assert "news/loss/short" in evaluation.run(t5gemma, ["news"]).scores
     with pytest.raises(UserError, match="unknown evaluation task 'new'; did you mean 'news'"):
         evaluation.run(t5gemma, ["new"])
@@ -244,14 +249,14 @@ def test_impossible_tasks_are_said(text, make, message):
 )
 def test_tasks_for_the_other_kind_of_model_are_said(text, make, encoder_length, message):
     with pytest.raises(UserError, match=message):
-        evaluate.Evaluator([make(text)], context_of(text, encoder_length=encoder_length))
+        Evaluator([make(text)], context_of(text, encoder_length=encoder_length))
 
 
 def test_scores_and_predictions_are_files(tmp_path):
     outcome = TaskResult(
         {"heldout/loss": 2.5, "heldout/perplexity": float("inf")}, [{"prompt": "ä\n"}, {"prompt": "b"}]
     )
-    evaluate.write(tmp_path / "new", 7, outcome)
+    evaluations.write(tmp_path / "new", 7, outcome)
     scores = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert scores == {"step": 7, "heldout/loss": 2.5, "heldout/perplexity": None}
     lines = (tmp_path / "new" / "predictions.jsonl").read_text().splitlines()

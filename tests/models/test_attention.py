@@ -7,9 +7,10 @@ import pytest
 
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
-from t5g2.models.attention import Compute, Keys, Mask, attend
+from t5g2.models.attention import attend
 from t5g2.models.backends import BACKENDS
-from t5g2.models.masks import ALL, bidirectional, causal
+from t5g2.models.layers import Compute
+from t5g2.models.masks import ALL, Keys, Mask, bidirectional, causal
 
 ROWS, LENGTH, HEADS, KV_HEADS, SIZE = 2, 7, 4, 2, 6
 

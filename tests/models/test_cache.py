@@ -10,8 +10,8 @@ import pytest
 
 from t5g2.core.batch import Sequences, image_blocks
 from t5g2.models import build
-from t5g2.models.attention import Compute
 from t5g2.models.config import TextConfig
+from t5g2.models.layers import Compute
 from tests import tiny, weights
 from tests.tiny import GEMMA3, T5GEMMA2
 

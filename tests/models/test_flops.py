@@ -15,6 +15,7 @@ from t5g2.models.config import EncoderDecoderConfig, EncoderWindow
 from t5g2.models.flops import Counts
 from t5g2.models.loss import LossConfig, tiled_cross_entropy
 from tests import tiny
+from tests.models.row_counts import count_lengths
 
 
 def stream(segments, blocks=None, tokens=None):
@@ -69,7 +70,7 @@ def test_pairs_of_blocks_are_those_that_the_masks_show(window, images):
 
 
 def test_a_packed_row_counts_as_its_examples_alone():
-    alone = [flops.count_lengths(tiny.T5GEMMA2, encoder=s, decoder=t) for s, t in ((9, 3), (4, 7), (0, 2), (15, 11))]
+    alone = [count_lengths(tiny.T5GEMMA2, encoder=s, decoder=t) for s, t in ((9, 3), (4, 7), (0, 2), (15, 11))]
     packed = flops.count_rows(tiny.T5GEMMA2, ENCODER, DECODER)
     assert packed == alone[0] + alone[1] + alone[2] + alone[3]
     assert packed * 3 == packed + packed + packed
@@ -81,13 +82,11 @@ WITH_IMAGES = stream([[1] * 11 + [0], [1] * 7 + [0] * 5], image_blocks(IMAGE_TOK
 
 
 def test_images_are_counted_by_their_tokens():
-    alone = [flops.count_lengths(tiny.GEMMA3_IMAGES, decoder=n, images=i) for n, i in ((11, 2), (7, 1))]
+    alone = [count_lengths(tiny.GEMMA3_IMAGES, decoder=n, images=i) for n, i in ((11, 2), (7, 1))]
     assert flops.count_rows(tiny.GEMMA3_IMAGES, None, WITH_IMAGES) == alone[0] + alone[1]
     assert (alone[0] + alone[1]).images == 3
     encoder = WITH_IMAGES._replace(blocks=None)
-    alone = [
-        flops.count_lengths(tiny.T5GEMMA2_IMAGES, encoder=s, decoder=t, images=i) for s, t, i in ((11, 5, 2), (7, 4, 1))
-    ]
+    alone = [count_lengths(tiny.T5GEMMA2_IMAGES, encoder=s, decoder=t, images=i) for s, t, i in ((11, 5, 2), (7, 4, 1))]
     assert flops.count_rows(tiny.T5GEMMA2_IMAGES, encoder, stream([[1] * 5, [1] * 4 + [0]])) == alone[0] + alone[1]
     assert flops.count_rows(tiny.T5GEMMA2, encoder, DECODER).images == 0  # a model of text only
 
@@ -104,7 +103,7 @@ def test_images_of_a_causal_encoder_are_blocks():
             for kind in ("local", "global"):
                 shown = pairs(WITH_IMAGES, WITH_IMAGES, masks.encoder(config, kind))
                 assert getattr(counts, f"encoder_{kind}") == getattr(alone, f"decoder_{kind}") == shown
-        parts = [flops.count_lengths(config, encoder=s, decoder=5, images=i) for s, i in ((11, 2), (7, 1))]
+        parts = [count_lengths(config, encoder=s, decoder=5, images=i) for s, i in ((11, 2), (7, 1))]
         assert (parts[0] + parts[1]).encoder_local == alone.decoder_local
 
 
@@ -199,7 +198,7 @@ def test_of_batch_is_three_times_forward():
 
 
 def test_a_frozen_tower_runs_forward_only():
-    counts = flops.count_lengths(tiny.T5GEMMA2_IMAGES, encoder=9, decoder=4, images=2)
+    counts = count_lengths(tiny.T5GEMMA2_IMAGES, encoder=9, decoder=4, images=2)
     forward = flops.forward(tiny.T5GEMMA2_IMAGES, counts)
     times = {
         frozen: {part: flop / forward[part] for part, flop in training.items()}
@@ -215,7 +214,7 @@ def test_parts_by_hand():
     """Two layers, one local (2 keys at most): 3 encoder and 2 decoder tokens."""
     stack = replace(tiny.GEMMA3, layers=2, window=2)
     config = replace(tiny.T5GEMMA2, encoder=stack, decoder=stack)
-    parts = flops.forward(config, flops.count_lengths(config, encoder=3, decoder=2))
+    parts = flops.forward(config, count_lengths(config, encoder=3, decoder=2))
     d, q, k, f, v = 32, 4 * 8, 2 * 8, 48, 97
     assert parts == {
         "encoder/projections": 2 * (4 * d * q + 4 * d * k) * 3,
@@ -236,7 +235,7 @@ def test_parts_of_separate_cross_attention_by_hand(cross_layers, layers):
     encoder = replace(tiny.GEMMA2, layers=2, width=24)
     decoder = replace(tiny.GEMMA2, layers=2, kv_heads=4)
     config = replace(tiny.T5GEMMA, encoder=encoder, decoder=decoder, cross_layers=cross_layers)
-    parts = flops.forward(config, flops.count_lengths(config, encoder=3, decoder=2))
+    parts = flops.forward(config, count_lengths(config, encoder=3, decoder=2))
     assert {name: flop for name, flop in parts.items() if name.startswith("cross/")} == {
         "cross/memory": layers * 4 * 24 * 32 * 3,
         "cross/projections": layers * 4 * 32 * 32 * 2,
@@ -246,7 +245,7 @@ def test_parts_of_separate_cross_attention_by_hand(cross_layers, layers):
 
 def test_parts_of_an_image_by_hand():
     """16 patches of 4 x 4 pixels, averaged to 4 tokens: 2 layers of width 16 before a model of width 32."""
-    parts = flops.forward(tiny.GEMMA3_IMAGES, flops.count_lengths(tiny.GEMMA3_IMAGES, decoder=4, images=1))
+    parts = flops.forward(tiny.GEMMA3_IMAGES, count_lengths(tiny.GEMMA3_IMAGES, decoder=4, images=1))
     assert {name: flop for name, flop in parts.items() if name.startswith(("vision", "projector"))} == {
         "vision/patches": 2 * (4 * 4 * 3) * 16 * 16,
         "vision/projections": 2 * 4 * 2 * 16 * 16 * 16,
@@ -259,4 +258,4 @@ def test_parts_of_an_image_by_hand():
 
 def test_a_dual_encoder_has_no_tokens_to_count():
     with pytest.raises(TypeError, match="give Counts"):
-        flops.count_lengths(tiny.SIGLIP, decoder=3)
+        flops.count_rows(tiny.SIGLIP, None, DECODER)

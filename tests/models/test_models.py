@@ -10,8 +10,8 @@ import pytest
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
 from t5g2.models import build
-from t5g2.models.attention import Compute
 from t5g2.models.config import EncoderDecoderConfig
+from t5g2.models.layers import Compute
 from tests import weights
 from tests.tiny import GEMMA2, GEMMA3, SIGLIP, T5GEMMA, T5GEMMA2, T5GEMMA2_IMAGES
 

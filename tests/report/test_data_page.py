@@ -14,8 +14,7 @@ from t5g2.core.errors import UserError
 from t5g2.models import masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import to_dict
-from t5g2.report import data_page
-from t5g2.train import data_preview
+from t5g2.report import data_page, data_preview
 from t5g2.train import experiment as experiments
 from tests import tiny
 from tests.data import corpus

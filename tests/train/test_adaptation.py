@@ -11,12 +11,12 @@ import pytest
 
 from t5g2.checkpoint.folder import load_model, open_model, save_model
 from t5g2.checkpoint.train_states import Checkpoints
-from t5g2.commands.average import average_run
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.registry import from_dict
+from t5g2.jobs.run_average import average_run
 from t5g2.models import build, sizes
 from t5g2.models.config import text_only, to_dict
 from t5g2.train import config_file

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2.commands import data, tokenize
+from t5g2.commands import data
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
@@ -18,9 +18,11 @@ from t5g2.data.images import preprocess, read
 from t5g2.data.pipeline import Pipeline, to_global
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval.tasks import HeldoutLoss
+from t5g2.jobs import source_tokens
 from t5g2.models import build
 from t5g2.objectives import MultimodalPrefixLM
-from t5g2.train import config_file, data_preview, optim, plan, state, step
+from t5g2.report import data_preview
+from t5g2.train import config_file, optim, plan, state, step
 from t5g2.train import experiment as experiments
 from tests import weights
 from tests.data import corpus, image_corpus
@@ -261,11 +263,11 @@ def test_how_many_images_a_row_has_is_told(tmp_path, capsys):
 
 def test_texts_with_images_are_not_kept_as_tokens(tmp_path, capsys):
     experiment = load(tmp_path)
-    tokenize.tokenize_sources(experiment.data, tmp_path / "out", shards=1)
+    source_tokens.tokenize_sources(experiment.data, tmp_path / "out", shards=1)
     assert "text: 8 documents" in capsys.readouterr().out
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["text"]
     with pytest.raises(UserError, match="source 'images' has images and cannot be kept as tokens; a run reads it as "):
-        tokenize.tokenize_sources(experiment.data, tmp_path / "other", names=["images"])
+        source_tokens.tokenize_sources(experiment.data, tmp_path / "other", names=["images"])
 
 
 def test_what_images_are_is_the_models(tmp_path):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint import folder as folders
-from t5g2.commands import evaluate, teacher_cache
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape, make
 from t5g2.data.config import TeacherFeatures
 from t5g2.data.packed_rows import host_batch
 from t5g2.data.pipeline import Pipeline, finite_batches
 from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.jobs import run_evaluation, teacher_cache
 from t5g2.models.distillation import Distillation
 from t5g2.train import experiment as experiments
 from t5g2.train import loop, step, teachers
@@ -246,7 +246,7 @@ def test_an_evaluation_takes_no_teacher(one_device, corpus, tmp_path, capsys):
     run = experiment(corpus, distill={"teacher": str(tmp_path / "gemma")}, eval={"tasks": [task | {"examples": 4}]})
     loop.train(run, str(tmp_path / "run"))
     shutil.rmtree(tmp_path / "gemma")
-    evaluate.evaluate_run(run, str(tmp_path / "run"))
+    run_evaluation.evaluate_run(run, str(tmp_path / "run"))
     assert "heldout/loss" in capsys.readouterr().out
 
 

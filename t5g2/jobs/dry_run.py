@@ -1,6 +1,6 @@
 """A dry run: weights, shardings, memory and FLOPs of a run, and one batch of its data, without computing a weight.
 
-Memory is printed twice. The first figure is from a formula (t5g2/train/memory_estimate.py), which takes no time at any
+Memory is printed twice. The first figure is from a formula (t5g2/jobs/memory_estimate.py), which takes no time at any
 size. The second is from XLA: the step is compiled, but not run or allocated; this figure decides whether a run fits.
 For simulated devices, which stand for accelerators, XLA is told to schedule the step for little memory, as it does
 there; on a CPU it prefers parallel work, which takes up to twice as much. The figure is still an upper bound: a CPU
@@ -19,14 +19,15 @@ from typing import Any
 import jax
 
 from t5g2.core import logs, sharding, tree
+from t5g2.core.device import GIB
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
+from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
+from t5g2.report.data_preview import describe_padding
 from t5g2.train import adaptation, run_tokenizer
 from t5g2.train import plan as plans
-from t5g2.train.data_preview import padding
 from t5g2.train.experiment import Experiment
-from t5g2.train.memory_estimate import GIB, MemoryEstimate, estimate
 from t5g2.train.plan import Plan
 
 MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single array takes a quarter of this
@@ -168,7 +169,7 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         "gradients": memory.gradients,
         "inputs of blocks, about": memory.blocks,
         "attention scores, about": memory.scores,
-        "one layer or the loss, about": memory.passing,
+        "one layer or the loss, about": memory.transient,
         "in all, about": memory.total,
     }
     print("memory per device, GiB")
@@ -201,7 +202,7 @@ def _batch(experiment: Experiment, summary: Mapping[str, float], parts: Mapping[
     shares = ", ".join(f"{name} {part / flop:.1%}" for name, part in sorted(parts.items(), key=lambda p: -p[1]) if part)
     return (
         f"one batch: {experiment.data.rows} rows, {tokens:,} tokens, {summary['examples_per_row']:.1f} examples a row; "
-        f"padding: {padding(summary, encoder=experiment.data.encoder_length > 0)}\n"
+        f"padding: {describe_padding(summary, encoder=experiment.data.encoder_length > 0)}\n"
         f"one update: {flop:.3g} FLOPs for these masks, {flop / tokens:.3g} a token; "
         f"{experiment.train.steps:,} updates: {flop * experiment.train.steps:.3g}\n  {shares}"
     )

@@ -13,13 +13,14 @@ import pytest
 from t5g2.checkpoint import export_folder, safetensors_io
 from t5g2.checkpoint.folder import save_model
 from t5g2.checkpoint.tensor import Tensor
-from t5g2.commands import verify
-from t5g2.commands.verify import ModelOutput, OutputDifference
 from t5g2.core.errors import UserError
+from t5g2.jobs import reference_model, verification, verification_cases
+from t5g2.jobs.verification import OutputDifference
+from t5g2.jobs.verification_cases import ModelOutput
 from tests import tiny, weights
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
-HAS_REFERENCE = all(importlib.util.find_spec(name) for name in verify.PACKAGES)
+HAS_REFERENCE = all(importlib.util.find_spec(name) for name in reference_model.PACKAGES)
 live = pytest.mark.skipif(not (HAS_REFERENCE or MUST_RUN), reason="torch and transformers are not installed")
 SAME = OutputDifference("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
 
@@ -52,7 +53,7 @@ def folders(tmp_path_factory):
 def test_an_image_longer_than_the_window_is_compared_both_ways(tmp_path, capsys):
     save_model(tmp_path / "ours", weights.model(dataclasses.replace(tiny.GEMMA3_IMAGES, layers=2, window=2)))
     export_folder.export_model(tmp_path / "ours", tmp_path / "theirs")
-    verify.import_model(tmp_path / "theirs", tmp_path / "model", verify=True)
+    verification.import_model(tmp_path / "theirs", tmp_path / "model", verify=True)
     assert "images, not bounded" in capsys.readouterr().out
 
 
@@ -60,7 +61,7 @@ def test_an_image_longer_than_the_window_is_compared_both_ways(tmp_path, capsys)
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["GEMMA2", "GEMMA3_IMAGES", "T5GEMMA", "T5GEMMA2_IMAGES", "SIGLIP"])
 def test_what_is_imported_is_what_transformers_has(folders, name, tmp_path, capsys):
-    verify.import_model(folders(name), tmp_path / "model", verify=True)
+    verification.import_model(folders(name), tmp_path / "model", verify=True)
     assert (tmp_path / "model" / "model.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     output = capsys.readouterr().out
@@ -87,7 +88,7 @@ def test_every_difference_is_found(tmp_path):
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
         shutil.copytree(tmp_path / "theirs", tmp_path / "other")
         change(tmp_path / "other")
-        return [row.name for row in verify.compare(ours, tmp_path / "other") if not row.passed]
+        return [row.name for row in verification.compare(ours, tmp_path / "other") if not row.passed]
 
     def configured(**changes):
         def change(folder):
@@ -117,11 +118,11 @@ def test_a_row_passes_within_all_limits():
 def test_answers_are_compared_by_hand():
     theirs = ModelOutput(np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32)), [4, 5, 6])
     ours = ModelOutput(np.log(np.array([[0.25, 0.5, 0.125, 0.125]], np.float32)), [4, 7, 6])
-    row = verify._compare_outputs("case", theirs, ours)
+    row = verification._compare_outputs("case", theirs, ours)
     assert row.error == pytest.approx(np.log(2))
     assert row.kl == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
     assert (row.positions, row.top_5, row.same_tokens, row.tokens) == (1, 1.0, 2, 3)
-    five = verify._compare_outputs(
+    five = verification._compare_outputs(
         "five", ModelOutput(np.arange(7.0)[None], []), ModelOutput(np.array([[2.5, 1, 2, 3, 4, 5, 6]]), [])
     )
     assert five.top_5 == 0  # 2 3 4 5 6, and 0 3 4 5 6
@@ -129,7 +130,7 @@ def test_answers_are_compared_by_hand():
 
 def test_the_table():
     differs = OutputDifference("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)
-    assert verify.table([SAME, differs]).splitlines() == [
+    assert verification.table([SAME, differs]).splitlines() == [
         "inputs      positions  max |d|  in sd    KL       top 5  greedy",
         "no padding  32         1.7e-06  2.8e-06  5.0e-14  100%   16/16   ok",
         "images      32         5.0e-01  1.0e+00  1.0e-01  50%    3/16    DIFFERS",
@@ -138,10 +139,12 @@ def test_the_table():
 
 
 def test_what_differs_is_set_aside(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(verify, "_require_packages", lambda: None)
-    monkeypatch.setattr(verify, "compare", lambda *_: [SAME, OutputDifference("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)])
+    monkeypatch.setattr(verification, "require_packages", lambda: None)
+    monkeypatch.setattr(
+        verification, "compare", lambda *_: [SAME, OutputDifference("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)]
+    )
     with pytest.raises(SystemExit) as stop:
-        verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
+        verification.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
     assert "the model differs from transformers'; it is left as" in str(stop.value.code)  # a text: status 1
     assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
     assert "DIFFERS" in capsys.readouterr().out
@@ -152,27 +155,26 @@ def test_stopped_while_it_is_verified_nothing_is_left(folders, tmp_path, monkeyp
         assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verify, "_require_packages", lambda: None)
-    monkeypatch.setattr(verify, "compare", stopped)
+    monkeypatch.setattr(verification, "require_packages", lambda: None)
+    monkeypatch.setattr(verification, "compare", stopped)
     with pytest.raises(KeyboardInterrupt):
-        verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
+        verification.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_reference_nothing_is_begun(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "PACKAGES", ("no_such_torch", "json"))
-    with pytest.raises(
-        UserError, match=r"no_such_torch is not installed; install them \(pip install 't5g2\[hf\]' torch"
-    ):
-        verify.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
+    monkeypatch.setattr(reference_model, "PACKAGES", ("no_such_torch", "json"))
+    message = r"no_such_torch is not installed; run `pip install 't5g2\[hf\]'`, or import without --verify"
+    with pytest.raises(UserError, match=message):
+        verification.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="no_such_torch is not installed"):
-        verify.compare(folders("GEMMA3"))
+        verification.compare(folders("GEMMA3"))
 
 
 def test_past_the_window_is_past_every_window():
     """Of both sides, for each of the positions that are compared."""
     for config in (tiny.GEMMA3, tiny.T5GEMMA2):
-        [case] = [case for case in verify._cases(config) if "past" in case.name]
+        [case] = [case for case in verification_cases.draw_cases(config) if "past" in case.name]
         for side in filter(None, (case.decoder, case.encoder)):
             assert side[0].shape[1] - case.keep >= 4

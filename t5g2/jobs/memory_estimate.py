@@ -15,8 +15,6 @@ from t5g2.models.siglip import QUERY_TILE
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -24,12 +22,12 @@ class MemoryEstimate:
 
     Attributes:
       weights, optimizer, batch: exact: the arguments of the step. The weights of a teacher are included.
-      gradients: exact: of all trained weights, float32, sharded like the weights; twice with microbatches, which are
-        added up.
+      gradients: exact: of all trained weights, float32, sharded like the weights; with microbatches twice as much,
+        for the sum so far and the gradients that are added to it.
       blocks: estimate: activations that are kept for the backward pass; with remat the inputs of the blocks alone.
       scores: estimate: attention scores of one layer, or of all without remat; 0 with a backend that never holds them.
-      passing: estimate: one layer's activations and gathered weights, or the loss head's tile, table and its gradient,
-        whichever is more.
+      transient: estimate of what exists at one point of a step only: one layer's activations and gathered weights, or
+        the loss head's tile, table and its gradient, whichever is more.
     """
 
     weights: int
@@ -38,7 +36,7 @@ class MemoryEstimate:
     gradients: int
     blocks: int
     scores: int
-    passing: int
+    transient: int
 
     @property
     def arguments(self) -> int:
@@ -48,7 +46,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The sum of all parts."""
-        return self.arguments + self.gradients + self.blocks + self.scores + self.passing
+        return self.arguments + self.gradients + self.blocks + self.scores + self.transient
 
 
 def estimate(plan: Plan) -> MemoryEstimate:
@@ -74,7 +72,7 @@ def estimate(plan: Plan) -> MemoryEstimate:
         gradients=gradients * (1 if experiment.train.microbatches == 1 else 2),
         blocks=sum(side.config.layers * (side.inputs if remat else side.layer) for side in sides),
         scores=max(scores) if remat else sum(scores),
-        passing=max(*(side.layer * remat + side.gathered for side in sides), _loss(plan)),
+        transient=max(*(side.layer * remat + side.gathered for side in sides), _loss(plan)),
     )
 
 

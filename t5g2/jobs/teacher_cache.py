@@ -5,7 +5,6 @@ Shards are written one after the other; complete ones are kept, so a call goes o
 
 import functools
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from t5g2.core import logs, sharding
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.files import replacing
+from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig
 from t5g2.data.corpus import Corpus, open_corpus
@@ -32,8 +32,6 @@ from t5g2.models import loss
 from t5g2.models.distillation import Distillation
 from t5g2.train import teachers
 from t5g2.train.experiment import Experiment
-
-log = logging.getLogger("t5g2")
 
 # Batches whose distributions are in memory at a time. More would leave less padding, because chunks of about one length
 # share a batch.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from t5g2.commands import data as data_module
-from t5g2.train import data_preview
+from t5g2.report import data_preview
 from tests import tiny
 from tests.data import corpus
 

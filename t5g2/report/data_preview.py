@@ -48,9 +48,9 @@ class DataPreview:
         return BATCHES * self.config.rows
 
     @property
-    def padding(self) -> str:
+    def padding_text(self) -> str:
         """Shares of padding in words, and the number of examples per row."""
-        words = padding(self.summary, encoder=self.config.encoder_length > 0)
+        words = describe_padding(self.summary, encoder=self.config.encoder_length > 0)
         words += f" ({self.flop_padding:.1%} of the FLOPs of all slots, attention left out)"
         return f"{words}; {self.summary['examples_per_row']:.1f} examples a row (the first {BATCHES} batches)"
 
@@ -97,7 +97,7 @@ def flops_per_token(model: ModelConfig) -> tuple[int, int]:
     return sum(flops.forward(model, encoder).values()), sum(flops.forward(model, decoder).values())
 
 
-def padding(summary: Mapping[str, float], *, encoder: bool) -> str:
+def describe_padding(summary: Mapping[str, float], *, encoder: bool) -> str:
     """Returns the shares of padding in words, of the decoder alone if there is no encoder."""
     decoder = f"{summary['decoder_padding']:.1%} of the decoder's slots"
     return f"{summary['encoder_padding']:.1%} of the encoder's slots, {decoder}" if encoder else decoder

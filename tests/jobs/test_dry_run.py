@@ -6,16 +6,16 @@ import jax
 import pytest
 
 from t5g2.checkpoint import folder as folders
-from t5g2.commands import dry_run
 from t5g2.core import sharding
 from t5g2.core.errors import UserError
+from t5g2.jobs import dry_run, memory_estimate
 from t5g2.models import build, flops
 from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import experiment as experiments
-from t5g2.train import memory_estimate
 from t5g2.train import plan as plans
 from t5g2.train.weight_origin import Adapt, Init
 from tests import tiny
+from tests.models.row_counts import count_lengths
 
 # large enough that activations and logits outweigh what XLA rounds up
 STACK = replace(tiny.GEMMA3, vocab_size=2048, width=64, layers=4, mlp_width=256, heads=4, kv_heads=2, head_size=16)
@@ -151,7 +151,7 @@ def test_components(path, part):
 def test_a_frozen_tower_is_counted_forward_only():
     images = replace(tiny.IMAGES, token=7)
     model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
-    counts = flops.count_lengths(model, encoder=9, decoder=5, images=2)
+    counts = count_lengths(model, encoder=9, decoder=5, images=2)
     trained = experiment(model, optim__freeze=[{"pattern": "vision.*", "end": 0}])
     parts = experiment(model, optim__freeze=[{"pattern": "vision.layers.*", "end": 0}])
     for made, frozen_vision in ((experiment(model), True), (trained, False), (parts, False)):

@@ -1,0 +1,216 @@
+"""Verifies an imported model against transformers: both run on the same inputs, in float32.
+
+Every layer runs, on inputs padded on either side, longer than the sliding window, and with images. The model of
+transformers is loaded, run and freed before ours is loaded, so memory holds one of them, 4 bytes for each parameter,
+and its activations.
+
+B batch, T length, V vocabulary.
+"""
+
+import gc
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5g2.checkpoint import export_folder, import_folder
+from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
+from t5g2.core import files
+from t5g2.core.device import GIB
+from t5g2.jobs.imported_model import model_outputs, model_similarity
+from t5g2.jobs.reference_model import reference_outputs, reference_similarity, require_packages
+from t5g2.jobs.verification_cases import PAST_WINDOW, ModelOutput, draw_cases, siglip_inputs
+from t5g2.models.config import (
+    DualEncoderConfig,
+    ModelConfig,
+)
+
+# limits: the largest difference of two logits, in standard deviations of the reference; the mean Kullback-Leibler
+# divergence of the predictions, in nats; the share of positions with the same five likeliest tokens. Rounding gives
+# about 1e-5, 1e-11 and 100%; a window or a mask that is off by one gives about 1e-1.
+ERROR, KL, TOP_5 = 1e-3, 1e-6, 0.95
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """Differences between the outputs of both models for one case.
+
+    Attributes:
+      error: largest difference of two logits.
+      spread: standard deviation of the reference's logits.
+      kl: mean Kullback-Leibler divergence, in nats.
+      top_5: share of positions with the same five likeliest tokens.
+      same_tokens, tokens: number of equal generated tokens, and of all of them.
+    """
+
+    name: str
+    positions: int
+    error: float
+    spread: float
+    kl: float
+    top_5: float
+    same_tokens: int
+    tokens: int
+
+    @property
+    def passed(self) -> bool:
+        """True if the differences are within the limits."""
+        close = self.error <= ERROR * self.spread and self.kl <= KL and self.top_5 >= TOP_5
+        return bool(close and self.same_tokens == self.tokens)
+
+
+def import_model(
+    source: str | PathLike, out: str | PathLike, *, verify: bool = False, image_size: int | None = None, **options: Any
+) -> None:
+    """Imports a folder, prints a summary, and verifies it if `verify` is set.
+
+    Args:
+      source, out, image_size: as in import_folder.import_model.
+      verify: compare the model with transformers; the folder is named `out`.unverified until it passes.
+      options: other arguments of import_folder.import_model: config, dtype.
+
+    Raises:
+      UserError: as import_folder.import_model; transformers or torch is not installed.
+      SystemExit: with status 1, the model differs from transformers; the folder keeps the name `out`.unverified.
+    """
+    if verify:
+        require_packages()
+    files.refuse_existing(out)
+    target = Path(out).absolute()
+    # the final name is only for a model that has passed
+    place = target.with_name(f"{target.name}.unverified") if verify else target
+    folder = import_folder.import_model(source, place, image_size=image_size, **options)
+    parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())
+    print(f"wrote {place}: {parameters:,} parameters")
+    for note in (folder.provenance or {}).get("notes", ()):
+        print(f"  {note}")
+    if verify:
+        # the source itself is the reference, unless transformers cannot load it or its tower was changed
+        is_reference = image_size is None and (Path(source) / CONFIG_FILE).is_file()
+        _verify(folder, source if is_reference else None, 4 * parameters)
+        place.rename(target)
+        print(f"verified, and renamed {target}")
+
+
+def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: int) -> None:
+    print(
+        f"comparing with transformers: {size_bytes / GIB:.1f} GiB of weights in float32 at a time, and about "
+        f"{_attention_scores_bytes(folder.config) / GIB:.1f} GiB of activations {_free_memory_note()}",
+        flush=True,
+    )
+    try:
+        rows = compare(folder.path, reference)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    print(table(rows))
+    if not all(row.passed for row in rows):
+        raise SystemExit(f"t5g2 import: the model differs from transformers'; it is left as {folder.path}")
+
+
+def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[OutputDifference]:
+    """Compares the outputs of a model folder with those of transformers, for each kind of input.
+
+    Args:
+      model: the model folder.
+      reference: the Hugging Face folder to compare with; None = an export of the model folder.
+
+    Raises:
+      UserError: transformers or torch is not installed.
+    """
+    require_packages()
+    opened = folders.open_model(model)
+    with tempfile.TemporaryDirectory(prefix=".t5g2-verify-", dir=opened.path.parent) as temporary:
+        if reference is None:
+            reference = Path(temporary) / "exported"
+            export_folder.export_model(opened.path, reference)
+        if isinstance(opened.config, DualEncoderConfig):
+            pairs = siglip_inputs(opened.config)
+            outputs = reference_similarity(Path(reference), *pairs), model_similarity(opened.path, *pairs)
+            return [_compare_outputs("texts and images", *outputs)]
+        cases = list(draw_cases(opened.config))
+        expected = reference_outputs(Path(reference), opened.config, cases)
+    gc.collect()  # torch's model is freed before ours is loaded
+    actual = model_outputs(opened.path, cases)
+    return [
+        _closest_convention(case.name, reference_output, outputs)
+        for case, reference_output, outputs in zip(cases, expected, actual, strict=True)
+    ]
+
+
+def table(rows: list[OutputDifference]) -> str:
+    """Returns the comparisons as a table."""
+    head = ("inputs", "positions", "max |d|", "in sd", "KL", "top 5", "greedy", "")
+    lines = [
+        (
+            row.name,
+            str(row.positions),
+            f"{row.error:.1e}",
+            f"{row.error / row.spread:.1e}",
+            f"{row.kl:.1e}",
+            f"{row.top_5:.0%}",
+            f"{row.same_tokens}/{row.tokens}" if row.tokens else "-",
+            "ok" if row.passed else "DIFFERS",
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in (head, *lines))
+    text = "\n".join("  ".join(line).rstrip() for line in padded)
+    return f"{text}\nlimits: {ERROR:g} sd, KL {KL:g}, top 5 {TOP_5:.0%}, every greedy token"
+
+
+def _compare_outputs(name: str, reference: ModelOutput, output: ModelOutput) -> OutputDifference:
+    """Returns the differences between two outputs for one case."""
+    expected, actual = reference.logits.astype(np.float64), output.logits.astype(np.float64)
+    assert expected.shape == actual.shape, (expected.shape, actual.shape)
+    logs = [x - x.max(-1, keepdims=True) for x in (expected, actual)]
+    logs = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logs]
+    kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
+    five = min(5, expected.shape[-1])
+    likeliest = [np.sort(np.argpartition(-x, five - 1, axis=-1)[:, :five], axis=-1) for x in (expected, actual)]
+    return OutputDifference(
+        name,
+        positions=len(expected),
+        error=float(np.abs(expected - actual).max()),
+        spread=float(expected.std()),
+        kl=float(kl),
+        top_5=float((likeliest[0] == likeliest[1]).all(-1).mean()),
+        same_tokens=sum(a == b for a, b in zip(reference.tokens, output.tokens, strict=True)),
+        tokens=len(reference.tokens),
+    )
+
+
+def _closest_convention(name: str, reference: ModelOutput, outputs: dict[str, ModelOutput]) -> OutputDifference:
+    """Returns the comparison of the convention that the installed transformers has, if there are several."""
+    rows = [_compare_outputs(convention, reference, output) for convention, output in outputs.items()]
+    closest = min(rows, key=lambda row: row.error)
+    return closest if len({row.error for row in rows}) > 1 else replace(closest, name=name)
+
+
+def _attention_scores_bytes(config: ModelConfig) -> int:
+    """Returns the size of the largest attention scores, which transformers holds before and after the softmax."""
+    if isinstance(config, DualEncoderConfig):
+        towers = [(3, config.vision.heads, config.vision.patches)]
+    else:
+        images = config.image_stack.images
+        towers = [] if images is None else [(2, images.vision.heads, images.vision.patches)]
+        stacks = [stack for stack in (config.encoder_stack, config.decoder_stack) if stack is not None]
+        towers += [(len(stacks), stack.heads, stack.window + PAST_WINDOW) for stack in stacks]
+    return max(2 * 4 * rows * heads * length**2 for rows, heads, length in towers)
+
+
+def _free_memory_note() -> str:
+    """Returns a note on the free memory of the machine, empty if the system does not report it."""
+    try:
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return ""
+    return f"(free now: {pages / GIB:.1f} GiB)"
