@@ -115,8 +115,8 @@ def test_decode_undoes_encode_of_a_file(kind, folder):
     @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0▁")))
     def undone(text):
         tokens = tokenizer.encode(text)
-        assert tokenizer.decode(tokens) == text
-        assert tokenizer.count(text) == len(tokens)
+        assert tokenizer.decode(tokens) == tokenizer.decode(tokenizer.encode_plain(text)) == text
+        assert tokenizer.count(text) == len(tokenizer.encode_plain(text))
         assert not len(tokens) or tokens.max() < tokenizer.vocab_size
 
     undone()
@@ -283,3 +283,43 @@ def test_an_experiment_names_a_file(folder):
         config_settings.build(annotation, {"kind": "huggingface"}, tables=tables)
     with pytest.raises(UserError, match=r"unknown config.kind 'huggingfase'; did you mean 'huggingface'"):
         config_settings.build(annotation, {"kind": "huggingfase"}, tables=tables)
+
+
+SPELT = "A <unused0> B<unused0> <eos> x <bos><start_of_turn>\n<pad> <unk> <mask>"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spelled_special_tokens_in_a_corpus_are_text(kind, folder):
+    # a document that shows how a tokenizer works must neither give the encoder a sentinel nor end the targets
+    tokenizer = opened(kind, folder)
+    document = tokenizer.encode_document(SPELT)
+    special = tokenizer.special_tokens
+    assert not special.is_special(document).any()
+    assert tokenizer.decode(document) == SPELT
+    assert tokenizer.count(SPELT) == len(document)
+    # in a prompt they are tokens, and in a corpus for those who ask for it
+    prompt = tokenizer.encode(SPELT)
+    assert special.is_special(prompt).sum() == 8
+    parsing = opened(kind, folder, special_tokens_in_text=True)
+    np.testing.assert_array_equal(parsing.encode_document(SPELT), prompt)
+    assert parsing.count(SPELT) == len(prompt) < len(document)
+    assert parsing.fingerprint() != tokenizer.fingerprint()
+    assert from_dict(parsing.to_dict(), folder) == parsing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_spellings_take_no_longer_than_their_text(kind, folder, monkeypatch):
+    tokenizer, calls = opened(kind, folder), []
+    encode = type(tokenizer)._encode
+    monkeypatch.setattr(type(tokenizer), "_encode", lambda self, text: calls.append(len(text)) or encode(self, text))
+    text = "say <eos> or <unused1>; " * 500
+    assert not tokenizer.special_tokens.is_special(tokenizer.encode_plain(text)).any()
+    assert sum(calls) <= 3 * len(text)
+
+
+def test_control_pieces_in_prompts_agree_with_tokenizer_json(folder):
+    ids = {}
+    for kind in KINDS:
+        tokenizer = opened(kind, folder)
+        ids[kind] = tokenizer.encode("<bos>a<eos><pad>b<unk>")[[0, 2, 3, 5]].tolist()
+    assert ids == {"sentencepiece": [2, 1, 0, 3], "huggingface": [2, 1, 0, 3]}

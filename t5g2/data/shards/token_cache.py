@@ -71,8 +71,9 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
     content = f"{documents.fingerprint} {tokenizer.fingerprint()}"
     folder, former = (_folder(name) for name in (f"{content} {token_shards.RECORD_TOKENS}", content))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Folders of earlier versions have whole documents as records, which serve as well if none is long.
-    if token_shards.FORMAT.is_finished(former):
+    # Folders of earlier versions have whole documents as records, which serve as well if none is long. Where special
+    # tokens have spellings, earlier versions parsed them in the texts.
+    if not tokenizer.parses_spellings and token_shards.FORMAT.is_finished(former):
         with locked(former.with_suffix(".lock")):
             tokens = _open_finished(former)
         if tokens is not None and tokens.longest <= token_shards.RECORD_TOKENS:

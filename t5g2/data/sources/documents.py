@@ -67,7 +67,7 @@ class Documents(abc.ABC):
 
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
         """Returns int32[tokens] of a document."""
-        return tokenizer.encode(self[index])
+        return tokenizer.encode_document(self[index])
 
     def token_range(self, index: int, start: int, end: int, tokenizer: Tokenizer) -> np.ndarray:
         """Returns int32[end - start], tokens start to end - 1 of a document."""

@@ -127,7 +127,7 @@ class FilteredImageText:
 
 def _encode(text: str, tokenizer: Tokenizer, rows: ImageRows) -> np.ndarray:
     def encode_part(part: str) -> np.ndarray:
-        return image_tokens.replace_image_tokens(tokenizer.encode(part), rows, tokenizer.special_tokens.unk)
+        return image_tokens.replace_image_tokens(tokenizer.encode_document(part), rows, tokenizer.special_tokens.unk)
 
     # The documents have <start_of_image> once for each image (image_text.py).
     return image_tokens.encode(encode_part, text.split(START_OF_IMAGE), rows)

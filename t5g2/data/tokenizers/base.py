@@ -53,9 +53,18 @@ class Tokenizer(abc.ABC):
         """Returns int32[tokens] without special tokens: spellings of special tokens are tokenised like other text."""
         return self.encode(text)
 
+    def encode_document(self, text: str) -> np.ndarray:
+        """Returns int32[tokens] of a text of a corpus: plain, unless the tokenizer is set to parse special tokens."""
+        return self.encode_plain(text)
+
+    @property
+    def parses_spellings(self) -> bool:
+        """True if `encode` turns the spelling of a special token in a text into that token."""
+        return False
+
     def count(self, text: str) -> int:
-        """Returns the number of tokens that `encode` returns."""
-        return len(self.encode(text))
+        """Returns the number of tokens that `encode_document` returns."""
+        return len(self.encode_document(text))
 
     def show(self, tokens: Any) -> str:
         """Returns the text of a sequence of ids for people, with special tokens by name: <eos>, <sentinel_3>, …

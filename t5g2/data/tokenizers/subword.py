@@ -22,6 +22,7 @@ import abc
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,13 +56,15 @@ NONE = -1  # the id of a special token that the tokenizer lacks
 class FileTokenizer(Tokenizer):
     """A tokenizer in a file, which every process reads when it first uses the tokenizer.
 
-    The spelling of a special token in a text becomes that token, as in transformers.
+    The spelling of a special token in a prompt becomes that token, as in transformers; in the texts of a corpus it is
+    text like any other, because nobody who wrote "<unused0>" or "<eos>" there meant a sentinel or the end.
 
     Attributes:
       file: path of the file.
       sha256: hash of the file's bytes, in hex; another file is refused. None = any file.
       ids: (name, id) of special tokens that have another spelling than usual: (("image", 256001),).
       first_sentinel, sentinels: id of <sentinel_0>, and number of sentinels; None = the convention of this module.
+      special_tokens_in_text: spellings of special tokens in the texts of a corpus become those tokens too.
     """
 
     file: str = field(compare=False)
@@ -69,6 +72,7 @@ class FileTokenizer(Tokenizer):
     ids: tuple[tuple[str, TokenId], ...] = ()
     first_sentinel: TokenId | None = None
     sentinels: Annotated[int, Bounds(least=0, most=LONGEST)] | None = None
+    special_tokens_in_text: bool = False
 
     def __post_init__(self):
         for name, _ in self.ids:
@@ -181,30 +185,45 @@ class FileTokenizer(Tokenizer):
         tokens = np.array(self._encode(text), np.int32)
         return np.where(tokens < self.vocab_size, tokens, np.int32(max(self.special_tokens.unk, 0)))
 
+    @override
     def encode_plain(self, text: str) -> np.ndarray:
         """Returns int32[tokens] without special tokens: spellings of special tokens are tokenised like other text.
 
         Each such spelling is cut after its first character, and the parts of the text are tokenised separately.
         """
         tokens = self.encode(text)
-        # The library recognises spellings by rules of its own, so those in the text are taken from the tokens.
+        # the library recognises spellings by rules of its own, so those in the text are taken from the tokens
         special = np.unique(tokens[self.special_tokens.is_special(tokens)]).tolist()
         spellings = [piece for piece in map(self._piece, special) if piece and len(piece) > 1 and piece in text]
         if not spellings:
             return tokens
-        cut = text.index(spellings[0]) + 1
-        return np.concatenate([self.encode_plain(text[:cut]), self.encode_plain(text[cut:])])
+        # all at once, each part at most as often as there are other spellings behind those that are found first
+        cuts = re.compile(
+            "|".join(f"(?<={re.escape(spelling[0])})(?={re.escape(spelling[1:])})" for spelling in spellings)
+        )
+        return np.concatenate([self.encode_plain(part) for part in cuts.split(text)])
+
+    @override
+    def encode_document(self, text: str) -> np.ndarray:
+        return self.encode(text) if self.special_tokens_in_text else self.encode_plain(text)
+
+    @property
+    @override
+    def parses_spellings(self) -> bool:
+        return True
 
     @override
     def fingerprint(self) -> str:
         parts = [type(self).__name__, self.sha256, sorted(self._named.items()), self._sentinels()]
+        # the default adds nothing, so that token shards of earlier versions stay valid
+        parts += ["special tokens in text"] if self.special_tokens_in_text else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @override
     def to_dict(self) -> dict[str, Any]:
         identity = {"kind": KINDS[type(self)], "file": Path(self.file).name, "sha256": self.sha256}
         settings = {"ids": [list(pair) for pair in self.ids], "first_sentinel": self.first_sentinel}
-        settings["sentinels"] = self.sentinels
+        settings |= {"sentinels": self.sentinels, "special_tokens_in_text": self.special_tokens_in_text or None}
         return identity | {name: value for name, value in settings.items() if value not in (None, [])}
 
     def _bytes(self) -> bytes:
@@ -262,7 +281,16 @@ class SentencePiece(FileTokenizer):
 
     @override
     def _encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        # the library takes the spelling of a control piece, <bos>, for text; a tokenizer.json of the same does not
+        parts = re.split(self._control_pieces, text)
+        tokens = [self._processor.piece_to_id(x) if i % 2 else self._processor.encode(x) for i, x in enumerate(parts)]
+        return [token for part in tokens for token in ([part] if isinstance(part, int) else part)]
+
+    @functools.cached_property
+    def _control_pieces(self) -> re.Pattern:
+        processor = self._processor
+        control = [t for t in range(self._size) if processor.is_control(t) or processor.is_unknown(t)]
+        return re.compile("(" + "|".join(re.escape(processor.id_to_piece(token)) for token in control) + ")")
 
     @functools.cached_property
     def _special(self) -> frozenset[int]:
