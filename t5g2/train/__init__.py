@@ -1,7 +1,8 @@
 """Training: the parts of a run, and the loop that joins them. In the order in which they are best read:
 
 experiment      all settings of a run, checked; config_file reads a config, former_names has earlier names,
-                image_rows completes the settings of images
+                image_rows and run_tokenizer complete the settings that follow from model and weights;
+                weight_origin: where the weights come from
 schedules       the learning rate; optim: optimizers, weight decay, freezing
 state, step     the state of a run, and its pure update; teachers: the distributions of distillation
 plan            shapes, shardings and the compiled step, before any array exists
