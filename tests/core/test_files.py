@@ -47,6 +47,14 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
+def test_a_file_that_is_named_when_it_is_complete(tmp_path):
+    with files.replacing(tmp_path / "new" / "any", named=lambda: "its name") as part:
+        part.write_text("text")
+    with pytest.raises(KeyError), files.replacing(tmp_path / "new" / "any", named=lambda: "other") as part:
+        write_and_fail(part, "half")
+    assert names(tmp_path / "new") == ["its name"]
+
+
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
@@ -58,7 +66,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert target.read_text() == "old"
-    # what it leaves can be told by its name
+    # its rest is known by its name
     rest = [name for name in names(tmp_path) if name != "file"]
     assert len(rest) == 1
     assert rest[0].startswith(".file.")
@@ -147,7 +155,7 @@ def test_there_is_one_folder_of_caches(tmp_path, monkeypatch):
     assert files.cache_folder() == tmp_path / "own"
 
 
-def test_a_user_without_a_home_is_told_of_the_variable(monkeypatch):
+def test_a_user_without_a_home_gets_the_name_of_the_variable(monkeypatch):
     for name in ("T5G2_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
