@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from tests import weights
+from tests import programs, weights
 from tests.parity import cases
 from tests.tiny import FLOAT32
 
@@ -22,10 +21,8 @@ def golden():
 def test_logits(name, golden):
     case = cases.GOLDEN[name]
     assert golden[f"{name}: weights"] == weights.checksum(case.config), "these are not the weights the answers are for"
-    encoder, decoder = case.streams
-    answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, case.images, compute=FLOAT32)))
-    got = np.asarray(answer(weights.model(case.config)))
-    valid = decoder.segments == 1
+    got = np.asarray(programs.logits(weights.model(case.config), *case.streams, case.images, compute=FLOAT32))
+    valid = case.streams[1].segments == 1
     np.testing.assert_allclose(got[valid], golden[name][valid], atol=1e-5, rtol=0)
 
 
