@@ -1,7 +1,10 @@
 """Random weights for tiny models, large enough to matter, that any NumPy makes alike."""
 
+import functools
 import zlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t5g2.core import tree
@@ -16,11 +19,17 @@ def weights(config: ModelConfig) -> dict[tree.LeafKey, np.ndarray]:
     RandomState's stream is frozen by NumPy's compatibility policy, so golden files need not hold the weights; each
     leaf is seeded by its own name.
     """
+    return dict(_drawn(config))
+
+
+@functools.cache
+def _drawn(config: ModelConfig) -> dict[tree.LeafKey, np.ndarray]:
     made = {}
     for key, leaf in tree.leaves(build.abstract(config)).items():
         draw = np.random.RandomState(zlib.crc32(tree.name(key).encode()))
         spread = 0.2 if len(leaf.shape) == 1 else np.prod(leaf.shape[:1]) ** -0.5
-        made[key] = (spread * draw.standard_normal(leaf.shape)).astype(np.float32)
+        made[key] = np.asarray(spread * draw.standard_normal(leaf.shape), np.float32)
+        made[key].flags.writeable = False  # they are everyone's
     return made
 
 
@@ -32,3 +41,8 @@ def checksum(config: ModelConfig) -> int:
 def model(config: ModelConfig):
     """Our model with these weights."""
     return tree.build(build.abstract(config), weights(config).__getitem__)
+
+
+def rounded(model):
+    """The model with weights that bfloat16 holds, rounded by NumPy, so that nothing is compiled."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf).astype(jnp.bfloat16).astype(np.float32)), model)

@@ -1,5 +1,6 @@
 """Construction of a model from its config, with weights or as shapes only."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,4 +22,11 @@ def make(config: ModelConfig, *, key: jax.Array, param_dtype=jnp.float32) -> Any
 
 def abstract(config: ModelConfig, param_dtype=jnp.float32) -> Any:
     """Returns the same model with a jax.ShapeDtypeStruct for every weight: nothing is computed or allocated."""
-    return jax.eval_shape(lambda: make(config, key=jax.random.key(0), param_dtype=param_dtype))
+    leaves, structure = _shapes(config, jnp.dtype(param_dtype))
+    return jax.tree.unflatten(structure, leaves)
+
+
+@functools.lru_cache(maxsize=128)
+def _shapes(config: ModelConfig, param_dtype: jnp.dtype) -> tuple[list[jax.ShapeDtypeStruct], Any]:
+    """Returns the leaves and the structure; kept, because tracing takes tenths of a second and a run asks often."""
+    return jax.tree.flatten(jax.eval_shape(lambda: make(config, key=jax.random.key(0), param_dtype=param_dtype)))

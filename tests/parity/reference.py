@@ -23,7 +23,7 @@ def make(model, folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Mo
 
     Every tensor is accounted for by transformers itself.
     """
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     if not (folder / "hf").exists():
         save_model(folder / "ours", model)

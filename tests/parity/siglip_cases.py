@@ -3,9 +3,9 @@
 NumPy draws everything: the golden file is checked where neither torch nor transformers is installed.
 """
 
+import functools
 import zlib
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
@@ -69,24 +69,30 @@ PROJECTORS = {
 GOLDEN = ("tiny", "pooled", "odd", "odd, pooled", "long", "deep text", "4 to 4", "6 to 9")
 
 
-def filled(make):
-    """The module that make(key=…) gives, with weights that all matter."""
-    abstract = jax.eval_shape(lambda: make(key=jax.random.key(0)))
+@functools.cache
+def _shapes(kind, *settings):
+    return jax.tree.flatten(jax.eval_shape(lambda: kind(*settings, key=jax.random.key(0))))
+
+
+def filled(kind, *settings):
+    """The module that kind(*settings, key=…) gives, with weights that all matter."""
+    leaves, structure = _shapes(kind, *settings)
+    abstract = jax.tree.unflatten(structure, leaves)
     shapes = {key: leaf.shape for key, leaf in tree.leaves(abstract).items()}
     return tree.build(abstract, lambda key: _draw(key, shapes[key]))
 
 
 def tower(name: str) -> VisionTower:
-    return filled(partial(VisionTower, TOWERS[name]))
+    return filled(VisionTower, TOWERS[name])
 
 
 def dual_encoder(name: str) -> Siglip:
-    return filled(partial(Siglip, DUALS[name]))
+    return filled(Siglip, DUALS[name])
 
 
 def projector(name: str) -> Projector:
     config, width = PROJECTORS[name]
-    return filled(partial(Projector, config, width))
+    return filled(Projector, config, width)
 
 
 def images(config: VisionConfig) -> np.ndarray:

@@ -125,7 +125,7 @@ def _layers(part: Mapping[tree.LeafKey, np.ndarray]) -> Arrays:
 
 
 def _filled(kind, settings, tensors: Arrays, dtype: torch.dtype) -> torch.nn.Module:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     made = kind._from_config(settings, attn_implementation="eager")
     made.load_state_dict(_torch(tensors), strict=True)
     return made.to(dtype).eval()

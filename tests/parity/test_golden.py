@@ -1,12 +1,11 @@
-"""Our models against stored outputs of transformers (make_golden.py): runs everywhere."""
+"""Our models against answers of transformers that were written down (make_golden.py): runs everywhere."""
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from tests import weights
+from tests import programs, weights
 from tests.parity import cases
 from tests.tiny import FLOAT32
 
@@ -21,11 +20,9 @@ def golden():
 @pytest.mark.parametrize("name", cases.GOLDEN)
 def test_logits(name, golden):
     case = cases.GOLDEN[name]
-    assert golden[f"{name}: weights"] == weights.checksum(case.config), "stored outputs are of other weights"
-    encoder, decoder = case.streams
-    answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, case.images, compute=FLOAT32)))
-    got = np.asarray(answer(weights.model(case.config)))
-    valid = decoder.segments == 1
+    assert golden[f"{name}: weights"] == weights.checksum(case.config), "these are not the weights the answers are for"
+    got = np.asarray(programs.logits(weights.model(case.config), *case.streams, case.images, compute=FLOAT32))
+    valid = case.streams[1].segments == 1
     np.testing.assert_allclose(got[valid], golden[name][valid], atol=1e-5, rtol=0)
 
 

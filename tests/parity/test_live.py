@@ -6,16 +6,14 @@ Runs wherever torch and transformers are installed. In CI on Python 3.11, where 
 import os
 import sys
 from dataclasses import replace
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t5g2.core import tree
 from t5g2.models.loss import LossConfig, tiled_cross_entropy
-from tests import weights
+from tests import programs, weights
 from tests.parity import cases
 from tests.tiny import FLOAT32
 
@@ -31,13 +29,8 @@ TOLERANCE = 1e-5
 
 
 def ours(model, case, compute=FLOAT32) -> np.ndarray:
-    return np.asarray(_logits(model, *case.streams, case.images, compute=compute))
-
-
-@partial(jax.jit, static_argnames="compute")
-def _logits(model, encoder, decoder, images, compute):
-    """Inputs are arguments, so that cases that differ in padding alone are one program."""
-    return model.logits(model.hidden(encoder, decoder, images, compute=compute))
+    """Cases that differ in padding alone are one program."""
+    return np.asarray(programs.logits(model, *case.streams, case.images, compute=compute))
 
 
 def theirs(model, case) -> np.ndarray:
@@ -63,7 +56,7 @@ def test_bfloat16_is_no_farther_from_float32_than_transformers_is(family, tmp_pa
     compute = replace(FLOAT32, dtype="bfloat16", backend="reference")
     off: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
     for number, case in enumerate(cases.FAMILIES[family].values()):
-        model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), weights.model(case.config))
+        model = weights.rounded(weights.model(case.config))
         folder = tmp_path / str(number)
         folder.mkdir()
         exact = theirs(reference.make(model, folder), case)
