@@ -17,11 +17,14 @@ from jaxtyping import Float
 from typing_extensions import override
 
 from t5g2.api import model_inputs
-from t5g2.api.model import Format, Model, chosen_dtype, json_field
+from t5g2.api.model import Format, Model, chosen_dtype
+from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.generation_ids import GenerationIds
 from t5g2.core import files, sharding, tree
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.data.images import check_images
 from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, complete
 from t5g2.models import build
@@ -41,20 +44,18 @@ class LanguageModel(Model):
 
     Attributes:
       positions: as in `load`.
-      stop_ids: ids that end generation: those of generation_config.json if the folder has one, else EOS, and
-        <end_of_turn> if there is such a token, as in google-deepmind/gemma.
+      stop_ids: ids that end generation: those of generation_config.json or config.json if the folder has one, else
+        EOS, and <end_of_turn> if there is such a token, as in google-deepmind/gemma.
       suppressed_ids: ids that are never generated; none, as in transformers. google-deepmind/gemma excludes
         <start_of_image> and <end_of_image> in Gemma 3.
-      encoder_bos: True if the encoder's input begins with BOS in `generate`: for imported models, as in
-        transformers (the official sampler of T5Gemma leaves it out), but not for those trained here, whose objectives
-        do not put one there.
+      encoder_bos: True if the encoder's input begins with BOS in `generate` (checkpoint/bos.py).
     """
 
     def __init__(self, folder: ModelFolder, dtype: Any, compute: Compute, mesh: Mesh | None, positions: Positions):
         super().__init__(folder, dtype, compute, mesh)
         self.positions: Positions = positions
         self.suppressed_ids: tuple[int, ...] = ()
-        self.encoder_bos = (folder.provenance or {}).get("kind") == "import"
+        self.encoder_bos = bos.is_read(folder) and self.config.is_encoder_decoder
 
     @property
     @override
@@ -66,12 +67,15 @@ class LanguageModel(Model):
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end generation; may be set."""
-        eos = json_field(self.folder.path / "generation_config.json", "eos_token_id")
-        if eos is not None:
-            return tuple(eos) if isinstance(eos, list) else (eos,)
+        if self._generation_ids.eos is not None:
+            return self._generation_ids.eos
         # instruction-tuned models end a turn with <end_of_turn>, and rarely with EOS
         named = self.tokenizer.named()
         return tuple(named[name] for name in ("eos", "end_of_turn") if name in named)
+
+    @functools.cached_property
+    def _generation_ids(self) -> GenerationIds:
+        return generation_ids.read(self.folder.path)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -182,16 +186,31 @@ class LanguageModel(Model):
                 prompts, images = model_inputs.with_crops(prompts, images, crops)
             array, counts = self._image_inputs(images, len(prompts))
         token_rows = [model_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
-        special_tokens = tokenizer.special_tokens
+        special_tokens, ids = tokenizer.special_tokens, self._generation_ids
+        first = special_tokens.bos if ids.bos is None else ids.bos
+        self._check_ids(token_rows)
         # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
         if self.encoder_bos or not self.config.is_encoder_decoder:
-            token_rows = [np.append(np.int32(special_tokens.bos), tokens) for tokens in token_rows]
+            token_rows = [_after_bos(tokens, first) for tokens in token_rows]
         options = GenerationOptions(
             max_new_tokens, self.stop_ids, special_tokens.pad, sampler, self.compute, self.suppressed_ids
         )
         with self._devices():
-            outputs = complete(self.params, token_rows, array, bos=special_tokens.bos, options=options, seed=seed)
+            start = first if ids.decoder_start is None else ids.decoder_start
+            outputs = complete(self.params, token_rows, array, bos=start, options=options, seed=seed)
         return [tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens) for tokens in outputs]
+
+    def _check_ids(self, token_rows: Sequence[np.ndarray]) -> None:
+        """Raises UserError if a prompt has a token without a row in the embedding; image tokens need none."""
+        stack, images = self.config.encoder_stack or self.config.decoder_stack, self._image_config
+        for row, tokens in enumerate(token_rows):
+            missing = tokens[(tokens >= stack.vocab_size) & (tokens != (images.token if images else -1))]
+            if len(missing):
+                token = int(missing[0])
+                raise UserError(
+                    f"prompts[{row}] has {self.tokenizer.decode([token])!r}, token {token}, and the embedding has "
+                    f"{stack.vocab_size} rows; leave it out, or take a model that was trained with this token"
+                )
 
     @override
     def save(self, directory: str | PathLike, *, format: Format = "t5g2") -> None:
@@ -262,6 +281,14 @@ class LanguageModel(Model):
     @property
     def _image_config(self) -> ImageConfig | None:
         return self.config.image_stack.images
+
+
+def _after_bos(tokens: np.ndarray, bos: int) -> np.ndarray:
+    """Returns the tokens after BOS; one that the prompt spells out itself is not repeated."""
+    if len(tokens) and tokens[0] == bos:
+        log.warning("a prompt begins with <bos> already; BOS is read once")
+        return tokens
+    return np.append(np.int32(bos), tokens)
 
 
 @functools.partial(jax.jit, static_argnames="compute")

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from t5g2.checkpoint import bos, generation_ids, hf_config_writer, import_folder, names, safetensors_io
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import hf_config_writer, import_folder, names, safetensors_io
 from t5g2.checkpoint.folder import ModelFolder
+from t5g2.checkpoint.generation_ids import GENERATION_FILE
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.checkpoint.tensor import Tensor, cast_tensor, tensor_from_leaf, zero_tensor
 from t5g2.core import files
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models.config import DualEncoderConfig
-
-GENERATION_FILE = "generation_config.json"
 
 
 def export_model(
@@ -38,12 +37,12 @@ def export_model(
     dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     opened = import_folder.open_any(model_dir)
-    # config.json repeats the ids of generation_config.json, so both must agree
-    special_tokens, generation = _generation_config(opened)
     dtypes = {str(cast_tensor(tensor_from_leaf(leaf), dtype).dtype) for leaf in opened.leaves.values()}
     # transformers casts all weights to one dtype when it loads them; float32 holds every other
     config_dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    tensor_format, data = hf_config_writer.write(opened.config, dtype=config_dtype, special_tokens=special_tokens)
+    tensor_format, data = hf_config_writer.write(
+        opened.config, dtype=config_dtype, special_tokens=_special_tokens(opened)
+    )
     tensors = {
         match.name: cast_tensor(_join_leaves(match, opened.leaves), dtype)
         for match in names.match_tensors(tensor_format, opened.leaves)
@@ -54,7 +53,8 @@ def export_model(
     folders.write_folder(
         Path(out).absolute(),
         tensors,
-        {CONFIG_FILE: data, GENERATION_FILE: generation},
+        # config.json repeats the ids of generation_config.json
+        {CONFIG_FILE: data, GENERATION_FILE: _generation_config(opened), **_tokenizer_files(opened)},
         extra_files=opened.extra_files,
         shard_bytes=shard_bytes,
         single_file=safetensors_io.SINGLE,
@@ -63,17 +63,44 @@ def export_model(
     return hf_config_writer.deviations(opened.config)
 
 
-def _generation_config(opened: ModelFolder) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Returns (ids of the special tokens, the generation_config.json to write).
+def _special_tokens(opened: ModelFolder) -> dict[str, Any]:
+    """Returns the ids of the special tokens, as config.json has them."""
+    return hf_config_writer.SPECIAL_TOKEN_IDS | _ids_json(opened)
 
-    The second is None if the folder has this file already, because it is copied, or if the model does not generate.
+
+def _generation_config(opened: ModelFolder) -> dict[str, Any] | None:
+    """Returns the generation_config.json to write; None if the model does not generate."""
+    if isinstance(opened.config, DualEncoderConfig):
+        return None
+    fields = (generation_ids.completed(opened.path) or {}) | _special_tokens(opened)
+    start = {"decoder_start_token_id": fields["bos_token_id"]} if opened.config.is_encoder_decoder else {}
+    return start | fields
+
+
+def _ids_json(opened: ModelFolder) -> dict[str, Any]:
+    ids = generation_ids.read_with_tokenizer(opened.path)
+    return generation_ids.to_json(ids._replace(decoder_start=None))
+
+
+def _tokenizer_files(opened: ModelFolder) -> dict[str, Any]:
+    """Returns tokenizer.json and tokenizer_config.json changed so that they add BOS if our generation adds one.
+
+    Encoders that were trained here read no BOS, unless their model was imported; transformers 5 goes by the first file
+    and earlier versions by the second. No file = nothing to change.
     """
-    special_tokens = dict(hf_config_writer.SPECIAL_TOKEN_IDS)
-    file = next((file for file in opened.extra_files if file.name == GENERATION_FILE), None)
-    if file is not None:
-        stored = files.read_json_object(file, fix=import_folder.DAMAGED_JSON)
-        return special_tokens | {name: stored[name] for name in special_tokens if stored.get(name) is not None}, None
-    return special_tokens, None if isinstance(opened.config, DualEncoderConfig) else special_tokens
+    if isinstance(opened.config, DualEncoderConfig):
+        return {}
+    wanted = bos.is_read(opened)
+    by_name = {file.name: file for file in opened.extra_files}
+    changed = {}
+    if bos.TOKENIZER_FILE in by_name:
+        tokenizer = files.read_json_object(by_name[bos.TOKENIZER_FILE], fix=import_folder.DAMAGED_JSON)
+        if bos.is_added(tokenizer) != wanted:
+            changed[bos.TOKENIZER_FILE] = bos.with_bos(tokenizer, added=wanted)
+    if bos.CONFIG_FILE in by_name:
+        config = files.read_json_object(by_name[bos.CONFIG_FILE], fix=import_folder.DAMAGED_JSON)
+        changed[bos.CONFIG_FILE] = config | {"add_bos_token": wanted}
+    return changed
 
 
 def _join_leaves(match: names.TensorMatch, leaves: Mapping[LeafKey, Leaf]) -> Tensor:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from t5g2.checkpoint import safetensors_io
+from t5g2.checkpoint.generation_ids import GENERATION_FILE
 from t5g2.checkpoint.tensor import Tensor, tensor_from_leaf
 from t5g2.core import files, sharding, tree
 from t5g2.core.errors import UserError, unknown
@@ -45,7 +46,7 @@ EXTRA_FILES = (
     "chat_template.*",
     "preprocessor_config.json",
     "processor_config.json",
-    "generation_config.json",
+    GENERATION_FILE,
 )
 
 
@@ -103,6 +104,7 @@ def save_leaves(
     *,
     tokenizer: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
     shard_bytes: int = 5 * 10**9,
     extra_files: Sequence[Path] = (),
 ) -> None:
@@ -115,6 +117,7 @@ def save_leaves(
       config: the architecture.
       leaves: all leaves of a model of this architecture.
       tokenizer, provenance: plain data, None = none.
+      generation: contents of generation_config.json; None = that of extra_files, if it is there.
       shard_bytes: largest size of a weights file.
       extra_files: files that are copied into the folder.
 
@@ -133,7 +136,7 @@ def save_leaves(
         for tensor in tensors.values():
             tensor.read()  # a collective operation: every process takes part in gathering the leaf
         return
-    json_files = {MODEL: to_dict(config), TOKENIZER: tokenizer, PROVENANCE: provenance}
+    json_files = {MODEL: to_dict(config), TOKENIZER: tokenizer, PROVENANCE: provenance, GENERATION_FILE: generation}
     write_folder(target, tensors, json_files, shard_bytes=shard_bytes, extra_files=extra_files)
 
 

@@ -21,6 +21,7 @@ from t5g2.checkpoint import (
     flax_config,
     flax_names,
     flax_tree,
+    generation_ids,
     hf_config_reader,
     hf_config_writer,
     hf_names,
@@ -182,6 +183,7 @@ def import_model(
         folders.MODEL: folders.to_dict(opened.config),
         folders.TOKENIZER: opened.tokenizer,
         folders.PROVENANCE: opened.provenance,
+        generation_ids.GENERATION_FILE: generation_ids.completed(opened.path),
     }
     folders.write_folder(Path(out).absolute(), tensors, json_files, extra_files=opened.extra_files)
     return folders.open_model(out)

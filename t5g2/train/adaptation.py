@@ -15,7 +15,7 @@ from t5g2.adapt.options import AdaptOptions
 from t5g2.adapt.pairing import FAMILIES, Pairing, SourceModel, SourceModels
 from t5g2.adapt.provenance import Provenance
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import import_folder
+from t5g2.checkpoint import generation_ids, import_folder
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.import_folder import TowerFolder
 from t5g2.core import files, settings, sharding, tree
@@ -78,6 +78,7 @@ def adapt_folder(
         adapted.leaves,
         tokenizer=opened.tokenizer(pairing.target),
         provenance=adapted.provenance.to_dict(),
+        generation=generation_ids.completed(opened.decoder.path),
         extra_files=opened.extra_files,
     )
     print(f"wrote {Path(out).absolute()}")
