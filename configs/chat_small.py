@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from t5g2.core.files import cache_folder
+from t5g2.core.files import cache_folder, write_text
 from t5g2.data.sources.dialogues import answer_ids
 from t5g2.data.tokenizers.byte_level import Bytes
 
@@ -46,9 +46,9 @@ def dialogues():
                 prompt = f"What does {file.stem}.{node.name}({ast.unparse(node.args)}) do?"
                 if len(f"{prompt}{said}".encode()) < LONGEST - 20:
                     lines.append(json.dumps({"prompt": prompt, "answer": said}) + "\n")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists() or target.read_text() != "".join(lines):
-        target.write_text("".join(lines))
+    # whole or not at all: another run may read it at this moment
+    if not target.exists() or target.read_text(encoding="utf-8") != "".join(lines):
+        write_text(target, "".join(lines))
     return str(target)
 
 

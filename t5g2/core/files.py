@@ -73,11 +73,15 @@ def naming(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, *, named: Callable[[], str] | None = None) -> Iterator[Path]:
     """Yields a path to write a file to, which becomes `target` when the block ends; if it fails, nothing changes.
 
     Any number of processes and machines may write the same target at the same time; the last one counts. The folder
     of the target is made if it is missing.
+
+    Args:
+      named: called when the block has ended; returns the name that the file gets instead of the target's, for a file
+        that is named after its content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = temporary(target, PART)
@@ -85,7 +89,7 @@ def replacing(target: Path) -> Iterator[Path]:
         with naming(target):
             yield part
             _sync(part)
-            os.replace(part, target)
+            os.replace(part, target if named is None else target.with_name(named()))
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

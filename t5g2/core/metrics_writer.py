@@ -124,7 +124,7 @@ class _WeightsAndBiases:
         wandb = require("wandb", "wandb", otherwise=f"name no project (log.wandb = {project!r})")
         file = folder / "wandb_id"
         if not file.exists():
-            file.write_text(os.urandom(4).hex())
+            files.write_text(file, os.urandom(4).hex())
         settings: dict[str, Any] = {"name": folder.name, "dir": str(folder), "config": config}
         self._run = wandb.init(project=project, id=file.read_text(), resume="allow", **settings)
 

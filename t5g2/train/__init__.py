@@ -1,13 +1,14 @@
-"""Training: the parts of a run, and the loop that joins them. In the order in which they are best read:
+"""Training: the parts of a run, and the loop that joins them.
 
-experiment      all settings of a run, checked; config_file reads a config, former_names has earlier names,
-                image_rows and run_tokenizer complete the settings that follow from model and weights;
-                weight_origin: where the weights come from
-schedules       the learning rate; optim: optimizers, weight decay, freezing
-state, step     the state of a run, and its pure update; teachers: the distributions of distillation
-plan            shapes, shardings and the compiled step, before any array exists
-workdir         the files of a run; resume: the settings that may differ from the saved ones
-restore         the state that a run starts from; adaptation: weights of a decoder-only model; data_resume: the data
-recorder        metrics, scores and samples while the run trains; preemption: signals; nonfinite: updates that fail
-loop            all of it in order, in one function
+In the order in which they are best read:
+
+    experiment      all settings of a run, checked; config_file reads a config, former_names has earlier names,
+                    weight_origin: where first weights come from; image_rows and run_tokenizer complete settings
+    schedules       the learning rate; optim: optimizers, weight decay, freezing
+    state, step     the state of a run, and its pure update; teachers: the distributions of distillation
+    plan            shapes, shardings and the compiled step, before any array exists
+    workdir         the files of a run; resume: the settings that may differ from the saved ones
+    restore         the state that a run starts from; adaptation: weights of a decoder-only model; data_resume: the data
+    recorder        metrics, scores and samples while the run trains; preemption: signals; nonfinite: updates that fail
+    loop            all of it in order, in one function
 """

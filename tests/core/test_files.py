@@ -47,6 +47,14 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
+def test_a_file_that_is_named_when_it_is_complete(tmp_path):
+    with files.replacing(tmp_path / "new" / "any", named=lambda: "its name") as part:
+        part.write_text("text")
+    with pytest.raises(KeyError), files.replacing(tmp_path / "new" / "any", named=lambda: "other") as part:
+        write_and_fail(part, "half")
+    assert names(tmp_path / "new") == ["its name"]
+
+
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")

@@ -7,7 +7,6 @@ seqio nor TensorFlow.
 
 import hashlib
 import importlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing_extensions import override
 from t5g2.core import pairs
 from t5g2.core.bounds import Bounds, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
-from t5g2.core.files import PART, cache_folder, temporary
+from t5g2.core.files import cache_folder, replacing
 from t5g2.core.optional import require
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.sources.validation import MAX_PROBLEMS
@@ -245,24 +244,21 @@ def _write_tokens(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.nd
     Returns:
       path of the file; int64[examples], the end of each in tokens; the highest id.
     """
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    # The file is named after its content, which is known only when all of it is written.
-    part = temporary(folder / "seqio", PART)
     digest, lengths, highest = hashlib.sha256(), [], 0
-    try:
-        with open(part, "wb") as out:
-            for example in examples:
-                data = example.astype("<i4")
-                out.write(data.tobytes())
-                digest.update(len(data).to_bytes(8, "little") + data.tobytes())
-                lengths.append(len(data))
-                highest = max(highest, int(data[skip:].max()))
-        target = folder / f"{digest.hexdigest()[:16]}.seqio"
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    return str(target), np.cumsum(np.array(lengths, np.int64)), highest
+    target = cache_folder() / "tokens.seqio"
+
+    def name() -> str:
+        return f"{digest.hexdigest()[:16]}.seqio"
+
+    # The file is named after its content, which is known only when all of it is written.
+    with replacing(target, named=name) as part, open(part, "wb") as out:
+        for example in examples:
+            data = example.astype("<i4")
+            out.write(data.tobytes())
+            digest.update(len(data).to_bytes(8, "little") + data.tobytes())
+            lengths.append(len(data))
+            highest = max(highest, int(data[skip:].max()))
+    return str(target.with_name(name())), np.cumsum(np.array(lengths, np.int64)), highest
 
 
 def _encode_probes(vocabulary: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
