@@ -92,7 +92,7 @@ def test_every_leaf_is_accounted_for_once(adapted, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_adapted_models_run(adapted, name):
-    """On text; images are tested with the models. Nothing is infinite, and no part is dead but where it is said."""
+    """On text; images are tested with the models. Nothing is infinite, and no part is dead but where a case expects it."""
     _, model, _ = adapted(name)
     out = logits(model, stream(tokens_with_eoi(length=5)), stream(tokens_with_eoi()))
     other = logits(model, stream(tokens_with_eoi(length=5)[:, ::-1]), stream(tokens_with_eoi()))
@@ -239,11 +239,10 @@ def test_rows_past_the_image_token_are_left_out_and_images_go_along(adapted):
     np.testing.assert_allclose(np.asarray(model.embedder.eoi[...]), kept[EOI] * np.sqrt(np.float32(32)), rtol=1e-6)
     assert "the first 91 of 97 rows" in provenance.table()
     assert "encoder.images.token: 91 in the source, 8 in the target" in provenance.settings
-    pictures = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 1, 16, 16, 3)), jnp.float32)
+    pixels = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 1, 16, 16, 3)), jnp.float32)
     source = weights.model(recipes.IMAGES_GEMMA3)
     ours, theirs = (
-        of.projector.project(of.vision.encode(pictures[:, 0], compute=COMPUTE), compute=COMPUTE)
-        for of in (model, source)
+        of.projector.project(of.vision.encode(pixels[:, 0], compute=COMPUTE), compute=COMPUTE) for of in (model, source)
     )
     close(ours, theirs)
 

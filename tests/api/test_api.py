@@ -54,7 +54,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory):
-    """A picture of noise, 20 x 30."""
+    """An image of noise, 20 x 30."""
     path = tmp_path_factory.mktemp("photos") / "photo.png"
     pixels = np.random.default_rng(5).integers(0, 256, (20, 30, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
@@ -126,14 +126,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("use", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_a_mistake_is_said(folders, use, message):
+def test_a_mistake_is_an_error(folders, use, message):
     gemma, t5gemma = (loading.load(folders / name) for name in ("gemma", "t5gemma2"))
     with pytest.raises(UserError) as error:
         use(gemma, t5gemma)
     assert message in str(error.value)
 
 
-def test_an_unknown_choice_is_said(folders):
+def test_an_unknown_choice_is_an_error(folders):
     with pytest.raises(UserError, match="unknown dtype 'bogus' of weights"):
         t5g2.load(folders / "gemma", dtype="bogus")
     with pytest.raises(UserError, match="unknown positions 'count'; did you mean 'counted'"):
@@ -169,14 +169,14 @@ def test_images_take_their_places(folders, name):
     np.testing.assert_allclose(actual, expected, atol=5e-6)
 
 
-def test_an_image_is_a_file_a_picture_or_an_array(folders, photo):
+def test_an_image_is_a_file_a_pil_image_or_an_array(folders, photo):
     model = loading.load(folders / "gemma_images")
     tokens, _ = with_images([1])
     with Image.open(photo) as opened:
-        picture = opened.convert("RGB")
-    pixels = np.asarray(picture)
+        pil_image = opened.convert("RGB")
+    pixels = np.asarray(pil_image)
     prepared = api_inputs.prepare_image(photo, 16, "bilinear")
-    given = [[photo]], [[str(photo)]], [photo], [[photo.read_bytes()]], [[picture]], [[pixels]], [[prepared]]
+    given = [[photo]], [[str(photo)]], [photo], [[photo.read_bytes()]], [[pil_image]], [[pixels]], [[prepared]]
     logits = [model.logits(tokens, images=images) for images in (*given, prepared[None, None])]
     for other in logits[1:]:
         np.testing.assert_array_equal(other, logits[0])
@@ -337,8 +337,8 @@ def test_crops_follow_a_long_image_and_the_prompt_says_so(folders, tmp_path):
     texts, images = api_inputs.with_crops(["A <start_of_image> B <start_of_image> C"], [[long, square]], 4)
     start = "<start_of_image>"
     crops = " ".join([start] * 3)
-    said = f"Here is the original image {start} and here are some crops to help you see better {crops}"
-    assert texts == [f"A {said} B {start} C"]
+    sentence = f"Here is the original image {start} and here are some crops to help you see better {crops}"
+    assert texts == [f"A {sentence} B {start} C"]
     assert [image.shape[1] for image in images[0]] == [900, 300, 300, 300, 300]
     assert images[0][2].min() == 255  # the middle
     with pytest.raises(UserError, match="crops are made of files, PIL images and uint8 arrays"):
@@ -509,7 +509,7 @@ def tell(name, use, message):
         ),
     ],
 )
-def test_what_a_model_cannot_do_is_said(folders, name, use, message):
+def test_what_a_model_cannot_do_is_an_error(folders, name, use, message):
     with pytest.raises(UserError) as error:
         use(loading.load(folders / name))
     assert message in str(error.value)
@@ -518,7 +518,7 @@ def test_what_a_model_cannot_do_is_said(folders, name, use, message):
 NOISE = np.where(np.arange(16 * 16 * 3).reshape(16, 16, 3) % 2, -1.0, 1.0)
 
 
-def test_a_folder_that_is_none_is_said(tmp_path):
+def test_a_folder_that_is_none_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"does not exist; give a Hugging Face folder, an official Flax one or a model"):
         t5g2.load(tmp_path / "nothing")
 

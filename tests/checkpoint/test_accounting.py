@@ -85,7 +85,7 @@ def test_copies_of_tied_weights(hugging_face, family):
             open_foreign(hf_folder)
 
 
-def test_every_difference_of_tensors_is_said(hugging_face):
+def test_every_difference_of_tensors_is_named(hugging_face):
     hf_folder = hugging_face(tiny.GEMMA3)
     tensors = stored(hf_folder)
     tensors["score.weight"] = tensors.pop("model.norm.weight")

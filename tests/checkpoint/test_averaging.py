@@ -77,7 +77,7 @@ def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
         assert sorted(reads) == sorted((step, name) for step in (1, 2) for name in stored)
 
 
-def test_no_checkpoint_is_said_as_such(tmp_path):
+def test_no_checkpoint_at_all_is_an_error_of_its_own(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(UserError, match="/c holds no checkpoint; give"):
         averaging.newest_steps(checkpoints, 1)
 

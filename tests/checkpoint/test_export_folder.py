@@ -104,7 +104,7 @@ def test_dtypes_that_differ_stay(tmp_path, hugging_face):
     assert stored(tmp_path / "again")["model.norm.weight"].dtype == jnp.bfloat16
 
 
-def test_what_transformers_computes_otherwise_is_told(tmp_path):
+def test_what_transformers_computes_otherwise_is_noted(tmp_path):
     assert export_model(save(tmp_path / "a", tiny.GEMMA3), tmp_path / "b") == []
     [notes] = export_model(save(tmp_path / "c", tiny.T5GEMMA), tmp_path / "d")
     assert notes.startswith("inputs longer than 3 tokens: the encoder's window was trained with 2 tokens on each side")

@@ -166,9 +166,9 @@ def test_zeros_that_were_left_out(tmp_path):
     with pytest.raises(UserError, match=r"is damaged \(w cannot be read: .*missing.*\); download or unpack it again"):
         flax_tree.read(path)["w"].read()
     metadata = json.loads((path / "_METADATA").read_text())
-    for told in ({"store_array_data_equal_to_fill_value": False}, {}):
+    for extra in ({"store_array_data_equal_to_fill_value": False}, {}):
         kept = {k: v for k, v in metadata.items() if not k.startswith(("store_", "use_ocdbt"))}
-        (path / "_METADATA").write_text(json.dumps(kept | told))
+        (path / "_METADATA").write_text(json.dumps(kept | extra))
         np.testing.assert_array_equal(flax_tree.read(path)["w"].read(), np.zeros(3, np.float32))
 
 
@@ -204,7 +204,7 @@ def test_one_slice_of_a_stack_is_read_without_the_others(tmp_path):
 
 
 def test_a_database_with_a_hole_gives_a_leaf_or_an_error(tmp_path):
-    """OCDBT: whichever of its files is lost, leaves come back whole or not at all, and some are told."""
+    """OCDBT: whichever of its files is lost, leaves come back whole or not at all, and some are named."""
     expected = {f"big_{i}": np.arange(i, i + 200_000, dtype=np.float32) for i in range(3)} | {"small": np.ones(3)}
     path = save(tmp_path / "model", expected)
     lost = []
@@ -254,11 +254,11 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_told(tmp_path, name):
+def test_damage_is_an_error(tmp_path, name):
     damage, message = DAMAGE[name]
     path = save(tmp_path / "model", nested(leaves()), "folders")
     damage(path)
-    assert flax_tree.is_flax(tmp_path)  # whoever asks is to be told what is wrong with it
+    assert flax_tree.is_flax(tmp_path)  # so that the error says what is wrong with it
     with pytest.raises(UserError, match=rf"model is damaged \({message}.*\); download or unpack it again") as caught:
         flax_tree.read(tmp_path)
     assert "tensorstore_spec" not in str(caught.value)

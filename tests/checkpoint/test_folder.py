@@ -1,4 +1,4 @@
-"""Model folders: what comes back is what was saved, and what is wrong with a folder is said."""
+"""Model folders: what comes back is what was saved, and what is wrong with a folder is an error."""
 
 import dataclasses
 import json
@@ -166,7 +166,7 @@ def test_broken_json(damaged, name):
 
 
 def test_weights_of_another_model(damaged):
-    """Two layers instead of three, a wider MLP, no vector for the end of an image: all of it is said at once."""
+    """Two layers instead of three, a wider MLP, no vector for the end of an image: all of it is in one message."""
     other = dataclasses.replace(tiny.GEMMA3, layers=2, mlp_width=40)
     config = dataclasses.replace(tiny.T5GEMMA2, encoder=other, eoi_id=None)
     (damaged / "model.json").write_text(json.dumps(folder.to_dict(config)))

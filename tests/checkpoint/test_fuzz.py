@@ -117,7 +117,7 @@ def little_memory(limit):
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def told(work):
+def result_or_user_error(work):
     """Returns the result of the work, None if it raised a UserError that can be printed; other errors are raised."""
     try:
         return work()
@@ -164,7 +164,7 @@ def check_folder(files):
         for name, content in files.items():
             (folder / name).write_bytes(content)
         with little_memory(MIB):
-            found = told(lambda: read_all(folder))
+            found = result_or_user_error(lambda: read_all(folder))
         if found is None:
             return False
         tensors, arrays = found
@@ -270,7 +270,7 @@ def test_values_of_a_config(name):
             return
         with little_memory(8 * MIB):
             if isinstance(plain, dict):
-                told(lambda: hf_config_reader.read(plain))
+                result_or_user_error(lambda: hf_config_reader.read(plain))
 
     check()
 
@@ -299,9 +299,9 @@ def test_values_of_the_metadata_of_a_flax_tree(checkpoint):
             (folder / "_METADATA").write_bytes(as_json(data))
         except ValueError:
             return
-        tensors = told(lambda: flax_tree.read(folder)) or {}
+        tensors = result_or_user_error(lambda: flax_tree.read(folder)) or {}
         for tensor in tensors.values():
-            x = told(tensor.read)
+            x = result_or_user_error(tensor.read)
             assert x is None or (x.shape, x.dtype) == (tensor.shape, tensor.dtype)
 
     check()

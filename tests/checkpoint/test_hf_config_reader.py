@@ -1,4 +1,4 @@
-"""config.json: what released files say is what the released sizes are, and back; what cannot be computed is said."""
+"""config.json: released files give the released sizes, and back; what cannot be computed is an error."""
 
 import dataclasses
 import json
@@ -346,7 +346,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("data", "path", "value", "message"), WRONG, ids=[f"{w[1]}={w[2]}"[:50] for w in WRONG])
-def test_what_cannot_be_computed_is_said(data, path, value, message):
+def test_what_cannot_be_computed_is_an_error(data, path, value, message):
     with pytest.raises(UserError, match=message):
         read(changed(data, path, value))
 
@@ -410,6 +410,6 @@ INEXPRESSIBLE = [
 
 
 @pytest.mark.parametrize(("config", "message"), INEXPRESSIBLE, ids=[m[:40] for _, m in INEXPRESSIBLE])
-def test_what_transformers_cannot_express_is_said(config, message):
+def test_what_transformers_cannot_express_is_an_error(config, message):
     with pytest.raises(UserError, match=rf"transformers cannot express this model: .*{message}"):
         hf_config_writer.write(config, dtype="float32")

@@ -24,7 +24,7 @@ from tests.checkpoint.foreign_folders import (
 )
 
 
-def test_what_was_imported_is_told(tmp_path, hugging_face):
+def test_what_was_imported_is_noted(tmp_path, hugging_face):
     back = import_model(hugging_face(tiny.GEMMA3), tmp_path / "back")
     assert back.provenance == {
         "kind": "import",
@@ -162,7 +162,7 @@ def test_a_file_that_was_cut_short(tmp_path, hugging_face):
         [leaf.read() for leaf in opened.leaves.values()]
 
 
-def test_an_architecture_of_another_kind_is_said(tmp_path):
+def test_an_architecture_of_another_kind_is_an_error(tmp_path):
     """Of an official tree, which does not say its own."""
     save_flax(tmp_path / "flax", nested(tiny.GEMMA3_IMAGES))
     others = [tiny.T5GEMMA2, tiny.SIGLIP, dataclasses.replace(tiny.GEMMA3_IMAGES, tied_head=False)]
@@ -171,13 +171,13 @@ def test_an_architecture_of_another_kind_is_said(tmp_path):
             open_foreign(tmp_path / "flax", config)
 
 
-def test_a_given_config_that_overrules_the_folders_own_is_told(hugging_face):
+def test_a_config_that_overrules_the_folders_own_is_noted(hugging_face):
     given = dataclasses.replace(tiny.GEMMA3, window=100)
     notes = open_foreign(hugging_face(tiny.GEMMA3), given).provenance["notes"]
     assert notes == ["the chosen config overrules config.json: changed  window: 4 -> 100"]
 
 
-def test_pickles_alone_and_files_are_said(tmp_path):
+def test_pickles_alone_and_files_are_errors(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"?")
     with pytest.raises(UserError, match=r"only as pickles \(pytorch_model.bin\), which can run code"):
         open_any(tmp_path)
@@ -215,7 +215,7 @@ def test_true_and_false_are_no_texts(hugging_face, field):
         open_foreign(folder)
 
 
-def test_an_unknown_dtype_is_said(tmp_path, hugging_face):
+def test_an_unknown_dtype_is_an_error(tmp_path, hugging_face):
     source = hugging_face(tiny.GEMMA3)
     for use in (import_model, export_model):
         with pytest.raises(UserError, match="unknown dtype 'bfloat' of weights; did you mean 'bfloat16'"):

@@ -37,7 +37,7 @@ def numbered(shape, start=0):
     return np.arange(start, start + prod(shape), dtype=np.float32).reshape(shape)
 
 
-# what each arrangement does, said once more with NumPy alone
+# what each arrangement does, computed once more with NumPy alone
 BY_HAND = {
     "LINEAR": lambda x: x.T,
     "TO_HEADS": lambda x: x.reshape(6, 12).T,
@@ -155,7 +155,7 @@ def test_queries_keys_and_values_in_one_tensor_where_that_is_found():
 GATES = TensorFormat("Flax", (flax_names.BLOCK[-4], flax_names.BLOCK[-3]))
 
 
-def test_gates_are_told_apart_by_their_shape():
+def test_gates_are_distinguished_by_their_shape():
     leaves = keyed(leaf("mlp.gate", (6, 8)), leaf("mlp.up", (6, 8)))
     for shape, arrange in [((2, 6, 8), names.GATES), ((2, 8, 6), names.GATES_TRANSPOSED)]:
         (match,) = names.match_tensors(GATES, leaves, {"mlp/gating_einsum": shape})
@@ -164,7 +164,7 @@ def test_gates_are_told_apart_by_their_shape():
     assert match.shape == (2, 6, 8)
 
 
-def test_gates_that_cannot_be_told_apart():
+def test_gates_that_cannot_be_distinguished():
     leaves = keyed(leaf("mlp.gate", (6, 6)), leaf("mlp.up", (6, 6)))
     message = (
         r"mlp/gating_einsum has shape \[2, 6, 6\], which can be read as 'D F -> \* D F' and as 'D F -> \* F D' "

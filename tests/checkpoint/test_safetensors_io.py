@@ -1,4 +1,4 @@
-"""Safetensors: what is written is what the library reads, one tensor is in memory, and what is wrong is said."""
+"""Safetensors: what is written is what the library reads, one tensor is in memory, and what is wrong is an error."""
 
 import gc
 import json
@@ -161,7 +161,7 @@ def test_files_are_closed_with_the_last_tensor(tmp_path):
         x.read()
 
 
-def test_a_full_disk_is_told_as_it_is(tmp_path):
+def test_a_full_disk_is_reported_as_it_is(tmp_path):
     """/dev/full takes nothing: every write to it fails as on a disk without space."""
     (tmp_path / "model-00001-of-00001.safetensors").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):

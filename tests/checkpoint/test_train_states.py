@@ -86,7 +86,7 @@ def assert_equal(a, b):
 
 @pytest.fixture
 def warnings(caplog, monkeypatch):
-    """The text of our warnings, wherever logging was told to go by other tests."""
+    """The text of our warnings, wherever other tests sent the log."""
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "propagate", True)
     return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name == log.name)
@@ -301,7 +301,7 @@ def test_a_step_that_vanishes_while_it_is_listed(tmp_path, monkeypatch):
             checkpoints.steps()
 
 
-def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     state = make()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     with Checkpoints(tmp_path / "c") as checkpoints:

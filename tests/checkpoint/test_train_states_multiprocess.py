@@ -36,12 +36,12 @@ def one_of_two(folder: Path) -> None:
 
     distributed.initialize("on")
     # not to standard output, where Gloo writes too, in chunks of lines
-    said = (folder / f"said-{jax.process_index()}.txt").open("w")
+    output = (folder / f"output-{jax.process_index()}.txt").open("w")
     model, abstract = on_a_mesh()
     with Checkpoints(folder / "checkpoints") as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, model, {"moment": model}, data={"0": [step]}, meta={})
-        print(checkpoints.restore(abstract, {"moment": abstract}).step, file=said)
+        print(checkpoints.restore(abstract, {"moment": abstract}).step, file=output)
         save_model(folder / "model", model)
         if jax.process_index() == 0:  # one chunk, which only one of the processes reads
             chunk = max((folder / "checkpoints" / TABLE).rglob("*"), key=lambda path: (path.is_file(), str(path)))
@@ -52,7 +52,7 @@ def one_of_two(folder: Path) -> None:
             np.array_equal(a.addressable_data(0), b.addressable_data(0))
             for a, b in zip(jax.tree.leaves(restored.params), jax.tree.leaves(model), strict=True)
         ]
-        print(restored.step, restored.data, all(same), file=said, flush=True)
+        print(restored.step, restored.data, all(same), file=output, flush=True)
 
 
 @pytest.mark.long
@@ -86,8 +86,8 @@ def test_two_processes(tmp_path):
         for process in processes:
             process.kill()
     for process, (_, err) in enumerate(ended):
-        said = (tmp_path / f"said-{process}.txt").read_text().splitlines()
-        assert said == ["2", "1 {'0': [1]} True"], err
+        output = (tmp_path / f"output-{process}.txt").read_text().splitlines()
+        assert output == ["2", "1 {'0': [1]} True"], err
         assert "params.embedder.table: " in err
     assert sum("unreadable in another process" in err for _, err in ended) == 1
     assert sum("moved to 2.damaged" in err for _, err in ended) == 1

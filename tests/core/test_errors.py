@@ -1,4 +1,4 @@
-"""Errors of the operating system: found behind those of libraries, told with the file, the room and the remedy."""
+"""Errors of the operating system: found behind those of libraries, reported with the file, the room and the remedy."""
 
 import errno
 import os

@@ -66,7 +66,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert target.read_text() == "old"
-    # what it leaves can be told by its name
+    # its rest is known by its name
     rest = [name for name in names(tmp_path) if name != "file"]
     assert len(rest) == 1
     assert rest[0].startswith(".file.")
@@ -155,7 +155,7 @@ def test_there_is_one_folder_of_caches(tmp_path, monkeypatch):
     assert files.cache_folder() == tmp_path / "own"
 
 
-def test_a_user_without_a_home_is_told_of_the_variable(monkeypatch):
+def test_a_user_without_a_home_gets_the_name_of_the_variable(monkeypatch):
     for name in ("T5G2_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 

@@ -152,7 +152,7 @@ def test_wandb_gets_the_rows_and_goes_on_with_its_run(tmp_path, monkeypatch):
     assert started[0]["config"] == {"seed": 1}
 
 
-def test_wandb_that_is_not_installed_is_said(tmp_path, monkeypatch):
+def test_wandb_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
         UserError,

@@ -126,7 +126,7 @@ def test_flatten_keeps_every_leaf():
     assert settings.flatten({"a": {"b": 1, "c": []}, "d": [2, {"e": 3}]}) == {"a.b": 1, "a.c": [], "d.0": 2, "d.1.e": 3}
 
 
-def test_an_invariant_of_a_dataclass_is_told_with_its_path():
+def test_an_invariant_of_a_dataclass_is_an_error_with_its_path():
     @dataclass(frozen=True)
     class Even:
         n: int

@@ -139,7 +139,7 @@ def test_an_axis_without_a_rule_is_an_error(mesh):
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "joins"),
     [
         ({"JAX_PLATFORMS": "cpu"}, False),
         ({"JAX_COORDINATOR_ADDRESS": "host:1234"}, True),
@@ -150,8 +150,8 @@ def test_an_axis_without_a_rule_is_an_error(mesh):
         ({"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost"}, False),
     ],
 )
-def test_auto_joins_only_where_there_are_others(environ, told):
-    assert distributed_module._has_other_processes(environ) == told
+def test_auto_joins_only_where_there_are_others(environ, joins):
+    assert distributed_module._has_other_processes(environ) == joins
 
 
 def join(distributed, **environ):
@@ -167,8 +167,8 @@ def test_two_processes_become_one_run():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [join("auto", **told, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [join("auto", **variables, JAX_PROCESS_ID=str(i)) for i in range(2)]
     assert [p.communicate(timeout=60)[0].strip() for p in processes] == ["2", "2"]
 
 

@@ -28,7 +28,7 @@ def test_no_two_temporary_names_are_alike(tmp_path):
     assert {match[1] for part in parts if (match := files.TEMPORARY.search(part.name))} == {HERE}
 
 
-def test_two_processes_write_one_folder_and_the_loser_is_told(tmp_path):
+def test_two_processes_write_one_folder_and_the_loser_gets_an_error(tmp_path):
     """Neither removes what the other is writing, and the one that ends first has the name."""
     target = tmp_path / "model"
     one, two = files.new_folder(target), files.new_folder(target)

@@ -80,7 +80,7 @@ def test_one_process_or_two_write_the_same_bytes(tmp_path, text):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_interrupted_it_goes_on_and_write_shards_nothing_twice(tmp_path, text, monkeypatch):
+def test_after_an_interruption_no_shard_is_written_twice(tmp_path, text, monkeypatch):
     whole, folder, made = tmp_path / "whole", tmp_path / "out", []
     token_shards.write(job(text), whole)
     make = token_shards._write_shard
@@ -103,7 +103,7 @@ def test_interrupted_it_goes_on_and_write_shards_nothing_twice(tmp_path, text, m
     assert files(folder) == files(whole)
 
 
-def test_a_second_run_write_shards_what_is_missing_alone(tmp_path, text, monkeypatch):
+def test_a_second_run_writes_only_the_missing_shards(tmp_path, text, monkeypatch):
     folder = tmp_path / "out"
     token_shards.write(job(text), folder)
     whole = files(folder)

@@ -274,6 +274,6 @@ def test_draws_follow_the_restricted_distribution():
         (lambda: options(0), "max_new_tokens = 0; it must be at least 1"),
     ],
 )
-def test_impossible_settings_are_said(make, message):
+def test_impossible_settings_are_errors(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -222,7 +222,7 @@ def test_tasks_are_chosen_by_name(text, t5gemma):
         (lambda text: Samples(text, span_tokens=40), "span_tokens = 40: two spans may be at most half of a chunk"),
     ],
 )
-def test_impossible_tasks_are_said(text, make, message):
+def test_impossible_tasks_are_errors(text, make, message):
     with pytest.raises(UserError, match=message):
         make(text)
 
@@ -247,7 +247,7 @@ def test_impossible_tasks_are_said(text, make, message):
         ),
     ],
 )
-def test_tasks_for_the_other_kind_of_model_are_said(text, make, encoder_length, message):
+def test_tasks_for_the_other_kind_of_model_are_errors(text, make, encoder_length, message):
     with pytest.raises(UserError, match=message):
         Evaluator([make(text)], context_of(text, encoder_length=encoder_length))
 

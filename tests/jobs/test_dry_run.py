@@ -158,28 +158,28 @@ def test_a_frozen_tower_is_counted_forward_only():
         assert dry_run.training_flops(made, counts) == flops.training(model, counts, frozen_vision=frozen_vision)
 
 
-def test_a_frozen_tower_is_said():
+def test_a_frozen_tower_is_named():
     """Without a rule in the config; all of it and nothing else."""
     images = replace(tiny.IMAGES, token=7)
     model = replace(T5GEMMA2, encoder=replace(GEMMA3, images=images))
     number = sum(leaf.size for leaf in jax.tree.leaves(build.abstract(model).vision))
-    for freeze, said in (([], f"vision {number:,}; {number:,} of them frozen"), ([{"pattern": "*", "end": 0}], "")):
+    for freeze, note in (([], f"vision {number:,}; {number:,} of them frozen"), ([{"pattern": "*", "end": 0}], "")):
         mesh, plan = plan_of(experiment(model, optim__freeze=freeze))
         with jax.set_mesh(mesh):
             last = dry_run.weights_table(plan).rstrip().splitlines()[-1]
-        assert (said in last) if said else ("frozen" not in last)
+        assert (note in last) if note else ("frozen" not in last)
 
 
 def test_what_is_printed(capsys):
     dry_run.check(experiment(T5GEMMA2, mesh__fsdp=8), compiled=False)
-    said = capsys.readouterr().out
-    assert "embedder.table                                 1  [2048, 64]            embed: fsdp" in said
+    text = capsys.readouterr().out
+    assert "embedder.table                                 1  [2048, 64]            embed: fsdp" in text
     for line in ("weights  ", "optimizer  ", "gradients  ", "attention scores, about", "in all, about"):
-        assert f"\n  {line}" in said
-    assert "the step was not compiled; activations are an estimate" in said
-    assert "one batch: 16 rows" in said
-    assert "encoder/mlp" in said
-    assert said.endswith("check passed: the experiment can run\n")
+        assert f"\n  {line}" in text
+    assert "the step was not compiled; activations are an estimate" in text
+    assert "one batch: 16 rows" in text
+    assert "encoder/mlp" in text
+    assert text.endswith("check passed: the experiment can run\n")
 
 
 @pytest.mark.parametrize(("model", "compiled"), [(T5GEMMA2, False), (GEMMA3, True)], ids=["estimated", "compiled"])
@@ -206,7 +206,7 @@ def test_devices_that_are_there_already_cannot_be_simulated():
 
 
 def test_sources_of_an_adaptation_that_are_there_are_compared(tmp_path, capsys):
-    """Two of them; what is not there yet is said, and what does not fit is an error before a device is touched."""
+    """Two of them; what is not there yet is named, and what does not fit is an error before a device is touched."""
     made = experiment(T5GEMMA2, mesh__fsdp=8)
     folders.save_model(tmp_path / "one", build.make(GEMMA3, key=jax.random.key(0)))
     narrow = replace(GEMMA3, mlp_width=40)

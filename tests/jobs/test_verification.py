@@ -115,7 +115,7 @@ def test_a_row_passes_within_all_limits():
         assert not OutputDifference(**(vars(SAME) | worse)).passed, worse
 
 
-def test_answers_are_compared_by_hand():
+def test_outputs_are_compared_by_hand():
     theirs = ModelOutput(np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32)), [4, 5, 6])
     ours = ModelOutput(np.log(np.array([[0.25, 0.5, 0.125, 0.125]], np.float32)), [4, 7, 6])
     row = verification._compare_outputs("case", theirs, ours)

@@ -93,7 +93,7 @@ def test_cached_decoding_equals_the_full_forward_pass(config, side, text):
 
 
 @CONFIGS
-def test_a_prompt_may_come_in_pieces(config, text):
+def test_a_prompt_may_come_in_parts(config, text):
     rows, encoder_rows = text
     model = weights.model(config)
     expected = full(model, rows, encoder_rows)

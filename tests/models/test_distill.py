@@ -52,8 +52,8 @@ def teacher_logits(teacher):
 
 def with_cached_outputs(data, how):
     """The teacher with cached distributions instead of its states."""
-    answers = sparsify(teacher_logits(data["teacher"]), how, dtype=jnp.float32)
-    return TeacherOutputs(data["teacher"].has_teacher_BT, answers)
+    distributions = sparsify(teacher_logits(data["teacher"]), how, dtype=jnp.float32)
+    return TeacherOutputs(data["teacher"].has_teacher_BT, distributions)
 
 
 def sampled_distributions(data, how) -> SparseDistribution:
@@ -187,7 +187,7 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
     )
     for slope in none:
         np.testing.assert_allclose(slope, 0.0, atol=2e-6)
-    assert float(alone.loss) > 1.0  # the cross-entropy is told all the same
+    assert float(alone.loss) > 1.0  # the cross-entropy is there all the same
 
 
 def test_what_is_kept_of_a_drawn_distribution():
@@ -214,16 +214,16 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_once():
 
 @pytest.mark.parametrize("tile_tokens", [16, 48, 10**6])
 def test_the_loss_of_a_sample_is_that_of_the_same_sample_cached(data, tile_tokens):
-    """Asked or told, in tiles of any size: the same draws give the same loss."""
+    """Live or cached, in tiles of any size: the same draws give the same loss."""
     how, values = HOW["sampled"], tuple(data.values())
     run = jax.value_and_grad(sums(how, tile_tokens=tile_tokens), (0, 1), has_aux=True)
-    (asked, _), step_gradients = run(*values)
+    (live_loss, _), step_gradients = run(*values)
     cached = TeacherOutputs(data["teacher"].has_teacher_BT, sampled_distributions(data, how))
-    (told, _), cached_gradients = run(*values[:4], cached)
-    np.testing.assert_allclose(told, asked, rtol=2e-6)
+    (cached_loss, _), cached_gradients = run(*values[:4], cached)
+    np.testing.assert_allclose(cached_loss, live_loss, rtol=2e-6)
     assert_gradients(cached_gradients, step_gradients)
     other = data["teacher"]._replace(key=jax.random.key(2))
-    assert run(*values[:4], other)[0][0] != asked
+    assert run(*values[:4], other)[0][0] != live_loss
 
 
 @pytest.mark.parametrize(

@@ -175,15 +175,15 @@ def test_flops_are_those_of_the_programs_matrix_products(name):
 def test_flops_of_a_dual_encoder_are_those_of_its_programs_matrix_products():
     config, images, texts = tiny.SIGLIP, 3, 2
     model, counts = build.abstract(config), Counts(images=images, texts=texts)
-    pictures = jax.ShapeDtypeStruct((images, 16, 16, 3), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((images, 16, 16, 3), jnp.float32)
     tokens = jax.ShapeDtypeStruct((texts, config.text.length), jnp.int32)
 
-    def score(model, pictures, tokens):
-        image_BD, text_BD = model.embed_images(pictures, compute=COMPUTE), model.embed_texts(tokens, compute=COMPUTE)
+    def score(model, pixels, tokens):
+        image_BD, text_BD = model.embed_images(pixels, compute=COMPUTE), model.embed_texts(tokens, compute=COMPUTE)
         return jnp.sum(model.logits(text_BD, image_BD))
 
     def counted(function):
-        return products(jax.make_jaxpr(function)(model, pictures, tokens).jaxpr)
+        return products(jax.make_jaxpr(function)(model, pixels, tokens).jaxpr)
 
     query = images * 2 * config.vision.width**2  # of the pooling head, which is the same for all images
     assert counted(score) == sum(flops.forward(config, counts).values()) + query

@@ -53,12 +53,12 @@ def test_a_row_sees_its_own_images_and_each_in_its_place():
     model = weights.model(tiny.GEMMA3_IMAGES)
     decoder = stream([[2, *SPAN, 11, 12, *SPAN, 13], [2, 14, 15, *SPAN, 16, 17, 18, 19, 20, 21, 22]])
     decoder = decoder._replace(blocks=image_blocks(decoder.tokens, 8))
-    hidden = jax.jit(lambda model, pictures: model.hidden(None, decoder, pictures, compute=FLOAT32))
-    pictures = jax.random.uniform(jax.random.key(0), (2, 2, SIZE, SIZE, 3), minval=-1.0)
-    exact = hidden(model, pictures)
+    hidden = jax.jit(lambda model, pixels: model.hidden(None, decoder, pixels, compute=FLOAT32))
+    pixels = jax.random.uniform(jax.random.key(0), (2, 2, SIZE, SIZE, 3), minval=-1.0)
+    exact = hidden(model, pixels)
 
     def moved(row, image):
-        other = hidden(model, pictures.at[row, image].add(0.5))
+        other = hidden(model, pixels.at[row, image].add(0.5))
         return np.abs(np.asarray(other - exact)).max(-1) > 1e-6
 
     first, second = moved(0, 0), moved(0, 1)
@@ -82,13 +82,13 @@ def test_a_causal_encoder_reads_images_as_a_decoder_only_model(token):
     other = tree.build(build.abstract(pair), read.__getitem__)
     tokens = np.array([2, *SPAN, 11, 12, *SPAN, 13])
     tokens = stream(np.where(tokens == 8, token, tokens))
-    pictures = jax.random.uniform(jax.random.key(0), (1, 2, SIZE, SIZE, 3), minval=-1.0)
+    pixels = jax.random.uniform(jax.random.key(0), (1, 2, SIZE, SIZE, 3), minval=-1.0)
     alone = tokens._replace(blocks=image_blocks(tokens.tokens, token))
-    expected = np.asarray(model.hidden(None, alone, pictures, compute=FLOAT32))
-    encode = jax.jit(lambda encoder: other.encode(encoder, pictures, compute=FLOAT32))
+    expected = np.asarray(model.hidden(None, alone, pixels, compute=FLOAT32))
+    encode = jax.jit(lambda encoder: other.encode(encoder, pixels, compute=FLOAT32))
     np.testing.assert_allclose(encode(tokens), expected, atol=1e-5)
     np.testing.assert_allclose(encode(alone), expected, atol=1e-5)
-    assert np.abs(np.asarray(model.hidden(None, tokens, pictures, compute=FLOAT32)) - expected).max() > 1e-2
+    assert np.abs(np.asarray(model.hidden(None, tokens, pixels, compute=FLOAT32)) - expected).max() > 1e-2
 
 
 def test_an_image_token_past_the_vocabulary_needs_no_row():
@@ -97,8 +97,8 @@ def test_an_image_token_past_the_vocabulary_needs_no_row():
     )
     model = weights.model(config)
     decoder = stream([2, 6, *[97] * 4, 7, 11])
-    pictures = jnp.zeros((1, 1, SIZE, SIZE, 3))
-    states = model.hidden(None, decoder, pictures, compute=FLOAT32)
+    pixels = jnp.zeros((1, 1, SIZE, SIZE, 3))
+    states = model.hidden(None, decoder, pixels, compute=FLOAT32)
     assert np.isfinite(states).all()
 
 

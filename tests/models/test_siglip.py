@@ -63,16 +63,16 @@ def test_leaves():
     norm = {"scale": ((d,), (None,)), "bias": ((d,), (None,))}
 
     def under(prefix, leaves):
-        return {f"{prefix}.{name}": said for name, said in leaves.items()}
+        return {f"{prefix}.{name}": value for name, value in leaves.items()}
 
     layer = under("attention", attention) | under("mlp", mlp)
     layer |= under("pre_attention_norm", norm) | under("pre_mlp_norm", norm)
     pool = under("attention", attention) | under("mlp", mlp) | under("norm", norm) | {"probe": ((d,), (None,))}
-    expected = {(f"layers.{name}", number): said for name, said in layer.items() for number in (0, 1)}
+    expected = {(f"layers.{name}", number): value for name, value in layer.items() for number in (0, 1)}
     whole = under("pool", pool) | under("final_norm", norm)
     whole |= {"patches.kernel": ((p, p, 3, d), (None, None, None, "embed")), "patches.bias": ((d,), (None,))}
     whole |= {"positions": ((16, d), (None, "embed"))}
-    expected |= {(name, None): said for name, said in whole.items()}
+    expected |= {(name, None): value for name, value in whole.items()}
     made = tree.leaves(tower(POOLED))
     assert {key: (leaf.shape, leaf.axes) for key, leaf in made.items()} == expected
 
@@ -156,11 +156,11 @@ def test_every_patch_sees_every_other():
 def test_every_token_of_a_text_is_seen_and_the_last_one_speaks():
     model = build.make(SIGLIP, key=jax.random.key(0))
     tokens = jnp.array([[5, 6, 7, 1, 1, 1]])
-    said = partial(model.embed_texts, compute=FLOAT32)
+    embed = partial(model.embed_texts, compute=FLOAT32)
     for at in range(6):
-        assert jnp.abs(said(tokens.at[0, at].set(9)) - said(tokens)).max() > 1e-4, "padding is seen too"
+        assert jnp.abs(embed(tokens.at[0, at].set(9)) - embed(tokens)).max() > 1e-4, "padding is seen too"
     swapped = tokens[:, jnp.array([1, 0, 2, 3, 4, 5])]
-    assert jnp.abs(said(swapped) - said(tokens)).max() > 1e-4, "order matters"
+    assert jnp.abs(embed(swapped) - embed(tokens)).max() > 1e-4, "order matters"
 
 
 def tiled(monkeypatch, tile):

@@ -92,7 +92,7 @@ def test_a_text_without_images_is_split_as_a_text(ours, texts):
 
 
 @pytest.mark.parametrize("objective", BOTH)
-def test_what_it_cannot_do_is_told(objective):
+def test_what_it_cannot_do_is_an_error(objective):
     with pytest.raises(UserError, match="a chunk of 4 tokens ends with an image, so there is no target"):
         objective()(ints(10, 7, 7, 6), RNG, special_tokens=SPECIALS)
     with pytest.raises(

@@ -68,7 +68,7 @@ def test_pairs_are_kept_whole_however_short():
         Chunks(Pairs((21, 11)), Bytes(), 32)
 
 
-def test_bounds_and_texts_are_told():
+def test_bounds_and_texts_are_errors():
     with pytest.raises(UserError, match="a pair has 3 inputs and 1 targets, and the objective's inputs_tokens = 2"):
         Seq2Seq(2, 8)(pairs.join(np.arange(3), np.arange(1)), RNG, special_tokens=SPECIALS)
     with pytest.raises(UserError, match="targets_tokens = 0; it must be at least 1"):

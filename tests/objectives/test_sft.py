@@ -119,7 +119,7 @@ def test_prompt_and_answers_rebuild_the_dialogue_and_fit_the_lengths(questions, 
         assert len(example.targets) <= decoder
 
 
-def test_a_piece_without_an_answer():
+def test_a_chunk_without_an_answer():
     with pytest.raises(UserError, match=r"a chunk of 4 tokens has no answer: none begins after \[50, 51\]; give"):
         SupervisedFineTuning(MODEL, END)(DIALOGUE[:4], RNG, special_tokens=SPECIALS)
     with pytest.raises(UserError, match="a chunk of 1 tokens has no answer"):

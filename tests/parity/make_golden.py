@@ -1,4 +1,4 @@
-"""Writes golden/logits.npz: what transformers answers to some of the cases, for machines without torch.
+"""Writes golden/logits.npz: outputs of transformers for some of the cases, for machines without torch.
 
 python -m tests.parity.make_golden
 """

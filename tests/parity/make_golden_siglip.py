@@ -1,4 +1,4 @@
-"""Writes golden/siglip.npz: what transformers' SigLIP answers to some of the cases, for machines without torch.
+"""Writes golden/siglip.npz: outputs of transformers' SigLIP for some of the cases, for machines without torch.
 
 python -m tests.parity.make_golden_siglip
 """
@@ -21,18 +21,18 @@ def main():
     for name in cases.GOLDEN:
         if name in cases.TOWERS:
             model = cases.tower(name)
-            said = reference.run_tower(reference.tower(model), cases.images(cases.TOWERS[name]))
-            arrays[f"tower: {name}"], arrays[f"tower: {name}: weights"] = said.numpy(), cases.checksum(model)
+            output = reference.run_tower(reference.tower(model), cases.images(cases.TOWERS[name]))
+            arrays[f"tower: {name}"], arrays[f"tower: {name}: weights"] = output.numpy(), cases.checksum(model)
         if name in cases.DUALS:
             model, config = cases.dual_encoder(name), cases.DUALS[name]
-            said = reference.run_dual(reference.dual_encoder(model), cases.texts(config), cases.images(config.vision))
-            arrays[f"dual: {name}"] = said.logits_per_text.numpy()
+            output = reference.run_dual(reference.dual_encoder(model), cases.texts(config), cases.images(config.vision))
+            arrays[f"dual: {name}"] = output.logits_per_text.numpy()
             arrays[f"dual: {name}: weights"] = cases.checksum(model)
         if name in cases.PROJECTORS:
             config, width = cases.PROJECTORS[name]
             model = cases.projector(name)
-            said = reference.run_projector(reference.projector(model, width), cases.patches(config))
-            arrays[f"projector: {name}"] = said.numpy()
+            output = reference.run_projector(reference.projector(model, width), cases.patches(config))
+            arrays[f"projector: {name}"] = output.numpy()
             arrays[f"projector: {name}: weights"] = cases.checksum(model)
     np.savez_compressed(FILE, **arrays)
     print(f"{FILE}: {FILE.stat().st_size / 1000:.0f} kB, {len(cases.GOLDEN)} cases")

@@ -30,10 +30,10 @@ def make(model, folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Mo
         export_model(folder / "ours", folder / "hf")
     settings = transformers.AutoConfig.from_pretrained(folder / "hf")
     loader = getattr(transformers, settings.architectures[0])
-    made, told = loader.from_pretrained(
+    made, loading_info = loader.from_pretrained(
         folder / "hf", dtype=dtype, attn_implementation="eager", output_loading_info=True
     )
-    assert not any(told.values()), told
+    assert not any(loading_info.values()), loading_info
     return made.eval()
 
 

@@ -170,9 +170,9 @@ def _text(config: SiglipTextConfig) -> dict[str, Any]:
 
 def run_tower(module: torch.nn.Module, images_BHWC: np.ndarray) -> torch.Tensor:
     """[B, P, D] or, with a pooling head, [B, P + 1, D]: the image's vector comes last."""
-    said = module(pixels(images_BHWC, module.dtype))
-    states = said.last_hidden_state
-    return states if said.pooler_output is None else torch.cat([states, said.pooler_output[:, None]], dim=1)
+    output = module(pixels(images_BHWC, module.dtype))
+    states = output.last_hidden_state
+    return states if output.pooler_output is None else torch.cat([states, output.pooler_output[:, None]], dim=1)
 
 
 def run_projector(module: torch.nn.Module, patches_BPD: np.ndarray) -> torch.Tensor:

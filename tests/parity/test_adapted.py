@@ -82,8 +82,8 @@ def test_transformers_loads_what_was_adapted_and_computes_the_same(tmp_path, nam
         if model.config.encoder.images.tokens == 16:
             encoder = np.concatenate([np.full((2, 1), 6), np.full((2, 16), 8), np.full((2, 1), 7)], 1)
         size = model.config.encoder.images.vision.image_size
-        pictures = draw.uniform(-1, 1, (2, 1, size, size, 3)).astype(np.float32)
-        images = {"pixel_values": torch.tensor(pictures[:, 0].transpose(0, 3, 1, 2).copy())}
+        pixels = draw.uniform(-1, 1, (2, 1, size, size, 3)).astype(np.float32)
+        images = {"pixel_values": torch.tensor(pixels[:, 0].transpose(0, 3, 1, 2).copy())}
     with torch.no_grad():
         expected = theirs(
             input_ids=torch.tensor(encoder),
@@ -93,7 +93,7 @@ def test_transformers_loads_what_was_adapted_and_computes_the_same(tmp_path, nam
             use_cache=False,
             **images,
         ).logits.numpy()
-    found = model.logits(decoder, encoder_tokens=encoder, images=pictures if images else None)
+    found = model.logits(decoder, encoder_tokens=encoder, images=pixels if images else None)
     np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5, rtol=1e-5)
 
 

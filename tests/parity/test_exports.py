@@ -70,9 +70,9 @@ def export(folder, config):
 def load(directory):
     """Returns what the Auto class makes of a folder; transformers accounts for every tensor."""
     kind = json.loads((directory / "config.json").read_text())["model_type"]
-    model, told = AUTO[kind].from_pretrained(directory, output_loading_info=True)
-    assert set(told) >= {"missing_keys", "unexpected_keys", "mismatched_keys"}
-    assert not any(told.values()), told
+    model, loading_info = AUTO[kind].from_pretrained(directory, output_loading_info=True)
+    assert set(loading_info) >= {"missing_keys", "unexpected_keys", "mismatched_keys"}
+    assert not any(loading_info.values()), loading_info
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""Our models against answers of transformers that were written down (make_golden.py): runs everywhere."""
+"""Our models against stored outputs of transformers (make_golden.py): runs everywhere."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def golden():
 @pytest.mark.parametrize("name", cases.GOLDEN)
 def test_logits(name, golden):
     case = cases.GOLDEN[name]
-    assert golden[f"{name}: weights"] == weights.checksum(case.config), "these are not the weights the answers are for"
+    assert golden[f"{name}: weights"] == weights.checksum(case.config), "stored outputs are of other weights"
     encoder, decoder = case.streams
     answer = jax.jit(lambda model: model.logits(model.hidden(encoder, decoder, case.images, compute=FLOAT32)))
     got = np.asarray(answer(weights.model(case.config)))

@@ -150,7 +150,7 @@ def test_the_window_that_t5gemma_was_trained_with_is_one_narrower_than_transform
         ours(weights.model(case.config), case) for case in (replace(case, config=narrow), replace(case, config=trained))
     )
     np.testing.assert_array_equal(same, other)
-    # the same mask of transformers, told of a window that is one less
+    # the same mask of transformers, with a window that is one less
     expected = theirs(reference.make(weights.model(narrow), tmp_path), replace(case, config=narrow))
     valid = case.streams[1].segments == 1
     np.testing.assert_allclose(np.asarray(other)[valid], expected[valid], atol=TOLERANCE, rtol=0)

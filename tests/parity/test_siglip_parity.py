@@ -1,4 +1,4 @@
-"""SigLIP against transformers: side by side where torch is installed, and against written answers everywhere.
+"""SigLIP against transformers: side by side where torch is installed, and against stored outputs everywhere.
 
 In CI on Python 3.11, where torch and transformers are pinned, their absence fails.
 """
@@ -58,30 +58,30 @@ def golden():
 
 
 @pytest.mark.parametrize("name", [name for name in cases.GOLDEN if name in cases.TOWERS])
-def test_written_answers_of_towers(name, golden):
+def test_stored_outputs_of_towers(name, golden):
     model = cases.tower(name)
-    assert golden[f"tower: {name}: weights"] == cases.checksum(model), "these are not the weights the answers are for"
+    assert golden[f"tower: {name}: weights"] == cases.checksum(model), "stored outputs are of other weights"
     got = jax.jit(run_tower)(model, cases.images(model.config))
     np.testing.assert_allclose(got, golden[f"tower: {name}"], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in cases.GOLDEN if name in cases.DUALS])
-def test_written_answers_of_dual_encoders(name, golden):
+def test_stored_outputs_of_dual_encoders(name, golden):
     model = cases.dual_encoder(name)
-    assert golden[f"dual: {name}: weights"] == cases.checksum(model), "these are not the weights the answers are for"
+    assert golden[f"dual: {name}: weights"] == cases.checksum(model), "stored outputs are of other weights"
     got = jax.jit(run_dual)(model, cases.texts(model.config), cases.images(model.config.vision))[-1]
     np.testing.assert_allclose(got, golden[f"dual: {name}"], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in cases.GOLDEN if name in cases.PROJECTORS])
-def test_written_answers_of_projectors(name, golden):
+def test_stored_outputs_of_projectors(name, golden):
     model = cases.projector(name)
-    assert golden[f"projector: {name}: weights"] == cases.checksum(model), "these are not the answers' weights"
+    assert golden[f"projector: {name}: weights"] == cases.checksum(model), "stored outputs are of other weights"
     got = jax.jit(run_projector)(model, cases.patches(model.config))
     np.testing.assert_allclose(got, golden[f"projector: {name}"], atol=TOLERANCE, rtol=0)
 
 
-def test_the_answers_are_of_the_release_we_name(golden):
+def test_the_stored_outputs_are_of_the_release_we_name(golden):
     assert str(golden["transformers"]) == "5.23.0"
     assert FILE.stat().st_size < 150_000
 
@@ -155,12 +155,12 @@ def _embeddings(reference, dtype):
     for name in cases.DUALS:
         model = _rounded(cases.dual_encoder(name))
         texts, images = cases.texts(model.config), cases.images(model.config.vision)
-        said = reference.run_dual(reference.dual_encoder(model, dtype), texts, images)
+        output = reference.run_dual(reference.dual_encoder(model, dtype), texts, images)
 
         def ours(compute, model=model, texts=texts, images=images):
             return jnp.concatenate(embed(model, texts, images, compute))
 
-        yield ours, reference.torch.cat([said.text_embeds, said.image_embeds])
+        yield ours, reference.torch.cat([output.text_embeds, output.image_embeds])
 
 
 def _rounded(model):
@@ -172,18 +172,18 @@ def _rounded(model):
 @pytest.mark.parametrize("family", [_towers, _embeddings, _projectors])
 def test_bfloat16_is_no_farther_from_float32_than_transformers_is(family, reference, torch):
     """On the same weights and inputs, over all configs: the mean and the largest."""
-    exact = [said.numpy() for _, said in family(reference, torch.float32)]
+    exact = [embedding.numpy() for _, embedding in family(reference, torch.float32)]
     off: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
     for want, (ours, theirs) in zip(exact, family(reference, torch.bfloat16), strict=True):
         got = np.asarray(jax.jit(lambda ours=ours: ours(compute=BFLOAT16))().astype(jnp.float32))
         off["ours"].append(np.abs(got - want).ravel())
         off["theirs"].append(np.abs(theirs.float().numpy() - want).ravel())
     mine, other = (np.concatenate(off[who]) for who in ("ours", "theirs"))
-    told = f"mean {mine.mean():.6f} (transformers {other.mean():.6f}), max {mine.max():.4f} ({other.max():.4f})"
-    print(f"{family.__name__}: {told}")
+    summary = f"mean {mine.mean():.6f} (transformers {other.mean():.6f}), max {mine.max():.4f} ({other.max():.4f})"
+    print(f"{family.__name__}: {summary}")
     assert mine.mean() > 1e-5, "it was not computed in bfloat16"
-    assert mine.mean() <= other.mean(), told
-    assert mine.max() <= 1.25 * other.max(), told
+    assert mine.mean() <= other.mean(), summary
+    assert mine.max() <= 1.25 * other.max(), summary
 
 
 def assert_gradients(got, want):

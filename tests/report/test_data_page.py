@@ -68,10 +68,10 @@ T5GEMMA2 = replace(tiny.T5GEMMA2, encoder=GEMMA3, decoder=GEMMA3)
 
 
 @pytest.mark.parametrize(
-    ("model", "objective", "encoder", "pictures"),
+    ("model", "objective", "encoder", "masks_per_row"),
     [(T5GEMMA2, {"kind": "ul2"}, 64, 5), (GEMMA3, {"kind": "prefix_lm_decoder"}, 0, 2)],
 )
-def test_the_pictures_are_the_masks(tmp_path, capsys, model, objective, encoder, pictures):
+def test_the_images_are_the_masks(tmp_path, capsys, model, objective, encoder, masks_per_row):
     experiment = made(tmp_path, model, objective, encoder)
     preview = data_preview.measure(experiment)
     data_page.write(experiment, preview, tmp_path / "page.html", rows=2)
@@ -79,12 +79,12 @@ def test_the_pictures_are_the_masks(tmp_path, capsys, model, objective, encoder,
     parts = Parts()
     parts.feed((tmp_path / "page.html").read_text())
     assert not parts.open
-    assert len(parts.images) == 2 * pictures
+    assert len(parts.images) == 2 * masks_per_row
     captions = re.findall(r"((?:encoder|decoder)[^:]*layers): a row for each query", parts.words)
-    assert len(captions) == 2 * pictures
+    assert len(captions) == 2 * masks_per_row
     decoder = preview.first.batch.decoder
     for row in range(2):
-        at = row * pictures + captions[:pictures].index("decoder, local layers")
+        at = row * masks_per_row + captions[:masks_per_row].index("decoder, local layers")
         data = parts.images[at]["src"].removeprefix("data:image/png;base64,")
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         scale = pixels.shape[0] // 64

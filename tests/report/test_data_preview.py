@@ -29,9 +29,9 @@ def test_special_tokens_are_in_colour_in_a_terminal_and_shares_beside_weights(tm
     monkeypatch.setenv("NO_COLOR", "1")
     data_module.show(preview, rows=2)
     assert capsys.readouterr().out == plain
-    told = re.findall(r"(\w+) ([\d.]+)% \(weight (\d+) of (\d+)\)", plain)
-    assert [(name, int(weight)) for name, _, weight, _ in told] == [
+    shares = re.findall(r"(\w+) ([\d.]+)% \(weight (\d+) of (\d+)\)", plain)
+    assert [(name, int(weight)) for name, _, weight, _ in shares] == [
         (name, source.weight) for name, source in zip(data.names, data.sources, strict=True)
     ]
-    for _, share, weight, whole in told:
+    for _, share, weight, whole in shares:
         assert float(share) == pytest.approx(100 * int(weight) / int(whole), abs=12)

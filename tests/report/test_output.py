@@ -1,4 +1,4 @@
-"""The report of what is there: numbers, page, csv; nothing loaded, everything escaped, gaps said."""
+"""The report of what is there: numbers, page, csv; nothing loaded, everything escaped, gaps named."""
 
 import csv
 import html
@@ -229,7 +229,7 @@ def test_a_single_run_has_a_report_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "experiment.json", "samples", "provenance.json"])
-def test_what_is_missing_is_said(tmp_path, missing):
+def test_what_is_missing_is_named(tmp_path, missing):
     folder = tmp_path / "run"
     write_run(folder, end=2.0, provenance=ACCOUNT)
     if missing == "samples":
@@ -238,13 +238,13 @@ def test_what_is_missing_is_said(tmp_path, missing):
     else:
         (folder / missing).unlink()
     text = output.write(folder).read_text()
-    said = {
+    sentences = {
         "metrics.jsonl": "No training loss has been recorded yet",
         "experiment.json": "No experiment.json has been written yet",
         "samples": "No samples have been written yet",
         "provenance.json": "No provenance.json",
     }
-    for name, sentence in said.items():
+    for name, sentence in sentences.items():
         assert (sentence in text) == (name == missing), name
 
 

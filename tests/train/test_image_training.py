@@ -59,7 +59,7 @@ loss_sums = jax.jit(step.loss_sums, static_argnames="options")
 
 
 def load(folder, records=image_corpus.RECORDS, **changes):
-    """The experiment of the config, smaller, on small pictures and texts of the tests."""
+    """The experiment of the config, smaller, on small images and texts of the tests."""
     image_corpus.jsonl(folder / "images", records)
     corpus.write_texts(folder / "texts", "few", 8)
     sources = [
@@ -90,15 +90,15 @@ def test_the_planned_batch_is_what_the_pipeline_gives(tmp_path, devices):
 
 
 def test_the_loss_is_that_of_the_model_given_the_images_as_floats(tmp_path):
-    """Directly: the pictures as data.images prepares them for a prompt, logits of all, cross-entropy of those asked."""
+    """Directly: the images as data.images prepares them for a prompt, logits of all, cross-entropy of those asked."""
     experiment = load(tmp_path)
     batch, model = batch_of(experiment), weights.model(experiment.model)
     assert {0, 1} == set(np.unique(batch.sources))
     floats = np.zeros(batch.images.shape, np.float32)
-    pictures = {c: preprocess(read(image_corpus.picture(c)), 16) for c in image_corpus.NAMES}
+    by_color = {c: preprocess(read(image_corpus.picture(c)), 16) for c in image_corpus.NAMES}
     for row, i in np.argwhere(batch.images.any(axis=(2, 3, 4))).tolist():
-        [color] = [c for c, p in pictures.items() if np.array_equal(np.round((p + 1) * 127.5), batch.images[row, i])]
-        floats[row, i] = pictures[color]
+        [color] = [c for c, p in by_color.items() if np.array_equal(np.round((p + 1) * 127.5), batch.images[row, i])]
+        floats[row, i] = by_color[color]
     hidden = jax.jit(lambda images: model.hidden(batch.encoder, batch.decoder, images, compute=experiment.compute))
     log_probs = np.asarray(jax.nn.log_softmax(model.logits(hidden(floats)).astype(jnp.float32)), np.float64)
     losses = -np.take_along_axis(log_probs, batch.targets[..., None], axis=-1)[..., 0]
@@ -148,8 +148,8 @@ def test_a_mesh_and_microbatches_compute_the_same(tmp_path, devices):
 
 
 @pytest.mark.long
-def test_it_learns_what_is_in_the_pictures(tmp_path):
-    """The texts differ by a color, one of five, that only the picture says; other texts are learned beside them."""
+def test_it_learns_what_is_in_the_images(tmp_path):
+    """The texts differ by a color, one of five, that only the image shows; other texts are learned beside them."""
     experiment = load(tmp_path, RECORDS, **{"optim.schedule.peak": "1e-2", "train.steps": "200"})
     updates = optim.make(experiment.optim, experiment.train.steps, build.abstract(experiment.model))
     settings = step.StepOptions(experiment.compute, len(experiment.data.denoisers), 2)
@@ -249,7 +249,7 @@ def test_a_decoder_only_model_reads_them_too(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_how_many_images_a_row_has_is_told(tmp_path, capsys):
+def test_the_number_of_images_of_a_row_is_printed(tmp_path, capsys):
     experiment = load(tmp_path)
     seen = data_preview.measure(experiment)
     with Pipeline(experiment.data, seed=experiment.train.seed) as pipeline:
@@ -257,8 +257,8 @@ def test_how_many_images_a_row_has_is_told(tmp_path, capsys):
     count = sum(int(b.images.any(axis=(2, 3, 4)).sum()) for b in batches)
     assert seen.images == count
     data.show(seen, rows=1)
-    said = f"{count / (8 * data_preview.BATCHES):.1f} images a row, which has room for 3: data.images.per_row\n"
-    assert said in capsys.readouterr().out
+    line = f"{count / (8 * data_preview.BATCHES):.1f} images a row, which has room for 3: data.images.per_row\n"
+    assert line in capsys.readouterr().out
 
 
 def test_texts_with_images_are_not_kept_as_tokens(tmp_path, capsys):
@@ -283,9 +283,9 @@ def test_what_images_are_is_the_models(tmp_path):
 def test_a_released_size_takes_the_settings_that_its_config_tells():
     """Those of its docstring, with bytes for the tokenizer and their ids for the model."""
     lines = runpy.run_path("configs/t5gemma2.py")["__doc__"].splitlines()
-    told = " ".join(" ".join(lines).replace(chr(92), " ").split())
-    sources = told.partition("--config.data.sources='")[2].partition("'")[0]
-    freeze = told.partition("--config.optim.freeze='")[2].partition("'")[0]
+    docstring = " ".join(" ".join(lines).replace(chr(92), " ").split())
+    sources = docstring.partition("--config.data.sources='")[2].partition("'")[0]
+    freeze = docstring.partition("--config.optim.freeze='")[2].partition("'")[0]
     ids = {"token": 7, "begin": 5, "end": 6}
     changes = [(f"model.encoder.images.{name}", str(token)) for name, token in ids.items()]
     changes += [("data.sources", sources), ("optim.freeze", freeze), ("data.images.per_row", "8")]
@@ -318,6 +318,6 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
         ({"distill": "{'teacher': 'x'}"}, r"distill and data\.images are both set; a teacher reads no images"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told(tmp_path, changes, message):
+def test_what_does_not_fit_is_an_error(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path, **changes)

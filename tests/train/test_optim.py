@@ -60,7 +60,7 @@ def gradients_like(params, seed):
 
 
 def run(how, params, *, steps=3, total=100, gradients=gradients_like):
-    """The weights after so many updates, the optimizer's state, and what the last update told."""
+    """The weights after so many updates, the optimizer's state, and the facts of the last update."""
     updates = optim.make(how, total, params)
     state = jax.jit(updates.init)(params)
     apply = jax.jit(updates.apply)
@@ -193,7 +193,7 @@ def test_an_image_tower_is_frozen_unless_a_rule_says_otherwise():
 
 
 def test_a_tower_is_frozen_where_no_weight_of_it_is_trained():
-    """A rule for a part of it, or for some updates, trains it; so the FLOPs that are told are never too few."""
+    """A rule for a part of it, or for some updates, trains it; so the FLOPs that are reported are never too few."""
     for freeze in ((), (Freeze("decoder.*", end=0), Freeze("*")), (Freeze("projector.*"),)):
         assert OptimConfig(Constant(0.1), freeze=freeze).freezes_tower(tiny.T5GEMMA2_IMAGES)
     for pattern in ("*", "vision.*", "vision.layers.*", "vision.final_norm.bias"):

@@ -191,7 +191,7 @@ def test_no_device_holds_logits_but_a_tile(run, shape, width):
     assert max(map(math.prod, logits)) == tile * width, logits
 
 
-def test_a_loss_that_is_not_finite_is_told(run, alone):
+def test_a_loss_that_is_not_finite_is_recorded(run, alone):
     params = jax.tree.map(jnp.asarray, alone.before.params)
     params.decoder.final_norm.scale[...] = jnp.full(D, jnp.nan)
     _, metrics = alone.compiled(jax.device_put(alone.before._replace(params=params)), jax.device_put(BATCH), None)

@@ -1,4 +1,4 @@
-"""Learning from a teacher: which of its answers meet which targets, asked in the step or answered before the run."""
+"""Learning from a teacher: which of its distributions meet which targets, computed in the step or before the run."""
 
 import dataclasses
 import json
@@ -119,8 +119,8 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
     teacher, bos = model(GEMMA), data.tokenizer.special_tokens.bos
     [host_batch] = [next(finite_batches(data, seed=0))]
     batch = jax.tree.map(jnp.asarray, host_batch.batch)
-    said = teachers.outputs(teacher, batch, tiny.FLOAT32, key=None)
-    hidden, checked = np.asarray(said.hidden_BTD), 0
+    outputs = teachers.outputs(teacher, batch, tiny.FLOAT32, key=None)
+    hidden, checked = np.asarray(outputs.hidden_BTD), 0
     for row in range(3):
         text, segments = batch.teacher.text, np.asarray(batch.decoder.segments[row])
         for segment in range(1, segments.max() + 1):
@@ -130,7 +130,7 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
             alone = teacher.hidden(
                 None, type(batch.decoder)(line, jnp.ones_like(line), jnp.arange(len(read))[None]), compute=tiny.FLOAT32
             )[0]
-            targets, known = np.asarray(batch.targets[row]), np.asarray(said.has_teacher_BT[row])
+            targets, known = np.asarray(batch.targets[row]), np.asarray(outputs.has_teacher_BT[row])
             for place in np.flatnonzero((segments == segment) & known):
                 # the target follows the place whose state the teacher gives, but for the last, which it does not read
                 at = [i for i in range(len(read)) if i + 1 == len(read) or read[i + 1] == targets[place]]
@@ -142,18 +142,18 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
 
 @pytest.mark.parametrize("teacher", ["gemma", "t5gemma2"])
 def test_a_teacher_is_asked_in_every_step(corpus, tmp_path, teacher):
-    """The divergence is told and falls, the same however the batch is cut."""
+    """The divergence is recorded and falls, the same however the batch is cut."""
     settings = {"teacher": str(corpus / teacher), "weight": 0.5, "method": "full"}
-    told = []
+    divergences = []
     # in two parts; and on the 8 devices of the tests, for the teacher that reads more than the student
     ways = {"parts": {"data": 2, "fsdp": 1, "tensor": 4}} | ({"devices": {}} if teacher == "gemma" else {})
     for name, mesh in ways.items():
         train = {"steps": 12, "seed": 7, "tile_tokens": 64, "microbatches": 2 if name == "parts" else 1}
         loop.train(experiment(corpus, distill=settings, train=train, mesh=mesh), str(tmp_path / name))
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        told.append([row["train/divergence"] for row in rows if "train/divergence" in row])
-    np.testing.assert_allclose(told[0], told[-1], rtol=1e-3)
-    first = told[0]
+        divergences.append([row["train/divergence"] for row in rows if "train/divergence" in row])
+    np.testing.assert_allclose(divergences[0], divergences[-1], rtol=1e-3)
+    first = divergences[0]
     assert len(first) == 12
     assert first[-1] < first[0]
     assert all(np.isfinite(first))
@@ -193,29 +193,29 @@ def test_a_student_that_begins_as_its_teacher(one_device, corpus, tmp_path):
     )
     loop.train(run, str(tmp_path / "run"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    told = [row for row in rows if "train/divergence" in row]
-    assert abs(told[0]["train/divergence"]) < 1e-6
-    assert told[0]["train/loss"] > 1.0
+    distilled_rows = [row for row in rows if "train/divergence" in row]
+    assert abs(distilled_rows[0]["train/divergence"]) < 1e-6
+    assert distilled_rows[0]["train/loss"] > 1.0
 
 
 @pytest.fixture(scope="module")
 def cache(corpus):
-    """The answers of the decoder-only teacher, 12 a token."""
-    out = corpus / "answers"
+    """The logits of the decoder-only teacher, 12 a token."""
+    out = corpus / "logits"
     how = Distillation(method="top_k", per_token=12)
     teacher_cache.cache_teacher_logits(experiment(corpus), str(corpus / "gemma"), out, how, shards=3)
     return out
 
 
 @pytest.mark.parametrize(("per_token", "tail"), [(12, "renormalise"), (12, "together"), (5, "together")])
-def test_answers_of_before_give_the_loss_of_answers_of_now(corpus, cache, per_token, tail):
+def test_cached_logits_give_the_loss_of_live_ones(corpus, cache, per_token, tail):
     """To what 16 bits keep of probabilities."""
     distill = {"method": "top_k", "per_token": per_token, "tail": tail}
-    asked = experiment(corpus, distill=distill | {"teacher": str(corpus / "gemma")})
-    told = experiment(corpus, distill=distill | {"cache": str(cache)})
-    student, teacher = weights.model(asked.model), model(GEMMA)
+    live_run = experiment(corpus, distill=distill | {"teacher": str(corpus / "gemma")})
+    cached_run = experiment(corpus, distill=distill | {"cache": str(cache)})
+    student, teacher = weights.model(live_run.model), model(GEMMA)
     divergences = []
-    for run, asks in ((asked, teacher), (told, None)):
+    for run, asks in ((live_run, teacher), (cached_run, None)):
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batches = [jax.tree.map(jnp.asarray, pipeline.next().batch) for _ in range(3)]
@@ -250,11 +250,11 @@ def test_an_evaluation_takes_no_teacher(one_device, corpus, tmp_path, capsys):
     assert "heldout/loss" in capsys.readouterr().out
 
 
-def test_a_run_with_cached_answers_is_resumed_and_refuses_others(one_device, corpus, cache, tmp_path):
+def test_a_run_with_cached_logits_is_resumed_and_refuses_others(one_device, corpus, cache, tmp_path):
     distill = {"cache": str(cache), "method": "top_k", "per_token": 12}
     loop.train(experiment(corpus, distill=distill), str(tmp_path / "run"))
     longer = {"steps": 4, "seed": 7, "tile_tokens": 64}
-    # other answers in the place of those the run began with
+    # other logits in the place of those the run began with
     other = tmp_path / "other"
     teacher_cache.cache_teacher_logits(
         experiment(corpus), str(corpus / "gemma"), other, Distillation(method="sampled", per_token=12)
@@ -299,7 +299,7 @@ def test_a_teacher_of_its_own_speaks_for_itself(corpus, cache):
 
 def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cache, tmp_path):
     how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
-    run, out = experiment(corpus), tmp_path / "answers"
+    run, out = experiment(corpus), tmp_path / "logits"
     for which in (1, 0):
         assert not (out / "text" / "answers.json").exists()
         teacher_cache.cache_teacher_logits(run, teacher, out, how, shards=3, part=teacher_cache.WorkShare(which, 2))
@@ -319,10 +319,10 @@ def test_an_interrupted_cache_goes_on_and_parts_make_the_same_files(corpus, cach
 
 
 def test_a_shard_that_is_cut_off(corpus, cache, tmp_path):
-    shutil.copytree(cache, tmp_path / "answers")
-    shard = sorted((tmp_path / "answers" / "text").glob("*.array_record"))[1]
+    shutil.copytree(cache, tmp_path / "logits")
+    shard = sorted((tmp_path / "logits" / "text").glob("*.array_record"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
-    run = experiment(corpus, distill={"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12})
+    run = experiment(corpus, distill={"cache": str(tmp_path / "logits"), "method": "top_k", "per_token": 12})
     with pytest.raises(UserError, match=r"was written with .*; run the same `t5g2 cache-logits` again"):
         Pipeline(plans.make(run, mesh()).data, seed=0)
     bytes_ = bytearray(shard.read_bytes() + bytes(100))
@@ -334,22 +334,22 @@ def test_a_shard_that_is_cut_off(corpus, cache, tmp_path):
 
 def test_a_shard_that_is_cut_off_is_made_again(corpus, cache, tmp_path):
     how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
-    shutil.copytree(cache, tmp_path / "answers")
-    shard = sorted((tmp_path / "answers" / "text").glob("*.array_record"))[1]
+    shutil.copytree(cache, tmp_path / "logits")
+    shard = sorted((tmp_path / "logits" / "text").glob("*.array_record"))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-100])
     # another part of the work leaves it, and does not declare it whole
     teacher_cache.cache_teacher_logits(
-        experiment(corpus), teacher, tmp_path / "answers", how, shards=3, part=teacher_cache.WorkShare(0, 2)
+        experiment(corpus), teacher, tmp_path / "logits", how, shards=3, part=teacher_cache.WorkShare(0, 2)
     )
     assert shard.read_bytes() == whole[:-100]
-    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", how, shards=3)
+    teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "logits", how, shards=3)
     assert shard.read_bytes() == whole
 
 
-def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
+def test_only_finished_logits_are_trained_with(corpus, tmp_path, capsys):
     """The rest of a killed call is no obstacle."""
-    how, teacher, out = Distillation(method="top_k", per_token=12), str(corpus / "gemma"), tmp_path / "answers"
+    how, teacher, out = Distillation(method="top_k", per_token=12), str(corpus / "gemma"), tmp_path / "logits"
     (out / "text").mkdir(parents=True)
     (out / "text" / ".plan.json.1.part").write_text("{")
     teacher_cache.cache_teacher_logits(
@@ -359,40 +359,38 @@ def test_only_finished_answers_are_to_be_trained_with(corpus, tmp_path, capsys):
     teacher_cache.cache_teacher_logits(
         experiment(corpus), teacher, out, how, shards=3, part=teacher_cache.WorkShare(1, 2)
     )
-    said = capsys.readouterr().out
-    assert said == f"--config.distill='{json.dumps({'cache': str(out), 'method': 'top_k', 'per_token': 12})}'\n"
+    printed = capsys.readouterr().out
+    assert printed == f"--config.distill='{json.dumps({'cache': str(out), 'method': 'top_k', 'per_token': 12})}'\n"
 
 
 @pytest.mark.parametrize(
     ("file", "content"), [("answers.json", ""), ("answers.json", "{}"), ("answers.json", "[1]"), ("plan.json", '{"x":')]
 )
-def test_a_damaged_description_of_answers(corpus, tmp_path, file, content):
-    folder = tmp_path / "answers" / "text"
+def test_a_damaged_manifest_of_logits(corpus, tmp_path, file, content):
+    folder = tmp_path / "logits" / "text"
     folder.mkdir(parents=True)
     (folder / file).write_text(content)
     how = Distillation(method="top_k", per_token=12)
     with pytest.raises(UserError, match=rf"{file} is damaged.*remove the folder"):
         teacher_cache.cache_teacher_logits(
-            experiment(corpus), str(corpus / "gemma"), tmp_path / "answers", how, shards=3
+            experiment(corpus), str(corpus / "gemma"), tmp_path / "logits", how, shards=3
         )
-    distill = {"cache": str(tmp_path / "answers"), "method": "top_k", "per_token": 12}
+    distill = {"cache": str(tmp_path / "logits"), "method": "top_k", "per_token": 12}
     expected = r"is damaged.*remove the folder" if file == "answers.json" else r"has no answers\.json"
     with pytest.raises(UserError, match=expected):
         Pipeline(plans.make(experiment(corpus, distill=distill), mesh()).data, seed=0)
 
 
-def test_answers_that_cannot_be_made(corpus, tmp_path):
+def test_logits_that_cannot_be_cached(corpus, tmp_path):
     how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
         teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "file", how)
-    with pytest.raises(
-        UserError, match=r"'gs://bucket/answers' is a URL; teacher logits are written to a local folder"
-    ):
-        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, "gs://bucket/answers", how)
+    with pytest.raises(UserError, match=r"'gs://bucket/logits' is a URL; teacher logits are written to a local folder"):
+        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, "gs://bucket/logits", how)
     more = Distillation(method="top_k", per_token=VOCAB + 1)
     with pytest.raises(UserError, match=rf"per_token = {VOCAB + 1} and the vocabulary has {VOCAB} tokens"):
-        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "answers", more)
+        teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "logits", more)
     with pytest.raises(UserError, match=rf"the vocabulary has {VOCAB} tokens"):
         experiment(corpus, distill={"teacher": teacher, "method": "sampled", "per_token": VOCAB + 1})
 
@@ -410,7 +408,7 @@ def test_a_run_does_not_go_on_with_another_teacher(one_device, corpus, tmp_path)
     loop.train(experiment(corpus, **settings), str(tmp_path / "run"), allow_change=("distill.teacher",))
 
 
-def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_path):
+def test_logits_of_an_encoder_decoder_are_cached_where_nothing_is_drawn(corpus, tmp_path):
     how = Distillation(method="top_k", per_token=VOCAB)
     teacher = str(corpus / "t5gemma2")
     with pytest.raises(UserError, match=r"depend on what UL2 draws.*take a decoder-only teacher"):
@@ -418,10 +416,10 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
     prefix = {"kind": "prefix_lm"}
     teacher_cache.cache_teacher_logits(experiment(corpus, prefix), teacher, tmp_path / "prefix", how)
     distill = {"method": "top_k", "per_token": VOCAB, "tail": "together"}
-    asked = experiment(corpus, prefix, distill=distill | {"teacher": teacher})
-    told = experiment(corpus, prefix, distill=distill | {"cache": str(tmp_path / "prefix")})
-    student, divergences = weights.model(asked.model), []
-    for run, asks in ((asked, model(T5GEMMA2)), (told, None)):
+    live_run = experiment(corpus, prefix, distill=distill | {"teacher": teacher})
+    cached_run = experiment(corpus, prefix, distill=distill | {"cache": str(tmp_path / "prefix")})
+    student, divergences = weights.model(live_run.model), []
+    for run, asks in ((live_run, model(T5GEMMA2)), (cached_run, None)):
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
@@ -429,13 +427,13 @@ def test_an_encoder_decoder_answers_ahead_where_nothing_is_drawn(corpus, tmp_pat
         divergences.append(float(sums.divergence / sums.teacher_weight))
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert divergences[0] > 0.2
-    uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=told_settings(told))
+    uneven = experiment(corpus, {"kind": "prefix_lm", "prefix": 0.25}, distill=cached_settings(cached_run))
     message = r"logits of an encoder-decoder teacher for the examples of PrefixLM\(prefix=0\.5"
     with pytest.raises(UserError, match=message):
         Pipeline(plans.make(uneven, mesh()).data, seed=0)
 
 
-def told_settings(run):
+def cached_settings(run):
     return experiments.dump(run)["distill"]
 
 
@@ -478,7 +476,7 @@ def test_a_teacher_with_another_tokenizer(corpus, tmp_path):
         ({}, r"distill has no teacher"),
         ({"teacher": "/nowhere"}, r"/nowhere"),
         ({"teacher": "x", "weight": 2.0}, r"at most 1"),
-        ({"cache": "gs://bucket/answers", "method": "top_k"}, r"'gs://bucket/answers' is a URL"),
+        ({"cache": "gs://bucket/logits", "method": "top_k"}, r"'gs://bucket/logits' is a URL"),
     ],
 )
 def test_settings_that_name_no_teacher(corpus, distill, message):

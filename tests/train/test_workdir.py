@@ -168,7 +168,7 @@ def test_a_checkpoint_without_experiment_json_is_of_its_own_experiment(tiny, tmp
     workdirs.compare_saved(tmp_path, saved, tiny)
 
 
-def test_a_learning_rate_that_moves_on_resume_is_told(tiny, caplog):
+def test_a_learning_rate_that_moves_on_resume_is_logged(tiny, caplog):
     longer = config_file.load("configs/quickstart.py:source", [("train.steps", "1000")])
     restore._log_learning_rate(saved_step(settings=experiments.dump(tiny)), tiny)
     assert not caplog.messages
