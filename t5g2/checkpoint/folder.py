@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -50,6 +51,9 @@ EXTRA_FILES = (
 )
 
 
+JsonFiles = Mapping[str, Mapping[str, Any] | None]
+
+
 @dataclass(frozen=True, eq=False)
 class ModelFolder:
     """A model folder that was opened: its config is read, its weights are read when they are needed.
@@ -81,7 +85,8 @@ def save_model(
 
     Args:
       model: a language model or a dual encoder.
-      tokenizer, provenance, shard_bytes, extra_files: as in save_leaves.
+      tokenizer, provenance: plain data, None = none.
+      shard_bytes, extra_files: as in save_leaves.
 
     Raises:
       UserError: the directory exists already.
@@ -90,8 +95,7 @@ def save_model(
         directory,
         model.config,
         tree.leaves(model),
-        tokenizer=tokenizer,
-        provenance=provenance,
+        json_files={TOKENIZER: tokenizer, PROVENANCE: provenance},
         shard_bytes=shard_bytes,
         extra_files=extra_files,
     )
@@ -102,9 +106,7 @@ def save_leaves(
     config: ModelConfig,
     leaves: Mapping[LeafKey, Leaf],
     *,
-    tokenizer: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    generation: Mapping[str, Any] | None = None,
+    json_files: JsonFiles = MappingProxyType({}),
     shard_bytes: int = 5 * 10**9,
     extra_files: Sequence[Path] = (),
 ) -> None:
@@ -116,8 +118,8 @@ def save_leaves(
       directory: path of the new folder; it must not exist.
       config: the architecture.
       leaves: all leaves of a model of this architecture.
-      tokenizer, provenance: plain data, None = none.
-      generation: contents of generation_config.json; None = that of extra_files, if it is there.
+      json_files: file name -> plain data, None = no such file: TOKENIZER, PROVENANCE, GENERATION_FILE. They replace
+        extra_files of the same name.
       shard_bytes: largest size of a weights file.
       extra_files: files that are copied into the folder.
 
@@ -136,14 +138,14 @@ def save_leaves(
         for tensor in tensors.values():
             tensor.read()  # a collective operation: every process takes part in gathering the leaf
         return
-    json_files = {MODEL: to_dict(config), TOKENIZER: tokenizer, PROVENANCE: provenance, GENERATION_FILE: generation}
+    json_files = {MODEL: to_dict(config), **json_files}
     write_folder(target, tensors, json_files, shard_bytes=shard_bytes, extra_files=extra_files)
 
 
 def write_folder(
     directory: Path,
     tensors: Mapping[str, Tensor],
-    json_files: Mapping[str, Mapping[str, Any] | None],
+    json_files: JsonFiles,
     *,
     extra_files: Sequence[Path] = (),
     **options: Any,

@@ -44,10 +44,10 @@ def read(folder: Path) -> GenerationIds:
     Raises:
       UserError: a file is damaged, or an id is not a whole number, or, for eos, a list of them.
     """
-    config = _fields(folder / CONFIG_FILE)
-    # in a config of several stacks, the ids may be in that of the stack that generates
-    nested = [config[name] for name in ("decoder", "text_config") if isinstance(config.get(name), Mapping)]
-    sources = [_fields(folder / GENERATION_FILE), config, *nested]
+    whole = _fields(folder / CONFIG_FILE)
+    # in a config.json of several stacks, the ids may be in that of the stack that generates
+    stacks = [whole[name] for name in ("decoder", "text_config") if isinstance(whole.get(name), Mapping)]
+    sources = [_fields(folder / GENERATION_FILE), whole, *stacks]
     values = {name: next((s[key] for s in sources if s.get(key) is not None), None) for name, key in KEYS.items()}
     for name, value in values.items():
         ids = value if name == "eos" and isinstance(value, Sequence) and not isinstance(value, str) else [value]

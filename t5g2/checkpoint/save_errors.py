@@ -11,8 +11,8 @@ from etils import epath
 from t5g2.core.distributed import any_process
 from t5g2.core.errors import UserError, free_bytes, os_error_message, storage_problem
 
-# Messages of Orbax that say nothing new: at each save without OCDBT that there is nothing to merge; and, from each
-# thread, the error that waiting for the save raises.
+# messages of Orbax that say nothing new: at each save without OCDBT that there is nothing to merge; and, from each
+# thread, the error that waiting for the save raises
 REPETITIONS = (
     "Skipping merge of OCDBT",
     "_SignalingThread.run() raised",

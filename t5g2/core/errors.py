@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-# Errors of the operating system that do not depend on the contents of files, each with its remedy.
+# errors of the operating system that do not depend on the contents of files, each with its remedy
 OS_ERRORS = {
     errno.EACCES: "give this user the right to it, or another path",
     errno.EPERM: "give this user the right to it, or another path",

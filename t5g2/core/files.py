@@ -27,9 +27,9 @@ from t5g2.core.errors import UserError
 log = logging.getLogger(__name__)
 
 PART, PART_OF_FOLDER = ".part", ".tmp"
-# The boot in a temporary name; those of earlier versions have none.
+# the boot in a temporary name; those of earlier versions have none
 TEMPORARY = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{16}\.[a-z]+$")
-# What another machine has left under a temporary name and not changed for so long, nobody writes to.
+# what another machine has left under a temporary name and not changed for so long, nobody writes to
 ABANDONED_SECS = 24 * 3600
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -104,7 +104,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
     """
     part = temporary(directory, PART_OF_FOLDER)
     part.mkdir(parents=True)
-    # The lock tells other writers on this machine that the folder is not abandoned.
+    # the lock tells other writers on this machine that the folder is not abandoned
     with locked(part):
         remove_abandoned(directory.parent, f".{directory.name}.*{PART_OF_FOLDER}")
         # of earlier versions, which had one name for all

@@ -28,8 +28,10 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
             out,
             experiment.model,
             averaging.mean_leaves(checkpoints, steps, abstract),
-            tokenizer=tokenizer.to_dict(),
-            provenance={"average_of_steps": steps, "workdir": str(workdir.absolute())},
+            json_files={
+                folders.TOKENIZER: tokenizer.to_dict(),
+                folders.PROVENANCE: {"average_of_steps": steps, "workdir": str(workdir.absolute())},
+            },
             extra_files=tokenizer.files,
         )
     what = f"checkpoints of steps {', '.join(map(str, steps))}" if len(steps) > 1 else f"checkpoint of step {steps[0]}"

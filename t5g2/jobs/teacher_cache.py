@@ -105,7 +105,7 @@ def cache_teacher_logits(
         more tokens than the vocabulary has.
     """
     logs.setup()
-    # Every check that needs no weights comes before the teacher is loaded.
+    # every check that needs no weights comes before the teacher is loaded
     if distillation.method == "full":
         raise UserError('method = "full": a cache keeps a part of each distribution; take "top_k" or "sampled"')
     distillation.check_vocabulary(experiment.vocab_size)
@@ -158,7 +158,7 @@ class _Writer:
         layout = LogitShardLayout(chunks, min(shards, chunks), self._distillation.per_token, dtype)
         describe = functools.partial(_describe_shard, layout, folder)
         kind, plan = logit_shards.FORMAT, self._plan(source, layout)
-        # Not exclusive: the calls of the other parts write into the same folder.
+        # not exclusive: the calls of the other parts write into the same folder
         with ShardFolder(folder, kind, plan, describe).claim(exclusive=False) as claimed:
             own = range(part.index, layout.shards, part.count)
             missing = claimed.missing(own)
@@ -186,7 +186,7 @@ class _Writer:
         }
         if self._reads_text:
             return plan
-        # Logits for one draw do not fit the draws of the next epoch.
+        # logits for one draw do not fit the draws of the next epoch
         if objective.is_stochastic:
             raise UserError(
                 f"source {self._data.names[source]!r}: the teacher, {self._folder.path}, is an encoder-decoder, whose "
@@ -202,9 +202,9 @@ class _Writer:
         for start in range(chunks.start, chunks.stop, block_chunks):
             block = range(start, min(start + block_chunks, chunks.stop))
             records: dict[int, bytes] = {}
-            # Batches come in the order of lengths, records in the order of chunks.
+            # batches come in the order of lengths, records in the order of chunks
             for batch in self._batches(source, block):
-                # Seeded by chunk, so that a shard has the same bytes whichever call writes it.
+                # seeded by chunk, so that a shard has the same bytes whichever call writes it
                 key = jax.random.key(derive_seed(self._seed, source, min(batch)))
                 for chunk, arrays in zip(batch, self._distributions(list(batch.values()), key), strict=True):
                     records[chunk] = layout.pack(*arrays)
@@ -229,7 +229,7 @@ class _Writer:
         if self._reads_text:
             decoder = np.concatenate([[special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
             return TeacherExample(np.empty(0, np.int32), decoder, np.arange(len(text)), len(text))
-        # Any generator will do: the objective draws nothing.
+        # any generator will do: the objective draws nothing
         example = objective(tokens, np.random.default_rng(0), special_tokens=special_tokens)
         assert example.origins is not None
         return TeacherExample(example.encoder_tokens, example.decoder_tokens, example.origins, len(text))
@@ -272,7 +272,7 @@ def _in_text_order(example: TeacherExample, ids_TN, log_probs_TN, tail_T) -> tup
 
 def _rows(sequences: Sequence[np.ndarray], data: DataConfig) -> Sequences:
     """Returns one sequence a row and empty rows after the last, padded to a multiple of a quarter chunk."""
-    # Few different lengths, because every one of them is compiled.
+    # few different lengths, because every one of them is compiled
     step = max(data.chunk_tokens // 4, 1)
     length = -(-max(*map(len, sequences), 1) // step) * step
     tokens = np.full((data.rows, length), data.tokenizer.special_tokens.pad, np.int32)

@@ -90,7 +90,7 @@ class Denoiser:
         return tokens - noise + sentinels, noise + sentinels
 
 
-# T5, arXiv 1910.10683, section 3.3.4: 15 % of the tokens in spans of 3 on average.
+# T5, arXiv 1910.10683, section 3.3.4: 15 % of the tokens in spans of 3 on average
 T5 = (Denoiser("span_corruption", rate=0.15, mean_span=3.0),)
 
 # T5Gemma 2, arXiv 2512.14856, section 3.1: five tasks (mean span, rate), sampled 1:1:1:1:4. The fifth, one span of 3/4

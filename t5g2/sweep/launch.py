@@ -17,7 +17,7 @@ from t5g2.sweep.parts import Sweep, command_line
 from t5g2.sweep.sweep_file import describe, load
 
 PROGRAM = (sys.executable, "-m", "t5g2")
-# A program that asks for SIGTERM at its parent's death (PR_SET_PDEATHSIG = 1, linux/prctl.h), then becomes the command.
+# a program that asks for SIGTERM at its parent's death (PR_SET_PDEATHSIG = 1, linux/prctl.h), then becomes the command
 STOP_WITH_PARENT = f"""
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})

@@ -76,9 +76,11 @@ def adapt_folder(
         out,
         pairing.target,
         adapted.leaves,
-        tokenizer=opened.tokenizer(pairing.target),
-        provenance=adapted.provenance.to_dict(),
-        generation=generation_ids.completed(opened.decoder.path),
+        json_files={
+            folders.TOKENIZER: opened.tokenizer(pairing.target),
+            folders.PROVENANCE: adapted.provenance.to_dict(),
+            generation_ids.GENERATION_FILE: generation_ids.completed(opened.decoder.path),
+        },
         extra_files=opened.extra_files,
     )
     print(f"wrote {Path(out).absolute()}")

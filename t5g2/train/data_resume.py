@@ -20,7 +20,7 @@ from t5g2.train.experiment import TABLES
 from t5g2.train.former_names import current_keys
 from t5g2.train.plan import Plan
 
-# Settings that make other chunks of the same text, so that whoever allows a change of them allows one of the chunks.
+# settings that make other chunks of the same text, so that whoever allows a change of them allows one of the chunks
 CHUNKING = ("chunk_tokens", "long_documents", "images")
 
 
@@ -113,7 +113,7 @@ def _former_config(saved: SavedData, config: DataConfig) -> DataConfig:
     """Returns the data settings of the saved positions, with the tokenizer and the teacher's features of now."""
     if saved.settings is None:
         return config
-    # The tokenizer may have moved; whether it is the same is seen from the chunks.
+    # the tokenizer may have moved; whether it is the same is seen from the chunks
     plain = {**current_keys(saved.settings), "tokenizer": config.tokenizer, "teacher_features": None}
     try:
         return settings.build(DataConfig, plain, where="data", tables=TABLES)
@@ -142,7 +142,7 @@ def _same_chunks(saved: SavedData, former: DataConfig, corpus: Corpus, sources: 
             source is not None and corpus.chunks_fingerprint(source) == fingerprint
             for source, fingerprint in zip(sources, saved.chunks, strict=True)
         ]
-    # One fingerprint of all sources: they are the same together, or none of them is known to be.
+    # one fingerprint of all sources: they are the same together, or none of them is known to be
     if saved.corpus == corpus.fingerprint:
         return [True] * len(sources)
     known = [source for source in sources if source is not None]

@@ -17,7 +17,7 @@ from t5g2.train.former_names import current_keys, current_path
 from t5g2.train.optim import OptimConfig
 from t5g2.train.optim import make as make_optimizer
 
-# Length and cadence of the run, devices and speed may differ when a run is resumed; the computation may not.
+# length and cadence of the run, devices and speed may differ when a run is resumed; the computation may not
 FREE_ON_RESUME = (
     "train.steps",
     "log",

@@ -92,7 +92,7 @@ def test_every_leaf_is_accounted_for_once(adapted, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_adapted_models_run(adapted, name):
-    """On text; images are tested with the models. Nothing is infinite, and only what a case expects is dead."""
+    """On text; images are tested with the models. Nothing is infinite, no part is dead but where a case has it so."""
     _, model, _ = adapted(name)
     out = logits(model, stream(tokens_with_eoi(length=5)), stream(tokens_with_eoi()))
     other = logits(model, stream(tokens_with_eoi(length=5)[:, ::-1]), stream(tokens_with_eoi()))

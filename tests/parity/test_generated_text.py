@@ -56,16 +56,18 @@ def model_folder(root, target, name, provenance=None, generation=None):
         target,
         config,
         tree.leaves(weights.model(config)),
-        tokenizer=tokenizer.to_dict(),
-        provenance=provenance,
-        generation=generation,
+        json_files={
+            folders.TOKENIZER: tokenizer.to_dict(),
+            folders.PROVENANCE: provenance,
+            generation_ids.GENERATION_FILE: generation,
+        },
         extra_files=tokenizer.files,
     )
     return target
 
 
 def theirs(folder, *, new_tokens):
-    """What transformers makes of the folder: the ids of the prompt, and the text that is generated."""
+    """The ids of the prompt and the generated text, by transformers from the folder alone."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
@@ -166,7 +168,5 @@ def test_prompts_with_bos_or_with_tokens_without_a_row(root, tmp_path, caplog, m
     assert twice == model.generate([PROMPT], max_new_tokens=4)
     small = dataclasses.replace(with_vocabulary(tiny.GEMMA3), vocab_size=10)
     model.folder = dataclasses.replace(model.folder, config=small)
-    with pytest.raises(
-        UserError, match=r"prompts\[1\] has '.*', token \d+, and the embedding has 10 rows"
-    ):
+    with pytest.raises(UserError, match=r"prompts\[1\] has '.*', token \d+, and the embedding has 10 rows"):
         model.generate(["", PROMPT])
