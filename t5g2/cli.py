@@ -13,6 +13,7 @@ import sys
 from t5g2.commands.flags import HelpRequested, parse
 from t5g2.core.errors import OS_ERRORS, UserError, os_error_message, unknown
 from t5g2.core.files import cache_folder
+from t5g2.core.terminal import escaped
 
 # in the order of a run's life; each is t5g2/commands/<name>.py with FLAGS and run()
 COMMANDS = (
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             _discard_output()
     except KeyboardInterrupt:
         return 130
-    print(f"t5g2 {argv[0] if argv else '--help'}: {message}", file=sys.stderr)
+    print(escaped(f"t5g2 {argv[0] if argv else '--help'}: {message}"), file=sys.stderr)
     return 2
 
 

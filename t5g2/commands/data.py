@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from t5g2.commands.flags import CONFIG, Flag, Parsed
+from t5g2.core.terminal import escaped
 
 if TYPE_CHECKING:
     from t5g2.report.data_preview import DataPreview
@@ -50,14 +51,17 @@ def show(preview: "DataPreview", *, rows: int) -> None:
         print(special_tokens.sub("\033[36m\\g<0>\033[0m", text) if special_tokens else text, end="\n\n")
     print("source          denoiser        share of the decoder's tokens")
     for (source, denoiser), share in preview.shares.items():
-        print(f"{source:15} {denoiser:15} {share:.1%}")
+        print(escaped(f"{source:15} {denoiser:15} {share:.1%}"))
     if len(config.sources) > 1:
         total = sum(source.weight for source in config.sources)
         weights = {name: source.weight for name, source in zip(config.names, config.sources, strict=True)}
+        # whole weights in full, such as numbers of examples; 0.1 + 0.2 without its last digits
+        number = "{}" if isinstance(total, int) else "{:.6g}"
         shares = [
-            f"{name} {share:.1%} (weight {weights[name]:g} of {total:g})" for name, share in preview.examples.items()
+            f"{name} {share:.1%} (weight {number.format(weights[name])} of {number.format(total)})"
+            for name, share in preview.examples.items()
         ]
-        print("examples:", ", ".join(shares))
+        print(escaped(f"examples: {', '.join(shares)}"))
     images = ""
     if config.images is not None:
         per_row = preview.images / preview.rows

@@ -1,12 +1,14 @@
 """`t5g2 generate`: completes one prompt, or a file of prompts."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from t5g2.commands.flags import MODEL, Flag, Parsed
 from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.core.terminal import escaped
 
 FLAGS = {
     "model": MODEL,
@@ -45,7 +47,8 @@ def run(flags: Parsed) -> None:
         crops=flags.crops,
     )
     if flags.out is None:
-        print(outputs[0])
+        # as it is into a file or a pipe
+        print(escaped(outputs[0]) if sys.stdout.isatty() else outputs[0])
     else:
         write_outputs(flags.out, prompts, outputs)
         print(f"wrote {flags.out}")

@@ -1,5 +1,6 @@
 """Data settings of a run as frozen dataclasses; every rule that needs no file is checked on construction."""
 
+import bisect
 import functools
 import math
 from dataclasses import dataclass
@@ -191,14 +192,20 @@ class DataConfig:
 
     def _longest_chunk(self, objective: Objective) -> str:
         """Returns " to N" for the largest chunk_tokens whose examples fit the rows, "" if none does."""
-        for tokens in range(self.chunk_tokens, SHORTEST_TOKENS, -1):
+
+        def too_long(tokens: int) -> bool:
             encoder, decoder = objective.lengths(tokens)
-            if encoder <= self.encoder_length and decoder <= self.decoder_length:
-                return f" to {tokens}"
-        return ""
+            return encoder > self.encoder_length or decoder > self.decoder_length
+
+        # Lengths never fall when chunks grow, so the numbers that fit come before all others.
+        sizes = range(SHORTEST_TOKENS + 1, self.chunk_tokens + 1)
+        fitting = bisect.bisect_left(sizes, True, key=too_long)
+        return f" to {sizes[fitting - 1]}" if fitting else ""
 
     def _fitting_streams(self) -> list[int]:
         """Returns the three nearest numbers of streams, by ratio, that divide the rows or are divided by them."""
-        # Larger numbers would not be among the nearest.
-        fitting = [s for s in range(1, 4 * max(self.rows, self.streams)) if not (s % self.rows and self.rows % s)]
+        small = [d for d in range(1, math.isqrt(self.rows) + 1) if self.rows % d == 0]
+        nearest = max(self.streams // self.rows, 1)
+        multiples = [self.rows * n for n in range(max(nearest - 2, 1), nearest + 4)]
+        fitting = {*small, *(self.rows // d for d in small), *multiples}
         return sorted(sorted(fitting, key=lambda s: abs(math.log(s / self.streams)))[:3])

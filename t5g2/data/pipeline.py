@@ -13,7 +13,7 @@ import numpy as np
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.data import chunking, packed_rows
+from t5g2.data import chunking, packed_rows, row_memory
 from t5g2.data.config import DataConfig
 from t5g2.data.continuation import StreamPositions
 from t5g2.data.corpus import Corpus, open_corpus
@@ -46,7 +46,7 @@ class Pipeline:
       corpus: the opened sources of the config; None = they are opened here.
 
     Raises:
-      UserError: a source is missing, empty or malformed.
+      UserError: a source is missing, empty or malformed; the rows do not fit into memory.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Pipeline:
         rows = range(config.rows) if rows is None else rows
         if rows.step != 1 or not 0 <= rows.start < rows.stop <= config.rows:
             raise UserError(f"rows {rows} are not a part of the batch; it has rows 0 to {config.rows - 1}")
+        row_memory.check(config, rows)
         self.config = config
         self.corpus = open_corpus(config) if corpus is None else corpus
         for name, chunks in zip(config.names, self.corpus.chunks, strict=True):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from t5g2.core.batch import Batch, Example, HostBatch
+from t5g2.core.terminal import escaped
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.tokenizers.base import Tokenizer
@@ -45,7 +46,7 @@ def format_row(batch: HostBatch, row: int, config: DataConfig) -> str:
         source, denoiser = data.sources[row][is_token][0], data.denoisers[row][is_token][0]
         example = _unpack(data, row, segment)
         name = f"example {example_id}, source {config.names[source]}, denoiser {config.denoisers[denoiser]}"
-        lines += [f"[{segment}] {name}", format_example(example, config.tokenizer, config.images)]
+        lines += [f"[{segment}] {escaped(name)}", format_example(example, config.tokenizer, config.images)]
     return "\n".join(lines)
 
 
@@ -86,8 +87,8 @@ def _marked(example: Example, tokenizer: Tokenizer, images: ImageRows | None) ->
 
 
 def _line(text: str) -> str:
-    """Returns a text on one line: ends of lines as ⏎."""
-    return text.replace("\r", "␍").replace("\n", "⏎")
+    """Returns a text on one line: ends of lines as ⏎, other control characters as escapes."""
+    return escaped(text.replace("\r", "␍").replace("\n", "⏎"))
 
 
 def _count(segments: np.ndarray) -> str:

@@ -7,6 +7,7 @@ import jax
 
 from t5g2.core import distributed, logs, sharding
 from t5g2.core.errors import UserError
+from t5g2.core.terminal import escaped
 from t5g2.eval import evaluation
 from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
@@ -52,4 +53,4 @@ def evaluate_run(
         width = max(map(len, result.scores), default=0)
         print(f"step {restored.step}")
         for name, value in result.scores.items():
-            print(f"{name:{width}}  {value:.4f}")
+            print(escaped(f"{name:{width}}  {value:.4f}"))

@@ -12,6 +12,7 @@ from typing import Any
 
 from t5g2.core import files, logs
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.terminal import escaped
 from t5g2.report import output
 from t5g2.sweep.parts import Sweep, command_line
 from t5g2.sweep.sweep_file import describe, load
@@ -153,4 +154,4 @@ def _read_mark(path: Path) -> str | None:
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)
+    print(escaped(text), flush=True)

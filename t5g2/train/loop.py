@@ -16,6 +16,7 @@ import jax
 
 from t5g2.core import logs, sharding
 from t5g2.core.logs import log
+from t5g2.data import row_memory
 from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvaluationStopped
@@ -46,6 +47,7 @@ def train(
     logs.setup(process=jax.process_index())
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
+    row_memory.check(experiment.data, rows)
     workdir, writes = Path(folder), replay is None
     with ExitStack() as stack:
         stack.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))

@@ -1,6 +1,8 @@
 """Data workers: the same batches whatever their number, and processes that never outlive their trainer."""
 
+import collections
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from t5g2.core.errors import UserError
+from t5g2.core.processes import Worker
 from t5g2.data.pipeline import Pipeline
 from tests.data import corpus
 
@@ -60,13 +64,65 @@ def trainer(tmp_path):
     process.communicate()
 
 
-def test_workers_and_their_memory_are_gone_after_the_trainer_is_killed(trainer):
+def test_workers_are_gone_after_the_trainer_is_killed_and_there_is_no_named_memory(trainer):
+    """Segments and semaphores with names would stay when nobody is left to remove them."""
     process, workers, segments = trainer
     assert len(workers) == 2
     assert all(map(is_running, workers))
-    assert segments
+    assert not segments
     process.kill()
     await_end(workers, segments)
+
+
+def test_the_whole_group_is_killed_at_once(trainer):
+    process, workers, segments = trainer
+    os.killpg(process.pid, signal.SIGKILL)
+    await_end(workers, segments)
+    assert not segments
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_alone_is_killed_or_stopped(tmp_path, number):
+    """Killed: an error that tells so. Stopped for a while: the same batches."""
+    config = corpus.mixed(tmp_path, rows=8, streams=4)
+    alone, _ = corpus.batches(config, count=8)
+    with Pipeline(dataclasses.replace(config, workers=2), seed=0) as pipeline:
+        batches = [pipeline.next()]
+        worker = multiprocessing.active_children()[0].pid
+        os.kill(worker, number)
+        if number == signal.SIGSTOP:
+            time.sleep(0.2)
+            os.kill(worker, signal.SIGCONT)
+            batches += [pipeline.next() for _ in range(7)]
+            corpus.assert_same(alone, batches)
+            return
+        # those that had been made before come first
+        with pytest.raises(RuntimeError, match=r"a worker process ended with exit code -9 \(-9: it was killed"):
+            collections.deque((pipeline.next() for _ in range(20)), maxlen=0)
+
+
+class Unpicklable(Exception):
+    def __reduce__(self):
+        raise TypeError("no pickle of this")
+
+
+def send_and_fail(connection, name):
+    connection.send("fine")
+    raise UserError("no such text") if name == "user" else Unpicklable("odd")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [("user", UserError, "no such text"), ("odd", RuntimeError, "Unpicklable: odd")],
+)
+def test_an_error_is_raised_again_as_it_was(name, kind, message):
+    worker = Worker(send_and_fail, name)
+    assert worker.receive() == "fine"
+    with pytest.raises(kind, match=message) as raised:
+        worker.receive()
+    if kind is UserError:
+        assert "in send_and_fail" in raised.value.__notes__[0]
+    worker.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,13 +11,14 @@ Of N documents, shard s of S holds those from s * N // S on, in their order, sho
 them the batches of a run, are the same as those of the text itself.
 """
 
-import concurrent.futures
+import collections
+import contextlib
 import functools
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from typing_extensions import override
 
 from t5g2.core.errors import UserError
 from t5g2.core.files import replacing
-from t5g2.core.processes import EndWithParent
+from t5g2.core.processes import Worker
 from t5g2.data.shards import array_record
 from t5g2.data.shards.shard_folder import PLAN, ShardFolder, ShardFormat
 from t5g2.data.sources.documents import Documents, OnBadRecord
@@ -346,16 +347,27 @@ def _write_shard(job: Job, folder: Path, shard: int) -> None:
 
 def _in_processes(write_one: Callable[[int], None], shards: Sequence[int], workers: int) -> None:
     """Calls `write_one` for each shard, in processes; the first failure ends all."""
-    # Spawned, because a fork would inherit locks that threads of loaded libraries hold.
-    spawn = multiprocessing.get_context("spawn")
-    count, end_with_parent = min(workers, len(shards)), EndWithParent(os.getpid())
-    with concurrent.futures.ProcessPoolExecutor(count, mp_context=spawn, initializer=end_with_parent) as pool:
-        try:
-            for future in concurrent.futures.as_completed([pool.submit(write_one, shard) for shard in shards]):
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with contextlib.ExitStack() as stack:
+        started = [Worker(_write_shards, write_one) for _ in range(min(workers, len(shards)))]
+        for worker in started:
+            stack.callback(worker.close)
+        left, at_work = collections.deque(shards), list(started)
+        while at_work:
+            ready = wait([worker.connection for worker in at_work])
+            # A worker asks for a shard when it has started, and whenever it has written one.
+            for worker in [worker for worker in at_work if worker.connection in ready]:
+                worker.receive()
+                if left:
+                    worker.send(left.popleft())
+                else:
+                    at_work.remove(worker)
+
+
+def _write_shards(connection: Connection, write_one: Callable[[int], None]) -> None:
+    """Writes the shards whose numbers come through the connection; runs in a worker."""
+    while True:
+        connection.send(None)
+        write_one(connection.recv())
 
 
 def _read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
