@@ -34,14 +34,14 @@ from t5g2.core.errors import UserError
 
 if TYPE_CHECKING:
     from t5g2.api.loading import load
-    from t5g2.eval.generation import Greedy, Temperature, TopK, TopP
+    from t5g2.eval.generation import Greedy, Sampling, Temperature, TopK, TopP
 
 __version__ = "0.1.0"
-__all__ = ["Greedy", "Temperature", "TopK", "TopP", "UserError", "load"]
+__all__ = ["Greedy", "Sampling", "Temperature", "TopK", "TopP", "UserError", "load"]
 
 # a name's module is imported on first use, so that `import t5g2` stays fast
 _MODULES = {"load": "t5g2.api.loading"} | dict.fromkeys(
-    ("Greedy", "Temperature", "TopK", "TopP"), "t5g2.eval.generation"
+    ("Greedy", "Sampling", "Temperature", "TopK", "TopP"), "t5g2.eval.generation"
 )
 
 

@@ -138,7 +138,7 @@ class DualEncoder(Model):
         )
 
     # the methods of a language model exist here, so that a call fails with an explanation
-    encode = generate = logits
+    encode = generate = sampler = logits
 
 
 @functools.partial(jax.jit, static_argnames="compute")

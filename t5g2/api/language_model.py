@@ -17,7 +17,8 @@ from jaxtyping import Float
 from typing_extensions import override
 
 from t5g2.api import model_inputs
-from t5g2.api.model import Format, Model, chosen_dtype
+from t5g2.api.model import Format, Model, chosen_dtype, json_field
+from t5g2.api.model_inputs import check_texts
 from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.generation_ids import GenerationIds
@@ -26,7 +27,7 @@ from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.images import check_images
-from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, complete
+from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, Sampling, complete
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ImageConfig, LanguageModelConfig
 from t5g2.models.layers import Compute
@@ -180,6 +181,9 @@ class LanguageModel(Model):
         if isinstance(prompts, str):
             raise UserError("prompts is one text; give a list of them: [prompt]")
         prompts, tokenizer, config = list(prompts), self.tokenizer, self._image_config
+        check_texts("prompts", prompts)
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed = {seed}; it must be at least 0 and below 2^63")
         array, counts = None, [0] * len(prompts)
         if images is not None:
             if crops:
@@ -199,6 +203,18 @@ class LanguageModel(Model):
             start = first if ids.decoder_start is None else ids.decoder_start
             outputs = complete(self.params, token_rows, array, bos=start, options=options, seed=seed)
         return [tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens) for tokens in outputs]
+
+    def sampler(self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Sampling:
+        """Returns a sampler for `generate`: temperature, then top-k, then top-p.
+
+        Args:
+          top_k, top_p: None = what generation_config.json recommends (Gemma 3: 64 and 0.95), or else none.
+        """
+        recommended = self.folder.path / generation_ids.GENERATION_FILE
+        k: Any = json_field(recommended, "top_k") if top_k is None else top_k
+        p: Any = json_field(recommended, "top_p") if top_p is None else top_p
+        # transformers writes 0 and 1.0 for "off"
+        return Sampling(temperature, k or None, None if p == 1 else p)
 
     def _check_ids(self, token_rows: Sequence[np.ndarray]) -> None:
         """Raises UserError if a prompt has a token without a row in the embedding; image tokens need none."""

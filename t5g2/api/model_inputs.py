@@ -177,6 +177,20 @@ def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -
     return texts, images
 
 
+def check_texts(name: str, texts: Sequence[Any]) -> None:
+    """Raises UserError unless all are texts that UTF-8 can hold."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{name}[{number}] is {text!r} of type {type(text).__name__}; it must be a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{name}[{number}] has half of a character, U+{ord(text[error.start]):04X}, at place {error.start}; "
+                f"it must be text that UTF-8 can hold"
+            ) from None
+
+
 def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | None) -> np.ndarray:
     """Returns int32[T], a prompt with `count` images, without BOS.
 

@@ -19,7 +19,7 @@ class Flag:
       help: one line.
       required: True if the flag must be present.
       kind: int, float, bool or str; None = the type of the default.
-      least: the smallest number that is allowed.
+      least, most: the smallest and the largest number that is allowed; None = no bound.
     """
 
     default: Any
@@ -27,6 +27,7 @@ class Flag:
     required: bool = False
     kind: type | None = None
     least: float | None = None
+    most: float | None = None
 
     @property
     def suffix(self) -> str:
@@ -135,4 +136,6 @@ def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[s
         value: Any = values[name]
         if flag.least is not None and value is not None and not value >= flag.least:  # catches NaN too
             raise UserError(f"--{name}={value}; it must be at least {flag.least}: {flag.help}")
+        if flag.most is not None and value is not None and not value <= flag.most:
+            raise UserError(f"--{name}={value}; it must be at most {flag.most}: {flag.help}")
     return values

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from t5g2.commands.flags import MODEL, Flag, Parsed
 from t5g2.core import files
+from t5g2.core.bounds import LONGEST
 from t5g2.core.errors import UserError
 from t5g2.core.terminal import escaped
 
@@ -20,9 +21,16 @@ FLAGS = {
     ),
     "input": Flag(None, "jsonl file of prompts, instead of --prompt"),
     "out": Flag(None, "jsonl file to write, with --input; it must not exist"),
-    "max_new_tokens": Flag(64, "largest number of tokens to generate", least=1),
+    "max_new_tokens": Flag(64, "largest number of tokens to generate", least=1, most=LONGEST),
     "temperature": Flag(0.0, "0 = always the likeliest token; above 0 = sampling", least=0),
-    "seed": Flag(0, "seed of the sampling"),
+    "top_k": Flag(
+        None, "sample from so many tokens; 0 = from all; default: what the model's folder recommends", kind=int, least=0
+    ),
+    "top_p": Flag(
+        None, "sample from this share of probability; default: what the model's folder recommends", kind=float, most=1
+    ),
+    "seed": Flag(0, "seed of the sampling", least=0, most=2**63 - 1),
+    "skip_special_tokens": Flag(True, "leave out what the tokenizer calls special; false = show all tokens"),
 }
 
 
@@ -37,13 +45,19 @@ def run(flags: Parsed) -> None:
         raise UserError("--image belongs to the prompt of --prompt; give both, or neither")
     import t5g2
 
-    sampler = t5g2.Greedy() if flags.temperature == 0 else t5g2.Temperature(flags.temperature)
-    outputs = t5g2.load(flags.model).generate(
+    if flags.temperature == 0 and (flags.top_k is not None or flags.top_p is not None):
+        raise UserError("--top_k and --top_p restrict sampling; give --temperature above 0 too, such as 1")
+    model = t5g2.load(flags.model)
+    sampler = t5g2.Greedy()
+    if flags.temperature > 0:
+        sampler = model.sampler(temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p)
+    outputs = model.generate(
         prompts,
         [list(images)] if images else None,
         max_new_tokens=flags.max_new_tokens,
         sampler=sampler,
         seed=flags.seed,
+        skip_special_tokens=flags.skip_special_tokens,
         crops=flags.crops,
     )
     if flags.out is None:

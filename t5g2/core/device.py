@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t5g2.core.machine import machine_memory
+
 GIB = 2**30  # bytes
 
 # bf16 matmul peak of one device in FLOP/s, dense. TPUs: the numbers MaxText divides by (MaxText README and
@@ -65,3 +67,9 @@ def memory_gib() -> dict[str, float]:
     host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     peaks = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
     return {"memory/host_gib": host_gib} | ({"memory/device_gib": max(peaks) / GIB} if peaks else {})
+
+
+def device_memory() -> int:
+    """Returns the bytes of memory of the first device; on a CPU, those of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit", 0)) or machine_memory()

@@ -8,6 +8,7 @@ are aliases for configs written before a name was changed.
 
 import ast
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -92,13 +93,22 @@ def override(node: Any, path: str, text: str) -> None:
 
 
 def parse(text: str) -> Any:
-    """Returns the value that the text of a flag spells: a Python literal, true or false, or else the text."""
-    if text in ("true", "false"):
-        return text == "true"
+    """Returns the value that the text of a flag spells: a Python literal, JSON, or else the text.
+
+    true, false and null are JSON's; within lists and dicts too.
+    """
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        pass
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
         return text
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
@@ -156,6 +166,8 @@ def _build_kind(members: KindTable, node: Any, where: str, tables: Sequence[Kind
         raise _wrong_type(where, node, f"settings with a 'kind', one of: {', '.join(_without_aliases(members))}")
     if "kind" not in node:
         raise UserError(f"{where} has no 'kind'; give one of: {', '.join(_without_aliases(members))}")
+    if not isinstance(node["kind"], str):
+        raise _wrong_type(f"{where}.kind", node["kind"], f"one of: {', '.join(_without_aliases(members))}")
     if node["kind"] not in members:
         raise unknown(f"{where}.kind", str(node["kind"]), _without_aliases(members))
     return _build_dataclass(members[node["kind"]], node, where, tables)

@@ -1,16 +1,12 @@
 """The memory that a pipeline's rows take, compared with that of the machine before any of it is allocated."""
 
 import math
-import os
-from pathlib import Path
 
 from t5g2.core.errors import UserError
+from t5g2.core.machine import machine_memory
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig
 from t5g2.data.streams import StreamAssignment
-
-# Limits of the container, in cgroups of version 2 and 1.
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def check(config: DataConfig, rows: range) -> None:
@@ -45,10 +41,3 @@ def row_bytes(config: DataConfig) -> tuple[int, int]:
         packed += size + (8 * feature.length if name in packed_rows.SIDES else 0)
     images = config.images
     return packed, packed + (0 if images is None else images.per_row * images.size**2 * 3)
-
-
-def machine_memory() -> int:
-    """Returns the bytes of memory of the machine, or of the container if that has less."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [Path(path).read_text().strip() for path in LIMITS if os.access(path, os.R_OK)]
-    return min([total, *(int(limit) for limit in limits if limit.isdigit())])

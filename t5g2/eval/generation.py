@@ -17,6 +17,8 @@ from typing_extensions import override
 
 from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.bounds import Bounds, Positive, Size, TokenId, checked
+from t5g2.core.device import device_memory
+from t5g2.core.errors import UserError
 from t5g2.core.sharding import constrain
 from t5g2.models.cache import Cache
 from t5g2.models.gemma import Gemma
@@ -88,6 +90,9 @@ class TopP(Sampler):
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
         logits_BV = logits_BV / self.t
+        # a sum in float32 may reach 1 before the last token
+        if self.p == 1:
+            return logits_BV
         order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)
         sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
         probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
@@ -97,7 +102,27 @@ class TopP(Sampler):
         return jnp.put_along_axis(jnp.empty_like(kept_BV), order_BV, kept_BV, axis=-1, inplace=False)
 
 
-BY_NAME = {"greedy": Greedy, "temperature": Temperature, "top_k": TopK, "top_p": TopP}
+@dataclass(frozen=True)
+@checked
+class Sampling(Sampler):
+    """Temperature, then top-k, then top-p, in transformers' order; None = left out.
+
+    t = 1, k = 3, p = 0.6: probabilities [0.1 0.4 0.3 0.2] become [0 4/9 3/9 2/9], then [0 4/7 3/7 0].
+    """
+
+    t: Positive = 1.0
+    k: Size | None = None
+    p: Annotated[float, Bounds(above=0, most=1)] | None = None
+
+    @override
+    def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        logits_BV = Temperature(self.t).restrict(logits_BV)
+        if self.k is not None:
+            logits_BV = TopK(self.k).restrict(logits_BV)
+        return logits_BV if self.p is None else TopP(self.p).restrict(logits_BV)
+
+
+BY_NAME = {"greedy": Greedy, "temperature": Temperature, "top_k": TopK, "top_p": TopP, "sampling": Sampling}
 GREEDY, FLOAT32 = Greedy(), Compute(dtype="float32")
 
 
@@ -231,6 +256,7 @@ def complete(
     """
     if not len(prompts):
         return []
+    _check_memory(model, [len(prompt) for prompt in prompts])
     pad = options.pad_id
     if model.config.is_encoder_decoder:
         encoder = pad_rows(prompts, pad=pad, left=False)
@@ -244,9 +270,26 @@ def complete(
             prompt = prompt._replace(blocks=image_blocks(prompt.tokens, image_config.token))
         if options.prompt_both_ways:
             prompt = prompt._replace(blocks=prompt.segments)
-    tokens_BN = np.asarray(generate(model, encoder, prompt, images, options=options, key=jax.random.key(seed)))
+    tokens_BN = np.asarray(generate(model, encoder, prompt, images, options=options, key=sampling_key(seed)))
     # not before a pad token: padding follows a stop token only, and any other pad token is one that the model chose
     return [_before_stop(row, options.stop_ids) for row in tokens_BN]
+
+
+def sampling_key(seed: int) -> Array:
+    """Returns the random key of a seed of at most 63 bits; jax alone would take its last 32."""
+    key = jax.random.key(seed % 2**32)
+    return key if seed < 2**32 else jax.random.fold_in(key, seed // 2**32)
+
+
+def _check_memory(model: LanguageModule, lengths: Sequence[int]) -> None:
+    """Raises UserError if the attention scores of one layer, float32[B, N, S, S], do not fit into a device's memory."""
+    stack = model.config.encoder_stack or model.config.decoder_stack
+    needed, available = 4 * len(lengths) * stack.heads * max(lengths) ** 2, device_memory()
+    if needed > available:
+        raise UserError(
+            f"{len(lengths)} prompts, the longest of {max(lengths):,} tokens, need {needed / 2**30:,.0f} GiB for "
+            f"attention scores, and the device has {available / 2**30:,.0f}; shorten them, or give fewer at a time"
+        )
 
 
 def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:

@@ -150,3 +150,30 @@ def test_a_base_class_is_chosen_by_kind():
         UserError, match=r"config\.shape is 3 of type int; it must be settings with a 'kind', one of: square"
     ):
         settings.build(Holder, {"shape": 3}, tables=TABLES)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-4", 1e-4),
+        ("None", None),
+        ("null", None),
+        ("true", True),
+        ("False", False),
+        ('{"kind": "chat", "eos": true, "limit": null}', {"kind": "chat", "eos": True, "limit": None}),
+        ("{'kind': 'chat', 'eos': True}", {"kind": "chat", "eos": True}),
+        ("[1, 2.5, false]", [1, 2.5, False]),
+        ("adamw", "adamw"),
+        ("NaN", "NaN"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_values_of_flags(text, value):
+    assert settings.parse(text) == value
+
+
+@pytest.mark.parametrize("kind", [["constant"], None, 3, {"a": 1}])
+def test_a_kind_is_a_word(kind):
+    with pytest.raises(UserError, match=r"config\.schedule\.kind is .*; it must be one of: constant, cosine"):
+        build({"schedule": {"kind": kind, "peak": 1.0}})

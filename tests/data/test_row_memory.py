@@ -2,6 +2,7 @@
 
 import pytest
 
+from t5g2.core import machine
 from t5g2.core.errors import UserError
 from t5g2.data import packed_rows, row_memory
 from t5g2.data.config import DataConfig, Source
@@ -49,7 +50,7 @@ def test_the_memory_of_a_container_counts(tmp_path, monkeypatch):
     config = corpus.mixed(tmp_path, rows=4, streams=4)
     for text, fits in (("max\n", True), (str(2**40), True), ("1000\n", False)):
         limit.write_text(text)
-        monkeypatch.setattr(row_memory, "LIMITS", (str(limit), "/nowhere"))
+        monkeypatch.setattr(machine, "LIMITS", (str(limit), "/nowhere"))
         if fits:
             row_memory.check(config, range(4))
             continue

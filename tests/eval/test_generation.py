@@ -277,3 +277,41 @@ def test_draws_follow_the_restricted_distribution():
 def test_impossible_settings_are_errors(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_samplers_compose_in_transformers_order():
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    logits = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32) * 3
+    cases = [(0.7, 8, 0.9), (1.3, 64, 0.95), (1.0, None, 0.3), (2.0, 1, None), (0.5, 40, 1.0)]
+    for t, k, p in cases:
+        warpers = [transformers.TemperatureLogitsWarper(t)]
+        warpers += [] if k is None else [transformers.TopKLogitsWarper(min(k, 40))]
+        warpers += [] if p is None else [transformers.TopPLogitsWarper(p)]
+        expected = torch.tensor(logits)
+        for warper in warpers:
+            expected = warper(None, expected)
+        np.testing.assert_allclose(g.Sampling(t, k, p).restrict(jnp.asarray(logits)), expected.numpy(), rtol=1e-5)
+
+
+def test_a_drawn_row_of_composed_samplers():
+    logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.2]]))
+    probabilities = jax.nn.softmax(g.Sampling(k=3, p=0.6).restrict(logits))
+    np.testing.assert_allclose(probabilities, [[0, 4 / 7, 3 / 7, 0]], atol=1e-6)
+
+
+def test_seeds_of_63_bits_are_different():
+    keys = [jax.random.key_data(g.sampling_key(seed)).tolist() for seed in (1, 2**32 + 1, 2**62 + 1, 2**63 - 1)]
+    assert len({tuple(key) for key in keys}) == 4
+    assert keys[0] == jax.random.key_data(jax.random.key(1)).tolist()
+
+
+def test_a_pad_token_that_the_model_chooses_does_not_end_a_text():
+    row = np.array([5, 0, 7, 9, 0, 0])
+    assert g._before_stop(row, (9,)).tolist() == [5, 0, 7]
+    assert g._before_stop(row, (8,)).tolist() == row.tolist()
+
+
+def test_prompts_whose_scores_fit_no_device_are_refused(gemma):
+    with pytest.raises(UserError, match=r"2 prompts, the longest of 1,000,000 tokens, need 29,802 GiB for attention"):
+        g.complete(gemma, [np.zeros(1_000_000, np.int32), np.zeros(3, np.int32)], bos=2, options=options(4))

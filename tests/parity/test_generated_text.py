@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 import t5g2
+from t5g2 import cli
 from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.export_folder import export_model
@@ -170,3 +171,48 @@ def test_prompts_with_bos_or_with_tokens_without_a_row(root, tmp_path, caplog, m
     model.folder = dataclasses.replace(model.folder, config=small)
     with pytest.raises(UserError, match=r"prompts\[1\] has '.*', token \d+, and the embedding has 10 rows"):
         model.generate(["", PROMPT])
+
+
+def test_what_is_no_prompt_is_named(root, tmp_path):
+    model = t5g2.load(model_folder(root, tmp_path / "model", "gemma3"))
+    for prompts, message in [
+        (["a", None], r"prompts\[1\] is None of type NoneType; it must be a text"),
+        ([3], r"prompts\[0\] is 3 of type int; it must be a text"),
+        (["ok", "b\ud800"], r"prompts\[1\] has half of a character, U\+D800, at place 1"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            model.generate(prompts)
+    for seed in (-1, 2**63):
+        with pytest.raises(UserError, match=r"seed = .*; it must be at least 0 and below 2\^63"):
+            model.generate([PROMPT], seed=seed)
+
+
+def test_the_recommended_sampling_of_a_folder(root, tmp_path):
+    recommended = {"top_k": 64, "top_p": 0.95, "eos_token_id": [1, 12]}
+    model = t5g2.load(model_folder(root, tmp_path / "gemma", "gemma3", generation=recommended))
+    assert model.sampler() == t5g2.Sampling(1.0, 64, 0.95)
+    assert model.sampler(temperature=0.5, top_k=0, top_p=1.0) == t5g2.Sampling(0.5)
+    plain = t5g2.load(model_folder(root, tmp_path / "plain", "gemma3"))
+    assert plain.sampler(top_k=3) == t5g2.Sampling(1.0, 3)
+    with pytest.raises(UserError, match=r"p = 0; it must be above 0 and at most 1"):
+        plain.sampler(top_p=0)
+
+
+def test_flags_of_sampling(root, tmp_path, capsys):
+    folder = model_folder(root, tmp_path / "model", "gemma3", generation={"top_k": 2, "eos_token_id": 1})
+    call = ["generate", f"--model={folder}", f"--prompt={PROMPT}", "--max_new_tokens=4"]
+    for flags, message in [
+        (["--top_k=3"], "--top_k and --top_p restrict sampling; give --temperature above 0"),
+        (["--temperature=1", "--top_p=1.5"], "--top_p=1.5; it must be at most 1"),
+        (["--seed=-1"], "--seed=-1; it must be at least 0"),
+        ([f"--seed={2**63}"], "it must be at most 9223372036854775807"),
+        (["--max_new_tokens=99999999999"], "--max_new_tokens=99999999999; it must be at most 16777216"),
+    ]:
+        assert cli.main([*call, *flags]) == 2
+        assert message in capsys.readouterr().err
+    model = t5g2.load(folder)
+    assert cli.main([*call, "--temperature=1", "--seed=7", "--skip_special_tokens=false"]) == 0
+    expected = model.generate(
+        [PROMPT], max_new_tokens=4, sampler=t5g2.Sampling(1.0, 2), seed=7, skip_special_tokens=False
+    )
+    assert capsys.readouterr().out == f"{expected[0]}\n"
