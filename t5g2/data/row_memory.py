@@ -9,7 +9,7 @@ from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig
 from t5g2.data.streams import StreamAssignment
 
-# Limits of the container, in cgroups of version 2 and 1.
+# limits of the container, in cgroups of version 2 and 1
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
