@@ -14,7 +14,6 @@ them the batches of a run, are the same as those of the text itself.
 import collections
 import contextlib
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,13 +26,12 @@ from typing_extensions import override
 
 from t5g2.core.errors import UserError
 from t5g2.core.files import replacing
+from t5g2.core.logs import log
 from t5g2.core.processes import Worker
 from t5g2.data.shards import array_record
 from t5g2.data.shards.shard_folder import PLAN, ShardFolder, ShardFormat
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.tokenizers.base import Tokenizer
-
-log = logging.getLogger(__name__)
 
 MANIFEST = "tokens.json"
 # reading a record of this size takes no longer than making an example of a chunk

@@ -7,16 +7,14 @@ that names such a file, as a whole or by a pattern with some of its letters ("*.
 
 import fnmatch
 import glob
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.data.sources import local_copies
-
-log = logging.getLogger(__name__)
 
 NO_DATA = ("_SUCCESS", "_committed_*", "_started_*", "_metadata", "_common_metadata", "*.crc", "*.md5", "*.sha256")
 NO_DATA_AT_TOP = ("README", "README.*", "LICENSE", "LICENSE.*", "MD5SUMS*", "SHA*SUMS*")
