@@ -1,23 +1,21 @@
 """Documents cut into chunks of tokens, of which examples are made."""
 
-import logging
 import threading
 from typing import Literal, Protocol
 
 import numpy as np
 
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.image_documents import FilteredImageDocuments
 from t5g2.data.tokenizers.base import Tokenizer
 
-log = logging.getLogger(__name__)
-
 LongDocuments = Literal["split", "truncate"]
 
-# A larger share of bad records points to a wrong format, not to single accidents.
+# a larger share of bad records points to a wrong format, not to single accidents
 MAX_SKIPPED = 0.01
-# Of int32, so 32 MiB per source in every process that reads.
+# of int32, so 32 MiB per source in every process that reads
 RECENT_TOKENS = 1 << 23
 
 
@@ -59,7 +57,7 @@ class Chunks:
                 f"a {unit} has {lengths.max()} tokens{' (with the number of inputs)' * documents.has_pairs}, and "
                 f"chunk_tokens is {chunk_tokens}; raise it to at least that"
             )
-        # A short pair or dialogue is a complete example, unlike a short text.
+        # a short pair or dialogue is a complete example, unlike a short text
         shortest = 1 if documents.is_indivisible else SHORTEST_TOKENS
         self.dropped = int(np.sum(lengths < shortest))
         lengths = np.where(lengths < shortest, 0, lengths)
@@ -87,13 +85,13 @@ class Chunks:
         tokens = self._recent.get(document)
         if tokens is None:
             tokens = self.documents.tokens(document, self._tokenizer)
-            # The chunks were cut by the lengths at opening, so other tokens would be cut in wrong places.
+            # the chunks were cut by the lengths at opening, so other tokens would be cut in wrong places
             if len(tokens) != self._lengths[document]:
                 raise UserError(
                     f"document {document} has {len(tokens)} tokens, and had {self._lengths[document]} when its source "
                     f"was opened; the files have changed: restore them, or start again with the text as it is"
                 )
-            # A document that is one chunk is not read again before the next epoch.
+            # a document that is one chunk is not read again before the next epoch
             if end - start < len(tokens):
                 self._recent.put(document, tokens)
         return tokens[start:end]
@@ -134,7 +132,7 @@ class RecentTokens:
                 return
             self._held[document] = tokens
             self._tokens += len(tokens)
-            # A dict keeps the order of insertion, so its first key is the oldest.
+            # a dict keeps the order of insertion, so its first key is the oldest
             while self._tokens > RECENT_TOKENS:
                 self._tokens -= len(self._held.pop(next(iter(self._held))))
 
@@ -143,15 +141,15 @@ def _cut(lengths: np.ndarray, chunk_tokens: int) -> tuple[np.ndarray, np.ndarray
     """Returns for each chunk its document, and its start and end there, in tokens."""
     counts = -(-lengths // chunk_tokens)
     document = np.repeat(np.arange(len(lengths)), counts)
-    # The number of each chunk in its document: its index, less that of the document's first chunk.
+    # the number of each chunk in its document: its index, less that of the document's first chunk
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
     start = number * chunk_tokens
     length, count = lengths[document], counts[document]
     rest = length - (count - 1) * chunk_tokens
-    # A short rest begins earlier, by half of the difference to the chunk before it, so that both are equally long.
+    # a short rest begins earlier, by half of the difference to the chunk before it, so that both are equally long
     is_short_rest = (number == count - 1) & (count > 1) & (rest < SHORTEST_TOKENS)
     start[is_short_rest] -= (chunk_tokens - rest[is_short_rest]) // 2
-    # A chunk ends where the next begins, and the last one with its document.
+    # a chunk ends where the next begins, and the last one with its document
     end = np.append(start[1:], 0)
     end[number == count - 1] = length[number == count - 1]
     return document, start, end
@@ -208,7 +206,7 @@ def open_chunks(
             f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, such as "
             f"those of seqio tasks, and all others take text"
         )
-    # Before the chunks, for which every document is tokenised.
+    # before the chunks, for which every document is tokenised
     check_skipped(text, documents, max_skipped)
     chunks = Chunks(documents, tokenizer, chunk_tokens, long_documents=long_documents)
     if not len(chunks):

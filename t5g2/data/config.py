@@ -109,7 +109,7 @@ class DataConfig:
     def __post_init__(self):
         if not self.sources:
             raise UserError("sources is empty; give at least one source of text")
-        # Each process holds whole groups of rows and streams (data/streams.py).
+        # each process holds whole groups of rows and streams (data/streams.py)
         if self.rows % self.streams and self.streams % self.rows:
             raise UserError(
                 f"rows = {self.rows} and streams = {self.streams}: neither divides the other, so rows cannot be "
@@ -156,7 +156,7 @@ class DataConfig:
             )
 
     def _check_fits(self, objective: Objective, name: str):
-        # All bounds are the worst case of a chunk, so a run never meets an example that does not fit.
+        # all bounds are the worst case of a chunk, so a run never meets an example that does not fit
         encoder, decoder = objective.lengths(self.chunk_tokens)
         if encoder > 0 and self.encoder_length == 0:
             raise UserError(
@@ -164,7 +164,7 @@ class DataConfig:
                 f"encoder_length is 0: the model is decoder-only. Take causal or prefix_lm_decoder, or an "
                 f"encoder-decoder model with an encoder_length of at least {encoder}"
             )
-        # Blocks are bidirectional prefixes in the decoder; an encoder-decoder has its prefix in the encoder.
+        # blocks are bidirectional prefixes in the decoder; an encoder-decoder has its prefix in the encoder
         if objective.uses_blocks and self.encoder_length > 0:
             raise UserError(
                 f"source {name!r}: its objective, {type(objective).__name__}, is for a decoder-only model, and "
@@ -197,7 +197,7 @@ class DataConfig:
             encoder, decoder = objective.lengths(tokens)
             return encoder > self.encoder_length or decoder > self.decoder_length
 
-        # Lengths never fall when chunks grow, so the numbers that fit come before all others.
+        # lengths never fall when chunks grow, so the numbers that fit come before all others
         sizes = range(SHORTEST_TOKENS + 1, self.chunk_tokens + 1)
         fitting = bisect.bisect_left(sizes, True, key=too_long)
         return f" to {sizes[fitting - 1]}" if fitting else ""

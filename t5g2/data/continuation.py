@@ -150,7 +150,7 @@ def continue_streams(
                 numbers[source] = example
         kept.append(Continuation(known, tuple(numbers)))
     if streams == stopped.config.streams:
-        # The number of rows goes on, because it gives the order of a set's rows and the next stream of a group.
+        # the number of rows goes on, because it gives the order of a set's rows and the next stream of a group
         positions = {stream: (0, 0, stopped.streams.positions[stream][2]) for stream in range(streams)}
     else:
         kept, positions = _dealt_anew(kept, streams), dict.fromkeys(range(streams), (0, 0, 0))

@@ -35,7 +35,7 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with the texts, the tokenizer, the chunking, and the cached teacher logits."""
-        # Compared on a resume, because example ids and positions count chunks, and are meaningless for other chunks.
+        # compared on a resume, because example ids and positions count chunks, and are meaningless for other chunks
         parts = [chunks.documents.fingerprint for chunks in self.chunks] + self._chunking_settings()
         return _digest([*parts, *(logits.fingerprint for logits in self.teacher_logits if logits is not None)])
 
@@ -44,7 +44,7 @@ class Corpus:
         return _digest([self.chunks[source].documents.fingerprint, *self._chunking_settings()])
 
     def _chunking_settings(self) -> list[str]:
-        # Settings at their defaults add nothing, so that the fingerprints of older runs stay valid.
+        # settings at their defaults add nothing, so that the fingerprints of older runs stay valid
         truncated = ["truncated"] if self.config.long_documents == "truncate" else []
         images = [] if self.config.images is None else [str(self.config.images)]
         return [self.config.tokenizer.fingerprint(), str(self.config.chunk_tokens), *truncated, *images]
@@ -55,7 +55,7 @@ class Corpus:
             return rows
         keys = rows["images"]
         images = packed_rows.no_images(self.config.images, len(keys))
-        # Only here are images decoded, once a row is complete.
+        # only here are images decoded, once a row is complete
         for row, i in np.argwhere(keys[..., 0] != packed_rows.NO_EXAMPLE).tolist():
             source, chunk, nth = keys[row, i].tolist()
             images[row, i] = self.chunks[source].image(chunk, nth)
@@ -92,7 +92,7 @@ def open_source(source: Source, config: DataConfig) -> Chunks:
         text = FilteredImageText(text, config.images, config.tokenizer, config.chunk_tokens)
     elif isinstance(text, Chat):
         text = FilteredChat(text, config.tokenizer, config.chunk_tokens)
-    # Dialogues and texts with images are not cached: their tokens depend on more than the text and the tokenizer.
+    # dialogues and texts with images are not cached: their tokens depend on more than the text and the tokenizer
     elif config.cache_tokens:
         text = CachedText(text, config.tokenizer, config.max_skipped, workers=config.workers)
     return open_chunks(

@@ -56,14 +56,14 @@ class ExampleBuilder:
 
     def __call__(self, k: int, chunk: Chunk) -> dict[str, np.ndarray]:
         """Returns the features of the example, as the packer takes them."""
-        # Seeded by k, not drawn from a stream, so that any process computes the same example.
+        # seeded by k, not drawn from a stream, so that any process computes the same example
         rng = np.random.default_rng([self.seed, self.source, k])
         if self.images is not None and not self.has_images:
-            # In a source without images, an image token can only come from text that spells it.
+            # in a source without images, an image token can only come from text that spells it
             tokens = image_tokens.replace_image_tokens(chunk.tokens, self.images, self.special_tokens.unk)
             chunk = chunk._replace(tokens=tokens)
         example = self.objective(chunk.tokens, rng, special_tokens=self.special_tokens)
-        # One number for source and k, so that a batch can be traced back to its chunks.
+        # one number for source and k, so that a batch can be traced back to its chunks
         example_id, denoiser = k * self.sources + self.source, self.denoisers[example.denoiser]
         features = packed_rows.example_features(example, example_id, denoiser)
         if self.has_blocks:
@@ -82,7 +82,7 @@ class ExampleBuilder:
         features = {"origins": example.origins}
         if self.teacher_features.carry == "text":
             text = self.objective.text(chunk.tokens)
-            # Shifted by BOS: position t of the teacher's row predicts token t of the text.
+            # shifted by BOS: position t of the teacher's row predicts token t of the text
             features["text"] = np.concatenate([[self.special_tokens.bos], text[:-1]], dtype=np.int32, casting="unsafe")
         if self.teacher_logits is not None:
             logits = self.teacher_logits.lookup(chunk.index, example.origins)
@@ -113,7 +113,7 @@ class SourceExamples:
         count = len(self._chunks)
         epoch, place = divmod(k, count)
         # index_shuffle computes one entry of a permutation, as grain's MapDataset.shuffle does: no list is kept, and
-        # any example of any epoch is reached at once.
+        # any example of any epoch is reached at once
         index = self._shuffle(place, max_index=count - 1, seed=(self._seed + epoch) % 2**32, rounds=4)
         return self._build(k, Chunk(self._chunks[index], index))
 
@@ -142,7 +142,7 @@ def source_examples(
     """
     config, objective = corpus.config, corpus.config.sources[source].objective
     objective = objective if denoiser is None else objective.only(denoiser)
-    # One seed for all sources: ExampleBuilder adds the source's number to it.
+    # one seed for all sources: ExampleBuilder adds the source's number to it
     build = ExampleBuilder(
         objective,
         config.tokenizer.special_tokens,

@@ -68,7 +68,7 @@ def split(text: str, count: int) -> list[str]:
     Raises:
       UserError: the text has <start_of_image>, but not once for each image.
     """
-    # Without any <start_of_image>, the images come before the text.
+    # without any <start_of_image>, the images come before the text
     parts = text.split(START_OF_IMAGE) if START_OF_IMAGE in text else [""] * count + [text]
     if len(parts) != count + 1:
         raise UserError(
@@ -91,7 +91,7 @@ def encode(encode_text: Callable[[str], np.ndarray], parts: list[str], layout: I
     sequences = []
     for number, part in enumerate(parts):
         before, after = "\n\n" if number else "", "\n\n" if number < last else ""
-        # The line breaks are encoded with the text, because a tokenizer may merge them with it.
+        # the line breaks are encoded with the text, because a tokenizer may merge them with it
         sequences += [encode_text(before + part + after), image]
     return np.concatenate(sequences[:-1])
 

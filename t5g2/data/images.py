@@ -28,10 +28,10 @@ ALLOWED = "images are JPEG, PNG or WebP"
 # 256 MiB as RGB. Pillow warns of a decompression bomb above this number (PIL.Image.MAX_IMAGE_PIXELS); here it is an
 # error.
 MAX_PIXELS = 89_478_485
-# Of a file: twice the size of MAX_PIXELS without compression.
+# of a file: twice the size of MAX_PIXELS without compression
 MAX_BYTES = 2**29
 
-# The first bytes of other kinds of files, for the message: (offset, bytes, name).
+# the first bytes of other kinds of files, for the message: (offset, bytes, name)
 OTHER_FORMATS = (
     (128, b"DICM", "a DICOM file"),
     (0, b"GIF8", "a GIF"),
@@ -45,7 +45,7 @@ OTHER_FORMATS = (
     (0, b"<svg", "an SVG"),
     (0, b"<?xml", "an SVG or other XML"),
 )
-# Errors that Pillow's readers are known to raise on damaged files.
+# errors that Pillow's readers are known to raise on damaged files
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -88,7 +88,7 @@ def read(source: str | os.PathLike | bytes, *, name: str | None = None) -> Pixel
             f"{name} has more than {MAX_BYTES >> 20} MiB, too many for any image within the size limit; {_size_limit()}"
         )
     with warnings.catch_warnings():
-        # Pillow warns of sizes, which are checked below, and of odd metadata, which is not used.
+        # Pillow warns of sizes, which are checked below, and of odd metadata, which is not used
         warnings.simplefilter("ignore")
         try:
             return _to_rgb(_decode(source, name))
@@ -205,12 +205,12 @@ def _decode(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise UserError(f"{name} is {_describe_format(data)}; {ALLOWED}, so convert it or get it again") from None
-    # Checked before loading, which would allocate the pixels.
+    # checked before loading, which would allocate the pixels
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(f"{name} has {width} x {height} pixels; {_size_limit()}")
     if image.format == "PNG":
-        # Loading does not check a PNG's checksums, and an image that was verified cannot be loaded.
+        # loading does not check a PNG's checksums, and an image that was verified cannot be loaded
         image.verify()
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     image.load()
@@ -219,12 +219,12 @@ def _decode(data: bytes, name: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):
-        # Pillow clips 16 bits to 8 instead of scaling them.
+        # Pillow clips 16 bits to 8 instead of scaling them
         grey_HW = np.asarray(image).astype(np.float64) / 257  # 65535 / 255
         grey_HW = np.clip(np.round(grey_HW), 0, 255).astype(np.uint8)
         return np.repeat(grey_HW[:, :, None], 3, axis=2)
     if image.mode in ("P", "PA"):
-        # Through RGBA, because the palette may hold transparent colours.
+        # through RGBA, because the palette may hold transparent colours
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 

@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 from typing_extensions import override
 
-# Longest period that is held in memory as a shuffled list: 6 bytes a draw, in each stream.
+# longest period that is held in memory as a shuffled list: 6 bytes a draw, in each stream
 BLOCK_DRAWS = 1 << 16
 
 
@@ -28,7 +28,7 @@ def period(weights: Sequence[float]) -> tuple[int, ...]:
     """
     if all(isinstance(weight, int) for weight in weights):
         return tuple(map(int, weights))
-    # Of their decimal digits, because the binary value of 0.7 is a ratio of two huge numbers.
+    # of their decimal digits, because the binary value of 0.7 is a ratio of two huge numbers
     ratios = [Fraction(repr(weight)) for weight in weights]
     scale = math.lcm(*(ratio.denominator for ratio in ratios))
     whole = [int(ratio * scale) for ratio in ratios]
@@ -92,7 +92,7 @@ class ShuffledMixture(SourceMixture):
         """Returns the number of a draw's period, whose order is then held, and the draw's place in it."""
         number, place = divmod(draw, sum(self._period))
         if number != self._number:
-            # Kept, because the next draws are of this period; its content follows from its number alone.
+            # kept, because the next draws are of this period; its content follows from its number alone
             self._number = number
             self._sources, self._earlier = self._shuffled(number)
         return number, place
@@ -102,7 +102,7 @@ class ShuffledMixture(SourceMixture):
         sources = np.repeat(np.arange(len(self._period)), self._period)
         nth = np.concatenate([np.arange(count, dtype=np.int32) for count in self._period])
         order = np.random.default_rng([self._seed, self._stream, number]).permutation(sources)
-        # The sort is stable, so a source's examples keep their order wherever its draws fall.
+        # the sort is stable, so a source's examples keep their order wherever its draws fall
         earlier = np.empty(len(order), np.int32)
         earlier[np.argsort(order, kind="stable")] = nth
         return order.astype(np.uint16), earlier
@@ -144,7 +144,7 @@ class SpreadMixture(SourceMixture):
     def _seek(self, draw: int) -> None:
         """Makes `draw` the next one, whichever was before."""
         total, sources = sum(self._period), len(self._period)
-        # At this time, sources draws early, at most `draw` draws have been; the few that are missing follow one by one.
+        # at this time, sources draws early, at most `draw` draws have been; the few that are missing follow one by one
         early = max(draw - sources, 0)
         self._counts = [
             max(0, -((phase * total - early * count * self._UNIT) // (total * self._UNIT)))

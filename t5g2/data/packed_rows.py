@@ -16,10 +16,10 @@ from t5g2.data.image_tokens import ImageRows
 Rows = Mapping[str, np.ndarray]
 
 NO_EXAMPLE = -1
-# Features for whose tokens the packer adds a segment (the number of the example in the row) and a position in the
-# example.
+# features for whose tokens the packer adds a segment (the number of the example in the row) and a position in the
+# example
 SIDES = ("encoder", "decoder", "text")
-# Features of cached teacher logits, in the order of TeacherInputs.
+# features of cached teacher logits, in the order of TeacherInputs
 TEACHER_LOGITS = ("teacher_ids", "teacher_log_probs", "teacher_tail")
 
 
@@ -29,8 +29,8 @@ class Feature:
 
     Attributes:
       padding: value of entries without an example.
-      aligned_with: name of a feature of which every example has the same number of entries; the packer then checks the
-        room for that feature only. None = the packer checks the room for this one.
+      aligned_with: another feature, of which every example has as many entries as of this one. Where there is room for
+        that one there is room for this one, so the packer checks only that one. None = there is no such feature.
     """
 
     length: int
@@ -48,19 +48,19 @@ def row_features(config: DataConfig) -> dict[str, Feature]:
         "decoder": Feature(length, padding=pad),
         "targets": Feature(length, padding=pad, aligned_with="decoder"),
         "weights": Feature(length, dtype=np.float32, aligned_with="decoder"),
-        # For each example its id and its denoiser.
+        # for each example its id and its denoiser
         "ids": Feature(config.examples_per_row, (2,), np.int64, NO_EXAMPLE),
     }
     if config.uses_blocks:
         features["blocks"] = Feature(length, aligned_with="decoder")
     if config.images is not None:
-        # For each image its source, its chunk and its number in the chunk; Corpus.with_images replaces these keys.
+        # for each image its source, its chunk and its number in the chunk; Corpus.with_images replaces these keys
         features["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
     teacher = config.teacher_features
     if teacher is not None:
         features["origins"] = Feature(length, padding=-1, aligned_with="decoder")
         if teacher.carry == "text":
-            # Every token of a text is in the encoder's or the decoder's sequence, so the text always has room.
+            # every token of a text is in the encoder's or the decoder's sequence, so the text always has room
             features["text"] = Feature(config.encoder_length + length, padding=pad)
         if teacher.carry == "cached_logits":
             ids, log_probs, tail = TEACHER_LOGITS
@@ -109,7 +109,7 @@ def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: D
     """Returns stacked rows as a HostBatch."""
     segments = rows["decoder_segment_ids"]
     ids, denoisers = rows["ids"][..., 0], rows["ids"][..., 1]
-    # Sources and denoisers are recorded by example; losses are split by token.
+    # sources and denoisers are recorded by example; losses are split by token
     is_token = segments > 0
     example = np.maximum(segments - 1, 0)
     denoiser_of_token = np.where(is_token, np.take_along_axis(denoisers, example, axis=1), 0)
@@ -139,7 +139,7 @@ def _origins_in_row(rows: Rows) -> np.ndarray:
     """Returns int32[B, T]: origins, which are positions in an example's text, as positions in the row; -1 stays."""
     segments, text = rows["decoder_segment_ids"], rows["text_segment_ids"]
     examples = 1 + int(max(segments.max(), text.max()))
-    # The number of text tokens of each example of each row, by one bincount over (row, example).
+    # the number of text tokens of each example of each row, by one bincount over (row, example)
     flat = np.bincount((np.arange(len(text))[:, None] * examples + text).ravel(), minlength=len(text) * examples)
     counts = flat.reshape(len(text), examples)
     counts[:, 0] = 0  # padding

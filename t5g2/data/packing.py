@@ -29,7 +29,7 @@ import numpy as np
 from t5g2.data.packed_rows import SIDES, Feature, Rows
 
 PackingPolicy = Literal["first_fit", "best_fit", "none"]
-# Number of the first example of the current set; number of the set's rows returned so far; number of all rows returned.
+# number of the first example of the current set; number of the set's rows returned so far; number of all rows returned
 Position = tuple[int, int, int]
 START: Position = (0, 0, 0)
 
@@ -53,7 +53,7 @@ class Packer:
 
     def __init__(self, features: Mapping[str, Feature], rows: int, *, policy: PackingPolicy):
         self._features, self._rows, self._policy = features, rows, policy
-        # The features whose entries must fit: the sides first, which most often lack room.
+        # the features whose entries must fit: the sides first, which most often lack room
         self._counted = sorted((n for n, f in features.items() if f.aligned_with is None), key=lambda n: n not in SIDES)
         self._capacity = [features[name].length for name in self._counted]
         sides = [i for i, name in enumerate(self._counted) if name in SIDES and self._capacity[i]]
@@ -82,7 +82,7 @@ class Packer:
         self._examples[row].append(example)
         return True
 
-    # Both methods run over all rows of the set for every example, so they are plain loops without temporaries.
+    # both methods run over all rows of the set for every example, so they are plain loops without temporaries
 
     def _first_fit(self, lengths: Sequence[int]) -> int | None:
         for row, rooms in enumerate(self._rooms):
@@ -116,7 +116,7 @@ class Packer:
             other = feature.aligned_with
             if other is not None and lengths[name] != lengths[other]:
                 raise ValueError(f"an example has different numbers of {name!r} and of {other!r}")
-            # One concatenation per feature is faster than one per row: each row's examples, and the padding after them.
+            # one concatenation per feature is faster than one per row: each row's examples, and the padding after them
             padding, parts = self._padding[name], []
             for row, row_lengths in zip(rows, lengths[name], strict=True):
                 parts += [*(example[name] for example in row), padding[sum(row_lengths) :]]
@@ -131,7 +131,7 @@ class Packer:
 
 def _segments_and_positions(name: str, lengths: Sequence[Sequence[int]], room: int) -> dict[str, np.ndarray]:
     """Returns int32[rows, room] each: every token's segment (its example's number, from 1) and its position in it."""
-    # Each row is a run of equal segments per example, and a run of segment 0 for the padding.
+    # each row is a run of equal segments per example, and a run of segment 0 for the padding
     repeats = np.array([n for row in lengths for n in (*row, room - sum(row))], np.int64)
     segments = np.repeat([s for row in lengths for s in (*range(1, len(row) + 1), 0)], repeats).astype(np.int32)
     starts = np.repeat(np.cumsum(repeats) - repeats, repeats)
@@ -219,9 +219,9 @@ class PackedRows:
             raise StopIteration
         self._order = range(count)
         if self._policy != "none":
-            # Seeded by the number of rows before the set, so that a resumed run has the same order.
+            # seeded by the number of rows before the set, so that a resumed run has the same order
             rng = np.random.default_rng(self._seed + self._rows_in_all - self._rows_of_set)
             self._order = rng.permuted(range(count)).tolist()
         self._set_end = self._next_example
-        # The next set takes about as many examples as this one, so it is about full when the last row is returned.
+        # the next set takes about as many examples as this one, so it is about full when the last row is returned
         self._examples_ahead = -(-(self._set_end - self._set_start) // count)

@@ -1,7 +1,6 @@
 """Batches of a run, prefetched and resumable; each process makes its rows of the global batch."""
 
 import functools
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from t5g2.core.batch import Batch, HostBatch
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
 from t5g2.data import chunking, packed_rows, row_memory
 from t5g2.data.config import DataConfig
@@ -22,11 +22,9 @@ from t5g2.data.packing import START
 from t5g2.data.streams import StreamAssignment, StreamGroupReader, pack_rows
 from t5g2.data.workers import MultiprocessReader
 
-log = logging.getLogger(__name__)
-
-# Above this share of padding on a side, the log suggests row lengths that would fit.
+# above this share of padding on a side, the log suggests row lengths that would fit
 MUCH_PADDING = 0.2
-# Below this difference between the sides' padding, the ratio of the row lengths is not the reason.
+# below this difference between the sides' padding, the ratio of the row lengths is not the reason
 RATIO_DIFFERENCE = 0.05
 
 
@@ -66,7 +64,7 @@ class Pipeline:
         self.corpus = open_corpus(config) if corpus is None else corpus
         for name, chunks in zip(config.names, self.corpus.chunks, strict=True):
             log.info("%s", chunking.describe(f"source {name}", chunks))
-        # The process reads every group that fills some of its rows, and drops the rows that other processes hold.
+        # the process reads every group that fills some of its rows, and drops the rows that other processes hold
         assignment = StreamAssignment(config.rows, config.streams)
         groups = assignment.groups_with(rows)
         streams = [stream for group in groups for stream in assignment.streams_of(group)]
@@ -96,7 +94,7 @@ class Pipeline:
         own = {name: array[self._own_rows] for name, array in rows.items()}
         batch = packed_rows.host_batch(own, streams[self._own_rows], positions[self._own_rows], self.config)
         self.statistics.add(batch)
-        # By now each stream has returned about one full set of rows, so the padding is about that of the run.
+        # by now each stream has returned about one full set of rows, so the padding is about that of the run
         if self.statistics.batches == self.config.packing_rows:
             summary = self.statistics.summary()
             parts = filter(None, [f"{summary['padding']:.1%} padding", describe_ratio(summary, self.config)])
@@ -180,7 +178,7 @@ def describe_ratio(summary: Mapping[str, float], config: DataConfig) -> str:
     if config.packing == "none" or max(encoder, decoder) <= MUCH_PADDING or abs(encoder - decoder) < RATIO_DIFFERENCE:
         return line
     longest = [source.objective.lengths(config.chunk_tokens) for source in config.sources]
-    # Either length can be kept, and the other one adapted to the mixture.
+    # either length can be kept, and the other one adapted to the mixture
     fitting = {
         "decoder_length": (config.encoder_length * mixture, max(decoder for _, decoder in longest)),
         "encoder_length": (config.decoder_length / mixture, max(encoder for encoder, _ in longest)),
@@ -232,7 +230,7 @@ def finite_batches(
 def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, own_rows: range) -> Iterator[HostBatch]:
     config = corpus.config
     empty = {name: array[0] for name, array in packed_rows.empty_rows(config, 1).items()}
-    # Every process packs all rows and keeps its own, because packing depends on all earlier examples.
+    # every process packs all rows and keeps its own, because packing depends on all earlier examples
     while batch := [row for _, row in zip(range(config.rows), rows, strict=False)]:
         own = [batch[r] if r < len(batch) else empty for r in own_rows]
         stacked = corpus.with_images({name: np.stack([row[name] for row in own]) for name in empty})
@@ -263,11 +261,11 @@ class _Prefetcher:
         self._queue: queue.Queue = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        # The reader is made in the thread too, because it may take long, and blocks signals (workers.py).
+        # the reader is made in the thread too, because it may take long, and blocks signals (workers.py)
         arguments = (make_reader, self._queue, self._stop)
         thread = threading.Thread(target=_fill_queue, args=arguments, name="data", daemon=True)
         thread.start()
-        # Closed at the latest when the interpreter ends, but before grain ends its workers (priority 1).
+        # closed at the latest when the interpreter ends, but before grain ends its workers (priority 1)
         self.close = util.Finalize(self, _stop, (self._stop, thread), exitpriority=10)
 
     def next(self) -> dict[str, np.ndarray]:
@@ -282,7 +280,7 @@ class _Prefetcher:
         raise self._error
 
 
-# Functions and not methods, so that the thread holds no reference to the prefetcher, which can then be collected.
+# functions and not methods, so that the thread holds no reference to the prefetcher, which can then be collected
 
 
 def _fill_queue(make_reader: Callable[[], Any], items: queue.Queue, stop: threading.Event) -> None:

@@ -41,7 +41,7 @@ def format_row(batch: HostBatch, row: int, config: DataConfig) -> str:
     count = int(np.sum(ids >= 0))
     lines = [f"row {row} of stream {batch.streams[row]}: {count} example{'s' * (count != 1)}, {full}"]
     for segment, example_id in enumerate(ids[:count].tolist(), start=1):
-        # Source and denoiser are the same for all tokens of an example.
+        # source and denoiser are the same for all tokens of an example
         is_token = data.decoder.segments[row] == segment
         source, denoiser = data.sources[row][is_token][0], data.denoisers[row][is_token][0]
         example = _unpack(data, row, segment)
@@ -66,7 +66,7 @@ def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRo
     if images is None:
         return tokenizer.show(tokens)
     is_image = tokens == images.token
-    # Runs of image tokens and of text: images that follow each other are one run.
+    # runs of image tokens and of text: images that follow each other are one run
     cuts = np.flatnonzero(is_image[1:] != is_image[:-1]) + 1
     return "".join(
         f"[image {images.size}x{images.size}]" * -(-len(run) // images.tokens) if kind[0] else tokenizer.show(run)

@@ -40,7 +40,7 @@ class Continuation(NamedTuple):
     following: tuple[int, ...]
 
 
-# Returns the mixture of a stream.
+# returns the mixture of a stream
 MakeMixture = Callable[..., SourceMixture]
 
 
@@ -66,7 +66,7 @@ class StreamDraws:
             config.streams,
             make_mixture(weights, seed=derive_seed(seed, "mix"), stream=stream),
         )
-        # Stream s of S has the examples s, s + S, s + 2 S, … of each source.
+        # stream s of S has the examples s, s + S, s + 2 S, … of each source
         self._start = continuation or Continuation((), (stream,) * len(weights))
 
     def __getitem__(self, draw: int) -> tuple[int, int]:
@@ -197,14 +197,14 @@ class StreamGroupReader:
         """Returns the arrays of this batch's rows, in the order of the groups, with "streams" and "positions"."""
         rows, streams, positions = [], [], []
         for readers in self._groups:
-            # The number of rows that a group's streams have returned tells the next stream, after a resume too.
+            # the number of rows that a group's streams have returned tells the next stream, after a resume too
             rows_returned = sum(reader.position[2] for reader in readers)
             reader = readers[rows_returned // self._rows_per_group % len(readers)]
             for _ in range(self._rows_per_group):
                 rows.append(reader.next())
                 streams.append(reader.stream)
                 positions.append(reader.position)
-        # Images are decoded last, for whole rows: packing moves only their keys.
+        # images are decoded last, for whole rows: packing moves only their keys
         stacked = self._corpus.with_images({name: np.stack([row[name] for row in rows]) for name in rows[0]})
         return {**stacked, "streams": np.array(streams, np.int32), "positions": np.array(positions, np.int64)}
 

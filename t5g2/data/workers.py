@@ -23,7 +23,7 @@ from t5g2.data.corpus import Corpus
 from t5g2.data.packing import Position
 from t5g2.data.streams import Continuation, StreamAssignment, StreamGroupReader
 
-# Batches that a worker may have made before they are taken: while one is taken, the next is written.
+# batches that a worker may have made before they are taken: while one is taken, the next is written
 SLOTS = 2
 ALIGNMENT = 64
 
@@ -91,7 +91,7 @@ class _RowWorker:
         layout = slot_layout(config, rows)
         last = max(layout.values(), key=lambda array: array.offset)
         slot_bytes = _aligned(last.offset + _size(last))
-        # An array without a lock: its file is unlinked as soon as it is open, and passed on as a descriptor.
+        # an array without a lock: its file is unlinked as soon as it is open, and passed on as a descriptor
         memory = get_context("spawn").RawArray("B", SLOTS * slot_bytes)
         self._slots = _slots(memory, slot_bytes, layout)
         self._taken = 0

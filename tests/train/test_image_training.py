@@ -129,8 +129,8 @@ def update(experiment, batch, shape, microbatches, devices):
 @pytest.mark.long
 def test_a_mesh_and_microbatches_compute_the_same(tmp_path, devices):
     # so that the weights' differences are about the gradients themselves
-    near_sgd = {"optim.optimizer": "{'kind': 'adamw', 'eps': 10.0}", "optim.decay": "()"}
-    experiment = load(tmp_path, **near_sgd, **{"optim.schedule": "{'kind': 'constant', 'peak': 10.0}"})
+    near_sgd = {"optim.optimizer": "{'kind': 'adamw', 'eps': 1.0}", "optim.decay": "()"}
+    experiment = load(tmp_path, **near_sgd, **{"optim.schedule": "{'kind': 'constant', 'peak': 1.0}"})
     batch = batch_of(experiment)
     alone, params = update(experiment, batch, (1, 1, 1), 1, devices)
     assert alone.finite

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Without read-ahead and threads: a process has several readers, and asks each for one record at a time.
+# without read-ahead and threads: a process has several readers, and asks each for one record at a time
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -19,7 +19,7 @@ def write_records(file: str | os.PathLike, records: Iterable[bytes], *, compress
     """Writes a file of records. It must not be read before this returns, because its index is written last."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # One record per group, so that reading a record decodes no other.
+    # one record per group, so that reading a record decodes no other
     writer = ArrayRecordWriter(str(file), "group_size:1" if compressed else "group_size:1,uncompressed")
     try:
         for record in records:
@@ -40,7 +40,7 @@ class RecordReaders:
 
     def read(self, file: int, record: int) -> bytes:
         """Returns a record of a file, both by number; raises RuntimeError or IndexError if the file is damaged."""
-        # Opened when needed: otherwise every worker would open all shards of a run.
+        # opened when needed: otherwise every worker would open all shards of a run
         if file not in self._readers:
             self._readers[file] = open_reader(self.files[file])
         [data] = self._readers[file].read([record])

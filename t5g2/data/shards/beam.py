@@ -22,7 +22,7 @@ def pipeline(options: str) -> ShardRunner:
     """
     beam, arguments = require("apache_beam", "beam"), shlex.split(options)
     parsed = beam.options.pipeline_options.PipelineOptions(arguments)
-    # Options and runner are checked here, so that an error appears before a text is opened.
+    # options and runner are checked here, so that an error appears before a text is opened
     unknown = [name for name in arguments if name.startswith("--") and not _is_known(parsed, name)]
     if unknown:
         raise UserError(
@@ -39,7 +39,7 @@ def pipeline(options: str) -> ShardRunner:
 
     def run(write_shard: Callable[[int], None], shards: Sequence[int]) -> None:
         with beam.Pipeline(runner, options=parsed) as root:
-            # Without a Reshuffle, one worker gets all shards.
+            # without a Reshuffle, one worker gets all shards
             _ = root | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(write_shard)
 
     return run

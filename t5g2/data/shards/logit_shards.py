@@ -57,7 +57,7 @@ class LogitShardLayout:
 
     def locate(self, chunk: int) -> tuple[int, int]:
         """Returns the number of a chunk's shard, and of its record in the shard."""
-        # The inverse of shard_chunks: the last shard whose first chunk is not after this one.
+        # the inverse of shard_chunks: the last shard whose first chunk is not after this one
         shard = ((chunk + 1) * self.shards - 1) // self.chunks
         return shard, chunk - self.shard_chunks(shard).start
 
@@ -110,7 +110,7 @@ class CachedTeacherLogits:
                 f"most that, or compute the teacher logits again"
             )
         shards = self._manifest["shards"]
-        # Sizes only: reading all records would take as long as an epoch.
+        # sizes only: reading all records would take as long as an epoch
         for shard in shards:
             FORMAT.check_size(self._folder / shard["file"], shard["bytes"])
         self._layout = LogitShardLayout(self._manifest["pieces"], len(shards), kept, self._manifest["dtype"])
@@ -165,7 +165,7 @@ class CachedTeacherLogits:
                 f"{manifest['pieces_fingerprint']}, the run's is {chunks}); compute them again with the run's config: "
                 f"t5g2 cache-logits --config=…"
             )
-        # A larger vocabulary is fine: its first ids are the tokenizer's.
+        # a larger vocabulary is fine: its first ids are the tokenizer's
         if manifest["vocab_size"] < vocab_size:
             raise UserError(
                 f"{folder} has teacher logits of a vocabulary of {manifest['vocab_size']} and the tokenizer has "
@@ -187,13 +187,13 @@ class CachedTeacherLogits:
         shard, record = self._layout.locate(chunk)
         try:
             ids, log_probs, tail = self._layout.unpack(self._readers.read(shard, record))
-            # Origin -1 takes the first distribution: the loss ignores it.
+            # origin -1 takes the first distribution: the loss ignores it
             positions = np.maximum(origins, 0)
             ids, log_probs, tail = ids[positions], log_probs[positions], tail[positions]
         except (RuntimeError, IndexError, ValueError) as error:
             raise FORMAT.damaged_record(self._readers.files[shard], record, error) from None
         used = self._per_token
-        # Kept tokens that are not used count as other tokens, whose total probability is the tail.
+        # kept tokens that are not used count as other tokens, whose total probability is the tail
         if used < self._layout.per_token:
             tail = (tail + np.exp(log_probs[:, used:].astype(np.float32)).sum(axis=1)).astype(np.float16)
         return ids[:, :used], log_probs[:, :used], tail

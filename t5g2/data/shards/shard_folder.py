@@ -19,7 +19,7 @@ from t5g2.core.errors import UserError
 
 PLAN = "plan.json"
 
-# Returns the manifest's entry of a shard, from the shard's files alone; None if they are missing or damaged.
+# returns the manifest's entry of a shard, from the shard's files alone; None if they are missing or damaged
 DescribeShard = Callable[[int], dict[str, Any] | None]
 
 
@@ -55,7 +55,7 @@ class ShardFormat:
             content = files.parse_json(file.read_bytes())
             shards = content["shards"]
             complete = content.keys() >= self.keys
-            # Strings in a plan, entries in a manifest.
+            # strings in a plan, entries in a manifest
             complete &= all(isinstance(shard, str) or shard.keys() >= {"file", "bytes"} for shard in shards)
         except (ValueError, TypeError, AttributeError, KeyError):
             content, complete = {}, False
@@ -94,7 +94,7 @@ class ShardFolder:
     def __init__(self, path: Path, kind: ShardFormat, plan: Mapping[str, Any], describe: DescribeShard):
         self.path, self._kind, self._describe = path, kind, describe
         self._plan = json.loads(json.dumps(plan))  # as when it is read from the file: tuples become lists
-        # Entries of the folder's manifest, if it has been finished before.
+        # entries of the folder's manifest, if it has been finished before
         self._recorded: Sequence[dict[str, Any]] = ()
 
     @contextlib.contextmanager
@@ -118,13 +118,13 @@ class ShardFolder:
             yield self
 
     def _claim(self) -> None:
-        # The manifest comes first, because a call that was killed may have left the plan beside it.
+        # the manifest comes first, because a call that was killed may have left the plan beside it
         names = (self._kind.manifest, PLAN)
         for name in names:
             if (self.path / name).is_file():
                 self._check_same(self._kind.read(self.path / name))
                 return
-        # A call that was killed may have left partial files, which are no obstacle.
+        # a call that was killed may have left partial files, which are no obstacle
         others = sorted(file.name for file in self.path.iterdir() if file.suffix != files.PART)
         if set(names) & set(others):  # another call has written it in this moment
             self._claim()
@@ -171,7 +171,7 @@ class ShardFolder:
         if len(complete) < len(entries):
             return None
         sums = {key: sum(entry[key] for entry in complete) for key in totals}
-        # The manifest is written before the plan is removed, so the folder always has one of them.
+        # the manifest is written before the plan is removed, so the folder always has one of them
         manifest = self._plan | {"shards": complete} | sums
         files.write_json(self.path / self._kind.manifest, manifest)
         (self.path / PLAN).unlink(missing_ok=True)

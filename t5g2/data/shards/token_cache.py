@@ -7,7 +7,6 @@ A changed text or tokenizer has another folder, so nothing in the cache is ever 
 """
 
 import hashlib
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any
 
 from t5g2.core.errors import UserError
 from t5g2.core.files import cache_folder, locked
+from t5g2.core.logs import log
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Job, TokenDocuments, Tokens
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.tokenizers.base import Tokenizer
-
-log = logging.getLogger(__name__)
 
 SHARD_DOCUMENTS = 4096
 
@@ -47,7 +45,7 @@ class CachedText:
           UserError: as in the source's `open`.
         """
         documents = self.text.open(on_bad_record=on_bad_record)
-        # The caller refuses such a source; its message needs the problems, which only the documents of text have.
+        # the caller refuses such a source; its message needs the problems, which only the documents of text have
         if documents.skipped > self.max_skipped * (len(documents) + documents.skipped):
             return documents
         return cached_tokens(documents, self.tokenizer, workers=self.workers)
@@ -67,7 +65,7 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
     """
     if isinstance(documents, TokenDocuments):
         return documents
-    # Named by content: texts at two paths share their tokens, and a changed text gets another folder.
+    # named by content: texts at two paths share their tokens, and a changed text gets another folder
     content = f"{documents.fingerprint} {tokenizer.fingerprint()}"
     folder, former = (_folder(name) for name in (f"{content} {token_shards.RECORD_TOKENS}", content))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +98,6 @@ def _open_finished(folder: Path) -> TokenDocuments | None:
         return Tokens(str(folder)).open()
     except UserError as error:
         log.warning("%s", error)
-        # Safe, because the caller holds the lock.
+        # safe, because the caller holds the lock
         shutil.rmtree(folder)
         return None

@@ -14,7 +14,6 @@ them the batches of a run, are the same as those of the text itself.
 import collections
 import contextlib
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,16 +26,15 @@ from typing_extensions import override
 
 from t5g2.core.errors import UserError
 from t5g2.core.files import replacing
+from t5g2.core.logs import log
 from t5g2.core.processes import Worker
 from t5g2.data.shards import array_record
 from t5g2.data.shards.shard_folder import PLAN, ShardFolder, ShardFormat
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.tokenizers.base import Tokenizer
 
-log = logging.getLogger(__name__)
-
 MANIFEST = "tokens.json"
-# Reading a record of this size takes no longer than making an example of a chunk.
+# reading a record of this size takes no longer than making an example of a chunk
 RECORD_TOKENS = 4096
 FORMAT = ShardFormat(
     manifest=MANIFEST,
@@ -91,7 +89,7 @@ class TokenDocuments(Documents):
         self._lengths = np.concatenate(lengths)
         self._record_tokens: int | None = manifest.get("record_tokens")
         counts = [record_counts(shard, self._record_tokens) for shard in lengths]
-        # int64[documents]: the number of each document's first record in its shard.
+        # int64[documents]: the number of each document's first record in its shard
         self._first_records = np.concatenate([np.cumsum(shard) - shard for shard in counts])
 
     def __reduce__(self):
@@ -171,7 +169,7 @@ class TokenDocuments(Documents):
         """
         length = int(self._lengths[index])
         size = length if self._record_tokens is None else self._record_tokens
-        # side="right", because the end of a shard is the number of the next shard's first document.
+        # side="right", because the end of a shard is the number of the next shard's first document
         shard, first = int(np.searchsorted(self._shard_ends, index, side="right")), int(self._first_records[index])
         if not length:
             return np.empty(0, np.int32)
@@ -189,7 +187,7 @@ class TokenDocuments(Documents):
         except (RuntimeError, IndexError) as error:
             raise FORMAT.damaged_record(file, record, error) from None
         expected = tokens * np.dtype(self._manifest["dtype"]).itemsize
-        # Chunks were cut by these lengths, so a record of another length would be cut in wrong places.
+        # chunks were cut by these lengths, so a record of another length would be cut in wrong places
         if len(data) != expected:
             raise FORMAT.damaged_record(file, record, f"it has {len(data)} bytes and should have {expected}")
         return np.frombuffer(data, self._manifest["dtype"])
@@ -228,7 +226,7 @@ class Job:
             "documents": len(self.documents),
             "characters": self.documents.characters,
             "skipped": self.documents.skipped,
-            # Absent if False, so that folders from before these keys still have the same plan.
+            # absent if False, so that folders from before these keys still have the same plan
             **({"pairs": True} if self.documents.has_pairs else {}),
             **({"whole": True} if self.documents.is_indivisible and not self.documents.has_pairs else {}),
             "tokenizer": self.tokenizer.to_dict(),
@@ -257,7 +255,7 @@ class Job:
         return range(shard * count // self.shards, (shard + 1) * count // self.shards)
 
 
-# Calls the first argument, which writes one shard, for each of the shards.
+# calls the first argument, which writes one shard, for each of the shards
 ShardRunner = Callable[[Callable[[int], None], Sequence[int]], None]
 
 
@@ -286,14 +284,14 @@ def write(job: Job, folder: str | os.PathLike, *, workers: int = 1, run: ShardRu
         write_one = functools.partial(_write_shard, job, path)
         if run is not None:
             run(write_one, missing)
-        # Starting processes for a single shard would only take time.
+        # starting processes for a single shard would only take time
         elif workers == 1 or len(missing) < 2:
             for shard in missing:
                 write_one(shard)
         else:
             _in_processes(write_one, missing, workers)
         manifest = claimed.finish(missing, totals=("tokens",))
-    # Only `run` can leave shards out without an error.
+    # only `run` can leave shards out without an error
     if manifest is None:
         raise UserError(f"{path.absolute()} still lacks shards; run the same `t5g2 tokenize` again")
     return manifest
@@ -310,7 +308,7 @@ def _as_begun(job: Job, folder: Path) -> Job:
 def _describe_shard(job: Job, folder: Path, shard: int) -> dict[str, Any] | None:
     """Returns the manifest's entry of a shard; None if the shard does not have all its records."""
     tokens, lengths = folder / job.tokens_file(shard), folder / job.lengths_file(shard)
-    # Both files, because a call may be killed between writing the tokens and the lengths.
+    # both files, because a call may be killed between writing the tokens and the lengths
     if not (lengths.is_file() and tokens.is_file()):
         return None
     try:
@@ -338,7 +336,7 @@ def _write_shard(job: Job, folder: Path, shard: int) -> None:
             for start in range(0, max(len(tokens), 1), size):
                 yield tokens[start : start + size].astype(job.dtype).tobytes()
 
-    # Tokens first: a shard counts as complete when its lengths are there.
+    # tokens first: a shard counts as complete when its lengths are there
     with replacing(folder / job.tokens_file(shard)) as part:
         array_record.write_records(part, records(), compressed=False)
     with replacing(folder / job.lengths_file(shard)) as part, open(part, "wb") as file:
@@ -354,7 +352,7 @@ def _in_processes(write_one: Callable[[int], None], shards: Sequence[int], worke
         left, at_work = collections.deque(shards), list(started)
         while at_work:
             ready = wait([worker.connection for worker in at_work])
-            # A worker asks for a shard when it has started, and whenever it has written one.
+            # a worker asks for a shard when it has started, and whenever it has written one
             for worker in [worker for worker in at_work if worker.connection in ready]:
                 worker.receive()
                 if left:
@@ -384,7 +382,7 @@ def _read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
         lengths = np.load(file)
     except (ValueError, EOFError):
         raise UserError(f"{file.absolute()} is cut off; run the same `t5g2 tokenize` again") from None
-    # Totals only: counting the tokens of every record would read the whole folder.
+    # totals only: counting the tokens of every record would read the whole folder
     count, total = len(lengths), lengths.sum(dtype=np.int64)
     if count != shard["documents"] or total != shard["tokens"]:
         raise UserError(

@@ -111,7 +111,7 @@ class _ArrayRecords(Records):
         except RuntimeError as error:
             raise UserError(f"{self._files[0][0]} cannot be opened ({str(error)[:200]})") from None
         for (file, local), count in zip(self._files, counts, strict=True):
-            # The index is at the end of a file, so a file that was cut off seems to have no records.
+            # the index is at the end of a file, so a file that was cut off seems to have no records
             if not count:
                 raise UserError(
                     f"{file} ({Path(local).stat().st_size:,} bytes) has no index of records: it is not an "
@@ -182,7 +182,7 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
     tfds = require("tensorflow_datasets", "tfds")
     location = {"data_dir": config.data_dir} if config.data_dir else {}
     try:
-        # try_gcs=False: nothing is looked up or downloaded.
+        # try_gcs=False: nothing is looked up or downloaded
         builder = tfds.builder(config.name, try_gcs=False, **location)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -196,7 +196,7 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
             f"--file_format=array_record, or set data_dir to the folder that has it"
         )
     features = builder.info.features or {}
-    # Checked here, because a missing feature would otherwise be noticed at the first record, as a KeyError.
+    # checked here, because a missing feature would otherwise be noticed at the first record, as a KeyError
     for key in config.field.split("."):
         names = list(features.keys()) if hasattr(features, "keys") else []
         if key not in names:

@@ -7,21 +7,19 @@ that names such a file, as a whole or by a pattern with some of its letters ("*.
 
 import fnmatch
 import glob
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.data.sources import local_copies
-
-log = logging.getLogger(__name__)
 
 NO_DATA = ("_SUCCESS", "_committed_*", "_started_*", "_metadata", "_common_metadata", "*.crc", "*.md5", "*.sha256")
 NO_DATA_AT_TOP = ("README", "README.*", "LICENSE", "LICENSE.*", "MD5SUMS*", "SHA*SUMS*")
 NO_DATA_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")
-# Formats of which no file is empty, so that an empty one is damaged and not to be left out in silence.
+# formats of which no file is empty, so that an empty one is damaged and not to be left out in silence
 NEVER_EMPTY = re.compile(r"\.(parquet|array_?record|tar)(\W|$)")
 GIVE = "give a file, a folder with files, or a pattern such as 'corpus/**/part-*'"
 
@@ -42,7 +40,7 @@ def find_files(path: str) -> list[str]:
     if Path(path).is_dir():
         names, base = _files_below(path), path
     else:
-        # A pattern that is not all wildcards chooses by name, and nothing is left aside but what is empty.
+        # a pattern that is not all wildcards chooses by name, and nothing is left aside but what is empty
         names = glob.iglob(path, recursive=True)
         base = str(Path(path).parent) if set(Path(path).name) <= {"*"} else None
     files = [name for name in names if Path(name).is_file()]
@@ -86,7 +84,7 @@ def _files_below(folder: str) -> Iterator[str]:
         raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or remove it")
 
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        # Assigned in place, because os.walk descends into what is left in the list.
+        # assigned in place, because os.walk descends into what is left in the list
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
 

@@ -87,7 +87,7 @@ class Chat:
     def _plain_copy(self, name: str) -> str:
         if not name.endswith(".parquet"):
             return local_copies.plain_copy(name)
-        # The fields are part of the copy's name, so other fields get another copy.
+        # the fields are part of the copy's name, so other fields get another copy
         fields = (self.messages_field, self.prompt_field, self.answer_field)
         return local_copies.converted_copy(
             name, functools.partial(write_columns, columns=fields), ("dialogues", *fields)
@@ -203,7 +203,7 @@ def encode(
     start, end = _turn_ids(tokenizer, start_of_turn, end_of_turn)
     newline, parts = tokenizer.encode("\n"), []
     for role, content in turns:
-        # encode_plain for the content: a user cannot end their turn by spelling <end_of_turn>.
+        # encode_plain for the content: a user cannot end their turn by spelling <end_of_turn>
         parts += [[start], tokenizer.encode(f"{role}\n"), tokenizer.encode_plain(content), [end], newline]
     return np.concatenate(parts).astype(np.int32)
 
@@ -234,7 +234,7 @@ def read_turns(data: bytes, config: Chat) -> list[Turn]:
 def _turns(messages: Any, config: Chat) -> list[Turn]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"{config.messages_field!r} is not a list of {{'role': …, 'content': …}}")
-    # Gemma has no system role: the template puts such a message in front of the user's first turn.
+    # Gemma has no system role: the template puts such a message in front of the user's first turn
     system = ""
     if messages and messages[0].get("role") in SYSTEM:
         system = _content(messages[0], 1) + "\n\n"
@@ -259,7 +259,7 @@ def _turns(messages: Any, config: Chat) -> list[Turn]:
 
 def _content(message: Mapping[str, Any], number: int) -> str:
     content = message.get("content")
-    # The form of multimodal chats; parts that are not text are refused below.
+    # the form of multimodal chats; parts that are not text are refused below
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
@@ -285,7 +285,7 @@ def _turn_ids(tokenizer: Tokenizer, start: int | None, end: int | None) -> tuple
 
 def _turn_id(tokenizer: Tokenizer, name: str, configured: int | None) -> int:
     token = tokenizer.named().get(name) if configured is None else configured
-    # Some tokenizers, such as Bytes, have no tokens for turns; then the config must have unused ids.
+    # some tokenizers, such as Bytes, have no tokens for turns; then the config must have unused ids
     if token is None or not 0 <= token < tokenizer.vocab_size:
         raise UserError(
             f"{name} = {token}: the tokenizer has no such token; its named ones are {', '.join(tokenizer.named())}. "

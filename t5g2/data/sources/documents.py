@@ -9,8 +9,8 @@ from t5g2.data.tokenizers.base import Tokenizer
 
 OnBadRecord = Literal["stop", "skip"]
 
-# Fewer tokens do not become a chunk: such a document is left out, and if the last chunk of a document would be that
-# short, the last two are equally long instead.
+# fewer tokens do not become a chunk: such a document is left out, and if the last chunk of a document would be that
+# short, the last two are equally long instead
 SHORTEST_TOKENS = 8
 
 

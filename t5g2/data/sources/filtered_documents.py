@@ -49,7 +49,7 @@ class FilteredDocuments(Documents):
         Raises:
           UserError: a document does not fit, and such documents are not skipped.
         """
-        # The documents that fit get new numbers, so that chunks and examples are numbered consecutively.
+        # the documents that fit get new numbers, so that chunks and examples are numbered consecutively
         numbers, lengths, misfits, problems = [], [], 0, []
         for index, (length, problem) in enumerate(checks):
             if not problem:

@@ -116,7 +116,7 @@ class FilteredImageText:
         if image_count > self.rows.per_row:
             return f"{image_count} images, and a row holds {self.rows.per_row}; raise data.images.per_row"
         if length > self.chunk_tokens:
-            # Two more tokens per image: those before and after it.
+            # two more tokens per image: those before and after it
             of_images = image_count * (self.rows.tokens + 2)
             return (
                 f"{length} tokens, {of_images} of them for images, and chunk_tokens is {self.chunk_tokens}; a text "
@@ -129,5 +129,5 @@ def _encode(text: str, tokenizer: Tokenizer, rows: ImageRows) -> np.ndarray:
     def encode_part(part: str) -> np.ndarray:
         return image_tokens.replace_image_tokens(tokenizer.encode_document(part), rows, tokenizer.special_tokens.unk)
 
-    # The documents have <start_of_image> once for each image (image_text.py).
+    # the documents have <start_of_image> once for each image (image_text.py)
     return image_tokens.encode(encode_part, text.split(START_OF_IMAGE), rows)

@@ -73,7 +73,7 @@ class ImageJsonl(ImageSource):
             for number, name in enumerate(names):
                 for location, offset, data in line_spans(files[number]):
                     span = (number, offset, len(data))
-                    # Defaults bind the values of this line, because a thread calls the lambda later.
+                    # defaults bind the values of this line, because a thread calls the lambda later
                     yield _Sample(f"{name}, {location}", span, lambda data=data, number=number: read(data, number))
 
         def read(data: bytes, number: int) -> _Read:
@@ -118,7 +118,7 @@ class ImageParquet(ImageSource):
                         images = _consecutive_spans(data.tell(), record["sizes"])
                         read = _reader(file, text, images, self.field, problem=record.get("problem", ""))
                         yield _Sample(f"{name}, row {record['row']}", (number, *text), read, images)
-                        # Skips the images; the next row's line follows.
+                        # skips the images; the next row's line follows
                         data.seek(sum(record["sizes"]), os.SEEK_CUR)
 
         return _EmbeddedDocuments(names, files, self.field, "row", *_scan(samples(), self.path, on_bad_record))
@@ -127,7 +127,7 @@ class ImageParquet(ImageSource):
         """Writes each row as a line of JSON with the sizes of its images, and then the images."""
         columns = {"field": self.field, "images_field": self.images_field}
         file, row = parquet.open_table(source, **columns), 0
-        # Small batches, because images are large.
+        # small batches, because images are large
         for batch in file.iter_batches(batch_size=64, columns=[*columns.values()]):
             for record in batch.to_pylist():
                 row += 1
@@ -135,7 +135,7 @@ class ImageParquet(ImageSource):
                 try:
                     images = _image_bytes(record[self.images_field])
                 except ValueError as error:
-                    # Kept with the row: the copy also serves runs with another on_bad_record.
+                    # kept with the row: the copy also serves runs with another on_bad_record
                     images, line["problem"] = [], f"{error} under {self.images_field!r}"
                 line["sizes"] = [len(image) for image in images]
                 out.write(parquet.json_line(line) + b"".join(images))
@@ -270,7 +270,7 @@ class _PathDocuments(_IndexedDocuments):
     @override
     def location(self, index: int) -> str:
         file, offset, _ = self.index.texts[index].tolist()
-        # Lines are counted only for a message, so their numbers are not kept.
+        # lines are counted only for a message, so their numbers are not kept
         line = 1 + _read_span(self.files[file], 0, offset).count(b"\n")
         return f"{self.names[file]}, line {line}"
 
@@ -342,7 +342,7 @@ def _scan(samples: Iterator[_Sample], path: str, on_bad_record: OnBadRecord) -> 
                 images += sample.images
                 digest.update(b"".join(hashes))
     finally:
-        # Even after an error, so that the images before the bad record need not be decoded again.
+        # even after an error, so that the images before the bad record need not be decoded again
         known_images.save()
     summary = validator.finish(path)
     if not summary.characters:
@@ -362,7 +362,7 @@ def _check_ahead(samples: Iterator[_Sample], known_images: ValidatedImages) -> I
         ahead: collections.deque[tuple[_Sample, Future]] = collections.deque()
         for sample in samples:
             ahead.append((sample, pool.submit(_check, sample, known_images)))
-            # Threads decode a few samples ahead, and no more than fit into memory.
+            # threads decode a few samples ahead, and no more than fit into memory
             if len(ahead) > 4 * THREADS:
                 yield ahead.popleft()
         yield from ahead

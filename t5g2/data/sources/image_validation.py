@@ -1,15 +1,13 @@
 """A list of images that are known to be valid, so that a source is opened again without decoding them."""
 
 import hashlib
-import logging
 import os
 
 import PIL
 
 from t5g2.core.files import cache_folder, replacing
+from t5g2.core.logs import log
 from t5g2.data import images
-
-log = logging.getLogger(__name__)
 
 HASH_BYTES = 16  # the part of each hash that is kept
 
@@ -51,5 +49,5 @@ class ValidatedImages:
             with replacing(self._file) as part:
                 part.write_bytes(b"".join(sorted(self._known | self._new)))
         except OSError as error:
-            # Only a warning: without the list, opening takes longer, and nothing else changes.
+            # only a warning: without the list, opening takes longer, and nothing else changes
             log.warning("the images will be decoded again when they are next opened: %s cannot be kept", error)

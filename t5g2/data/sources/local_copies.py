@@ -24,9 +24,9 @@ from t5g2.core.optional import require
 from t5g2.data.sources import parquet
 
 BUFFER_BYTES = 1 << 20
-# The largest window of the format, `zstd --ultra --long=31`; the default of its decoder is 128 MiB.
+# the largest window of the format, `zstd --ultra --long=31`; the default of its decoder is 128 MiB
 MAX_WINDOW = 1 << 31
-# Compressions that are not read, by ending; some, and files that were given a wrong name, show by their first bytes.
+# compressions that are not read, by ending; some, and files that were given a wrong name, show by their first bytes
 PACKED = {
     ".bz2": "bzip2",
     ".xz": "xz",
@@ -59,7 +59,7 @@ REMEDIES = {
 }
 REMEDY = "unpack it, or pack it with gzip or zstd (.gz, .zst), which are read"
 
-# Reads the first file and writes the second.
+# reads the first file and writes the second
 Convert = Callable[[BinaryIO, BinaryIO], None]
 
 
@@ -95,7 +95,7 @@ def remote_files(url: str) -> tuple[dict[str, int], str | None]:
             base = folder if set(last) <= {"*"} else None
         else:
             candidates, base = _files_below(system, inside), inside
-        # fsspec's names lack the protocol, without which they would be local paths.
+        # fsspec's names lack the protocol, without which they would be local paths
         sizes = {
             system.unstrip_protocol(name): int(info.get("size") or 0)
             for name, info in sorted(candidates.items())
@@ -148,7 +148,7 @@ def converted_copy(file: str, convert: Convert, variant: object) -> str:
     target = cache_folder() / f"{_identity(file, variant)}-{Path(file).name}"
     if target.exists():
         return str(target)
-    # Several processes and machines may be here at once: each writes under a name of its own, and all copies are equal.
+    # several processes and machines may be here at once: each writes under a name of its own, and all copies are equal
     try:
         with replacing(target) as part, _open(file) as source, open(part, "wb") as out:
             convert(source, out)
@@ -195,7 +195,7 @@ def _decompress_zstd(source: BinaryIO, out: BinaryIO) -> None:
             out.write(frame.decompress(data))
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from None
-        # A file may hold several frames, one after the other.
+        # a file may hold several frames, one after the other
         data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise EOFError("a frame does not end")
@@ -226,7 +226,7 @@ def _identity(file: str, variant: object) -> str:
         system, inside = _filesystem(file)
         facts: tuple = (file, system.ukey(inside), variant)
     else:
-        # Not the content: hashing a large file would take as long as copying it.
+        # not the content: hashing a large file would take as long as copying it
         status = os.stat(file)
         facts = (os.path.abspath(file), status.st_size, status.st_mtime_ns, variant)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ def write_columns(source: BinaryIO, out: BinaryIO, *, columns: Sequence[str]) ->
       UserError: the file has none of the columns, or pyarrow is not installed.
     """
     table = open_table(source)
-    # Files of one source may have different columns; the reader of a record checks that it has enough.
+    # files of one source may have different columns; the reader of a record checks that it has enough
     present = [column for column in columns if column in table.schema_arrow.names]
     if not present:
         names = ", ".join(table.schema_arrow.names)

@@ -43,7 +43,7 @@ class PythonText:
         """
         texts = _python_texts()
         chosen, size = [], 0
-        # In the order of hashes, so that max_bytes takes a sample of all names and not the alphabetically first.
+        # in the order of hashes, so that max_bytes takes a sample of all names and not the alphabetically first
         for name in sorted(texts, key=_name_hash):
             size += len(texts[name].encode())
             if self.max_bytes and size > self.max_bytes:
@@ -64,7 +64,7 @@ class _Texts(Documents):
     texts: tuple[str, ...]
 
     def __reduce__(self):
-        # Workers read the library themselves; the texts are megabytes.
+        # workers read the library themselves; the texts are megabytes
         return PythonText.open, (self.source,)
 
     @property
@@ -94,7 +94,7 @@ def _python_texts() -> dict[str, str]:
     folder = Path(sysconfig.get_path("stdlib"))
     files = [folder / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
     texts = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()}
-    # Some installations of Python leave these topics out.
+    # some installations of Python leave these topics out
     try:
         from pydoc_data import topics
 

@@ -24,7 +24,7 @@ from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.sources.validation import MAX_PROBLEMS
 from t5g2.data.tokenizers.base import Tokenizer
 
-# The run's tokenizer and the task's vocabulary must have the same ids for these texts.
+# the run's tokenizer and the task's vocabulary must have the same ids for these texts
 PROBES = ("The quick brown fox, 12 times.", "naïve  twice\n", "x = {y: [1, 2]}")
 
 
@@ -78,7 +78,7 @@ class Seqio:
                         f"on_bad_record=skip"
                     )
 
-        # The first entry of a pair is the number of inputs, which is not an id.
+        # the first entry of a pair is the number of inputs, which is not an id
         file, ends, highest = _write_tokens(valid_examples(), skip=int(self.inputs_tokens > 0))
         if not len(ends):
             raise UserError(f"{self.name} has no examples in split {self.split!r}")
@@ -172,7 +172,7 @@ class _TokenizedExamples(Documents):
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises UserError if the tokenizer's ids differ from those of the task's vocabulary."""
-        # Checked once per tokenizer, because this is called for every document.
+        # checked once per tokenizer, because this is called for every document
         if tokenizer in self.checked:
             return
         wrong = [text for text, ids in self.vocabulary.ids if tokenizer.encode(text).tolist() != list(ids)]
@@ -250,7 +250,7 @@ def _write_tokens(examples: Iterator[np.ndarray], skip: int) -> tuple[str, np.nd
     def name() -> str:
         return f"{digest.hexdigest()[:16]}.seqio"
 
-    # The file is named after its content, which is known only when all of it is written.
+    # the file is named after its content, which is known only when all of it is written
     with replacing(target, named=name) as part, open(part, "wb") as out:
         for example in examples:
             data = example.astype("<i4")

@@ -57,7 +57,7 @@ def samples(file: BinaryIO, name: str) -> Iterator[TarSample]:
     try:
         for member in archive:
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            # As in WebDataset: the key ends at the first dot of the base name, not of the folder's.
+            # as in WebDataset: the key ends at the first dot of the base name, not of the folder's
             folder, slash, base = member.name.removeprefix("./").rpartition("/")
             stem, _, ending = base.partition(".")
             if not (member.isreg() and stem and ending):
@@ -78,7 +78,7 @@ def samples(file: BinaryIO, name: str) -> Iterator[TarSample]:
 
 def _archive_ends_at(file: BinaryIO, end: int) -> bool:
     """True if only empty blocks follow byte `end`, and at least one."""
-    # Checked because tarfile takes anything that is not a header for the end of the archive, damage too.
+    # checked because tarfile takes anything that is not a header for the end of the archive, damage too
     file.seek(0, os.SEEK_END)
     if file.tell() < end + BLOCK:
         return False

@@ -13,7 +13,7 @@ from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text
 
-# A longer text file is read as several documents of about this size, so that reading a chunk reads little else.
+# a longer text file is read as several documents of about this size, so that reading a chunk reads little else
 SPAN_BYTES = 1 << 16
 
 LocatedRecord = tuple[str, int, bytes]  # location for messages, first byte, content
@@ -123,7 +123,7 @@ def _scan(
     """Reads every record once, for its offset, its validity and the fingerprint, and returns the valid ones."""
     files = find_files(path)
     readable = tuple(local_copies.plain_copy(file, column) for file in files)
-    # Local copies are read, and messages have the paths of the user.
+    # local copies are read, and messages have the paths of the user
     spans, validator = [], RecordValidator(on_bad_record)
     for number, file in enumerate(files):
         for location, offset, data in read_spans(readable[number]):
@@ -154,11 +154,11 @@ def line_spans(path: str, unit: str = "line") -> Iterator[LocatedRecord]:
         offset = 0
         for number, line in enumerate(file, start=1):
             if record := line.rstrip():
-                # Mentioned, because a file that was cut off often ends in the middle of a line.
+                # mentioned, because a file that was cut off often ends in the middle of a line
                 end = "" if line.endswith(b"\n") else ", the last one and without a line end (is the file whole?)"
                 yield f"{unit} {number}{end}", offset, record
             offset += len(line)
 
 
-# The copy of a parquet file (local_copies.py) has a line for each row.
+# the copy of a parquet file (local_copies.py) has a line for each row
 _row_spans = functools.partial(line_spans, unit="row")

@@ -4,18 +4,16 @@ import abc
 import codecs
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from typing_extensions import override
 
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.data.sources.documents import Documents, OnBadRecord
 
-log = logging.getLogger(__name__)
-
-# Number of skipped records that messages name; all are counted.
+# number of skipped records that messages name; all are counted
 MAX_PROBLEMS = 10
 
 
@@ -74,7 +72,7 @@ class RecordValidator:
                 self._problems.append(f"{location}: {error}")
                 log.warning("%s; left out", self._problems[-1])
             return False
-        # Each text is hashed with its length, so that moving text between two records changes the fingerprint.
+        # each text is hashed with its length, so that moving text between two records changes the fingerprint
         self._digest.update(len(text).to_bytes(8, "little") + data)
         self._characters += len(text)
         return True

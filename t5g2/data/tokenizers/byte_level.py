@@ -13,8 +13,8 @@ from t5g2.core.bounds import LONGEST, Bounds, checked
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.data.tokenizers.base import Tokenizer
 
-# The first five ids are those of Gemma's tokenizers; image tokens and sentinels follow directly; Gemma has them at
-# the far end of its 262144 pieces.
+# the first five ids are those of Gemma's tokenizers; image tokens and sentinels follow directly; Gemma has them at
+# the far end of its 262144 pieces
 NAMES = ("pad", "eos", "bos", "unk", "mask", "start_of_image", "end_of_image", "image")
 
 

@@ -27,7 +27,7 @@ def from_dict(node: Mapping[str, Any], folder: str | PathLike | None = None) -> 
     if kind not in BY_NAME:
         raise unknown("tokenizer", kind, BY_NAME)
     if issubclass(BY_NAME[kind], FileTokenizer) and "file" in fields:
-        # A description names the file without its folder, so that a model folder can be moved.
+        # a description names the file without its folder, so that a model folder can be moved
         fields["file"] = str(Path(folder or "") / str(fields["file"]))
         fields["ids"] = tuple((name, token) for name, token in fields.get("ids", ()))
     try:

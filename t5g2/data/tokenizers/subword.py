@@ -78,7 +78,7 @@ class FileTokenizer(Tokenizer):
         for name, _ in self.ids:
             if name not in SPELLINGS:
                 raise unknown("special token in ids", name, SPELLINGS)
-        # Recorded even if the config has no hash, so that to_dict has it; the dataclass is frozen.
+        # recorded even if the config has no hash, so that to_dict has it; the dataclass is frozen
         object.__setattr__(self, "sha256", hashlib.sha256(self._bytes()).hexdigest())
         past = self.special_tokens.first_sentinel + self.special_tokens.sentinels
         if not 0 <= self.special_tokens.first_sentinel <= past <= self._size:
@@ -93,7 +93,7 @@ class FileTokenizer(Tokenizer):
         return (Path(self.file),)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the cached properties, which hold C++ objects: every worker makes its own.
+        # without the cached properties, which hold C++ objects: every worker makes its own
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @property
@@ -144,7 +144,7 @@ class FileTokenizer(Tokenizer):
 
     def _first_byte(self) -> int | None:
         """Returns the id of <0x00> if <0x01> to <0xFF> follow it: the bytes of characters that are not pieces."""
-        # Vocabularies without byte fallback lack these pieces.
+        # vocabularies without byte fallback lack these pieces
         first, last = self._token("<0x00>"), self._token("<0xFF>")
         return first if first is not None and last == first + 255 else None
 
@@ -156,7 +156,7 @@ class FileTokenizer(Tokenizer):
 
         first = self.first_sentinel
         if first is None:
-            # The convention of this module: after the image token, else from <unused0> on.
+            # the convention of this module: after the image token, else from <unused0> on
             after_image = self._named.get("image", NONE) + 1
             zero = self._token("<unused0>")
             first = after_image if after_image and unused(after_image) else 0 if zero is None else zero
@@ -170,7 +170,7 @@ class FileTokenizer(Tokenizer):
     @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id that `encode` returns."""
-        # Gemma 3's image token is past all others, and has no row in the embedding.
+        # Gemma 3's image token is past all others, and has no row in the embedding
         return self._size - (self._named.get("image", NONE) == self._size - 1)
 
     @abc.abstractmethod
@@ -332,7 +332,7 @@ class HuggingFace(FileTokenizer):
             tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except ValueError as error:
             raise self._damaged(error) from None
-        # Rows are cut and padded by the packer, for every tokenizer alike.
+        # rows are cut and padded by the packer, for every tokenizer alike
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
