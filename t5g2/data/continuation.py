@@ -28,6 +28,10 @@ class StreamPositions:
     positions: Mapping[int, Position]
     continuations: Mapping[int, Continuation] = field(default_factory=dict)
 
+    def first(self) -> tuple[int, ...]:
+        """Returns for each source the lowest number that a stream goes on with after its waiting examples."""
+        return tuple(map(min, zip(*(following for _, following in self.continuations.values()), strict=True)))
+
     def to_plain(self) -> dict[str, list[Any]]:
         """Returns the positions as checkpoints hold them: {"0": [8, 6, 14]}, with a continuation
         {"0": [8, 6, 14, [[0, 11], [1, 4]], [96, 32]]}."""

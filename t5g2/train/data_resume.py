@@ -98,9 +98,10 @@ def resumed_positions(
     harmless = not (continued.lost or stopped.repeated_rows)
     log.log(
         logging.INFO if harmless else logging.WARNING,
-        "data settings have changed since step %d was saved: each source goes on from its own count; %d examples are "
-        "lost, %s; the %d that were in rows which had not been trained on come first",
+        "data settings have changed since step %d was saved: each source goes on from its own count (%s); %d examples "
+        "are lost, %s; the %d that were in rows which had not been trained on come first",
         saved.step,
+        ", ".join(f"{name} at {first}" for name, first in zip(config.names, continued.streams.first(), strict=True)),
         continued.lost,
         repeated,
         continued.waiting,

@@ -26,5 +26,5 @@ def test_python_text_can_be_small():
     assert {small[i] for i in range(len(small))} < {larger[i] for i in range(len(larger))}
     with pytest.raises(UserError, match="no document of the standard library is in split 'train' with max_bytes = 1"):
         PythonText("train", max_bytes=1).open()
-    with pytest.raises(UserError, match="heldout_percent = 0; it must be between 1 and 99"):
+    with pytest.raises(UserError, match="heldout_percent = 0; it must be at least 1 and at most 99"):
         PythonText(heldout_percent=0)

@@ -1,11 +1,13 @@
 """Shards of tokens are the text over again: the same batches, whoever made them, however often it was interrupted."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -345,3 +347,32 @@ def test_a_record_of_another_length_is_damage(tmp_path):
     assert documents.token_range(0, 0, 9, TOKENIZER).tolist() == [0x7878] * 9
     with pytest.raises(UserError, match=r"is damaged at record 2 \(it has 12 bytes and should have 10\)"):
         documents.token_range(0, 8191, 8194, TOKENIZER)
+
+
+def test_two_machines_that_see_no_locks_of_each_other_write_one_folder(tmp_path, monkeypatch):
+    """All of their shards are equal, so it does not matter whose are kept; neither removes what the other writes."""
+
+    def no_locks(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    text = corpus.write_texts(tmp_path / "text", "many", 23)
+    token_shards.write(job(text, 6), tmp_path / "alone")
+    monkeypatch.setattr("t5g2.core.files.fcntl.flock", no_locks)
+    machine = threading.local()
+    monkeypatch.setattr("t5g2.core.files._boot", lambda: machine.boot)
+    barrier, manifests = threading.Barrier(3), []
+
+    def write(boot):
+        machine.boot = boot
+        barrier.wait()
+        for _ in range(5):
+            manifests.append(token_shards.write(job(text, 6), tmp_path / "shared"))
+
+    threads = [threading.Thread(target=write, args=(boot,)) for boot in ("a" * 8, "b" * 8, "c" * 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(manifests) == 15
+    assert all(manifest == manifests[0] for manifest in manifests)
+    assert files(tmp_path / "shared") == files(tmp_path / "alone")

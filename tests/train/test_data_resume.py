@@ -57,6 +57,9 @@ def test_other_weights_lose_and_repeat_nothing_and_say_so(tmp_path, caplog, form
     saved, trained = saved_run(before, former_version=former_version)
     positions = resumed(saved, after)
     assert "0 examples are lost, 0 are repeated; the " in caplog.text
+    first = StreamPositions.from_plain(positions, streams=4).first()
+    assert f"from its own count (many at {first[0]}, few at {first[1]})" in caplog.text
+    assert 2 < first[0] / first[1] < 4.5
     with Pipeline(after, seed=0, positions=positions) as pipeline:
         again = {int(i) for _ in range(40) for i in pipeline.next().example_ids.ravel() if i >= 0}
     assert not trained & again
