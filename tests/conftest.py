@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests come first, then those of no folder, so that the workers end at about the same time."""
+    long = Counter(item.path for item in items if item.get_closest_marker("long"))
+    items.sort(key=lambda item: (-long[item.path], len(item.path.parents)))
 
 
 def pytest_collection_finish():

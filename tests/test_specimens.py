@@ -14,6 +14,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import PIL
 import pytest
@@ -22,15 +23,19 @@ import t5g2
 from t5g2 import cli
 from t5g2.checkpoint.folder import open_model
 from t5g2.checkpoint.import_folder import open_any
+from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
+from t5g2.core.sharding import MeshShape
 from t5g2.data import images
 from t5g2.data.shards import token_cache
 from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources.image_text import ImageJsonl
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.sweep import launch, sweep_file
-from t5g2.train import config_file, resume
+from t5g2.train import config_file, restore, resume
 from t5g2.train import experiment as experiments
+from t5g2.train import plan as plans
+from t5g2.train import workdir as workdirs
 from tests.e2e.conftest import environment
 
 ARMS = ("source", "adapted", "scratch", "distilled", "cached", "tokens", "sft")
@@ -97,6 +102,24 @@ def test_a_run_goes_on_from_its_checkpoint(arm, capfd):
     assert after[: len(before)] == before
     assert [row["step"] for row in after if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
     assert (Path(f"runs/{arm}/model") / "model.json").exists()
+
+
+@pytest.mark.parametrize("arm", ["adapted", "sft"])
+def test_a_checkpoint_comes_back_on_a_mesh(arm, devices):
+    """Bit for bit the state that one device has; that a run goes on from it is tested above."""
+    workdir, experiment = Path(f"runs/{arm}"), config_file.load(f"config.py:{arm}")
+    states = []
+    for shape in (MeshShape(), MeshShape(data=2, fsdp=2, tensor=2)):
+        mesh = meshes.make(shape, devices[: 1 if shape == MeshShape() else 8])
+        plan = plans.make(experiment, mesh)
+        with jax.set_mesh(mesh), workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
+            start = restore.restore(workdir, plan, checkpoints)
+        assert start.step == 4
+        for leaf, abstract in zip(*map(jax.tree.leaves, (start.state, plan.abstract)), strict=True):
+            assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
+        states.append(jax.device_get(start.state))
+    for alone, cut in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(cut, alone)
 
 
 def test_token_shards_are_the_tokens_of_the_text():

@@ -1,5 +1,6 @@
 """Facts about devices: peak FLOP/s, memory in use."""
 
+import functools
 import resource
 import sys
 import time
@@ -47,6 +48,7 @@ def peak() -> Peak:
     return Peak(rate * count, f"measured float32 matmul on {count} x {kind}")
 
 
+@functools.cache
 def measure_matmul(size: int, repeats: int = 5) -> float:
     """Returns the FLOP/s of the fastest of several [size, size] float32 matrix products on the first local device."""
     a = jnp.ones((size, size), jnp.float32)

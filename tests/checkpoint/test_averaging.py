@@ -16,12 +16,15 @@ from t5g2.core.errors import UserError
 from t5g2.models import build
 from tests import tiny
 
+# two layers of a kind in a stack, and so a third of the leaves
+STACK = dataclasses.replace(tiny.GEMMA3, layers=2, pattern=("local",))
+
 
 @functools.cache
-def make(seed, dtype):
+def make(seed, dtype, config=STACK):
     """A model of its own for each seed, drawn by NumPy, so that nothing is compiled."""
     draw = np.random.default_rng(seed)
-    leaves, structure = jax.tree.flatten(build.abstract(tiny.GEMMA3, dtype))
+    leaves, structure = jax.tree.flatten(build.abstract(config, dtype))
     arrays = [jax.device_put(draw.standard_normal(x.shape).astype(x.dtype)) for x in leaves]
     return jax.tree.unflatten(structure, arrays)
 
@@ -36,7 +39,7 @@ def test_is_the_mean(tmp_path, dtype):
         for count in (5, 3, 1):
             steps = averaging.newest_steps(checkpoints, count)
             assert steps == list(range(6 - count, 6))
-            averaged = averaging.mean_leaves(checkpoints, steps, build.abstract(tiny.GEMMA3, dtype))
+            averaged = averaging.mean_leaves(checkpoints, steps, build.abstract(STACK, dtype))
             members = [tree.leaves(make(step, dtype)) for step in steps]
             assert averaged.keys() == members[0].keys()
             for key, leaf in averaged.items():
@@ -55,7 +58,7 @@ def test_what_was_saved_on_a_mesh_is_read_on_one_device(tmp_path, devices):
         for step, model in enumerate(models):
             checkpoints.save(step, jax.device_put(model, meshes.shardings(model, mesh)), {}, data={}, meta={})
         checkpoints.wait()
-        averaged = averaging.mean_leaves(checkpoints, [0, 1], build.abstract(tiny.GEMMA3))
+        averaged = averaging.mean_leaves(checkpoints, [0, 1], build.abstract(STACK))
         tables = [np.asarray(model.embedder.table[...]) for model in models]
         np.testing.assert_array_equal(averaged["embedder.table", None].read(), (tables[0] + tables[1]) / np.float32(2))
 
@@ -64,7 +67,7 @@ def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
     """In the order given, each stack of layers once; nothing is read before it is asked for."""
     with Checkpoints(tmp_path / "c") as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, make(step, jnp.float32), {}, data={}, meta={})
+            checkpoints.save(step, make(step, jnp.float32, tiny.GEMMA3), {}, data={}, meta={})
         checkpoints.wait()
         reads = []
         load = Checkpoints._load
@@ -79,7 +82,7 @@ def test_one_stored_leaf_of_each_step_is_read_at_a_time(tmp_path, monkeypatch):
         assert reads == []
         for leaf in averaged.values():
             leaf.read()
-        stored = list(tree.named(make(1, jnp.float32)))
+        stored = list(tree.named(make(1, jnp.float32, tiny.GEMMA3)))
         assert sorted(reads) == sorted((step, name) for step in (1, 2) for name in stored)
 
 
@@ -91,7 +94,7 @@ def test_no_checkpoint_at_all_is_an_error_of_its_own(tmp_path):
 def test_errors(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, make(step, jnp.float32), {}, data={}, meta={})
+            checkpoints.save(step, make(step, jnp.float32, tiny.GEMMA3), {}, data={}, meta={})
         checkpoints.wait()
         with pytest.raises(
             UserError, match=r"cannot average 3 checkpoints of .*, which holds those of steps 1, 2; average 1 to 2"
@@ -105,9 +108,9 @@ def test_errors(tmp_path):
         ):
             averaging.mean_leaves(checkpoints, [1, 2], wider)
         with pytest.raises(UserError, match=r"step 9 is not in .*; there are: 1, 2"):
-            averaging.mean_leaves(checkpoints, [1, 9], make(0, jnp.float32))
+            averaging.mean_leaves(checkpoints, [1, 9], make(0, jnp.float32, tiny.GEMMA3))
         file = next(p for p in (tmp_path / "c" / "2" / "params" / "embedder.table" / "c").rglob("*") if p.is_file())
         file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
         with pytest.raises(UserError, match=r"(?s)2 is damaged:\n  params.embedder.table: the contents have changed"):
-            averaging.mean_leaves(checkpoints, [1, 2], make(0, jnp.float32))["embedder.table", None].read()
+            averaging.mean_leaves(checkpoints, [1, 2], make(0, jnp.float32, tiny.GEMMA3))["embedder.table", None].read()
         assert checkpoints.steps() == [1, 2]

@@ -55,6 +55,7 @@ class State(NamedTuple):
     opt: optax.OptState
 
 
+@jax.jit
 def make(seed=0):
     params = Model(jax.random.key(seed))
     return State(params, optax.adamw(1e-3).init(params))

@@ -36,7 +36,7 @@ def test_from_the_source_to_every_result(corpus, devices, tmp_path, capsys, monk
 
     with monkeypatch.context() as alone:
         alone.setattr(jax, "devices", lambda: devices[:1])
-        t5g2("train", *config("source"), "--workdir=corpus/source")
+        t5g2("train", *config("source"), "--workdir=corpus/source", "--config.save.every_steps=0")
     t5g2("train", *config("adapted"), "--workdir=adapted")
     account = json.loads((tmp_path / "adapted" / "provenance.json").read_text())
     assert {leaf["how"] for leaf in account["leaves"]} == {"copied", "tied"}
@@ -78,12 +78,12 @@ def test_every_way_to_adapt_in_a_run(corpus, one_device, tmp_path, capsys, monke
     """Two sources, cut in depth, with changes; and the decoder-only baseline with a prefix that sees both ways."""
     monkeypatch.chdir(tmp_path)
 
-    def train(arm: str, workdir: str, *flags: str) -> list[dict]:
-        common = [f"--config={CONFIG}:{arm}@{corpus}", f"--workdir={workdir}", "--config.train.steps=24"]
-        assert cli.main(["train", *common, *flags]) == 0, capsys.readouterr().err
+    def train(arm: str, workdir: str, *flags: str, steps: int = 5) -> list[dict]:
+        common = [f"--config={CONFIG}:{arm}@{corpus}", f"--workdir={workdir}", f"--config.train.steps={steps}"]
+        assert cli.main(["train", *common, "--config.save.every_steps=0", *flags]) == 0, capsys.readouterr().err
         return [json.loads(line) for line in (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()]
 
-    rows = train("source", "prefix", "--config.data.sources.0.objective={'kind': 'prefix_lm_decoder'}")
+    rows = train("source", "prefix", "--config.data.sources.0.objective={'kind': 'prefix_lm_decoder'}", steps=24)
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert losses[-1] < losses[0] - 0.3
     train("source", "wide", "--config.model.layers=5")

@@ -148,14 +148,19 @@ def test_a_finished_run_says_so_and_writes_nothing(corpus, alone, one_device, ca
 
 @pytest.mark.long
 def test_what_may_differ_on_resume_and_what_may_not(corpus, alone, one_device, tmp_path, capfd):
-    """In this process, on one device as the run was, and compiled as the tests are."""
+    """In this process, on one device as the run was, and compiled as the tests are; from the checkpoint before the
+    newest, of which a file is cut short.
+    """
     workdir = tmp_path / "run"
     shutil.copytree(alone, workdir)
+    file = largest_file(workdir / "checkpoints" / "48" / "opt")
+    file.write_bytes(file.read_bytes()[:-7])
     longer = [*train(corpus, workdir), "--config.train.steps=50", "--config.compute.remat=block"]
     assert cli.main([*longer, "--config.train.seed=8"]) == 2
     assert "changed  train.seed: 7 -> 8" in capfd.readouterr().err
     assert cli.main([*longer, "--config.train.z_loss=1e-4", "--allow_change=train.z_loss"]) == 0
     said = capfd.readouterr().err
+    assert "moved to 48.damaged; the step before is used" in said
     assert "resumed with another train.steps: 48 -> 50" in said
     assert "resumed with another compute.remat: 'none' -> 'block'" in said
     assert "resumed with another train.z_loss: 0.0 -> 0.0001" in said

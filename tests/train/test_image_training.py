@@ -105,7 +105,7 @@ def test_the_loss_is_that_of_the_model_given_the_images_as_floats(tmp_path):
     total, sums = loss_sums(model, batch, step.StepOptions(experiment.compute, 6, 2))
     np.testing.assert_allclose(float(total), np.sum(losses * batch.weights), rtol=1e-5)
     assert int(sums.tokens) == np.sum(batch.encoder.segments > 0) + np.sum(batch.decoder.segments > 0)
-    blank, _ = step.loss_sums(
+    blank, _ = loss_sums(
         model, batch._replace(images=np.zeros_like(batch.images)), step.StepOptions(experiment.compute, 6, 2)
     )
     assert abs(float(blank - total)) > 1e-2, "the images make no difference"

@@ -140,6 +140,7 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
     assert checked > 60
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("teacher", ["gemma", "t5gemma2"])
 def test_a_teacher_is_asked_in_every_step(corpus, tmp_path, teacher):
     """The divergence is recorded and falls, the same however the batch is cut."""
