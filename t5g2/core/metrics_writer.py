@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from t5g2.core import files
@@ -13,11 +14,22 @@ from t5g2.core.logs import log
 from t5g2.core.optional import require
 
 
+def check_outputs(wandb_project: str | None) -> None:
+    """Raises UserError if metrics are to go to Weights & Biases and it is not installed; asked before a run begins."""
+    if wandb_project is not None:
+        _wandb(wandb_project)
+
+
+def _wandb(project: str) -> Any:
+    return require("wandb", "wandb", otherwise=f"name no project (log.wandb = {project!r})")
+
+
 class MetricsWriter:
     """Writes scalars by step: always to metrics.jsonl, optionally to TensorBoard events and Weights & Biases.
 
     A line of metrics.jsonl is one JSON object: `{"step": 20, "wall": 1714650000.1, "train/loss": 2.5}`; `wall` is in
-    seconds since 1970, and a value that is not finite is null. Several lines may hold one step (training, evaluation).
+    seconds since 1970, a value that is not finite is null, and labels, which are words, are in this file alone. Several
+    lines may hold one step (training, evaluation).
 
     A run that is resumed at step S leaves the file as if it had never stopped: lines after S are cut off, lines of S
     stay, and a name that has a value at S is not written a second time. (An evaluation at S is repeated on a resume,
@@ -61,7 +73,7 @@ class MetricsWriter:
         if wandb_project is not None:
             self._sinks.append(_WeightsAndBiases(folder, wandb_project, config))
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, Any], labels: Mapping[str, str] = MappingProxyType({})) -> None:
         """Records scalars at `step`; JAX and NumPy scalars are fetched here."""
         if not self._sinks:
             return
@@ -70,7 +82,8 @@ class MetricsWriter:
             wall = round(time.time(), 3)
             for sink in self._sinks:
                 with files.naming(self._folder):
-                    sink.write(int(step), wall, unwritten)
+                    words = labels if isinstance(sink, _Lines) else {}
+                    sink.write(int(step), wall, {**unwritten, **words})
 
     def close(self) -> None:
         """Closes all outputs; later writes are dropped."""
@@ -85,8 +98,8 @@ class _Lines:
     def __init__(self, path: Path):
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - stays open during the run
 
-    def write(self, step: int, wall: float, values: Mapping[str, float]) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    def write(self, step: int, wall: float, values: Mapping[str, float | str]) -> None:
+        finite = {name: x if isinstance(x, str) or math.isfinite(x) else None for name, x in values.items()}
         self._file.write(json.dumps({"step": step, "wall": wall, **finite}, allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
@@ -121,7 +134,7 @@ class _WeightsAndBiases:
     """A run of Weights & Biases; its id is kept in the workdir, so that a resumed run continues it."""
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any] | None):
-        wandb = require("wandb", "wandb", otherwise=f"name no project (log.wandb = {project!r})")
+        wandb = _wandb(project)
         file = folder / "wandb_id"
         if not file.exists():
             files.write_text(file, os.urandom(4).hex())

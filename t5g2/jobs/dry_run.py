@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from t5g2.core import logs, sharding, tree
+from t5g2.core import logs, metrics_writer, sharding, tree
 from t5g2.core.device import GIB
 from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
@@ -56,6 +56,7 @@ def check(
     if devices:
         _simulate(devices)
     logs.setup()
+    metrics_writer.check_outputs(experiment.log.wandb)
     origin = _origin(experiment, allow_change)
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
@@ -71,9 +72,10 @@ def check(
         print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
     print(origin)
     if hbm_gib and needed > hbm_gib:
+        remat = "" if experiment.compute.remat == "block" else "compute.remat=block, "
         raise UserError(
             f"the run needs {needed:.2f} GiB per device and a device has --hbm_gib={hbm_gib:g}; use more devices along "
-            f"mesh.fsdp or mesh.tensor, more train.microbatches, compute.remat=block, or fewer data.rows"
+            f"mesh.fsdp or mesh.tensor, more train.microbatches, {remat}or fewer data.rows"
             + (SCORES if memory.scores > memory.total / 4 else "")
         )
     print("check passed: the experiment can run")

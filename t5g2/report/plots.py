@@ -108,6 +108,14 @@ def training(sets: Mapping[str, Sequence[RunGroup]]) -> str:
                     axes.plot(*group.series(metric), color=ink, linestyle="none", marker="o", markersize=4)
             axes.set_title(title)
             _finish(axes, ticker, ylabel="nats per token" if axes is grid[0] else None)
+        # one key for all plots: colors tell the groups apart, shapes what is drawn
+        shapes = {
+            "training loss": {"alpha": 0.25, "linewidth": 1.0},
+            "its running median": {},
+            "held-out loss": {"linestyle": "none", "marker": "o", "markersize": 4},
+        }
+        key = [plt.Line2D([], [], color="#555", label=label, **style) for label, style in shapes.items()]
+        grid[0].legend(handles=key, loc="upper right", frameon=False, fontsize="small")
         return _svg(figure, plt)
 
 

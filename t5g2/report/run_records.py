@@ -29,6 +29,7 @@ class RunRecord:
       samples: lines of the newest file under samples/.
       done: True if the trainer has finished.
       seed: seed of the run, if there are several under different seeds.
+      claimed: True if a trainer holds its folder, or held it when it was killed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RunRecord:
     samples: list[dict]
     done: bool
     seed: int | None = None
+    claimed: bool = False
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a metric in the order of steps; a step's last row counts, null is left out."""
@@ -153,6 +155,7 @@ def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | Non
         provenance=provenance if provenance is not None else read_if_there(folder / "model" / "provenance.json"),
         samples=_read_lines(samples[-1]) if samples else [],
         done=(folder / "done.json").exists(),
+        claimed=(folder / ".lock").exists(),
         seed=seed,
     )
 

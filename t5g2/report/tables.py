@@ -100,8 +100,12 @@ def _layout(corner: str, names: list[str], cells: list[list[str]]) -> TextTable:
 
 
 def state(run: RunRecord) -> str:
-    """Returns the state of a run: done, unfinished (stopped or running: the files do not tell), or not started."""
-    return "done" if run.done else "not started" if run.step is None else "unfinished"
+    """Returns the state of a run: done, unfinished (stopped or running: the files do not tell), starting (it has no
+    step yet), or not started.
+    """
+    if run.done or run.step is not None:
+        return "done" if run.done else "unfinished"
+    return "starting" if run.claimed else "not started"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from t5g2.core import logs, sharding
+from t5g2.core import logs, metrics_writer, sharding
 from t5g2.core.logs import log
 from t5g2.data import row_memory
 from t5g2.data.pipeline import to_global
@@ -45,6 +45,7 @@ def train(
     """
     # 1 mesh: the experiment's constructor has checked its fields; the rules that need devices are checked here
     logs.setup(process=jax.process_index())
+    metrics_writer.check_outputs(experiment.log.wandb)
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
     row_memory.check(experiment.data, rows)

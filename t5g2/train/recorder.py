@@ -122,7 +122,9 @@ class Recorder:
         self._progress.report(step, loss=loss, divergence=divergence, tokens_per_s=rates["tokens"], mfu=mfu)
         if self._writer is not None:
             speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "mfu": mfu}
-            self._writer.write(step, self._values(fetched, batch) | speed | device.memory_gib())
+            # a hash of the examples: two runs that see the same batches write the same word
+            digest = f"{binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()):08x}"
+            self._writer.write(step, self._values(fetched, batch) | speed | device.memory_gib(), {"data/batch": digest})
 
     def _check_nonfinite(self, step: int, metrics: Metrics, batch: HostBatch) -> None:
         """Logs an update that was left out because it was not finite; raises UserError if it may not be."""
@@ -154,8 +156,6 @@ class Recorder:
             "train/tokens": int(metrics.tokens),
             **({"train/skipped_updates": int(metrics.skipped)} if metrics.skipped else {}),
             "padding/decoder": padding_share(batch.batch.decoder),
-            # a hash of the examples: two runs that see the same batches write the same numbers
-            "data/batch": binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()),
         }
         if metrics.teacher_weight > 0:
             values["train/divergence"] = float(metrics.divergence / metrics.teacher_weight)

@@ -1,5 +1,6 @@
 """metrics.jsonl after kills and resumes, rates, what the progress shows."""
 
+import contextlib
 import io
 import json
 import logging
@@ -243,3 +244,22 @@ def test_the_peak_of_a_cpu_is_measured_once(monkeypatch):
 
 def test_a_matmul_can_be_measured():
     assert device_module.measure_matmul(64, repeats=2) > 0
+
+
+def test_words_are_in_metrics_jsonl_and_nowhere_else(tmp_path):
+    with contextlib.closing(metrics_writer.MetricsWriter(tmp_path)) as writer:
+        writer.write(3, {"train/loss": 2.5}, {"data/batch": "0012abcd"})
+    [row] = metrics_writer.read_metrics(tmp_path / "metrics.jsonl")
+    assert (row["train/loss"], row["data/batch"]) == (2.5, "0012abcd")
+    [events] = [path.read_bytes() for path in tmp_path.glob("events*")]
+    assert b"train/loss" in events
+    assert b"data/batch" not in events
+
+
+def test_a_missing_wandb_is_found_before_a_run_begins(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    metrics_writer.check_outputs(None)
+    with pytest.raises(
+        UserError, match=r"wandb is not installed; run `pip install 't5g2\[wandb\]'`, or name no project"
+    ):
+        metrics_writer.check_outputs("mine")
