@@ -17,6 +17,7 @@ from t5g2.adapt.pairing import Pairing, SourceModel
 from t5g2.adapt.provenance import Provenance, ProvenanceRow, Use
 from t5g2.adapt.rules import Rule
 from t5g2.core import tree
+from t5g2.core.casting import cast_weights
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Leaf, LeafKey
 
@@ -89,7 +90,7 @@ def _reader(leaf: Leaf, origin: _LeafOrigin, pairing: Pairing, seed: int) -> Cal
 
     def read() -> np.ndarray:
         # cast first: resized rows and resampled positions are then computed as the target stores them
-        value = np.asarray(source_leaf.read()).astype(leaf.dtype, copy=False)
+        value = cast_weights(source_leaf.read(), leaf.dtype, name=f"the source's {tree.name(source_leaf.key)}")
         if rule.operation == "derived":
             token = pairing.target.eoi_id
             assert token is not None

@@ -37,12 +37,17 @@ def is_added(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def with_bos(tokenizer: Mapping[str, Any], *, added: bool) -> dict[str, Any]:
-    """Returns a tokenizer.json whose post-processor adds BOS, or does not; other processors of a sequence stay."""
+    """Returns a tokenizer.json whose post-processor adds BOS, or does not; other processors of a sequence stay.
+
+    A tokenizer that has no BOS stays as it is.
+    """
+    ids = [token["id"] for token in tokenizer.get("added_tokens") or () if token["content"] == BOS]
+    if not ids:
+        return dict(tokenizer)
     processors = [p for p in _processors(tokenizer.get("post_processor")) if p.get("type") != "TemplateProcessing"]
     if added:
-        token = next(t["id"] for t in tokenizer["added_tokens"] if t["content"] == BOS)
         first, second = ([{"SpecialToken": {"id": BOS, "type_id": i}}, _sequence(i)] for i in (0, 1))
-        special = {BOS: {"id": BOS, "ids": [token], "tokens": [BOS]}}
+        special = {BOS: {"id": BOS, "ids": ids, "tokens": [BOS]}}
         template = {"type": "TemplateProcessing", "single": first, "pair": first + second, "special_tokens": special}
         processors.append(template)
     if len(processors) > 1:

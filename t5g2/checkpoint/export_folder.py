@@ -12,7 +12,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.generation_ids import GENERATION_FILE
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
-from t5g2.checkpoint.tensor import Tensor, cast_tensor, tensor_from_leaf, zero_tensor
+from t5g2.checkpoint.tensor import Tensor, cast_tensor, zero_tensor
 from t5g2.core import files
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models.config import DualEncoderConfig
@@ -37,14 +37,14 @@ def export_model(
     dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     opened = import_folder.open_any(model_dir)
-    dtypes = {str(cast_tensor(tensor_from_leaf(leaf), dtype).dtype) for leaf in opened.leaves.values()}
+    dtypes = {str(leaf.dtype if dtype is None else dtype) for leaf in opened.leaves.values()}
     # transformers casts all weights to one dtype when it loads them; float32 holds every other
     config_dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     tensor_format, data = hf_config_writer.write(
         opened.config, dtype=config_dtype, special_tokens=_special_tokens(opened)
     )
     tensors = {
-        match.name: cast_tensor(_join_leaves(match, opened.leaves), dtype)
+        match.name: cast_tensor(_join_leaves(match, opened.leaves), dtype, name=f"{opened.path}: {match.name}")
         for match in names.match_tensors(tensor_format, opened.leaves)
     }
     # transformers initialises missing tensors at random, with a warning, so its placeholders are written too

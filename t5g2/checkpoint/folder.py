@@ -26,6 +26,7 @@ from t5g2.checkpoint import safetensors_io
 from t5g2.checkpoint.generation_ids import GENERATION_FILE
 from t5g2.checkpoint.tensor import Tensor, tensor_from_leaf
 from t5g2.core import files, sharding, tree
+from t5g2.core.casting import cast_weights
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
@@ -268,14 +269,18 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
       param_dtype: dtype of the weights; None = as they are stored.
 
     Raises:
-      UserError: as open_model.
+      UserError: as open_model; a weight is not finite, or does not fit into param_dtype.
     """
     folder = folder if isinstance(folder, ModelFolder) else open_model(folder)
     abstract = build.abstract(folder.config, common_dtype(folder, param_dtype))
     # each leaf goes to its devices as it is read: the host never holds the whole model
     shardings = None if mesh is None else sharding.shardings(abstract, mesh)
     leaves = tree.leaves(abstract)
-    return tree.build(abstract, lambda key: folder.leaves[key].read().astype(leaves[key].dtype), shardings=shardings)
+
+    def read(key: LeafKey) -> np.ndarray:
+        return cast_weights(folder.leaves[key].read(), leaves[key].dtype, name=f"{folder.path}: {tree.name(key)}")
+
+    return tree.build(abstract, read, shardings=shardings)
 
 
 def common_dtype(folder: ModelFolder, chosen: Any = None) -> np.dtype:

@@ -178,7 +178,10 @@ def import_model(
     opened = open_foreign(source, config)
     if image_size is not None:
         opened = folders.with_image_size(opened, image_size)
-    tensors = {tree.name(key): cast_tensor(tensor_from_leaf(leaf), dtype) for key, leaf in opened.leaves.items()}
+    tensors = {
+        name: cast_tensor(tensor_from_leaf(leaf), dtype, name=f"{opened.path}: {name}")
+        for name, leaf in ((tree.name(key), leaf) for key, leaf in opened.leaves.items())
+    }
     json_files = {
         folders.MODEL: folders.to_dict(opened.config),
         folders.TOKENIZER: opened.tokenizer,

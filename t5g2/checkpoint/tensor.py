@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from t5g2.core.casting import cast_weights
 from t5g2.core.tree import Leaf
 
 
@@ -43,11 +44,10 @@ def tensor_from_leaf(leaf: Leaf) -> Tensor:
     return Tensor(leaf.shape, np.dtype(leaf.dtype), gather)
 
 
-def cast_tensor(tensor: Tensor, dtype: Any) -> Tensor:
-    """Returns the tensor in another dtype, cast when it is read; dtype None = unchanged."""
-    if dtype is None or tensor.dtype == jnp.dtype(dtype):
-        return tensor
-    return Tensor(tensor.shape, jnp.dtype(dtype), lambda: tensor.read().astype(jnp.dtype(dtype)))
+def cast_tensor(tensor: Tensor, dtype: Any, *, name: str) -> Tensor:
+    """Returns the tensor in another dtype (None = its own), cast and checked (core/casting.py) when it is read."""
+    target = tensor.dtype if dtype is None else jnp.dtype(dtype)
+    return Tensor(tensor.shape, target, lambda: cast_weights(tensor.read(), target, name=name))
 
 
 def zero_tensor(shape: tuple[int, ...], dtype: Any) -> Tensor:

@@ -1,0 +1,41 @@
+"""Casts of weights that lose no number: what is not finite, or does not fit, is an error with the weight's name."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from t5g2.core.errors import UserError
+
+
+def cast_weights(array: Any, dtype: Any, *, name: str) -> np.ndarray:
+    """Returns a weight on the host in another dtype; dtype None = its own. Rounding and underflow are allowed.
+
+    Args:
+      name: the weight, and where it comes from, for messages.
+
+    Raises:
+      UserError: a number is NaN or infinite, or becomes infinite in `dtype`; or they are no floating-point numbers.
+    """
+    array = np.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(
+            f"{name} holds {array.dtype}, not floating-point numbers; it may be quantised: give the weights as "
+            f"float32, bfloat16 or float16"
+        )
+    not_finite = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if not_finite:
+        raise UserError(
+            f"{name} has {not_finite:,} of {array.size:,} numbers that are NaN or infinite; the file is damaged, or "
+            f"the training that wrote it diverged: take other weights"
+        )
+    if dtype is None or array.dtype == jnp.dtype(dtype):
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(jnp.dtype(dtype))
+    if not np.isfinite(cast).all():
+        raise UserError(
+            f"{name} has numbers up to {float(np.abs(array).max()):.6g}, and the largest of {jnp.dtype(dtype).name} is "
+            f"{float(jnp.finfo(dtype).max):.6g}; keep its dtype, or take bfloat16 or float32"
+        )
+    return cast
