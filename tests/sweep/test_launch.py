@@ -278,7 +278,7 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monke
     (tmp_path / "config.py").write_text(CONFIG)
     file = str(tmp_path / "config.py")
     parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
-    with pytest.raises(UserError, match=r"config\.train\.stepz.*did you mean 'steps'"):
+    with pytest.raises(UserError, match=r"'stepz' in config\.train .*did you mean 'steps'"):
         launch.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert not (tmp_path / "sweep").exists()
 
