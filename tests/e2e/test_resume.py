@@ -153,13 +153,14 @@ def test_what_may_differ_on_resume_and_what_may_not(corpus, alone, one_device, t
     """
     workdir = tmp_path / "run"
     shutil.copytree(alone, workdir)
-    file = largest_file(workdir / "checkpoints" / "48" / "opt")
+    file = largest_file(workdir / "checkpoints" / "48" / "opt" / "0.mu.embedder.table")
     file.write_bytes(file.read_bytes()[:-7])
     longer = [*train(corpus, workdir), "--config.train.steps=50", "--config.compute.remat=block"]
     assert cli.main([*longer, "--config.train.seed=8"]) == 2
     assert "changed  train.seed: 7 -> 8" in capfd.readouterr().err
     assert cli.main([*longer, "--config.train.z_loss=1e-4", "--allow_change=train.z_loss"]) == 0
     said = capfd.readouterr().err
+    assert "opt.0.mu.embedder.table: " in said
     assert "moved to 48.damaged; the step before is used" in said
     assert "resumed with another train.steps: 48 -> 50" in said
     assert "resumed with another compute.remat: 'none' -> 'block'" in said

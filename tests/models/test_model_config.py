@@ -70,14 +70,14 @@ def test_a_config_from_before_a_field_was_there_means_its_default():
     data = config.to_dict(T5GEMMA2)
     assert data.pop("encoder_attention") == "bidirectional"
     assert config.from_dict(data) == T5GEMMA2
-    with pytest.raises(UserError, match=r"model\.encoder_attention.*'casual'.*'?causal"):
+    with pytest.raises(UserError, match=r"'casual' of model\.encoder_attention; did you mean 'causal'"):
         config.from_dict({**data, "encoder_attention": "casual"})
 
 
 def test_from_dict_names_what_is_wrong():
     data = config.to_dict(T5GEMMA2)
     data["decoder"]["widht"] = 64
-    with pytest.raises(UserError, match=r"model\.decoder\.widht.*did you mean 'width'"):
+    with pytest.raises(UserError, match=r"'widht' in model\.decoder .*did you mean 'width'"):
         config.from_dict(data)
     with pytest.raises(UserError, match="gemma9"):
         config.from_dict({**config.to_dict(GEMMA3), "kind": "gemma9"})
