@@ -1,5 +1,6 @@
 """Settings that may differ when a run is resumed."""
 
+import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.tree import difference, named
 from t5g2.models.build import abstract
 from t5g2.models.config import ModelConfig
-from t5g2.train.experiment import Experiment, build, dump
+from t5g2.train.experiment import Train, build, dump
 from t5g2.train.former_names import current_keys, current_path
 from t5g2.train.optim import OptimConfig
 from t5g2.train.optim import make as make_optimizer
@@ -54,7 +55,8 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
             f"the workdir holds a different experiment (saved -> now):\n{shown}\n"
             + _remedy(
                 refused,
-                old.keys() | new.keys(),
+                # a None that one side lacks is no difference, and in nobody's way
+                (old.keys() & new.keys()) | set(refused),
                 state_parts=_state_parts(saved, now, refused),
                 whole=None if _source_names(before) == _source_names(now) else "data.sources",
             )
@@ -110,28 +112,28 @@ def _source_names(node: Mapping[str, Any]) -> list[str]:
 
 def _state_parts(saved: Mapping[str, Any], now: Mapping[str, Any], refused: Iterable[str]) -> list[str]:
     """Returns the parts of the experiment whose change makes other leaves than those of the saved state."""
-    parts = ("model", "optim", "train.param_dtype")
-    concerned = [part for part in parts if any(_covers(part, path) for path in refused)]
-    if not concerned:
-        return []
     try:
         before, after = build(saved), build(now)
     except UserError:  # another version wrote it, and its leaves are unknown
         return []
-    leaves = _state_leaves(before.model, before.optim, before)
-    changed = {
-        "model": lambda: _state_leaves(after.model, before.optim, before),
-        "optim": lambda: _state_leaves(before.model, after.optim, before),
-        "train.param_dtype": lambda: _state_leaves(before.model, before.optim, after),
+    optimizer = dataclasses.replace(before.optim, optimizer=after.optim.optimizer)
+    freeze = dataclasses.replace(before.optim, freeze=after.optim.freeze)
+    changes = {
+        "model": (after.model, before.optim, before.train),
+        "optim.optimizer": (before.model, optimizer, before.train),
+        "optim.freeze": (before.model, freeze, before.train),
+        "train.param_dtype": (before.model, before.optim, after.train),
     }
-    return ["optim.optimizer" if part == "optim" else part for part in concerned if changed[part]() != leaves]
+    concerned = [part for part in changes if any(_covers(part, path) for path in refused)]
+    leaves = _state_leaves(before.model, before.optim, before.train) if concerned else None
+    return [part for part in concerned if _state_leaves(*changes[part]) != leaves]
 
 
-def _state_leaves(model: ModelConfig, optim: OptimConfig, experiment: Experiment) -> dict[str, Any] | None:
+def _state_leaves(model: ModelConfig, optim: OptimConfig, train: Train) -> dict[str, Any] | None:
     """Returns {name: (shape, dtype)} of the weights and of the optimizer's state; None if the two do not fit."""
-    params = abstract(model, jnp.dtype(experiment.train.param_dtype))
+    params = abstract(model, jnp.dtype(train.param_dtype))
     try:
-        init = make_optimizer(optim, experiment.train.steps, params).init
+        init = make_optimizer(optim, train.steps, params).init
     except UserError:  # a rule names a weight of the other model
         return None
     state = {"params": params, "opt": jax.eval_shape(init, params)}

@@ -174,8 +174,9 @@ def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
     from t5g2.commands import generate
 
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding="utf-8")
-    assert generate.read_prompts(str(file)) == ["a\u2028b", "c"]
+    for encoding in ("utf-8", "utf-8-sig"):
+        file.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding=encoding)
+        assert generate.read_prompts(str(file)) == ["a\u2028b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from t5g2.checkpoint.train_states import SavedStep
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.data.continuation import StreamPositions
@@ -132,3 +133,14 @@ def test_settings_that_cannot_be_read_any_more(tmp_path):
     damaged = saved._replace(settings={**saved.settings, "packing": "tightest"})
     with pytest.raises(UserError, match=r"data settings of step 7 cannot be used any more .* init\.params"):
         resumed(damaged, config)
+
+
+def test_the_settings_are_those_of_the_step_and_in_earlier_versions_those_of_the_run(tmp_path):
+    """A run may have begun again with other settings and stopped before its first checkpoint."""
+    (tmp_path / "experiment.json").write_text('{"data": {"rows": 8}}')
+    meta = {"corpus": "c", "seed": 3}
+    former = SavedStep(7, None, None, {"0": [0, 0, 0]}, meta)
+    assert SavedData.of(former, tmp_path).settings == {"rows": 8}
+    assert SavedData.of(former, tmp_path / "nowhere").settings is None
+    now = former._replace(meta=meta | {"settings": {"data": {"rows": 4}}, "chunks": ["x"]})
+    assert SavedData.of(now, tmp_path) == SavedData(7, {"0": [0, 0, 0]}, "c", 3, {"rows": 4}, ["x"])

@@ -195,6 +195,7 @@ def test_with_other_sources_the_flag_is_data_sources_and_the_difference_is_short
     [
         ([("optim.optimizer", '{"kind": "adafactor"}')], "optim.optimizer"),
         ([("optim.optimizer.moment_dtype", "bfloat16")], "optim.optimizer.moment_dtype"),
+        ([("optim.freeze", '[{"pattern": "decoder.*"}]')], "optim.freeze"),
         ([("train.param_dtype", "bfloat16")], "train.param_dtype"),
         ([("model.decoder.mlp_width", "96")], "model.decoder.mlp_width"),
     ],
