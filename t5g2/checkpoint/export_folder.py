@@ -95,8 +95,10 @@ def _tokenizer_files(opened: ModelFolder) -> dict[str, Any]:
     changed = {}
     if bos.TOKENIZER_FILE in by_name:
         tokenizer = files.read_json_object(by_name[bos.TOKENIZER_FILE], fix=import_folder.DAMAGED_JSON)
-        if bos.is_added(tokenizer) != wanted:
-            changed[bos.TOKENIZER_FILE] = bos.with_bos(tokenizer, added=wanted)
+        rewritten = bos.with_bos(tokenizer, added=wanted)
+        # otherwise the file is copied as it is
+        if bos.is_added(tokenizer) != wanted and rewritten != tokenizer:
+            changed[bos.TOKENIZER_FILE] = rewritten
     if bos.CONFIG_FILE in by_name:
         config = files.read_json_object(by_name[bos.CONFIG_FILE], fix=import_folder.DAMAGED_JSON)
         changed[bos.CONFIG_FILE] = config | {"add_bos_token": wanted}

@@ -369,6 +369,10 @@ def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
     assert loading.load(tmp_path / "hf").stop_ids == (5,)
     (tmp_path / "hf" / "generation_config.json").unlink()
     tokenizer_files.huggingface(tmp_path / "hf")
+    assert loading.load(tmp_path / "hf").stop_ids == (1,)  # config.json
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["eos_token_id"], config["text_config"]["eos_token_id"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     turns = loading.load(tmp_path / "hf")
     assert turns.stop_ids == (1, turns.tokenizer.id("end_of_turn"))
 

@@ -75,7 +75,6 @@ def test_files_are_carried_along(tmp_path, hugging_face):
     export_model(tmp_path / "back", tmp_path / "again")
     again = {name: (tmp_path / "again" / name).read_text() for name in contents}
     assert json.loads(again.pop("generation_config.json")) == generation
-    assert json.loads(again["tokenizer.json"]) == {}
     assert again.items() < contents.items()
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert (config["eos_token_id"], config["bos_token_id"]) == ([1, 106], 2)
