@@ -38,10 +38,15 @@ class DualEncoder(Model):
         """Returns float32[images, D], each of length 1.
 
         Args:
-          images: files, PIL images or arrays, as in model_inputs.images.
+          images: files, PIL images or arrays, as in model_inputs.images; at least one.
+
+        Raises:
+          UserError: no image, or a single one instead of a list; images that cannot be read.
         """
-        size = self.config.vision.image_size
-        array = np.stack([model_inputs.prepare_image(image, size, self.resampling) for image in images])
+        vision = self.config.vision
+        images = model_inputs.image_list(images)
+        processor = self.image_processor
+        array = np.stack([model_inputs.prepare_image(image, vision.image_size, processor) for image in images])
         return self._run(_embed_images, array)
 
     def embed_texts(self, texts: Any) -> Float[np.ndarray, "B D"]:

@@ -287,7 +287,7 @@ class LanguageModel(Model):
         if self._image_config is None:
             raise UserError("images are given, but this model has no image tower; load one that has, or give text only")
         size = self._image_config.vision.image_size
-        array, counts = model_inputs.images(images_by_row, rows, size, self.resampling)
+        array, counts = model_inputs.images(images_by_row, rows, size, self.image_processor)
         # rows of [] need no tower
         if not any(counts):
             return None, counts

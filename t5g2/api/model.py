@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import tempfile
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +19,8 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files
 from t5g2.core.errors import UserError, unknown
-from t5g2.data.images import Resampling
+from t5g2.data import image_processor
+from t5g2.data.images import ImageProcessor, Resampling
 from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models.config import DualEncoderConfig, ModelConfig
@@ -34,13 +36,10 @@ class Model:
       folder: the folder that it was loaded from.
       params: the module that holds the weights.
       dtype, compute, mesh: as in `load`.
-      resampling: filter with which images are resized: that of preprocessor_config.json if the folder has one, else
-        bilinear, and bicubic for a dual encoder.
     """
 
     def __init__(self, folder: ModelFolder, dtype: Any, compute: Compute, mesh: Mesh | None):
         self.folder, self.dtype, self.compute, self.mesh = folder, dtype, compute, mesh
-        self.resampling: Resampling = _resampling(folder)
         # the tower of a language model is large and often not used, so it is read later
         without_tower = folders.without_images(folder)
         param_dtype = chosen_dtype(without_tower, dtype)
@@ -53,6 +52,26 @@ class Model:
     def config(self) -> ModelConfig:
         """Architecture of the model."""
         return self.folder.config
+
+    @functools.cached_property
+    def image_processor(self) -> ImageProcessor:
+        """Rule that makes the tower's inputs from pixels: that of the folder's files; may be set.
+
+        Raises:
+          UserError: as image_processor.read.
+        """
+        # text needs no processor, so its files are read with the first image
+        default = "bicubic" if isinstance(self.config, DualEncoderConfig) else "bilinear"
+        return image_processor.read(self.folder.path, default=default)
+
+    @property
+    def resampling(self) -> Resampling:
+        """Filter with which images are resized, a field of `image_processor`; reads and sets it."""
+        return self.image_processor.resampling
+
+    @resampling.setter
+    def resampling(self, resampling: Resampling) -> None:
+        self.image_processor = replace(self.image_processor, resampling=resampling)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -104,14 +123,6 @@ class Model:
 
     def _devices(self) -> Any:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-
-def _resampling(folder: ModelFolder) -> Resampling:
-    default: Resampling = "bicubic" if isinstance(folder.config, DualEncoderConfig) else "bilinear"
-    file = folder.path / "preprocessor_config.json"
-    # the file holds Pillow's numbers of the filters
-    by_pillow_number: dict[int, Resampling] = {2: "bilinear", 3: "bicubic"}
-    return by_pillow_number.get(json_field(file, "resample"), default)
 
 
 def json_field(file: Path, key: str) -> Any:

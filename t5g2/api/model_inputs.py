@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 
 from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.data import image_tokens
 from t5g2.data import images as image_files
 from t5g2.data.image_tokens import START_OF_IMAGE
-from t5g2.data.images import Resampling
+from t5g2.data.images import DEFAULT_PROCESSOR, ImageProcessor
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models.config import ImageConfig, SiglipTextConfig, TextConfig
 
@@ -96,16 +97,17 @@ def sequences(
 
 
 def images(
-    images_by_row: Any, rows: int, size: int, resampling: Resampling = "bilinear"
+    images_by_row: Any, rows: int, size: int, processor: ImageProcessor = DEFAULT_PROCESSOR
 ) -> tuple[Float[np.ndarray, "B I H W 3"], list[int]]:
-    """Returns (images as float32 in [-1, 1], rows with fewer images filled up with zeros; the number of each row).
+    """Returns (float32 images as the tower reads them, rows with fewer filled up with zeros; the number of each row).
 
     Args:
-      images_by_row: an array [B, I, H, W, 3]; or for each row a list of images, or one image. An image is a file, a
-        PIL image, or an array [H, W, 3]: uint8 of any size, or floats in [-1, 1] of the tower's size.
+      images_by_row: an array [B, I, H, W, 3]; or for each row a list of images, or one image. An image is a file
+        (its path, its content, or open), a PIL image, or an array [H, W, 3]: whole numbers from 0 to 255 of any size,
+        or floats of the tower's size in the range of the processor's values, which is [-1, 1] by default.
 
     Raises:
-      UserError: the number of rows differs, a file is not an image, floats are outside of [-1, 1] or of another size.
+      UserError: the number of rows differs, a file is not an image, numbers are out of range or of another size.
     """
     images_by_row = list(images_by_row)
     if len(images_by_row) != rows:
@@ -113,7 +115,7 @@ def images(
             f"images are given for {len(images_by_row)} rows and there are {rows}; give a list for each row, [] for "
             f"a row without images"
         )
-    by_row = [[prepare_image(image, size, resampling) for image in _row_images(row)] for row in images_by_row]
+    by_row = [[prepare_image(image, size, processor) for image in _row_images(row)] for row in images_by_row]
     counts = [len(row) for row in by_row]
     array = np.zeros((rows, max(counts, default=0), size, size, 3), np.float32)
     for row, prepared_row in enumerate(by_row):
@@ -122,30 +124,62 @@ def images(
     return array, counts
 
 
-def prepare_image(image: Any, size: int, resampling: Resampling) -> Float[np.ndarray, "H W 3"]:
-    """Returns one image as float32 in [-1, 1]; `image` as in `images`."""
+def image_list(images: Any) -> list[Any]:
+    """Returns a list of images, or an array [I, H, W, 3], as a list.
+
+    Raises:
+      UserError: there is none; or it is a single image, or no list at all.
+    """
+    if isinstance(images, str | PathLike | bytes | Image.Image) or getattr(images, "ndim", 4) == 3:
+        raise UserError("images is one image; give a list of them: [image]")
+    if not hasattr(images, "__iter__") or hasattr(images, "read"):
+        raise UserError(f"images is of type {type(images).__name__}; give a list of images")
+    images = list(images)
+    if not images:
+        raise UserError("images is empty; give a list of at least one")
+    return images
+
+
+def prepare_image(image: Any, size: int, processor: ImageProcessor) -> Float[np.ndarray, "H W 3"]:
+    """Returns one image as float32, as the tower reads it; `image` as in `images`."""
     array = pixels(image)
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-        return image_files.preprocess(array, size, resampling=resampling)
+        return image_files.preprocess(array, size, processor)
+    low, high = processor.limits
     if array.shape != (size, size, 3) or not np.issubdtype(array.dtype, np.floating):
         raise UserError(
-            f"an image is {array.dtype}{list(array.shape)}; arrays are uint8[height, width, 3], or floats in [-1, 1] "
-            f"of the tower's own size, [{size}, {size}, 3]"
+            f"an image is {array.dtype}{list(array.shape)}; arrays are whole numbers from 0 to 255 of shape [height, "
+            f"width, 3], or floats in [{low:g}, {high:g}] of the tower's own size, [{size}, {size}, 3]"
         )
     # pixels of 0 to 255 or 0 to 1 as floats are the common mistakes; the first is caught here
-    if not (np.abs(array) <= 1).all():
+    slack = 1e-6 * (high - low)
+    if not ((low - slack <= array) & (array <= high + slack)).all():
         raise UserError(
-            f"an image of floats reaches from {array.min():g} to {array.max():g}; floats must lie in [-1, 1] "
-            f"(x / 127.5 - 1), or give it as uint8"
+            f"an image of floats reaches from {array.min():g} to {array.max():g}; floats must lie in "
+            f"[{low:g}, {high:g}], as the model's image processor makes them, or give it as uint8"
         )
     return array.astype(np.float32)
 
 
 def pixels(image: Any) -> np.ndarray:
-    """Returns an image as an array: uint8[height, width, 3] of a file or a PIL image, an array unchanged."""
-    if isinstance(image, str | PathLike | bytes):
+    """Returns an image as an array: uint8[H, W, 3] of a file or a PIL image; whole numbers as uint8, floats unchanged.
+
+    Raises:
+      UserError: as images.read; whole numbers that are not 0 to 255.
+    """
+    if isinstance(image, Image.Image):
+        return image_files.from_pillow(image)
+    if isinstance(image, str | PathLike | bytes) or hasattr(image, "read"):
         return image_files.read(image)
-    return np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    array = np.asarray(image)
+    if np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8 and array.size:
+        low, high = array.min(), array.max()
+        if low < 0 or high > 255:
+            raise UserError(
+                f"an image of {array.dtype} reaches from {low} to {high}; whole numbers are 0 to 255, so scale it"
+            )
+        array = array.astype(np.uint8)
+    return array
 
 
 def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -> tuple[list[str], list[list[Any]]]:

@@ -25,7 +25,7 @@ from t5g2.data.pipeline import Pipeline
 from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
 from t5g2.report.data_preview import describe_padding
-from t5g2.train import adaptation, run_tokenizer
+from t5g2.train import adaptation, image_rows, run_tokenizer
 from t5g2.train import plan as plans
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -116,6 +116,7 @@ def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
         adaptation.check_adapt(init.adapt, experiment.model)
     elif init.params is not None:
         adaptation.open_same_architecture(path, experiment.model)
+    image_rows.check_processor(experiment.data.images, init)
     line = run_tokenizer.check(tokenizer, init, experiment.model, allow_change=allow_change)
     return f"weights: from {name}, {path}\n{line}"
 

@@ -1,12 +1,17 @@
 """The images of a run's rows: their size and tokens follow from the model, and must agree with the tokenizer."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from t5g2.core import settings
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
+from t5g2.data import image_processor
 from t5g2.data.config import DataConfig
+from t5g2.data.image_tokens import ImageRows
 from t5g2.models.config import KINDS, ImageConfig, LanguageModelConfig
+from t5g2.train.weight_origin import Init
 
 NAMES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
 
@@ -51,6 +56,34 @@ def check(model: LanguageModelConfig, data: DataConfig) -> None:
             f"the tokenizer has {wrong} and the model {model_tokens}; set tokenizer.ids = "
             f"{[list(item) for item in model_tokens.items()]}, or give the model those of the tokenizer "
             f"(images.token, begin, end)"
+        )
+
+
+def check_processor(rows: ImageRows | None, init: Init) -> None:
+    """Checks that the tower of the initial weights reads images as training makes them; another resampling is logged.
+
+    Raises:
+      UserError: the folder's image processor makes other values than x / 127.5 - 1, or is not supported.
+    """
+    folder = init.params
+    if init.adapt is not None:
+        folder = init.adapt.vision or init.adapt.sources[0]
+    if rows is None or folder is None:
+        return
+    processor = image_processor.read(Path(folder), default=rows.resampling)
+    if not processor.is_default:
+        low, high = processor.limits
+        raise UserError(
+            f"the image processor of {folder} gives pixels from {low:.4g} to {high:.4g} (mean {list(processor.mean)}, "
+            f"std {list(processor.std)}, scale {processor.scale:.4g}); training reads them as x / 127.5 - 1, from -1 "
+            f"to 1. Take weights whose processor has mean and std 0.5 and scale 1/255"
+        )
+    if processor.resampling != rows.resampling:
+        log.warning(
+            "images are resized by data.images.resampling = %s, and by %s in the image processor of %s",
+            rows.resampling,
+            processor.resampling,
+            folder,
         )
 
 

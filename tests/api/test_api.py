@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
+from t5g2.data.images import ImageProcessor
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.registry import from_dict
 from t5g2.models.layers import Compute
@@ -175,7 +177,7 @@ def test_an_image_is_a_file_a_pil_image_or_an_array(folders, photo):
     with Image.open(photo) as opened:
         pil_image = opened.convert("RGB")
     pixels = np.asarray(pil_image)
-    prepared = api_inputs.prepare_image(photo, 16, "bilinear")
+    prepared = api_inputs.prepare_image(photo, 16, ImageProcessor())
     given = [[photo]], [[str(photo)]], [photo], [[photo.read_bytes()]], [[pil_image]], [[pixels]], [[prepared]]
     logits = [model.logits(tokens, images=images) for images in (*given, prepared[None, None])]
     for other in logits[1:]:
@@ -183,8 +185,52 @@ def test_an_image_is_a_file_a_pil_image_or_an_array(folders, photo):
     # at its own size an image is not resampled: x / 127.5 - 1
     square = pixels[:16, :16]
     np.testing.assert_array_equal(
-        api_inputs.prepare_image(square, 16, "bilinear"), square / np.float32(127.5) - np.float32(1)
+        api_inputs.prepare_image(square, 16, ImageProcessor()), square / np.float32(127.5) - np.float32(1)
     )
+
+
+def test_an_image_of_any_whole_numbers_and_an_open_file(folders, photo):
+    model = loading.load(folders / "siglip")
+    pixels = np.asarray(Image.open(photo))
+    expected = model.embed_images([photo])
+    with photo.open("rb") as file:
+        np.testing.assert_array_equal(model.embed_images([file]), expected)
+    for dtype in (np.int64, np.uint16, np.int16):
+        np.testing.assert_array_equal(model.embed_images([pixels.astype(dtype)]), expected)
+    with pytest.raises(UserError, match="an image of int64 reaches from 0 to 510; whole numbers are 0 to 255, so"):
+        model.embed_images([pixels.astype(np.int64) * 2])
+    with pytest.raises(UserError, match="an image of int8 reaches from -1 to -1"):
+        model.embed_images([np.full((4, 4, 3), -1, np.int8)])
+
+
+@pytest.mark.parametrize("single", [lambda p: p, str, Image.open, lambda p: np.asarray(Image.open(p))])
+def test_a_single_image_is_not_a_list(folders, photo, single):
+    model = loading.load(folders / "siglip")
+    with pytest.raises(UserError, match=r"images is one image; give a list of them: \[image\]"):
+        model.embed_images(single(photo))
+    with pytest.raises(UserError, match="images is empty; give a list of at least one"):
+        model.embed_images([])
+    with pytest.raises(UserError, match="images is of type int; give a list of images"):
+        model.embed_images(3)
+
+
+def test_images_are_processed_as_the_folder_says(folders, photo, tmp_path):
+    tokens, _ = with_images([1])
+    uses = {"gemma_images": lambda m, x: m.logits(tokens, images=[x]), "siglip": lambda m, x: m.embed_images(x)}
+    for name, use in uses.items():
+        shutil.copytree(folders / name, tmp_path / name)
+        settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 1}
+        (tmp_path / name / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+        model = loading.load(tmp_path / name)
+        processor = ImageProcessor("lanczos", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+        assert model.image_processor == processor
+        assert model.resampling == "lanczos"
+        as_given = use(model, [photo])
+        np.testing.assert_array_equal(use(model, [api_inputs.prepare_image(photo, 16, processor)]), as_given)
+        assert np.abs(use(loading.load(folders / name), [photo]) - as_given).max() > 1e-4
+    (tmp_path / "siglip" / "processor_config.json").write_text('{"image_processor": {"do_resize": false}}')
+    with pytest.raises(UserError, match=r"processor_config\.json: do_resize = False; supported: true"):
+        loading.load(tmp_path / "siglip").embed_images([photo])
 
 
 def test_text_needs_no_tower(folders, tmp_path):
@@ -368,6 +414,11 @@ def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 5}')
     assert loading.load(tmp_path / "hf").stop_ids == (5,)
     (tmp_path / "hf" / "generation_config.json").unlink()
+    assert loading.load(tmp_path / "hf").stop_ids == (1,)  # of config.json
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    for node in (config, config["text_config"]):
+        node.pop("eos_token_id")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     tokenizer_files.huggingface(tmp_path / "hf")
     assert loading.load(tmp_path / "hf").stop_ids == (1,)  # config.json
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -404,7 +455,8 @@ def test_texts_and_images_are_compared(folders, photo):
     text, image = loaded.embed_texts(texts), loaded.embed_images([photo, np.zeros((5, 9, 3), np.uint8)])
     assert (text.shape, image.shape, text.dtype) == ((3, 16), (2, 16), np.float32)
     np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, rtol=1e-5)
-    pixels = np.stack([api_inputs.prepare_image(photo, 16, "bicubic"), np.full((16, 16, 3), -1, np.float32)])
+    prepared = api_inputs.prepare_image(photo, 16, ImageProcessor("bicubic"))
+    pixels = np.stack([prepared, np.full((16, 16, 3), -1, np.float32)])
     np.testing.assert_allclose(image, model.embed_images(pixels, compute=tiny.FLOAT32), atol=1e-6)
     expected = text @ image.T * np.exp(model.logit_scale[...]) + model.logit_bias[...]
     similarity = loaded.similarity([photo, np.zeros((5, 9, 3), np.uint8)], texts)

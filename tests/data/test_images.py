@@ -14,7 +14,7 @@ from PIL import Image
 
 from t5g2.core.errors import UserError
 from t5g2.data import images
-from t5g2.data.images import check_images, pan_and_scan, preprocess, read
+from t5g2.data.images import ImageProcessor, check_images, pan_and_scan, preprocess, read
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,9 @@ def picture(height=48, width=64, seed=0):
     """Smooth colours, so that lossy formats keep them."""
     rough = np.random.RandomState(seed).randint(0, 256, (4, 5, 3)).astype(np.uint8)
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+
+
+NEEDS_AVIF = pytest.mark.skipif("AVIF" not in images.FORMATS, reason="this Pillow has no AVIF")
 
 
 def encoded(image, kind="PNG", **settings):
@@ -44,6 +47,11 @@ def encoded(image, kind="PNG", **settings):
         ("WEBP", {"quality": 95}, 20),
         ("JPEG", {"quality": 95}, 20),
         ("JPEG", {"quality": 95, "progressive": True}, 20),
+        ("GIF", {}, 128),  # a palette
+        ("BMP", {}, 0),
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        pytest.param("AVIF", {"quality": 95}, 20, marks=NEEDS_AVIF),
     ],
 )
 def test_formats_from_a_file_and_from_bytes(kind, settings, tolerance, tmp_path):
@@ -56,6 +64,8 @@ def test_formats_from_a_file_and_from_bytes(kind, settings, tolerance, tmp_path)
     np.testing.assert_allclose(got.astype(int), np.asarray(picture()).astype(int), atol=tolerance)
     np.testing.assert_array_equal(read(str(path)), got)
     np.testing.assert_array_equal(read(data), got)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(read(file), got)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -90,6 +100,38 @@ def test_grey_of_every_depth_becomes_three_equal_channels():
     np.testing.assert_array_equal(read(encoded(one_bit)), np.where(expected > 100, 255, 0))
     between = read(encoded(Image.fromarray(np.full((2, 2), 1000, np.uint16))))
     assert (between == 4).all()  # 1000 / 257 = 3.9
+
+
+def test_an_open_image_of_pillow_is_read_as_its_file_is(tmp_path):
+    grey = (np.arange(12, dtype=np.uint16).reshape(3, 4) * 5957).astype(np.uint16)
+    (tmp_path / "grey.png").write_bytes(encoded(Image.fromarray(grey)))
+    with Image.open(tmp_path / "grey.png") as opened:
+        assert opened.mode == "I;16"
+        np.testing.assert_array_equal(images.from_pillow(opened)[:, :, 1], np.round(grey / 257))
+    np.testing.assert_array_equal(images.from_pillow(Image.fromarray(grey)), read(tmp_path / "grey.png"))
+    palette = picture().quantize(16)
+    np.testing.assert_array_equal(images.from_pillow(palette), np.asarray(palette.convert("RGB")))
+    with pytest.raises(UserError, match="the image given as a PIL image holds floats, whose range is unknown"):
+        images.from_pillow(Image.fromarray(np.ones((2, 2), np.float32)))
+
+
+def test_an_open_image_that_is_damaged_or_too_large(monkeypatch):
+    cut_off = Image.open(io.BytesIO(encoded(picture(), "JPEG")[:-100]))
+    with pytest.raises(UserError, match="the JPEG given as a PIL image cannot be read, it is damaged or cut off"):
+        images.from_pillow(cut_off)
+    with pytest.raises(UserError, match="the image given as a PIL image has 0 x 4 pixels, so it is empty"):
+        images.from_pillow(Image.new("RGB", (0, 4)))
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(UserError, match="has 64 x 48 pixels; images have at most 100 pixels"):
+        images.from_pillow(picture())
+
+
+def test_an_open_file_that_gives_no_bytes(tmp_path):
+    (tmp_path / "text").write_text("text")
+    with (tmp_path / "text").open() as file, pytest.raises(UserError, match="gives str instead of bytes; open it with"):
+        read(file)
+    with pytest.raises(UserError, match="the image given as an open file cannot be read: I/O operation on closed file"):
+        read(file)
 
 
 def test_palettes_and_transparency():
@@ -128,32 +170,31 @@ DICOM = b"\0" * 128 + b"DICM" + b"\2\0" * 100
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
-        (encoded(picture(), "GIF"), "a GIF"),
-        (encoded(picture(), "BMP"), "a BMP"),
-        (encoded(picture(), "TIFF"), "a TIFF"),
         (encoded(picture(), "PDF"), "a PDF"),
         (DICOM, "a DICOM file"),
         (b"\0\0\0\x18ftypheic" + b"\0" * 50, "a HEIC"),
-        (b"\0\0\0\x1cftypavif" + b"\0" * 50, "an AVIF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
         (b"What is in this picture?", "not an image"),
         (b"\0" * 1000, "not an image"),
-        (b"\xff\xd8", "a JPEG that is damaged or cut off"),
-        (encoded(picture())[:10], "a PNG that is damaged or cut off"),
-        (encoded(picture(), "WEBP")[:10], "a WebP that is damaged or cut off"),
+        (b"\xff\xd8", "a JPEG that is damaged, cut off or of an unknown kind"),
+        (encoded(picture())[:10], "a PNG that is damaged, cut off or of an unknown kind"),
+        (encoded(picture(), "WEBP")[:10], "a WebP that is damaged, cut off or of an unknown kind"),
+        (encoded(picture(), "GIF")[:8], "a GIF that is damaged, cut off or of an unknown kind"),
+        (encoded(picture(), "TIFF")[:8], "a TIFF that is damaged, cut off or of an unknown kind"),
+        (b"\0\0\0\x1cftypavif" + b"\0" * 50, "an AVIF that is damaged, cut off or of an unknown kind"),
     ],
 )
-def test_what_is_no_jpeg_png_or_webp_is_named(data, kind, tmp_path):
+def test_what_is_no_image_is_named(data, kind, tmp_path):
     path = tmp_path / "scan.jpg"
     path.write_bytes(data)
     with pytest.raises(UserError) as error:
         read(path)
-    assert str(error.value) == f"{path} is {kind}; images are JPEG, PNG or WebP, so convert it or get it again"
+    assert str(error.value) == f"{path} is {kind}; {images.ALLOWED}, so convert it or get it again"
 
 
 def test_an_empty_file_a_folder_and_no_file(tmp_path):
     (tmp_path / "empty.png").touch()
-    with pytest.raises(UserError, match=r"empty\.png is empty; images are JPEG, PNG or WebP"):
+    with pytest.raises(UserError, match=r"empty\.png is empty; images are JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"):
         read(tmp_path / "empty.png")
     with pytest.raises(UserError, match="is a folder; give the file of one image"):
         read(tmp_path)
@@ -171,6 +212,7 @@ def test_an_empty_file_a_folder_and_no_file(tmp_path):
 
 
 SETTINGS = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("WEBP", {"lossless": True})]
+SETTINGS += [("GIF", {}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_adobe_deflate"})]
 
 
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)
@@ -199,7 +241,7 @@ def test_damage_anywhere_is_read_or_refused_and_nothing_else(kind, settings):
             assert read(bytes(damaged)).dtype == np.uint8
         except UserError:
             refused += 1
-    assert refused > (350 if kind == "PNG" else 5)  # its chunks have checksums; those of others would do no harm
+    assert refused > {"PNG": 350, "BMP": 2}.get(kind, 5)  # its chunks have checksums; those of others would do no harm
 
 
 def test_a_flipped_bit_in_the_pixels_of_a_png_is_seen():
@@ -261,9 +303,9 @@ def test_the_aspect_ratio_is_ignored_and_small_details_are_averaged():
 
 def test_resamplings_differ_and_others_are_refused():
     given = np.asarray(picture())
-    assert np.abs(preprocess(given, 20) - preprocess(given, 20, resampling="bicubic")).max() > 0.01
+    assert np.abs(preprocess(given, 20) - preprocess(given, 20, ImageProcessor("bicubic"))).max() > 0.01
     with pytest.raises(UserError, match=r"unknown resampling 'bilinaer'; did you mean 'bilinear'\?"):
-        preprocess(given, 20, resampling="bilinaer")
+        preprocess(given, 20, ImageProcessor("bilinaer"))
     with pytest.raises(UserError, match=r"the image is float64\[2, 2, 3\]; it must be uint8\[height, width, 3\]"):
         preprocess(np.zeros((2, 2, 3)), 20)
     with pytest.raises(UserError, match=r"the image is uint8\[0, 2, 3\]"):
@@ -326,7 +368,7 @@ def test_pixels_are_those_of_transformers(transformers, kind, resampling):
         for number, shape in enumerate(SHAPES):
             given = picture(*shape, seed=number)
             said = process(given, size={"height": size, "width": size}, **HALF)["pixel_values"]
-            got = preprocess(np.asarray(given), size, resampling=resampling)
+            got = preprocess(np.asarray(given), size, ImageProcessor(resampling))
             np.testing.assert_allclose(got, np.asarray(said)[0].transpose(1, 2, 0), atol=3e-7)
     # the whole of what is uint8 in between is the same
     np.testing.assert_array_equal(np.round((got + 1) * 127.5) % 1, 0)

@@ -22,8 +22,9 @@ from t5g2.jobs import source_tokens
 from t5g2.models import build
 from t5g2.objectives import MultimodalPrefixLM
 from t5g2.report import data_preview
-from t5g2.train import config_file, optim, plan, state, step
+from t5g2.train import config_file, image_rows, optim, plan, state, step
 from t5g2.train import experiment as experiments
+from t5g2.train.weight_origin import Adapt, Init
 from tests import weights
 from tests.data import corpus, image_corpus
 
@@ -321,3 +322,19 @@ def test_a_released_size_takes_the_settings_that_its_config_tells():
 def test_what_does_not_fit_is_an_error(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path, **changes)
+
+
+def test_images_of_the_initial_weights_are_processed_as_in_training(tmp_path, caplog):
+    rows, init = load(tmp_path).data.images, Init(params=str(tmp_path))
+    image_rows.check_processor(rows, init)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text('{"image_mean": [0.5, 0.5, 0.5], "rescale_factor": 0.00392156862745098, "resample": 2}')
+    image_rows.check_processor(rows, init)
+    assert not caplog.records
+    file.write_text('{"resample": 1}')
+    image_rows.check_processor(rows, Init(adapt=Adapt("elsewhere", vision=str(tmp_path))))
+    assert "by data.images.resampling = bilinear, and by lanczos in the image processor of" in caplog.text
+    file.write_text('{"do_normalize": false}')
+    with pytest.raises(UserError, match=r"gives pixels from 0 to 1 \(mean .*; training reads them as x / 127.5 - 1"):
+        image_rows.check_processor(rows, init)
+    image_rows.check_processor(None, init)  # a run on text
