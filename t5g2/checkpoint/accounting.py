@@ -1,6 +1,7 @@
 """Checks that a foreign folder holds exactly the tensors that its architecture needs, each under its canonical name."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,14 +22,18 @@ TABLES = ("embed_tokens.weight", "input_embedding", "token_embedding.weight")
 def with_canonical_names(
     path: Path, tensor_format: TensorFormat, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns (the tensors under the names of the format's table, notes on renamed tensors).
+    """Returns (the tensors under the names of the format's table, notes on renamed and unused tensors).
 
     Raises:
       UserError: two stored names are aliases of one tensor.
     """
     stored_names: dict[str, str] = {}
+    unused = []
     for name in tensors:
         canonical = tensor_format.canonical_name(name)
+        if re.search(tensor_format.unused, canonical):
+            unused.append(name)
+            continue
         if canonical in stored_names:
             raise UserError(
                 f"{path} holds {stored_names[canonical]} and {name}, which are two names of one tensor; remove one of "
@@ -37,7 +42,28 @@ def with_canonical_names(
         stored_names[canonical] = name
     renamed = sum(canonical != name for canonical, name in stored_names.items())
     notes = [f"{renamed} tensors are stored under aliases of their names"] if renamed else []
+    if unused:
+        notes.append(
+            f"{len(unused)} tensors that the model does not use were left out: {', '.join(sorted(unused)[:3])}"
+        )
     return {canonical: tensors[name] for canonical, name in stored_names.items()}, notes
+
+
+def with_originals(
+    tensor_format: TensorFormat, matches: list[TensorMatch], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns (the tensors, in which a tied weight that is stored only as its copy has its own name; notes on it).
+
+    Args:
+      matches: the needed tensors.
+      tensors: the stored ones by canonical name.
+    """
+    needed, tensors, notes = {match.name for match in matches}, dict(tensors), []
+    for copy, original in tensor_format.copies.items():
+        if copy in tensors and copy not in needed and original in needed and original not in tensors:
+            tensors[original] = tensors.pop(copy)
+            notes.append(f"{original} is stored as {copy}, to which it is tied")
+    return tensors, notes
 
 
 def check_tensors(

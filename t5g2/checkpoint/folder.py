@@ -30,7 +30,7 @@ from t5g2.core.casting import cast_weights
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Leaf, LeafKey
 from t5g2.models import build
-from t5g2.models.config import DualEncoderConfig, ModelConfig, from_dict, text_only, to_dict
+from t5g2.models.config import DualEncoderConfig, ModelConfig, VisionConfig, from_dict, text_only, to_dict
 from t5g2.models.position_embeddings import resample_positions
 
 MODEL = "model.json"
@@ -241,13 +241,13 @@ def with_image_size(folder: ModelFolder, size: int) -> ModelFolder:
     """
     config = folder.config
     if isinstance(config, DualEncoderConfig):
-        vision = replace(config.vision, image_size=size)
+        vision = _resized(config.vision, size)
         config = replace(config, vision=vision)
     else:
         stack = config.image_stack
         if stack.images is None:
             raise UserError(f"image_size = {size}, and {folder.path} has no image tower; leave it out")
-        vision = replace(stack.images.vision, image_size=size)
+        vision = _resized(stack.images.vision, size)
         stack = replace(stack, images=replace(stack.images, vision=vision))
         config = replace(config, encoder=stack) if config.is_encoder_decoder else stack
     # only the position embeddings depend on the image size
@@ -258,6 +258,16 @@ def with_image_size(folder: ModelFolder, size: int) -> ModelFolder:
         read=lambda: resample_positions(old.read(), vision.side).astype(old.dtype),
     )
     return replace(folder, config=config, leaves={**folder.leaves, new.key: new})
+
+
+def _resized(vision: VisionConfig, size: int) -> VisionConfig:
+    # a released tower may cut off a remainder; a size that is chosen has no reason to
+    if size != vision.image_size and size % vision.patch_size:
+        near = max(1, round(size / vision.patch_size)) * vision.patch_size
+        raise UserError(
+            f"image_size = {size} is not a multiple of the tower's patch_size, {vision.patch_size}; give {near}"
+        )
+    return replace(vision, image_size=size)
 
 
 def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None, param_dtype: Any = None) -> Any:

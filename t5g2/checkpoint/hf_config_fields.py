@@ -75,6 +75,28 @@ IMAGE_TOKENS = {
 }
 
 
+# transformers reads and writes these fields under either name
+OTHER_NAMES = {name.replace("_index", "_id"): name for name in IMAGE_TOKENS if name.endswith("_index")}
+
+
+def with_index_names(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a config.json with image_token_index for image_token_id, and so on, in it and the objects within it.
+
+    Raises:
+      UserError: the two names of a field have different values.
+    """
+    named: dict[str, Any] = {}
+    for key, value in data.items():
+        name = OTHER_NAMES.get(key, key)
+        if name != key and data.get(name, value) != value:
+            raise UserError(
+                f"{CONFIG_FILE}: {prefix}{key} = {value!r} and {prefix}{name} = {data[name]!r}; they are one field, so "
+                f"remove one of them"
+            )
+        named[name] = with_index_names(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+    return named
+
+
 @dataclass(frozen=True)
 class ConfigFields:
     """One object of a config.json, with defaults for the fields that it leaves out.

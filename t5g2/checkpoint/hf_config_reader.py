@@ -28,6 +28,7 @@ from t5g2.checkpoint.hf_config_fields import (
     SIGLIP_TEXT_DEFAULTS,
     VISION_DEFAULTS,
     ConfigFields,
+    with_index_names,
 )
 from t5g2.core.errors import UserError, unknown
 from t5g2.models.config import (
@@ -52,7 +53,7 @@ def read(data: Mapping[str, Any]) -> tuple[names.TensorFormat, ModelConfig]:
     Raises:
       UserError: an architecture, or a value of a field, that is not supported; two fields that contradict each other.
     """
-    kind = data.get("model_type")
+    kind, data = data.get("model_type"), with_index_names(data)
     if kind in ("siglip_vision_model", "siglip_text_model"):
         raise UserError(
             f"config.json: model_type = {kind!r}, one tower of a model; supported are whole ones: SigLIP with both of "
@@ -306,11 +307,10 @@ def _has_tower(fields: ConfigFields) -> bool:
 
 
 def _images(fields: ConfigFields, token: int) -> ImageConfig:
-    vision = fields.child("vision_config", VISION_DEFAULTS | {"vision_use_head": False})
-    # Gemma reads the patches, so a pooling head would never be used
-    vision.require("vision_use_head", False)
+    vision = fields.child("vision_config", VISION_DEFAULTS)
     return ImageConfig(
-        vision=_vision(vision),
+        # Gemma reads the patches, so a pooling head, which transformers' default has, is never used
+        vision=replace(_vision(vision), pool=False),
         token=token,
         begin=fields.number("boi_token_index"),
         end=fields.number("eoi_token_index"),

@@ -1,6 +1,7 @@
 """Tensors of Hugging Face folders. A linear layer's weight is [out, in]; names end in .weight and .bias."""
 
 from t5g2.checkpoint.names import (
+    BUFFERS,
     CONV,
     FROM_HEADS,
     HEADS_BIAS,
@@ -99,12 +100,16 @@ PROJECTOR = (
     ("mm_input_projection_weight", "projector.kernel", SAME),
     ("mm_soft_emb_norm.weight", "projector.norm.scale", SAME),
 )
+# Gemma reads the states of patches, so the pooling head of its tower is never used, though transformers' default has it
+UNUSED_POOL = rf"\bvision_tower\.vision_model\.head\.|{BUFFERS}"
 # transformers 5 saves towers without this segment; those of the hub have it
 WITH_VISION_MODEL = (r"vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
 GEMMA = TensorFormat(
     "Hugging Face Gemma",
     (*with_prefix("model.", "", GEMMA_STACK), ("lm_head.weight", "unembedder.table", SAME)),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
+    # a stack saved without its head (Gemma3TextModel)
+    aliases=((r"^(?=(embed_tokens|layers|norm|rotary_emb\w*)\.)", "model."),),
 )
 # the names are those of the hub's files; transformers 5 puts the parts of the model under "model."
 GEMMA3_IMAGES = TensorFormat(
@@ -119,9 +124,11 @@ GEMMA3_IMAGES = TensorFormat(
     aliases=(
         (r"^model\.language_model\.", "language_model.model."),
         (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.(?!model\.)", "language_model.model."),
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
         WITH_VISION_MODEL,
     ),
+    unused=UNUSED_POOL,
 )
 T5GEMMA = TensorFormat(
     "Hugging Face T5Gemma",
@@ -161,6 +168,7 @@ T5GEMMA2 = TensorFormat(
         (r"^model\.encoder\.text_model\.", "model.encoder."),
         WITH_VISION_MODEL,
     ),
+    unused=UNUSED_POOL,
 )
 SIGLIP = TensorFormat(
     "Hugging Face SigLIP",

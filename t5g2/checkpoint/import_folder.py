@@ -7,6 +7,7 @@ Values are never computed, only rearranged, so import, export and import again g
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -41,10 +42,13 @@ from t5g2.models.config import (
     ModelConfig,
     VisionConfig,
     from_dict,
+    text_only,
 )
 from t5g2.models.siglip import VisionTower
 
 WORKDIR = "experiment.json"
+# tensors of a tower and its projector in every format that has one
+TOWER_TENSORS = re.compile(r"vision_tower|vision_encoder|multi_modal_projector|mm_input_projection|mm_soft_embedding")
 DAMAGED_JSON = "download it again"
 ConfigChoice = ModelConfig | str | PathLike | None
 
@@ -91,8 +95,14 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     abstract = tree.leaves(build.abstract(config))
     tensors, notes = accounting.with_canonical_names(path, tensor_format, weights.tensors)
     notes += _ignored_config_notes(path, chosen)
+    if text_only(config) != config and not any(TOWER_TENSORS.search(name) for name in tensors):
+        config = text_only(config)
+        abstract = tree.leaves(build.abstract(config))
+        notes.append(f"{weights.config_source} has an image tower and the folder no weights of it: text only")
     # the shapes decide between alternative rows of the table, so matching comes after the names are settled
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
+    tensors, tied_notes = accounting.with_originals(tensor_format, matches, tensors)
+    notes += tied_notes
     where = f"{path}, according to {weights.config_source}"
     notes += accounting.check_tensors(where, tensor_format, config, matches, tensors)
     provenance = {

@@ -111,6 +111,10 @@ LeafPaths = str | tuple[str, ...]
 FormatRow = tuple[str, LeafPaths, AxisPattern]  # tensor, leaf or leaves, axes
 
 
+# buffers that versions of transformers have saved; they follow from the config
+BUFFERS = r"\.rotary_emb\w*\.(\w+_)?inv_freq$|\.embeddings\.position_ids$|\.embed_scale$"
+
+
 @dataclass(frozen=True)
 class TensorFormat:
     """A format: its table, and other tensors and names that its files may hold.
@@ -121,12 +125,14 @@ class TensorFormat:
         tensor may be stored.
       copies: {a tensor that may be stored again: the tensor that it repeats}, for tied weights.
       aliases: (regular expression, replacement), applied in turn to a name before it is looked up.
+      unused: regular expression of the table's names for tensors that the model does not read, such as buffers.
     """
 
     title: str
     rows: tuple[FormatRow, ...]
     copies: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[tuple[str, str], ...] = ()
+    unused: str = BUFFERS
 
     def canonical_name(self, name: str) -> str:
         """Returns the table's name for a tensor that is stored under that name or an alias."""

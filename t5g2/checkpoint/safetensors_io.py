@@ -45,8 +45,9 @@ MAX_JSON_BYTES = 100_000_000
 MAX_DIMENSIONS = 64  # NumPy's
 METADATA = "__metadata__"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "pytorch_model.bin.index.json")
-# a plain name, which cannot lead out of its folder; the file may be a symbolic link, as in Hugging Face's cache
-SHARD = re.compile(r"[^/\\:]{1,200}\.safetensors")
+# names that cannot lead out of the folder, of a file in it or in a folder of it; the file may be a symbolic link, as in
+# Hugging Face's cache
+SHARD = re.compile(r"([^/\\:.][^/\\:]{0,99}/){0,3}[^/\\:]{1,200}\.safetensors")
 BLOCK_BYTES = 64 * 2**20  # an array that is not contiguous is copied in blocks of this size
 
 
@@ -63,8 +64,9 @@ def read(folder: Path) -> dict[str, Tensor]:
         opened = _open_file(folder / file)
         stored = set(opened)
         expected = stored if file_of_tensor is None else {name for name, f in file_of_tensor.items() if f == file}
-        # an index of another version of the folder would otherwise mix two models
-        if stored != expected:
+        # an index of another version of the folder would otherwise mix two models; what is listed and not stored is no
+        # harm here, because a model's missing tensors are found when it is opened
+        if not stored <= expected:
             raise UserError(
                 f"{folder / file} does not hold what {INDEX} lists; missing: {_join_sorted(expected - stored)}; "
                 f"surplus: {_join_sorted(stored - expected)}. Write or download the folder again"
@@ -216,8 +218,8 @@ def _read_index(path: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         if not SHARD.fullmatch(file) or not file.isprintable() or len(file.encode()) > 255:
             raise UserError(
-                f"{path} lists {_quoted(name)} in {_quoted(file)}; that must be the plain name of a .safetensors file "
-                f"beside it; {fix}"
+                f"{path} lists {_quoted(name)} in {_quoted(file)}; that must be the name of a .safetensors file beside "
+                f"it or in a folder there; {fix}"
             )
     return weight_map
 

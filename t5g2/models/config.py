@@ -35,7 +35,8 @@ class VisionConfig:
       layers: L.
       mlp_width: F.
       heads: N.
-      image_size, patch_size: in pixels; (image_size / patch_size) ** 2 patches, in rows from the top left.
+      image_size, patch_size: in pixels; (image_size // patch_size) ** 2 patches, in rows from the top left;
+        a remainder at the right and at the bottom is cut off, as by a convolution (384 pixels, patches of 14: 27 * 27).
       norm_eps: epsilon of every LayerNorm.
       pool: add a head that returns one vector per image by attention with a learned query (for a dual encoder).
     """
@@ -51,10 +52,10 @@ class VisionConfig:
 
     def __post_init__(self):
         _heads_divide(self.heads, self.width)
-        if self.image_size % self.patch_size:
+        if self.image_size < self.patch_size:
             raise UserError(
                 f"image_size = {self.image_size} and patch_size = {self.patch_size}: an image is cut into whole "
-                f"patches, so patch_size must divide image_size"
+                f"patches, so image_size must be at least patch_size"
             )
 
     @property

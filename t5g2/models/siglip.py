@@ -259,6 +259,8 @@ class VisionTower(SiglipTower):
                 f"images of shape {images_BHWC.shape}; this tower takes [B, {size}, {size}, 3]: resize them"
             )
         # a convolution whose stride is its kernel's size is a product of matrices
+        whole = config.side * patch
+        images_BHWC = images_BHWC[:, :whole, :whole]
         x = images_BHWC.astype(compute.vision_dtype).reshape(-1, config.side, patch, config.side, patch, 3)
         x_BPppC = jnp.moveaxis(x, 2, 3).reshape(-1, config.patches, patch, patch, 3)
         x_BPD = self.patches.transform(x_BPppC, jnp.float32)

@@ -7,6 +7,7 @@ import pytest
 
 from t5g2.checkpoint.import_folder import open_foreign
 from t5g2.core.errors import UserError
+from t5g2.models.config import text_only
 from tests import tiny
 from tests.checkpoint.foreign_folders import FAMILIES, bits, reconfigure, rewrite, stored
 
@@ -14,6 +15,7 @@ RESPELLED = {
     "gemma3 with images": [
         lambda n: n.replace("vision_model.", ""),
         lambda n: n.replace("language_model.model.", "model.language_model."),
+        lambda n: n.replace("language_model.model.", "language_model."),  # Gemma3Model
         lambda n: f"model.{n}" if n.startswith(("vision_tower", "multi_modal")) else n,
     ],
     "t5gemma2 with images": [
@@ -23,6 +25,7 @@ RESPELLED = {
         lambda n: n.removeprefix("model."),
     ],
     "t5gemma": [lambda n: n.removeprefix("model.")],
+    "gemma3": [lambda n: n.removeprefix("model.")],  # Gemma3TextModel
 }
 
 
@@ -83,6 +86,67 @@ def test_copies_of_tied_weights(hugging_face, family):
         rewrite(hf_folder, tensors | {copy: other[..., :-1]})
         with pytest.raises(UserError, match="differ, but they are one tied weight"):
             open_foreign(hf_folder)
+
+
+@pytest.mark.parametrize("family", COPIES)
+def test_a_tied_weight_that_is_stored_as_its_copy_alone(hugging_face, family):
+    hf_folder = hugging_face(FAMILIES[family])
+    tensors, plain = stored(hf_folder), bits(open_foreign(hf_folder))
+    copy, original = next(iter(COPIES[family].items()))
+    tensors[copy] = tensors.pop(original)
+    rewrite(hf_folder, tensors)
+    opened = open_foreign(hf_folder)
+    assert bits(opened) == plain
+    assert f"{original} is stored as {copy}, to which it is tied" in opened.provenance["notes"]
+
+
+UNUSED = {
+    "gemma3": [
+        "model.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "rotary_emb_local.inv_freq",
+    ],
+    "gemma2": ["model.rotary_emb.original_inv_freq", "model.embed_tokens.embed_scale"],
+    "gemma3 with images": [
+        "language_model.model.rotary_emb.full_attention_inv_freq",
+        "vision_tower.vision_model.embeddings.position_ids",
+        "vision_tower.vision_model.head.probe",
+        "model.vision_tower.head.mlp.fc1.bias",
+    ],
+    "t5gemma2 with images": ["model.encoder.vision_tower.vision_model.head.attention.in_proj_weight"],
+    "siglip": ["text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"],
+}
+
+
+@pytest.mark.parametrize("family", UNUSED)
+def test_buffers_and_unused_pooling_heads_are_left_out(hugging_face, family):
+    hf_folder = hugging_face(FAMILIES[family])
+    tensors, plain = stored(hf_folder), bits(open_foreign(hf_folder))
+    rewrite(hf_folder, tensors | {name: np.arange(4) for name in UNUSED[family]})
+    opened = open_foreign(hf_folder)
+    assert bits(opened) == plain
+    [note] = [note for note in opened.provenance["notes"] if "does not use" in note]
+    assert note.startswith(f"{len(UNUSED[family])} tensors that the model does not use were left out: ")
+    # nothing else passes as a buffer
+    rewrite(hf_folder, tensors | {"model.freq": np.arange(4)})
+    with pytest.raises(UserError, match=r"surplus  model\.freq"):
+        open_foreign(hf_folder)
+
+
+@pytest.mark.parametrize("family", ["gemma3 with images", "t5gemma2 with images"])
+def test_a_wrapper_without_weights_of_its_tower_is_a_model_of_text(hugging_face, family):
+    hf_folder = hugging_face(FAMILIES[family])
+    tensors, whole = stored(hf_folder), open_foreign(hf_folder)
+    text = {name: x for name, x in tensors.items() if "vision_tower" not in name and "projector" not in name}
+    rewrite(hf_folder, text)
+    opened = open_foreign(hf_folder)
+    assert opened.config == text_only(whole.config)
+    assert bits(opened).items() <= bits(whole).items()
+    assert "config.json has an image tower and the folder no weights of it: text only" in opened.provenance["notes"]
+    # a part of a tower is a damaged one
+    rewrite(hf_folder, text | {name: x for name, x in tensors.items() if "projector" in name})
+    with pytest.raises(UserError, match=r"missing  .*vision_tower"):
+        open_foreign(hf_folder)
 
 
 def test_every_difference_of_tensors_is_named(hugging_face):

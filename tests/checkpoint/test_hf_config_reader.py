@@ -319,7 +319,9 @@ WRONG = [
     (GEMMA3_270M, "layer_types", ["full_attention"] * 18, r"layer_types = .* and sliding_window_pattern = 6, which"),
     (GEMMA3_4B, "text_config", None, r"text_config = None; it must be an object that holds a config"),
     (GEMMA3_4B, "text_config.attention_bias", True, r"text_config.attention_bias = True; supported: False"),
-    (GEMMA3_4B, "vision_config.vision_use_head", True, r"vision_config.vision_use_head = True; supported: False"),
+    (GEMMA3_4B, "vision_config.vision_use_head", 1, r"vision_config.vision_use_head = 1; supported: true or false"),
+    (GEMMA3_4B, "image_token_id", 5, r"image_token_id = 5 and image_token_index = 262144; they are one field, so"),
+    (T5GEMMA2_270M, "encoder.boi_token_id", 5, r"encoder.boi_token_id = 5 and encoder.boi_token_index = 255999"),
     (
         GEMMA3_4B,
         "vision_config.hidden_act",
@@ -354,6 +356,18 @@ def test_what_cannot_be_computed_is_an_error(data, path, value, message):
 def test_fields_that_change_nothing_are_passed_over():
     data = changed(T5GEMMA2_270M, "decoder.attention_dropout", 0.1) | {"quantum": 3, "dropout_rate": 0.1}
     assert read(data) == size("t5gemma2:270m-270m")
+
+
+def test_a_pooling_head_that_gemma_does_not_use():
+    assert read(changed(GEMMA3_4B, "vision_config.vision_use_head", True)) == size("gemma3:4b")
+
+
+@pytest.mark.parametrize("data", [GEMMA3_4B, T5GEMMA2_270M])
+def test_the_other_names_of_image_tokens(data):
+    text = json.dumps(data).replace("_token_index", "_token_id")
+    assert "_index" not in text
+    assert read(json.loads(text)) == read(data)
+    assert read(json.loads(text) | data) == read(data)
 
 
 def test_t5gemma_is_read_as_it_was_trained():

@@ -197,7 +197,7 @@ def test_images_of_another_size(tmp_path, hugging_face, config):
             np.testing.assert_array_equal(leaf.read(), expected)
         else:
             np.testing.assert_array_equal(leaf.read(), opened.leaves[key].read())
-    with pytest.raises(UserError, match="image_size = 30 and patch_size = 4"):
+    with pytest.raises(UserError, match="image_size = 30 is not a multiple of the tower's patch_size, 4"):
         import_model(source, tmp_path / "odd", image_size=30)
     assert not (tmp_path / "odd").exists()
 

@@ -219,7 +219,38 @@ def test_shards_that_hold_something_else(tmp_path):
     )
 
 
-OUTSIDE = "/etc/x.safetensors", "../x.safetensors", "a/x.safetensors", "a\\x.safetensors", "..", "", "C:x.safetensors"
+def test_an_entry_of_the_index_that_no_file_holds(tmp_path):
+    """As lm_head.weight, which is listed and was left out because it is tied."""
+    write(tmp_path, {"a": tensor(np.ones(3))})
+    index = json.loads((tmp_path / INDEX).read_text())
+    file = index["weight_map"]["a"]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": file, "lm_head.weight": file}}))
+    assert list(read(tmp_path)) == ["a"]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": file, "b": "model-00009.safetensors"}}))
+    with pytest.raises(UserError, match=r"model-00009\.safetensors is missing; write or download the folder again"):
+        read(tmp_path)
+
+
+def test_shards_in_a_folder_of_the_folder(tmp_path):
+    (tmp_path / "weights" / "fp32").mkdir(parents=True)
+    write(tmp_path / "weights" / "fp32", {"a": tensor(np.arange(3.0))})
+    index = json.loads((tmp_path / "weights" / "fp32" / INDEX).read_text())
+    nested = {name: f"weights/fp32/{file}" for name, file in index["weight_map"].items()}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": nested}))
+    assert read(tmp_path)["a"].read().tolist() == [0, 1, 2]
+
+
+OUTSIDE = (
+    "/etc/x.safetensors",
+    "../x.safetensors",
+    "a/../x.safetensors",
+    ".a/x.safetensors",
+    "a//x.safetensors",
+    "a\\x.safetensors",
+    "..",
+    "",
+    "C:x.safetensors",
+)
 INDICES = {
     "not JSON": ("{", r"Expecting property name"),
     "not UTF-8": ("\xff", "can't decode"),
@@ -244,7 +275,7 @@ def test_damaged_indices(tmp_path, name):
 @pytest.mark.parametrize("file", [*OUTSIDE, "pytorch_model.bin", "x\0.safetensors", "ü" * 150 + ".safetensors"])
 def test_an_index_names_files_beside_it(tmp_path, file):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"layer.x": file}}))
-    with pytest.raises(UserError, match=r"lists 'layer.x' in '.*; that must be the plain name of a .safetensors"):
+    with pytest.raises(UserError, match=r"lists 'layer.x' in '.*; that must be the name of a .safetensors file"):
         read(tmp_path)
 
 

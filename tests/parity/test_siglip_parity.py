@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from t5g2.models.position_embeddings import resample_positions
+from t5g2.models.siglip import VisionTower
 from tests import weights
 from tests.parity import siglip_cases as cases
-from tests.tiny import FLOAT32
+from tests.tiny import FLOAT32, VISION
 
 FILE = Path(__file__).parent / "golden" / "siglip.npz"
 TOLERANCE = 1e-5
@@ -189,6 +190,18 @@ def assert_gradients(got, want):
         if not name.endswith("k_proj.bias") and "in_proj_bias" not in name:
             assert largest > 1e-4, f"{name} has no gradient to compare"
         np.testing.assert_allclose(got[name], want[name], atol=1e-4 * max(largest, 1e-3), rtol=0, err_msg=name)
+
+
+def test_a_remainder_of_the_image_is_cut_off(reference, torch):
+    """As by siglip-so400m-patch14-384: 27 patches of 14 pixels are 378 of 384."""
+    config = replace(VISION, image_size=4 * VISION.patch_size + 2)
+    model = VisionTower(config, key=jax.random.key(0))
+    images = np.random.RandomState(0).uniform(-1, 1, (2, config.image_size, config.image_size, 3)).astype(np.float32)
+    assert config.patches == 16
+    with torch.no_grad():
+        expected = reference.run_tower(reference.tower(model), images)
+    actual = model.encode(jnp.asarray(images), compute=FLOAT32)
+    np.testing.assert_allclose(actual, np.asarray(expected), atol=1e-5)
 
 
 def test_gradients_of_a_tower(reference, torch):
