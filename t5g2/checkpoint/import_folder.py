@@ -28,6 +28,7 @@ from t5g2.checkpoint import (
     hf_names,
     names,
     safetensors_io,
+    unreadable_folders,
 )
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
@@ -46,7 +47,6 @@ from t5g2.models.config import (
 )
 from t5g2.models.siglip import VisionTower
 
-WORKDIR = "experiment.json"
 # tensors of a tower and its projector in every format that has one
 TOWER_TENSORS = re.compile(r"vision_tower|vision_encoder|multi_modal_projector|mm_input_projection|mm_soft_embedding")
 DAMAGED_JSON = "download it again"
@@ -59,8 +59,8 @@ def open_any(directory: str | PathLike) -> ModelFolder:
     Raises:
       UserError: the folder is none of them; as open_model and open_foreign.
     """
-    path = Path(directory).absolute()
-    return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(path)
+    path = Path(directory).expanduser().absolute()
+    return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(directory)
 
 
 def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
@@ -77,8 +77,8 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
       UserError: the folder is neither; a file is missing or damaged; the architecture is unsupported or undetermined;
         tensors are missing, surplus or have other shapes; copies of tied weights differ.
     """
-    path = Path(directory).absolute()
-    _refuse_other_paths(path)
+    path = Path(directory).expanduser().absolute()
+    unreadable_folders.refuse(directory)
     chosen = _chosen_config(config)
     if (path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors")):
         weights = _read_hugging_face(path, chosen)
@@ -141,12 +141,12 @@ def open_tower(directory: str | PathLike) -> TowerFolder:
     Raises:
       UserError: the folder has no image tower; as open_any.
     """
-    path = Path(directory).absolute()
+    path = Path(directory).expanduser().absolute()
     if (path / CONFIG_FILE).is_file() and not (path / folders.MODEL).is_file():
         data = _read_json(path / CONFIG_FILE)
         if data.get("model_type") == "siglip_vision_model":
             return _open_single_tower(path, data)
-    opened = open_any(path)
+    opened = open_any(directory)
     config = opened.config
     if isinstance(config, DualEncoderConfig):
         return TowerFolder(path, config.vision, opened.leaves)
@@ -209,15 +209,6 @@ class _ForeignWeights(NamedTuple):
     config: ModelConfig
     config_source: str
     tensors: Mapping[str, Tensor]
-
-
-def _refuse_other_paths(path: Path) -> None:
-    if path.is_file():
-        raise UserError(f"{path} is a file; give the folder that it is in")
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder")
-    if (path / WORKDIR).is_file():
-        raise UserError(f"{path} is the workdir of a run: it has an {WORKDIR}. Its model folder is {path / 'model'}")
 
 
 def _chosen_config(config: ConfigChoice) -> ModelConfig | None:
@@ -335,6 +326,7 @@ def _tokenizer(path: Path) -> dict[str, Any] | None:
     """Returns the tokenizer as plain data for data/tokenizers/registry.py; its file is beside the weights."""
     for kind, name in (("huggingface", "tokenizer.json"), ("sentencepiece", "tokenizer.model")):
         if (path / name).is_file():
+            files.refuse_lfs_pointer(path / name)
             with (path / name).open("rb") as file:
                 return {"kind": kind, "file": name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     return None

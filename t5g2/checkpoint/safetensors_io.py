@@ -262,6 +262,7 @@ def _open_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing; write or download the folder again")
     try:
+        files.refuse_lfs_pointer(path)
         file = _File(path)
     except OSError as error:
         raise _unreadable(path, error) from None

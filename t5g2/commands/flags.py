@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from t5g2.core import paths
 from t5g2.core.errors import UserError, unknown
 
 
@@ -20,6 +21,7 @@ class Flag:
       required: True if the flag must be present.
       kind: int, float, bool or str; None = the type of the default.
       least, most: the smallest and the largest number that is allowed; None = no bound.
+      literal: the value is a text, in which ~/ is not the user's home.
     """
 
     default: Any
@@ -28,6 +30,7 @@ class Flag:
     kind: type | None = None
     least: float | None = None
     most: float | None = None
+    literal: bool = False
 
     @property
     def suffix(self) -> str:
@@ -52,6 +55,10 @@ class Parsed:
             return self.values[name]
         except KeyError:
             raise AttributeError(f"no flag --{name} was declared") from None
+
+    def paths(self, flag: str) -> tuple[str, ...]:
+        """Returns the paths in a flag's value, which are separated by commas."""
+        return tuple(filter(None, paths.split(self.values[flag])))
 
     def names(self, flag: str) -> tuple[str, ...]:
         """Returns the names in a flag's value, which are separated by commas."""
@@ -134,6 +141,8 @@ def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[s
         if flag.required and values[name] in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")
         value: Any = values[name]
+        if isinstance(value, str) and not flag.literal:
+            values[name] = value = paths.expand_home(value)
         if flag.least is not None and value is not None and not value >= flag.least:  # catches NaN too
             raise UserError(f"--{name}={value}; it must be at least {flag.least}: {flag.help}")
         if flag.most is not None and value is not None and not value <= flag.most:

@@ -13,7 +13,7 @@ from t5g2.core.terminal import escaped
 
 FLAGS = {
     "model": MODEL,
-    "prompt": Flag(None, "text to complete"),
+    "prompt": Flag(None, "text to complete", literal=True),
     "crops": Flag(0, "largest number of crops after each long image (pan-and-scan)", least=0),
     "image": Flag(
         "",
@@ -40,7 +40,7 @@ def run(flags: Parsed) -> None:
     Example: t5g2 generate --model=models/t5gemma2-4b --prompt="What is this?" --image=photo.jpg --max_new_tokens=40
     """
     prompts = _prompts(flags.prompt, flags.input, flags.out)
-    images = flags.names("image")
+    images = flags.paths("image")
     if images and flags.prompt is None:
         raise UserError("--image belongs to the prompt of --prompt; give both, or neither")
     import t5g2

@@ -26,6 +26,8 @@ from t5g2.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# first bytes of a pointer (github.com/git-lfs/git-lfs, docs/spec.md)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 PART, PART_OF_FOLDER = ".part", ".tmp"
 # the boot in a temporary name; those of earlier versions have none
 TEMPORARY = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{16}\.[a-z]+$")
@@ -195,6 +197,20 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises UserError if the file is a pointer of Git LFS, which stands for the content until that is pulled."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise lfs_pointer(path)
+
+
+def lfs_pointer(path: Path) -> UserError:
+    """Returns the error for a file that is a pointer of Git LFS."""
+    return UserError(
+        f"{path} is a pointer of Git LFS, without the content; run `git lfs pull` in {path.parent}, or download it"
+    )
+
+
 def read_json(path: Path, *, fix: str) -> Any:
     """Returns the value in a JSON file.
 
@@ -204,9 +220,12 @@ def read_json(path: Path, *, fix: str) -> Any:
     Raises:
       UserError: the file is not JSON.
     """
+    text = path.read_bytes()
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(text)
     except ValueError as error:
+        if text.startswith(LFS_POINTER):
+            raise lfs_pointer(path) from None
         raise UserError(f"{path} is not JSON ({error}); {fix}") from None
 
 

@@ -148,7 +148,7 @@ def read_bytes(path: str | os.PathLike, *, name: str | None = None) -> bytes:
     Raises:
       UserError: there is no such file, or it cannot be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     name = str(path) if name is None else name
     if path.exists() and not path.is_file():  # a pipe might be waited for without end
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'not a file'}; give the file of one image")

@@ -3,12 +3,13 @@
 import difflib
 import inspect
 import runpy
+import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5g2.core import settings
+from t5g2.core import paths, settings
 from t5g2.core.errors import UserError
 from t5g2.train.experiment import Experiment, build
 from t5g2.train.former_names import current_keys, current_path, former_modules
@@ -23,13 +24,13 @@ def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
     """
     node = current_keys(read(config))
     for path, text in overrides:
-        settings.override(node, current_path(path), text)
+        settings.override(node, current_path(path), paths.expand_home(text))
     return build(node)
 
 
 def read(config: str) -> dict[str, Any]:
     """Returns the settings that get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
-    name, _, argument = config.partition(":")
+    name, argument = _split(config)
     path = Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
@@ -39,6 +40,15 @@ def read(config: str) -> dict[str, Any]:
     if not hasattr(config_dict, "items"):
         raise UserError(f"get_config() of {name} returns {type(config_dict).__name__}; it must return a ConfigDict")
     return _plain(config_dict)
+
+
+def _split(config: str) -> tuple[str, str]:
+    """Returns (FILE, ARG) of "FILE[:ARG]"; a file's name and the argument may have colons themselves."""
+    config = paths.expand_home(config)
+    colons = [place for place, character in enumerate(config) if character == ":"]
+    ends = [end for end in (len(config), *reversed(colons)) if Path(config[:end]).is_file()]
+    end = ends[0] if ends else min(colons, default=len(config))
+    return config[:end], config[end + 1 :]
 
 
 def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) -> Any:
@@ -52,6 +62,7 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
     """
     try:
         with former_modules():
+            _add_neighbours(path)
             function = runpy.run_path(str(path)).get(name)
             if not callable(function):
                 raise UserError(f"{path} has no {name}(); define one that returns {returns}")
@@ -66,6 +77,8 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
             return function(*arguments)
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(f"{path} ends the program, with {error.code!r}; take out its call of exit()") from error
     except Exception as error:  # a user's code can fail in any way
         # the last line of the user's own file, not of a library that it calls
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -76,8 +89,19 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
         ) from error
 
 
+def _add_neighbours(path: Path) -> None:
+    """Lets a file import modules beside it and in the working folder, after those that are installed.
+
+    The folders stay, because what was imported may import more later, in the processes of data workers too.
+    """
+    folders = [str(folder) for folder in (path.absolute().parent, Path.cwd())]
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+
+
 def _plain(node: Any) -> Any:
     # a ConfigDict is not a Mapping, but has items() like one
     if hasattr(node, "items"):
         return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, str):
+        return paths.expand_home(node)
     return [_plain(item) for item in node] if isinstance(node, list | tuple) else node

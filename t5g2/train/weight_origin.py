@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from t5g2.adapt.options import AdaptOptions
+from t5g2.core import paths
 from t5g2.core.errors import UserError
 
 
@@ -12,7 +13,7 @@ class Adapt:
 
     Attributes:
       source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two
-        folders separated by a comma, the encoder's first.
+        folders separated by a comma, the encoder's first. A comma in the name of one that exists is part of it.
       vision: folder of an image tower, if it is not the source's own.
       choices: options that the architectures leave open.
     """
@@ -28,7 +29,7 @@ class Adapt:
     @property
     def sources(self) -> list[str]:
         """One folder for encoder and decoder, or one for each."""
-        return self.source.split(",")
+        return paths.split(self.source)
 
     @property
     def folders(self) -> list[str]:

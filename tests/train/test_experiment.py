@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,12 +141,42 @@ def test_errors_of_config_files(tmp_path):
         ("def get_config(arm):\n    return {}\n", "", r"get_config\(arm\) of .* was called with nothing"),
         ("def get_config():\n    return 3\n", "", r"returns int; it must return a ConfigDict"),
         ("def get_config():\n    return {}['x']\n", "", r"line 2: KeyError: 'x'"),
+        ("import sys\nsys.exit(0)\n", "", r"config.py ends the program, with 0; take out its call of exit\(\)"),
+        ("def get_config():\n    raise SystemExit('no data')\n", "", r"ends the program, with 'no data'; take out"),
     ],
 )
 def test_a_config_file_that_fails_says_where(tmp_path, text, argument, message):
     (tmp_path / "config.py").write_text(text)
     with pytest.raises(UserError, match=message):
         config_file.read(f"{tmp_path / 'config.py'}{argument}")
+
+
+def test_a_config_may_import_its_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "work").mkdir()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "work" / "of_working_folder.py").write_text("STEPS = 3")
+    (tmp_path / "configs" / "of_config_folder.py").write_text("ROWS = 4")
+    (tmp_path / "configs" / "json.py").write_text("raise RuntimeError('hides an installed module')")
+    config = tmp_path / "configs" / "config.py"
+    config.write_text(
+        "import json\nimport of_config_folder as a, of_working_folder as b\n"
+        "def get_config():\n    return {'steps': b.STEPS, 'rows': a.ROWS, 'json': json.dumps(1)}\n"
+    )
+    monkeypatch.chdir(tmp_path / "work")
+    assert config_file.read("../configs/config.py") == {"steps": 3, "rows": 4, "json": "1"}
+
+
+def test_colons_and_home_in_the_path_of_a_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run:3").mkdir()
+    text = "def get_config(arm='none'):\n    return {'arm': arm, 'path': '~/x', 'text': 'in ~/x'}\n"
+    (tmp_path / "run:3" / "config.py").write_text(text)
+    for config in (f"{tmp_path}/run:3/config.py", "~/run:3/config.py"):
+        assert config_file.read(config) == {"arm": "none", "path": f"{tmp_path}/x", "text": "in ~/x"}
+        assert config_file.read(f"{config}:a:b")["arm"] == "a:b"
+    with pytest.raises(UserError, match="no config file .*/run;"):
+        config_file.read(f"{tmp_path}/run:4/config.py")
 
 
 def test_an_allowed_change_names_a_setting():

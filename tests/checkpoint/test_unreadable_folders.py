@@ -1,0 +1,95 @@
+"""Folders as users come by them that hold no model to read: each is recognised and told what to do."""
+
+import json
+import re
+
+import pytest
+
+from t5g2.checkpoint.import_folder import open_any, open_tower
+from t5g2.core.errors import UserError
+from tests import tiny
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 536223056\n"
+
+
+def refused(folder, message):
+    with pytest.raises(UserError, match=message):
+        open_any(folder)
+    with pytest.raises(UserError, match=message):
+        open_tower(folder)
+
+
+def test_an_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"?")
+    refused(tmp_path, r"is an adapter \(peft\), changes to .*; merge the two and give the result: .*merge_and_unload")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
+def test_a_pointer_of_git_lfs(hugging_face, name):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (hf_folder / name).write_text(POINTER)
+    with pytest.raises(UserError, match=rf"{name} is a pointer of Git LFS, without the content; run `git lfs pull` in"):
+        open_any(hf_folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_link_whose_file_is_gone(hugging_face, name):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (hf_folder / name).unlink(missing_ok=True)
+    (hf_folder / name).symlink_to("../../blobs/abc")
+    with pytest.raises(UserError, match=rf"{name} is a link to ../../blobs/abc, which does not exist; download the"):
+        open_any(hf_folder)
+
+
+def test_a_link_to_a_folder_that_is_gone(tmp_path):
+    (tmp_path / "model").symlink_to(tmp_path / "gone")
+    refused(tmp_path / "model", rf"is a link to {tmp_path}/gone, which does not exist; give another folder")
+
+
+def test_the_cache_of_the_hub(hugging_face, tmp_path):
+    model = tmp_path / "hub" / "models--google--gemma-3-270m"
+    (model / "snapshots").mkdir(parents=True)
+    refused(model, "none has been downloaded, so download the model again")
+    (model / "snapshots" / "aaa").mkdir()
+    hugging_face(tiny.GEMMA3).rename(model / "snapshots" / "bbb")
+    (model / "refs").mkdir()
+    refused(model, "is a model's folder in the hub's cache, .*; give .*/snapshots/aaa$")
+    (model / "refs" / "main").write_text("bbb\n")
+    refused(model, "each version has a folder of its own; give .*/snapshots/bbb$")
+    refused(tmp_path / "hub", "is the hub's cache, with models--google--gemma-3-270m; give the folder MODEL/snapshots/")
+    open_any(model / "snapshots" / "bbb")
+
+
+def test_gguf(tmp_path):
+    (tmp_path / "gemma-q4.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, r"holds its weights as GGUF \(gemma-q4.gguf\), .*; give the model that it was made from")
+    refused(tmp_path / "gemma-q4.gguf", "holds its weights as GGUF")
+
+
+@pytest.mark.parametrize("name", ["open_clip_config.json", "open_clip_model.safetensors"])
+def test_open_clip(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    refused(tmp_path, "is a folder of open_clip, whose tensors have other names; give the same model as transformers")
+
+
+def test_an_id_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("google/gemma-3-270m", "download it first and give its folder: hf download google/gemma-3-270m --local-dir")
+    (tmp_path / "google").mkdir()
+    refused("google/gemma-3-270m", r"google/gemma-3-270m does not exist; give a Hugging Face folder")
+    refused("../a/b", r"does not exist; give a Hugging Face folder")
+
+
+def test_a_folder_in_the_home_of_the_user(hugging_face, monkeypatch):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    monkeypatch.setenv("HOME", str(hf_folder.parent))
+    assert open_any(f"~/{hf_folder.name}").path == hf_folder
+    refused("~/none", re.escape(f"{hf_folder.parent}/none does not exist; give a Hugging Face folder"))
+
+
+def test_an_adapter_beside_the_whole_model_is_no_harm(hugging_face):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (hf_folder / "adapter_config.json").write_text(json.dumps({}))
+    (hf_folder / "model.gguf").write_bytes(b"GGUF")
+    open_any(hf_folder)
