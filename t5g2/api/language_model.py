@@ -26,6 +26,7 @@ from t5g2.core import files, sharding, tree
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
+from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import check_images
 from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, Sampling, complete
 from t5g2.models import build
@@ -192,7 +193,7 @@ class LanguageModel(Model):
         token_rows = [model_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
         special_tokens, ids = tokenizer.special_tokens, self._generation_ids
         first = special_tokens.bos if ids.bos is None else ids.bos
-        self._check_ids(token_rows)
+        self._check_ids(token_rows, counts)
         # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
         if self.encoder_bos or not self.config.is_encoder_decoder:
             token_rows = [_after_bos(tokens, first) for tokens in token_rows]
@@ -216,11 +217,23 @@ class LanguageModel(Model):
         # transformers writes 0 and 1.0 for "off"
         return Sampling(temperature, k or None, None if p == 1 else p)
 
-    def _check_ids(self, token_rows: Sequence[np.ndarray]) -> None:
-        """Raises UserError if a prompt has a token without a row in the embedding; image tokens need none."""
+    def _check_ids(self, token_rows: Sequence[np.ndarray], counts: Sequence[int]) -> None:
+        """Raises UserError if a prompt has a token without a row in the embedding, or image tokens of no image.
+
+        Args:
+          counts: the number of images of each prompt.
+        """
         stack, images = self.config.encoder_stack or self.config.decoder_stack, self._image_config
-        for row, tokens in enumerate(token_rows):
-            missing = tokens[(tokens >= stack.vocab_size) & (tokens != (images.token if images else -1))]
+        for row, (tokens, count) in enumerate(zip(token_rows, counts, strict=True)):
+            is_image = tokens == (images.token if images else -1)
+            # without any image the token is one of text, if it has a row, as in transformers
+            if images and any(counts) and is_image.sum() != count * images.tokens:
+                spelling = self.tokenizer.decode([images.token])
+                raise UserError(
+                    f"prompts[{row}] spells {spelling!r}, which "
+                    f"stands for a part of an image; leave it out, and write {START_OF_IMAGE} where an image belongs"
+                )
+            missing = tokens[(tokens >= stack.vocab_size) & ~(is_image & (count > 0))]
             if len(missing):
                 token = int(missing[0])
                 raise UserError(

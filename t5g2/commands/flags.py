@@ -136,13 +136,14 @@ def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[s
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag; flags are written --name=VALUE, see t5g2 {command} --help")
     values = {name: parser[name].value for name in declared}
+    for name, value in values.items():
+        if isinstance(value, str) and not declared[name].literal:
+            values[name] = paths.expand_home(value)
     # absl could check required flags and limits too, but with messages that lack the remedy
     for name, flag in declared.items():
         if flag.required and values[name] in (None, ""):
             raise UserError(f"--{name} is missing: {flag.help}")
         value: Any = values[name]
-        if isinstance(value, str) and not flag.literal:
-            values[name] = value = paths.expand_home(value)
         if flag.least is not None and value is not None and not value >= flag.least:  # catches NaN too
             raise UserError(f"--{name}={value}; it must be at least {flag.least}: {flag.help}")
         if flag.most is not None and value is not None and not value <= flag.most:

@@ -376,6 +376,35 @@ def test_text_and_images_go_in_and_text_comes_out(folders, name, photo):
     assert model.generate([]) == []
 
 
+@pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
+def test_an_image_token_that_is_spelt_in_a_prompt(tmp_path, photo, name):
+    """Beside an image it would shift the image's own tokens; transformers refuses it there too."""
+    file = tokenizer_files.huggingface(tmp_path, t5gemma2=True)
+    tokenizer = from_dict({"kind": "huggingface", "file": str(file)})
+    ids = dataclasses.replace(tiny.IMAGES, **{at: tokenizer.id(name) for at, name in PLACES.items()})
+    stack = dataclasses.replace(tiny.GEMMA3, vocab_size=tokenizer.vocab_size, images=ids)
+    config = stack
+    if name == "t5gemma2_images":
+        decoder = dataclasses.replace(stack, images=None)
+        config = dataclasses.replace(tiny.T5GEMMA2, encoder=stack, decoder=decoder, eoi_id=ids.end)
+    node = {"kind": "huggingface", "file": "tokenizer.json"}
+    save_model(tmp_path / "saved", weights.model(config), tokenizer=node, extra_files=[file])
+    model = loading.load(tmp_path / "saved")
+    model.generate(["What is <start_of_image>?"], [[photo]], max_new_tokens=1)
+    for prompts, images in (
+        (["a", "What is <image_soft_token>?"], [[], [photo]]),
+        (["What is <start_of_image>?", "b <image_soft_token>"], [[photo], []]),
+    ):
+        with pytest.raises(UserError, match=r"prompts\[1\] spells '<image_soft_token>', which stands for a part of an"):
+            model.generate(prompts, images, max_new_tokens=1)
+    # without images it is a token of the text, as in transformers, if the embedding has a row for it
+    model.generate(["b <image_soft_token>"], max_new_tokens=1)
+    smaller = dataclasses.replace(stack, vocab_size=ids.token)
+    model.folder = dataclasses.replace(model.folder, config=smaller)
+    with pytest.raises(UserError, match=rf"token {ids.token}, and the embedding has {ids.token} rows; leave it out"):
+        model.generate(["b <image_soft_token>"], max_new_tokens=1)
+
+
 def test_crops_follow_a_long_image_and_the_prompt_says_so(folders, tmp_path):
     """As transformers' Gemma3Processor words it; a square image has none."""
     long, square = np.zeros((300, 900, 3), np.uint8), np.zeros((300, 300, 3), np.uint8)

@@ -175,7 +175,7 @@ def test_colons_and_home_in_the_path_of_a_config(tmp_path, monkeypatch):
     for config in (f"{tmp_path}/run:3/config.py", "~/run:3/config.py"):
         assert config_file.read(config) == {"arm": "none", "path": f"{tmp_path}/x", "text": "in ~/x"}
         assert config_file.read(f"{config}:a:b")["arm"] == "a:b"
-    with pytest.raises(UserError, match="no config file .*/run;"):
+    with pytest.raises(UserError, match=r"no config file .*/run;"):
         config_file.read(f"{tmp_path}/run:4/config.py")
 
 
