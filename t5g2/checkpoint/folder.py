@@ -203,8 +203,21 @@ def open_model(directory: str | PathLike) -> ModelFolder:
 
 
 def extra_files(directory: Path) -> tuple[Path, ...]:
-    """Returns the files of a folder that are copied with its model: those of EXTRA_FILES, sorted by name."""
+    """Returns the files of a folder that are copied with its model: those of EXTRA_FILES, sorted by name.
+
+    Raises:
+      UserError: a file is a link that leads out of the folder, other than to the blobs of the hub's cache.
+    """
     matching = {path for pattern in EXTRA_FILES for path in directory.glob(pattern) if path.is_file()}
+    # a folder of unknown origin could otherwise have any file of this machine copied, and published with the model
+    whole = directory.resolve()
+    roots = [whole, *([whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [])]
+    for path in sorted(matching):
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise UserError(
+                f"{path} is a link to {path.resolve()}, outside of the folder, and is copied with the model; put a "
+                f"copy in its place if it belongs to it, or remove it"
+            )
     return tuple(sorted(matching))
 
 

@@ -161,6 +161,10 @@ class Sweep:
     def __post_init__(self):
         for part in self.parts:
             _check_seeds(part)
+            if isinstance(part, Step) and (part.out.startswith("/") or ".." in part.out.split("/")):
+                raise UserError(
+                    f"out = {part.out!r} of {part.name} leads out of the sweep's workdir; give a path within it"
+                )
         # a group is a name too: a part may come after all of its runs
         runs = [run.name for part in self.parts for run in expand(part)]
         groups = [part.name for part in self.parts if part.seeds is not None]

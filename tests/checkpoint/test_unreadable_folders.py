@@ -42,6 +42,33 @@ def test_a_link_whose_file_is_gone(hugging_face, name):
         open_any(hf_folder)
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.jinja"])
+def test_a_copied_file_that_is_a_link_out_of_the_folder(hugging_face, tmp_path, name):
+    """The file of an untrusted folder could be any file of this machine."""
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (tmp_path / "secret").write_text("{}")
+    (hf_folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(
+        UserError, match=rf"{name} is a link to {tmp_path}/secret, outside of the folder, and is copied"
+    ):
+        open_any(hf_folder)
+    (hf_folder / name).unlink()
+    (hf_folder / "real.json").write_text("{}")
+    (hf_folder / name).symlink_to("real.json")
+    assert hf_folder / name in open_any(hf_folder).extra_files
+    # the layout of the hub's cache
+    cache = tmp_path / "models--a--b"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    snapshot = hf_folder.rename(cache / "snapshots" / "abc")
+    (snapshot / name).unlink()
+    (cache / "blobs" / "0a1b").write_text("{}")
+    (snapshot / name).symlink_to("../../blobs/0a1b")
+    assert snapshot / name in open_any(snapshot).extra_files
+    (tmp_path / "link").symlink_to(snapshot)
+    assert tmp_path / "link" / name in open_any(tmp_path / "link").extra_files
+
+
 def test_a_link_to_a_folder_that_is_gone(tmp_path):
     (tmp_path / "model").symlink_to(tmp_path / "gone")
     refused(tmp_path / "model", rf"is a link to {tmp_path}/gone, which does not exist; give another folder")

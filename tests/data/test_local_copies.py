@@ -54,6 +54,25 @@ def test_compressed_files(tmp_path, ending, pack):
     assert "".join(TextFiles(str(tmp_path / f"c.txt.{ending}")).open()) == "line é\n" * 20_000
 
 
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("zst", zst)])
+def test_a_file_that_unpacks_without_end(tmp_path, cache, monkeypatch, ending, pack):
+    file = tmp_path / f"bomb.txt.{ending}"
+    file.write_bytes(pack(b"a" * (8 << 20)))
+    assert len("".join(TextFiles(str(file)).open())) == 8 << 20  # small ones may be anything
+    monkeypatch.setattr(local_copies, "BOMB_BYTES", 4 << 20)
+    file.write_bytes(pack(b"b" * (8 << 20)))
+    kept = sorted(cache.iterdir())
+    with pytest.raises(
+        UserError, match=rf"bomb.txt.{ending} unpacks to more than 500 times its size, which would fill"
+    ):
+        TextFiles(str(file)).open()
+    assert sorted(cache.iterdir()) == kept
+    # as large, of text
+    words = np.random.RandomState(0).randint(97, 123, 8 << 20).astype(np.uint8).tobytes()
+    file.write_bytes(pack(words))
+    assert len("".join(TextFiles(str(file)).open())) == 8 << 20
+
+
 def test_what_a_column_holds_that_is_no_string(tmp_path):
     """Bytes are text where they are UTF-8, as Spark writes it; nothing else is taken for text by its looks."""
     parquet(tmp_path / "a.parquet", text=["déjà vu".encode()])

@@ -226,6 +226,10 @@ def test_overrides_are_spelled_so_that_they_are_read_back(value, text):
     [
         (lambda: Sweep("x", (variant("a"), variant("a"))), "two parts of the sweep are called 'a'"),
         (lambda: Sweep("x", (variant("a/b"),)), "'a/b' cannot name a folder"),
+        (lambda: Sweep("x", (variant("../x"),)), "'../x' cannot name a folder"),
+        (lambda: Sweep("x", (variant(".."),)), "'..' cannot name a folder"),
+        (lambda: Sweep("x", (Step("a", ("average",), out="../x"),)), "out = '../x' of a leads out of the sweep's work"),
+        (lambda: Sweep("x", (Step("a", ("average",), out="/x"),)), "out = '/x' of a leads out of the sweep's workdir"),
         (lambda: Sweep("x", (variant("a", after=("sorce",)), variant("source"))), "did you mean 'source'"),
         (lambda: Sweep("x", (variant("a"),), compare=("b",)), "unknown variant to compare 'b'"),
         (lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))), "a, b wait for each other"),

@@ -24,8 +24,11 @@ from t5g2.core.optional import require
 from t5g2.data.sources import parquet
 
 BUFFER_BYTES = 1 << 20
+ZSTD_BYTES = 1 << 13
 # the largest window of the format, `zstd --ultra --long=31`; the default of its decoder is 128 MiB
 MAX_WINDOW = 1 << 31
+# text is packed to a tenth of its size, the most uniform logs to a hundredth; small files may be anything
+BOMB_RATIO, BOMB_BYTES = 500, 1 << 28
 # compressions that are not read, by ending; some, and files that were given a wrong name, show by their first bytes
 PACKED = {
     ".bz2": "bzip2",
@@ -181,20 +184,34 @@ def _copy(source: BinaryIO, out: BinaryIO) -> None:
     shutil.copyfileobj(source, out, BUFFER_BYTES)
 
 
+def _refuse_bomb(source: BinaryIO, out: BinaryIO) -> None:
+    """Raises UserError if more has been unpacked than any text has been packed from."""
+    packed, unpacked = source.tell(), out.tell()
+    if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
+        raise UserError(
+            f"{getattr(source, 'name', 'the file')} unpacks to more than {BOMB_RATIO} times its size, which would fill "
+            f"the disk; leave it out, or unpack it yourself if it is meant so"
+        )
+
+
 def _decompress_gzip(source: BinaryIO, out: BinaryIO) -> None:
     with gzip.GzipFile(fileobj=source) as unpacked:
-        shutil.copyfileobj(unpacked, out, BUFFER_BYTES)
+        while data := unpacked.read(BUFFER_BYTES):
+            out.write(data)
+            _refuse_bomb(source, out)
 
 
 def _decompress_zstd(source: BinaryIO, out: BinaryIO) -> None:
     zstandard = require("zstandard", "zstd")
     frame, data = None, b""
-    while data or (data := source.read(BUFFER_BYTES)):
+    # a few bytes may stand for a block of 128 KiB, and what is given at once is unpacked at once
+    while data or (data := source.read(ZSTD_BYTES)):
         frame = frame or zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
         try:
             out.write(frame.decompress(data))
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from None
+        _refuse_bomb(source, out)
         # a file may hold several frames, one after the other
         data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
