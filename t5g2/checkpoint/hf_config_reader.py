@@ -219,7 +219,11 @@ def _gemma3_stack(fields: ConfigFields) -> TextConfig:
 def _stack(fields: ConfigFields, pattern: Sequence[LayerKind], ropes: Mapping[LayerKind, Rope]) -> TextConfig:
     fields.require("hidden_activation", ACTIVATION)
     fields.require("attention_bias", False, None)
-    fields.require("use_bidirectional_attention", False, None)
+    if fields.value("use_bidirectional_attention"):
+        raise fields.unsupported(
+            "use_bidirectional_attention",
+            "False; an encoder without a decoder, such as EmbeddingGemma, is no model here, so give a causal one",
+        )
     scalar, head_size = fields.number("query_pre_attn_scalar", float), fields.number("head_dim")
     layers = fields.number("num_hidden_layers")
     return TextConfig(
