@@ -8,12 +8,12 @@ are aliases for configs written before a name was changed.
 
 import ast
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5g2.core import files
 from t5g2.core.errors import UserError, unknown
 
 KindTable = Mapping[str, type]
@@ -102,13 +102,9 @@ def parse(text: str) -> Any:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         pass
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        return files.parse_json(text.encode())
+    except ValueError:
         return text
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:

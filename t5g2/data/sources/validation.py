@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
+from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.sources.documents import Documents, OnBadRecord
@@ -153,11 +154,9 @@ def decode_json(data: bytes) -> object:
     """
     text = decode_text(data)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("JSON that is nested too deep") from None
+        return files.parse_record(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
 
 
 def decode_text(data: bytes) -> str:
