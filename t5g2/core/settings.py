@@ -177,7 +177,7 @@ def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTabl
     if not isinstance(node, Mapping):
         raise _wrong_type(where, node, f"the settings of {cls.__name__}, a mapping with some of {', '.join(fields)}")
     for key in node:
-        if key not in fields and not (key == "kind" and node[key] in kinds):
+        if key not in fields and not (key == "kind" and isinstance(node[key], str) and node[key] in kinds):
             raise unknown("key", key, fields, where=f"in {where} ({cls.__name__})")
     # checked here and not by the constructor, whose TypeError would name no path
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in node]

@@ -7,6 +7,7 @@ from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.sources.python_text import PythonText
 from t5g2.data.sources.seqio_source import Seqio
 from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
+from t5g2.data.sources.text_pairs import TextPairs
 
 TextSource = (
     PythonText
@@ -18,6 +19,7 @@ TextSource = (
     | Seqio
     | Tokens
     | Chat
+    | TextPairs
     | ImageJsonl
     | ImageParquet
     | WebDataset
@@ -34,6 +36,7 @@ BY_NAME = {
     "seqio": Seqio,
     "tokens": Tokens,
     "chat": Chat,
+    "pairs": TextPairs,
     "image_jsonl": ImageJsonl,
     "image_parquet": ImageParquet,
     "webdataset": WebDataset,
