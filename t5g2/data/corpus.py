@@ -10,11 +10,12 @@ import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.data import packed_rows
-from t5g2.data.chunking import Chunks, Openable, open_chunks
+from t5g2.data.chunking import Chunks, open_chunks
 from t5g2.data.config import DataConfig, Source, TeacherFeatures
 from t5g2.data.shards.logit_shards import CachedTeacherLogits
 from t5g2.data.shards.token_cache import CachedText
 from t5g2.data.sources.dialogues import Chat, FilteredChat
+from t5g2.data.sources.documents import Openable
 from t5g2.data.sources.image_documents import FilteredImageText
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.sources.text_pairs import FilteredPairs, TextPairs

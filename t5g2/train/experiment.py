@@ -15,11 +15,15 @@ from t5g2.checkpoint import folder as folders
 from t5g2.core import settings
 from t5g2.core.bounds import Bounds, Count, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.objective import Objective
+from t5g2.core.own_classes import OpenTable
 from t5g2.core.sharding import MeshShape
 from t5g2.data.config import DataConfig
 from t5g2.data.sources import text_source
 from t5g2.data.tokenizers import registry
+from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval.generation import BY_NAME as SAMPLERS
+from t5g2.eval.generation import Sampler
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
@@ -31,16 +35,16 @@ from t5g2.train import image_rows, optim, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names
 from t5g2.train.weight_origin import Init
 
-# kinds that a config may name, by the value of "kind"
+# kinds that a config may name, by the value of "kind"; where a table is open, also a class of the user's own
 TABLES = (
     KINDS,
-    objectives.BY_NAME,
+    OpenTable(Objective, objectives.BY_NAME),
     text_source.BY_NAME,
-    registry.BY_NAME,
+    OpenTable(Tokenizer, registry.BY_NAME),
     optim.OPTIMIZERS,
     schedules.SCHEDULES,
-    TASKS,
-    SAMPLERS,
+    OpenTable(Task, TASKS),
+    OpenTable(Sampler, SAMPLERS),
 )
 
 

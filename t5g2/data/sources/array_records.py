@@ -71,7 +71,7 @@ class ArrayRecord:
         """
         return self._open(self.field or None, on_bad_record)
 
-    def open_fields(self, fields: tuple[str, ...], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
         """Returns the documents as in `open`, each a JSON list of the texts under these keys, none of them empty."""
         return self._open(fields, on_bad_record)
 
@@ -109,7 +109,7 @@ class Tfds:
         """
         return _scan(_Tfds(self, self.field), str(self), on_bad_record)
 
-    def open_fields(self, fields: tuple[str, ...], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
         """Returns the documents as in `open`, each a JSON list of the texts of these features, none of them empty."""
         return _scan(_Tfds(self, fields), str(self), on_bad_record)
 

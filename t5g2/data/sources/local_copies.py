@@ -128,9 +128,9 @@ def plain_copy(file: str, columns: Mapping[str, str] | None = None) -> str:
     """
     convert = CONVERTERS.get(file.rpartition(".")[2])
     if columns is not None:
-        names = tuple(columns.values())
+        first, *others = columns.values()
         # copies of one column keep the name that they had when there was no other kind
-        variant = names if len(names) > 1 else names[0]
+        variant = (first, *others) if others else first
         return converted_copy(file, functools.partial(parquet.write_named, columns=columns), variant)
     if convert is None:
         plain = converted_copy(file, _copy, None) if is_url(file) else file

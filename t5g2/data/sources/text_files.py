@@ -63,7 +63,7 @@ class Jsonl:
         """
         return _scan(self.path, line_spans, self.field, on_bad_record)
 
-    def open_fields(self, fields: tuple[str, ...], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
         """Returns the documents as in `open`, each a JSON list of the texts under these keys, none of them empty."""
         return _scan(self.path, line_spans, fields, on_bad_record)
 
@@ -89,9 +89,9 @@ class Parquet:
         """
         return _scan(self.path, _row_spans, self.field, on_bad_record, columns={"field": self.field})
 
-    def open_fields(self, fields: tuple[str, ...], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
         """Returns the documents as in `open`, each a JSON list of the texts in these columns, none of them empty."""
-        columns = dict(zip(("inputs", "targets"), fields, strict=True))
+        columns = {"inputs": fields[0], "targets": fields[1]}
         return _scan(self.path, _row_spans, fields, on_bad_record, columns=columns)
 
 
