@@ -21,7 +21,10 @@ INTRODUCTION = """# Settings of an experiment
 
 Written by `make settings` from the dataclasses that check them; do not edit. `t5g2 train --config=FILE` takes a file
 whose `get_config()` returns these as nested dicts, and `--config.data.rows=8` sets one. Where a setting has a "kind",
-the kind chooses one of several classes. A number outside its range, a wrong type and an unknown key are errors.
+the kind chooses one of several classes. `model` is every field of a kind; or `{"size": NAME}`, or `{"folder": PATH}` of
+a model folder or a model.json, with the fields that differ beside it. A number outside its range, a wrong type and an
+unknown key are errors. A class of your own is a frozen dataclass whose kind is its dotted path,
+`{"kind": "my_package.my_tasks.Rouge", …}`.
 """
 
 
@@ -92,6 +95,8 @@ def _type(annotation: Any) -> str:
     if typing.get_origin(annotation) is tuple:
         items = [a for a in arguments if a is not Ellipsis]
         return f"list of {' and '.join(map(_type, items))}"
+    if getattr(annotation, "_is_protocol", False):
+        return "a class of your own"
     if arguments:
         return " or ".join(map(_type, arguments))
     return f"[{annotation.__name__}](#{annotation.__name__.lower()})" if annotation in classes() else _kinds(annotation)
@@ -100,7 +105,8 @@ def _type(annotation: Any) -> str:
 def _kinds(base: type) -> str:
     """Returns the names of the kinds that derive from a base class."""
     names: Iterator[str] = (n for table in TABLES for n, cls in table.items() if issubclass(cls, base))
-    return "kind " + ", ".join(f"`{name}`" for name in dict.fromkeys(names))
+    own = " or a class of your own" if any(base is getattr(table, "base", None) for table in TABLES) else ""
+    return "kind " + ", ".join(f"`{name}`" for name in dict.fromkeys(names)) + own
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -12,7 +12,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 if int(metadata.version("jax").split(".")[1]) < 11:  # halves the time to compile; the newer pair has no such choice
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # A collective holds its thread until all devices have come to it, and independent ones start in any order: with no more
-# threads than two cores give, eight devices can wait for each other for ever.
+# threads than two cores give, or a schedule that lets many run at once, eight devices can wait for each other for ever
+# (without this schedule, a program from the compilation cache did so in two of three runs).
+os.environ["XLA_FLAGS"] += " --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 os.environ["PJRT_NPROC"] = "32"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of LLVM's; programs run a few times
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"

@@ -202,6 +202,22 @@ def open_model(directory: str | PathLike) -> ModelFolder:
     return ModelFolder(path, config, tokenizer, provenance, leaves, extra_files(path))
 
 
+def read_architecture(path: str | PathLike) -> ModelConfig:
+    """Returns the config of a model folder, or of a file like its model.json; no weights are needed.
+
+    Raises:
+      UserError: there is no such file, or it is damaged.
+    """
+    file = Path(path).expanduser().absolute()
+    file = file / MODEL if file.is_dir() else file
+    if not file.is_file():
+        raise UserError(
+            f"{file} does not exist; give a model folder, or a file like its {MODEL}. `t5g2 import` makes one of a "
+            f"Hugging Face or an official Flax folder"
+        )
+    return from_dict(_read_json(file), where=str(file))
+
+
 def extra_files(directory: Path) -> tuple[Path, ...]:
     """Returns the files of a folder that are copied with its model: those of EXTRA_FILES, sorted by name.
 

@@ -338,7 +338,7 @@ def _check_extent(path: Path, entries: Iterable[_HeaderEntry], size: int) -> Non
 
 def _check_metadata(path: Path, metadata: Any) -> None:
     texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else [None]
-    if not all(isinstance(text, str) and files.printable(text) for text in texts):
+    if not all(isinstance(text, str) for text in texts):
         raise _damaged(path, f"{METADATA} is not an object of texts")
 
 

@@ -1,6 +1,5 @@
 """`t5g2 generate`: completes one prompt, or a file of prompts."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +97,7 @@ def read_prompts(path: str) -> list[str]:
         if not line.strip():
             continue
         try:
-            prompt = json.loads(line)["prompt"]
+            prompt = files.parse_record(line)["prompt"]
         except (ValueError, KeyError, TypeError):
             prompt = None
         if not isinstance(prompt, str):

@@ -33,6 +33,8 @@ PART, PART_OF_FOLDER = ".part", ".tmp"
 TEMPORARY = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{16}\.[a-z]+$")
 # what another machine has left under a temporary name and not changed for so long, nobody writes to
 ABANDONED_SECS = 24 * 3600
+# larger than any JSON of this project or of a model's folder (a tokenizer of 262,144 tokens has 33 MB), and deeper
+MAX_JSON_BYTES, MAX_JSON_DEPTH = 1 << 28, 100
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -218,10 +220,16 @@ def read_json(path: Path, *, fix: str) -> Any:
       fix: remedy if the file is damaged; the end of the message.
 
     Raises:
-      UserError: the file is not JSON.
+      UserError: the file is not JSON, has over MAX_JSON_BYTES, or is a folder.
     """
-    text = path.read_bytes()
     try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a JSON file; {fix}") from None
+    try:
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
         return parse_json(text)
     except ValueError as error:
         if text.startswith(LFS_POINTER):
@@ -247,18 +255,61 @@ def parse_json(text: bytes) -> Any:
     A byte order mark, which some editors write, is left out.
 
     Raises:
-      ValueError: the text breaks one of these rules, or is nested too deeply.
+      ValueError: the text breaks one of these rules, or is nested deeper than MAX_JSON_DEPTH.
     """
+    decoded = text.decode("utf-8-sig")
+    value = _loads(
+        decoded,
+        object_pairs_hook=_object_of_unique_names,
+        parse_constant=_refuse_constant,
+        parse_int=_parse_int,
+        parse_float=_parse_finite,
+    )
+    # names are checked when their object is read; only an escape can make a surrogate of UTF-8
+    if "\\ud" in decoded or "\\uD" in decoded:
+        for level in _levels(value):
+            if broken := next((item for item in level if isinstance(item, str) and not _printable(item)), None):
+                raise ValueError(f"{_quoted(broken)} is not text")
+    return value
+
+
+def parse_record(text: str) -> Any:
+    """Parses a record of someone else's data, in which other fields than those that are read may be anything.
+
+    Raises:
+      ValueError: the text is not JSON as Python reads it (NaN and repeated names pass), or is nested deeper than
+        MAX_JSON_DEPTH.
+    """
+    return _loads(text)
+
+
+def _loads(text: str, **rules: Any) -> Any:
+    """Returns `json.loads` of a text that is nested at most MAX_JSON_DEPTH deep, whatever the interpreter can read."""
+    too_deep = f"nested too deeply, over {MAX_JSON_DEPTH} levels"
     try:
-        return json.loads(
-            text.decode("utf-8-sig"),
-            object_pairs_hook=_object_of_unique_names,
-            parse_constant=_refuse_constant,
-            parse_int=_parse_int,
-            parse_float=_parse_finite,
-        )
+        value = json.loads(text, **rules)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg} at {line}column {error.colno}") from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError(too_deep) from None
+    # a text with few brackets needs no walk, and that is nearly every record
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and sum(1 for _ in _levels(value)) > MAX_JSON_DEPTH + 1:
+        raise ValueError(too_deep)
+    return value
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """Yields the values of a JSON document by their depth: itself, its entries, theirs, …"""
+    level = [value]
+    while level:
+        yield level
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
 
 
 @contextlib.contextmanager
@@ -294,7 +345,7 @@ def locked(path: Path, *, busy: str | None = None, on_wait: Callable[[], None] |
         os.close(handle)
 
 
-def printable(text: str) -> bool:
+def _printable(text: str) -> bool:
     """False for a string with an unpaired surrogate, which JSON can escape and UTF-8 cannot encode."""
     try:
         text.encode()
@@ -305,7 +356,7 @@ def printable(text: str) -> bool:
 
 def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
-    broken = next((name for name in value if not printable(name)), None)
+    broken = next((name for name in value if not _printable(name)), None)
     if broken is not None:
         raise ValueError(f"{_quoted(broken)} is not text")
     # a second value would silently replace the first

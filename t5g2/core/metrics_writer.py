@@ -156,10 +156,10 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
 
 def _parse(line: bytes) -> dict | None:
     try:
-        row = json.loads(line)
+        row = files.parse_json(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None  # True is an int too
 
 
 def _cut(path: Path, step: int) -> list[dict]:

@@ -43,6 +43,11 @@ class Objective(abc.ABC):
         return False
 
     @property
+    def appends_eos(self) -> bool:
+        """True if it appends EOS to the targets of a pair, of which the source has not done so."""
+        return False
+
+    @property
     def takes_images(self) -> bool:
         """True if a chunk may have images: their tokens are inputs, and targets only without a loss."""
         return False

@@ -3,18 +3,20 @@
 A field's annotation is its type: int, float, bool, str, Literal[…], X | None, tuple[X, …], a dataclass, or several
 dataclasses (a union, or their base class), of which the dict's "kind" chooses one by its name in a table. A class may
 have several names in a table, {"sft": SFT, "answers": SFT}: the first is the one that is dumped and shown, the others
-are aliases for configs written before a name was changed.
+are aliases for configs written before a name was changed. An OpenTable (own_classes.py) also takes classes of the
+user's own, whose "kind" is their dotted path.
 """
 
 import ast
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5g2.core import files, own_classes
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.own_classes import OpenTable
 
 KindTable = Mapping[str, type]
 
@@ -43,8 +45,8 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
         return tuple(build(kind, item, where=f"{where}.{i}", tables=tables) for i, (kind, item) in enumerate(pairs))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return _build_dataclass(annotation, node, where, tables)
-    if members := _members((annotation,), tables):
-        return _build_kind(members, node, where, tables)
+    if _members((annotation,), tables) or _open_bases((annotation,), tables):
+        return _build_kind((annotation,), node, where, tables)
     if annotation is float and isinstance(node, int) and not isinstance(node, bool):
         return float(node)
     # bool is an int in Python, not in a config
@@ -58,6 +60,8 @@ def dump(value: Any, *, tables: Sequence[KindTable] = ()) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # the first of several names: an alias that was read is written under the current name
         kinds = [name for table in tables for name, cls in table.items() if cls is type(value)]
+        if not kinds and _open_bases((type(value),), tables):
+            kinds = [own_classes.dotted_path(type(value))]
         fields = {f.name: dump(getattr(value, f.name), tables=tables) for f in dataclasses.fields(value) if f.init}
         return {"kind": kinds[0], **fields} if kinds else fields
     if isinstance(value, tuple | list):
@@ -102,13 +106,9 @@ def parse(text: str) -> Any:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         pass
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        return files.parse_json(text.encode())
+    except ValueError:
         return text
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
@@ -126,13 +126,15 @@ def _build_union(arguments: tuple, node: Any, where: str, tables: Sequence[KindT
     if node is None and type(None) in arguments:
         return None
     choices = [a for a in arguments if a is not type(None)]
-    classes: list[type] = [a for a in choices if isinstance(a, type) and dataclasses.is_dataclass(a)]
+    classes: list[type] = [
+        a for a in choices if isinstance(a, type) and (dataclasses.is_dataclass(a) or _open_bases((a,), tables))
+    ]
     if isinstance(node, tuple(classes)):
         return node
     if isinstance(node, Mapping) and len(classes) == 1:
-        return _build_dataclass(classes[0], node, where, tables)
+        return build(classes[0], node, where=where, tables=tables)
     if isinstance(node, Mapping) and classes:
-        return _build_kind(_members(tuple(classes), tables), node, where, tables)
+        return _build_kind(tuple(classes), node, where, tables)
     if len(choices) == 1:
         return build(choices[0], node, where=where, tables=tables)
     # what remains are plain types, such as float | Literal["uniform"]: the first that takes the value
@@ -151,6 +153,12 @@ def _members(classes: tuple[type, ...], tables: Sequence[KindTable]) -> KindTabl
     return {name: cls for table in tables for name, cls in table.items() if issubclass(cls, classes)}
 
 
+def _open_bases(classes: tuple[type, ...], tables: Sequence[KindTable]) -> tuple[type, ...]:
+    """Returns the bases of open tables that one of `classes` is or derives from."""
+    bases = tuple(table.base for table in tables if isinstance(table, OpenTable))
+    return tuple(base for base in bases if any(issubclass(cls, base) for cls in classes))
+
+
 def _without_aliases(members: KindTable) -> list[str]:
     """Returns the first name of each class, sorted."""
     names: dict[type, str] = {}
@@ -159,18 +167,23 @@ def _without_aliases(members: KindTable) -> list[str]:
     return sorted(names.values())
 
 
-def _build_kind(members: KindTable, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
-    if isinstance(node, tuple(members.values())):
+def _build_kind(classes: tuple[type, ...], node: Any, where: str, tables: Sequence[KindTable]) -> Any:
+    members = _members(classes, tables)
+    if isinstance(node, (*members.values(), *classes)):
         return node
     if not isinstance(node, Mapping):
         raise _wrong_type(where, node, f"settings with a 'kind', one of: {', '.join(_without_aliases(members))}")
     if "kind" not in node:
         raise UserError(f"{where} has no 'kind'; give one of: {', '.join(_without_aliases(members))}")
-    if not isinstance(node["kind"], str):
-        raise _wrong_type(f"{where}.kind", node["kind"], f"one of: {', '.join(_without_aliases(members))}")
-    if node["kind"] not in members:
-        raise unknown(f"{where}.kind", str(node["kind"]), _without_aliases(members))
-    return _build_dataclass(members[node["kind"]], node, where, tables)
+    kind = node["kind"]
+    if not isinstance(kind, str):
+        raise _wrong_type(f"{where}.kind", kind, f"one of: {', '.join(_without_aliases(members))}")
+    if kind not in members and own_classes.is_dotted(kind) and _open_bases(classes, tables):
+        cls = own_classes.resolve(kind, classes, where=where)
+        return _build_dataclass(cls, {key: node[key] for key in node if key != "kind"}, where, tables)
+    if kind not in members:
+        raise unknown(f"{where}.kind", kind, _without_aliases(members))
+    return _build_dataclass(members[kind], node, where, tables)
 
 
 def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTable]) -> Any:
@@ -181,7 +194,7 @@ def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTabl
     if not isinstance(node, Mapping):
         raise _wrong_type(where, node, f"the settings of {cls.__name__}, a mapping with some of {', '.join(fields)}")
     for key in node:
-        if key not in fields and not (key == "kind" and node[key] in kinds):
+        if key not in fields and not (key == "kind" and isinstance(node[key], str) and node[key] in kinds):
             raise unknown("key", key, fields, where=f"in {where} ({cls.__name__})")
     # checked here and not by the constructor, whose TypeError would name no path
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in node]

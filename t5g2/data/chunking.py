@@ -1,13 +1,13 @@
 """Documents cut into chunks of tokens, of which examples are made."""
 
 import threading
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
-from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
+from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord, Openable
 from t5g2.data.sources.image_documents import FilteredImageDocuments
 from t5g2.data.tokenizers.base import Tokenizer
 
@@ -17,14 +17,6 @@ LongDocuments = Literal["split", "truncate"]
 MAX_SKIPPED = 0.01
 # of int32, so 32 MiB per source in every process that reads
 RECENT_TOKENS = 1 << 23
-
-
-class Openable(Protocol):
-    """Any source of text: those of sources/text_source.py, and the wrappers that a run puts around them."""
-
-    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
-        """Returns the source's documents."""
-        ...
 
 
 class Chunks:
@@ -203,8 +195,8 @@ def open_chunks(
     if documents.has_pairs != pairs:
         actual, expected = ("pairs of inputs and targets", "text") if documents.has_pairs else ("text", "pairs")
         raise UserError(
-            f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, such as "
-            f"those of seqio tasks, and all others take text"
+            f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, those "
+            f"of the kind pairs or of seqio tasks, and all others take text"
         )
     # before the chunks, for which every document is tokenised
     check_skipped(text, documents, max_skipped)

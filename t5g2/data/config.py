@@ -13,6 +13,7 @@ from t5g2.data.chunking import MAX_SKIPPED, LongDocuments
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.sources.documents import SHORTEST_TOKENS, OnBadRecord
 from t5g2.data.sources.image_text import ImageText
+from t5g2.data.sources.text_pairs import TextPairs
 from t5g2.data.sources.text_source import TextSource
 from t5g2.data.tokenizers.base import Tokenizer
 
@@ -119,6 +120,7 @@ class DataConfig:
             raise UserError(f"two sources have the same name: {', '.join(self.names)}; give each another one")
         for source, name in zip(self.sources, self.names, strict=True):
             self._check_images(source, name)
+            self._check_pairs(source, name)
             self._check_fits(source.objective, name)
 
     @property
@@ -153,6 +155,13 @@ class DataConfig:
             raise UserError(
                 f"source {name!r}: its texts have images, and its objective, {type(source.objective).__name__}, would "
                 f"predict them; take multimodal_prefix_lm, or multimodal_prefix_lm_decoder for a decoder-only model"
+            )
+
+    def _check_pairs(self, source: Source, name: str):
+        if isinstance(source.text, TextPairs) and source.text.eos and source.objective.appends_eos:
+            raise UserError(
+                f"source {name!r}: its text and its objective both append EOS to the targets; turn off the objective's "
+                f"eos, or text.eos"
             )
 
     def _check_fits(self, objective: Objective, name: str):

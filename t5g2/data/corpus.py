@@ -10,13 +10,15 @@ import numpy as np
 
 from t5g2.core.errors import UserError
 from t5g2.data import packed_rows
-from t5g2.data.chunking import Chunks, Openable, open_chunks
+from t5g2.data.chunking import Chunks, open_chunks
 from t5g2.data.config import DataConfig, Source, TeacherFeatures
 from t5g2.data.shards.logit_shards import CachedTeacherLogits
 from t5g2.data.shards.token_cache import CachedText
 from t5g2.data.sources.dialogues import Chat, FilteredChat
+from t5g2.data.sources.documents import Openable
 from t5g2.data.sources.image_documents import FilteredImageText
 from t5g2.data.sources.image_text import ImageText
+from t5g2.data.sources.text_pairs import FilteredPairs, TextPairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,11 @@ def open_source(source: Source, config: DataConfig) -> Chunks:
         text = FilteredImageText(text, config.images, config.tokenizer, config.chunk_tokens)
     elif isinstance(text, Chat):
         text = FilteredChat(text, config.tokenizer, config.chunk_tokens)
-    # dialogues and texts with images are not cached: their tokens depend on more than the text and the tokenizer
+    elif isinstance(text, TextPairs) and source.objective.takes_pairs:
+        inputs, targets = source.objective.lengths(config.chunk_tokens)
+        most = inputs, targets - source.objective.appends_eos
+        text = FilteredPairs(text, config.tokenizer, config.chunk_tokens, *most)
+    # dialogues, pairs and texts with images are not cached: their tokens depend on more than the text and the tokenizer
     elif config.cache_tokens:
         text = CachedText(text, config.tokenizer, config.max_skipped, workers=config.workers)
     return open_chunks(

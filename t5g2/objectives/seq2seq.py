@@ -1,4 +1,4 @@
-"""Ready-made pairs of inputs and targets, such as the examples of seqio's tasks."""
+"""Ready-made pairs of inputs and targets: two texts of a record, or the examples of seqio's tasks."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Seq2Seq(Objective):
 
     Attributes:
       inputs_tokens, targets_tokens: the maximum number of tokens of inputs and of targets, as set for the source.
-      eos: append EOS to the targets. Off by default, because seqio's tasks append it themselves.
+      eos: append EOS to the targets. Off by default, because the source pairs and seqio's tasks append it themselves.
     """
 
     inputs_tokens: Size
@@ -39,6 +39,11 @@ class Seq2Seq(Objective):
     @override
     def takes_pairs(self) -> bool:
         return True
+
+    @property
+    @override
+    def appends_eos(self) -> bool:
+        return self.eos
 
     @property
     @override

@@ -1,17 +1,19 @@
 """The report of a run or of a sweep: one self-contained page, the numbers as csv, one table.
 
-Only files are read, and each may be missing, which the page notes: sweep.json; of each run metrics.jsonl,
+Only files are read, and each may be missing or damaged, which the page notes: sweep.json; of each run metrics.jsonl,
 experiment.json, provenance.json (of the run or of its model folder), samples/*.jsonl and done.json.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
 from t5g2.core.errors import UserError
+from t5g2.report import record_files
 from t5g2.report.comparison import Comparison
-from t5g2.report.run_records import COLORS, RunGroup, RunRecord, read_if_there, read_run
+from t5g2.report.run_records import COLORS, RunGroup, RunRecord, read_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class Report:
       groups: all runs, by variant.
       comparisons: groups whose curves share a plot.
       sweep: sweep.json, None for a single run.
+      sweep_problems: a line for each thing in sweep.json that cannot be read.
     """
 
     title: str
@@ -31,6 +34,12 @@ class Report:
     groups: list[RunGroup]
     comparisons: list[Comparison]
     sweep: dict | None = None
+    sweep_problems: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each thing that cannot be read and is left out."""
+        return [*self.sweep_problems, *(problem for run in self.runs for problem in run.problems)]
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -69,20 +78,35 @@ def read(folder: Path) -> Report:
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give the --workdir of a run or of a sweep")
-    sweep = read_if_there(folder / "sweep.json")
+    problems: list[str] = []
+    check = partial(record_files.sweep_record, problems=problems)
+    sweep = record_files.read_object(folder / "sweep.json", check, problems)
     if sweep is not None:
-        return _read_sweep(folder, sweep)
-    if not ((folder / "metrics.jsonl").exists() or (folder / "experiment.json").exists()):
-        raise UserError(
-            f"{folder} is not a workdir: it has neither metrics.jsonl nor experiment.json (a run) nor sweep.json (a "
-            f"sweep); give the --workdir of `t5g2 train` or `t5g2 sweep`"
-        )
-    name = folder.resolve().name
-    group = RunGroup(name, COLORS[0], [read_run(folder, name)])
-    return Report(name, folder, [group], [Comparison("", {name: group}, chosen=False)])
+        return _read_sweep(folder, sweep, problems)
+    if _is_run(folder):
+        name = folder.resolve().name
+        group = RunGroup(name, COLORS[0], [read_run(folder, name)])
+        return Report(name, folder, [group], [Comparison("", {name: group}, chosen=False)], None, tuple(problems))
+    # a sweep whose record is damaged still has its runs
+    names = sorted(path.name for path in folder.iterdir() if problems and path.is_dir() and _is_run(path))
+    if names:
+        parts = [
+            {"name": name, "kind": "variant", "command": f"t5g2 train --workdir={folder / name}"} for name in names
+        ]
+        return _read_sweep(folder, {"title": "", "parts": parts, "compare": None, "paper": None}, problems)
+    if problems:
+        raise UserError(f"{'; '.join(problems)}, and {folder} has no runs; remove it, and run the sweep again")
+    raise UserError(
+        f"{folder} is not a workdir: it has neither metrics.jsonl nor experiment.json (a run) nor sweep.json (a "
+        f"sweep); give the --workdir of `t5g2 train` or `t5g2 sweep`"
+    )
 
 
-def _read_sweep(folder: Path, sweep: dict) -> Report:
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").exists() or (folder / "experiment.json").exists()
+
+
+def _read_sweep(folder: Path, sweep: dict, problems: list[str]) -> Report:
     members: dict[str, list[dict]] = {}
     for part in sweep["parts"]:
         if part["kind"] == "variant":
@@ -104,4 +128,5 @@ def _read_sweep(folder: Path, sweep: dict) -> Report:
         Comparison(title, {arm: groups[name] for arm, name in row.items()}, chosen=bool(sweep["compare"]))
         for title, row in rows.items()
     ]
-    return Report(sweep["title"], folder, list(groups.values()), comparisons, sweep)
+    title = sweep["title"] or folder.resolve().name
+    return Report(title, folder, list(groups.values()), comparisons, sweep, tuple(problems))

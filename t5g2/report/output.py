@@ -23,6 +23,8 @@ def write(workdir: str | os.PathLike) -> Path:
     out = report.folder / "report"
     out.mkdir(exist_ok=True)
     table = "\n\n".join("\n".join([*heading, *text.lines()]) for heading, text in _printed_tables(report))
+    if report.problems:
+        table += "\n\n" + "\n".join(f"Not read: {problem}" for problem in report.problems)
     files.write_text(out / "index.html", page.render(report))
     files.write_text(out / "table.md", table + "\n")
     # one line per value, because runs have different metrics

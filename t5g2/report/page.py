@@ -37,7 +37,7 @@ def render(report: Report) -> str:
 
 
 def header(report: Report) -> list[Html]:
-    """Returns the title, the state of the runs, and the findings in words if runs are compared."""
+    """Returns the title, the state of the runs, the findings in words if runs are compared, and what cannot be read."""
     kind = f"A sweep of {len(report.runs)} runs" if report.sweep else "A run"
     states = ", ".join(_states(group) for group in report.groups)
     sentences = comparison.findings(report.comparisons, list(report.tasks(report.compared)))
@@ -45,6 +45,7 @@ def header(report: Report) -> list[Html]:
         tag("h1", report.title),
         tag("p", f"{kind} in {report.folder}: {states}.", kind="quiet"),
         *(tag("p", text, kind="finding") for text in sentences),
+        *(tag("p", f"Not read: {problem}", kind="finding") for problem in report.problems),
     ]
 
 

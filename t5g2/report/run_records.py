@@ -1,6 +1,5 @@
 """Runs as the report reads them: one run, and the runs of one variant under several seeds."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,8 +8,7 @@ from statistics import fmean
 from statistics import median as median_of
 from typing import Any
 
-from t5g2.core import files, metrics_writer
-from t5g2.report import statistics
+from t5g2.report import record_files, statistics
 from t5g2.report.statistics import Estimate, estimate
 
 COLORS = ("#3b78b8", "#d9773c", "#4d9a6c", "#9469a8", "#b19a35", "#4fa3b5", "#c2607c", "#7d8794")
@@ -18,7 +16,7 @@ COLORS = ("#3b78b8", "#d9773c", "#4d9a6c", "#9469a8", "#b19a35", "#4fa3b5", "#c2
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """The files of one run's workdir; None or empty = the file does not exist (yet).
+    """The files of one run's workdir; None or empty = the file does not exist (yet), or cannot be read.
 
     Attributes:
       name: name in tables and plots.
@@ -30,6 +28,7 @@ class RunRecord:
       done: True if the trainer has finished.
       seed: seed of the run, if there are several under different seeds.
       claimed: True if a trainer holds its folder, or held it when it was killed.
+      problems: a line for each thing that cannot be read.
     """
 
     name: str
@@ -41,6 +40,7 @@ class RunRecord:
     done: bool
     seed: int | None = None
     claimed: bool = False
+    problems: tuple[str, ...] = ()
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
         """Returns (steps, values) of a metric in the order of steps; a step's last row counts, null is left out."""
@@ -50,7 +50,7 @@ class RunRecord:
     def points(self, metric: str) -> dict[int, float]:
         """Returns {step: value} of a metric."""
         # of several rows of a step, the last that has the metric counts
-        points = {row["step"]: row[metric] for row in self.rows if row.get(metric) is not None}
+        points = {row["step"]: row[metric] for row in self.rows if record_files.is_number(row.get(metric))}
         return {step: points[step] for step in sorted(points)}
 
     def at_start(self, metric: str) -> float | None:
@@ -145,35 +145,19 @@ class RunGroup:
 
 def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | None = None) -> RunRecord:
     """Returns the run in a folder, which may lack any of its files or not exist."""
-    metrics, provenance = folder / "metrics.jsonl", read_if_there(folder / "provenance.json")
+    problems: list[str] = []
     samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
+    provenance = [folder / "provenance.json", folder / "model" / "provenance.json"]
+    origins = (record_files.read_object(path, record_files.origin, problems) for path in provenance)
     return RunRecord(
         name=name,
         color=color,
-        rows=metrics_writer.read_metrics(metrics) if metrics.exists() else [],
-        experiment=read_if_there(folder / "experiment.json"),
-        provenance=provenance if provenance is not None else read_if_there(folder / "model" / "provenance.json"),
-        samples=_read_lines(samples[-1]) if samples else [],
-        done=(folder / "done.json").exists(),
+        rows=record_files.read_lines(folder / "metrics.jsonl", record_files.metrics_row, problems),
+        experiment=record_files.read_object(folder / "experiment.json", dict, problems),
+        provenance=next((origin for origin in origins if origin is not None), None),
+        samples=record_files.read_lines(samples[-1], dict, problems) if samples else [],
+        done=record_files.read_object(folder / "done.json", record_files.done_mark, problems) is not None,
         claimed=(folder / ".lock").exists(),
         seed=seed,
+        problems=tuple(problems),
     )
-
-
-def read_if_there(path: Path) -> Any:
-    """Returns the value in a JSON file, None if the file does not exist.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    return files.read_json(path, fix="remove it and run the command that writes it") if path.exists() else None
-
-
-def _read_lines(path: Path) -> list[dict]:
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # the line is being written, or was cut off
-            continue
-    return [line for line in lines if isinstance(line, dict)]

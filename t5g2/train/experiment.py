@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from t5g2 import objectives
+from t5g2.checkpoint import folder as folders
 from t5g2.core import settings
 from t5g2.core.bounds import Bounds, Count, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
+from t5g2.core.objective import Objective
+from t5g2.core.own_classes import OpenTable
 from t5g2.core.sharding import MeshShape
 from t5g2.data.config import DataConfig
 from t5g2.data.sources import text_source
 from t5g2.data.tokenizers import registry
+from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval.generation import BY_NAME as SAMPLERS
+from t5g2.eval.generation import Sampler
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
@@ -30,16 +35,16 @@ from t5g2.train import image_rows, optim, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names
 from t5g2.train.weight_origin import Init
 
-# kinds that a config may name, by the value of "kind"
+# kinds that a config may name, by the value of "kind"; where a table is open, also a class of the user's own
 TABLES = (
     KINDS,
-    objectives.BY_NAME,
+    OpenTable(Objective, objectives.BY_NAME),
     text_source.BY_NAME,
-    registry.BY_NAME,
+    OpenTable(Tokenizer, registry.BY_NAME),
     optim.OPTIMIZERS,
     schedules.SCHEDULES,
-    TASKS,
-    SAMPLERS,
+    OpenTable(Task, TASKS),
+    OpenTable(Sampler, SAMPLERS),
 )
 
 
@@ -222,22 +227,33 @@ def check_rows(rows: int, microbatches: int, *, device_groups: int = 1) -> None:
 def build(node: Mapping[str, Any]) -> Experiment:
     """Returns the experiment that plain data describes.
 
-    `model` is every field of an architecture, or {"size": NAME} with the fields that differ beside it, such as
-    {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes per_row, and resampling; the rest is the model's.
-    `data.tokenizer` may be left out (run_tokenizer.py).
+    `model` is every field of an architecture; or {"size": NAME}, or {"folder": PATH} of a model folder or a model.json,
+    with the fields that differ beside it, such as {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes
+    per_row, and resampling; the rest is the model's. `data.tokenizer` may be left out (run_tokenizer.py).
     """
     node = dict(current_keys(node))
-    # a size is only a shorthand: from here on there is one form, the whole architecture
-    model = node.get("model")
-    if isinstance(model, Mapping) and "size" in model:
-        changes = {key: value for key, value in model.items() if key != "size"}
-        if "kind" in changes:
-            raise UserError(
-                "model has a size and also a kind, so it is a whole architecture twice; keep one of them. To take a "
-                'size, replace the whole model block of the config file: config.model = {"size": NAME}'
-            )
-        node["model"] = _merged(to_dict(size(str(model["size"]))), changes)
+    # a shorthand: from here on there is one form, the whole architecture
+    if isinstance(node.get("model"), Mapping):
+        node["model"] = _architecture(node["model"])
     return settings.build(Experiment, image_rows.completed(run_tokenizer.completed(node)), tables=TABLES)
+
+
+def _architecture(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the model of an experiment with every field, where it names a size or a folder."""
+    given = [key for key in ("size", "folder") if key in node]
+    changes = {key: value for key, value in node.items() if key not in given}
+    if not given:
+        return node
+    if len(given) > 1 or "kind" in changes:
+        raise UserError(
+            f"model has a {given[0]} and also a {given[1] if len(given) > 1 else 'kind'}, so it is a whole "
+            f"architecture twice; keep one of them. To take a {given[0]}, replace the whole model block of the config "
+            f'file: config.model = {{"{given[0]}": {"NAME" if given[0] == "size" else "PATH"}}}'
+        )
+    value = node[given[0]]
+    if not isinstance(value, str):
+        raise UserError(f"model.{given[0]} is {value!r} of type {type(value).__name__}; it must be text")
+    return _merged(to_dict(size(value) if given[0] == "size" else folders.read_architecture(value)), changes)
 
 
 def dump(experiment: Experiment) -> dict[str, Any]:

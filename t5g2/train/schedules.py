@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from t5g2.core.bounds import Bounds, CountOrZero, Share, checked
 from t5g2.core.errors import UserError
+from t5g2.core.own_classes import OpenTable
 
 LearningRate = Callable[[Any], jax.Array]  # updates completed -> float32[]
 
@@ -97,7 +98,19 @@ class InverseSqrt(_Schedule):
         return jnp.sqrt(max(self.warmup_steps, 1) / (step + 1.0))
 
 
-Schedule = Constant | Cosine | Linear | InverseSqrt
+@runtime_checkable
+class LearningRateSchedule(Protocol):
+    """Any schedule: those of this file, and a user's own."""
+
+    def make(self, steps: int) -> LearningRate:
+        """Returns the learning rate as a function of the updates completed before, for a run of `steps` updates."""
+        ...
 
 
-SCHEDULES = {"constant": Constant, "cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt}
+Schedule = Constant | Cosine | Linear | InverseSqrt | LearningRateSchedule
+
+
+SCHEDULES = OpenTable(
+    LearningRateSchedule,
+    {"constant": Constant, "cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt},
+)

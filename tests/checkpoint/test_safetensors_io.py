@@ -367,7 +367,7 @@ FILES = {
     "metadata of nothing": (held({"__metadata__": None}, b""), "__metadata__ is not an object of texts"),
     "metadata of half a surrogate": (
         held(rb'{"__metadata__": {"a": "\ud800"}}', b""),
-        "__metadata__ is not an object of",
+        r"its header is not JSON: '\\ud800' is not text",
     ),
     "a long name": (held({"x" * 999: 1}), r"'x{100}' \(of 999 characters\) is not described by"),
 }

@@ -124,6 +124,10 @@ def test_a_lock_that_is_held_is_refused_or_waited_for(tmp_path):
         (b"[NaN]", "NaN is not JSON"),
         (b"[1e999]", "'1e999' is too large a number"),
         (b"[" * 10**5, "nested too deeply"),
+        (b"[" * 101 + b"1" + b"]" * 101, "nested too deeply, over 100 levels"),
+        (b'{"a": ["\\uDc00"]}', "is not text"),
+        (b"[1,\n2", "at line 2, column 2"),
+        (b"", "Expecting value at column 1"),
         (b"\xff", "can't decode byte 0xff"),
         (b'{"\\ud800": 1}', "is not text"),
     ],
@@ -132,6 +136,27 @@ def test_json_that_is_not_accepted(tmp_path, text, problem):
     (tmp_path / "x.json").write_bytes(text)
     with pytest.raises(UserError, match=rf"x\.json is not JSON \(.*{problem}.*; write it again"):
         files.read_json(tmp_path / "x.json", fix="write it again")
+
+
+def test_json_is_bounded_in_depth_and_size_but_not_in_breadth(tmp_path, monkeypatch):
+    broad = "[" + ",".join(["[[1]]"] * 200) + "]"
+    (tmp_path / "x.json").write_text(broad)
+    assert files.read_json(tmp_path / "x.json", fix="") == [[[1]]] * 200
+    deepest = "[" * 100 + "1" + "]" * 100
+    assert files.parse_json(deepest.encode()) == files.parse_record(deepest)
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", len(broad) - 1)
+    with pytest.raises(UserError, match=r"x\.json is not JSON \(larger than 0 MiB\); get it again"):
+        files.read_json(tmp_path / "x.json", fix="get it again")
+    with pytest.raises(UserError, match=r"is a folder, not a JSON file; get it again"):
+        files.read_json(tmp_path, fix="get it again")
+
+
+def test_a_record_of_someone_elses_data_is_read_as_python_reads_json():
+    """NaN in a column that nobody reads, or a name twice, leaves the record as good as it was."""
+    assert files.parse_record('{"text": "a", "score": Infinity, "text": "b"}')["text"] == "b"
+    for text in ("[" * 10**5, '{"a":' * 101 + "1" + "}" * 101):
+        with pytest.raises(ValueError, match="nested too deeply, over 100 levels"):
+            files.parse_record(text)
 
 
 def test_json_comes_back(tmp_path):

@@ -175,5 +175,7 @@ def test_values_of_flags(text, value):
 
 @pytest.mark.parametrize("kind", [["constant"], None, 3, {"a": 1}])
 def test_a_kind_is_a_word(kind):
+    with pytest.raises(UserError, match=r"unknown key 'kind' in config \(Square\)"):
+        settings.build(Square, {"kind": kind, "side": 1}, tables=TABLES)
     with pytest.raises(UserError, match=r"config\.schedule\.kind is .*; it must be one of: constant, cosine"):
         build({"schedule": {"kind": kind, "peak": 1.0}})

@@ -14,6 +14,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.chunking import open_chunks
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
 from t5g2.data.sources.text_files import Jsonl
+from t5g2.data.sources.text_pairs import TextPairs
 from t5g2.data.tokenizers.byte_level import Bytes
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
@@ -167,6 +168,19 @@ def test_tfds(tfds_folder):
     titles = Tfds("tales", field="more.title", data_dir=str(tfds_folder)).open()
     assert sorted(titles) == ["title 0", "title 1", "title 2"]
     assert_opens_in_a_worker(documents)
+
+
+def test_two_features_of_tfds_are_a_pair(tfds_folder):
+    data_set = Tfds("tales", data_dir=str(tfds_folder))
+    documents = TextPairs(data_set, inputs="text", targets="more.title").open()
+    assert sorted(documents.texts(i) for i in range(3)) == sorted(
+        zip(TEXTS, (f"title {i}" for i in range(3)), strict=True)
+    )
+    assert_opens_in_a_worker(documents)
+    with pytest.raises(
+        UserError, match=r"tales has no feature 'title'; it has .*: set `inputs` and `targets` to two of"
+    ):
+        TextPairs(data_set, inputs="text", targets="title").open()
 
 
 def test_what_is_wrong_with_a_data_set_is_told(tfds_folder, tmp_path):

@@ -142,6 +142,10 @@ BAD = {
     "says so and has none": ({"text": "<start_of_image> a", "images": []}, r"1 times and 0 images"),
     "nothing after": ({"text": "see: <start_of_image>\n", "images": ["red.png"]}, r"no text after the last image"),
     "damaged": ({"text": "a", "images": ["half.png"]}, r"half\.png cannot be read, it is damaged or cut off"),
+    "deep": (
+        {"text": "a", "images": []} | {"deep": json.loads("[" * 101 + "]" * 101)},
+        r"not JSON \(nested too deeply",
+    ),
     "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is not an image; images are JPEG, PNG or WebP"),
 }
 

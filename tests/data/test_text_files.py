@@ -116,7 +116,7 @@ def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
 
 def test_json_that_is_nested_too_deep(tmp_path):
     corpus.write_files(tmp_path, a__jsonl="[" * 100_000 + "\n" + json.dumps({"text": "sound, and long enough"}))
-    with pytest.raises(UserError, match=r"line 1: JSON that is nested too deep; mend it"):
+    with pytest.raises(UserError, match=r"line 1: not JSON \(nested too deeply, over 100 levels\); mend it"):
         Jsonl(str(tmp_path)).open()
     assert len(Jsonl(str(tmp_path)).open(on_bad_record="skip")) == 1
 

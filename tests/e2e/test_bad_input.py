@@ -162,6 +162,8 @@ def test_a_workdir_of_another_experiment(capsys, corpus, tmp_path):
         (b"\xff\xfe", "is not UTF-8"),
         (b"\n \n", "holds no prompt"),
         (b'{"prompt": "a"}\n{"prompt": null}\n', "line 2"),
+        (b'{"prompt": "a"}\n{"prompt": ' + b"[" * 100_000 + b"\n", "line 2"),
+        (b'{"prompt": "a"}\n[1]\n', "line 2"),
     ],
 )
 def test_prompts_that_are_none(capsys, tmp_path, content, part):

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -35,6 +36,50 @@ def test_the_arms_of_the_quickstart_differ_in_nothing_but_where_weights_come_fro
     adapted, scratch = (experiments.dump(config_file.load(f"{QUICKSTART}:{arm}")) for arm in ("adapted", "scratch"))
     assert adapted.pop("init") != scratch.pop("init")
     assert adapted == scratch
+
+
+def test_a_model_is_named_by_a_folder_or_a_file(tmp_path, monkeypatch):
+    """Only model.json is read: the folder needs no weights. experiment.json has every field, and no folder."""
+    plain = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.json").write_text(json.dumps(plain["model"]))
+    (tmp_path / "other.json").write_text(json.dumps(plain["model"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (str(tmp_path / "m"), "m", "~/m", "m/model.json", "other.json"):
+        built = experiments.build(plain | {"model": {"folder": path}})
+        assert experiments.dump(built) == plain
+    changed = experiments.build(plain | {"model": {"folder": "m", "cross": "merged"}})
+    assert changed.model == dataclasses.replace(built.model, cross="merged")
+    assert "folder" not in experiments.dump(changed)["model"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"folder": "nowhere"}, r"nowhere does not exist; give a model folder, or a file like its model\.json"),
+        ({"folder": "."}, r"model\.json does not exist; give a model folder"),
+        ({"folder": "bad.json"}, r"bad\.json is not JSON \(nested too deeply"),
+        ({"folder": "list.json"}, r"list\.json holds list, not an object; write the folder again"),
+        ({"folder": 3}, r"model\.folder is 3 of type int; it must be text"),
+        ({"size": ["gemma3:1b"]}, r"model\.size is \['gemma3:1b'\] of type list; it must be text"),
+        (
+            {"folder": "m", "size": "gemma3:1b"},
+            r"model has a size and also a folder, so it is a whole architecture twic",
+        ),
+        (
+            {"folder": "m", "kind": "decoder"},
+            r"model has a folder and also a kind, .*config\.model = \{\"folder\": PATH\}",
+        ),
+    ],
+)
+def test_a_folder_that_names_no_model(tmp_path, monkeypatch, model, message):
+    plain = experiments.dump(config_file.load(f"{QUICKSTART}:adapted"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.json").write_text("[" * 100_000)
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match=message):
+        experiments.build(plain | {"model": model})
 
 
 def test_a_size_by_name_and_what_is_otherwise():

@@ -15,7 +15,15 @@ from t5g2.data.shards.array_record import open_reader
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text, text_under
+from t5g2.data.sources.validation import (
+    Field,
+    LocatedDocuments,
+    RecordValidator,
+    SourceSummary,
+    json_text,
+    list_of_texts,
+    text_under,
+)
 
 
 class Records(abc.ABC):
@@ -61,8 +69,15 @@ class ArrayRecord:
           UserError: no file is found; one is empty, damaged or cut off; a record has no such text (unless such records
             are skipped).
         """
+        return self._open(self.field or None, on_bad_record)
+
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+        """Returns the documents as in `open`, each a JSON list of the texts under these keys, none of them empty."""
+        return self._open(fields, on_bad_record)
+
+    def _open(self, field: Field, on_bad_record: OnBadRecord) -> "_ValidRecords":
         files = tuple((file, local_copies.plain_copy(file)) for file in find_files(self.path))
-        return _scan(_ArrayRecords(files, self.field or None), self.path, on_bad_record)
+        return _scan(_ArrayRecords(files, field), self.path, on_bad_record)
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,11 @@ class Tfds:
           UserError: there is no such data set, split or feature; it is not prepared as ArrayRecord, or is damaged; an
             example's text is not UTF-8 (unless such examples are skipped).
         """
-        return _scan(_Tfds(self), str(self), on_bad_record)
+        return _scan(_Tfds(self, self.field), str(self), on_bad_record)
+
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+        """Returns the documents as in `open`, each a JSON list of the texts of these features, none of them empty."""
+        return _scan(_Tfds(self, fields), str(self), on_bad_record)
 
 
 class _ArrayRecords(Records):
@@ -100,10 +119,10 @@ class _ArrayRecords(Records):
 
     Args:
       files: pairs of the path that the user gave and the path of the local copy.
-      field: key of the text; None = the record is the text.
+      field: key of the text, or keys of the texts; None = the record is the text.
     """
 
-    def __init__(self, files: Sequence[tuple[str, str]], field: str | None):
+    def __init__(self, files: Sequence[tuple[str, str]], field: Field):
         self._files, self._field = tuple(files), field
         try:
             self._readers = [open_reader(local) for _, local in self._files]
@@ -146,14 +165,18 @@ class _ArrayRecords(Records):
 
 
 class _Tfds(Records):
-    """Records of a data set of TensorFlow Datasets."""
+    """Records of a data set of TensorFlow Datasets.
 
-    def __init__(self, config: Tfds):
-        self._config, self._path = config, tuple(config.field.split("."))
-        self._source, self._builder = _data_source(config)
+    Args:
+      field: the feature of the text, or the features of the texts; a dot leads into a nested one.
+    """
+
+    def __init__(self, config: Tfds, field: str | tuple[str, ...]):
+        self._config, self._field = config, field
+        self._source, self._builder = _data_source(config, (field,) if isinstance(field, str) else field)
 
     def __reduce__(self):
-        return _Tfds, (self._config,)
+        return _Tfds, (self._config, self._field)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -171,14 +194,21 @@ class _Tfds(Records):
                 f"{self.location(index)}: the files in {self._builder.data_path} are damaged or cut off "
                 f"({str(error)[:200]}); prepare them again"
             ) from None
-        for key in self._path[:-1]:
-            record = record[key]
-        data = record[self._path[-1]]
-        return json_text(data, None) if isinstance(data, bytes) else text_under({self._path[-1]: data}, self._path[-1])
+        if isinstance(self._field, str):
+            return _feature_text(record, self._field)
+        return list_of_texts({name: _feature_text(record, name) for name in self._field})
 
 
-def _data_source(config: Tfds) -> tuple[Any, Any]:
-    """Returns the data source, and the builder of its data set."""
+def _feature_text(record: Any, field: str) -> str:
+    *parents, last = field.split(".")
+    for key in parents:
+        record = record[key]
+    data = record[last]
+    return json_text(data, None) if isinstance(data, bytes) else text_under({last: data}, last)
+
+
+def _data_source(config: Tfds, fields: Sequence[str]) -> tuple[Any, Any]:
+    """Returns the data source, and the builder of its data set, which has these features."""
     tfds = require("tensorflow_datasets", "tfds")
     location = {"data_dir": config.data_dir} if config.data_dir else {}
     try:
@@ -195,16 +225,18 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
             f"{config.name} is not prepared in {builder.data_path}; prepare it: tfds build {config.name} "
             f"--file_format=array_record, or set data_dir to the folder that has it"
         )
-    features = builder.info.features or {}
     # checked here, because a missing feature would otherwise be noticed at the first record, as a KeyError
-    for key in config.field.split("."):
-        names = list(features.keys()) if hasattr(features, "keys") else []
-        if key not in names:
-            raise UserError(
-                f"{config.name} has no feature {config.field!r}; it has {', '.join(builder.info.features or ())}: set "
-                f"`field` to one of them"
-            )
-        features = features[key]
+    for field in fields:
+        features = builder.info.features or {}
+        for key in field.split("."):
+            names = list(features.keys()) if hasattr(features, "keys") else []
+            if key not in names:
+                setting = "`field`" if fields == (config.field,) else "`inputs` and `targets`"
+                raise UserError(
+                    f"{config.name} has no feature {field!r}; it has {', '.join(builder.info.features or ())}: set "
+                    f"{setting} to {'one' if setting == '`field`' else 'two'} of them"
+                )
+            features = features[key]
     for part in config.split.split("+"):
         if part.partition("[")[0] not in builder.info.splits:
             raise unknown(f"split of {config.name}", part, builder.info.splits)
@@ -226,7 +258,7 @@ def _data_source(config: Tfds) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class _ValidRecords(ValidatedDocuments):
+class _ValidRecords(LocatedDocuments):
     """Documents of the valid records.
 
     Attributes:
@@ -239,6 +271,10 @@ class _ValidRecords(ValidatedDocuments):
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @override
+    def location(self, index: int) -> str:
+        return self.records.location(int(self.numbers[index]))
 
     def __getitem__(self, index: int) -> str:
         return self.records.text(int(self.numbers[index]))

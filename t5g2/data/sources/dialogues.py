@@ -242,9 +242,9 @@ def _turns(messages: Any, config: Chat) -> list[Turn]:
     turns: list[Turn] = []
     for number, message in enumerate(messages):
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             allowed = ", ".join([*ROLES, f"{SYSTEM[0]} (the first only)"])
-            raise ValueError(f"message {number + 1} has the role {role!r}; roles are {allowed}")
+            raise ValueError(f"message {number + 1} has the role {repr(role)[:40]}; roles are {allowed}")
         if (ROLES[role] == USER) != (number % 2 == 0):
             raise ValueError(f"message {number + 1} has the role {role!r}; user and model alternate, user first")
         turns.append((ROLES[role], (system if number == 0 else "") + _content(message, number + 1).strip()))

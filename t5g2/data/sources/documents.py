@@ -1,7 +1,7 @@
 """The interface of every source's documents."""
 
 import abc
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -72,3 +72,12 @@ class Documents(abc.ABC):
     def token_range(self, index: int, start: int, end: int, tokenizer: Tokenizer) -> np.ndarray:
         """Returns int32[end - start], tokens start to end - 1 of a document."""
         return self.tokens(index, tokenizer)[start:end]
+
+
+@runtime_checkable
+class Openable(Protocol):
+    """Any source of text: those of text_source.py, the wrappers that a run puts around them, and a user's own."""
+
+    def open(self, *, on_bad_record: OnBadRecord = "stop") -> Documents:
+        """Returns the source's documents."""
+        ...

@@ -32,7 +32,7 @@ from t5g2.data.sources.documents import OnBadRecord
 from t5g2.data.sources.image_documents import ImageDocuments, ImageSource
 from t5g2.data.sources.image_validation import ValidatedImages
 from t5g2.data.sources.text_files import line_spans
-from t5g2.data.sources.validation import RecordValidator, SourceSummary, json_text
+from t5g2.data.sources.validation import RecordValidator, SourceSummary, decode_json, json_text, text_under
 
 THREADS = min(8, os.cpu_count() or 1)  # threads that read and decode images while a source is opened
 ENDINGS = ("jpg", "jpeg", "png", "webp")  # of images in a tar file
@@ -114,7 +114,8 @@ class ImageParquet(ImageSource):
             for number, (name, file) in enumerate(zip(names, files, strict=True)):
                 with open(file, "rb") as data:
                     while line := data.readline():
-                        record, text = json.loads(line), (data.tell() - len(line), len(line) - 1)
+                        record: Any = decode_json(line)
+                        text = (data.tell() - len(line), len(line) - 1)
                         images = _consecutive_spans(data.tell(), record["sizes"])
                         read = _reader(file, text, images, self.field, problem=record.get("problem", ""))
                         yield _Sample(f"{name}, row {record['row']}", (number, *text), read, images)
@@ -306,7 +307,8 @@ class _EmbeddedDocuments(_IndexedDocuments):
     def location(self, index: int) -> str:
         file, offset, _ = self.index.texts[index].tolist()
         if self.unit == "row":
-            return f"{self.names[file]}, row {json.loads(self.record(index))['row']}"
+            record: Any = decode_json(self.record(index))
+            return f"{self.names[file]}, row {record['row']}"
         return f"{self.names[file]}, the {self.unit} whose text is at byte {offset:,}"
 
     @override
@@ -399,8 +401,8 @@ def _reader(file: str, text: Span, images: Sequence[Span], field: str | None, *,
 
 def _parse_line(data: bytes, source: ImageJsonl, folder: str) -> tuple[str, list[str]]:
     """Returns the text of a line, and the paths of its images."""
-    text, key = json_text(data, source.field), source.images_field
-    record = json.loads(data)
+    record: Any = decode_json(data)
+    text, key = text_under(record, source.field), source.images_field
     if key not in record:
         raise ValueError(f"no images under {key!r}: the record is an object with {', '.join(record)}")
     paths = record[key] if isinstance(record[key], list) else [record[key]]

@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,25 +117,29 @@ def _files_below(system: Any, folder: str) -> dict[str, Any]:
     return {name: info for name, info in system.find(folder, detail=True).items() if "/." not in name[base:]}
 
 
-def plain_copy(file: str, column: str | None = None) -> str:
+def plain_copy(file: str, columns: Mapping[str, str] | None = None) -> str:
     """Returns the path of a local file with the contents of `file`: `file` itself if it is local and plain.
 
     Args:
       file: a path or a URL.
-      column: column of a parquet file, whose copy has {column: text} on each line; None = not a parquet file.
+      columns: columns of a parquet file by the settings that name them; its copy has {column: text, …} on each line.
+        None = not a parquet file.
 
     Raises:
-      UserError: the file is damaged or cut off, is compressed in another way, or has no such column; the package that
-        reads it is missing.
+      UserError: the file is damaged or cut off, is compressed in another way, or lacks a column; the package that reads
+        it is missing.
     """
     convert = CONVERTERS.get(file.rpartition(".")[2])
-    if column is not None:
-        convert = functools.partial(parquet.write_column, column=column)
-    elif convert is None:
-        plain = converted_copy(file, _copy, column) if is_url(file) else file
+    if columns is not None:
+        first, *others = columns.values()
+        # copies of one column keep the name that they had when there was no other kind
+        variant = (first, *others) if others else first
+        return converted_copy(file, functools.partial(parquet.write_named, columns=columns), variant)
+    if convert is None:
+        plain = converted_copy(file, _copy, None) if is_url(file) else file
         _refuse_packed(file, plain)
         return plain
-    return converted_copy(file, convert, column)
+    return converted_copy(file, convert, None)
 
 
 def converted_copy(file: str, convert: Convert, variant: object) -> str:

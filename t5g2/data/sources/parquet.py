@@ -1,7 +1,7 @@
 """Conversion of parquet files to JSON lines, which can be read row by row (pip install 't5g2[parquet]')."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 from t5g2.core.errors import UserError
@@ -28,11 +28,15 @@ def open_table(source: BinaryIO, **columns: str) -> Any:
     return table
 
 
-def write_column(source: BinaryIO, out: BinaryIO, *, column: str) -> None:
-    """Writes {column: value} of each row as a line of JSON."""
-    for batch in open_table(source, field=column).iter_batches(columns=[column]):
-        for value in batch.column(0).to_pylist():
-            out.write(json_line({column: value}))
+def write_named(source: BinaryIO, out: BinaryIO, *, columns: Mapping[str, str]) -> None:
+    """Writes {column: value, …} of each row as a line of JSON.
+
+    Args:
+      columns: the columns by the settings that name them, as in open_table.
+    """
+    for batch in open_table(source, **columns).iter_batches(columns=[*columns.values()]):
+        for row in batch.to_pylist():
+            out.write(json_line({column: row[column] for column in columns.values()}))
 
 
 def write_columns(source: BinaryIO, out: BinaryIO, *, columns: Sequence[str]) -> None:

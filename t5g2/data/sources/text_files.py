@@ -2,16 +2,17 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.validation import RecordValidator, SourceSummary, ValidatedDocuments, json_text
+from t5g2.data.sources.validation import Field, LocatedDocuments, RecordValidator, SourceSummary, json_text
 
 # a longer text file is read as several documents of about this size, so that reading a chunk reads little else
 SPAN_BYTES = 1 << 16
@@ -62,6 +63,10 @@ class Jsonl:
         """
         return _scan(self.path, line_spans, self.field, on_bad_record)
 
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+        """Returns the documents as in `open`, each a JSON list of the texts under these keys, none of them empty."""
+        return _scan(self.path, line_spans, fields, on_bad_record)
+
 
 @dataclass(frozen=True)
 class Parquet:
@@ -82,27 +87,38 @@ class Parquet:
           UserError: no file is found, all are empty, one is damaged or has no such column, or a row has no text there
             (unless such rows are skipped).
         """
-        return _scan(self.path, _row_spans, self.field, on_bad_record, column=self.field)
+        return _scan(self.path, _row_spans, self.field, on_bad_record, columns={"field": self.field})
+
+    def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
+        """Returns the documents as in `open`, each a JSON list of the texts in these columns, none of them empty."""
+        columns = {"inputs": fields[0], "targets": fields[1]}
+        return _scan(self.path, _row_spans, fields, on_bad_record, columns=columns)
 
 
 @dataclass(frozen=True, eq=False)
-class _Spans(ValidatedDocuments):
+class _Spans(LocatedDocuments):
     """Parts of files.
 
     Attributes:
-      files, sizes: the files, and their sizes in bytes.
+      names, files, sizes: each file's name as the user wrote it, the path of its local copy, and the bytes of that.
       spans: int64[documents, 3]: number of the file, first byte, bytes.
-      field: key of the text; None = the part is the text.
+      field: key of the text, or keys of the texts; None = the part is the text.
     """
 
+    names: tuple[str, ...]
     files: tuple[str, ...]
     sizes: tuple[int, ...]
     spans: np.ndarray
-    field: str | None
+    field: Field
     summary: SourceSummary
 
     def __len__(self) -> int:
         return len(self.spans)
+
+    @override
+    def location(self, index: int) -> str:
+        file, offset, _ = self.spans[index].tolist()
+        return f"{self.names[file]}, the record at byte {offset}"
 
     def __getitem__(self, index: int) -> str:
         file, offset, size = self.spans[index].tolist()
@@ -118,11 +134,20 @@ class _Spans(ValidatedDocuments):
 
 
 def _scan(
-    path: str, read_spans: SpanReader, field: str | None, on_bad_record: OnBadRecord, *, column: str | None = None
+    path: str,
+    read_spans: SpanReader,
+    field: Field,
+    on_bad_record: OnBadRecord,
+    *,
+    columns: Mapping[str, str] | None = None,
 ) -> _Spans:
-    """Reads every record once, for its offset, its validity and the fingerprint, and returns the valid ones."""
+    """Reads every record once, for its offset, its validity and the fingerprint, and returns the valid ones.
+
+    Args:
+      columns: the columns to read of parquet files, by the settings that name them; None = other files.
+    """
     files = find_files(path)
-    readable = tuple(local_copies.plain_copy(file, column) for file in files)
+    readable = tuple(local_copies.plain_copy(file, columns) for file in files)
     # local copies are read, and messages have the paths of the user
     spans, validator = [], RecordValidator(on_bad_record)
     for number, file in enumerate(files):
@@ -136,7 +161,7 @@ def _scan(
             f"{SHORTEST_TOKENS} tokens"
         )
     sizes = tuple(os.path.getsize(file) for file in readable)
-    return _Spans(readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, summary)
+    return _Spans(tuple(files), readable, sizes, np.array(spans, np.int64).reshape(-1, 3), field, summary)
 
 
 def _file_spans(path: str) -> Iterator[LocatedRecord]:

@@ -4,14 +4,18 @@ import abc
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from typing_extensions import override
 
+from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.sources.documents import Documents, OnBadRecord
+
+# the key of a record's text; several, whose texts become a JSON list; None = the record is the text
+Field = str | tuple[str, ...] | None
 
 # number of skipped records that messages name; all are counted
 MAX_PROBLEMS = 10
@@ -153,11 +157,9 @@ def decode_json(data: bytes) -> object:
     """
     text = decode_text(data)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("JSON that is nested too deep") from None
+        return files.parse_record(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
 
 
 def decode_text(data: bytes) -> str:
@@ -174,10 +176,25 @@ def decode_text(data: bytes) -> str:
         raise ValueError(f"byte {error.start} is not UTF-8{hint}") from None
 
 
-def json_text(data: bytes, field: str | None) -> str:
+def json_text(data: bytes, field: Field) -> str:
     """Returns the text under a field of a JSON object; with field None, the bytes as text.
 
     Raises:
-      ValueError: the bytes are not an object with such a text, or not UTF-8.
+      ValueError: the bytes are not an object with such a text, or not UTF-8; one of several texts is empty.
     """
+    if isinstance(field, tuple):
+        record = decode_json(data)
+        return list_of_texts({name: text_under(record, name) for name in field})
     return decode_text(data) if field is None else text_under(decode_json(data), field)
+
+
+def list_of_texts(texts: Mapping[str, str]) -> str:
+    """Returns the texts of several fields as one: a JSON list.
+
+    Raises:
+      ValueError: a text is empty.
+    """
+    for name, text in texts.items():
+        if not text:
+            raise ValueError(f"the text under {name!r} is empty")
+    return json.dumps([*texts.values()], ensure_ascii=False)

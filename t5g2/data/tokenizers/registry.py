@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from t5g2.core import own_classes
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.data.tokenizers.byte_level import Bytes
@@ -24,14 +25,15 @@ def from_dict(node: Mapping[str, Any], folder: str | PathLike | None = None) -> 
     """
     fields = dict(node)
     kind = str(fields.pop("kind", None))
-    if kind not in BY_NAME:
+    if kind not in BY_NAME and not own_classes.is_dotted(kind):
         raise unknown("tokenizer", kind, BY_NAME)
-    if issubclass(BY_NAME[kind], FileTokenizer) and "file" in fields:
+    cls = BY_NAME.get(kind) or own_classes.resolve(kind, (Tokenizer,), where="tokenizer")
+    if issubclass(cls, FileTokenizer) and "file" in fields:
         # a description names the file without its folder, so that a model folder can be moved
         fields["file"] = str(Path(folder or "") / str(fields["file"]))
         fields["ids"] = tuple((name, token) for name, token in fields.get("ids", ()))
     try:
-        return BY_NAME[kind](**fields)
+        return cls(**fields)
     except TypeError:
         raise UserError(
             f"a {kind} tokenizer is not described by {sorted(fields)}; write the folder again with this version"
