@@ -8,8 +8,9 @@
 
 models/gemma-3-4b-pt is the released Gemma 3, in any of its formats; its tokenizer is taken with it. The 270M and the
 1B have no image tower: give the folder of one with init.adapt.vision, or leave it out with
---config.model.encoder.images=None. To go on from a T5Gemma 2 instead, set init.params. Without these two settings the
-weights are new and the text is the library of the Python that runs it as bytes, so that check needs no file.
+--config.model.encoder.images=None --config.optim.freeze=[]. To go on from a T5Gemma 2 instead, set init.params.
+Without these two settings the weights are new and the text is the library of the Python that runs it as bytes, so
+that check needs no file.
 
 Texts with images come beside others, so many images to a row:
 
