@@ -14,6 +14,9 @@ from t5g2.core.errors import UserError
 from t5g2.train.experiment import Experiment, build
 from t5g2.train.former_names import current_keys, current_path, former_modules
 
+# folders that configs were read from in this process, which sys.path has because of them
+_config_folders: list[str] = []
+
 
 def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
     """Returns the experiment of "FILE[:ARG]" with (dotted path, text) overrides applied.
@@ -92,10 +95,20 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
 def _add_neighbours(path: Path) -> None:
     """Lets a file import modules beside it and in the working folder, after those that are installed.
 
-    The folders stay, because what was imported may import more later, in the processes of data workers too.
+    The folders stay, because what was imported may import more later, in the processes of data workers too. A module
+    of another config's folder does not stand for one of the same name beside this file.
     """
-    folders = [str(folder) for folder in (path.absolute().parent, Path.cwd())]
-    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    folder = path.absolute().parent
+    others = [other for other in _config_folders if other != str(folder)]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and str(Path(file).parent) in others and (folder / f"{name}.py").is_file():
+            del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if entry not in others]
+    for entry in (str(folder), *others, str(Path.cwd())):
+        if entry not in sys.path:
+            sys.path.append(entry)
+            _config_folders[:] = dict.fromkeys([*_config_folders, entry])
 
 
 def _plain(node: Any) -> Any:

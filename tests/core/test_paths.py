@@ -2,7 +2,9 @@
 
 import pytest
 
+from t5g2.commands import flags, generate
 from t5g2.core import paths
+from t5g2.train.weight_origin import Adapt
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,16 @@ def test_home(monkeypatch):
     assert paths.expand_home("~/models/a") == "/home/me/models/a"
     for text in ("a/~/b", "~", "~ is a sign", "/a", ""):
         assert paths.expand_home(text) == text
+
+
+def test_flags_and_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a,b").mkdir()
+    argv = ["--model=~/m", "--prompt=~/x is a path", f"--image={tmp_path}/a,b,~/c.png"]
+    parsed = flags.parse("generate", generate.run, generate.FLAGS, argv)
+    assert (parsed.model, parsed.prompt) == (f"{tmp_path}/m", "~/x is a path")
+    assert parsed.paths("image") == (f"{tmp_path}/a,b", f"{tmp_path}/c.png")
+    assert flags.parse("generate", generate.run, generate.FLAGS, ["--model=m"]).paths("image") == ()
+    assert Adapt(f"{tmp_path}/a,b").sources == [f"{tmp_path}/a,b"]
+    assert Adapt(f"{tmp_path}/a,b,~/a,b").sources == [f"{tmp_path}/a,b"] * 2
+    assert Adapt("encoder,decoder").sources == ["encoder", "decoder"]

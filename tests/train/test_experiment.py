@@ -212,6 +212,17 @@ def test_a_config_may_import_its_neighbours(tmp_path, monkeypatch):
     assert config_file.read("../configs/config.py") == {"steps": 3, "rows": 4, "json": "1"}
 
 
+def test_neighbours_of_one_name_are_those_of_each_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "shared_rows.py").write_text(f"ROWS = {folder!r}")
+        text = "import shared_rows\ndef get_config():\n    return {'rows': shared_rows.ROWS}\n"
+        (tmp_path / folder / "config.py").write_text(text)
+    for folder in ("a", "b", "a"):
+        assert config_file.read(f"{tmp_path}/{folder}/config.py") == {"rows": folder}
+
+
 def test_colons_and_home_in_the_path_of_a_config(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run:3").mkdir()
