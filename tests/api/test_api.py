@@ -443,11 +443,6 @@ def test_what_ends_a_text_is_what_the_folder_says(folders, tmp_path):
     (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 5}')
     assert loading.load(tmp_path / "hf").stop_ids == (5,)
     (tmp_path / "hf" / "generation_config.json").unlink()
-    assert loading.load(tmp_path / "hf").stop_ids == (1,)  # of config.json
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    for node in (config, config["text_config"]):
-        node.pop("eos_token_id")
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     tokenizer_files.huggingface(tmp_path / "hf")
     assert loading.load(tmp_path / "hf").stop_ids == (1,)  # config.json
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
