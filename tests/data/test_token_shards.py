@@ -376,3 +376,30 @@ def test_two_machines_that_see_no_locks_of_each_other_write_one_folder(tmp_path,
     assert len(manifests) == 15
     assert all(manifest == manifests[0] for manifest in manifests)
     assert files(tmp_path / "shared") == files(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "text"},
+        {"dtype": None},
+        {"record_tokens": 0},
+        {"record_tokens": "4096"},
+        {"shards": []},
+        {"shards": ["tokens-00000-of-00001.array_record"]},
+        {"shards": [{"file": "tokens-00000-of-00001.array_record", "bytes": 1}]},
+        {"characters": -1},
+        {"skipped": True},
+        {"tokenizer": []},
+    ],
+)
+def test_a_manifest_with_an_entry_of_another_type(tmp_path, change):
+    """Not only text that is no JSON: entries are checked before anything is read by them."""
+    documents = corpus.write_texts(tmp_path / "texts", "a", 3).open()
+    token_shards.write(token_shards.Job(documents, Bytes(), {"kind": "text"}, 1), tmp_path / "tokens")
+    manifest = tmp_path / "tokens" / token_shards.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(
+        UserError, match=r"tokens\.json is damaged: it is not the description of a folder of tokens; rem"
+    ):
+        Tokens(str(tmp_path / "tokens")).open()

@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from t5g2.checkpoint import folder as folders
-from t5g2.commands import dry_run
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
+from t5g2.jobs import dry_run
 from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import experiment as experiments

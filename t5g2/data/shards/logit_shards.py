@@ -23,9 +23,13 @@ from t5g2.data.shards.shard_folder import ShardFormat
 MANIFEST = "answers.json"
 FORMAT = ShardFormat(
     manifest=MANIFEST,
-    keys=frozenset(
-        "teacher teacher_fingerprint pieces_fingerprint pieces vocab_size method per_token seed dtype shards".split()
-    ),
+    keys={
+        **dict.fromkeys(("teacher", "teacher_fingerprint", "pieces_fingerprint", "method", "dtype"), str),
+        **dict.fromkeys(("pieces", "vocab_size", "per_token", "seed"), int),
+        "shards": list,
+    },
+    options={"objective": str},
+    shard={"file": str, "bytes": int},
     content="teacher logits",
     command="t5g2 cache-logits",
     uncompared=frozenset(("teacher",)),  # a path: the same teacher may have moved

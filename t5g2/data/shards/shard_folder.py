@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t5g2.core import files
 from t5g2.core.errors import UserError
 
@@ -29,14 +31,18 @@ class ShardFormat:
 
     Attributes:
       manifest: file name of the manifest.
-      keys: entries that a manifest must have.
+      keys: entries that a manifest must have, and their types; numbers are not negative.
+      options: likewise, entries that it may have; they are not 0 or empty.
+      shard: entries of each shard in a manifest.
       content: noun for the content of the shards, in messages.
       command: the command that writes such folders.
       uncompared: entries that may differ between the plan and the folder: totals, and paths that may move.
     """
 
     manifest: str
-    keys: frozenset[str]
+    keys: Mapping[str, type]
+    options: Mapping[str, type]
+    shard: Mapping[str, type]
     content: str
     command: str
     uncompared: frozenset[str]
@@ -53,10 +59,11 @@ class ShardFormat:
         """
         try:
             content = files.parse_json(file.read_bytes())
-            shards = content["shards"]
-            complete = content.keys() >= self.keys
+            shards, options = content["shards"], {key: kind for key, kind in self.options.items() if key in content}
             # strings in a plan, entries in a manifest
-            complete &= all(isinstance(shard, str) or shard.keys() >= {"file", "bytes"} for shard in shards)
+            complete = _has(content, {**self.keys, **options}) and all(content[key] for key in ("shards", *options))
+            complete &= all(isinstance(x, str) if file.name == PLAN else _has(x, self.shard) for x in shards)
+            complete &= np.dtype(content["dtype"]).kind in "ui"
         except (ValueError, TypeError, AttributeError, KeyError):
             content, complete = {}, False
         if not complete:
@@ -79,6 +86,13 @@ class ShardFormat:
             f"{file} is damaged at record {record} ({str(problem)[:120]}); remove it, and run the same "
             f"`{self.command}` again"
         )
+
+
+def _has(node: Any, kinds: Mapping[str, type]) -> bool:
+    """True if an object has entries of these types; True is no number."""
+    return isinstance(node, dict) and all(
+        type(node.get(key)) is kind and (kind is not int or node[key] >= 0) for key, kind in kinds.items()
+    )
 
 
 class ShardFolder:

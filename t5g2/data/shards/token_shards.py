@@ -38,9 +38,17 @@ MANIFEST = "tokens.json"
 RECORD_TOKENS = 4096
 FORMAT = ShardFormat(
     manifest=MANIFEST,
-    keys=frozenset(
-        ("text_fingerprint", "tokenizer_fingerprint", "tokenizer", "characters", "skipped", "dtype", "shards")
-    ),
+    keys={
+        "text_fingerprint": str,
+        "tokenizer_fingerprint": str,
+        "tokenizer": dict,
+        "characters": int,
+        "skipped": int,
+        "dtype": str,
+        "shards": list,
+    },
+    options={"record_tokens": int},
+    shard={"file": str, "bytes": int, "lengths": str, "documents": int, "tokens": int},
     content="tokens",
     command="t5g2 tokenize",
     uncompared=frozenset(("tokens",)),
