@@ -146,7 +146,7 @@ BAD = {
         {"text": "a", "images": []} | {"deep": json.loads("[" * 101 + "]" * 101)},
         r"not JSON \(nested too deeply",
     ),
-    "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is not an image; images are JPEG, PNG or WebP"),
+    "no picture": ({"text": "a", "images": ["b.jsonl"]}, r"b\.jsonl is not an image; images are JPEG, PNG, WebP"),
 }
 
 

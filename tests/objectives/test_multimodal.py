@@ -76,7 +76,7 @@ def test_inputs_and_targets_are_the_text_and_images_are_never_targets(objective,
     assert len(made.encoder_tokens) <= encoder
     assert len(made.targets) <= decoder
     if len(parts) > 1:
-        assert tokenizer.text(counted[:-1].tolist()) == "\n\n" + parts[-1]
+        assert tokenizer.decode(counted[:-1]) == "\n\n" + parts[-1]
     np.testing.assert_array_equal(chunk[made.origins[made.origins >= 0]], made.targets[made.origins >= 0])
 
 
