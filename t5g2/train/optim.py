@@ -225,6 +225,8 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
       UserError: a pattern matches no weight, or the warm-up is longer than the run.
     """
     paths = tree.paths(abstract_params)
+    # a path may stand for several stored leaves, whose names differ
+    names = jax.tree.unflatten(jax.tree.structure(abstract_params), list(tree.named(abstract_params)))
     known = sorted(set(jax.tree.leaves(paths)))
     for rules in ("decay", "freeze"):
         for pattern in tree.unmatched([rule.pattern for rule in getattr(optim, rules)], known):
@@ -253,13 +255,13 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
         directions, state = transform.update(gradients, state, params, step=step)
         key = jax.random.fold_in(jax.random.key(seed), step)
 
-        def updated(weight: jax.Array, direction: jax.Array, path: str) -> jax.Array:
+        def updated(weight: jax.Array, direction: jax.Array, name: str) -> jax.Array:
             # the subtraction is in float32, rounded once to the weights' dtype; a weight that is frozen is its own
             # neighbour, so it does not change by a bit
             exact = weight.astype(direction.dtype) - rate * direction
-            return stochastic_round(exact, weight.dtype, jax.random.fold_in(key, derive_seed(0, path)))
+            return stochastic_round(exact, weight.dtype, jax.random.fold_in(key, derive_seed(0, name)))
 
-        params = jax.tree.map(updated, params, directions, paths)
+        params = jax.tree.map(updated, params, directions, names)
         return params, state, UpdateInfo(norm, rate, norms)
 
     return Updater(transform.init, apply)

@@ -346,3 +346,18 @@ def test_moments_that_would_lose_what_is_added():
         AdamW(b2=0.999, second_moment_dtype="bfloat16")
     with pytest.raises(UserError, match="b1 = 1; it must be at least 0 and below 1"):
         AdamW(b1=1)
+
+
+def test_stored_leaves_of_one_path_have_random_bits_of_their_own():
+    # two slots of a pattern have the same path, shape and here the same numbers
+    class Pair(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.Module()
+            self.layers.slots = nnx.List([jax.vmap(Block)(jax.random.split(jax.random.key(0), 2)) for _ in range(2)])
+            self.layers.tail = nnx.List([])
+
+    half = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.bfloat16), Pair())
+    after, _, _ = run(OptimConfig(Constant(1e-3), clip_norm=None), half, steps=1, gradients=lambda p, _: half)
+    first, second = (np.asarray(slot.mlp.up[...], np.float32) for slot in after.layers.slots)
+    assert set(first.ravel()) == set(second.ravel()) == {1.0, 1.0 - 2.0**-8}
+    assert (first != second).any()
