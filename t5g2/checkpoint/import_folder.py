@@ -322,6 +322,20 @@ class _LastTensor:
         return read_cached
 
 
+def read_tokenizer(directory: str | PathLike) -> dict[str, Any] | None:
+    """Returns the tokenizer of any folder that open_any opens, as plain data; None if it has none. No weight is opened.
+
+    Raises:
+      UserError: the folder does not exist, or holds no model for a known reason.
+    """
+    unreadable_folders.refuse(directory)
+    path = Path(directory).absolute()
+    if not (path / folders.MODEL).is_file():
+        return _tokenizer(path)
+    file = path / folders.TOKENIZER
+    return _read_json(file) if file.is_file() else None
+
+
 def _tokenizer(path: Path) -> dict[str, Any] | None:
     """Returns the tokenizer as plain data for data/tokenizers/registry.py; its file is beside the weights."""
     for kind, name in (("huggingface", "tokenizer.json"), ("sentencepiece", "tokenizer.model")):

@@ -131,10 +131,11 @@ def source_tokenizer(init: Adapt, target: ModelConfig) -> Tokenizer | None:
     Raises:
       UserError: a folder is missing or damaged, or the sources have different tokenizers.
     """
-    opened = _open(init)
-    description = opened.tokenizer(target if isinstance(target, EncoderDecoderConfig) else None)
-    folder = opened.encoder if opened.decoder.tokenizer is None else opened.decoder
-    return None if description is None else tokenizers.from_dict(description, folder.path)
+    # the folders' tokenizers alone: opening the weights reads copies of tied ones
+    paths = [Path(source).absolute() for source in init.sources]
+    description, folder = _joint_tokenizer({path: import_folder.read_tokenizer(path) for path in paths})
+    description = _with_image_token(description, target if isinstance(target, EncoderDecoderConfig) else None)
+    return None if description is None else tokenizers.from_dict(description, folder)
 
 
 def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
@@ -182,24 +183,8 @@ class _OpenedFolders:
         Raises:
           UserError: the two sources have different tokenizers.
         """
-        # the file name may differ between two copies of one tokenizer; the hash may not
-        encoder_tokenizer, decoder_tokenizer = self.encoder.tokenizer, self.decoder.tokenizer
-        if (
-            encoder_tokenizer
-            and decoder_tokenizer
-            and encoder_tokenizer | {"file": None} != decoder_tokenizer | {"file": None}
-        ):
-            raise UserError(
-                f"{self.encoder.path} and {self.decoder.path} have different tokenizers "
-                f"({encoder_tokenizer} and {decoder_tokenizer}); encoder and decoder read the "
-                f"same tokens, so give sources of one tokenizer"
-            )
-        tokenizer = encoder_tokenizer if decoder_tokenizer is None else decoder_tokenizer
-        # the image token moves in adaptation, so its new id is stored with the tokenizer; bytes have no such token
-        images = None if target is None else target.encoder.images
-        if tokenizer is None or images is None or tokenizer["kind"] == "bytes":
-            return tokenizer
-        return tokenizer | {"ids": sorted((dict(tokenizer.get("ids", ())) | {"image": images.token}).items())}
+        tokenizer, _ = _joint_tokenizer({f.path: f.tokenizer for f in (self.encoder, self.decoder)})
+        return _with_image_token(tokenizer, target)
 
     def dtype(self, chosen: Any) -> np.dtype:
         """Returns the chosen dtype, or else the one that all sources have.
@@ -254,13 +239,37 @@ def _target(name: str, opened: _OpenedFolders, init: Adapt, changes: Changes) ->
     return from_dict(node, where="target")
 
 
+def _joint_tokenizer(by_folder: Mapping[Path, dict[str, Any] | None]) -> tuple[dict[str, Any] | None, Path]:
+    """Returns (the tokenizer of the encoder's and the decoder's folder, the folder of its file), the decoder's first.
+
+    Raises:
+      UserError: the two have different tokenizers.
+    """
+    folders_with_one = [path for path, tokenizer in by_folder.items() if tokenizer is not None]
+    if not folders_with_one:
+        return None, next(iter(by_folder))
+    encoder, decoder = (by_folder[folders_with_one[i]] or {} for i in (0, -1))
+    # the file name may differ between two copies of one tokenizer; the hash may not
+    if encoder | {"file": None} != decoder | {"file": None}:
+        raise UserError(
+            f"{folders_with_one[0]} and {folders_with_one[-1]} have different tokenizers ({encoder} and {decoder}); "
+            f"encoder and decoder read the same tokens, so give sources of one tokenizer"
+        )
+    return decoder, folders_with_one[-1]
+
+
+def _with_image_token(tokenizer: dict[str, Any] | None, target: EncoderDecoderConfig | None) -> dict[str, Any] | None:
+    """Returns a tokenizer with the image token of the target: adaptation moves it. Bytes have no such token."""
+    images = None if target is None else target.encoder.images
+    if tokenizer is None or images is None or tokenizer["kind"] == "bytes":
+        return tokenizer
+    return tokenizer | {"ids": sorted((dict(tokenizer.get("ids", ())) | {"image": images.token}).items())}
+
+
 def _end_of_image(opened: _OpenedFolders) -> int | None:
     """Returns the id of the token after an image, if the source's tokenizer has one."""
-    tokenizer = opened.tokenizer()
-    if tokenizer is None:
-        return None
-    folder = opened.encoder if opened.decoder.tokenizer is None else opened.decoder
-    return tokenizers.from_dict(tokenizer, folder.path).named().get("end_of_image")
+    tokenizer, folder = _joint_tokenizer({f.path: f.tokenizer for f in (opened.encoder, opened.decoder)})
+    return None if tokenizer is None else tokenizers.from_dict(tokenizer, folder).named().get("end_of_image")
 
 
 def _read_architecture(path: Path) -> ModelConfig:

@@ -8,6 +8,7 @@ import numpy as np
 
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.train_states import Checkpoints, SavedStep
+from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
@@ -15,7 +16,8 @@ from t5g2.train import adaptation, image_rows, run_tokenizer, teachers
 from t5g2.train import state as states
 from t5g2.train import workdir as workdirs
 from t5g2.train.data_resume import SavedData
-from t5g2.train.experiment import Experiment, build
+from t5g2.train.experiment import TABLES, Experiment
+from t5g2.train.optim import OptimConfig
 from t5g2.train.plan import Plan
 from t5g2.train.state import TrainState
 
@@ -92,17 +94,21 @@ def restore(
 def _log_learning_rate(saved: SavedStep, experiment: Experiment) -> None:
     """Logs the learning rate of the next step if other settings than the saved ones, such as train.steps, move it."""
     try:
-        former = build(saved.meta["settings"])
+        # these two parts alone: the data would open files that may be gone
+        saved_settings = saved.meta["settings"]
+        former = settings.build(OptimConfig, saved_settings["optim"], tables=TABLES)
+        former_steps = saved_settings["train"]["steps"]
+        schedules = (former.schedule.make(former_steps), experiment.optim.schedule.make(experiment.train.steps))
     except (KeyError, UserError):  # an earlier version saved the step, without settings or with other ones
         return
-    rates = [float(e.optim.schedule.make(e.train.steps)(saved.step)) for e in (former, experiment)]
+    rates = [float(learning_rate(saved.step)) for learning_rate in schedules]
     if rates[0] != rates[1]:
         log.warning(
             "the learning rate of step %d moves from %.3g to %.3g, because the schedule or its length has changed: "
             "train.steps %d -> %d",
             saved.step + 1,
             *rates,
-            former.train.steps,
+            former_steps,
             experiment.train.steps,
         )
 

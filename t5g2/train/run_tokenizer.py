@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import import_folder
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
@@ -89,9 +88,9 @@ def of_weights(init: Init, model: LanguageModelConfig, teacher: str | None = Non
         tokenizer = adaptation.source_tokenizer(init.adapt, model)
         return WeightsTokenizer("init.adapt.source", tuple(init.adapt.sources), tokenizer)
     if init.params is not None:
-        return WeightsTokenizer("init.params", (init.params,), _read(folders.open_model(init.params)))
+        return WeightsTokenizer("init.params", (init.params,), _read(init.params))
     if teacher is not None:
-        return WeightsTokenizer("distill.teacher", (teacher,), _read(import_folder.open_any(teacher)))
+        return WeightsTokenizer("distill.teacher", (teacher,), _read(teacher))
     return None
 
 
@@ -138,8 +137,9 @@ def _same(tokenizer: Tokenizer, source: WeightsTokenizer) -> bool:
     return tokenizer.sha256 in hashes
 
 
-def _read(folder: folders.ModelFolder) -> Tokenizer | None:
-    return None if folder.tokenizer is None else registry.from_dict(folder.tokenizer, folder.path)
+def _read(folder: str) -> Tokenizer | None:
+    description = import_folder.read_tokenizer(folder)
+    return None if description is None else registry.from_dict(description, folder)
 
 
 def _without_weights(node: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint import import_folder
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
@@ -83,6 +84,21 @@ def test_weights_without_a_tokenizer_need_one(weights):
     experiment = experiments.build(node(init=init, data={"tokenizer": {"kind": "bytes"}}))
     line = run_tokenizer.check(experiment.data.tokenizer, experiment.init, experiment.model)
     assert "bytes of 364 tokens; the weights of init.params" in line
+
+
+def test_no_weight_is_opened_for_a_tokenizer(weights, monkeypatch):
+    # a config is built often, and opening a foreign folder reads the copies of tied weights
+    def fail(*_, **__):
+        raise AssertionError("weights were opened")
+
+    for module, name in ((folders, "open_model"), (import_folder, "open_any")):
+        monkeypatch.setattr(module, name, fail)
+    adapt = {"adapt": {"source": str(weights / "decoder")}}
+    pieces = HuggingFace(str(weights / "tokenizer.json"))
+    assert tokenizer_of(node(ENCODER_DECODER, init=adapt)) == pieces
+    assert tokenizer_of(node(init={"params": str(weights / "decoder")})) == pieces
+    with pytest.raises(UserError, match=r"nowhere does not exist"):
+        tokenizer_of(node(init={"params": str(weights / "nowhere")}))
 
 
 def test_another_one_is_refused_unless_it_is_meant(weights):
