@@ -1,5 +1,6 @@
 """An update that is not finite: which numbers are at fault, and the batch that caused it."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,7 +33,8 @@ def save_batch(workdir: Path, step: int, batch: HostBatch) -> Path:
     """
     process = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / FOLDER / f"{step}{process}.npz"
-    arrays = {_dotted(keys): np.asarray(x) for keys, x in jax.tree.leaves_with_path(batch.batch)}
+    name = partial(jax.tree_util.keystr, simple=True, separator=".")
+    arrays = {name(keys): np.asarray(x) for keys, x in jax.tree.leaves_with_path(batch.batch)}
     # to an open file, because numpy would add .npz to the temporary name
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, example_ids=batch.example_ids, **arrays)  # pyright: ignore[reportArgumentType]
@@ -52,11 +54,6 @@ def error(step: int, metrics: Metrics, config: ModelConfig, batch: str, *, allow
         f"learning rate, check data and weights, or leave such updates out: train.max_nonfinite_updates=N. "
         f"--replay=N repeats the steps after checkpoint N"
     )
-
-
-def _dotted(keys: tuple) -> str:
-    """Returns the path of a leaf of a batch: encoder.tokens."""
-    return ".".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in keys)
 
 
 def _at_fault(names: list[str], finite: np.ndarray) -> str:
