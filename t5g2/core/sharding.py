@@ -114,7 +114,7 @@ def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
     result = []
     for leaf in jax.tree.leaves(tree, is_leaf=_is_variable):
         value = leaf.get_value() if _is_variable(leaf) else leaf
-        result.append(NamedSharding(mesh, _spec(_axes(leaf, value), value.shape, mesh.shape)))
+        result.append(NamedSharding(mesh, spec(_axes(leaf, value), value.shape, mesh.shape)))
     return jax.tree.unflatten(jax.tree.structure(tree), result)
 
 
@@ -146,7 +146,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh.shape))
 
 
 def constrain_weights(tree: Tree) -> Tree:
@@ -163,7 +163,8 @@ def parts(axis: str, size: int) -> int:
     return math.prod(mesh[name] for name in _dividing(axis, size, mesh))
 
 
-def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int]) -> P:
+def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int]) -> P:
+    """Returns the mesh axes of an array's logical axes; those that do not divide its shape are dropped."""
     # stacked layers have an axis in front that the parameters' declarations lack
     axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
     return P(*(_dividing(axis, size, mesh) or None for axis, size in zip(axes, shape, strict=True)))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from t5g2.core.batch import Sequences
 from t5g2.core.sharding import constrain
 from t5g2.models.backends import BACKENDS
+from t5g2.models.backends.choice import Site, choose
 from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute, RMSNorm, apply_rotary, normal, param, project
 from t5g2.models.masks import Keys, Mask
@@ -51,8 +52,7 @@ def attend(
       softcap: scores become softcap * tanh(scores / softcap) before they are masked.
       compute: its backend and softmax_dtype are used.
     """
-    # the only backend so far; a choice by device and shape belongs here
-    backend = "reference" if compute.backend == "auto" else compute.backend
+    backend = choose(compute.backend, Site.of(q_BTNH, query, sources, softcap)).name
     return BACKENDS[backend](q_BTNH, query, sources, scale=scale, softcap=softcap, dtype=compute.softmax_dtype)
 
 

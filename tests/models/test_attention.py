@@ -8,9 +8,9 @@ import pytest
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.models.attention import attend
-from t5g2.models.backends import BACKENDS
 from t5g2.models.layers import Compute
 from t5g2.models.masks import ALL, Keys, Mask, bidirectional, causal
+from tests.models.backend_variants import GENERAL, VARIANTS
 
 ROWS, LENGTH, HEADS, KV_HEADS, SIZE = 2, 7, 4, 2, 6
 
@@ -81,27 +81,31 @@ def setup(name: str):
     return q_BTNH, own.tokens, sources
 
 
+def run(variant: str, q_BTNH, query, sources, *, scale: float, softcap: float | None = None):
+    return VARIANTS[variant](q_BTNH, query, sources, scale=scale, softcap=softcap, dtype="float32")
+
+
 CASES = ("one", "packed", "blocks", "encoder", "merged", "three", "nothing to see")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", GENERAL)
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_attention_by_hand(case, softcap, backend):
+def test_equals_attention_by_hand(case, softcap, variant):
     q_BTNH, query, sources = setup(case)
-    got = attend(q_BTNH, query, sources, scale=0.6, softcap=softcap, compute=Compute(backend=backend))
+    got = run(variant, q_BTNH, query, sources, scale=0.6, softcap=softcap)
     expected = by_hand(np.asarray(q_BTNH), query, sources, 0.6, softcap)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_query_that_sees_nothing_gets_zeros_and_gives_none(backend):
+@pytest.mark.parametrize("variant", GENERAL)
+def test_a_query_that_sees_nothing_gets_zeros_and_gives_none(variant):
     q_BTNH, query, sources = setup("nothing to see")
     blind_BT = ~np.array([[0, 0, 0, 0, 1, 1, 0], [0] * 7], bool)
 
     def total(q_BTNH, k_BSKH, v_BSKH):
         own = [(Keys(k_BSKH, v_BSKH, sources[0][0].tokens), ALL)]
-        o_BTNH = attend(q_BTNH, query, own, scale=0.6, compute=Compute(backend=backend))
+        o_BTNH = run(variant, q_BTNH, query, own, scale=0.6)
         return jnp.sum(jnp.square(o_BTNH) + o_BTNH), o_BTNH
 
     keys = sources[0][0]
@@ -117,44 +121,40 @@ def test_a_query_that_sees_nothing_gets_zeros_and_gives_none(backend):
         assert not np.asarray(gradient)[1].any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_hidden_may_be_anything(backend):
+@pytest.mark.parametrize("variant", GENERAL)
+def test_what_is_hidden_may_be_anything(variant):
     q_BTNH, query, sources = setup("merged")
     keys, mask = sources[1]
     hidden = (keys.tokens.segments == 0)[:, :, None, None]
     loud = Keys(jnp.where(hidden, 1e9, keys.k_BSKH), jnp.where(hidden, -1e9, keys.v_BSKH), keys.tokens)
-    quiet = attend(q_BTNH, query, sources, scale=0.6, compute=Compute(backend=backend))
-    np.testing.assert_array_equal(
-        attend(q_BTNH, query, [sources[0], (loud, mask)], scale=0.6, compute=Compute(backend=backend)), quiet
-    )
+    quiet = run(variant, q_BTNH, query, sources, scale=0.6)
+    np.testing.assert_array_equal(run(variant, q_BTNH, query, [sources[0], (loud, mask)], scale=0.6), quiet)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_keys_of_many_sources_are_as_good_as_of_one(backend):
+@pytest.mark.parametrize("variant", GENERAL)
+def test_keys_of_many_sources_are_as_good_as_of_one(variant):
     q_BTNH, query, [(keys, mask)] = setup("packed")
     halves = [
         (Keys(*(leaf[:, part] for leaf in keys[:2]), Sequences(*(leaf[:, part] for leaf in keys.tokens[:3]))), mask)
         for part in (slice(0, 3), slice(3, None))
     ]
-    whole = attend(q_BTNH, query, [(keys, mask)], scale=0.6, compute=Compute(backend=backend))
-    np.testing.assert_allclose(
-        attend(q_BTNH, query, halves, scale=0.6, compute=Compute(backend=backend)), whole, atol=1e-6
-    )
+    whole = run(variant, q_BTNH, query, [(keys, mask)], scale=0.6)
+    np.testing.assert_allclose(run(variant, q_BTNH, query, halves, scale=0.6), whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_large_scores_do_not_overflow(backend):
+@pytest.mark.parametrize("variant", GENERAL)
+def test_large_scores_do_not_overflow(variant):
     q_BTNH, query, sources = setup("packed")
-    o_BTNH = attend(1e3 * q_BTNH, query, sources, scale=1e3, compute=Compute(backend=backend))
+    o_BTNH = run(variant, 1e3 * q_BTNH, query, sources, scale=1e3)
     assert np.isfinite(o_BTNH).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_bfloat16_stays_near(backend):
+@pytest.mark.parametrize("variant", GENERAL)
+def test_bfloat16_stays_near(variant):
     q_BTNH, query, sources = setup("merged")
-    exact = attend(q_BTNH, query, sources, scale=0.6, compute=Compute(backend=backend))
+    exact = run(variant, q_BTNH, query, sources, scale=0.6)
     small = [(Keys(k.k_BSKH.astype(jnp.bfloat16), k.v_BSKH.astype(jnp.bfloat16), k.tokens), m) for k, m in sources]
-    rough = attend(q_BTNH.astype(jnp.bfloat16), query, small, scale=0.6, compute=Compute(backend=backend))
+    rough = run(variant, q_BTNH.astype(jnp.bfloat16), query, small, scale=0.6)
     assert rough.dtype == jnp.bfloat16
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03)
 

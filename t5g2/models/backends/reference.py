@@ -53,27 +53,28 @@ def attend(
     """
     rows, length, heads, size = q_BTNH.shape
     kv_heads = sources[0][0].k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(rows, length, kv_heads, heads // kv_heads, size)
+    # queries of one key/value head are the rows of one matrix, so the products below transpose no scores
+    q_BKTGH = q_BTNH.reshape(rows, length, kv_heads, heads // kv_heads, size).swapaxes(1, 2)
     # a finite stand-in for -inf: a row without a visible key must not become inf - inf
     hidden = float(jnp.finfo(dtype).min)
     scores = []
     for keys, mask in sources:
-        s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, keys.k_BSKH, preferred_element_type=jnp.float32)
-        s_BKGTS = s_BKGTS.astype(dtype) * scale
+        s_BKTGS = jnp.einsum("BKTGH,BSKH->BKTGS", q_BKTGH, keys.k_BSKH, preferred_element_type=jnp.float32)
+        s_BKTGS = s_BKTGS.astype(dtype) * scale
         if softcap is not None:
-            s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
-        visible_B11TS = visible(query, keys.tokens, mask)[:, None, None]
-        scores.append(jnp.where(visible_B11TS, s_BKGTS, hidden))
+            s_BKTGS = softcap * jnp.tanh(s_BKTGS / softcap)
+        visible_B1T1S = visible(query, keys.tokens, mask)[:, None, :, None]
+        scores.append(jnp.where(visible_B1T1S, s_BKTGS, hidden))
     # the maximum over all sources, which keeps exp in range and cancels out, so it needs no gradient
     peaks = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
-    peak_BKGT1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    peak_BKTG1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
     # the output is divided by the sum of the weights, instead of the weights, whose array is S / H times larger
-    total_BKGT1, o_BKGTH = 0.0, 0.0
-    for (keys, _), s_BKGTS in zip(sources, scores, strict=True):
-        w_BKGTS = jnp.exp(s_BKGTS - peak_BKGT1)
-        total_BKGT1 += jnp.sum(w_BKGTS, axis=-1, keepdims=True, dtype=jnp.float32)
-        rounded_BKGTS = w_BKGTS.astype(keys.v_BSKH.dtype)
-        o_BKGTH += jnp.einsum("BKGTS,BSKH->BKGTH", rounded_BKGTS, keys.v_BSKH, preferred_element_type=jnp.float32)
+    total_BKTG1, o_BKTGH = 0.0, 0.0
+    for (keys, _), s_BKTGS in zip(sources, scores, strict=True):
+        w_BKTGS = jnp.exp(s_BKTGS - peak_BKTG1)
+        total_BKTG1 += jnp.sum(w_BKTGS, axis=-1, keepdims=True, dtype=jnp.float32)
+        rounded_BKTGS = w_BKTGS.astype(keys.v_BSKH.dtype)
+        o_BKTGH += jnp.einsum("BKTGS,BSKH->BKTGH", rounded_BKTGS, keys.v_BSKH, preferred_element_type=jnp.float32)
     # without a visible key every weight is exp(0): these rows are set to zero here, and so are their gradients
-    o_BKGTH = jnp.where(peak_BKGT1 > hidden, o_BKGTH / total_BKGT1, 0.0)
-    return jnp.einsum("BKGTH->BTKGH", o_BKGTH).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+    o_BKTGH = jnp.where(peak_BKTG1 > hidden, o_BKTGH / total_BKTG1, 0.0)
+    return o_BKTGH.swapaxes(1, 2).reshape(q_BTNH.shape).astype(q_BTNH.dtype)

@@ -1,0 +1,230 @@
+"""Every backend against the reference, forward and gradients, over masks, heads, packing and padding."""
+
+import functools
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2.core.batch import Sequences
+from t5g2.models import masks
+from t5g2.models.backends import blockwise, reference
+from t5g2.models.backends.site import Site
+from t5g2.models.masks import ALL, Keys, Mask
+from tests.models.backend_variants import VARIANTS, refusal
+
+ROWS, LENGTH, MEMORY, SIZE = 2, 41, 19, 128
+
+MASKS = {
+    "all": ALL,
+    "causal": masks.causal(),
+    "causal window": masks.causal(9),
+    "window around": masks.bidirectional(10),
+    "more before than after": Mask(causal=False, left=11, right=2),
+    "more after than before": Mask(causal=False, left=0, right=13),
+    "wider than the row": masks.causal(500),
+}
+HEADS = {"MHA": (2, 2), "GQA": (4, 2), "MQA": (3, 1)}
+
+
+def tokens(segments, positions=None, blocks=None) -> Sequences:
+    """Tokens of these segments; positions rise from 0 in each, unless given."""
+    segments = np.array(segments, np.int32)
+    if positions is None:
+        positions = np.zeros_like(segments)
+        for row, column in np.ndindex(*segments.shape):
+            same = column and segments[row, column] == segments[row, column - 1]
+            positions[row, column] = positions[row, column - 1] + 1 if same else 0
+    arrays = (np.zeros_like(segments), segments, np.array(positions, np.int32))
+    return Sequences(*map(jnp.asarray, arrays), None if blocks is None else jnp.asarray(blocks, jnp.int32))
+
+
+def runs(length: int, *lengths: int) -> list[int]:
+    """Segments 1, 2, … of these lengths, then padding; a negative length is padding."""
+    row: list[int] = []
+    for segment, size in enumerate(lengths, 1):
+        row += [0 if size < 0 else segment] * abs(size)
+    return (row + [0] * length)[:length]
+
+
+# rows of the queries' own tokens, and of an encoder
+ROWS_OF = {
+    "whole": ([runs(LENGTH, 41), runs(LENGTH, 41)], [runs(MEMORY, 19), runs(MEMORY, 19)]),
+    "packed": ([runs(LENGTH, 11, 17, 8), runs(LENGTH, 30, 11)], [runs(MEMORY, 5, 4, 6), runs(MEMORY, 9, 10)]),
+    "padded right": ([runs(LENGTH, 13), runs(LENGTH, 40)], [runs(MEMORY, 3), runs(MEMORY, 17)]),
+    "padded left": ([runs(LENGTH, -20, 21), runs(LENGTH, -1, 40)], [runs(MEMORY, -9, 10), runs(MEMORY, -1, 18)]),
+    # the second example has no encoder side, and the second row is padding
+    "nothing to see": ([runs(LENGTH, 20, 21), runs(LENGTH)], [runs(MEMORY, 10), runs(MEMORY)]),
+}
+
+
+def arrays(heads: tuple[int, int], dtype) -> tuple:
+    draw = np.random.RandomState(0)
+
+    def array(length: int, number: int):
+        return jnp.asarray(draw.standard_normal((ROWS, length, number, SIZE)), dtype)
+
+    query_heads, kv_heads = heads
+    own, memory = ((array(n, kv_heads), array(n, kv_heads)) for n in (LENGTH, MEMORY))
+    return array(LENGTH, query_heads), own, memory, array(LENGTH, query_heads)
+
+
+@functools.cache
+def program(variant: str, mask: Mask, merged: bool, softcap: float | None):
+    """Output and gradients by queries, keys and values, compiled once for all tokens."""
+
+    def run(q_BTNH, own, memory, do_BTNH, query, encoder):
+        def total(q_BTNH, own, memory):
+            sources = [(Keys(*memory, encoder), ALL)] if merged else []
+            sources.append((Keys(*own, query), mask))
+            o_BTNH = VARIANTS[variant](q_BTNH, query, sources, scale=0.09, softcap=softcap, dtype="float32")
+            return jnp.sum(o_BTNH * do_BTNH).astype(jnp.float32), o_BTNH
+
+        gradients, o_BTNH = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q_BTNH, own, memory)
+        return o_BTNH, gradients
+
+    # the backward pass of jax's own attention mixes types
+    return jax.numpy_dtype_promotion("standard")(jax.jit(run)) if variant == "cudnn" else jax.jit(run)
+
+
+def compare(
+    variant: str, mask: Mask, heads: str, row_kinds, *, merged: bool, softcap=None, dtype=jnp.float32, atol=2e-5
+):
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS[heads], dtype)
+    for segments, encoder_segments in row_kinds:
+        query, encoder = tokens(segments), tokens(encoder_segments)
+        run = (q_BTNH, own, memory, do_BTNH, query, encoder)
+        expected, got = (program(name, mask, merged, softcap)(*run) for name in ("reference", variant))
+        assert got[0].dtype == dtype
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=atol)
+
+
+def site(mask: Mask, merged: bool, softcap: float | None, blocks: bool = False) -> Site:
+    keys, shown = ((MEMORY, LENGTH), (ALL, mask)) if merged else ((LENGTH,), (mask,))
+    return Site(ROWS, LENGTH, keys, shown, len(keys) - 1, 4, SIZE, softcap is not None, blocks, "float32")
+
+
+def supported(mask: Mask, merged: bool, softcap: float | None = None, blocks: bool = False) -> list[str]:
+    here = site(mask, merged, softcap, blocks)
+    return [name for name in VARIANTS if name != "reference" and refusal(name, here) is None]
+
+
+EVERY = [
+    pytest.param(variant, name, merged, id=f"{variant}-{name}-{'merged' if merged else 'alone'}")
+    for name, mask in MASKS.items()
+    for merged in (False, True)
+    for variant in supported(mask, merged)
+]
+
+
+@pytest.mark.parametrize(("variant", "mask", "merged"), EVERY)
+def test_every_mask(variant, mask, merged):
+    compare(variant, MASKS[mask], "GQA", ROWS_OF.values(), merged=merged)
+
+
+@pytest.mark.parametrize("heads", ["MHA", "MQA"])
+@pytest.mark.parametrize("variant", supported(masks.causal(), merged=True))
+def test_every_grouping_of_heads(variant, heads):
+    compare(variant, masks.causal(), heads, [ROWS_OF["packed"]], merged=True)
+
+
+@pytest.mark.parametrize("variant", supported(MASKS["causal window"], merged=True, softcap=0.7))
+def test_the_soft_cap_has_its_slope(variant):
+    compare(variant, MASKS["causal window"], "GQA", ROWS_OF.values(), merged=True, softcap=0.7)
+
+
+@pytest.mark.parametrize("variant", supported(masks.causal(), merged=True))
+def test_bfloat16(variant):
+    # weights and gradients of scores are rounded to 8 bits before they are multiplied
+    compare(variant, masks.causal(), "GQA", [ROWS_OF["packed"]], merged=True, dtype=jnp.bfloat16, atol=0.06)
+
+
+BLOCKS = np.zeros((ROWS, LENGTH), np.int32)
+BLOCKS[0, 3:9], BLOCKS[0, 13:27], BLOCKS[1, :33] = 1, 2, 1  # images, one across two examples; a long prefix
+
+
+@pytest.mark.parametrize("mask", [masks.causal(), masks.causal(6), masks.causal(6, ahead=5)], ids=str)
+@pytest.mark.parametrize("variant", supported(masks.causal(), merged=True, blocks=True))
+def test_blocks_of_images_and_prefixes(variant, mask):
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
+    for kind in ("whole", "packed"):
+        segments, encoder_segments = ROWS_OF[kind]
+        run = (q_BTNH, own, memory, do_BTNH, tokens(segments, blocks=BLOCKS), tokens(encoder_segments))
+        expected, got = (program(name, mask, True, None)(*run) for name in ("reference", variant))
+        jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), got, expected)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("variant", ["blockwise", "small blocks"])
+def test_positions_in_any_order(variant, mask):
+    """Gaps, steps back, segments that go on after another: what columns cannot say, positions do."""
+    draw = np.random.RandomState(1)
+    rows = []
+    for _ in range(3):
+        segments = draw.randint(0, 4, (ROWS, LENGTH))
+        rows.append((tokens(segments, draw.randint(0, 40, (ROWS, LENGTH))), draw.randint(0, 4, (ROWS, MEMORY))))
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
+    for query, encoder_segments in rows:
+        run = (q_BTNH, own, memory, do_BTNH, query, tokens(encoder_segments))
+        expected, got = (program(name, MASKS[mask], True, None)(*run) for name in ("reference", variant))
+        jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), got, expected)
+
+
+@pytest.mark.parametrize("variant", ["splash", "cudnn"])
+def test_kernels_that_know_columns_give_nan_where_positions_differ(variant):
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
+    positions = np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH)).copy()
+    positions[1, 20:] += 1
+    query = tokens(ROWS_OF["whole"][0], positions)
+    o_BTNH, _ = program(variant, masks.causal(), False, None)(q_BTNH, own, memory, do_BTNH, query, query)
+    assert np.isfinite(o_BTNH[0]).all()
+    assert np.isnan(o_BTNH[1]).all()
+
+
+@pytest.mark.parametrize("kind", ["whole", "packed", "padded right", "padded left"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_blocks_without_a_visible_pair_are_not_computed(mask, kind):
+    """The ranges of blocks are exactly those of the dense mask: causal halves, windows, other examples, padding."""
+    block, (segments, _) = 4, ROWS_OF[kind]
+    query = tokens(segments)
+    source = blockwise.Source(MASKS[mask], LENGTH, block, same=True)
+    problem = blockwise.Problem(1.0, None, "float32", block, (source,))
+    [(first_n, end_n)] = blockwise.block_ranges(problem, query, [query])
+    visible = np.any(reference.visible(query, query, MASKS[mask]), axis=0)
+    for n, (first, end) in enumerate(zip(first_n, end_n, strict=True)):
+        columns = np.flatnonzero(visible[n * block : (n + 1) * block].any(axis=0)) // block
+        if len(columns):
+            assert (first, end) == (columns[0], columns[-1] + 1)
+        else:
+            assert first == end
+
+
+@pytest.mark.parametrize("variant", ["blockwise", "splash"])
+@pytest.mark.parametrize("mask", ["all", "causal window"])
+def test_no_array_holds_all_pairs(variant, mask):
+    """In the compiled program of output and gradients no array is of the size of queries x keys."""
+    length, heads = 2048, 2
+    source = tokens(np.ones((1, length)))
+
+    def total(q_BTNH, k_BSKH, v_BSKH):
+        sources = [(Keys(k_BSKH, v_BSKH, source), MASKS[mask])]
+        return jnp.sum(VARIANTS[variant](q_BTNH, source, sources, scale=0.1, softcap=None, dtype="float32"))
+
+    shapes = [jax.ShapeDtypeStruct((1, length, n, SIZE), jnp.float32) for n in (heads, 1, 1)]
+    text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*shapes).compile().as_text()
+    sizes = [math.prod(map(int, found.split(","))) for found in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
+    assert max(sizes) < length * length
+    assert max(sizes) >= length * heads * SIZE  # the sizes were read
+
+
+def test_scores_stay_few_where_the_reference_holds_all():
+    """The dense program is what the test above would find."""
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
+    query = tokens(ROWS_OF["whole"][0])
+    text = program("reference", ALL, False, None).lower(q_BTNH, own, memory, do_BTNH, query, query).compile().as_text()
+    assert re.search(rf"f32\[[\d,]*{LENGTH},\d,{LENGTH}\]", text)
