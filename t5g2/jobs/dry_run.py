@@ -31,7 +31,7 @@ from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
 MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single array takes a quarter of this
-SCORES = "; much of it is attention scores, which the reference backend holds whole, so shorter rows save the most"
+SCORES = "; much of it is attention scores, which the reference backend holds whole: compute.backend=auto avoids it"
 
 
 def check(
@@ -66,6 +66,7 @@ def check(
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
         print(weights_table(plan))
+        print(_attention(plan))
         memory = estimate(plan)
         needed = _print_memory(plan, memory, simulated=devices > 0, compiled=compiled) / GIB
         counts = flops.count_rows(experiment.model, batch.batch.encoder, batch.batch.decoder)
@@ -144,6 +145,12 @@ def weights_table(plan: Plan) -> str:
     parts = ", ".join(f"{name} {count:,}" for name, count in components.items())
     kept = f"; {frozen:,} of them frozen" if frozen else ""
     return "\n".join([*lines, f"{total:,} parameters: {parts}{kept}", ""])
+
+
+def _attention(plan: Plan) -> str:
+    """Returns one line per kind of layer: its attention backend, and the reason for it."""
+    lines = [f"  {name:16}{choice.name:12}{choice.reason}" for name, choice in plan.attention().items()]
+    return "\n".join(["attention", *lines, ""])
 
 
 def component(path: str) -> str:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5g2.core import tree
-from t5g2.models.backends import BACKENDS
+from t5g2.models.attention_sites import attention_sites, layers_of
+from t5g2.models.backends import blockwise
+from t5g2.models.backends.choice import choose
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig
-from t5g2.models.siglip import QUERY_TILE
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
@@ -54,8 +55,6 @@ def estimate(plan: Plan) -> MemoryEstimate:
     experiment, state = plan.experiment, plan.abstract
     remat = experiment.compute.remat == "block"
     sides = _sides(experiment)
-    # with remat the backward pass recomputes one layer at a time, so only one holds its scores
-    counts = [1 if remat else side.config.layers for side in sides]
     weights = _bytes(state.params) + (0 if plan.teacher is None else _bytes(plan.teacher.abstract))
     # a weight that is frozen for good has no gradient at all
     trained = [
@@ -64,14 +63,13 @@ def estimate(plan: Plan) -> MemoryEstimate:
         if not experiment.optim.is_frozen(path)
     ]
     gradients = sum(4 * _local(leaf) for leaf in trained)
-    scores = [count * side.scores for side, count in zip(sides, counts, strict=True)]
     return MemoryEstimate(
         weights=weights,
         optimizer=_bytes(state.opt),
         batch=_bytes(plan.batch),
         gradients=gradients * (1 if experiment.train.microbatches == 1 else 2),
         blocks=sum(side.config.layers * (side.inputs if remat else side.layer) for side in sides),
-        scores=max(scores) if remat else sum(scores),
+        scores=_scores(plan),
         transient=max(*(side.layer * remat + side.gathered for side in sides), _loss(plan)),
     )
 
@@ -83,14 +81,12 @@ class _LayerBytes:
     Attributes:
       inputs: input of the layer.
       layer: activations that its backward pass needs.
-      scores: attention scores.
       gathered: weights and gradients of the layer if FSDP gathers them; else 0.
     """
 
     config: TextConfig | VisionConfig
     inputs: int
     layer: int
-    scores: int
     gathered: int
 
 
@@ -98,18 +94,15 @@ def _sides(experiment: Experiment) -> list[_LayerBytes]:
     model, data = experiment.model, experiment.data
     tower = _tower(experiment)
     if not isinstance(model, EncoderDecoderConfig):
-        return [_side(experiment, model, data.decoder_length, keys=data.decoder_length), *tower]
-    # merged attention reads the keys of both sides at once; separate cross-attention one side after the other
-    both, encoder, decoder = data.encoder_length + data.decoder_length, data.encoder_length, data.decoder_length
-    keys = both if model.cross == "merged" else max(encoder, decoder)
+        return [_side(experiment, model, data.decoder_length), *tower]
     return [
-        _side(experiment, model.encoder, encoder, keys=encoder),
-        _side(experiment, model.decoder, decoder, keys=keys),
+        _side(experiment, model.encoder, data.encoder_length),
+        _side(experiment, model.decoder, data.decoder_length),
         *tower,
     ]
 
 
-def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int) -> _LayerBytes:
+def _side(experiment: Experiment, config: TextConfig, length: int) -> _LayerBytes:
     mesh, compute = jax.sharding.get_abstract_mesh().shape, experiment.compute
     size, cut = jnp.dtype(compute.dtype).itemsize, mesh["tensor"]
     rows = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches)
@@ -118,11 +111,9 @@ def _side(experiment: Experiment, config: TextConfig, length: int, *, keys: int)
     inputs = tokens * config.width * size
     # four norms and two residuals; queries and output, keys and values; gate, up and their product
     layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
-    # scores, weights and the gradients of both
-    scores = 4 * 4 * rows * max(config.heads // cut, 1) * length * keys if _holds_scores(compute.backend) else 0
     # gathered weights are in the compute dtype, their gradients in float32
     matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
-    return _LayerBytes(config, inputs, layer, scores, matrices * (size + 4) if mesh["fsdp"] > 1 else 0)
+    return _LayerBytes(config, inputs, layer, matrices * (size + 4) if mesh["fsdp"] > 1 else 0)
 
 
 def _tower(experiment: Experiment) -> list[_LayerBytes]:
@@ -135,15 +126,12 @@ def _tower(experiment: Experiment) -> list[_LayerBytes]:
     number = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches) * rows.per_row
     inputs, wide = (number * vision.patches * width * size for width in (vision.width, vision.mlp_width))
     pixels = 4 * 3 * number * vision.image_size**2
-    # attention is tiled over queries whatever the backend, so no layer holds all of its scores
-    tile = number * max(vision.heads // cut, 1) * min(vision.patches, QUERY_TILE) * vision.patches
-    scores = 4 * tile if _holds_scores(compute.backend) else 0
     if experiment.optim.freezes_tower(experiment.model):
         # the residual, and queries, keys, values and output, or both sides of the MLP's activation
-        passing = 2 * inputs + max(4 * inputs // cut + 2 * scores, 2 * wide // cut)
-        return [_LayerBytes(vision, 0, 0, 0, passing + pixels)]
+        passing = 2 * inputs + max(4 * inputs // cut, 2 * wide // cut)
+        return [_LayerBytes(vision, 0, 0, passing + pixels)]
     layer = 4 * inputs + (4 * inputs + 2 * wide) // cut
-    return [_LayerBytes(vision, inputs, layer, 4 * scores, pixels)]
+    return [_LayerBytes(vision, inputs, layer, pixels)]
 
 
 def _loss(plan: Plan) -> int:
@@ -160,9 +148,24 @@ def _loss(plan: Plan) -> int:
     return table * size + 2 * 4 * table + 2 * 4 * tile
 
 
-def _holds_scores(backend: str) -> bool:
-    """True for the reference backend, the only one that holds the scores of all pairs."""
-    return backend == "reference" or (backend == "auto" and set(BACKENDS) == {"reference"})
+def _scores(plan: Plan) -> int:
+    """Bytes of attention scores: of one layer with remat, of all without; of blocks alone if no layer holds its own."""
+    experiment, held, passing = plan.experiment, {}, [0]
+    model, compute = experiment.model, experiment.compute
+    sites = attention_sites(model, plan.batch, compute, microbatches=experiment.train.microbatches)
+    for name, site in sites.items():
+        backend = choose(compute.backend, site).name
+        frozen = name == "vision" and experiment.optim.freezes_tower(model)
+        # scores, weights and the gradients of both
+        if backend == "blockwise":
+            passing.append(4 * 4 * blockwise.tile(site))
+        elif backend == "reference" and frozen:
+            passing.append(2 * 4 * site.scores)
+        elif backend == "reference":
+            held[name] = 4 * 4 * site.scores
+    if compute.remat == "block":
+        return max(*passing, 0, *held.values())
+    return max(*passing, 0, sum(layers_of(model, name) * size for name, size in held.items()))
 
 
 def _bytes(abstract: Any) -> int:

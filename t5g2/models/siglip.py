@@ -27,8 +27,6 @@ from t5g2.models.layers import Compute, ConstantInit, Initializer, RMSNorm, para
 from t5g2.models.masks import Keys
 from t5g2.models.stack import Layers
 
-# queries whose scores exist at a time: 16 heads * 512 queries * 4096 patches are 128 MiB for one image of 896 pixels
-QUERY_TILE = 512
 # initial values of the scalars (arXiv 2303.15343, section 3.2); in transformers both are 0
 LOGIT_SCALE, LOGIT_BIAS = math.log(10.0), -10.0
 
@@ -135,36 +133,11 @@ class SiglipAttention(nnx.Module):
         axes = ("rows", "length", "heads_act", None)
         q_BTNH = constrain(self.q.transform(q_BTD), *axes)
         k_BSNH, v_BSNH = (constrain(dense.transform(x_BSD), *axes) for dense in (self.k, self.v))
-        o_BTNH = _attend_in_tiles(q_BTNH, k_BSNH, v_BSNH, compute=compute)
+        query = _all_visible(*q_BTD.shape[:2])
+        tokens = query if q_BTD is x_BSD else _all_visible(*x_BSD.shape[:2])
+        sources = [(Keys(k_BSNH, v_BSNH, tokens), masks.ALL)]
+        o_BTNH = attend(q_BTNH, query, sources, scale=q_BTNH.shape[-1] ** -0.5, compute=compute)
         return self.o.transform(constrain(o_BTNH, *axes))
-
-
-def _attend_in_tiles(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSNH: Float[Array, "B S N H"],
-    v_BSNH: Float[Array, "B S N H"],
-    *,
-    compute: Compute,
-) -> Float[Array, "B T N H"]:
-    """Returns attention without a mask, computed for at most QUERY_TILE queries at a time.
-
-    With several tiles, the backward pass recomputes the scores of each: those of a whole layer never exist at once,
-    whatever the backend and compute.remat are.
-    """
-    rows, length, heads, size = q_BTNH.shape
-    keys = Keys(k_BSNH, v_BSNH, _all_visible(rows, k_BSNH.shape[1]))
-    # the largest divisor of the length: all tiles are equal, and none is padded
-    tile = max(t for t in range(1, min(length, QUERY_TILE) + 1) if length % t == 0)
-
-    def attend_tile(q_BKNH):
-        sources = [(keys, masks.ALL)]
-        return attend(q_BKNH, _all_visible(rows, tile), sources, scale=size**-0.5, compute=compute)
-
-    if tile == length:
-        return attend_tile(q_BTNH)
-    q_nBKNH = jnp.moveaxis(q_BTNH.reshape(rows, -1, tile, heads, size), 1, 0)
-    o_nBKNH = jax.lax.map(jax.checkpoint(attend_tile, prevent_cse=False), q_nBKNH)
-    return jnp.moveaxis(o_nBKNH, 0, 1).reshape(q_BTNH.shape)
 
 
 def _all_visible(rows: int, length: int) -> Sequences:

@@ -20,6 +20,8 @@ from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.eval.tasks import EvalContext
 from t5g2.models import build
+from t5g2.models.attention_sites import attention_sites
+from t5g2.models.backends.choice import Choice, choose
 from t5g2.train import optim, teachers
 from t5g2.train import state as states
 from t5g2.train import step as steps
@@ -78,8 +80,17 @@ class Plan:
         teacher = None if self.teacher is None else self.teacher.abstract
         return steps.lower_step(step, self.abstract, self.batch, teacher, mesh=self.mesh)
 
+    def attention(self) -> dict[str, Choice]:
+        """Returns the attention backend of each kind of layer, such as "encoder.local"."""
+        model, compute = self.experiment.model, self.experiment.compute
+        with jax.set_mesh(self.mesh):
+            sites = attention_sites(model, self.batch, compute, microbatches=self.experiment.train.microbatches)
+            return {name: choose(compute.backend, site) for name, site in sites.items()}
+
     def compile(self) -> Any:
-        """Compiles the train step; logs the time that it took and the memory that the step needs."""
+        """Compiles the train step; logs the backends of attention, and the time and memory that it takes."""
+        for name, choice in self.attention().items():
+            log.info("attention of %s layers: %s (%s)", name, choice.name, choice.reason)
         start = time.perf_counter()
         compiled = self.lower().compile()
         seconds = time.perf_counter() - start

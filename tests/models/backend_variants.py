@@ -32,5 +32,6 @@ def refusal(name: str, site: Site) -> str | None:
         return splash.refusal(site)
     if name == "cudnn":
         even = dataclasses.replace(site, dtype="bfloat16", queries=2, keys=(2,) * len(site.keys))
-        return cudnn.refusal(even, capability=9.0)
+        with patch.object(cudnn, "compute_capability", lambda: cudnn.HOPPER):
+            return cudnn.refusal(even)
     return None

@@ -19,7 +19,7 @@ from t5g2.models.layers import Compute
 from t5g2.models.position_embeddings import resample_positions
 from t5g2.models.siglip import Projector, Siglip, VisionTower
 from t5g2.models.sizes import size
-from tests import hlo, weights
+from tests import weights
 from tests.tiny import FLOAT32, IMAGES, SIGLIP, VISION
 
 POOLED = replace(VISION, pool=True)
@@ -163,10 +163,6 @@ def test_every_token_of_a_text_is_seen_and_the_last_one_speaks():
     assert jnp.abs(embed(swapped) - embed(tokens)).max() > 1e-4, "order matters"
 
 
-def tiled(monkeypatch, tile):
-    monkeypatch.setattr(siglip, "QUERY_TILE", tile)
-
-
 def value_and_slopes(model, given, compute=FLOAT32):
     def total(model):
         return jnp.sum(model.pooled(given, compute=compute).astype(jnp.float32) ** 3)
@@ -179,12 +175,9 @@ def assert_close(got, want, atol=2e-5):
         np.testing.assert_allclose(a, b, atol=atol * max(1, np.abs(b).max()), rtol=0)
 
 
-def test_tiles_change_nothing(monkeypatch):
+def test_attention_in_blocks_changes_nothing():
     model, given = tower(POOLED), images(POOLED)
-    want = value_and_slopes(model, given)
-    for tile in (8, 5):  # 5 does not divide 16 patches: 4 are taken
-        tiled(monkeypatch, tile)
-        assert_close(value_and_slopes(model, given), want)
+    assert_close(value_and_slopes(model, given, replace(FLOAT32, backend="blockwise")), value_and_slopes(model, given))
 
 
 @pytest.mark.parametrize(
@@ -193,17 +186,6 @@ def test_tiles_change_nothing(monkeypatch):
 def test_how_layers_are_run_changes_nothing(compute):
     model, given = tower(POOLED), images(POOLED)
     assert_close(value_and_slopes(model, given, compute), value_and_slopes(model, given))
-
-
-def test_scores_of_a_layer_never_exist_together(monkeypatch):
-    """144 patches in tiles of 48: forward and backward, with and without remat, no score array is of all pairs."""
-    config = replace(VISION, image_size=24, patch_size=2, layers=3)
-    model, given = jax.eval_shape(lambda: tower(config)), jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
-    tiled(monkeypatch, 48)
-    run = jax.jit(jax.grad(lambda model, x: jnp.sum(model.encode(x, compute=FLOAT32)))).lower(model, given).compile()
-    held = [s for s in hlo.shapes(run.as_text()) if 144 in s and s.count(144) + s.count(48) > 1]
-    scores = {math.prod(s) for s in held}
-    assert max(scores) == 2 * 48 * 144, scores
 
 
 def test_memory_of_the_released_tower():

@@ -70,14 +70,18 @@ class Run:
 @pytest.fixture(scope="session")
 def run(devices):
     @functools.cache
-    def run(shape, microbatches=1):
+    def run(shape, microbatches=1, backend="auto"):
         mesh = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
         updates = optim.make(OPTIM, 10, build.abstract(CONFIG))
         abstract = state.abstract(CONFIG, updates, mesh=mesh, param_dtype="float32")
         place = meshes.batch_sharding(mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
         settings = step.StepOptions(
-            Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, LossConfig(tile_tokens=20, z_loss=0.01)
+            Compute(dtype="float32", backend=backend),
+            DENOISERS,
+            SOURCES,
+            microbatches,
+            LossConfig(tile_tokens=20, z_loss=0.01),
         )
         compiled = step.lower_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh).compile()
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
@@ -154,6 +158,14 @@ def test_eight_devices_compute_what_one_does(run, alone, shape):
     jax.tree.map(np.testing.assert_array_equal, eight.before, alone.before)
     close(eight.metrics, alone.metrics)
     close(eight.gradients, alone.gradients)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (2, 1, 4), (1, 1, 8)])
+def test_blockwise_attention_computes_the_same_on_any_mesh(run, alone, shape):
+    """4 query and 2 key/value heads: over 4 devices each takes one key/value head of two, over 8 all have all."""
+    blocks = run(shape, backend="blockwise")
+    close(blocks.metrics, alone.metrics)
+    close(blocks.gradients, alone.gradients)
 
 
 @pytest.mark.parametrize(("shape", "microbatches"), [((1, 1, 1), 4), ((2, 2, 2), 2)])

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from t5g2.core.batch import Sequences
 from t5g2.models.backends import reference
 from t5g2.models.backends.columns import in_order
+from t5g2.models.backends.site import Site
 from t5g2.models.masks import Keys, Mask
 
 BLOCK = 256  # queries and keys of a block; on a CPU larger blocks are slower, as their scores leave the cache
@@ -54,6 +55,13 @@ def attend(
     problem = Problem(scale, softcap, dtype, block, tuple(shapes))
     arrays = tuple((keys.k_BSKH, keys.v_BSKH) for keys, _ in sources)
     return _attend(problem, q_BTNH, arrays, query, tuple(keys.tokens for keys, _ in sources))
+
+
+def tile(site: Site) -> int:
+    """Returns the number of scores that exist at a time: those of a block of queries and one of keys, of all heads."""
+    queries = min(site.queries, *map(_block, site.masks))
+    keys = max(min(_block(mask), length) for mask, length in zip(site.masks, site.keys, strict=True))
+    return site.rows * site.heads * queries * keys
 
 
 def _block(mask: Mask) -> int:

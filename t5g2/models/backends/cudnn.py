@@ -27,15 +27,14 @@ MOST_PAIRS = 2**30  # of queries and keys on one device, in the mask of segments
 HOPPER = 9.0  # compute capability; before it, backward is limited to heads of 128
 
 
-def refusal(site: Site, capability: float | None = None) -> str | None:
-    """Returns why cuDNN cannot compute attention at this site exactly; None if it can.
+def compute_capability() -> float:
+    """Returns the compute capability of the first GPU."""
+    return float(jax.devices("gpu")[0].compute_capability)
 
-    Args:
-      capability: compute capability of the GPU; None = of the first device.
-    """
-    if capability is None:
-        capability = float(jax.devices()[0].compute_capability)
-    if capability < HOPPER:
+
+def refusal(site: Site) -> str | None:
+    """Returns why cuDNN cannot compute attention at this site exactly; None if it can."""
+    if (capability := compute_capability()) < HOPPER:
         return f"heads of 256 need compute capability {HOPPER}, and this GPU has {capability}"
     if site.dtype != "bfloat16":
         return f"it computes in bfloat16, and these are {site.dtype}"
