@@ -17,12 +17,16 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PAIR := $(if $(filter 3.11,$(VERSION)),py311,py312)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$(PAIR).txt
 
+# The compiler of TPU programs, which needs no TPU (tests/e2e/test_tpu_programs.py). Not in the environment itself, where
+# every start of jax would look for a TPU and print that there is none.
+TPU_COMPILER := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VENV)/tpu-compiler/.installed)
+
 .PHONY: quickstart test test-newer test-beam lint format imports settings bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(TPU_COMPILER)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # What another jax, flax or orbax can change: arrays, programs, shardings, checkpoints. Not here: NumPy alone (data,
@@ -78,6 +82,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints/$(PAIR).txt
 	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/tpu-compiler/.installed: $(VENV)/bin/python constraints/$(PAIR).txt
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/tpu-compiler libtpu
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -9,12 +9,14 @@ from t5g2.core.batch import Batch
 from t5g2.core.sharding import parts
 from t5g2.models import masks
 from t5g2.models.backends.site import Site
-from t5g2.models.config import EncoderDecoderConfig, LayerKind, ModelConfig, TextConfig
+from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
 from t5g2.models.layers import Compute
 from t5g2.models.masks import ALL, Mask
 
 
-def attention_sites(model: ModelConfig, batch: Batch, compute: Compute, *, microbatches: int = 1) -> dict[str, Site]:
+def attention_sites(
+    model: TextConfig | EncoderDecoderConfig, batch: Batch, compute: Compute, *, microbatches: int = 1
+) -> dict[str, Site]:
     """Returns the site of each kind of attention by name, such as "encoder.local", on one device of the current mesh.
 
     Args:
@@ -53,7 +55,7 @@ def attention_sites(model: ModelConfig, batch: Batch, compute: Compute, *, micro
     return sites
 
 
-def layers_of(model: ModelConfig, name: str) -> int:
+def layers_of(model: TextConfig | EncoderDecoderConfig, name: str) -> int:
     """Returns the number of layers with the attention that `attention_sites` gives this name."""
     side, _, kind = name.partition(".")
     if side == "vision":

@@ -195,7 +195,7 @@ def test_blocks_without_a_visible_pair_are_not_computed(mask, kind):
     """The ranges of blocks are exactly those of the dense mask: causal halves, windows, other examples, padding."""
     block, (segments, _) = 4, ROWS_OF[kind]
     query = tokens(segments)
-    source = blockwise.Source(MASKS[mask], LENGTH, block, same=True)
+    source = blockwise.SourceShape(MASKS[mask], LENGTH, block, same=True)
     problem = blockwise.Problem(1.0, None, "float32", block, (source,))
     [(first_n, end_n)] = blockwise.block_ranges(problem, query, [query])
     visible = np.any(reference.visible(query, query, MASKS[mask]), axis=0)

@@ -1,15 +1,1 @@
-"""Implementations of attention, one per file, all with the signature of `reference.attend`.
-
-`choice` picks one for each kind of layer; all but the reference run on each device's own rows and heads (`per_device`).
-"""
-
-from t5g2.models.backends import blockwise, cudnn, reference, splash
-from t5g2.models.backends.per_device import per_device
-
-BACKENDS = {
-    # XLA cuts it up itself
-    "reference": reference.attend,
-    "blockwise": per_device(blockwise.attend),
-    "splash": per_device(splash.attend),
-    "cudnn": per_device(cudnn.attend),
-}
+"""Implementations of attention, one per file, all with the signature of `reference.attend`; `choice` picks one."""

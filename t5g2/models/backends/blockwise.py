@@ -49,7 +49,7 @@ def attend(
     shapes = []
     for keys, mask in sources:
         length = keys.k_BSKH.shape[1]
-        shapes.append(Source(mask, length, min(_block(mask), length), keys.tokens is query))
+        shapes.append(SourceShape(mask, length, min(_block(mask), length), keys.tokens is query))
     # a window is met exactly by small blocks of queries and of keys
     block = min(q_BTNH.shape[1], *(_block(mask) for _, mask in sources))
     problem = Problem(scale, softcap, dtype, block, tuple(shapes))
@@ -73,7 +73,7 @@ def _block(mask: Mask) -> int:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceShape:
     """The shape of a source of keys.
 
     Attributes:
@@ -94,7 +94,7 @@ class Problem:
     softcap: float | None
     dtype: str
     block: int
-    sources: tuple[Source, ...]
+    sources: tuple[SourceShape, ...]
 
 
 class _Running(NamedTuple):
@@ -226,46 +226,46 @@ def block_ranges(
     return tuple(ranges)
 
 
-class _Bounds(NamedTuple):
+class _Extent(NamedTuple):
     """Least and greatest value among the tokens of each block, of those that are not hidden from everything."""
 
     least_Bn: Array
     most_Bn: Array
 
     @classmethod
-    def of(cls, values_BT: Array, counted_BT: Array, block: int) -> "_Bounds":
+    def of(cls, values_BT: Array, counted_BT: Array, block: int) -> "_Extent":
         """Returns the bounds of the counted values; of a block without any, bounds that overlap no others."""
         info = jnp.iinfo(values_BT.dtype)
         least_BT, most_BT = jnp.where(counted_BT, values_BT, info.max), jnp.where(counted_BT, values_BT, info.min)
         least_Bnt = _split_columns(least_BT, block, info.max)
         return cls(jnp.min(least_Bnt, axis=-1), jnp.max(_split_columns(most_BT, block, info.min), axis=-1))
 
-    def overlap(self, keys: "_Bounds") -> Array:
+    def overlap(self, keys: "_Extent") -> Array:
         """Returns True where a block of queries and one of keys may hold an equal value."""
         return (self.least_Bn[:, :, None] <= keys.most_Bn[:, None]) & (
             keys.least_Bn[:, None] <= self.most_Bn[:, :, None]
         )
 
 
-def _may_see(query: Sequences, keys: Sequences, spec: Source, block: int) -> Bool[Array, "B n m"]:
+def _may_see(query: Sequences, keys: Sequences, spec: SourceShape, block: int) -> Bool[Array, "B n m"]:
     """Returns False where no query of a block sees a key of another; True does not promise that one does."""
     q_real, k_real = query.segments != 0, keys.segments != 0
-    segments = _Bounds.of(query.segments, q_real, block), _Bounds.of(keys.segments, k_real, spec.block)
+    segments = _Extent.of(query.segments, q_real, block), _Extent.of(keys.segments, k_real, spec.block)
     need = segments[0].overlap(segments[1])
     in_block = jnp.zeros_like(need)
     if query.blocks is not None and keys.blocks is not None:
-        q_blocks = _Bounds.of(query.blocks, q_real & (query.blocks != 0), block)
-        in_block = q_blocks.overlap(_Bounds.of(keys.blocks, k_real & (keys.blocks != 0), spec.block))
-    positions = _Bounds.of(query.positions, q_real, block), _Bounds.of(keys.positions, k_real, spec.block)
+        q_blocks = _Extent.of(query.blocks, q_real & (query.blocks != 0), block)
+        in_block = q_blocks.overlap(_Extent.of(keys.blocks, k_real & (keys.blocks != 0), spec.block))
+    positions = _Extent.of(query.positions, q_real, block), _Extent.of(keys.positions, k_real, spec.block)
     need &= _within(spec.mask, *positions, in_block)
     if spec.same:
         columns = jnp.broadcast_to(jnp.arange(spec.length), query.segments.shape)
-        bounds = _Bounds.of(columns, q_real, block), _Bounds.of(columns, k_real, spec.block)
+        bounds = _Extent.of(columns, q_real, block), _Extent.of(columns, k_real, spec.block)
         need &= _within(spec.mask, *bounds, in_block) | ~in_order(query)[:, None, None]
     return need
 
 
-def _within(mask: Mask, query: _Bounds, keys: _Bounds, in_block: Array) -> Array:
+def _within(mask: Mask, query: _Extent, keys: _Extent, in_block: Array) -> Array:
     """Returns False where the mask hides all keys of a block from all queries of another, by bounds of positions."""
     q_least, q_most = query.least_Bn[:, :, None], query.most_Bn[:, :, None]
     k_least, k_most = keys.least_Bn[:, None], keys.most_Bn[:, None]

@@ -44,7 +44,7 @@ def per_device(attend: Callable) -> Callable:
                 take = lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1, axis=2)  # noqa: E731
                 keys_values = jax.tree.map(take, keys_values)
             local_sources = [
-                (Keys(*pair, query if same else tokens), mask)
+                (Keys(pair[0], pair[1], query if same else tokens), mask)
                 for pair, tokens, same, (_, mask) in zip(keys_values, others, own, sources, strict=True)
             ]
             return attend(q_BTNH, query, local_sources, scale=scale, softcap=softcap, dtype=dtype)

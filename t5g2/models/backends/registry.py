@@ -1,0 +1,15 @@
+"""The attention backends by name.
+
+All but the reference run on each device's own rows and heads (`per_device`).
+"""
+
+from t5g2.models.backends import blockwise, cudnn, reference, splash
+from t5g2.models.backends.per_device import per_device
+
+BACKENDS = {
+    # XLA cuts it up itself
+    "reference": reference.attend,
+    "blockwise": per_device(blockwise.attend),
+    "splash": per_device(splash.attend),
+    "cudnn": per_device(cudnn.attend),
+}

@@ -1,0 +1,84 @@
+"""Compiles attention for TPUs, forward and backward, without a TPU: prints one line for each program.
+
+    PYTHONPATH=.venv/tpu-compiler python -m tests.e2e.tpu_programs
+
+A process of its own, as libtpu can be loaded once, and reads its environment at that time.
+"""
+
+import os
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from t5g2.core.batch import Sequences
+from t5g2.core.sharding import AXES
+from t5g2.models import masks
+from t5g2.models.attention import attend
+from t5g2.models.backends.choice import choose
+from t5g2.models.backends.site import Site
+from t5g2.models.layers import Compute
+from t5g2.models.masks import ALL, Keys, Mask
+
+ROWS, LENGTH, MEMORY, HEADS, SIZE = 4, 2048, 4096, 4, 256
+SOURCES: dict[str, tuple[tuple[int, Mask], ...]] = {
+    "encoder.local": ((LENGTH, masks.bidirectional(512)),),
+    "encoder.global": ((LENGTH, ALL),),
+    "decoder.local": ((MEMORY, ALL), (LENGTH, masks.causal(512))),
+    "decoder.global": ((MEMORY, ALL), (LENGTH, masks.causal())),
+}
+
+
+TOPOLOGIES = {"v5e:2x2": (1, None), "v5p:2x2x1": (2, 50.0)}  # with key/value heads, and soft cap
+
+
+def compile_all(topology: str, kv_heads: int, softcap: float | None) -> None:
+    """Compiles every kind of attention for this topology, over rows and heads, packed."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = jax.make_mesh((2, 1, 2), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:4])
+    for name, sources in SOURCES.items():
+        with jax.set_mesh(mesh):
+            text = _compile(mesh, sources, kv_heads, softcap)
+        kernels = text.count('custom_call_target="tpu_custom_call"')
+        pairs = any(f"{LENGTH},{keys}]" in text or f"{keys},{LENGTH}]" in text for keys, _ in sources)
+        print(f"{topology} {name} kernels={kernels} pairs={pairs}")
+
+
+def _compile(mesh, sources, kv_heads: int, softcap: float | None) -> str:
+    def shape(axes, size, dtype):
+        return jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, axes))
+
+    def tokens(length: int) -> Sequences:
+        return Sequences(*(shape(P("data"), (ROWS, length), jnp.int32) for _ in range(3)))
+
+    def array(length: int, heads: int):
+        axes = P("data", None, "tensor" if heads > 1 else None)
+        return shape(axes, (ROWS, length, heads, SIZE), jnp.bfloat16)
+
+    def total(q_BTNH, keys_values, query, others):
+        tokens = [*others, query]
+        every = [
+            (Keys(pair[0], pair[1], of), mask) for pair, of, (_, mask) in zip(keys_values, tokens, sources, strict=True)
+        ]
+        assert choose("auto", Site.of(q_BTNH, query, every, softcap)).name == "splash"
+        o_BTNH = attend(q_BTNH, query, every, scale=SIZE**-0.5, softcap=softcap, compute=Compute())
+        return jnp.sum(o_BTNH.astype(jnp.float32))
+
+    keys_values = [(array(length, kv_heads),) * 2 for length, _ in sources]
+    others = [tokens(length) for length, _ in sources[:-1]]
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    return step.lower(array(LENGTH, HEADS), keys_values, tokens(LENGTH), others).compile().as_text() or ""
+
+
+if __name__ == "__main__":
+    for topology, (kv_heads, softcap) in TOPOLOGIES.items():
+        compile_all(topology, kv_heads, softcap)
