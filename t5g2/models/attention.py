@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
 from t5g2.core.sharding import constrain
+from t5g2.models.backends.by_name import BACKENDS
 from t5g2.models.backends.choice import Site, choose
-from t5g2.models.backends.registry import BACKENDS
 from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute, RMSNorm, apply_rotary, normal, param, project
 from t5g2.models.masks import Keys, Mask

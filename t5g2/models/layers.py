@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from t5g2.core.errors import unknown
 from t5g2.core.sharding import constrain
-from t5g2.models.backends.registry import BACKENDS
+from t5g2.models.backends.by_name import BACKENDS
 from t5g2.models.config import Rope
 
 Precision = Literal["float32", "bfloat16"]

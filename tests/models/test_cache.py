@@ -216,3 +216,41 @@ def test_cached_decoding_with_images_equals_the_full_forward_pass(config, text):
         images + 0.1,
     )
     assert np.abs(np.asarray(other - expected)).max() > 1e-2  # the images tell
+
+
+def test_a_local_layer_holds_no_more_than_its_window():
+    model = weights.model(GEMMA3)
+    cache = start(model, None, rows=2, length=40)
+    slots = {kind: tokens.segments.shape[1] for kind, tokens in cache.tokens.items()}
+    assert slots == {"local": GEMMA3.window, "global": 40}
+    lengths = [keys.k_BSKH.shape[-3] for keys in (*cache.past.slots, *cache.past.tail)]
+    assert lengths == [slots[kind] for kind in ("local", "global", "local")]
+
+
+def test_slots_of_a_window_are_filled_again():
+    """The table of the module's docstring: padding takes no slot of a window, and one slot of a global layer."""
+    model = weights.model(replace(GEMMA3, window=4))
+    cache = start(model, None, rows=2, length=9)
+    prompt = padded([np.arange(10, 15), np.arange(10, 12)], "right")
+    _, cache = EXTEND(model, prompt, cache)
+    assert cache.tokens["local"].positions.tolist() == [[4, 1, 2, 3], [0, 1, 0, 0]]
+    assert cache.tokens["local"].segments.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    for step in range(2):
+        _, cache = EXTEND(model, Sequences(*np.array([[[9], [9]], [[1], [1]], [[5 + step], [2 + step]]])), cache)
+    assert cache.tokens["local"].positions.tolist() == [[4, 5, 6, 3], [0, 1, 2, 3]]
+    assert cache.tokens["global"].positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 0, 0], [0, 1, 0, 0, 0, 2, 3, 0, 0]]
+
+
+def test_a_row_that_waits_loses_nothing():
+    """Rows that write padding, token by token, keep the keys of their window."""
+    model, draw = weights.model(GEMMA3), np.random.RandomState(0)
+    row = draw.randint(10, 97, 12)
+    expected = full(model, [row], None)[0]
+    cache = start(model, None, rows=1, length=30)
+    states = []
+    for position, waiting in enumerate((0, 0, 3, 0, 0, 5, 0, 0, 1, 0, 4, 0)):
+        for real in (*[0] * waiting, 1):
+            tokens = Sequences(*np.array([[[row[position]]], [[real]], [[position * real]]], np.int32))
+            hidden, cache = EXTEND(model, tokens, cache)
+        states.append(hidden[0, 0])
+    np.testing.assert_allclose(states, expected, atol=1e-5)
