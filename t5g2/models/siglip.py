@@ -23,7 +23,7 @@ from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.config import DualEncoderConfig, ImageConfig, SiglipTextConfig, VisionConfig
-from t5g2.models.layers import Compute, ConstantInit, Initializer, RMSNorm, param, zeros
+from t5g2.models.layers import Compute, ConstantInit, Initializer, Precision, RMSNorm, from_arguments, param, zeros
 from t5g2.models.masks import Keys
 from t5g2.models.stack import Layers
 
@@ -92,11 +92,16 @@ class Dense(nnx.Module):
 
     def transform(self, x: Array, dtype=None) -> Array:
         """Returns the product in x's dtype with float32 sums, rounded to `dtype` or x's own once, after the bias."""
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        outer, size = x.shape[: x.ndim - self.inputs], math.prod(kernel.shape[: self.inputs])
-        y = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), preferred_element_type=jnp.float32)
-        y = y + bias.astype(jnp.float32).reshape(1, -1)
-        return y.astype(dtype or x.dtype).reshape(*outer, *kernel.shape[self.inputs :])
+        return _dense(x, self.kernel[...], self.bias[...], self.inputs, dtype or x.dtype)
+
+
+@partial(from_arguments, static_argnums=(3, 4))
+def _dense(x: Array, kernel: Array, bias: Array, inputs: int, dtype) -> Array:
+    kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
+    outer, size = x.shape[: x.ndim - inputs], math.prod(kernel.shape[:inputs])
+    y = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), preferred_element_type=jnp.float32)
+    y = y + bias.astype(jnp.float32).reshape(1, -1)
+    return y.astype(dtype).reshape(*outer, *kernel.shape[inputs:])
 
 
 class LayerNorm(nnx.Module):
@@ -109,11 +114,16 @@ class LayerNorm(nnx.Module):
 
     def normalize(self, x: Float[Array, "... D"], compute: Compute) -> Float[Array, "... D"]:
         """Returns x normalised in compute.norm_dtype, and rounded to x's dtype once."""
-        y = x.astype(compute.norm_dtype)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        scale, bias = (jnp.broadcast_to(p[...].astype(y.dtype), x.shape) for p in (self.scale, self.bias))
-        return (y * scale + bias).astype(x.dtype)
+        return _layer_norm(x, self.scale[...], self.bias[...], self.eps, compute.norm_dtype)
+
+
+@partial(from_arguments, static_argnums=(3, 4))
+def _layer_norm(x: Array, scale: Array, bias: Array, eps: float, dtype: Precision) -> Array:
+    y = x.astype(dtype)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    scale, bias = (jnp.broadcast_to(p.astype(y.dtype), x.shape) for p in (scale, bias))
+    return (y * scale + bias).astype(x.dtype)
 
 
 class SiglipAttention(nnx.Module):
