@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import scope
 from t5g2.models.attention import KeyValues
 from t5g2.models.layers import Compute
 from t5g2.models.stack import Block, LayerInputs, PerLayer, Stack
@@ -84,7 +85,8 @@ def extend(
     def step(block: Block, x_BtD, stored):
         past, memory = stored
         encoder_keys = None if memory is None else memory.as_keys(cache.encoder)
-        return block.forward(x_BtD, inputs, past=past.as_keys(cache.tokens), memory=encoder_keys, compute=compute)
+        with scope(block.kind):
+            return block.forward(x_BtD, inputs, past=past.as_keys(cache.tokens), memory=encoder_keys, compute=compute)
 
     # the scan takes one pytree for each layer, so past and memory are zipped layer by layer
     memory = cache.memory or jax.tree.map(lambda _: None, cache.past, is_leaf=lambda x: isinstance(x, KeyValues))

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import scope
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
@@ -140,6 +141,7 @@ class SiglipAttention(nnx.Module):
         self.q, self.k, self.v = (dense(key, shape, axes, 1) for key in keys[:3])
         self.o = dense(keys[3], (heads, size, width), ("heads", "head_size", "embed"), 2)
 
+    @scope("attention")
     def attend(self, q_BTD: Float[Array, "B T D"], x_BSD: Float[Array, "B S D"], *, compute: Compute) -> Array:
         """Returns [B, T, D], the attention of the states q over all states x."""
         axes = ("rows", "length", "heads_act", None)
@@ -192,6 +194,7 @@ class SiglipMLP(nnx.Module):
         self.up = dense((width, hidden), ("embed", "mlp"), key=keys[0])
         self.down = dense((hidden, width), ("mlp", "embed"), key=keys[1])
 
+    @scope("mlp")
     def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Returns the output of the MLP; the nonlinearity is applied to float32 sums."""
         h_BTF = jax.nn.gelu(self.up.transform(x_BTD, jnp.float32), approximate=True).astype(x_BTD.dtype)
@@ -254,6 +257,7 @@ class VisionTower(SiglipTower):
         if config.pool:
             self.pool = Pool(config, key=keys[3], param_dtype=param_dtype)
 
+    @scope("vision")
     def encode(self, images_BHWC: Float[Array, "B H W 3"], *, compute: Compute) -> Float[Array, "B P D"]:
         """Returns final-normed states of every patch, in compute.vision_dtype; patches in rows from the top left.
 
@@ -299,6 +303,7 @@ class Pool(nnx.Module):
         self.norm = _norm(config, param_dtype)
         self.mlp = SiglipMLP(config.width, config.mlp_width, key=keys[2], param_dtype=param_dtype)
 
+    @scope("vision")
     def reduce(self, x_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B D"]:
         """Returns one vector for the patches of each image."""
         probe_B1D = jnp.broadcast_to(self.probe[...].astype(x_BPD.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))
@@ -321,6 +326,7 @@ class Projector(nnx.Module):
         shape, axes = (vision.width, width), (None, "embed")
         self.kernel = param(None, shape, axes=axes, init=zeros, dtype=param_dtype)
 
+    @scope("projector")
     def project(self, patches_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B K M"]:
         """Returns [B, tokens, width of the language model]: means of equal squares of patches, normed and projected."""
         rows, patches, width = patches_BPD.shape
@@ -357,6 +363,7 @@ class TextTower(SiglipTower):
         shape, axes = (config.width, config.projection), ("embed", None)
         self.head = Dense(shape, axes, init=lecun, key=keys[3], param_dtype=param_dtype)
 
+    @scope("text")
     def encode(self, tokens_BT: Int[Array, "B T"], *, compute: Compute) -> Float[Array, "B D"]:
         """Returns one vector of size config.projection per text, in compute.dtype, not normalised.
 

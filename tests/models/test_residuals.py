@@ -57,7 +57,7 @@ def test_the_loop_over_layers_stacks_no_copy_of_a_weight(name, dtype):
     loops = [equation for equation in scans(gradient.jaxpr) if not equation.params["reverse"]]
     assert len(loops) == (3 if images is not None else 2 if paired else 1)
     for loop in loops:
-        stacked = [variable.aval for variable in loop.outvars[loop.params["num_carry"] :]]
-        assert stacked
+        stacked = [variable.aval for variable in loop.outvars]
+        assert len(stacked) > 10
         copies = [str(aval) for aval in stacked if aval.size % ROWS]
         assert not copies, f"without an axis of {ROWS} rows, so of weights alone: {copies}"
