@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import scope
 from t5g2.models.attention import KeyValues
 from t5g2.models.config import LayerKind
 from t5g2.models.layers import Compute
@@ -99,9 +100,9 @@ def extend(
     def step(block: Block, x_BtD, stored):
         past, memory = stored
         encoder_keys = None if memory is None else memory.as_keys(cache.encoder)
-        return block.forward(
-            x_BtD, inputs, past=past.as_keys(cache.tokens[block.kind]), memory=encoder_keys, compute=compute
-        )
+        keys = past.as_keys(cache.tokens[block.kind])
+        with scope(block.kind):
+            return block.forward(x_BtD, inputs, past=keys, memory=encoder_keys, compute=compute)
 
     # the scan takes one pytree for each layer, so past and memory are zipped layer by layer
     memory = cache.memory or jax.tree.map(lambda _: None, cache.past, is_leaf=lambda x: isinstance(x, KeyValues))
@@ -130,7 +131,7 @@ def _write(stack: Stack, cache: Cache, keys_values: PerLayer, tokens: Sequences)
         return put_rows(old, new, slot_Bt) if axis == 1 else jax.vmap(put_rows, (0, 0, None))(old, new, slot_Bt)
 
     # the leaves of `slots` have a leading axis of repeats, so the length is one axis further
-    kinds = [config.kind(layer) for layer in range(config.layers)]
+    kinds: list[LayerKind] = [config.kind(layer) for layer in range(config.layers)]
     stored = []
     for layers, new_layers, axis in ((cache.past.slots, keys_values.slots, 2), (cache.past.tail, keys_values.tail, 1)):
         first = 0 if axis == 2 else config.layers - len(layers)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import scope
 from t5g2.models import cache as caches
 from t5g2.models import image_embeddings, layers, masks
 from t5g2.models.config import TextConfig
@@ -35,6 +36,7 @@ class Gemma(Stack):
             self.vision = VisionTower(config.images.vision, key=vision_key, param_dtype=param_dtype)
             self.projector = Projector(config.images, config.width, key=projector_key, param_dtype=param_dtype)
 
+    @scope("decoder")
     def hidden(
         self, encoder: None, decoder: Sequences, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
     ) -> Float[Array, "B T D"]:
@@ -53,6 +55,7 @@ class Gemma(Stack):
         table = self.embedder.table if self.config.tied_head else self.unembedder.table
         return Head(table[...], self.config.final_softcap)
 
+    @scope("head")
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Returns float32 logits of every position; for decoding, not for training."""
         return layers.logits(hidden_BTD, self.head())
@@ -66,6 +69,7 @@ class Gemma(Stack):
             raise ValueError("a decoder-only model reads images with its prompt; give them to `extend`")
         return caches.start(self, rows, length, compute=compute)
 
+    @scope("decoder")
     def extend(
         self,
         decoder: Sequences,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import scope
 from t5g2.core.sharding import constrain
 from t5g2.models.config import ImageConfig
 from t5g2.models.layers import Compute, Embedder
@@ -22,6 +23,7 @@ LARGE = np.float32(32896 / 2**22)
 SMALL = np.float32(1 / 127.5 - 32896 / 2**22)
 
 
+@scope("vision")
 def normalized(images_BIHWC: UInt8[Array, "B I H W 3"] | None) -> Float[Array, "B I H W 3"] | None:
     """Returns x / 127.5 - 1, in [-1, 1], equal to data.images.preprocess bit for bit; None if there are no images."""
     if images_BIHWC is None:
@@ -31,6 +33,7 @@ def normalized(images_BIHWC: UInt8[Array, "B I H W 3"] | None) -> Float[Array, "
     return x_BIHWC * LARGE + x_BIHWC * SMALL - jnp.float32(1)
 
 
+@scope("embed")
 def embed(
     model: Any,
     embedder: Embedder,

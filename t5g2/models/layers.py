@@ -7,6 +7,7 @@ B batch, T length, D width, F MLP width, H head size, V vocabulary. Numerics fol
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -92,11 +93,23 @@ class ConstantInit:
         return jnp.full(shape, self.value, dtype)
 
 
+# Makes a function's backward pass start from its arguments alone. In a loop over layers, every array that the backward
+# pass needs is written into a stack over the repeats, unless it is an argument of the loop's body, as weights are; what
+# is made of the arguments on the way (casts, reshaped weights, normed states) is cheaper to compute again. Without a
+# loop, XLA may still keep it: prevent_cse is off.
+from_arguments = partial(jax.checkpoint, prevent_cse=False)
+
+
 def project(x: Array, w: Array, *, inputs: int = 1) -> Array:
     """Returns x contracted with w over x's last `inputs` axes, w's first: BTD, DNH -> BTNH; BTNH, NHD -> BTD.
 
     w is cast to x's dtype, and sums are float32.
     """
+    return _project(x, w, inputs)
+
+
+@partial(from_arguments, static_argnums=2)
+def _project(x: Array, w: Array, inputs: int) -> Array:
     # as a product of two matrices: on CPU, XLA runs one on [B * T, D] twice as fast as one on [B, T, D]
     outer, out = x.shape[: x.ndim - inputs], w.shape[inputs:]
     size = math.prod(w.shape[:inputs])
@@ -113,10 +126,15 @@ class RMSNorm(nnx.Module):
 
     def normalize(self, x: Float[Array, "... D"], compute: Compute) -> Float[Array, "... D"]:
         """Returns x normalised in compute.norm_dtype, and rounded to x's dtype once, after the multiplication."""
-        y = x.astype(compute.norm_dtype)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        factor = 1.0 + self.scale[...].astype(y.dtype)
-        return (y * jnp.broadcast_to(factor, x.shape)).astype(x.dtype)
+        return _rms_norm(x, self.scale[...], self.eps, compute.norm_dtype)
+
+
+@partial(from_arguments, static_argnums=(2, 3))
+def _rms_norm(x: Array, scale: Array, eps: float, dtype: Precision) -> Array:
+    y = x.astype(dtype)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    factor = 1.0 + scale.astype(y.dtype)
+    return (y * jnp.broadcast_to(factor, x.shape)).astype(x.dtype)
 
 
 def rotary_cos_sin(positions_BT: Int[Array, "B T"], rope: Rope, head_size: int) -> tuple[Array, Array]:
@@ -152,8 +170,12 @@ class GatedMLP(nnx.Module):
     def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Returns the output of the MLP, before the norm that follows it."""
         # the sums of `project` are rounded to x's dtype before the nonlinearity, as in transformers
-        gate_BTF = jax.nn.gelu(project(x_BTD, self.gate[...]), approximate=True)
-        return project(gate_BTF * project(x_BTD, self.up[...]), self.down[...])
+        return _gated(project(x_BTD, self.gate[...]), project(x_BTD, self.up[...]), self.down[...])
+
+
+@from_arguments
+def _gated(gate_BTF: Array, up_BTF: Array, down_FD: Array) -> Array:
+    return project(jax.nn.gelu(gate_BTF, approximate=True) * up_BTF, down_FD)
 
 
 @jax.tree_util.register_dataclass

@@ -19,11 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import scope
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.config import DualEncoderConfig, ImageConfig, SiglipTextConfig, VisionConfig
-from t5g2.models.layers import Compute, ConstantInit, Initializer, RMSNorm, param, zeros
+from t5g2.models.layers import Compute, ConstantInit, Initializer, Precision, RMSNorm, from_arguments, param, zeros
 from t5g2.models.masks import Keys
 from t5g2.models.stack import Layers
 
@@ -90,11 +91,16 @@ class Dense(nnx.Module):
 
     def transform(self, x: Array, dtype=None) -> Array:
         """Returns the product in x's dtype with float32 sums, rounded to `dtype` or x's own once, after the bias."""
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        outer, size = x.shape[: x.ndim - self.inputs], math.prod(kernel.shape[: self.inputs])
-        y = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), preferred_element_type=jnp.float32)
-        y = y + bias.astype(jnp.float32).reshape(1, -1)
-        return y.astype(dtype or x.dtype).reshape(*outer, *kernel.shape[self.inputs :])
+        return _dense(x, self.kernel[...], self.bias[...], self.inputs, dtype or x.dtype)
+
+
+@partial(from_arguments, static_argnums=(3, 4))
+def _dense(x: Array, kernel: Array, bias: Array, inputs: int, dtype) -> Array:
+    kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
+    outer, size = x.shape[: x.ndim - inputs], math.prod(kernel.shape[:inputs])
+    y = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), preferred_element_type=jnp.float32)
+    y = y + bias.astype(jnp.float32).reshape(1, -1)
+    return y.astype(dtype).reshape(*outer, *kernel.shape[inputs:])
 
 
 class LayerNorm(nnx.Module):
@@ -107,11 +113,16 @@ class LayerNorm(nnx.Module):
 
     def normalize(self, x: Float[Array, "... D"], compute: Compute) -> Float[Array, "... D"]:
         """Returns x normalised in compute.norm_dtype, and rounded to x's dtype once."""
-        y = x.astype(compute.norm_dtype)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        scale, bias = (jnp.broadcast_to(p[...].astype(y.dtype), x.shape) for p in (self.scale, self.bias))
-        return (y * scale + bias).astype(x.dtype)
+        return _layer_norm(x, self.scale[...], self.bias[...], self.eps, compute.norm_dtype)
+
+
+@partial(from_arguments, static_argnums=(3, 4))
+def _layer_norm(x: Array, scale: Array, bias: Array, eps: float, dtype: Precision) -> Array:
+    y = x.astype(dtype)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    scale, bias = (jnp.broadcast_to(p.astype(y.dtype), x.shape) for p in (scale, bias))
+    return (y * scale + bias).astype(x.dtype)
 
 
 class SiglipAttention(nnx.Module):
@@ -128,6 +139,7 @@ class SiglipAttention(nnx.Module):
         self.q, self.k, self.v = (dense(key, shape, axes, 1) for key in keys[:3])
         self.o = dense(keys[3], (heads, size, width), ("heads", "head_size", "embed"), 2)
 
+    @scope("attention")
     def attend(self, q_BTD: Float[Array, "B T D"], x_BSD: Float[Array, "B S D"], *, compute: Compute) -> Array:
         """Returns [B, T, D], the attention of the states q over all states x."""
         axes = ("rows", "length", "heads_act", None)
@@ -155,6 +167,7 @@ class SiglipMLP(nnx.Module):
         self.up = dense((width, hidden), ("embed", "mlp"), key=keys[0])
         self.down = dense((hidden, width), ("mlp", "embed"), key=keys[1])
 
+    @scope("mlp")
     def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Returns the output of the MLP; the nonlinearity is applied to float32 sums."""
         h_BTF = jax.nn.gelu(self.up.transform(x_BTD, jnp.float32), approximate=True).astype(x_BTD.dtype)
@@ -217,6 +230,7 @@ class VisionTower(SiglipTower):
         if config.pool:
             self.pool = Pool(config, key=keys[3], param_dtype=param_dtype)
 
+    @scope("vision")
     def encode(self, images_BHWC: Float[Array, "B H W 3"], *, compute: Compute) -> Float[Array, "B P D"]:
         """Returns final-normed states of every patch, in compute.vision_dtype; patches in rows from the top left.
 
@@ -262,6 +276,7 @@ class Pool(nnx.Module):
         self.norm = _norm(config, param_dtype)
         self.mlp = SiglipMLP(config.width, config.mlp_width, key=keys[2], param_dtype=param_dtype)
 
+    @scope("vision")
     def reduce(self, x_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B D"]:
         """Returns one vector for the patches of each image."""
         probe_B1D = jnp.broadcast_to(self.probe[...].astype(x_BPD.dtype), (x_BPD.shape[0], 1, x_BPD.shape[2]))
@@ -284,6 +299,7 @@ class Projector(nnx.Module):
         shape, axes = (vision.width, width), (None, "embed")
         self.kernel = param(None, shape, axes=axes, init=zeros, dtype=param_dtype)
 
+    @scope("projector")
     def project(self, patches_BPD: Float[Array, "B P D"], *, compute: Compute) -> Float[Array, "B K M"]:
         """Returns [B, tokens, width of the language model]: means of equal squares of patches, normed and projected."""
         rows, patches, width = patches_BPD.shape
@@ -320,6 +336,7 @@ class TextTower(SiglipTower):
         shape, axes = (config.width, config.projection), ("embed", None)
         self.head = Dense(shape, axes, init=lecun, key=keys[3], param_dtype=param_dtype)
 
+    @scope("text")
     def encode(self, tokens_BT: Int[Array, "B T"], *, compute: Compute) -> Float[Array, "B D"]:
         """Returns one vector of size config.projection per text, in compute.dtype, not normalised.
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import ScopeName, scope
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import Attention, KeyValues
@@ -53,6 +54,8 @@ class Block(nnx.Module):
 
     Its tokens attend to each other and to a cache; in subclasses also to the encoder.
     """
+
+    attention_scope: ScopeName = "attention"
 
     def __init__(self, config: TextConfig, kind: LayerKind, *, key: jax.Array, param_dtype):
         self.kind: LayerKind = kind
@@ -96,15 +99,17 @@ class Block(nnx.Module):
         compute: Compute,
     ) -> tuple[Array, KeyValues]:
         """Returns x plus attention over the cache, `others` and the tokens themselves, and their keys and values."""
-        rotary, mask = inputs.rotary[self.kind], inputs.masks[self.kind]
-        h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
-        keys_values = self.attention.keys(h_BTD, rotary, compute=compute)
-        # masks are by position and segment, so one mask serves the cache and the new tokens
-        sources = [*([] if past is None else [(past, mask)]), *others, (keys_values.as_keys(inputs.tokens), mask)]
-        q_BTNH = self.attention.queries(h_BTD, rotary, compute=compute)
-        o_BTD = self.attention.attend(q_BTNH, inputs.tokens, sources, compute=compute)
-        return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), keys_values
+        with scope(self.attention_scope):
+            rotary, mask = inputs.rotary[self.kind], inputs.masks[self.kind]
+            h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
+            keys_values = self.attention.keys(h_BTD, rotary, compute=compute)
+            # masks are by position and segment, so one mask serves the cache and the new tokens
+            sources = [*([] if past is None else [(past, mask)]), *others, (keys_values.as_keys(inputs.tokens), mask)]
+            q_BTNH = self.attention.queries(h_BTD, rotary, compute=compute)
+            o_BTD = self.attention.attend(q_BTNH, inputs.tokens, sources, compute=compute)
+            return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), keys_values
 
+    @scope("mlp")
     def _transform(self, x_BTD: Array, compute: Compute) -> Array:
         h_BTD = self.mlp.transform(self.pre_mlp_norm.normalize(x_BTD, compute))
         x_BTD = x_BTD + self.post_mlp_norm.normalize(h_BTD, compute)
@@ -117,6 +122,9 @@ class MergedBlock(Block):
     The decoder's past and all of the encoder are keys under one softmax, with one set of weights.
     """
 
+    attention_scope = "merged"
+
+    @scope("merged")
     def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
         """Returns keys and values by the weights of self-attention; keys are normed and not rotated."""
         return self.attention.keys(memory_BSD, None, compute=compute)
@@ -141,6 +149,7 @@ class CrossBlock(Block):
             config, memory_width=memory_width, key=jax.random.fold_in(key, 2), param_dtype=param_dtype
         )
 
+    @scope("cross")
     def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
         """Returns keys and values by the weights of cross-attention, not rotated."""
         return self.cross_attention.keys(memory_BSD, None, compute=compute)
@@ -149,9 +158,10 @@ class CrossBlock(Block):
     def forward(self, x_BTD, inputs, *, past=None, memory=None, compute):
         assert memory is not None
         x_BTD, keys_values = self._self_attend(x_BTD, inputs, past, compute=compute)
-        q_BTNH = self.cross_attention.queries(self.pre_cross_norm.normalize(x_BTD, compute), None, compute=compute)
-        o_BTD = self.cross_attention.attend(q_BTNH, inputs.tokens, [(memory, masks.ALL)], compute=compute)
-        x_BTD = x_BTD + self.post_cross_norm.normalize(o_BTD, compute)
+        with scope("cross"):
+            q_BTNH = self.cross_attention.queries(self.pre_cross_norm.normalize(x_BTD, compute), None, compute=compute)
+            o_BTD = self.cross_attention.attend(q_BTNH, inputs.tokens, [(memory, masks.ALL)], compute=compute)
+            x_BTD = x_BTD + self.post_cross_norm.normalize(o_BTD, compute)
         return self._transform(x_BTD, compute), keys_values
 
 
@@ -265,9 +275,10 @@ class Stack(nnx.Module):
 
         def step(block: Block, x_BTD, _):
             # within the scan, so that the forward pass holds the encoder's keys of one layer at a time
-            keys_values = None if memory is None else block.encoder_keys_values(memory[0], compute=compute)
-            encoder_keys = None if keys_values is None or memory is None else keys_values.as_keys(memory[1])
-            return block.forward(x_BTD, inputs, memory=encoder_keys, compute=compute)[0], None
+            with scope(block.kind):
+                keys_values = None if memory is None else block.encoder_keys_values(memory[0], compute=compute)
+                encoder_keys = None if keys_values is None or memory is None else keys_values.as_keys(memory[1])
+                return block.forward(x_BTD, inputs, memory=encoder_keys, compute=compute)[0], None
 
         x_BTD, _ = self.layers.scan(step, x_BTD, compute=compute)
         return self.final_norm.normalize(x_BTD, compute)

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
+from t5g2.core.scopes import scope
 from t5g2.models import cache as caches
 from t5g2.models import image_embeddings, layers, masks
 from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
@@ -67,6 +68,7 @@ class T5Gemma(nnx.Module):
         """
         return self.decode(decoder, self.encode(encoder, images, compute=compute), encoder, compute=compute)
 
+    @scope("encoder")
     def encode(
         self, encoder: Sequences, images: Float[Array, "B I H W 3"] | None = None, *, compute: Compute
     ) -> Float[Array, "B S D"]:
@@ -77,6 +79,7 @@ class T5Gemma(nnx.Module):
         inputs = LayerInputs.create(encoder, self.config.encoder, lambda kind: masks.encoder(self.config, kind))
         return self.encoder.run(self._embed_encoder(encoder, images, compute), inputs, compute=compute)
 
+    @scope("decoder")
     def decode(
         self, decoder: Sequences, memory_BSD: Float[Array, "B S M"], encoder: Sequences, *, compute: Compute
     ) -> Float[Array, "B T D"]:
@@ -89,6 +92,7 @@ class T5Gemma(nnx.Module):
         table = self._decoder_embedder.table if self.config.decoder.tied_head else self.unembedder.table
         return Head(table[...], self.config.decoder.final_softcap)
 
+    @scope("head")
     def logits(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Returns float32 logits of every position; for decoding, not for training."""
         return layers.logits(hidden_BTD, self.head())
@@ -111,8 +115,10 @@ class T5Gemma(nnx.Module):
             raise ValueError(f"a cache of {rows} rows needs encoder tokens of as many rows; given: {encoder_rows}")
         # only the keys and values of the encoder's states are kept, not the states
         memory_BSD = self.encode(encoder, images, compute=compute)
-        return caches.start(self.decoder, rows, length, memory_BSD=memory_BSD, encoder=encoder, compute=compute)
+        with scope("decoder"):
+            return caches.start(self.decoder, rows, length, memory_BSD=memory_BSD, encoder=encoder, compute=compute)
 
+    @scope("decoder")
     def extend(
         self, decoder: Sequences, cache: caches.Cache, images: None = None, *, compute: Compute
     ) -> tuple[Float[Array, "B T D"], caches.Cache]:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from t5g2.core import sharding
 from t5g2.core.batch import Batch
+from t5g2.core.scopes import scope
 from t5g2.models import image_embeddings
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig, tiled_cross_entropy
@@ -109,17 +110,21 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
         total, sums, gradients = gradients_of(state.params, batch, options, teacher, key)
         # the one division by the global count
-        scale = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
-        gradients = jax.tree.map(lambda g: g * scale, gradients)
-        params, opt, update = optimizer.apply(state.params, gradients, state.opt, state.step)
-        parameter_norm, parameter_norms = norms_of(params)
-        # a finite gradient and a wrong learning rate can still make weights that are not finite
-        finite = jnp.isfinite(total) & jnp.isfinite(update.gradient_norm) & jnp.isfinite(parameter_norm)
+        with scope("gradients"):
+            scale = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        with scope("optimizer"):
+            params, opt, update = optimizer.apply(state.params, gradients, state.opt, state.step)
+        with scope("metrics"):
+            parameter_norm, parameter_norms = norms_of(params)
+            # a finite gradient and a wrong learning rate can still make weights that are not finite
+            finite = jnp.isfinite(total) & jnp.isfinite(update.gradient_norm) & jnp.isfinite(parameter_norm)
         skipped = state.skipped
         if options.skip_nonfinite:
             # selected in the program: the old state is donated, so the host could not go back to it
             keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-            params, opt = jax.tree.map(keep, (params, opt), (state.params, state.opt))
+            with scope("optimizer"):
+                params, opt = jax.tree.map(keep, (params, opt), (state.params, state.opt))
             skipped = skipped + jnp.where(finite, 0, 1)
         metrics = Metrics(
             total=total * scale,
@@ -152,7 +157,9 @@ def gradients_of(
         rows, key = rows_and_key
         (total, sums), gradients = gradient(params, rows, options, teacher, key)
         # float32 even where weights are bfloat16, because they are added up
-        return total, sums, sharding.constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))
+        with scope("gradients"):
+            gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+            return total, sums, sharding.constrain_weights(gradients)
 
     if options.microbatches == 1:
         return one_microbatch((batch, key))
@@ -162,7 +169,12 @@ def gradients_of(
     total, sums, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # so that the carry of the scan is sharded like the weights from the start
     zeros = total, sums, sharding.constrain_weights(gradients)
-    add = lambda carry, part: (jax.tree.map(jnp.add, carry, one_microbatch(part)), None)  # noqa: E731
+
+    def add(carry, part):
+        terms = one_microbatch(part)
+        with scope("gradients"):
+            return jax.tree.map(jnp.add, carry, terms), None
+
     return jax.lax.scan(add, zeros, parts)[0]
 
 
@@ -175,16 +187,19 @@ def loss_sums(
     hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute)
     outputs = None
     if options.loss.distillation is not None:
-        outputs = teachers.outputs(teacher, batch, options.compute, key=key)
-    loss = tiled_cross_entropy(
-        hidden_BTD,
-        params.head(),
-        batch.targets,
-        batch.weights,
-        options.loss,
-        teacher=outputs,
-    )
+        with scope("teacher"):
+            outputs = teachers.outputs(teacher, batch, options.compute, key=key)
+    with scope("head"):
+        loss = tiled_cross_entropy(
+            hidden_BTD,
+            params.head(),
+            batch.targets,
+            batch.weights,
+            options.loss,
+            teacher=outputs,
+        )
 
+    @scope("metrics")
     def sums_by(groups_BT: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         one_hot_BTG = jax.nn.one_hot(groups_BT, count, dtype=jnp.float32)
         values = batch.weights * loss.tokens.loss_BT, batch.weights

@@ -13,6 +13,7 @@ from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Batch, Sequences
 from t5g2.core.sharding import MeshShape
+from t5g2.jobs.program_operations import operations
 from t5g2.models import build
 from t5g2.models.layers import Compute
 from t5g2.models.loss import LossConfig
@@ -180,6 +181,17 @@ def test_the_states_memory_is_used_again(run, shape, microbatches):
     made = run(shape, microbatches)
     on_each = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(made.abstract))
     assert made.compiled.memory_analysis().alias_size_in_bytes >= 0.95 * on_each
+
+
+@pytest.mark.parametrize(("shape", "microbatches"), [((1, 1, 1), 1), ((1, 1, 1), 4), ((2, 2, 2), 1)])
+def test_every_product_of_a_step_is_in_a_named_scope(run, shape, microbatches):
+    program = operations(run(shape, microbatches).compiled.as_text()).values()
+    flops = {scope: sum(o.flops for o in program if o.scope == scope) for scope in {o.scope for o in program}}
+    layers = ("encoder.local.attention", "encoder.local.mlp", "decoder.local.merged", "decoder.local.mlp")
+    assert {*layers, "head", "optimizer", "encoder.embed", "decoder.embed", "gradients", "metrics"} <= set(flops)
+    large = {scope for scope, count in flops.items() if count > 0.01 * sum(flops.values())}
+    assert large == {*layers, "head"}
+    assert flops.get("", 0) < 0.01 * sum(flops.values())
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
