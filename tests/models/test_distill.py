@@ -14,7 +14,8 @@ from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.models.distillation import Distillation, SparseDistribution, TeacherOutputs, sparsify
 from t5g2.models.layers import Head
-from t5g2.models.loss import LossConfig, tiled_cross_entropy
+from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
 from tests.models.test_loss import naive, shapes
 
 V, D, B, T, WIDTH = 96, 40, 16, 13, 24  # as in test_loss: an axis is known by its size; the teacher is narrower
@@ -94,7 +95,7 @@ def expected(how, softcap, z_loss):
 
 def sums(how, softcap=None, **settings):
     def total(hidden, table, targets, weights, teacher):
-        made = tiled_cross_entropy(
+        made = cross_entropy(
             hidden,
             Head(table, softcap),
             targets,
@@ -179,7 +180,7 @@ def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
     (_, made), gradients = run(hidden, table, targets, weights, itself)
     np.testing.assert_allclose(made.tokens.divergence_BT, 0.0, atol=2e-6)
     plain = jax.grad(
-        lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, LossConfig(tile_tokens=64)).total, (0, 1)
+        lambda x, w: cross_entropy(x, Head(w, 3.0), targets, weights, LossConfig(tile_tokens=64)).total, (0, 1)
     )
     assert_gradients(gradients, jax.tree.map(lambda g: (1 - how.weight) * g, plain(hidden, table)))
     (_, alone), none = jax.value_and_grad(sums(Distillation(1.0), 3.0, tile_tokens=64), (0, 1), has_aux=True)(
