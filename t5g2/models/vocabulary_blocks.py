@@ -53,7 +53,9 @@ class VocabularyBlocks:
     def rows(self, table_SPD: Array, block: Array, dtype: Any) -> Array:
         """Returns the rows of a block, [S, C, D], whole along D."""
         rows_SCD = jax.lax.dynamic_slice_in_dim(table_SPD, self.start(block), self.size, axis=1)
-        return constrain(rows_SCD.astype(dtype), "vocab_act", None, None)
+        # sharded like the table first: with the last line alone, XLA would gather the table before the loop
+        rows_SCD = constrain(rows_SCD.astype(dtype), "vocab_act", None, "embed")
+        return constrain(rows_SCD, "vocab_act", None, None)
 
     def columns(self, ids: Array, block: Array) -> Array:
         """Returns the columns of ids [...] in a block, int32[..., S]; those outside 0 .. C - 1 are in other blocks."""
