@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from t5g2.models.distillation import Distillation, TeacherOutputs
 from t5g2.models.layers import Head
-from t5g2.models.loss import LossConfig, sparse_distributions, tiled_cross_entropy
+from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
+from t5g2.models.tiled_loss import sparse_distributions
 
 ROWS, LENGTH, WIDTH, VOCAB = 8, 128, 256, 65536
 TILES = (1024, 256, 128)
@@ -28,9 +30,7 @@ def naive(x_BTD, w_VD, targets_BT, weights_BT):
 
 def tiled(tile_tokens):
     def total(x_BTD, w_VD, targets_BT, weights_BT):
-        return tiled_cross_entropy(
-            x_BTD, Head(w_VD, None), targets_BT, weights_BT, LossConfig(tile_tokens=tile_tokens)
-        ).total
+        return cross_entropy(x_BTD, Head(w_VD, None), targets_BT, weights_BT, LossConfig(tile_tokens=tile_tokens)).total
 
     return total
 
@@ -50,7 +50,7 @@ def distilled(how, *, cached: bool):
     def total(x_BTD, w_VD, targets_BT, weights_BT):
         config = LossConfig(tile_tokens=TILES[1], distillation=how)
         head = Head(w_VD, None)
-        return tiled_cross_entropy(x_BTD, head, targets_BT, weights_BT, config, teacher=teacher).total
+        return cross_entropy(x_BTD, head, targets_BT, weights_BT, config, teacher=teacher).total
 
     return total
 

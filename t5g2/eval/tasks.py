@@ -34,7 +34,8 @@ from t5g2.eval.generation import GREEDY, GenerationOptions, LanguageModule, Samp
 from t5g2.eval.metrics import TokenSums
 from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
-from t5g2.models.loss import LossConfig, token_losses
+from t5g2.models.loss import token_losses
+from t5g2.models.loss_config import LossConfig
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from t5g2.data.corpus import Corpus, open_corpus
 from t5g2.data.shards import array_record, logit_shards
 from t5g2.data.shards.logit_shards import LogitShardLayout
 from t5g2.data.shards.shard_folder import ShardFolder
-from t5g2.models import loss
+from t5g2.models import tiled_loss
 from t5g2.models.distillation import Distillation
 from t5g2.train import teachers
 from t5g2.train.experiment import Experiment
@@ -145,7 +145,7 @@ class _Writer:
                 _predict,
                 compute=experiment.compute,
                 select=functools.partial(
-                    loss.sparse_distributions, distillation=distillation, tile_tokens=experiment.train.tile_tokens
+                    tiled_loss.sparse_distributions, distillation=distillation, tile_tokens=experiment.train.tile_tokens
                 ),
                 vocab_size=self._vocab_size,
             )

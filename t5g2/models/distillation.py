@@ -116,18 +116,12 @@ def soft_targets_from_sparse(
     sparse: SparseDistribution, y_RKV: Float[Array, "R K V"], lse_RK: Float[Array, "R K"], config: Distillation
 ) -> SoftTargets:
     """Returns the soft targets of kept tokens; y are the student's logits, lse their log-sum-exp over V."""
-    p_RKN = jnp.exp(sparse.log_probs.astype(jnp.float32))
-    tail_RK = sparse.tail.astype(jnp.float32)
-    if config.tail == "renormalise":
-        tail_RK = jnp.zeros_like(tail_RK)
-    # 16 bits lose a little of the sum of 1; where the teacher has no distribution the sum may be 0
-    total_RK = jnp.maximum(jnp.sum(p_RKN, axis=-1) + tail_RK, jnp.finfo(jnp.float32).tiny)
-    p_RKN, tail_RK = p_RKN / total_RK[..., None], tail_RK / total_RK
+    p_RKN, tail_RK = kept_probabilities(sparse, config)
     probs_RKV = _scatter(sparse.ids, p_RKN, y_RKV.shape[-1])
     # summed over V: gathering the logits of the N tokens from a sharded vocabulary would bring whole rows together
     log_s_RKV = y_RKV - lse_RK[..., None]
-    divergence_RK = jnp.sum(_x_log_x(p_RKN), axis=-1) - jnp.sum(probs_RKV * log_s_RKV, axis=-1)
-    if config.tail == "renormalise":
+    divergence_RK = jnp.sum(x_log_x(p_RKN), axis=-1) - jnp.sum(probs_RKV * log_s_RKV, axis=-1)
+    if tail_RK is None:
         return SoftTargets(probs_RKV, divergence_RK)
     # the student's probability of the tail is a log-sum-exp over the tokens that are not kept
     others_RKV = jnp.where(probs_RKV > 0.0, -jnp.inf, log_s_RKV)
@@ -137,8 +131,21 @@ def soft_targets_from_sparse(
     tail_RK, top_RK = jnp.where(has_tail_RK, tail_RK, 0.0), jnp.where(has_tail_RK, top_RK, 0.0)
     shares_RKV = jnp.exp(others_RKV - top_RK[..., None])
     sum_RK = jnp.where(has_tail_RK, jnp.sum(shares_RKV, axis=-1), 1.0)
-    divergence_RK = divergence_RK + _x_log_x(tail_RK) - tail_RK * (top_RK + jnp.log(sum_RK))
+    divergence_RK = divergence_RK + x_log_x(tail_RK) - tail_RK * (top_RK + jnp.log(sum_RK))
     return SoftTargets(probs_RKV + (tail_RK / sum_RK)[..., None] * shares_RKV, divergence_RK)
+
+
+def kept_probabilities(sparse: SparseDistribution, config: Distillation) -> tuple[Array, Array | None]:
+    """Returns float32 probabilities of the kept tokens and of all others together, which sum to 1.
+
+    The second is None with "renormalise", where the others have none.
+    """
+    p_RKN, tail_RK = jnp.exp(sparse.log_probs.astype(jnp.float32)), sparse.tail.astype(jnp.float32)
+    if config.tail == "renormalise":
+        tail_RK = jnp.zeros_like(tail_RK)
+    # 16 bits lose a little of the sum of 1; where the teacher has no distribution the sum may be 0
+    total_RK = jnp.maximum(jnp.sum(p_RKN, axis=-1) + tail_RK, jnp.finfo(jnp.float32).tiny)
+    return p_RKN / total_RK[..., None], None if config.tail == "renormalise" else tail_RK / total_RK
 
 
 def soft_targets_from_logits(
@@ -189,6 +196,6 @@ def _scatter(ids_RKN, p_RKN, vocab_size: int):
     return constrain(zeros_RKV.at[rows, tokens, ids_RKN].add(p_RKN), "rows", None, "vocab_act")
 
 
-def _x_log_x(x):
+def x_log_x(x):
     """Returns x * log(x), which is 0 at 0; the inner `where` avoids a NaN there."""
     return jnp.where(x > 0.0, x * jnp.log(jnp.where(x > 0.0, x, 1.0)), 0.0)

@@ -29,7 +29,7 @@ from t5g2.eval.tasks import Task
 from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
-from t5g2.models.loss import LossConfig
+from t5g2.models.loss_config import LossConfig
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names

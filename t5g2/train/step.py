@@ -17,7 +17,8 @@ from t5g2.core.batch import Batch
 from t5g2.core.scopes import scope
 from t5g2.models import image_embeddings
 from t5g2.models.layers import Compute
-from t5g2.models.loss import LossConfig, tiled_cross_entropy
+from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
 from t5g2.train import teachers
 from t5g2.train.optim import Updater, norms_of
 from t5g2.train.state import TrainState, shardings
@@ -190,7 +191,7 @@ def loss_sums(
         with scope("teacher"):
             outputs = teachers.outputs(teacher, batch, options.compute, key=key)
     with scope("head"):
-        loss = tiled_cross_entropy(
+        loss = cross_entropy(
             hidden_BTD,
             params.head(),
             batch.targets,

@@ -21,7 +21,7 @@ from t5g2.eval import evaluation as evaluations
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
 from t5g2.models import build
-from t5g2.models.loss import LossConfig
+from t5g2.models.loss_config import LossConfig
 from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder
 from tests import tiny
 from tests.tiny import FLOAT32

@@ -1,6 +1,7 @@
 """Distillation in the tiled loss, against the divergence of all distributions at once and jax's own derivatives."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
+from t5g2.models import block_targets
 from t5g2.models.distillation import Distillation, SparseDistribution, TeacherOutputs, sparsify
 from t5g2.models.layers import Head
-from t5g2.models.loss import LossConfig, tiled_cross_entropy
+from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
 from tests.models.test_loss import naive, shapes
 
 V, D, B, T, WIDTH = 96, 40, 16, 13, 24  # as in test_loss: an axis is known by its size; the teacher is narrower
@@ -25,6 +28,11 @@ HOW = {
     "all of them": Distillation(0.7, "top_k", V, "together"),
     "sampled": Distillation(0.5, "sampled", 8),
 }
+
+
+TILES, BLOCKS = {"strategy": "tokens", "tile_tokens": 32}, {"strategy": "vocabulary", "block_rows": 40}
+ALL = {"strategy": "tokens", "tile_tokens": 10**6}, {"strategy": "vocabulary", "block_rows": V}
+each_strategy = pytest.mark.parametrize("settings", [TILES, BLOCKS], ids=["tiles", "blocks"])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +102,7 @@ def expected(how, softcap, z_loss):
 
 def sums(how, softcap=None, **settings):
     def total(hidden, table, targets, weights, teacher):
-        made = tiled_cross_entropy(
+        made = cross_entropy(
             hidden,
             Head(table, softcap),
             targets,
@@ -112,13 +120,13 @@ def assert_gradients(got, want):
         np.testing.assert_allclose(one, other, atol=5e-6)
 
 
-@pytest.mark.parametrize("tile_tokens", [32, 10**6])
+@pytest.mark.parametrize("settings", [TILES, BLOCKS, *ALL], ids=["tiles", "blocks", "one tile", "one block"])
 @pytest.mark.parametrize(("softcap", "z_loss"), [(None, 0.0), (3.0, 0.01)])
 @pytest.mark.parametrize("name", [name for name in HOW if name != "sampled"])
-def test_loss_and_gradients_are_those_of_all_distributions_at_once(data, name, softcap, z_loss, tile_tokens):
+def test_loss_and_gradients_are_those_of_all_distributions_at_once(data, name, softcap, z_loss, settings):
     how, values = HOW[name], tuple(data.values())
     (want, apart), want_gradients = jax.value_and_grad(expected(how, softcap, z_loss), (0, 1), has_aux=True)(*values)
-    run = jax.value_and_grad(sums(how, softcap, tile_tokens=tile_tokens, z_loss=z_loss), (0, 1), has_aux=True)
+    run = jax.value_and_grad(sums(how, softcap, **settings, z_loss=z_loss), (0, 1), has_aux=True)
     (got, made), got_gradients = run(*values)
     np.testing.assert_allclose(got, want, rtol=3e-6)
     assert_gradients(got_gradients, want_gradients)
@@ -126,14 +134,14 @@ def test_loss_and_gradients_are_those_of_all_distributions_at_once(data, name, s
     np.testing.assert_allclose(made.tokens.divergence_BT, jnp.where(known, apart, 0.0), atol=1e-5)
     np.testing.assert_allclose(made.divergence, jnp.sum(jnp.where(known, weights * apart, 0.0)), rtol=3e-6)
     np.testing.assert_allclose(made.teacher_weight, jnp.sum(jnp.where(known, weights, 0.0)), rtol=1e-6)
-    np.testing.assert_allclose(sums(how, softcap, tile_tokens=64, z_loss=z_loss)(*values)[0], got, rtol=2e-6)
 
 
+@each_strategy
 @pytest.mark.parametrize("name", ["top_k", "top_k, one more for the others"])
-def test_cached_outputs_equal_those_of_the_step(data, name):
+def test_cached_outputs_equal_those_of_the_step(data, name, settings):
     how = HOW[name]
     values = tuple(data.values())[:4]
-    run = jax.value_and_grad(sums(how, tile_tokens=64), (0, 1), has_aux=True)
+    run = jax.value_and_grad(sums(how, **settings), (0, 1), has_aux=True)
     (now, _), now_gradients = run(*values, data["teacher"])
     (before, _), cached_gradients = run(*values, with_cached_outputs(data, how))
     np.testing.assert_allclose(before, now, rtol=2e-6)
@@ -149,7 +157,8 @@ def test_cached_outputs_equal_those_of_the_step(data, name):
     assert 0 < float(jnp.max(jnp.abs(kept - exact))) < 2**-11 * float(largest) * 10
 
 
-def test_what_is_not_kept_is_what_is_missing(data):
+@each_strategy
+def test_what_is_not_kept_is_what_is_missing(data, settings):
     """The whole divergence is that with the others together, and the others' own divergence by their probability."""
     hidden, table, *_ = data.values()
     student = jnp.einsum("btd,vd->btv", hidden, table)
@@ -163,26 +172,27 @@ def test_what_is_not_kept_is_what_is_missing(data):
         ratio = jnp.where(others, q, 1.0) / jnp.where(others, r, 1.0)
         inner = jnp.sum(q * jnp.log(ratio), -1)
         missing = jnp.sum(jnp.where(others, p, 0.0), -1) * inner
-        made = jnp.asarray(sums(how, tile_tokens=64)(*data.values())[1].tokens.divergence_BT)
+        made = jnp.asarray(sums(how, **settings)(*data.values())[1].tokens.divergence_BT)
         known = data["teacher"].has_teacher_BT
         np.testing.assert_allclose((made + missing)[known], whole[known], atol=2e-5)
         assert float(jnp.min(made)) >= -1e-6
 
 
+@each_strategy
 @pytest.mark.parametrize("name", ["full", "all of them"])
-def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name):
+def test_a_teacher_that_is_the_student_has_nothing_to_teach(data, name, settings):
     """No divergence, and of the loss the slope that is left is that of the cross-entropy's share."""
     how = HOW[name]
     hidden, table, targets, weights, teacher = data.values()
     itself = teacher._replace(has_teacher_BT=jnp.ones((B, T), bool), hidden_BTD=hidden, head=Head(table, 3.0))
-    run = jax.value_and_grad(sums(how, 3.0, tile_tokens=64), (0, 1), has_aux=True)
+    run = jax.value_and_grad(sums(how, 3.0, **settings), (0, 1), has_aux=True)
     (_, made), gradients = run(hidden, table, targets, weights, itself)
     np.testing.assert_allclose(made.tokens.divergence_BT, 0.0, atol=2e-6)
     plain = jax.grad(
-        lambda x, w: tiled_cross_entropy(x, Head(w, 3.0), targets, weights, LossConfig(tile_tokens=64)).total, (0, 1)
+        lambda x, w: cross_entropy(x, Head(w, 3.0), targets, weights, LossConfig(**settings)).total, (0, 1)
     )
     assert_gradients(gradients, jax.tree.map(lambda g: (1 - how.weight) * g, plain(hidden, table)))
-    (_, alone), none = jax.value_and_grad(sums(Distillation(1.0), 3.0, tile_tokens=64), (0, 1), has_aux=True)(
+    (_, alone), none = jax.value_and_grad(sums(Distillation(1.0), 3.0, **settings), (0, 1), has_aux=True)(
         hidden, table, targets, weights, itself
     )
     for slope in none:
@@ -212,11 +222,11 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_once():
             assert abs(found - chance) <= 5 * np.sqrt(chance / draws), (i, j)
 
 
-@pytest.mark.parametrize("tile_tokens", [16, 48, 10**6])
-def test_the_loss_of_a_sample_is_that_of_the_same_sample_cached(data, tile_tokens):
-    """Live or cached, in tiles of any size: the same draws give the same loss."""
+@pytest.mark.parametrize("settings", [TILES | {"tile_tokens": 16}, *ALL, BLOCKS], ids=str)
+def test_the_loss_of_a_sample_is_that_of_the_same_sample_cached(data, settings):
+    """Live or cached, in tiles or blocks of any size: the same draws give the same loss."""
     how, values = HOW["sampled"], tuple(data.values())
-    run = jax.value_and_grad(sums(how, tile_tokens=tile_tokens), (0, 1), has_aux=True)
+    run = jax.value_and_grad(sums(how, **settings), (0, 1), has_aux=True)
     (live_loss, _), step_gradients = run(*values)
     cached = TeacherOutputs(data["teacher"].has_teacher_BT, sampled_distributions(data, how))
     (cached_loss, _), cached_gradients = run(*values[:4], cached)
@@ -230,12 +240,17 @@ def test_the_loss_of_a_sample_is_that_of_the_same_sample_cached(data, tile_token
     ("name", "cached"),
     [("full", False), *itertools.product(["top_k, one more for the others", "sampled"], [False, True])],
 )
-def test_no_logits_but_a_tile_of_either(data, name, cached):
+@pytest.mark.parametrize(
+    ("settings", "size"), [(TILES | {"tile_tokens": 48}, 48 * V), (BLOCKS | {"block_rows": 20}, 20 * B * T)]
+)
+def test_no_logits_but_a_tile_or_a_block_of_either(data, name, cached, settings, size, monkeypatch):
+    # the kept tokens of a teacher are found in tiles of their own
+    monkeypatch.setattr(block_targets, "TILE_LOGITS", 16 * V)
     teacher = with_cached_outputs(data, Distillation(method="top_k", per_token=8)) if cached else data["teacher"]
-    run = jax.value_and_grad(sums(HOW[name], 3.0, tile_tokens=48), (0, 1), has_aux=True)
+    run = jax.value_and_grad(sums(HOW[name], 3.0, **settings), (0, 1), has_aux=True)
     program = jax.make_jaxpr(run)(*tuple(data.values())[:4], teacher)
-    with_vocab = {s for s in shapes(program.jaxpr) if V in s and D not in s and WIDTH not in s}
-    assert max(map(np.prod, with_vocab)) == 48 * V, with_vocab
+    with_vocab = {s for s in shapes(program.jaxpr) if {V, 20} & set(s) and D not in s and WIDTH not in s}
+    assert max(map(math.prod, with_vocab)) == size, with_vocab
 
 
 @pytest.mark.parametrize(
@@ -246,12 +261,13 @@ def test_no_logits_but_a_tile_of_either(data, name, cached):
         *itertools.product(["top_k", "top_k, one more for the others"], [False, True]),
     ],
 )
-def test_on_eight_devices_as_on_one(data, devices, name, cached):
+@each_strategy
+def test_on_eight_devices_as_on_one(data, devices, name, cached, settings):
     """Rows over 4 devices, the vocabulary over 2."""
     how = HOW[name]
     values = tuple(data.values())[:4]
     teacher = with_cached_outputs(data, how) if cached else data["teacher"]
-    run = jax.value_and_grad(sums(how, tile_tokens=16, z_loss=0.01), (0, 1), has_aux=True)
+    run = jax.value_and_grad(sums(how, **settings, z_loss=0.01), (0, 1), has_aux=True)
     (want, _), want_gradients = run(*values, teacher)
     mesh = meshes.make(MeshShape(2, 2, 2), devices)
     rows, table = meshes.batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))

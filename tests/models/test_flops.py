@@ -13,7 +13,8 @@ from t5g2.models import build, flops, masks
 from t5g2.models.backends.reference import visible
 from t5g2.models.config import EncoderDecoderConfig, EncoderWindow
 from t5g2.models.flops import Counts
-from t5g2.models.loss import LossConfig, tiled_cross_entropy
+from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
 from tests import tiny
 from tests.models.row_counts import count_lengths
 
@@ -154,7 +155,7 @@ def test_flops_are_those_of_the_programs_matrix_products(name):
             model.vision = jax.tree.map(jax.lax.stop_gradient, model.vision)
         hidden = model.hidden(encoder, decoder, images, compute=COMPUTE)
         zeros = jnp.zeros((rows, t), jnp.int32)
-        return tiled_cross_entropy(
+        return cross_entropy(
             hidden, model.head(), zeros, zeros.astype(jnp.float32), LossConfig(tile_tokens=rows * t)
         ).total
 

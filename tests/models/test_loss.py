@@ -1,3 +1,6 @@
+import math
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from t5g2.core import sharding as meshes
 from t5g2.core.sharding import MeshShape
 from t5g2.models.layers import Head
-from t5g2.models.loss import LossConfig, tiled_cross_entropy, token_losses
+from t5g2.models.loss import cross_entropy, token_losses
+from t5g2.models.loss_config import LossConfig
 from tests import hlo
 
 V, D, B, T = 96, 40, 16, 13  # no two sizes that occur in a program are equal: an axis is known by its size
@@ -34,35 +38,42 @@ def naive(hidden, table, targets, softcap):
     return lse - target, lse**2, jnp.argmax(logits, axis=-1) == targets
 
 
-def tiled_total(softcap=None, **settings):
+# tiles and blocks of one token or row, of sizes that divide nothing, and of everything
+STRATEGIES = {f"tiles of {size}": {"strategy": "tokens", "tile_tokens": size} for size in (1, 32, 64, 10**6)} | {
+    f"blocks of {size}": {"strategy": "vocabulary", "block_rows": size} for size in (1, 40, 32, 10**6)
+}
+BOTH = {name: STRATEGIES[name] for name in ("tiles of 64", "blocks of 40")}
+each_strategy = pytest.mark.parametrize("settings", BOTH.values(), ids=BOTH)
+
+
+def loss_total(softcap=None, **settings):
     def total(hidden, table, targets, weights):
-        return tiled_cross_entropy(hidden, Head(table, softcap), targets, weights, LossConfig(**settings)).total
+        return cross_entropy(hidden, Head(table, softcap), targets, weights, LossConfig(**settings)).total
 
     return total
 
 
-@pytest.mark.parametrize("tile_tokens", [1, 32, 64, 10**6])
+@pytest.mark.parametrize("settings", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize(("softcap", "z_loss"), [(None, 0.0), (3.0, 0.01)])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_loss, tile_tokens):
+def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_loss, settings):
     def expected(hidden, table, targets, weights):
         loss, z, _ = naive(hidden, table, targets, softcap)
         return jnp.sum(weights * (loss + z_loss * z))
 
     want, want_gradients = jax.value_and_grad(expected, (0, 1))(*data.values())
-    got, got_gradients = jax.value_and_grad(tiled_total(softcap, tile_tokens=tile_tokens, z_loss=z_loss), (0, 1))(
-        *data.values()
-    )
+    got, got_gradients = jax.value_and_grad(loss_total(softcap, **settings, z_loss=z_loss), (0, 1))(*data.values())
     np.testing.assert_allclose(got, want, rtol=2e-6)
     for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
         np.testing.assert_allclose(got_gradient, want_gradient, atol=5e-6)
 
 
-def test_sums_are_the_weighted_losses_of_the_tokens(data):
+@each_strategy
+def test_sums_are_the_weighted_losses_of_the_tokens(data, settings):
     hidden, table, targets, weights = data.values()
     head = Head(table, 3.0)
-    sums = tiled_cross_entropy(hidden, head, targets, weights, LossConfig(tile_tokens=64, z_loss=0.5))
+    sums = cross_entropy(hidden, head, targets, weights, LossConfig(**settings, z_loss=0.5))
     loss, z, correct = naive(hidden, table, targets, 3.0)
-    for tokens in (sums.tokens, token_losses(hidden, head, targets, LossConfig(tile_tokens=48))):
+    for tokens in (sums.tokens, token_losses(hidden, head, targets, LossConfig(**settings))):
         np.testing.assert_allclose(tokens.loss_BT, loss, atol=5e-6)
         np.testing.assert_allclose(tokens.z_BT, z, atol=2e-5)
         np.testing.assert_array_equal(tokens.correct_BT, correct)
@@ -74,11 +85,12 @@ def test_sums_are_the_weighted_losses_of_the_tokens(data):
     np.testing.assert_allclose(sums.total, sums.loss + 0.5 * sums.z, rtol=1e-6)
 
 
-def test_equal_rows_may_be_a_tile_each(data):
+@each_strategy
+def test_a_row_without_weight_is_not_there(data, settings):
     """A row of weight 0 changes neither the loss nor the table's gradient, and gets no gradient itself."""
     hidden, table, targets, weights = data.values()
     without = weights.at[3].set(0.0)
-    f = jax.grad(tiled_total(tile_tokens=16), (0, 1))
+    f = jax.grad(loss_total(**settings), (0, 1))
     dx, dw = f(hidden, table, targets, without)
     dx_rest, dw_rest = f(np.delete(hidden, 3, 0), table, np.delete(targets, 3, 0), np.delete(weights, 3, 0))
     assert not np.any(dx[3])
@@ -86,29 +98,31 @@ def test_equal_rows_may_be_a_tile_each(data):
     np.testing.assert_allclose(dw, dw_rest, atol=5e-6)
 
 
-def test_only_the_total_has_a_gradient_and_it_scales(data):
+@each_strategy
+def test_only_the_total_has_a_gradient_and_it_scales(data, settings):
     hidden, table, targets, weights = data.values()
 
     def mean(hidden):
-        sums = tiled_cross_entropy(hidden, Head(table, None), targets, weights, LossConfig(tile_tokens=64))
+        sums = cross_entropy(hidden, Head(table, None), targets, weights, LossConfig(**settings))
         return sums.total / sums.weight + 7.0 * sums.loss + jnp.sum(sums.tokens.loss_BT)
 
-    total = jax.grad(tiled_total(tile_tokens=64))(hidden, table, targets, weights)
+    total = jax.grad(loss_total(**settings))(hidden, table, targets, weights)
     np.testing.assert_allclose(jax.grad(mean)(hidden), total / jnp.sum(weights), rtol=1e-5, atol=1e-8)
 
 
-def test_bfloat16_states_have_float32_logits_and_table_gradients(data):
+@each_strategy
+def test_bfloat16_states_have_float32_logits_and_table_gradients(data, settings):
     hidden, table, targets, weights = data.values()
     half = hidden.astype(jnp.bfloat16)
-    dx, dw = jax.grad(tiled_total(tile_tokens=64), (0, 1))(half, table, targets, weights)
+    dx, dw = jax.grad(loss_total(**settings), (0, 1))(half, table, targets, weights)
     assert (dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.float32)
     # exactly the loss of the rounded states and table in float32: nothing after them is rounded
     rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
     loss, _, _ = naive(half.astype(jnp.float32), rounded, targets, None)
     np.testing.assert_allclose(
-        token_losses(half, Head(table, None), targets, LossConfig(tile_tokens=64)).loss_BT, loss, atol=5e-6
+        token_losses(half, Head(table, None), targets, LossConfig(**settings)).loss_BT, loss, atol=5e-6
     )
-    want = jax.grad(tiled_total(tile_tokens=64), 1)(half.astype(jnp.float32), rounded, targets, weights)
+    want = jax.grad(loss_total(**settings), 1)(half.astype(jnp.float32), rounded, targets, weights)
     assert jnp.abs(dw - want).max() < 0.01 * jnp.abs(want).max()
 
 
@@ -122,11 +136,12 @@ def shapes(jaxpr):
                 yield from shapes(inner)
 
 
-def test_the_loss_may_be_computed_in_bfloat16(data):
+@each_strategy
+def test_the_loss_may_be_computed_in_bfloat16(data, settings):
     """Near the exact one, off by no less than bfloat16's rounding of single losses, and summed in float32."""
-    run = jax.value_and_grad(tiled_total(3.0, tile_tokens=64, z_loss=0.01, dtype="bfloat16"), (0, 1))
+    run = jax.value_and_grad(loss_total(3.0, **settings, z_loss=0.01, dtype="bfloat16"), (0, 1))
     got, got_gradients = run(*data.values())
-    want, want_gradients = jax.value_and_grad(tiled_total(3.0, tile_tokens=64, z_loss=0.01), (0, 1))(*data.values())
+    want, want_gradients = jax.value_and_grad(loss_total(3.0, **settings, z_loss=0.01), (0, 1))(*data.values())
     assert got.dtype == jnp.float32
     assert 1e-5 < abs(got / want - 1) < 0.02
     for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
@@ -135,52 +150,77 @@ def test_the_loss_may_be_computed_in_bfloat16(data):
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-def test_no_logits_but_a_tile(data, evaluation):
+@pytest.mark.parametrize(("settings", "size"), [({"tile_tokens": 48}, 48 * V), ({"block_rows": 20}, 20 * B * T)])
+def test_no_logits_but_a_tile_or_a_block(data, evaluation, settings, size):
+    settings = settings | {"strategy": "tokens" if "tile_tokens" in settings else "vocabulary"}
     if evaluation:
-        program = jax.make_jaxpr(lambda x, w, t, _: token_losses(x, Head(w, 3.0), t, LossConfig(tile_tokens=48)))(
+        program = jax.make_jaxpr(lambda x, w, t, _: token_losses(x, Head(w, 3.0), t, LossConfig(**settings)))(
             *data.values()
         )
     else:
-        program = jax.make_jaxpr(jax.value_and_grad(tiled_total(3.0, tile_tokens=48), (0, 1)))(*data.values())
-    with_vocab = {s for s in shapes(program.jaxpr) if V in s and D not in s}
-    assert max(map(np.prod, with_vocab)) == 48 * V, with_vocab
-    assert (1, 48, V) in with_vocab
+        program = jax.make_jaxpr(jax.value_and_grad(loss_total(3.0, **settings), (0, 1)))(*data.values())
+    logits = {s for s in shapes(program.jaxpr) if {V, 20, B * T} & set(s) and D not in s and math.prod(s) > B * T}
+    assert max(map(math.prod, logits)) == size, logits
 
 
-@pytest.fixture(scope="module")
-def sharded(devices):
-    """The compiled loss and gradients with rows over 4 and the vocabulary over 2 devices."""
-    mesh = meshes.make(MeshShape(2, 2, 2), devices)
+class Sharded(NamedTuple):
+    """The compiled loss and gradients with rows over 4 and the vocabulary over 2 devices, and the arguments' places."""
+
+    compiled: Any
+    places: tuple
+    settings: dict
+
+
+SHARDED = {
+    "tiles of 12": {"strategy": "tokens", "tile_tokens": 12},
+    "blocks of 14": {"strategy": "vocabulary", "block_rows": 14},
+}
+
+
+@pytest.fixture(scope="module", params=SHARDED)
+def sharded(devices, request):
+    mesh, settings = meshes.make(MeshShape(2, 2, 2), devices), SHARDED[request.param]
     rows, table = meshes.batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))
     places = (rows, table, rows, rows)
     shaped = [((B, T, D), jnp.float32), ((V, D), jnp.float32), ((B, T), jnp.int32), ((B, T), jnp.float32)]
     arguments = [jax.ShapeDtypeStruct(*s, sharding=p) for s, p in zip(shaped, places, strict=True)]
-    f = jax.value_and_grad(tiled_total(3.0, tile_tokens=12, z_loss=0.01), (0, 1))
+    f = jax.value_and_grad(loss_total(3.0, **settings, z_loss=0.01), (0, 1))
     with jax.set_mesh(mesh):
         compiled = jax.jit(f, out_shardings=(meshes.replicated(mesh), (rows, table))).lower(*arguments).compile()
-    return compiled, places
+    return Sharded(compiled, places, settings)
 
 
 def test_eight_devices_give_what_one_gives(data, sharded):
-    compiled, places = sharded
-    got, got_gradients = compiled(*jax.device_put(tuple(data.values()), places))
-    want, want_gradients = jax.value_and_grad(tiled_total(3.0, tile_tokens=48, z_loss=0.01), (0, 1))(*data.values())
+    got, got_gradients = sharded.compiled(*jax.device_put(tuple(data.values()), sharded.places))
+    f = jax.value_and_grad(loss_total(3.0, **BOTH["tiles of 64"], z_loss=0.01), (0, 1))
+    want, want_gradients = f(*data.values())
     np.testing.assert_allclose(got, want, rtol=1e-6)
     for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
         np.testing.assert_allclose(got_gradient, want_gradient, atol=5e-6)
 
 
 def test_no_logits_cross_devices(sharded):
-    compiled, _ = sharded
-    crossing = hlo.collectives(compiled.as_text())
-    tile = 12
-    looped = {c.shape for c in crossing if c.looped}
-    assert {(1, tile)} < looped <= {(1, tile), (1, tile, D)}, "in the loop: what sums over V give each token"
-    with_vocab = {c.shape for c in crossing if {V, V // 2} & set(c.shape)}
-    assert with_vocab == {(V // 2, D)}, "once, outside the loop: the table is gathered, its gradient summed"
+    crossing = hlo.collectives(sharded.compiled.as_text())
+    looped, once = ({c.shape for c in crossing if c.looped == where} for where in (True, False))
+    if sharded.settings["strategy"] == "tokens":
+        assert {(1, 12)} < looped <= {(1, 12), (1, 12, D)}, "in the loop: what sums over V give each token"
+        with_vocab = {c.shape for c in crossing if {V, V // 2} & set(c.shape)}
+        assert with_vocab == {(V // 2, D)}, "once, outside the loop: the table is gathered, its gradient summed"
+        return
+    block, tokens = 14, B * T // 4
+    assert {s for s in looped if block not in s} == set(), "in the loop: rows of the table and of its gradient alone"
+    assert {tuple(sorted(s)) for s in looped} <= {tuple(sorted((1, block, size))) for size in (D, D // 2)}
+    assert not [s for s in once if {V, V // 2} & set(s)], "the table is never gathered whole"
+    assert max(math.prod(s) for s in once) == tokens * D, "once: the states' gradient, summed over the vocabulary"
 
 
-def test_no_device_holds_logits_but_a_tile(sharded):
-    compiled, _ = sharded
-    with_vocab = {s for s in hlo.shapes(compiled.as_text()) if {V, V // 2} & set(s) and not {D, D // 2} & set(s)}
-    assert max(map(np.prod, with_vocab)) == 12 * V // 2, with_vocab
+def test_no_device_holds_logits_but_a_tile_or_a_block(sharded):
+    held = hlo.shapes(sharded.compiled.as_text())
+    if sharded.settings["strategy"] == "tokens":
+        with_vocab = {s for s in held if {V, V // 2} & set(s) and not {D, D // 2} & set(s)}
+        assert max(map(math.prod, with_vocab)) == 12 * V // 2, with_vocab
+        return
+    tokens = B * T // 4
+    assert max(math.prod(s) for s in held if tokens in s and not {D, D // 2} & set(s)) == tokens * 14
+    # the table and its gradient, cut over fsdp: no whole one, and none in a wider type
+    assert {s for s in held if V // 2 in s} <= {(V // 2, D // 2), (1, V // 2, D // 2)}

@@ -21,7 +21,8 @@ with install_import_hook("t5g2.models", "beartype.beartype"):
     from t5g2.models import build
     from t5g2.models.config import TextConfig
     from t5g2.models.layers import Compute
-    from t5g2.models.loss import LossConfig, tiled_cross_entropy
+    from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
     from tests import tiny
 
 compute, T, S = Compute(dtype="float32"), 6, 9
@@ -35,7 +36,7 @@ for config in (tiny.GEMMA3, tiny.GEMMA2, tiny.T5GEMMA2, tiny.T5GEMMA):
     def loss(model):
         hidden = model.hidden(encoder, sequences(T), compute=compute)
         weights = jnp.ones((2, T), jnp.float32)
-        return tiled_cross_entropy(hidden, model.head(), sequences(T).tokens, weights, LossConfig(tile_tokens=4)).total
+        return cross_entropy(hidden, model.head(), sequences(T).tokens, weights, LossConfig(tile_tokens=4)).total
     assert jax.eval_shape(jax.value_and_grad(loss), model)[0].shape == ()
     def decoded(model):
         cache = model.start_cache(2, T, encoder=encoder, compute=compute)

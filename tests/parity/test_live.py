@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from t5g2.core import tree
-from t5g2.models.loss import LossConfig, tiled_cross_entropy
+from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
 from tests import programs, weights
 from tests.parity import cases
 from tests.tiny import FLOAT32
@@ -86,7 +87,7 @@ def test_gradients(name, tmp_path):
     def loss(model):
         encoder, decoder = case.streams
         hidden = model.hidden(encoder, decoder, case.images, compute=FLOAT32)
-        sums = tiled_cross_entropy(hidden, model.head(), targets, counted.astype(np.float32), LossConfig(tile_tokens=8))
+        sums = cross_entropy(hidden, model.head(), targets, counted.astype(np.float32), LossConfig(tile_tokens=8))
         return sums.total / sums.weight
 
     mine, gradient = jax.jit(jax.value_and_grad(loss))(model)

@@ -11,7 +11,7 @@ import pytest
 from t5g2.core.batch import HostBatch
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.tokenizers.byte_level import Bytes
-from t5g2.models.loss import LossConfig
+from t5g2.models.loss_config import LossConfig
 from t5g2.train import step
 from tests import tiny, weights
 from tests.data import corpus

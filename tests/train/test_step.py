@@ -16,7 +16,7 @@ from t5g2.core.sharding import MeshShape
 from t5g2.jobs.program_operations import operations
 from t5g2.models import build
 from t5g2.models.layers import Compute
-from t5g2.models.loss import LossConfig
+from t5g2.models.loss_config import LossConfig
 from t5g2.train import optim, state, step
 from t5g2.train.optim import AdamW, Decay, Freeze, OptimConfig
 from t5g2.train.schedules import Constant
