@@ -91,7 +91,7 @@ class Instant:
 
 
 def jobs(folder: Path) -> dict[str, Job]:
-    """Returns the jobs by name; a text, a run and a model that they read are made in the folder."""
+    """Returns the jobs by name, and makes the texts that they read in the folder; see `prepare` for the rest."""
     corpus, texts = write_corpus(folder / "corpus"), folder / "texts"
     texts.mkdir()
     for i in range(TEXTS):
@@ -103,10 +103,7 @@ def jobs(folder: Path) -> dict[str, Job]:
     ]
     run = [f"--config={CONFIG}:scratch@{corpus}", f"--config.eval.tasks={tasks!r}"]
     train = [*run, "--config.eval.every_steps=8", "--config.data.workers=2", "--config.log.tensorboard=False"]
-    finish(["train", *train, f"--workdir={folder}/run"])
-    source = f"--config={CONFIG}:source@{corpus}"
-    small = ["--config.train.steps=5", "--config.save.every_steps=0", "--config.log.tensorboard=False"]
-    finish(["train", source, *small, f"--workdir={folder}/source"])
+    finished, source = folder / "train-alone" / "run", f"--config={CONFIG}:source@{corpus}"
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "{i} cats"}}\n' for i in range(PROMPTS)))
     model, text = f"{folder}/source/model", "--config.data.sources.0.text"
@@ -118,10 +115,10 @@ def jobs(folder: Path) -> dict[str, Job]:
         "evaluate": Job(
             lambda trial: ["evaluate", *run, f"--workdir={trial}/run"],
             lambda trial: hashes(trial / "run" / "evaluations"),
-            (folder / "run",),
+            (finished,),
         ),
         "average": Job(
-            lambda trial: ["average", f"--workdir={folder}/run", "--last=2", f"--out={trial}/averaged"],
+            lambda trial: ["average", f"--workdir={finished}", "--last=2", f"--out={trial}/averaged"],
             hashes,
             overwrites=False,
         ),
@@ -144,6 +141,16 @@ def jobs(folder: Path) -> dict[str, Job]:
             overwrites=False,
         ),
     }
+
+
+def prepare(chosen: Mapping[str, Job], folder: Path) -> dict[str, Undisturbed]:
+    """Makes the run and the model that jobs read; returns the undisturbed runs of the chosen jobs by name."""
+    if {"cache-logits", "generate"} & chosen.keys():
+        small = ["--config.train.steps=5", "--config.save.every_steps=0", "--config.log.tensorboard=False"]
+        source = f"--config={CONFIG}:source@{folder}/corpus"
+        finish(["train", source, *small, f"--workdir={folder}/source"])
+    # train comes first: the others read its run
+    return {name: undisturbed(job, folder / f"{name}-alone") for name, job in chosen.items()}
 
 
 def trained(workdir: Path) -> dict[Any, Any]:
@@ -360,7 +367,7 @@ def trials(
     """Yields the instants of trial after trial, until there are enough; commands and signals take turns."""
     draw = random.Random(seed)
     chosen = {name: job for name, job in jobs(folder).items() if not commands or name in commands}
-    references = {name: undisturbed(job, folder / f"{name}-alone") for name, job in chosen.items()}
+    references = prepare(chosen, folder)
     count = number = 0
     while count < instants:
         name = list(chosen)[number % len(chosen)]
