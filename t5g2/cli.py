@@ -11,7 +11,7 @@ import select
 import sys
 
 from t5g2.commands.flags import HelpRequested, parse
-from t5g2.core.errors import OS_ERRORS, UserError, os_error_message, unknown
+from t5g2.core.errors import OS_ERRORS, MachineError, UserError, os_error_message, unknown
 from t5g2.core.files import cache_folder
 from t5g2.core.terminal import escaped
 
@@ -51,6 +51,7 @@ def run_command(name: str, argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    status = 2
     try:
         _dispatch(argv)
         # here and not when the interpreter ends, where an error is a traceback
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except UserError as error:
         message = str(error)
+    except MachineError as error:
+        message, status = str(error), 1
     except BrokenPipeError:
         if not _output_is_closed():
             raise
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(escaped(f"t5g2 {argv[0] if argv else '--help'}: {message}"), file=sys.stderr)
-    return 2
+    return status
 
 
 def _dispatch(argv: list[str]) -> None:

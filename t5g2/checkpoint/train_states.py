@@ -13,7 +13,6 @@ folder of its own (no OCDBT, which packs leaves into shared files), so that dama
 
 import gc
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from t5g2.checkpoint import checksum
 from t5g2.checkpoint.save_errors import SaveErrors
 from t5g2.checkpoint.sealed_records import digest, require_json, seal, unseal
+from t5g2.checkpoint.step_list import listed
 from t5g2.core import tree
 from t5g2.core.distributed import any_process
 from t5g2.core.errors import UserError
@@ -69,14 +69,15 @@ class Checkpoints:
             raise UserError(f"keep = {keep}; it must be at least 1, because the newest checkpoint is always kept")
         policies: Any = ocp.training.preservation_policies
         decisions: Any = ocp.training.save_decision_policies
-        self._orbax = _while_steps_vanish(
+        self._orbax = listed(
+            self.directory,
             lambda: ocp.training.Checkpointer(
                 self.directory,
                 context=_context(),
                 # the train loop decides when to save
                 save_decision_policy=decisions.FixedIntervalPolicy(1),
                 preservation_policy=policies.PreserveAll() if read_only else policies.LatestN(keep),
-            )
+            ),
         )
         if not read_only:
             self._remove_incomplete()
@@ -85,7 +86,7 @@ class Checkpoints:
         """Returns the steps that are complete on disk, ascending; waits for a save by this process."""
         # a save removes an old step when it is complete, while Orbax would list them
         self.wait()
-        _while_steps_vanish(self._orbax.reload)
+        listed(self.directory, self._orbax.reload)
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def save(self, step: int, params: Any, opt: Any, *, data: Any, meta: Any) -> None:
@@ -345,21 +346,6 @@ def _context(*, single_process: bool = False) -> Any:
         context.multiprocessing.primary_host = jax.process_index()
         context.multiprocessing.barrier_sync_key_prefix = f"process_{jax.process_index()}"
     return context
-
-
-def _while_steps_vanish(listing: Callable[[], Any], tries: int = 100) -> Any:
-    """Returns listing(), called again where a step was removed by another process between its name and its contents.
-
-    Raises:
-      FileNotFoundError: every try failed, so it is something else that is missing.
-    """
-    for _ in range(tries - 1):
-        try:
-            return listing()
-        except FileNotFoundError:
-            # the step that was listed is gone, so the next list is shorter
-            time.sleep(0.01)
-    return listing()
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def show(preview: "DataPreview", *, rows: int) -> None:
         per_row = preview.images / preview.rows
         images = f"{per_row:.1f} images a row, which has room for {config.images.per_row}: data.images.per_row"
     lines = filter(None, [f"padding: {preview.padding_text}", describe_ratio(preview.summary, config), images])
-    print(*lines, f"{preview.tokens_per_s:.0f} tokens/s", sep="\n")
+    print(*lines, *map(escaped, preview.spelling_lines), f"{preview.tokens_per_s:.0f} tokens/s", sep="\n")
 
 
 def _special_tokens(preview: "DataPreview") -> re.Pattern | None:

@@ -25,6 +25,10 @@ class UserError(ValueError):
     """Wrong input of a command, which then prints the message without a traceback and ends with exit status 2."""
 
 
+class MachineError(RuntimeError):
+    """A failure of the machine and not of the input: a command prints the message and ends with exit status 1."""
+
+
 def storage_problem(error: BaseException) -> OSError | None:
     """Returns the error of the operating system behind an error of a library that wrote or read files; None = none.
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import json
 import logging
 import math
@@ -81,20 +82,23 @@ def replacing(target: Path, *, named: Callable[[], str] | None = None) -> Iterat
     """Yields a path to write a file to, which becomes `target` when the block ends; if it fails, nothing changes.
 
     Any number of processes and machines may write the same target at the same time; the last one counts. The folder
-    of the target is made if it is missing.
+    of the target is made if it is missing. What writers that were killed have left of the same target is removed.
 
     Args:
       named: called when the block has ended; returns the name that the file gets instead of the target's, for a file
         that is named after its content.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target.parent, f".{glob.escape(target.name)}.*{PART}")
     part = temporary(target, PART)
+    handle = _create_locked(part)
     try:
         with naming(target):
             yield part
             _sync(part)
             os.replace(part, target if named is None else target.with_name(named()))
     finally:
+        os.close(handle)
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 
@@ -110,7 +114,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     # the lock tells other writers on this machine that the folder is not abandoned
     with locked(part):
-        remove_abandoned(directory.parent, f".{directory.name}.*{PART_OF_FOLDER}")
+        remove_abandoned(directory.parent, f".{glob.escape(directory.name)}.*{PART_OF_FOLDER}")
         # of earlier versions, which had one name for all
         shutil.rmtree(directory.with_name(f".{directory.name}{PART_OF_FOLDER}"), ignore_errors=True)
         try:
@@ -141,36 +145,49 @@ def _boot() -> str:
     return text.replace("-", "")[:8].ljust(8, "0")
 
 
-def remove_abandoned(folder: Path, pattern: str, *, is_claimed: bool = False) -> None:
+def remove_abandoned(folder: Path, pattern: str) -> None:
     """Removes files and folders with temporary names that nobody writes to any more.
 
     Locks tell that on this machine, whose containers share them; elsewhere, the time of the last change does.
 
     Args:
       pattern: pattern of the temporary names.
-      is_claimed: the caller holds the lock that every writer on this machine needs.
     """
     for path in folder.glob(pattern):
         boot = TEMPORARY.search(path.name)
         is_elsewhere = boot is not None and boot[1] != _boot()
         with contextlib.suppress(OSError):  # another process has removed it
-            if is_elsewhere and time.time() - path.stat().st_mtime < ABANDONED_SECS:
-                continue
-            if path.is_file() and (is_claimed or is_elsewhere):
-                path.unlink()
-            elif path.is_dir() and not _is_locked(path):
-                shutil.rmtree(path, ignore_errors=True)
+            if not is_elsewhere or time.time() - path.stat().st_mtime >= ABANDONED_SECS:
+                _remove_unlocked(path, needs_lock=not is_elsewhere)
 
 
-def _is_locked(folder: Path) -> bool:
-    handle = os.open(folder, os.O_RDONLY)
+def _remove_unlocked(path: Path, *, needs_lock: bool) -> None:
+    """Removes a file or folder that nobody has locked; where there are no locks, only if it needs none."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if needs_lock or isinstance(error, BlockingIOError):
+                return
+        # while the lock is held, so that a writer that has just made it sees that it is gone
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
     finally:
         os.close(handle)
-    return False
+
+
+def _create_locked(part: Path) -> int:
+    """Makes a file and locks it, which tells other writers that it is not abandoned; returns the descriptor."""
+    while True:
+        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks, where no other writer removes it
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)
 
 
 def _sync(path: Path) -> None:

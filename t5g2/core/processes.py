@@ -14,6 +14,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from t5g2.core.errors import MachineError
+
 WATCH_SECS = 0.5
 
 
@@ -67,15 +69,15 @@ class Worker:
         """Returns the next message; an error of the worker is raised here.
 
         Raises:
-          RuntimeError: the worker has ended without an error, as when it is killed.
+          MachineError: the worker has ended without an error, as when it is killed.
         """
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
             self._process.join()
-            raise RuntimeError(
+            raise MachineError(
                 f"a worker process ended with exit code {self._process.exitcode} (-9: it was killed, often because "
-                f"memory ran out; fewer workers take less)"
+                f"memory ran out; fewer workers take less); run the same command again to go on"
             ) from None
         if isinstance(message, BaseException):
             raise message

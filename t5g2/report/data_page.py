@@ -58,6 +58,7 @@ def _head(preview: DataPreview) -> list[Html]:
     return [
         tag("h1", "The data, as the model reads it"),
         tag("p", f"Padding: {preview.padding_text}. {preview.tokens_per_s:,.0f} tokens/s.", kind="quiet"),
+        *(tag("p", line, kind="quiet") for line in preview.spelling_lines),
         html_table(TextTable(["source", "denoiser", "share of the decoder's tokens"], lines), kind="words"),
         tag("div", *(child for part in key for child in (part, Html("&emsp;"))), kind="tokens"),
         tag("p", "Each colour is an example. The decoder reads BOS and all targets but the last.", kind="quiet"),

@@ -3,20 +3,24 @@
 import collections
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from t5g2.core import logs
 from t5g2.core.batch import Batch, HostBatch
+from t5g2.data import spellings as spelling_counts
 from t5g2.data.config import DataConfig
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.pipeline import Pipeline
+from t5g2.data.spellings import Spellings
+from t5g2.data.tokenizers.subword import FileTokenizer
 from t5g2.models import flops
 from t5g2.models.config import ModelConfig
 from t5g2.train.experiment import Experiment
 
 BATCHES = 8  # the number of batches that are measured
+SPELLINGS = 8  # the number of spelled special tokens that are named
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class DataPreview:
       flop_padding: the share of padding, slots weighted with the FLOPs of a token on their side, attention left out.
       tokens_per_s: speed of the pipeline, padding not counted.
       images: number of images in all batches.
+      spellings: special tokens that are spelled in the text of each source.
     """
 
     config: DataConfig
@@ -41,6 +46,7 @@ class DataPreview:
     flop_padding: float
     tokens_per_s: float
     images: int = 0
+    spellings: Mapping[str, Spellings] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -53,6 +59,22 @@ class DataPreview:
         words = describe_padding(self.summary, encoder=self.config.encoder_length > 0)
         words += f" ({self.flop_padding:.1%} of the FLOPs of all slots, attention left out)"
         return f"{words}; {self.summary['examples_per_row']:.1f} examples a row (the first {BATCHES} batches)"
+
+    @property
+    def spelling_lines(self) -> list[str]:
+        """A line for each source in which special tokens are spelled."""
+        tokenizer = self.config.tokenizer
+        # either surprises some
+        parsed = isinstance(tokenizer, FileTokenizer) and tokenizer.special_tokens_in_text
+        meaning = "special tokens" if parsed else "text"
+        return [
+            f"special tokens spelled in {name}: "
+            + ", ".join(f"{spelling} {times:,}" for spelling, times in list(spellings.counts.items())[:SPELLINGS])
+            + f" (the first {spellings.documents:,} documents), read as {meaning}: "
+            + "data.tokenizer.special_tokens_in_text"
+            for name, spellings in self.spellings.items()
+            if spellings.counts
+        ]
 
 
 def measure(experiment: Experiment) -> DataPreview:
@@ -72,6 +94,10 @@ def measure(experiment: Experiment) -> DataPreview:
         summary, timed_tokens = pipeline.statistics.summary(), pipeline.statistics.tokens - tokens_before
         encoder_flops, decoder_flops = flops_per_token(experiment.model)
         flop_padding = pipeline.statistics.padding(encoder_flops=encoder_flops, decoder_flops=decoder_flops)
+        documents = [chunks.documents for chunks in pipeline.corpus.chunks]
+        spellings = {
+            n: spelling_counts.count(d, config.tokenizer) for n, d in zip(config.names, documents, strict=True)
+        }
     tokens: collections.Counter = collections.Counter()
     examples: collections.Counter = collections.Counter()
     for host_batch in batches:
@@ -86,8 +112,9 @@ def measure(experiment: Experiment) -> DataPreview:
     shares = {(config.names[s], config.denoisers[d]): count / total for (s, d), count in sorted(tokens.items())}
     images = sum(_count_images(host_batch.batch, config.images) for host_batch in batches)
     example_shares = {name: examples[name] / examples.total() for name in config.names}
+    speed = timed_tokens / seconds
     return DataPreview(
-        config, batches[0], shares, example_shares, summary, flop_padding, timed_tokens / seconds, images
+        config, batches[0], shares, example_shares, summary, flop_padding, speed, images, spellings=spellings
     )
 
 

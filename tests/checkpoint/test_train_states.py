@@ -447,3 +447,21 @@ def test_what_is_on_disk_is_one_json_of_positions(pristine):
     assert [p.name for p in (pristine / "2" / "data").glob("*.json")] == ["data.json"]
     assert json.loads((pristine / "2" / "data" / "data.json").read_text())["body"] == DATA
     assert set(tree.named(make().params)) <= {p.name for p in (pristine / "2" / "params").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"custom_metadata": "text"}', b'{"item_handlers": 7}', b"[]", b'{"metrics": ' + b"[" * 5000 + b"]" * 5000],
+)
+def test_damaged_metadata_of_orbax_is_named_and_can_be_removed(directory, content):
+    """Orbax's error would name no step; nothing in the file is needed."""
+    file = directory / "2" / "_CHECKPOINT_METADATA"
+    file.write_bytes(content)
+    for read_only in (False, True):
+        with pytest.raises(UserError, match=r"/2/_CHECKPOINT_METADATA is damaged; it holds nothing that is needed"):
+            Checkpoints(directory, read_only=read_only)
+    file.unlink()
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(*abstract(make()))
+    assert restored.step == 2
+    assert_equal(State(restored.params, restored.opt), make(2))

@@ -7,7 +7,7 @@ import pytest
 
 from t5g2 import cli
 from t5g2.core import files
-from t5g2.core.errors import free_bytes, os_error_message, storage_problem
+from t5g2.core.errors import MachineError, free_bytes, os_error_message, storage_problem
 
 
 def test_the_error_of_the_system_is_found_behind_others():
@@ -53,3 +53,12 @@ def test_a_command_that_meets_a_full_disk_ends_with_status_2(monkeypatch, capsys
     monkeypatch.setattr(cli, "run_command", full)
     assert cli.main(["train"]) == 2
     assert "t5g2 train: /tmp/x: No space left on device (" in capsys.readouterr().err
+
+
+def test_a_failure_of_the_machine_is_told_and_may_be_retried(capsys, monkeypatch):
+    def fail(name, argv):
+        raise MachineError(f"a worker of {name} was killed; run the same command again")
+
+    monkeypatch.setattr(cli, "run_command", fail)
+    assert cli.main(["tokenize"]) == 1
+    assert capsys.readouterr().err == "t5g2 tokenize: a worker of tokenize was killed; run the same command again\n"

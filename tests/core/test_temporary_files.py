@@ -8,6 +8,7 @@ import pytest
 
 from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.data.shards import array_record
 
 HERE, ELSEWHERE = files._boot(), "0123abcd"
 
@@ -68,12 +69,42 @@ def test_what_another_machine_writes_stays_for_a_day(tmp_path):
         path = path.with_name(path.name.replace("x", name[:3], 1))
         path.mkdir() if name.endswith("tmp") else path.write_text("")
         age(path, 3600 if name.startswith("young") else 25 * 3600)
-    mine = tmp_path / f".mine.{HERE}-{'0' * 16}.part"
-    mine.write_text("")
-    for is_claimed, left in ((False, {".mine", ".you"}), (True, {".you"})):
-        for ending in (files.PART, files.PART_OF_FOLDER):
-            files.remove_abandoned(tmp_path, f".*{ending}", is_claimed=is_claimed)
-        assert {name[: -len(f".{HERE}-{'0' * 16}.tmp")].rstrip(".") for name in names(tmp_path)} == left
+    for ending in (files.PART, files.PART_OF_FOLDER):
+        files.remove_abandoned(tmp_path, f".*{ending}")
+    assert names(tmp_path) == [f".you.{ELSEWHERE}-{'0' * 16}.part", f".you.{ELSEWHERE}-{'0' * 16}.tmp"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a[1].json"])
+def test_a_part_is_removed_when_its_writer_is_gone_and_not_before(tmp_path, name):
+    """By the next writer of the same target, or of anything in a folder of shards, whoever else writes there."""
+    target, other = tmp_path / name, tmp_path / "b.json"
+    (tmp_path / f".{name}.{HERE}-{'0' * 16}.part").write_text("left by a killed process")
+    with files.replacing(target) as part, files.replacing(other) as others_part:
+        assert names(tmp_path) == sorted([part.name, others_part.name])
+        for path in (part, others_part):
+            path.write_text("half")
+        files.remove_abandoned(tmp_path, f".*{files.PART}")
+        with files.replacing(target) as second:
+            second.write_text("second")
+        assert names(tmp_path) == sorted([part.name, others_part.name, name])
+        part.write_text("first")
+        others_part.write_text("whole")
+    assert (target.read_text(), other.read_text()) == ("first", "whole")
+    assert names(tmp_path) == sorted([name, "b.json"])
+
+
+def test_shards_are_locked_while_they_are_written(tmp_path):
+    """The writer of the library opens the file by its name, and leaves it the file that is locked."""
+
+    def records():
+        yield b"one"
+        files.remove_abandoned(tmp_path, f".*{files.PART}")
+        yield b"two"
+
+    with files.replacing(tmp_path / "a.array_record") as part:
+        array_record.write_records(part, records())
+    assert names(tmp_path) == ["a.array_record"]
+    assert array_record.open_reader(tmp_path / "a.array_record").num_records() == 2
 
 
 def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, caplog):

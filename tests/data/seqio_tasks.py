@@ -28,11 +28,11 @@ def _with_an_empty_one(split, shuffle_files, seed=None):
     return tf.data.Dataset.from_tensor_slices({"targets": ["a text of some length"] * 3 + [""]})
 
 
-def _add(name, function, features, *, eos=True):
+def _add(name, function, features, *, eos=True, preprocessors=(seqio.preprocessors.tokenize,)):
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(function, splits=["train"]),
-        preprocessors=[seqio.preprocessors.tokenize, *([seqio.preprocessors.append_eos_after_trim] if eos else [])],
+        preprocessors=[*preprocessors, *([seqio.preprocessors.append_eos_after_trim] if eos else [])],
         output_features={feature: seqio.Feature(VOCABULARY, add_eos=True) for feature in features},
     )
 
@@ -41,4 +41,6 @@ for task in ("plain", "other"):
     _add(f"{task}_pairs", functools.partial(_pairs, task), ("inputs", "targets"))
 _add("documents", _documents, ("targets",))
 _add("with_an_empty_one", _with_an_empty_one, ("targets",), eos=False)
+_add("text", _documents, ("targets",), eos=False, preprocessors=())
+_add("text_pairs", functools.partial(_pairs, "a"), ("inputs", "targets"), eos=False, preprocessors=())
 seqio.MixtureRegistry.add("mixed_pairs", [("plain_pairs", 1), ("other_pairs", 3)])

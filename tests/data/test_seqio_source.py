@@ -140,3 +140,10 @@ def test_what_is_wrong_with_a_task_is_told(tokenizer):
         opened("with_an_empty_one", 32, 0, pairs=False)
     with pytest.raises(UserError, match=r"1 of 4 records cannot be read.*\n  with_an_empty_one, example 3: no targets"):
         opened("with_an_empty_one", 32, 0, pairs=False, bad="skip")
+    without_ids = (
+        "%s does not give the features that it promises .*its examples must be ids: end its preprocessors with"
+    )
+    with pytest.raises(UserError, match=without_ids % "seqio's text"):
+        opened("text", 32, 0, pairs=False)
+    with pytest.raises(UserError, match=without_ids % "seqio's text_pairs"):
+        opened("text_pairs")

@@ -166,6 +166,23 @@ def test_damage_is_told(tmp_path):
     documents = Tokens(str(folder)).open()
     with pytest.raises(UserError, match=r"00001-of-00002.array_record is damaged at record"):
         [documents.tokens(i, TOKENIZER) for i in range(200, 400)]
+    lengths = folder / "lengths-00001-of-00002.npy"
+    good = lengths.read_bytes()
+    header, _, numbers = good.partition(b"\n")
+    for damaged in (
+        good[:-1],
+        good[:60],
+        good.replace(b"'descr'", b"'descr"),  # Python's parser, which NumPy reads it with, would raise its own errors
+        good.replace(b"(200,)", b"(9" + b"0" * 11 + b",)"),
+        header + b"\n" + b"\xff" * len(numbers),
+        b"PK\x03\x04" + good[4:],
+    ):
+        lengths.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"lengths-00001-of-00002.npy is damaged or cut off; run the same `t5g2 tok"
+        ):
+            Tokens(str(folder)).open()
+    lengths.write_bytes(good)
     shard.unlink()
     with pytest.raises(UserError, match=r"00001-of-00002.array_record is missing; run the same `t5g2 tokenize` again"):
         Tokens(str(folder)).open()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from t5g2.core.errors import UserError
+from t5g2.core.errors import MachineError, UserError
 from t5g2.core.processes import Worker
 from t5g2.data.pipeline import Pipeline
 from tests.data import corpus
@@ -97,7 +97,7 @@ def test_a_worker_alone_is_killed_or_stopped(tmp_path, number):
             corpus.assert_same(alone, batches)
             return
         # those that had been made before come first
-        with pytest.raises(RuntimeError, match=r"a worker process ended with exit code -9 \(-9: it was killed"):
+        with pytest.raises(MachineError, match=r"a worker process ended with exit code -9 \(-9: it was killed"):
             collections.deque((pipeline.next() for _ in range(20)), maxlen=0)
 
 

@@ -15,10 +15,14 @@ WORDS = "the a cat dog sat ran on under mat tree and then it saw one two three s
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A folder with train/ and heldout/ text, the same in every session."""
-    folder = tmp_path_factory.mktemp("corpus")
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "corpus")
+
+
+def write_corpus(folder: Path) -> Path:
+    """Makes a folder with train/ and heldout/ text; returns it."""
     draw = random.Random(0)
     for split, files in (("train", 12), ("heldout", 3)):
-        (folder / split).mkdir()
+        (folder / split).mkdir(parents=True)
         for i in range(files):
             (folder / split / f"{i:02}.txt").write_text(" ".join(draw.choices(WORDS, k=300)))
     return folder

@@ -13,31 +13,11 @@ import pytest
 from t5g2 import cli
 from tests.data.test_workers import added_memory, await_end, shared_memory
 from tests.e2e.conftest import CONFIG, command, environment, run
-
-# rates and times differ from run to run, and so do lines that a stop cut short; everything else must not
-TIMED = ("wall", "tokens_per_s", "mfu", "memory", "steps_per_s", "seconds")
+from tests.e2e.run_results import checksums, metrics, saved_steps
 
 
 def train(corpus: Path, workdir: Path, *changes: str) -> list[str]:
     return ["train", f"--config={CONFIG}:scratch@{corpus}", f"--workdir={workdir}", *changes]
-
-
-def metrics(workdir: Path) -> dict[tuple[int, str], float]:
-    """{(step, name): value} of what a run recorded, rates and times left out."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    found = {}
-    for row in rows:
-        for name, value in row.items():
-            if name != "step" and not any(part in name for part in TIMED):
-                assert (row["step"], name) not in found, f"{name} is recorded twice at step {row['step']}"
-                found[row["step"], name] = value
-    return found
-
-
-def checksums(workdir: Path, step: int) -> dict[str, int]:
-    """The checksum of every leaf of a saved state."""
-    meta = json.loads(next((workdir / "checkpoints" / str(step) / "meta").glob("*.json")).read_text())
-    return {name: facts["checksum"] for name, facts in meta["body"]["leaves"].items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +56,6 @@ def stop(child: subprocess.Popen, number: int) -> int:
     return child.returncode
 
 
-def saved(workdir: Path) -> list[int]:
-    """The steps that a workdir holds, ascending."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
-
-
 @pytest.mark.long
 def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_path):
     """One run, because each start costs seconds: killed before and after a save, stopped by either signal, killed with
@@ -98,10 +73,10 @@ def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_pat
     assert stop(child, signal.SIGKILL) == -signal.SIGKILL
 
     # the signal saves first, at whichever step it comes: nothing else does here
-    before = saved(workdir)
+    before = saved_steps(workdir)
     child = begin([*arguments, "--config.save.every_steps=0"], workdir, at_step=6)
     assert stop(child, signal.SIGTERM) == 143
-    [step] = [step for step in saved(workdir) if step not in before]
+    [step] = [step for step in saved_steps(workdir) if step not in before]
     assert step >= 6
     assert not (workdir / "done.json").exists()
 
@@ -117,12 +92,12 @@ def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_pat
     child = begin(arguments, workdir, at_step=step + 8)
     anywhere()
     assert stop(child, signal.SIGINT) == 130
-    child = begin(arguments, workdir, at_step=saved(workdir)[-1] + 2)
+    child = begin(arguments, workdir, at_step=saved_steps(workdir)[-1] + 2)
     anywhere()
     assert stop(child, signal.SIGKILL) == -signal.SIGKILL
 
     # every kind of damage is tested where checkpoints are: tests/checkpoint/test_train_states.py
-    newest = saved(workdir)[-1]
+    newest = saved_steps(workdir)[-1]
     file = largest_file(workdir / "checkpoints" / str(newest) / "params" / "embedder.table")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1

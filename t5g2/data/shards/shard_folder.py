@@ -128,7 +128,7 @@ class ShardFolder:
         busy = f"another `{self._kind.command}` writes into {self.path.absolute()}; wait for it, or give another folder"
         with files.locked(self.path, busy=busy) if exclusive else contextlib.nullcontext():
             self._claim()
-            files.remove_abandoned(self.path, f".*{files.PART}", is_claimed=exclusive)
+            files.remove_abandoned(self.path, f".*{files.PART}")
             yield self
 
     def _claim(self) -> None:

@@ -15,6 +15,7 @@ import collections
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -36,6 +37,10 @@ from t5g2.data.tokenizers.base import Tokenizer
 MANIFEST = "tokens.json"
 # reading a record of this size takes no longer than making an example of a chunk
 RECORD_TOKENS = 4096
+# what np.save writes in front of a list of lengths (numpy.lib.format, version 1.0)
+LENGTHS_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d{1,12}),\), \} *", re.DOTALL
+)
 FORMAT = ShardFormat(
     manifest=MANIFEST,
     keys={
@@ -320,9 +325,9 @@ def _describe_shard(job: Job, folder: Path, shard: int) -> dict[str, Any] | None
     if not (lengths.is_file() and tokens.is_file()):
         return None
     try:
-        counts = np.load(lengths)
+        counts = _load_lengths(lengths)
         records = array_record.open_reader(tokens).num_records()
-    except (ValueError, EOFError, RuntimeError):  # one of the files is cut off
+    except (ValueError, RuntimeError):  # one of the files is cut off
         return None
     if len(counts) != len(job.shard_documents(shard)):
         return None
@@ -349,6 +354,21 @@ def _write_shard(job: Job, folder: Path, shard: int) -> None:
         array_record.write_records(part, records(), compressed=False)
     with replacing(folder / job.lengths_file(shard)) as part, open(part, "wb") as file:
         np.save(file, np.array(lengths, np.int32))
+
+
+def _load_lengths(file: Path) -> np.ndarray:
+    """Returns int32[documents] of a file of lengths; raises ValueError if it is not what `_write_shard` writes.
+
+    NumPy's own reader raises errors of Python's parser for a damaged header, and allocates what the header claims.
+    """
+    header, _, body = file.read_bytes().partition(b"\n")
+    match = LENGTHS_HEADER.fullmatch(header)
+    if match is None or len(body) != 4 * int(match[1]):
+        raise ValueError(f"{file} is no array of lengths")
+    lengths = np.frombuffer(body, "<i4")
+    if (lengths < 0).any():
+        raise ValueError(f"{file} has negative lengths")
+    return lengths
 
 
 def _in_processes(write_one: Callable[[int], None], shards: Sequence[int], workers: int) -> None:
@@ -387,9 +407,9 @@ def _read_lengths(folder: Path, shard: dict[str, Any]) -> np.ndarray:
     if not file.is_file():
         raise UserError(f"{file.absolute()} is missing; run the same `t5g2 tokenize` again")
     try:
-        lengths = np.load(file)
-    except (ValueError, EOFError):
-        raise UserError(f"{file.absolute()} is cut off; run the same `t5g2 tokenize` again") from None
+        lengths = _load_lengths(file)
+    except ValueError:
+        raise UserError(f"{file.absolute()} is damaged or cut off; run the same `t5g2 tokenize` again") from None
     # totals only: counting the tokens of every record would read the whole folder
     count, total = len(lengths), lengths.sum(dtype=np.int64)
     if count != shard["documents"] or total != shard["tokens"]:

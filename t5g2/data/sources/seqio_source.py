@@ -213,14 +213,21 @@ def _dataset(source: Seqio) -> tuple[Any, Any]:
     mixture = source.name in seqio.MixtureRegistry.names()
     if mixture and not source.examples:
         raise UserError(f"{source.name} is a mixture, which is endless; set `examples` to the number to take")
-    dataset = provider.get_dataset(
-        sequence_length=lengths,
-        split=source.split,
-        use_cached=source.use_cached,
-        shuffle=False,  # a run shuffles by itself, the same in every process
-        seed=source.seed,
-        num_epochs=None if mixture else 1,
-    )
+    try:
+        dataset = provider.get_dataset(
+            sequence_length=lengths,
+            split=source.split,
+            use_cached=source.use_cached,
+            shuffle=False,  # a run shuffles by itself, the same in every process
+            seed=source.seed,
+            num_epochs=None if mixture else 1,
+        )
+    except ValueError as error:  # seqio checks the features that the preprocessors give
+        raise UserError(
+            f"seqio's {source.name} does not give the features that it promises ({str(error)[:300]}); its examples "
+            f"must be ids: end its preprocessors with seqio.preprocessors.tokenize, or give its text by a source of "
+            f"text"
+        ) from None
     return provider, dataset.take(source.examples) if source.examples else dataset
 
 

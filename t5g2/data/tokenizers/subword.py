@@ -261,7 +261,8 @@ class SentencePiece(FileTokenizer):
         processor = SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(self._bytes())
-        except RuntimeError as error:
+        # the second where the library's message quotes a damaged piece
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise self._damaged(error) from None
         return processor
 
