@@ -21,7 +21,7 @@ from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.eval.tasks import EvalContext
 from t5g2.models import build
 from t5g2.models.attention_sites import attention_sites
-from t5g2.models.backends.choice import Choice, choose
+from t5g2.models.backends.choice import BackendChoice, choose
 from t5g2.train import optim, teachers
 from t5g2.train import state as states
 from t5g2.train import step as steps
@@ -80,7 +80,7 @@ class Plan:
         teacher = None if self.teacher is None else self.teacher.abstract
         return steps.lower_step(step, self.abstract, self.batch, teacher, mesh=self.mesh)
 
-    def attention(self) -> dict[str, Choice]:
+    def attention(self) -> dict[str, BackendChoice]:
         """Returns the attention backend of each kind of layer, such as "encoder.local"."""
         model, compute = self.experiment.model, self.experiment.compute
         with jax.set_mesh(self.mesh):

@@ -12,7 +12,7 @@ from t5g2.core.errors import UserError
 from t5g2.models import attention, build, masks
 from t5g2.models.attention_sites import attention_sites, layers_of
 from t5g2.models.backends import choice, cudnn
-from t5g2.models.backends.choice import Choice, choose
+from t5g2.models.backends.choice import BackendChoice, choose
 from t5g2.models.backends.site import Site
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.layers import Compute
@@ -73,7 +73,7 @@ def test_automatic_choice(monkeypatch, device, site, name):
 
 def test_before_hopper_cudnn_is_not_used(monkeypatch):
     on(monkeypatch, "gpu", 8.0)
-    assert choose("auto", GLOBAL) == Choice(
+    assert choose("auto", GLOBAL) == BackendChoice(
         "blockwise", "cudnn cannot: heads of 256 need compute capability 9.0, and this GPU has 8.0"
     )
 
@@ -83,7 +83,7 @@ def test_a_named_backend_that_cannot_gives_way_and_says_so_once(monkeypatch, cap
     images = dataclasses.replace(CAUSAL, blocks=True)
     with caplog.at_level(logging.WARNING, "t5g2"):
         choices = {choose("splash", images) for _ in range(3)}
-    assert choices == {Choice("blockwise", "splash cannot: its masks know no blocks of images or prefixes")}
+    assert choices == {BackendChoice("blockwise", "splash cannot: its masks know no blocks of images or prefixes")}
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith("attention: splash was asked for and cannot run (its masks know no blocks")
 

@@ -18,14 +18,14 @@ SMALL = 2**20
 WHERE = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}
 
 
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """The backend of one kind of layer, and the reason for it."""
 
     name: str
     reason: str
 
 
-def choose(backend: str, site: Site) -> Choice:
+def choose(backend: str, site: Site) -> BackendChoice:
     """Returns the backend for `site`; `backend` is a name or "auto". One that cannot compute it gives way to blockwise.
 
     Raises:
@@ -44,8 +44,8 @@ def choose(backend: str, site: Site) -> Choice:
         refusal = _refusal(backend, site)
         if refusal is not None:
             _warn(backend, refusal)
-            return Choice("blockwise", f"{backend} cannot: {refusal}")
-    return Choice(backend, "set by compute.backend")
+            return BackendChoice("blockwise", f"{backend} cannot: {refusal}")
+    return BackendChoice(backend, "set by compute.backend")
 
 
 def platform() -> str:
@@ -54,18 +54,18 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def _automatic(site: Site, device: str) -> Choice:
+def _automatic(site: Site, device: str) -> BackendChoice:
     if site.queries == 1:
-        return Choice("reference", "one query has no more scores than keys")
+        return BackendChoice("reference", "one query has no more scores than keys")
     if site.scores <= SMALL:
-        return Choice("reference", f"all {site.scores} scores are few enough to be held")
+        return BackendChoice("reference", f"all {site.scores} scores are few enough to be held")
     kernel = next((name for name, (needed, _) in WHERE.items() if needed == device), None)
     if kernel is None:
-        return Choice("blockwise", f"{site.scores} scores are too many to be held")
+        return BackendChoice("blockwise", f"{site.scores} scores are too many to be held")
     refusal = _refusal(kernel, site)
     if refusal is None:
-        return Choice(kernel, f"the kernel for {WHERE[kernel][1]}")
-    return Choice("blockwise", f"{kernel} cannot: {refusal}")
+        return BackendChoice(kernel, f"the kernel for {WHERE[kernel][1]}")
+    return BackendChoice("blockwise", f"{kernel} cannot: {refusal}")
 
 
 def _refusal(kernel: str, site: Site) -> str | None:
