@@ -1,4 +1,4 @@
-"""Facts about devices: peak FLOP/s, memory in use."""
+"""Facts about devices: their platform, peak FLOP/s, memory in use."""
 
 import functools
 import resource
@@ -32,6 +32,15 @@ class Peak(NamedTuple):
 
     flops_per_s: float
     source: str
+
+
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": the devices of the current mesh, or the default ones without a mesh.
+
+    A mesh may be of devices that this process only compiles for.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def peak() -> Peak:

@@ -33,7 +33,8 @@ class Compute:
       norm_dtype, softmax_dtype, loss_dtype: types in norms, in attention's softmax and in the loss head. The official
         code (google-deepmind/gemma) norms in the activations' dtype; transformers norms in float32, as here.
       vision_dtype: type in the image tower and its projector, which were trained in float32.
-      backend: implementation of attention; "auto" = the best one for this device and these shapes.
+      backend: implementation of attention: "reference" (dense), "blockwise", "splash" (TPUs), "cudnn" (GPUs from Hopper
+        on); "auto" = for each kind of layer the best one for this device and these shapes, which a run logs.
       remat: "block" keeps only the input of each block for the backward pass and recomputes the rest.
       scan: run equal layers as one loop; False = unrolled, which compiles slowly and is easier to profile.
     """

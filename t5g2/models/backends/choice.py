@@ -6,8 +6,7 @@ The facts about devices are in the files of the backends. Each says what it refu
 import functools
 from typing import NamedTuple
 
-import jax
-
+from t5g2.core.device import platform
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.models.backends import cudnn, splash
@@ -46,12 +45,6 @@ def choose(backend: str, site: Site) -> BackendChoice:
             _warn(backend, refusal)
             return BackendChoice("blockwise", f"{backend} cannot: {refusal}")
     return BackendChoice(backend, "set by compute.backend")
-
-
-def platform() -> str:
-    """Returns "cpu", "gpu" or "tpu": the devices of the current mesh, or the default ones without a mesh."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _automatic(site: Site, device: str) -> BackendChoice:
