@@ -20,7 +20,7 @@ from t5g2.data import row_memory
 from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvaluationStopped
-from t5g2.train import data_resume, preemption, recorder
+from t5g2.train import data_resume, preemption, profiled_steps, recorder
 from t5g2.train import plan as plans
 from t5g2.train import restore as restoring
 from t5g2.train import workdir as workdirs
@@ -78,6 +78,8 @@ def train(
         update, teacher = plan.compile(), plans.load_teacher(plan)
         record = stack.enter_context(recorder.Recorder(experiment, workdir, step=step, write=writes))
 
+        profiled = stack.enter_context(profiled_steps.ProfiledSteps(experiment.train.profiled, workdir, write=writes))
+
         # 6 loop
         while True:
             stop_signal, last = preempted.agreed(), step == experiment.train.steps
@@ -97,8 +99,10 @@ def train(
                 break
             host_batch = pipeline.next()
             batch = to_global(host_batch.batch, sharding.batch_sharding(mesh), rows=experiment.data.rows)
+            profiled.begin(step + 1, state)
             state, metrics = update(state, batch, teacher)
             step += 1
+            profiled.end(step, state)
             record.step(step, metrics, host_batch)
 
         # 7 close: wait for the writers; the weights as a model folder
