@@ -25,6 +25,7 @@ COMMANDS = (
     "adapt",
     "average",
     "check",
+    "profile",
     "data",
     "tokenize",
     "cache-logits",

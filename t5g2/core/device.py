@@ -1,9 +1,10 @@
-"""Facts about devices: their platform, peak FLOP/s, memory in use."""
+"""Facts about devices: their platform, peak FLOP/s, bandwidth of memory, memory in use."""
 
 import functools
 import resource
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,17 @@ NAMED_PEAKS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
+}
+# bandwidth of one device's memory in byte/s, from the same data sheets, and for TPUs the documentation of Google Cloud
+NAMED_BANDWIDTHS = {
+    "TPU v4": 1228e9,
+    "TPU v5 lite": 819e9,
+    "TPU v5": 2765e9,
+    "TPU v6 lite": 1640e9,
+    "TPU7x": 7380e9,
+    "NVIDIA A100": 2039e9,  # of 80 GB; that of 40 GB has 1555e9
+    "NVIDIA H100": 3350e9,
+    "NVIDIA H200": 4800e9,
 }
 
 
@@ -47,29 +59,59 @@ def peak() -> Peak:
     """Returns the peak of all devices of the run: from NAMED_PEAKS if it has the device, else measured."""
     devices = jax.devices()
     kind = devices[0].device_kind
-    # the longest name first: "TPU v5 lite" also begins with "TPU v5"
-    for name in sorted(NAMED_PEAKS, key=len, reverse=True):
-        if kind.startswith(name):
-            return Peak(NAMED_PEAKS[name] * len(devices), f"named bf16 peak of {len(devices)} x {kind}")
+    if (named := _named(NAMED_PEAKS, kind)) is not None:
+        return Peak(named * len(devices), f"named bf16 peak of {len(devices)} x {kind}")
     # the simulated devices of a CPU share its cores: one of them is measured, per process
     count = jax.process_count() if devices[0].platform == "cpu" else len(devices)
     rate = measure_matmul(1024 if devices[0].platform == "cpu" else 8192)
     return Peak(rate * count, f"measured float32 matmul on {count} x {kind}")
 
 
+class Roofline(NamedTuple):
+    """The most that one device does: FLOP/s of matrix products, byte/s of its memory, and the source of the numbers."""
+
+    flops_per_s: float
+    bytes_per_s: float
+    source: str
+
+
+def roofline() -> Roofline:
+    """Returns the peaks of one device, or of the cores that simulated devices share: named, or else measured."""
+    device = jax.local_devices()[0]
+    flops, memory = (_named(table, device.device_kind) for table in (NAMED_PEAKS, NAMED_BANDWIDTHS))
+    if flops is not None and memory is not None:
+        return Roofline(flops, memory, f"named bf16 peak and bandwidth of {device.device_kind}")
+    flops = measure_matmul(1024 if device.platform == "cpu" else 8192)
+    return Roofline(flops, measure_bandwidth(), f"float32 matmul and copy, measured on {device.device_kind}")
+
+
+def _named(table: Mapping[str, float], kind: str) -> float | None:
+    # the longest name first: "TPU v5 lite" also begins with "TPU v5"
+    return next((table[name] for name in sorted(table, key=len, reverse=True) if kind.startswith(name)), None)
+
+
+def measure_bandwidth(mib: int = 256, repeats: int = 5) -> float:
+    """Returns the byte/s, read and written, of the fastest of several passes over an array that no cache holds."""
+    a = jnp.ones((mib, 2**18), jnp.float32)
+    return 2 * a.nbytes / _fastest(jax.jit(lambda a: a + 1.0), a, repeats)
+
+
 @functools.cache
 def measure_matmul(size: int, repeats: int = 5) -> float:
     """Returns the FLOP/s of the fastest of several [size, size] float32 matrix products on the first local device."""
     a = jnp.ones((size, size), jnp.float32)
-    multiply = jax.jit(lambda a: a @ a)
-    multiply(a).block_until_ready()  # compiles
+    return 2 * size**3 / _fastest(jax.jit(lambda a: a @ a), a, repeats)
+
+
+def _fastest(function: Callable[[jax.Array], jax.Array], a: jax.Array, repeats: int) -> float:
+    """Returns the seconds of the fastest run, which is the one that other work on the machine disturbed least."""
+    function(a).block_until_ready()  # compiles
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        multiply(a).block_until_ready()
+        function(a).block_until_ready()
         times.append(time.perf_counter() - start)
-    # the fastest run is the one that other work on the machine disturbed least
-    return 2 * size**3 / min(times)
+    return min(times)
 
 
 def memory_gib() -> dict[str, float]:

@@ -221,9 +221,15 @@ class Layers(nnx.Module):
         # the body of the loop is one whole pattern: its blocks differ in kind, its repeats only in weights
         def pattern(x, layers):
             ys = []
-            for block, extra in zip(*layers, strict=True):
-                x, y = slot_step(block, x, extra)
-                ys.append(y)
+            for blocks, extras in _runs(*layers, nested=remat and compute.scan):
+                if len(blocks) == 1:
+                    x, y = slot_step(blocks[0], x, extras[0])
+                    ys.append(y)
+                else:
+                    x, run_ys = jax.lax.scan(
+                        lambda x, layer: slot_step(layer[0], x, layer[1]), x, _stack(blocks, extras)
+                    )
+                    ys += [jax.tree.map(lambda y, i=i: y[i], run_ys) for i in range(len(blocks))]
             return x, tuple(ys)
 
         slot_ys = ()
@@ -234,6 +240,31 @@ class Layers(nnx.Module):
             x, y = tail_step(block, x, extra)
             tail_ys.append(y)
         return x, PerLayer(slot_ys, tuple(tail_ys))
+
+
+def _runs(blocks: Sequence[Any], extras: Sequence[Any], *, nested: bool) -> list[tuple[list[Any], list[Any]]]:
+    """Returns the blocks and their extras in runs of equal neighbours if `nested`, else each alone.
+
+    With remat a loop over a run keeps the backward pass at one block: of blocks in one body XLA may recompute all before
+    it goes back through the first, and then holds the activations of all (bench/long_rows.py).
+    """
+    runs: list[tuple[list[Any], list[Any]]] = []
+    for block, extra in zip(blocks, extras, strict=True):
+        alike = (
+            nested
+            and runs
+            and jax.tree.structure((runs[-1][0][0], runs[-1][1][0])) == jax.tree.structure((block, extra))
+        )
+        if not alike:
+            runs.append(([], []))
+        runs[-1][0].append(block)
+        runs[-1][1].append(extra)
+    return runs
+
+
+def _stack(blocks: Sequence[Any], extras: Sequence[Any]) -> Any:
+    """Returns (block, extra) of a run, with a leading axis on every leaf."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(blocks, extras, strict=True))
 
 
 def _unrolled(step, x, layers):

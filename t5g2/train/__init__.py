@@ -9,6 +9,7 @@ In the order in which they are best read:
     plan            shapes, shardings and the compiled step, before any array exists
     workdir         the files of a run; resume: the settings that may differ from the saved ones
     restore         the state that a run starts from; adaptation: weights of a decoder-only model; data_resume: the data
-    recorder        metrics, scores and samples while the run trains; preemption: signals; nonfinite: updates that fail
+    recorder        metrics, scores and samples while the run trains; preemption: signals; nonfinite: updates that fail;
+                    profiled_steps: a trace of some steps
     loop            all of it in order, in one function
 """

@@ -31,7 +31,7 @@ from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig
 from t5g2.models.sizes import size
-from t5g2.train import image_rows, optim, run_tokenizer, schedules
+from t5g2.train import image_rows, optim, profiled_steps, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names
 from t5g2.train.weight_origin import Init
 
@@ -95,6 +95,8 @@ class Train:
         to one of its neighbours at random, without which every update below 1/256 of a weight would be lost.
       max_nonfinite_updates: number of updates of a run that may be left out because their loss or gradient is not
         finite; the run ends at the next one. 0 = it ends at the first.
+      profile_steps: "10:13" = write a trace of the steps 10, 11 and 12 into the workdir's folder `profile`, for xprof
+        and TensorBoard; None = no trace. It changes nothing that is computed.
     """
 
     steps: Count
@@ -104,6 +106,15 @@ class Train:
     z_loss: Annotated[float, Bounds(least=0, most=1)] = LossConfig.z_loss
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     max_nonfinite_updates: CountOrZero = 0
+    profile_steps: str | None = None
+
+    def __post_init__(self):
+        _ = self.profiled  # raises where they do not fit
+
+    @property
+    def profiled(self) -> range:
+        """Steps that a trace is written of."""
+        return range(0) if self.profile_steps is None else profiled_steps.parse(self.profile_steps, self.steps)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Recorder:
 
     def _record(self, step: int, metrics: Metrics, batch: HostBatch) -> None:
         # the one place where the host waits for the devices
-        fetched = jax.tree.map(np.asarray, metrics)
+        fetched = jax.device_get(metrics)
         if not fetched.finite:
             self._check_nonfinite(step, fetched, batch)
         # FLOPs of this process's rows; every process has as many rows

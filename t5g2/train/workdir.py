@@ -5,6 +5,7 @@ provenance.json   the origin of each weight of an adapted model
 checkpoints/      train states by step
 metrics.jsonl     metrics by step, and TensorBoard events beside it
 samples/          predictions by step
+profile/          a trace of the steps that train.profile_steps names
 model/            the weights at the end, as a model folder
 done.json         the last step, and the files of model/ with their sizes and hashes; written last
 """
