@@ -269,7 +269,7 @@ def image_file(name: str) -> bytes:
 
 
 def run(path: Path) -> None:
-    """What a run leaves, without checkpoints."""
+    """Writes the files of a finished run, without checkpoints."""
     path.mkdir()
     experiment = config_file.load(f"{CONFIG}:source@{path}")
     workdir.write_experiment(path, experiment, {"leaves": [{"leaf": "a", "how": "copied", "from": "b"}]})

@@ -5,7 +5,7 @@ from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, Flag, Parsed
 FLAGS = {
     "config": CONFIG,
     "allow_change": ALLOW_CHANGE,
-    "devices": Flag(0, "simulated devices to shard over; 0 = those of this machine", least=0),
+    "devices": Flag(0, "simulated devices to shard over; 0 = those of this machine", least=0, most=8192),
     "hbm_gib": Flag(0.0, "memory of one device in GiB, above which the check fails; 0 = no limit", least=0),
 }
 

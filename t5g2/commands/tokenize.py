@@ -7,7 +7,7 @@ FLAGS = {
     "out": SHARDS_OUT,
     "sources": SOURCES,
     "shards": SHARDS,
-    "workers": Flag(1, "processes that write shards", least=1),
+    "workers": Flag(1, "processes that write shards", least=1, most=1024),
     "beam": Flag(
         None, "options of an Apache Beam pipeline that writes them instead, such as --beam='--runner=DirectRunner'"
     ),

@@ -155,7 +155,7 @@ def prepare(chosen: Mapping[str, Job], folder: Path) -> dict[str, Undisturbed]:
 
 def trained(workdir: Path) -> dict[Any, Any]:
     """Returns the metrics, samples, model and leaves of a run; steps that are saved at a signal are left out."""
-    steps = [step for step in saved_steps(workdir) if step % SAVE_STEPS == 0 and has_record(workdir, step)]
+    steps = [step for step in saved_steps(workdir) if step and step % SAVE_STEPS == 0 and has_record(workdir, step)]
     leaves = {("leaf", step, name): value for step in steps for name, value in checksums(workdir, step).items()}
     recorded = metrics(workdir) if (workdir / "metrics.jsonl").exists() else {}
     return leaves | recorded | hashes(workdir / "samples") | hashes(workdir / "model")

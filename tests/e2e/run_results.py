@@ -1,4 +1,4 @@
-"""What a run has in its workdir that must not differ from run to run."""
+"""Results that a run leaves in its workdir and that must not differ from run to run."""
 
 import json
 from pathlib import Path

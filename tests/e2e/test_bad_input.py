@@ -123,6 +123,8 @@ def test_an_unknown_size(capsys, corpus, tmp_path):
         (["train", f"--config={CONFIG}", "--workdir=x", "--replay=-3"], ["--replay=-3", "at least 0"]),
         (["train", "--config=README.md", "--workdir=x"], ["README.md", "SyntaxError"]),
         (["check", f"--config={CONFIG}", "--devices=-1"], ["--devices=-1", "at least 0"]),
+        (["check", f"--config={CONFIG}", "--devices=1000000000"], ["--devices=1000000000", "at most 8192"]),
+        (["tokenize", f"--config={CONFIG}", "--out=x", "--workers=1000000"], ["--workers=1000000", "at most 1024"]),
         (["data", f"--config={CONFIG}", "--n=-1"], ["--n=-1", "at least 0"]),
         (["generate", "--model=x", "--prompt=x", "--temperature=-1"], ["--temperature=-1", "at least 0"]),
         (["generate", "--model=x", "--prompt=x", "--temperature=nan"], ["--temperature=nan", "at least 0"]),
