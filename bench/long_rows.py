@@ -1,4 +1,4 @@
-"""Memory of long encoder rows of T5Gemma 2 270M-270M (text, float32): what XLA sets aside, weights and results included.
+"""Memory of long encoder rows of T5Gemma 2 270M-270M (text, float32): weights, results and what XLA sets aside.
 
     python bench/long_rows.py             compiles; nothing runs, so it takes seconds
     python bench/long_rows.py 32768 run   also runs that length, forward and backward, and prints the peak of the process

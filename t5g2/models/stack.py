@@ -3,6 +3,7 @@
 B batch, T length, D width, P blocks of a pattern, R repeats of the pattern, L = R * P + len(tail) layers.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from t5g2.models.attention import Attention, KeyValues
 from t5g2.models.config import LayerKind, TextConfig
 from t5g2.models.layers import Compute, GatedMLP, RMSNorm, rotary_cos_sin
 from t5g2.models.masks import Keys, Mask
+
+LONG_ROW, PART = 16384, 8192  # tokens: the MLP of longer rows runs in parts, with remat
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,23 @@ class Block(nnx.Module):
 
     @scope("mlp")
     def _transform(self, x_BTD: Array, compute: Compute) -> Array:
-        h_BTD = self.mlp.transform(self.pre_mlp_norm.normalize(x_BTD, compute))
-        x_BTD = x_BTD + self.post_mlp_norm.normalize(h_BTD, compute)
+        """Returns x plus its MLP; with remat long rows in parts, which costs one more forward pass of the MLP."""
+
+        def transform(x_BcD):
+            h_BcD = self.mlp.transform(self.pre_mlp_norm.normalize(x_BcD, compute))
+            return x_BcD + self.post_mlp_norm.normalize(h_BcD, compute)
+
+        rows, length, width = x_BTD.shape
+        parts = math.ceil(length / PART) if compute.remat == "block" and length > LONG_ROW else 1
+        if parts == 1:
+            x_BTD = transform(x_BTD)
+        else:
+            # the gates of a whole row of 32,768 tokens would be most of what its backward pass holds
+            size = math.ceil(length / parts)
+            padded_BTD = jnp.pad(x_BTD, ((0, 0), (0, parts * size - length), (0, 0)))
+            x_nBcD = jnp.moveaxis(padded_BTD.reshape(rows, parts, size, width), 1, 0)
+            x_nBcD = jax.lax.map(jax.checkpoint(transform, prevent_cse=False), x_nBcD)
+            x_BTD = jnp.moveaxis(x_nBcD, 0, 1).reshape(padded_BTD.shape)[:, :length]
         return constrain(x_BTD, "rows", "length", "embed_act")
 
 
@@ -250,11 +268,8 @@ def _runs(blocks: Sequence[Any], extras: Sequence[Any], *, nested: bool) -> list
     """
     runs: list[tuple[list[Any], list[Any]]] = []
     for block, extra in zip(blocks, extras, strict=True):
-        alike = (
-            nested
-            and runs
-            and jax.tree.structure((runs[-1][0][0], runs[-1][1][0])) == jax.tree.structure((block, extra))
-        )
+        last = None if not runs else (runs[-1][0][0], runs[-1][1][0])
+        alike = nested and last is not None and jax.tree.structure(last) == jax.tree.structure((block, extra))
         if not alike:
             runs.append(([], []))
         runs[-1][0].append(block)

@@ -1,6 +1,7 @@
 """Dependencies of each token's state, by gradient; and what must not matter: packing, padding, storage, remat."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
-from t5g2.models import build
+from t5g2.models import build, stack
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.layers import Compute
 from tests import weights
@@ -341,3 +342,20 @@ def test_every_leaf_knows_its_initialiser(config):
         np.testing.assert_allclose(new.std(), old.std(), rtol=2 * spread, err_msg=tree.name(at))
         if old.std() == 0:
             np.testing.assert_allclose(new, old, rtol=0.01)
+
+
+def test_the_mlp_of_a_long_row_runs_in_parts_and_computes_the_same(monkeypatch):
+    """Parts of 3 and 4 tokens, the last one padded: values and gradients of one MLP over the whole row."""
+    model = weights.model(T5GEMMA2)
+
+    def run():
+        def loss(model):
+            hidden = model.hidden(ENCODER, DECODER, compute=replace(COMPUTE, remat="block"))
+            return jnp.mean(jnp.square(model.logits(hidden)))
+
+        return jax.jit(jax.value_and_grad(loss))(model)
+
+    expected = run()
+    monkeypatch.setattr(stack, "LONG_ROW", 6)
+    monkeypatch.setattr(stack, "PART", 4)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), run(), expected)
