@@ -1,7 +1,7 @@
 """Memory of long encoder rows of T5Gemma 2 270M-270M (text, float32): weights, results and what XLA sets aside.
 
     python bench/long_rows.py             compiles; nothing runs, so it takes seconds
-    python bench/long_rows.py 32768 run   also runs that length, forward and backward, and prints the peak of the process
+    python bench/long_rows.py 32768 run   runs that length, forward and backward, and prints the peak of the process
 
 Must: 32K forward and backward below 8 GB, 128K forward below 12 GB.
 """

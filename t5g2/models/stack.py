@@ -263,8 +263,8 @@ class Layers(nnx.Module):
 def _runs(blocks: Sequence[Any], extras: Sequence[Any], *, nested: bool) -> list[tuple[list[Any], list[Any]]]:
     """Returns the blocks and their extras in runs of equal neighbours if `nested`, else each alone.
 
-    With remat a loop over a run keeps the backward pass at one block: of blocks in one body XLA may recompute all before
-    it goes back through the first, and then holds the activations of all (bench/long_rows.py).
+    With remat a loop over a run keeps the backward pass at one block: of several blocks in one body XLA may recompute
+    all before it goes back through the first, and then holds the activations of all (bench/long_rows.py).
     """
     runs: list[tuple[list[Any], list[Any]]] = []
     for block, extra in zip(blocks, extras, strict=True):
