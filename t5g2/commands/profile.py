@@ -9,9 +9,9 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Runs some steps of a config and prints the dearest operations, with FLOPs, bytes and share of the roofline.
+    """Runs some steps of a config and prints the dearest parts and operations, by time and share of the roofline.
 
-    The weights are new ones, whatever init says, and nothing is written: time does not depend on values.
+    FLOPs and bytes stand beside them. The weights are new ones, whatever init says, and nothing is written: time does not depend on values.
 
     Example: t5g2 profile --config=configs/quickstart.py:source
     """

@@ -1,6 +1,7 @@
 """`t5g2 train`."""
 
 from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, WORKDIR, Flag, Parsed
+from t5g2.core.startup import START_UP
 
 FLAGS = {
     "config": CONFIG,
@@ -19,7 +20,6 @@ def run(flags: Parsed) -> None:
     Example: t5g2 train --config=configs/quickstart.py:source --workdir=runs/source --config.train.steps=50
     """
     from t5g2.core import distributed
-    from t5g2.core.startup import START_UP  # first, because it takes the time of the other imports
     from t5g2.train import config_file, loop
 
     START_UP.ended("imports")
