@@ -9,9 +9,9 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Runs some steps of a config and prints the dearest parts and operations, by time and share of the roofline.
+    """Runs some steps and prints the dearest parts and operations: time, FLOPs, bytes and roofline.
 
-    FLOPs and bytes stand beside them. The weights are new ones, whatever init says, and nothing is written: time does not depend on values.
+    The weights are new ones, whatever init says, and nothing is written: time does not depend on values.
 
     Example: t5g2 profile --config=configs/quickstart.py:source
     """
