@@ -10,6 +10,7 @@ import dataclasses
 import time
 
 import jax
+import measure
 import numpy as np
 
 from t5g2.core import sharding
@@ -61,11 +62,12 @@ def main():
             sizes[layers] = len((compiled.as_text() or "").splitlines())
             jax.clear_caches()
     base = sum(best[LAYERS[0]])
-    print("| layers | trace and compile | seconds: trace | compile | lines of HLO |\n|---|---|---|---|---|")
-    for layers, (trace, compile_) in best.items():
-        print(
-            f"| {layers}+{layers} | {(trace + compile_) / base:.2f} | {trace:.1f} | {compile_:.1f} | {sizes[layers]} |"
-        )
+    head = ("layers", "trace and compile", "seconds: trace", "compile", "lines of HLO")
+    rows = [
+        (f"{layers}+{layers}", f"{(trace + compile_) / base:.2f}", f"{trace:.1f}", f"{compile_:.1f}", sizes[layers])
+        for layers, (trace, compile_) in best.items()
+    ]
+    measure.write("compile", "Time to compile the train step, by layers", measure.table(head, rows))
 
 
 if __name__ == "__main__":

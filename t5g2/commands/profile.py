@@ -9,7 +9,7 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Runs some steps of a config and prints the dearest operations, with FLOPs, bytes and share of the roofline.
+    """Runs some steps and prints the dearest parts and operations: time, FLOPs, bytes and roofline.
 
     The weights are new ones, whatever init says, and nothing is written: time does not depend on values.
 

@@ -1,6 +1,7 @@
 """`t5g2 train`."""
 
 from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, WORKDIR, Flag, Parsed
+from t5g2.core.startup import START_UP
 
 FLAGS = {
     "config": CONFIG,
@@ -18,20 +19,11 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 train --config=configs/quickstart.py:source --workdir=runs/source --config.train.steps=50
     """
-    from t5g2.core.startup import StartUp
-
-    start_up = StartUp()
     from t5g2.core import distributed
     from t5g2.train import config_file, loop
 
-    start_up.ended("imports")
+    START_UP.ended("imports")
     distributed.initialize(flags.distributed)
     experiment = config_file.load(flags.config, flags.overrides)
-    start_up.ended("config")
-    loop.train(
-        experiment,
-        flags.workdir,
-        replay=flags.replay,
-        allow_change=flags.names("allow_change"),
-        start_up=start_up,
-    )
+    START_UP.ended("config")
+    loop.train(experiment, flags.workdir, replay=flags.replay, allow_change=flags.names("allow_change"))

@@ -16,7 +16,7 @@ import jax
 
 from t5g2.core import logs, metrics_writer, sharding
 from t5g2.core.logs import log
-from t5g2.core.startup import StartUp
+from t5g2.core.startup import START_UP
 from t5g2.data import row_memory
 from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
@@ -29,12 +29,7 @@ from t5g2.train.experiment import Experiment
 
 
 def train(
-    experiment: Experiment,
-    folder: str,
-    *,
-    replay: int | None = None,
-    allow_change: tuple[str, ...] = (),
-    start_up: StartUp | None = None,
+    experiment: Experiment, folder: str, *, replay: int | None = None, allow_change: tuple[str, ...] = ()
 ) -> None:
     """Trains until `train.steps` updates are done, or until a signal, and leaves the workdir ready to be resumed.
 
@@ -43,7 +38,6 @@ def train(
       folder: the workdir; a run that it holds is resumed.
       replay: start from the checkpoint of this step instead of the newest, and write nothing.
       allow_change: paths of settings that may differ from the saved experiment's.
-      start_up: times of the parts before this one; the log tells them up to the first step.
 
     Raises:
       UserError: the mesh does not fit the devices, the text cannot be read, the workdir holds another experiment, or an
@@ -51,7 +45,6 @@ def train(
       SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the state is saved.
     """
     # 1 mesh: the experiment's constructor has checked its fields; the rules that need devices are checked here
-    start_up = start_up or StartUp()
     logs.setup(process=jax.process_index())
     metrics_writer.check_outputs(experiment.log.wandb)
     mesh = sharding.make(experiment.mesh)
@@ -63,11 +56,9 @@ def train(
         preempted = stack.enter_context(preemption.on_signals())
         stack.enter_context(jax.set_mesh(mesh))
         recorder.log_devices(mesh)
-        start_up.ended("devices")
 
         # 2 shapes: the state and its shardings; no array yet
         plan = plans.make(experiment, mesh)
-        start_up.ended("shapes")
 
         # 3 weights: from the workdir, init.resume, init.adapt or init.params, whichever exists first, else new
         checkpoints = stack.enter_context(workdirs.open_checkpoints(workdir, experiment, read_only=not writes))
@@ -76,8 +67,7 @@ def train(
         if writes and workdirs.is_done(workdir, experiment, step):
             log.info("done: %d steps; %s", step, recorder.last_scores(workdir))
             return
-        jax.block_until_ready(state)
-        start_up.ended("weights")
+        START_UP.ended("weights", state)
 
         # 4 data: every stream at the position that these weights have seen
         evaluator = Evaluator(experiment.eval.tasks, plan.eval_context(rows, preempted.agreed))
@@ -85,15 +75,12 @@ def train(
         teacher_fingerprint = restoring.check_teacher(start, plan, allow_change=allow_change)
         if writes:
             workdirs.write_experiment(workdir, experiment, start.provenance)
-        start_up.ended("data")
+        START_UP.ended("data")
 
         # 5 compile: once; memory, FLOPs and tokens are logged before the first step
-        update = plan.compile()
-        start_up.ended("compile")
-        teacher = plans.load_teacher(plan)
+        update, teacher = plan.compile(), plans.load_teacher(plan)
         record = stack.enter_context(recorder.Recorder(experiment, workdir, step=step, write=writes))
         profiled = stack.enter_context(profiled_steps.ProfiledSteps(experiment.train.profiled, workdir, write=writes))
-        start_up.ended("records")
 
         # 6 loop
         while True:
@@ -108,17 +95,15 @@ def train(
                 record.flush()  # the step before is not part of the pause
                 with record.pause(), contextlib.suppress(EvaluationStopped):
                     record.evaluation(step, evaluator.run(state.params, task_names(experiment, last)))
-                start_up.ended("evaluation")
                 if preempted.agreed():  # once more around, to save this step
                     continue
             if stop_signal or last:
                 break
             host_batch = pipeline.next()
-            start_up.ended("first batch")
+            START_UP.ended("first batch")
             batch = to_global(host_batch.batch, sharding.batch_sharding(mesh), rows=experiment.data.rows)
             profiled.begin(step + 1, state)
             state, metrics = update(state, batch, teacher)
-            start_up.first_step(metrics)
             step += 1
             profiled.end(step, state)
             record.step(step, metrics, host_batch)

@@ -16,6 +16,7 @@ from t5g2.core.batch import Batch
 from t5g2.core.device import GIB
 from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
+from t5g2.core.startup import START_UP
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.eval.tasks import EvalContext
@@ -107,6 +108,7 @@ class Plan:
             total_bytes / GIB,
             memory.temp_size_in_bytes / GIB,
         )
+        START_UP.ended("compile")
         return compiled
 
     def eval_context(self, rows: range, stopping: Callable[[], object] = bool) -> EvalContext:

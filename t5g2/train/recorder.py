@@ -12,6 +12,7 @@ import numpy as np
 from t5g2.core import device, logs, metrics_writer
 from t5g2.core.batch import HostBatch, Sequences
 from t5g2.core.logs import log
+from t5g2.core.startup import START_UP
 from t5g2.eval import evaluation
 from t5g2.eval.tasks import TaskResult
 from t5g2.models import flops
@@ -30,6 +31,7 @@ def log_devices(mesh: jax.sharding.Mesh) -> None:
     axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
     log.info("%d x %s as %s, %d processes", mesh.size, ", ".join(kinds), axes, jax.process_count())
     log.info("jax %s, flax %s, orbax %s", jax.__version__, flax.__version__, orbax.checkpoint.__version__)
+    START_UP.ended("devices")
 
 
 class Recorder:
@@ -60,6 +62,7 @@ class Recorder:
             )
         self._throughput = logs.Throughput()
         self._progress = logs.Progress(experiment.train.steps, step=step)
+        START_UP.ended("records")
 
     def __enter__(self) -> "Recorder":
         return self
@@ -79,6 +82,7 @@ class Recorder:
         Raises:
           UserError: a loss or a gradient of the step before is not finite.
         """
+        START_UP.first_step(metrics)
         # the devices work on this step while the host fetches the one before
         previous, self._pending = self._pending, (step, metrics, batch)
         if previous is not None:
@@ -103,6 +107,7 @@ class Recorder:
             self._writer.write(step, {f"eval/{name}": value for name, value in result.scores.items()})
             if result.predictions:
                 evaluation.write_predictions(self._workdir / "samples" / f"{step}.jsonl", result.predictions)
+        START_UP.ended("evaluation")
 
     def _record(self, step: int, metrics: Metrics, batch: HostBatch) -> None:
         # the one place where the host waits for the devices
