@@ -85,7 +85,7 @@ def theirs(folder: Path, encoder_length: int, decoder_length: int) -> Measured:
         model.zero_grad(set_to_none=True)
         result = model(input_ids=encoder, decoder_input_ids=decoder, labels=targets, use_cache=False)
         result.loss.backward()
-        return result.loss
+        return result.loss.detach()
 
     return _time(call, sum(p.numel() * p.element_size() for p in model.parameters()))
 
