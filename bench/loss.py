@@ -1,25 +1,32 @@
-"""The loss head with a large vocabulary: in tiles against all logits at once, gradients by states and table included.
+"""The loss head with a large vocabulary: both strategies, with gradients, against all logits at once.
 
-Time is the best of several calls, in turn, in CPU seconds where the CPU computes (its machine is often shared) and in
-seconds elsewhere. Memory is what XLA sets aside beside arguments and results; on CPU, tiles have the size of the
-table's gradient in it, because there a product cannot be added to what is already in memory.
+Time is the best of several calls, in turn: CPU seconds where the CPU computes, because its machine is often shared, and
+seconds elsewhere. Memory is what XLA sets aside beside arguments and results.
 
-With a teacher: run in the step (its states are given, its logits computed tile by tile), or cached, 256 tokens each.
+With a teacher: run in the step (its states are given), or cached, 256 tokens each; all relative to all logits at once
+without a teacher.
 """
 
+import os
+import platform
 import time
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from t5g2.core.logs import log
+from t5g2.core.logs import setup as setup_logs
 from t5g2.models.distillation import Distillation, TeacherOutputs
 from t5g2.models.layers import Head
 from t5g2.models.loss import cross_entropy
 from t5g2.models.loss_config import LossConfig
 from t5g2.models.tiled_loss import sparse_distributions
 
-ROWS, LENGTH, WIDTH, VOCAB = 8, 128, 256, 65536
-TILES = (1024, 256, 128)
+OUT = Path(__file__).parent / "results" / "loss.md"
+ROWS, REPEATS = 8, 3
+NAIVE = "all logits"
 
 
 def naive(x_BTD, w_VD, targets_BT, weights_BT):
@@ -28,65 +35,119 @@ def naive(x_BTD, w_VD, targets_BT, weights_BT):
     return jnp.sum(weights_BT * (jax.nn.logsumexp(y_BTV, axis=-1) - picked_BT))
 
 
-def tiled(tile_tokens):
+def total(config, teacher=None):
     def total(x_BTD, w_VD, targets_BT, weights_BT):
-        return cross_entropy(x_BTD, Head(w_VD, None), targets_BT, weights_BT, LossConfig(tile_tokens=tile_tokens)).total
+        return cross_entropy(x_BTD, Head(w_VD, None), targets_BT, weights_BT, config, teacher=teacher).total
 
     return total
 
 
-def distilled(how, *, cached: bool):
-    """The largest tiles, and a teacher as wide as the student."""
-    keys = jax.random.split(jax.random.key(1), 2)
-    teacher = TeacherOutputs(
-        jnp.ones((ROWS, LENGTH), bool),
-        hidden_BTD=jax.random.normal(keys[0], (ROWS, LENGTH, WIDTH)),
-        head=Head(0.05 * jax.random.normal(keys[1], (VOCAB, WIDTH)), None),
+def arguments(tokens, width, vocab):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (ROWS, tokens // ROWS)
+    return (
+        jax.random.normal(keys[0], (*shape, width)),
+        0.05 * jax.random.normal(keys[1], (vocab, width)),
+        jax.random.randint(keys[2], shape, 0, vocab),
+        jnp.ones(shape),
     )
-    if cached:
-        kept = sparse_distributions(teacher.hidden_BTD, teacher.head, distillation=how, tile_tokens=TILES[1])
-        teacher = TeacherOutputs(teacher.has_teacher_BT, kept)
 
-    def total(x_BTD, w_VD, targets_BT, weights_BT):
-        config = LossConfig(tile_tokens=TILES[1], distillation=how)
-        head = Head(w_VD, None)
-        return cross_entropy(x_BTD, head, targets_BT, weights_BT, config, teacher=teacher).total
 
-    return total
+def measure(functions, arguments, gradients=(0, 1)):
+    """Returns {name: (CPU seconds, seconds, bytes of temporaries)}, and the bytes of results."""
+    programs = {n: jax.jit(jax.value_and_grad(f, gradients)).lower(*arguments).compile() for n, f in functions.items()}
+    best = dict.fromkeys(functions, (float("inf"), float("inf")))
+    for _ in range(REPEATS):
+        for name, program in programs.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            jax.block_until_ready(program(*arguments))
+            took = time.process_time() - cpu, time.perf_counter() - wall
+            best[name] = min(best[name][0], took[0]), min(best[name][1], took[1])
+    memory: dict[str, Any] = {name: program.memory_analysis() for name, program in programs.items()}
+    return {n: (*best[n], memory[n].temp_size_in_bytes) for n in functions}, memory[NAIVE].output_size_in_bytes
+
+
+def table(title, functions, arguments, **options):
+    """Returns lines of Markdown: times and temporaries relative to all logits at once, and temporaries in MiB."""
+    log.info("%s", title)
+    results, output = measure(functions, arguments, **options)
+    cpu, wall, temporary = results[NAIVE]
+    lines = [
+        f"\n## {title}\n",
+        f"All logits at once: {cpu:.1f} CPU s, {wall:.1f} s, {temporary / 2**20:,.0f} MiB of temporaries; results "
+        f"{output / 2**20:,.0f} MiB.\n",
+        "| loss head | CPU time | wall time | temporaries | MiB |\n|---|---|---|---|---|",
+    ]
+    for name, (cpu_s, wall_s, size) in results.items():
+        lines.append(
+            f"| {name} | {cpu_s / cpu:.2f} | {wall_s / wall:.2f} | {size / temporary:.3f} | {size / 2**20:,.1f} |"
+        )
+    return lines
+
+
+def tiles(size, **settings):
+    return LossConfig(strategy="tokens", tile_tokens=size, **settings)
+
+
+def blocks(**settings):
+    return LossConfig(strategy="vocabulary", **settings)
+
+
+def without_teacher(tokens, width, vocab):
+    functions = {NAIVE: naive}
+    functions |= {"tiles of 1024 tokens": total(tiles(1024)), "vocabulary blocks": total(blocks())}
+    title = f"{tokens} tokens, width {width}, vocabulary {vocab}"
+    return table(title, functions, arguments(tokens, width, vocab))
+
+
+def frozen(tokens, width, vocab):
+    """Gradients of the states alone."""
+    functions = {NAIVE: naive, "tiles of 1024 tokens": total(tiles(1024)), "vocabulary blocks": total(blocks())}
+    title = f"{tokens} tokens, width {width}, vocabulary {vocab}, the table frozen"
+    return table(title, functions, arguments(tokens, width, vocab), gradients=(0,))
+
+
+def distilled(tokens, width, vocab):
+    """A teacher as wide as the student."""
+    keys = jax.random.split(jax.random.key(1), 2)
+    values = arguments(tokens, width, vocab)
+    hidden_BTD = jax.random.normal(keys[0], values[0].shape)
+    head = Head(0.05 * jax.random.normal(keys[1], (vocab, width)), None)
+    whole, top = Distillation(), Distillation(method="top_k", per_token=256, tail="together")
+    known = jnp.ones(values[2].shape, bool)
+    cached = sparse_distributions(hidden_BTD, head, distillation=top, tile_tokens=256)
+    teachers = {
+        "whole distributions": (whole, TeacherOutputs(known, hidden_BTD=hidden_BTD, head=head)),
+        "top 256, in the step": (top, TeacherOutputs(known, hidden_BTD=hidden_BTD, head=head)),
+        "top 256, cached": (top, TeacherOutputs(known, cached)),
+    }
+    functions = {NAIVE: naive}
+    for name, (distillation, teacher) in teachers.items():
+        functions[f"tiles of 256, {name}"] = total(tiles(256, distillation=distillation), teacher)
+        functions[f"vocabulary blocks, {name}"] = total(blocks(distillation=distillation), teacher)
+    return table(f"{tokens} tokens, width {width}, vocabulary {vocab}, with a teacher", functions, values)
 
 
 def main():
-    keys = jax.random.split(jax.random.key(0), 3)
-    arguments = (
-        jax.random.normal(keys[0], (ROWS, LENGTH, WIDTH)),
-        0.05 * jax.random.normal(keys[1], (VOCAB, WIDTH)),
-        jax.random.randint(keys[2], (ROWS, LENGTH), 0, VOCAB),
-        jnp.ones((ROWS, LENGTH)),
-    )
-    functions = {"all logits": naive} | {f"tiles of {tile} tokens": tiled(tile) for tile in TILES}
-    top_k = Distillation(method="top_k", per_token=256, tail="together")
-    functions |= {
-        f"tiles of {TILES[1]}, whole distributions": distilled(Distillation(), cached=False),
-        f"tiles of {TILES[1]}, top 256, in the step": distilled(top_k, cached=False),
-        f"tiles of {TILES[1]}, top 256, cached": distilled(top_k, cached=True),
-    }
-    compiled = {n: jax.jit(jax.value_and_grad(f, (0, 1))).lower(*arguments).compile() for n, f in functions.items()}
-    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    best = dict.fromkeys(functions, float("inf"))
-    for _ in range(4):
-        for name, program in compiled.items():
-            start = clock()
-            jax.block_until_ready(program(*arguments))
-            best[name] = min(best[name], clock() - start)
-    memory = {name: program.memory_analysis() for name, program in compiled.items()}
-    base = memory["all logits"].temp_size_in_bytes
-    print(f"{ROWS * LENGTH} tokens, width {WIDTH}, vocabulary {VOCAB}, {jax.devices()[0].device_kind}")
-    results, logits = memory["all logits"].output_size_in_bytes, 4 * ROWS * LENGTH * VOCAB
-    print(f"results {results / 2**20:.0f} MiB, logits {logits / 2**20:.0f} MiB\n")
-    print("| loss head | time | temporary memory | MiB |\n|---|---|---|---|")
-    for name, seconds in best.items():
-        size = memory[name].temp_size_in_bytes
-        print(f"| {name} | {seconds / best['all logits']:.2f} | {size / base:.2f} | {size / 2**20:.0f} |")
+    setup_logs()
+    device = jax.devices()[0].device_kind
+    lines = [
+        "# The loss head\n",
+        f"Written by `bench/loss.py`: {device}, {os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}, "
+        f"Python {platform.python_version()}, float32; load average "
+        f"{os.getloadavg()[0]:.1f} before it began. Value and gradients; best of {REPEATS}, in turn; all numbers but "
+        "the last are relative to all logits at once.",
+    ]
+    for part, sizes in (
+        (without_teacher, (2048, 640, 262144)),
+        (without_teacher, (128, 640, 262144)),
+        (frozen, (1024, 640, 65536)),
+        (distilled, (1024, 256, 65536)),
+    ):
+        lines += part(*sizes)
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text("\n".join(lines) + "\n")
+    print(OUT.read_text())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -149,6 +150,34 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh.shape))
 
 
+def sum_groups(x_RVD: jax.Array) -> jax.Array:
+    """Returns the sum over groups of rows of their gradients of a [vocab, embed] table, sharded like the table.
+
+    A reduce-scatter over the axes that split both rows and the table, and an all-reduce over the others: written out,
+    because XLA makes one of a sum that is cut afterwards only where nothing else uses or joins it.
+
+    Args:
+      x_RVD: one gradient for each group, sharded as ("rows", "vocab_act", None).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return jnp.sum(x_RVD, axis=0)
+    stored = _spec(("vocab", "embed"), x_RVD.shape[1:], mesh.shape)
+    rows, embed = _dividing("rows", x_RVD.shape[0], mesh.shape), _dividing("embed", x_RVD.shape[2], mesh.shape)
+    if not set(embed) <= set(rows):
+        return constrain(jnp.sum(x_RVD, axis=0), "vocab", "embed")
+
+    def summed(x_RVD: jax.Array) -> jax.Array:
+        x_VD = jnp.sum(x_RVD, axis=0)
+        for name in embed:
+            x_VD = jax.lax.psum_scatter(x_VD, name, scatter_dimension=1, tiled=True)
+        others = tuple(name for name in rows if name not in embed)
+        return jax.lax.psum(x_VD, others) if others else x_VD
+
+    given = _spec(("rows", "vocab_act", None), x_RVD.shape, mesh.shape)
+    return jax.shard_map(summed, in_specs=given, out_specs=stored, check_vma=False)(x_RVD)
+
+
 def constrain_weights(tree: Tree) -> Tree:
     """Returns weights, or their gradients, sharded by `shardings(tree, mesh)` if a mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -157,10 +186,14 @@ def constrain_weights(tree: Tree) -> Tree:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, mesh))
 
 
-def parts(axis: str, size: int) -> int:
-    """Returns the number of parts that the current mesh splits a logical axis of this size into; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh().shape
-    return math.prod(mesh[name] for name in _dividing(axis, size, mesh))
+def parts(axis: str, size: int, mesh: Mesh | None = None) -> int:
+    """Returns the number of parts that a mesh splits a logical axis of this size into; without any mesh, 1.
+
+    Args:
+      mesh: None = the current one.
+    """
+    shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+    return math.prod(shape[name] for name in _dividing(axis, size, shape))
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int]) -> P:

@@ -35,6 +35,13 @@ class Sampler(abc.ABC):
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
         """Returns the logits to draw from; -inf = never drawn."""
 
+    def draw(self, logits_BV: Float[Array, "B V"], key: Array, step: Array) -> Int[Array, " B"]:
+        """Returns a token for each row; the draw of row b depends on the key, on int32[] step and on b alone."""
+        # a key of its own per row and step, so that the rows of a batch do not influence each other
+        rows_B = jnp.arange(logits_BV.shape[0])
+        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, step)))(rows_B)
+        return jax.vmap(jax.random.categorical)(keys_B, self.restrict(logits_BV)).astype(jnp.int32)
+
 
 @dataclass(frozen=True)
 class Greedy(Sampler):
@@ -44,6 +51,12 @@ class Greedy(Sampler):
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
         best_B = jnp.argmax(logits_BV, axis=-1)
         return jnp.where(jax.nn.one_hot(best_B, logits_BV.shape[-1], dtype=bool), logits_BV, -jnp.inf)
+
+    @override
+    def draw(self, logits_BV: Float[Array, "B V"], key: Array, step: Array) -> Int[Array, " B"]:
+        # nothing is random, and random numbers for a whole vocabulary would take longer than the comparison
+        del key, step
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -196,11 +209,7 @@ def generate(
         logits_BV = model.logits(hidden_BD[:, None])[:, 0]
         if options.suppressed_ids:
             logits_BV = logits_BV.at[:, jnp.array(options.suppressed_ids)].set(-jnp.inf)
-        logits_BV = options.sampler.restrict(logits_BV)
-        # a key of its own per row and step, so that the rows of a batch do not influence each other
-        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, index)))(jnp.arange(rows))
-        drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
-        return jnp.where(done_B, options.pad_id, drawn_B)
+        return jnp.where(done_B, options.pad_id, options.sampler.draw(logits_BV, key, index))
 
     def is_stop(token_B: Array) -> Array:
         return jnp.isin(token_B, jnp.array(options.stop_ids, jnp.int32))

@@ -24,6 +24,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
 from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
+from t5g2.models.loss_config import choose
 from t5g2.report.data_preview import describe_padding
 from t5g2.train import adaptation, image_rows, run_tokenizer
 from t5g2.train import plan as plans
@@ -61,7 +62,8 @@ def check(
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):
-        plan = plans.make(experiment, mesh)
+        # simulated devices stand for accelerators, which compute the loss in their own way
+        plan = plans.make(experiment, mesh, platform="accelerator" if devices else None)
         # the data first: a missing file is an error within seconds, compiling takes longer
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
@@ -182,6 +184,7 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         "one layer or the loss, about": memory.transient,
         "in all, about": memory.total,
     }
+    print(f"loss head: {choose(plan.experiment.loss, plan.head_shape)}")
     print("memory per device, GiB")
     print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in lines.items()))
     if not compiled or memory.total > MOST:

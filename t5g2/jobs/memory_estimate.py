@@ -13,6 +13,7 @@ from t5g2.models.attention_sites import attention_sites, layers_of
 from t5g2.models.backends import blockwise
 from t5g2.models.backends.choice import choose
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig
+from t5g2.models.loss_config import temporary_bytes
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
@@ -28,7 +29,7 @@ class MemoryEstimate:
       blocks: estimate: activations that are kept for the backward pass; with remat the inputs of the blocks alone.
       scores: estimate: attention scores of one layer, or of all without remat; 0 with a backend that never holds them.
       transient: estimate of what exists at one point of a step only: one layer's activations and gathered weights, or
-        the loss head's tile, table and its gradient, whichever is more.
+        the temporaries of the loss head and of the embedding, whichever is more.
     """
 
     weights: int
@@ -135,17 +136,18 @@ def _tower(experiment: Experiment) -> list[_LayerBytes]:
 
 
 def _loss(plan: Plan) -> int:
-    """Bytes of the loss head and the embeddings: the table, gathered along D, its gradients, and a tile of logits."""
-    experiment, mesh = plan.experiment, plan.mesh.shape
-    model, train = experiment.model, experiment.train
-    decoder = model.decoder_stack
-    rows = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * train.microbatches)
-    vocabulary = decoder.vocab_size // mesh["tensor"]
-    table = vocabulary * decoder.width
-    tile = min(train.tile_tokens, rows * experiment.data.decoder_length) * vocabulary
+    """Bytes of the loss head's temporaries, and of the embedding's gradient from the lookup, float32."""
+    experiment, shape = plan.experiment, plan.head_shape
     size = jnp.dtype(experiment.compute.dtype).itemsize
-    # gradients from the head and from the lookup, in float32; logits and their gradients
-    return table * size + 2 * 4 * table + 2 * 4 * tile
+    frozen = {
+        path: experiment.optim.is_frozen(path)
+        for path in jax.tree.leaves(tree.paths(plan.abstract.params))
+        if path.endswith(".table")
+    }
+    # of an untied head the table is its own
+    head = frozen.get("unembedder.table", frozen.get("decoder_embedder.table", frozen.get("embedder.table", False)))
+    lookup = 0 if all(frozen.values()) else 4 * shape.rows * shape.width
+    return temporary_bytes(experiment.loss, shape, itemsize=size, trained=not head) + lookup
 
 
 def _scores(plan: Plan) -> int:

@@ -137,16 +137,16 @@ class WholeTargets:
     softcap: float | None
     blocks: VocabularyBlocks
 
-    def start(self, zero: RunningSum) -> RunningSum:
+    def start(self, zero: RunningSum) -> Any:
         """Returns the sums of exp(z) and of exp(z) * (z - y), over no block."""
         return RunningSum(zero.top_RKS, (zero.sums_RKS[0],) * 2)
 
-    def add(self, sums: RunningSum, y_RKSC: Array, block: Array) -> RunningSum:
+    def add(self, sums: Any, y_RKSC: Array, block: Array) -> Any:
         """Returns the sums with another block of the student's logits y."""
         z_RKSC = self._logits(block)
         return sums.add(self.blocks.only_new(z_RKSC, block, -jnp.inf), z_RKSC - y_RKSC)
 
-    def finish(self, sums: RunningSum, lse_RK: Array) -> tuple[Array, Any]:
+    def finish(self, sums: Any, lse_RK: Array) -> tuple[Array, Any]:
         """Returns the divergence, and what `probs` needs of each token: the log-sum-exp of the teacher's logits."""
         top_RK, (sum_RK, weighted_RK) = sums.combined()
         teacher_lse_RK = top_RK + jnp.log(sum_RK)

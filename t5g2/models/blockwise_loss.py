@@ -115,8 +115,8 @@ def _gradients(softcap: float | None, config: LossConfig, residuals, cotangents)
     blocks = make_blocks(table_VD, x_RKD, config)
     table_SPD = blocks.split(table_VD)
     soft = block_targets.make(teacher, blocks, config)
-    # the product of its gradients with the states runs faster on the states' transpose (on a CPU by a fifth), and the
-    # barriers keep XLA from undoing it
+    # the gradient of the table is a faster product with the states' transpose (on a CPU by a fifth), and the barriers
+    # keep XLA from undoing it
     x_DRK = jax.lax.optimization_barrier(jnp.moveaxis(x_RKD, -1, 0))
 
     def add(gradients, block):

@@ -16,9 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5g2.core.errors import unknown
-from t5g2.core.sharding import constrain
 from t5g2.models.backends.by_name import BACKENDS
 from t5g2.models.config import Rope
+from t5g2.models.lookup import look_up
 
 Precision = Literal["float32", "bfloat16"]
 Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
@@ -215,9 +215,7 @@ class Embedder(nnx.Module):
 
     def embed(self, tokens_BT: Int[Array, "B T"], *, dtype) -> Float[Array, "B T D"]:
         """Returns rows of the table times sqrt(D), which is rounded to the activations' dtype, like the weights."""
-        # each row is gathered whole: in a table that is sharded along both axes, a lookup would make XLA gather the
-        # tokens of all devices
-        x_BTD = constrain(self.table[...], "vocab_act", None)[tokens_BT].astype(dtype)
+        x_BTD = look_up(self.table[...], tokens_BT).astype(dtype)
         x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), dtype)
         if self.eoi_id is None:
             return x_BTD

@@ -61,7 +61,7 @@ class HeadShape(NamedTuple):
       tokens: tokens of its rows.
       rows: rows of the table, the vocabulary without the parts of other devices.
       width: of the states.
-      platform: "cpu", "gpu", "tpu"; None = that of the process.
+      platform: "cpu", or that of an accelerator; None = that of the process.
     """
 
     tokens: int

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from t5g2.core.sharding import constrain
+from t5g2.core.sharding import constrain, sum_groups
 from t5g2.models import distillation as distill
 from t5g2.models.distillation import Distillation, SoftTargets, SparseDistribution, TeacherOutputs
 from t5g2.models.layers import Head
@@ -125,7 +125,7 @@ def _total_and_gradients(hidden, table, targets, weights, teacher, softcap, conf
     dw_RVD, tiles = jax.lax.scan(tile, dw_RVD, (*inputs, teacher_tiles))
     dw_VD = None
     if dw_RVD is not None:
-        dw_VD = constrain(jnp.sum(dw_RVD, axis=0), "vocab", "embed").astype(table_VD.dtype)
+        dw_VD = sum_groups(dw_RVD).astype(table_VD.dtype)
     dx_BTD, tokens = jax.tree.map(lambda x: merge_tiles(x, targets_BT.shape), tiles)
     return (weighted_total(tokens, weights_BT, teacher, config), tokens), (dx_BTD, dw_VD)
 

@@ -29,7 +29,7 @@ from t5g2.eval.tasks import Task
 from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
-from t5g2.models.loss_config import LossConfig
+from t5g2.models.loss_config import LossConfig, Strategy
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim, profiled_steps, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names
@@ -89,7 +89,10 @@ class Train:
       steps: updates of the weights in total.
       seed: the seed from which every other one is derived, by name.
       microbatches: number of parts in which the global batch is computed, one after the other, for one update.
-      tile_tokens: tokens whose logits exist at a time.
+      tile_tokens: tokens whose logits exist at a time, if the loss head computes tiles of tokens.
+      loss_strategy: "tokens" = the loss head computes tiles of tokens, in three matrix products; "vocabulary" = blocks
+        of the vocabulary, in four, and far less memory; "auto" = blocks on a CPU, and elsewhere where the embedding's
+        float32 gradient would take more memory than a tile. The log says which.
       z_loss: weight of the squared log-partition function, which keeps logits from drifting.
       param_dtype: dtype of the stored weights. The update is computed in float32; a weight in bfloat16 is then rounded
         to one of its neighbours at random, without which every update below 1/256 of a weight would be lost.
@@ -103,6 +106,7 @@ class Train:
     seed: Seed = 0
     microbatches: Size = 1
     tile_tokens: Size = LossConfig.tile_tokens
+    loss_strategy: Strategy = LossConfig.strategy
     z_loss: Annotated[float, Bounds(least=0, most=1)] = LossConfig.z_loss
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     max_nonfinite_updates: CountOrZero = 0
@@ -204,7 +208,10 @@ class Experiment:
     @property
     def loss(self) -> LossConfig:
         """Settings of the loss, from `train`, `compute` and `distill`."""
-        return LossConfig(self.train.tile_tokens, self.train.z_loss, self.compute.loss_dtype, self.distill)
+        train = self.train
+        return LossConfig(
+            train.tile_tokens, train.z_loss, self.compute.loss_dtype, self.distill, strategy=train.loss_strategy
+        )
 
     @property
     def vocab_size(self) -> int:

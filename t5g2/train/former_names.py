@@ -14,7 +14,11 @@ FORMER_KEYS = {"piece_tokens": "chunk_tokens", "teaching": "teacher_features"}
 # likewise for the values of "kind"; the tables of kinds accept both
 FORMER_KINDS = {"answers": "sft", "answers_decoder": "sft_decoder"}
 # settings that came later, and the defaults with which a run is the same as without them; no place of a list is given
-LATER_SETTINGS: Mapping[str, Any] = {"train.max_nonfinite_updates": 0, "train.profile_steps": None}
+LATER_SETTINGS: Mapping[str, Any] = {
+    "train.max_nonfinite_updates": 0,
+    "train.profile_steps": None,
+    "train.loss_strategy": "auto",
+}
 # former module -> {name in it: (module, name) of today}; what config files of earlier versions import
 FORMER_MODULES = {
     "t5g2.data.chat": {"answer_ids": ("t5g2.data.sources.dialogues", "answer_ids")},

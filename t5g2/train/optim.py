@@ -204,15 +204,17 @@ class UpdateInfo(NamedTuple):
 
 
 class Updater(NamedTuple):
-    """The update of the weights as two pure functions.
+    """The update of the weights, as pure functions.
 
     Attributes:
       init: params -> state.
       apply: (params, gradients, state, step) -> (params, state, UpdateInfo); step = updates completed before this one.
+      variables: params -> params, where those that never change are constants: no gradient by them is computed.
     """
 
     init: Callable[[Any], Any]
     apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any, UpdateInfo]]
+    variables: Callable[[Any], Any]
 
 
 def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0) -> Updater:
@@ -239,7 +241,6 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
 
     def zero_if_frozen(x: jax.Array, path: str, step: jax.Array) -> jax.Array:
         rule = frozen[path]
-        # a constant zero reads no gradient, so XLA removes the part of the backward pass that computes it
         if optim.is_frozen(path):
             return jnp.zeros_like(x)
         return x if rule is None else jnp.where(rule.holds(step), jnp.zeros_like(x), x)
@@ -264,7 +265,10 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
         params = jax.tree.map(updated, params, directions, names)
         return params, state, UpdateInfo(norm, rate, norms)
 
-    return Updater(transform.init, apply)
+    def variables(params: Any) -> Any:
+        return jax.tree.map(lambda x, path: jax.lax.stop_gradient(x) if optim.is_frozen(path) else x, params, paths)
+
+    return Updater(transform.init, apply, variables)
 
 
 def norms_of(values: Any) -> tuple[jax.Array, jax.Array]:

@@ -20,9 +20,10 @@ from t5g2.core.startup import START_UP
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.eval.tasks import EvalContext
-from t5g2.models import build
+from t5g2.models import build, loss_config
 from t5g2.models.attention_sites import attention_sites
 from t5g2.models.backends.choice import BackendChoice, choose
+from t5g2.models.loss_config import HeadShape, LossConfig
 from t5g2.train import optim, teachers
 from t5g2.train import state as states
 from t5g2.train import step as steps
@@ -52,6 +53,7 @@ class Plan:
       abstract: the train state as shapes, each leaf with its sharding.
       batch: the global batch as shapes.
       teacher: the teacher that runs in every step, if there is one.
+      platform: that of the devices which those of the mesh stand for: "cpu", or any other; None = their own.
     """
 
     experiment: Experiment
@@ -61,6 +63,25 @@ class Plan:
     abstract: TrainState
     batch: Batch
     teacher: OnlineTeacher | None = None
+    platform: str | None = None
+
+    @property
+    def head_shape(self) -> HeadShape:
+        """Sizes of the loss head on one device, in one microbatch."""
+        decoder, mesh = self.experiment.model.decoder_stack, self.mesh.shape
+        rows = self.experiment.data.rows // (mesh["data"] * mesh["fsdp"] * self.experiment.train.microbatches)
+        return HeadShape(
+            rows * self.experiment.data.decoder_length,
+            decoder.vocab_size // sharding.parts("vocab_act", decoder.vocab_size, self.mesh),
+            decoder.width,
+            self.platform or self.mesh.devices.flat[0].platform,
+        )
+
+    @property
+    def loss(self) -> LossConfig:
+        """Settings of the loss, with the strategy that `auto` is for this mesh."""
+        chosen = loss_config.choose(self.experiment.loss, self.head_shape)
+        return dataclasses.replace(self.experiment.loss, strategy=chosen.strategy)
 
     def step_options(self) -> steps.StepOptions:
         """Returns the options of the train step."""
@@ -70,7 +91,7 @@ class Plan:
             denoisers=len(data.denoisers),
             sources=len(data.names),
             microbatches=train.microbatches,
-            loss=self.experiment.loss,
+            loss=self.loss,
             seed=derive_seed(train.seed, "distill"),
             skip_nonfinite=train.max_nonfinite_updates > 0,
         )
@@ -89,9 +110,10 @@ class Plan:
             return {name: choose(compute.backend, site) for name, site in sites.items()}
 
     def compile(self) -> Any:
-        """Compiles the train step; logs the backends of attention, and the time and memory that it takes."""
+        """Compiles the train step; logs the backends of attention, the loss head's strategy, the time and the memory."""
         for name, choice in self.attention().items():
             log.info("attention of %s layers: %s (%s)", name, choice.name, choice.reason)
+        log.info("loss head: %s", loss_config.choose(self.experiment.loss, self.head_shape))
         start = time.perf_counter()
         compiled = self.lower().compile()
         seconds = time.perf_counter() - start
@@ -122,15 +144,18 @@ class Plan:
             data=self.experiment.data,
             seed=train.seed,
             compute=self.experiment.compute,
-            loss=self.experiment.loss,
+            loss=self.loss,
             mesh=self.mesh,
             rows=rows,
             stopping=stopping,
         )
 
 
-def make(experiment: Experiment, mesh: Mesh) -> Plan:
+def make(experiment: Experiment, mesh: Mesh, *, platform: str | None = None) -> Plan:
     """Returns the plan of an experiment on a mesh.
+
+    Args:
+      platform: that of the devices that the mesh's stand for; None = their own.
 
     Raises:
       UserError: a schedule or a pattern does not fit, or the teacher's folder does not.
@@ -147,7 +172,7 @@ def make(experiment: Experiment, mesh: Mesh) -> Plan:
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((data.rows, *x.shape[1:]), x.dtype, sharding=batch_sharding), one_row
     )
-    return Plan(experiment, data, mesh, optimizer, abstract, batch, teacher)
+    return Plan(experiment, data, mesh, optimizer, abstract, batch, teacher, platform)
 
 
 def _with_teacher(experiment: Experiment, mesh: Mesh) -> tuple[DataConfig, OnlineTeacher | None]:

@@ -109,7 +109,7 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
 
     def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
-        total, sums, gradients = gradients_of(state.params, batch, options, teacher, key)
+        total, sums, gradients = gradients_of(state.params, batch, options, teacher, key, variables=optimizer.variables)
         # the one division by the global count
         with scope("gradients"):
             scale = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
@@ -144,15 +144,22 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
 
 
 def gradients_of(
-    params: Any, batch: Batch, options: StepOptions, teacher: Any = None, key: jax.Array | None = None
+    params: Any,
+    batch: Batch,
+    options: StepOptions,
+    teacher: Any = None,
+    key: jax.Array | None = None,
+    *,
+    variables: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[jax.Array, StepSums, Any]:
     """Returns (the loss that is minimised, as a sum over the batch; the sums that are reported; the gradients).
 
     Args:
       teacher: a model, if one runs in the step.
       key: random key for samples from the teacher's distributions.
+      variables: Updater.variables.
     """
-    gradient = jax.value_and_grad(loss_sums, has_aux=True)
+    gradient = jax.value_and_grad(lambda params, *rest: loss_sums(variables(params), *rest), has_aux=True)
 
     def one_microbatch(rows_and_key: tuple[Batch, jax.Array | None]) -> tuple[jax.Array, StepSums, Any]:
         rows, key = rows_and_key

@@ -16,6 +16,7 @@ from t5g2.eval import generation as g
 from t5g2.models import build
 from t5g2.models.layers import Compute
 from tests import tiny
+from tests.models.test_loss import equations
 
 COMPUTE = Compute(dtype="float32")
 INF = -np.inf
@@ -254,6 +255,38 @@ def test_nucleus_by_literal_probabilities(p, t, expected):
     probabilities = jnp.array([[0.1, 0.5, 0.3, 0.1]])
     left = jax.nn.softmax(g.TopP(p, t).restrict(jnp.log(probabilities)))
     np.testing.assert_allclose(left[0], expected, atol=1e-6)
+
+
+def random_operations(model, sampler):
+    """Those of a program that generates two rows."""
+    starts = jax.tree.map(jnp.asarray, g.pad_rows(prompts([3, 4]), pad=0, left=True))
+    program = jax.make_jaxpr(lambda key: g.generate(model, None, starts, options=options(4, sampler=sampler), key=key))
+    names = {equation.primitive.name for equation in equations(program(jax.random.key(0)).jaxpr)}
+    return {name for name in names if "random" in name or "threefry" in name}
+
+
+def test_greedy_draws_no_random_number(gemma):
+    assert random_operations(gemma, g.GREEDY) == set()
+    assert random_operations(gemma, g.Temperature())
+
+
+def test_a_greedy_draw_is_the_first_of_the_likeliest():
+    logits = jnp.array([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])
+    key, step = jax.random.key(0), jnp.int32(5)
+    assert g.GREEDY.draw(logits, key, step).tolist() == [1, 0]
+    # as a sampler of one token draws it, whatever the key
+    assert g.TopK(1).draw(logits, key, step).tolist() == [1, 0]
+
+
+def test_a_row_draws_the_same_token_whatever_is_in_the_others():
+    logits, step = jax.random.normal(jax.random.key(1), (5, 50)), jnp.int32(3)
+    together = g.Temperature().draw(logits, jax.random.key(0), step)
+    others = logits.at[jnp.array([0, 1, 3])].set(0.0)
+    assert (
+        g.Temperature().draw(others, jax.random.key(0), step)[jnp.array([2, 4])].tolist()
+        == together[jnp.array([2, 4])].tolist()
+    )
+    assert g.Temperature().draw(logits, jax.random.key(0), step + 1).tolist() != together.tolist()
 
 
 def test_draws_follow_the_restricted_distribution():

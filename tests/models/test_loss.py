@@ -9,10 +9,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5g2.core import sharding as meshes
+from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.models.layers import Head
 from t5g2.models.loss import cross_entropy, token_losses
-from t5g2.models.loss_config import LossConfig
+from t5g2.models.loss_config import HeadShape, LossConfig, choose
 from tests import hlo
 
 V, D, B, T = 96, 40, 16, 13  # no two sizes that occur in a program are equal: an axis is known by its size
@@ -126,14 +127,19 @@ def test_bfloat16_states_have_float32_logits_and_table_gradients(data, settings)
     assert jnp.abs(dw - want).max() < 0.01 * jnp.abs(want).max()
 
 
-def shapes(jaxpr):
-    """The shapes of all values of a program, those of its loops' bodies and its functions included."""
+def equations(jaxpr):
+    """The operations of a program, those of its loops' bodies and its functions included."""
     for equation in jaxpr.eqns:
-        yield from (v.aval.shape for v in equation.outvars)
+        yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                yield from shapes(inner)
+                yield from equations(inner)
+
+
+def shapes(jaxpr):
+    """The shapes of all values of a program."""
+    return (v.aval.shape for equation in equations(jaxpr) for v in equation.outvars)
 
 
 @each_strategy
@@ -147,6 +153,99 @@ def test_the_loss_may_be_computed_in_bfloat16(data, settings):
     for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
         assert got_gradient.dtype == jnp.float32
         np.testing.assert_allclose(got_gradient, want_gradient, atol=0.02 * float(jnp.max(jnp.abs(want_gradient))))
+
+
+@each_strategy
+def test_a_gradient_that_nobody_reads_costs_nothing(data, settings):
+    """Of a frozen table neither the product nor the sum is in the program; nor are those of frozen states."""
+
+    def program(*read):
+        return jax.make_jaxpr(jax.value_and_grad(loss_total(3.0, **settings), read))(*data.values()).jaxpr
+
+    def products(*read):
+        return sum(equation.primitive.name == "dot_general" for equation in equations(program(*read)))
+
+    both = 3 if settings["strategy"] == "tokens" else 4
+    assert (products(0, 1), products(0), products(1)) == (both, both - 1, both - 1)
+
+    def summed(*read):
+        loops = [equation for equation in equations(program(*read)) if equation.primitive.name == "scan"]
+        return [v.aval.shape for loop in loops for v in loop.outvars if {V, D} <= set(v.aval.shape)]
+
+    assert len(summed(0, 1)) == len(summed(1)) == 1
+    assert not summed(0)
+
+
+@each_strategy
+def test_gradients_do_not_depend_on_which_are_read(data, settings):
+    both = jax.grad(loss_total(3.0, **settings, z_loss=0.01), (0, 1))(*data.values())
+    for read in (0, 1):
+        one = jax.grad(loss_total(3.0, **settings, z_loss=0.01), read)(*data.values())
+        np.testing.assert_allclose(one, both[read], atol=1e-6)
+
+
+@each_strategy
+@pytest.mark.parametrize(("rows", "length", "vocab"), [(1, 1, 7), (3, 5, 97), (1, 13, 2)])
+def test_odd_sizes(data, settings, rows, length, vocab):
+    """One row of one token; sizes that have no divisor; a vocabulary of two."""
+    hidden, table, targets, weights = data.values()
+    table = jnp.concatenate([table, table[:1] + 0.1])[:vocab]
+    values = hidden[:rows, :length], table, targets[:rows, :length] % vocab, weights[:rows, :length] + 0.5
+
+    def expected(hidden, table, targets, weights):
+        return jnp.sum(weights * naive(hidden, table, targets, None)[0])
+
+    got = jax.value_and_grad(loss_total(**settings), (0, 1))(*values)
+    want = jax.value_and_grad(expected, (0, 1))(*values)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=5e-6), got, want)
+
+
+@each_strategy
+def test_a_target_counts_as_correct_where_it_is_one_of_the_highest(data, settings):
+    """Equal logits, in one block and in two; and without any weight there is no gradient."""
+    hidden, _, targets, weights = data.values()
+    table = jnp.ones((V, D))
+    assert token_losses(hidden, Head(table, None), targets, LossConfig(**settings)).correct_BT.all()
+    dx, dw = jax.grad(loss_total(**settings), (0, 1))(hidden, table, targets, 0.0 * weights)
+    assert not np.any(dx)
+    assert not np.any(dw)
+
+
+CPU, GPU = HeadShape(2048, 262144, 640, "cpu"), HeadShape(2048, 262144, 640, "gpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "strategy", "size"),
+    [
+        (LossConfig(), CPU, "vocabulary", 1024),
+        (LossConfig(strategy="tokens"), CPU, "tokens", 1024),
+        (LossConfig(), GPU, "tokens", 1024),
+        (LossConfig(strategy="vocabulary"), GPU, "vocabulary", 16384),
+        # a tile of 512 tokens of logits and their gradients is 1 GiB; the gradient of a table of width 2560 is 2.5
+        (LossConfig(tile_tokens=512), GPU._replace(width=2560), "vocabulary", 16384),
+        (LossConfig(), GPU._replace(tokens=10**6), "tokens", 1024),
+        (LossConfig(block_rows=100), CPU, "vocabulary", 100),
+        # few tokens: rows limit the block; many: a block has 128 rows
+        (LossConfig(), CPU._replace(tokens=16), "vocabulary", 4096),
+        (LossConfig(), CPU._replace(tokens=10**6), "vocabulary", 128),
+        # 262208 = 64 * 17 * 241 rows in blocks of a multiple of 128; a small vocabulary is one block
+        (LossConfig(), CPU._replace(rows=262208), "vocabulary", 1024),
+        (LossConfig(), CPU._replace(rows=97), "vocabulary", 97),
+    ],
+)
+def test_the_strategy_follows_from_bytes_and_platform(config, shape, strategy, size):
+    assert choose(config, shape)[:2] == (strategy, size)
+
+
+def test_the_choice_in_words():
+    assert str(choose(LossConfig(), CPU)) == (
+        "vocabulary blocks of 1,024, because a CPU computes them as fast, in less memory"
+    )
+    assert str(choose(LossConfig(), GPU)) == (
+        "tiles of 1,024 tokens, because the table's float32 gradient is 640 MiB, a tile 2,048 MiB"
+    )
+    with pytest.raises(UserError, match=r"strategy of the loss 'vocab'.*vocabulary"):
+        LossConfig(strategy="vocab")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("evaluation", [False, True])

@@ -21,12 +21,14 @@ from t5g2.train import optim, state, step
 from t5g2.train.optim import AdamW, Decay, Freeze, OptimConfig
 from t5g2.train.schedules import Constant
 from tests import hlo, tiny
+from tests.models.test_loss import equations
 
 # Sizes by which an axis is known in a program: no two of rows, vocabulary and weights have a part in common.
 ROWS, T, S, V, D = 40, 6, 9, 104, 32
 STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=V, layers=2, pattern=("local",))
 CONFIG = dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK)
 DENOISERS, SOURCES = 3, 2
+BLOCK = 20  # rows of the table in a vocabulary block
 # without a first moment, the state after one update holds the gradients themselves
 OPTIM = OptimConfig(Constant(0.01), AdamW(b1=0.0), clip_norm=None, decay=(Decay("*", 0.1),))
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
@@ -71,19 +73,14 @@ class Run:
 @pytest.fixture(scope="session")
 def run(devices):
     @functools.cache
-    def run(shape, microbatches=1, backend="auto"):
+    def run(shape, microbatches=1, backend="auto", strategy="tokens"):
         mesh = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
         updates = optim.make(OPTIM, 10, build.abstract(CONFIG))
         abstract = state.abstract(CONFIG, updates, mesh=mesh, param_dtype="float32")
         place = meshes.batch_sharding(mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
-        settings = step.StepOptions(
-            Compute(dtype="float32", backend=backend),
-            DENOISERS,
-            SOURCES,
-            microbatches,
-            LossConfig(tile_tokens=20, z_loss=0.01),
-        )
+        loss = LossConfig(tile_tokens=20, z_loss=0.01, strategy=strategy, block_rows=BLOCK)
+        settings = step.StepOptions(Compute(dtype="float32", backend=backend), DENOISERS, SOURCES, microbatches, loss)
         compiled = step.lower_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh).compile()
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
         first = state.fresh(params, updates, abstract)
@@ -153,9 +150,9 @@ def test_one_update(alone):
     assert {x.dtype for x in got} == {np.dtype(t) for t in (np.float32, np.int32, bool)}
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_eight_devices_compute_what_one_does(run, alone, shape):
-    eight = run(shape)
+@pytest.mark.parametrize(("shape", "strategy"), [*((shape, "tokens") for shape in MESHES), ((2, 2, 2), "vocabulary")])
+def test_eight_devices_compute_what_one_does(run, alone, shape, strategy):
+    eight = run(shape, strategy=strategy)
     jax.tree.map(np.testing.assert_array_equal, eight.before, alone.before)
     close(eight.metrics, alone.metrics)
     close(eight.gradients, alone.gradients)
@@ -262,6 +259,30 @@ def test_what_is_frozen_for_good_is_not_differentiated():
     everything = flops(())
     assert flops((Freeze("encoder.*"), Freeze("embedder.*"))) < 0.75 * everything
     assert flops((Freeze("encoder.*", end=5), Freeze("embedder.*", end=5))) > 0.95 * everything
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("strategy", ["tokens", "vocabulary"])
+def test_a_frozen_embedding_has_no_gradient_in_the_program(strategy, microbatches):
+    """As traced, before XLA removes anything: neither the head's product nor the scatter of the lookup."""
+    params = build.abstract(CONFIG)
+    settings = step.StepOptions(
+        Compute(dtype="float32"), DENOISERS, SOURCES, microbatches, LossConfig(strategy=strategy, block_rows=V // 2)
+    )
+
+    def operations(freeze):
+        updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
+        first = jax.eval_shape(lambda p: state.TrainState(jnp.int32(0), p, updates.init(p)), params)
+        program = jax.make_jaxpr(step.make_train_step(updates, settings))(first, jax.tree.map(jnp.asarray, BATCH))
+        found = set()
+        for equation in equations(program.jaxpr):
+            shape = equation.outvars[0].aval.shape if equation.outvars else ()
+            if D in shape and {V, V // 2} & set(shape):
+                found.add(equation.primitive.name)
+        return found & {"dot_general", "scatter-add"}
+
+    assert operations(()) == {"dot_general", "scatter-add"} if strategy == "tokens" else {"scatter-add"}
+    assert operations((Freeze("embedder.*"),)) == set()
 
 
 def test_a_warm_up_of_cross_attention_moves_nothing_else():
