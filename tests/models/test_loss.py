@@ -303,8 +303,10 @@ def test_no_logits_cross_devices(sharded):
     looped, once = ({c.shape for c in crossing if c.looped == where} for where in (True, False))
     if sharded.settings["strategy"] == "tokens":
         assert {(1, 12)} < looped <= {(1, 12), (1, 12, D)}, "in the loop: what sums over V give each token"
-        with_vocab = {c.shape for c in crossing if {V, V // 2} & set(c.shape)}
-        assert with_vocab == {(V // 2, D)}, "once, outside the loop: the table is gathered, its gradient summed"
+        with_vocab = {(c.kind, c.shape, c.looped) for c in crossing if {V, V // 2} & set(c.shape)}
+        gathered, cut = ("all-gather", (V // 2, D), False), (V // 2, D // 2)
+        # over fsdp, which the table is cut over, and then over data
+        assert with_vocab == {gathered, ("reduce-scatter", cut, False), ("all-reduce", cut, False)}
         return
     block, tokens = 14, B * T // 4
     assert {s for s in looped if block not in s} == set(), "in the loop: rows of the table and of its gradient alone"

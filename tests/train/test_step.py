@@ -193,11 +193,13 @@ def test_every_product_of_a_step_is_in_a_named_scope(run, shape, microbatches):
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_what_crosses_devices(run, microbatches):
-    """On 2 x 2 x 2 devices: weights are gathered, their gradients summed; logits stay, and so do states of rows."""
+    """On 2 x 2 x 2 devices: weights are gathered, gradients summed and cut; logits stay, and so do states of rows."""
     text = run((2, 2, 2), microbatches).compiled.as_text()
     crossing = hlo.collectives(text)
-    table = {c for c in crossing if {V, V // 2} & set(c.shape)}
-    assert {c.shape for c in table} == {(V // 2, D)}, "the table and its gradient, and no logits"
+    table = {(c.kind, c.shape) for c in crossing if {V, V // 2} & set(c.shape)}
+    # of the lookups and of the head: no device has the whole gradient of the table, and there are no logits
+    summed = {(kind, (V // 2, D // 2)) for kind in ("reduce-scatter", "all-reduce")}
+    assert table == {("all-gather", (V // 2, D)), *summed}
     rows = {ROWS, ROWS // 2, ROWS // 4, ROWS // microbatches, ROWS // microbatches // 4}
     gathered = {c.shape for c in crossing if c.kind == "all-gather"}
     assert gathered, "FSDP gathers weights"
