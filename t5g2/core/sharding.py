@@ -162,7 +162,7 @@ def sum_groups(x_RVD: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return jnp.sum(x_RVD, axis=0)
-    stored = _spec(("vocab", "embed"), x_RVD.shape[1:], mesh.shape)
+    stored = spec(("vocab", "embed"), x_RVD.shape[1:], mesh.shape)
     rows, embed = _dividing("rows", x_RVD.shape[0], mesh.shape), _dividing("embed", x_RVD.shape[2], mesh.shape)
     if not set(embed) <= set(rows):
         return constrain(jnp.sum(x_RVD, axis=0), "vocab", "embed")
@@ -174,7 +174,7 @@ def sum_groups(x_RVD: jax.Array) -> jax.Array:
         others = tuple(name for name in rows if name not in embed)
         return jax.lax.psum(x_VD, others) if others else x_VD
 
-    given = _spec(("rows", "vocab_act", None), x_RVD.shape, mesh.shape)
+    given = spec(("rows", "vocab_act", None), x_RVD.shape, mesh.shape)
     return jax.shard_map(summed, in_specs=given, out_specs=stored, check_vma=False)(x_RVD)
 
 

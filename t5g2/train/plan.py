@@ -110,7 +110,7 @@ class Plan:
             return {name: choose(compute.backend, site) for name, site in sites.items()}
 
     def compile(self) -> Any:
-        """Compiles the train step; logs the backends of attention, the loss head's strategy, the time and the memory."""
+        """Compiles the train step; logs attention's backends, the loss head's strategy, time and memory."""
         for name, choice in self.attention().items():
             log.info("attention of %s layers: %s (%s)", name, choice.name, choice.reason)
         log.info("loss head: %s", loss_config.choose(self.experiment.loss, self.head_shape))
