@@ -20,7 +20,7 @@ The folders, in rows; each imports only from rows below its own:
     eval        generation, metrics, tasks
     checkpoint  train states (Orbax), model folders (safetensors), import and export of foreign formats
     adapt       the rules by which every weight of an encoder-decoder model comes from a decoder-only one
-    models      Gemma, T5Gemma and SigLIP blocks, attention, the tiled loss, FLOPs, released sizes
+    models      Gemma, T5Gemma and SigLIP blocks, attention, the loss head, FLOPs, released sizes
     objectives  causal, PrefixLM, UL2, fine-tuning: pure NumPy, (tokens, rng) -> Example
     data        tokenizers, sources, shards; chunks, packing, virtual streams, the pipeline
     core        the batch contract, leaf paths, sharding, settings, files, errors, logs
