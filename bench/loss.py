@@ -134,8 +134,8 @@ def main():
     lines = [
         "# The loss head\n",
         f"Written by `bench/loss.py`: {device}, {os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}, "
-        f"Python {platform.python_version()}, float32; load average "
-        f"{os.getloadavg()[0]:.1f} before it began. Value and gradients; best of {REPEATS}, in turn; all numbers but "
+        f"Python {platform.python_version()}, float32; the machine had a load average of "
+        f"{os.getloadavg()[0]:.1f} before. Value and gradients; best of {REPEATS}, in turn; all numbers but "
         "the last are relative to all logits at once.",
     ]
     for part, sizes in (

@@ -38,8 +38,8 @@ from t5g2.models.token_scores import (
 from t5g2.models.vocabulary_blocks import RunningSum, block_logits, make_blocks
 
 
-class _Statistics(NamedTuple):
-    """What the backward pass needs of each token, float32[R, K]: of the student's logits, and of the teacher's."""
+class _TokenStatistics(NamedTuple):
+    """Statistics of each token that the backward pass needs, float32[R, K]: of its logits, and of the teacher's."""
 
     lse_RK: Array
     teacher: Any
@@ -68,7 +68,7 @@ def token_losses(hidden_BTD, head: Head, targets_BT, teacher: TeacherOutputs | N
 
 def _forward(
     hidden_BTD, head: Head, targets_BT, teacher: TeacherOutputs | None, config: LossConfig
-) -> tuple[TokenLosses, _Statistics]:
+) -> tuple[TokenLosses, _TokenStatistics]:
     x_RKD, targets_RK = split_into_groups(hidden_BTD), split_into_groups(targets_BT)
     blocks = make_blocks(head.table_VD, x_RKD, config)
     table_SPD = blocks.split(head.table_VD)
@@ -97,7 +97,7 @@ def _forward(
         divergence_RK, statistics = soft.finish(soft_sums, lse_RK.astype(jnp.float32))
         tokens = tokens._replace(divergence_BT=jnp.where(soft.has_teacher_RK, divergence_RK, 0.0))
     tokens = jax.tree.map(lambda x_RK: merge_groups(x_RK, targets_BT.shape), tokens)
-    return tokens, _Statistics(lse_RK, statistics)
+    return tokens, _TokenStatistics(lse_RK, statistics)
 
 
 def _total_and_residuals(hidden, table, targets, weights, teacher, softcap, config: LossConfig):

@@ -85,8 +85,10 @@ class Choice(NamedTuple):
 def choose(config: LossConfig, shape: HeadShape) -> Choice:
     """Returns the strategy for these sizes.
 
-    "auto" is vocabulary blocks on a CPU, and elsewhere where the table's float32 gradient would be the head's largest
-    temporary: larger than a tile of logits and their gradients. Otherwise it is token tiles, which compute less.
+    "auto" on a CPU is vocabulary blocks, unless a single tile has all tokens and is smaller than the table's gradient:
+    then tiles add nothing up, and few tokens make slow blocks (bench/loss.py: 128 tokens, 1.56 times the time). Elsewhere
+    it is vocabulary blocks where the table's float32 gradient would be the head's largest temporary: larger than a tile
+    of logits and their gradients. Otherwise it is token tiles, which compute less.
     """
     tile = min(config.tile_tokens, shape.tokens)
     block = config.block_rows or block_rows(shape)
@@ -97,6 +99,8 @@ def choose(config: LossConfig, shape: HeadShape) -> Choice:
         return Choice("tokens", tile, "as set")
     if config.strategy == "vocabulary":
         return Choice("vocabulary", block, "as set")
+    if platform == "cpu" and tile == shape.tokens and logits <= gradient:
+        return Choice("tokens", tile, f"because they are a single one: {sizes}")
     if platform == "cpu":
         return Choice("vocabulary", block, "because a CPU computes them as fast, in less memory")
     if gradient > logits:

@@ -1,4 +1,4 @@
-"""What both strategies of the loss head compute of a token and of its logits.
+"""Losses of tokens, and gradients of their logits, as both strategies of the loss head compute them.
 
 B rows, T length; R groups of rows, K tokens in one group. Logits have the shape [R, K, …], where … is the vocabulary,
 or a block of it.

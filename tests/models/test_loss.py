@@ -226,7 +226,11 @@ CPU, GPU = HeadShape(2048, 262144, 640, "cpu"), HeadShape(2048, 262144, 640, "gp
         (LossConfig(), GPU._replace(tokens=10**6), "tokens", 1024),
         (LossConfig(block_rows=100), CPU, "vocabulary", 100),
         # few tokens: rows limit the block; many: a block has 128 rows
-        (LossConfig(), CPU._replace(tokens=16), "vocabulary", 4096),
+        (LossConfig(strategy="vocabulary"), CPU._replace(tokens=16), "vocabulary", 4096),
+        # a single tile that is smaller than the gradient, which is a result anyway
+        (LossConfig(), CPU._replace(tokens=128), "tokens", 128),
+        (LossConfig(tile_tokens=64), CPU._replace(tokens=128), "vocabulary", 4096),
+        (LossConfig(), CPU._replace(tokens=512), "vocabulary", 4096),
         (LossConfig(), CPU._replace(tokens=10**6), "vocabulary", 128),
         # 262208 = 64 * 17 * 241 rows in blocks of a multiple of 128; a small vocabulary is one block
         (LossConfig(), CPU._replace(rows=262208), "vocabulary", 1024),
