@@ -86,9 +86,9 @@ def choose(config: LossConfig, shape: HeadShape) -> Choice:
     """Returns the strategy for these sizes.
 
     "auto" on a CPU is vocabulary blocks, unless a single tile has all tokens and is smaller than the table's gradient:
-    then tiles add nothing up, and few tokens make slow blocks (bench/loss.py: 128 tokens, 1.56 times the time). Elsewhere
-    it is vocabulary blocks where the table's float32 gradient would be the head's largest temporary: larger than a tile
-    of logits and their gradients. Otherwise it is token tiles, which compute less.
+    then tiles add nothing up, and few tokens make slow blocks (bench/loss.py: 128 tokens, 1.56 times the time).
+    Elsewhere it is vocabulary blocks where the table's float32 gradient would be the head's largest temporary: larger
+    than a tile of logits and their gradients. Otherwise it is token tiles, which compute less.
     """
     tile = min(config.tile_tokens, shape.tokens)
     block = config.block_rows or block_rows(shape)
