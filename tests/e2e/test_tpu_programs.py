@@ -13,8 +13,10 @@ COMPILER = Path(sys.prefix, "tpu-compiler")
 
 @pytest.mark.long
 @pytest.mark.skipif(not COMPILER.exists(), reason="no TPU compiler here; `make test` installs it (Linux, x86-64)")
-def test_attention_compiles_for_tpus_forward_and_backward():
-    """Packed rows on 2 x 2 devices: one kernel forward and two backward, and no array of all pairs."""
+def test_programs_of_tpus():
+    """Attention of packed rows on 2 x 2 devices: one kernel forward and two backward, and no array of all pairs. The
+    gradient of a tied table on 4: the sum of lookups and head is reduced and cut at once, never whole.
+    """
     path = os.pathsep.join([str(COMPILER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "tests.e2e.tpu_programs"]
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
@@ -23,3 +25,4 @@ def test_attention_compiles_for_tpus_forward_and_backward():
     assert len(lines) == 8
     for line in lines:
         assert re.search(r"kernels=3 pairs=False$", line), line
+    assert "v5p:2x2x1 table reduce-scatters=1 all-reduces=0" in result.stdout.splitlines()

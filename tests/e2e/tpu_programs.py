@@ -1,4 +1,4 @@
-"""Compiles attention for TPUs, forward and backward, without a TPU: prints one line for each program.
+"""Compiles attention and the gradient of a tied table for TPUs, without a TPU: prints one line for each program.
 
     PYTHONPATH=.venv/tpu-compiler python -m tests.e2e.tpu_programs
 
@@ -6,6 +6,7 @@ A process of its own, as libtpu can be loaded once, and reads its environment at
 """
 
 import os
+import re
 
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
@@ -26,7 +27,10 @@ from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.backends.choice import choose
 from t5g2.models.backends.site import Site
-from t5g2.models.layers import Compute
+from t5g2.models.layers import Compute, Head
+from t5g2.models.lookup import look_up
+from t5g2.models.loss import cross_entropy
+from t5g2.models.loss_config import LossConfig
 from t5g2.models.masks import ALL, Keys, Mask
 
 ROWS, LENGTH, MEMORY, HEADS, SIZE = 4, 2048, 4096, 4, 256
@@ -79,6 +83,31 @@ def _compile(mesh, sources, kv_heads: int, softcap: float | None) -> str:
     return step.lower(array(LENGTH, HEADS), keys_values, tokens(LENGTH), others).compile().as_text() or ""
 
 
+def compile_table(topology: str) -> None:
+    """Compiles the gradient of a tied table under FSDP, two lookups and the loss head, for this topology."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = jax.make_mesh((1, 4, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:4])
+    vocab, width = 32768, 640
+    rows, table = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P(None, "fsdp"))
+
+    def total(table_VD, encoder_BT, decoder_BT, weights_BT):
+        x_BTD, y_BTD = (look_up(table_VD, tokens_BT).astype(jnp.bfloat16) for tokens_BT in (encoder_BT, decoder_BT))
+        config = LossConfig(tile_tokens=128, strategy="tokens")
+        return cross_entropy(x_BTD + y_BTD, Head(table_VD, None), decoder_BT, weights_BT, config).total
+
+    tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=rows)
+    weights = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=rows)
+    stored = jax.ShapeDtypeStruct((vocab, width), jnp.float32, sharding=table)
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(total), out_shardings=table)
+        text = step.lower(stored, tokens, tokens, weights).compile().as_text() or ""
+    # the compiler's own reduce-scatter is a fusion of an all-reduce and a slice
+    cut = len(re.findall(rf"^%all-reduce-scatter\S* \(\S+ f32\[{vocab},{width}\]\)", text, re.MULTILINE))
+    whole = len(re.findall(rf" = .*\[{vocab},{width}\].* all-reduce\(", text)) - cut
+    print(f"{topology} table reduce-scatters={cut} all-reduces={whole}")
+
+
 if __name__ == "__main__":
+    compile_table("v5p:2x2x1")
     for topology, (kv_heads, softcap) in TOPOLOGIES.items():
         compile_all(topology, kv_heads, softcap)

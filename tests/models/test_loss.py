@@ -308,9 +308,8 @@ def test_no_logits_cross_devices(sharded):
     if sharded.settings["strategy"] == "tokens":
         assert {(1, 12)} < looped <= {(1, 12), (1, 12, D)}, "in the loop: what sums over V give each token"
         with_vocab = {(c.kind, c.shape, c.looped) for c in crossing if {V, V // 2} & set(c.shape)}
-        gathered, cut = ("all-gather", (V // 2, D), False), (V // 2, D // 2)
-        # over fsdp, which the table is cut over, and then over data
-        assert with_vocab == {gathered, ("reduce-scatter", cut, False), ("all-reduce", cut, False)}
+        # a CPU sums the gradient whole and cuts it; tests/e2e/tpu_programs.py has the reduce-scatter of a TPU
+        assert with_vocab == {(kind, (V // 2, D), False) for kind in ("all-gather", "all-reduce")}
         return
     block, tokens = 14, B * T // 4
     assert {s for s in looped if block not in s} == set(), "in the loop: rows of the table and of its gradient alone"
