@@ -11,8 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-import jax
-
+from t5g2.core import device
 from t5g2.core.bounds import NotNegative, Size, checked
 from t5g2.core.errors import unknown
 from t5g2.models.distillation import Distillation
@@ -92,7 +91,7 @@ def choose(config: LossConfig, shape: HeadShape) -> Choice:
     """
     tile = min(config.tile_tokens, shape.tokens)
     block = config.block_rows or block_rows(shape)
-    platform = shape.platform or jax.default_backend()
+    platform = shape.platform or device.platform()
     gradient, logits = 4 * shape.rows * shape.width, 2 * 4 * tile * shape.rows
     sizes = f"the table's float32 gradient is {gradient / 2**20:,.0f} MiB, a tile {logits / 2**20:,.0f} MiB"
     if config.strategy == "tokens":
@@ -114,7 +113,7 @@ def block_rows(shape: HeadShape) -> int:
     2048 tokens on a CPU: 1024 rows. The last block begins earlier than the one before it ends, if the vocabulary is no
     multiple.
     """
-    platform = shape.platform or jax.default_backend()
+    platform = shape.platform or device.platform()
     logits, most = CPU_BLOCK if platform == "cpu" else ACCELERATOR_BLOCK
     limit = min(most, max(MULTIPLE, logits // max(shape.tokens, 1)))
     even = math.ceil(shape.rows / math.ceil(shape.rows / limit))
