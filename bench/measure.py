@@ -16,6 +16,7 @@ import jax
 
 from t5g2.core.machine import machine_memory
 
+LOAD = os.getloadavg()[0]  # of the last minute before the benchmark: above 0, other work disturbed it
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 
@@ -64,7 +65,7 @@ def write(name: str, title: str, *parts: str) -> None:
             *parts,
             f"`python bench/{name}.py` on {time.strftime('%Y-%m-%d')}: {jax.device_count()} x {device.device_kind}, "
             f"{cores} cores ({processor()}), {machine_memory() / GIB:.0f} GiB; Python {platform.python_version()}, "
-            f"jax {jax.__version__}, flax {flax.__version__}.",
+            f"jax {jax.__version__}, flax {flax.__version__}. Load average before it: {LOAD:.1f}.",
         ]
     )
     RESULTS.mkdir(exist_ok=True)
