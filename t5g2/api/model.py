@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from t5g2.checkpoint import export_folder
+from t5g2.checkpoint import export_folder, generation_ids
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files
@@ -114,6 +114,8 @@ class Model:
             self.params,
             tokenizer=self.folder.tokenizer,
             provenance=self.folder.provenance,
+            # of config.json too, which a model folder does not keep
+            generation_config=generation_ids.completed(self.folder.path),
             extra_files=self.folder.extra_files,
         )
 

@@ -15,7 +15,7 @@ from PIL import Image
 import t5g2
 from t5g2.api import loading
 from t5g2.api import model_inputs as api_inputs
-from t5g2.checkpoint import import_folder
+from t5g2.checkpoint import generation_ids, import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
 from t5g2.core.batch import Sequences, image_blocks
@@ -291,6 +291,21 @@ def test_folders_of_hugging_face_are_loaded_as_they_are(folders, name, tmp_path,
         theirs.generate(["a"])
     with pytest.raises(UserError, match="unknown format 'hugging'; did you mean 'huggingface'"):
         theirs.save(tmp_path / "x", format="hugging")
+
+
+@pytest.mark.parametrize("saved_as", ["t5g2", "huggingface"])
+@pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
+def test_saving_keeps_the_ids_that_only_config_json_gives(folders, name, saved_as, tmp_path):
+    loading.load(folders / name).save(tmp_path / "hf", format="huggingface")
+    (tmp_path / "hf" / "generation_config.json").unlink()
+    file = tmp_path / "hf" / "config.json"
+    given = {"eos_token_id": [1, 19], "bos_token_id": 4, "decoder_start_token_id": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | given))
+    theirs = loading.load(tmp_path / "hf")
+    theirs.save(tmp_path / "again", format=saved_as)
+    ids = generation_ids.read(tmp_path / "again")
+    assert (ids.eos, ids.bos, ids.decoder_start) == ((1, 19), 4, 3)
+    assert loading.load(tmp_path / "again").stop_ids == theirs.stop_ids == (1, 19)
 
 
 def test_weights_are_cast_and_computed_with_as_asked(folders):
