@@ -581,6 +581,12 @@ def tell(name, use, message):
         tell("gemma_images", lambda m: m.logits([[2]], images=[["/nowhere.png"]]), "'/nowhere.png' cannot be opened"),
         tell("gemma_images", lambda m: m.generate("a"), "prompts is one text; give a list of them"),
         tell(
+            "gemma_images", lambda m: m.generate(None), "prompts is None of type NoneType; it must be a list of texts"
+        ),
+        tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens="3"), "max_new_tokens is '3' of type str; it"),
+        tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens=None), "max_new_tokens is None of type"),
+        tell("gemma_images", lambda m: m.generate(["a"], seed=1.5), "seed is 1.5 of type float; it must be a whole"),
+        tell(
             "gemma", lambda m: m.logits([[2]], images=[[NOISE]]), "images are given, but this model has no image tower"
         ),
         tell("gemma", lambda m: m.embed_texts(["a"]), "a language model does not embed images and texts"),
@@ -589,6 +595,9 @@ def tell(name, use, message):
         tell("siglip", lambda m: m.generate(["a"]), "a dual encoder has no logits of tokens and generates no text"),
         tell("siglip", lambda m: m.embed_texts(["a"]), "siglip has no SigLIP tokenizer (spiece.model); put it there"),
         tell("siglip", lambda m: m.embed_texts("a"), "texts is one text; give a list of them"),
+        tell("siglip", lambda m: m.embed_texts(None), "texts is None of type NoneType; it must be a list of texts"),
+        tell("siglip", lambda m: m.embed_texts(["a", None]), "texts[1] is None of type NoneType; it must be a text"),
+        tell("siglip", lambda m: m.embed_texts(["\udcff"]), "texts[0] has half of a character, U+DCFF, at place 0"),
         tell("siglip", lambda m: m.classify([NOISE], {}), "classes without a list of prompts: there is no class; give"),
         tell("siglip", lambda m: m.classify([NOISE], {"cat": []}), "classes without a list of prompts: cat; give at"),
         tell("siglip", lambda m: m.classify([NOISE], {"cat": "a cat"}), "classes without a list of prompts: cat"),
