@@ -97,8 +97,8 @@ class Model:
         """
         if format not in get_args(Format):
             raise unknown("format", format, get_args(Format))
-        files.refuse_existing(directory)
-        target = Path(directory).absolute()
+        target = Path(directory).expanduser().absolute()
+        files.refuse_existing(target)
         if format == "t5g2":
             self._save_folder(target)
             return
