@@ -275,6 +275,14 @@ def test_what_is_saved_is_what_was_loaded(folders, name, tmp_path):
         loaded.save(tmp_path / "again")
 
 
+def test_a_home_folder_is_written_where_it_is_read(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loading.load(folders / "gemma").save("~/saved")
+    assert open_model(tmp_path / "saved").config == tiny.GEMMA3
+    with pytest.raises(UserError, match="exists already"):
+        loading.load("~/saved").save("~/saved")
+
+
 @pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images", "siglip"])
 def test_folders_of_hugging_face_are_loaded_as_they_are(folders, name, tmp_path, photo):
     ours = loading.load(folders / name)

@@ -120,3 +120,16 @@ def test_an_adapter_beside_the_whole_model_is_no_harm(hugging_face):
     (hf_folder / "adapter_config.json").write_text(json.dumps({}))
     (hf_folder / "model.gguf").write_bytes(b"GGUF")
     open_any(hf_folder)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://huggingface.co/google/gemma-3-4b-pt", "http://hf.co/google/gemma-3-4b-pt/tree/main"]
+)
+def test_an_address_of_the_hub(address):
+    refused(address, r"is an address of Hugging Face's hub, .*: hf download google/gemma-3-4b-pt --local-dir DIR")
+
+
+def test_the_folder_of_all_snapshots(tmp_path):
+    snapshots = tmp_path / "models--google--gemma" / "snapshots"
+    (snapshots / "abc").mkdir(parents=True)
+    refused(snapshots, rf"each version has a folder of its own; give {snapshots}/abc")
