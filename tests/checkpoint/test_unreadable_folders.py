@@ -25,6 +25,12 @@ def test_an_adapter(tmp_path):
     refused(tmp_path, r"is an adapter \(peft\), changes to .*; merge the two and give the result: .*merge_and_unload")
 
 
+def test_an_adapter_beside_the_weights_is_no_part_of_them(hugging_face):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (hf_folder / "adapter_config.json").write_text("{}")
+    assert "the adapter (peft) in the folder was left out: these" in str(open_any(hf_folder).provenance["notes"])
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
 def test_a_pointer_of_git_lfs(hugging_face, name):
     hf_folder = hugging_face(tiny.GEMMA3)
