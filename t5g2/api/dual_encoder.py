@@ -56,10 +56,9 @@ class DualEncoder(Model):
           texts: a list of texts; or tokens, int[B, length], padded as in the training of the model.
         """
         config = self.config.text
-        if isinstance(texts, str):
-            raise UserError("texts is one text; give a list of them: [text]")
-        # anything that is not a list of str is taken for token ids
-        if len(texts) and all(isinstance(text, str) for text in texts):
+        # a list without any text is taken for token ids
+        if isinstance(texts, str) or not hasattr(texts, "__len__") or any(isinstance(text, str) for text in texts):
+            texts = model_inputs.check_texts("texts", texts)
             array = model_inputs.siglip_tokens(self.tokenizer, texts, config)
         else:
             array = model_inputs.siglip_ids(texts, config)

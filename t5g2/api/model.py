@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from t5g2.checkpoint import export_folder
+from t5g2.checkpoint import export_folder, generation_ids
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files
@@ -97,8 +97,8 @@ class Model:
         """
         if format not in get_args(Format):
             raise unknown("format", format, get_args(Format))
-        files.refuse_existing(directory)
-        target = Path(directory).absolute()
+        target = Path(directory).expanduser().absolute()
+        files.refuse_existing(target)
         if format == "t5g2":
             self._save_folder(target)
             return
@@ -114,6 +114,8 @@ class Model:
             self.params,
             tokenizer=self.folder.tokenizer,
             provenance=self.folder.provenance,
+            # of config.json too, which a model folder does not keep
+            generation_config=generation_ids.completed(self.folder.path),
             extra_files=self.folder.extra_files,
         )
 

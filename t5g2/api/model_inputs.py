@@ -5,7 +5,7 @@ B rows, T length, I images of a row, K tokens of an image.
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -211,8 +211,24 @@ def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -
     return texts, images
 
 
-def check_texts(name: str, texts: Sequence[Any]) -> None:
-    """Raises UserError unless all are texts that UTF-8 can hold."""
+def check_whole(**numbers: Any) -> None:
+    """Raises UserError unless all are whole numbers, of Python or of numpy."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise UserError(f"{name} is {number!r} of type {type(number).__name__}; it must be a whole number")
+
+
+def check_texts(name: str, texts: Any) -> list[str]:
+    """Returns texts as a list.
+
+    Raises:
+      UserError: they are no list, or not all of them texts that UTF-8 can hold.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"{name} is one text; give a list of them: [text]")
+    if not isinstance(texts, Iterable):
+        raise UserError(f"{name} is {texts!r} of type {type(texts).__name__}; it must be a list of texts")
+    texts = list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{name}[{number}] is {text!r} of type {type(text).__name__}; it must be a text")
@@ -223,6 +239,7 @@ def check_texts(name: str, texts: Sequence[Any]) -> None:
                 f"{name}[{number}] has half of a character, U+{ord(text[error.start]):04X}, at place {error.start}; "
                 f"it must be text that UTF-8 can hold"
             ) from None
+    return texts
 
 
 def prompt(tokenizer: Tokenizer, text: str, count: int, config: ImageConfig | None) -> np.ndarray:

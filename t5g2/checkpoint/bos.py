@@ -16,7 +16,7 @@ def is_read(folder: ModelFolder) -> bool:
 
     A decoder-only model continues BOS. The encoder of an imported model reads what transformers' tokenizer makes: BOS,
     unless the tokenizer.json in its folder says otherwise. (The official sampler of T5Gemma leaves BOS out.) The
-    objectives here give an encoder none.
+    objectives here give an encoder none, so that of a model which was trained here reads none, imported before or not.
     """
     assert not isinstance(folder.config, DualEncoderConfig)
     if not folder.config.is_encoder_decoder:

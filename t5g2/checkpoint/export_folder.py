@@ -85,7 +85,7 @@ def _ids_json(opened: ModelFolder) -> dict[str, Any]:
 def _tokenizer_files(opened: ModelFolder) -> dict[str, Any]:
     """Returns tokenizer.json and tokenizer_config.json changed so that they add BOS if our generation adds one.
 
-    Encoders that were trained here read no BOS, unless their model was imported; transformers 5 goes by the first file
+    Encoders that were trained here read no BOS, those of an import do; transformers 5 goes by the first file
     and earlier versions by the second. No file = nothing to change.
     """
     if isinstance(opened.config, DualEncoderConfig):

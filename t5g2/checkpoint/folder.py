@@ -79,6 +79,7 @@ def save_model(
     *,
     tokenizer: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    generation_config: Mapping[str, Any] | None = None,
     shard_bytes: int = 5 * 10**9,
     extra_files: Sequence[Path] = (),
 ) -> None:
@@ -86,7 +87,7 @@ def save_model(
 
     Args:
       model: a language model or a dual encoder.
-      tokenizer, provenance: plain data, None = none.
+      tokenizer, provenance, generation_config: plain data, None = none.
       shard_bytes, extra_files: as in save_leaves.
 
     Raises:
@@ -96,7 +97,7 @@ def save_model(
         directory,
         model.config,
         tree.leaves(model),
-        json_files={TOKENIZER: tokenizer, PROVENANCE: provenance},
+        json_files={TOKENIZER: tokenizer, PROVENANCE: provenance, GENERATION_FILE: generation_config},
         shard_bytes=shard_bytes,
         extra_files=extra_files,
     )

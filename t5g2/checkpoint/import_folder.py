@@ -95,6 +95,8 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     abstract = tree.leaves(build.abstract(config))
     tensors, notes = accounting.with_canonical_names(path, tensor_format, weights.tensors)
     notes += _ignored_config_notes(path, chosen)
+    if (path / "adapter_config.json").is_file():
+        notes.append("the adapter (peft) in the folder was left out: these are the weights without it")
     if text_only(config) != config and not any(TOWER_TENSORS.search(name) for name in tensors):
         config = text_only(config)
         abstract = tree.leaves(build.abstract(config))

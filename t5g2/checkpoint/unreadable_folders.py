@@ -10,6 +10,7 @@ from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.core.errors import UserError
 
 WORKDIR = "experiment.json"
+HUB_URL = re.compile(r"https?://(www\.)?(huggingface\.co|hf\.co)/([^/]+/[^/?#]+).*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 FILES_OF_A_MODEL = (CONFIG_FILE, "*.safetensors", "*.safetensors.index.json", *EXTRA_FILES)
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -50,6 +51,12 @@ def refuse(directory: str | os.PathLike) -> None:
 def _missing(given: str, path: Path) -> UserError:
     if path.is_symlink():
         return UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; give another folder")
+    address = HUB_URL.fullmatch(given)
+    if address:
+        return UserError(
+            f"{given} is an address of Hugging Face's hub, and nothing is downloaded here; download the model and give "
+            f"its folder: hf download {address[3]} --local-dir DIR"
+        )
     if HUB_ID.fullmatch(given) and not path.parent.is_dir():
         return UserError(
             f"{path} does not exist; if {given} is a model of Hugging Face's hub, download it first and give its "
@@ -60,6 +67,8 @@ def _missing(given: str, path: Path) -> UserError:
 
 def _refuse_cache(path: Path) -> None:
     """Raises UserError for the folder of a model in the hub's cache, and for one of such folders."""
+    if path.name == "snapshots" and path.parent.name.startswith("models--"):
+        path = path.parent
     if (path / "snapshots").is_dir() and not (path / CONFIG_FILE).exists():
         snapshots = sorted(folder for folder in (path / "snapshots").iterdir() if folder.is_dir())
         main = path / "refs" / "main"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from t5g2.commands.flags import MODEL, Flag, Parsed
 from t5g2.core import files
@@ -84,7 +85,8 @@ def read_prompts(path: str) -> list[str]:
     """Returns the prompts of a jsonl file, one {"prompt": …} per line; blank lines do not count.
 
     Raises:
-      UserError: the file does not exist, is not UTF-8 or holds no prompt; a line is not a prompt (the message has it).
+      UserError: the file does not exist, is not UTF-8 or holds no prompt; a line is not a prompt (the message has it),
+        or has images, which are given with a single prompt only.
     """
     if not Path(path).is_file():
         raise UserError(f'no file {path}; give a jsonl file with {{"prompt": …}} on every line')
@@ -97,11 +99,18 @@ def read_prompts(path: str) -> list[str]:
         if not line.strip():
             continue
         try:
-            prompt = files.parse_record(line)["prompt"]
+            record: Any = files.parse_record(line)
+            prompt = record["prompt"]
         except (ValueError, KeyError, TypeError):
             prompt = None
         if not isinstance(prompt, str):
             raise UserError(f'{path}, line {number}: {line[:80]!r} is not {{"prompt": "a text"}}')
+        images = [name for name in ("image", "images") if record.get(name)]
+        if images:
+            raise UserError(
+                f"{path}, line {number} has {images[0]!r}, and a file of prompts is read without images; give each "
+                f"prompt with --prompt and --image, or use t5g2.load(DIR).generate(prompts, images)"
+            )
         prompts.append(prompt)
     if not prompts:
         raise UserError(f'{path} holds no prompt; give a jsonl file with {{"prompt": …}} on every line')

@@ -7,15 +7,19 @@ import numpy as np
 
 from t5g2.core.errors import UserError
 
+# share of a weight's numbers that a cast may make zero: few are that near to zero, unless the weight as a whole is
+MOST_UNDERFLOW = 0.5
+
 
 def cast_weights(array: Any, dtype: Any, *, name: str) -> np.ndarray:
-    """Returns a weight on the host in another dtype; dtype None = its own. Rounding and underflow are allowed.
+    """Returns a weight on the host in another dtype; dtype None = its own. Rounding, and few zeros more, are allowed.
 
     Args:
       name: the weight, and where it comes from, for messages.
 
     Raises:
-      UserError: a number is NaN or infinite, or becomes infinite in `dtype`; or they are no floating-point numbers.
+      UserError: a number is NaN or infinite, or becomes infinite in `dtype`; more than MOST_UNDERFLOW of the numbers
+        become zero; or they are no floating-point numbers.
     """
     array = np.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -37,5 +41,13 @@ def cast_weights(array: Any, dtype: Any, *, name: str) -> np.ndarray:
         raise UserError(
             f"{name} has numbers up to {float(np.abs(array).max()):.6g}, and the largest of {jnp.dtype(dtype).name} is "
             f"{float(jnp.finfo(dtype).max):.6g}; keep its dtype, or take bfloat16 or float32"
+        )
+    nonzero = int(np.count_nonzero(array))
+    lost = nonzero - int(np.count_nonzero(cast))
+    if lost > MOST_UNDERFLOW * nonzero:
+        raise UserError(
+            f"{name} has {lost:,} of {nonzero:,} numbers that become zero, because the smallest of "
+            f"{jnp.dtype(dtype).name} is {float(jnp.finfo(dtype).smallest_subnormal):.2g}; keep its dtype, or take "
+            f"bfloat16 or float32"
         )
     return cast

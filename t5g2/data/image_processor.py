@@ -59,6 +59,27 @@ def read(folder: Path, *, default: Resampling) -> ImageProcessor:
     )
 
 
+def has_files(folder: Path) -> bool:
+    """True if a folder says how its tower's inputs are made."""
+    return any((folder / name).is_file() for name in (PROCESSOR_FILE, PREPROCESSOR_FILE))
+
+
+def to_dict(processor: ImageProcessor, size: int) -> dict[str, Any]:
+    """Returns a preprocessor_config.json of a Gemma model, whose images have this size in pixels."""
+    return {
+        "processor_class": "Gemma3Processor",
+        "image_processor_type": "Gemma3ImageProcessor",
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": int(Image.Resampling[processor.resampling.upper()]),
+        "do_rescale": True,
+        "rescale_factor": processor.scale,
+        "do_normalize": True,
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
+    }
+
+
 def _fields(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     """Returns (the file that has the image processor, its fields)."""
     file = folder / PROCESSOR_FILE

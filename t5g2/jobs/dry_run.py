@@ -26,7 +26,7 @@ from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
 from t5g2.models.loss_config import choose
 from t5g2.report.data_preview import describe_padding
-from t5g2.train import adaptation, image_rows, run_tokenizer
+from t5g2.train import adaptation, files_of_weights, image_rows, run_tokenizer
 from t5g2.train import plan as plans
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -120,6 +120,7 @@ def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
     elif init.params is not None:
         adaptation.open_same_architecture(path, experiment.model)
     image_rows.check_processor(experiment.data.images, init)
+    files_of_weights.read(init, tokenizer)
     line = run_tokenizer.check(tokenizer, init, experiment.model, allow_change=allow_change)
     return f"weights: from {name}, {path}\n{line}"
 

@@ -7,6 +7,7 @@ from t5g2.checkpoint import averaging
 from t5g2.checkpoint import folder as folders
 from t5g2.core import files
 from t5g2.models import build
+from t5g2.train import files_of_weights
 from t5g2.train import workdir as workdirs
 
 
@@ -21,6 +22,7 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
     experiment = workdirs.read_experiment(workdir)
     abstract = build.abstract(experiment.model, experiment.train.param_dtype)
     tokenizer = experiment.data.tokenizer
+    beside = files_of_weights.read_or_warn(workdirs.first_init(experiment), tokenizer)
     with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
         # leaves are averaged as they are written, so the checkpoints stay open until the folder is complete
         steps = averaging.newest_steps(checkpoints, last)
@@ -31,8 +33,9 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
             json_files={
                 folders.TOKENIZER: tokenizer.to_dict(),
                 folders.PROVENANCE: {"average_of_steps": steps, "workdir": str(workdir.absolute())},
+                folders.GENERATION_FILE: beside.generation_config,
             },
-            extra_files=tokenizer.files,
+            extra_files=beside.files,
         )
     what = f"checkpoints of steps {', '.join(map(str, steps))}" if len(steps) > 1 else f"checkpoint of step {steps[0]}"
     print(f"averaged the {what} into {Path(out).absolute()}")

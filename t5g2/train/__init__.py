@@ -7,7 +7,8 @@ In the order in which they are best read:
     schedules       the learning rate; optim: optimizers, weight decay, freezing
     state, step     the state of a run, and its pure update; teachers: the distributions of distillation
     plan            shapes, shardings and the compiled step, before any array exists
-    workdir         the files of a run; resume: the settings that may differ from the saved ones
+    workdir         the files of a run; resume: the settings that may differ from the saved ones; files_of_weights:
+                    what the model folder takes over from the weights of the start
     restore         the state that a run starts from; adaptation: weights of a decoder-only model; data_resume: the data
     recorder        metrics, scores and samples while the run trains; preemption: signals; nonfinite: updates that fail;
                     profiled_steps: a trace of some steps

@@ -20,6 +20,7 @@ from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.import_folder import TowerFolder
 from t5g2.core import files, settings, sharding, tree
 from t5g2.core.errors import UserError
+from t5g2.data import image_processor
 from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models import build, sizes
@@ -80,6 +81,7 @@ def adapt_folder(
             folders.TOKENIZER: opened.tokenizer(pairing.target),
             folders.PROVENANCE: adapted.provenance.to_dict(),
             generation_ids.GENERATION_FILE: generation_ids.completed(opened.decoder.path),
+            **opened.processor(pairing.target),
         },
         extra_files=opened.extra_files,
     )
@@ -175,7 +177,26 @@ class _OpenedFolders:
         """Files that are copied with the model: the decoder's, and those of the encoder that the decoder lacks."""
         # of two files with one name the later, the decoder's, stays
         by_name = {file.name: file for folder in (self.encoder, self.decoder) for file in folder.extra_files}
+        if self._tower_has_processor:
+            for name in (image_processor.PROCESSOR_FILE, image_processor.PREPROCESSOR_FILE):
+                by_name.pop(name, None)
         return tuple(by_name.values())
+
+    @property
+    def _tower_has_processor(self) -> bool:
+        return self.tower is not None and image_processor.has_files(self.tower.path)
+
+    def processor(self, target: EncoderDecoderConfig) -> dict[str, dict[str, Any]]:
+        """Returns the image processor of a tower of its own, as a file; none where that of the sources stays.
+
+        Raises:
+          UserError: as image_processor.read.
+        """
+        images = target.image_stack.images
+        if self.tower is None or images is None or not self._tower_has_processor:
+            return {}
+        read = image_processor.read(self.tower.path, default="bilinear")
+        return {image_processor.PREPROCESSOR_FILE: image_processor.to_dict(read, images.vision.image_size)}
 
     def tokenizer(self, target: EncoderDecoderConfig | None = None) -> dict[str, Any] | None:
         """Returns the tokenizer as plain data; for a target with images, with its image token.

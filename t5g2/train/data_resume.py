@@ -85,12 +85,15 @@ def resumed_positions(
     stays = _order(former) == _order(config) and sources == list(range(len(config.sources)))
     # earlier versions shuffled periods that are spread now
     stays &= type(_mixture(former, saved.make_mixture)) is type(_mixture(config, source_mixture))
-    if stays:
-        _log_new_order(saved, former, corpus, seed)
+    if stays and saved.seed == seed and all(same):
         return saved.positions
     streams = StreamPositions.from_plain(saved.positions, streams=former.streams)
     reopened = _former_corpus(saved, former, corpus, sources, same)
     stopped = StoppedStreams(former, reopened, saved.seed, streams, saved.make_mixture)
+    if former.names == config.names:
+        _log_new_order(stopped, corpus, same, new_seed=saved.seed != seed)
+    if stays:
+        return saved.positions
     continued = continue_streams(stopped, streams=config.streams, sources=sources, source_count=len(config.sources))
     repeated = "0 are repeated"
     if stopped.repeated_rows:
@@ -106,7 +109,6 @@ def resumed_positions(
         repeated,
         continued.waiting,
     )
-    _log_new_order(saved, former, corpus, seed)
     return continued.streams.to_plain()
 
 
@@ -222,20 +224,32 @@ def _mixture(config: DataConfig, make_mixture: Any) -> Any:
     return make_mixture([source.weight for source in config.sources], seed=0, stream=0)
 
 
-def _log_new_order(saved: SavedData, former: DataConfig, corpus: Corpus, seed: int) -> None:
-    """Logs the examples that another seed repeats and leaves out, because it shuffles an epoch that has begun anew."""
-    if saved.seed == seed or former.names != corpus.config.names:
-        return
-    streams = StreamPositions.from_plain(saved.positions, streams=former.streams)
-    stopped = StoppedStreams(former, None, saved.seed, streams, saved.make_mixture)
-    counts = zip(*(stopped.continuation(stream).following for stream in range(former.streams)), strict=True)
-    for name, chunks, numbers in zip(former.names, corpus.chunks, counts, strict=True):
-        trained, rest = divmod(min(numbers), len(chunks))
-        expected = round(rest * (len(chunks) - rest) / len(chunks))
-        log.warning(
-            "train.seed has changed: about %d of the %d chunks of source %s come twice in epoch %d, as many not at all",
-            expected,
-            len(chunks),
-            name,
-            trained,
-        )
+def _log_new_order(stopped: StoppedStreams, corpus: Corpus, same: Sequence[bool], *, new_seed: bool) -> None:
+    """Logs the examples that another seed or other chunks repeat and leave out: they order an epoch that has begun."""
+    for name, chunks, count, equal in zip(corpus.config.names, corpus.chunks, _trained(stopped), same, strict=True):
+        epoch, trained = divmod(count, len(chunks))
+        if not equal:
+            log.warning(
+                "the chunks of source %s have changed: the text of up to %d examples that were trained on comes again "
+                "in epoch %d, and up to %d of its %d chunks do not come",
+                *(name, trained, epoch, trained, len(chunks)),
+            )
+        elif new_seed:
+            log.warning(
+                "train.seed has changed: about %d of the %d chunks of source %s come twice in epoch %d, as many not "
+                "at all",
+                *(round(trained * (len(chunks) - trained) / len(chunks)), len(chunks), name, epoch),
+            )
+
+
+def _trained(stopped: StoppedStreams) -> list[int]:
+    """Returns for each source the number of examples that were trained on."""
+    counts = [0] * len(stopped.config.sources)
+    streams = stopped.config.streams
+    for stream in range(streams):
+        waiting, following = stopped.continuation(stream)
+        for source, number in enumerate(following):
+            counts[source] += (number - stream) // streams
+        for source, _ in waiting:
+            counts[source] -= 1
+    return counts

@@ -12,7 +12,7 @@ from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
-from t5g2.train import adaptation, image_rows, run_tokenizer, teachers
+from t5g2.train import adaptation, files_of_weights, image_rows, run_tokenizer, teachers
 from t5g2.train import state as states
 from t5g2.train import workdir as workdirs
 from t5g2.train.data_resume import SavedData
@@ -123,6 +123,7 @@ def initial_params(plan: Plan, *, allow_change: tuple[str, ...] = ()) -> tuple[A
     init, dtype = experiment.init, experiment.train.param_dtype
     log.info(run_tokenizer.check(experiment.data.tokenizer, init, experiment.model, allow_change=allow_change))
     image_rows.check_processor(experiment.data.images, init)
+    files_of_weights.read(init, experiment.data.tokenizer)  # what the end of the run copies is whole
     # by name, so that the weights do not depend on how many other seeds are drawn
     seed = derive_seed(experiment.train.seed, "weights")
     if init.adapt is not None:

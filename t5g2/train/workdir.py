@@ -30,9 +30,10 @@ from t5g2.data.continuation import StreamPositions
 from t5g2.data.packing import Position
 from t5g2.data.pipeline import Pipeline
 from t5g2.train import experiment as experiments
-from t5g2.train import resume
+from t5g2.train import files_of_weights, resume
 from t5g2.train.experiment import Experiment
 from t5g2.train.state import TrainState
+from t5g2.train.weight_origin import Init
 
 EXPERIMENT, DONE, PROVENANCE = "experiment.json", "done.json", "provenance.json"
 CHECKPOINTS, MODEL, LOCK = "checkpoints", "model", ".lock"
@@ -224,15 +225,35 @@ def finish(workdir: Path, experiment: Experiment, step: int, params: Any, proven
             shutil.rmtree(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the old model folder is gone")
-        tokenizer = experiment.data.tokenizer
+        beside = files_of_weights.read_or_warn(first_init(experiment), experiment.data.tokenizer)
         folders.save_model(
-            target, params, tokenizer=tokenizer.to_dict(), provenance=provenance, extra_files=tokenizer.files
+            target,
+            params,
+            tokenizer=experiment.data.tokenizer.to_dict(),
+            provenance=_trained(provenance),
+            generation_config=beside.generation_config,
+            extra_files=beside.files,
         )
     # last, so that done.json is proof of everything else
     if jax.process_index() == 0:
         written = sorted((workdir / MODEL).rglob("*")) if experiment.save.model else []
         marks = {str(path.relative_to(workdir)): _mark(path) for path in written if path.is_file()}
         files.write_json(workdir / DONE, {"step": step, "files": marks})
+
+
+def first_init(experiment: Experiment) -> Init:
+    """Returns the origin of a run's first weights: of a run that took over another one's state, that of the other."""
+    init = experiment.init
+    while init.resume is not None and (Path(init.resume) / EXPERIMENT).is_file():
+        init = read_experiment(Path(init.resume)).init
+    return init
+
+
+def _trained(provenance: Any) -> Any:
+    """Returns the provenance of trained weights: those of an import are not what was imported any more."""
+    if provenance is not None and provenance.get("kind") == "import":
+        return {"kind": "trained", "weights": provenance}
+    return provenance
 
 
 def gather_positions(local: Mapping[int, Position], streams: int) -> dict[int, Position]:

@@ -15,7 +15,7 @@ from PIL import Image
 import t5g2
 from t5g2.api import loading
 from t5g2.api import model_inputs as api_inputs
-from t5g2.checkpoint import import_folder
+from t5g2.checkpoint import generation_ids, import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
 from t5g2.core.batch import Sequences, image_blocks
@@ -275,6 +275,14 @@ def test_what_is_saved_is_what_was_loaded(folders, name, tmp_path):
         loaded.save(tmp_path / "again")
 
 
+def test_a_home_folder_is_written_where_it_is_read(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loading.load(folders / "gemma").save("~/saved")
+    assert open_model(tmp_path / "saved").config == tiny.GEMMA3
+    with pytest.raises(UserError, match="exists already"):
+        loading.load("~/saved").save("~/saved")
+
+
 @pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images", "siglip"])
 def test_folders_of_hugging_face_are_loaded_as_they_are(folders, name, tmp_path, photo):
     ours = loading.load(folders / name)
@@ -291,6 +299,21 @@ def test_folders_of_hugging_face_are_loaded_as_they_are(folders, name, tmp_path,
         theirs.generate(["a"])
     with pytest.raises(UserError, match="unknown format 'hugging'; did you mean 'huggingface'"):
         theirs.save(tmp_path / "x", format="hugging")
+
+
+@pytest.mark.parametrize("saved_as", ["t5g2", "huggingface"])
+@pytest.mark.parametrize("name", ["gemma_images", "t5gemma2_images"])
+def test_saving_keeps_the_ids_that_only_config_json_gives(folders, name, saved_as, tmp_path):
+    loading.load(folders / name).save(tmp_path / "hf", format="huggingface")
+    (tmp_path / "hf" / "generation_config.json").unlink()
+    file = tmp_path / "hf" / "config.json"
+    given = {"eos_token_id": [1, 19], "bos_token_id": 4, "decoder_start_token_id": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | given))
+    theirs = loading.load(tmp_path / "hf")
+    theirs.save(tmp_path / "again", format=saved_as)
+    ids = generation_ids.read(tmp_path / "again")
+    assert (ids.eos, ids.bos, ids.decoder_start) == ((1, 19), 4, 3)
+    assert loading.load(tmp_path / "again").stop_ids == theirs.stop_ids == (1, 19)
 
 
 def test_weights_are_cast_and_computed_with_as_asked(folders):
@@ -566,6 +589,12 @@ def tell(name, use, message):
         tell("gemma_images", lambda m: m.logits([[2]], images=[["/nowhere.png"]]), "'/nowhere.png' cannot be opened"),
         tell("gemma_images", lambda m: m.generate("a"), "prompts is one text; give a list of them"),
         tell(
+            "gemma_images", lambda m: m.generate(None), "prompts is None of type NoneType; it must be a list of texts"
+        ),
+        tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens="3"), "max_new_tokens is '3' of type str; it"),
+        tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens=None), "max_new_tokens is None of type"),
+        tell("gemma_images", lambda m: m.generate(["a"], seed=1.5), "seed is 1.5 of type float; it must be a whole"),
+        tell(
             "gemma", lambda m: m.logits([[2]], images=[[NOISE]]), "images are given, but this model has no image tower"
         ),
         tell("gemma", lambda m: m.embed_texts(["a"]), "a language model does not embed images and texts"),
@@ -574,6 +603,9 @@ def tell(name, use, message):
         tell("siglip", lambda m: m.generate(["a"]), "a dual encoder has no logits of tokens and generates no text"),
         tell("siglip", lambda m: m.embed_texts(["a"]), "siglip has no SigLIP tokenizer (spiece.model); put it there"),
         tell("siglip", lambda m: m.embed_texts("a"), "texts is one text; give a list of them"),
+        tell("siglip", lambda m: m.embed_texts(None), "texts is None of type NoneType; it must be a list of texts"),
+        tell("siglip", lambda m: m.embed_texts(["a", None]), "texts[1] is None of type NoneType; it must be a text"),
+        tell("siglip", lambda m: m.embed_texts(["\udcff"]), "texts[0] has half of a character, U+DCFF, at place 0"),
         tell("siglip", lambda m: m.classify([NOISE], {}), "classes without a list of prompts: there is no class; give"),
         tell("siglip", lambda m: m.classify([NOISE], {"cat": []}), "classes without a list of prompts: cat; give at"),
         tell("siglip", lambda m: m.classify([NOISE], {"cat": "a cat"}), "classes without a list of prompts: cat"),

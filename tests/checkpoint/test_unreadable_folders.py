@@ -25,6 +25,12 @@ def test_an_adapter(tmp_path):
     refused(tmp_path, r"is an adapter \(peft\), changes to .*; merge the two and give the result: .*merge_and_unload")
 
 
+def test_an_adapter_beside_the_weights_is_no_part_of_them(hugging_face):
+    hf_folder = hugging_face(tiny.GEMMA3)
+    (hf_folder / "adapter_config.json").write_text("{}")
+    assert "the adapter (peft) in the folder was left out: these" in str(open_any(hf_folder).provenance["notes"])
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
 def test_a_pointer_of_git_lfs(hugging_face, name):
     hf_folder = hugging_face(tiny.GEMMA3)
@@ -120,3 +126,16 @@ def test_an_adapter_beside_the_whole_model_is_no_harm(hugging_face):
     (hf_folder / "adapter_config.json").write_text(json.dumps({}))
     (hf_folder / "model.gguf").write_bytes(b"GGUF")
     open_any(hf_folder)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://huggingface.co/google/gemma-3-4b-pt", "http://hf.co/google/gemma-3-4b-pt/tree/main"]
+)
+def test_an_address_of_the_hub(address):
+    refused(address, r"is an address of Hugging Face's hub, .*: hf download google/gemma-3-4b-pt --local-dir DIR")
+
+
+def test_the_folder_of_all_snapshots(tmp_path):
+    snapshots = tmp_path / "models--google--gemma" / "snapshots"
+    (snapshots / "abc").mkdir(parents=True)
+    refused(snapshots, rf"each version has a folder of its own; give {snapshots}/abc")

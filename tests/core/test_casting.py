@@ -33,6 +33,12 @@ def test_a_cast_rounds_and_keeps_what_fits():
         (np.array([-np.inf], jnp.bfloat16), "float32", "x has 1 of 1 numbers that are NaN or infinite"),
         (np.array([1, -7e4], np.float32), "float16", "x has numbers up to 70000, and the largest of float16 is 65504"),
         (np.array([3.4e38], np.float32), "bfloat16", r"x has numbers up to 3.4e\+38, and the largest of bfloat16"),
+        (np.array([0, 1e-9, -1e-30, 1], np.float32), "float16", r"x has 2 of 3 numbers that become zero, because the"),
+        (
+            np.array([1e-60, 1e-70]),
+            "float32",
+            r"x has 2 of 2 numbers that become zero, because the smallest of float32",
+        ),
         (np.array([1, 2], np.int8), "float32", "x holds int8, not floating-point numbers; it may be quantised"),
     ],
 )

@@ -202,6 +202,30 @@ def test_an_empty_file_of_a_format_that_has_none_is_damaged(tmp_path):
     assert data_files.find_files(str(tmp_path)) == [f"{tmp_path}/a.jsonl", f"{tmp_path}/c.parquet"]
 
 
+def test_a_folder_that_holds_a_link_to_itself_is_read_once(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    corpus.write_files(tmp_path / "a" / "b", c__txt="one two three")
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "here").symlink_to(".")
+    for path in ("a", "a/b", "a/**/*.txt", "**/c.txt"):
+        assert list(TextFiles(f"{tmp_path}/{path}").open()) == ["one two three"], path
+    # a link to another folder is one more place of its files
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "again").symlink_to(tmp_path / "a")
+    assert list(TextFiles(f"{tmp_path}/other").open()) == ["one two three"]
+
+
+def test_a_link_to_nothing_is_no_missing_text(tmp_path):
+    corpus.write_files(tmp_path, a__txt="one two three")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "blobs" / "gone")
+    for path in ("", "*.txt", "b.txt"):
+        with pytest.raises(UserError, match=r"b\.txt is a link to .*gone, which does not exist; get the file, or"):
+            TextFiles(f"{tmp_path}/{path}").open()
+    assert list(TextFiles(f"{tmp_path}/a*.txt").open()) == ["one two three"]
+    (tmp_path / "b.txt").rename(tmp_path / "_SUCCESS")
+    assert list(TextFiles(str(tmp_path)).open()) == ["one two three"]
+
+
 def test_what_a_path_names_is_read(tmp_path):
     (tmp_path / "a").mkdir()
     corpus.write_files(tmp_path, README__md="the first text", _SUCCESS="marked", **{"_init.py": "code"})

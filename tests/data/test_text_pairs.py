@@ -116,7 +116,10 @@ def test_pairs_that_do_not_fit_are_bad_records(tmp_path):
         ({"inputs": "a", "targets": ["b"]}, r"no text under 'targets', but \[\"b\"\]"),
         ({"inputs": "a", "targets": ""}, r"the text under 'targets' is empty"),
         ({"inputs": "", "targets": "b"}, r"the text under 'inputs' is empty"),
-        ({"inputs": "\ud800", "targets": "b"}, r"surrogates not allowed"),
+        (
+            {"inputs": "\ud800", "targets": "b"},
+            r"U\+D800 at place \d+ of the text is half of a character, which UTF-8 cannot hold",
+        ),
         ([1], r"no text under 'inputs': the record is not an object"),
     ],
 )

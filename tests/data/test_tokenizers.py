@@ -227,6 +227,16 @@ def test_a_file_is_described_by_its_name_and_hash(kind, folder, tmp_path):
         from_dict({"kind": kind})
 
 
+@pytest.mark.parametrize("lost", [b"\xff\xfe", b"\xc3"])
+def test_a_piece_that_is_no_utf8_is_a_damaged_file(lost, folder, tmp_path):
+    """The library names the piece in its message, which then cannot be read as text."""
+    whole = (folder / "tokenizer.model").read_bytes()
+    piece = b"<eos>"  # the first one is the piece, the second one is named in the settings
+    (tmp_path / "tokenizer.model").write_bytes(whole.replace(piece, lost + piece[len(lost) :], 1))
+    with pytest.raises(UserError, match=r"tokenizer\.model"):
+        opened("sentencepiece", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [

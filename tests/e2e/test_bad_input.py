@@ -166,6 +166,7 @@ def test_a_workdir_of_another_experiment(capsys, corpus, tmp_path):
         (b'{"prompt": "a"}\n{"prompt": null}\n', "line 2"),
         (b'{"prompt": "a"}\n{"prompt": ' + b"[" * 100_000 + b"\n", "line 2"),
         (b'{"prompt": "a"}\n[1]\n', "line 2"),
+        (b'{"prompt": "a", "images": []}\n{"prompt": "b", "image": "c.png"}\n', "line 2 has 'image', and a file of"),
     ],
 )
 def test_prompts_that_are_none(capsys, tmp_path, content, part):

@@ -14,6 +14,7 @@ from t5g2.checkpoint.train_states import Checkpoints
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.errors import UserError
+from t5g2.data import image_processor
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.registry import from_dict
 from t5g2.jobs.run_average import average_run
@@ -190,6 +191,28 @@ def test_a_size_with_images_is_adapted_without_where_there_is_no_tower(tmp_path,
         adapt_into(Adapt(str(tmp_path / "source"), str(tmp_path / "source")), target)
     with pytest.raises(UserError, match=r"unknown key 'crosss' in target \(EncoderDecoderConfig\); did"):
         adapt_folder(seeing, "t5gemma2", tmp_path / "no", changes=[("crosss", "merged")])
+
+
+def test_another_tower_brings_its_image_processor(tmp_path):
+    """Its own numbers for the pixels, and not those of the source's tower that it replaces."""
+    images = dataclasses.replace(tiny.IMAGES, token=7, begin=5, end=6)
+    source, tower = tmp_path / "source", tmp_path / "tower"
+    save_model(source, weights.model(dataclasses.replace(SOURCE, images=images)), tokenizer=TOKENIZER.to_dict())
+    (source / "processor_config.json").write_text('{"image_processor": {"resample": 0}}')
+    save_model(tower, weights.model(tiny.SIGLIP))
+    fields = {"image_processor_type": "SiglipImageProcessor", "resample": 3, "image_mean": [0.4, 0.5, 0.6]}
+    adapt_folder(Adapt(str(source), str(tower)), "t5gemma2", tmp_path / "silent")
+    assert image_processor.read(tmp_path / "silent", default="bilinear").resampling == "nearest"
+    (tower / "preprocessor_config.json").write_text(json.dumps(fields))
+    adapt_folder(Adapt(str(source), str(tower)), "t5gemma2", tmp_path / "seeing")
+    theirs, ours = (image_processor.read(path, default="bilinear") for path in (tower, tmp_path / "seeing"))
+    assert theirs == ours
+    assert (ours.resampling, ours.mean) == ("bicubic", (0.4, 0.5, 0.6))
+    written = json.loads((tmp_path / "seeing" / "preprocessor_config.json").read_text())
+    assert written["size"] == {"height": 16, "width": 16}
+    assert written["image_processor_type"] == "Gemma3ImageProcessor"
+    adapt_folder(Adapt(str(source)), "t5gemma2", tmp_path / "own")
+    assert image_processor.read(tmp_path / "own", default="bilinear").resampling == "nearest"
 
 
 def test_the_image_token_of_a_tokenizer_in_a_file(tmp_path):

@@ -99,10 +99,12 @@ def test_another_text_is_refused_or_goes_on_on_purpose(tmp_path, caplog):
 
 def test_other_chunks_need_no_leave_besides_that_for_their_length(tmp_path, caplog):
     before = corpus.mixed(tmp_path, rows=2, streams=4)
-    saved, _ = saved_run(before)
+    saved, trained = saved_run(before)
     after = dataclasses.replace(before, chunk_tokens=32)
     assert resumed(saved, after) is saved.positions
     assert "has changed since step 7 was saved" in caplog.text
+    count = sum(example % 2 == 1 for example in trained)
+    assert f"the chunks of source few have changed: the text of up to {count} examples that were trained" in caplog.text
     after = weighted(after, 1, 1)
     assert resumed(saved, after) != saved.positions
     assert "0 are repeated" in caplog.text  # the former chunks were made once more, to see what was in the open rows
@@ -110,10 +112,15 @@ def test_other_chunks_need_no_leave_besides_that_for_their_length(tmp_path, capl
 
 def test_another_seed_says_how_much_of_the_epoch_is_repeated(tmp_path, caplog):
     before = corpus.mixed(tmp_path, rows=2, streams=4)
-    saved, _ = saved_run(before, batches=3)
+    saved, trained = saved_run(before, batches=3)
     assert resumed(saved, before, seed=1) is saved.positions
-    assert "train.seed has changed: about" in caplog.text
-    assert "chunks of source few come twice in epoch" in caplog.text
+    chunks = [len(chunks) for chunks in open_corpus(before).chunks]
+    for source, name in enumerate(before.names):
+        count = sum(example % 2 == source for example in trained)
+        expected = round(count * (1 - count / chunks[source]))
+        assert expected
+        line = f"train.seed has changed: about {expected} of the {chunks[source]} chunks of source {name} come twice"
+        assert line in caplog.text
 
 
 def test_weights_that_an_earlier_version_shuffled_go_on_spread(tmp_path, monkeypatch):

@@ -41,8 +41,10 @@ def find_files(path: str) -> list[str]:
         names, base = _files_below(path), path
     else:
         # a pattern that is not all wildcards chooses by name, and nothing is left aside but what is empty
-        names = glob.iglob(path, recursive=True)
+        names = _matching(path)
         base = str(Path(path).parent) if set(Path(path).name) <= {"*"} else None
+    names = list(names)
+    _refuse_dangling(names, base)
     files = [name for name in names if Path(name).is_file()]
     if not files:
         raise UserError(f"no file at {path!r}; {GIVE}{_escaping_hint(path)}")
@@ -77,16 +79,57 @@ def _is_no_data(name: str, base: str) -> bool:
     )
 
 
+def _matching(pattern: str) -> Iterator[str]:
+    """Yields the names that match a pattern, as glob does, where ** enters no loop of links and no hidden folder."""
+    start, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
+    if not rest:
+        yield from glob.iglob(pattern)
+        return
+    below = rest[0] or "*"
+    for root in glob.iglob(start) if start else [""]:
+        found = (name for folder, _ in _walk(root) for name in _matching(os.path.join(glob.escape(folder), below)))
+        yield from dict.fromkeys(found)
+
+
 def _files_below(folder: str) -> Iterator[str]:
-    """Yields the files below a folder, hidden ones aside; unlike glob, raises UserError if a folder cannot be read."""
+    """Yields the files below a folder, hidden ones aside."""
+    for parent, names in _walk(folder):
+        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder below one, itself included, with the names in it; "" is the working folder.
+
+    Links to folders are followed, unless they lead to a folder above them. Hidden folders are left aside.
+
+    Raises:
+      UserError: a folder cannot be listed; glob would leave its files out without a word.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed ({error.strerror}); make it readable, or remove it")
 
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+    for parent, folders, names in os.walk(folder or ".", followlinks=True, onerror=refuse):
         # assigned in place, because os.walk descends into what is left in the list
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
+        folders[:] = [n for n in folders if not n.startswith(".") and not _leads_above(os.path.join(parent, n))]
+        yield parent if folder else os.path.relpath(parent).removeprefix("."), names
+
+
+def _leads_above(folder: str) -> bool:
+    """True if a folder is a link to one that holds it, where its files are found again."""
+    if not os.path.islink(folder):
+        return False
+    target, place = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))
+    return os.path.commonpath([target, place]) == target
+
+
+def _refuse_dangling(names: Sequence[str], base: str | None) -> None:
+    """Raises UserError if a data file is a link to nothing: its texts would be missing without a word."""
+    for name in names:
+        if os.path.islink(name) and not os.path.exists(name) and not (base is not None and _is_no_data(name, base)):
+            raise UserError(
+                f"{name} is a link to {os.readlink(name)}, which does not exist; get the file, or remove the link"
+            )
 
 
 def _escaping_hint(path: str) -> str:

@@ -63,7 +63,7 @@ class RecordValidator:
         self._records += 1
         try:
             text = read_text()
-            data = text.encode()
+            data = _encode(text)
         except UserError:  # the problem is the whole file's, so no record of it can be skipped
             raise
         except ValueError as error:
@@ -147,6 +147,14 @@ def text_under(record: object, field: str) -> str:
     if not isinstance(record[field], str):
         raise ValueError(f"no text under {field!r}, but {json.dumps(record[field], default=str)[:40]}")
     return record[field]
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X} at place {error.start} of the text"
+        raise ValueError(f"{half} is half of a character, which UTF-8 cannot hold") from None
 
 
 def decode_json(data: bytes) -> object:

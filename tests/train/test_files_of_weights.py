@@ -1,0 +1,118 @@
+"""The files beside the weights that a run starts from, in the model folder that it writes."""
+
+import dataclasses
+import json
+import logging
+
+import jax
+import pytest
+
+from t5g2.api import loading
+from t5g2.checkpoint import folder as folders
+from t5g2.core.errors import UserError
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.data.tokenizers.subword import HuggingFace
+from t5g2.models import build
+from t5g2.models.config import to_dict
+from t5g2.train import experiment as experiments
+from t5g2.train import files_of_weights
+from t5g2.train import workdir as workdirs
+from t5g2.train.weight_origin import Adapt, Init
+from tests import tiny
+from tests.data import tokenizer_files
+
+DECODER = dataclasses.replace(tiny.GEMMA3, vocab_size=768)
+ENCODER_DECODER = dataclasses.replace(tiny.T5GEMMA2, encoder=DECODER, decoder=DECODER)
+IMPORT = {"kind": "import", "source": "elsewhere"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """An imported model folder that says everything beside its weights."""
+    root = tmp_path_factory.mktemp("weights")
+    pieces = HuggingFace(str(tokenizer_files.huggingface(root)))
+    params = build.make(ENCODER_DECODER, key=jax.random.key(0))
+    (root / "chat_template.jinja").write_text("{{ messages }}")
+    (root / "preprocessor_config.json").write_text('{"resample": 3}')
+    folders.save_model(
+        root / "model",
+        params,
+        tokenizer=pieces.to_dict(),
+        provenance=IMPORT,
+        generation_config={"eos_token_id": [1, 106], "top_k": 64},
+        extra_files=(*pieces.files, root / "chat_template.jinja", root / "preprocessor_config.json"),
+    )
+    return root / "model"
+
+
+def experiment_from(weights, **parts):
+    source = {"text": {"kind": "python"}, "objective": {"kind": "prefix_lm"}}
+    lengths = {"rows": 8, "encoder_length": 64, "decoder_length": 64, "chunk_tokens": 32, "streams": 8}
+    return experiments.build(
+        {
+            "model": to_dict(ENCODER_DECODER),
+            "data": {"sources": [source], **lengths},
+            "optim": {"schedule": {"kind": "constant", "peak": 1e-3}},
+            "train": {"steps": 2},
+            "init": {"params": str(weights)},
+            **parts,
+        }
+    )
+
+
+def test_a_trained_model_has_the_files_of_its_weights(weights, tmp_path):
+    """It ends its texts where the weights' model does; its encoder was trained without BOS, and reads none."""
+    assert loading.load(weights).encoder_bos
+    experiment = experiment_from(weights)
+    params = build.make(ENCODER_DECODER, key=jax.random.key(1))
+    workdirs.finish(tmp_path, experiment, 2, params, IMPORT)
+    model = loading.load(tmp_path / "model")
+    assert model.stop_ids == (1, 106)
+    assert not model.encoder_bos
+    assert model.folder.provenance == {"kind": "trained", "weights": IMPORT}
+    assert model.resampling == "bicubic"
+    names = ["chat_template.jinja", "generation_config.json", "preprocessor_config.json", "tokenizer.json"]
+    assert [file.name for file in model.folder.extra_files] == names
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["top_k"] == 64
+
+
+def test_of_a_run_that_goes_on_from_another_ones_state(weights, tmp_path):
+    (tmp_path / "first").mkdir()
+    workdirs.write_experiment(tmp_path / "first", experiment_from(weights), None)
+    second = experiment_from(
+        weights, init={"resume": str(tmp_path / "first")}, data=experiments.dump(experiment_from(weights))["data"]
+    )
+    assert workdirs.first_init(second) == Init(params=str(weights))
+
+
+def test_another_tokenizer_has_other_ids(weights):
+    """The template and the ids of the end belong to the tokenizer of the weights, the image processor does not."""
+    other = files_of_weights.read(Init(params=str(weights)), Bytes())
+    assert [file.name for file in other.files] == ["preprocessor_config.json"]
+    assert other.generation_config is None
+
+
+def test_of_two_sources_the_decoders_files_count(weights, tmp_path):
+    tokenizer = HuggingFace(str(weights / "tokenizer.json"))
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    (tmp_path / "decoder" / "tokenizer.json").write_bytes((weights / "tokenizer.json").read_bytes())
+    found = files_of_weights.read(Init(adapt=Adapt(f"{weights},{tmp_path / 'decoder'}")), tokenizer)
+    assert found.generation_config == {"eos_token_id": 7}
+    assert weights / "chat_template.jinja" in found.files
+
+
+def test_weights_that_are_gone_at_the_end(weights, tmp_path, caplog):
+    """The trained weights are written in any case."""
+    tokenizer = HuggingFace(str(weights / "tokenizer.json"))
+    with caplog.at_level(logging.WARNING, logger="t5g2"):
+        found = files_of_weights.read_or_warn(Init(params=str(tmp_path / "gone")), tokenizer)
+    assert found == files_of_weights.FilesOfWeights(tokenizer.files, None)
+    assert "gone does not exist any more" in caplog.text
+
+
+def test_a_damaged_file_is_named_when_the_run_starts(weights, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((weights / "tokenizer.json").read_bytes())
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config\.json"):
+        files_of_weights.read(Init(params=str(tmp_path)), HuggingFace(str(tmp_path / "tokenizer.json")))
