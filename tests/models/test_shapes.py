@@ -22,7 +22,7 @@ with install_import_hook("t5g2.models", "beartype.beartype"):
     from t5g2.models.config import TextConfig
     from t5g2.models.layers import Compute
     from t5g2.models.loss import cross_entropy
-from t5g2.models.loss_config import LossConfig
+    from t5g2.models.loss_config import LossConfig
     from tests import tiny
 
 compute, T, S = Compute(dtype="float32"), 6, 9
