@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from typing_extensions import override
 
 from t5g2.core.batch import Batch, HostBatch
-from t5g2.core.bounds import Count, Seed, Size, checked
+from t5g2.core.bounds import Count, Seed, Size, TokenId, checked
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.objective import Objective
@@ -51,6 +51,8 @@ class EvalContext:
       mesh: devices of the weights; None = one device.
       rows: the rows of a batch that this process holds; None = all.
       stopping: asked before every batch; true = raise EvaluationStopped. On several processes all get one answer.
+      stop_ids: tokens that end a generated text beside the tokenizer's EOS: those of the weights that a run began with
+        (instruction-tuned models end a turn otherwise).
     """
 
     data: DataConfig
@@ -60,6 +62,7 @@ class EvalContext:
     mesh: Mesh | None = None
     rows: range | None = None
     stopping: Callable[[], object] = bool
+    stop_ids: tuple[TokenId, ...] = ()
 
     def raise_if_stopping(self) -> None:
         """Raises EvaluationStopped if the run is asked to stop."""
@@ -200,7 +203,7 @@ class Samples(Task):
         bos = special_tokens.bos
         options = GenerationOptions(
             self.max_new_tokens,
-            stop_ids=(special_tokens.eos,),
+            stop_ids=tuple(dict.fromkeys((special_tokens.eos, *context.stop_ids))),
             pad_id=special_tokens.pad,
             sampler=self.sampler,
             compute=context.compute,

@@ -58,6 +58,12 @@ def read_or_warn(init: Init, tokenizer: Tokenizer) -> FilesOfWeights:
         return FilesOfWeights(tokenizer.files, None)
 
 
+def stop_ids(init: Init, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the tokens that end a text by the settings of the initial weights; none if they have no such setting."""
+    ids = (read_or_warn(init, tokenizer).generation_config or {}).get("eos_token_id", ())
+    return (ids,) if isinstance(ids, int) else tuple(ids or ())
+
+
 def _folders(init: Init) -> list[str]:
     if init.adapt is not None:
         return init.adapt.sources

@@ -24,9 +24,10 @@ from t5g2.models import build, loss_config
 from t5g2.models.attention_sites import attention_sites
 from t5g2.models.backends.choice import BackendChoice, choose
 from t5g2.models.loss_config import HeadShape, LossConfig
-from t5g2.train import optim, teachers
+from t5g2.train import files_of_weights, optim, teachers
 from t5g2.train import state as states
 from t5g2.train import step as steps
+from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment, check_rows
 from t5g2.train.state import TrainState
 
@@ -148,6 +149,7 @@ class Plan:
             mesh=self.mesh,
             rows=rows,
             stopping=stopping,
+            stop_ids=files_of_weights.stop_ids(workdirs.first_init(self.experiment), self.experiment.data.tokenizer),
         )
 
 

@@ -9,13 +9,16 @@ import pytest
 
 from t5g2.api import loading
 from t5g2.checkpoint import folder as folders
+from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
+from t5g2.core.sharding import MeshShape
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace
 from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import experiment as experiments
 from t5g2.train import files_of_weights
+from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
 from t5g2.train.weight_origin import Adapt, Init
 from tests import tiny
@@ -116,3 +119,12 @@ def test_a_damaged_file_is_named_when_the_run_starts(weights, tmp_path):
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match=r"generation_config\.json"):
         files_of_weights.read(Init(params=str(tmp_path)), HuggingFace(str(tmp_path / "tokenizer.json")))
+
+
+def test_samples_of_a_run_end_where_its_weights_end_texts(weights):
+    """The tokens of generation_config.json, which the evaluation of a run takes beside the tokenizer's EOS."""
+    experiment = experiment_from(weights)
+    plan = plans.make(experiment, meshes.make(MeshShape(), jax.devices()[:1]))
+    assert plan.eval_context(range(8)).stop_ids == (1, 106)
+    new = dataclasses.replace(experiment, init=Init(), data=dataclasses.replace(experiment.data, tokenizer=Bytes()))
+    assert files_of_weights.stop_ids(new.init, new.data.tokenizer) == ()
