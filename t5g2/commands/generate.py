@@ -22,7 +22,7 @@ FLAGS = {
     "input": Flag(None, "jsonl file of prompts, instead of --prompt"),
     "out": Flag(None, "jsonl file to write, with --input; it must not exist"),
     "max_new_tokens": Flag(64, "largest number of tokens to generate", least=1, most=LONGEST),
-    "temperature": Flag(0.0, "0 = always the likeliest token; above 0 = sampling", least=0),
+    "temperature": Flag(0.0, "0 = always the likeliest token; above 0 = sampling", least=0, most=1000),
     "top_k": Flag(
         None, "sample from so many tokens; 0 = from all; default: what the model's folder recommends", kind=int, least=0
     ),

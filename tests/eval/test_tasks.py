@@ -5,6 +5,7 @@ import functools
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from t5g2.data.pipeline import finite_batches
 from t5g2.data.sources.text_files import TextFiles
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import evaluation as evaluations
+from t5g2.eval import tasks
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
 from t5g2.models import build
@@ -261,3 +263,19 @@ def test_scores_and_predictions_are_files(tmp_path):
     assert scores == {"step": 7, "heldout/loss": 2.5, "heldout/perplexity": None}
     lines = (tmp_path / "new" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == outcome.predictions
+
+
+def test_samples_end_at_eos_and_at_the_ends_of_the_weights(text, monkeypatch):
+    seen = []
+
+    def complete(_, prompts, *, options, **__):
+        seen.append(options.stop_ids)
+        return prompts
+
+    monkeypatch.setattr(tasks, "complete", complete)
+    task = Samples(text, examples=1, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
+    eos = TOKENIZER.special_tokens.eos
+    model = SimpleNamespace(config=T5GEMMA)
+    for ids in ((), (106,), (106, eos)):
+        task.prepare(dataclasses.replace(context_of(text), stop_ids=ids))(model)
+    assert seen == [(eos,), (eos, 106), (eos, 106)]
