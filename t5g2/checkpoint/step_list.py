@@ -26,14 +26,14 @@ def listed(directory: epath.Path, listing: Callable[[], Any], *, tries: int = 10
 
     Raises:
       UserError: the metadata that Orbax reads of each step is damaged; Orbax's own error names no step.
-      FileNotFoundError: every try failed, so it is something else that is missing.
+      FileNotFoundError, NotADirectoryError: every try failed, so it is something else that is missing.
     """
     try:
         for _ in range(tries - 1):
             try:
                 return listing()
-            except FileNotFoundError:
-                # the step that was listed is gone, so the next list is shorter
+            except (FileNotFoundError, NotADirectoryError):
+                # the step that was listed is gone, or going, so the next list is shorter
                 time.sleep(0.01)
         return listing()
     except (ValueError, TypeError, AttributeError, RecursionError):

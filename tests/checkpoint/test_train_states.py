@@ -449,10 +449,8 @@ def test_what_is_on_disk_is_one_json_of_positions(pristine):
     assert set(tree.named(make().params)) <= {p.name for p in (pristine / "2" / "params").iterdir()}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b'{"custom_metadata": "text"}', b'{"item_handlers": 7}', b"[]", b'{"metrics": ' + b"[" * 5000 + b"]" * 5000],
-)
+# nesting without end is not here: newer releases of Orbax take it for no metadata, and read the step
+@pytest.mark.parametrize("content", [b'{"custom_metadata": "text"}', b'{"item_handlers": 7}', b"[]"])
 def test_damaged_metadata_of_orbax_is_named_and_can_be_removed(directory, content):
     """Orbax's error would name no step; nothing in the file is needed."""
     file = directory / "2" / "_CHECKPOINT_METADATA"
