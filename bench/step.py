@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-CALLS = 2
+CALLS, ROUNDS = 2, 2  # after one that warms up; of longer rows, where a call takes a minute, half as many
+LONG = 2048
 
 
 class Measured(NamedTuple):
@@ -66,7 +67,8 @@ def ours(folder: Path, encoder_length: int, decoder_length: int, remat: str) -> 
     model = load_model(folder)
     batch = tokens(encoder_length), tokens(decoder_length), ids(decoder_length)
     step = jax.jit(jax.value_and_grad(loss)).lower(model, *batch).compile()
-    return _time(lambda: jax.block_until_ready(step(model, *batch))[0], sum(x.nbytes for x in jax.tree.leaves(model)))
+    gradient_bytes = sum(x.nbytes for x in jax.tree.leaves(model))
+    return _time(lambda: jax.block_until_ready(step(model, *batch))[0], gradient_bytes, encoder_length)
 
 
 def theirs(folder: Path, encoder_length: int, decoder_length: int) -> Measured:
@@ -87,12 +89,13 @@ def theirs(folder: Path, encoder_length: int, decoder_length: int) -> Measured:
         result.loss.backward()
         return result.loss.detach()
 
-    return _time(call, sum(p.numel() * p.element_size() for p in model.parameters()))
+    gradient_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    return _time(call, gradient_bytes, encoder_length)
 
 
-def _time(call, gradient_bytes: int) -> Measured:
+def _time(call, gradient_bytes: int, length: int) -> Measured:
     before, best = _resident(), (float("inf"), float("inf"))
-    for _ in range(CALLS + 1):
+    for _ in range((CALLS if length <= LONG else CALLS // 2) + 1):
         wall, cpu = time.perf_counter(), time.process_time()
         loss = float(call())
         best = min(best[0], time.perf_counter() - wall), min(best[1], time.process_time() - cpu)
@@ -122,8 +125,9 @@ def main(lengths: list[str]):
         del made
         for pair in lengths:
             best: dict[str, Measured] = {}
-            remat = "block" if int(pair.split("/")[0]) > 2048 else "none"
-            for side in ["ours", "theirs"] * 2:
+            is_long = int(pair.split("/")[0]) > LONG
+            remat = "block" if is_long else "none"
+            for side in ["ours", "theirs"] * (ROUNDS // 2 if is_long else ROUNDS):
                 command = [sys.executable, __file__, "--side", side, str(Path(folder, side)), *pair.split("/"), remat]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 got = Measured(*json.loads(output.splitlines()[-1]))
