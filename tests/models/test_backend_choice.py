@@ -71,6 +71,12 @@ def test_automatic_choice(monkeypatch, device, site, name):
     assert choose("auto", site).name == name
 
 
+@pytest.mark.parametrize("backend", ["reference", "blockwise", "splash"])
+def test_one_query_of_decoding_takes_the_short_path_whatever_is_set(monkeypatch, backend):
+    on(monkeypatch, "tpu")
+    assert choose(backend, ONE) == BackendChoice("reference", "one query has no more scores than keys")
+
+
 def test_before_hopper_cudnn_is_not_used(monkeypatch):
     on(monkeypatch, "gpu", 8.0)
     assert choose("auto", GLOBAL) == BackendChoice(

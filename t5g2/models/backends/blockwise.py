@@ -43,9 +43,6 @@ def attend(
     dtype: str,
 ) -> Float[Array, "B T N H"]:
     """Returns what `reference.attend` returns, up to rounding."""
-    if q_BTNH.shape[1] == 1:
-        # decoding: the scores of one query are no larger than its keys, and a loop would only delay it
-        return reference.attend(q_BTNH, query, sources, scale=scale, softcap=softcap, dtype=dtype)
     shapes = []
     for keys, mask in sources:
         length = keys.k_BSKH.shape[1]
@@ -69,7 +66,7 @@ def _block(mask: Mask) -> int:
     if mask.left is None:
         return BLOCK
     window = mask.left + 1 + (mask.right or 0)
-    return min(max(2 ** math.ceil(math.log2(window / 4)), LEAST), BLOCK) if window > 4 else min(LEAST, BLOCK)
+    return min(max(2 ** math.ceil(math.log2(window / 4)), LEAST), BLOCK)
 
 
 @dataclass(frozen=True)

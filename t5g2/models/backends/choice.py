@@ -31,15 +31,18 @@ def choose(backend: str, site: Site) -> BackendChoice:
       UserError: the named backend does not exist on this kind of device.
     """
     device = platform()
+    needed, words = WHERE.get(backend, (device, ""))
+    if device != needed:
+        raise UserError(
+            f"compute.backend={backend!r} runs on {words}, and the devices of this run are {device!r}; "
+            "set compute.backend='auto', which takes the best backend of the device"
+        )
+    # decoding: a block of queries has one, and a kernel knows no cache
+    if site.queries == 1:
+        return BackendChoice("reference", "one query has no more scores than keys")
     if backend == "auto":
         return _automatic(site, device)
     if backend in WHERE:
-        needed, words = WHERE[backend]
-        if device != needed:
-            raise UserError(
-                f"compute.backend={backend!r} runs on {words}, and the devices of this run are {device!r}; "
-                "set compute.backend='auto', which takes the best backend of the device"
-            )
         refusal = _refusal(backend, site)
         if refusal is not None:
             _warn(backend, refusal)
@@ -48,8 +51,6 @@ def choose(backend: str, site: Site) -> BackendChoice:
 
 
 def _automatic(site: Site, device: str) -> BackendChoice:
-    if site.queries == 1:
-        return BackendChoice("reference", "one query has no more scores than keys")
     if site.scores <= SMALL:
         return BackendChoice("reference", f"all {site.scores} scores are few enough to be held")
     kernel = next((name for name, (needed, _) in WHERE.items() if needed == device), None)
