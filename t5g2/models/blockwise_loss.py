@@ -12,7 +12,6 @@ after the last block; so is the gradient of the states. What FSDP shards is gath
 table's gradient is complete, so it is summed over groups, and scattered, at once.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +30,7 @@ from t5g2.models.token_scores import (
     TokenLosses,
     cotangent_of_total,
     logit_gradients,
+    objective,
     scores,
     unwrap,
     weighted_total,
@@ -43,22 +43,6 @@ class _TokenStatistics(NamedTuple):
 
     lse_RK: Array
     teacher: Any
-
-
-# a gradient of our own: automatic differentiation would keep the logits of every block for the backward pass
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def total(
-    hidden_BTD,
-    table_VD,
-    targets_BT,
-    weights_BT,
-    teacher: TeacherOutputs | None,
-    softcap: float | None,
-    config: LossConfig,
-) -> tuple[Array, TokenLosses]:
-    """Returns the objective, differentiable by hidden_BTD and table_VD, and the losses of single tokens."""
-    tokens = token_losses(hidden_BTD, Head(table_VD, softcap), targets_BT, teacher, config)
-    return weighted_total(tokens, weights_BT, teacher, config), tokens
 
 
 def token_losses(hidden_BTD, head: Head, targets_BT, teacher: TeacherOutputs | None, config: LossConfig) -> TokenLosses:
@@ -153,6 +137,8 @@ def _gradients(softcap: float | None, config: LossConfig, residuals, cotangents)
     return dx_BTD, dw_VD, None, None, None  # targets, weights and the teacher's outputs are data
 
 
+# a gradient of our own: automatic differentiation would keep the logits of every block for the backward pass
+total = objective(token_losses)
 total.defvjp(_total_and_residuals, _gradients, symbolic_zeros=True)
 
 

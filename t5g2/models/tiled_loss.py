@@ -31,27 +31,12 @@ from t5g2.models.token_scores import (
     TokenLosses,
     cotangent_of_total,
     logit_gradients,
+    objective,
     scores,
     softcapped,
     unwrap,
     weighted_total,
 )
-
-
-# a gradient of our own: automatic differentiation would keep every tile's logits for the backward pass
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def total(
-    hidden_BTD,
-    table_VD,
-    targets_BT,
-    weights_BT,
-    teacher: TeacherOutputs | None,
-    softcap: float | None,
-    config: LossConfig,
-) -> tuple[Array, TokenLosses]:
-    """Returns the objective, differentiable by hidden_BTD and table_VD, and the losses of single tokens."""
-    tokens = token_losses(hidden_BTD, Head(table_VD, softcap), targets_BT, teacher, config)
-    return weighted_total(tokens, weights_BT, teacher, config), tokens
 
 
 def token_losses(hidden_BTD, head: Head, targets_BT, teacher: TeacherOutputs | None, config: LossConfig) -> TokenLosses:
@@ -138,6 +123,8 @@ def _scale_gradients(softcap: float | None, config: LossConfig, gradients, cotan
     return *scaled, None, None, None  # targets, weights and the teacher's outputs are data
 
 
+# a gradient of our own: automatic differentiation would keep every tile's logits for the backward pass
+total = objective(token_losses)
 total.defvjp(_total_and_gradients, _scale_gradients, symbolic_zeros=True)
 
 

@@ -4,7 +4,9 @@ B rows, T length; R groups of rows, K tokens in one group. Logits have the shape
 or a block of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from t5g2.models.distillation import TeacherOutputs
+from t5g2.models.layers import Head
 from t5g2.models.loss_config import LossConfig
 
 
@@ -99,6 +102,28 @@ def weighted_total(tokens: TokenLosses, weights_BT, teacher: TeacherOutputs | No
         mixed_BT = (1.0 - share) * loss_BT + share * tokens.divergence_BT
         loss_BT = jnp.where(teacher.has_teacher_BT, mixed_BT, loss_BT)
     return jnp.sum(weights_BT * (loss_BT + config.z_loss * tokens.z_BT))
+
+
+def objective(token_losses: Callable) -> Any:
+    """Returns `total` of a strategy: the objective and the losses of single tokens, of (hidden_BTD, table_VD, …).
+
+    It is differentiable by hidden_BTD and table_VD; the strategy defines how (`defvjp`).
+    """
+
+    @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+    def total(
+        hidden_BTD,
+        table_VD,
+        targets_BT,
+        weights_BT,
+        teacher: TeacherOutputs | None,
+        softcap: float | None,
+        config: LossConfig,
+    ) -> tuple[Array, TokenLosses]:
+        tokens = token_losses(hidden_BTD, Head(table_VD, softcap), targets_BT, teacher, config)
+        return weighted_total(tokens, weights_BT, teacher, config), tokens
+
+    return total
 
 
 def unwrap(arguments: tuple) -> tuple[tuple, Needed]:
