@@ -44,6 +44,11 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Names bytes by their argument: a gzip header holds the time, and the workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     """Files with long tests come first, then those of no folder, so that the workers end at about the same time."""
     long = Counter(item.path for item in items if item.get_closest_marker("long"))
