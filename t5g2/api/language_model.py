@@ -4,7 +4,7 @@ B batch, T decoder length, S encoder length, D width, V vocabulary.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any, Literal, NoReturn
@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from typing_extensions import override
 
-from t5g2.api import model_inputs
+from t5g2.api import model_inputs, text_generation
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
-from t5g2.api.model_inputs import check_texts, check_whole
+from t5g2.api.model_inputs import check_texts
+from t5g2.api.text_generation import TextOptions, TextOutput
 from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.generation_ids import GenerationIds
@@ -28,7 +29,12 @@ from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import check_images
-from t5g2.eval.generation import GREEDY, GenerationOptions, Sampler, Sampling, complete
+from t5g2.data.tokenizers.base import Tokenizer
+from t5g2.eval import generation
+from t5g2.eval.generation import Output, batch_of, complete
+from t5g2.eval.generation_options import GenerationOptions
+from t5g2.eval.sampling import GREEDY, Sampling
+from t5g2.eval.stop_strings import StopTable, stop_table, without_begun_stop
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ImageConfig, LanguageModelConfig
 from t5g2.models.layers import Compute
@@ -150,17 +156,7 @@ class LanguageModel(Model):
             raise UserError("a decoder-only model has no encoder to encode with; load an encoder-decoder model")
         return self._run(_encode, *self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images))
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        images: Any = None,
-        *,
-        crops: int = 0,
-        max_new_tokens: int = 64,
-        sampler: Sampler = GREEDY,
-        seed: int = 0,
-        skip_special_tokens: bool = True,
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], images: Any = None, **options: Any) -> list[str]:
         """Returns the text that the model generates for each prompt.
 
         An encoder-decoder reads the prompt with its encoder; a decoder-only model continues it, after BOS. Prompts may
@@ -169,51 +165,158 @@ class LanguageModel(Model):
         Args:
           prompts: the texts.
           images: images of each prompt, at the places of its <start_of_image>, or in front if it has none.
-          crops: largest number of crops that follow a long image (pan-and-scan), announced in the prompt as in
-            transformers' Gemma3Processor; 0 = none.
-          max_new_tokens: largest number of generated tokens.
-          sampler: rule by which the next token is chosen.
-          seed: seed of the sampler.
-          skip_special_tokens: leave out what the tokenizer calls special, as transformers does; False = show all.
+          options: fields of TextOptions (text_generation.py), such as max_new_tokens, temperature, num_beams, stop.
 
         Raises:
-          UserError: no tokenizer; images that do not match the prompts; a model without an image tower.
+          UserError: no tokenizer; images that do not match the prompts; a model without an image tower; an option that
+            does not exist, or is out of its range; a prompt longer than the model's context.
         """
-        prompts, tokenizer, config = check_texts("prompts", prompts), self.tokenizer, self._image_config
-        check_whole(max_new_tokens=max_new_tokens, seed=seed, crops=crops)
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed = {seed}; it must be at least 0 and below 2^63")
+        return [output.text for output in self.outputs(prompts, images, **options)]
+
+    def outputs(
+        self, prompts: Sequence[str], images: Any = None, *, indices: Sequence[int] | None = None, **options: Any
+    ) -> list[TextOutput]:
+        """Returns what `generate` does with tokens and scores, num_return_sequences of each prompt after each other.
+
+        Args:
+          prompts, images, options: as in `generate`.
+          indices: a number of each prompt, by which it draws the same in any call; None = 0, 1, 2, …
+
+        Raises:
+          UserError: as `generate`.
+        """
+        settings, prompts = TextOptions.of(options), check_texts("prompts", prompts)
+        numbers = range(len(prompts)) if indices is None else indices
+        token_rows, array, skipped = self._prompt_rows(prompts, images, settings)
+        outputs = {row: [TextOutput("", np.zeros(0, np.int32), skipped=skipped[row])] for row in skipped}
+        rows = [row for row in range(len(prompts)) if row not in skipped]
+        for batch in text_generation.batches([len(token_rows[row]) for row in rows], settings.rows):
+            places = [rows[i] for i in batch]
+            with self._devices():
+                generated = complete(
+                    self.params,
+                    [token_rows[row] for row in places],
+                    None if array is None else array[places],
+                    indices=[numbers[row] for row in places],
+                    rows=settings.rows,
+                    **self._arguments(settings),
+                )
+            n = settings.num_return_sequences
+            for i, row in enumerate(places):
+                outputs[row] = [self._as_text(output, settings) for output in generated[i * n : (i + 1) * n]]
+        return [output for row in range(len(prompts)) for output in outputs[row]]
+
+    def stream(self, prompt: str, images: Sequence[Any] | None = None, **options: Any) -> Iterator[str]:
+        """Yields the text of `generate([prompt], [images])` piece by piece, as it is generated.
+
+        Raises:
+          UserError: as `generate`; or the options ask for several outputs or beams, which are known at the end only.
+        """
+        settings = TextOptions.of(options)
+        if settings.num_return_sequences > 1 or settings.num_beams > 1:
+            raise UserError("one output can be shown as it is made; set num_return_sequences and num_beams to 1")
+        token_rows, array, skipped = self._prompt_rows([prompt], None if images is None else [images], settings)
+        if skipped:
+            return
+        arguments = self._arguments(settings)
+        with self._devices():
+            batch, keys = batch_of(self.params, token_rows, array, **arguments)
+            shown = ""
+            for generated in generation.stream(self.params, batch, options=arguments["options"], keys_R=keys):
+                output = self._as_text(generation.outputs(generated, arguments["options"])[0], settings)
+                # a character may be made of several tokens, and a stop string may have begun
+                text = without_begun_stop(output.text.rstrip("\ufffd"), settings.stop)
+                if len(text) > len(shown):
+                    yield text[len(shown) :]
+                    shown = text
+            if output.text != shown:
+                yield output.text[len(shown) :]
+
+    def _prompt_rows(
+        self, prompts: Sequence[str], images: Any, options: TextOptions
+    ) -> tuple[list[np.ndarray], Any, dict[int, str]]:
+        """Returns (the tokens of each prompt; the images as an array; by prompt, the reason to skip it)."""
+        config, tokenizer = self._image_config, self.tokenizer
         array, counts = None, [0] * len(prompts)
         if images is not None:
-            if crops:
-                prompts, images = model_inputs.with_crops(prompts, images, crops)
+            if options.crops:
+                prompts, images = model_inputs.with_crops(prompts, images, options.crops)
             array, counts = self._image_inputs(images, len(prompts))
         token_rows = [model_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
-        special_tokens, ids = tokenizer.special_tokens, self._generation_ids
-        first = special_tokens.bos if ids.bos is None else ids.bos
         self._check_ids(token_rows, counts)
         # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
-        if self.encoder_bos or not self.config.is_encoder_decoder:
-            token_rows = [_after_bos(tokens, first) for tokens in token_rows]
-        options = GenerationOptions(
-            max_new_tokens, self.stop_ids, special_tokens.pad, sampler, self.compute, self.suppressed_ids
-        )
-        with self._devices():
-            start = first if ids.decoder_start is None else ids.decoder_start
-            outputs = complete(self.params, token_rows, array, bos=start, options=options, seed=seed)
-        return [tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens) for tokens in outputs]
+        is_encoder_decoder = self.config.is_encoder_decoder
+        has_bos = self.encoder_bos or not is_encoder_decoder
+        if has_bos:
+            token_rows = [_after_bos(tokens, self._bos) for tokens in token_rows]
+        stack = self.config.encoder_stack or self.config.decoder_stack
+        new_tokens, skipped = 0 if is_encoder_decoder else options.max_new_tokens, {}
+        for row, tokens in enumerate(token_rows):
+            reason = text_generation.excess(tokens, stack.context, options.on_long, new_tokens, f"prompts[{row}]")
+            if reason is None:
+                continue
+            if options.on_long == "skip":
+                skipped[row] = reason
+                continue
+            if counts[row] or new_tokens + has_bos >= stack.context:
+                raise UserError(f"{reason}; it cannot be cut, because it has images or there is no room; shorten it")
+            length = stack.context - new_tokens
+            token_rows[row] = text_generation.cut(tokens, length, options.on_long, first=int(has_bos))
+        return token_rows, array, skipped
 
-    def sampler(self, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Sampling:
+    def _arguments(self, options: TextOptions) -> dict[str, Any]:
+        """Returns the arguments of `complete` that follow from the options."""
+        sampler = options.sampler or GREEDY
+        if options.samples:
+            sampler = self.sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+        start, vocab_size = self._generation_ids.decoder_start, self.config.decoder_stack.vocab_size
+        generation_options = GenerationOptions(
+            options.max_new_tokens,
+            self.stop_ids,
+            self.tokenizer.special_tokens.pad,
+            sampler,
+            self.compute,
+            self.suppressed_ids,
+            min_new_tokens=options.min_new_tokens,
+            repetition_penalty=options.repetition_penalty,
+            num_return_sequences=options.num_return_sequences,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            early_stopping=options.early_stopping,
+            log_probs=options.log_probs,
+        )
+        return {
+            "bos": self._bos if start is None else start,
+            "options": generation_options,
+            "seed": options.seed,
+            "stops": _stop_table(tuple(options.stop), self.tokenizer, vocab_size) if options.stop else None,
+        }
+
+    def _as_text(self, output: Output, options: TextOptions) -> TextOutput:
+        return text_generation.as_text(
+            output, self.tokenizer, options.stop, skip_special_tokens=options.skip_special_tokens
+        )
+
+    @property
+    def _bos(self) -> int:
+        bos = self._generation_ids.bos
+        return self.tokenizer.special_tokens.bos if bos is None else bos
+
+    def sampler(
+        self, *, temperature: float | None = 1.0, top_k: int | None = None, top_p: float | None = None
+    ) -> Sampling:
         """Returns a sampler for `generate`: temperature, then top-k, then top-p.
 
         Args:
-          top_k, top_p: None = what generation_config.json recommends (Gemma 3: 64 and 0.95), or else none.
+          temperature, top_k, top_p: None = what generation_config.json recommends (Gemma 3: 64 and 0.95), or else 1 and
+            none.
         """
         recommended = self.folder.path / generation_ids.GENERATION_FILE
+        t: Any = json_field(recommended, "temperature") if temperature is None else temperature
         k: Any = json_field(recommended, "top_k") if top_k is None else top_k
         p: Any = json_field(recommended, "top_p") if top_p is None else top_p
         # transformers writes 0 and 1.0 for "off"
-        return Sampling(temperature, k or None, None if p == 1 else p)
+        return Sampling(1.0 if t is None else t, k or None, None if p == 1 else p)
 
     def _check_ids(self, token_rows: Sequence[np.ndarray], counts: Sequence[int]) -> None:
         """Raises UserError if a prompt has a token without a row in the embedding, or image tokens of no image.
@@ -316,6 +419,14 @@ def _after_bos(tokens: np.ndarray, bos: int) -> np.ndarray:
         log.warning("a prompt begins with <bos> already; BOS is read once")
         return tokens
     return np.append(np.int32(bos), tokens)
+
+
+# the table of a large vocabulary takes seconds, and runs ask with the same strings again and again
+@functools.lru_cache(maxsize=4)
+def _stop_table(strings: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int) -> StopTable:
+    """Returns the table of stop strings for a model of so many ids, of which the tokenizer may have fewer."""
+    token_bytes = tokenizer.token_bytes()[:vocab_size]
+    return stop_table(strings, token_bytes + [b""] * (vocab_size - len(token_bytes)))
 
 
 @functools.partial(jax.jit, static_argnames="compute")

@@ -212,18 +212,11 @@ def _stack(config: TextConfig) -> dict[str, Any]:
         "final_logit_softcapping": config.final_softcap,
         "rms_norm_eps": config.norm_eps,
         "hidden_activation": ACTIVATION,
-        "max_position_embeddings": _positions(config),
+        "max_position_embeddings": config.context,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
     }
-
-
-def _positions(config: TextConfig) -> int:
-    """Returns the max_position_embeddings of the release with this window; it limits no computation."""
-    if not config.qk_norm:
-        return 8192
-    return 32_768 if config.window <= 512 else 131_072
 
 
 def _ropes(config: TextConfig) -> dict[str, Any]:

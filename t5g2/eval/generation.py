@@ -1,255 +1,90 @@
-"""Generation: the prompt is prefilled once, then tokens are decoded one by one from the cache, in one compiled loop.
+"""Generation from prompts of any lengths: outputs that do not depend on the batch in which a prompt is.
 
-B rows, T prompt length, S encoder length, N new tokens, I images of a row, V vocabulary, D width.
+P prompts, n outputs of each, R = P * n rows, N new tokens, I images of a row.
 """
 
-import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
-from typing_extensions import override
+from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences, image_blocks
-from t5g2.core.bounds import Bounds, Positive, Size, TokenId, checked
 from t5g2.core.device import device_memory
 from t5g2.core.errors import UserError
-from t5g2.core.sharding import constrain
-from t5g2.models.cache import Cache
-from t5g2.models.gemma import Gemma
-from t5g2.models.layers import Compute
-from t5g2.models.t5gemma import T5Gemma
+from t5g2.core.sharding import constrain, parts
+from t5g2.eval import beam_search, sample_search
+from t5g2.eval.decoding import Generated, LanguageModule, Prompts
+from t5g2.eval.generation_options import FLOAT32, GenerationOptions
+from t5g2.eval.sampling import (
+    BY_NAME,
+    GREEDY,
+    Greedy,
+    Sampler,
+    Sampling,
+    Temperature,
+    TopK,
+    TopP,
+    row_keys,
+)
+from t5g2.eval.stop_strings import StopTable
 
-LanguageModule = Gemma | T5Gemma
-
-
-class Sampler(abc.ABC):
-    """Rule by which the next token is chosen: it is drawn from the softmax of the restricted logits."""
-
-    @abc.abstractmethod
-    def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """Returns the logits to draw from; -inf = never drawn."""
-
-    def draw(self, logits_BV: Float[Array, "B V"], key: Array, step: Array) -> Int[Array, " B"]:
-        """Returns a token for each row; the draw of row b depends on the key, on int32[] step and on b alone."""
-        # a key of its own per row and step, so that the rows of a batch do not influence each other
-        rows_B = jnp.arange(logits_BV.shape[0])
-        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, step)))(rows_B)
-        return jax.vmap(jax.random.categorical)(keys_B, self.restrict(logits_BV)).astype(jnp.int32)
-
-
-@dataclass(frozen=True)
-class Greedy(Sampler):
-    """Takes the likeliest token, of equal ones the first: logits [1 3 3] become [-inf 3 -inf]."""
-
-    @override
-    def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        best_B = jnp.argmax(logits_BV, axis=-1)
-        return jnp.where(jax.nn.one_hot(best_B, logits_BV.shape[-1], dtype=bool), logits_BV, -jnp.inf)
-
-    @override
-    def draw(self, logits_BV: Float[Array, "B V"], key: Array, step: Array) -> Int[Array, " B"]:
-        # nothing is random, and random numbers for a whole vocabulary would take longer than the comparison
-        del key, step
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-
-
-@dataclass(frozen=True)
-@checked
-class Temperature(Sampler):
-    """Draws any token, with probability in proportion to exp(logit / t); t = 0.5: logits [1 3 2] become [2 6 4]."""
-
-    t: Annotated[float, Bounds(above=0, hint="for the likeliest token use greedy")] = 1.0
-
-    @override
-    def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return logits_BV / self.t
+# samplers and options are public names of this module
+__all__ = [
+    "BY_NAME",
+    "FLOAT32",
+    "GREEDY",
+    "Generated",
+    "GenerationOptions",
+    "Greedy",
+    "LanguageModule",
+    "Output",
+    "Prompts",
+    "Sampler",
+    "Sampling",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "batch_of",
+    "complete",
+    "generate",
+    "outputs",
+    "pad_rows",
+    "stream",
+]
 
 
-@dataclass(frozen=True)
-@checked
-class TopK(Sampler):
-    """Draws one of the k likeliest tokens, of equal ones the first; k = 2: logits [1 3 2 2] become [-inf 3 2 -inf].
-
-    The temperature t divides the logits that are left.
-    """
-
-    k: Size
-    t: Positive = 1.0
-
-    @override
-    def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        top_Bk, token_Bk = jax.lax.top_k(logits_BV, min(self.k, logits_BV.shape[-1]))
-        excluded_BV = jnp.full_like(logits_BV, -jnp.inf)
-        return jnp.put_along_axis(excluded_BV, token_Bk, top_Bk / self.t, axis=-1, inplace=False)
-
-
-@dataclass(frozen=True)
-@checked
-class TopP(Sampler):
-    """Draws one of the fewest tokens that together have probability p or more (nucleus sampling, arXiv 1904.09751).
-
-    p = 0.6: probabilities [0.1 0.5 0.3 0.1] become [0 0.5 0.3 0], scaled to sum to 1; the temperature comes first.
-    """
-
-    p: Annotated[float, Bounds(above=0, most=1)]
-    t: Positive = 1.0
-
-    @override
-    def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        logits_BV = logits_BV / self.t
-        # a sum in float32 may reach 1 before the last token
-        if self.p == 1:
-            return logits_BV
-        order_BV = jnp.argsort(logits_BV, axis=-1, descending=True)
-        sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
-        probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        # the token that crosses p still counts, so the sum of the likelier ones decides, without the token itself
-        likelier_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        kept_BV = jnp.where(likelier_BV < self.p, sorted_BV, -jnp.inf)
-        return jnp.put_along_axis(jnp.empty_like(kept_BV), order_BV, kept_BV, axis=-1, inplace=False)
-
-
-@dataclass(frozen=True)
-@checked
-class Sampling(Sampler):
-    """Temperature, then top-k, then top-p, in transformers' order; None = left out.
-
-    t = 1, k = 3, p = 0.6: probabilities [0.1 0.4 0.3 0.2] become [0 4/9 3/9 2/9], then [0 4/7 3/7 0].
-    """
-
-    t: Positive = 1.0
-    k: Size | None = None
-    p: Annotated[float, Bounds(above=0, most=1)] | None = None
-
-    @override
-    def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        logits_BV = Temperature(self.t).restrict(logits_BV)
-        if self.k is not None:
-            logits_BV = TopK(self.k).restrict(logits_BV)
-        return logits_BV if self.p is None else TopP(self.p).restrict(logits_BV)
-
-
-BY_NAME = {"greedy": Greedy, "temperature": Temperature, "top_k": TopK, "top_p": TopP, "sampling": Sampling}
-GREEDY, FLOAT32 = Greedy(), Compute(dtype="float32")
-
-
-@dataclass(frozen=True)
-@checked
-class GenerationOptions:
-    """Options of generation; static under jit.
+class Output(NamedTuple):
+    """What is generated from a prompt.
 
     Attributes:
-      max_new_tokens: largest number of tokens per row; a row ends earlier at the first of `stop_ids`.
-      stop_ids: EOS, and other tokens that end a row (Gemma 3's instruction-tuned models: <end_of_turn> too).
-      pad_id: the id that follows the end of a row.
-      sampler: rule by which the next token is chosen.
-      compute: dtype and attention backend of the forward pass.
-      suppressed_ids: ids that are never generated (google-deepmind/gemma excludes the tokens around images).
-      prompt_both_ways: attention within a decoder-only model's prompt is bidirectional, as PrefixLMDecoder trains it.
+      tokens: int32[m], without stop token and padding.
+      log_probs: float32, natural log-probability in the model's own distribution of each token, and of the stop token
+        if one ends the output: m or m + 1. None unless asked for.
+      score: what beams are ranked by; None without beam search.
     """
 
-    max_new_tokens: Size
-    stop_ids: tuple[TokenId, ...]
-    pad_id: TokenId
-    sampler: Sampler = GREEDY
-    compute: Compute = FLOAT32
-    suppressed_ids: tuple[TokenId, ...] = ()
-    prompt_both_ways: bool = False
-
-
-class DecodeState(NamedTuple):
-    """State of the decode loop.
-
-    Attributes:
-      count: int32[], tokens generated so far.
-      tokens_BN: int32, the generated tokens, then padding.
-      last_B: int32, the last token of each row.
-      done_B: bool, True once a row has ended.
-      cache: keys and values of everything that was read.
-    """
-
-    count: Array
-    tokens_BN: Array
-    last_B: Array
-    done_B: Array
-    cache: Cache
-
-
-@partial(jax.jit, static_argnames="options")
-def generate(
-    model: LanguageModule,
-    encoder: Sequences | None,
-    prompt: Sequences,
-    images: Float[Array, "B I H W 3"] | None = None,
-    *,
-    options: GenerationOptions,
-    key: Array,
-) -> Int[Array, "B N"]:
-    """Returns int32[B, max_new_tokens]: the tokens after the prompt of each row, its stop token included, then pad_id.
-
-    Args:
-      encoder: input of an encoder-decoder model, int32[B, S] each; segment 1, and 0 at padding. None for a decoder-only
-        model.
-      prompt: first tokens of the decoder, at least BOS, int32[B, T] each, padded on the left, so that the last column
-        holds the last token of each row. Rows whose last segment is 0 get padding only.
-      images: for the image tokens of the encoder, or of a decoder-only prompt, which then has `blocks`.
-      key: random key of the sampler; the draws of row b depend on the key and on b alone.
-    """
-    rows, length = prompt.tokens.shape
-    compute, max_new_tokens = options.compute, options.max_new_tokens
-    segment_B, position_B = prompt.segments[:, -1], prompt.positions[:, -1]
-
-    def sample(hidden_BD: Array, index: Array, done_B: Array) -> Array:
-        logits_BV = model.logits(hidden_BD[:, None])[:, 0]
-        if options.suppressed_ids:
-            logits_BV = logits_BV.at[:, jnp.array(options.suppressed_ids)].set(-jnp.inf)
-        return jnp.where(done_B, options.pad_id, options.sampler.draw(logits_BV, key, index))
-
-    def is_stop(token_B: Array) -> Array:
-        return jnp.isin(token_B, jnp.array(options.stop_ids, jnp.int32))
-
-    def is_running(state: DecodeState) -> Array:
-        return (state.count < max_new_tokens) & ~jnp.all(state.done_B)
-
-    def step(state: DecodeState) -> DecodeState:
-        # a finished row continues as padding, segment 0, to which no token attends
-        segments_B = jnp.where(state.done_B, 0, segment_B)
-        last = Sequences(state.last_B[:, None], segments_B[:, None], (position_B + state.count)[:, None])
-        hidden_B1D, cache = model.extend(last, state.cache, compute=compute)
-        next_B = sample(hidden_B1D[:, 0], state.count, state.done_B)
-        tokens_BN = state.tokens_BN.at[:, state.count].set(next_B)
-        return DecodeState(state.count + 1, tokens_BN, next_B, state.done_B | is_stop(next_B), cache)
-
-    # images go to the encoder where there is one, else to the prompt
-    encoder_images, prompt_images = (None, images) if encoder is None else (images, None)
-    sides: dict[str, Any] = {"encoder": encoder, "images": encoder_images}
-    cache = model.start_cache(rows, length + max_new_tokens - 1, **sides, compute=compute)  # the last token is not read
-    # prefill: the whole prompt in one pass, whose last column gives the first new token
-    hidden_BTD, cache = model.extend(prompt, cache, prompt_images, compute=compute)  # pyright: ignore[reportArgumentType]
-    first_B = sample(hidden_BTD[:, -1], jnp.zeros((), jnp.int32), segment_B == 0)
-    tokens_BN = jnp.full((rows, max_new_tokens), options.pad_id, jnp.int32).at[:, 0].set(first_B)
-    done_B = (segment_B == 0) | is_stop(first_B)
-    state = DecodeState(jnp.ones((), jnp.int32), tokens_BN, first_B, done_B, cache)
-    # replicated, so that every process can read the tokens
-    return constrain(jax.lax.while_loop(is_running, step, state).tokens_BN, None, None)
+    tokens: np.ndarray
+    log_probs: np.ndarray | None = None
+    score: float | None = None
 
 
 def complete(
     model: LanguageModule,
     prompts: Sequence[np.ndarray],
-    images: Float[np.ndarray, "B I H W 3"] | None = None,
+    images: Float[np.ndarray, "P I H W 3"] | None = None,
     *,
     bos: int,
     options: GenerationOptions,
     seed: int = 0,
-) -> list[np.ndarray]:
-    """Returns int32[n] for each prompt of int32 tokens: the tokens that follow, without stop token and padding.
+    indices: Sequence[int] | None = None,
+    rows: int | None = None,
+    stops: StopTable | None = None,
+) -> list[Output]:
+    """Returns the outputs of prompts of int32 tokens, num_return_sequences of each prompt after each other.
 
     An encoder-decoder model reads the prompt with its encoder, a decoder-only model continues it. Prompts may have
     different lengths: padding does not change the tokens.
@@ -262,56 +97,156 @@ def complete(
       bos: first token of the decoder of an encoder-decoder model.
       options: options of generation.
       seed: seed of the sampler.
+      indices: a number of each prompt, with which it draws the same tokens in any batch; None = 0, 1, 2, …
+      rows: the batch is filled up to so many prompts, so that batches share a program; None = no more than the devices
+        need.
+      stops: strings that end an output.
+
+    Raises:
+      UserError: the prompts do not fit into the memory of a device.
     """
     if not len(prompts):
         return []
-    _check_memory(model, [len(prompt) for prompt in prompts])
+    batch, keys_R = batch_of(
+        model, prompts, images, bos=bos, options=options, seed=seed, indices=indices, rows=rows, stops=stops
+    )
+    generated = generate(model, batch, options=options, keys_R=keys_R)
+    return outputs(generated, options)[: len(prompts) * options.num_return_sequences]
+
+
+def generate(
+    model: LanguageModule, prompts: Prompts, *, options: GenerationOptions, keys_R: Array | None = None
+) -> Generated:
+    """Returns the outputs of a batch of prompts, as long as the longest; every process can read them.
+
+    Args:
+      keys_R: the random key of each row (`sampling.row_keys`); None for greedy tokens and beams.
+    """
+    *_, generated = stream(model, prompts, options=options, keys_R=keys_R, every=options.max_new_tokens)
+    return generated
+
+
+def stream(
+    model: LanguageModule, prompts: Prompts, *, options: GenerationOptions, keys_R: Array | None = None, every: int = 1
+) -> Iterator[Generated]:
+    """Yields what was generated so far after every `every` tokens, and at the end; beams are known at the end only."""
+    state = _start(model, prompts, keys_R, options=options)
+    count, running = 0, True
+    while running:
+        count += every
+        state, generated, is_running = _advance(model, state, prompts.stops, jnp.int32(count), options=options)
+        running = bool(is_running)
+        yield generated
+
+
+@partial(jax.jit, static_argnames="options")
+def _start(model, prompts: Prompts, keys_R: Array | None, *, options: GenerationOptions):
+    """Returns the state after the prompts and one token."""
+    return _search(options).start(model, prompts, keys_R, options=options)
+
+
+# the caches in the state are updated in place
+@partial(jax.jit, static_argnames="options", donate_argnames="state")
+def _advance(model, state, stops: StopTable | None, until: Array, *, options: GenerationOptions):
+    """Returns the state after `until` tokens, what was generated so far, and whether there is more to generate."""
+    search = _search(options)
+
+    def is_running(state):
+        return search.is_running(state, options)
+
+    state = jax.lax.while_loop(
+        lambda state: (state.count < until) & is_running(state),
+        lambda state: search.step(model, state, stops, options=options),
+        state,
+    )
+    generated = search.outputs(state, options)
+    # replicated, so that every process can read the outputs
+    readable = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), (generated, is_running(state)))
+    return state, *readable
+
+
+def _search(options: GenerationOptions) -> Any:
+    """Returns the module with the start, the step and the outputs of these options."""
+    return beam_search if options.num_beams > 1 else sample_search
+
+
+def batch_of(
+    model: LanguageModule,
+    prompts: Sequence[np.ndarray],
+    images: Float[np.ndarray, "P I H W 3"] | None = None,
+    *,
+    bos: int,
+    options: GenerationOptions,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    rows: int | None = None,
+    stops: StopTable | None = None,
+) -> tuple[Prompts, Array | None]:
+    """Returns prompts as a padded batch, and the random keys of its rows; arguments as in `complete`."""
+    rows = max(rows or 0, len(prompts))
+    rows += -rows % _row_parts()
+    _check_memory(model, rows, max(map(len, prompts)), options)
+    empty = rows - len(prompts)
+    if images is not None:
+        images = np.concatenate([images, np.zeros((empty, *images.shape[1:]), images.dtype)])
     pad = options.pad_id
+    padding = [np.zeros(0, np.int32)] * empty
     if model.config.is_encoder_decoder:
-        encoder = pad_rows(prompts, pad=pad, left=False)
-        prompt = pad_rows([np.array([bos], np.int32)] * len(prompts), pad=pad, left=True, multiple=1)
+        encoder = pad_rows([*prompts, *padding], pad=pad, left=False)
+        decoder = pad_rows([np.array([bos], np.int32)] * len(prompts) + padding, pad=pad, left=True, multiple=1)
     else:
         encoder = None
-        prompt = pad_rows(prompts, pad=pad, left=True)
+        decoder = pad_rows([*prompts, *padding], pad=pad, left=True)
         image_config = model.config.image_stack.images
         # blocks of tokens that attend to each other both ways: each image, or the whole prompt
         if images is not None and image_config is not None:
-            prompt = prompt._replace(blocks=image_blocks(prompt.tokens, image_config.token))
+            decoder = decoder._replace(blocks=image_blocks(decoder.tokens, image_config.token))
         if options.prompt_both_ways:
-            prompt = prompt._replace(blocks=prompt.segments)
-    tokens_BN = np.asarray(generate(model, encoder, prompt, images, options=options, key=sampling_key(seed)))
-    # not before a pad token: padding follows a stop token only, and any other pad token is one that the model chose
-    return [_before_stop(row, options.stop_ids) for row in tokens_BN]
+            decoder = decoder._replace(blocks=decoder.segments)
+    keys_R = None
+    if options.num_beams == 1 and not isinstance(options.sampler, Greedy):
+        numbers = np.zeros(rows, np.int32)
+        numbers[: len(prompts)] = np.arange(len(prompts)) if indices is None else indices
+        keys_R = row_keys(seed, jnp.array(numbers), options.num_return_sequences)
+    return Prompts(decoder, encoder, images, stops), keys_R
 
 
-def sampling_key(seed: int) -> Array:
-    """Returns the random key of a seed of at most 63 bits; jax alone would take its last 32."""
-    key = jax.random.key(seed % 2**32)
-    return key if seed < 2**32 else jax.random.fold_in(key, seed // 2**32)
+def outputs(generated: Generated, options: GenerationOptions) -> list[Output]:
+    """Returns the outputs of all rows, on the host."""
+    tokens_PnN, length_Pn, log_probs_PnN, score_Pn = (None if x is None else np.asarray(x) for x in generated)
+    assert tokens_PnN is not None
+    assert length_Pn is not None
+    results = []
+    for place in np.ndindex(length_Pn.shape):
+        length = int(length_Pn[place])
+        tokens = tokens_PnN[place][:length]
+        log_probs = None if log_probs_PnN is None else log_probs_PnN[place][:length]
+        stopped = length > 0 and tokens[-1] in options.stop_ids
+        score = None if score_Pn is None else float(score_Pn[place])
+        results.append(Output(tokens[:-1] if stopped else tokens, log_probs, score))
+    return results
 
 
-def _check_memory(model: LanguageModule, lengths: Sequence[int]) -> None:
-    """Raises UserError if the attention scores of one layer, float32[B, N, S, S], do not fit into a device's memory."""
-    stack = model.config.encoder_stack or model.config.decoder_stack
-    needed, available = 4 * len(lengths) * stack.heads * max(lengths) ** 2, device_memory()
-    if needed > available:
-        raise UserError(
-            f"{len(lengths)} prompts, the longest of {max(lengths):,} tokens, need {needed / 2**30:,.0f} GiB for "
-            f"attention scores, and the device has {available / 2**30:,.0f}; shorten them, or give fewer at a time"
-        )
+def padded_length(length: int) -> int:
+    """Returns the length to which a row is padded: at most a quarter longer above 128, so that lengths are few.
+
+    A multiple of 32, above 128 of a quarter of the power of two below: 32 64 96 128 160 192 224 256 320 384 448 512 …
+    """
+    step = max(32, 2 ** (max(length - 1, 1).bit_length() - 3))
+    return -(-length // step) * step
 
 
-def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int = 32) -> Sequences:
+def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int | None = None) -> Sequences:
     """Pads sequences to rows of one length; segment 1 and positions from 0 where there are tokens.
 
-    The length is a multiple of `multiple`, so that few programs are compiled. [7 8 9] and [5] with left=True,
-    multiple=1, pad=0:
+    The length is a multiple of `multiple`; None = that of `padded_length`. [7 8 9] and [5] with left=True, multiple=1,
+    pad=0:
 
         tokens     [7 8 9]   segments  [1 1 1]   positions  [0 1 2]
                    [0 0 5]             [0 0 1]              [0 0 0]
     """
     longest = max([1, *map(len, sequences)])
-    length = -(-longest // multiple) * multiple
+    length = padded_length(longest) if multiple is None else -(-longest // multiple) * multiple
     tokens = np.full((len(sequences), length), pad, np.int32)
     segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
     for row, sequence in enumerate(sequences):
@@ -321,6 +256,24 @@ def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple:
     return Sequences(tokens, segments, positions)
 
 
-def _before_stop(row: np.ndarray, stop_ids: Sequence[int]) -> np.ndarray:
-    stops = np.flatnonzero(np.isin(row, stop_ids))
-    return row[: stops[0]] if len(stops) else row
+def _row_parts() -> int:
+    """Returns the number of parts into which the rows of a batch are split over devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else parts("rows", mesh.size)
+
+
+def _check_memory(model: LanguageModule, rows: int, longest: int, options: GenerationOptions) -> None:
+    """Raises UserError if keys and values of the prompts, or their attention scores, exceed a device's memory."""
+    stack, available = model.config.encoder_stack or model.config.decoder_stack, device_memory()
+    rows = -(-rows // _row_parts())
+    size = jnp.dtype(options.compute.dtype).itemsize
+    needs = {"keys and values": 2 * size * rows * longest * stack.layers * stack.kv_heads * stack.head_size}
+    if options.compute.backend == "reference":
+        # of one layer, [rows, heads, T, T]
+        needs["attention scores"] = 4 * rows * stack.heads * longest**2
+    for name, needed in needs.items():
+        if needed > available:
+            raise UserError(
+                f"{rows} prompts, the longest of {longest:,} tokens, need {needed / 2**30:,.0f} GiB for {name}, and "
+                f"the device has {available / 2**30:,.0f}; shorten them, or give fewer at a time"
+            )

@@ -234,7 +234,7 @@ class Samples(Task):
                         "task": self.name,
                         "kind": kind,
                         "prompt": tokenizer.show(prompt),
-                        "output": tokenizer.show(output),
+                        "output": tokenizer.show(output.tokens),
                         "reference": tokenizer.show(reference),
                     }
                     for (kind, prompt, reference), output in zip(samples, outputs, strict=True)

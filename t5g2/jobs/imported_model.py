@@ -76,7 +76,7 @@ def _model_output(params: Any, case: Case, images: Any) -> ModelOutput:
         if case.greedy:
             prompts = [row[row_valid] for row, row_valid in zip(tokens, valid, strict=True)]
             options = GenerationOptions(NEW_TOKENS, (), 0, compute=FLOAT32, suppressed_ids=(0,))
-            generated = complete(params, prompts, array, bos=BOS, options=options)
+            generated = [output.tokens for output in complete(params, prompts, array, bos=BOS, options=options)]
     is_kept = case.decoder[1][:, -case.keep :]
     return ModelOutput(np.asarray(logits)[is_kept], [int(token) for row in generated for token in row])
 

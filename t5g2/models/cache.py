@@ -13,12 +13,13 @@ first slot when all are full. Window 4, a prompt of 5 tokens, and one of 2 that 
     after two tokens     4 5 6 3     0 1 2 3
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from t5g2.core.batch import Sequences
 from t5g2.core.scopes import scope
@@ -37,8 +38,8 @@ class Cache(NamedTuple):
       used: int32[], number of tokens written so far, padding included.
       written_B: int32[B], number of tokens of each row written so far, without padding.
       memory: per layer, KeyValues of the encoder's states, None where the layer does not attend to them; None for a
-        decoder-only model.
-      encoder: the encoder's tokens, or None.
+        decoder-only model. They have P rows, of which each serves B / P consecutive ones of the decoder.
+      encoder: the encoder's tokens, of P rows too, or None.
     """
 
     past: PerLayer
@@ -109,6 +110,40 @@ def extend(
     stored = PerLayer(*(tuple(zip(p, m, strict=True)) for p, m in zip(cache.past, memory, strict=True)))
     x_BtD, keys_values = stack.layers.scan(step, x_BtD, stored, compute=compute)
     return stack.final_norm.normalize(x_BtD, compute), _write(stack, cache, keys_values, inputs.tokens)
+
+
+def repeat(cache: Cache, n: int) -> Cache:
+    """Returns the cache with n copies of each row, one after the other; they share the row's encoder."""
+    return _with_rows(cache, lambda x: repeat_rows(x, n))
+
+
+def select(cache: Cache, row_Pn: Int[Array, "P n"]) -> Cache:
+    """Returns the cache of P * n rows, of which row p * n + i continues the old row p * n + row_Pn[p, i]."""
+    return _with_rows(cache, lambda x: select_rows(x, row_Pn))
+
+
+def repeat_rows(tree: Any, n: int) -> Any:
+    """Returns the arrays with n copies of each row, one after the other."""
+    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), tree)
+
+
+def select_rows(tree: Any, row_Pn: Int[Array, "P n"]) -> Any:
+    """Returns arrays of P * n rows, whose row p * n + i is the old row p * n + row_Pn[p, i]."""
+    prompts, n = row_Pn.shape
+
+    def select(x: Array) -> Array:
+        # within each prompt, so that rows on several devices stay where they are
+        x_Pn = x.reshape(prompts, n, *x.shape[1:])
+        return jax.vmap(lambda x_n, row_n: x_n[row_n])(x_Pn, row_Pn).reshape(x.shape)
+
+    return jax.tree.map(select, tree)
+
+
+def _with_rows(cache: Cache, change: Callable[[Array], Array]) -> Cache:
+    """Returns the cache with the rows of a decoder changed; those of the encoder stay."""
+    # the leaves of `slots` have a leading axis of repeats
+    past = PerLayer(jax.tree.map(jax.vmap(change), cache.past.slots), jax.tree.map(change, cache.past.tail))
+    return cache._replace(past=past, tokens=jax.tree.map(change, cache.tokens), written_B=change(cache.written_B))
 
 
 def _write(stack: Stack, cache: Cache, keys_values: PerLayer, tokens: Sequences) -> Cache:

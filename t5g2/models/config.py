@@ -173,6 +173,13 @@ class TextConfig:
         return (self.query_scalar or self.head_size) ** -0.5
 
     @property
+    def context(self) -> int:
+        """Number of positions that the releases of this architecture were trained for; it limits no computation."""
+        if not self.qk_norm:
+            return 8192
+        return 32_768 if self.window <= 512 else 131_072
+
+    @property
     def is_encoder_decoder(self) -> bool:
         """Always False."""
         return False

@@ -13,6 +13,8 @@ from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import generation as g
+from t5g2.eval import sample_search
+from t5g2.eval.sampling import row_keys
 from t5g2.models import build
 from t5g2.models.layers import Compute
 from tests import tiny
@@ -54,6 +56,17 @@ def options(new, ends=(NO_EOS,), sampler=g.GREEDY, suppressed=()):
     )
 
 
+def generate(model, encoder, prompt, options, indices=None):
+    """Returns int32[P, N], the tokens of one output of each prompt."""
+    keys = row_keys(1, jnp.arange(len(prompt.tokens)) if indices is None else jnp.array(indices), 1)
+    generated = g.generate(model, g.Prompts(prompt, encoder), options=options, keys_R=keys)
+    return np.asarray(generated.tokens_PnN[:, 0])
+
+
+def tokens_of(outputs):
+    return [output.tokens for output in outputs]
+
+
 @jax.jit
 def full_logits(model, encoder, decoder, images=None):
     return model.logits(model.hidden(encoder, decoder, images, compute=COMPUTE))
@@ -74,9 +87,7 @@ def by_full_forward(model, encoder, start, new, images=None):
 
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(gemma):
     [start] = prompts([6])
-    generated = g.generate(
-        gemma, None, g.pad_rows([start], pad=0, left=True, multiple=1), options=options(8), key=jax.random.key(0)
-    )
+    generated = generate(gemma, None, g.pad_rows([start], pad=0, left=True, multiple=1), options(8))
     expected = by_full_forward(gemma, None, start, 8)
     assert generated[0].tolist() == expected
     assert len(set(expected)) > 3  # it does not just repeat itself
@@ -92,18 +103,16 @@ def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
             line = Sequences(*(x[None] for x in (row, here, places, block)))
             tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, len(tokens) - 1])))
         both_ways = dataclasses.replace(options(6), prompt_both_ways=True)
-        [generated] = g.complete(gemma, [prompt], bos=2, options=both_ways)
+        [generated] = tokens_of(g.complete(gemma, [prompt], bos=2, options=both_ways))
         np.testing.assert_array_equal(generated, tokens[len(prompt) :])
-        [causal] = g.complete(gemma, [prompt], bos=2, options=options(6))
+        [causal] = tokens_of(g.complete(gemma, [prompt], bos=2, options=options(6)))
         assert generated.tolist() != causal.tolist()
 
 
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder(t5gemma):
     [read], start = prompts([11]), np.array([2], np.int32)
     encoder = g.pad_rows([read], pad=0, left=False, multiple=1)
-    generated = g.generate(
-        t5gemma, encoder, g.pad_rows([start], pad=0, left=True, multiple=1), options=options(9), key=jax.random.key(0)
-    )
+    generated = generate(t5gemma, encoder, g.pad_rows([start], pad=0, left=True, multiple=1), options(9))
     expected = by_full_forward(t5gemma, encoder, start, 9)
     assert generated[0].tolist() == expected
     assert len(set(expected)) > 3
@@ -112,19 +121,11 @@ def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder
 @pytest.mark.parametrize("sampler", [g.GREEDY, g.TopK(5, t=2.0)])
 def test_rows_of_different_lengths_are_generated_as_each_alone(gemma, sampler):
     starts = prompts([9, 1, 4])
-    together = g.generate(
-        gemma, None, g.pad_rows(starts, pad=0, left=True), options=options(8, sampler=sampler), key=jax.random.key(1)
-    )
+    together = generate(gemma, None, g.pad_rows(starts, pad=0, left=True), options(8, sampler=sampler))
     for row, start in enumerate(starts):
         # the same row, because its draws depend on its number; the others are left empty
         only = [start if r == row else start[:0] for r in range(3)]
-        alone = g.generate(
-            gemma,
-            None,
-            g.pad_rows(only, pad=0, left=True),
-            options=options(8, sampler=sampler),
-            key=jax.random.key(1),
-        )
+        alone = generate(gemma, None, g.pad_rows(only, pad=0, left=True), options(8, sampler=sampler))
         assert alone[row].tolist() == together[row].tolist()
         assert alone[(row + 1) % 3].tolist() == [0] * 8  # nothing is generated for an empty row
 
@@ -133,22 +134,18 @@ def test_rows_of_different_encoder_lengths_are_generated_as_each_alone(t5gemma):
     reads = prompts([9, 1, 13])
     starts = g.pad_rows([np.array([2], np.int32)] * 3, pad=0, left=True, multiple=1)
     one = jax.tree.map(lambda x: x[:1], starts)
-    together = g.generate(
-        t5gemma, g.pad_rows(reads, pad=0, left=False), starts, options=options(8), key=jax.random.key(0)
-    )
+    together = generate(t5gemma, g.pad_rows(reads, pad=0, left=False), starts, options(8))
     for row, read in enumerate(reads):
-        alone = g.generate(
-            t5gemma, g.pad_rows([read], pad=0, left=False), one, options=options(8), key=jax.random.key(0)
-        )
+        alone = generate(t5gemma, g.pad_rows([read], pad=0, left=False), one, options(8))
         assert alone[0].tolist() == together[row].tolist()
     assert len({tuple(row) for row in together.tolist()}) == 3
 
 
 def test_a_row_ends_with_eos_and_then_pad_while_others_go_on(gemma):
     starts = g.pad_rows(prompts([9, 1, 4]), pad=0, left=True)
-    free = g.generate(gemma, None, starts, options=options(8), key=jax.random.key(0)).tolist()
+    free = generate(gemma, None, starts, options(8)).tolist()
     ends = free[0][3], free[1][2]
-    ended = g.generate(gemma, None, starts, options=options(8, ends=ends), key=jax.random.key(0)).tolist()
+    ended = generate(gemma, None, starts, options(8, ends=ends)).tolist()
     for before, after in zip(free, ended, strict=True):
         end = min([before.index(eos) + 1 for eos in ends if eos in before], default=8)
         assert after == before[:end] + [0] * (8 - end)
@@ -159,11 +156,11 @@ def test_a_row_ends_with_eos_and_then_pad_while_others_go_on(gemma):
 def test_what_is_suppressed_is_never_made(gemma):
     """Another token is made in its place, as if it had no probability at all."""
     starts = g.pad_rows(prompts([9, 1, 4]), pad=0, left=True)
-    free = np.asarray(g.generate(gemma, None, starts, options=options(8), key=jax.random.key(0)))
+    free = np.asarray(generate(gemma, None, starts, options(8)))
     unwanted = (0, NO_EOS, *free[:, 0].tolist())
     for sampler in (g.GREEDY, g.Temperature(5.0)):
         restricted = options(8, sampler=sampler, suppressed=unwanted)
-        generated = np.asarray(g.generate(gemma, None, starts, options=restricted, key=jax.random.key(0)))
+        generated = generate(gemma, None, starts, restricted)
         assert not np.isin(generated, unwanted).any()
         assert generated.all()
 
@@ -175,24 +172,30 @@ def test_images_are_read_with_the_prompt(config):
     image = [tiny.IMAGES.begin, *[tiny.IMAGES.token] * tiny.IMAGES.tokens, tiny.IMAGES.end]
     reads = [np.array(tokens, np.int32) for tokens in ([2, 20, *image, 30], [2, *image, 40, *image], [2, 50, 51])]
     images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 16, 16, 3)).astype(np.float32)
-    together = g.complete(model, reads, images, bos=2, options=options(6, ends=()))
+    together = tokens_of(g.complete(model, reads, images, bos=2, options=options(6, ends=())))
     for row, read in enumerate(reads):
         encoder, start = None, read
         if config is tiny.T5GEMMA2_IMAGES:
             encoder, start = g.pad_rows([read], pad=0, left=False, multiple=1), np.array([2], np.int32)
         assert together[row].tolist() == by_full_forward(model, encoder, start, 6, images[row : row + 1])
-    others = g.complete(model, reads, -images, bos=2, options=options(6, ends=()))
+    others = tokens_of(g.complete(model, reads, -images, bos=2, options=options(6, ends=())))
     assert [a.tolist() == b.tolist() for a, b in zip(together, others, strict=True)] == [False, False, True]
 
 
-def test_eight_devices_generate_what_one_does(t5gemma, devices):
-    encoder = g.pad_rows(prompts([9, 1, 13, 5]), pad=0, left=False)
-    starts = g.pad_rows([np.array([2], np.int32)] * 4, pad=0, left=True, multiple=1)
-    alone = g.generate(t5gemma, encoder, starts, options=options(6), key=jax.random.key(0))
+@pytest.mark.parametrize(
+    "extra", [{}, {"sampler": g.TopK(5), "num_return_sequences": 2}, {"num_beams": 3, "num_return_sequences": 2}]
+)
+def test_eight_devices_generate_what_one_does(t5gemma, devices, extra):
+    """Three prompts on four parts of rows, one of which is empty."""
+    reads, settings = prompts([9, 13, 5]), dataclasses.replace(options(6), **extra)
+    alone = g.complete(t5gemma, reads, bos=2, options=settings)
     with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2), devices)):
-        together = g.generate(t5gemma, encoder, starts, options=options(6), key=jax.random.key(0))
-    assert together.is_fully_replicated
-    assert together.tolist() == alone.tolist()
+        batch, keys = g.batch_of(t5gemma, reads, bos=2, options=settings)
+        together = g.generate(t5gemma, batch, options=settings, keys_R=keys)
+    assert together.tokens_PnN.is_fully_replicated
+    assert len(together.tokens_PnN) == 4
+    outputs = g.outputs(together, settings)[: len(alone)]
+    assert [t.tolist() for t in tokens_of(outputs)] == [t.tolist() for t in tokens_of(alone)]
 
 
 def test_complete_takes_prompts_of_any_length():
@@ -204,11 +207,11 @@ def test_complete_takes_prompts_of_any_length():
     nucleus = options(7, ends=(special.eos,), sampler=g.TopP(0.9))
     for model in (model_of(config), model_of(dataclasses.replace(tiny.T5GEMMA2, encoder=config, decoder=config))):
         reads = [np.append(np.int32(special.bos), tokenizer.encode(text)) for text in ("def f(", "")]
-        both = g.complete(model, reads, bos=special.bos, options=greedy)
+        both = tokens_of(g.complete(model, reads, bos=special.bos, options=greedy))
         assert [type(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in both] == [str, str]
-        [alone] = g.complete(model, reads[:1], bos=special.bos, options=greedy)
+        [alone] = tokens_of(g.complete(model, reads[:1], bos=special.bos, options=greedy))
         assert alone.tolist() == both[0].tolist()
-        [sampled] = g.complete(model, [tokenizer.encode("x")], bos=special.bos, options=nucleus)
+        [sampled] = tokens_of(g.complete(model, [tokenizer.encode("x")], bos=special.bos, options=nucleus))
         assert len(sampled) <= 7
         assert not np.isin(sampled, (special.eos, special.pad)).any()
     assert g.complete(model, [], bos=special.bos, options=greedy) == []
@@ -258,10 +261,14 @@ def test_nucleus_by_literal_probabilities(p, t, expected):
 
 
 def random_operations(model, sampler):
-    """Those of a program that generates two rows."""
+    """Those of a program that generates the first token of two rows."""
     starts = jax.tree.map(jnp.asarray, g.pad_rows(prompts([3, 4]), pad=0, left=True))
-    program = jax.make_jaxpr(lambda key: g.generate(model, None, starts, options=options(4, sampler=sampler), key=key))
-    names = {equation.primitive.name for equation in equations(program(jax.random.key(0)).jaxpr)}
+    greedy = sampler == g.GREEDY
+    program = jax.make_jaxpr(
+        lambda keys: sample_search.start(model, g.Prompts(starts), keys, options=options(4, sampler=sampler))
+    )
+    keys = None if greedy else row_keys(0, jnp.arange(2), 1)
+    names = {equation.primitive.name for equation in equations(program(keys).jaxpr)}
     return {name for name in names if "random" in name or "threefry" in name}
 
 
@@ -272,7 +279,7 @@ def test_greedy_draws_no_random_number(gemma):
 
 def test_a_greedy_draw_is_the_first_of_the_likeliest():
     logits = jnp.array([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])
-    key, step = jax.random.key(0), jnp.int32(5)
+    key, step = row_keys(0, jnp.arange(2), 1), jnp.int32(5)
     assert g.GREEDY.draw(logits, key, step).tolist() == [1, 0]
     # as a sampler of one token draws it, whatever the key
     assert g.TopK(1).draw(logits, key, step).tolist() == [1, 0]
@@ -280,13 +287,11 @@ def test_a_greedy_draw_is_the_first_of_the_likeliest():
 
 def test_a_row_draws_the_same_token_whatever_is_in_the_others():
     logits, step = jax.random.normal(jax.random.key(1), (5, 50)), jnp.int32(3)
-    together = g.Temperature().draw(logits, jax.random.key(0), step)
+    keys = row_keys(0, jnp.arange(5), 1)
+    together = g.Temperature().draw(logits, keys, step)
     others = logits.at[jnp.array([0, 1, 3])].set(0.0)
-    assert (
-        g.Temperature().draw(others, jax.random.key(0), step)[jnp.array([2, 4])].tolist()
-        == together[jnp.array([2, 4])].tolist()
-    )
-    assert g.Temperature().draw(logits, jax.random.key(0), step + 1).tolist() != together.tolist()
+    assert g.Temperature().draw(others, keys, step)[jnp.array([2, 4])].tolist() == together[jnp.array([2, 4])].tolist()
+    assert g.Temperature().draw(logits, keys, step + 1).tolist() != together.tolist()
 
 
 def test_draws_follow_the_restricted_distribution():
@@ -333,18 +338,28 @@ def test_a_drawn_row_of_composed_samplers():
     np.testing.assert_allclose(probabilities, [[0, 4 / 7, 3 / 7, 0]], atol=1e-6)
 
 
-def test_seeds_of_63_bits_are_different():
-    keys = [jax.random.key_data(g.sampling_key(seed)).tolist() for seed in (1, 2**32 + 1, 2**62 + 1, 2**63 - 1)]
-    assert len({tuple(key) for key in keys}) == 4
-    assert keys[0] == jax.random.key_data(jax.random.key(1)).tolist()
+def test_a_draw_depends_on_seed_index_and_sample_alone():
+    keys = {
+        (seed, index, sample): tuple(jax.random.key_data(row_keys(seed, jnp.array([index]), 3)[sample]).tolist())
+        for seed in (1, 2**32 + 1, 2**62 + 1, 2**63 - 1)
+        for index in (0, 1, 7)
+        for sample in range(3)
+    }
+    assert len(set(keys.values())) == len(keys)
+    both = jax.random.key_data(row_keys(2**62 + 1, jnp.array([7, 1]), 2)).tolist()
+    assert [tuple(key) for key in both] == [keys[2**62 + 1, index, sample] for index in (7, 1) for sample in (0, 1)]
 
 
 def test_a_pad_token_that_the_model_chooses_does_not_end_a_text():
-    row = np.array([5, 0, 7, 9, 0, 0])
-    assert g._before_stop(row, (9,)).tolist() == [5, 0, 7]
-    assert g._before_stop(row, (8,)).tolist() == row.tolist()
+    tokens = np.array([[[5, 0, 7, 9, 0, 0]], [[5, 0, 7, 0, 0, 0]]])
+    generated = g.Generated(tokens, np.array([[4], [5]]))
+    assert [t.tolist() for t in tokens_of(g.outputs(generated, options(6, ends=(9,))))] == [[5, 0, 7], [5, 0, 7, 0, 0]]
 
 
 def test_prompts_whose_scores_fit_no_device_are_refused(gemma):
+    long, reference = [np.zeros(1_000_000, np.int32)] * 2, dataclasses.replace(COMPUTE, backend="reference")
+    dense = dataclasses.replace(options(4), compute=reference)
     with pytest.raises(UserError, match=r"2 prompts, the longest of 1,000,000 tokens, need 29,802 GiB for attention"):
-        g.complete(gemma, [np.zeros(1_000_000, np.int32), np.zeros(3, np.int32)], bos=2, options=options(4))
+        g.complete(gemma, long, bos=2, options=dense)
+    with pytest.raises(UserError, match=r"need 715 GiB for keys and values, .* give fewer at a time"):
+        g.complete(gemma, long * 1000, bos=2, options=options(4))

@@ -8,7 +8,6 @@ import os
 import sys
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.checkpoint.import_folder import import_model, open_foreign
 from t5g2.core.batch import Sequences, image_blocks
-from t5g2.eval.generation import GenerationOptions, generate
+from t5g2.eval.generation import GenerationOptions, Prompts, generate
 from t5g2.models.config import EncoderDecoderConfig
 from tests import tiny, weights
 from tests.checkpoint import test_flax_tree as trees
@@ -153,7 +152,8 @@ def ours_greedy(config, tokens, images):
     elif images is not None:
         start = start._replace(blocks=image_blocks(tokens, config.images.token))
     options = GenerationOptions(NEW, stop_ids=(), pad_id=PAD)
-    return np.asarray(generate(weights.model(config), encoder, start, images, options=options, key=jax.random.key(0)))
+    generated = generate(weights.model(config), Prompts(start, encoder, images), options=options)
+    return np.asarray(generated.tokens_PnN[:, 0])
 
 
 def theirs_greedy(model, config, tokens, images):

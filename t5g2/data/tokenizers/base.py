@@ -100,6 +100,13 @@ class Tokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
+    def token_bytes(self) -> list[bytes]:
+        """Returns the bytes that each id below `vocab_size` adds to a text that goes before it.
+
+        A special token adds its spelling, an id that stands for nothing b"".
+        """
+
+    @abc.abstractmethod
     def _text(self, tokens: Iterable[int]) -> str:
         """Returns the text of ids, none of which is a special token."""
 

@@ -72,6 +72,11 @@ class Bytes(Tokenizer):
         return self._text(token for token in np.asarray(tokens).tolist() if self.first_byte <= token < self.vocab_size)
 
     @override
+    def token_bytes(self) -> list[bytes]:
+        shown = [self.show([token]).encode() for token in range(self.first_byte)]
+        return shown + [bytes([byte]) for byte in range(self.vocab_size - self.first_byte)]
+
+    @override
     def _text(self, tokens: Iterable[int]) -> str:
         return bytes(token - self.first_byte for token in tokens).decode(errors="replace")
 

@@ -226,6 +226,18 @@ class FileTokenizer(Tokenizer):
         settings |= {"sentinels": self.sentinels, "special_tokens_in_text": self.special_tokens_in_text or None}
         return identity | {name: value for name, value in settings.items() if value not in (None, [])}
 
+    @override
+    def token_bytes(self) -> list[bytes]:
+        # after another token, because some decoders strip a space in front of the first
+        before = self._encode("a")
+        skipped = len(self.decode(before))
+        texts = [self.decode([*before, token])[skipped:].encode() for token in range(self.vocab_size)]
+        first = self._first_byte()
+        if first is not None:
+            # alone, a byte of a longer character is decoded to U+FFFD
+            texts[first : first + 256] = [bytes([byte]) for byte in range(256)]
+        return texts
+
     def _bytes(self) -> bytes:
         """Returns the content of the file; raises UserError if it is missing or has another hash."""
         path = Path(self.file)

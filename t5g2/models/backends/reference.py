@@ -50,6 +50,7 @@ def attend(
     """Returns attention over the visible keys of all sources, under one softmax; zeros where none is visible.
 
     Scores and softmax are of type `dtype`, sums over keys float32. Weights are rounded to the dtype of the values.
+    Sources may have fewer rows, P: each serves B / P consecutive rows of queries (samples that share an encoder).
     """
     rows, length, heads, size = q_BTNH.shape
     kv_heads = sources[0][0].k_BSKH.shape[2]
@@ -59,11 +60,12 @@ def attend(
     hidden = float(jnp.finfo(dtype).min)
     scores = []
     for keys, mask in sources:
-        s_BKTGS = jnp.einsum("BKTGH,BSKH->BKTGS", q_BKTGH, keys.k_BSKH, preferred_element_type=jnp.float32)
+        s_BKTGS = _product("BKTGH,BSKH->BKTGS", q_BKTGH, keys.k_BSKH)
         s_BKTGS = s_BKTGS.astype(dtype) * scale
         if softcap is not None:
             s_BKTGS = softcap * jnp.tanh(s_BKTGS / softcap)
-        visible_B1T1S = visible(query, keys.tokens, mask)[:, None, :, None]
+        tokens = jax.tree.map(lambda x_PS: jnp.repeat(x_PS, rows // len(x_PS), axis=0), keys.tokens)
+        visible_B1T1S = visible(query, tokens, mask)[:, None, :, None]
         scores.append(jnp.where(visible_B1T1S, s_BKTGS, hidden))
     # the maximum over all sources, which keeps exp in range and cancels out, so it needs no gradient
     peaks = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
@@ -74,7 +76,17 @@ def attend(
         w_BKTGS = jnp.exp(s_BKTGS - peak_BKTG1)
         total_BKTG1 += jnp.sum(w_BKTGS, axis=-1, keepdims=True, dtype=jnp.float32)
         rounded_BKTGS = w_BKTGS.astype(keys.v_BSKH.dtype)
-        o_BKTGH += jnp.einsum("BKTGS,BSKH->BKTGH", rounded_BKTGS, keys.v_BSKH, preferred_element_type=jnp.float32)
+        o_BKTGH += _product("BKTGS,BSKH->BKTGH", rounded_BKTGS, keys.v_BSKH)
     # without a visible key every weight is exp(0): these rows are set to zero here, and so are their gradients
     o_BKTGH = jnp.where(peak_BKTG1 > hidden, o_BKTGH / total_BKTG1, 0.0)
     return o_BKTGH.swapaxes(1, 2).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def _product(equation: str, x_B: Array, y_P: Array) -> Array:
+    """Returns the einsum of rows in float32; each row of y is multiplied with B / P consecutive rows of x, uncopied."""
+    product = functools.partial(jnp.einsum, equation, preferred_element_type=jnp.float32)
+    if len(x_B) == len(y_P):
+        return product(x_B, y_P)
+    x_Pn = x_B.reshape(len(y_P), -1, *x_B.shape[1:])
+    result_Pn = jax.vmap(product, (1, None), out_axes=1)(x_Pn, y_P)
+    return result_Pn.reshape(len(x_B), *result_Pn.shape[2:])

@@ -1,0 +1,181 @@
+"""Options and outputs of the generation of text, by transformers' names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from t5g2.core.bounds import Bounds, CountOrZero, NotNegative, Positive, Seed, Size, checked
+from t5g2.core.errors import UserError, unknown
+from t5g2.data.tokenizers.base import Tokenizer
+from t5g2.eval.generation import Output, padded_length
+from t5g2.eval.generation_options import Beams, EarlyStopping
+from t5g2.eval.sampling import Sampler
+from t5g2.eval.stop_strings import first_stop
+
+OnLong = Literal["error", "truncate_left", "truncate_right", "skip"]
+
+
+@dataclass(frozen=True)
+@checked
+class TextOptions:
+    """Options of `generate`, `outputs` and `stream`; more on those of GenerationOptions stands there.
+
+    Attributes:
+      max_new_tokens: largest number of generated tokens.
+      min_new_tokens: smallest number of them before EOS.
+      do_sample: True = draw tokens; None = only with a temperature above 0.
+      temperature: divides the logits that are drawn from; 0 = always the likeliest token. None = with do_sample what
+        generation_config.json recommends, or 1; otherwise 0.
+      top_k, top_p: draw from so many tokens, and from this share of probability. None = what generation_config.json
+        recommends (Gemma 3: 64 and 0.95), or all.
+      sampler: a sampler instead of these.
+      seed: seed of the draws; those of a prompt depend on it, on the prompt's index, and on nothing else.
+      num_return_sequences: outputs of each prompt, one after the other.
+      num_beams, length_penalty, early_stopping: beam search.
+      repetition_penalty: of tokens that are there already; 1 = none.
+      stop: strings before which an output ends, wherever the borders of tokens are.
+      skip_special_tokens: leave out what the tokenizer calls special, as transformers does; False = show all.
+      crops: largest number of crops that follow a long image (pan-and-scan), announced in the prompt as in
+        transformers' Gemma3Processor; 0 = none.
+      rows: prompts of a batch; None = all in one. Batches are of prompts of similar lengths.
+      on_long: for a prompt that is longer than the model's context: "error", or cut it on the left (after BOS) or on
+        the right, or "skip" it.
+      log_probs: also return the log-probability of each token (`outputs`).
+    """
+
+    max_new_tokens: Size = 64
+    min_new_tokens: CountOrZero = 0
+    do_sample: bool | None = None
+    temperature: Annotated[NotNegative, Bounds(least=0, most=1000)] | None = None
+    top_k: CountOrZero | None = None
+    top_p: Annotated[float, Bounds(above=0, most=1)] | None = None
+    sampler: Sampler | None = None
+    seed: Seed = 0
+    num_return_sequences: Beams = 1
+    num_beams: Beams = 1
+    length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
+    early_stopping: EarlyStopping = False
+    repetition_penalty: Positive = 1.0
+    stop: Sequence[str] = ()
+    skip_special_tokens: bool = True
+    crops: CountOrZero = 0
+    rows: Size | None = None
+    on_long: OnLong = "error"
+    log_probs: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.stop, str):
+            raise UserError(f"stop is one text, {self.stop[:40]!r}; give a list of them")
+        if self.on_long not in get_args(OnLong):
+            raise unknown("on_long", str(self.on_long), get_args(OnLong))
+        chosen = [name for name in ("top_k", "top_p") if getattr(self, name) is not None]
+        if self.sampler is not None and (chosen or self.temperature is not None or self.do_sample is not None):
+            raise UserError("a sampler and temperature, top_k, top_p or do_sample are given; give one or the others")
+        if self.do_sample is False and self.temperature:
+            raise UserError(
+                f"do_sample = False and temperature = {self.temperature}: without sampling no temperature is used; "
+                f"leave one of them out"
+            )
+        if self.do_sample and self.temperature == 0:
+            raise UserError("do_sample = True and temperature = 0, which draws nothing; give a temperature above 0")
+        if chosen and not self.samples and self.sampler is None:
+            raise UserError(f"{' and '.join(chosen)} restrict sampling; give a temperature above 0 too, such as 1")
+
+    @property
+    def samples(self) -> bool:
+        """True if tokens are drawn by temperature, top_k and top_p."""
+        return bool(self.do_sample or self.temperature)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "TextOptions":
+        """Returns options given by name.
+
+        Raises:
+          UserError: there is no option of a name (nearest name), or a value is out of its range.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise unknown("option of generation", name, names)
+        return cls(**options)
+
+
+class TextOutput(NamedTuple):
+    """An output.
+
+    Attributes:
+      text: the text before a stop string, if any.
+      tokens: int32, its tokens, without EOS.
+      log_probs: float32, natural log-probability of each token in the model's own distribution, and of EOS if it ends
+        the output; None unless asked for.
+      score: what beams are ranked by: the sum of the log-probabilities / number of tokens ** length_penalty; None
+        without beam search.
+      skipped: the reason for which nothing was generated; None = the output is there.
+    """
+
+    text: str
+    tokens: np.ndarray
+    log_probs: np.ndarray | None = None
+    score: float | None = None
+    skipped: str | None = None
+
+
+def as_text(output: Output, tokenizer: Tokenizer, stop: Sequence[str], *, skip_special_tokens: bool) -> TextOutput:
+    """Returns an output as text, up to the first of the stop strings."""
+    tokens, rest, log_probs = output.tokens, "", output.log_probs
+    # a stop string may have special tokens in it, so it is looked for where they are spelled
+    text = tokenizer.decode(tokens)
+    end = first_stop(text, stop)
+    if end is not None:
+        whole = len(tokens)
+        while len(before := tokenizer.decode(tokens[:whole])) > end:
+            whole -= 1
+        # the part before the stop string of a token that has its beginning
+        rest = text[len(before) : end]
+        kept = whole + bool(rest)
+        tokens, log_probs = tokens[:kept], None if log_probs is None else log_probs[:kept]
+        text = tokenizer.decode(tokens[:whole], skip_special_tokens=skip_special_tokens) + rest
+    elif skip_special_tokens:
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return TextOutput(text, tokens, log_probs, output.score)
+
+
+def batches(lengths: Sequence[int], rows: int | None) -> list[list[int]]:
+    """Returns the prompts of each batch, by index: at most `rows` of one padded length, the shortest first."""
+    if rows is None:
+        return [list(range(len(lengths)))] if lengths else []
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(padded_length(length), []).append(index)
+    return [group[i : i + rows] for _, group in sorted(by_length.items()) for i in range(0, len(group), rows)]
+
+
+def excess(tokens: np.ndarray, context: int, on_long: OnLong, new_tokens: int, name: str) -> str | None:
+    """Returns the reason to skip a prompt; None if it fits the context, with the tokens that follow it.
+
+    Args:
+      new_tokens: tokens that share the context with the prompt.
+
+    Raises:
+      UserError: it does not fit, and on_long is "error".
+    """
+    if len(tokens) + new_tokens <= context:
+        return None
+    also = f" and max_new_tokens = {new_tokens:,} more" if new_tokens else ""
+    reason = f"{name} has {len(tokens):,} tokens{also}, and the model's context is {context:,}"
+    if on_long == "error":
+        raise UserError(f"{reason}; shorten it, or set on_long to truncate_left, truncate_right or skip")
+    return reason
+
+
+def cut(tokens: np.ndarray, length: int, on_long: OnLong, *, first: int) -> np.ndarray:
+    """Returns the first or the last tokens of a prompt, so many that its length is `length`.
+
+    Args:
+      first: number of tokens in front that stay in either case (BOS).
+    """
+    if on_long == "truncate_right":
+        return tokens[:length]
+    return np.concatenate([tokens[:first], tokens[len(tokens) - (length - first) :]])
