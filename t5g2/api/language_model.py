@@ -32,7 +32,6 @@ from t5g2.data.images import check_images
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval import generation
 from t5g2.eval.generation import Output, batch_of, complete
-from t5g2.eval.generation_options import GenerationOptions
 from t5g2.eval.sampling import GREEDY, Sampling
 from t5g2.eval.stop_strings import StopTable, stop_table, without_begun_stop
 from t5g2.models import build
@@ -185,11 +184,19 @@ class LanguageModel(Model):
         Raises:
           UserError: as `generate`.
         """
+        by_prompt = dict(self.outputs_as_done(prompts, images, indices=indices, **options))
+        return [output for row in range(len(by_prompt)) for output in by_prompt[row]]
+
+    def outputs_as_done(
+        self, prompts: Sequence[str], images: Any = None, *, indices: Sequence[int] | None = None, **options: Any
+    ) -> Iterator[tuple[int, list[TextOutput]]]:
+        """Yields (index of a prompt, its outputs) as batches are done; arguments and errors are those of `outputs`."""
         settings, prompts = TextOptions.of(options), check_texts("prompts", prompts)
         numbers = range(len(prompts)) if indices is None else indices
         token_rows, array, skipped = self._prompt_rows(prompts, images, settings)
-        outputs = {row: [TextOutput("", np.zeros(0, np.int32), skipped=skipped[row])] for row in skipped}
-        rows = [row for row in range(len(prompts)) if row not in skipped]
+        for row, reason in skipped.items():
+            yield row, [TextOutput("", np.zeros(0, np.int32), skipped=reason)]
+        rows, n = [row for row in range(len(prompts)) if row not in skipped], settings.num_return_sequences
         for batch in text_generation.batches([len(token_rows[row]) for row in rows], settings.rows):
             places = [rows[i] for i in batch]
             with self._devices():
@@ -201,10 +208,8 @@ class LanguageModel(Model):
                     rows=settings.rows,
                     **self._arguments(settings),
                 )
-            n = settings.num_return_sequences
             for i, row in enumerate(places):
-                outputs[row] = [self._as_text(output, settings) for output in generated[i * n : (i + 1) * n]]
-        return [output for row in range(len(prompts)) for output in outputs[row]]
+                yield row, [self._as_text(output, settings) for output in generated[i * n : (i + 1) * n]]
 
     def stream(self, prompt: str, images: Sequence[Any] | None = None, **options: Any) -> Iterator[str]:
         """Yields the text of `generate([prompt], [images])` piece by piece, as it is generated.
@@ -270,20 +275,12 @@ class LanguageModel(Model):
         if options.samples:
             sampler = self.sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
         start, vocab_size = self._generation_ids.decoder_start, self.config.decoder_stack.vocab_size
-        generation_options = GenerationOptions(
-            options.max_new_tokens,
+        generation_options = options.generation(
             self.stop_ids,
             self.tokenizer.special_tokens.pad,
-            sampler,
-            self.compute,
-            self.suppressed_ids,
-            min_new_tokens=options.min_new_tokens,
-            repetition_penalty=options.repetition_penalty,
-            num_return_sequences=options.num_return_sequences,
-            num_beams=options.num_beams,
-            length_penalty=options.length_penalty,
-            early_stopping=options.early_stopping,
-            log_probs=options.log_probs,
+            sampler=sampler,
+            compute=self.compute,
+            suppressed_ids=self.suppressed_ids,
         )
         return {
             "bos": self._bos if start is None else start,

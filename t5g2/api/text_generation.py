@@ -6,15 +6,22 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from t5g2.api.model_inputs import check_whole
 from t5g2.core.bounds import Bounds, CountOrZero, NotNegative, Positive, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval.generation import Output, padded_length
-from t5g2.eval.generation_options import Beams, EarlyStopping
-from t5g2.eval.sampling import Sampler
+from t5g2.eval.generation_options import Beams, EarlyStopping, GenerationOptions
+from t5g2.eval.sampling import GREEDY, Sampler, Temperature
 from t5g2.eval.stop_strings import first_stop
 
 OnLong = Literal["error", "truncate_left", "truncate_right", "skip"]
+WHOLE = ("max_new_tokens", "min_new_tokens", "top_k", "seed", "num_return_sequences", "num_beams", "crops", "rows")
+SAME = (
+    *("min_new_tokens", "repetition_penalty", "num_return_sequences", "num_beams", "length_penalty", "early_stopping"),
+    "log_probs",
+)
+NUMBERS = ("temperature", "top_p", "length_penalty", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,17 @@ class TextOptions:
         if self.do_sample and self.temperature == 0:
             raise UserError("do_sample = True and temperature = 0, which draws nothing; give a temperature above 0")
         if chosen and not self.samples and self.sampler is None:
-            raise UserError(f"{' and '.join(chosen)} restrict sampling; give a temperature above 0 too, such as 1")
+            raise UserError(f"{' and '.join(chosen)}: only sampling uses it; give a temperature above 0 too, such as 1")
+
+        # checks what excludes each other, before a model is loaded
+        self.generation((), 0, sampler=Temperature() if self.samples else self.sampler or GREEDY)
+
+    def generation(
+        self, stop_ids: tuple[int, ...], pad_id: int, *, sampler: Sampler, **others: Any
+    ) -> GenerationOptions:
+        """Returns the options of tokens alone; `others` are fields that a model knows."""
+        same = {name: getattr(self, name) for name in SAME}
+        return GenerationOptions(self.max_new_tokens, stop_ids, pad_id, sampler, **same, **others)
 
     @property
     def samples(self) -> bool:
@@ -95,10 +112,16 @@ class TextOptions:
         Raises:
           UserError: there is no option of a name (nearest name), or a value is out of its range.
         """
-        names = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in names:
-                raise unknown("option of generation", name, names)
+        defaults = {field.name: field.default for field in fields(cls)}
+        for name, value in options.items():
+            if name not in defaults:
+                raise unknown("option of generation", name, defaults)
+            is_left_out = value is None and defaults[name] is None
+            if name in WHOLE and not is_left_out:
+                check_whole(**{name: value})
+            is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if name in NUMBERS and not is_left_out and not is_number:
+                raise UserError(f"{name} is {value!r} of type {type(value).__name__}; it must be a number")
         return cls(**options)
 
 

@@ -1,8 +1,7 @@
 """`t5g2 generate`: completes one prompt, or a file of prompts."""
 
+import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from t5g2.commands.flags import MODEL, Flag, Parsed
@@ -19,10 +18,14 @@ FLAGS = {
         "",
         "image files, separated by commas, in the places of <start_of_image> in --prompt, or in front if it has none",
     ),
-    "input": Flag(None, "jsonl file of prompts, instead of --prompt"),
-    "out": Flag(None, "jsonl file to write, with --input; it must not exist"),
+    "input": Flag(None, 'jsonl file of prompts, {"prompt": …, "images": [path, …]} a line, instead of --prompt'),
+    "out": Flag(None, "jsonl file to write, with --input; after an interruption the same command goes on"),
+    "rows": Flag(32, "prompts of a batch, with --input", least=1, most=LONGEST),
+    "stream": Flag(None, "show the text as it is made; default: of one output on a terminal", kind=bool),
     "max_new_tokens": Flag(64, "largest number of tokens to generate", least=1, most=LONGEST),
-    "temperature": Flag(0.0, "0 = always the likeliest token; above 0 = sampling", least=0, most=1000),
+    "min_new_tokens": Flag(0, "smallest number of tokens before EOS", least=0, most=LONGEST),
+    "do_sample": Flag(None, "draw tokens, with the temperature that the model's folder recommends, or 1", kind=bool),
+    "temperature": Flag(None, "0 = always the likeliest token; above 0 = sampling", kind=float, least=0, most=1000),
     "top_k": Flag(
         None, "sample from so many tokens; 0 = from all; default: what the model's folder recommends", kind=int, least=0
     ),
@@ -30,8 +33,21 @@ FLAGS = {
         None, "sample from this share of probability; default: what the model's folder recommends", kind=float, most=1
     ),
     "seed": Flag(0, "seed of the sampling", least=0, most=2**63 - 1),
+    "num_return_sequences": Flag(1, "outputs of each prompt: samples, or the best beams", least=1, most=1024),
+    "num_beams": Flag(1, "sequences that beam search follows; 1 = no beam search", least=1, most=1024),
+    "length_penalty": Flag(1.0, "beams are ranked by log-probability / length ** this", least=-5, most=5),
+    "early_stopping": Flag("false", "end of beam search: true = with num_beams outputs, false = by a rule, or never"),
+    "repetition_penalty": Flag(1.0, "divides the positive logits of tokens that are there already; 1 = none", least=0),
+    "stop": Flag(None, "string before which an output ends, or a JSON list of such", literal=True),
+    "on_long": Flag("error", "a prompt longer than the context: error, truncate_left, truncate_right or skip"),
+    "log_probs": Flag(False, "with --input, write the log-probability of each token too"),
     "skip_special_tokens": Flag(True, "leave out what the tokenizer calls special; false = show all tokens"),
 }
+# flags that are options of generation, by the same names
+OPTIONS = (
+    *("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "seed", "num_return_sequences"),
+    *("num_beams", "length_penalty", "repetition_penalty", "on_long", "log_probs", "skip_special_tokens", "crops"),
+)
 
 
 def run(flags: Parsed) -> None:
@@ -39,90 +55,58 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 generate --model=models/t5gemma2-4b --prompt="What is this?" --image=photo.jpg --max_new_tokens=40
     """
-    prompts = _prompts(flags.prompt, flags.input, flags.out)
+    if (flags.prompt is None) == (flags.input is None) or (flags.input is None) != (flags.out is None):
+        raise UserError("give either --prompt, or --input together with --out")
     images = flags.paths("image")
     if images and flags.prompt is None:
-        raise UserError("--image belongs to the prompt of --prompt; give both, or neither")
+        raise UserError('--image belongs to the prompt of --prompt; a file of prompts has "images" on its lines')
+    if flags.out is not None:
+        files.refuse_existing(flags.out)  # before the model is loaded
+    options: dict[str, Any] = {name: getattr(flags, name) for name in OPTIONS}
+    options |= {"early_stopping": _early_stopping(flags.early_stopping), "stop": _stop(flags.stop)}
     import t5g2
+    from t5g2.api.text_generation import TextOptions
 
-    if flags.temperature == 0 and (flags.top_k is not None or flags.top_p is not None):
-        raise UserError("--top_k and --top_p restrict sampling; give --temperature above 0 too, such as 1")
+    if flags.input is not None and flags.out is not None:
+        from t5g2.jobs import prompt_file
+
+        prompt_file.read_prompts(flags.input)
+        settings = TextOptions.of(options | {"rows": flags.rows})
+        model = t5g2.load(flags.model)
+        print(f"{prompt_file.complete_file(model, flags.input, flags.out, settings)}; wrote {flags.out}")
+        return
+    settings = TextOptions.of(options)
     model = t5g2.load(flags.model)
-    sampler = t5g2.Greedy()
-    if flags.temperature > 0:
-        sampler = model.sampler(temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p)
-    outputs = model.generate(
-        prompts,
-        [list(images)] if images else None,
-        max_new_tokens=flags.max_new_tokens,
-        sampler=sampler,
-        seed=flags.seed,
-        skip_special_tokens=flags.skip_special_tokens,
-        crops=flags.crops,
-    )
-    if flags.out is None:
-        # as it is into a file or a pipe
-        print(escaped(outputs[0]) if sys.stdout.isatty() else outputs[0])
-    else:
-        write_outputs(flags.out, prompts, outputs)
-        print(f"wrote {flags.out}")
+    by_prompt = [list(images)] if images else None
+    is_one = settings.num_return_sequences == settings.num_beams == 1
+    if flags.stream or (flags.stream is None and is_one and sys.stdout.isatty()):
+        for text in model.stream(flags.prompt, by_prompt and by_prompt[0], **options):
+            _show(text, end="")
+        print()
+        return
+    for text in model.generate([flags.prompt], by_prompt, **options):
+        _show(text)
 
 
-def _prompts(text: str | None, path: str | None, out: str | None) -> list[str]:
-    """Returns [text], or the prompts of the file at `path`, whose outputs go to the file `out`.
-
-    Raises:
-      UserError: text and path are both None or both set; `path` without `out`; `out` exists; as `read_prompts`.
-    """
-    if (text is None) == (path is None) or (path is None) != (out is None):
-        raise UserError("give either --prompt, or --input together with --out")
-    if out is not None:
-        files.refuse_existing(out)  # before the model is loaded
-    return read_prompts(path) if text is None and path is not None else [str(text)]
+def _show(text: str, end: str = "\n") -> None:
+    # as it is into a file or a pipe
+    print(escaped(text) if sys.stdout.isatty() else text, end=end, flush=True)
 
 
-def read_prompts(path: str) -> list[str]:
-    """Returns the prompts of a jsonl file, one {"prompt": …} per line; blank lines do not count.
+def _early_stopping(value: str) -> bool | str:
+    return {"true": True, "false": False}.get(value.lower(), value)
 
-    Raises:
-      UserError: the file does not exist, is not UTF-8 or holds no prompt; a line is not a prompt (the message has it),
-        or has images, which are given with a single prompt only.
-    """
-    if not Path(path).is_file():
-        raise UserError(f'no file {path}; give a jsonl file with {{"prompt": …}} on every line')
+
+def _stop(value: str | None) -> list[str]:
+    """Returns the strings of --stop."""
+    if value is None:
+        return []
+    if not value.startswith("["):
+        return [value]
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    prompts = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            record: Any = files.parse_record(line)
-            prompt = record["prompt"]
-        except (ValueError, KeyError, TypeError):
-            prompt = None
-        if not isinstance(prompt, str):
-            raise UserError(f'{path}, line {number}: {line[:80]!r} is not {{"prompt": "a text"}}')
-        images = [name for name in ("image", "images") if record.get(name)]
-        if images:
-            raise UserError(
-                f"{path}, line {number} has {images[0]!r}, and a file of prompts is read without images; give each "
-                f"prompt with --prompt and --image, or use t5g2.load(DIR).generate(prompts, images)"
-            )
-        prompts.append(prompt)
-    if not prompts:
-        raise UserError(f'{path} holds no prompt; give a jsonl file with {{"prompt": …}} on every line')
-    return prompts
-
-
-def write_outputs(path: str, prompts: Sequence[str], outputs: Sequence[str]) -> None:
-    """Writes a line {"prompt": …, "output": …} for each prompt.
-
-    Raises:
-      UserError: the file exists.
-    """
-    files.refuse_existing(path)
-    rows = [{"prompt": prompt, "output": output} for prompt, output in zip(prompts, outputs, strict=True)]
-    files.write_json_lines(Path(path), rows)
+        strings = json.loads(value)
+    except ValueError as error:
+        raise UserError(f'--stop={value}: {error}; give a string, or a JSON list: ["\\n\\n", "END"]') from None
+    if not all(isinstance(string, str) for string in strings):
+        raise UserError(f'--stop={value}: not all are strings; give a JSON list: ["\\n\\n", "END"]')
+    return strings

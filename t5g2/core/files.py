@@ -212,8 +212,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object per line, whole or not at all."""
+    write_text(path, "".join(map(json_line, rows)))
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Returns an object as a line of JSON."""
     # not ASCII alone, so that people can read the texts
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def refuse_lfs_pointer(path: Path) -> None:

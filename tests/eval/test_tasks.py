@@ -20,6 +20,7 @@ from t5g2.data.sources.text_files import TextFiles
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import evaluation as evaluations
 from t5g2.eval import tasks
+from t5g2.eval.generation import Output
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
 from t5g2.models import build
@@ -270,7 +271,7 @@ def test_samples_end_at_eos_and_at_the_ends_of_the_weights(text, monkeypatch):
 
     def complete(_, prompts, *, options, **__):
         seen.append(options.stop_ids)
-        return prompts
+        return [Output(prompt) for prompt in prompts]
 
     monkeypatch.setattr(tasks, "complete", complete)
     task = Samples(text, examples=1, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
