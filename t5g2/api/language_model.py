@@ -31,7 +31,7 @@ from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import check_images
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval import generation
-from t5g2.eval.generation import Output, batch_of, complete
+from t5g2.eval.generation import GenerationSetup, Output, batch_of, complete
 from t5g2.eval.sampling import GREEDY, Sampling
 from t5g2.eval.stop_strings import StopTable, stop_table, without_begun_stop
 from t5g2.models import build
@@ -205,8 +205,7 @@ class LanguageModel(Model):
                     [token_rows[row] for row in places],
                     None if array is None else array[places],
                     indices=[numbers[row] for row in places],
-                    rows=settings.rows,
-                    **self._arguments(settings),
+                    setup=self._setup(settings),
                 )
             for i, row in enumerate(places):
                 yield row, [self._as_text(output, settings) for output in generated[i * n : (i + 1) * n]]
@@ -223,12 +222,12 @@ class LanguageModel(Model):
         token_rows, array, skipped = self._prompt_rows([prompt], None if images is None else [images], settings)
         if skipped:
             return
-        arguments = self._arguments(settings)
+        setup = self._setup(settings)
         with self._devices():
-            batch, keys = batch_of(self.params, token_rows, array, **arguments)
+            batch, keys = batch_of(self.params, token_rows, array, setup=setup)
             shown = ""
-            for generated in generation.stream(self.params, batch, options=arguments["options"], keys_R=keys):
-                output = self._as_text(generation.outputs(generated, arguments["options"])[0], settings)
+            for generated in generation.stream(self.params, batch, options=setup.options, keys_R=keys):
+                output = self._as_text(generation.outputs(generated, setup.options)[0], settings)
                 # a character may be made of several tokens, and a stop string may have begun
                 text = without_begun_stop(output.text.rstrip("\ufffd"), settings.stop)
                 if len(text) > len(shown):
@@ -269,8 +268,8 @@ class LanguageModel(Model):
             token_rows[row] = text_generation.cut(tokens, length, options.on_long, first=int(has_bos))
         return token_rows, array, skipped
 
-    def _arguments(self, options: TextOptions) -> dict[str, Any]:
-        """Returns the arguments of `complete` that follow from the options."""
+    def _setup(self, options: TextOptions) -> GenerationSetup:
+        """Returns the settings of tokens that follow from those of texts."""
         sampler = options.sampler or GREEDY
         if options.samples:
             sampler = self.sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
@@ -282,12 +281,13 @@ class LanguageModel(Model):
             compute=self.compute,
             suppressed_ids=self.suppressed_ids,
         )
-        return {
-            "bos": self._bos if start is None else start,
-            "options": generation_options,
-            "seed": options.seed,
-            "stops": _stop_table(tuple(options.stop), self.tokenizer, vocab_size) if options.stop else None,
-        }
+        return GenerationSetup(
+            generation_options,
+            bos=self._bos if start is None else start,
+            seed=options.seed,
+            rows=options.rows,
+            stops=_stop_table(tuple(options.stop), self.tokenizer, vocab_size) if options.stop else None,
+        )
 
     def _as_text(self, output: Output, options: TextOptions) -> TextOutput:
         return text_generation.as_text(

@@ -11,7 +11,7 @@ from t5g2.core.bounds import Bounds, CountOrZero, NotNegative, Positive, Seed, S
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval.generation import Output, padded_length
-from t5g2.eval.generation_options import Beams, EarlyStopping, GenerationOptions
+from t5g2.eval.generation_options import BeamCount, EarlyStopping, GenerationOptions
 from t5g2.eval.sampling import GREEDY, Sampler, Temperature
 from t5g2.eval.stop_strings import first_stop
 
@@ -60,8 +60,8 @@ class TextOptions:
     top_p: Annotated[float, Bounds(above=0, most=1)] | None = None
     sampler: Sampler | None = None
     seed: Seed = 0
-    num_return_sequences: Beams = 1
-    num_beams: Beams = 1
+    num_return_sequences: BeamCount = 1
+    num_beams: BeamCount = 1
     length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
     early_stopping: EarlyStopping = False
     repetition_penalty: Positive = 1.0

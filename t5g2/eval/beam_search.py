@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from t5g2.eval import decoding
-from t5g2.eval.decoding import Generated, LanguageModule, Prompts, Rows
+from t5g2.eval.decoding import Generated, LanguageModule, Prompts, TokenRows
 from t5g2.eval.generation_options import GenerationOptions
 from t5g2.eval.stop_strings import StopTable
 
@@ -61,7 +61,7 @@ class BeamState(NamedTuple):
     running: Beams
     ended: Beams
     open_P: Array
-    rows: Rows
+    rows: TokenRows
 
 
 def start(model: LanguageModule, prompts: Prompts, keys_R: Array, *, options: GenerationOptions) -> BeamState:

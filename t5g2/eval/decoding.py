@@ -24,7 +24,7 @@ LanguageModule = Gemma | T5Gemma
 
 
 class Prompts(NamedTuple):
-    """What is generated from.
+    """A batch of prompts.
 
     Attributes:
       decoder: first tokens of the decoder, at least BOS, int32[P, T] each, padded on the left, so that the last column
@@ -58,7 +58,7 @@ class Generated(NamedTuple):
     score_Pn: Float[Array, "P n"] | None = None
 
 
-class Rows(NamedTuple):
+class TokenRows(NamedTuple):
     """The rows that are decoded.
 
     Attributes:
@@ -73,12 +73,12 @@ class Rows(NamedTuple):
     seen_RV: Array | None
     stop_R: Array | None
 
-    def select(self, beam_Pn: Int[Array, "P n"]) -> "Rows":
+    def select(self, beam_Pn: Int[Array, "P n"]) -> "TokenRows":
         """Returns the rows that take the places of the old ones: row beam_Pn[p, i] of prompt p becomes its row i."""
         last, seen_RV, stop_R = caches.select_rows((self.last, self.seen_RV, self.stop_R), beam_Pn)
-        return Rows(last, caches.select(self.cache, beam_Pn), seen_RV, stop_R)
+        return TokenRows(last, caches.select(self.cache, beam_Pn), seen_RV, stop_R)
 
-    def followed_by(self, token_R: Int[Array, " R"], stops: StopTable | None) -> "Rows":
+    def followed_by(self, token_R: Int[Array, " R"], stops: StopTable | None) -> "TokenRows":
         """Returns the rows with one more token."""
         seen_RV, stop_R = self.seen_RV, self.stop_R
         if seen_RV is not None:
@@ -86,15 +86,17 @@ class Rows(NamedTuple):
         if stops is not None and stop_R is not None:
             stop_R = stops.after(stop_R, token_R)
         last = self.last._replace(tokens=token_R[:, None], positions=self.last.positions + 1)
-        return Rows(last, self.cache, seen_RV, stop_R)
+        return TokenRows(last, self.cache, seen_RV, stop_R)
 
-    def ended_at(self, ended_R: Bool[Array, " R"]) -> "Rows":
+    def ended_at(self, ended_R: Bool[Array, " R"]) -> "TokenRows":
         """Returns the rows, some of which have ended and are not read any more."""
         segment_R1 = jnp.where(ended_R[:, None], 0, self.last.segments)
         return self._replace(last=self.last._replace(segments=segment_R1))
 
 
-def prefill(model: LanguageModule, prompts: Prompts, options: GenerationOptions) -> tuple[Float[Array, "R V"], Rows]:
+def prefill(
+    model: LanguageModule, prompts: Prompts, options: GenerationOptions
+) -> tuple[Float[Array, "R V"], TokenRows]:
     """Reads the prompts in one pass; returns the logits of the first new token, and the rows.
 
     The rows of a prompt share the keys of its encoder.
@@ -112,17 +114,17 @@ def prefill(model: LanguageModule, prompts: Prompts, options: GenerationOptions)
     stop_P = None if prompts.stops is None else jnp.zeros(rows, jnp.int32)
     n = options.copies
     logits_RV, last, seen_RV, stop_R = caches.repeat_rows((logits_PV, last, seen_PV, stop_P), n)
-    return logits_RV, Rows(last, caches.repeat(cache, n), seen_RV, stop_R)
+    return logits_RV, TokenRows(last, caches.repeat(cache, n), seen_RV, stop_R)
 
 
-def extend(model: LanguageModule, rows: Rows, options: GenerationOptions) -> tuple[Float[Array, "R V"], Rows]:
+def extend(model: LanguageModule, rows: TokenRows, options: GenerationOptions) -> tuple[Float[Array, "R V"], TokenRows]:
     """Reads the last token of each row; returns the logits of the next one, and the rows."""
     hidden_R1D, cache = model.extend(rows.last, rows.cache, compute=options.compute)
     return model.logits(hidden_R1D)[:, 0], rows._replace(cache=cache)
 
 
 def restricted(
-    scores_RV: Float[Array, "R V"], rows: Rows, count: Int[Array, ""], options: GenerationOptions
+    scores_RV: Float[Array, "R V"], rows: TokenRows, count: Int[Array, ""], options: GenerationOptions
 ) -> Float[Array, "R V"]:
     """Returns scores of the next token by the rules of the options; -inf = not allowed.
 

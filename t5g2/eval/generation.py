@@ -4,6 +4,7 @@ P prompts, n outputs of each, R = P * n rows, N new tokens, I images of a row.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ __all__ = [
     "GREEDY",
     "Generated",
     "GenerationOptions",
+    "GenerationSetup",
     "Greedy",
     "LanguageModule",
     "Output",
@@ -53,12 +55,13 @@ __all__ = [
     "generate",
     "outputs",
     "pad_rows",
+    "padded_length",
     "stream",
 ]
 
 
 class Output(NamedTuple):
-    """What is generated from a prompt.
+    """An output of a prompt.
 
     Attributes:
       tokens: int32[m], without stop token and padding.
@@ -72,17 +75,33 @@ class Output(NamedTuple):
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class GenerationSetup:
+    """Settings of `complete`, the same for all batches.
+
+    Attributes:
+      options: options of generation.
+      bos: first token of the decoder of an encoder-decoder model.
+      seed: seed of the sampler.
+      rows: a batch is filled up to so many prompts, so that batches share a program; None = no more than the devices
+        need.
+      stops: strings that end an output.
+    """
+
+    options: GenerationOptions
+    bos: int
+    seed: int = 0
+    rows: int | None = None
+    stops: StopTable | None = None
+
+
 def complete(
     model: LanguageModule,
     prompts: Sequence[np.ndarray],
     images: Float[np.ndarray, "P I H W 3"] | None = None,
     *,
-    bos: int,
-    options: GenerationOptions,
-    seed: int = 0,
+    setup: GenerationSetup,
     indices: Sequence[int] | None = None,
-    rows: int | None = None,
-    stops: StopTable | None = None,
 ) -> list[Output]:
     """Returns the outputs of prompts of int32 tokens, num_return_sequences of each prompt after each other.
 
@@ -94,24 +113,16 @@ def complete(
       prompts: tokens as the model reads them, with BOS for a decoder-only model. To have an encoder-decoder model fill
         in spans, put sentinels into the prompt where they are missing.
       images: float32 in [-1, 1], for the image tokens of each prompt.
-      bos: first token of the decoder of an encoder-decoder model.
-      options: options of generation.
-      seed: seed of the sampler.
       indices: a number of each prompt, with which it draws the same tokens in any batch; None = 0, 1, 2, …
-      rows: the batch is filled up to so many prompts, so that batches share a program; None = no more than the devices
-        need.
-      stops: strings that end an output.
 
     Raises:
-      UserError: the prompts do not fit into the memory of a device.
+      UserError: the prompts do not fit into the memory of a device; more beams than tokens.
     """
     if not len(prompts):
         return []
-    batch, keys_R = batch_of(
-        model, prompts, images, bos=bos, options=options, seed=seed, indices=indices, rows=rows, stops=stops
-    )
-    generated = generate(model, batch, options=options, keys_R=keys_R)
-    return outputs(generated, options)[: len(prompts) * options.num_return_sequences]
+    batch, keys_R = batch_of(model, prompts, images, setup=setup, indices=indices)
+    generated = generate(model, batch, options=setup.options, keys_R=keys_R)
+    return outputs(generated, setup.options)[: len(prompts) * setup.options.num_return_sequences]
 
 
 def generate(
@@ -175,15 +186,17 @@ def batch_of(
     prompts: Sequence[np.ndarray],
     images: Float[np.ndarray, "P I H W 3"] | None = None,
     *,
-    bos: int,
-    options: GenerationOptions,
-    seed: int = 0,
+    setup: GenerationSetup,
     indices: Sequence[int] | None = None,
-    rows: int | None = None,
-    stops: StopTable | None = None,
 ) -> tuple[Prompts, Array | None]:
     """Returns prompts as a padded batch, and the random keys of its rows; arguments as in `complete`."""
-    rows = max(rows or 0, len(prompts))
+    options = setup.options
+    vocabulary = model.config.decoder_stack.vocab_size
+    if options.num_beams > vocabulary:
+        raise UserError(
+            f"num_beams = {options.num_beams} is more than the {vocabulary} tokens of the vocabulary; lower it"
+        )
+    rows = max(setup.rows or 0, len(prompts))
     rows += -rows % _row_parts()
     _check_memory(model, rows, max(map(len, prompts)), options)
     empty = rows - len(prompts)
@@ -193,7 +206,7 @@ def batch_of(
     padding = [np.zeros(0, np.int32)] * empty
     if model.config.is_encoder_decoder:
         encoder = pad_rows([*prompts, *padding], pad=pad, left=False)
-        decoder = pad_rows([np.array([bos], np.int32)] * len(prompts) + padding, pad=pad, left=True, multiple=1)
+        decoder = pad_rows([np.array([setup.bos], np.int32)] * len(prompts) + padding, pad=pad, left=True, multiple=1)
     else:
         encoder = None
         decoder = pad_rows([*prompts, *padding], pad=pad, left=True)
@@ -207,8 +220,8 @@ def batch_of(
     if options.num_beams == 1 and not isinstance(options.sampler, Greedy):
         numbers = np.zeros(rows, np.int32)
         numbers[: len(prompts)] = np.arange(len(prompts)) if indices is None else indices
-        keys_R = row_keys(seed, jnp.array(numbers), options.num_return_sequences)
-    return Prompts(decoder, encoder, images, stops), keys_R
+        keys_R = row_keys(setup.seed, jnp.array(numbers), options.num_return_sequences)
+    return Prompts(decoder, encoder, images, setup.stops), keys_R
 
 
 def outputs(generated: Generated, options: GenerationOptions) -> list[Output]:

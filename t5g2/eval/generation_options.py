@@ -11,7 +11,7 @@ from t5g2.models.layers import Compute
 FLOAT32 = Compute(dtype="float32")
 EarlyStopping = Literal[True, False, "never"]
 # more beams than this are a slip of the keyboard: each has a cache of its own
-Beams = Annotated[int, Bounds(least=1, most=1024)]
+BeamCount = Annotated[int, Bounds(least=1, most=1024)]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class GenerationOptions:
     prompt_both_ways: bool = False
     min_new_tokens: CountOrZero = 0
     repetition_penalty: Positive = 1.0
-    num_return_sequences: Beams = 1
-    num_beams: Beams = 1
+    num_return_sequences: BeamCount = 1
+    num_beams: BeamCount = 1
     length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
     early_stopping: EarlyStopping = False
     log_probs: bool = False

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from t5g2.eval import decoding
-from t5g2.eval.decoding import Generated, LanguageModule, Prompts, Rows
+from t5g2.eval.decoding import Generated, LanguageModule, Prompts, TokenRows
 from t5g2.eval.generation_options import GenerationOptions
 from t5g2.eval.stop_strings import StopTable
 
@@ -34,7 +34,7 @@ class SampleState(NamedTuple):
     log_probs_RN: Array | None
     done_R: Array
     keys_R: Array
-    rows: Rows
+    rows: TokenRows
 
 
 def start(model: LanguageModule, prompts: Prompts, keys_R: Array, *, options: GenerationOptions) -> SampleState:

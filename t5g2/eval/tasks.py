@@ -30,7 +30,7 @@ from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.sources.text_source import TextSource
 from t5g2.eval import metrics
-from t5g2.eval.generation import GREEDY, GenerationOptions, LanguageModule, Sampler, complete
+from t5g2.eval.generation import GREEDY, GenerationOptions, GenerationSetup, LanguageModule, Sampler, complete
 from t5g2.eval.metrics import TokenSums
 from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
@@ -223,9 +223,7 @@ class Samples(Task):
             outputs = complete(
                 model,
                 prompts if is_encoder_decoder else [np.append(np.int32(bos), prompt) for prompt in prompts],
-                bos=bos,
-                options=options,
-                seed=derive_seed(context.seed, "draws", self.name),
+                setup=GenerationSetup(options, bos, derive_seed(context.seed, "draws", self.name)),
             )
             return TaskResult(
                 {},

@@ -14,7 +14,7 @@ from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
-from t5g2.eval.generation import GenerationOptions, complete
+from t5g2.eval.generation import GenerationOptions, GenerationSetup, complete
 from t5g2.jobs.verification_cases import BOS, NEW_TOKENS, Case, ModelOutput
 from t5g2.models import build
 from t5g2.models.config import (
@@ -76,7 +76,8 @@ def _model_output(params: Any, case: Case, images: Any) -> ModelOutput:
         if case.greedy:
             prompts = [row[row_valid] for row, row_valid in zip(tokens, valid, strict=True)]
             options = GenerationOptions(NEW_TOKENS, (), 0, compute=FLOAT32, suppressed_ids=(0,))
-            generated = [output.tokens for output in complete(params, prompts, array, bos=BOS, options=options)]
+            outputs = complete(params, prompts, array, setup=GenerationSetup(options, BOS))
+            generated = [output.tokens for output in outputs]
     is_kept = case.decoder[1][:, -case.keep :]
     return ModelOutput(np.asarray(logits)[is_kept], [int(token) for row in generated for token in row])
 

@@ -70,9 +70,9 @@ def read_prompts(path: str) -> list[PromptRecord]:
 def complete_file(model: LanguageModel | DualEncoder, path: str, out: str, options: TextOptions) -> str:
     """Writes a line for each prompt of a file, and returns a summary: prompts, tokens, tokens per second.
 
-    The summary counts what this call did. A line is {"prompt", "output"}, with "outputs" instead if there are several of
-    each prompt, "skipped" if it was too long, and "log_probs" and "score" where they were asked for. Lines are written
-    to OUT.partial in the order of the prompts, as they are done; the same command goes on from there after an
+    The summary counts what this call did. A line is {"prompt", "output"}, with "outputs" instead if there are several
+    of each prompt, "skipped" if it was too long, and "log_probs" and "score" where they were asked for. Lines are
+    written to OUT.partial in the order of the prompts, as they are done; the same command goes on from there after an
     interruption, and gives the same lines. OUT is there once all are done.
 
     Raises:

@@ -25,6 +25,7 @@ from t5g2.core.sharding import make as make_mesh
 from t5g2.data.images import ImageProcessor
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.registry import from_dict
+from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute
 from tests import tiny, weights
 from tests.data import tokenizer_files
@@ -382,6 +383,45 @@ def test_prompts_are_those_of_the_processor_of_transformers(tmp_path):
         assert [2, *api_inputs.prompt(ours, text, count, config).tolist()] == list(theirs), text
 
 
+def test_options_of_generation(folders, tmp_path):
+    """By transformers' names; the stream of an output is its text, and batches of few rows are one of all."""
+    model = loading.load(folders / "t5gemma2_images")
+    model.stop_ids = ()
+    prompts = ["what?", "x" * 40, "and this"]
+    options = {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 2, "max_new_tokens": 6}
+    drawn = model.generate(prompts, **options)
+    assert drawn == model.generate(prompts, **options, rows=1)
+    assert "".join(model.stream(prompts[0], **options)) == drawn[0]
+    assert model.generate(prompts[2:], **options) != drawn[2:]
+    [second] = model.outputs(prompts[2:], indices=[2], log_probs=True, **options)
+    assert second.text == drawn[2]
+    assert len(second.log_probs) == len(second.tokens) == 6
+    three = model.generate(prompts[:1], num_return_sequences=3, **options)
+    assert three[0] == drawn[0]
+    assert len(set(three)) == 3
+    stop = drawn[0][2:4]
+    assert model.generate(prompts[:1], stop=[stop], **options) == [drawn[0][: drawn[0].index(stop)]]
+    assert "".join(model.stream(prompts[0], stop=[stop], **options)) == drawn[0][: drawn[0].index(stop)]
+    best = model.outputs(prompts, num_beams=2, num_return_sequences=2, max_new_tokens=4)
+    assert [best[i].score >= best[i + 1].score for i in (0, 2, 4)] == [True] * 3
+
+
+def test_a_prompt_longer_than_the_context(folders, monkeypatch):
+    model = loading.load(folders / "gemma_images")
+    monkeypatch.setattr(TextConfig, "context", 20)
+    long, options = "abcdefghijklmnopqrstuvwxyz", {"max_new_tokens": 4}
+    length = len(model.tokenizer.encode(long)) + 1
+    told = rf"prompts\[0\] has {length} tokens and max_new_tokens = 4 more, and the model's context is 20; shorten it"
+    with pytest.raises(UserError, match=told):
+        model.generate([long], **options)
+    assert model.generate([long], on_long="truncate_right", **options) == model.generate([long[:15]], **options)
+    assert model.generate([long], on_long="truncate_left", **options) == model.generate([long[-15:]], **options)
+    skipped, short = model.outputs([long, "ab"], on_long="skip", **options)
+    assert skipped.text == ""
+    assert "context is 20" in skipped.skipped
+    assert (short.text, short.skipped) == (model.generate(["ab"], **options)[0], None)
+
+
 PLACES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
 
 
@@ -593,6 +633,12 @@ def tell(name, use, message):
         ),
         tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens="3"), "max_new_tokens is '3' of type str; it"),
         tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens=None), "max_new_tokens is None of type"),
+        tell("gemma_images", lambda m: m.generate(["a"], num_beam=2), "unknown option of generation 'num_beam'; did"),
+        tell("gemma_images", lambda m: m.generate(["a"], top_k=3), "top_k: only sampling uses it; give a temperature"),
+        tell("gemma_images", lambda m: m.generate(["a"], stop="x"), "stop is one text, 'x'; give a list of them"),
+        tell("gemma_images", lambda m: m.generate(["a"], temperature="x"), "temperature is 'x' of type str; it must"),
+        tell("gemma_images", lambda m: m.generate(["a"], do_sample=True, temperature=0), "do_sample = True and temper"),
+        tell("gemma_images", lambda m: next(m.stream("a", num_beams=2)), "one output can be shown as it is made"),
         tell("gemma_images", lambda m: m.generate(["a"], seed=1.5), "seed is 1.5 of type float; it must be a whole"),
         tell(
             "gemma", lambda m: m.logits([[2]], images=[[NOISE]]), "images are given, but this model has no image tower"

@@ -129,6 +129,14 @@ def test_an_unknown_size(capsys, corpus, tmp_path):
         (["generate", "--model=x", "--prompt=x", "--temperature=-1"], ["--temperature=-1", "at least 0"]),
         (["generate", "--model=x", "--prompt=x", "--temperature=nan"], ["--temperature=nan", "at least 0"]),
         (["generate", "--model=x", "--input=y", f"--out={CONFIG}"], ["exists already"]),
+        (["generate", "--model=x", "--prompt=x", "--num_beams=2", "--temperature=1"], ["beam search draws nothing"]),
+        (
+            ["generate", "--model=x", "--prompt=x", "--top_p=0.5"],
+            ["top_p: only sampling uses it"],
+        ),
+        (["generate", "--model=x", "--prompt=x", "--stop=[3]"], ["not all are strings"]),
+        (["generate", "--model=x", "--prompt=x", "--stop=[x"], ["--stop=[x", "a JSON list"]),
+        (["generate", "--model=x", "--prompt=x", "--on_long=cut"], ["unknown on_long 'cut'", "truncate_left"]),
         (["sweep", "--sweep=experiments/quickstart.py", f"--workdir={CONFIG}"], ["is a file"]),
         (["sweep", "--sweep=nowhere.py", "--workdir=x"], ["no sweep file nowhere.py"]),
         (["sweep", "--sweep=experiments/quickstart.py", "--workdir=x", "--launcher=moon"], ["'moon'", "local"]),
@@ -166,7 +174,10 @@ def test_a_workdir_of_another_experiment(capsys, corpus, tmp_path):
         (b'{"prompt": "a"}\n{"prompt": null}\n', "line 2"),
         (b'{"prompt": "a"}\n{"prompt": ' + b"[" * 100_000 + b"\n", "line 2"),
         (b'{"prompt": "a"}\n[1]\n', "line 2"),
-        (b'{"prompt": "a", "images": []}\n{"prompt": "b", "image": "c.png"}\n', "line 2 has 'image', and a file of"),
+        (
+            b'{"prompt": "a", "images": []}\n{"prompt": "b", "image": 3}\n',
+            "line 2: its images are not a path or",
+        ),
     ],
 )
 def test_prompts_that_are_none(capsys, tmp_path, content, part):
@@ -176,12 +187,12 @@ def test_prompts_that_are_none(capsys, tmp_path, content, part):
 
 
 def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
-    from t5g2.commands import generate
+    from t5g2.jobs import prompt_file
 
     file = tmp_path / "prompts.jsonl"
     for encoding in ("utf-8", "utf-8-sig"):
         file.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding=encoding)
-        assert generate.read_prompts(str(file)) == ["a\u2028b", "c"]
+        assert [record.prompt for record in prompt_file.read_prompts(str(file))] == ["a\u2028b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,10 @@ def test_wrong_command_lines(made, tmp_path, capsys):
         ),
         (["generate", f"--model={siglip}", "--prompt=x"], ["a dual encoder has no logits of tokens and generates no"]),
         (["generate", f"--model={made / 't5gemma2'}", "--prompt=x", "--image=/nowhere.png"], ["/nowhere.png"]),
-        (["generate", f"--model={gemma}", "--input=x", "--out=y", photo], ["no file x"]),
+        (
+            ["generate", f"--model={gemma}", "--input=x", "--out=y", photo],
+            ["--image belongs to the prompt"],
+        ),
         (["generate", f"--model={made / 'gemma-ours'}", "--prompt=x"], ["has no tokenizer"]),
     ]
     for arguments, parts in cases:

@@ -12,9 +12,10 @@ from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
 from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.eval import beam_search, sample_search
 from t5g2.eval import generation as g
-from t5g2.eval import sample_search
 from t5g2.eval.sampling import row_keys
+from t5g2.eval.stop_strings import stop_table
 from t5g2.models import build
 from t5g2.models.layers import Compute
 from tests import tiny
@@ -63,6 +64,10 @@ def generate(model, encoder, prompt, options, indices=None):
     return np.asarray(generated.tokens_PnN[:, 0])
 
 
+def complete(model, prompts, images=None, *, indices=None, **setup):
+    return g.complete(model, prompts, images, setup=g.GenerationSetup(**setup), indices=indices)
+
+
 def tokens_of(outputs):
     return [output.tokens for output in outputs]
 
@@ -103,9 +108,9 @@ def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
             line = Sequences(*(x[None] for x in (row, here, places, block)))
             tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, len(tokens) - 1])))
         both_ways = dataclasses.replace(options(6), prompt_both_ways=True)
-        [generated] = tokens_of(g.complete(gemma, [prompt], bos=2, options=both_ways))
+        [generated] = tokens_of(complete(gemma, [prompt], bos=2, options=both_ways))
         np.testing.assert_array_equal(generated, tokens[len(prompt) :])
-        [causal] = tokens_of(g.complete(gemma, [prompt], bos=2, options=options(6)))
+        [causal] = tokens_of(complete(gemma, [prompt], bos=2, options=options(6)))
         assert generated.tolist() != causal.tolist()
 
 
@@ -172,13 +177,13 @@ def test_images_are_read_with_the_prompt(config):
     image = [tiny.IMAGES.begin, *[tiny.IMAGES.token] * tiny.IMAGES.tokens, tiny.IMAGES.end]
     reads = [np.array(tokens, np.int32) for tokens in ([2, 20, *image, 30], [2, *image, 40, *image], [2, 50, 51])]
     images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 16, 16, 3)).astype(np.float32)
-    together = tokens_of(g.complete(model, reads, images, bos=2, options=options(6, ends=())))
+    together = tokens_of(complete(model, reads, images, bos=2, options=options(6, ends=())))
     for row, read in enumerate(reads):
         encoder, start = None, read
         if config is tiny.T5GEMMA2_IMAGES:
             encoder, start = g.pad_rows([read], pad=0, left=False, multiple=1), np.array([2], np.int32)
         assert together[row].tolist() == by_full_forward(model, encoder, start, 6, images[row : row + 1])
-    others = tokens_of(g.complete(model, reads, -images, bos=2, options=options(6, ends=())))
+    others = tokens_of(complete(model, reads, -images, bos=2, options=options(6, ends=())))
     assert [a.tolist() == b.tolist() for a, b in zip(together, others, strict=True)] == [False, False, True]
 
 
@@ -188,9 +193,9 @@ def test_images_are_read_with_the_prompt(config):
 def test_eight_devices_generate_what_one_does(t5gemma, devices, extra):
     """Three prompts on four parts of rows, one of which is empty."""
     reads, settings = prompts([9, 13, 5]), dataclasses.replace(options(6), **extra)
-    alone = g.complete(t5gemma, reads, bos=2, options=settings)
+    alone = complete(t5gemma, reads, bos=2, options=settings)
     with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2), devices)):
-        batch, keys = g.batch_of(t5gemma, reads, bos=2, options=settings)
+        batch, keys = g.batch_of(t5gemma, reads, setup=g.GenerationSetup(settings, bos=2))
         together = g.generate(t5gemma, batch, options=settings, keys_R=keys)
     assert together.tokens_PnN.is_fully_replicated
     assert len(together.tokens_PnN) == 4
@@ -207,14 +212,14 @@ def test_complete_takes_prompts_of_any_length():
     nucleus = options(7, ends=(special.eos,), sampler=g.TopP(0.9))
     for model in (model_of(config), model_of(dataclasses.replace(tiny.T5GEMMA2, encoder=config, decoder=config))):
         reads = [np.append(np.int32(special.bos), tokenizer.encode(text)) for text in ("def f(", "")]
-        both = tokens_of(g.complete(model, reads, bos=special.bos, options=greedy))
+        both = tokens_of(complete(model, reads, bos=special.bos, options=greedy))
         assert [type(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in both] == [str, str]
-        [alone] = tokens_of(g.complete(model, reads[:1], bos=special.bos, options=greedy))
+        [alone] = tokens_of(complete(model, reads[:1], bos=special.bos, options=greedy))
         assert alone.tolist() == both[0].tolist()
-        [sampled] = tokens_of(g.complete(model, [tokenizer.encode("x")], bos=special.bos, options=nucleus))
+        [sampled] = tokens_of(complete(model, [tokenizer.encode("x")], bos=special.bos, options=nucleus))
         assert len(sampled) <= 7
         assert not np.isin(sampled, (special.eos, special.pad)).any()
-    assert g.complete(model, [], bos=special.bos, options=greedy) == []
+    assert complete(model, [], bos=special.bos, options=greedy) == []
 
 
 def test_padding_is_drawn_as_in_the_docstring():
@@ -360,6 +365,104 @@ def test_prompts_whose_scores_fit_no_device_are_refused(gemma):
     long, reference = [np.zeros(1_000_000, np.int32)] * 2, dataclasses.replace(COMPUTE, backend="reference")
     dense = dataclasses.replace(options(4), compute=reference)
     with pytest.raises(UserError, match=r"2 prompts, the longest of 1,000,000 tokens, need 29,802 GiB for attention"):
-        g.complete(gemma, long, bos=2, options=dense)
+        complete(gemma, long, bos=2, options=dense)
     with pytest.raises(UserError, match=r"need 715 GiB for keys and values, .* give fewer at a time"):
-        g.complete(gemma, long * 1000, bos=2, options=options(4))
+        complete(gemma, long * 1000, bos=2, options=options(4))
+
+
+def stops_of(*strings):
+    """Stop strings in a vocabulary whose token k is the letter k, from a on."""
+    return stop_table(strings, [chr(97 + token).encode() for token in range(97)])
+
+
+@pytest.mark.parametrize("extra", [{}, {"num_beams": 2}])
+def test_an_output_ends_with_its_stop_string(gemma, extra):
+    settings = dataclasses.replace(options(8), **extra)
+    [free] = tokens_of(complete(gemma, prompts([6]), bos=2, options=settings))
+    string = "".join(chr(97 + token) for token in free[3:5])
+    [stopped] = tokens_of(complete(gemma, prompts([6]), bos=2, options=settings, stops=stops_of("zzz", string)))
+    if not extra:
+        assert stopped.tolist() == free[:5].tolist()
+    # of beams, those that end early may be better than the one that does not
+    text = "".join(chr(97 + token) for token in stopped.tolist())
+    assert text.endswith(string) or (string not in text and len(text) == 8)
+
+
+def test_a_batch_of_eight_is_eight_batches_of_one(gemma, t5gemma):
+    """Whatever the other prompts and their padding: the same tokens, and in the same program the same scores."""
+    reads = prompts([9, 1, 4, 30, 12, 7, 2, 5])
+    for model in (gemma, t5gemma):
+        for extra in ({"sampler": g.Temperature(2.0), "num_return_sequences": 2}, {"num_beams": 3}):
+            settings = dataclasses.replace(options(6, ends=(5, 6, 7, 8, 9)), **extra, min_new_tokens=2)
+            n = settings.num_return_sequences
+            together = complete(model, reads, bos=2, options=settings, seed=3)
+            for i, rows in ((0, 8), (7, 8), (3, 1)):
+                alone = complete(model, [reads[i]], bos=2, options=settings, seed=3, indices=[i], rows=rows)
+                expected = together[i * n : (i + 1) * n]
+                assert [t.tolist() for t in tokens_of(alone)] == [t.tolist() for t in tokens_of(expected)]
+                assert rows == 1 or [output.score for output in alone] == [output.score for output in expected]
+
+
+def test_samples_of_a_prompt_differ_and_do_not_depend_on_its_place(gemma):
+    read, other = prompts([6, 4])
+    settings = dataclasses.replace(options(8, sampler=g.Temperature(3.0)), num_return_sequences=3)
+    first = [t.tolist() for t in tokens_of(complete(gemma, [read, other], bos=2, options=settings, indices=[5, 2]))]
+    second = [t.tolist() for t in tokens_of(complete(gemma, [other, read], bos=2, options=settings, indices=[2, 5]))]
+    assert first[:3] == second[3:]
+    assert first[3:] == second[:3]
+    assert len({tuple(tokens) for tokens in first}) == 6
+    single = dataclasses.replace(settings, num_return_sequences=1)
+    assert tokens_of(complete(gemma, [read], bos=2, options=single, indices=[5]))[0].tolist() == first[0]
+
+
+def test_log_probabilities_are_those_of_the_full_forward(t5gemma):
+    """In the model's own distribution, whatever the sampler, the penalty and what is suppressed."""
+    [read] = prompts([11])
+    settings = dataclasses.replace(
+        options(5, sampler=g.TopK(3, t=2.0), suppressed=(40,)), log_probs=True, repetition_penalty=1.5
+    )
+    [output] = complete(t5gemma, [read], bos=2, options=settings, seed=1)
+    row = np.append(np.int32(2), output.tokens[:-1])[None]
+    decoder = Sequences(row, np.ones_like(row), np.arange(row.shape[1], dtype=np.int32)[None])
+    logits = full_logits(t5gemma, g.pad_rows([read], pad=0, left=False), decoder)[0]
+    expected = jax.nn.log_softmax(logits)[np.arange(len(output.tokens)), output.tokens]
+    np.testing.assert_allclose(output.log_probs, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [{"num_beams": 4}, {"sampler": g.Temperature(), "num_return_sequences": 4}])
+def test_the_keys_of_an_encoder_are_stored_once(t5gemma, extra):
+    settings = dataclasses.replace(options(6), **extra)
+    batch, keys = g.batch_of(t5gemma, prompts([9, 3]), setup=g.GenerationSetup(settings, bos=2))
+    search = beam_search if settings.num_beams > 1 else sample_search
+    cache = jax.eval_shape(lambda: search.start(t5gemma, batch, keys, options=settings)).rows.cache
+    memory_rows = {x.shape[-4] for x in jax.tree.leaves(cache.memory)}
+    past_rows = {x.shape[-4] for x in jax.tree.leaves(cache.past)}
+    assert (memory_rows, past_rows) == ({2}, {8})
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"num_beams": 2, "sampler": g.Temperature()}, "num_beams = 2 and a sampler: beam search draws nothing"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences = 3 is more than num_beams = 2; raise"),
+        ({"num_return_sequences": 3}, "num_return_sequences = 3 outputs would all be the likeliest tokens; give a"),
+        ({"min_new_tokens": 9}, "min_new_tokens = 9 is more than max_new_tokens = 8; lower"),
+        ({"early_stopping": "always"}, "unknown early_stopping 'always'"),
+        ({"length_penalty": 6.0}, "length_penalty = 6.0; it must be at least -5 and at most 5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0; it must be above 0"),
+    ],
+)
+def test_options_that_exclude_each_other_are_errors(extra, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(options(8), **extra)
+
+
+def test_more_beams_than_tokens_are_refused(gemma):
+    settings = dataclasses.replace(options(8), num_beams=98)
+    with pytest.raises(UserError, match="num_beams = 98 is more than the 97 tokens of the vocabulary; lower it"):
+        complete(gemma, prompts([6]), bos=2, options=settings)
+
+
+@pytest.mark.parametrize(("length", "padded"), [(1, 32), (32, 32), (129, 160), (256, 256), (257, 320), (5000, 5120)])
+def test_rows_have_few_lengths(length, padded):
+    assert g.padded_length(length) == padded

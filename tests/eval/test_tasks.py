@@ -20,8 +20,8 @@ from t5g2.data.sources.text_files import TextFiles
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import evaluation as evaluations
 from t5g2.eval import tasks
-from t5g2.eval.generation import Output
 from t5g2.eval.evaluation import Evaluator
+from t5g2.eval.generation import Output
 from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
 from t5g2.models import build
 from t5g2.models.loss_config import LossConfig
@@ -269,8 +269,8 @@ def test_scores_and_predictions_are_files(tmp_path):
 def test_samples_end_at_eos_and_at_the_ends_of_the_weights(text, monkeypatch):
     seen = []
 
-    def complete(_, prompts, *, options, **__):
-        seen.append(options.stop_ids)
+    def complete(_, prompts, *, setup):
+        seen.append(setup.options.stop_ids)
         return [Output(prompt) for prompt in prompts]
 
     monkeypatch.setattr(tasks, "complete", complete)

@@ -6,7 +6,7 @@ Runs wherever torch and transformers are installed. In CI on Python 3.11, where 
 import numpy as np
 import pytest
 
-from t5g2.eval.generation import GenerationOptions, complete
+from t5g2.eval.generation import GenerationOptions, GenerationSetup, complete
 from t5g2.models.config import EncoderDecoderConfig
 from tests import weights
 from tests.parity.test_exports import FAMILIES, export, load
@@ -89,7 +89,7 @@ def test_the_same_tokens_and_scores(models, name):
     first = 1 if ours.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     expected = [row[first:].tolist() for row in generated.sequences]
     options = GenerationOptions(NEW, STOPS, PAD, suppressed_ids=(PAD,), log_probs=True, **settings)
-    outputs = complete(ours, prompts, images, bos=BOS, options=options)
+    outputs = complete(ours, prompts, images, setup=GenerationSetup(options, BOS))
     ends = [next((i for i, token in enumerate(row) if token in STOPS), NEW) for row in expected]
     assert [output.tokens.tolist() for output in outputs] == [row[:n] for row, n in zip(expected, ends, strict=True)]
     if "num_beams" in settings:
