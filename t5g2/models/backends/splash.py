@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from t5g2.core.batch import Sequences
-from t5g2.models.backends import columns
+from t5g2.models.backends import columns, kept
 from t5g2.models.backends.site import Site
 from t5g2.models.masks import ALL, Keys, Mask
 
@@ -114,7 +114,11 @@ def _kernel(
         block_kv_dq=k_block,
     )
     return splash.make_splash_mqa_single_device(
-        splash.MultiHeadMask([visible] * heads), block_sizes=blocks, attn_logits_soft_cap=softcap, interpret=interpret
+        splash.MultiHeadMask([visible] * heads),
+        block_sizes=blocks,
+        attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=kept.NAME,
+        interpret=interpret,
     )
 
 
