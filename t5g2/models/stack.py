@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from t5g2.core.batch import Sequences
-from t5g2.core.scopes import ScopeName, scope
+from t5g2.core.scopes import ScopeName, in_loop, scope
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import Attention, KeyValues
@@ -234,6 +234,7 @@ class Layers(nnx.Module):
             extras = PerLayer((None,) * len(self.slots), (None,) * len(self.tail))
         # within a scan XLA cannot merge recomputation with the forward pass, so no barriers are needed there
         remat = compute.remat != "none"
+        step = in_loop(step)
         recomputed = partial(jax.checkpoint, step, policy=POLICY if compute.remat == "attention" else None)
         slot_step = recomputed(prevent_cse=not compute.scan) if remat else step
         tail_step = recomputed() if remat else step
