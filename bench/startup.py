@@ -34,7 +34,7 @@ def get_config():
     config.data = {
         "sources": [{"text": {"kind": "python"}, "objective": {"kind": "ul2"}}],
         "tokenizer": {"kind": "bytes", "sentinels": 100},
-        "chunk_tokens": 500,
+        "chunk_tokens": 160,
         "rows": 1,
         "encoder_length": 512,
         "decoder_length": 128,
@@ -57,9 +57,9 @@ def imports() -> dict[str, float]:
     return best
 
 
-def run() -> dict[str, float]:
-    """Returns the seconds of each part of the start of a run, the least of two."""
-    best: dict[str, float] = {}
+def run() -> dict[str, tuple[float, float]]:
+    """Returns the seconds of each part of the start of a run, and those of the compiler in it, the least of two."""
+    best: dict[str, tuple[float, float]] = {}
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "t5g2", "train", f"--config={__file__}", f"--workdir={folder}/run"]
@@ -68,21 +68,22 @@ def run() -> dict[str, float]:
         if done.returncode:
             sys.exit(done.stderr)
         [line] = re.findall(r"start-up [\d.]+ s: (.*)", done.stderr)
-        for name, seconds in re.findall(r"([a-z][a-z ]*) ([\d.]+) s", line):
-            best[name] = min(best.get(name, float("inf")), float(seconds))
+        for name, whole, compiling in re.findall(r"([a-z][a-z ]*) ([\d.]+) s(?: \(compiling ([\d.]+) s\))?", line):
+            seconds = float(whole), float(compiling or 0)
+            best[name] = min(best.get(name, seconds), seconds, key=lambda pair: pair[0] - pair[1])
     return best
 
 
 def main():
     seconds = imports()
     ratios = [(name, f"{s / seconds['import jax']:.2f}", f"{s:.2f}") for name, s in seconds.items()]
-    parts = [(name, f"{s:.1f}") for name, s in run().items()]
+    parts = [(name, f"{whole:.1f}", f"{whole - compiling:.1f}") for name, (whole, compiling) in run().items()]
     write(
         "startup",
         "Start-up",
         table(("program", "times `import jax`", "seconds"), ratios),
-        "From the command to the end of the first step of T5Gemma 2 270M-270M:",
-        table(("part", "seconds"), parts),
+        "From the command to the end of the first step of T5Gemma 2 270M-270M, which is the last part:",
+        table(("part", "seconds", "without the compiler"), parts),
     )
 
 
