@@ -1,6 +1,7 @@
 """Every backend against the reference, forward and gradients, over masks, heads, packing and padding."""
 
 import functools
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -16,7 +17,7 @@ from t5g2.core.batch import Sequences, image_blocks
 from t5g2.data.packed_rows import Feature
 from t5g2.data.packing import Packer
 from t5g2.models import build, masks
-from t5g2.models.backends import blockwise, columns, reference
+from t5g2.models.backends import blockwise, columns, reference, splash
 from t5g2.models.backends.site import Site
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.layers import Compute
@@ -203,6 +204,25 @@ def test_positions_in_any_order(variant, mask):
         run = (q_BTNH, own, memory, do_BTNH, query, tokens(encoder_segments))
         expected, got = (program(name, MASKS[mask], True, None)(*run) for name in ("reference", variant))
         jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), got, expected)
+
+
+@pytest.mark.parametrize("before", [0, 5, 16])
+@pytest.mark.parametrize(
+    "mask", [m for m in MASKS.values() if m != ALL] + [Mask(causal=True, left=3, right=1)], ids=str
+)
+def test_blocks_of_a_kernels_mask_are_those_of_all_pairs(mask, before):
+    """Known from corners or computed, in front of, across and after the other source's last key."""
+    length, block = 24, 4
+    tiles, ahead = range(0, length, block), np.arange(length + before)[None] - before - np.arange(length)[:, None]
+    expected = np.ones(ahead.shape, bool)
+    for bound, hidden in ((mask.left, ahead < -(mask.left or 0)), (mask.right, ahead > (mask.right or 0))):
+        expected &= ~hidden | (bound is None)
+    expected &= (ahead <= 0) | (not mask.causal)
+    expected[:, :before] = True
+    of_kernel = splash._columns_mask(mask, expected.shape, before)
+    for q, k in itertools.product(tiles, range(0, length + before, block)):
+        index = slice(q, q + block), slice(k, min(k + block, length + before))
+        np.testing.assert_array_equal(of_kernel[index], expected[index])
 
 
 @pytest.mark.parametrize("variant", ["splash", "cudnn"])
