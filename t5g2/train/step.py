@@ -168,7 +168,7 @@ def gradients_of(
         # float32 even where weights are bfloat16, because they are added up
         with scope("gradients"):
             gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-            return total, sums, sharding.constrain_weights(gradients)
+            return total, sums, sharding.lay_out_tables(sharding.constrain_weights(gradients))
 
     if options.microbatches == 1:
         return one_microbatch((batch, key))
