@@ -32,10 +32,10 @@ class StartUp:
 
         jax.monitoring.register_event_duration_secs_listener(self.event)
 
-    def event(self, name: str, seconds: float, **_: str | int) -> None:
-        """Takes an event of jax."""
-        if name == COMPILED:
-            self._compiled += seconds
+    def event(self, event: str, duration_secs: float, **_: str | int) -> None:
+        """Takes an event of jax, by its names of the arguments."""
+        if event == COMPILED:
+            self._compiled += duration_secs
 
     def ended(self, part: str, result: Any = None) -> None:
         """Adds the time since the last part, until `result` is computed, to this one; nothing after the first step."""
