@@ -1,7 +1,8 @@
 """Memory of long encoder rows of T5Gemma 2 270M-270M (text, float32): weights, results and what XLA sets aside.
 
-    python bench/long_rows.py             compiles; nothing runs, so it takes seconds
-    python bench/long_rows.py 32768 run   runs that length, forward and backward, and prints the peak of the process
+    python bench/long_rows.py                  compiles; nothing runs, so it takes seconds
+    python bench/long_rows.py 32768 run        forward and backward: prints the time, and the peak of the process
+    python bench/long_rows.py 131072 forward   forward alone: half an hour on two cores
 
 Must: 32K forward and backward below 8 GB, 128K forward below 12 GB.
 """
@@ -54,16 +55,17 @@ def main():
     )
 
 
-def run(length: int):
+def run(length: int, *, backward: bool):
     model = build.make(text_only(size("t5gemma2:270m-270m")), key=jax.random.key(0))
-    compiled, start = program(length, backward=True), time.perf_counter()
+    compiled, start = program(length, backward=backward), time.perf_counter()
     jax.block_until_ready(compiled(model, tokens(length)))
     peak = device.memory_gib()["memory/host_gib"]
-    print(f"{length} tokens forward and backward: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GiB")
+    kind = "forward and backward" if backward else "forward"
+    print(f"{length} tokens, {kind}: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GiB")
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["run"]:
-        run(int(sys.argv[1]))
+    if sys.argv[2:] in (["run"], ["forward"]):
+        run(int(sys.argv[1]), backward=sys.argv[2] == "run")
     else:
         main()

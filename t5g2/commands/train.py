@@ -23,6 +23,7 @@ def run(flags: Parsed) -> None:
     from t5g2.train import config_file, loop
 
     START_UP.ended("imports")
+    START_UP.watch_compiler()
     distributed.initialize(flags.distributed)
     experiment = config_file.load(flags.config, flags.overrides)
     START_UP.ended("config")

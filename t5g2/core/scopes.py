@@ -9,9 +9,10 @@ is of `encoder.local.attention`: the gradient of what stands in `scope("encoder"
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
 
 import jax
 
@@ -24,22 +25,47 @@ ScopeName = Literal[
 SCOPES = get_args(ScopeName)
 # jax writes the name of a transformation around that of the scope: transpose(jvp(encoder))
 _INNERMOST = re.compile(r"(?:\b(?:jvp|transpose|vmap|remat|checkpoint)\()*([\w.-]+)\)*")
+_around: ContextVar[tuple[str, ...]] = ContextVar("around", default=())
 
 
 @contextmanager
 def scope(name: ScopeName) -> Iterator[None]:
     """Makes a context, or a decorator, whose operations are of this part, within the parts around it."""
-    with jax.named_scope(name):
-        yield
+    token = _around.set((*_around.get(), name))
+    try:
+        with jax.named_scope(name):
+            yield
+    finally:
+        _around.reset(token)
+
+
+def in_loop(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the body of a loop with the scopes that are around the loop now.
+
+    jax moves operations that are the same in every turn out of a loop when it differentiates it, and they carry the
+    names of the body alone.
+    """
+    around = _around.get()
+
+    def named(*arguments: Any) -> Any:
+        with ExitStack() as stack:
+            for name in around:
+                stack.enter_context(jax.named_scope(name))
+            return body(*arguments)
+
+    return named
 
 
 def dotted(op_name: str) -> str:
     """Returns the scopes in the name of an operation of a compiled program, joined by dots; "" if it has none.
 
+    Of operations that XLA has combined, jit(step)/(encoder/embed/gather:decoder/embed/gather), those of the first.
+
     >>> dotted("jit(step)/transpose(jvp(decoder))/while/body/checkpoint/global/mlp/dot_general")
     'decoder.global.mlp'
     """
-    names = [match[1] for piece in op_name.split("/") if (match := _INNERMOST.fullmatch(piece))]
+    first = re.sub(r"/\(([^:]*):.*", r"/\1", op_name)
+    names = [match[1] for piece in first.split("/") if (match := _INNERMOST.fullmatch(piece))]
     parts = [name for name in names if name in SCOPES]
-    # jax may repeat the scopes of the forward pass within those of the backward pass
+    # repeated by `in_loop`, and by jax, those of the forward pass within those of the backward pass
     return ".".join(dict.fromkeys(parts))

@@ -18,10 +18,12 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5g2.core.bounds import Bounds, checked
+from t5g2.core.device import platform
 from t5g2.core.errors import UserError
 from t5g2.core.tree import Tree
 
@@ -168,6 +170,25 @@ def constrain_weights(tree: Tree) -> Tree:
     if mesh.empty or mesh.size == 1:
         return tree
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, mesh))
+
+
+def lay_out_tables(gradients: Tree) -> Tree:
+    """Returns gradients of weights with those of [vocab, embed] tables stored by columns, on several TPUs.
+
+    A table is cut along its columns, and XLA for TPU cuts a sum over devices where it is made only if the axis is not
+    that of lanes, as that of the columns is otherwise: with long rows the sum would be whole on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or platform() != "tpu":
+        return gradients
+    axes = [_axes(leaf, leaf.get_value()) for leaf in jax.tree.leaves(gradients, is_leaf=_is_variable)]
+    leaves, structure = jax.tree.flatten(gradients)
+    by_columns = Layout(major_to_minor=(1, 0))
+    tables = (
+        with_layout_constraint(x, by_columns) if of == ("vocab", "embed") else x
+        for x, of in zip(leaves, axes, strict=True)
+    )
+    return jax.tree.unflatten(structure, tables)
 
 
 def parts(axis: str, size: int, mesh: Mesh | None = None) -> int:

@@ -153,6 +153,11 @@ def weights_table(plan: Plan) -> str:
 def _attention(plan: Plan) -> str:
     """Returns one line per kind of layer: its attention backend, and the reason for it."""
     lines = [f"  {name:16}{choice.name:12}{choice.reason}" for name, choice in plan.attention().items()]
+    backend = plan.experiment.compute.backend
+    if plan.compute.backend != backend:
+        lines.append(f"(the step is compiled here with blockwise attention in place of {backend})")
+    elif plan.platform is not None and backend == "auto":
+        lines.append("(of these simulated devices; with --config.compute.backend=splash or cudnn, of TPUs or GPUs)")
     return "\n".join(["attention", *lines, ""])
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5g2.core import tree
-from t5g2.models.attention_sites import attention_sites, layers_of
+from t5g2.core import sharding, tree
+from t5g2.models.attention_sites import layers_of
 from t5g2.models.backends import blockwise
-from t5g2.models.backends.choice import choose
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig
+from t5g2.models.layers import Remat
 from t5g2.models.loss_config import temporary_bytes
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -26,8 +26,10 @@ class MemoryEstimate:
       weights, optimizer, batch: exact: the arguments of the step. The weights of a teacher are included.
       gradients: exact: of all trained weights, float32, sharded like the weights; with microbatches twice as much,
         for the sum so far and the gradients that are added to it.
-      blocks: estimate: activations that are kept for the backward pass; with remat the inputs of the blocks alone.
-      scores: estimate: attention scores of one layer, or of all without remat; 0 with a backend that never holds them.
+      blocks: estimate: activations that are kept for the backward pass; with remat the inputs of the blocks alone, or
+        also the outputs of attention.
+      scores: estimate: attention scores of one layer, or of all without remat; of blocks alone, or a mask, with a
+        backend that never holds them.
       transient: estimate of what exists at one point of a step only: one layer's activations and gathered weights, or
         the temporaries of the loss head and of the embedding, whichever is more.
     """
@@ -54,7 +56,7 @@ class MemoryEstimate:
 def estimate(plan: Plan) -> MemoryEstimate:
     """Estimates the memory of one device of the plan's mesh, without compiling."""
     experiment, state = plan.experiment, plan.abstract
-    remat = experiment.compute.remat == "block"
+    remat = experiment.compute.remat != "none"
     sides = _sides(experiment)
     weights = _bytes(state.params) + (0 if plan.teacher is None else _bytes(plan.teacher.abstract))
     # a weight that is frozen for good has no gradient at all
@@ -69,7 +71,7 @@ def estimate(plan: Plan) -> MemoryEstimate:
         optimizer=_bytes(state.opt),
         batch=_bytes(plan.batch),
         gradients=gradients * (1 if experiment.train.microbatches == 1 else 2),
-        blocks=sum(side.config.layers * (side.inputs if remat else side.layer) for side in sides),
+        blocks=sum(side.config.layers * side.kept[experiment.compute.remat] for side in sides),
         scores=_scores(plan),
         transient=max(*(side.layer * remat + side.gathered for side in sides), _loss(plan)),
     )
@@ -81,14 +83,21 @@ class _LayerBytes:
 
     Attributes:
       inputs: input of the layer.
+      attention: output of its attention.
       layer: activations that its backward pass needs.
       gathered: weights and gradients of the layer if FSDP gathers them; else 0.
     """
 
     config: TextConfig | VisionConfig
     inputs: int
+    attention: int
     layer: int
     gathered: int
+
+    @property
+    def kept(self) -> dict[Remat, int]:
+        """Bytes that are kept for the backward pass, by compute.remat."""
+        return {"none": self.layer, "attention": self.inputs + self.attention, "block": self.inputs}
 
 
 def _sides(experiment: Experiment) -> list[_LayerBytes]:
@@ -114,7 +123,8 @@ def _side(experiment: Experiment, config: TextConfig, length: int) -> _LayerByte
     layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
     # gathered weights are in the compute dtype, their gradients in float32
     matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
-    return _LayerBytes(config, inputs, layer, matrices * (size + 4) if mesh["fsdp"] > 1 else 0)
+    gathered = matrices * (size + 4) if mesh["fsdp"] > 1 else 0
+    return _LayerBytes(config, inputs, tokens * size * heads // cut, layer, gathered)
 
 
 def _tower(experiment: Experiment) -> list[_LayerBytes]:
@@ -130,13 +140,13 @@ def _tower(experiment: Experiment) -> list[_LayerBytes]:
     if experiment.optim.freezes_tower(experiment.model):
         # the residual, and queries, keys, values and output, or both sides of the MLP's activation
         passing = 2 * inputs + max(4 * inputs // cut, 2 * wide // cut)
-        return [_LayerBytes(vision, 0, 0, passing + pixels)]
+        return [_LayerBytes(vision, 0, 0, 0, passing + pixels)]
     layer = 4 * inputs + (4 * inputs + 2 * wide) // cut
-    return [_LayerBytes(vision, inputs, layer, pixels)]
+    return [_LayerBytes(vision, inputs, inputs // cut, layer, pixels)]
 
 
 def _loss(plan: Plan) -> int:
-    """Bytes of the loss head's temporaries, and of the embedding's gradient from the lookup, float32."""
+    """Bytes of the loss head's temporaries, and of the gradient of the lookup, float32."""
     experiment, shape = plan.experiment, plan.head_shape
     size = jnp.dtype(experiment.compute.dtype).itemsize
     frozen = {
@@ -146,7 +156,9 @@ def _loss(plan: Plan) -> int:
     }
     # of an untied head the table is its own
     head = frozen.get("unembedder.table", frozen.get("decoder_embedder.table", frozen.get("embedder.table", False)))
-    lookup = 0 if all(frozen.values()) else 4 * shape.rows * shape.width
+    # of one group of rows XLA adds it to the head's, in place
+    groups = sharding.parts("rows", experiment.data.rows // experiment.train.microbatches)
+    lookup = 0 if groups == 1 or all(frozen.values()) else 4 * shape.rows * shape.width
     return temporary_bytes(experiment.loss, shape, itemsize=size, trained=not head) + lookup
 
 
@@ -154,18 +166,20 @@ def _scores(plan: Plan) -> int:
     """Bytes of attention scores: of one layer with remat, of all without; of blocks alone if no layer holds its own."""
     experiment, held, passing = plan.experiment, {}, [0]
     model, compute = experiment.model, experiment.compute
-    sites = attention_sites(model, plan.batch, compute, microbatches=experiment.train.microbatches)
-    for name, site in sites.items():
-        backend = choose(compute.backend, site).name
+    choices = plan.attention()
+    for name, site in plan.attention_sites().items():
+        backend = choices[name].name
         frozen = name == "vision" and experiment.optim.freezes_tower(model)
         # scores, weights and the gradients of both
         if backend == "blockwise":
             passing.append(4 * 4 * blockwise.tile(site))
+        elif backend == "cudnn":
+            passing.append(site.rows * site.queries * sum(site.keys))
         elif backend == "reference" and frozen:
             passing.append(2 * 4 * site.scores)
         elif backend == "reference":
             held[name] = 4 * 4 * site.scores
-    if compute.remat == "block":
+    if compute.remat != "none":
         return max(*passing, 0, *held.values())
     return max(*passing, 0, sum(layers_of(model, name) * size for name, size in held.items()))
 

@@ -54,6 +54,8 @@ def profile(experiment: Experiment, *, steps: int) -> None:
       UserError: the mesh does not fit the devices, or the data cannot be read.
     """
     logs.setup(process=jax.process_index())
+    # else a program that only differs in the names of its operations could come from the cache, with its former names
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):

@@ -21,6 +21,7 @@ from t5g2.models.config import Rope
 from t5g2.models.lookup import look_up
 
 Precision = Literal["float32", "bfloat16"]
+Remat = Literal["none", "attention", "block"]
 Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 
 
@@ -35,7 +36,8 @@ class Compute:
       vision_dtype: type in the image tower and its projector, which were trained in float32.
       backend: implementation of attention: "reference" (dense), "blockwise", "splash" (TPUs), "cudnn" (GPUs from Hopper
         on); "auto" = for each kind of layer the best one for this device and these shapes, which a run logs.
-      remat: "block" keeps only the input of each block for the backward pass and recomputes the rest.
+      remat: "block" keeps only the input of each block for the backward pass and recomputes the rest; "attention" keeps
+        the output of attention too, which is the dearest to recompute in long rows.
       scan: run equal layers as one loop; False = unrolled, which compiles slowly and is easier to profile.
     """
 
@@ -45,15 +47,15 @@ class Compute:
     loss_dtype: Precision = "float32"
     vision_dtype: Precision = "float32"
     backend: str = "auto"
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
     scan: bool = True
 
     def __post_init__(self):
         for name in ("dtype", "norm_dtype", "softmax_dtype", "loss_dtype", "vision_dtype"):
             if getattr(self, name) not in get_args(Precision):
                 raise unknown(name, getattr(self, name), get_args(Precision))
-        if self.remat not in ("none", "block"):
-            raise unknown("remat", self.remat, ("none", "block"))
+        if self.remat not in get_args(Remat):
+            raise unknown("remat", self.remat, get_args(Remat))
         if self.backend not in ("auto", *BACKENDS):
             raise unknown("attention backend", self.backend, ("auto", *BACKENDS))
 

@@ -16,10 +16,11 @@ from jaxtyping import Array, Float
 from typing_extensions import override
 
 from t5g2.core.batch import Sequences
-from t5g2.core.scopes import ScopeName, scope
+from t5g2.core.scopes import ScopeName, in_loop, scope
 from t5g2.core.sharding import constrain
 from t5g2.models import masks
 from t5g2.models.attention import Attention, KeyValues
+from t5g2.models.backends.kept import POLICY
 from t5g2.models.config import LayerKind, TextConfig
 from t5g2.models.layers import Compute, GatedMLP, RMSNorm, rotary_cos_sin
 from t5g2.models.masks import Keys, Mask
@@ -121,7 +122,7 @@ class Block(nnx.Module):
             return x_BcD + self.post_mlp_norm.normalize(h_BcD, compute)
 
         rows, length, width = x_BTD.shape
-        parts = math.ceil(length / PART) if compute.remat == "block" and length > LONG_ROW else 1
+        parts = math.ceil(length / PART) if compute.remat != "none" and length > LONG_ROW else 1
         if parts == 1:
             x_BTD = transform(x_BTD)
         else:
@@ -232,9 +233,11 @@ class Layers(nnx.Module):
         if extras is None:
             extras = PerLayer((None,) * len(self.slots), (None,) * len(self.tail))
         # within a scan XLA cannot merge recomputation with the forward pass, so no barriers are needed there
-        remat = compute.remat == "block"
-        slot_step = jax.checkpoint(step, prevent_cse=not compute.scan) if remat else step
-        tail_step = jax.checkpoint(step) if remat else step
+        remat = compute.remat != "none"
+        step = in_loop(step)
+        recomputed = partial(jax.checkpoint, step, policy=POLICY if compute.remat == "attention" else None)
+        slot_step = recomputed(prevent_cse=not compute.scan) if remat else step
+        tail_step = recomputed() if remat else step
 
         # the body of the loop is one whole pattern: its blocks differ in kind, its repeats only in weights
         def pattern(x, layers):

@@ -22,7 +22,10 @@ from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.eval.tasks import EvalContext
 from t5g2.models import build, loss_config
 from t5g2.models.attention_sites import attention_sites
-from t5g2.models.backends.choice import BackendChoice, choose
+from t5g2.models.backends import choice
+from t5g2.models.backends.choice import BackendChoice
+from t5g2.models.backends.site import Site
+from t5g2.models.layers import Compute
 from t5g2.models.loss_config import HeadShape, LossConfig
 from t5g2.train import files_of_weights, optim, teachers
 from t5g2.train import state as states
@@ -84,11 +87,18 @@ class Plan:
         chosen = loss_config.choose(self.experiment.loss, self.head_shape)
         return dataclasses.replace(self.experiment.loss, strategy=chosen.strategy)
 
+    @property
+    def compute(self) -> Compute:
+        """Options of the forward pass; in place of a kernel that simulated devices lack, blockwise attention."""
+        compute = self.experiment.compute
+        lacking = self.platform is not None and compute.backend in choice.KERNELS
+        return dataclasses.replace(compute, backend="blockwise") if lacking else compute
+
     def step_options(self) -> steps.StepOptions:
         """Returns the options of the train step."""
         data, train = self.experiment.data, self.experiment.train
         return steps.StepOptions(
-            compute=self.experiment.compute,
+            compute=self.compute,
             denoisers=len(data.denoisers),
             sources=len(data.names),
             microbatches=train.microbatches,
@@ -104,16 +114,28 @@ class Plan:
         return steps.lower_step(step, self.abstract, self.batch, teacher, mesh=self.mesh)
 
     def attention(self) -> dict[str, BackendChoice]:
-        """Returns the attention backend of each kind of layer, such as "encoder.local"."""
-        model, compute = self.experiment.model, self.experiment.compute
+        """Returns the attention backend of each kind of layer, such as "encoder.local".
+
+        Raises:
+          UserError: the backend that is set does not exist on these devices.
+        """
+        backend = self.experiment.compute.backend
+        # simulated devices stand for those that the kernel runs on
+        device = None if self.compute.backend == backend else choice.KERNELS[backend].device
+        return {name: choice.choose(backend, site, device=device) for name, site in self.attention_sites().items()}
+
+    def attention_sites(self) -> dict[str, Site]:
+        """Returns the attention of each kind of layer, such as "encoder.local"."""
+        experiment = self.experiment
         with jax.set_mesh(self.mesh):
-            sites = attention_sites(model, self.batch, compute, microbatches=self.experiment.train.microbatches)
-            return {name: choose(compute.backend, site) for name, site in sites.items()}
+            return attention_sites(
+                experiment.model, self.batch, experiment.compute, microbatches=experiment.train.microbatches
+            )
 
     def compile(self) -> Any:
         """Compiles the train step; logs attention's backends, the loss head's strategy, time and memory."""
-        for name, choice in self.attention().items():
-            log.info("attention of %s layers: %s (%s)", name, choice.name, choice.reason)
+        for name, chosen in self.attention().items():
+            log.info("attention of %s layers: %s (%s)", name, chosen.name, chosen.reason)
         log.info("loss head: %s", loss_config.choose(self.experiment.loss, self.head_shape))
         start = time.perf_counter()
         compiled = self.lower().compile()
@@ -160,7 +182,8 @@ def make(experiment: Experiment, mesh: Mesh, *, platform: str | None = None) -> 
       platform: that of the devices that the mesh's stand for; None = their own.
 
     Raises:
-      UserError: a schedule or a pattern does not fit, or the teacher's folder does not.
+      UserError: a schedule or a pattern does not fit, or the teacher's folder does not; or these devices lack the
+        attention backend.
     """
     train = experiment.train
     # the teacher comes first: it decides which arrays a batch carries, and so the shapes of the step
@@ -174,7 +197,9 @@ def make(experiment: Experiment, mesh: Mesh, *, platform: str | None = None) -> 
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((data.rows, *x.shape[1:]), x.dtype, sharding=batch_sharding), one_row
     )
-    return Plan(experiment, data, mesh, optimizer, abstract, batch, teacher, platform)
+    plan = Plan(experiment, data, mesh, optimizer, abstract, batch, teacher, platform)
+    plan.attention()  # a backend that does not run here is an error now, and not once weights are loaded
+    return plan
 
 
 def _with_teacher(experiment: Experiment, mesh: Mesh) -> tuple[DataConfig, OnlineTeacher | None]:

@@ -120,6 +120,7 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
             parameter_norm, parameter_norms = norms_of(params)
             # a finite gradient and a wrong learning rate can still make weights that are not finite
             finite = jnp.isfinite(total) & jnp.isfinite(update.gradient_norm) & jnp.isfinite(parameter_norm)
+            finite_gradients, finite_params = jnp.isfinite(update.leaf_norms), jnp.isfinite(parameter_norms)
         skipped = state.skipped
         if options.skip_nonfinite:
             # selected in the program: the old state is donated, so the host could not go back to it
@@ -133,8 +134,8 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
             parameter_norm=parameter_norm,
             learning_rate=update.learning_rate,
             finite=finite,
-            finite_gradients=jnp.isfinite(update.leaf_norms),
-            finite_params=jnp.isfinite(parameter_norms),
+            finite_gradients=finite_gradients,
+            finite_params=finite_params,
             skipped=skipped,
             **sums._asdict(),
         )
@@ -167,7 +168,7 @@ def gradients_of(
         # float32 even where weights are bfloat16, because they are added up
         with scope("gradients"):
             gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-            return total, sums, sharding.constrain_weights(gradients)
+            return total, sums, sharding.lay_out_tables(sharding.constrain_weights(gradients))
 
     if options.microbatches == 1:
         return one_microbatch((batch, key))

@@ -14,15 +14,16 @@ COMPILER = Path(sys.prefix, "tpu-compiler")
 @pytest.mark.long
 @pytest.mark.skipif(not COMPILER.exists(), reason="no TPU compiler here; `make test` installs it (Linux, x86-64)")
 def test_programs_of_tpus():
-    """Attention of packed rows on 2 x 2 devices: one kernel forward and two backward, and no array of all pairs. The
-    gradient of a tied table on 4: the sum of lookups and head is reduced and cut at once, never whole.
+    """Attention of packed rows on 2 x 2 devices: one kernel forward and two backward, and no array of all pairs. A step
+    with FSDP on 4, whose encoder and decoder layer keep their output, and whose tied table's gradient, of two lookups
+    and the head, is cut where it is summed over devices, never whole.
     """
     path = os.pathsep.join([str(COMPILER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "tests.e2e.tpu_programs"]
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
-    lines = [line for line in result.stdout.splitlines() if " kernels=" in line]
-    assert len(lines) == 8
-    for line in lines:
+    step, *attention = [line for line in result.stdout.splitlines() if " kernels=" in line]
+    assert step == "v5p:2x2x1 step kernels=6 pairs=False table reduce-scatters=1 all-reduces=0"
+    assert len(attention) == 10
+    for line in attention:
         assert re.search(r"kernels=3 pairs=False$", line), line
-    assert "v5p:2x2x1 table reduce-scatters=1 all-reduces=0" in result.stdout.splitlines()

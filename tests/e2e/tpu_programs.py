@@ -1,10 +1,11 @@
-"""Compiles attention and the gradient of a tied table for TPUs, without a TPU: prints one line for each program.
+"""Compiles attention and a train step for TPUs, without a TPU: prints one line for each program.
 
     PYTHONPATH=.venv/tpu-compiler python -m tests.e2e.tpu_programs
 
 A process of its own, as libtpu can be loaded once, and reads its environment at that time.
 """
 
+import dataclasses
 import os
 import re
 
@@ -21,17 +22,19 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5g2.core.batch import Sequences
+from t5g2.core import sharding
+from t5g2.core.batch import Batch, Sequences
 from t5g2.core.sharding import AXES
-from t5g2.models import masks
+from t5g2.models import build, masks
 from t5g2.models.attention import attend
 from t5g2.models.backends.choice import choose
 from t5g2.models.backends.site import Site
-from t5g2.models.layers import Compute, Head
-from t5g2.models.lookup import look_up
-from t5g2.models.loss import cross_entropy
+from t5g2.models.config import EncoderDecoderConfig, text_only
+from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig
 from t5g2.models.masks import ALL, Keys, Mask
+from t5g2.models.sizes import size
+from t5g2.train import optim, schedules, state, step
 
 ROWS, LENGTH, MEMORY, HEADS, SIZE = 4, 2048, 4096, 4, 256
 SOURCES: dict[str, tuple[tuple[int, Mask], ...]] = {
@@ -39,6 +42,7 @@ SOURCES: dict[str, tuple[tuple[int, Mask], ...]] = {
     "encoder.global": ((LENGTH, ALL),),
     "decoder.local": ((MEMORY, ALL), (LENGTH, masks.causal(512))),
     "decoder.global": ((MEMORY, ALL), (LENGTH, masks.causal())),
+    "gemma.local": ((LENGTH, masks.causal(512)),),
 }
 
 
@@ -83,33 +87,37 @@ def _compile(mesh, sources, kv_heads: int, softcap: float | None) -> str:
     return step.lower(array(LENGTH, HEADS), keys_values, tokens(LENGTH), others).compile().as_text() or ""
 
 
-def compile_table(topology: str) -> None:
-    """Compiles the gradient of a tied table under FSDP, two lookups and the loss head, for this topology."""
+def compile_step(topology: str, length: int = 4096) -> None:
+    """Compiles a train step of T5Gemma 2 270M-270M with one layer a side, rows of 4,096 tokens on both, and FSDP."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = jax.make_mesh((1, 4, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:4])
-    vocab, width = 262144, 640
-    rows, table = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P(None, "fsdp"))
+    config = text_only(size("t5gemma2:270m-270m"))
+    assert isinstance(config, EncoderDecoderConfig)
+    one = {side: dataclasses.replace(getattr(config, side), layers=1) for side in ("encoder", "decoder")}
+    config = dataclasses.replace(config, **one)
+    place = sharding.batch_sharding(mesh)
 
-    def total(table_VD, encoder_BT, decoder_BT, weights_BT):
-        x_BTD, y_BTD = (look_up(table_VD, tokens_BT).astype(jnp.bfloat16) for tokens_BT in (encoder_BT, decoder_BT))
-        config = LossConfig(tile_tokens=128, strategy="tokens")
-        return cross_entropy(x_BTD + y_BTD, Head(table_VD, None), decoder_BT, weights_BT, config).total
+    def array(dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((8, length), dtype, sharding=place)
 
-    tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=rows)
-    weights = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=rows)
-    stored = jax.ShapeDtypeStruct((vocab, width), jnp.float32, sharding=table)
+    side = Sequences(array(), array(), array())
+    batch = Batch(side, side, array(), array(jnp.float32), array(), array())
+    optimizer = optim.make(optim.OptimConfig(schedules.Constant(1e-3)), 10, build.abstract(config))
+    options = step.StepOptions(Compute(remat="attention"), loss=LossConfig(tile_tokens=4096))
     with jax.set_mesh(mesh):
-        # with an update, as in a train step: what reads the gradient decides whether it is cut where it is summed
-        update = lambda table_VD, *batch: table_VD - 0.1 * jax.grad(total)(table_VD, *batch)  # noqa: E731
-        step = jax.jit(update, out_shardings=table, donate_argnums=0)
-        text = step.lower(stored, tokens, tokens, weights).compile().as_text() or ""
+        first = state.abstract(config, optimizer, mesh=mesh, param_dtype="float32")
+        lowered = step.lower_step(step.make_train_step(optimizer, options), first, batch, mesh=mesh)
+        text = lowered.compile().as_text() or ""
+    vocab, width = config.decoder.vocab_size, config.decoder.width
     # the compiler's own reduce-scatter is a fusion of an all-reduce and a slice
     cut = len(re.findall(rf"^%all-reduce-scatter\S* \(\S+ f32\[{vocab},{width}\]\)", text, re.MULTILINE))
     whole = len(re.findall(rf" = .*\[{vocab},{width}\].* all-reduce\(", text)) - cut
-    print(f"{topology} table reduce-scatters={cut} all-reduces={whole}")
+    kernels = text.count('custom_call_target="tpu_custom_call"')
+    pairs = any(f"{length},{keys}]" in text for keys in (length, 2 * length))
+    print(f"{topology} step kernels={kernels} pairs={pairs} table reduce-scatters={cut} all-reduces={whole}")
 
 
 if __name__ == "__main__":
-    compile_table("v5p:2x2x1")
+    compile_step("v5p:2x2x1")
     for topology, (kv_heads, softcap) in TOPOLOGIES.items():
         compile_all(topology, kv_heads, softcap)

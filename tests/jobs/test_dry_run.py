@@ -197,6 +197,34 @@ def test_the_reference_backend_is_named_where_attention_scores_take_the_memory()
         dry_run.check(made, hbm_gib=0.1, compiled=False)
 
 
+def test_kernels_are_known_where_their_devices_are_simulated(capsys):
+    """The choice is that of the devices that are stood for; what is compiled here has blockwise attention instead."""
+    wide = replace(LOCAL, head_size=128)
+    model = replace(T5GEMMA2, encoder=wide, decoder=replace(GLOBAL, head_size=128))
+    settings = {"mesh__fsdp": 8, "compute__dtype": "bfloat16"}
+    for backend, encoder in (("splash", "set by"), ("cudnn", "cudnn cannot: it has no window after the query")):
+        dry_run.check(experiment(model, compute__backend=backend, **settings), devices=8, compiled=False)
+        text = capsys.readouterr().out
+        chosen = "splash      set by compute.backend" if backend == "splash" else f"blockwise   {encoder}"
+        assert f"  encoder.local   {chosen}\n" in text
+        assert f"  decoder.global  {backend:12}set by compute.backend\n" in text
+        assert f"(the step is compiled here with blockwise attention in place of {backend})" in text
+    made = experiment(model, compute__backend="splash", **settings)
+    with pytest.raises(UserError, match="'splash' runs on TPUs, and the devices of this run are 'cpu'"):
+        dry_run.check(made, compiled=False)
+    mesh = sharding.make(made.mesh)
+
+    def plan_with(backend):
+        return plans.make(experiment(model, compute__backend=backend, **settings), mesh, platform="accelerator")
+
+    with jax.set_mesh(mesh):
+        assert memory_estimate.estimate(plan_with("splash")).scores == 0
+        # of cudnn a mask of two rows, T queries and T + S keys, a byte each; of blockwise, in the encoder, scores
+        assert memory_estimate.estimate(plan_with("cudnn")).scores == max(2 * 256 * 512, 4 * 4 * 2 * 4 * 128 * 128)
+        lowered = plan_with("splash").lower()
+    assert "tpu_custom_call" not in lowered.as_text()
+
+
 def test_what_no_device_has_is_not_compiled(capsys, monkeypatch):
     monkeypatch.setattr(dry_run, "MOST", 2**20)
     dry_run.check(experiment(T5GEMMA2, mesh__fsdp=8))

@@ -11,7 +11,7 @@ from t5g2.models.backends.site import Site
 
 def _small_blocks(*arguments, **options):
     # several blocks even in short rows, and a last one that is not full
-    with patch.object(blockwise, "BLOCK", 4), patch.object(blockwise, "LEAST", 2):
+    with patch.object(blockwise, "CPU", blockwise.CPU._replace(most=4, least=2)):
         return blockwise.attend(*arguments, **options)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from t5g2.core.batch import Batch, Sequences
 from t5g2.core.errors import UserError
 from t5g2.models import attention, build, masks
 from t5g2.models.attention_sites import attention_sites, layers_of
-from t5g2.models.backends import choice, cudnn
+from t5g2.models.backends import blockwise, choice, cudnn
 from t5g2.models.backends.choice import BackendChoice, choose
 from t5g2.models.backends.site import Site
 from t5g2.models.config import EncoderDecoderConfig
@@ -100,6 +101,27 @@ def test_a_kernel_of_another_device_is_an_error(backend, where):
         UserError, match=rf"backend='{backend}' runs on {where}, and the devices .* are 'cpu'; .*='auto'"
     ):
         choose(backend, GLOBAL)
+
+
+def test_blocks_follow_from_shapes_and_platform(monkeypatch):
+    """Of one row and of 16, of a window and without one; a block is never longer than what it is of."""
+    sizes = partial(blockwise.block_sizes, queries=4096, keys=(4096, 100))
+    window, both = [masks.causal(512), ALL], [ALL, ALL]
+    assert sizes(window, 4) == (128, (128, 100))
+    assert sizes(both, 64) == (256, (256, 100))
+    assert blockwise.block_sizes([ALL], 4, 7, (4096,)) == (7, (256,))
+    monkeypatch.setattr(blockwise, "platform", lambda: "gpu")
+    assert sizes(window, 4) == (256, (256, 100))
+    assert sizes(both, 64) == (1024, (1024, 100))
+    # 512 rows and heads: 2^26 scores are those of 256 x 256
+    assert sizes(both, 512) == (256, (256, 100))
+    assert sizes([masks.causal(1), masks.causal(10**6)], 1) == (128, (128, 100))
+
+
+def test_without_a_gpu_cudnn_is_judged_as_on_hopper():
+    assert cudnn.refusal(GLOBAL) is None
+    assert cudnn.refusal(dataclasses.replace(GLOBAL, softcap=True)) == "it has no soft cap"
+    assert choose("cudnn", GLOBAL, device="gpu") == BackendChoice("cudnn", "set by compute.backend")
 
 
 def batch_of(model, rows=2, encoder_length=12, decoder_length=10, blocks=False) -> Batch:

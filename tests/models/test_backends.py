@@ -1,8 +1,10 @@
 """Every backend against the reference, forward and gradients, over masks, heads, packing and padding."""
 
 import functools
+import itertools
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,15 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5g2.api import model_inputs
 from t5g2.core.batch import Sequences, image_blocks
-from t5g2.models import masks
-from t5g2.models.backends import blockwise, reference
+from t5g2.data.packed_rows import Feature
+from t5g2.data.packing import Packer
+from t5g2.models import build, masks
+from t5g2.models.backends import blockwise, columns, reference, splash
 from t5g2.models.backends.site import Site
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.layers import Compute
 from t5g2.models.masks import ALL, Keys, Mask
-from tests import tiny, weights
+from t5g2.models.stack import LayerInputs
+from tests import hlo, tiny, weights
 from tests.models.backend_variants import VARIANTS, refusal
+from tests.models.test_loss import equations
 
 ROWS, LENGTH, MEMORY, SIZE = 2, 41, 19, 128
 
@@ -147,6 +154,27 @@ def test_bfloat16(variant):
     compare(variant, masks.causal(), "GQA", [ROWS_OF["packed"]], merged=True, dtype=jnp.bfloat16, atol=0.06)
 
 
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("variant", ["blockwise", "small blocks"])
+def test_a_softmax_in_bfloat16(variant, softcap):
+    """Near that of the reference in bfloat16, which is itself off by its rounding."""
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
+    query, encoder = (tokens(segments) for segments in ROWS_OF["packed"])
+
+    def run(name, dtype):
+        def output(q_BTNH, own, memory):
+            sources = [(Keys(*memory, encoder), ALL), (Keys(*own, query), MASKS["causal window"])]
+            return VARIANTS[name](q_BTNH, query, sources, scale=0.09, softcap=softcap, dtype=dtype)
+
+        o_BTNH, gradients = jax.vjp(jax.jit(output), q_BTNH, own, memory)
+        return o_BTNH, gradients(do_BTNH)
+
+    exact, expected, got = run("reference", "float32"), run("reference", "bfloat16"), run(variant, "bfloat16")
+    for a, b, c in zip(*map(jax.tree.leaves, (got, expected, exact)), strict=True):
+        assert np.abs(b - c).max() > 1e-4 * np.abs(c).max(), "the reference rounds"
+        np.testing.assert_allclose(a, c, atol=0.03 * np.abs(c).max())
+
+
 BLOCKS = np.zeros((ROWS, LENGTH), np.int32)
 BLOCKS[0, 3:9], BLOCKS[0, 13:27], BLOCKS[1, :33] = 1, 2, 1  # images, one across two examples; a long prefix
 
@@ -178,6 +206,25 @@ def test_positions_in_any_order(variant, mask):
         jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), got, expected)
 
 
+@pytest.mark.parametrize("before", [0, 5, 16])
+@pytest.mark.parametrize(
+    "mask", [m for m in MASKS.values() if m != ALL] + [Mask(causal=True, left=3, right=1)], ids=str
+)
+def test_blocks_of_a_kernels_mask_are_those_of_all_pairs(mask, before):
+    """Known from corners or computed, in front of, across and after the other source's last key."""
+    length, block = 24, 4
+    tiles, ahead = range(0, length, block), np.arange(length + before)[None] - before - np.arange(length)[:, None]
+    expected = np.ones(ahead.shape, bool)
+    for bound, hidden in ((mask.left, ahead < -(mask.left or 0)), (mask.right, ahead > (mask.right or 0))):
+        expected &= ~hidden | (bound is None)
+    expected &= (ahead <= 0) | (not mask.causal)
+    expected[:, :before] = True
+    of_kernel = splash._columns_mask(mask, expected.shape, before)
+    for q, k in itertools.product(tiles, range(0, length + before, block)):
+        index = slice(q, q + block), slice(k, min(k + block, length + before))
+        np.testing.assert_array_equal(of_kernel[index], expected[index])
+
+
 @pytest.mark.parametrize("variant", ["splash", "cudnn"])
 def test_kernels_that_know_columns_give_nan_where_positions_differ(variant):
     q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
@@ -187,6 +234,44 @@ def test_kernels_that_know_columns_give_nan_where_positions_differ(variant):
     o_BTNH, _ = program(variant, masks.causal(), False, None)(q_BTNH, own, memory, do_BTNH, query, query)
     assert np.isfinite(o_BTNH[0]).all()
     assert np.isnan(o_BTNH[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("segments", "positions", "expected"),
+    [
+        ([1, 1, 1, 2, 2, 0], [0, 1, 2, 0, 1, 0], True),
+        ([0, 0, 1, 1, 0, 0], [9, 9, 0, 1, 9, 9], True),
+        ([1, 1, 2, 2, 4, 4], [7, 8, 3, 4, 0, 1], True),
+        ([0, 0, 0, 0, 0, 0], [0, 3, 1, 0, 0, 0], True),
+        # padding within a segment, with positions of columns or counted without it
+        ([1, 1, 0, 1, 1, 0], [0, 1, 2, 3, 4, 5], True),
+        ([1, 1, 0, 1, 1, 0], [0, 1, 2, 2, 3, 4], False),
+        ([1, 1, 1, 1, 1, 1], [0, 1, 2, 4, 5, 6], False),
+        ([1, 1, 1, 1, 1, 1], [0, 1, 2, 2, 3, 4], False),
+        ([1, 1, 2, 2, 1, 1], [0, 1, 0, 1, 4, 5], False),
+        ([2, 2, 1, 1, 0, 0], [0, 1, 0, 1, 0, 0], False),
+    ],
+)
+def test_rows_in_order(segments, positions, expected):
+    assert columns.in_order(tokens([segments], [positions])).tolist() == [expected]
+
+
+def test_rows_of_data_and_prompts_are_in_order():
+    """The promise to kernels that know columns only, checked where rows are made."""
+    layout = {side: Feature(12) for side in ("encoder", "decoder")}
+    draw = np.random.RandomState(0)
+    packer = Packer(layout, 20, policy="best_fit")
+    while packer.add({side: np.ones(draw.randint(1, 7), np.int32) for side in layout}):
+        pass
+    made = packer.finish()
+    sides = [
+        Sequences(made[side], made[f"{side}_segment_ids"], made[f"{side}_positions"]) for side in ("encoder", "decoder")
+    ]
+    assert max(side.segments.max() for side in sides) > 2
+    holes = np.array([[1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], bool)
+    sides.append(model_inputs.sequences(np.ones((3, 6), np.int32), holes, counted=False))
+    for side in sides:
+        assert columns.in_order(jax.tree.map(jnp.asarray, side)).all()
 
 
 @pytest.mark.parametrize("kind", ["whole", "packed", "padded right", "padded left"])
@@ -200,9 +285,9 @@ def test_blocks_without_a_visible_pair_are_not_computed(mask, kind):
     [(first_n, end_n)] = blockwise.block_ranges(problem, query, [query])
     visible = np.any(reference.visible(query, query, MASKS[mask]), axis=0)
     for n, (first, end) in enumerate(zip(first_n, end_n, strict=True)):
-        columns = np.flatnonzero(visible[n * block : (n + 1) * block].any(axis=0)) // block
-        if len(columns):
-            assert (first, end) == (columns[0], columns[-1] + 1)
+        seen = np.flatnonzero(visible[n * block : (n + 1) * block].any(axis=0)) // block
+        if len(seen):
+            assert (first, end) == (seen[0], seen[-1] + 1)
         else:
             assert first == end
 
@@ -233,6 +318,25 @@ def test_scores_stay_few_where_the_reference_holds_all():
     assert re.search(rf"f32\[[\d,]*{LENGTH},\d,{LENGTH}\]", text)
 
 
+@pytest.mark.parametrize(("remat", "forward_passes"), [("none", 1), ("attention", 1), ("block", 2)])
+def test_a_kept_output_spares_the_second_forward_pass(remat, forward_passes):
+    """Two products of the forward pass in each pass, and five of the backward pass, over blocks of queries and keys."""
+    model = build.abstract(replace(tiny.GEMMA3, layers=1, pattern=("local",)))
+    compute, length = Compute(dtype="float32", backend="blockwise", remat=remat), 300
+
+    def loss(model):
+        source = tokens([runs(length, length)])
+        return jnp.sum(model.run(jnp.zeros((1, length, model.config.width)), inputs(model, source), compute=compute))
+
+    def inputs(model, source):
+        return LayerInputs.create(source, model.config, lambda kind: masks.decoder(model.config, kind))
+
+    program = jax.make_jaxpr(jax.grad(loss))(model)
+    products = [e for e in equations(program.jaxpr) if e.primitive.name == "dot_general"]
+    block = blockwise.CPU.least
+    assert sum(block in e.invars[0].aval.shape + e.outvars[0].aval.shape for e in products) == 2 * forward_passes + 5
+
+
 FAMILIES = {
     "gemma 2": tiny.GEMMA2,
     "gemma 3 with images": tiny.GEMMA3_IMAGES,
@@ -244,8 +348,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_of_a_whole_model(family, monkeypatch):
     """Packed rows and images, several blocks a row: equal to the reference backend to 1e-5 of the largest entry."""
-    monkeypatch.setattr(blockwise, "BLOCK", 8)
-    monkeypatch.setattr(blockwise, "LEAST", 4)
+    monkeypatch.setattr(blockwise, "CPU", blockwise.CPU._replace(most=8, least=4))
     config = FAMILIES[family]
     model, draw = weights.model(config), np.random.RandomState(0)
     decoder, encoder = (stream_of(draw, n) for n in (25, 19))
@@ -265,7 +368,20 @@ def test_loss_and_gradients_of_a_whole_model(family, monkeypatch):
         return -jnp.mean(jnp.where(decoder.segments > 0, jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0], 0))
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    expected, got = (run(model, Compute(dtype="float32", backend=name)) for name in ("reference", "blockwise"))
+    programs = [
+        run.lower(model, Compute(dtype="float32", backend=name)).compile() for name in ("reference", "blockwise")
+    ]
+    expected, got = (program(model) for program in programs)
+    lengths = {
+        *(side.tokens.shape[1] for side in (decoder, encoder)),
+        decoder.tokens.shape[1] + encoder.tokens.shape[1],
+    }
+    pairs = [
+        {s for s in hlo.shapes(program.as_text() or "") if sum(size in lengths for size in s) > 1}
+        for program in programs
+    ]
+    assert pairs[0], "the reference holds the scores of all pairs"
+    assert not pairs[1], "blocks hold those of none"
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (got[1], expected[1])), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1e-2, np.abs(b).max()))

@@ -170,7 +170,7 @@ def test_neither_scan_nor_remat_changes_states_or_gradients(config):
         return jax.jit(jax.value_and_grad(loss))(model)
 
     expected, expected_gradient = run(COMPUTE)
-    for change in ({"scan": False}, {"remat": "block"}, {"remat": "block", "scan": False}):
+    for change in ({"scan": False}, {"remat": "block"}, {"remat": "attention"}, {"remat": "block", "scan": False}):
         value, gradient = run(replace(COMPUTE, **change))
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         for (path, got), want in zip(
@@ -192,6 +192,8 @@ def test_remat_keeps_only_the_input_of_each_block():
     weight_count = sum(leaf.size for leaf in jax.tree.leaves(model))
     inputs = 8 * LENGTH * GEMMA3.width
     assert stored("block") < weight_count + 2 * inputs
+    outputs = 8 * LENGTH * GEMMA3.heads * GEMMA3.head_size
+    assert stored("block") + outputs == stored("attention")
     assert stored("none") > weight_count + 10 * inputs
 
 

@@ -24,13 +24,34 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from t5g2.core.batch import Sequences
+from t5g2.core.device import platform
 from t5g2.models.backends import reference
 from t5g2.models.backends.columns import in_order
+from t5g2.models.backends.kept import kept
 from t5g2.models.backends.site import Site
 from t5g2.models.masks import Keys, Mask
 
-BLOCK = 256  # queries and keys of a block; on a CPU larger blocks are slower, as their scores leave the cache
-LEAST = 128  # of a block in a window: smaller products are slow
+
+class BlockLimits(NamedTuple):
+    """Limits of the sizes of blocks; all sizes are powers of two.
+
+    Attributes:
+      most: queries or keys of a block.
+      least: those of a block in a window, if it is smaller.
+      per_window: blocks that make up a window.
+      scores: of a block of queries and one of keys, over all rows and heads of a device.
+    """
+
+    most: int
+    least: int
+    per_window: int
+    scores: int
+
+
+# On a CPU larger blocks are slower, as their scores leave the cache, and smaller products are slow too
+# (bench/attention.py). Elsewhere a turn of the loop must fill the device; not measured on one yet.
+CPU = BlockLimits(most=256, least=128, per_window=4, scores=2**62)
+ACCELERATOR = BlockLimits(most=1024, least=128, per_window=2, scores=2**26)
 
 
 def attend(
@@ -43,30 +64,41 @@ def attend(
     dtype: str,
 ) -> Float[Array, "B T N H"]:
     """Returns what `reference.attend` returns, up to rounding."""
-    shapes = []
-    for keys, mask in sources:
-        length = keys.k_BSKH.shape[1]
-        shapes.append(SourceShape(mask, length, min(_block(mask), length), keys.tokens is query))
-    # a window is met exactly by small blocks of queries and of keys
-    block = min(q_BTNH.shape[1], *(_block(mask) for _, mask in sources))
-    problem = Problem(scale, softcap, dtype, block, tuple(shapes))
+    rows, length, heads, _ = q_BTNH.shape
+    masks, lengths = [mask for _, mask in sources], [keys.k_BSKH.shape[1] for keys, _ in sources]
+    block, key_blocks = block_sizes(masks, rows * heads, length, lengths)
+    shapes = tuple(map(SourceShape, masks, lengths, key_blocks, (keys.tokens is query for keys, _ in sources)))
     arrays = tuple((keys.k_BSKH, keys.v_BSKH) for keys, _ in sources)
+    problem = Problem(scale, softcap, dtype, block, shapes)
     return _attend(problem, q_BTNH, arrays, query, tuple(keys.tokens for keys, _ in sources))
 
 
 def tile(site: Site) -> int:
     """Returns the number of scores that exist at a time: those of a block of queries and one of keys, of all heads."""
-    queries = min(site.queries, *map(_block, site.masks))
-    keys = max(min(_block(mask), length) for mask, length in zip(site.masks, site.keys, strict=True))
-    return site.rows * site.heads * queries * keys
+    block, key_blocks = block_sizes(site.masks, site.rows * site.heads, site.queries, site.keys)
+    return site.rows * site.heads * block * max(key_blocks)
 
 
-def _block(mask: Mask) -> int:
-    """Returns the size of blocks for a mask. A window of W keys costs those of W + two blocks, so they are W / 4."""
-    if mask.left is None:
-        return BLOCK
-    window = mask.left + 1 + (mask.right or 0)
-    return min(max(2 ** math.ceil(math.log2(window / 4)), LEAST), BLOCK)
+def block_sizes(
+    masks: Sequence[Mask], rows_heads: int, queries: int, keys: Sequence[int]
+) -> tuple[int, tuple[int, ...]]:
+    """Returns the queries of a block, and the keys of a block of each source, by shapes and platform.
+
+    A window of W keys costs those of W and two blocks, so its blocks are a part of W. Queries are in blocks of the
+    smallest of all sources, which meet a window best.
+    """
+    limits = CPU if platform() == "cpu" else ACCELERATOR
+    fitting = 2 ** (int(math.log2(max(limits.scores // rows_heads, 1))) // 2)
+    most = min(limits.most, max(fitting, limits.least))
+
+    def size(mask: Mask) -> int:
+        if mask.left is None:
+            return most
+        window = mask.left + 1 + (mask.right or 0)
+        return min(max(2 ** math.ceil(math.log2(window / limits.per_window)), limits.least), most)
+
+    sizes = [size(mask) for mask in masks]
+    return min(queries, *sizes), tuple(min(block, length) for block, length in zip(sizes, keys, strict=True))
 
 
 @dataclass(frozen=True)
@@ -124,7 +156,7 @@ def _forward(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tu
                 s_BKtGs = _scores(problem, spec.mask, q_BKtGH, k_BKsH, query_Bt, tokens_Bs)[0]
                 peak = jnp.maximum(running.peak_BKtG1, jnp.max(s_BKtGs, axis=-1, keepdims=True))
                 w_BKtGs = jnp.exp(s_BKtGs - peak)
-                shrink = jnp.exp(running.peak_BKtG1 - peak)
+                shrink = jnp.exp(running.peak_BKtG1 - peak).astype(jnp.float32)
                 total = running.total_BKtG1 * shrink + jnp.sum(w_BKtGs, axis=-1, keepdims=True, dtype=jnp.float32)
                 o_BKtGH = _dot("BKtGs,BKsH->BKtGH", w_BKtGs.astype(v_BKsH.dtype), v_BKsH)
                 return _Running(peak, total, running.o_BKtGH * shrink + o_BKtGH)
@@ -133,7 +165,7 @@ def _forward(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tu
         # no visible key: the sum is zero, and so are output and gradients
         blind = running.total_BKtG1 == 0
         o_BKtGH = jnp.where(blind, 0.0, running.o_BKtGH / jnp.where(blind, 1.0, running.total_BKtG1))
-        lse_BKtG1 = jnp.where(blind, 0.0, running.peak_BKtG1 + jnp.log(running.total_BKtG1))
+        lse_BKtG1 = jnp.where(blind, 0.0, running.peak_BKtG1.astype(jnp.float32) + jnp.log(running.total_BKtG1))
         return None, (o_BKtGH.astype(q_BKtGH.dtype), lse_BKtG1)
 
     _, (o_nBKtGH, lse_nBKtG1) = jax.lax.scan(query_block, None, (blocks, block_ranges(problem, query, tokens)))
@@ -141,7 +173,7 @@ def _forward(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tu
 
 
 def _forward_with_residuals(problem: Problem, q_BTNH, keys_values, query, tokens):
-    o_BTNH, lse_nBKtG1 = _forward(problem, q_BTNH, keys_values, query, tokens)
+    o_BTNH, lse_nBKtG1 = map(kept, _forward(problem, q_BTNH, keys_values, query, tokens))
     return o_BTNH, (q_BTNH, keys_values, query, tokens, o_BTNH, lse_nBKtG1)
 
 
@@ -165,7 +197,7 @@ def _backward(problem: Problem, residuals, do_BTNH):
                 dq_BKtGH, dk_BKSH, dv_BKSH = carry
                 k_BKsH, v_BKsH, tokens_Bs = _take(source, index, spec.block)
                 s_BKtGs, slope = _scores(problem, spec.mask, q_BKtGH, k_BKsH, query_Bt, tokens_Bs)
-                p_BKtGs = jnp.exp(s_BKtGs - lse_BKtG1)
+                p_BKtGs = jnp.exp(s_BKtGs.astype(jnp.float32) - lse_BKtG1)
                 dv_BKsH = _dot("BKtGs,BKtGH->BKsH", p_BKtGs.astype(do_BKtGH.dtype), do_BKtGH)
                 dp_BKtGs = _dot("BKtGH,BKsH->BKtGs", do_BKtGH, v_BKsH)
                 ds_BKtGs = (p_BKtGs * (dp_BKtGs - delta_BKtG1) * slope).astype(q_BKtGH.dtype)
@@ -196,7 +228,7 @@ def _scores(problem: Problem, mask: Mask, q_BKtGH, k_BKsH, query: Sequences, key
     slope = problem.scale
     if problem.softcap is not None:
         s_BKtGs = problem.softcap * jnp.tanh(s_BKtGs / problem.softcap)
-        slope = problem.scale * (1.0 - jnp.square(s_BKtGs / problem.softcap))
+        slope = problem.scale * (1.0 - jnp.square(s_BKtGs.astype(jnp.float32) / problem.softcap))
     visible_B1t1s = reference.visible(query, keys, mask)[:, None, :, None, :]
     return jnp.where(visible_B1t1s, s_BKtGs, float(jnp.finfo(problem.dtype).min)), slope
 
@@ -267,7 +299,7 @@ def _within(mask: Mask, query: _Extent, keys: _Extent, in_block: Array) -> Array
     q_least, q_most = query.least_Bn[:, :, None], query.most_Bn[:, :, None]
     k_least, k_most = keys.least_Bn[:, None], keys.most_Bn[:, None]
     within = jnp.ones_like(in_block)
-    # k_most - q_least and not q_least - left, which could overflow
+    # the bounds of a block without a counted token are the extremes of int32: sums of two bounds could overflow
     if mask.left is not None:
         within &= k_most >= q_least - mask.left
     if mask.right is not None:

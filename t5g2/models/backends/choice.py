@@ -4,6 +4,7 @@ The facts about devices are in the files of the backends. Each says what it refu
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 from t5g2.core.device import platform
@@ -14,7 +15,20 @@ from t5g2.models.backends.site import Site
 
 # scores on one device up to which the reference is as fast and compiles sooner (bench/attention.py)
 SMALL = 2**20
-WHERE = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}
+
+
+class Kernel(NamedTuple):
+    """A backend that runs on one kind of device: jax's name of it, that in words, and what it cannot compute."""
+
+    device: str
+    devices: str
+    refusal: Callable[[Site], str | None]
+
+
+KERNELS = {
+    "splash": Kernel("tpu", "TPUs", splash.refusal),
+    "cudnn": Kernel("gpu", "NVIDIA GPUs", cudnn.refusal),
+}
 
 
 class BackendChoice(NamedTuple):
@@ -24,17 +38,20 @@ class BackendChoice(NamedTuple):
     reason: str
 
 
-def choose(backend: str, site: Site) -> BackendChoice:
+def choose(backend: str, site: Site, *, device: str | None = None) -> BackendChoice:
     """Returns the backend for `site`; `backend` is a name or "auto". One that cannot compute it gives way to blockwise.
+
+    Args:
+      device: "cpu", "gpu" or "tpu"; None = that of the current mesh.
 
     Raises:
       UserError: the named backend does not exist on this kind of device.
     """
-    device = platform()
-    needed, words = WHERE.get(backend, (device, ""))
-    if device != needed:
+    device = device or platform()
+    kernel = KERNELS.get(backend)
+    if kernel is not None and device != kernel.device:
         raise UserError(
-            f"compute.backend={backend!r} runs on {words}, and the devices of this run are {device!r}; "
+            f"compute.backend={backend!r} runs on {kernel.devices}, and the devices of this run are {device!r}; "
             "set compute.backend='auto', which takes the best backend of the device"
         )
     # decoding: a block of queries has one, and a kernel knows no cache
@@ -42,29 +59,21 @@ def choose(backend: str, site: Site) -> BackendChoice:
         return BackendChoice("reference", "one query has no more scores than keys")
     if backend == "auto":
         return _automatic(site, device)
-    if backend in WHERE:
-        refusal = _refusal(backend, site)
-        if refusal is not None:
-            _warn(backend, refusal)
-            return BackendChoice("blockwise", f"{backend} cannot: {refusal}")
+    if kernel is not None and (refusal := kernel.refusal(site)) is not None:
+        _warn(backend, refusal)
+        return BackendChoice("blockwise", f"{backend} cannot: {refusal}")
     return BackendChoice(backend, "set by compute.backend")
 
 
 def _automatic(site: Site, device: str) -> BackendChoice:
     if site.scores <= SMALL:
         return BackendChoice("reference", f"all {site.scores} scores are few enough to be held")
-    kernel = next((name for name, (needed, _) in WHERE.items() if needed == device), None)
-    if kernel is None:
+    name = next((name for name, kernel in KERNELS.items() if kernel.device == device), None)
+    if name is None:
         return BackendChoice("blockwise", f"{site.scores} scores are too many to be held")
-    refusal = _refusal(kernel, site)
-    if refusal is None:
-        return BackendChoice(kernel, f"the kernel for {WHERE[kernel][1]}")
-    return BackendChoice("blockwise", f"{kernel} cannot: {refusal}")
-
-
-def _refusal(kernel: str, site: Site) -> str | None:
-    """Returns why a kernel cannot compute this site exactly; None if it can."""
-    return {"splash": splash.refusal, "cudnn": cudnn.refusal}[kernel](site)
+    if (refusal := KERNELS[name].refusal(site)) is not None:
+        return BackendChoice("blockwise", f"{name} cannot: {refusal}")
+    return BackendChoice(name, f"the kernel for {KERNELS[name].devices}")
 
 
 @functools.cache

@@ -11,16 +11,22 @@ from t5g2.models.masks import Keys
 
 
 def in_order(tokens: Sequences) -> Bool[Array, " B"]:
-    """Returns True for rows where the positions of every segment rise by one from column to column.
+    """Returns True for rows where two tokens of a segment are as many columns apart as positions.
 
-    There two tokens of a segment are as many columns apart as positions. Padding may stand anywhere, also in front.
+    So are the rows of t5g2.data and prompts; padding may stand anywhere, also within a segment. Segments must be
+    numbered from left to right, each in one piece, or the row is not in order.
+
+    segments [0 1 1 2], positions [0 0 1 5]: True; segments [1 0 1], positions [0 0 2]: True, and [0 0 1]: False;
+    segments [1 2 1]: False.
     """
     segments, positions = tokens.segments, tokens.positions
-    before, after = segments[:, :-1], segments[:, 1:]
-    follows = positions[:, 1:] == positions[:, :-1] + 1
-    # segments are numbered from left to right, so one that is not greater than all before it would go on after a gap
-    begins = after > jax.lax.cummax(before, axis=1)
-    return jnp.all((after == 0) | jnp.where(after == before, follows, begins), axis=1)
+    columns = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=positions.dtype), segments.shape)
+    latest = jax.lax.cummax(segments, axis=1)  # segment so far
+    before = jnp.pad(latest[:, :-1], ((0, 0), (1, 0)))
+    first = jax.lax.cummax(jnp.where(segments > before, columns, 0), axis=1)  # column of its first token
+    offsets = positions - columns
+    alike = (segments == latest) & (offsets == jnp.take_along_axis(offsets, first, axis=1))
+    return jnp.all((segments == 0) | alike, axis=1)
 
 
 def nan_unless_in_order(o_BTNH: Float[Array, "B T N H"], query: Sequences) -> Float[Array, "B T N H"]:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
 from t5g2.models.backends import columns, reference
+from t5g2.models.backends.kept import kept
 from t5g2.models.backends.site import Site
 from t5g2.models.masks import Keys, Mask
 
@@ -28,8 +29,12 @@ HOPPER = 9.0  # compute capability; before it, backward is limited to heads of 1
 
 
 def compute_capability() -> float:
-    """Returns the compute capability of the first GPU."""
-    return float(jax.devices("gpu")[0].compute_capability)
+    """Returns the compute capability of the first GPU; without any, as where a dry run simulates them, HOPPER."""
+    try:
+        devices = jax.devices("gpu")
+    except RuntimeError:
+        return HOPPER
+    return float(devices[0].compute_capability)
 
 
 def refusal(site: Site) -> str | None:
@@ -92,4 +97,4 @@ def attend(
         )
     # where nothing is visible the kernel's weights mean nothing
     o_BTNH = jnp.where(jnp.any(visible_BTS, axis=-1)[:, :, None, None], o_BTNH, 0)
-    return columns.nan_unless_in_order(o_BTNH, query) if in_columns else o_BTNH
+    return kept(columns.nan_unless_in_order(o_BTNH, query) if in_columns else o_BTNH)

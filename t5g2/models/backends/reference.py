@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from t5g2.core.batch import Sequences
+from t5g2.models.backends.kept import kept
 from t5g2.models.masks import Keys, Mask
 
 
@@ -79,7 +80,7 @@ def attend(
         o_BKTGH += _product("BKTGS,BSKH->BKTGH", rounded_BKTGS, keys.v_BSKH)
     # without a visible key every weight is exp(0): these rows are set to zero here, and so are their gradients
     o_BKTGH = jnp.where(peak_BKTG1 > hidden, o_BKTGH / total_BKTG1, 0.0)
-    return o_BKTGH.swapaxes(1, 2).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+    return kept(o_BKTGH.swapaxes(1, 2).reshape(q_BTNH.shape).astype(q_BTNH.dtype))
 
 
 def _product(equation: str, x_B: Array, y_P: Array) -> Array:

@@ -14,16 +14,18 @@ B batch, T queries, S keys of all sources, N query heads, K key/value heads, G =
 """
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from t5g2.core.batch import Sequences
-from t5g2.models.backends import columns
+from t5g2.models.backends import columns, kept
 from t5g2.models.backends.site import Site
 from t5g2.models.masks import ALL, Keys, Mask
 
@@ -114,7 +116,11 @@ def _kernel(
         block_kv_dq=k_block,
     )
     return splash.make_splash_mqa_single_device(
-        splash.MultiHeadMask([visible] * heads), block_sizes=blocks, attn_logits_soft_cap=softcap, interpret=interpret
+        splash.MultiHeadMask([visible] * heads),
+        block_sizes=blocks,
+        attn_logits_soft_cap=softcap,
+        residual_checkpoint_name=kept.NAME,
+        interpret=interpret,
     )
 
 
@@ -135,6 +141,20 @@ def _columns_mask(mask: Mask, shape: tuple[int, int], before: int) -> Any:
         def __hash__(self) -> int:
             return id(self)
 
+        def __getitem__(self, index) -> np.ndarray:
+            # the kernel's tables ask for every block of a row: those that are visible or hidden as a whole, which are
+            # nearly all of them, are known from their corners
+            queries, keys = index
+            lowest, highest = keys.start - before - (queries.stop - 1), keys.stop - 1 - before - queries.start
+            if keys.stop <= before or (keys.start >= before and first <= lowest and highest <= last):
+                return _whole((queries.stop - queries.start, keys.stop - keys.start), True)
+            if keys.start >= before and (highest < first or lowest > last):
+                return _whole((queries.stop - queries.start, keys.stop - keys.start), False)
+            return super().__getitem__(index)
+
+    first = -math.inf if mask.left is None else -mask.left
+    last = min(0 if mask.causal else math.inf, math.inf if mask.right is None else mask.right)
+
     def visible(q, k):
         ahead = k - before - q
         conditions = [ahead <= 0] if mask.causal else []
@@ -145,6 +165,11 @@ def _columns_mask(mask: Mask, shape: tuple[int, int], before: int) -> Any:
         return functools.reduce(operator.and_, conditions) | (k < before)
 
     return ColumnsMask()
+
+
+@functools.cache
+def _whole(shape: tuple[int, int], value: bool) -> np.ndarray:
+    return np.full(shape, value)
 
 
 def _block(length: int) -> int:
