@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from t5g2.api import model_inputs
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
-from t5g2.api.model_inputs import check_texts, check_whole
+from t5g2.api.model_inputs import check_range, check_texts, check_whole
 from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.generation_ids import GenerationIds
@@ -181,8 +181,8 @@ class LanguageModel(Model):
         """
         prompts, tokenizer, config = check_texts("prompts", prompts), self.tokenizer, self._image_config
         check_whole(max_new_tokens=max_new_tokens, seed=seed, crops=crops)
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed = {seed}; it must be at least 0 and below 2^63")
+        check_range("crops", crops, 0)
+        check_range("seed", seed, 0, 2**63)
         array, counts = None, [0] * len(prompts)
         if images is not None:
             if crops:
