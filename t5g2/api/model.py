@@ -17,7 +17,7 @@ from jaxtyping import Float
 from t5g2.checkpoint import export_folder, generation_ids
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.core import files
+from t5g2.core import files, tree
 from t5g2.core.errors import UserError, unknown
 from t5g2.data import image_processor
 from t5g2.data.images import ImageProcessor, Resampling
@@ -61,8 +61,11 @@ class Model:
           UserError: as image_processor.read.
         """
         # text needs no processor, so its files are read with the first image
-        default = "bicubic" if isinstance(self.config, DualEncoderConfig) else "bilinear"
-        return image_processor.read(self.folder.path, default=default)
+        return image_processor.read(self.folder.path, default=self._default_resampling)
+
+    @property
+    def _default_resampling(self) -> Resampling:
+        return "bicubic" if isinstance(self.config, DualEncoderConfig) else "bilinear"
 
     @property
     def resampling(self) -> Resampling:
@@ -109,15 +112,38 @@ class Model:
             export_folder.export_model(Path(temporary) / "model", target)
 
     def _save_folder(self, directory: Path) -> None:
-        folders.save_model(
+        processor, extra_files = self._changed_processor(), self.folder.extra_files
+        if processor is not None:
+            extra_files = tuple(file for file in extra_files if file.name not in image_processor.FILES)
+        folders.save_leaves(
             directory,
-            self.params,
-            tokenizer=self.folder.tokenizer,
-            provenance=self.folder.provenance,
-            # of config.json too, which a model folder does not keep
-            generation_config=generation_ids.completed(self.folder.path),
-            extra_files=self.folder.extra_files,
+            self.params.config,
+            tree.leaves(self.params),
+            json_files={
+                folders.TOKENIZER: self.folder.tokenizer,
+                folders.PROVENANCE: self.folder.provenance,
+                # of config.json too, which a model folder does not keep
+                folders.GENERATION_FILE: generation_ids.completed(self.folder.path),
+                image_processor.PREPROCESSOR_FILE: processor,
+            },
+            extra_files=extra_files,
         )
+
+    def _changed_processor(self) -> dict[str, Any] | None:
+        """Returns the preprocessor_config.json of an `image_processor` that was set; None = the folder's files stay."""
+        config, default = self.config, self._default_resampling
+        vision = (
+            config.vision
+            if isinstance(config, DualEncoderConfig)
+            else getattr(config.image_stack.images, "vision", None)
+        )
+        # a processor that no image needed yet is not read: its files may be of a kind that is not supported
+        if vision is None or "image_processor" not in vars(self):
+            return None
+        if self.image_processor == image_processor.read(self.folder.path, default=default):
+            return None
+        family = "Siglip" if isinstance(config, DualEncoderConfig) else "Gemma3"
+        return image_processor.to_dict(self.image_processor, vision.image_size, family=family)
 
     def _run(self, function: Any, *arguments: Any) -> Float[np.ndarray, "..."]:
         with self._devices():

@@ -5,7 +5,7 @@ B rows, T length, I images of a row, K tokens of an image.
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from os import PathLike
 from typing import Any
 
@@ -107,15 +107,11 @@ def images(
         or floats of the tower's size in the range of the processor's values, which is [-1, 1] by default.
 
     Raises:
-      UserError: the number of rows differs, a file is not an image, numbers are out of range or of another size.
+      UserError: there is no list of rows, or one of another length; a file is not an image; numbers are out of range
+        or of another size.
     """
-    images_by_row = list(images_by_row)
-    if len(images_by_row) != rows:
-        raise UserError(
-            f"images are given for {len(images_by_row)} rows and there are {rows}; give a list for each row, [] for "
-            f"a row without images"
-        )
-    by_row = [[prepare_image(image, size, processor) for image in _row_images(row)] for row in images_by_row]
+    images_by_row = _image_rows(images_by_row, rows)
+    by_row = [[prepare_image(image, size, processor) for image in row] for row in images_by_row]
     counts = [len(row) for row in by_row]
     array = np.zeros((rows, max(counts, default=0), size, size, 3), np.float32)
     for row, prepared_row in enumerate(by_row):
@@ -130,11 +126,7 @@ def image_list(images: Any) -> list[Any]:
     Raises:
       UserError: there is none; or it is a single image, or no list at all.
     """
-    if isinstance(images, str | PathLike | bytes | Image.Image) or getattr(images, "ndim", 4) == 3:
-        raise UserError("images is one image; give a list of them: [image]")
-    if not hasattr(images, "__iter__") or hasattr(images, "read"):
-        raise UserError(f"images is of type {type(images).__name__}; give a list of images")
-    images = list(images)
+    images = _as_list(images, "images is one image; give a list of them: [image]", "give a list of images")
     if not images:
         raise UserError("images is empty; give a list of at least one")
     return images
@@ -172,6 +164,11 @@ def pixels(image: Any) -> np.ndarray:
     if isinstance(image, str | PathLike | bytes) or hasattr(image, "read"):
         return image_files.read(image)
     array = np.asarray(image)
+    if array.dtype == object:
+        raise UserError(
+            f"an image is of type {type(image).__name__}; give a file (its path, its content, or open), a PIL image "
+            f"or an array"
+        )
     if np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8 and array.size:
         low, high = array.min(), array.max()
         if low < 0 or high > 255:
@@ -190,9 +187,7 @@ def with_crops(prompts: Sequence[str], images_by_prompt: Any, most_crops: int) -
     Raises:
       UserError: as `images` and `prompt`; images of floats, which have the tower's size already and cannot be cropped.
     """
-    rows = [_row_images(row) for row in images_by_prompt]
-    if len(rows) != len(prompts):
-        raise UserError(f"images are given for {len(rows)} prompts and there are {len(prompts)}; give a list for each")
+    rows = _image_rows(images_by_prompt, len(prompts))
     texts, images = [], []
     for text, row in zip(prompts, rows, strict=True):
         arrays = [pixels(image) for image in row]
@@ -226,7 +221,7 @@ def check_texts(name: str, texts: Any) -> list[str]:
     """
     if isinstance(texts, str):
         raise UserError(f"{name} is one text; give a list of them: [text]")
-    if not isinstance(texts, Iterable):
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | Mapping | Set):
         raise UserError(f"{name} is {texts!r} of type {type(texts).__name__}; it must be a list of texts")
     texts = list(texts)
     for number, text in enumerate(texts):
@@ -288,8 +283,33 @@ def siglip_ids(values: Any, config: SiglipTextConfig) -> Int[np.ndarray, "B T"]:
     return array.astype(np.int32)
 
 
-def _row_images(row: Any) -> list[Any]:
-    """Returns the images of a row as a list; `row` is a list, an array [I, H, W, 3], or a single image."""
-    if isinstance(row, list | tuple):
-        return list(row)
-    return list(row) if getattr(row, "ndim", 0) == 4 else [row]
+def _image_rows(images_by_row: Any, rows: int) -> list[list[Any]]:
+    """Returns the images of each row as a list; a row is given as a list, an array [I, H, W, 3], or a single image.
+
+    Raises:
+      UserError: there is no list of rows, or one of another length.
+    """
+    fix = "give a list for each row, [] for a row without images"
+    listed = _as_list(images_by_row, "images is one image; give a list of images for each row: [[image]]", fix)
+    if len(listed) != rows:
+        raise UserError(f"images are given for {len(listed)} rows and there are {rows}; {fix}")
+    is_list = [isinstance(row, list | tuple) or getattr(row, "ndim", 0) == 4 for row in listed]
+    return [list(row) if many else [row] for row, many in zip(listed, is_list, strict=True)]
+
+
+def _as_list(images: Any, single: str, fix: str) -> list[Any]:
+    """Returns images, or rows of them, as a list.
+
+    Raises:
+      UserError: it is one image, which a list would take apart (the message `single`); or has no order, or is no list.
+    """
+    is_open = hasattr(images, "read")
+    if (
+        isinstance(images, str | PathLike | bytes | bytearray | Image.Image)
+        or is_open
+        or getattr(images, "ndim", 4) == 3
+    ):
+        raise UserError(single)
+    if not isinstance(images, Iterable) or isinstance(images, Mapping | Set) or getattr(images, "ndim", 4) < 3:
+        raise UserError(f"images is of type {type(images).__name__}; {fix}")
+    return list(images)

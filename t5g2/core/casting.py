@@ -9,6 +9,8 @@ from t5g2.core.errors import UserError
 
 # share of a weight's numbers that a cast may make zero: few are that near to zero, unless the weight as a whole is
 MOST_UNDERFLOW = 0.5
+# dtypes of weights with more range than float16
+WIDE_DTYPES = ("float32", "bfloat16")
 
 
 def cast_weights(array: Any, dtype: Any, *, name: str) -> np.ndarray:
@@ -35,19 +37,36 @@ def cast_weights(array: Any, dtype: Any, *, name: str) -> np.ndarray:
         )
     if dtype is None or array.dtype == jnp.dtype(dtype):
         return array
-    with np.errstate(over="ignore"):
-        cast = array.astype(jnp.dtype(dtype))
+    cast = _cast(array, dtype)
     if not np.isfinite(cast).all():
         raise UserError(
             f"{name} has numbers up to {float(np.abs(array).max()):.6g}, and the largest of {jnp.dtype(dtype).name} is "
-            f"{float(jnp.finfo(dtype).max):.6g}; keep its dtype, or take bfloat16 or float32"
+            f"{float(jnp.finfo(dtype).max):.6g}; {_fitting(array)}"
         )
-    nonzero = int(np.count_nonzero(array))
-    lost = nonzero - int(np.count_nonzero(cast))
-    if lost > MOST_UNDERFLOW * nonzero:
+    lost = _lost(array, cast)
+    if lost > MOST_UNDERFLOW * np.count_nonzero(array):
         raise UserError(
-            f"{name} has {lost:,} of {nonzero:,} numbers that become zero, because the smallest of "
-            f"{jnp.dtype(dtype).name} is {float(jnp.finfo(dtype).smallest_subnormal):.2g}; keep its dtype, or take "
-            f"bfloat16 or float32"
+            f"{name} has {lost:,} of {np.count_nonzero(array):,} numbers that become zero, because the smallest of "
+            f"{jnp.dtype(dtype).name} is {float(jnp.finfo(dtype).smallest_subnormal):.2g}; {_fitting(array)}"
         )
     return cast
+
+
+def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return array.astype(jnp.dtype(dtype))
+
+
+def _lost(array: np.ndarray, cast: np.ndarray) -> int:
+    """Returns how many numbers become zero."""
+    return int(np.count_nonzero(array)) - int(np.count_nonzero(cast))
+
+
+def _fitting(array: np.ndarray) -> str:
+    """Returns advice: the dtypes of weights that an array fits into."""
+    casts = {name: _cast(array, name) for name in WIDE_DTYPES}
+    most = MOST_UNDERFLOW * np.count_nonzero(array)
+    fitting = [name for name, cast in casts.items() if np.isfinite(cast).all() and _lost(array, cast) <= most]
+    if fitting:
+        return f"take {' or '.join(fitting)}"
+    return "no dtype of weights holds them, so scale these weights, or take others"

@@ -10,7 +10,7 @@ models/siglip/image_processing_siglip.py.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.images import ImageProcessor, Resampling
 
 PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+FILES = (PROCESSOR_FILE, PREPROCESSOR_FILE)
 # the filter of each class
 CLASSES: dict[str, Resampling] = {"Gemma3ImageProcessor": "bilinear", "SiglipImageProcessor": "bicubic"}
 SUFFIXES = ("Fast", "Pil")
@@ -61,14 +62,14 @@ def read(folder: Path, *, default: Resampling) -> ImageProcessor:
 
 def has_files(folder: Path) -> bool:
     """True if a folder says how its tower's inputs are made."""
-    return any((folder / name).is_file() for name in (PROCESSOR_FILE, PREPROCESSOR_FILE))
+    return any((folder / name).is_file() for name in FILES)
 
 
-def to_dict(processor: ImageProcessor, size: int) -> dict[str, Any]:
-    """Returns a preprocessor_config.json of a Gemma model, whose images have this size in pixels."""
+def to_dict(processor: ImageProcessor, size: int, *, family: Literal["Gemma3", "Siglip"] = "Gemma3") -> dict[str, Any]:
+    """Returns a preprocessor_config.json of a model of a family, whose images have this size in pixels."""
     return {
-        "processor_class": "Gemma3Processor",
-        "image_processor_type": "Gemma3ImageProcessor",
+        "processor_class": f"{family}Processor",
+        "image_processor_type": f"{family}ImageProcessor",
         "do_resize": True,
         "size": {"height": size, "width": size},
         "resample": int(Image.Resampling[processor.resampling.upper()]),

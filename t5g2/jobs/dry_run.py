@@ -120,7 +120,7 @@ def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
     elif init.params is not None:
         adaptation.open_same_architecture(path, experiment.model)
     image_rows.check_processor(experiment.data.images, init)
-    files_of_weights.read(init, tokenizer)
+    files_of_weights.read(init, experiment)
     line = run_tokenizer.check(tokenizer, init, experiment.model, allow_change=allow_change)
     return f"weights: from {name}, {path}\n{line}"
 

@@ -22,7 +22,7 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
     experiment = workdirs.read_experiment(workdir)
     abstract = build.abstract(experiment.model, experiment.train.param_dtype)
     tokenizer = experiment.data.tokenizer
-    beside = files_of_weights.read_or_warn(workdirs.first_init(experiment), tokenizer)
+    beside = files_of_weights.read_or_warn(workdirs.first_init(experiment), experiment)
     with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
         # leaves are averaged as they are written, so the checkpoints stay open until the folder is complete
         steps = averaging.newest_steps(checkpoints, last)
@@ -33,7 +33,7 @@ def average_run(workdir: str | PathLike, out: str | PathLike, *, last: int) -> l
             json_files={
                 folders.TOKENIZER: tokenizer.to_dict(),
                 folders.PROVENANCE: {"average_of_steps": steps, "workdir": str(workdir.absolute())},
-                folders.GENERATION_FILE: beside.generation_config,
+                **beside.json_files,
             },
             extra_files=beside.files,
         )

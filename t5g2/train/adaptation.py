@@ -178,7 +178,7 @@ class _OpenedFolders:
         # of two files with one name the later, the decoder's, stays
         by_name = {file.name: file for folder in (self.encoder, self.decoder) for file in folder.extra_files}
         if self._tower_has_processor:
-            for name in (image_processor.PROCESSOR_FILE, image_processor.PREPROCESSOR_FILE):
+            for name in image_processor.FILES:
                 by_name.pop(name, None)
         return tuple(by_name.values())
 

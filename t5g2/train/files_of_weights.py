@@ -12,37 +12,54 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import generation_ids
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
-from t5g2.data.image_processor import PREPROCESSOR_FILE, PROCESSOR_FILE
+from t5g2.data import image_processor
+from t5g2.data.images import ImageProcessor
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.data.tokenizers.subword import FileTokenizer
+from t5g2.train.experiment import Experiment
 from t5g2.train.weight_origin import Init
 
 
 class FilesOfWeights(NamedTuple):
-    """Files to copy, the tokenizer's own among them, and the generation_config.json to write; None = none."""
+    """Files to copy, the tokenizer's own among them, and plain data to write as JSON; None = no such file."""
 
     files: tuple[Path, ...]
     generation_config: dict[str, Any] | None
+    image_processor: dict[str, Any] | None
+
+    @property
+    def json_files(self) -> dict[str, Any]:
+        """File name -> plain data, as folders.save_leaves takes them."""
+        return {
+            generation_ids.GENERATION_FILE: self.generation_config,
+            image_processor.PREPROCESSOR_FILE: self.image_processor,
+        }
 
 
-def read(init: Init, tokenizer: Tokenizer) -> FilesOfWeights:
-    """Returns the files of the initial weights that fit a run's tokenizer: with another one, the processor's alone.
+def read(init: Init, experiment: Experiment) -> FilesOfWeights:
+    """Returns the files of the initial weights that fit a run: with another tokenizer, the image processor's alone.
+
+    Images that a run has trained with are read as in training, whatever its first weights say.
 
     Raises:
       UserError: a file is damaged, or is a link that leads out of its folder.
     """
+    tokenizer = experiment.data.tokenizer
     paths = [Path(path).absolute() for path in _folders(init)]
     # of two files with one name the later, the decoder's, stays
     by_name = {file.name: file for path in paths for file in folders.extra_files(path)}
     own = {file.name: file for file in tokenizer.files}
-    if not _is_beside(tokenizer, by_name):
-        processors = {name: file for name, file in by_name.items() if name in (PREPROCESSOR_FILE, PROCESSOR_FILE)}
-        return FilesOfWeights(tuple((processors | own).values()), None)
-    return FilesOfWeights(tuple((by_name | own).values()), generation_ids.completed(paths[-1]))
+    is_beside, processor = _is_beside(tokenizer, by_name), _image_processor(init, experiment)
+    if processor is not None:
+        by_name = {name: file for name, file in by_name.items() if name not in image_processor.FILES}
+    if not is_beside:
+        processor_files = {name: file for name, file in by_name.items() if name in image_processor.FILES}
+        return FilesOfWeights(tuple((processor_files | own).values()), None, processor)
+    return FilesOfWeights(tuple((by_name | own).values()), generation_ids.completed(paths[-1]), processor)
 
 
-def read_or_warn(init: Init, tokenizer: Tokenizer) -> FilesOfWeights:
-    """Returns the files as `read`; those of the tokenizer alone, with a warning, if the others are gone or damaged.
+def read_or_warn(init: Init, experiment: Experiment) -> FilesOfWeights:
+    """Returns the files as `read`; those of the run's own settings, with a warning, if the others are gone or damaged.
 
     At the end of a run the weights are written in any case.
     """
@@ -50,17 +67,17 @@ def read_or_warn(init: Init, tokenizer: Tokenizer) -> FilesOfWeights:
         missing = [path for path in _folders(init) if not Path(path).is_dir()]
         if missing:
             raise UserError(f"{', '.join(missing)} does not exist any more")
-        return read(init, tokenizer)
+        return read(init, experiment)
     except UserError as error:
         log.warning(
             "the model folder has no settings of generation from the weights that the run began with: %s", error
         )
-        return FilesOfWeights(tokenizer.files, None)
+        return FilesOfWeights(experiment.data.tokenizer.files, None, _image_processor(Init(), experiment))
 
 
-def stop_ids(init: Init, tokenizer: Tokenizer) -> tuple[int, ...]:
+def stop_ids(init: Init, experiment: Experiment) -> tuple[int, ...]:
     """Returns the tokens that end a text by the settings of the initial weights; none if they have no such setting."""
-    ids = (read_or_warn(init, tokenizer).generation_config or {}).get("eos_token_id", ())
+    ids = (read_or_warn(init, experiment).generation_config or {}).get("eos_token_id", ())
     return (ids,) if isinstance(ids, int) else tuple(ids or ())
 
 
@@ -68,6 +85,21 @@ def _folders(init: Init) -> list[str]:
     if init.adapt is not None:
         return init.adapt.sources
     return [] if init.params is None else [init.params]
+
+
+def _image_processor(init: Init, experiment: Experiment) -> dict[str, Any] | None:
+    """Returns the preprocessor_config.json to write; None = the files of the initial weights are right."""
+    images, rows = experiment.model.image_stack.images, experiment.data.images
+    if images is None:
+        return None
+    tower = init.adapt.vision if init.adapt else None
+    paths = [*_folders(init), *([] if tower is None else [tower])]
+    path = next((path for path in reversed(paths) if image_processor.has_files(Path(path))), None)
+    original = ImageProcessor() if path is None else image_processor.read(Path(path), default="bilinear")
+    # training makes the values of the default (image_rows.check_processor)
+    processor = original if rows is None else ImageProcessor(rows.resampling)
+    is_copied = path is None or path != tower
+    return None if is_copied and processor == original else image_processor.to_dict(processor, images.vision.image_size)
 
 
 def _is_beside(tokenizer: Tokenizer, by_name: dict[str, Path]) -> bool:

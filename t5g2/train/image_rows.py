@@ -80,7 +80,8 @@ def check_processor(rows: ImageRows | None, init: Init) -> None:
         )
     if processor.resampling != rows.resampling:
         log.warning(
-            "images are resized by data.images.resampling = %s, and by %s in the image processor of %s",
+            "images are resized by data.images.resampling = %s, and by %s in the image processor of %s; the model "
+            "that is written has the first",
             rows.resampling,
             processor.resampling,
             folder,

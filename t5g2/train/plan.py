@@ -171,7 +171,7 @@ class Plan:
             mesh=self.mesh,
             rows=rows,
             stopping=stopping,
-            stop_ids=files_of_weights.stop_ids(workdirs.first_init(self.experiment), self.experiment.data.tokenizer),
+            stop_ids=files_of_weights.stop_ids(workdirs.first_init(self.experiment), self.experiment),
         )
 
 

@@ -123,7 +123,7 @@ def initial_params(plan: Plan, *, allow_change: tuple[str, ...] = ()) -> tuple[A
     init, dtype = experiment.init, experiment.train.param_dtype
     log.info(run_tokenizer.check(experiment.data.tokenizer, init, experiment.model, allow_change=allow_change))
     image_rows.check_processor(experiment.data.images, init)
-    files_of_weights.read(init, experiment.data.tokenizer)  # what the end of the run copies is whole
+    files_of_weights.read(init, experiment)  # what the end of the run copies is whole
     # by name, so that the weights do not depend on how many other seeds are drawn
     seed = derive_seed(experiment.train.seed, "weights")
     if init.adapt is not None:

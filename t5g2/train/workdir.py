@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.train_states import Checkpoints, SavedStep
-from t5g2.core import files
+from t5g2.core import files, tree
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.continuation import StreamPositions
@@ -225,13 +225,13 @@ def finish(workdir: Path, experiment: Experiment, step: int, params: Any, proven
             shutil.rmtree(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the old model folder is gone")
-        beside = files_of_weights.read_or_warn(first_init(experiment), experiment.data.tokenizer)
-        folders.save_model(
+        beside = files_of_weights.read_or_warn(first_init(experiment), experiment)
+        own = {folders.TOKENIZER: experiment.data.tokenizer.to_dict(), folders.PROVENANCE: _trained(provenance)}
+        folders.save_leaves(
             target,
-            params,
-            tokenizer=experiment.data.tokenizer.to_dict(),
-            provenance=_trained(provenance),
-            generation_config=beside.generation_config,
+            experiment.model,
+            tree.leaves(params),
+            json_files=own | beside.json_files,
             extra_files=beside.files,
         )
     # last, so that done.json is proof of everything else

@@ -211,8 +211,58 @@ def test_a_single_image_is_not_a_list(folders, photo, single):
         model.embed_images(single(photo))
     with pytest.raises(UserError, match="images is empty; give a list of at least one"):
         model.embed_images([])
-    with pytest.raises(UserError, match="images is of type int; give a list of images"):
-        model.embed_images(3)
+    for value, kind in ((3, "int"), ({"a": photo}, "dict"), ({photo}, "set"), (np.zeros(3), "ndarray")):
+        with pytest.raises(UserError, match=f"images is of type {kind}; give a list of images"):
+            model.embed_images(value)
+
+
+@pytest.mark.parametrize("single", [str, lambda p: p, lambda p: p.read_bytes(), Image.open, lambda p: p.open("rb"),
+                                    lambda p: np.asarray(Image.open(p))])  # fmt: skip
+def test_rows_of_images_are_no_image(folders, photo, single):
+    """Else a path of n letters would be n rows, and an image of n rows of pixels n images."""
+    with pytest.raises(UserError, match=r"images is one image; give a list of images for each row: \[\[image\]\]"):
+        api_inputs.images(single(photo), 32, 16)
+    with pytest.raises(UserError, match="images is one image; give a list of images for each row"):
+        api_inputs.with_crops(["a"] * 32, single(photo), 2)
+    loading.load(folders / "gemma_images").generate(["a"], images=[single(photo)], max_new_tokens=1)  # of one row
+
+
+def test_what_has_no_order_is_no_list(photo):
+    for value in ({0: photo}, {photo}, 1, np.zeros(2)):
+        with pytest.raises(UserError, match=rf"images is of type {type(value).__name__}; give a list for each row"):
+            api_inputs.images(value, 1, 16)
+    for value in ({"a": 1}, {"a"}, b"a"):
+        with pytest.raises(
+            UserError, match=rf"prompts is .* of type {type(value).__name__}; it must be a list of text"
+        ):
+            api_inputs.check_texts("prompts", value)
+    for value in (None, {"path": photo}, iter([photo])):
+        with pytest.raises(UserError, match=rf"an image is of type {type(value).__name__}; give a file"):
+            api_inputs.images([[value]], 1, 16)
+    array, counts = api_inputs.images((row for row in [[photo], []]), 2, 16)
+    assert (array.shape, counts) == ((2, 1, 16, 16, 3), [1, 0])
+
+
+def test_an_image_processor_that_was_set_is_saved(folders, photo, tmp_path):
+    """It says how the pixels become numbers, as much as a weight does; one that was not set stays as it was given."""
+    for name, family in (("gemma_images", "Gemma3"), ("siglip", "Siglip")):
+        shutil.copytree(folders / name, tmp_path / name)
+        own = tmp_path / name / "processor_config.json"
+        own.write_text('{"image_processor": {"resample": 2}, "image_seq_length": 4}')
+        model = loading.load(tmp_path / name)
+        model.save(tmp_path / f"{name}-same")
+        assert (tmp_path / f"{name}-same" / own.name).read_text() == own.read_text()
+        model.image_processor = ImageProcessor("nearest", mean=(0.25, 0.5, 0.75))
+        model.save(tmp_path / f"{name}-set")
+        again = loading.load(tmp_path / f"{name}-set")
+        assert again.image_processor == model.image_processor
+        assert [file.name for file in again.folder.extra_files if "processor" in file.name] == [
+            "preprocessor_config.json"
+        ]
+        file = json.loads((tmp_path / f"{name}-set" / "preprocessor_config.json").read_text())
+        assert (file["image_processor_type"], file["size"]["height"]) == (f"{family}ImageProcessor", 16)
+        model.save(tmp_path / f"{name}-hf", format="huggingface")
+        assert loading.load(tmp_path / f"{name}-hf").image_processor == model.image_processor
 
 
 def test_images_are_processed_as_the_folder_says(folders, photo, tmp_path):
@@ -481,7 +531,7 @@ def test_crops_follow_a_long_image_and_the_prompt_says_so(folders, tmp_path):
     assert images[0][2].min() == 255  # the middle
     with pytest.raises(UserError, match="crops are made of files, PIL images and uint8 arrays"):
         api_inputs.with_crops(["A"], [[np.zeros((16, 16, 3), np.float32)]], 4)
-    with pytest.raises(UserError, match="images are given for 1 prompts and there are 2"):
+    with pytest.raises(UserError, match="images are given for 1 rows and there are 2"):
         api_inputs.with_crops(["A", "B"], [[long]], 4)
     Image.fromarray(long).save(tmp_path / "long.png")
     model = t5g2.load(folders / "gemma_images")
@@ -633,6 +683,7 @@ def tell(name, use, message):
         ),
         tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens="3"), "max_new_tokens is '3' of type str; it"),
         tell("gemma_images", lambda m: m.generate(["a"], max_new_tokens=None), "max_new_tokens is None of type"),
+        tell("gemma_images", lambda m: m.generate(["a"], crops=-1), "crops = -1; it must be at least 0"),
         tell("gemma_images", lambda m: m.generate(["a"], num_beam=2), "unknown option of generation 'num_beam'; did"),
         tell("gemma_images", lambda m: m.generate(["a"], top_k=3), "top_k: only sampling uses it; give a temperature"),
         tell("gemma_images", lambda m: m.generate(["a"], stop="x"), "stop is one text, 'x'; give a list of them"),

@@ -195,12 +195,18 @@ def test_damage_is_named_and_the_step_before_is_used(directory, warnings, damage
         assert text.startswith(f"checkpoint {directory}/2 is damaged:\n  {item}.{leaf}: ")
         assert text.endswith("\nmoved to 2.damaged; the step before is used")
         assert len(re.findall("^  ", text, flags=re.M)) == 1, "only the damaged leaf is named"
-        # going on from there, the step may be saved again, and a second accident does not hide the first
-        checkpoints.save(2, *make(2), data=DATA, meta=META)
-        checkpoints.wait()
-        DAMAGES[damage](files_of(directory, 2, item, leaf)[0])
-        assert checkpoints.restore(*abstract(make())).step == 1
-        assert (directory / "2.damaged2").is_dir()
+
+
+def test_a_second_accident_does_not_hide_the_first(directory):
+    """Going on from the step before, the damaged one may be saved again."""
+    with Checkpoints(directory) as checkpoints:
+        for name in ("2.damaged", "2.damaged2"):
+            flip(files_of(directory, 2, "params", UP)[0])
+            assert checkpoints.restore(*abstract(make())).step == 1
+            assert (directory / name).is_dir()
+            checkpoints.save(2, *make(2), data=DATA, meta=META)
+            checkpoints.wait()
+        assert_equal(State(*checkpoints.restore(*abstract(make()))[1:3]), make(2))
 
 
 def rewrite(old, new):

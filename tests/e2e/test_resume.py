@@ -15,9 +15,12 @@ from tests.data.test_workers import added_memory, await_end, shared_memory
 from tests.e2e.conftest import CONFIG, command, environment, run
 from tests.e2e.run_results import checksums, metrics, saved_steps
 
+SAVE_STEPS = 8  # a save takes longer than eight steps
+
 
 def train(corpus: Path, workdir: Path, *changes: str) -> list[str]:
-    return ["train", f"--config={CONFIG}:scratch@{corpus}", f"--workdir={workdir}", *changes]
+    every = f"--config.save.every_steps={SAVE_STEPS}"
+    return ["train", f"--config={CONFIG}:scratch@{corpus}", f"--workdir={workdir}", every, *changes]
 
 
 @pytest.fixture(scope="module")
