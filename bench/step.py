@@ -196,19 +196,23 @@ def compare(folder: str, pair: str, remat: str | None) -> tuple:
     )
 
 
-def main(lengths: list[str], remat: str | None):
+def make_folders(folder: Path) -> None:
+    """Writes the same weights for both sides."""
     import jax
-    from measure import table, write
 
     from t5g2.checkpoint.export_folder import export_model
     from t5g2.checkpoint.folder import save_model
     from t5g2.models import build
 
+    save_model(folder / "ours", build.make(model_config(), key=jax.random.key(0)))
+    export_model(folder / "ours", folder / "theirs")
+
+
+def main(lengths: list[str], remat: str | None):
+    from measure import table, write
+
     with tempfile.TemporaryDirectory() as folder:
-        model = build.make(model_config(), key=jax.random.key(0))
-        save_model(Path(folder, "ours"), model)
-        export_model(Path(folder, "ours"), Path(folder, "theirs"))
-        del model
+        make_folders(Path(folder))
         rows = [compare(folder, pair, remat) for pair in lengths]
     head = ("tokens", "recomputed", "t5g2", "transformers", "faster", "faster, CPU", "memory", "of matmul")
     write(
