@@ -142,7 +142,7 @@ class DualEncoder(Model):
         )
 
     # the methods of a language model exist here, so that a call fails with an explanation
-    encode = generate = outputs = outputs_as_done = stream = sampler = logits
+    encode = embed = generate = outputs = outputs_as_done = stream = sampler = logits
 
 
 @functools.partial(jax.jit, static_argnames="compute")

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from typing_extensions import override
 
-from t5g2.api import model_inputs, text_generation
+from t5g2.api import model_inputs, text_embeddings, text_generation
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
 from t5g2.api.model_inputs import check_texts
+from t5g2.api.text_embeddings import Pooling
 from t5g2.api.text_generation import TextOptions, TextOutput
 from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint.folder import ModelFolder
@@ -154,6 +155,26 @@ class LanguageModel(Model):
         if not self.config.is_encoder_decoder:
             raise UserError("a decoder-only model has no encoder to encode with; load an encoder-decoder model")
         return self._run(_encode, *self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images))
+
+    def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean", rows: int = 32) -> Float[np.ndarray, "N D"]:
+        """Returns float32[N, D], a vector of length 1 for each text: states of the encoder, pooled over its tokens.
+
+        A decoder-only model has none, so the states are its own; there "last" is the only one that sees the whole text.
+
+        Args:
+          pooling: "mean" of all tokens, or the "first" or the "last" one.
+          rows: texts of a batch; batches are of similar lengths, and do not change the vectors.
+
+        Raises:
+          UserError: no tokenizer; a text longer than the model's context; an unknown pooling, rows below 1.
+        """
+        texts, options = check_texts("texts", texts), TextOptions.of({"rows": rows, "max_new_tokens": 1})
+        token_rows, *_ = self._prompt_rows(texts, None, options)
+        pad = self.tokenizer.special_tokens.pad
+        with self._devices():
+            return text_embeddings.embed(
+                self.params, token_rows, pooling=pooling, rows=options.rows or 1, pad=pad, compute=self.compute
+            )
 
     def generate(self, prompts: Sequence[str], images: Any = None, **options: Any) -> list[str]:
         """Returns the text that the model generates for each prompt.
