@@ -86,7 +86,14 @@ def _meanings(cls: type) -> dict[str, str]:
 
 def _type(annotation: Any) -> str:
     """Returns the type of a setting as a reader of a config needs it: "number", "true or false", "list of text"."""
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "None"}
+    names = {
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        str: "text",
+        dict: "fields",
+        type(None): "None",
+    }
     if annotation in names:
         return names[annotation]
     arguments = typing.get_args(annotation)

@@ -12,12 +12,12 @@ The folders, in rows; each imports only from rows below its own:
     core
 
     commands    one file per subcommand, named as it is typed: flags and run()
-    jobs        the work behind subcommands: dry run, verification, teacher logits, evaluation and average of a run
+    jobs        the work behind subcommands: dry run, verification, teacher logits, evaluations, average of a run
     sweep       several runs as one: parts, order, launchers
     report      reads workdirs and the first batches of data: statistics, tables, plots, pages
     api         the Python API: `t5g2.load(DIR)` returns a model with `logits`, `encode`, `generate` and `save`
     train       the experiment, the optimizer, the step, the loop, the workdir
-    eval        generation, metrics, tasks
+    eval        generation, log-likelihoods, metrics, tasks
     checkpoint  train states (Orbax), model folders (safetensors), import and export of foreign formats
     adapt       the rules by which every weight of an encoder-decoder model comes from a decoder-only one
     models      Gemma, T5Gemma and SigLIP blocks, attention, the loss head, FLOPs, released sizes

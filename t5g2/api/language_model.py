@@ -30,11 +30,10 @@ from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import check_images
-from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval import generation
 from t5g2.eval.generation import GenerationSetup, Output, batch_of, complete
 from t5g2.eval.sampling import GREEDY, Sampling
-from t5g2.eval.stop_strings import StopTable, stop_table, without_begun_stop
+from t5g2.eval.stop_strings import table_of, without_begun_stop
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ImageConfig, LanguageModelConfig
 from t5g2.models.layers import Compute
@@ -307,7 +306,7 @@ class LanguageModel(Model):
             bos=self._bos if start is None else start,
             seed=options.seed,
             rows=options.rows,
-            stops=_stop_table(tuple(options.stop), self.tokenizer, vocab_size) if options.stop else None,
+            stops=table_of(tuple(options.stop), self.tokenizer, vocab_size) if options.stop else None,
         )
 
     def _as_text(self, output: Output, options: TextOptions) -> TextOutput:
@@ -437,14 +436,6 @@ def _after_bos(tokens: np.ndarray, bos: int) -> np.ndarray:
         log.warning("a prompt begins with <bos> already; BOS is read once")
         return tokens
     return np.append(np.int32(bos), tokens)
-
-
-# the table of a large vocabulary takes seconds, and runs ask with the same strings again and again
-@functools.lru_cache(maxsize=4)
-def _stop_table(strings: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int) -> StopTable:
-    """Returns the table of stop strings for a model of so many ids, of which the tokenizer may have fewer."""
-    token_bytes = tokenizer.token_bytes()[:vocab_size]
-    return stop_table(strings, token_bytes + [b""] * (vocab_size - len(token_bytes)))
 
 
 @functools.partial(jax.jit, static_argnames="compute")

@@ -1,25 +1,54 @@
 """`t5g2 evaluate`."""
 
-from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, WORKDIR, Flag, Parsed
+from dataclasses import replace
+
+from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, DTYPE, MODEL, OUT, WORKDIR, Flag, Parsed
+from t5g2.core.bounds import LONGEST
 from t5g2.core.errors import UserError
 
 FLAGS = {
-    "config": CONFIG,
-    "workdir": WORKDIR,
-    "step": Flag("last", "step of the checkpoint, or last"),
-    "tasks": Flag("", "names of tasks, separated by commas; default: all of the config's"),
+    "model": replace(MODEL, required=False),
+    "tasks": Flag(
+        "",
+        "of --model: task files, FILE.py[:ARG], and names of files in configs/tasks, separated by commas; of a run: "
+        "names of its config's tasks, by default all",
+    ),
+    "out": replace(
+        OUT, help="folder to write, of --model; after an interruption the same command goes on", required=False
+    ),
+    "rows": Flag(8, "rows of a batch, of --model", least=1, most=2**20),
+    "seed": Flag(0, "seed of what is drawn, of --model: shots, samples, resamples", least=0, most=2**63 - 1),
+    "chunk_tokens": Flag(512, "tokens of a chunk of text, of --model, for held-out losses", least=16, most=LONGEST),
+    "dtype": DTYPE,
+    "config": replace(CONFIG, required=False),
+    "workdir": replace(WORKDIR, required=False),
+    "step": Flag("last", "step of the run's checkpoint, or last"),
     "distributed": DISTRIBUTED,
     "allow_change": ALLOW_CHANGE,
 }
+RUN = ("config", "workdir")
 
 
 def run(flags: Parsed) -> None:
-    """Scores a checkpoint of a run on the tasks of its config; writes scores.json and predictions.jsonl.
+    """Scores a model folder on tasks of Python files, or a checkpoint of a run on the tasks of its config.
 
-    Both go to <workdir>/evaluations/<step>. Settings of `eval` may differ from the run's.
+    Of a model folder, OUT gets scores.json (every score with its number of examples and a bootstrap 95% interval),
+    predictions.jsonl and index.html. Of a run, <workdir>/evaluations/<step> gets scores.json and predictions.jsonl;
+    settings of `eval` may differ from the run's.
 
+    Example: t5g2 evaluate --model=models/t5gemma2-4b --tasks=my_tasks.py,docstrings:50 --out=evaluations/t5gemma2-4b
     Example: t5g2 evaluate --config=configs/quickstart.py:adapted --workdir=runs/adapted --step=last
     """
+    if flags.model is not None:
+        _evaluate_folder(flags)
+        return
+    missing = [f"--{name}" for name in RUN if not flags.values[name]]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} missing: give --model with --tasks and --out, or --config and --workdir of a run"
+        )
+    if flags.out is not None:
+        raise UserError("--out is of --model; what is evaluated of a run is written into its --workdir")
     if flags.step != "last" and not flags.step.isdigit():
         raise UserError(f"--step={flags.step}; give the number of a saved step, or last")
     step = None if flags.step == "last" else int(flags.step)
@@ -32,3 +61,18 @@ def run(flags: Parsed) -> None:
     run_evaluation.evaluate_run(
         experiment, flags.workdir, step=step, tasks=flags.names("tasks"), allow_change=flags.names("allow_change")
     )
+
+
+def _evaluate_folder(flags: Parsed) -> None:
+    given = [f"--{name}" for name in RUN if flags.values[name]]
+    if given or flags.overrides:
+        raise UserError(
+            f"--model and {given[0] if given else '--config'} are both given; give --model with --tasks and --out, or "
+            f"--config and --workdir of a run"
+        )
+    if not flags.out:
+        raise UserError("--out is missing: the folder to write")
+    from t5g2.jobs import folder_evaluation
+
+    options = folder_evaluation.FolderOptions(flags.rows, flags.seed, flags.chunk_tokens, flags.dtype)
+    folder_evaluation.evaluate_folder(flags.model, flags.paths("tasks"), flags.out, options)

@@ -128,6 +128,35 @@ class Progress:
             self._bar = None
 
 
+class TaskProgress:
+    """The progress of an evaluation task: a bar on a terminal, nothing otherwise.
+
+    Args:
+      name: of the task, in front of the bar.
+      stream: output of the bar; None = stderr.
+    """
+
+    def __init__(self, name: str, *, stream: TextIO | None = None):
+        self._name, self._screen, self._bar = name, stream or sys.stderr, None
+
+    def __enter__(self) -> "TaskProgress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, examples: int, total: int) -> None:
+        """Moves the bar by some examples of `total`."""
+        if self._bar is None and self._screen.isatty():
+            from tqdm import tqdm
+
+            name = escaped(self._name)
+            self._bar = tqdm(total=total, desc=name, unit="example", file=self._screen, dynamic_ncols=True, leave=False)
+        if self._bar is not None:
+            self._bar.update(examples)
+
+
 def short(number: float) -> str:
     """Returns a number to three digits with a unit prefix: 0.52, 950, 12.3k, 4.2M, 1.1T, 65.9E."""
     # 999.5 would round to 1000, which is 1 of the next unit

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.core.batch import Batch, HostBatch
+from t5g2.core.batch import HostBatch
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
@@ -238,11 +238,11 @@ def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, own_rows: range) 
         yield packed_rows.host_batch(stacked, zeros[:, 0].astype(np.int32), zeros, config)
 
 
-def to_global(batch: Batch, sharding: Any, *, rows: int) -> Batch:
+def to_global(batch: Any, sharding: Any, *, rows: int) -> Any:
     """Returns the global batch on the devices: jax.Arrays of `rows` rows, of which this process provides its own.
 
     Args:
-      batch: NumPy arrays of this process's rows.
+      batch: NumPy arrays of this process's rows: a Batch, or another tree.
       sharding: a NamedSharding whose first axis is the rows.
       rows: number of rows of the global batch.
     """

@@ -1,6 +1,7 @@
 """Runs evaluation tasks on a model, and writes scores and predictions."""
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 from t5g2.core import files
 from t5g2.core.distributed import is_primary
 from t5g2.core.errors import unknown
-from t5g2.eval.generation import LanguageModule
-from t5g2.eval.tasks import EvalContext, Task, TaskResult
+from t5g2.core.logs import duration, log
+from t5g2.eval.task_interface import EvalContext, Task, TaskResult
 
 
 class Evaluator:
@@ -22,8 +23,10 @@ class Evaluator:
     def __init__(self, tasks: Sequence[Task], context: EvalContext):
         self._measures = {task.name: task.prepare(context) for task in tasks}
 
-    def run(self, model: LanguageModule, names: Iterable[str] | None = None) -> TaskResult:
+    def run(self, model: Any, names: Iterable[str] | None = None) -> TaskResult:
         """Returns the results of the named tasks, by default of all; every process of a run calls this.
+
+        The model is a language module, or for tasks of images and texts a dual encoder (image_tasks.ImageTextEmbedder).
 
         Scores are named `<task>/<score>`, for example heldout/loss and heldout/loss/<denoiser>.
 
@@ -31,14 +34,18 @@ class Evaluator:
           EvaluationStopped: the context asks to stop.
           UserError: a name is not that of a task.
         """
-        scores, predictions = {}, []
+        scores, predictions, intervals, signatures = {}, [], {}, {}
         for name in self._measures if names is None else names:
             if name not in self._measures:
                 raise unknown("evaluation task", name, self._measures)
+            start = time.perf_counter()
             result = self._measures[name](model)
+            log.info("task %s took %s", name, duration(time.perf_counter() - start))
             scores |= result.scores
             predictions += result.predictions
-        return TaskResult(scores, predictions)
+            intervals |= result.intervals
+            signatures |= result.signatures
+        return TaskResult(scores, predictions, intervals, signatures)
 
 
 def write(folder: str | os.PathLike, step: int, result: TaskResult) -> None:

@@ -14,6 +14,7 @@ each string has just been read. A table has the state after every token, so that
 S states, V ids.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from t5g2.core.errors import UserError
+from t5g2.data.tokenizers.base import Tokenizer
 
 
 class StopTable(NamedTuple):
@@ -68,6 +70,14 @@ def stop_table(strings: Sequence[str], token_bytes: Sequence[bytes]) -> StopTabl
     next_SV = np.empty_like(reached_SV)
     next_SV[:, order_V] = reached_SV
     return StopTable(next_SV)
+
+
+# the table of a large vocabulary takes seconds, and runs ask with the same strings again and again
+@functools.lru_cache(maxsize=4)
+def table_of(strings: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int) -> StopTable:
+    """Returns the table of stop strings for a model of so many ids, of which the tokenizer may have fewer."""
+    token_bytes = tokenizer.token_bytes()[:vocab_size]
+    return stop_table(strings, token_bytes + [b""] * (vocab_size - len(token_bytes)))
 
 
 def first_stop(text: str, strings: Sequence[str]) -> int | None:

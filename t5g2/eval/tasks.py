@@ -1,23 +1,22 @@
-"""Evaluation tasks. A task is a frozen dataclass that is prepared once and then run on any weights of the model.
+"""Evaluation tasks by name: held-out loss, samples, and those of records (record_task.py).
+
+A task is a frozen dataclass that is prepared once and then run on any weights of the model (task_interface.py).
 
 B rows, T decoder length, D width.
 """
 
-import abc
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from typing_extensions import override
 
 from t5g2.core.batch import Batch, HostBatch
-from t5g2.core.bounds import Count, Seed, Size, TokenId, checked
+from t5g2.core.bounds import Count, Size, checked
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.objective import Objective
@@ -29,73 +28,32 @@ from t5g2.data.corpus import open_source
 from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.sources.text_source import TextSource
-from t5g2.eval import metrics
+from t5g2.eval.choose_by_likelihood import ChooseByLikelihood
+from t5g2.eval.generate_and_compare import GenerateAndCompare
 from t5g2.eval.generation import GREEDY, GenerationOptions, GenerationSetup, LanguageModule, Sampler, complete
-from t5g2.eval.metrics import TokenSums
+from t5g2.eval.metrics import losses
+from t5g2.eval.metrics.losses import TokenSums
+from t5g2.eval.task_interface import EvalContext, EvaluationStopped, MeasureFunction, Task, TaskResult
+from t5g2.eval.text_loss import TextLoss
 from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
 from t5g2.models.loss import token_losses
 from t5g2.models.loss_config import LossConfig
 
-
-@dataclass(frozen=True)
-@checked
-class EvalContext:
-    """Settings that the tasks of a run share.
-
-    Attributes:
-      data: the run's data; a task takes tokenizer, lengths, rows and packing from it, and has its own text.
-      seed: seed of everything that is drawn.
-      compute: dtype and attention backend of the forward pass.
-      loss: settings of the loss; a teacher is not used.
-      mesh: devices of the weights; None = one device.
-      rows: the rows of a batch that this process holds; None = all.
-      stopping: asked before every batch; true = raise EvaluationStopped. On several processes all get one answer.
-      stop_ids: tokens that end a generated text beside the tokenizer's EOS: those of the weights that a run began with
-        (instruction-tuned models end a turn otherwise).
-    """
-
-    data: DataConfig
-    seed: Seed = 0
-    compute: Compute = Compute()
-    loss: LossConfig = LossConfig()
-    mesh: Mesh | None = None
-    rows: range | None = None
-    stopping: Callable[[], object] = bool
-    stop_ids: tuple[TokenId, ...] = ()
-
-    def raise_if_stopping(self) -> None:
-        """Raises EvaluationStopped if the run is asked to stop."""
-        if self.stopping():
-            raise EvaluationStopped
-
-
-class EvaluationStopped(Exception):
-    """Raised between two batches of an evaluation that is asked to stop; there is no result."""
-
-
-class TaskResult(NamedTuple):
-    """Scores by name, and predictions of the model as plain data for JSON."""
-
-    scores: dict[str, float]
-    predictions: list[dict[str, Any]]
-
-
-MeasureFunction = Callable[[LanguageModule], TaskResult]
-
-
-class Task(abc.ABC):
-    """Evaluation task; its `name`, unique in a run, is the prefix of its scores and stands in its predictions."""
-
-    name: str
-
-    @abc.abstractmethod
-    def prepare(self, context: EvalContext) -> MeasureFunction:
-        """Returns the function that measures a model, after the work that does not depend on the weights.
-
-        Raises:
-          UserError: the text cannot be read, or does not fit the context.
-        """
+# the interface of tasks has its public names here too
+__all__ = [
+    "BY_NAME",
+    "ChooseByLikelihood",
+    "EvalContext",
+    "EvaluationStopped",
+    "GenerateAndCompare",
+    "HeldoutLoss",
+    "MeasureFunction",
+    "Samples",
+    "Task",
+    "TaskResult",
+    "TextLoss",
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +64,8 @@ class HeldoutLoss(Task):
     Every denoiser is applied to the same chunks of text, whatever its share, so that its mean is as exact as that of
     any other. `<name>/loss` is the mean of the denoisers' means, weighted with their shares of the mixture; sentinels
     among the targets never count (they can be read off the input's order), whether the objective trains on them or not.
-    `<name>/loss/<denoiser>` is one denoiser's mean.
+    `<name>/loss/<denoiser>` is one denoiser's mean. `<name>/bits_per_byte` is the loss by bytes of the text that the
+    targets stand for, which can be compared across tokenizers.
 
     Attributes:
       text: held-out text.
@@ -147,13 +106,16 @@ class HeldoutLoss(Task):
 
     def _scores(self, sums: dict[str, TokenSums]) -> dict[str, float]:
         shares = dict(zip(self.objective.denoisers, self.objective.weights, strict=True))
-        losses = {denoiser: total.mean_loss for denoiser, total in sums.items()}
-        mean_loss = metrics.mixture_mean(losses, shares)
+        means = {denoiser: total.mean_loss for denoiser, total in sums.items()}
+        mean_loss = losses.mixture_mean(means, shares)
         return {
             f"{self.name}/loss": mean_loss,
-            f"{self.name}/perplexity": metrics.perplexity(mean_loss),
-            f"{self.name}/accuracy": metrics.mixture_mean({d: total.accuracy for d, total in sums.items()}, shares),
-            **{f"{self.name}/loss/{denoiser}": loss for denoiser, loss in losses.items()},
+            f"{self.name}/perplexity": losses.perplexity(mean_loss),
+            f"{self.name}/accuracy": losses.mixture_mean({d: total.accuracy for d, total in sums.items()}, shares),
+            f"{self.name}/bits_per_byte": losses.bits_per_byte(
+                mean_loss, losses.mixture_mean({d: total.mean_bytes for d, total in sums.items()}, shares)
+            ),
+            **{f"{self.name}/loss/{denoiser}": loss for denoiser, loss in means.items()},
         }
 
 
@@ -265,7 +227,13 @@ class Samples(Task):
         return sorted(drawn, key=lambda chunk: len(chunk) < length)[: self.examples]
 
 
-BY_NAME = {"heldout_loss": HeldoutLoss, "samples": Samples}
+BY_NAME = {
+    "heldout_loss": HeldoutLoss,
+    "samples": Samples,
+    "generate": GenerateAndCompare,
+    "choose": ChooseByLikelihood,
+    "text_loss": TextLoss,
+}
 
 
 def _token_sums(model: LanguageModule, batches: Iterable[HostBatch], context: EvalContext) -> TokenSums:
@@ -274,21 +242,26 @@ def _token_sums(model: LanguageModule, batches: Iterable[HostBatch], context: Ev
         context.raise_if_stopping()
         # sentinels can be read off the order of the input, so they would make the loss look better
         batch = batch._replace(weights=np.where(special_tokens.is_sentinel(batch.targets), 0, batch.weights))
+        bytes_BT = context.data.tokenizer.byte_counts(batch.targets).astype(np.float32)
         if context.mesh is not None:
-            batch = to_global(batch, batch_sharding(context.mesh), rows=context.data.rows)
-        sums = _batch_sums(model, batch, compute=context.compute, loss=context.loss)
+            sharding, rows = batch_sharding(context.mesh), context.data.rows
+            batch, bytes_BT = (to_global(x, sharding, rows=rows) for x in (batch, bytes_BT))
+        sums = _batch_sums(model, batch, bytes_BT, compute=context.compute, loss=context.loss)
         total += TokenSums(*np.asarray(sums, np.float64).tolist())
     return total
 
 
 @partial(jax.jit, static_argnames=("compute", "loss"))
-def _batch_sums(model: LanguageModule, batch: Batch, *, compute: Compute, loss: LossConfig) -> jax.Array:
-    """Returns float32[3], the fields of TokenSums, over the global batch."""
+def _batch_sums(
+    model: LanguageModule, batch: Batch, bytes_BT: jax.Array, *, compute: Compute, loss: LossConfig
+) -> jax.Array:
+    """Returns float32[4], the fields of TokenSums, over the global batch."""
     images = normalized(batch.images)
     hidden_BTD = model.hidden(batch.encoder, batch.decoder, images, compute=compute)  # pyright: ignore[reportArgumentType]
     tokens = token_losses(hidden_BTD, model.head(), batch.targets, loss)
     # losses at padding are undefined and need not be finite
     loss_BT = jnp.where(batch.weights > 0, batch.weights * tokens.loss_BT, 0.0)
     correct_BT = batch.weights * tokens.correct_BT.astype(jnp.float32)
-    sums = jnp.stack([jnp.sum(loss_BT), jnp.sum(correct_BT), jnp.sum(batch.weights)])
+    totals_BT = (loss_BT, correct_BT, batch.weights, batch.weights * bytes_BT)
+    sums = jnp.stack([jnp.sum(total_BT) for total_BT in totals_BT])
     return constrain(sums, None)  # replicated, so that every process can read the sums

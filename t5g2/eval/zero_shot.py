@@ -139,6 +139,24 @@ def retrieve(
     Raises:
       UserError: embeddings as for `classify`, an image that does not exist, no pair at all, or a k below 1.
     """
+    if not len(ks) or min(ks) < 1:
+        raise UserError(f"ks = {list(ks)}; give at least one number of candidates, each at least 1")
+    by_query = ranks(images_ND, texts_MD, image_of_text)
+    return RetrievalRecall(
+        *({k: float(np.mean(ranks_Q[ranks_Q > 0] <= k)) for k in ks} for ranks_Q in by_query),
+    )
+
+
+def ranks(
+    images_ND: Float[np.ndarray, "N D"], texts_MD: Float[np.ndarray, "M D"], image_of_text: ArrayLike
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]]:
+    """Returns the rank of the best right candidate of every image and of every text, from 1; 0 = it is no query.
+
+    In the example of `retrieve` these are [1 2 0] and [3 1 1 0].
+
+    Raises:
+      UserError: as `retrieve`.
+    """
     images_ND, texts_MD = _unit_pair("images", images_ND, "texts", texts_MD)
     owner_M = np.asarray(image_of_text)
     if owner_M.shape != texts_MD.shape[:1] or not np.issubdtype(owner_M.dtype, np.integer):
@@ -150,30 +168,29 @@ def retrieve(
             f"images of texts are {owner_M.min()} to {owner_M.max()}, and there are {len(images_ND)} images; allowed "
             f"are 0 to {len(images_ND) - 1}, and -1 for a text without one, not for all"
         )
-    if not len(ks) or min(ks) < 1:
-        raise UserError(f"ks = {list(ks)}; give at least one number of candidates, each at least 1")
     images_N = np.arange(len(images_ND))
-    by_image = _recall(images_ND, texts_MD, lambda block: images_N[block, None] == owner_M[None, :], ks)
-    by_text = _recall(texts_MD, images_ND, lambda block: owner_M[block, None] == images_N[None, :], ks)
-    return RetrievalRecall(by_image, by_text)
+    by_image = _ranks(images_ND, texts_MD, lambda block: images_N[block, None] == owner_M[None, :])
+    by_text = _ranks(texts_MD, images_ND, lambda block: owner_M[block, None] == images_N[None, :])
+    return by_image, by_text
 
 
-def _recall(
+def _ranks(
     queries_QD: Float[np.ndarray, "Q D"],
     candidates_AD: Float[np.ndarray, "A D"],
     is_right: Callable[[slice], Bool[np.ndarray, "K A"]],
-    ks: Sequence[int],
-) -> dict[int, float]:
-    """Returns recall by k; `is_right` gives bool[K, A] for a block of K queries: True = a right candidate."""
+) -> Int[np.ndarray, " Q"]:
+    """Returns the rank of each query's best right candidate, 0 if it has none.
+
+    `is_right` gives bool[K, A] for a block of K queries: True = a right candidate.
+    """
     ranks = []
     for block in _blocks(len(queries_QD)):
         scores_KA, right_KA = queries_QD[block] @ candidates_AD.T, is_right(block)
         best_K1 = np.max(scores_KA, axis=1, keepdims=True, where=right_KA, initial=-np.inf)
         # ties with the best right candidate rank before it, or a model that embeds everything alike would score 1
         before_K = np.sum(~right_KA & (scores_KA > best_K1 - TIE), axis=1)
-        ranks.append(1 + before_K[right_KA.any(axis=1)])
-    ranks_Q = np.concatenate(ranks)
-    return {k: float(np.mean(ranks_Q <= k)) for k in ks}
+        ranks.append(np.where(right_KA.any(axis=1), 1 + before_K, 0))
+    return np.concatenate(ranks)
 
 
 def _blocks(number: int) -> Iterator[slice]:

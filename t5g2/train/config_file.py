@@ -33,7 +33,7 @@ def load(config: str, overrides: Iterable[tuple[str, str]] = ()) -> Experiment:
 
 def read(config: str) -> dict[str, Any]:
     """Returns the settings that get_config of "FILE[:ARG]" returns, as plain dicts and lists."""
-    name, argument = _split(config)
+    name, argument = split(config)
     path = Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
@@ -45,7 +45,7 @@ def read(config: str) -> dict[str, Any]:
     return _plain(config_dict)
 
 
-def _split(config: str) -> tuple[str, str]:
+def split(config: str) -> tuple[str, str]:
     """Returns (FILE, ARG) of "FILE[:ARG]"; a file's name and the argument may have colons themselves."""
     config = paths.expand_home(config)
     colons = [place for place, character in enumerate(config) if character == ":"]

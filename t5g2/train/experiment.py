@@ -24,6 +24,8 @@ from t5g2.data.tokenizers import registry
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval.generation import BY_NAME as SAMPLERS
 from t5g2.eval.generation import Sampler
+from t5g2.eval.metrics.catalogue import KINDS as METRICS
+from t5g2.eval.task_records import BY_NAME as RECORDS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
 from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
@@ -45,6 +47,8 @@ TABLES = (
     schedules.SCHEDULES,
     OpenTable(Task, TASKS),
     OpenTable(Sampler, SAMPLERS),
+    METRICS,
+    RECORDS,
 )
 
 

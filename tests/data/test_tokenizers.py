@@ -117,6 +117,7 @@ def test_decode_undoes_encode_of_a_file(kind, folder):
         tokens = tokenizer.encode(text)
         assert tokenizer.decode(tokens) == tokenizer.decode(tokenizer.encode_plain(text)) == text
         assert tokenizer.count(text) == len(tokenizer.encode_plain(text))
+        assert tokenizer.byte_counts(tokens).sum() == len(text.encode())
         assert not len(tokens) or tokens.max() < tokenizer.vocab_size
 
     undone()

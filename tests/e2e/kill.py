@@ -43,6 +43,20 @@ EARLY = 0.2
 PATIENCE_SECS = 300
 # a worker's death is told by a message, unless the worker had nothing left to do
 WORKER_DIED = "a worker process ended with exit code -9"
+TASKS = """
+from t5g2.eval.tasks import ChooseByLikelihood, GenerateAndCompare, TextLoss
+
+DATA = [{"q": f"{n} cats", "a": str(n % 2)} for n in range(12)]
+
+
+def get_tasks():
+    shared = {"data": DATA, "template": "{q}"}
+    return [
+        TextLoss(data=DATA, name="loss", target="{q}"),
+        ChooseByLikelihood(**shared, name="choice", choices=("0", "1"), answer="{a}"),
+        GenerateAndCompare(**shared, name="words", reference="{a}", max_new_tokens=4),
+    ]
+"""
 STATUS = {"group": (-9,), "worker": (0, 1), "term": (0, 143, -15), "stop": (0,)}
 
 
@@ -106,6 +120,8 @@ def jobs(folder: Path) -> dict[str, Job]:
     finished, source = folder / "train-alone" / "run", f"--config={CONFIG}:source@{corpus}"
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "{i} cats"}}\n' for i in range(PROMPTS)))
+    task_file = folder / "tasks.py"
+    task_file.write_text(TASKS)
     model, text = f"{folder}/source/model", "--config.data.sources.0.text"
     written = {"kind": "text", "path": str(texts)}
     return {
@@ -116,6 +132,9 @@ def jobs(folder: Path) -> dict[str, Job]:
             lambda trial: ["evaluate", *run, f"--workdir={trial}/run"],
             lambda trial: hashes(trial / "run" / "evaluations"),
             (finished,),
+        ),
+        "evaluate-folder": Job(
+            lambda trial: ["evaluate", f"--model={model}", f"--tasks={task_file}", f"--out={trial}/scores"], hashes
         ),
         "average": Job(
             lambda trial: ["average", f"--workdir={finished}", "--last=2", f"--out={trial}/averaged"],
@@ -145,7 +164,7 @@ def jobs(folder: Path) -> dict[str, Job]:
 
 def prepare(chosen: Mapping[str, Job], folder: Path) -> dict[str, Undisturbed]:
     """Makes the run and the model that jobs read; returns the undisturbed runs of the chosen jobs by name."""
-    if {"cache-logits", "generate"} & chosen.keys():
+    if {"cache-logits", "evaluate-folder", "generate"} & chosen.keys():
         small = ["--config.train.steps=5", "--config.save.every_steps=0", "--config.log.tensorboard=False"]
         source = f"--config={CONFIG}:source@{folder}/corpus"
         finish(["train", source, *small, f"--workdir={folder}/source"])

@@ -107,9 +107,9 @@ SCHEDULE, TOKENIZER = "optim.schedule", "data.tokenizer"
         (
             TASK,
             {"kind": "tests.own_tasks.Unfinished"},
-            r"lacks prepare, which t5g2\.eval\.tasks\.Task declares; define them",
+            r"lacks prepare, which t5g2\.eval\.task_interface\.Task declares; define them",
         ),
-        (TASK, {"kind": f"{OWN}Unrelated"}, r"derive it from t5g2\.eval\.tasks\.Task"),
+        (TASK, {"kind": f"{OWN}Unrelated"}, r"derive it from t5g2\.eval\.task_interface\.Task"),
         (SCHEDULE, {"kind": f"{OWN}Unrelated"}, r"derive it from .*t5g2\.train\.schedules\.LearningRateSchedule"),
         (
             SCHEDULE,

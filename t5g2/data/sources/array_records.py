@@ -1,7 +1,7 @@
 """Records that are read by number: ArrayRecord files, and data sets of TensorFlow Datasets without TensorFlow."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.validation import (
     Field,
+    JsonRecords,
     LocatedDocuments,
     RecordValidator,
     SourceSummary,
@@ -75,6 +76,10 @@ class ArrayRecord:
         """Returns the documents as in `open`, each a JSON list of the texts under these keys, none of them empty."""
         return self._open(fields, on_bad_record)
 
+    def open_records(self, *, on_bad_record: OnBadRecord = "stop") -> JsonRecords:
+        """Returns the whole records, of all fields."""
+        return JsonRecords(self._open(None, on_bad_record))
+
     def _open(self, field: Field, on_bad_record: OnBadRecord) -> "_ValidRecords":
         files = tuple((file, local_copies.plain_copy(file)) for file in find_files(self.path))
         return _scan(_ArrayRecords(files, field), self.path, on_bad_record)
@@ -112,6 +117,10 @@ class Tfds:
     def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
         """Returns the documents as in `open`, each a JSON list of the texts of these features, none of them empty."""
         return _scan(_Tfds(self, fields), str(self), on_bad_record)
+
+    def open_records(self) -> "TfdsRecords":
+        """Returns the whole records, of all features."""
+        return TfdsRecords(_Tfds(self, ()))
 
 
 class _ArrayRecords(Records):
@@ -187,16 +196,49 @@ class _Tfds(Records):
 
     @override
     def text(self, index: int) -> str:
+        record = self.record(index)
+        if isinstance(self._field, str):
+            return _feature_text(record, self._field)
+        return list_of_texts({name: _feature_text(record, name) for name in self._field})
+
+    def record(self, index: int) -> Any:
+        """Returns a record as tfds gives it."""
         try:
-            record: Any = self._source[index]
+            return self._source[index]
         except (RuntimeError, IndexError, OSError) as error:
             raise UserError(
                 f"{self.location(index)}: the files in {self._builder.data_path} are damaged or cut off "
                 f"({str(error)[:200]}); prepare them again"
             ) from None
-        if isinstance(self._field, str):
-            return _feature_text(record, self._field)
-        return list_of_texts({name: _feature_text(record, name) for name in self._field})
+
+
+class TfdsRecords(Sequence[Mapping[str, Any]]):
+    """Records of a data set as Python holds them: texts, numbers and lists; pixels stay arrays."""
+
+    def __init__(self, records: _Tfds):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _plain(self._records.record(index))
+
+
+def _plain(value: Any) -> Any:
+    """Returns features as Python's values: bytes in UTF-8 as text, arrays other than images as numbers and lists."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray) and value.ndim > 2:
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _feature_text(record: Any, field: str) -> str:

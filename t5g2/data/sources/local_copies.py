@@ -122,14 +122,16 @@ def plain_copy(file: str, columns: Mapping[str, str] | None = None) -> str:
 
     Args:
       file: a path or a URL.
-      columns: columns of a parquet file by the settings that name them; its copy has {column: text, …} on each line.
-        None = not a parquet file.
+      columns: columns of a parquet file by the settings that name them, {} = all; its copy has {column: value, …} on
+        each line. None = not a parquet file.
 
     Raises:
       UserError: the file is damaged or cut off, is compressed in another way, or lacks a column; the package that reads
         it is missing.
     """
     convert = CONVERTERS.get(file.rpartition(".")[2])
+    if columns is not None and not columns:
+        return converted_copy(file, parquet.write_rows, ("whole rows",))
     if columns is not None:
         first, *others = columns.values()
         # copies of one column keep the name that they had when there was no other kind

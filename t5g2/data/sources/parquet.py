@@ -59,6 +59,13 @@ def write_columns(source: BinaryIO, out: BinaryIO, *, columns: Sequence[str]) ->
             out.write(json_line(row))
 
 
+def write_rows(source: BinaryIO, out: BinaryIO) -> None:
+    """Writes each row as a line of JSON, with all of its columns."""
+    for batch in open_table(source).iter_batches():
+        for row in batch.to_pylist():
+            out.write(json_line(row))
+
+
 def json_line(record: dict[str, Any]) -> bytes:
     """Returns a record as a line of JSON.
 

@@ -12,7 +12,14 @@ from t5g2.core.errors import UserError
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
-from t5g2.data.sources.validation import Field, LocatedDocuments, RecordValidator, SourceSummary, json_text
+from t5g2.data.sources.validation import (
+    Field,
+    JsonRecords,
+    LocatedDocuments,
+    RecordValidator,
+    SourceSummary,
+    json_text,
+)
 
 # a longer text file is read as several documents of about this size, so that reading a chunk reads little else
 SPAN_BYTES = 1 << 16
@@ -67,6 +74,10 @@ class Jsonl:
         """Returns the documents as in `open`, each a JSON list of the texts under these keys, none of them empty."""
         return _scan(self.path, line_spans, fields, on_bad_record)
 
+    def open_records(self, *, on_bad_record: OnBadRecord = "stop") -> JsonRecords:
+        """Returns the whole records, of all fields."""
+        return JsonRecords(_scan(self.path, line_spans, None, on_bad_record))
+
 
 @dataclass(frozen=True)
 class Parquet:
@@ -93,6 +104,10 @@ class Parquet:
         """Returns the documents as in `open`, each a JSON list of the texts in these columns, none of them empty."""
         columns = {"inputs": fields[0], "targets": fields[1]}
         return _scan(self.path, _row_spans, fields, on_bad_record, columns=columns)
+
+    def open_records(self, *, on_bad_record: OnBadRecord = "stop") -> JsonRecords:
+        """Returns the whole records, of all fields."""
+        return JsonRecords(_scan(self.path, _row_spans, None, on_bad_record, columns={}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +159,7 @@ def _scan(
     """Reads every record once, for its offset, its validity and the fingerprint, and returns the valid ones.
 
     Args:
-      columns: the columns to read of parquet files, by the settings that name them; None = other files.
+      columns: the columns to read of parquet files, by the settings that name them, {} = all; None = other files.
     """
     files = find_files(path)
     readable = tuple(local_copies.plain_copy(file, columns) for file in files)

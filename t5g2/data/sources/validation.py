@@ -4,8 +4,9 @@ import abc
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from typing_extensions import override
 
@@ -124,6 +125,30 @@ class LocatedDocuments(ValidatedDocuments):
     @abc.abstractmethod
     def location(self, index: int) -> str:
         """Returns the file and the record of a document, for messages."""
+
+
+@dataclass(frozen=True, eq=False)
+class JsonRecords(Sequence[Mapping[str, Any]]):
+    """Documents that are JSON objects, as these.
+
+    Attributes:
+      documents: each the text of an object.
+    """
+
+    documents: LocatedDocuments
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: Any) -> Any:
+        location = self.documents.location(index)
+        try:
+            record = decode_json(self.documents[index].encode())
+        except ValueError as error:
+            raise UserError(f"{location}: {error}; mend it") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{location}: the record is of type {type(record).__name__}; it must be an object")
+        return record
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:

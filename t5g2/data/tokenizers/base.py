@@ -66,6 +66,18 @@ class Tokenizer(abc.ABC):
         """Returns the number of tokens that `encode_document` returns."""
         return len(self.encode_document(text))
 
+    def byte_counts(self, tokens: Any) -> np.ndarray:
+        """Returns int32 of the shape of `tokens`: the bytes of text, in UTF-8, that each stands for; special ones 0.
+
+        Their sum over a text's tokens is the size of the text, whatever characters its tokens cut.
+        """
+        tokens = np.asarray(tokens)
+        ids, inverse = np.unique(tokens, return_inverse=True)
+        is_text = ~self.special_tokens.is_special(ids) & (ids >= 0) & (ids < self.vocab_size)
+        counts = np.zeros(len(ids), np.int32)
+        counts[is_text] = [len(part) for part in self.token_bytes(ids[is_text].tolist())]
+        return counts[inverse].reshape(tokens.shape)
+
     def show(self, tokens: Any) -> str:
         """Returns the text of a sequence of ids for people, with special tokens by name: <eos>, <sentinel_3>, …
 
@@ -100,8 +112,8 @@ class Tokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def token_bytes(self) -> list[bytes]:
-        """Returns the bytes that each id below `vocab_size` adds to a text that goes before it.
+    def token_bytes(self, ids: Iterable[int] | None = None) -> list[bytes]:
+        """Returns the bytes that each of the ids adds to a text that goes before it; None = all below `vocab_size`.
 
         A special token adds its spelling, an id that stands for nothing b"".
         """

@@ -72,9 +72,12 @@ class Bytes(Tokenizer):
         return self._text(token for token in np.asarray(tokens).tolist() if self.first_byte <= token < self.vocab_size)
 
     @override
-    def token_bytes(self) -> list[bytes]:
-        shown = [self.show([token]).encode() for token in range(self.first_byte)]
-        return shown + [bytes([byte]) for byte in range(self.vocab_size - self.first_byte)]
+    def token_bytes(self, ids: Iterable[int] | None = None) -> list[bytes]:
+        first = self.first_byte
+        return [
+            self.show([token]).encode() if token < first else bytes([token - first])
+            for token in (range(self.vocab_size) if ids is None else ids)
+        ]
 
     @override
     def _text(self, tokens: Iterable[int]) -> str:

@@ -227,16 +227,17 @@ class FileTokenizer(Tokenizer):
         return identity | {name: value for name, value in settings.items() if value not in (None, [])}
 
     @override
-    def token_bytes(self) -> list[bytes]:
+    def token_bytes(self, ids: Iterable[int] | None = None) -> list[bytes]:
         # after another token, because some decoders strip a space in front of the first
         before = self._encode("a")
-        skipped = len(self.decode(before))
-        texts = [self.decode([*before, token])[skipped:].encode() for token in range(self.vocab_size)]
-        first = self._first_byte()
-        if first is not None:
+        skipped, first = len(self.decode(before)), self._first_byte()
+        return [
             # alone, a byte of a longer character is decoded to U+FFFD
-            texts[first : first + 256] = [bytes([byte]) for byte in range(256)]
-        return texts
+            bytes([token - first])
+            if first is not None and first <= token < first + 256
+            else self.decode([*before, token])[skipped:].encode()
+            for token in (range(self.vocab_size) if ids is None else ids)
+        ]
 
     def _bytes(self) -> bytes:
         """Returns the content of the file; raises UserError if it is missing or has another hash."""

@@ -1,0 +1,181 @@
+"""The shared part of tasks of records: prompts of templates, few-shot examples, predictions with their scores.
+
+N examples, K numbers of an example.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t5g2.core.bounds import Count, CountOrZero, checked
+from t5g2.core.errors import UserError
+from t5g2.core.seeds import derive_seed
+from t5g2.eval.metrics.intervals import intervals
+from t5g2.eval.metrics.metric import Metric
+from t5g2.eval.task_interface import EvalContext, Task, TaskResult
+from t5g2.eval.task_records import Record, RecordList, RecordSource, Template, open_records
+
+
+@dataclass(frozen=True)
+class TaskExample:
+    """An example of a task.
+
+    Attributes:
+      records: those of the task, of which pixels are read only when they are needed.
+      number: of its record, from 0.
+      prompt: text that the model reads, few-shot examples included.
+    """
+
+    records: Sequence[Record]
+    number: int
+    prompt: str
+
+    @property
+    def record(self) -> Record:
+        """The record."""
+        return self.records[self.number]
+
+
+@dataclass(frozen=True, kw_only=True)
+@checked
+class RecordTask(Task):
+    """A task whose examples are records: of files, of a data set, or a list of dicts.
+
+    Attributes:
+      data: the records.
+      name: prefix of the scores.
+      template: text that the model reads, with fields of the record in braces: "Question: {question}\\nAnswer:".
+      shots: number of solved examples before it (few-shot), the first in an order that depends on the seed alone, and
+        never the example itself.
+      shot_data: the records of these; None = those of `data`.
+      delimiter: text between a template and its answer.
+      separator: text between examples.
+      examples: number of examples, drawn by the seed alone; None = all.
+    """
+
+    data: RecordSource
+    name: str
+    template: str
+    shots: CountOrZero = 0
+    shot_data: RecordSource | None = None
+    delimiter: str = " "
+    separator: str = "\n\n"
+    examples: Count | None = None
+
+    def __post_init__(self):
+        # a list is given where a Python file makes the records
+        for field in ("data", "shot_data"):
+            if isinstance(getattr(self, field), list | tuple):
+                object.__setattr__(self, field, RecordList(tuple(getattr(self, field))))
+        if "/" in self.name or not self.name:
+            raise UserError(f"name = {self.name!r}; a task has a name, without / in it")
+
+    def shot_answer(self, record: Record) -> str:
+        """Returns the answer that a few-shot example shows."""
+        raise NotImplementedError
+
+    def read(self, context: EvalContext) -> list[TaskExample]:
+        """Returns the examples.
+
+        Raises:
+          UserError: there are no records, or too few for the shots; a record lacks a field of the template.
+        """
+        try:
+            records = open_records(self.data, context.data.tokenizer)
+            template = Template(self.template)
+            shots = self._shots(records, template, context)
+        except UserError as error:
+            raise UserError(f"evaluation task {self.name!r}: {error}") from None
+        examples = []
+        for number in self._chosen(len(records), context.seed):
+            with self.naming(number):
+                before = [text for other, text in shots if other != number][: self.shots]
+                prompt = self.separator.join([*before, template.fill(records[number])])
+                examples.append(TaskExample(records, number, prompt))
+        return examples
+
+    def _chosen(self, number: int, seed: int) -> list[int]:
+        if self.examples is None or self.examples >= number:
+            return list(range(number))
+        order = np.random.default_rng(derive_seed(seed, "task", self.name)).permutation(number)
+        return sorted(order[: self.examples].tolist())
+
+    def _shots(self, records: Sequence[Record], template: Template, context: EvalContext) -> list[tuple[int, str]]:
+        """Returns (number of the record, text) of one few-shot example more than is shown; -1 = of other records."""
+        if not self.shots:
+            return []
+        is_own = self.shot_data is None or self.shot_data == self.data
+        pool = records if is_own or self.shot_data is None else open_records(self.shot_data, context.data.tokenizer)
+        if len(pool) < self.shots + is_own:
+            raise UserError(f"shots = {self.shots}, and there are {len(pool)} records to show; lower shots")
+        order = np.random.default_rng(derive_seed(context.seed, "shots", self.name)).permutation(len(pool))
+        return [
+            (n if is_own else -1, template.fill(pool[n]) + self.delimiter + self.shot_answer(pool[n]))
+            for n in order[: self.shots + is_own].tolist()
+        ]
+
+    def naming(self, number: int) -> "_Naming":
+        """Returns a context in which errors of a record have the names of the task and of the record."""
+        return _Naming(self.name, number + 1)
+
+
+class _Naming:
+    def __init__(self, task: str, number: int):
+        self._task, self._number = task, number
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UserError):
+            raise UserError(f"evaluation task {self._task!r}, record {self._number}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Metrics of a task with what their examples contribute.
+
+    Attributes:
+      metric: the metric.
+      rows: float64[N, K].
+      numbers: the example of each row.
+      references: as the metric compared with; for its signature.
+    """
+
+    metric: Metric
+    rows: np.ndarray
+    numbers: Sequence[int]
+    references: Sequence[Sequence[Any]] = ()
+
+
+def result(
+    task: str, scored: Sequence[Scored], predictions: list[dict[str, Any]], *, errors: Mapping[int, str], seed: int
+) -> TaskResult:
+    """Returns the result of a task: scores with intervals, and predictions with the scores of each example.
+
+    Args:
+      predictions: one of each example; the task's name comes first in it, `scores` and `error` last.
+      errors: the problem of each example that failed, by its number; it is counted in the score `<task>/errors`.
+    """
+    scores, spans, signatures = {}, {}, {}
+    of_examples: list[dict[str, float]] = [{} for _ in predictions]
+    for part in scored:
+        if len(part.rows):
+            named = intervals(part.metric, part.rows, seed=seed)
+            spans |= {f"{task}/{name}": interval for name, interval in named.items()}
+            if signature := part.metric.signature(part.references):
+                signatures |= {f"{task}/{name}": signature for name in named}
+        values_NM = part.metric.of_examples(part.rows)
+        for number, values_M in zip(part.numbers, () if values_NM is None else values_NM.tolist()):
+            of_examples[number] |= dict(zip(part.metric.names, values_M, strict=True))
+    scores |= {name: interval.value for name, interval in spans.items()}
+    if errors:
+        scores[f"{task}/errors"] = float(len(errors))
+    for number, (prediction, values) in enumerate(zip(predictions, of_examples, strict=True)):
+        if values:
+            prediction["scores"] = values
+        if number in errors:
+            prediction["error"] = errors[number]
+    return TaskResult(scores, [{"task": task, **prediction} for prediction in predictions], spans, signatures)

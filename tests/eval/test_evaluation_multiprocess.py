@@ -1,0 +1,102 @@
+"""Tasks score the same on one and on four processes: every example once, the last batch filled up."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from t5g2.core import distributed
+from t5g2.core import sharding as meshes
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.sources.text_files import TextFiles
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.eval.choose_by_likelihood import ChooseByLikelihood
+from t5g2.eval.evaluation import Evaluator
+from t5g2.eval.generate_and_compare import GenerateAndCompare
+from t5g2.eval.task_interface import EvalContext
+from t5g2.eval.tasks import HeldoutLoss
+from t5g2.eval.text_loss import TextLoss
+from t5g2.models.loss_config import LossConfig
+from t5g2.objectives import Causal
+from tests import tiny, weights
+from tests.tiny import FLOAT32
+
+TOKENIZER = Bytes(sentinels=4)
+STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
+ROWS = 4
+# seven examples: the last batch has three of four rows
+RECORDS = [
+    {"q": text, "a": text[::-1], "n": n % 2} for n, text in enumerate("one two three four five six seven".split())
+]
+
+
+def scores(text: str) -> dict[str, float]:
+    """The scores of every kind of task, on a mesh over all devices of all processes."""
+    mesh = meshes.make(meshes.MeshShape())
+    held = max(1, ROWS // jax.process_count())
+    rows = range(jax.process_index() * held, (jax.process_index() + 1) * held)
+    source = Source(TextFiles(text), Causal())
+    data = DataConfig((source,), TOKENIZER, ROWS, 0, 32, 24, streams=ROWS)
+    context = EvalContext(data, compute=FLOAT32, loss=LossConfig(tile_tokens=64), mesh=mesh, rows=rows)
+    shared = {"data": RECORDS, "template": "{q}"}
+    tasks = [
+        HeldoutLoss(source.text, Causal(), examples=None),
+        TextLoss(data=RECORDS, name="text", target="{q} {a}"),
+        ChooseByLikelihood(**shared, name="choice", choices=("no", "yes"), answer="{n}", metrics=("auc",)),
+        GenerateAndCompare(**shared, name="words", reference="{a}", metrics=("chrf",), max_new_tokens=4),
+    ]
+    with jax.set_mesh(mesh):
+        model = jax.device_put(weights.model(STACK), meshes.replicated(mesh))
+        return Evaluator(tasks, context).run(model).scores
+
+
+def one_of_several(folder: Path) -> None:
+    """Runs one of the processes of the test below."""
+    distributed.initialize("on")
+    result = scores(str(folder / "text.txt"))
+    (folder / f"scores-{jax.process_index()}.json").write_text(json.dumps(result))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [4])
+def test_several_processes_score_as_one(tmp_path, number, one_device):
+    (tmp_path / "text.txt").write_text("a text of some words, for chunks of tokens " * 4)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environ = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(number),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
+    code = (
+        "import pathlib, sys; from tests.eval import test_evaluation_multiprocess as t; "
+        "t.one_of_several(pathlib.Path(sys.argv[1]))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environ | {"JAX_PROCESS_ID": str(i)},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(number)
+    ]
+    try:
+        ended = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    expected = scores(str(tmp_path / "text.txt"))
+    assert {"heldout/loss", "text/bits_per_byte", "choice/auc", "words/chrf"} <= set(expected)
+    for i, (_, err) in enumerate(ended):
+        assert (tmp_path / f"scores-{i}.json").exists(), err
+        assert json.loads((tmp_path / f"scores-{i}.json").read_text()) == pytest.approx(expected, rel=1e-5, abs=1e-5)

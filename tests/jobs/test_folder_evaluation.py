@@ -1,0 +1,263 @@
+"""`t5g2 evaluate --model`: files of a model folder's scores, a rerun after an interruption, and every message."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t5g2 import cli
+from t5g2.api import loading
+from t5g2.checkpoint.folder import save_model
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.jobs import task_files, task_settings
+from tests import tiny, weights
+from tests.data import tokenizer_files
+
+TOKENIZER = Bytes(sentinels=4)
+STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
+T5GEMMA = dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK)
+
+# as in docs/evaluation.md; the third fails until a file exists
+TASKS = """
+import json
+import pathlib
+from dataclasses import dataclass
+
+from t5g2.eval.tasks import ChooseByLikelihood, EvalContext, GenerateAndCompare, MeasureFunction, Task, TaskResult
+
+HERE = pathlib.Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Interrupted(Task):
+    name: str = "interrupted"
+
+    def prepare(self, context: EvalContext) -> MeasureFunction:
+        def measure(model) -> TaskResult:
+            if not (HERE / "go_on").exists():
+                raise KeyboardInterrupt
+            return TaskResult({"interrupted/value": float("nan")}, [{"task": "interrupted", "output": "done"}])
+
+        return measure
+
+
+def get_tasks(template="{q}"):
+    data = [{"q": "one", "a": "1"}, {"q": "two", "a": "2"}, {"q": "three", "a": "3"}]
+    shared = {"data": data, "template": template}
+    return [
+        ChooseByLikelihood(**shared, name="choice", choices=("1", "2", "3"), answer="{a}"),
+        Interrupted(),
+        GenerateAndCompare(**shared, name="words", reference="{a}", metrics=("chrf",), max_new_tokens=4),
+        {"kind": "text_loss", "data": {"kind": "rows", "records": data}, "name": "loss", "target": "{q} {a}"},
+    ]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two models and a file of tasks."""
+    made = tmp_path_factory.mktemp("evaluate")
+    for name, config in (("gemma", STACK), ("t5gemma", T5GEMMA)):
+        save_model(made / name, weights.model(config), tokenizer=TOKENIZER.to_dict())
+    (made / "tasks.py").write_text(TASKS)
+    return made
+
+
+def evaluate(folder, out, *, model="gemma", tasks="tasks.py", flags=()):
+    names = ",".join(name if name.isalpha() else str(folder / name) for name in tasks.split(","))
+    return cli.main(["evaluate", f"--model={folder / model}", f"--tasks={names}", f"--out={out}", "--rows=4", *flags])
+
+
+def contents(out):
+    return {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("model", ["gemma", "t5gemma"])
+def test_an_interrupted_evaluation_goes_on_and_ends_in_the_same_files(folder, tmp_path, model, capsys):
+    (folder / "go_on").unlink(missing_ok=True)
+    assert evaluate(folder, tmp_path / "a", model=model) == 130
+    assert [path.name for path in (tmp_path / "a").rglob("*.json")] == ["choice.json"]
+    (folder / "go_on").touch()
+    assert evaluate(folder, tmp_path / "a", model=model) == 0
+    assert "task choice is finished already" in capsys.readouterr().err
+    assert evaluate(folder, tmp_path / "b", model=model) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert "task words took 0:0" in capsys.readouterr().err
+
+    scores = json.loads((tmp_path / "a" / "scores.json").read_text())["scores"]
+    assert scores["interrupted/value"] == {"value": None}
+    accuracy = scores["choice/accuracy"]
+    assert accuracy["examples"] == 3
+    assert accuracy["interval"][0] <= accuracy["value"] <= accuracy["interval"][1]
+    assert "version:" in scores["words/chrf"]["signature"]
+    predictions = [json.loads(line) for line in (tmp_path / "a" / "predictions.jsonl").read_text().splitlines()]
+    assert [prediction["task"] for prediction in predictions] == ["choice"] * 3 + ["interrupted"] + ["words"] * 3 + [
+        "loss"
+    ] * 3
+    # what the Python API generates is what the task compares
+    loaded = loading.load(folder / model)
+    assert [p["output"] for p in predictions if p["task"] == "words"] == [
+        text.strip() for text in loaded.generate(["one", "two", "three"], max_new_tokens=4)
+    ]
+    page = (tmp_path / "a" / "index.html").read_text()
+    assert "choice/accuracy_pmi" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_results_of_another_model_or_other_settings_are_not_mixed(folder, tmp_path, capsys):
+    (folder / "go_on").touch()
+    assert evaluate(folder, tmp_path / "a") == 0
+    before = contents(tmp_path / "a")
+    assert evaluate(folder, tmp_path / "a", model="t5gemma") == 2
+    assert "choice.json is of another model or of other settings" in (message := capsys.readouterr().err)
+    assert "weights" in message
+    assert evaluate(folder, tmp_path / "a", tasks="tasks.py:{a}") == 2
+    assert "task.template" in (message := capsys.readouterr().err)
+    assert "weights" not in message
+    assert evaluate(folder, tmp_path / "a", flags=["--seed=3"]) == 2
+    assert "seed" in capsys.readouterr().err
+    assert contents(tmp_path / "a") == before
+    # a copy of the model is the same model
+    shutil.copytree(folder / "gemma", tmp_path / "copy")
+    assert cli.main(["evaluate", f"--model={tmp_path / 'copy'}", f"--tasks={folder / 'tasks.py'}", "--rows=4",
+                     f"--out={tmp_path / 'a'}"]) == 0  # fmt: skip
+
+
+def test_a_dual_encoder_is_scored_on_its_tasks(tmp_path, capsys):
+    text = dataclasses.replace(tiny.SIGLIP.text, vocab_size=300, length=16)
+    config = dataclasses.replace(tiny.SIGLIP, text=text)
+    save_model(tmp_path / "siglip", weights.model(config))
+    tokenizer_files.siglip(tmp_path / "siglip")
+    for n, color in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (20, 30), color).save(tmp_path / f"{n}.png")
+    (tmp_path / "tasks.py").write_text(f'''
+from t5g2.eval.image_tasks import ImageClassification, ImageTextRetrieval
+
+COLOURS = ("red", "blue", "green")
+data = [{{"image": f"{tmp_path}/{{n}}.png", "label": n, "captions": [colour]}} for n, colour in enumerate(COLOURS)]
+data.append({{"image": "{tmp_path}/none.png", "label": 0, "captions": ["x"]}})
+
+
+def get_tasks():
+    return [
+        ImageClassification(data=data, name="colours", classes=COLOURS),
+        ImageTextRetrieval(data=data, name="pairs", ks=(1, 3)),
+    ]
+''')
+    assert evaluate(tmp_path, tmp_path / "out", model="siglip") == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    model = loading.load(tmp_path / "siglip")
+    files = [str(tmp_path / f"{n}.png") for n in range(3)]
+    names, _ = model.classify(files, {name: [f"a photo of a {name}."] for name in ("red", "blue", "green")})
+    assert scores["colours/accuracy"]["value"] == np.mean([*map(str.__eq__, names, ("red", "blue", "green")), False])
+    assert scores["colours/errors"] == {"value": 1.0}
+    recall = model.retrieve(files, ["red", "blue", "green"], [0, 1, 2], ks=[1, 3])
+    assert scores["pairs/text_to_image@1"]["value"] == recall.text_to_image[1]
+    assert scores["pairs/image_to_text@3"]["value"] == 1
+    (tmp_path / "other.py").write_text(TASKS)
+    assert evaluate(tmp_path, tmp_path / "b", model="siglip", tasks="other.py") == 2
+    assert "task 'choice' is for a language model, and" in capsys.readouterr().err
+
+
+def test_pictures_are_read_with_their_prompts(tmp_path):
+    images = dataclasses.replace(tiny.IMAGES, token=7, begin=5, end=6)
+    encoder = dataclasses.replace(STACK, images=images)
+    config = dataclasses.replace(tiny.T5GEMMA2, encoder=encoder, decoder=STACK, eoi_id=6)
+    save_model(tmp_path / "model", weights.model(config), tokenizer=TOKENIZER.to_dict())
+    draw = np.random.default_rng(0)
+    for n in range(2):
+        Image.fromarray(draw.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / f"{n}.png")
+    (tmp_path / "tasks.py").write_text(f"""
+from t5g2.eval.tasks import GenerateAndCompare
+
+data = [{{"images": [f"{tmp_path}/{{n}}.png"] * (n + 1), "caption": "x"}} for n in (0, 1)]
+data.append({{"images": "{tmp_path}/none.png", "caption": "x"}})
+
+
+def get_tasks():
+    shared = {{"template": "what?", "reference": "{{caption}}", "images": "images", "max_new_tokens": 3}}
+    return [GenerateAndCompare(data=data, name="captions", **shared)]
+""")
+    assert evaluate(tmp_path, tmp_path / "out", model="model") == 0
+    predictions = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    pictures = [[str(tmp_path / "0.png")], [str(tmp_path / "1.png")] * 2]
+    expected = loading.load(tmp_path / "model").generate(["what?"] * 2, pictures, max_new_tokens=3)
+    assert [p["output"] for p in predictions] == [*(text.strip() for text in expected), ""]
+    assert "none.png" in predictions[2]["error"]
+    assert "error" not in predictions[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def get_tasks():\n    return [\n        1 / 0\n    ]", "bad.py, line 3: ZeroDivisionError: division by zero"),
+        ("def get_tasks(:", "bad.py, line 1: SyntaxError"),
+        ("x = 1", "bad.py has no get_tasks(); define one that returns a list of tasks"),
+        ("def get_tasks():\n    return {}", "bad.py returns dict; it must return a list of tasks"),
+        ("def get_tasks():\n    return [{'kind': 'chose'}]", "unknown"),
+        (
+            "from t5g2.eval.tasks import TextLoss\ndef get_tasks():\n    t = TextLoss(data=[{'text': 'a'}], name='t')\n"
+            "    return [t, t]",
+            "two tasks have the name 't'",
+        ),
+        (
+            "from t5g2.eval.tasks import TextLoss\ndef get_tasks():\n    return [TextLoss(data=[], name='t')]",
+            "task 't': there are no records in the list",
+        ),
+        (
+            "from t5g2.eval.tasks import GenerateAndCompare as G\ndef get_tasks():\n"
+            "    return [G(data=[{'a': 1}], name='t', template='{b}', reference='{a}')]",
+            "task 't', record 1: the record has no field 'b' for the template '{b}'; it has a",
+        ),
+    ],
+)
+def test_wrong_task_files_are_named(folder, tmp_path, capsys, code, message):
+    (tmp_path / "bad.py").write_text(code)
+    flags = [f"--model={folder / 'gemma'}", f"--out={tmp_path / 'out'}"]
+    assert cli.main(["evaluate", f"--tasks={tmp_path / 'bad.py'}", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--tasks=docstring", "--out=x"],
+            "evaluation task 'docstring' (a file of configs/tasks, or give FILE.py); did you mean 'docstrings'",
+        ),
+        (["--tasks=none.py", "--out=x"], "no task file none.py; give a Python file with get_tasks()"),
+        (["--tasks=docstrings"], "--out is missing"),
+        (["--out=x"], "--tasks is empty; give FILE.py[:ARG], or a name of docstrings"),
+        (["--workdir=x", "--out=x"], "--model and --workdir are both given"),
+    ],
+)
+def test_wrong_flags_are_named(folder, capsys, flags, message):
+    assert cli.main(["evaluate", f"--model={folder / 'gemma'}", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert cli.main(["evaluate", "--workdir=x"]) == 2
+    assert "--config missing: give --model with --tasks and --out, or --config" in capsys.readouterr().err
+
+
+def test_the_tasks_of_this_folder_load():
+    [docstrings, choice] = task_files.load(["docstrings:5"])
+    assert (docstrings.examples, choice.examples) == (5, 5)
+    record = docstrings.data.records[0]
+    assert record["docstring"] in record["choices"]
+    assert record["docstring"] not in record["code"]
+    assert len(set(record["choices"])) == 4
+
+
+def test_settings_change_with_what_is_in_them():
+    def described(value):
+        return json.dumps(task_settings.describe({"value": value}))
+
+    rows = [{"n": n, "text": "x"} for n in range(100)]
+    values = ["x" * 300, "x" * 301, rows, rows[:99], [*rows[:99], {"n": "99", "text": "x"}], b"ab", b"ba"]
+    values += [np.zeros((2, 3)), np.zeros((3, 2)), np.zeros((2, 3), np.float32), Image.new("L", (2, 2), 1)]
+    values += [Image.new("L", (2, 2), 2), tiny.GEMMA3, tiny.GEMMA2, 1, "1", None]
+    assert len({described(value) for value in values}) == len(values)
+    assert [described(value) for value in values] == [described(value) for value in values]
+    assert "100 values, sha256" in described(rows)
