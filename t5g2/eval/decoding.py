@@ -107,7 +107,8 @@ def prefill(
     sides: dict[str, Any] = {"encoder": prompts.encoder, "images": encoder_images}
     slots = length + options.max_new_tokens - 1  # the last token is not read
     cache = model.start_cache(rows, slots, **sides, compute=options.compute)
-    hidden_PTD, cache = model.extend(prompts.decoder, cache, prompt_images, compute=options.compute)  # pyright: ignore[reportArgumentType]
+    images: Any = prompt_images
+    hidden_PTD, cache = model.extend(prompts.decoder, cache, images, first=True, compute=options.compute)
     logits_PV = model.logits(hidden_PTD[:, -1:])[:, 0]
     last = Sequences(*(x[:, -1:] for x in prompts.decoder[:3]))
     seen_PV = _seen(prompts.decoder, logits_PV.shape[-1]) if options.repetition_penalty != 1 else None

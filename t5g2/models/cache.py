@@ -82,13 +82,22 @@ def start(
 
 
 def extend(
-    stack: Stack, x_BtD: Float[Array, "B t D"], inputs: LayerInputs, cache: Cache, *, compute: Compute
+    stack: Stack,
+    x_BtD: Float[Array, "B t D"],
+    inputs: LayerInputs,
+    cache: Cache,
+    *,
+    first: bool = False,
+    compute: Compute,
 ) -> tuple[Float[Array, "B t D"], Cache]:
     """Returns the final-normed states of new tokens, and the cache extended by them.
 
     The new tokens attend to the cache, to each other and to the encoder. Every layer reads the old cache and its new
     keys as two sources; the new keys of all layers are written together afterwards. So the loop over layers copies
     nothing, and a donated cache is updated in place.
+
+    Args:
+      first: the cache is empty, and is not read.
 
     Raises:
       ValueError: more new tokens than a global layer has slots. (The number of used slots is unknown while tracing: the
@@ -101,7 +110,7 @@ def extend(
     def step(block: Block, x_BtD, stored):
         past, memory = stored
         encoder_keys = None if memory is None else memory.as_keys(cache.encoder)
-        keys = past.as_keys(cache.tokens[block.kind])
+        keys = None if first else past.as_keys(cache.tokens[block.kind])
         with scope(block.kind):
             return block.forward(x_BtD, inputs, past=keys, memory=encoder_keys, compute=compute)
 

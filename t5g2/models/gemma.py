@@ -76,14 +76,18 @@ class Gemma(Stack):
         cache: caches.Cache,
         images: Float[Array, "B I H W 3"] | None = None,
         *,
+        first: bool = False,
         compute: Compute,
     ) -> tuple[Float[Array, "B T D"], caches.Cache]:
         """Returns the states of a prompt or of one token after the tokens in the cache, and the extended cache.
 
         All tokens of an image must be in one call: the first of them see the last.
+
+        Args:
+          first: the cache is empty, and is not read.
         """
         x_BTD = self._embed(decoder, images, compute)
-        return caches.extend(self, x_BTD, self._layer_inputs(decoder), cache, compute=compute)
+        return caches.extend(self, x_BTD, self._layer_inputs(decoder), cache, first=first, compute=compute)
 
     def _embed(self, decoder: Sequences, images: Array | None, compute: Compute) -> Float[Array, "B T D"]:
         config = self.config.images

@@ -120,13 +120,23 @@ class T5Gemma(nnx.Module):
 
     @scope("decoder")
     def extend(
-        self, decoder: Sequences, cache: caches.Cache, images: None = None, *, compute: Compute
+        self,
+        decoder: Sequences,
+        cache: caches.Cache,
+        images: None = None,
+        *,
+        first: bool = False,
+        compute: Compute,
     ) -> tuple[Float[Array, "B T D"], caches.Cache]:
-        """Returns the states of a prompt or of one token after the tokens in the cache, and the extended cache."""
+        """Returns the states of a prompt or of one token after the tokens in the cache, and the extended cache.
+
+        Args:
+          first: the cache is empty, and is not read.
+        """
         if images is not None:
             raise ValueError("an encoder-decoder model reads images with its encoder; give them to `start_cache`")
         x_BTD = self._embed_decoder(decoder, compute)
-        return caches.extend(self.decoder, x_BTD, self._layer_inputs(decoder), cache, compute=compute)
+        return caches.extend(self.decoder, x_BTD, self._layer_inputs(decoder), cache, first=first, compute=compute)
 
     @property
     def _decoder_embedder(self) -> Embedder:

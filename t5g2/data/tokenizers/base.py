@@ -111,12 +111,12 @@ class Tokenizer(abc.ABC):
         Bytes that are not UTF-8 become U+FFFD; ids that the tokenizer does not have are left out.
         """
 
-    @abc.abstractmethod
     def token_bytes(self, ids: Iterable[int] | None = None) -> list[bytes]:
         """Returns the bytes that each of the ids adds to a text that goes before it; None = all below `vocab_size`.
 
         A special token adds its spelling, an id that stands for nothing b"".
         """
+        return [self.decode([token]).encode() for token in (range(self.vocab_size) if ids is None else ids)]
 
     @abc.abstractmethod
     def _text(self, tokens: Iterable[int]) -> str:
