@@ -213,13 +213,6 @@ def check_whole(**numbers: Any) -> None:
             raise UserError(f"{name} is {number!r} of type {type(number).__name__}; it must be a whole number")
 
 
-def check_range(name: str, number: int, low: int, high: int | None = None) -> None:
-    """Raises UserError unless low <= number < high; high None = no limit."""
-    if number < low or (high is not None and number >= high):
-        limit = "" if high is None else f" and below {high if high < 2**31 else f'2^{high.bit_length() - 1}'}"
-        raise UserError(f"{name} = {number}; it must be at least {low}{limit}")
-
-
 def check_texts(name: str, texts: Any) -> list[str]:
     """Returns texts as a list.
 
