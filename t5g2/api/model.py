@@ -106,7 +106,7 @@ class Model:
             self._save_folder(target)
             return
         # beside the target, so that both are on one disk
-        target.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(target.parent)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             self._save_folder(Path(temporary) / "model")
             export_folder.export_model(Path(temporary) / "model", target)

@@ -80,7 +80,7 @@ class Checkpoints:
             ),
         )
         if not read_only:
-            self._remove_incomplete()
+            self._remove_incomplete(keep)
 
     def steps(self) -> list[int]:
         """Returns the steps that are complete on disk, ascending; waits for a save by this process."""
@@ -211,14 +211,22 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _remove_incomplete(self) -> None:
-        """Removes the remains of a save that was killed. (Orbax does so in a thread, too late for a short run.)"""
+    def _remove_incomplete(self, keep: int) -> None:
+        """Removes the remains of a save, or of a removal, that was killed.
+
+        (Orbax removes those of a save in a thread, too late for a short run, and those of a removal at the next save.)
+        """
         complete = self.steps()
+        # one of the newest without a record is damaged, and reported when it is read
+        complete = [step for step in complete if step in complete[-keep:] or self._has_record(step)]
         if jax.process_index() == 0:
             for path in self.directory.iterdir():
                 # a bucket cannot rename: an incomplete step there has its final name, and lacks the marker file
                 if ".orbax-checkpoint-tmp" in path.name or (path.name.isdigit() and int(path.name) not in complete):
                     path.rmtree(missing_ok=True)
+
+    def _has_record(self, step: int) -> bool:
+        return any((self.directory / str(step) / "meta").glob("*.json"))
 
     def _require_step(self, step: int) -> int:
         steps = self.steps()

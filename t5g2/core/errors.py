@@ -15,6 +15,8 @@ OS_ERRORS = {
     errno.EROFS: "give a path that can be written",
     errno.ENOSPC: "make room, or give a path on another disk",
     errno.EDQUOT: "make room, or give a path on another disk",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "a link there leads back to itself: give another path",
     errno.EFBIG: "allow larger files (ulimit -f), or give another path",
     errno.EIO: "the disk or the network behind it has failed: check it, or give another path",
     errno.ESTALE: "the network file system has lost it: mount it again, or give another path",

@@ -56,9 +56,34 @@ def cache_folder() -> Path:
 
 
 def refuse_existing(path: str | os.PathLike) -> None:
-    """Raises UserError if the path exists; call it before the work whose result is written there."""
+    """Raises UserError if the path exists, or nothing can be there; call it before the work whose result it gets."""
     if Path(path).exists():
         raise already_exists(Path(path))
+    if not _nearest(Path(path)).is_dir():
+        raise _cannot_be_made(Path(path))
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, unless they are there.
+
+    Raises:
+      UserError: something that is no folder is in the place of one, or the folder above takes none (/proc).
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError):
+        raise _cannot_be_made(path) from None
+
+
+def _cannot_be_made(path: Path) -> UserError:
+    nearest = _nearest(path)
+    problem = "takes no folder" if nearest.is_dir() else "is in the way, and is no folder"
+    return UserError(f"{path.absolute()} cannot be made: {nearest} {problem}; give another path")
+
+
+def _nearest(path: Path) -> Path:
+    """Returns the path itself, or the nearest above it that is there, a dangling link too."""
+    return next(part for part in (path.absolute(), *path.absolute().parents) if os.path.lexists(part))
 
 
 def already_exists(path: Path) -> UserError:
@@ -88,7 +113,7 @@ def replacing(target: Path, *, named: Callable[[], str] | None = None) -> Iterat
       named: called when the block has ended; returns the name that the file gets instead of the target's, for a file
         that is named after its content.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     remove_abandoned(target.parent, f".{glob.escape(target.name)}.*{PART}")
     part = temporary(target, PART)
     handle = _create_locked(part)
@@ -111,7 +136,7 @@ def new_folder(directory: Path) -> Iterator[Path]:
       UserError: at the end of the block, `directory` exists: another process has written it meanwhile.
     """
     part = temporary(directory, PART_OF_FOLDER)
-    part.mkdir(parents=True)
+    make_folder(part)
     # the lock tells other writers on this machine that the folder is not abandoned
     with locked(part):
         remove_abandoned(directory.parent, f".{glob.escape(directory.name)}.*{PART_OF_FOLDER}")

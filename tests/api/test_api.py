@@ -535,6 +535,9 @@ def test_crops_follow_a_long_image_and_the_prompt_says_so(folders, tmp_path):
         api_inputs.with_crops(["A", "B"], [[long]], 4)
     Image.fromarray(long).save(tmp_path / "long.png")
     model = t5g2.load(folders / "gemma_images")
+    for crops in (-1, -(2**40)):
+        with pytest.raises(UserError, match=rf"crops = {crops}; it must be at least 0"):
+            model.generate(["A"], images=[[tmp_path / "long.png"]], crops=crops, max_new_tokens=2)
     model.generate(["A"], images=[[tmp_path / "long.png"]], crops=2, max_new_tokens=2)
 
 

@@ -449,6 +449,27 @@ def test_killed_while_saving_leaves_what_was_complete(tmp_path):
         assert sorted(os.listdir(tmp_path / "c")) == sorted(map(str, checkpoints.steps()))
 
 
+@pytest.mark.parametrize("lost", ["meta", "commit_success.txt", "all but opt"])
+def test_what_a_killed_removal_has_left_is_removed(directory, warnings, lost):
+    """Of a step that would not be kept; one of the newest is damaged, and is reported where it is read."""
+    for path in (directory / "1").iterdir():
+        if path.name == lost or (lost == "all but opt" and path.name != "opt"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with Checkpoints(directory, keep=2) as checkpoints:
+        assert checkpoints.steps()[-1] == 2
+        assert (directory / "1").exists()
+    with Checkpoints(directory, keep=1, read_only=True):
+        assert (directory / "1").exists()
+    with Checkpoints(directory, keep=1) as checkpoints:
+        # a step that can still be restored stays until the next save, should the newest be damaged
+        assert checkpoints.steps() == ([1, 2] if lost == "commit_success.txt" else [2])
+        assert (directory / "1").exists() == (lost == "commit_success.txt")
+        assert checkpoints.restore(*abstract(make())).step == 2
+        checkpoints.save(3, *make(3), data=DATA, meta=META)
+        assert checkpoints.steps() == [3]
+    assert not warnings()
+
+
 def test_what_is_on_disk_is_one_json_of_positions(pristine):
     assert [p.name for p in (pristine / "2" / "data").glob("*.json")] == ["data.json"]
     assert json.loads((pristine / "2" / "data" / "data.json").read_text())["body"] == DATA

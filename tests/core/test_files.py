@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from t5g2 import cli
 from t5g2.core import files
 from t5g2.core.errors import UserError
 
@@ -204,3 +205,25 @@ def test_every_command_keeps_compiled_programs_there(tmp_path, chosen):
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert done.stdout == f"{chosen or tmp_path / 'jax'}\n"
+
+
+@pytest.mark.parametrize("write", [files.replacing, files.new_folder])
+def test_a_path_where_nothing_can_be_written_is_named(tmp_path, write):
+    """Before the work, and by the writer itself."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path, name in ((tmp_path / "file" / "a" / "b", "file"), (tmp_path / "link" / "a", "link")):
+        message = f"cannot be made: {tmp_path}/{name} is in the way, and is no folder; give another path"
+        with pytest.raises(UserError, match=message):
+            files.refuse_existing(path)
+        with pytest.raises(UserError, match=message), write(path):
+            raise AssertionError
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_every_command_names_a_path_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    for out, part in ((tmp_path / "file" / "x", "is in the way, and is no folder"), ("x" * 300, "give a shorter path")):
+        for name, flag in (("export", "--model=x"), ("import", "--source=x"), ("average", "--workdir=x")):
+            assert cli.main([name, flag, f"--out={out}"]) == 2
+            assert part in capsys.readouterr().err

@@ -212,7 +212,7 @@ def test_what_is_damaged_otherwise(tmp_path, text):
         with pytest.raises(UserError, match=r"tokens\.json is damaged"):
             Tokens(str(folder)).open()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
+    with pytest.raises(UserError, match=r"is in the way, and is no folder; give another path"):
         token_shards.write(job(text, 2), tmp_path / "file")
 
 

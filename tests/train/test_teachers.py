@@ -385,7 +385,7 @@ def test_a_damaged_manifest_of_logits(corpus, tmp_path, file, content):
 def test_logits_that_cannot_be_cached(corpus, tmp_path):
     how, teacher = Distillation(method="top_k", per_token=12), str(corpus / "gemma")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be a folder, because a file is in its place"):
+    with pytest.raises(UserError, match=r"is in the way, and is no folder; give another path"):
         teacher_cache.cache_teacher_logits(experiment(corpus), teacher, tmp_path / "file", how)
     with pytest.raises(UserError, match=r"'gs://bucket/logits' is a URL; teacher logits are written to a local folder"):
         teacher_cache.cache_teacher_logits(experiment(corpus), teacher, "gs://bucket/logits", how)

@@ -121,10 +121,7 @@ class ShardFolder:
         Raises:
           UserError: the folder has other content, cannot be made, or another call writes into it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{self.path.absolute()} cannot be a folder, because a file is in its place") from None
+        files.make_folder(self.path)
         busy = f"another `{self._kind.command}` writes into {self.path.absolute()}; wait for it, or give another folder"
         with files.locked(self.path, busy=busy) if exclusive else contextlib.nullcontext():
             self._claim()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2.core.errors import UserError
-from t5g2.core.files import cache_folder, locked
+from t5g2.core.files import cache_folder, locked, make_folder
 from t5g2.core.logs import log
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Job, TokenDocuments, Tokens
@@ -68,7 +68,7 @@ def cached_tokens(documents: Documents, tokenizer: Tokenizer, *, workers: int = 
     # named by content: texts at two paths share their tokens, and a changed text gets another folder
     content = f"{documents.fingerprint} {tokenizer.fingerprint()}"
     folder, former = (_folder(name) for name in (f"{content} {token_shards.RECORD_TOKENS}", content))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     # Folders of earlier versions have whole documents as records, which serve as well if none is long. Where special
     # tokens have spellings, earlier versions parsed them in the texts.
     if not tokenizer.parses_spellings and token_shards.FORMAT.is_finished(former):
