@@ -19,6 +19,7 @@ FLAGS = {
     "rows": Flag(8, "rows of a batch, of --model", least=1, most=2**20),
     "seed": Flag(0, "seed of what is drawn, of --model: shots, samples, resamples", least=0, most=2**63 - 1),
     "chunk_tokens": Flag(512, "tokens of a chunk of text, of --model, for held-out losses", least=16, most=LONGEST),
+    "cost": Flag(False, "of --model: also FLOPs and latency of the queries of tasks that generate"),
     "dtype": DTYPE,
     "config": replace(CONFIG, required=False),
     "workdir": replace(WORKDIR, required=False),
@@ -74,5 +75,5 @@ def _evaluate_folder(flags: Parsed) -> None:
         raise UserError("--out is missing: the folder to write")
     from t5g2.jobs import folder_evaluation
 
-    options = folder_evaluation.FolderOptions(flags.rows, flags.seed, flags.chunk_tokens, flags.dtype)
+    options = folder_evaluation.FolderOptions(flags.rows, flags.seed, flags.chunk_tokens, flags.dtype, flags.cost)
     folder_evaluation.evaluate_folder(flags.model, flags.paths("tasks"), flags.out, options)

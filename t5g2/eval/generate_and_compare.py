@@ -11,8 +11,10 @@ from t5g2.core.bounds import Bounds, Size, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.eval.generation import GREEDY, GenerationOptions, GenerationSetup, LanguageModule, Sampler, complete
+from t5g2.eval.generation_cost import cost_scores
 from t5g2.eval.generation_options import BeamCount
 from t5g2.eval.metrics import catalogue
+from t5g2.eval.metrics.intervals import Interval
 from t5g2.eval.metrics.metric import Metric
 from t5g2.eval.reading import Reading
 from t5g2.eval.record_task import RecordTask, Scored, TaskExample, result
@@ -71,14 +73,17 @@ class GenerateAndCompare(RecordTask):
             )
 
         def measure(model: LanguageModule) -> TaskResult:
-            outputs, errors = _generate(self, model, examples, context)
+            outputs, errors, costs = _generate(self, model, examples, context)
             everything = range(len(examples))
             scored = [Scored(m, m.rows(outputs, references), everything, references) for m in metrics]
             predictions = [
                 {"input": example.prompt, "output": output, "reference": several if len(several) > 1 else several[0]}
                 for example, output, several in zip(examples, outputs, references, strict=True)
             ]
-            return result(self.name, scored, predictions, errors=errors, seed=context.seed)
+            measured = result(self.name, scored, predictions, errors=errors, seed=context.seed)
+            spans = {f"{self.name}/{name}": interval for name, interval in costs.items()}
+            scores = measured.scores | {name: interval.value for name, interval in spans.items()}
+            return measured._replace(scores=scores, intervals={**measured.intervals, **spans})
 
         return measure
 
@@ -106,8 +111,8 @@ class _PromptBatch(NamedTuple):
 
 def _generate(
     task: GenerateAndCompare, model: LanguageModule, examples: Sequence[TaskExample], context: EvalContext
-) -> tuple[list[str], dict[int, str]]:
-    """Returns the text that follows each prompt, and the problems of prompts that cannot be read, by their numbers.
+) -> tuple[list[str], dict[int, str], dict[str, Interval]]:
+    """Returns the text that follows each prompt; the problems of prompts that cannot be read, by their numbers; costs.
 
     Prompts of about one length are a batch, whose images alone are in memory.
     """
@@ -131,6 +136,7 @@ def _generate(
         stops=table_of(task.stop, reading.tokenizer, vocab_size) if task.stop else None,
     )
     texts, errors = [""] * len(examples), {}
+    prompts, new_tokens = [], []
     lengths = [len(reading.tokenizer.encode(example.prompt)) for example in examples]
     ordered = sorted(range(len(examples)), key=lambda number: (-lengths[number], number))
     for numbers in (ordered[start : start + rows] for start in range(0, len(ordered), rows)):
@@ -142,8 +148,11 @@ def _generate(
         for number, output in zip(batch.numbers, outputs, strict=True):
             text = reading.tokenizer.decode(output.tokens, skip_special_tokens=True)
             texts[number] = text[: first_stop(text, task.stop)].strip()
+        prompts += batch.tokens
+        new_tokens += [output.length for output in outputs]
         context.advance(len(numbers), len(examples))
-    return texts, errors
+    costs = cost_scores(model, prompts, new_tokens, setup) if context.cost and prompts and not task.images else {}
+    return texts, errors, costs
 
 
 def _read(

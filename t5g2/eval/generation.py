@@ -56,7 +56,9 @@ __all__ = [
     "outputs",
     "pad_rows",
     "padded_length",
+    "prefilled",
     "stream",
+    "stream_from",
 ]
 
 
@@ -68,11 +70,13 @@ class Output(NamedTuple):
       log_probs: float32, natural log-probability in the model's own distribution of each token, and of the stop token
         if one ends the output: m or m + 1. None unless asked for.
       score: what beams are ranked by; None without beam search.
+      length: number of generated tokens, m or m + 1.
     """
 
     tokens: np.ndarray
     log_probs: np.ndarray | None = None
     score: float | None = None
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,14 @@ def stream(
     model: LanguageModule, prompts: Prompts, *, options: GenerationOptions, keys_R: Array | None = None, every: int = 1
 ) -> Iterator[Generated]:
     """Yields what was generated so far after every `every` tokens, and at the end; beams are known at the end only."""
-    state = _start(model, prompts, keys_R, options=options)
+    state = prefilled(model, prompts, options=options, keys_R=keys_R)
+    yield from stream_from(model, state, prompts, options=options, every=every)
+
+
+def stream_from(
+    model: LanguageModule, state: Any, prompts: Prompts, *, options: GenerationOptions, every: int
+) -> Iterator[Generated]:
+    """Yields what `stream` does, from a state of `prefilled`, which is used up."""
     count, running = 0, True
     while running:
         count += every
@@ -151,8 +162,8 @@ def stream(
 
 
 @partial(jax.jit, static_argnames="options")
-def _start(model, prompts: Prompts, keys_R: Array | None, *, options: GenerationOptions):
-    """Returns the state after the prompts and one token."""
+def prefilled(model: Any, prompts: Prompts, *, options: GenerationOptions, keys_R: Array | None = None) -> Any:
+    """Returns the state after the prompts and one token of each output."""
     return _search(options).start(model, prompts, keys_R, options=options)
 
 
@@ -236,7 +247,7 @@ def outputs(generated: Generated, options: GenerationOptions) -> list[Output]:
         log_probs = None if log_probs_PnN is None else log_probs_PnN[place][:length]
         stopped = length > 0 and tokens[-1] in options.stop_ids
         score = None if score_Pn is None else float(score_Pn[place])
-        results.append(Output(tokens[:-1] if stopped else tokens, log_probs, score))
+        results.append(Output(tokens[:-1] if stopped else tokens, log_probs, score, length))
     return results
 
 

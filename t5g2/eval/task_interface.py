@@ -34,6 +34,7 @@ class EvalContext:
       stop_ids: tokens that end a generated text beside the tokenizer's EOS: those of the weights that a run began with
         (instruction-tuned models end a turn otherwise).
       reading: how the model reads texts; None = as the objectives train it.
+      cost: tasks that generate also measure FLOPs and latency of their queries (generation_cost.py).
       advance: called after each batch of a task with the number of its examples, and with that of all.
     """
 
@@ -46,6 +47,7 @@ class EvalContext:
     stopping: Callable[[], object] = bool
     stop_ids: tuple[TokenId, ...] = ()
     reading: Reading | None = None
+    cost: bool = False
     advance: Callable[[int, int], object] = max
 
     @property

@@ -42,12 +42,14 @@ class FolderOptions:
       seed: seed of everything that is drawn.
       chunk_tokens: tokens of a chunk of text for tasks of held-out loss.
       dtype: dtype of the weights; None = as they are stored.
+      cost: also FLOPs and latency of the queries of tasks that generate.
     """
 
     rows: int = 8
     seed: int = 0
     chunk_tokens: int = 512
     dtype: str | None = None
+    cost: bool = False
 
 
 def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderOptions) -> None:
@@ -72,12 +74,12 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder, busy=f"another process writes to {folder}; wait for it, or give another folder"):
-        identity = {
+        identity: dict[str, Any] = {
             "weights": _weights_digest(loaded),
             "compute": describe(loaded.compute),
             "seed": options.seed,
             "rows": options.rows,
-        }
+        } | ({"cost": True} if options.cost else {})
         records = {task.name: identity | {"task": describe(task)} for task in chosen}
         finished = {name: _read(folder, name, record) for name, record in records.items()}
         context = None
@@ -139,7 +141,7 @@ def _context(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task], options
         streams=options.rows,
     )
     reading = _reading(loaded) if isinstance(loaded, LanguageModel) else None
-    return EvalContext(data, seed=options.seed, compute=loaded.compute, reading=reading)
+    return EvalContext(data, seed=options.seed, compute=loaded.compute, reading=reading, cost=options.cost)
 
 
 def _reading(model: LanguageModel) -> Reading:

@@ -12,6 +12,7 @@ from t5g2 import cli
 from t5g2.api import loading
 from t5g2.checkpoint.folder import save_model
 from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.eval import generation_cost
 from t5g2.jobs import task_files, task_settings
 from tests import tiny, weights
 from tests.data import tokenizer_files
@@ -261,3 +262,27 @@ def test_settings_change_with_what_is_in_them():
     assert len({described(value) for value in values}) == len(values)
     assert [described(value) for value in values] == [described(value) for value in values]
     assert "100 values, sha256" in described(rows)
+
+
+def test_the_cost_of_queries_stands_beside_their_scores(folder, tmp_path, capsys):
+    (folder / "words.py").write_text(
+        "from t5g2.eval.tasks import GenerateAndCompare\n"
+        "def get_tasks():\n"
+        "    data = [{'q': 'one', 'a': '1'}, {'q': 'three', 'a': '3'}]\n"
+        "    shared = {'data': data, 'template': '{q}', 'reference': '{a}'}\n"
+        "    return [GenerateAndCompare(**shared, name='words', max_new_tokens=4)]\n"
+    )
+    assert evaluate(folder, tmp_path / "out", tasks="words.py", flags=["--cost"]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    costs = {name: scores[f"words/{name}"] for name in ("prefill_flops", "query_flops", "prefill_seconds")}
+    # of BOS and three or five bytes
+    prompts = [np.full(length, 20, np.int32) for length in (4, 6)]
+    expected = [generation_cost.query_flops(STACK, prompt, 4).prefill for prompt in prompts]
+    assert costs["prefill_flops"]["value"] == np.mean(expected)
+    assert costs["prefill_flops"]["examples"] == 2
+    assert costs["query_flops"]["value"] >= costs["prefill_flops"]["value"]
+    assert costs["prefill_seconds"]["examples"] == 2 * generation_cost.REPEATS
+    low, high = costs["prefill_seconds"]["interval"]
+    assert 0 < low <= costs["prefill_seconds"]["value"] <= high
+    assert evaluate(folder, tmp_path / "out", tasks="words.py") == 2
+    assert "cost" in capsys.readouterr().err
