@@ -13,6 +13,12 @@ FLAGS = {
         "of --model: task files, FILE.py[:ARG], and names of files in configs/tasks, separated by commas; of a run: "
         "names of its config's tasks, by default all",
     ),
+    "harness": Flag(
+        "",
+        "of --model, instead of --tasks: tasks, groups and tags of lm-evaluation-harness, separated by commas; * and ? "
+        "stand for others",
+    ),
+    "include_path": Flag("", "folder of YAML files that --harness may name too"),
     "out": replace(
         OUT, help="folder to write, of --model; after an interruption the same command goes on", required=False
     ),
@@ -38,6 +44,7 @@ def run(flags: Parsed) -> None:
     settings of `eval` may differ from the run's.
 
     Example: t5g2 evaluate --model=models/t5gemma2-4b --tasks=my_tasks.py,docstrings:50 --out=evaluations/t5gemma2-4b
+    Example: t5g2 evaluate --model=models/t5gemma2-4b --harness=arc_easy,gsm8k --out=evaluations/t5gemma2-4b
     Example: t5g2 evaluate --config=configs/quickstart.py:adapted --workdir=runs/adapted --step=last
     """
     if flags.model is not None:
@@ -48,6 +55,8 @@ def run(flags: Parsed) -> None:
         raise UserError(
             f"{' and '.join(missing)} missing: give --model with --tasks and --out, or --config and --workdir of a run"
         )
+    if flags.harness or flags.include_path:
+        raise UserError("--harness and --include_path are of --model; export the run's weights, and give them there")
     if flags.out is not None:
         raise UserError("--out is of --model; what is evaluated of a run is written into its --workdir")
     if flags.step != "last" and not flags.step.isdigit():
@@ -73,7 +82,27 @@ def _evaluate_folder(flags: Parsed) -> None:
         )
     if not flags.out:
         raise UserError("--out is missing: the folder to write")
+    if flags.harness or flags.include_path:
+        _evaluate_on_harness(flags)
+        return
     from t5g2.jobs import folder_evaluation
 
     options = folder_evaluation.FolderOptions(flags.rows, flags.seed, flags.chunk_tokens, flags.dtype, flags.cost)
     folder_evaluation.evaluate_folder(flags.model, flags.paths("tasks"), flags.out, options)
+
+
+def _evaluate_on_harness(flags: Parsed) -> None:
+    if not flags.harness:
+        raise UserError("--harness is missing: the names of the tasks, of which --include_path has the files")
+    if flags.tasks:
+        raise UserError("--harness and --tasks are both given; give them in two commands, each with its --out")
+    if flags.cost:
+        raise UserError("--cost measures queries of --tasks, and --harness is given; leave one of them out")
+    from t5g2.core.optional import require
+
+    require("lm_eval", "harness")
+    from t5g2.jobs import harness_evaluation
+
+    tasks = harness_evaluation.TaskFolder(flags.names("harness"), flags.include_path)
+    options = harness_evaluation.HarnessOptions(flags.rows, flags.seed)
+    harness_evaluation.evaluate_on_harness(flags.model, tasks, flags.out, options, dtype=flags.dtype)

@@ -125,8 +125,12 @@ def text_windows(reading: Reading, text: str, window: int, context_tokens: int =
     Tokens [11 12 13 14 15], BOS 2, window 3: ([2], [11 12 13]) and ([12 13], [14 15]); with 3 tokens of context the
     second is ([11 12 13], [14 15]).
     """
-    tokens = reading.tokenizer.encode_document(text)
-    before = np.append(np.int32(reading.bos), tokens).astype(np.int32)
+    return token_windows(reading.tokenizer.encode_document(text), reading.bos, window, context_tokens)
+
+
+def token_windows(tokens: np.ndarray, bos: int, window: int, context_tokens: int = 1) -> list[TokenPair]:
+    """Returns the windows of tokens, the first of which is predicted after `bos`."""
+    before = np.append(np.int32(bos), tokens).astype(np.int32)
     pairs = []
     for start in range(0, len(tokens), window):
         end = min(start + window, len(tokens))

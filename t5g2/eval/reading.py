@@ -55,6 +55,7 @@ class Reading:
 
     def inputs(self, tokens: np.ndarray, *, is_encoder_decoder: bool) -> np.ndarray:
         """Returns int32[T]: the tokens of a prompt after BOS where the model reads one, and at least one token."""
-        if self.encoder_bos or not is_encoder_decoder or not len(tokens):
+        has_bos = len(tokens) > 0 and tokens[0] == self.bos  # the text spells it
+        if not has_bos and (self.encoder_bos or not is_encoder_decoder or not len(tokens)):
             return np.append(np.int32(self.bos), tokens).astype(np.int32)
         return tokens

@@ -1,9 +1,9 @@
 """Evaluation of a model folder of any format on tasks of Python files; resumable by task."""
 
+import functools
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,19 @@ from t5g2.api import loading, model_inputs
 from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
 from t5g2.checkpoint import checksum, generation_ids
-from t5g2.core import files, logs, settings, tree
+from t5g2.core import logs, tree
 from t5g2.core.errors import UserError
-from t5g2.core.logs import log
-from t5g2.core.terminal import escaped
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.sources.python_text import PythonText
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.generate_and_compare import GenerateAndCompare
 from t5g2.eval.image_tasks import ImageTask
-from t5g2.eval.metrics.intervals import Interval
 from t5g2.eval.reading import ImagePrompt, Reading
 from t5g2.eval.task_interface import EvalContext, Task, TaskResult
 from t5g2.eval.tasks import HeldoutLoss
-from t5g2.jobs import task_files
+from t5g2.jobs import task_files, task_results
 from t5g2.jobs.task_settings import describe
 from t5g2.objectives import Causal, PrefixLM
-from t5g2.report import evaluation_page
 
 
 @dataclass(frozen=True)
@@ -71,29 +67,22 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
     chosen = task_files.load(tasks)
     loaded = loading.load(model, dtype=options.dtype)
     _check_kind(loaded, chosen)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder, busy=f"another process writes to {folder}; wait for it, or give another folder"):
-        identity: dict[str, Any] = {
-            "weights": _weights_digest(loaded),
-            "compute": describe(loaded.compute),
-            "seed": options.seed,
-            "rows": options.rows,
-        } | ({"cost": True} if options.cost else {})
-        records = {task.name: identity | {"task": describe(task)} for task in chosen}
-        finished = {name: _read(folder, name, record) for name, record in records.items()}
-        context = None
-        for task in chosen:
-            if finished[task.name] is not None:
-                log.info("task %s is finished already: %s", task.name, _file(folder, task.name))
-                continue
-            context = context or _context(loaded, chosen, options)
-            with logs.TaskProgress(task.name) as progress:
-                result = _measure(loaded, task, context, progress)
-            finished[task.name] = _plain(records[task.name], result)
-            files.write_json(_file(folder, task.name), finished[task.name])
-        _write(folder, str(model), identity["weights"], [finished[task.name] for task in chosen])
-    _print(finished)
+    weights = weights_digest(loaded)
+    identity: dict[str, Any] = {
+        "weights": weights,
+        "compute": describe(loaded.compute),
+        "seed": options.seed,
+        "rows": options.rows,
+    } | ({"cost": True} if options.cost else {})
+    by_name = {task.name: task for task in chosen}
+    context = functools.cache(lambda: _context(loaded, chosen, options))
+
+    def measure(name: str) -> TaskResult:
+        with logs.TaskProgress(name) as progress:
+            return _measure(loaded, by_name[name], context(), progress)
+
+    records = {task.name: identity | {"task": describe(task)} for task in chosen}
+    task_results.complete_folder(Path(out), records, measure, model=str(model), weights=weights)
 
 
 def _measure(
@@ -117,7 +106,7 @@ def _check_kind(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task]) -> N
             )
 
 
-def _weights_digest(loaded: LanguageModel | DualEncoder) -> str:
+def weights_digest(loaded: LanguageModel | DualEncoder) -> str:
     """Returns 16 hex digits of the weights that are loaded, wherever their folder is and whatever its format."""
     sums = checksum.checksums(tree.named(loaded.params))
     return hashlib.sha256(json.dumps(sorted(sums.items())).encode()).hexdigest()[:16]
@@ -140,11 +129,12 @@ def _context(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task], options
         chunk_tokens=options.chunk_tokens,
         streams=options.rows,
     )
-    reading = _reading(loaded) if isinstance(loaded, LanguageModel) else None
+    reading = reading_of(loaded) if isinstance(loaded, LanguageModel) else None
     return EvalContext(data, seed=options.seed, compute=loaded.compute, reading=reading, cost=options.cost)
 
 
-def _reading(model: LanguageModel) -> Reading:
+def reading_of(model: LanguageModel) -> Reading:
+    """Returns how a loaded model reads texts, as its folder says."""
     ids, special_tokens = generation_ids.read(model.folder.path), model.tokenizer.special_tokens
     bos = special_tokens.bos if ids.bos is None else ids.bos
     images = model.config.image_stack.images
@@ -163,79 +153,3 @@ def _reading(model: LanguageModel) -> Reading:
         suppressed_ids=model.suppressed_ids,
         read_images=None if images is None else read_images,
     )
-
-
-def _file(folder: Path, task: str) -> Path:
-    return folder / "tasks" / f"{task}.json"
-
-
-def _read(folder: Path, task: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the result of a task that is finished, None if there is none.
-
-    Raises:
-      UserError: it is of another model or of other settings; the message names what differs.
-    """
-    path = _file(folder, task)
-    if not path.exists():
-        return None
-    result = files.read_json_object(path, fix="remove it, and the task is run again")
-    # through JSON, so that both are what a file can hold
-    difference = tree.difference(_flat(result.get("settings")), _flat(json.loads(json.dumps(record))))
-    if difference:
-        raise UserError(
-            f"{path} is of another model or of other settings (- there, + now):\n{difference}\ngive another --out, or "
-            f"remove the file to run the task again"
-        )
-    return result
-
-
-def _flat(record: Any) -> dict[str, Any]:
-    return {name: repr(value) for name, value in settings.flatten(record).items()}
-
-
-def _plain(record: Mapping[str, Any], result: TaskResult) -> dict[str, Any]:
-    """Returns the result of a task as JSON holds it, with the settings that it is of."""
-    scores = {
-        name: _score(value, result.intervals.get(name), result.signatures.get(name))
-        for name, value in result.scores.items()
-    }
-    return {"settings": record, "scores": scores, "predictions": json.loads(_json(result.predictions))}
-
-
-def _score(value: float, interval: Interval | None, signature: str | None) -> dict[str, Any]:
-    score: dict[str, Any] = {"value": _finite(value)}
-    if interval is not None:
-        score |= {"examples": interval.examples, "interval": [_finite(interval.low), _finite(interval.high)]}
-    return score | ({"signature": signature} if signature else {})
-
-
-def _finite(value: float) -> float | None:
-    """Returns a number that JSON can hold: None if it is not finite."""
-    return value if math.isfinite(value) else None
-
-
-def _json(predictions: Any) -> str:
-    """Returns predictions as JSON; numbers that are not finite become null, and other values their text."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(item) for item in value]
-        return _finite(value) if isinstance(value, float) else value
-
-    return json.dumps(finite(predictions), default=str)
-
-
-def _write(folder: Path, model: str, weights: str, results: Sequence[Any]) -> None:
-    scores = {name: score for result in results for name, score in result["scores"].items()}
-    predictions = [prediction for result in results for prediction in result["predictions"]]
-    files.write_json(folder / "scores.json", {"model": model, "weights": weights, "scores": scores})
-    files.write_json_lines(folder / "predictions.jsonl", predictions)
-    files.write_text(folder / "index.html", evaluation_page.render(model, scores, predictions))
-
-
-def _print(results: Mapping[str, Any]) -> None:
-    scores = {name: score for result in results.values() for name, score in result["scores"].items()}
-    for line in evaluation_page.table(scores).lines():
-        print(escaped(line))

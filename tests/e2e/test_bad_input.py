@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -263,3 +264,15 @@ def test_help_of_a_command_and_the_overview(capsys):
     overview = capsys.readouterr().out
     assert "--version" in overview
     assert max(map(len, overview.splitlines())) <= 120
+
+
+def test_a_harness_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    message = fails(capsys, "evaluate", "--model=m", "--harness=arc_easy", "--out=o")
+    assert "lm_eval is not installed; run `pip install 't5g2[harness]'`" in message
+
+
+def test_flags_of_the_harness_are_of_a_model(capsys):
+    for flag in ("--harness=arc_easy", "--include_path=tasks"):
+        message = fails(capsys, "evaluate", f"--config={CONFIG}", "--workdir=w", flag)
+        assert "--harness and --include_path are of --model; export the run's weights" in message

@@ -101,6 +101,14 @@ def test_a_greedy_continuation_is_greedy():
     assert [score.is_greedy for score in scores] == [True, False]
 
 
+@pytest.mark.parametrize("is_encoder_decoder", [False, True])
+def test_a_bos_that_a_text_spells_is_the_only_one(is_encoder_decoder):
+    reading, bos = dataclasses.replace(READING, encoder_bos=True), READING.bos
+    for tokens, read in (([bos, 9], [bos, 9]), ([9, bos], [bos, 9, bos]), ([bos], [bos]), ([], [bos])):
+        inputs = reading.inputs(np.array(tokens, np.int32), is_encoder_decoder=is_encoder_decoder)
+        assert inputs.tolist() == read
+
+
 def test_the_windows_of_a_text_predict_every_token_once():
     text, first = "abcde", TOKENIZER.first_byte + ord("a")
     a, b, c, d, e = range(first, first + 5)
