@@ -29,12 +29,15 @@ from t5g2.data.pipeline import finite_batches, to_global
 from t5g2.data.sources.image_text import ImageText
 from t5g2.data.sources.text_source import TextSource
 from t5g2.eval.choose_by_likelihood import ChooseByLikelihood
+from t5g2.eval.coreference import Coreference
 from t5g2.eval.generate_and_compare import GenerateAndCompare
 from t5g2.eval.generation import GREEDY, GenerationOptions, GenerationSetup, LanguageModule, Sampler, complete
 from t5g2.eval.metrics import losses
 from t5g2.eval.metrics.losses import TokenSums
+from t5g2.eval.needle_tasks import Needle, VariableTracking
 from t5g2.eval.task_interface import EvalContext, EvaluationStopped, MeasureFunction, Task, TaskResult
 from t5g2.eval.text_loss import TextLoss
+from t5g2.eval.word_lists import CommonWords, FrequentWords
 from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
 from t5g2.models.loss import token_losses
@@ -44,15 +47,20 @@ from t5g2.models.loss_config import LossConfig
 __all__ = [
     "BY_NAME",
     "ChooseByLikelihood",
+    "CommonWords",
+    "Coreference",
     "EvalContext",
     "EvaluationStopped",
+    "FrequentWords",
     "GenerateAndCompare",
     "HeldoutLoss",
     "MeasureFunction",
+    "Needle",
     "Samples",
     "Task",
     "TaskResult",
     "TextLoss",
+    "VariableTracking",
 ]
 
 
@@ -233,6 +241,11 @@ BY_NAME = {
     "generate": GenerateAndCompare,
     "choose": ChooseByLikelihood,
     "text_loss": TextLoss,
+    "needle": Needle,
+    "variable_tracking": VariableTracking,
+    "common_words": CommonWords,
+    "frequent_words": FrequentWords,
+    "coreference": Coreference,
 }
 
 

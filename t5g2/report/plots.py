@@ -119,6 +119,38 @@ def training(sets: Mapping[str, Sequence[RunGroup]]) -> str:
         return _svg(figure, plt)
 
 
+def heat_map(values: Sequence[Sequence[float]], *, columns: Sequence[str], rows: Sequence[str]) -> str:
+    """Returns SVG with a coloured cell for each value of 0 to 1, its number in it; a cell of nan is empty.
+
+    The axes are depth, downwards, and length.
+
+    Args:
+      values: rows of values.
+      columns: names of the lengths.
+      rows: names of the depths.
+    """
+    width, height = min(9.6, 1.6 + 0.8 * len(columns)), 0.9 + 0.36 * len(rows)
+    with _style() as (plt, _):
+        figure, axes = plt.subplots(figsize=(max(width, 3.2), height), layout="constrained")
+        axes.grid(visible=False)
+        # squares of their own, because an image would be pixels
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if math.isnan(value):
+                    continue
+                axes.add_patch(
+                    plt.Rectangle((x + 0.02, y + 0.03), 0.96, 0.94, color=plt.cm.cividis(value), linewidth=0)
+                )
+                ink = "white" if value < 0.5 else "black"
+                axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=ink, fontsize="small")
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), xlabel="length in tokens", ylabel="depth")
+        axes.set_xticks([x + 0.5 for x in range(len(columns))], columns)
+        axes.set_yticks([y + 0.5 for y in range(len(rows))], rows)
+        axes.tick_params(length=0)
+        axes.spines["bottom"].set_visible(False)
+        return _svg(figure, plt)
+
+
 def smooth(values: Sequence[float]) -> list[float]:
     """Returns the running median over about a twentieth of the curve to either side; it follows drops, not spikes.
 

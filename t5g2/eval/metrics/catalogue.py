@@ -8,6 +8,7 @@ from t5g2.core.own_classes import OpenTable
 from t5g2.eval.metrics.labels import EXTRA, F1, Accuracy, Matthews, Pearson, RocAuc, Spearman
 from t5g2.eval.metrics.metric import Metric
 from t5g2.eval.metrics.similarity import Bleu, Chrf, ExactMatch, Rouge, TokenF1
+from t5g2.eval.metrics.string_match import PrefixedSimilarity, StringMatch
 from t5g2.eval.metrics.vqa import VqaAccuracy
 
 BY_NAME: Mapping[str, Metric] = {
@@ -24,6 +25,8 @@ BY_NAME: Mapping[str, Metric] = {
     "spearman": Spearman(),
     "auc": RocAuc(),
     "vqa_accuracy": VqaAccuracy(),
+    "string_match": StringMatch(),
+    "prefixed_similarity": PrefixedSimilarity(),
 }
 # with settings, in a config: {"kind": "bleu", "tokenize": "zh"}
 KINDS = OpenTable(
@@ -41,6 +44,8 @@ KINDS = OpenTable(
         "spearman": Spearman,
         "auc": RocAuc,
         "vqa_accuracy": VqaAccuracy,
+        "string_match": StringMatch,
+        "prefixed_similarity": PrefixedSimilarity,
     },
 )
 LIBRARIES: Mapping[type, str] = {
