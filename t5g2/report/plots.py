@@ -133,13 +133,13 @@ def heat_map(values: Sequence[Sequence[float]], *, columns: Sequence[str], rows:
     with _style() as (plt, _):
         figure, axes = plt.subplots(figsize=(max(width, 3.2), height), layout="constrained")
         axes.grid(visible=False)
-        # squares of their own, because an image would be pixels
+        # rectangles, because an image would be pixels; a float, because an int is the number of a colour
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if math.isnan(value):
                     continue
                 axes.add_patch(
-                    plt.Rectangle((x + 0.02, y + 0.03), 0.96, 0.94, color=plt.cm.cividis(value), linewidth=0)
+                    plt.Rectangle((x + 0.02, y + 0.03), 0.96, 0.94, color=plt.cm.cividis(float(value)), linewidth=0)
                 )
                 ink = "white" if value < 0.5 else "black"
                 axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=ink, fontsize="small")

@@ -243,12 +243,44 @@ def test_wrong_flags_are_named(folder, capsys, flags, message):
 
 
 def test_the_tasks_of_this_folder_load():
+    long_context = task_files.load(["long_context:5000+70000"])
+    assert {task.lengths for task in long_context} == {(5000, 70000)}
+    assert len({task.name for task in long_context}) == 12
     [docstrings, choice] = task_files.load(["docstrings:5"])
     assert (docstrings.examples, choice.examples) == (5, 5)
     record = docstrings.data.records[0]
     assert record["docstring"] in record["choices"]
     assert record["docstring"] not in record["code"]
     assert len(set(record["choices"])) == 4
+
+
+@pytest.mark.parametrize("model", ["gemma", "t5gemma"])
+def test_long_context_is_scored_and_drawn_by_length_and_depth(folder, tmp_path, model):
+    (tmp_path / "book.txt").write_text("\n".join(f"Line {n} of the book." for n in range(100)))
+    (tmp_path / "tasks.py").write_text(f"""
+from t5g2.data.sources.text_files import TextFiles
+from t5g2.eval.tasks import Coreference, Needle
+
+shared = {{"text": TextFiles("{tmp_path}/book.txt"), "depths": (0, 100), "examples": 1, "max_new_tokens": 31}}
+
+
+def get_tasks():
+    return [Needle(**shared, lengths=(500, 510)), Coreference(**shared, lengths=(500,), passage_words=3)]
+""")
+    flags = [f"--tasks={tmp_path / 'tasks.py'}", f"--out={tmp_path / 'out'}", "--rows=4"]
+    assert cli.main(["evaluate", f"--model={folder / model}", *flags]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    cells = [f"needle/{length}/{depth}" for length in (500, 510) for depth in (0, 100)]
+    assert list(scores) == [
+        *("needle/string_match", "needle/500", "needle/510", *cells, "coreference/prefixed_similarity"),
+        *("coreference/500", "coreference/500/0", "coreference/500/100"),
+    ]
+    assert [score["examples"] for score in scores.values()] == [4, 2, 2, 1, 1, 1, 1, 2, 2, 1, 1]
+    predictions = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [(p["length"], p["depth"]) for p in predictions[:4]] == [(500, [0]), (500, [100]), (510, [0]), (510, [100])]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert "by length in tokens (BOS, prompt and room for the answer) and by depth" in page
 
 
 def test_settings_change_with_what_is_in_them():
