@@ -70,8 +70,8 @@ class LongContextTask(Task):
     """A task whose examples have given lengths in tokens of the model, with what is asked for at given depths.
 
     A prompt is as long as BOS and `max_new_tokens` leave room for, to less than one unit of its haystack (a word, a
-    line, the repeats of an item of a list), and never longer. Lengths beyond the model's own are allowed. Examples depend on the
-    settings of the task, its text and the tokenizer alone.
+    line, an item of a list with its repeats), and never longer. Lengths beyond the model's own are allowed. Examples
+    depend on the settings of the task, its text and the tokenizer alone.
 
     Scores are 0 to 1: `<name>/<metric>` over all examples, `<name>/<length>`, and `<name>/<length>/<depth>` over the
     answers at that depth. A prediction has `length`, `tokens` (of the prompt, without BOS) and `depth` of each answer.
