@@ -35,7 +35,7 @@ class Coreference(LongContextTask):
     name: str = "coreference"
     needles: Annotated[int, Bounds(least=1, most=100)] = 2
     passage_words: Size = 60
-    max_new_tokens: Size = 256
+    max_new_tokens: Size = 512
 
     @property
     @override

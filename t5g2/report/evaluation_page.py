@@ -66,9 +66,10 @@ def heat_map(
     task: str, predictions: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]
 ) -> list[Html]:
     """Returns the scores of a long-context task by length and depth as a picture; nothing for other tasks."""
-    if not all("length" in prediction for prediction in predictions):
+    # a task of one's own may call something else a length
+    lengths = sorted({p["length"] for p in predictions if f"{task}/{p.get('length')}" in scores})
+    if not lengths:
         return []
-    lengths = sorted({prediction["length"] for prediction in predictions})
     depths = sorted({depth for prediction in predictions for depth in prediction.get("depth", ())})
     names = [[f"{task}/{length}/{depth}" for length in lengths] for depth in depths]
     rows = [f"{depth}%" for depth in depths]

@@ -15,12 +15,17 @@ def cells(svg):
 def test_a_heat_map_has_a_cell_for_each_length_and_depth():
     lengths, depths = (4096, 131072), (0, 50, 100)
     scores = {f"needle/{n}/{d}": {"value": (d + 25) / 125} for n in lengths for d in depths}
-    scores |= {"needle/4096": {"value": 0.25}, "needle/131072/50": {"value": None}, "other/4096": {"value": 1.0}}
+    scores |= {
+        "needle/4096": {"value": 0.25},
+        "needle/131072/50": {"value": None},
+        "other/4096": {"value": 1.0},
+        "needle/131072": {"value": 1},
+    }
     needles = [{"task": "needle", "length": n, "depth": [d], "input": "x"} for n in lengths for d in depths]
-    page = evaluation_page.render("model", scores, [*needles, {"task": "other", "output": "y"}])
+    page = evaluation_page.render("model", scores, [*needles, {"task": "other", "length": "long", "output": "y"}])
     [svg] = re.findall("<svg.*?</svg>", page, re.DOTALL)
     texts, _ = cells(svg)
-    assert texts == ["0.20", "0.20", "0.60", "1.00", "1.00", "0.25"]
+    assert texts == ["0.20", "0.20", "0.60", "1.00", "1.00", "0.25", "1.00"]
     for label in ("4,096", "131,072", "0%", "50%", "100%", "all", "length in tokens", "depth"):
         assert f">{label}</text>" in svg
 
