@@ -116,7 +116,9 @@ class FrequentWords(LongContextTask):
             letters = draw.integers(26, size=CODED_LETTERS).tolist()
             coded["".join(string.ascii_lowercase[n] for n in letters)] = None
         ranked = ["...", *coded][:number]
-        counts = (size * np.arange(1, number + 1.0) ** -self.alpha / zeta(self.alpha)).astype(int).tolist()
+        shares = np.arange(1, number + 1.0) ** -self.alpha / zeta(self.alpha)
+        # rounded first, because the last bit of a power is not the same on every machine
+        counts = np.round(size * shares, 6).astype(int).tolist()
         items = [word for word, count in zip(ranked, counts, strict=True) for _ in range(count)]
         context = " ".join(items[place] for place in draw.permutation(len(items)).tolist())
         prompt = (
