@@ -14,6 +14,8 @@ from t5g2.data.sources.documents import Documents
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 # a needle goes to the end of a sentence that is so many words away at most, or else between two words
 NEAR = 50
+# strings of an example that are told apart; there are some thousands of words
+MOST_STRINGS = 1000
 ADJECTIVES = (
     "able amber ancient blue bold brave brief bright broad calm clear clever cold cosmic crisp curly daring deep eager "
     "early easy fair fancy fast fine firm fresh gentle glad golden grand green happy heavy honest humble icy jolly "
@@ -88,7 +90,12 @@ def distinct_strings(number: int, kind: StringKind, *, draw: np.random.Generator
     """Returns so many strings of a kind, none of which is in another one or in the text `absent`.
 
     Numbers have seven digits, words are an adjective and a noun ("calm-river"), UUIDs are of version 4.
+
+    Raises:
+      UserError: there are more than 1000.
     """
+    if number > MOST_STRINGS:
+        raise UserError(f"an example has {number} keys or values; at most {MOST_STRINGS} are told apart: give fewer")
     chosen: list[str] = []
     while len(chosen) < number:
         string = _string(kind, draw)

@@ -367,6 +367,8 @@ def test_a_config_names_the_tasks():
             r"lengths = \(8, 8\); give at least one, and none of them twice",
         ),
         (lambda text: Needle(text=text, depths=(101,)), "depths = 101; it must be at least 0 and at most 100"),
+        (lambda text: Needle(text=text, keys=1001), "an example has 1001 keys or values; at most 1000 are told apart"),
+        (lambda text: Needle(text=text, keys=9, values=200), "an example has 1800 keys or values"),
         (lambda text: VariableTracking(hops=9000, lengths=(4096,)), "9001 variables are more than names of 3 letters"),
     ],
 )
