@@ -6,12 +6,13 @@ are of numbers that are written as text.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float
 from typing_extensions import override
 
+from t5g2.core.bounds import Bounds, checked
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
 from t5g2.eval.metrics.metric import Contributions, ExampleCounts, MeanMetric, Metric, check_references
@@ -93,6 +94,7 @@ class Matthews(Metric):
 
 
 @dataclass(frozen=True)
+@checked
 class _Correlation(Metric):
     """A correlation of the outputs with the references; nan if either are all alike.
 
@@ -101,7 +103,7 @@ class _Correlation(Metric):
         (arXiv 1910.10683; t5/data/postprocessors.py, string_to_float).
     """
 
-    not_a_number: float = -1.0
+    not_a_number: Annotated[float, Bounds(least=-1e6, most=1e6)] = -1.0
 
     @override
     def rows(self, outputs: Sequence[Any], references: Sequence[Sequence[Any]]) -> Contributions:

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from typing_extensions import override
 
+from t5g2.core.bounds import Bounds, checked
 from t5g2.core.optional import require
 from t5g2.eval.metrics.metric import Contributions, ExampleCounts, MeanMetric, Metric, check_references
 
@@ -179,6 +180,7 @@ class Bleu(_SacrebleuMetric):
 
 
 @dataclass(frozen=True)
+@checked
 class Chrf(_SacrebleuMetric):
     """chrF of the corpus by sacrebleu, 0 to 100: F-score of character n-grams, which needs no tokenizer.
 
@@ -186,7 +188,7 @@ class Chrf(_SacrebleuMetric):
       word_order: largest n of word n-grams; 0 = chrF, 2 = chrF++.
     """
 
-    word_order: int = 0
+    word_order: Annotated[int, Bounds(least=0, most=10)] = 0
 
     @property
     @override
