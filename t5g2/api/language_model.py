@@ -212,7 +212,7 @@ class LanguageModel(Model):
     ) -> Iterator[tuple[int, list[TextOutput]]]:
         """Yields (index of a prompt, its outputs) as batches are done; arguments and errors are those of `outputs`."""
         settings, prompts = TextOptions.of(options), check_texts("prompts", prompts)
-        numbers = range(len(prompts)) if indices is None else indices
+        numbers = text_generation.prompt_numbers(indices, len(prompts))
         token_rows, array, skipped = self._prompt_rows(prompts, images, settings)
         for row, reason in skipped.items():
             yield row, [TextOutput("", np.zeros(0, np.int32), skipped=reason)]
@@ -236,7 +236,7 @@ class LanguageModel(Model):
         Raises:
           UserError: as `generate`; or the options ask for several outputs or beams, which are known at the end only.
         """
-        settings = TextOptions.of(options)
+        settings, [prompt] = TextOptions.of(options), check_texts("prompts", [prompt])
         if settings.num_return_sequences > 1 or settings.num_beams > 1:
             raise UserError("one output can be shown as it is made; set num_return_sequences and num_beams to 1")
         token_rows, array, skipped = self._prompt_rows([prompt], None if images is None else [images], settings)

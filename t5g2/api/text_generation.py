@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from t5g2.api.model_inputs import check_whole
-from t5g2.core.bounds import Bounds, CountOrZero, NotNegative, Positive, Seed, Size, checked
+from t5g2.api.model_inputs import check_texts, check_whole
+from t5g2.core.bounds import INT32_MAX, Bounds, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval.generation import Output, padded_length
-from t5g2.eval.generation_options import BeamCount, EarlyStopping, GenerationOptions
+from t5g2.eval.generation_options import BeamCount, EarlyStopping, GenerationOptions, RepetitionPenalty
 from t5g2.eval.sampling import GREEDY, Sampler, Temperature
 from t5g2.eval.stop_strings import first_stop
 
@@ -21,6 +21,7 @@ SAME = (
     *("min_new_tokens", "repetition_penalty", "num_return_sequences", "num_beams", "length_penalty", "early_stopping"),
     "log_probs",
 )
+SWITCHES = ("do_sample", "skip_special_tokens", "log_probs")
 NUMBERS = ("temperature", "top_p", "length_penalty", "repetition_penalty")
 
 
@@ -55,7 +56,7 @@ class TextOptions:
     max_new_tokens: Size = 64
     min_new_tokens: CountOrZero = 0
     do_sample: bool | None = None
-    temperature: Annotated[NotNegative, Bounds(least=0, most=1000)] | None = None
+    temperature: Annotated[float, Bounds(least=1e-6, most=1000, also=0)] | None = None
     top_k: CountOrZero | None = None
     top_p: Annotated[float, Bounds(above=0, most=1)] | None = None
     sampler: Sampler | None = None
@@ -64,7 +65,7 @@ class TextOptions:
     num_beams: BeamCount = 1
     length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
     early_stopping: EarlyStopping = False
-    repetition_penalty: Positive = 1.0
+    repetition_penalty: RepetitionPenalty = 1.0
     stop: Sequence[str] = ()
     skip_special_tokens: bool = True
     crops: CountOrZero = 0
@@ -75,6 +76,13 @@ class TextOptions:
     def __post_init__(self):
         if isinstance(self.stop, str):
             raise UserError(f"stop is one text, {self.stop[:40]!r}; give a list of them")
+        strings = list(self.stop) if isinstance(self.stop, set | frozenset) else self.stop
+        object.__setattr__(self, "stop", tuple(check_texts("stop", strings)))
+        if not (self.sampler is None or isinstance(self.sampler, Sampler)):
+            raise UserError(
+                f"sampler is {self.sampler!r} of type {type(self.sampler).__name__}; it must be a sampler, such as "
+                f"t5g2.TopK(40)"
+            )
         if self.on_long not in get_args(OnLong):
             raise unknown("on_long", str(self.on_long), get_args(OnLong))
         chosen = [name for name in ("top_k", "top_p") if getattr(self, name) is not None]
@@ -122,7 +130,10 @@ class TextOptions:
             is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             if name in NUMBERS and not is_left_out and not is_number:
                 raise UserError(f"{name} is {value!r} of type {type(value).__name__}; it must be a number")
-        return cls(**options)
+            if name in SWITCHES and not is_left_out and not isinstance(value, bool | np.bool_):
+                raise UserError(f"{name} is {value!r} of type {type(value).__name__}; it must be True or False")
+        # numpy scalars as what they hold, because options are also compared and written
+        return cls(**{name: x.item() if isinstance(x, np.generic) else x for name, x in options.items()})
 
 
 class TextOutput(NamedTuple):
@@ -163,6 +174,24 @@ def as_text(output: Output, tokenizer: Tokenizer, stop: Sequence[str], *, skip_s
     elif skip_special_tokens:
         text = tokenizer.decode(tokens, skip_special_tokens=True)
     return TextOutput(text, tokens, log_probs, output.score)
+
+
+def prompt_numbers(indices: Any, prompts: int) -> list[int]:
+    """Returns the number of each prompt, on which its draws depend; None = 0, 1, 2, …
+
+    Raises:
+      UserError: not as many as prompts, or not all of them whole numbers of int32 from 0.
+    """
+    if indices is None:
+        return list(range(prompts))
+    array = np.asarray(indices)
+    is_whole = np.issubdtype(array.dtype, np.integer) and array.shape == (prompts,)
+    if prompts and not (is_whole and (array >= 0).all() and (array <= INT32_MAX).all()):
+        raise UserError(
+            f"indices is {str(indices)[:60]}; it must be {prompts:,} whole numbers from 0 to {INT32_MAX}, one of each "
+            f"prompt"
+        )
+    return array.tolist()
 
 
 def batches(lengths: Sequence[int], rows: int | None) -> list[list[int]]:

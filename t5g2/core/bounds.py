@@ -12,6 +12,7 @@ The one declaration is what the constructor checks, what the message says and wh
 
 import functools
 import math
+import numbers
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,8 +121,9 @@ def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, tuple):
         for item in value:
             yield from _numbers(item)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        # numpy's scalars too
+        yield value  # pyright: ignore[reportReturnType]
 
 
 def _format(number: float) -> str:

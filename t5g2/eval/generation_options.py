@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from t5g2.core.bounds import Bounds, CountOrZero, Positive, Size, TokenId, checked
+from t5g2.core.bounds import Bounds, CountOrZero, Size, TokenId, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.eval.sampling import GREEDY, Greedy, Sampler
 from t5g2.models.layers import Compute
@@ -12,6 +12,8 @@ FLOAT32 = Compute(dtype="float32")
 EarlyStopping = Literal[True, False, "never"]
 # more beams than this are a slip of the keyboard: each has a cache of its own
 BeamCount = Annotated[int, Bounds(least=1, most=1024)]
+# beyond, logits would overflow float32
+RepetitionPenalty = Annotated[float, Bounds(least=1e-6, most=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class GenerationOptions:
     suppressed_ids: tuple[TokenId, ...] = ()
     prompt_both_ways: bool = False
     min_new_tokens: CountOrZero = 0
-    repetition_penalty: Positive = 1.0
+    repetition_penalty: RepetitionPenalty = 1.0
     num_return_sequences: BeamCount = 1
     num_beams: BeamCount = 1
     length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
@@ -56,7 +58,8 @@ class GenerationOptions:
     log_probs: bool = False
 
     def __post_init__(self):
-        if self.early_stopping not in (True, False, "never"):
+        # 1 == True, and would not stop early
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise unknown("early_stopping", str(self.early_stopping), ("True", "False", "never"))
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from typing_extensions import override
 
-from t5g2.core.bounds import Bounds, Positive, Size, checked
+from t5g2.core.bounds import Bounds, Size, checked
+
+# below, logits would overflow float32, and tokens would no longer follow from them
+Heat = Annotated[float, Bounds(least=1e-6, most=1_000_000, hint="for the likeliest token use greedy")]
 
 
 class Sampler(abc.ABC):
@@ -50,7 +53,7 @@ class Greedy(Sampler):
 class Temperature(Sampler):
     """Draws any token, with probability in proportion to exp(logit / t); t = 0.5: logits [1 3 2] become [2 6 4]."""
 
-    t: Annotated[float, Bounds(above=0, hint="for the likeliest token use greedy")] = 1.0
+    t: Heat = 1.0
 
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -66,7 +69,7 @@ class TopK(Sampler):
     """
 
     k: Size
-    t: Positive = 1.0
+    t: Heat = 1.0
 
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -84,7 +87,7 @@ class TopP(Sampler):
     """
 
     p: Annotated[float, Bounds(above=0, most=1)]
-    t: Positive = 1.0
+    t: Heat = 1.0
 
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -109,7 +112,7 @@ class Sampling(Sampler):
     t = 1, k = 3, p = 0.6: probabilities [0.1 0.4 0.3 0.2] become [0 4/9 3/9 2/9], then [0 4/7 3/7 0].
     """
 
-    t: Positive = 1.0
+    t: Heat = 1.0
     k: Size | None = None
     p: Annotated[float, Bounds(above=0, most=1)] | None = None
 

@@ -24,6 +24,9 @@ from jaxtyping import Array, Int
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.base import Tokenizer
 
+# entries of a table, of 4 bytes each
+LARGEST_TABLE = 2**28
+
 
 class StopTable(NamedTuple):
     """The automaton of some stop strings; state 0 has read nothing of any, the last state has found one.
@@ -51,11 +54,18 @@ def stop_table(strings: Sequence[str], token_bytes: Sequence[bytes]) -> StopTabl
       token_bytes: the bytes that each id adds to a text.
 
     Raises:
-      UserError: a string is empty.
+      UserError: a string is empty; the strings together are too long.
     """
     if not all(strings):
         raise UserError("a stop string is empty, and every text has it; leave it out")
-    next_S256 = _automaton([string.encode() for string in strings])
+    patterns = [string.encode() for string in strings]
+    most = LARGEST_TABLE // max(len(token_bytes), 1)
+    if (length := sum(map(len, patterns))) > most:
+        raise UserError(
+            f"stop has {length:,} bytes of text; with the {len(token_bytes):,} ids of this model it may have at most "
+            f"{most:,}; give shorter strings"
+        )
+    next_S256 = _automaton(patterns)
     lengths_V = np.array([len(text) for text in token_bytes])
     # the longest first, so that the ids that have a j-th byte are the first ones
     order_V = np.argsort(-lengths_V, kind="stable")
@@ -96,12 +106,16 @@ def _automaton(patterns: Sequence[bytes]) -> np.ndarray:
     # states are what has been read of a pattern, shorter ones first
     prefixes = sorted({pattern[:n] for pattern in patterns for n in range(len(pattern))}, key=lambda p: (len(p), p))
     numbers, found = {prefix: number for number, prefix in enumerate(prefixes)}, len(prefixes)
-    next_S256 = np.full((found + 1, 256), found, np.int32)
-    for prefix, number in numbers.items():
-        for byte in range(256):
-            text = prefix + bytes([byte])
-            if any(text.endswith(pattern) for pattern in patterns):
-                continue
-            # the longest end of the text with which a pattern begins
-            next_S256[number, byte] = next(numbers[text[i:]] for i in range(len(text) + 1) if text[i:] in numbers)
+    numbers |= dict.fromkeys(patterns, found)
+    next_S256 = np.zeros((found + 1, 256), np.int32)
+    next_S256[found] = found
+    # the state of the longest proper end of each prefix with which a pattern begins: where its other bytes lead
+    ends = [0] * (found + 1)
+    for number, prefix in enumerate(prefixes):
+        if number:
+            ends[number] = int(next_S256[ends[numbers[prefix[:-1]]], prefix[-1]]) if len(prefix) > 1 else 0
+            next_S256[number] = next_S256[ends[number]]
+        for byte in {pattern[len(prefix)] for pattern in patterns if pattern.startswith(prefix) and pattern != prefix}:
+            if next_S256[number, byte] != found:
+                next_S256[number, byte] = numbers[prefix + bytes([byte])]
     return next_S256

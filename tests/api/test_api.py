@@ -693,6 +693,22 @@ def tell(name, use, message):
         tell("gemma_images", lambda m: m.generate(["a"], temperature="x"), "temperature is 'x' of type str; it must"),
         tell("gemma_images", lambda m: m.generate(["a"], do_sample=True, temperature=0), "do_sample = True and temper"),
         tell("gemma_images", lambda m: next(m.stream("a", num_beams=2)), "one output can be shown as it is made"),
+        tell("gemma_images", lambda m: next(m.stream(["a"])), "prompts[0] is ['a'] of type list; it must be a text"),
+        tell("gemma_images", lambda m: m.generate(["a"], stop=None), "stop is None of type NoneType; it must be a"),
+        tell("gemma_images", lambda m: m.generate(["a"], stop=["\ud800"]), "stop[0] has half of a character, U+D800"),
+        tell("gemma_images", lambda m: m.generate(["a"], do_sample="no"), "do_sample is 'no' of type str; it must be"),
+        tell("gemma_images", lambda m: m.generate(["a"], log_probs=1), "log_probs is 1 of type int; it must be True"),
+        tell("gemma_images", lambda m: m.generate(["a"], sampler="greedy"), "sampler is 'greedy' of type str; it must"),
+        tell("gemma_images", lambda m: m.generate(["a"], early_stopping=1), "unknown early_stopping '1'"),
+        tell("gemma_images", lambda m: m.generate(["a"], temperature=np.float32(-1)), "temperature = -1.0; it must be"),
+        tell(
+            "gemma_images", lambda m: m.generate(["a"], temperature=1e-40), "temperature = 1e-40; it must be at least"
+        ),
+        tell("gemma_images", lambda m: m.outputs(["a"], indices=[0, 1]), "indices is [0, 1]; it must be 1 whole"),
+        tell(
+            "gemma_images", lambda m: m.outputs(["a"], indices=[2**31]), "indices is [2147483648]; it must be 1 whole"
+        ),
+        tell("gemma_images", lambda m: m.outputs(["a"], indices=[0.5]), "indices is [0.5]; it must be 1 whole numbers"),
         tell("gemma_images", lambda m: m.generate(["a"], seed=1.5), "seed is 1.5 of type float; it must be a whole"),
         tell(
             "gemma", lambda m: m.logits([[2]], images=[[NOISE]]), "images are given, but this model has no image tower"

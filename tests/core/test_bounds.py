@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pytest
 
 from t5g2.core import bounds
@@ -63,6 +64,9 @@ class Derived(Base):
         (lambda: Base(1, limit=0), r"limit = 0; it must be at least 1 and at most 2147483647, or None for none"),
         (lambda: Derived(1, share=1.0), r"share = 1\.0; it must be at least 0 and below 1"),
         (lambda: Derived(-1e-8), r"rate = -1e-08; it must be above 0"),
+        (lambda: Base(np.float32(-1)), r"rate = -1.0; it must be above 0"),
+        (lambda: Base(np.float32("nan")), r"rate = nan; it must be above 0"),
+        (lambda: Base(1, ids=(np.int64(-1),)), r"ids = -1; it must be at least 0 and at most 2147483647"),
     ],
 )
 def test_a_number_out_of_its_bounds_is_refused(make, message):

@@ -310,10 +310,15 @@ def test_draws_follow_the_restricted_distribution():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: g.Temperature(0.0), "t = 0.0; it must be above 0; for the likeliest token use greedy"),
+        (
+            lambda: g.Temperature(0.0),
+            "t = 0.0; it must be at least 1e-06 and at most 1000000; for the likeliest token use greedy",
+        ),
+        # logits divided by it are not finite in float32
+        (lambda: g.Sampling(1e-40), "t = 1e-40; it must be at least 1e-06 and at most 1000000; for the likeliest"),
         (lambda: g.TopK(0), "k = 0; it must be at least 1"),
         (lambda: g.TopP(1.5), "p = 1.5; it must be above 0 and at most 1"),
-        (lambda: g.TopP(0.5, t=-1), "t = -1; it must be above 0"),
+        (lambda: g.TopP(0.5, t=-1), "t = -1; it must be at least 1e-06"),
         (lambda: options(0), "max_new_tokens = 0; it must be at least 1"),
     ],
 )

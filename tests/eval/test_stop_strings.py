@@ -8,6 +8,7 @@ import pytest
 from t5g2.api.text_generation import as_text
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.eval import stop_strings
 from t5g2.eval.generation import Output
 from t5g2.eval.stop_strings import first_stop, stop_table, without_begun_stop
 
@@ -18,7 +19,9 @@ def test_the_table_of_the_docstring():
     assert np.asarray(table.next_SV)[:, :].tolist() == [*expected]
 
 
-@pytest.mark.parametrize("strings", [["aa"], ["ab", "xaby", "ba"], ["aab", "ab"], ["é"], ["abab", "b"]])
+@pytest.mark.parametrize(
+    "strings", [["aa"], ["ab", "xaby", "ba"], ["aab", "ab"], ["é"], ["abab", "b"], ["ab", "abxab"], ["ab"] * 2]
+)
 def test_a_string_is_found_where_search_finds_it(strings):
     """In every text of five tokens, some of which hold several bytes, or a part of a character."""
     tokens = [b"a", b"b", b"ab", b"xa", b"\xc3", b"\xa9y", b""]
@@ -77,3 +80,18 @@ def test_the_bytes_of_byte_tokens():
     assert len(token_bytes) == tokenizer.vocab_size
     assert b"".join(token_bytes[token] for token in tokenizer.encode("añ\n")) == "añ\n".encode()
     assert token_bytes[tokenizer.special_tokens.eos] == b"<eos>"
+
+
+def test_a_long_string_is_found_and_one_beyond_the_range_is_refused(monkeypatch):
+    string = "ab" * 2000 + "c"
+    table = stop_table(["b" * 50, string], [b"a", b"b", b"c", b"bc"])
+    state = np.zeros(1, np.int32)
+    for token in [0, *[0, 1] * 2001]:
+        state = table.after(state, np.array([token]))
+    assert not table.found(state)[0]
+    assert table.found(table.after(state, np.array([2])))[0]
+    monkeypatch.setattr(stop_strings, "LARGEST_TABLE", 40)
+    assert stop_table(["x" * 4, "é" * 3], [b"a"] * 4).next_SV.shape == (10, 4)
+    message = "stop has 11 bytes of text; with the 4 ids of this model it may have at most 10; give shorter strings"
+    with pytest.raises(UserError, match=message):
+        stop_table(["x" * 5, "é" * 3], [b"a"] * 4)
