@@ -84,23 +84,9 @@ class LanguageModel(Model):
     def _generation_ids(self) -> GenerationIds:
         return generation_ids.read(self.folder.path)
 
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """Former name of `stop_ids`; reads and sets it."""
-        return self.stop_ids
-
-    @ends.setter
-    def ends(self, ids: tuple[int, ...]) -> None:
-        self.stop_ids = ids
-
-    @property
-    def suppressed(self) -> tuple[int, ...]:
-        """Former name of `suppressed_ids`; reads and sets it."""
-        return self.suppressed_ids
-
-    @suppressed.setter
-    def suppressed(self, ids: tuple[int, ...]) -> None:
-        self.suppressed_ids = ids
+    # former names, which read and set them
+    ends = property(lambda self: self.stop_ids, lambda self, ids: setattr(self, "stop_ids", ids))
+    suppressed = property(lambda self: self.suppressed_ids, lambda self, ids: setattr(self, "suppressed_ids", ids))
 
     def logits(
         self,
@@ -260,33 +246,38 @@ class LanguageModel(Model):
         self, prompts: Sequence[str], images: Any, options: TextOptions
     ) -> tuple[list[np.ndarray], Any, dict[int, str]]:
         """Returns (the tokens of each prompt; the images as an array; by prompt, the reason to skip it)."""
-        config, tokenizer = self._image_config, self.tokenizer
         array, counts = None, [0] * len(prompts)
         if images is not None:
             if options.crops:
                 prompts, images = model_inputs.with_crops(prompts, images, options.crops)
             array, counts = self._image_inputs(images, len(prompts))
-        token_rows = [model_inputs.prompt(tokenizer, text, n, config) for text, n in zip(prompts, counts, strict=True)]
-        self._check_ids(token_rows, counts)
+        token_rows, skipped = self._fitted(prompts, counts, options)
+        return token_rows, array, skipped
+
+    def _fitted(
+        self, prompts: Sequence[str], counts: Sequence[int], options: TextOptions, names: Sequence[str] | None = None
+    ) -> tuple[list[np.ndarray], dict[int, str]]:
+        """Returns (the tokens of each prompt, cut where it is too long; by prompt, the reason to skip it)."""
+        config, names = self._image_config, names or [f"prompts[{row}]" for row in range(len(prompts))]
+        encoded = zip(prompts, counts, strict=True)
+        token_rows = [model_inputs.prompt(self.tokenizer, text, count, config) for text, count in encoded]
+        self._check_ids(token_rows, counts, names)
         # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
-        is_encoder_decoder = self.config.is_encoder_decoder
-        has_bos = self.encoder_bos or not is_encoder_decoder
+        has_bos = self.encoder_bos or not self.config.is_encoder_decoder
         if has_bos:
             token_rows = [_after_bos(tokens, self._bos) for tokens in token_rows]
-        stack = self.config.encoder_stack or self.config.decoder_stack
-        new_tokens, skipped = 0 if is_encoder_decoder else options.max_new_tokens, {}
-        for row, tokens in enumerate(token_rows):
-            reason = text_generation.excess(tokens, stack.context, options.on_long, new_tokens, f"prompts[{row}]")
-            if reason is None:
-                continue
-            if options.on_long == "skip":
-                skipped[row] = reason
-                continue
-            if counts[row] or new_tokens + has_bos >= stack.context:
-                raise UserError(f"{reason}; it cannot be cut, because it has images or there is no room; shorten it")
-            length = stack.context - new_tokens
-            token_rows[row] = text_generation.cut(tokens, length, options.on_long, first=int(has_bos))
-        return token_rows, array, skipped
+        return text_generation.fit(token_rows, counts, names, self.config, options, first=int(has_bos))
+
+    def check_prompts(
+        self, prompts: Sequence[str], counts: Sequence[int], options: TextOptions, *, names: Sequence[str]
+    ) -> None:
+        """Raises UserError, with the name of the prompt, where `outputs` would, before anything is generated.
+
+        Args:
+          counts: the number of images of each prompt, crops included.
+          names: the names of the prompts in messages.
+        """
+        self._fitted(prompts, counts, options, names)
 
     def _setup(self, options: TextOptions) -> GenerationSetup:
         """Returns the settings of tokens that follow from those of texts."""
@@ -335,11 +326,12 @@ class LanguageModel(Model):
         # transformers writes 0 and 1.0 for "off"
         return Sampling(1.0 if t is None else t, k or None, None if p == 1 else p)
 
-    def _check_ids(self, token_rows: Sequence[np.ndarray], counts: Sequence[int]) -> None:
+    def _check_ids(self, token_rows: Sequence[np.ndarray], counts: Sequence[int], names: Sequence[str]) -> None:
         """Raises UserError if a prompt has a token without a row in the embedding, or image tokens of no image.
 
         Args:
           counts: the number of images of each prompt.
+          names: the names of the prompts in messages.
         """
         stack, images = self.config.encoder_stack or self.config.decoder_stack, self._image_config
         for row, (tokens, count) in enumerate(zip(token_rows, counts, strict=True)):
@@ -348,14 +340,14 @@ class LanguageModel(Model):
             if images and any(counts) and is_image.sum() != count * images.tokens:
                 spelling = self.tokenizer.decode([images.token])
                 raise UserError(
-                    f"prompts[{row}] spells {spelling!r}, which "
+                    f"{names[row]} spells {spelling!r}, which "
                     f"stands for a part of an image; leave it out, and write {START_OF_IMAGE} where an image belongs"
                 )
             missing = tokens[(tokens >= stack.vocab_size) & ~(is_image & (count > 0))]
             if len(missing):
                 token = int(missing[0])
                 raise UserError(
-                    f"prompts[{row}] has {self.tokenizer.decode([token])!r}, token {token}, and the embedding has "
+                    f"{names[row]} has {self.tokenizer.decode([token])!r}, token {token}, and the embedding has "
                     f"{stack.vocab_size} rows; leave it out, or take a model that was trained with this token"
                 )
 

@@ -14,6 +14,7 @@ from t5g2.eval.generation import Output, padded_length
 from t5g2.eval.generation_options import BeamCount, EarlyStopping, GenerationOptions, RepetitionPenalty
 from t5g2.eval.sampling import GREEDY, Sampler, Temperature
 from t5g2.eval.stop_strings import first_stop
+from t5g2.models.config import LanguageModelConfig
 
 OnLong = Literal["error", "truncate_left", "truncate_right", "skip"]
 WHOLE = ("max_new_tokens", "min_new_tokens", "top_k", "seed", "num_return_sequences", "num_beams", "crops", "rows")
@@ -44,7 +45,7 @@ class TextOptions:
       num_beams, length_penalty, early_stopping: beam search.
       repetition_penalty: of tokens that are there already; 1 = none.
       stop: strings before which an output ends, wherever the borders of tokens are.
-      skip_special_tokens: leave out what the tokenizer calls special, as transformers does; False = show all.
+      skip_special_tokens: leave out what the tokenizer calls special, as transformers does; False = show all, EOS too.
       crops: largest number of crops that follow a long image (pan-and-scan), announced in the prompt as in
         transformers' Gemma3Processor; 0 = none.
       rows: prompts of a batch; None = all in one. Batches are of prompts of similar lengths.
@@ -160,7 +161,8 @@ def as_text(output: Output, tokenizer: Tokenizer, stop: Sequence[str], *, skip_s
     """Returns an output as text, up to the first of the stop strings."""
     tokens, rest, log_probs = output.tokens, "", output.log_probs
     # a stop string may have special tokens in it, so it is looked for where they are spelled
-    text = tokenizer.decode(tokens)
+    is_end_shown = output.stop_token is not None and not skip_special_tokens
+    text = tokenizer.decode([*tokens, output.stop_token] if is_end_shown else tokens)
     end = first_stop(text, stop)
     if end is not None:
         whole = len(tokens)
@@ -202,6 +204,43 @@ def batches(lengths: Sequence[int], rows: int | None) -> list[list[int]]:
     for index, length in enumerate(lengths):
         by_length.setdefault(padded_length(length), []).append(index)
     return [group[i : i + rows] for _, group in sorted(by_length.items()) for i in range(0, len(group), rows)]
+
+
+def fit(
+    token_rows: Sequence[np.ndarray],
+    counts: Sequence[int],
+    names: Sequence[str],
+    config: LanguageModelConfig,
+    options: TextOptions,
+    *,
+    first: int,
+) -> tuple[list[np.ndarray], dict[int, str]]:
+    """Returns (prompts, cut to the model's context where the options say so; by prompt, the reason to skip it).
+
+    Args:
+      token_rows: the tokens of each prompt.
+      counts: the number of images of each.
+      names: the names of the prompts in messages.
+      first: number of tokens in front that stay when a prompt is cut (BOS).
+
+    Raises:
+      UserError: a prompt does not fit, and must not or cannot be cut; more new tokens than a decoder's context.
+    """
+    new_tokens, most = options.max_new_tokens, config.decoder_stack.context
+    if new_tokens > most:
+        raise UserError(f"max_new_tokens = {new_tokens:,} is more than the context of the decoder, {most:,}; lower it")
+    if config.encoder_stack is not None:
+        new_tokens, most = 0, config.encoder_stack.context
+    rows, skipped = list(token_rows), {}
+    for row, tokens in enumerate(rows):
+        reason = excess(tokens, most, options.on_long, new_tokens, names[row])
+        if reason is not None and options.on_long == "skip":
+            skipped[row] = reason
+        elif reason is not None and (counts[row] or new_tokens + first >= most):
+            raise UserError(f"{reason}; it cannot be cut, because it has images or there is no room; shorten it")
+        elif reason is not None:
+            rows[row] = cut(tokens, most - new_tokens, options.on_long, first=first)
+    return rows, skipped
 
 
 def excess(tokens: np.ndarray, context: int, on_long: OnLong, new_tokens: int, name: str) -> str | None:

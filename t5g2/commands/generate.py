@@ -41,7 +41,7 @@ FLAGS = {
     "stop": Flag(None, "string before which an output ends, or a JSON list of such", literal=True),
     "on_long": Flag("error", "a prompt longer than the context: error, truncate_left, truncate_right or skip"),
     "log_probs": Flag(False, "with --input, write the log-probability of each token too"),
-    "skip_special_tokens": Flag(True, "leave out what the tokenizer calls special; false = show all tokens"),
+    "skip_special_tokens": Flag(True, "leave out what the tokenizer calls special; false = show all tokens, EOS too"),
 }
 # flags that are options of generation, by the same names
 OPTIONS = (

@@ -71,12 +71,14 @@ class Output(NamedTuple):
         if one ends the output: m or m + 1. None unless asked for.
       score: what beams are ranked by; None without beam search.
       length: number of generated tokens, m or m + 1.
+      stop_token: the stop token that ends the output, if one does.
     """
 
     tokens: np.ndarray
     log_probs: np.ndarray | None = None
     score: float | None = None
     length: int = 0
+    stop_token: int | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,8 @@ def outputs(generated: Generated, options: GenerationOptions) -> list[Output]:
         log_probs = None if log_probs_PnN is None else log_probs_PnN[place][:length]
         stopped = length > 0 and tokens[-1] in options.stop_ids
         score = None if score_Pn is None else float(score_Pn[place])
-        results.append(Output(tokens[:-1] if stopped else tokens, log_probs, score, length))
+        stop_token = int(tokens[-1]) if stopped else None
+        results.append(Output(tokens[:-1] if stopped else tokens, log_probs, score, length, stop_token))
     return results
 
 
@@ -295,6 +298,16 @@ def _check_memory(model: LanguageModule, rows: int, longest: int, options: Gener
     if options.compute.backend == "reference":
         # of one layer, [rows, heads, T, T]
         needs["attention scores"] = 4 * rows * stack.heads * longest**2
+    decoder, new_tokens = model.config.decoder_stack, options.max_new_tokens
+    # a local layer holds its window alone
+    layers = sum(decoder.kind(layer) == "global" for layer in range(decoder.layers))
+    needed = 2 * size * rows * options.copies * new_tokens * layers * decoder.kv_heads * decoder.head_size
+    if needed > available:
+        raise UserError(
+            f"{rows * options.copies} outputs of max_new_tokens = {new_tokens:,} need {needed / 2**30:,.0f} GiB for "
+            f"keys and values, and the device has {available / 2**30:,.0f}; lower max_new_tokens, num_beams or "
+            f"num_return_sequences, or give fewer prompts at a time"
+        )
     for name, needed in needs.items():
         if needed > available:
             raise UserError(

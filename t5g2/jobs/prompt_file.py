@@ -28,17 +28,20 @@ class PromptRecord(NamedTuple):
     Attributes:
       prompt: the text.
       images: paths of its images, those that are relative from the folder of the file.
+      name: the file and the line, for messages.
     """
 
     prompt: str
     images: list[str]
+    name: str
 
 
 def read_prompts(path: str) -> list[PromptRecord]:
     """Returns the prompts of a jsonl file, {"prompt": …, "images": […]} on each line; blank lines do not count.
 
     Raises:
-      UserError: the file does not exist, is not UTF-8 or holds no prompt; a line is not a prompt (the message has it).
+      UserError: the file does not exist, is not UTF-8 or holds no prompt; a line is not a prompt (the message has it),
+        or has an image that does not exist.
     """
     if not Path(path).is_file():
         raise UserError(f'no file {path}; give a jsonl file with {{"prompt": …}} on every line')
@@ -61,7 +64,12 @@ def read_prompts(path: str) -> list[PromptRecord]:
         images = [images] if isinstance(images, str) else images
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise UserError(f"{path}, line {number}: its images are not a path or a list of paths")
-        prompts.append(PromptRecord(prompt, [str(Path(path).parent / image) for image in images]))
+        paths = [str(Path(path).parent / image) for image in images]
+        # found now, and not after hours
+        missing = [image for image in paths if not Path(image).is_file()]
+        if missing:
+            raise UserError(f"{path}, line {number}: no image {missing[0]}; put it there, or remove it from the line")
+        prompts.append(PromptRecord(prompt, paths, f"{path}, line {number}"))
     if not prompts:
         raise UserError(f'{path} holds no prompt; give a jsonl file with {{"prompt": …}} on every line')
     return prompts
@@ -90,6 +98,10 @@ def complete_file(model: LanguageModel | DualEncoder, path: str, out: str, optio
         "options": dataclasses.asdict(options),
     }
     partial, settings_file = target.with_name(f"{target.name}.partial"), target.with_name(f"{target.name}.partial.json")
+    # with crops, the number of images follows from their sizes
+    known = [record for record in records if not (record.images and options.crops)]
+    counts, names = [len(record.images) for record in known], [record.name for record in known]
+    model.check_prompts([record.prompt for record in known], counts, options, names=names)
     target.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(partial, busy=f"another process writes {partial}; wait for it, or give another --out"):
         done, begun = _begin(partial, settings_file, settings), time.monotonic()
@@ -103,7 +115,8 @@ def complete_file(model: LanguageModel | DualEncoder, path: str, out: str, optio
         partial.rename(target)
         settings_file.unlink()
     seconds = time.monotonic() - begun
-    return f"{len(records) - done:,} prompts, {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s"
+    completed = len(records) - done
+    return f"{completed:,} prompt{'s' * (completed != 1)}, {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s"
 
 
 def _write(partial: Path, model: LanguageModel, records: list[PromptRecord], options: TextOptions, done: int) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 import t5g2
 from t5g2.api import loading
 from t5g2.api import model_inputs as api_inputs
+from t5g2.api.text_generation import TextOptions
 from t5g2.checkpoint import generation_ids, import_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.core import tree
@@ -470,6 +471,13 @@ def test_a_prompt_longer_than_the_context(folders, monkeypatch):
     assert skipped.text == ""
     assert "context is 20" in skipped.skipped
     assert (short.text, short.skipped) == (model.generate(["ab"], **options)[0], None)
+    with pytest.raises(UserError, match=rf"line 7 has {length} tokens and max_new_tokens = 4 more, and the model's"):
+        model.check_prompts(["ab", long], [0, 0], TextOptions(max_new_tokens=4), names=["line 3", "line 7"])
+    # an encoder-decoder's prompt and output have a context each
+    model = loading.load(folders / "t5gemma2_images")
+    assert len(model.generate(["ab"], max_new_tokens=20)) == 1
+    with pytest.raises(UserError, match="max_new_tokens = 21 is more than the context of the decoder, 20; lower it"):
+        model.generate(["ab"], max_new_tokens=21)
 
 
 PLACES = {"token": "image", "begin": "start_of_image", "end": "end_of_image"}
@@ -693,6 +701,11 @@ def tell(name, use, message):
         tell("gemma_images", lambda m: m.generate(["a"], temperature="x"), "temperature is 'x' of type str; it must"),
         tell("gemma_images", lambda m: m.generate(["a"], do_sample=True, temperature=0), "do_sample = True and temper"),
         tell("gemma_images", lambda m: next(m.stream("a", num_beams=2)), "one output can be shown as it is made"),
+        tell(
+            "gemma_images",
+            lambda m: m.generate(["a"], max_new_tokens=2**24),
+            "max_new_tokens = 16,777,216 is more than",
+        ),
         tell("gemma_images", lambda m: next(m.stream(["a"])), "prompts[0] is ['a'] of type list; it must be a text"),
         tell("gemma_images", lambda m: m.generate(["a"], stop=None), "stop is None of type NoneType; it must be a"),
         tell("gemma_images", lambda m: m.generate(["a"], stop=["\ud800"]), "stop[0] has half of a character, U+D800"),

@@ -373,6 +373,8 @@ def test_prompts_whose_scores_fit_no_device_are_refused(gemma):
         complete(gemma, long, bos=2, options=dense)
     with pytest.raises(UserError, match=r"need 715 GiB for keys and values, .* give fewer at a time"):
         complete(gemma, long * 1000, bos=2, options=options(4))
+    with pytest.raises(UserError, match=r"outputs of max_new_tokens = 16,777,216 need .* for keys and .*; lower"):
+        complete(gemma, [np.zeros(2, np.int32)] * 20_000, bos=2, options=options(2**24))
 
 
 def stops_of(*strings):

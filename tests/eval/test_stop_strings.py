@@ -82,6 +82,18 @@ def test_the_bytes_of_byte_tokens():
     assert token_bytes[tokenizer.special_tokens.eos] == b"<eos>"
 
 
+def test_the_stop_token_is_shown_where_all_tokens_are():
+    """As transformers' decode of the whole output does; nothing is added where none ended the output."""
+    tokenizer = Bytes()
+    eos, tokens = tokenizer.special_tokens.eos, tokenizer.encode("hi")
+    ended = Output(tokens, stop_token=eos)
+    assert as_text(ended, tokenizer, [], skip_special_tokens=False).text == "hi<eos>"
+    assert as_text(ended, tokenizer, [], skip_special_tokens=False).tokens.tolist() == tokens.tolist()
+    assert as_text(ended, tokenizer, [], skip_special_tokens=True).text == "hi"
+    assert as_text(ended, tokenizer, ["i<e"], skip_special_tokens=False).text == "h"
+    assert as_text(Output(tokens), tokenizer, [], skip_special_tokens=False).text == "hi"
+
+
 def test_a_long_string_is_found_and_one_beyond_the_range_is_refused(monkeypatch):
     string = "ab" * 2000 + "c"
     table = stop_table(["b" * 50, string], [b"a", b"b", b"c", b"bc"])

@@ -21,6 +21,11 @@ class Model:
     def __init__(self, folder, killed_after=None):
         self.folder, self.killed_after, self.asked = SimpleNamespace(path=folder), killed_after, []
 
+    def check_prompts(self, prompts, counts, options, *, names):
+        for prompt, name in zip(prompts, names, strict=True):
+            if "unknown" in prompt:
+                raise UserError(f"{name} has an unknown token")
+
     def outputs_as_done(self, prompts, images, *, indices, **options):
         for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
             if len(self.asked) == self.killed_after:
@@ -83,6 +88,7 @@ def test_a_killed_call_goes_on_without_a_lost_or_repeated_line(tmp_path, prompts
 
 
 def test_several_outputs_and_images_of_a_prompt(tmp_path, prompts):
+    (tmp_path / "a.png").touch()
     (tmp_path / "in.jsonl").write_text('{"prompt": "ab", "image": "a.png"}\n\n{"prompt": "c"}\n')
     complete(tmp_path, options=TextOptions(rows=2, temperature=1, num_return_sequences=2))
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -118,6 +124,26 @@ def test_a_refusal_leaves_nothing(tmp_path, prompts):
     with pytest.raises(UserError):
         complete(tmp_path, Refuses(tmp_path / "model"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "model"]
+
+
+def test_a_line_that_cannot_be_done_is_refused_before_any_is_done(tmp_path, prompts):
+    """A line behind the first window: what is done could not go on once the file is mended."""
+    with (tmp_path / "in.jsonl").open("a") as lines:
+        lines.write('\n{"prompt": "unknown"}\n')
+    model = Model(tmp_path / "model")
+    with pytest.raises(UserError, match=r"in.jsonl, line 47 has an unknown token"):
+        complete(tmp_path, model)
+    with (tmp_path / "in.jsonl").open("a") as lines:
+        lines.write('{"prompt": "x", "images": ["none.png"]}\n')
+    with pytest.raises(UserError, match=r"in.jsonl, line 48: no image .*none.png; put it there, or remove it from"):
+        complete(tmp_path, model)
+    assert model.asked == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "model"]
+
+
+def test_the_summary_of_one_prompt(tmp_path, prompts):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "ab"}\n')
+    assert complete(tmp_path).startswith("1 prompt, 3 tokens, ")
 
 
 def test_what_is_no_file_of_prompts(tmp_path):
