@@ -176,7 +176,12 @@ class LanguageModel(Model):
           UserError: no tokenizer; images that do not match the prompts; a model without an image tower; an option that
             does not exist, or is out of its range; a prompt longer than the model's context.
         """
-        return [output.text for output in self.outputs(prompts, images, **options)]
+        outputs = self.outputs(prompts, images, **options)
+        # a text of no tokens would not say so
+        for output in outputs:
+            if output.skipped is not None:
+                log.warning("skipped: %s", output.skipped)
+        return [output.text for output in outputs]
 
     def outputs(
         self, prompts: Sequence[str], images: Any = None, *, indices: Sequence[int] | None = None, **options: Any
@@ -226,7 +231,8 @@ class LanguageModel(Model):
         if settings.num_return_sequences > 1 or settings.num_beams > 1:
             raise UserError("one output can be shown as it is made; set num_return_sequences and num_beams to 1")
         token_rows, array, skipped = self._prompt_rows([prompt], None if images is None else [images], settings)
-        if skipped:
+        for reason in skipped.values():
+            log.warning("skipped: %s", reason)
             return
         setup = self._setup(settings)
         with self._devices():

@@ -57,6 +57,10 @@ def run(flags: Parsed) -> None:
     """
     if (flags.prompt is None) == (flags.input is None) or (flags.input is None) != (flags.out is None):
         raise UserError("give either --prompt, or --input together with --out")
+    if flags.log_probs and flags.input is None:
+        raise UserError("--log_probs belongs to --input: they are written to --out; give both, or leave it out")
+    if flags.stream and flags.input is not None:
+        raise UserError("--stream shows the text of --prompt; lines of --input go to --out; leave it out")
     images = flags.paths("image")
     if images and flags.prompt is None:
         raise UserError('--image belongs to the prompt of --prompt; a file of prompts has "images" on its lines')

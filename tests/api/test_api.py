@@ -457,7 +457,7 @@ def test_options_of_generation(folders, tmp_path):
     assert [best[i].score >= best[i + 1].score for i in (0, 2, 4)] == [True] * 3
 
 
-def test_a_prompt_longer_than_the_context(folders, monkeypatch):
+def test_a_prompt_longer_than_the_context(folders, monkeypatch, caplog):
     model = loading.load(folders / "gemma_images")
     monkeypatch.setattr(TextConfig, "context", 20)
     long, options = "abcdefghijklmnopqrstuvwxyz", {"max_new_tokens": 4}
@@ -471,6 +471,10 @@ def test_a_prompt_longer_than_the_context(folders, monkeypatch):
     assert skipped.text == ""
     assert "context is 20" in skipped.skipped
     assert (short.text, short.skipped) == (model.generate(["ab"], **options)[0], None)
+    caplog.clear()
+    assert model.generate([long], on_long="skip", **options) == [""]
+    assert list(model.stream(long, on_long="skip", **options)) == []
+    assert [record.message.count("context is 20") for record in caplog.records] == [1, 1]
     with pytest.raises(UserError, match=rf"line 7 has {length} tokens and max_new_tokens = 4 more, and the model's"):
         model.check_prompts(["ab", long], [0, 0], TextOptions(max_new_tokens=4), names=["line 3", "line 7"])
     # an encoder-decoder's prompt and output have a context each

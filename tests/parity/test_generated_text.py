@@ -202,9 +202,10 @@ def test_flags_of_sampling(root, tmp_path, capsys):
     folder = model_folder(root, tmp_path / "model", "gemma3", generation={"top_k": 2, "eos_token_id": 1})
     call = ["generate", f"--model={folder}", f"--prompt={PROMPT}", "--max_new_tokens=4"]
     for flags, message in [
-        (["--top_k=3"], "--top_k and --top_p restrict sampling; give --temperature above 0"),
+        (["--top_k=3"], "top_k: only sampling uses it; give a temperature above 0 too, such as 1"),
         (["--temperature=1", "--top_p=1.5"], "--top_p=1.5; it must be at most 1"),
         (["--seed=-1"], "--seed=-1; it must be at least 0"),
+        (["--log_probs"], "--log_probs belongs to --input: they are written to --out; give both, or leave it out"),
         ([f"--seed={2**63}"], "it must be at most 9223372036854775807"),
         (["--max_new_tokens=99999999999"], "--max_new_tokens=99999999999; it must be at most 16777216"),
     ]:
