@@ -456,7 +456,7 @@ def test_the_keys_of_an_encoder_are_stored_once(t5gemma, extra):
         ({"min_new_tokens": 9}, "min_new_tokens = 9 is more than max_new_tokens = 8; lower"),
         ({"early_stopping": "always"}, "unknown early_stopping 'always'"),
         ({"length_penalty": 6.0}, "length_penalty = 6.0; it must be at least -5 and at most 5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0; it must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0; it must be at least 1e-06"),
     ],
 )
 def test_options_that_exclude_each_other_are_errors(extra, message):
