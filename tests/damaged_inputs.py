@@ -37,7 +37,6 @@ from PIL import Image
 
 from t5g2.checkpoint import export_folder, folder, generation_ids, import_folder
 from t5g2.checkpoint.train_states import Checkpoints
-from t5g2.commands import generate
 from t5g2.core import files, metrics_writer
 from t5g2.core.errors import UserError
 from t5g2.data import image_processor, images
@@ -49,6 +48,7 @@ from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
+from t5g2.jobs import prompt_file
 from t5g2.report import contents
 from t5g2.train import config_file, workdir
 from tests import tiny, weights
@@ -395,7 +395,7 @@ def readers() -> dict[str, Reader]:
         "jsonl": Reader("a.jsonl", one_file("a.jsonl", lines), lambda path: texts(Jsonl(str(path)))),
         "chat jsonl": Reader("a.jsonl", one_file("a.jsonl", chat), lambda path: texts(Chat(str(path)))),
         "prompts jsonl": Reader(
-            "a.jsonl", one_file("a.jsonl", prompts), lambda path: generate.read_prompts(str(path / "a.jsonl"))
+            "a.jsonl", one_file("a.jsonl", prompts), lambda path: prompt_file.read_prompts(str(path / "a.jsonl"))
         ),
         "image jsonl": Reader("a.jsonl", image_lines, lambda path: image_texts(ImageJsonl(str(path)))),
         "parquet": Reader("a.parquet", parquet, lambda path: texts(Parquet(str(path)))),
