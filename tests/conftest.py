@@ -29,6 +29,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 MOST_RESIDENT = 3 * 2**30
+# each program takes hundreds of memory maps, and past 65,530 of a process Linux refuses more, which ends in a crash
+MOST_MAPS = 15_000
 
 
 def pytest_configure(config):
@@ -63,9 +65,9 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    """Compiled programs serve the next file too, until they take gigabytes."""
+    """Compiled programs serve the next file too, until they take gigabytes, or too many memory maps."""
     yield
-    if resident_bytes() > MOST_RESIDENT:
+    if resident_bytes() > MOST_RESIDENT or memory_maps() > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
 
@@ -74,6 +76,11 @@ def resident_bytes() -> int:
     """The memory that this process has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_maps() -> int:
+    """The number of memory maps that this process has now."""
+    return Path("/proc/self/maps").read_bytes().count(b"\n")
 
 
 @pytest.fixture(scope="session")
