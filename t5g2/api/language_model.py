@@ -208,7 +208,7 @@ class LanguageModel(Model):
         for row, reason in skipped.items():
             yield row, [TextOutput("", np.zeros(0, np.int32), skipped=reason)]
         rows, n = [row for row in range(len(prompts)) if row not in skipped], settings.num_return_sequences
-        for batch in text_generation.batches([len(token_rows[row]) for row in rows], settings.rows):
+        for batch in generation.batches_by_length([len(token_rows[row]) for row in rows], settings.rows):
             places = [rows[i] for i in batch]
             with self._devices():
                 generated = complete(

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from t5g2.api.text_generation import batches
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import unknown
 from t5g2.eval.decoding import LanguageModule
-from t5g2.eval.generation import pad_rows
+from t5g2.eval.generation import batches_by_length, pad_rows
 from t5g2.models.layers import Compute
 
 Pooling = Literal["mean", "first", "last"]
@@ -45,7 +44,7 @@ def embed(
         raise unknown("pooling", str(pooling), get_args(Pooling))
     stack = model.config.encoder_stack or model.config.decoder_stack
     vectors = np.zeros((len(token_rows), stack.width), np.float32)
-    for batch in batches([len(tokens) for tokens in token_rows], rows):
+    for batch in batches_by_length([len(tokens) for tokens in token_rows], rows):
         empty = [np.zeros(0, np.int32)] * (rows - len(batch))
         tokens = pad_rows([*(token_rows[i] for i in batch), *empty], pad=pad, left=False)
         vectors[batch] = np.asarray(_pooled(model, tokens, pooling=pooling, compute=compute))[: len(batch)]

@@ -10,8 +10,8 @@ from t5g2.api.model_inputs import check_texts, check_whole
 from t5g2.core.bounds import INT32_MAX, Bounds, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.tokenizers.base import Tokenizer
-from t5g2.eval.generation import Output, padded_length
-from t5g2.eval.generation_options import BeamCount, EarlyStopping, GenerationOptions, RepetitionPenalty
+from t5g2.eval.generation import Output
+from t5g2.eval.generation_options import BeamCount, EarlyStopping, GenerationOptions, LengthPenalty, RepetitionPenalty
 from t5g2.eval.sampling import GREEDY, Sampler, Temperature
 from t5g2.eval.stop_strings import first_stop
 from t5g2.models.config import LanguageModelConfig
@@ -64,7 +64,7 @@ class TextOptions:
     seed: Seed = 0
     num_return_sequences: BeamCount = 1
     num_beams: BeamCount = 1
-    length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
+    length_penalty: LengthPenalty = 1.0
     early_stopping: EarlyStopping = False
     repetition_penalty: RepetitionPenalty = 1.0
     stop: Sequence[str] = ()
@@ -194,16 +194,6 @@ def prompt_numbers(indices: Any, prompts: int) -> list[int]:
             f"prompt"
         )
     return array.tolist()
-
-
-def batches(lengths: Sequence[int], rows: int | None) -> list[list[int]]:
-    """Returns the prompts of each batch, by index: at most `rows` of one padded length, the shortest first."""
-    if rows is None:
-        return [list(range(len(lengths)))] if lengths else []
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(padded_length(length), []).append(index)
-    return [group[i : i + rows] for _, group in sorted(by_length.items()) for i in range(0, len(group), rows)]
 
 
 def fit(

@@ -2,17 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from typing_extensions import override
 
-from t5g2.core.bounds import Bounds, Size, checked
+from t5g2.core.bounds import Size, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.eval.generation import GREEDY, GenerationOptions, GenerationSetup, LanguageModule, Sampler, complete
+from t5g2.eval.generation import (
+    GREEDY,
+    GenerationOptions,
+    GenerationSetup,
+    LanguageModule,
+    Sampler,
+    batches_by_length,
+    complete,
+)
 from t5g2.eval.generation_cost import cost_scores
-from t5g2.eval.generation_options import BeamCount
+from t5g2.eval.generation_options import BeamCount, LengthPenalty
 from t5g2.eval.metrics import catalogue
 from t5g2.eval.metrics.intervals import Interval
 from t5g2.eval.metrics.metric import Metric
@@ -46,7 +54,7 @@ class GenerateAndCompare(RecordTask):
     max_new_tokens: Size = 64
     sampler: Sampler = GREEDY
     num_beams: BeamCount = 1
-    length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
+    length_penalty: LengthPenalty = 1.0
     stop: tuple[str, ...] = ()
     images: str = ""
 
@@ -138,8 +146,7 @@ def _generate(
     texts, errors = [""] * len(examples), {}
     prompts, new_tokens = [], []
     lengths = [len(reading.tokenizer.encode(example.prompt)) for example in examples]
-    ordered = sorted(range(len(examples)), key=lambda number: (-lengths[number], number))
-    for numbers in (ordered[start : start + rows] for start in range(0, len(ordered), rows)):
+    for numbers in batches_by_length(lengths, rows):
         context.raise_if_stopping()
         batch, problems = _read(task, {number: examples[number] for number in numbers}, model, reading)
         errors |= problems

@@ -51,6 +51,7 @@ __all__ = [
     "TopK",
     "TopP",
     "batch_of",
+    "batches_by_length",
     "complete",
     "generate",
     "outputs",
@@ -261,6 +262,16 @@ def padded_length(length: int) -> int:
     """
     step = max(32, 2 ** (max(length - 1, 1).bit_length() - 3))
     return -(-length // step) * step
+
+
+def batches_by_length(lengths: Sequence[int], rows: int | None) -> list[list[int]]:
+    """Returns the prompts of each batch, by index: at most `rows` of one padded length, the shortest first."""
+    if rows is None:
+        return [list(range(len(lengths)))] if lengths else []
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(padded_length(length), []).append(index)
+    return [group[i : i + rows] for _, group in sorted(by_length.items()) for i in range(0, len(group), rows)]
 
 
 def pad_rows(sequences: Sequence[np.ndarray], *, pad: int, left: bool, multiple: int | None = None) -> Sequences:

@@ -12,6 +12,7 @@ FLOAT32 = Compute(dtype="float32")
 EarlyStopping = Literal[True, False, "never"]
 # more beams than this are a slip of the keyboard: each has a cache of its own
 BeamCount = Annotated[int, Bounds(least=1, most=1024)]
+LengthPenalty = Annotated[float, Bounds(least=-5, most=5)]
 # beyond, logits would overflow float32
 RepetitionPenalty = Annotated[float, Bounds(least=1e-6, most=1_000_000)]
 
@@ -53,7 +54,7 @@ class GenerationOptions:
     repetition_penalty: RepetitionPenalty = 1.0
     num_return_sequences: BeamCount = 1
     num_beams: BeamCount = 1
-    length_penalty: Annotated[float, Bounds(least=-5, most=5)] = 1.0
+    length_penalty: LengthPenalty = 1.0
     early_stopping: EarlyStopping = False
     log_probs: bool = False
 

@@ -22,7 +22,7 @@ from t5g2.core.bounds import Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.logs import TaskProgress, log
 from t5g2.core.optional import require
-from t5g2.eval.generation import GenerationSetup, LanguageModule, complete, padded_length
+from t5g2.eval.generation import GenerationSetup, LanguageModule, batches_by_length, complete
 from t5g2.eval.generation_options import GenerationOptions
 from t5g2.eval.likelihood import Likelihood, Scoring, TokenPair, encode_pair, score_tokens, token_windows
 from t5g2.eval.reading import Reading
@@ -196,14 +196,12 @@ class HarnessModel(_lm.LM):
         cut, room = _Cut("prompts"), self._prompt_room(settings.max_new_tokens)
         tokens = {number: cut.left(self._prompt(text), room) for number, text in prompts.items()}
         cut.tell(len(prompts))
-        by_length: dict[int, list[int]] = {}
-        for number, row in tokens.items():
-            by_length.setdefault(padded_length(len(row)), []).append(number)
-        for _, group in sorted(by_length.items(), reverse=True):
-            for batch in (group[start : start + options.rows] for start in range(0, len(group), options.rows)):
-                outputs = complete(self._model, [tokens[number] for number in batch], setup=setup, indices=batch)
-                for number, output in zip(batch, outputs, strict=True):
-                    yield number, self._text(output.tokens, settings.until)
+        numbers = list(tokens)
+        for places in batches_by_length([len(row) for row in tokens.values()], options.rows):
+            batch = [numbers[place] for place in places]
+            outputs = complete(self._model, [tokens[number] for number in batch], setup=setup, indices=batch)
+            for number, output in zip(batch, outputs, strict=True):
+                yield number, self._text(output.tokens, settings.until)
 
     def _prompt(self, text: str) -> np.ndarray:
         tokens = self._reading.tokenizer.encode(text)
