@@ -20,7 +20,7 @@ from t5g2.api import model_inputs, text_embeddings, text_generation
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
 from t5g2.api.model_inputs import check_texts
 from t5g2.api.text_embeddings import Pooling
-from t5g2.api.text_generation import TextOptions, TextOutput
+from t5g2.api.text_generation import TextOptions
 from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.generation_ids import GenerationIds
@@ -30,10 +30,11 @@ from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import check_images
-from t5g2.eval import generation
+from t5g2.eval import generation, output_text
 from t5g2.eval.generation import GenerationSetup, Output, batch_of, complete
+from t5g2.eval.output_text import TextOutput
 from t5g2.eval.sampling import GREEDY, Sampling
-from t5g2.eval.stop_strings import table_of, without_begun_stop
+from t5g2.eval.stop_strings import table_of
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ImageConfig, LanguageModelConfig
 from t5g2.models.layers import Compute
@@ -239,14 +240,15 @@ class LanguageModel(Model):
             batch, keys = batch_of(self.params, token_rows, array, setup=setup)
             shown = ""
             for generated in generation.stream(self.params, batch, options=setup.options, keys_R=keys):
-                output = self._as_text(generation.outputs(generated, setup.options)[0], settings)
-                # a character may be made of several tokens, and a stop string may have begun
-                text = without_begun_stop(output.text.rstrip("\ufffd"), settings.stop)
+                output = generation.outputs(generated, setup.options)[0]
+                text = output_text.text_so_far(
+                    output, self.tokenizer, settings.stop, skip_special_tokens=settings.skip_special_tokens
+                )
                 if len(text) > len(shown):
                     yield text[len(shown) :]
                     shown = text
-            if output.text != shown:
-                yield output.text[len(shown) :]
+            if rest := self._as_text(output, settings).text[len(shown) :]:
+                yield rest
 
     def _prompt_rows(
         self, prompts: Sequence[str], images: Any, options: TextOptions
@@ -307,7 +309,7 @@ class LanguageModel(Model):
         )
 
     def _as_text(self, output: Output, options: TextOptions) -> TextOutput:
-        return text_generation.as_text(
+        return output_text.as_text(
             output, self.tokenizer, options.stop, skip_special_tokens=options.skip_special_tokens
         )
 

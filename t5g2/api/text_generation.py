@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from t5g2.api.model_inputs import check_texts, check_whole
-from t5g2.core.bounds import INT32_MAX, Bounds, CountOrZero, Seed, Size, checked
+from t5g2.core.bounds import INT32_MAX, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
-from t5g2.data.tokenizers.base import Tokenizer
-from t5g2.eval.generation import Output
 from t5g2.eval.generation_options import BeamCount, EarlyStopping, GenerationOptions, LengthPenalty, RepetitionPenalty
-from t5g2.eval.sampling import GREEDY, Sampler, Temperature
-from t5g2.eval.stop_strings import first_stop
+from t5g2.eval.sampling import GREEDY, HeatOrZero, ProbabilityShare, Sampler, Temperature
 from t5g2.models.config import LanguageModelConfig
 
 OnLong = Literal["error", "truncate_left", "truncate_right", "skip"]
@@ -57,9 +54,9 @@ class TextOptions:
     max_new_tokens: Size = 64
     min_new_tokens: CountOrZero = 0
     do_sample: bool | None = None
-    temperature: Annotated[float, Bounds(least=1e-6, most=1000, also=0)] | None = None
+    temperature: HeatOrZero | None = None
     top_k: CountOrZero | None = None
-    top_p: Annotated[float, Bounds(above=0, most=1)] | None = None
+    top_p: ProbabilityShare | None = None
     sampler: Sampler | None = None
     seed: Seed = 0
     num_return_sequences: BeamCount = 1
@@ -135,47 +132,6 @@ class TextOptions:
                 raise UserError(f"{name} is {value!r} of type {type(value).__name__}; it must be True or False")
         # numpy scalars as what they hold, because options are also compared and written
         return cls(**{name: x.item() if isinstance(x, np.generic) else x for name, x in options.items()})
-
-
-class TextOutput(NamedTuple):
-    """An output.
-
-    Attributes:
-      text: the text before a stop string, if any.
-      tokens: int32, its tokens, without EOS.
-      log_probs: float32, natural log-probability of each token in the model's own distribution, and of EOS if it ends
-        the output; None unless asked for.
-      score: what beams are ranked by: the sum of the log-probabilities / number of tokens ** length_penalty; None
-        without beam search.
-      skipped: the reason for which nothing was generated; None = the output is there.
-    """
-
-    text: str
-    tokens: np.ndarray
-    log_probs: np.ndarray | None = None
-    score: float | None = None
-    skipped: str | None = None
-
-
-def as_text(output: Output, tokenizer: Tokenizer, stop: Sequence[str], *, skip_special_tokens: bool) -> TextOutput:
-    """Returns an output as text, up to the first of the stop strings."""
-    tokens, rest, log_probs = output.tokens, "", output.log_probs
-    # a stop string may have special tokens in it, so it is looked for where they are spelled
-    is_end_shown = output.stop_token is not None and not skip_special_tokens
-    text = tokenizer.decode([*tokens, output.stop_token] if is_end_shown else tokens)
-    end = first_stop(text, stop)
-    if end is not None:
-        whole = len(tokens)
-        while len(before := tokenizer.decode(tokens[:whole])) > end:
-            whole -= 1
-        # the part before the stop string of a token that has its beginning
-        rest = text[len(before) : end]
-        kept = whole + bool(rest)
-        tokens, log_probs = tokens[:kept], None if log_probs is None else log_probs[:kept]
-        text = tokenizer.decode(tokens[:whole], skip_special_tokens=skip_special_tokens) + rest
-    elif skip_special_tokens:
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return TextOutput(text, tokens, log_probs, output.score)
 
 
 def prompt_numbers(indices: Any, prompts: int) -> list[int]:

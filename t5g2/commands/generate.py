@@ -25,7 +25,9 @@ FLAGS = {
     "max_new_tokens": Flag(64, "largest number of tokens to generate", least=1, most=LONGEST),
     "min_new_tokens": Flag(0, "smallest number of tokens before EOS", least=0, most=LONGEST),
     "do_sample": Flag(None, "draw tokens, with the temperature that the model's folder recommends, or 1", kind=bool),
-    "temperature": Flag(None, "0 = always the likeliest token; above 0 = sampling", kind=float, least=0, most=1000),
+    "temperature": Flag(
+        None, "0 = always the likeliest token; above 0 = sampling", kind=float, least=0, most=1_000_000
+    ),
     "top_k": Flag(
         None, "sample from so many tokens; 0 = from all; default: what the model's folder recommends", kind=int, least=0
     ),

@@ -24,9 +24,10 @@ from t5g2.eval.generation_options import BeamCount, LengthPenalty
 from t5g2.eval.metrics import catalogue
 from t5g2.eval.metrics.intervals import Interval
 from t5g2.eval.metrics.metric import Metric
+from t5g2.eval.output_text import as_text
 from t5g2.eval.reading import Reading
 from t5g2.eval.record_task import RecordTask, Scored, TaskExample, result
-from t5g2.eval.stop_strings import first_stop, table_of
+from t5g2.eval.stop_strings import table_of
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 from t5g2.eval.task_records import Record, Template
 
@@ -153,8 +154,7 @@ def _generate(
         images = _stacked(batch.images) if batch.images else None
         outputs = complete(model, batch.tokens, images, setup=setup, indices=batch.numbers)
         for number, output in zip(batch.numbers, outputs, strict=True):
-            text = reading.tokenizer.decode(output.tokens, skip_special_tokens=True)
-            texts[number] = text[: first_stop(text, task.stop)].strip()
+            texts[number] = as_text(output, reading.tokenizer, task.stop, skip_special_tokens=True).text.strip()
         prompts += batch.tokens
         new_tokens += [output.length for output in outputs]
         context.advance(len(numbers), len(examples))

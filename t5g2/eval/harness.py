@@ -25,9 +25,10 @@ from t5g2.core.optional import require
 from t5g2.eval.generation import GenerationSetup, LanguageModule, batches_by_length, complete
 from t5g2.eval.generation_options import GenerationOptions
 from t5g2.eval.likelihood import Likelihood, Scoring, TokenPair, encode_pair, score_tokens, token_windows
+from t5g2.eval.output_text import as_text
 from t5g2.eval.reading import Reading
 from t5g2.eval.sampling import GREEDY, Sampler, Sampling
-from t5g2.eval.stop_strings import first_stop, table_of
+from t5g2.eval.stop_strings import table_of
 from t5g2.models.layers import Compute
 
 _lm: Any = require("lm_eval.api.model", "harness")
@@ -201,7 +202,7 @@ class HarnessModel(_lm.LM):
             batch = [numbers[place] for place in places]
             outputs = complete(self._model, [tokens[number] for number in batch], setup=setup, indices=batch)
             for number, output in zip(batch, outputs, strict=True):
-                yield number, self._text(output.tokens, settings.until)
+                yield number, as_text(output, reading.tokenizer, settings.until, skip_special_tokens=True).text
 
     def _prompt(self, text: str) -> np.ndarray:
         tokens = self._reading.tokenizer.encode(text)
@@ -217,13 +218,6 @@ class HarnessModel(_lm.LM):
                 f"{self.max_length:,}; lower it in the task, or take a model with a longer context"
             )
         return self.max_length - new_tokens
-
-    def _text(self, tokens: np.ndarray, until: Sequence[str]) -> str:
-        tokenizer = self._reading.tokenizer
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        eos = tokenizer.decode([self.eot_token_id])
-        # a stop string with special tokens ended the output, and is not in this text
-        return text[: first_stop(text, [stop for stop in (*until, eos) if stop])]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ from typing_extensions import override
 from t5g2.core.bounds import Bounds, Size, checked
 
 # below, logits would overflow float32, and tokens would no longer follow from them
-Heat = Annotated[float, Bounds(least=1e-6, most=1_000_000, hint="for the likeliest token use greedy")]
+LEAST_HEAT, MOST_HEAT = 1e-6, 1_000_000
+Heat = Annotated[float, Bounds(least=LEAST_HEAT, most=MOST_HEAT, hint="for the likeliest token use greedy")]
+HeatOrZero = Annotated[float, Bounds(least=LEAST_HEAT, most=MOST_HEAT, also=0)]
+ProbabilityShare = Annotated[float, Bounds(above=0, most=1)]
 
 
 class Sampler(abc.ABC):
@@ -86,7 +89,7 @@ class TopP(Sampler):
     p = 0.6: probabilities [0.1 0.5 0.3 0.1] become [0 0.5 0.3 0], scaled to sum to 1; the temperature comes first.
     """
 
-    p: Annotated[float, Bounds(above=0, most=1)]
+    p: ProbabilityShare
     t: Heat = 1.0
 
     @override
@@ -114,7 +117,7 @@ class Sampling(Sampler):
 
     t: Heat = 1.0
     k: Size | None = None
-    p: Annotated[float, Bounds(above=0, most=1)] | None = None
+    p: ProbabilityShare | None = None
 
     @override
     def restrict(self, logits_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
-from t5g2.api.text_generation import TextOptions, TextOutput
+from t5g2.api.text_generation import TextOptions
 from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.eval.output_text import TextOutput
 
 # prompts that are sorted by length together, in batches
 BATCHES_OF_A_WINDOW = 8

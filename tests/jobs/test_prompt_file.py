@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from t5g2.api.text_generation import TextOptions, TextOutput
+from t5g2.api.text_generation import TextOptions
 from t5g2.core.errors import UserError
+from t5g2.eval.output_text import TextOutput
 from t5g2.jobs.prompt_file import complete_file, read_prompts
 
 

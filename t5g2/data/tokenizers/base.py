@@ -1,7 +1,7 @@
 """The interface of every tokenizer: text to ids and back, special tokens by name."""
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,10 @@ class Tokenizer(abc.ABC):
         Special is what the tokenizer itself calls so: not <unused…>, which Gemma models use as markers of their own.
         Bytes that are not UTF-8 become U+FFFD; ids that the tokenizer does not have are left out.
         """
+
+    def settled(self, tokens: Sequence[int]) -> int:
+        """Returns the number of tokens in front whose text, but for U+FFFD at its end, stays when more tokens come."""
+        return len(tokens)
 
     def token_bytes(self, ids: Iterable[int] | None = None) -> list[bytes]:
         """Returns the bytes that each of the ids adds to a text that goes before it; None = all below `vocab_size`.

@@ -23,7 +23,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -225,6 +225,21 @@ class FileTokenizer(Tokenizer):
         settings = {"ids": [list(pair) for pair in self.ids], "first_sentinel": self.first_sentinel}
         settings |= {"sentinels": self.sentinels, "special_tokens_in_text": self.special_tokens_in_text or None}
         return identity | {name: value for name, value in settings.items() if value not in (None, [])}
+
+    @override
+    def settled(self, tokens: Sequence[int]) -> int:
+        first, count = self._first_byte(), len(tokens)
+        if first is None:
+            return count
+
+        def is_open(token: int) -> bool:
+            # a special token may be left out, and is then no border between bytes
+            return first <= token < first + 256 or not self.decode([token], skip_special_tokens=True)
+
+        # a byte that does not belong makes U+FFFD of all bytes in front of it, up to the piece before them
+        while count and is_open(tokens[count - 1]):
+            count -= 1
+        return count
 
     @override
     def token_bytes(self, ids: Iterable[int] | None = None) -> list[bytes]:
