@@ -99,10 +99,29 @@ def _tokenizer_files(opened: ModelFolder) -> dict[str, Any]:
         # otherwise the file is copied as it is
         if bos.is_added(tokenizer) != wanted and rewritten != tokenizer:
             changed[bos.TOKENIZER_FILE] = rewritten
+        # a file that is there comes before ours
+        changed[bos.CONFIG_FILE] = _tokenizer_config(tokenizer, _ids_json(opened)) | {"add_bos_token": wanted}
     if bos.CONFIG_FILE in by_name:
         config = files.read_json_object(by_name[bos.CONFIG_FILE], fix=import_folder.DAMAGED_JSON)
         changed[bos.CONFIG_FILE] = config | {"add_bos_token": wanted}
     return changed
+
+
+def _tokenizer_config(tokenizer: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tokenizer_config.json of a tokenizer.json that has none beside it.
+
+    Without one, transformers knows no token to pad with, and gives its models inputs that they do not take.
+    """
+    spelling = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or ()}
+    tokens = {"unk_token": (tokenizer.get("model") or {}).get("unk_token")}
+    for name in ("bos", "eos", "pad"):
+        value = ids.get(f"{name}_token_id")
+        tokens[f"{name}_token"] = spelling.get(value[0] if isinstance(value, list) else value)
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        **{name: spelled for name, spelled in tokens.items() if spelled is not None},
+    }
 
 
 def _join_leaves(match: names.TensorMatch, leaves: Mapping[LeafKey, Leaf]) -> Tensor:

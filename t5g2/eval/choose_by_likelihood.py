@@ -12,11 +12,12 @@ from typing_extensions import override
 from t5g2.core.bounds import checked
 from t5g2.core.errors import UserError
 from t5g2.eval.generation import LanguageModule
-from t5g2.eval.likelihood import Likelihood, loglikelihood
+from t5g2.eval.likelihood import Likelihood, encode_pair, score_tokens
 from t5g2.eval.metrics import catalogue, choices
 from t5g2.eval.metrics.choices import ChoiceLikelihoods
 from t5g2.eval.metrics.labels import RocAuc
 from t5g2.eval.metrics.metric import Metric, NamedMeans
+from t5g2.eval.reading import warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 from t5g2.eval.task_records import Record, Template
@@ -93,7 +94,14 @@ class ChooseByLikelihood(RecordTask):
         unconditional = list(dict.fromkeys((self.unconditional, choice) for _, choice in pairs))
 
         def measure(model: LanguageModule) -> TaskResult:
-            scores = loglikelihood(model, [*pairs, *unconditional], scoring=context.scoring())
+            scoring, is_encoder_decoder = context.scoring(), model.config.is_encoder_decoder
+            tokens = [
+                encode_pair(scoring.reading, *pair, is_encoder_decoder=is_encoder_decoder)
+                for pair in [*pairs, *unconditional]
+            ]
+            lengths = [len(x.context) + (0 if is_encoder_decoder else len(x.continuation) - 1) for x in tokens]
+            warn_beyond_context(self.name, lengths[: len(pairs)], model.config)
+            scores = score_tokens(model, tokens, scoring=scoring)
             alone = dict(zip(unconditional, scores[len(pairs) :], strict=True))
             after = iter(scores)
             likelihoods = [

@@ -25,7 +25,7 @@ from t5g2.eval.metrics import catalogue
 from t5g2.eval.metrics.intervals import Interval
 from t5g2.eval.metrics.metric import Metric
 from t5g2.eval.output_text import as_text
-from t5g2.eval.reading import Reading
+from t5g2.eval.reading import Reading, warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, TaskExample, result
 from t5g2.eval.stop_strings import table_of
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
@@ -147,6 +147,7 @@ def _generate(
     texts, errors = [""] * len(examples), {}
     prompts, new_tokens = [], []
     lengths = [len(reading.tokenizer.encode(example.prompt)) for example in examples]
+    warn_beyond_context(task.name, lengths, model.config)
     for numbers in batches_by_length(lengths, rows):
         context.raise_if_stopping()
         batch, problems = _read(task, {number: examples[number] for number in numbers}, model, reading)

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from t5g2.core.bounds import TokenId, checked
+from t5g2.core.logs import log
 from t5g2.data.tokenizers.base import Tokenizer
+from t5g2.models.config import LanguageModelConfig
 
 
 class ImagePrompt(NamedTuple):
@@ -59,3 +61,16 @@ class Reading:
         if not has_bos and (self.encoder_bos or not is_encoder_decoder or not len(tokens)):
             return np.append(np.int32(self.bos), tokens).astype(np.int32)
         return tokens
+
+
+def warn_beyond_context(task: str, lengths: Sequence[int], config: LanguageModelConfig) -> None:
+    """Logs how many inputs, of so many tokens each, are longer than the model's context; they are read whole."""
+    context = (config.encoder_stack or config.decoder_stack).context
+    beyond = [length for length in lengths if length > context]
+    if beyond:
+        log.warning(
+            "evaluation task %r: %s of %s inputs are longer than the model's context of %s tokens (longest: %s), "
+            "which are read whole; scores may be lower for it",
+            task,
+            *(f"{number:,}" for number in (len(beyond), len(lengths), context, max(beyond))),
+        )

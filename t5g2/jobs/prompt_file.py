@@ -16,6 +16,7 @@ from t5g2.api.language_model import LanguageModel
 from t5g2.api.text_generation import TextOptions
 from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.eval.output_text import TextOutput
 
 # prompts that are sorted by length together, in batches
@@ -108,6 +109,9 @@ def complete_file(model: LanguageModel | DualEncoder, path: str, out: str, optio
         done, begun = _begin(partial, settings_file, settings), time.monotonic()
         try:
             tokens = _write(partial, model, records, options, done)
+        except KeyboardInterrupt:
+            log.warning("interrupted; the same command goes on from what is in %s", partial)
+            raise
         finally:
             # after a refusal there is nothing to go on from
             if not partial.stat().st_size:

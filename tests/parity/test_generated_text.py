@@ -96,6 +96,18 @@ def test_an_export_generates_our_text(root, tmp_path, name, imported):
         assert t5g2.load(tmp_path / "export").generate([PROMPT], max_new_tokens=12) == [text]
 
 
+def test_an_export_without_a_tokenizer_config_gets_one(root, tmp_path):
+    """By which transformers' tokenizers pad a batch, and give a model no input that it does not take."""
+    model_folder(root, tmp_path / "model", "gemma3")
+    export_model(tmp_path / "model", tmp_path / "export")
+    for kind in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
+        tokenizer = kind.from_pretrained(tmp_path / "export")
+        inputs = tokenizer(["a longer text", "a"], padding=True, return_tensors="pt")
+        assert sorted(inputs) == ["attention_mask", "input_ids"]
+        assert inputs.input_ids.min() == tokenizer.pad_token_id == 0
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<bos>", "<eos>", "<unk>")
+
+
 def config_only(folder, **ids):
     """Leaves config.json as the only file that says the ids."""
     (folder / "generation_config.json").unlink()
