@@ -67,7 +67,7 @@ class DualEncoder(Model):
     def similarity(self, images: Sequence[Any], texts: Any) -> Float[np.ndarray, "B I"]:
         """Returns float32[texts, images], logits whose sigmoid is the probability that text and image match."""
         embedded = self.embed_texts(texts), self.embed_images(images)
-        with self._devices():
+        with self.on_devices():
             return np.asarray(self.params.logits(*map(jnp.asarray, embedded)), np.float32)
 
     def classify(self, images: Sequence[Any], classes: Mapping[str, Any]) -> tuple[list[str], Float[np.ndarray, "I C"]]:

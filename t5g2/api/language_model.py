@@ -157,7 +157,7 @@ class LanguageModel(Model):
         texts, options = check_texts("texts", texts), TextOptions.of({"rows": rows, "max_new_tokens": 1})
         token_rows, *_ = self._prompt_rows(texts, None, options)
         pad = self.tokenizer.special_tokens.pad
-        with self._devices():
+        with self.on_devices():
             return text_embeddings.embed(
                 self.params, token_rows, pooling=pooling, rows=options.rows or 1, pad=pad, compute=self.compute
             )
@@ -211,7 +211,7 @@ class LanguageModel(Model):
         rows, n = [row for row in range(len(prompts)) if row not in skipped], settings.num_return_sequences
         for batch in generation.batches_by_length([len(token_rows[row]) for row in rows], settings.rows):
             places = [rows[i] for i in batch]
-            with self._devices():
+            with self.on_devices():
                 generated = complete(
                     self.params,
                     [token_rows[row] for row in places],
@@ -236,7 +236,7 @@ class LanguageModel(Model):
             log.warning("skipped: %s", reason)
             return
         setup = self._setup(settings)
-        with self._devices():
+        with self.on_devices():
             batch, keys = batch_of(self.params, token_rows, array, setup=setup)
             shown = ""
             for generated in generation.stream(self.params, batch, options=setup.options, keys_R=keys):

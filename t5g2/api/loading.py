@@ -10,6 +10,7 @@ from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel, Positions
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import import_folder
+from t5g2.core import sharding
 from t5g2.core.errors import unknown
 from t5g2.models.config import DualEncoderConfig, ModelConfig
 from t5g2.models.layers import Compute
@@ -53,6 +54,15 @@ def load(
     if isinstance(folder.config, DualEncoderConfig):
         return DualEncoder(folder, dtype, compute, mesh)
     return LanguageModel(folder, dtype, compute, mesh, positions)
+
+
+def mesh_of(text: str | None) -> Mesh | None:
+    """Returns the mesh over the devices of this machine that a text spells (sharding.shape_of); None = one device.
+
+    Raises:
+      UserError: the text is not the shape of a mesh, or there are not as many devices.
+    """
+    return None if text is None else sharding.make(sharding.shape_of(text))
 
 
 def default_compute() -> Compute:

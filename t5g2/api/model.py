@@ -146,10 +146,11 @@ class Model:
         return image_processor.to_dict(self.image_processor, vision.image_size, family=family)
 
     def _run(self, function: Any, *arguments: Any) -> Float[np.ndarray, "..."]:
-        with self._devices():
+        with self.on_devices():
             return np.asarray(function(self.params, *arguments, compute=self.compute))
 
-    def _devices(self) -> Any:
+    def on_devices(self) -> Any:
+        """Returns a context in which arrays are sharded over the model's mesh, if it has one."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, DTYPE, MODEL, OUT, WORKDIR, Flag, Parsed
+from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, DISTRIBUTED, DTYPE, MESH, MODEL, OUT, WORKDIR, Flag, Parsed
 from t5g2.core.bounds import LONGEST
 from t5g2.core.errors import UserError
 
@@ -27,6 +27,7 @@ FLAGS = {
     "chunk_tokens": Flag(512, "tokens of a chunk of text, of --model, for held-out losses", least=16, most=LONGEST),
     "cost": Flag(False, "of --model: also FLOPs and latency of the queries of tasks that generate"),
     "dtype": DTYPE,
+    "mesh": MESH,
     "config": replace(CONFIG, required=False),
     "workdir": replace(WORKDIR, required=False),
     "step": Flag("last", "step of the run's checkpoint, or last"),
@@ -87,7 +88,9 @@ def _evaluate_folder(flags: Parsed) -> None:
         return
     from t5g2.jobs import folder_evaluation
 
-    options = folder_evaluation.FolderOptions(flags.rows, flags.seed, flags.chunk_tokens, flags.dtype, flags.cost)
+    options = folder_evaluation.FolderOptions(
+        flags.rows, flags.seed, flags.chunk_tokens, flags.dtype, flags.cost, flags.mesh
+    )
     folder_evaluation.evaluate_folder(flags.model, flags.paths("tasks"), flags.out, options)
 
 
@@ -105,4 +108,4 @@ def _evaluate_on_harness(flags: Parsed) -> None:
 
     tasks = harness_evaluation.TaskFolder(flags.names("harness"), flags.include_path)
     options = harness_evaluation.HarnessOptions(flags.rows, flags.seed)
-    harness_evaluation.evaluate_on_harness(flags.model, tasks, flags.out, options, dtype=flags.dtype)
+    harness_evaluation.evaluate_on_harness(flags.model, tasks, flags.out, options, dtype=flags.dtype, mesh=flags.mesh)

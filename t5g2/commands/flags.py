@@ -72,8 +72,18 @@ CONFIG = Flag(
 WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
 MODEL = Flag(None, "model folder, or a Hugging Face or an official Flax one", True)
 DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; default: as they are stored")
+MESH = Flag(
+    None,
+    "devices of --model, over which weights and rows are split: axis=size,…, as data=2,fsdp=4; -1 = all that are left; "
+    "default: one device",
+)
 OUT = Flag(None, "folder to write; it must not exist", True)
-SHARDS_OUT = Flag(
+SHARDS_MESH = Flag(
+    None,
+    "devices of --model, over which weights and rows are split: axis=size,…, as data=2,fsdp=4; -1 = all that are left; "
+    "default: one device",
+)
+OUT = Flag(
     None, "folder to write, with a folder in it per source; after an interruption the same command goes on", True
 )
 SOURCES = Flag("", "names of sources, separated by commas; default: all of the config's")

@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Any
 
-from t5g2.commands.flags import MODEL, Flag, Parsed
+from t5g2.commands.flags import MESH, MODEL, Flag, Parsed
 from t5g2.core import files
 from t5g2.core.bounds import LONGEST
 from t5g2.core.errors import UserError
@@ -12,6 +12,7 @@ from t5g2.core.terminal import escaped
 
 FLAGS = {
     "model": MODEL,
+    "mesh": MESH,
     "prompt": Flag(None, "text to complete", literal=True),
     "crops": Flag(0, "largest number of crops after each long image (pan-and-scan)", least=0),
     "image": Flag(
@@ -70,7 +71,7 @@ def run(flags: Parsed) -> None:
         files.refuse_existing(flags.out)  # before the model is loaded
     options: dict[str, Any] = {name: getattr(flags, name) for name in OPTIONS}
     options |= {"early_stopping": _early_stopping(flags.early_stopping), "stop": _stop(flags.stop)}
-    import t5g2
+    from t5g2.api import loading
     from t5g2.api.text_generation import TextOptions
 
     if flags.input is not None and flags.out is not None:
@@ -78,11 +79,11 @@ def run(flags: Parsed) -> None:
 
         prompt_file.read_prompts(flags.input)
         settings = TextOptions.of(options | {"rows": flags.rows})
-        model = t5g2.load(flags.model)
+        model = loading.load(flags.model, mesh=loading.mesh_of(flags.mesh))
         print(f"{prompt_file.complete_file(model, flags.input, flags.out, settings)}; wrote {flags.out}")
         return
     settings = TextOptions.of(options)
-    model = t5g2.load(flags.model)
+    model = loading.load(flags.model, mesh=loading.mesh_of(flags.mesh))
     by_prompt = [list(images)] if images else None
     is_one = settings.num_return_sequences == settings.num_beams == 1
     if flags.stream or (flags.stream is None and is_one and sys.stdout.isatty()):

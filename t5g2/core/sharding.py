@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5g2.core.bounds import Bounds, checked
 from t5g2.core.device import platform
-from t5g2.core.errors import UserError
+from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Tree
 
 AXES = ("data", "fsdp", "tensor")
@@ -88,6 +88,25 @@ class MeshShape:
         return data, fsdp, tensor
 
 
+def shape_of(text: str) -> MeshShape:
+    """Returns the mesh shape that a text spells: "data=2,fsdp=4"; an axis that is left out has size 1.
+
+    Raises:
+      UserError: it is not made of axis=size, or has an unknown axis, one twice, or a size out of its range.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (piece.strip() for piece in part.partition("="))
+        if not size.removeprefix("-").isdigit():
+            raise UserError(f"mesh {text!r}: {part!r} is not axis=size; give for example data=2,fsdp=4")
+        if name not in AXES:
+            raise unknown("mesh axis", name, AXES)
+        if name in sizes:
+            raise UserError(f"mesh {text!r} has {name} twice; give each axis once")
+        sizes[name] = int(size)
+    return MeshShape(**{"data": 1} | sizes)
+
+
 def make(shape: MeshShape, devices: Any = None) -> Mesh:
     """Returns the mesh of this shape over `devices` (None = all); neighbours in the mesh are near in the network.
 
@@ -107,6 +126,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of every array of a batch: its first axis, rows, is split over data and fsdp."""
     return NamedSharding(mesh, P(RULES["rows"]))
+
+
+def row_groups(mesh: Mesh) -> int:
+    """Returns the number of groups of devices that rows are split over."""
+    return math.prod(mesh.shape[name] for name in RULES["rows"])
 
 
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:

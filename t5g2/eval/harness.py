@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+from jax.sharding import Mesh
 
 from t5g2.core.bounds import Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
@@ -55,6 +56,7 @@ class HarnessOptions:
       seed: seed of samples; those of a request depend on it and on the request's number.
       max_length: largest number of tokens that encoder and decoder read; None = the context of each.
       compute: dtype and attention backend of the forward pass.
+      mesh: devices of the weights, set by the caller; None = one device.
       sampler: the sampler of (temperature, top_k, top_p), each None unless the request has it.
     """
 
@@ -62,6 +64,7 @@ class HarnessOptions:
     seed: Seed = 0
     max_length: Size | None = None
     compute: Compute = field(default_factory=Compute)
+    mesh: Mesh | None = None
     sampler: Callable[[float, int | None, float | None], Sampler] = sampling
 
 
@@ -178,6 +181,7 @@ class HarnessModel(_lm.LM):
                 self._reading,
                 rows=self._options.rows,
                 compute=self._options.compute,
+                mesh=self._options.mesh,
                 advance=max if quiet else progress.advance,
             )
             return score_tokens(self._model, pairs, scoring=scoring)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from t5g2.api import loading, model_inputs
 from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
 from t5g2.checkpoint import checksum, generation_ids
-from t5g2.core import logs, tree
+from t5g2.core import logs, sharding, tree
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.sources.python_text import PythonText
@@ -39,6 +40,7 @@ class FolderOptions:
       chunk_tokens: tokens of a chunk of text for tasks of held-out loss.
       dtype: dtype of the weights; None = as they are stored.
       cost: also FLOPs and latency of the queries of tasks that generate.
+      mesh: devices of weights and rows, as sharding.shape_of reads them; None = one device.
     """
 
     rows: int = 8
@@ -46,6 +48,7 @@ class FolderOptions:
     chunk_tokens: int = 512
     dtype: str | None = None
     cost: bool = False
+    mesh: str | None = None
 
 
 def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderOptions) -> None:
@@ -65,7 +68,8 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
     """
     logs.setup()
     chosen = task_files.load(tasks)
-    loaded = loading.load(model, dtype=options.dtype)
+    mesh = mesh_for(options.mesh, options.rows)
+    loaded = loading.load(model, dtype=options.dtype, mesh=mesh)
     _check_kind(loaded, chosen)
     weights = weights_digest(loaded)
     identity: dict[str, Any] = {
@@ -91,8 +95,24 @@ def _measure(
     has_images = isinstance(task, GenerateAndCompare) and task.images
     if has_images and isinstance(loaded, LanguageModel) and loaded.config.image_stack.images is not None:
         loaded.read_tower()
-    evaluator = Evaluator([task], replace(context, advance=progress.advance))
-    return evaluator.run(loaded if isinstance(loaded, DualEncoder) else loaded.params)
+    with loaded.on_devices():
+        evaluator = Evaluator([task], replace(context, advance=progress.advance))
+        return evaluator.run(loaded if isinstance(loaded, DualEncoder) else loaded.params)
+
+
+def mesh_for(text: str | None, rows: int) -> Mesh | None:
+    """Returns the mesh over the devices of this machine that a text spells, for batches of so many rows.
+
+    Raises:
+      UserError: as loading.mesh_of; or the rows cannot be split evenly over the devices.
+    """
+    mesh = loading.mesh_of(text)
+    if mesh is not None and rows % (groups := sharding.row_groups(mesh)):
+        raise UserError(
+            f"rows = {rows} cannot be split evenly over the {groups} groups of devices (data x fsdp) of the mesh "
+            f"{text}; give a multiple of {groups}"
+        )
+    return mesh
 
 
 def _check_kind(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task]) -> None:
@@ -130,7 +150,9 @@ def _context(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task], options
         streams=options.rows,
     )
     reading = reading_of(loaded) if isinstance(loaded, LanguageModel) else None
-    return EvalContext(data, seed=options.seed, compute=loaded.compute, reading=reading, cost=options.cost)
+    return EvalContext(
+        data, seed=options.seed, compute=loaded.compute, mesh=loaded.mesh, reading=reading, cost=options.cost
+    )
 
 
 def reading_of(model: LanguageModel) -> Reading:

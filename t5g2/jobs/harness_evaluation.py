@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from t5g2.api import loading
 from t5g2.api.language_model import LanguageModel
@@ -31,7 +32,7 @@ from t5g2.eval.metrics.intervals import RESAMPLES, Interval
 from t5g2.eval.sampling import Sampler
 from t5g2.eval.task_interface import TaskResult
 from t5g2.jobs import task_results
-from t5g2.jobs.folder_evaluation import reading_of, weights_digest
+from t5g2.jobs.folder_evaluation import mesh_for, reading_of, weights_digest
 from t5g2.jobs.task_settings import describe
 
 _registry: Any = require("lm_eval.api.registry", "harness")
@@ -90,11 +91,20 @@ class TaskFolder:
 
 
 def evaluate_on_harness(
-    model: str, tasks: TaskFolder, out: str, options: HarnessOptions, *, dtype: str | None = None
+    model: str,
+    tasks: TaskFolder,
+    out: str,
+    options: HarnessOptions,
+    *,
+    dtype: str | None = None,
+    mesh: str | None = None,
 ) -> None:
     """Scores a model folder on tasks of the harness; writes the files of `t5g2 evaluate --tasks`, prints the scores.
 
     Each name's result is written whole, to OUT/tasks, when it is finished; a rerun goes on with the next one.
+
+    Args:
+      mesh: devices of weights and rows, as sharding.shape_of reads them; None = one device.
 
     Raises:
       UserError: a task is not there, cannot be loaded, has images, or runs the code that a model writes; the model
@@ -103,7 +113,7 @@ def evaluate_on_harness(
     logs.setup()
     manager = tasks.manager()
     loaded_tasks = {name: _tasks(manager, name) for name in tasks.chosen(manager)}
-    loaded = _load(model, dtype)
+    loaded = _load(model, dtype, mesh_for(mesh, options.rows))
     harness_model = HarnessModel(loaded.params, reading_of(loaded), _with_defaults_of(loaded, options))
     weights, version = weights_digest(loaded), _version()
     identity = {
@@ -116,9 +126,10 @@ def evaluate_on_harness(
 
     def measure(name: str) -> TaskResult:
         # its standard errors are of several kinds, and some it computes in a process for each core
-        results = require("lm_eval", "harness").simple_evaluate(
-            model=harness_model, tasks=[name], task_manager=manager, bootstrap_iters=0
-        )
+        with loaded.on_devices():
+            results = require("lm_eval", "harness").simple_evaluate(
+                model=harness_model, tasks=[name], task_manager=manager, bootstrap_iters=0
+            )
         return as_task_result(results, loaded_tasks[name], version, seed=options.seed)
 
     records = {
@@ -229,8 +240,8 @@ def _predictions(task: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[di
         yield prediction | {"scores": {metric: sample[metric] for metric in sample["metrics"]}}
 
 
-def _load(path: str, dtype: str | None) -> LanguageModel:
-    loaded = loading.load(path, dtype=dtype)
+def _load(path: str, dtype: str | None, mesh: Mesh | None = None) -> LanguageModel:
+    loaded = loading.load(path, dtype=dtype, mesh=mesh)
     if not isinstance(loaded, LanguageModel):
         raise UserError(f"{path} is a dual encoder (SigLIP), and the harness asks language models; give one")
     return loaded
@@ -242,7 +253,7 @@ def _with_defaults_of(loaded: LanguageModel, options: HarnessOptions) -> Harness
     def sampler(temperature: float, top_k: int | None, top_p: float | None) -> Sampler:
         return loaded.sampler(temperature=temperature, top_k=top_k, top_p=top_p)
 
-    return replace(options, compute=loaded.compute, sampler=sampler)
+    return replace(options, compute=loaded.compute, mesh=loaded.mesh, sampler=sampler)
 
 
 def _version() -> str:
