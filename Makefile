@@ -1,6 +1,8 @@
 # One virtual environment, installed once and again only when pyproject.toml or the constraints change.
 #   make quickstart            the main job, small, on real text
-#   make test                  every test (PYTEST="-m 'not long'" for the short ones; WORKERS=2 at a time)
+#   make test                  the tests (PYTEST="-m 'not long'" for the short ones; WORKERS=2 at a time)
+#   make test-processes        runs of several processes
+#   make test-tpu              programs for TPUs, by their compiler
 #   make test-newer            what another jax can change, with the newest Python there is (PYTHON=python3.12 VENV=.venv312)
 #   make test-beam             tokens by Apache Beam, on Python 3.11
 #   make test PYTHON=python3.12 VENV=.venv312
@@ -17,30 +19,39 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PAIR := $(if $(filter 3.11,$(VERSION)),py311,py312)
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$(PAIR).txt
 
-# The compiler of TPU programs, which needs no TPU (tests/e2e/test_tpu_programs.py). Not in the environment itself, where
+# The compiler of TPU programs, which needs no TPU (tests/tpu). Not in the environment itself, where
 # every start of jax would look for a TPU and print that there is none.
 TPU_COMPILER := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VENV)/tpu-compiler/.installed)
 
-.PHONY: quickstart test test-newer test-beam lint format imports settings bench clean
+.PHONY: quickstart test test-processes test-tpu test-newer test-beam lint format imports settings bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-dev $(TPU_COMPILER)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+# Not those that want the whole machine: a run of four processes, and a compiler with threads of its own
+APART := tests/processes tests/tpu
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) \
+		$(foreach folder,$(APART),--ignore=$(folder))
+
+test-processes: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest $(PYTEST) tests/processes
+
+test-tpu: $(VENV)/.installed-dev $(TPU_COMPILER)
+	$(VENV)/bin/python -m pytest $(PYTEST) tests/tpu
 
 # What another jax, flax or orbax can change: arrays, programs, shardings, checkpoints. Not here: NumPy alone (data,
 # objectives), file formats, texts and pages, style, and what is compared with transformers, which is on Python 3.11. Of
 # the rooms below, files whose programs others have too, or that compile none, are left out.
 NEWER := tests/core tests/models tests/train tests/eval tests/e2e/test_edges.py tests/e2e/test_loop.py \
 	tests/parity/test_golden.py tests/parity/test_siglip_parity.py tests/checkpoint/test_train_states.py \
-	tests/checkpoint/test_train_states_multiprocess.py tests/checkpoint/test_checksum.py \
-	tests/checkpoint/test_averaging.py
+	tests/checkpoint/test_checksum.py tests/checkpoint/test_averaging.py tests/processes/test_states.py
 OLDER_ONLY := core/test_bounds core/test_errors core/test_files core/test_logs core/test_paths core/test_settings \
 	core/test_temporary_files core/test_terminal models/test_backend_choice models/test_flops models/test_masks \
 	models/test_model_config models/test_sizes train/test_adaptation train/test_data_resume train/test_experiment \
 	train/test_own_classes train/test_run_tokenizer train/test_teachers train/test_workdir eval/test_metrics \
-	eval/test_tasks eval/test_long_context eval/test_stop_strings eval/test_evaluation_multiprocess
+	eval/test_tasks eval/test_long_context eval/test_stop_strings eval/test_output_text
 
 test-newer: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) $(NEWER) \

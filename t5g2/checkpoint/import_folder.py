@@ -1,6 +1,7 @@
 """Opens folders of other formats as model folders, and writes them as such, one tensor in memory at a time.
 
-The formats are Hugging Face folders (config.json, safetensors) and the official Flax trees of google-deepmind/gemma.
+The formats are Hugging Face folders (config.json, safetensors), GGUF files, and the official Flax trees of
+google-deepmind/gemma.
 hf_names.py and flax_names.py map tensors to leaves, hf_config_reader.py and flax_config.py find the architecture.
 Values are never computed, only rearranged, so import, export and import again give the same bits.
 """
@@ -23,6 +24,7 @@ from t5g2.checkpoint import (
     flax_names,
     flax_tree,
     generation_ids,
+    gguf_folder,
     hf_config_reader,
     hf_config_writer,
     hf_names,
@@ -54,7 +56,7 @@ ConfigChoice = ModelConfig | str | PathLike | None
 
 
 def open_any(directory: str | PathLike) -> ModelFolder:
-    """Opens a model folder, a Hugging Face folder or an official Flax one; no weight is read yet.
+    """Opens a model folder, a Hugging Face folder, an official Flax one or a GGUF file; no weight is read yet.
 
     Raises:
       UserError: the folder is none of them; as open_model and open_foreign.
@@ -64,12 +66,14 @@ def open_any(directory: str | PathLike) -> ModelFolder:
 
 
 def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
-    """Opens a Hugging Face or an official Flax folder as if it were a model folder; no weight is read yet.
+    """Opens a Hugging Face or an official Flax folder, or a GGUF file, as if it were a model folder.
+
+    No weight is read yet.
 
     Copies of tied weights, where they are stored, are read and compared.
 
     Args:
-      directory: a folder with config.json and safetensors, or an Orbax checkpoint.
+      directory: a folder with config.json and safetensors, or an Orbax checkpoint; or a GGUF file, or its folder.
       config: the architecture, the name of a size, or a file like model.json. None = the one that config.json
         describes, or the released size whose shapes a Flax tree has.
 
@@ -77,11 +81,13 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
       UserError: the folder is neither; a file is missing or damaged; the architecture is unsupported or undetermined;
         tensors are missing, surplus or have other shapes; copies of tied weights differ.
     """
-    path = Path(directory).expanduser().absolute()
-    unreadable_folders.refuse(directory)
+    path = gguf_folder.folder_of(directory)
+    gguf = gguf_folder.source_of(path)
+    if gguf is None:
+        unreadable_folders.refuse(directory)
     chosen = _chosen_config(config)
     if (path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors")):
-        weights = _read_hugging_face(path, chosen)
+        weights = _read_hugging_face(path, chosen, safetensors_io.read(path) if gguf is None else gguf.tensors)
     elif flax_tree.is_flax(path):
         weights = _read_flax(path, chosen)
     elif any(next(path.glob(pattern), None) for pattern in safetensors_io.PICKLES):
@@ -95,6 +101,8 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     abstract = tree.leaves(build.abstract(config))
     tensors, notes = accounting.with_canonical_names(path, tensor_format, weights.tensors)
     notes += _ignored_config_notes(path, chosen)
+    if gguf is not None:
+        notes += gguf.notes
     if (path / "adapter_config.json").is_file():
         notes.append("the adapter (peft) in the folder was left out: these are the weights without it")
     if text_only(config) != config and not any(TOWER_TENSORS.search(name) for name in tensors):
@@ -109,8 +117,8 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     notes += accounting.check_tensors(where, tensor_format, config, matches, tensors)
     provenance = {
         "kind": "import",
-        "source": str(path),
-        "layout": tensor_format.title,
+        "source": str(path if gguf is None else gguf.file),
+        "layout": tensor_format.title if gguf is None else f"GGUF of {tensor_format.title}",
         "tensors": len(matches),
         "parameters": sum(math.prod(leaf.shape) for leaf in abstract.values()),
         "notes": notes,
@@ -225,11 +233,11 @@ def _chosen_config(config: ConfigChoice) -> ModelConfig | None:
     return from_dict(_read_json(path), where=str(path))
 
 
-def _read_hugging_face(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
+def _read_hugging_face(path: Path, chosen: ModelConfig | None, tensors: Mapping[str, Tensor]) -> _ForeignWeights:
     if chosen is not None:
         # only the format is used, so the dtype of the config.json is arbitrary
         tensor_format, _ = hf_config_writer.write(chosen, dtype="float32")
-        return _ForeignWeights(tensor_format, chosen, "the chosen config", safetensors_io.read(path))
+        return _ForeignWeights(tensor_format, chosen, "the chosen config", tensors)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(
             f"{path} has safetensors but no {CONFIG_FILE}, so its architecture is unknown; put the {CONFIG_FILE} "
@@ -240,7 +248,7 @@ def _read_hugging_face(path: Path, chosen: ModelConfig | None) -> _ForeignWeight
         tensor_format, config = hf_config_reader.read(_read_json(path / CONFIG_FILE))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return _ForeignWeights(tensor_format, config, CONFIG_FILE, safetensors_io.read(path))
+    return _ForeignWeights(tensor_format, config, CONFIG_FILE, tensors)
 
 
 def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
@@ -330,8 +338,9 @@ def read_tokenizer(directory: str | PathLike) -> dict[str, Any] | None:
     Raises:
       UserError: the folder does not exist, or holds no model for a known reason.
     """
-    unreadable_folders.refuse(directory)
-    path = Path(directory).absolute()
+    path = gguf_folder.folder_of(directory)
+    if not (path / gguf_folder.INDEX).is_file():
+        unreadable_folders.refuse(directory)
     if not (path / folders.MODEL).is_file():
         return _tokenizer(path)
     file = path / folders.TOKENIZER

@@ -24,8 +24,6 @@ def refuse(directory: str | os.PathLike) -> None:
     """
     path = Path(directory).expanduser().absolute()
     if path.is_file():
-        if path.suffix == ".gguf":
-            raise _gguf(path, [path.name])
         raise UserError(f"{path} is a file; give the folder that it is in")
     if not path.is_dir():
         raise _missing(str(directory), path)
@@ -43,9 +41,6 @@ def refuse(directory: str | os.PathLike) -> None:
             f"{path} is a folder of open_clip, whose tensors have other names; give the same model as transformers "
             f"has it, such as google/siglip-so400m-patch14-384 for ViT-SO400M-14-SigLIP-384"
         )
-    gguf = sorted(file.name for file in path.glob("*.gguf"))
-    if gguf and not any(path.glob("*.safetensors")):
-        raise _gguf(path, gguf)
 
 
 def _missing(given: str, path: Path) -> UserError:
@@ -91,10 +86,3 @@ def _refuse_dangling(path: Path) -> None:
         is_of_model = any(fnmatch.fnmatch(file.name, pattern) for pattern in FILES_OF_A_MODEL)
         if is_of_model and file.is_symlink() and not file.exists():
             raise UserError(f"{file} is a link to {os.readlink(file)}, which does not exist; download the model again")
-
-
-def _gguf(path: Path, names: list[str]) -> UserError:
-    return UserError(
-        f"{path} holds its weights as GGUF ({', '.join(names[:4])}), mostly in few bits, for inference; give the model "
-        f"that it was made from, as safetensors"
-    )

@@ -78,12 +78,7 @@ MESH = Flag(
     "default: one device",
 )
 OUT = Flag(None, "folder to write; it must not exist", True)
-SHARDS_MESH = Flag(
-    None,
-    "devices of --model, over which weights and rows are split: axis=size,…, as data=2,fsdp=4; -1 = all that are left; "
-    "default: one device",
-)
-OUT = Flag(
+SHARDS_OUT = Flag(
     None, "folder to write, with a folder in it per source; after an interruption the same command goes on", True
 )
 SOURCES = Flag("", "names of sources, separated by commas; default: all of the config's")

@@ -135,6 +135,11 @@ def paths(tree: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(tree), [stored.path for stored in _walk(tree)])
 
 
+def axes(tree: Any) -> list[tuple[str | None, ...]]:
+    """Returns the logical axes of every leaf, in the order of jax.tree.leaves; a stack of layers has None in front."""
+    return [(None,) * bool(stored.repeats) + stored.axes for stored in _walk(tree)]
+
+
 def matches(pattern: str, path: str) -> bool:
     """Returns True if the path matches the pattern: * is any characters, dots too; ? is one; [ab] is a or b.
 

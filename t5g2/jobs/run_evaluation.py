@@ -9,6 +9,7 @@ from t5g2.core import distributed, logs, sharding
 from t5g2.core.errors import UserError
 from t5g2.core.terminal import escaped
 from t5g2.eval import evaluation
+from t5g2.train import optim
 from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
@@ -42,12 +43,14 @@ def evaluate_run(
     with jax.set_mesh(mesh):
         plan = plans.make(replace(experiment, distill=None), mesh)  # no task needs a teacher
         with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
-            # without the optimizer's state, which no task needs
-            restored = checkpoints.restore(plan.abstract.params, step=step)
+            # without the optimizer's state, which no task needs but of the running mean
+            opt = plan.abstract.opt if experiment.eval.ema else None
+            restored = checkpoints.restore(plan.abstract.params, opt, step=step)
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint; give the workdir of a run that has saved one")
         evaluator = evaluation.Evaluator(experiment.eval.tasks, plan.eval_context(rows))
-        result = evaluator.run(restored.params, tasks or None)
+        params = optim.mean_weights(restored.params, restored.opt) if experiment.eval.ema else restored.params
+        result = evaluator.run(params, tasks or None)
     evaluation.write(workdir / "evaluations" / str(restored.step), restored.step, result)
     if distributed.is_primary():
         width = max(map(len, result.scores), default=0)

@@ -33,7 +33,7 @@ from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig, Strategy
 from t5g2.models.sizes import size
-from t5g2.train import image_rows, optim, profiled_steps, run_tokenizer, schedules
+from t5g2.train import image_rows, optim, optimizers, profiled_steps, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names
 from t5g2.train.weight_origin import Init
 
@@ -43,7 +43,7 @@ TABLES = (
     OpenTable(Objective, objectives.BY_NAME),
     text_source.BY_NAME,
     OpenTable(Tokenizer, registry.BY_NAME),
-    optim.OPTIMIZERS,
+    optimizers.OPTIMIZERS,
     schedules.SCHEDULES,
     OpenTable(Task, TASKS),
     OpenTable(Sampler, SAMPLERS),
@@ -104,6 +104,8 @@ class Train:
         finite; the run ends at the next one. 0 = it ends at the first.
       profile_steps: "10:13" = write a trace of the steps 10, 11 and 12 into the workdir's folder `profile`, for xprof
         and TensorBoard; None = no trace. It changes nothing that is computed.
+      hang_timeout_secs: of several processes, one that is held up for so long between two steps, or two batches of an
+        evaluation, ends with status 1 and the stacks of its threads, because another one has died; run again to go on.
     """
 
     steps: Count
@@ -115,6 +117,7 @@ class Train:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     max_nonfinite_updates: CountOrZero = 0
     profile_steps: str | None = None
+    hang_timeout_secs: Annotated[float, Bounds(least=1, most=86_400)] = 600.0
 
     def __post_init__(self):
         _ = self.profiled  # raises where they do not fit
@@ -140,12 +143,14 @@ class Log:
 class Evaluation:
     """Tasks, run before the first update, every `every_steps` updates (0 = not in between) and at the end.
 
-    `final` names tasks that are run at the end only.
+    `final` names tasks that are run at the end only. `ema`: the running mean of the weights (optim.ema) is evaluated,
+    and not the weights.
     """
 
     every_steps: CountOrZero = 0
     tasks: tuple[Task, ...] = ()
     final: tuple[str, ...] = ()
+    ema: bool = False
 
     def __post_init__(self):
         names = [task.name for task in self.tasks]
@@ -161,7 +166,8 @@ class Evaluation:
 class Save:
     """Checkpoints: every `every_steps` updates (0 = only at the end), the newest `keep` of them kept.
 
-    `model`: at the end, write the weights as a model folder, `<workdir>/model`.
+    `model`: at the end, write the weights as a model folder, `<workdir>/model`, and their running mean, if there is
+    one, as `<workdir>/model_ema`.
     """
 
     every_steps: CountOrZero = 0
@@ -192,6 +198,8 @@ class Experiment:
         image_rows.check(self.model, self.data)
         check_rows(self.data.rows, self.train.microbatches)
         self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
+        if self.eval.ema and self.optim.ema is None:
+            raise UserError("eval.ema is set, and no mean of the weights is kept; set optim.ema, such as 0.999")
         if self.data.teacher_features is not None:
             raise UserError("data.teacher_features is derived from distill; leave it out")
         if self.distill is not None and self.data.images is not None:

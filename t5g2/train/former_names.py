@@ -18,6 +18,9 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "train.max_nonfinite_updates": 0,
     "train.profile_steps": None,
     "train.loss_strategy": "auto",
+    "train.hang_timeout_secs": 600.0,
+    "optim.ema": None,
+    "eval.ema": False,
 }
 # former module -> {name in it: (module, name) of today}; what config files of earlier versions import
 FORMER_MODULES = {

@@ -11,21 +11,24 @@ import contextlib
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from t5g2.core import logs, metrics_writer, sharding
+from t5g2.core.hang_timeout import HangTimeout
 from t5g2.core.logs import log
 from t5g2.core.startup import START_UP
 from t5g2.data import row_memory
 from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvaluationStopped
-from t5g2.train import data_resume, preemption, profiled_steps, recorder
+from t5g2.train import data_resume, optim, preemption, profiled_steps, recorder
 from t5g2.train import plan as plans
 from t5g2.train import restore as restoring
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
+from t5g2.train.state import TrainState
 
 
 def train(
@@ -53,7 +56,8 @@ def train(
     workdir, writes = Path(folder), replay is None
     with ExitStack() as stack:
         stack.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))
-        preempted = stack.enter_context(preemption.on_signals())
+        waiting = stack.enter_context(HangTimeout(experiment.train.hang_timeout_secs))
+        preempted = stack.enter_context(preemption.on_signals(waiting))
         stack.enter_context(jax.set_mesh(mesh))
         recorder.log_devices(mesh)
 
@@ -72,7 +76,7 @@ def train(
         # 4 data: every stream at the position that these weights have seen
         evaluator = Evaluator(experiment.eval.tasks, plan.eval_context(rows, preempted.agreed))
         pipeline = stack.enter_context(data_resume.open_pipeline(start.data, plan, rows, allow_change=allow_change))
-        teacher_fingerprint = restoring.check_teacher(start, plan, allow_change=allow_change)
+        digest = restoring.check_teacher(start, plan, allow_change=allow_change)
         if writes:
             workdirs.write_experiment(workdir, experiment, start.provenance)
         START_UP.ended("data")
@@ -88,13 +92,11 @@ def train(
             if writes and (stop_signal or due(step, experiment.save.every_steps, last=last)):
                 record.flush()  # raises if the step before was not finite
                 with record.pause():
-                    workdirs.save_checkpoint(
-                        checkpoints, experiment, step, state, pipeline=pipeline, teacher=teacher_fingerprint
-                    )
+                    workdirs.save_checkpoint(checkpoints, experiment, step, state, pipeline=pipeline, teacher=digest)
             if not stop_signal and due(step, experiment.eval.every_steps, first=True, last=last):
                 record.flush()  # the step before is not part of the pause
                 with record.pause(), contextlib.suppress(EvaluationStopped):
-                    record.evaluation(step, evaluator.run(state.params, task_names(experiment, last)))
+                    record.evaluation(step, evaluator.run(evaluated(experiment, state), task_names(experiment, last)))
                 if preempted.agreed():  # once more around, to save this step
                     continue
             if stop_signal or last:
@@ -108,7 +110,8 @@ def train(
             profiled.end(step, state)
             record.step(step, metrics, host_batch)
 
-        # 7 close: wait for the writers; the weights as a model folder
+        # 7 close: wait for the writers, however long they take; the weights as a model folder
+        waiting.end()
         record.flush()
         checkpoints.wait()
         if stop_signal:
@@ -116,8 +119,13 @@ def train(
             log.info("stopped by %s at step %d; run the same command to go on", name, step)
             sys.exit(128 + stop_signal)
         if writes:
-            workdirs.finish(workdir, experiment, step, state.params, start.provenance)
+            workdirs.finish(workdir, experiment, step, state, start.provenance)
         log.info("done: %d steps; %s", step, recorder.last_scores(workdir))
+
+
+def evaluated(experiment: Experiment, state: TrainState) -> Any:
+    """Returns the weights that are evaluated: those of the state, or their running mean."""
+    return optim.mean_weights(state.params, state.opt) if experiment.eval.ema else state.params
 
 
 def task_names(experiment: Experiment, last: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Optimizers and schedules as frozen dataclasses; weight decay and freezing by pattern.
+"""The update of the weights: an optimizer and a schedule, weight decay and freezing by pattern.
 
 Patterns are those of core/tree.py (`encoder.layers.*`), matched against logical paths; the first rule whose
 pattern matches a weight is its rule. A frozen weight does not change by a bit, its gradient is zero before the clipping
@@ -8,120 +8,20 @@ frozen unless a rule exempts it (FROZEN).
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from t5g2.core import tree
-from t5g2.core.bounds import Bounds, Count, CountOrZero, Positive, Share, checked
+from t5g2.core.bounds import Bounds, CountOrZero, Positive, Share, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.models import build
 from t5g2.models.config import ModelConfig
+from t5g2.train.optimizers import AdamW, Optimizer
 from t5g2.train.schedules import Schedule
-
-
-class Moments(NamedTuple):
-    """Adam's state: int32[] updates so far, and running means of the gradients and of their squares."""
-
-    count: jax.Array
-    mu: Any
-    nu: Any
-
-
-@dataclass(frozen=True)
-@checked
-class AdamW:
-    """Adam with decoupled weight decay (arXiv 1711.05101).
-
-    Attributes:
-      moment_dtype: dtype of the first moment.
-      second_moment_dtype: dtype of the second moment. bfloat16 has 8 bits: with a large b2 additions round away.
-    """
-
-    b1: Annotated[float, Bounds(least=0, below=1)] = 0.9
-    b2: Annotated[float, Bounds(least=0, below=1)] = 0.95
-    eps: Annotated[float, Bounds(above=0, most=1)] = 1e-8
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
-            raise UserError(
-                f"second_moment_dtype = 'bfloat16' with b2 = {self.b2}: an update adds at most {1 - self.b2:.2g} of "
-                f"the moment, which bfloat16 rounds away; use a b2 up to 0.99, or float32"
-            )
-
-    def directions(self) -> optax.GradientTransformation:
-        """Returns gradients -> directions before learning rate and decay, in float32, however moments are stored."""
-
-        def zeros(params: Any, dtype: str) -> Any:
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), params)
-
-        def init(params: Any) -> Moments:
-            first, second = zeros(params, self.moment_dtype), zeros(params, self.second_moment_dtype)
-            return Moments(jnp.zeros((), jnp.int32), first, second)
-
-        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Moments]:
-            del params
-            count = state.count + 1
-            t = count.astype(jnp.float32)
-            mu = jax.tree.map(lambda m, g: self.b1 * m.astype(g.dtype) + (1.0 - self.b1) * g, state.mu, updates)
-            nu = jax.tree.map(lambda v, g: self.b2 * v.astype(g.dtype) + (1.0 - self.b2) * g * g, state.nu, updates)
-            # moments start at zero; the bias correction makes them means of the gradients so far
-            m_scale, v_scale = 1.0 / (1.0 - self.b1**t), 1.0 / (1.0 - self.b2**t)
-            directions = jax.tree.map(lambda m, v: m * m_scale / (jnp.sqrt(v * v_scale) + self.eps), mu, nu)
-            return directions, Moments(count, _cast(mu, self.moment_dtype), _cast(nu, self.second_moment_dtype))
-
-        return optax.GradientTransformation(init, update)
-
-
-@dataclass(frozen=True)
-@checked
-class Adafactor:
-    """Second moments as row and column means where both are large (arXiv 1804.04235); no first moment.
-
-    Attributes:
-      decay_rate: the second moment forgets as 1 - step^-decay_rate.
-      min_dim_size_to_factor: weights whose second-largest axis is smaller keep their whole second moment.
-      clip_rms: the root mean square of a weight's direction is at most this, each layer by itself.
-      relative: the learning rate is relative to the root mean square of the weight, at least 1e-3 (T5: peak 0.01).
-    """
-
-    decay_rate: Annotated[float, Bounds(above=0, most=1)] = 0.8
-    min_dim_size_to_factor: Count = 128
-    clip_rms: Positive = 1.0
-    relative: bool = True
-
-    def directions(self) -> optax.GradientTransformation:
-        """Returns gradients -> directions, before learning rate and decay."""
-        factored = optax.scale_by_factored_rms(
-            decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
-        )
-
-        def clip_and_scale(directions: Any, params: Any) -> Any:
-            clipped = jax.tree.map(
-                lambda x, rms: x / jnp.maximum(1.0, rms / self.clip_rms), directions, _rms(directions)
-            )
-            if not self.relative:
-                return clipped
-            return jax.tree.map(lambda x, rms: x * jnp.maximum(rms, 1e-3), clipped, _rms(params))
-
-        # optax takes the state's dtype from the weights, which may be bfloat16; it reads nothing else of them
-        def init(params: Any) -> Any:
-            return factored.init(_cast(params, jnp.float32))
-
-        def update(updates: Any, state: Any, params: Any = None) -> Any:
-            directions, state = factored.update(updates, state, _cast(params, jnp.float32))
-            return clip_and_scale(directions, params), state
-
-        return optax.GradientTransformation(init, update)
-
-
-Optimizer = AdamW | Adafactor
 
 
 @dataclass(frozen=True)
@@ -166,6 +66,9 @@ class OptimConfig:
       decay: rules for weight decay; a weight that none matches is not decayed.
       freeze: rules for weights that do not change; a weight that none matches is trained, except those of
         an image tower, which need a rule {"pattern": "vision.*", "end": 0} to be trained.
+      ema: keep a running mean of the weights, m + (1 - ema) * (w - m) after every update, in float32; None = none. It
+        begins with the first weights, is saved and resumed with them, can be evaluated (eval.ema), and is written as
+        a model folder of its own at the end, `<workdir>/model_ema`.
     """
 
     schedule: Schedule
@@ -173,6 +76,7 @@ class OptimConfig:
     clip_norm: Positive | None = 1.0
     decay: tuple[Decay, ...] = ()
     freeze: tuple[Freeze, ...] = ()
+    ema: Annotated[float, Bounds(above=0, below=1)] | None = None
 
     def freeze_rule(self, path: str) -> Freeze | None:
         """Returns the rule of a weight; None = it is trained."""
@@ -187,6 +91,13 @@ class OptimConfig:
         """True if no weight of the image tower ever changes, so that the tower runs forward only."""
         paths = jax.tree.leaves(tree.paths(build.abstract(model)))
         return all(self.is_frozen(path) for path in paths if tree.matches(TOWER, path))
+
+
+class StateWithMean(NamedTuple):
+    """The state of an optimizer, and the running mean of the weights in float32."""
+
+    optimizer: Any
+    mean: Any
 
 
 class UpdateInfo(NamedTuple):
@@ -238,6 +149,8 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
     learning_rate = optim.schedule.make(steps)
     frozen = {path: optim.freeze_rule(path) for path in known}
     transform = _with_frozen(optax.chain(optim.optimizer.directions(), _decay(optim.decay)), frozen, paths)
+    if optim.ema is not None:
+        transform = _with_mean(transform)
 
     def zero_if_frozen(x: jax.Array, path: str, step: jax.Array) -> jax.Array:
         rule = frozen[path]
@@ -246,7 +159,8 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
         return x if rule is None else jnp.where(rule.holds(step), jnp.zeros_like(x), x)
 
     def apply(params: Any, gradients: Any, state: Any, step: jax.Array) -> tuple[Any, Any, UpdateInfo]:
-        gradients = jax.tree.map(lambda g, path: zero_if_frozen(g, path, step), _cast(gradients, jnp.float32), paths)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+        gradients = jax.tree.map(lambda g, path: zero_if_frozen(g, path, step), gradients, paths)
         norm, norms = norms_of(gradients)
         rate = learning_rate(step)
         if optim.clip_norm is not None:
@@ -263,12 +177,19 @@ def make(optim: OptimConfig, steps: int, abstract_params: Any, *, seed: int = 0)
             return stochastic_round(exact, weight.dtype, jax.random.fold_in(key, derive_seed(0, name)))
 
         params = jax.tree.map(updated, params, directions, names)
+        if optim.ema is not None:
+            state = state._replace(mean=_moved(state.mean, params, 1.0 - optim.ema))
         return params, state, UpdateInfo(norm, rate, norms)
 
     def variables(params: Any) -> Any:
         return jax.tree.map(lambda x, path: jax.lax.stop_gradient(x) if optim.is_frozen(path) else x, params, paths)
 
     return Updater(transform.init, apply, variables)
+
+
+def mean_weights(params: Any, state: Any) -> Any:
+    """Returns the running mean of the weights, in their dtype, from the state of an optimizer that keeps one (ema)."""
+    return jax.tree.map(lambda x, mean: mean.astype(x.dtype), params, state.mean)
 
 
 def norms_of(values: Any) -> tuple[jax.Array, jax.Array]:
@@ -296,6 +217,24 @@ def stochastic_round(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     upper = jax.lax.bitcast_convert_type((bits + noise) >> 16 << 16, jnp.float32)
     return jnp.where(jnp.isfinite(x), upper, x).astype(jnp.bfloat16)
+
+
+def _with_mean(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Adds a mean to the state of `inner`, which begins with the first weights; it is moved where they are updated."""
+
+    def init(params: Any) -> StateWithMean:
+        return StateWithMean(inner.init(params), jax.tree.map(lambda x: x.astype(jnp.float32), params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        directions, optimizer = inner.update(updates, state.optimizer, params, **extra)
+        return directions, state._replace(optimizer=optimizer)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moved(mean: Any, params: Any, share: float) -> Any:
+    # in this form the mean of a weight that does not change stays equal to it
+    return jax.tree.map(lambda m, x: m + share * (x.astype(jnp.float32) - m), mean, params)
 
 
 def _first_match(rules: Sequence[Any], path: str) -> Any:
@@ -348,22 +287,3 @@ def _paused(inner: optax.GradientTransformation, rule: Freeze) -> optax.Gradient
         return directions, jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, new_state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def _rms(values: Any) -> Any:
-    """Returns the root mean square of each weight, by layer where layers are stacked; reduced axes have size 1."""
-    rms = []
-    for node in jax.tree.leaves(values, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        axes = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None
-        for x in jax.tree.leaves(node):
-            # a stack of layers has leading axes that were not declared
-            axes_of_one = tuple(range(x.ndim - (x.ndim if axes is None else len(axes)), x.ndim))
-            rms.append(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=axes_of_one, keepdims=True)))
-    return jax.tree.unflatten(jax.tree.structure(values), rms)
-
-
-def _cast(values: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype), values)
-
-
-OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}

@@ -6,17 +6,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from t5g2.core.hang_timeout import HangTimeout
+
 
 class Preemption:
-    """The signal that asked the run to stop; 0 = none."""
+    """The signal that asked the run to stop; 0 = none.
 
-    signal: int = 0
+    Args:
+      waiting: gets a beat whenever the processes of a run agree.
+    """
+
+    def __init__(self, waiting: HangTimeout):
+        self.signal, self._waiting = 0, waiting
 
     def agreed(self) -> int:
         """Returns the signal, the same on every process: a signal to one process stops all.
 
         All processes must call this at the same step, because it is a collective operation.
         """
+        self._waiting.beat()
         import jax
 
         if jax.process_count() == 1:
@@ -28,9 +36,9 @@ class Preemption:
 
 
 @contextlib.contextmanager
-def on_signals() -> Iterator[Preemption]:
+def on_signals(waiting: HangTimeout) -> Iterator[Preemption]:
     """Records the first SIGTERM or SIGINT, which would end the process; a second Ctrl-C ends it at once."""
-    preemption = Preemption()
+    preemption = Preemption(waiting)
 
     def record(number: int, _frame: object) -> None:
         if preemption.signal and number == signal.SIGINT:

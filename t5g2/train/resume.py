@@ -22,6 +22,7 @@ from t5g2.train.optim import make as make_optimizer
 FREE_ON_RESUME = (
     "train.steps",
     "train.profile_steps",
+    "train.hang_timeout_secs",
     "log",
     "save",
     "eval.every_steps",
@@ -119,10 +120,12 @@ def _state_parts(saved: Mapping[str, Any], now: Mapping[str, Any], refused: Iter
         return []
     optimizer = dataclasses.replace(before.optim, optimizer=after.optim.optimizer)
     freeze = dataclasses.replace(before.optim, freeze=after.optim.freeze)
+    ema = dataclasses.replace(before.optim, ema=after.optim.ema)
     changes = {
         "model": (after.model, before.optim, before.train),
         "optim.optimizer": (before.model, optimizer, before.train),
         "optim.freeze": (before.model, freeze, before.train),
+        "optim.ema": (before.model, ema, before.train),
         "train.param_dtype": (before.model, before.optim, after.train),
     }
     concerned = [part for part in changes if any(_covers(part, path) for path in refused)]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from t5g2.core.bounds import Bounds, CountOrZero, Share, checked
 from t5g2.core.errors import UserError
@@ -85,6 +86,44 @@ class Linear(_Schedule):
 
 
 @dataclass(frozen=True)
+@checked
+class WarmupStableDecay(_Schedule):
+    """The peak until the last part of the run, then down to `final_fraction` of it (arXiv 2404.06395, 2405.18392).
+
+    A run may go on from any step before the decay with other `steps`, as if they had been planned from the start.
+
+    Attributes:
+      decay_fraction: share of the run's updates in which the learning rate falls.
+      decay_shape: "linear"; or "sqrt", 1 - the square root of the completed share.
+    """
+
+    decay_fraction: Share = 0.2
+    final_fraction: Share = 0.0
+    decay_shape: Literal["linear", "sqrt"] = "sqrt"
+
+    @override
+    def make(self, steps: int) -> LearningRate:
+        stable = self._stable(steps)
+        if stable < self.warmup_steps < steps:
+            raise UserError(
+                f"optim.schedule.warmup_steps = {self.warmup_steps}, and the decay begins after update {stable} of "
+                f"{steps}; lower warmup_steps or decay_fraction"
+            )
+        return super().make(steps)
+
+    def _stable(self, steps: int) -> int:
+        """Returns the number of updates before the decay."""
+        return steps - round(self.decay_fraction * steps)
+
+    @override
+    def _after(self, step: jax.Array, steps: int) -> jax.Array:
+        start = self._stable(steps)
+        share = jnp.clip((step - start) / max(steps - start, 1), 0.0, 1.0)
+        fall = jnp.sqrt(share) if self.decay_shape == "sqrt" else share
+        return 1.0 - (1.0 - self.final_fraction) * fall
+
+
+@dataclass(frozen=True)
 class InverseSqrt(_Schedule):
     """peak * sqrt(warmup_steps / (step + 1)): independent of the length of the run.
 
@@ -107,10 +146,16 @@ class LearningRateSchedule(Protocol):
         ...
 
 
-Schedule = Constant | Cosine | Linear | InverseSqrt | LearningRateSchedule
+Schedule = Constant | Cosine | Linear | InverseSqrt | WarmupStableDecay | LearningRateSchedule
 
 
 SCHEDULES = OpenTable(
     LearningRateSchedule,
-    {"constant": Constant, "cosine": Cosine, "linear": Linear, "inverse_sqrt": InverseSqrt},
+    {
+        "constant": Constant,
+        "cosine": Cosine,
+        "linear": Linear,
+        "inverse_sqrt": InverseSqrt,
+        "warmup_stable_decay": WarmupStableDecay,
+    },
 )

@@ -30,13 +30,13 @@ from t5g2.data.continuation import StreamPositions
 from t5g2.data.packing import Position
 from t5g2.data.pipeline import Pipeline
 from t5g2.train import experiment as experiments
-from t5g2.train import files_of_weights, resume
+from t5g2.train import files_of_weights, optim, resume
 from t5g2.train.experiment import Experiment
 from t5g2.train.state import TrainState
 from t5g2.train.weight_origin import Init
 
 EXPERIMENT, DONE, PROVENANCE = "experiment.json", "done.json", "provenance.json"
-CHECKPOINTS, MODEL, LOCK = "checkpoints", "model", ".lock"
+CHECKPOINTS, MODEL, MODEL_EMA, LOCK = "checkpoints", "model", "model_ema", ".lock"
 # files of at most this size are hashed in done.json
 HASHED_BYTES = 2**20
 
@@ -160,7 +160,7 @@ def is_done(workdir: Path, experiment: Experiment, step: int) -> bool:
     except (UserError, KeyError, TypeError, ValueError) as error:
         log.warning("%s is damaged, so this run counts as not done: %s", path, error)
         return False
-    if not at_step or (experiment.save.model and not (workdir / MODEL).exists()):
+    if not at_step or not all((workdir / name).exists() for name in _models(experiment)):
         return False
     changed = [name for name, mark in files_then.items() if _mark(workdir / name) != mark]
     if changed:
@@ -217,28 +217,39 @@ def save_checkpoint(
     checkpoints.save(step, state.params, state.opt, data=data, meta=meta)
 
 
-def finish(workdir: Path, experiment: Experiment, step: int, params: Any, provenance: Any) -> None:
-    """Writes the model folder and, last of all, done.json."""
-    if experiment.save.model:
-        target = workdir / MODEL
-        if target.exists() and jax.process_index() == 0:  # of the same run, before train.steps was raised
-            shutil.rmtree(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("the old model folder is gone")
-        beside = files_of_weights.read_or_warn(first_init(experiment), experiment)
-        own = {folders.TOKENIZER: experiment.data.tokenizer.to_dict(), folders.PROVENANCE: _trained(provenance)}
-        folders.save_leaves(
-            target,
-            experiment.model,
-            tree.leaves(params),
-            json_files=own | beside.json_files,
-            extra_files=beside.files,
-        )
+def finish(workdir: Path, experiment: Experiment, step: int, state: TrainState, provenance: Any) -> None:
+    """Writes the model folders and, last of all, done.json."""
+    for name in _models(experiment):
+        params = state.params if name == MODEL else optim.mean_weights(state.params, state.opt)
+        _write_model(workdir / name, experiment, params, provenance)
     # last, so that done.json is proof of everything else
     if jax.process_index() == 0:
-        written = sorted((workdir / MODEL).rglob("*")) if experiment.save.model else []
+        written = [path for name in _models(experiment) for path in sorted((workdir / name).rglob("*"))]
         marks = {str(path.relative_to(workdir)): _mark(path) for path in written if path.is_file()}
         files.write_json(workdir / DONE, {"step": step, "files": marks})
+
+
+def _models(experiment: Experiment) -> list[str]:
+    """Returns the names of the model folders that a run ends with."""
+    if not experiment.save.model:
+        return []
+    return [MODEL] if experiment.optim.ema is None else [MODEL, MODEL_EMA]
+
+
+def _write_model(target: Path, experiment: Experiment, params: Any, provenance: Any) -> None:
+    if target.exists() and jax.process_index() == 0:  # of the same run, before train.steps was raised
+        shutil.rmtree(target)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"the old {target.name} is gone")
+    beside = files_of_weights.read_or_warn(first_init(experiment), experiment)
+    own = {folders.TOKENIZER: experiment.data.tokenizer.to_dict(), folders.PROVENANCE: _trained(provenance)}
+    folders.save_leaves(
+        target,
+        experiment.model,
+        tree.leaves(params),
+        json_files=own | beside.json_files,
+        extra_files=beside.files,
+    )
 
 
 def first_init(experiment: Experiment) -> Init:

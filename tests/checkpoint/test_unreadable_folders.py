@@ -94,12 +94,6 @@ def test_the_cache_of_the_hub(hugging_face, tmp_path):
     open_any(model / "snapshots" / "bbb")
 
 
-def test_gguf(tmp_path):
-    (tmp_path / "gemma-q4.gguf").write_bytes(b"GGUF")
-    refused(tmp_path, r"holds its weights as GGUF \(gemma-q4.gguf\), .*; give the model that it was made from")
-    refused(tmp_path / "gemma-q4.gguf", "holds its weights as GGUF")
-
-
 @pytest.mark.parametrize("name", ["open_clip_config.json", "open_clip_model.safetensors"])
 def test_open_clip(tmp_path, name):
     (tmp_path / name).write_text("{}")

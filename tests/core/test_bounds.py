@@ -18,7 +18,8 @@ from t5g2.eval.generation import GenerationOptions, TopK
 from t5g2.models.config import Rope
 from t5g2.objectives.prefix_lm import PrefixLM
 from t5g2.objectives.ul2 import UL2
-from t5g2.train.optim import Adafactor, AdamW, Decay, Freeze, OptimConfig
+from t5g2.train.optim import Decay, Freeze, OptimConfig
+from t5g2.train.optimizers import Adafactor, AdamW
 from t5g2.train.schedules import Constant, Cosine
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from t5g2 import cli
+from t5g2.checkpoint import folder as folders
+from t5g2.core import tree
 from tests.data.test_workers import added_memory, await_end, shared_memory
 from tests.e2e.conftest import CONFIG, command, environment, run
 from tests.e2e.run_results import checksums, metrics, saved_steps
@@ -19,8 +22,8 @@ SAVE_STEPS = 8  # a save takes longer than eight steps
 
 
 def train(corpus: Path, workdir: Path, *changes: str) -> list[str]:
-    every = f"--config.save.every_steps={SAVE_STEPS}"
-    return ["train", f"--config={CONFIG}:scratch@{corpus}", f"--workdir={workdir}", every, *changes]
+    settings = [f"--config.save.every_steps={SAVE_STEPS}", "--config.optim.ema=0.9"]
+    return ["train", f"--config={CONFIG}:scratch@{corpus}", f"--workdir={workdir}", *settings, *changes]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,15 @@ def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_pat
     assert metrics(workdir) == metrics(alone)
 
 
+def test_the_mean_of_the_weights_is_a_model_folder_too(alone):
+    last, mean = (folders.load_model(folders.open_model(alone / name)) for name in ("model", "model_ema"))
+    step = saved_steps(alone)[-1]
+    saved = {name: path for path in (alone / "checkpoints" / str(step) / "opt").iterdir() if (name := path.name)}
+    assert {f"mean.{name}" for name in tree.named(mean)} <= saved.keys()
+    last, mean = (np.asarray(model.embedder.table[...]) for model in (last, mean))
+    assert 0 < np.abs(last - mean).max() < 0.05
+
+
 @pytest.mark.long
 def test_a_finished_run_says_so_and_writes_nothing(corpus, alone, one_device, capfd):
     def files():
@@ -131,14 +143,14 @@ def test_what_may_differ_on_resume_and_what_may_not(corpus, alone, one_device, t
     """
     workdir = tmp_path / "run"
     shutil.copytree(alone, workdir)
-    file = largest_file(workdir / "checkpoints" / "48" / "opt" / "0.mu.embedder.table")
+    file = largest_file(workdir / "checkpoints" / "48" / "opt" / "optimizer.0.mu.embedder.table")
     file.write_bytes(file.read_bytes()[:-7])
     longer = [*train(corpus, workdir), "--config.train.steps=50", "--config.compute.remat=block"]
     assert cli.main([*longer, "--config.train.seed=8"]) == 2
     assert "changed  train.seed: 7 -> 8" in capfd.readouterr().err
     assert cli.main([*longer, "--config.train.z_loss=1e-4", "--allow_change=train.z_loss"]) == 0
     said = capfd.readouterr().err
-    assert "opt.0.mu.embedder.table: " in said
+    assert "opt.optimizer.0.mu.embedder.table: " in said
     assert "moved to 48.damaged; the step before is used" in said
     assert "resumed with another train.steps: 48 -> 50" in said
     assert "resumed with another compute.remat: 'none' -> 'block'" in said

@@ -75,15 +75,15 @@ def evaluate(folder, out, *, model="gemma", tasks="tasks.py", flags=()):
 
 def test_several_devices_give_the_scores_of_one(folder, tmp_path):
     (folder / "go_on").touch()
-    for name, flags in (("one", []), ("four", ["--mesh=data=2,fsdp=2"])):
+    for name, flags in (("one", []), ("eight", ["--mesh=data=2,fsdp=2,tensor=-1"])):
         assert evaluate(folder, tmp_path / name, model="t5gemma", flags=flags) == 0
-    one, four = (
+    one, eight = (
         [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
-        for name in ("one", "four")
+        for name in ("one", "eight")
     )
-    assert [line.get("output") for line in one] == [line.get("output") for line in four]
+    assert [line.get("output") for line in one] == [line.get("output") for line in eight]
     for key in ("log_likelihoods", "scores"):
-        values = [[line[key] for line in lines if key in line] for lines in (one, four)]
+        values = [[line[key] for line in lines if key in line] for lines in (one, eight)]
         assert values[0]
         flat = [np.array(jax.tree.leaves(of_side), np.float64) for of_side in values]
         np.testing.assert_allclose(flat[0], flat[1], rtol=1e-5, err_msg=key)
@@ -97,10 +97,10 @@ def test_several_devices_give_the_scores_of_one(folder, tmp_path):
             "data=8",
             "rows = 4 cannot be split evenly over the 8 groups of devices (data x fsdp) of the mesh data=8; give",
         ),
-        ("rows=8", "unknown mesh axis 'rows'; known: data, fsdp, tensor"),
+        ("rows=8", "unknown mesh axis 'rows'. Allowed: data, fsdp, tensor"),
         ("8", "mesh '8': '8' is not axis=size; give for example data=2,fsdp=4"),
         ("data=2,data=4", "mesh 'data=2,data=4' has data twice; give each axis once"),
-        ("data=0", "data is 0; it must be at least 1"),
+        ("data=0", "data = 0; it must be at least 1"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_named(folder, tmp_path, mesh, message, capsys):

@@ -308,7 +308,7 @@ def test_no_logits_cross_devices(sharded):
     if sharded.settings["strategy"] == "tokens":
         assert {(1, 12)} < looped <= {(1, 12), (1, 12, D)}, "in the loop: what sums over V give each token"
         with_vocab = {(c.kind, c.shape, c.looped) for c in crossing if {V, V // 2} & set(c.shape)}
-        # a CPU sums the gradient whole and cuts it; tests/e2e/tpu_programs.py has the reduce-scatter of a TPU
+        # a CPU sums the gradient whole and cuts it; tests/tpu/programs.py has the reduce-scatter of a TPU
         assert with_vocab == {(kind, (V // 2, D), False) for kind in ("all-gather", "all-reduce")}
         return
     block, tokens = 14, B * T // 4

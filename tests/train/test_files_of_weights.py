@@ -24,6 +24,7 @@ from t5g2.train import experiment as experiments
 from t5g2.train import files_of_weights, image_rows
 from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
+from t5g2.train.state import TrainState
 from t5g2.train.weight_origin import Adapt, Init
 from tests import tiny
 from tests.data import tokenizer_files
@@ -72,7 +73,7 @@ def test_a_trained_model_has_the_files_of_its_weights(weights, tmp_path):
     assert loading.load(weights).encoder_bos
     experiment = experiment_from(weights)
     params = build.make(ENCODER_DECODER, key=jax.random.key(1))
-    workdirs.finish(tmp_path, experiment, 2, params, IMPORT)
+    workdirs.finish(tmp_path, experiment, 2, TrainState(2, params, None), IMPORT)
     model = loading.load(tmp_path / "model")
     assert model.stop_ids == (1, 106)
     assert not model.encoder_bos
@@ -202,5 +203,6 @@ def test_a_tower_of_its_own_brings_its_image_processor(with_images, tmp_path):
 
 def test_the_written_model_reads_images_as_in_training(with_images, weights, tmp_path):
     experiment = with_images(Init(params=str(weights)), "lanczos")
-    workdirs.finish(tmp_path, experiment, 2, build.make(experiment.model, key=jax.random.key(1)), None)
+    params = build.make(experiment.model, key=jax.random.key(1))
+    workdirs.finish(tmp_path, experiment, 2, TrainState(2, params, None), None)
     assert loading.load(tmp_path / "model").resampling == "lanczos"

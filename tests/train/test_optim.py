@@ -11,8 +11,9 @@ from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
 from t5g2.train import optim, schedules
-from t5g2.train.optim import Adafactor, AdamW, Decay, Freeze, OptimConfig
-from t5g2.train.schedules import Constant, Cosine, InverseSqrt, Linear
+from t5g2.train.optim import Decay, Freeze, OptimConfig
+from t5g2.train.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
+from t5g2.train.schedules import Constant, Cosine, InverseSqrt, Linear, WarmupStableDecay
 from tests import tiny
 
 
@@ -83,6 +84,9 @@ def by_path(params):
         (Linear(2.0, warmup_steps=0, final_fraction=0.5), [2.0, 1.875, 1.75, 1.625, 1.5, 1.375, 1.25, 1.125, 1.0]),
         (Cosine(2.0, warmup_steps=2), [1.0, 2.0, 2.0, 1.8660254, 1.5, 1.0, 0.5, 0.1339746, 0.0, 0.0]),
         (Cosine(2.0, warmup_steps=4, final_fraction=0.1), [0.5, 1.0, 1.5, 2.0, 2.0, 1.7363961, 1.1, 0.4636039, 0.2]),
+        (WarmupStableDecay(2.0, 2, 0.5), [1.0, 2.0, 2.0, 2.0, 2.0, 1.0, 0.5857864, 0.2679492, 0.0, 0.0]),
+        (WarmupStableDecay(2.0, 2, 0.5, 0.5, "linear"), [1.0, 2.0, 2.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0]),
+        (WarmupStableDecay(2.0, 0, 0.0), [2.0] * 9),
         (InverseSqrt(2.0, warmup_steps=4), [0.5, 1.0, 1.5, 2.0, 1.7888544, 1.6329932, 1.5118579, 1.4142136]),
     ],
 )
@@ -95,6 +99,8 @@ def test_schedules(schedule, rates):
 def test_a_warmup_ends_before_the_run():
     with pytest.raises(UserError, match=r"warmup_steps = 100 and train\.steps = 100: the warm-up must end before"):
         Cosine(1.0).make(100)
+    with pytest.raises(UserError, match=r"warmup_steps = 7, and the decay begins after update 6 of 8; lower warmup"):
+        WarmupStableDecay(1.0, 7, 0.25).make(8)
     with pytest.raises(UserError, match=r"peak = -1\.0; it must be at least 0"):
         Cosine(-1.0)
 
@@ -106,7 +112,7 @@ def test_everything_comes_from_plain_data():
         "decay": [{"pattern": "*.scale", "rate": 0.0}, {"pattern": "*", "rate": 0.1}],
         "freeze": [{"pattern": "embedder.*", "end": 10}],
     }
-    made = settings.build(OptimConfig, node, tables=(optim.OPTIMIZERS, schedules.SCHEDULES))
+    made = settings.build(OptimConfig, node, tables=(OPTIMIZERS, schedules.SCHEDULES))
     assert made == OptimConfig(
         Cosine(1e-3, final_fraction=0.1),
         AdamW(second_moment_dtype="bfloat16"),
@@ -116,8 +122,8 @@ def test_everything_comes_from_plain_data():
     assert (
         settings.build(
             OptimConfig,
-            settings.dump(made, tables=(optim.OPTIMIZERS, schedules.SCHEDULES)),
-            tables=(optim.OPTIMIZERS, schedules.SCHEDULES),
+            settings.dump(made, tables=(OPTIMIZERS, schedules.SCHEDULES)),
+            tables=(OPTIMIZERS, schedules.SCHEDULES),
         )
         == made
     )
@@ -237,7 +243,7 @@ def test_moments_are_stored_as_asked_and_names_are_unique(params):
         assert jnp.abs(got - want).max() <= 0.02 * jnp.abs(want - was).max() + 1e-7
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(), Adafactor(min_dim_size_to_factor=8)])
+@pytest.mark.parametrize("optimizer", [AdamW(), Adafactor(min_dim_size_to_factor=8), Lion(), Muon()])
 def test_weights_in_bfloat16_are_updated_in_float32(params, optimizer):
     def cast(values, dtype):
         return jax.tree.map(lambda x: x.astype(dtype), values)
@@ -275,6 +281,30 @@ def test_updates_below_one_ulp_are_not_lost_in_bfloat16(optimizer):
     # the mean of 4096 independent walks; one has a variance of at most 50 * ulp^2 / 4, ulp 2^-8 below 1
     assert abs(half.mean() - 0.95) < 5 * np.sqrt(50 / 4 / 4096) * 2.0**-8
     assert half.std() > 0  # every weight has random bits of its own
+
+
+def test_a_running_mean_of_the_weights(params):
+    """In float32 whatever the weights are, equal to weights that are frozen, and used in the dtype of the weights."""
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    config = OptimConfig(Constant(0.1), AdamW(), freeze=(Freeze("embedder.*"),), ema=0.75)
+    updater, after = optim.make(config, 100, half), half
+    state = jax.jit(updater.init)(half)
+    expected = by_path(jax.tree.map(lambda x: np.asarray(x, np.float64), half))
+    for step in range(4):
+        after, state, _ = jax.jit(updater.apply)(after, gradients_like(half, step), state, jnp.int32(step))
+        expected = {
+            name: 0.75 * expected[name] + 0.25 * np.asarray(x, np.float64) for name, x in by_path(after).items()
+        }
+    assert {x.dtype for x in jax.tree.leaves(state.mean)} == {jnp.dtype(jnp.float32)}
+    for name, mean in by_path(state.mean).items():
+        np.testing.assert_allclose(np.asarray(mean), expected[name], rtol=1e-6)
+    used = optim.mean_weights(after, state)
+    assert {x.dtype for x in jax.tree.leaves(used)} == {jnp.dtype(jnp.bfloat16)}
+    assert changed(used, half) == changed(after, half)
+    assert "embedder.table" not in changed(used, half)
+    # without a mean, everything else is the same, bit for bit
+    plain, _, _ = run(dataclasses.replace(config, ema=None), half, steps=4)
+    assert not changed(plain, after)
 
 
 def test_stochastic_rounding_to_bfloat16():

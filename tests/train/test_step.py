@@ -18,7 +18,8 @@ from t5g2.models import build
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig
 from t5g2.train import optim, state, step
-from t5g2.train.optim import AdamW, Decay, Freeze, OptimConfig
+from t5g2.train.optim import Decay, Freeze, OptimConfig
+from t5g2.train.optimizers import AdamW
 from t5g2.train.schedules import Constant
 from tests import hlo, tiny
 from tests.models.test_loss import equations

@@ -9,6 +9,7 @@ import pytest
 from t5g2.checkpoint.train_states import SavedStep
 from t5g2.core import files
 from t5g2.core.errors import UserError
+from t5g2.core.hang_timeout import HangTimeout
 from t5g2.core.sharding import MeshShape, make
 from t5g2.data.pipeline import Pipeline
 from t5g2.train import config_file, loop, plan, preemption, restore
@@ -198,7 +199,7 @@ def test_a_replay_writes_nothing(tiny, tmp_path):
 
 def test_a_second_ctrl_c_ends_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with preemption.on_signals() as preempted:
+    with preemption.on_signals(HangTimeout(1)) as preempted:
         os.kill(os.getpid(), signal.SIGINT)
         assert preempted.agreed() == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):

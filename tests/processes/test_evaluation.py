@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -25,6 +21,7 @@ from t5g2.eval.text_loss import TextLoss
 from t5g2.models.loss_config import LossConfig
 from t5g2.objectives import Causal
 from tests import tiny, weights
+from tests.processes import start
 from tests.tiny import FLOAT32
 
 TOKENIZER = Bytes(sentinels=4)
@@ -56,47 +53,19 @@ def scores(text: str) -> dict[str, float]:
         return Evaluator(tasks, context).run(model).scores
 
 
-def one_of_several(folder: Path) -> None:
+def one_of_several(folder: str) -> None:
     """Runs one of the processes of the test below."""
     distributed.initialize("on")
-    result = scores(str(folder / "text.txt"))
-    (folder / f"scores-{jax.process_index()}.json").write_text(json.dumps(result))
+    result = scores(str(Path(folder) / "text.txt"))
+    (Path(folder) / f"scores-{jax.process_index()}.json").write_text(json.dumps(result))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [4])
 def test_several_processes_score_as_one(tmp_path, number, one_device):
     (tmp_path / "text.txt").write_text("a text of some words, for chunks of tokens " * 4)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environ = os.environ | {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": str(number),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    }
-    code = (
-        "import pathlib, sys; from tests.eval import test_evaluation_multiprocess as t; "
-        "t.one_of_several(pathlib.Path(sys.argv[1]))"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env=environ | {"JAX_PROCESS_ID": str(i)},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(number)
-    ]
-    try:
-        ended = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    written = start.run(start.calling(f"{__name__}:one_of_several", tmp_path), number)
     expected = scores(str(tmp_path / "text.txt"))
     assert {"heldout/loss", "text/bits_per_byte", "choice/auc", "words/chrf"} <= set(expected)
-    for i, (_, err) in enumerate(ended):
-        assert (tmp_path / f"scores-{i}.json").exists(), err
-        assert json.loads((tmp_path / f"scores-{i}.json").read_text()) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    for i in range(number):
+        result = json.loads((tmp_path / f"scores-{i}.json").read_text())
+        assert result == pytest.approx(expected, rel=1e-5, abs=1e-5), written[i]

@@ -1,9 +1,6 @@
 """Two processes save one state together, agree on what is damaged, and a single one goes on from there."""
 
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -17,6 +14,7 @@ from t5g2.core import sharding as meshes
 from t5g2.core.sharding import MeshShape
 from t5g2.models import build
 from tests import tiny, weights
+from tests.processes import start
 
 TABLE = "2/params/embedder.table/c"
 
@@ -30,11 +28,12 @@ def on_a_mesh():
     return model, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), model)
 
 
-def one_of_two(folder: Path) -> None:
+def one_of_two(path: str) -> None:
     """Runs one of the two processes of the test below."""
     from jax.experimental import multihost_utils
 
     distributed.initialize("on")
+    folder = Path(path)
     # not to standard output, where Gloo writes too, in chunks of lines
     output = (folder / f"output-{jax.process_index()}.txt").open("w")
     model, abstract = on_a_mesh()
@@ -57,40 +56,13 @@ def one_of_two(folder: Path) -> None:
 
 @pytest.mark.long
 def test_two_processes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environ = os.environ | {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    code = (
-        "import pathlib, sys; from tests.checkpoint import test_train_states_multiprocess as t; "
-        "t.one_of_two(pathlib.Path(sys.argv[1]))"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env=environ | {"JAX_PROCESS_ID": str(i)},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        ended = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, err) in enumerate(ended):
+    written = start.run(start.calling(f"{__name__}:one_of_two", tmp_path), 2, devices=2)
+    for process, err in enumerate(written):
         output = (tmp_path / f"output-{process}.txt").read_text().splitlines()
         assert output == ["2", "1 {'0': [1]} True"], err
         assert "params.embedder.table: " in err
-    assert sum("unreadable in another process" in err for _, err in ended) == 1
-    assert sum("moved to 2.damaged" in err for _, err in ended) == 1
+    assert sum("unreadable in another process" in err for err in written) == 1
+    assert sum("moved to 2.damaged" in err for err in written) == 1
 
     expected = weights.model(tiny.GEMMA3)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:

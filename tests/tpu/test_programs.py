@@ -12,14 +12,14 @@ COMPILER = Path(sys.prefix, "tpu-compiler")
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not COMPILER.exists(), reason="no TPU compiler here; `make test` installs it (Linux, x86-64)")
+@pytest.mark.skipif(not COMPILER.exists(), reason="no TPU compiler here; `make test-tpu` installs it (Linux, x86-64)")
 def test_programs_of_tpus():
     """Attention of packed rows on 2 x 2 devices: one kernel forward and two backward, and no array of all pairs. A step
     with FSDP on 4, whose encoder and decoder layer keep their output, and whose tied table's gradient, of two lookups
     and the head, is cut where it is summed over devices, never whole.
     """
     path = os.pathsep.join([str(COMPILER), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "tests.e2e.tpu_programs"]
+    command = [sys.executable, "-m", "tests.tpu.programs"]
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     step, *attention = [line for line in result.stdout.splitlines() if " kernels=" in line]

@@ -1,6 +1,6 @@
 """Compiles attention and a train step for TPUs, without a TPU: prints one line for each program.
 
-    PYTHONPATH=.venv/tpu-compiler python -m tests.e2e.tpu_programs
+    PYTHONPATH=.venv/tpu-compiler python -m tests.tpu.programs
 
 A process of its own, as libtpu can be loaded once, and reads its environment at that time.
 """
