@@ -79,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     print(escaped(f"t5g2 {argv[0] if argv else '--help'}: {message}"), file=sys.stderr)
+    # only where it has been loaded: most commands end without jax
+    if distributed := sys.modules.get("t5g2.core.distributed"):
+        distributed.leave(status)
     return status
 
 

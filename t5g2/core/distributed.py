@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 import jax
@@ -26,6 +29,7 @@ def any_process(flags: Sequence[bool]) -> np.ndarray:
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
 
 
+LEAVE_SECS = 5
 _PROCESS_VARIABLES = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -51,12 +55,34 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
         # JAX reads JAX_COORDINATOR_ADDRESS by itself, but not these two
         processes, process = (int(os.environ[k]) if k in os.environ else None for k in _PROCESS_VARIABLES)
         jax.distributed.initialize(num_processes=processes, process_id=process)
+        sys.excepthook = _print_and_leave
     except ValueError as error:
         raise UserError(
             f"this process cannot join the others: {error} JAX detects the processes of Cloud TPU, Slurm, Open MPI and "
             f"Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or "
             f"use --distributed=off"
         ) from None
+
+
+def leave(status: int) -> None:
+    """Ends this process with a status if it is one of several, whatever the others do.
+
+    An error of one process may leave the others in a collective operation, which waits for this one, while at the end
+    of an interpreter JAX waits for them. So they are waited for LEAVE_SECS: if all have the same error, each says it.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    ended = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    ended.start()
+    ended.join(LEAVE_SECS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _print_and_leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.__excepthook__(kind, error, trace)
+    leave(1)
 
 
 def _has_other_processes(environ: Mapping[str, str]) -> bool:

@@ -24,7 +24,7 @@ class HangTimeout:
         """Starts the time anew."""
         if jax.process_count() > 1:
             # by a thread that is not Python's, because a collective operation may hold the interpreter's lock
-            faulthandler.dump_traceback_later(self._secs, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._secs, exit=True, file=sys.__stderr__ or 2)
 
     def end(self) -> None:
         """Stops the time, until the next beat."""

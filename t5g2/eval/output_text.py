@@ -58,7 +58,7 @@ def as_text(output: Output, tokenizer: Tokenizer, stop: Sequence[str], *, skip_s
 
 def text_so_far(output: Output, tokenizer: Tokenizer, stop: Sequence[str], *, skip_special_tokens: bool) -> str:
     """Returns the text of an unfinished output that stays as it is, whatever follows."""
-    settled = output._replace(tokens=output.tokens[: tokenizer.settled(output.tokens)])
+    settled = output._replace(tokens=output.tokens[: tokenizer.settled(output.tokens.tolist())])
     text = as_text(settled, tokenizer, stop, skip_special_tokens=skip_special_tokens).text
     # a character may be made of several tokens, and a stop string may have begun
     return without_begun_stop(text.rstrip("\ufffd"), stop)

@@ -190,7 +190,7 @@ class Muon:
         # a function, because optax would call labels that are callable
         return optax.partition({"matrices": orthogonal, "others": self.others.directions()}, kinds)
 
-    def _scaled(self, direction: jax.Array, matrix: contrib.MuonDimensionNumbers) -> jax.Array:
+    def _scaled(self, direction: jax.Array, matrix: Any) -> jax.Array:
         # all singular values are about 1, so that the root mean square is 1 / sqrt of the longer side
         sides = [math.prod(direction.shape[axis] for axis in axes) for axes in matrix]
         return direction * self.rms * math.sqrt(max(sides))

@@ -63,7 +63,7 @@ def one_of_several(folder: str) -> None:
 @pytest.mark.parametrize("number", [4])
 def test_several_processes_score_as_one(tmp_path, number, one_device):
     (tmp_path / "text.txt").write_text("a text of some words, for chunks of tokens " * 4)
-    written = start.run(start.calling(f"{__name__}:one_of_several", tmp_path), number)
+    written = start.run(start.calling("tests.processes.test_evaluation:one_of_several", tmp_path), number)
     expected = scores(str(tmp_path / "text.txt"))
     assert {"heldout/loss", "text/bits_per_byte", "choice/auc", "words/chrf"} <= set(expected)
     for i in range(number):

@@ -56,7 +56,7 @@ def one_of_two(path: str) -> None:
 
 @pytest.mark.long
 def test_two_processes(tmp_path):
-    written = start.run(start.calling(f"{__name__}:one_of_two", tmp_path), 2, devices=2)
+    written = start.run(start.calling("tests.processes.test_states:one_of_two", tmp_path), 2, devices=2)
     for process, err in enumerate(written):
         output = (tmp_path / f"output-{process}.txt").read_text().splitlines()
         assert output == ["2", "1 {'0': [1]} True"], err

@@ -15,7 +15,7 @@ from tests.e2e.conftest import CONFIG, write_corpus
 from tests.e2e.run_results import metrics, saved_steps
 from tests.processes import start
 
-STEPS = 4
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def test_several_processes_train_as_one(corpus, devices, number, mesh, tmp_path,
     assert cli.main(train(corpus, tmp_path / "one", mesh)) == 0
     ours, expected = (metrics(tmp_path / name) for name in ("several", "one"))
     assert ours.keys() == expected.keys()
-    assert {(step, name) for step, name in ours if name == "loss"} == {(step, "loss") for step in range(1, STEPS + 1)}
+    assert {(step, name) for step, name in ours if name == "train/loss"} == {
+        (step, "train/loss") for step in range(1, STEPS + 1)
+    }
     assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6)
     several, one = (folders.load_model(folders.open_model(tmp_path / name / "model")) for name in ("several", "one"))
     for name, value in tree.named(several).items():
