@@ -13,8 +13,9 @@ from t5g2.core.errors import UserError
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
 SPACE = "▁"
 BOS = "<bos>"
-# markers of a user's own, which files call control tokens too
+# markers of a user's own, which files call control tokens too, and special tokens that they do not call so
 MARKERS = ("<unused", "<mask>", "[")
+SPECIAL = ("<start_of_image>", "<end_of_image>")
 
 
 def tokenizer_json(path: Path, field: Callable[[str], Any], *, adds_bos: bool) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def tokenizer_json(path: Path, field: Callable[[str], Any], *, adds_bos: bool) -
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": {piece: number for number, piece in enumerate(pieces)},
-            "merges": merges(pieces, scores),
+            # runs of spaces and newlines have the best score, 0, in the SentencePiece model
+            "merges": merges(pieces, [0.0 if of == USER_DEFINED else x for x, of in zip(scores, types, strict=True)]),
         },
     }
 
@@ -74,25 +76,29 @@ def _added(pieces: list[str], types: list[int]) -> list[dict[str, Any]]:
     """Returns the tokens that are found in a text before any other."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
-        {"id": number, "content": piece, **plain, "special": of == CONTROL and not piece.startswith(MARKERS)}
+        {
+            "id": number,
+            "content": piece,
+            **plain,
+            "special": piece in SPECIAL or (of == CONTROL and not piece.startswith(MARKERS)),
+        }
         for number, (piece, of) in enumerate(zip(pieces, types, strict=True))
         if of in (CONTROL, USER_DEFINED)
     ]
 
 
 def merges(pieces: list[str], scores: list[float]) -> list[list[str]]:
-    """Returns the pairs of pieces that make a piece, those of pieces with the best scores first.
+    """Returns the pairs of pieces that make a piece: those of the best score first, of one score the longest parts.
 
-    Pieces a, b, c, ab, bc, abc with scores 0, 0, 0, -1, -2, -3: [a b], [b c], [a bc], [ab c].
+    Pieces a, b, c, ab, bc, abc with scores 0, 0, 0, -1, -2, -3: [a b], [b c], [ab c], [a bc].
     """
-    ids = {piece: number for number, piece in enumerate(pieces)}
-    found = []
-    for number, piece in enumerate(pieces):
-        halves = [(piece[:n], piece[n:]) for n in range(1, len(piece))]
-        pairs = [pair for pair in halves if pair[0] in ids and pair[1] in ids]
-        pairs.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found.append((-scores[number], number, pairs))
-    return [list(pair) for _, _, pairs in sorted(found, key=lambda entry: entry[:2]) for pair in pairs]
+    known, found = set(pieces), []
+    for piece, score in zip(pieces, scores, strict=True):
+        halves = ((piece[:n], piece[n:]) for n in range(1, len(piece)))
+        pairs = [[left, right] for left, right in halves if left in known and right in known]
+        found += [((-score, -len(left), -len(right)), [left, right]) for left, right in pairs]
+    # a stable sort: pairs of equal rank stay in the order of their pieces
+    return [pair for _, pair in sorted(found, key=lambda entry: entry[0])]
 
 
 def _post_processor(bos: int) -> dict[str, Any]:

@@ -187,8 +187,8 @@ def test_merges_of_the_docstring():
     assert gguf_tokenizer.merges(["a", "b", "c", "ab", "bc", "abc"], [0, 0, 0, -1, -2, -3]) == [
         ["a", "b"],
         ["b", "c"],
-        ["a", "bc"],
         ["ab", "c"],
+        ["a", "bc"],
     ]
 
 

@@ -42,7 +42,9 @@ def test_several_processes_train_as_one(corpus, devices, number, mesh, tmp_path,
     assert {(step, name) for step, name in ours if name == "train/loss"} == {
         (step, "train/loss") for step in range(1, STEPS + 1)
     }
-    assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for key, value in expected.items():
+        same = ours[key] == value if isinstance(value, str) else ours[key] == pytest.approx(value, rel=1e-4, abs=1e-6)
+        assert same, (key, ours[key], value)
     several, one = (folders.load_model(folders.open_model(tmp_path / name / "model")) for name in ("several", "one"))
     for name, value in tree.named(several).items():
         np.testing.assert_allclose(value, tree.named(one)[name], atol=1e-5, err_msg=name)
