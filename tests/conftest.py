@@ -29,8 +29,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 MOST_RESIDENT = 3 * 2**30
-# each program takes hundreds of memory maps, and past 65,530 of a process Linux refuses more, which ends in a crash
-MOST_MAPS = 15_000
+# each program takes hundreds of memory maps, and past so many of a process (65,530) Linux refuses more, which ends in a
+# crash; one file alone has taken 20,000
+MOST_MAPS = int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
 
 
 def pytest_configure(config):

@@ -105,9 +105,10 @@ def describe(path: Path) -> Description:
     ids = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     special = {name: field(f"tokenizer.ggml.{key}_token_id") for name, key in ids.items()}
     special = {name: value for name, value in special.items() if value is not None}
-    types = Counter(tensor.type for tensor in tensors.values())
+    types = Counter(tensor.type for tensor in tensors.values() if tensor.type not in FLOATS)
+    counts = ", ".join(f"{number} tensors are {kind}" for kind, number in types.most_common())
     notes = [
-        f"weights were quantised: {', '.join(f'{number} tensors of {kind}' for kind, number in types.most_common())}",
+        *([f"weights were quantised: {counts}, of {len(tensors)}"] if types else []),
         *(f"not in the file, and assumed: {name} = {value}" for name, value in assumed.items()),
     ]
     tokenizer = tokenizer_json(path, field, adds_bos=field("tokenizer.ggml.add_bos_token") is not False)
@@ -115,25 +116,30 @@ def describe(path: Path) -> Description:
 
 
 def read_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """Returns the tensors of a file, none of them read yet; quantised ones are float32."""
-    return {name: _tensor(path, name, stored) for name, stored in tensors.items()}
+    """Returns the tensors of a file, none of them read yet.
+
+    All are float32; or bfloat16 where all matrices are, whose norms are 1 + a bfloat16.
+    """
+    kinds = {stored.type for stored in tensors.values() if len(stored.shape) > 1}
+    dtype = FLOATS["BF16" if kinds == {"BF16"} else "F32"]
+    return {name: _tensor(path, name, stored, dtype) for name, stored in tensors.items()}
 
 
-def _tensor(path: Path, name: str, stored: StoredTensor) -> Tensor:
-    dtype, is_norm = FLOATS.get(stored.type, np.dtype(np.float32)), "norm" in name
+def _tensor(path: Path, name: str, stored: StoredTensor, dtype: np.dtype) -> Tensor:
+    is_norm = "norm" in name
 
     def read() -> np.ndarray:
         data = np.fromfile(path, np.uint8, count=stored.size, offset=stored.offset)
         if data.size < stored.size:
             raise UserError(f"{path} ends within the tensor {name}; download it again")
         if stored.type in FLOATS:
-            values = data.view(dtype).reshape(stored.shape)
+            values = data.view(FLOATS[stored.type]).reshape(stored.shape)
         else:
             library = require("gguf", "gguf")
             kind = library.GGMLQuantizationType[stored.type]
             rows = data.reshape(*stored.shape[:-1], -1)
             values = library.quants.dequantize(rows, kind).reshape(stored.shape)
-        return (values.astype(np.float32) - np.float32(1)).astype(dtype) if is_norm else values
+        return (values.astype(np.float32) - np.float32(1) if is_norm else values).astype(dtype)
 
     return Tensor(stored.shape, dtype, read)
 

@@ -15,7 +15,7 @@ from t5g2.adapt.options import AdaptOptions
 from t5g2.adapt.pairing import FAMILIES, Pairing, SourceModel, SourceModels
 from t5g2.adapt.provenance import Provenance
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import generation_ids, import_folder
+from t5g2.checkpoint import generation_ids, gguf_folder, import_folder
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.import_folder import TowerFolder
 from t5g2.core import files, settings, sharding, tree
@@ -134,7 +134,7 @@ def source_tokenizer(init: Adapt, target: ModelConfig) -> Tokenizer | None:
       UserError: a folder is missing or damaged, or the sources have different tokenizers.
     """
     # the folders' tokenizers alone: opening the weights reads copies of tied ones
-    paths = [Path(source).absolute() for source in init.sources]
+    paths = [gguf_folder.folder_of(source) for source in init.sources]
     description, folder = _joint_tokenizer({path: import_folder.read_tokenizer(path) for path in paths})
     description = _with_image_token(description, target if isinstance(target, EncoderDecoderConfig) else None)
     return None if description is None else tokenizers.from_dict(description, folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import generation_ids
+from t5g2.checkpoint import generation_ids, gguf_folder
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data import image_processor
@@ -83,7 +83,7 @@ def stop_ids(init: Init, experiment: Experiment) -> tuple[int, ...]:
 
 def _folders(init: Init) -> list[str]:
     if init.adapt is not None:
-        return init.adapt.sources
+        return [str(gguf_folder.folder_of(source)) for source in init.adapt.sources]
     return [] if init.params is None else [init.params]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from t5g2.core import device, logs, metrics_writer
-from t5g2.core.batch import HostBatch, Sequences
+from t5g2.core.batch import HostBatch
 from t5g2.core.logs import log
 from t5g2.core.startup import START_UP
 from t5g2.eval import evaluation
@@ -125,11 +126,12 @@ class Recorder:
         # a batch may hold no token that the teacher has a distribution for
         divergence = float(fetched.divergence / fetched.teacher_weight) if fetched.teacher_weight > 0 else None
         self._progress.report(step, loss=loss, divergence=divergence, tokens_per_s=rates["tokens"], mfu=mfu)
+        ids = example_ids(batch)
         if self._writer is not None:
             speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "mfu": mfu}
             # a hash of the examples: two runs that see the same batches write the same word
-            digest = f"{binascii.crc32(np.ascontiguousarray(batch.example_ids).tobytes()):08x}"
-            self._writer.write(step, self._values(fetched, batch) | speed | device.memory_gib(), {"data/batch": digest})
+            digest = f"{binascii.crc32(np.ascontiguousarray(ids).tobytes()):08x}"
+            self._writer.write(step, self._values(fetched) | speed | device.memory_gib(), {"data/batch": digest})
 
     def _check_nonfinite(self, step: int, metrics: Metrics, batch: HostBatch) -> None:
         """Logs an update that was left out because it was not finite; raises UserError if it may not be."""
@@ -148,7 +150,7 @@ class Recorder:
             place = f"its batch is in {nonfinite.save_batch(self._workdir, step, batch)}"
         raise nonfinite.error(step, metrics, self._experiment.model, place, allowed=allowed)
 
-    def _values(self, metrics: Metrics, batch: HostBatch) -> dict[str, float]:
+    def _values(self, metrics: Metrics) -> dict[str, float]:
         """Returns the metrics of a step by the names under which they are written."""
         weight = max(float(metrics.weight), 1e-9)
         data = self._experiment.data
@@ -160,14 +162,14 @@ class Recorder:
             "train/learning_rate": float(metrics.learning_rate),
             "train/tokens": int(metrics.tokens),
             **({"train/skipped_updates": int(metrics.skipped)} if metrics.skipped else {}),
-            "padding/decoder": padding_share(batch.batch.decoder),
+            "padding/decoder": padding_share(metrics.tokens - metrics.encoder_tokens, data.rows * data.decoder_length),
         }
         if metrics.teacher_weight > 0:
             values["train/divergence"] = float(metrics.divergence / metrics.teacher_weight)
         if self._experiment.distill is not None or self._experiment.train.z_loss > 0:
             values["train/total"] = float(metrics.total)
-        if batch.batch.encoder is not None:
-            values["padding/encoder"] = padding_share(batch.batch.encoder)
+        if data.encoder_length:
+            values["padding/encoder"] = padding_share(metrics.encoder_tokens, data.rows * data.encoder_length)
         for kind, names in (("denoiser", data.denoisers), ("source", data.names)):
             sums, weights = getattr(metrics, f"{kind}_loss"), getattr(metrics, f"{kind}_weight")
             for i, name in enumerate(names):
@@ -177,9 +179,20 @@ class Recorder:
         return values
 
 
-def padding_share(side: Sequences) -> float:
-    """Returns the share of a side's slots that hold no token."""
-    return 1.0 - float(np.mean(np.asarray(side.segments) > 0))
+def padding_share(tokens: int, slots: int) -> float:
+    """Returns the share of slots that hold no token."""
+    return 1.0 - float(tokens) / slots
+
+
+def example_ids(batch: HostBatch) -> np.ndarray:
+    """Returns int64[B, E], the examples of the rows of all processes, which call this together."""
+    if jax.process_count() == 1:
+        return batch.example_ids
+    rows = np.concatenate([batch.streams[:, None], batch.example_ids], axis=1).astype(np.int64)
+    # two 32-bit halves: jax has no 64-bit integers by default
+    gathered = np.asarray(multihost_utils.process_allgather(np.ascontiguousarray(rows).view(np.int32), tiled=True))
+    rows = gathered.astype(np.int32).view(np.int64)
+    return rows[np.argsort(rows[:, 0], kind="stable"), 1:]
 
 
 def last_scores(workdir: Path) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t5g2.core import sharding
-from t5g2.core.batch import Batch
+from t5g2.core.batch import Batch, Sequences
 from t5g2.core.scopes import scope
 from t5g2.models import image_embeddings
 from t5g2.models.layers import Compute
@@ -55,6 +55,7 @@ class StepSums(NamedTuple):
       teacher_weight: sum of the weights of tokens for which a teacher has distributions; 0 without one.
       denoiser_loss, denoiser_weight, source_loss, source_weight: float32[G], loss and weight by denoiser and by source.
       tokens: int32, tokens without padding, encoder and decoder.
+      encoder_tokens: int32, those of the encoder.
     """
 
     loss: jax.Array
@@ -68,6 +69,7 @@ class StepSums(NamedTuple):
     source_loss: jax.Array
     source_weight: jax.Array
     tokens: jax.Array
+    encoder_tokens: jax.Array
 
 
 class Metrics(NamedTuple):
@@ -95,6 +97,7 @@ class Metrics(NamedTuple):
     source_loss: jax.Array
     source_weight: jax.Array
     tokens: jax.Array
+    encoder_tokens: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
     learning_rate: jax.Array
@@ -224,7 +227,8 @@ def loss_sums(
         loss.teacher_weight,
         *sums_by(batch.denoisers, options.denoisers),
         *sums_by(batch.sources, options.sources),
-        tokens=_tokens(batch),
+        tokens=_tokens(batch.encoder) + _tokens(batch.decoder),
+        encoder_tokens=_tokens(batch.encoder),
     )
     return loss.total, sums
 
@@ -247,9 +251,9 @@ def lower_step(step: Callable, state: TrainState, batch: Batch, teacher: Any = N
         return jitted.lower(state, batch, teacher)
 
 
-def _tokens(batch: Batch) -> jax.Array:
-    sides = [batch.decoder] if batch.encoder is None else [batch.encoder, batch.decoder]
-    return sum((jnp.sum(side.segments > 0, dtype=jnp.int32) for side in sides), jnp.zeros((), jnp.int32))
+def _tokens(side: Sequences | None) -> jax.Array:
+    """Returns the number of tokens of a side that are no padding."""
+    return jnp.int32(0) if side is None else jnp.sum(side.segments > 0, dtype=jnp.int32)
 
 
 def _microbatches(batch: Batch, count: int) -> Batch:

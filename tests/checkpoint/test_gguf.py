@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import t5g2
+from t5g2 import cli
 from t5g2.checkpoint import gguf_tokenizer
 from t5g2.checkpoint.import_folder import import_model, open_any, read_tokenizer
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.subword import HuggingFace
+from t5g2.train import adaptation
+from t5g2.train.weight_origin import Adapt
 
 # every row is a multiple of 256 numbers, the longest block
 WIDTH, MLP, HEADS, KV_HEADS, HEAD, LAYERS = 256, 512, 4, 4, 64, 2
@@ -106,9 +109,10 @@ def test_every_type_that_the_library_can_write(tmp_path, kind):
         np.testing.assert_array_equal(leaves["layers.attention.q", layer], q)
         np.testing.assert_array_equal(leaves["layers.mlp.down", layer], of["ffn_down"].T)
         np.testing.assert_array_equal(leaves["layers.attention.k_norm.scale", layer], of["attn_k_norm"] - 1)
-    expected = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}.get(kind, np.float32)
-    assert opened.leaves["layers.mlp.down", 0].dtype == expected
-    assert any(kind in note for note in opened.provenance["notes"])
+    expected = ml_dtypes.bfloat16 if kind == "BF16" else np.float32
+    assert {leaf.dtype for leaf in opened.leaves.values()} == {np.dtype(expected)}
+    is_quantised = kind not in ("F32", "F16", "BF16")
+    assert any(f"tensors are {kind}" in note for note in opened.provenance["notes"]) == is_quantised
 
 
 def test_every_type_is_tried():
@@ -233,3 +237,19 @@ def test_without_the_library(tmp_path, monkeypatch):
     write(tmp_path / "model.gguf")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     refused(tmp_path / "model.gguf", r"gguf is not installed; run `pip install 't5g2\[gguf\]'`")
+
+
+def test_an_adaptation_of_a_file(tmp_path):
+    """By the command and at the start of a run, with its tokenizer and the tokens that end a text."""
+    source = tmp_path / "model.gguf"
+    write(source, "BF16")
+    assert cli.main(["adapt", f"--source={source}", "--target=t5gemma2", f"--out={tmp_path / 'adapted'}"]) == 0
+    adapted = t5g2.load(tmp_path / "adapted")
+    np.testing.assert_array_equal(
+        adapted.params.embedder.table[...], np.asarray(open_any(source).leaves["embedder.table", None].read())
+    )
+    tokenizer = adaptation.source_tokenizer(Adapt(source=str(source)), adapted.config)
+    assert tokenizer is not None
+    assert tokenizer.encode("the cat").tolist() == adapted.tokenizer.encode("the cat").tolist()
+    assert isinstance(adapted.tokenizer, HuggingFace)
+    assert adapted.stop_ids == (1,)
