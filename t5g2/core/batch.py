@@ -58,6 +58,7 @@ class Example:
       blocks: int32[T] or None: block ids of the decoder's inputs (a bidirectional prefix of a decoder-only model).
       origins: int32[T] or None: position of each target in the text that `Objective.text` returns for the chunk; -1 =
         not in the text (sentinels, EOS). None = unknown, and distillation is not possible.
+      label: the class's number or the number that a probe predicts for the whole text; None = the targets are tokens.
     """
 
     encoder_tokens: np.ndarray
@@ -67,6 +68,7 @@ class Example:
     denoiser: int = 0
     blocks: np.ndarray | None = None
     origins: np.ndarray | None = None
+    label: float | None = None
 
 
 class TeacherInputs(NamedTuple):
@@ -107,6 +109,8 @@ class Batch(NamedTuple):
       denoisers, sources: int32[B, T], number of each target's denoiser and source, to split losses by; 0 at padding.
       images: uint8[B, I, H, W, 3], in the order of a row's image tokens, zeros past the last; None = no images.
       teacher: None without distillation.
+      labels: float32[B, T], that of the example of each decoder token, which a probe predicts; 0 at padding. None = the
+        targets are tokens.
     """
 
     encoder: Sequences | None
@@ -117,6 +121,7 @@ class Batch(NamedTuple):
     sources: Array
     images: Array | None = None
     teacher: TeacherInputs | None = None
+    labels: Array | None = None
 
 
 class HostBatch(NamedTuple):

@@ -43,6 +43,11 @@ class Objective(abc.ABC):
         return False
 
     @property
+    def takes_labels(self) -> bool:
+        """True if the pair is a text and its label (data/sources/labelled_text.py), which a probe of the model predicts."""
+        return False
+
+    @property
     def appends_eos(self) -> bool:
         """True if it appends EOS to the targets of a pair, of which the source has not done so."""
         return False

@@ -196,7 +196,7 @@ def open_chunks(
         actual, expected = ("pairs of inputs and targets", "text") if documents.has_pairs else ("text", "pairs")
         raise UserError(
             f"{text} has {actual}, and its objective takes {expected}; the objective seq2seq takes pairs, those "
-            f"of the kind pairs or of seqio tasks, and all others take text"
+            f"of the kind pairs or of seqio tasks, probe those of the kind labelled, and all others take text"
         )
     # before the chunks, for which every document is tokenised
     check_skipped(text, documents, max_skipped)

@@ -13,6 +13,7 @@ from t5g2.data.chunking import MAX_SKIPPED, LongDocuments
 from t5g2.data.image_tokens import ImageRows
 from t5g2.data.sources.documents import SHORTEST_TOKENS, OnBadRecord
 from t5g2.data.sources.image_text import ImageText
+from t5g2.data.sources.labelled_text import LabelledText
 from t5g2.data.sources.text_pairs import TextPairs
 from t5g2.data.sources.text_source import TextSource
 from t5g2.data.tokenizers.base import Tokenizer
@@ -139,6 +140,11 @@ class DataConfig:
         return any(source.objective.uses_blocks for source in self.sources)
 
     @property
+    def takes_labels(self) -> bool:
+        """True if the examples have labels, which a probe predicts."""
+        return any(source.objective.takes_labels for source in self.sources)
+
+    @property
     def examples_per_row(self) -> int:
         """The maximum number of examples in a row: one for every 8 decoder tokens, or 1 without packing."""
         return 1 if self.packing == "none" else max(1, self.decoder_length // 8)
@@ -158,6 +164,16 @@ class DataConfig:
             )
 
     def _check_pairs(self, source: Source, name: str):
+        if isinstance(source.text, LabelledText) != source.objective.takes_labels:
+            raise UserError(
+                f"source {name!r} has the objective {type(source.objective).__name__} on {type(source.text).__name__}; "
+                f"labelled texts (kind labelled) are for probe and probe_decoder, and these for labelled texts alone"
+            )
+        if self.takes_labels and not source.objective.takes_labels:
+            raise UserError(
+                f"source {name!r} has the objective {type(source.objective).__name__} beside one of a probe; a run "
+                f"has one loss, so give all sources labels, or none"
+            )
         if isinstance(source.text, TextPairs) and source.text.eos and source.objective.appends_eos:
             raise UserError(
                 f"source {name!r}: its text and its objective both append EOS to the targets; turn off the objective's "

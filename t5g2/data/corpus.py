@@ -18,6 +18,7 @@ from t5g2.data.sources.dialogues import Chat, FilteredChat
 from t5g2.data.sources.documents import Openable
 from t5g2.data.sources.image_documents import FilteredImageText
 from t5g2.data.sources.image_text import ImageText
+from t5g2.data.sources.labelled_text import LabelledText
 from t5g2.data.sources.text_pairs import FilteredPairs, TextPairs
 
 
@@ -98,8 +99,8 @@ def open_source(source: Source, config: DataConfig) -> Chunks:
         inputs, targets = source.objective.lengths(config.chunk_tokens)
         most = inputs, targets - source.objective.appends_eos
         text = FilteredPairs(text, config.tokenizer, config.chunk_tokens, *most)
-    # dialogues, pairs and texts with images are not cached: their tokens depend on more than the text and the tokenizer
-    elif config.cache_tokens:
+    # dialogues, pairs, labelled texts and texts with images are not cached: their tokens depend on more than the text
+    elif config.cache_tokens and not isinstance(text, LabelledText):
         text = CachedText(text, config.tokenizer, config.max_skipped, workers=config.workers)
     return open_chunks(
         text,

@@ -69,6 +69,8 @@ class ExampleBuilder:
         if self.has_blocks:
             no_blocks = np.zeros(len(example.targets), np.int32)
             features["blocks"] = no_blocks if example.blocks is None else example.blocks
+        if example.label is not None:
+            features["labels"] = np.full(len(example.targets), example.label, np.float32)
         if self.images is not None:
             count = np.count_nonzero(chunk.tokens == self.images.token) // self.images.tokens
             keys = [(self.source, chunk.index, nth) for nth in range(count)]

@@ -53,6 +53,8 @@ def row_features(config: DataConfig) -> dict[str, Feature]:
     }
     if config.uses_blocks:
         features["blocks"] = Feature(length, aligned_with="decoder")
+    if config.takes_labels:
+        features["labels"] = Feature(length, dtype=np.float32, aligned_with="decoder")
     if config.images is not None:
         # for each image its source, its chunk and its number in the chunk; Corpus.with_images replaces these keys
         features["images"] = Feature(config.images.per_row, (3,), np.int64, NO_EXAMPLE)
@@ -123,6 +125,7 @@ def host_batch(rows: Rows, streams: np.ndarray, positions: np.ndarray, config: D
         sources=source_of_token.astype(np.int32),
         images=rows.get("images"),
         teacher=_teacher_inputs(rows),
+        labels=rows.get("labels"),
     )
     return HostBatch(batch, ids, streams, positions)
 

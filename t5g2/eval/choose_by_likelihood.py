@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from t5g2.core.bounds import checked
 from t5g2.core.errors import UserError
+from t5g2.data.sources.record_templates import Record, Template
 from t5g2.eval.generation import LanguageModule
 from t5g2.eval.likelihood import Likelihood, encode_pair, score_tokens
 from t5g2.eval.metrics import catalogue, choices
@@ -20,7 +21,6 @@ from t5g2.eval.metrics.metric import Metric, NamedMeans
 from t5g2.eval.reading import warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
-from t5g2.eval.task_records import Record, Template
 
 RULES = ("accuracy", "accuracy_per_token", "accuracy_per_byte", "accuracy_pmi")
 

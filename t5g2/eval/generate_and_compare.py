@@ -10,6 +10,7 @@ from typing_extensions import override
 from t5g2.core.bounds import Size, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
+from t5g2.data.sources.record_templates import Record, Template
 from t5g2.eval.generation import (
     GREEDY,
     GenerationOptions,
@@ -29,7 +30,6 @@ from t5g2.eval.reading import Reading, warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, TaskExample, result
 from t5g2.eval.stop_strings import table_of
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
-from t5g2.eval.task_records import Record, Template
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from typing_extensions import override
 
 from t5g2.core.bounds import Count, Size, checked
 from t5g2.core.errors import UserError
+from t5g2.data.sources.record_templates import Template, class_number
 from t5g2.eval import zero_shot
 from t5g2.eval.metrics.metric import NamedMeans
 from t5g2.eval.record_task import RecordTask, Scored, TaskExample, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
-from t5g2.eval.task_records import Record, Template
 
 
 class ImageTextEmbedder(Protocol):
@@ -123,7 +123,7 @@ class ImageClassification(ImageTask):
         examples, labels = self.read(context), []
         for example in examples:
             with self.naming(example.number):
-                labels.append(self._label(example.record))
+                labels.append(class_number(Template(self.label).fill(example.record), self.classes))
         texts = [Template(prompt).fill({"name": name}) for name in self.classes for prompt in self.prompts]
 
         def measure(model: ImageTextEmbedder) -> TaskResult:
@@ -144,17 +144,6 @@ class ImageClassification(ImageTask):
             return whole._replace(scores=whole.scores | {f"{self.name}/accuracy_by_class": float(np.mean(shares))})
 
         return measure
-
-    def _label(self, record: Record) -> int:
-        label = Template(self.label).fill(record)
-        if label in self.classes:
-            return self.classes.index(label)
-        if label.isdigit() and int(label) < len(self.classes):
-            return int(label)
-        raise UserError(
-            f"the label {label!r} is no class; classes are {', '.join(self.classes)[:200]}, or their numbers from 0 to "
-            f"{len(self.classes) - 1}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing_extensions import override
 from t5g2.core.bounds import Bounds, Count, Seed, Size, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
+from t5g2.data.sources.record_templates import RecordList
 from t5g2.data.sources.text_source import TextSource
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.eval.generate_and_compare import GenerateAndCompare
@@ -25,7 +26,6 @@ from t5g2.eval.metrics.intervals import intervals
 from t5g2.eval.metrics.metric import NamedMeans
 from t5g2.eval.metrics.string_match import AnswerMetric, StringMatch
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, Task, TaskResult
-from t5g2.eval.task_records import RecordList
 
 BOS = 1
 

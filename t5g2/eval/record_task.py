@@ -12,10 +12,11 @@ import numpy as np
 from t5g2.core.bounds import Count, CountOrZero, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
+from t5g2.data.sources.record_templates import Record, RecordList, Template
 from t5g2.eval.metrics.intervals import intervals
 from t5g2.eval.metrics.metric import Metric
 from t5g2.eval.task_interface import EvalContext, Task, TaskResult
-from t5g2.eval.task_records import Record, RecordList, RecordSource, Template, open_records
+from t5g2.eval.task_records import RecordSource, open_records
 
 
 @dataclass(frozen=True)

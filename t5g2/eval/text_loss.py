@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from t5g2.core.bounds import Size, checked
+from t5g2.data.sources.record_templates import Record, Template
 from t5g2.eval.generation import LanguageModule
 from t5g2.eval.likelihood import loglikelihood, loglikelihood_rolling
 from t5g2.eval.metrics.losses import TextLosses
 from t5g2.eval.record_task import RecordTask, Scored, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
-from t5g2.eval.task_records import Record, Template
 
 
 @dataclass(frozen=True, kw_only=True)

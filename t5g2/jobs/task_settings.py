@@ -9,6 +9,8 @@ import numpy as np
 
 # longer texts and lists are described by a hash
 LONGEST_TEXT, LONGEST_LIST = 200, 32
+# under its former path, so that tasks that earlier versions have finished stay finished
+FORMER_PATHS = {"t5g2.data.sources.record_templates.RecordList": "t5g2.eval.task_records.RecordList"}
 
 
 def describe(value: Any) -> Any:
@@ -18,7 +20,8 @@ def describe(value: Any) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"kind": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+        path = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"kind": FORMER_PATHS.get(path, path), **fields}
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         return f"{len(value)} characters, sha256 {_digest(value)}"
     if isinstance(value, list | tuple) and len(value) > LONGEST_LIST:

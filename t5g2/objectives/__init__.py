@@ -4,6 +4,7 @@ from t5g2.objectives.causal import Causal
 from t5g2.objectives.denoisers import T5, T5GEMMA2, UL2_ORIGINAL, Denoiser
 from t5g2.objectives.multimodal import MultimodalPrefixLM, MultimodalPrefixLMDecoder
 from t5g2.objectives.prefix_lm import PrefixLM, PrefixLMDecoder
+from t5g2.objectives.probe import Probe, ProbeDecoder
 from t5g2.objectives.seq2seq import Seq2Seq
 from t5g2.objectives.sft import SupervisedFineTuning, SupervisedFineTuningDecoder
 from t5g2.objectives.ul2 import UL2, SpanCorruption, UL2Original
@@ -20,6 +21,8 @@ __all__ = [
     "MultimodalPrefixLMDecoder",
     "PrefixLM",
     "PrefixLMDecoder",
+    "Probe",
+    "ProbeDecoder",
     "Seq2Seq",
     "SpanCorruption",
     "SupervisedFineTuning",
@@ -33,6 +36,8 @@ BY_NAME = {
     "multimodal_prefix_lm_decoder": MultimodalPrefixLMDecoder,
     "prefix_lm": PrefixLM,
     "prefix_lm_decoder": PrefixLMDecoder,
+    "probe": Probe,
+    "probe_decoder": ProbeDecoder,
     "seq2seq": Seq2Seq,
     "sft": SupervisedFineTuning,
     "sft_decoder": SupervisedFineTuningDecoder,

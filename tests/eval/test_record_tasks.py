@@ -11,6 +11,7 @@ import pytest
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig, Source
+from t5g2.data.sources.record_templates import RecordList, Template
 from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval import generate_and_compare, likelihood, record_task
@@ -23,7 +24,7 @@ from t5g2.eval.metrics.metric import NamedMeans
 from t5g2.eval.metrics.similarity import Chrf
 from t5g2.eval.reading import ImagePrompt, Reading
 from t5g2.eval.task_interface import EvalContext, Task
-from t5g2.eval.task_records import RecordList, Template, open_records
+from t5g2.eval.task_records import open_records
 from t5g2.eval.text_loss import TextLoss
 from t5g2.models.loss_config import LossConfig
 from t5g2.objectives import Causal, PrefixLM

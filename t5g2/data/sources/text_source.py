@@ -6,6 +6,7 @@ from t5g2.data.sources.array_records import ArrayRecord, Tfds
 from t5g2.data.sources.dialogues import Chat
 from t5g2.data.sources.documents import Openable
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
+from t5g2.data.sources.labelled_text import LabelledText
 from t5g2.data.sources.python_text import PythonText
 from t5g2.data.sources.seqio_source import Seqio
 from t5g2.data.sources.text_files import Jsonl, Parquet, TextFiles
@@ -22,6 +23,7 @@ TextSource = (
     | Tokens
     | Chat
     | TextPairs
+    | LabelledText
     | ImageJsonl
     | ImageParquet
     | WebDataset
@@ -42,6 +44,7 @@ BY_NAME = OpenTable(
         "tokens": Tokens,
         "chat": Chat,
         "pairs": TextPairs,
+        "labelled": LabelledText,
         "image_jsonl": ImageJsonl,
         "image_parquet": ImageParquet,
         "webdataset": WebDataset,

@@ -1,0 +1,89 @@
+"""Records and templates: a text is made from the fields of a record, as str.format does."""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from t5g2.core.errors import UserError
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RecordList:
+    """Records themselves, as a config may have them; in Python a task takes the list of them too.
+
+    Attributes:
+      records: the fields of each record by name.
+    """
+
+    records: tuple[dict, ...]
+
+
+class Template:
+    """A text with fields of a record in braces, as str.format has them: "Q: {question}\\nA:", "{answers[0]}".
+
+    Raises:
+      UserError: it is not a format of str.format, or has a field without a name.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        try:
+            self._parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise UserError(f"template {text!r}: {error}; write {{{{ and }}}} for braces themselves") from None
+        self.fields = [name for _, name, _, _ in self._parts if name is not None]
+        if not all(name and not name[0].isdigit() for name in self.fields):
+            raise UserError(f"template {text!r} has a field without a name; name fields of the record: {{question}}")
+
+    def fill(self, record: Record) -> str:
+        """Returns the text of a record.
+
+        Raises:
+          UserError: the record lacks a field.
+        """
+        try:
+            return self.text.format_map(record)
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            raise self._problem(record, error) from None
+
+    def values(self, record: Record) -> list[Any]:
+        """Returns the values that a template stands for: those of the list, if it is one field that holds a list.
+
+        "{answers}" of {"answers": ["a", "b"]} are ["a", "b"]; "{answer}." of {"answer": 3} are ["3."].
+
+        Raises:
+          UserError: the record lacks a field.
+        """
+        literal, name, spec, conversion = self._parts[0] if len(self._parts) == 1 else ("", None, None, None)
+        if literal or name is None or spec or conversion:
+            return [self.fill(record)]
+        try:
+            value, _ = string.Formatter().get_field(name, (), record)
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            raise self._problem(record, error) from None
+        return list(value) if isinstance(value, list | tuple) else [value]
+
+    def _problem(self, record: Record, error: Exception) -> UserError:
+        missing = [name for name in self.fields if name.partition("[")[0].partition(".")[0] not in record]
+        what = f"no field {missing[0]!r}" if missing else f"fields that do not fit ({error})"
+        return UserError(f"the record has {what} for the template {self.text!r}; it has {', '.join(record) or 'none'}")
+
+
+def class_number(label: str, classes: Sequence[str]) -> int:
+    """Returns the number of the class that a label names, or of which it is the number from 0.
+
+    Raises:
+      UserError: the label is neither.
+    """
+    # names come first: classes may be numbers themselves
+    if label in classes:
+        return classes.index(label)
+    if label.isdecimal() and int(label) < len(classes):
+        return int(label)
+    raise UserError(
+        f"the label {label!r} is no class; classes are {', '.join(classes)[:200]}, or their numbers from 0 to "
+        f"{len(classes) - 1}"
+    )
