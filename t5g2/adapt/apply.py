@@ -3,7 +3,6 @@
 All mappings are (path, layer) -> leaf, because the trees of source and target models differ.
 """
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -103,13 +102,10 @@ def _reader(leaf: Leaf, origin: _LeafOrigin, pairing: Pairing, seed: int) -> Cal
 
 
 def _initialise(leaf: Leaf, rule: Rule, seed: int) -> jax.Array:
-    """Returns a new leaf by its own initialiser, from a key that depends on the seed and on the name of the leaf."""
+    """Returns a new leaf: of the rule's value, or by its own initialiser."""
     if rule.value is not None:
         return jnp.full(leaf.shape, rule.value, leaf.dtype)
-    assert leaf.init is not None
-    # the name, not the order, decides the key, so that adding or removing a leaf changes no other
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(tree.name(leaf.key).encode()))
-    return leaf.init(key, leaf.shape, leaf.dtype)
+    return leaf.new(seed)
 
 
 def _provenance_rows(

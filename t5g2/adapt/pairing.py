@@ -104,13 +104,13 @@ class Pairing:
 
 
 def text_config(source: SourceModel) -> TextConfig:
-    """Returns the architecture of a decoder-only source.
+    """Returns the architecture of a decoder-only source, without a probe: that is of the model it was trained with.
 
     Raises:
       UserError: it is not a decoder-only model.
     """
     if isinstance(source.config, TextConfig):
-        return source.config
+        return replace(source.config, probe=None)
     if isinstance(source.config, EncoderDecoderConfig):
         raise UserError(
             f"{source.path} is an encoder-decoder model already; give a decoder-only source: {SUPPORTED_PAIRS}"

@@ -144,6 +144,7 @@ RULES = (
     Rule("vision.*", "copied", "vision", "vision.*"),
     Rule("projector.*", "copied", "vision", "projector.*", when=_own_tower),
     Rule("projector.*", "initialised", note="the tower is of another model"),
+    Rule("probe.*", "initialised"),
 )
 DROPS = (
     Drop("vision", "vision.pool.*", "a language model takes the patches, not one vector per image", _other_tower),
@@ -156,6 +157,8 @@ DROPS = (
     Drop("decoder", "projector.*", "the encoder reads the images, with its own source's tower", _two_sources),
     Drop("encoder", "embedder.table", "the one embedding is that of the decoder's source", _two_sources_tied),
     Drop("encoder", "unembedder.table", "an encoder has no head", _two_sources),
+    Drop("encoder", "probe.*", "a probe is of the model that it was trained with"),
+    Drop("decoder", "probe.*", "a probe is of the model that it was trained with"),
 )
 
 

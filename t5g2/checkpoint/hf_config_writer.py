@@ -39,6 +39,11 @@ def write(config: ModelConfig, *, dtype: str, special_tokens: dict[str, Any] = S
     """
     if isinstance(config, DualEncoderConfig):
         tensor_format, data = _siglip(config)
+    elif config.probe is not None:
+        raise UserError(
+            "the model has a probe, for which transformers' classes have no place; export the model that it was "
+            "trained from, or keep this one as a model folder"
+        )
     elif isinstance(config, TextConfig):
         tensor_format, data = _gemma(config, special_tokens)
     elif config.cross == "separate":

@@ -44,7 +44,7 @@ class Objective(abc.ABC):
 
     @property
     def takes_labels(self) -> bool:
-        """True if the pair is a text and its label (data/sources/labelled_text.py), which a probe of the model predicts."""
+        """True if the pair is a text and its label (data/sources/labelled_text.py), which a probe predicts."""
         return False
 
     @property

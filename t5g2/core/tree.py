@@ -14,6 +14,7 @@ Only this file and the models' own scan know the storage; names, rules, checkpoi
 """
 
 import fnmatch
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,13 @@ class Leaf:
     def key(self) -> LeafKey:
         """The pair (path, layer)."""
         return self.path, self.layer
+
+    def new(self, seed: int) -> jax.Array:
+        """Returns a new array by the leaf's own initialiser, from a key that depends on the seed and on its name."""
+        assert self.init is not None
+        # the name, not the order, decides the key, so that adding or removing a leaf changes no other
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name(self.key).encode()))
+        return self.init(key, self.shape, self.dtype)
 
 
 def name(key: LeafKey) -> str:

@@ -35,6 +35,7 @@ from t5g2.eval.generation import GREEDY, GenerationOptions, GenerationSetup, Lan
 from t5g2.eval.metrics import losses
 from t5g2.eval.metrics.losses import TokenSums
 from t5g2.eval.needle_tasks import Needle, VariableTracking
+from t5g2.eval.probe_scores import ProbeScores
 from t5g2.eval.task_interface import EvalContext, EvaluationStopped, MeasureFunction, Task, TaskResult
 from t5g2.eval.text_loss import TextLoss
 from t5g2.eval.word_lists import CommonWords, FrequentWords
@@ -56,6 +57,7 @@ __all__ = [
     "HeldoutLoss",
     "MeasureFunction",
     "Needle",
+    "ProbeScores",
     "Samples",
     "Task",
     "TaskResult",
@@ -88,6 +90,11 @@ class HeldoutLoss(Task):
 
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:
+        if self.objective.takes_labels:
+            raise UserError(
+                f"evaluation task {self.name!r} is of the loss of tokens, and its objective predicts labels; take the "
+                f"kind probe"
+            )
         try:
             source = Source(self.text, self.objective, name=self.name)
             # without images in the text the tower is left out, because it takes as long on rows without an image
@@ -241,6 +248,7 @@ BY_NAME = {
     "generate": GenerateAndCompare,
     "choose": ChooseByLikelihood,
     "text_loss": TextLoss,
+    "probe": ProbeScores,
     "needle": Needle,
     "variable_tracking": VariableTracking,
     "common_words": CommonWords,

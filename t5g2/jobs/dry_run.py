@@ -24,7 +24,6 @@ from t5g2.core.errors import UserError
 from t5g2.data.pipeline import Pipeline
 from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
-from t5g2.models.loss_config import choose
 from t5g2.report.data_preview import describe_padding
 from t5g2.train import adaptation, files_of_weights, image_rows, run_tokenizer
 from t5g2.train import plan as plans
@@ -190,7 +189,7 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         "one layer or the loss, about": memory.transient,
         "in all, about": memory.total,
     }
-    print(f"loss head: {choose(plan.experiment.loss, plan.head_shape)}")
+    print(f"loss head: {plan.head_description}")
     print("memory per device, GiB")
     print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in lines.items()))
     if not compiled or memory.total > MOST:

@@ -107,6 +107,33 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 @checked
+class ProbeConfig:
+    """A head on one state of a text, which predicts a class or a number: a kernel [D, outputs] and a bias.
+
+    Attributes:
+      classes: names of the classes; () = one number (regression).
+      state: final-normed states of a decoder-only model, which reads BOS first, or of the encoder: the "last" one
+        (T5Gemma, arXiv 2504.06225, section 4), the "first" one, or the "mean" of all; or that of the decoder at its
+        first token, BOS ("decoder_first"). Of a decoder-only model "last" or "mean".
+    """
+
+    classes: tuple[str, ...] = ()
+    state: Literal["last", "first", "mean", "decoder_first"] = "last"
+
+    def __post_init__(self):
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise UserError(
+                f"probe.classes = {list(self.classes)}; give at least two different names, or none for regression"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """C, the number of classes; 1 for regression."""
+        return len(self.classes) or 1
+
+
+@dataclass(frozen=True)
+@checked
 class TextConfig:
     """One stack of Gemma blocks: a decoder-only model, or the encoder or the decoder of an encoder-decoder.
 
@@ -127,6 +154,7 @@ class TextConfig:
       norm_eps: epsilon of every RMSNorm.
       tied_head: the output head is the embedding table of this stack; not used in an encoder.
       images: images in this stack (of a decoder-only model, or an encoder); None = text only.
+      probe: a head that predicts labels of texts, of a decoder-only model; None = there is none.
     """
 
     vocab_size: Size
@@ -147,8 +175,14 @@ class TextConfig:
     norm_eps: NormEps = 1e-6
     tied_head: bool = True
     images: ImageConfig | None = None
+    probe: ProbeConfig | None = None
 
     def __post_init__(self):
+        if self.probe is not None and self.probe.state not in ("last", "mean"):
+            raise UserError(
+                f"probe.state = {self.probe.state!r} of a decoder-only model, whose first state has seen BOS alone; "
+                f"take last or mean"
+            )
         if self.heads % self.kv_heads:
             raise UserError(
                 f"heads = {self.heads} and kv_heads = {self.kv_heads}: every key/value head serves equally many query "
@@ -224,6 +258,7 @@ class EncoderDecoderConfig:
       encoder_attention: "bidirectional"; or "causal" = as in a decoder-only model, with W keys in a local layer
         whatever encoder_window is (an ablation of T5Gemma, arXiv 2504.06225, section 6). The tokens of an image see
         each other in either.
+      probe: a head that predicts labels of texts; None = there is none.
     """
 
     encoder: TextConfig
@@ -234,8 +269,11 @@ class EncoderDecoderConfig:
     eoi_id: TokenId | None = None
     encoder_window: EncoderWindow = "around"
     encoder_attention: EncoderAttention = "bidirectional"
+    probe: ProbeConfig | None = None
 
     def __post_init__(self):
+        if self.encoder.probe is not None or self.decoder.probe is not None:
+            raise UserError("encoder.probe or decoder.probe is set; the whole model has one probe: set model.probe")
         if self.cross == "merged" and self.encoder.width != self.decoder.width:
             raise UserError(
                 f"encoder width {self.encoder.width} and decoder width {self.decoder.width} differ: merged attention "

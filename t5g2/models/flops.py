@@ -116,7 +116,20 @@ def training(config: ModelConfig, counts: Counts, *, frozen_vision: bool) -> dic
             return 1
         return TRAINING - 1 if part == "vision/patches" else TRAINING  # pixels need no gradient
 
-    return {part: passes(part) * flop for part, flop in forward(config, counts).items()}
+    return {part: passes(part) * flop for part, flop in _with_loss(config, counts).items()}
+
+
+def _with_loss(config: ModelConfig, counts: Counts) -> dict[str, int]:
+    """Returns the FLOPs of the forward pass that a loss takes: that of a probe runs its side and its head alone."""
+    parts = forward(config, counts)
+    if isinstance(config, DualEncoderConfig) or config.probe is None:
+        return parts
+    if config.encoder_stack is None or config.probe.state == "decoder_first":
+        width = config.decoder_stack.width
+    else:
+        width = config.encoder_stack.width
+        parts = {part: flop for part, flop in parts.items() if not part.startswith(("decoder/", "cross/"))}
+    return parts | {"head": 2 * width * config.probe.outputs * counts.decoder_tokens}
 
 
 def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -> int:

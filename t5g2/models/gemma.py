@@ -16,6 +16,7 @@ from t5g2.models import cache as caches
 from t5g2.models import image_embeddings, layers, masks
 from t5g2.models.config import TextConfig
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
+from t5g2.models.probe_head import ProbeHead
 from t5g2.models.siglip import Projector, VisionTower
 from t5g2.models.stack import LayerInputs, Stack
 
@@ -35,6 +36,9 @@ class Gemma(Stack):
             vision_key, projector_key = (jax.random.fold_in(key, number) for number in (3, 4))
             self.vision = VisionTower(config.images.vision, key=vision_key, param_dtype=param_dtype)
             self.projector = Projector(config.images, config.width, key=projector_key, param_dtype=param_dtype)
+        if config.probe is not None:
+            probe_key = jax.random.fold_in(key, 5)
+            self.probe = ProbeHead(config.probe, config.width, key=probe_key, param_dtype=param_dtype)
 
     @scope("decoder")
     def hidden(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from t5g2.core import sharding
 from t5g2.models import block_targets, blockwise_loss, tiled_loss
@@ -67,6 +67,16 @@ def cross_entropy(
         hidden_BTD, head.table_VD, targets_BT, weights_BT, teacher_data, head.softcap, config
     )
     total, tokens = total_and_tokens
+    return weighted_sums(total, tokens, weights_BT, None if teacher is None else teacher.has_teacher_BT)
+
+
+def weighted_sums(
+    total: Float[Array, ""],
+    tokens: TokenLosses,
+    weights_BT: Float[Array, "B T"],
+    has_teacher_BT: Bool[Array, "B T"] | None = None,
+) -> LossSums:
+    """Returns the sums of single losses, with the objective, `total`, which alone has a gradient."""
     # the backward pass ignores cotangents of single losses, so none may be asked for
     tokens = jax.lax.stop_gradient(tokens)
 
@@ -80,7 +90,7 @@ def cross_entropy(
         weighted_sum(tokens.correct_BT),
         jnp.sum(weights_BT),
         weighted_sum(tokens.divergence_BT),
-        weighted_sum(None if teacher is None else teacher.has_teacher_BT),
+        weighted_sum(has_teacher_BT),
         tokens,
     )
 

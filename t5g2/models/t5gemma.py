@@ -23,6 +23,7 @@ from t5g2.models import cache as caches
 from t5g2.models import image_embeddings, layers, masks
 from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
+from t5g2.models.probe_head import ProbeHead
 from t5g2.models.siglip import Projector, VisionTower
 from t5g2.models.stack import Block, CrossBlock, LayerInputs, MergedBlock, Stack
 
@@ -50,6 +51,10 @@ class T5Gemma(nnx.Module):
             vision_key, projector_key = (jax.random.fold_in(key, number) for number in (3, 4))
             self.vision = VisionTower(encoder.images.vision, key=vision_key, param_dtype=param_dtype)
             self.projector = Projector(encoder.images, encoder.width, key=projector_key, param_dtype=param_dtype)
+        if config.probe is not None:
+            probed = decoder if config.probe.state == "decoder_first" else encoder
+            probe_key = jax.random.fold_in(key, 5)
+            self.probe = ProbeHead(config.probe, probed.width, key=probe_key, param_dtype=param_dtype)
 
     def hidden(
         self,

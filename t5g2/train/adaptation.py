@@ -25,6 +25,7 @@ from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.models import build, sizes
 from t5g2.models.config import EncoderDecoderConfig, ModelConfig, from_dict, text_only, to_dict
+from t5g2.train import probes
 from t5g2.train.weight_origin import Adapt
 
 Changes = Iterable[tuple[str, str]]
@@ -140,13 +141,18 @@ def source_tokenizer(init: Adapt, target: ModelConfig) -> Tokenizer | None:
     return None if description is None else tokenizers.from_dict(description, folder)
 
 
-def open_same_architecture(path: str, config: ModelConfig) -> ModelFolder:
-    """Opens the model folder of `init.params`.
+def open_same_architecture(path: str, config: ModelConfig, *, seed: int = 0) -> ModelFolder:
+    """Opens the model folder of `init.params`; a probe that it lacks is new.
+
+    Args:
+      seed: seed of a new probe's weights.
 
     Raises:
       UserError: the folder's architecture differs from the config's.
     """
     folder = folders.open_model(path)
+    if probes.without(folder, config):
+        return probes.with_new_probe(folder, config, seed=seed)
     if folder.config != config:
         in_folder, in_config = (settings.flatten(to_dict(c)) for c in (folder.config, config))
         raise UserError(

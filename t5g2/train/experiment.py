@@ -33,7 +33,7 @@ from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig, Strategy
 from t5g2.models.sizes import size
-from t5g2.train import image_rows, optim, optimizers, profiled_steps, run_tokenizer, schedules
+from t5g2.train import image_rows, optim, optimizers, probes, profiled_steps, run_tokenizer, schedules
 from t5g2.train.former_names import current_keys, former_names
 from t5g2.train.weight_origin import Init
 
@@ -195,6 +195,7 @@ class Experiment:
         # only rules that cross parts: each part has checked its own fields
         self._check_sides()
         self._check_tokens()
+        probes.check(self.model, self.data, self.eval.tasks)
         image_rows.check(self.model, self.data)
         check_rows(self.data.rows, self.train.microbatches)
         self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
@@ -202,6 +203,8 @@ class Experiment:
             raise UserError("eval.ema is set, and no mean of the weights is kept; set optim.ema, such as 0.999")
         if self.data.teacher_features is not None:
             raise UserError("data.teacher_features is derived from distill; leave it out")
+        if self.distill is not None and self.model.probe is not None:
+            raise UserError("distill and model.probe are both set; labels have no teacher, so leave one out")
         if self.distill is not None and self.data.images is not None:
             raise UserError("distill and data.images are both set; a teacher reads no images, so leave one out")
         if self.distill is not None:

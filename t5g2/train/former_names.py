@@ -21,6 +21,9 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "train.hang_timeout_secs": 600.0,
     "optim.ema": None,
     "eval.ema": False,
+    "model.probe": None,
+    "model.encoder.probe": None,
+    "model.decoder.probe": None,
 }
 # former module -> {name in it: (module, name) of today}; what config files of earlier versions import
 FORMER_MODULES = {

@@ -72,14 +72,24 @@ class Plan:
     @property
     def head_shape(self) -> HeadShape:
         """Sizes of the loss head on one device, in one microbatch."""
-        decoder, mesh = self.experiment.model.decoder_stack, self.mesh.shape
+        model, mesh = self.experiment.model, self.mesh.shape
+        decoder = model.decoder_stack
+        outputs = decoder.vocab_size if model.probe is None else model.probe.outputs
         rows = self.experiment.data.rows // (mesh["data"] * mesh["fsdp"] * self.experiment.train.microbatches)
         return HeadShape(
             rows * self.experiment.data.decoder_length,
-            decoder.vocab_size // sharding.parts("vocab_act", decoder.vocab_size, self.mesh),
+            outputs // sharding.parts("vocab_act", outputs, self.mesh),
             decoder.width,
             self.platform or self.mesh.devices.flat[0].platform,
         )
+
+    @property
+    def head_description(self) -> str:
+        """The loss head, for the log."""
+        probe = self.experiment.model.probe
+        if probe is None:
+            return str(loss_config.choose(self.experiment.loss, self.head_shape))
+        return f"a probe of the {probe.state} state, {probe.outputs} {'classes' if probe.classes else 'number'}"
 
     @property
     def loss(self) -> LossConfig:
@@ -136,7 +146,7 @@ class Plan:
         """Compiles the train step; logs attention's backends, the loss head's strategy, time and memory."""
         for name, chosen in self.attention().items():
             log.info("attention of %s layers: %s (%s)", name, chosen.name, chosen.reason)
-        log.info("loss head: %s", loss_config.choose(self.experiment.loss, self.head_shape))
+        log.info("loss head: %s", self.head_description)
         start = time.perf_counter()
         compiled = self.lower().compile()
         seconds = time.perf_counter() - start

@@ -49,6 +49,8 @@ class Recorder:
     def __init__(self, experiment: Experiment, workdir: Path, *, step: int, write: bool = True):
         self._experiment, self._workdir, self._write = experiment, workdir, write
         self._frozen_tower = experiment.optim.freezes_tower(experiment.model)
+        probe = experiment.model.probe
+        self._is_regression = probe is not None and not probe.classes
         self._pending: tuple[int, Metrics, HostBatch] | None = None
         self._peak = device.peak()
         log.info("peak that MFU is a share of: %s FLOP/s (%s)", logs.short(self._peak.flops_per_s), self._peak.source)
@@ -156,7 +158,7 @@ class Recorder:
         data = self._experiment.data
         values = {
             "train/loss": float(metrics.loss) / weight,
-            "train/accuracy": float(metrics.correct) / weight,
+            **({} if self._is_regression else {"train/accuracy": float(metrics.correct) / weight}),
             "train/gradient_norm": float(metrics.gradient_norm),
             "train/parameter_norm": float(metrics.parameter_norm),
             "train/learning_rate": float(metrics.learning_rate),

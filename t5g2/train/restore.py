@@ -135,7 +135,7 @@ def initial_params(plan: Plan, *, allow_change: tuple[str, ...] = ()) -> tuple[A
         return params, provenance.to_dict()
     if init.params is not None:
         log.info("weights: from init.params, %s", init.params)
-        folder = adaptation.open_same_architecture(init.params, experiment.model)
+        folder = adaptation.open_same_architecture(init.params, experiment.model, seed=seed)
         return folders.load_model(folder, mesh=plan.mesh, param_dtype=dtype), folder.provenance
     log.info("weights: new, from seed %d", experiment.train.seed)
     return states.fresh_params(experiment.model, plan.abstract, key=jax.random.key(seed), param_dtype=dtype), None

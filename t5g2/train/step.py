@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from t5g2.core import sharding
 from t5g2.core.batch import Batch, Sequences
 from t5g2.core.scopes import scope
-from t5g2.models import image_embeddings
+from t5g2.models import image_embeddings, probe_head
 from t5g2.models.layers import Compute
-from t5g2.models.loss import cross_entropy
+from t5g2.models.loss import LossSums, cross_entropy
 from t5g2.models.loss_config import LossConfig
 from t5g2.train import teachers
 from t5g2.train.optim import Updater, norms_of
@@ -194,22 +194,10 @@ def loss_sums(
     params: Any, batch: Batch, options: StepOptions, teacher: Any = None, key: jax.Array | None = None
 ) -> tuple[jax.Array, StepSums]:
     """Returns (the loss that is minimised, the reported sums), over these rows; the caller computes means."""
-    # images travel as bytes and become floats here, on the device
-    images = image_embeddings.normalized(batch.images)
-    hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute)
-    outputs = None
-    if options.loss.distillation is not None:
-        with scope("teacher"):
-            outputs = teachers.outputs(teacher, batch, options.compute, key=key)
-    with scope("head"):
-        loss = cross_entropy(
-            hidden_BTD,
-            params.head(),
-            batch.targets,
-            batch.weights,
-            options.loss,
-            teacher=outputs,
-        )
+    if batch.labels is None:
+        loss = _token_loss(params, batch, options, teacher, key)
+    else:
+        loss = probe_head.loss(params, batch, options.loss, options.compute)
 
     @scope("metrics")
     def sums_by(groups_BT: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -231,6 +219,25 @@ def loss_sums(
         encoder_tokens=_tokens(batch.encoder),
     )
     return loss.total, sums
+
+
+def _token_loss(params: Any, batch: Batch, options: StepOptions, teacher: Any, key: jax.Array | None) -> LossSums:
+    # images travel as bytes and become floats here, on the device
+    images = image_embeddings.normalized(batch.images)
+    hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute)
+    outputs = None
+    if options.loss.distillation is not None:
+        with scope("teacher"):
+            outputs = teachers.outputs(teacher, batch, options.compute, key=key)
+    with scope("head"):
+        return cross_entropy(
+            hidden_BTD,
+            params.head(),
+            batch.targets,
+            batch.weights,
+            options.loss,
+            teacher=outputs,
+        )
 
 
 def lower_step(step: Callable, state: TrainState, batch: Batch, teacher: Any = None, *, mesh: Mesh) -> Any:

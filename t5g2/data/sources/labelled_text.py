@@ -82,7 +82,7 @@ class LabelledText:
         return Template(self.template).fill(record), label_number(Template(self.label).fill(record), self.classes)
 
     def _checked(self, records: Sequence[Record], number: int) -> str:
-        """Returns the text and the label as JSON; raises a ValueError that is no UserError, so a record may be skipped."""
+        """Returns the text and the label as JSON; raises a plain ValueError, so that a record may be skipped."""
         try:
             text, label = self.example(records[number])
         except UserError as error:
