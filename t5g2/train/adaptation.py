@@ -151,7 +151,7 @@ def open_same_architecture(path: str, config: ModelConfig, *, seed: int = 0) -> 
       UserError: the folder's architecture differs from the config's.
     """
     folder = folders.open_model(path)
-    if probes.without(folder, config):
+    if probes.lacks_probe(folder, config):
         return probes.with_new_probe(folder, config, seed=seed)
     if folder.config != config:
         in_folder, in_config = (settings.flatten(to_dict(c)) for c in (folder.config, config))

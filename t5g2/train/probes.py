@@ -26,13 +26,12 @@ def check(model: LanguageModelConfig, data: DataConfig, tasks: Sequence[Task]) -
         if isinstance(task, ProbeScores):
             task.check(model.probe)
     if data.takes_labels != (model.probe is not None):
-        given, missing = (
-            ("sources of labelled texts", "model.probe") if data.takes_labels else ("model.probe", "labels")
-        )
+        found = "the data has labels, and the model no probe"
+        if model.probe is not None:
+            found = "model.probe is set, and the data has no labels"
         raise UserError(
-            f"the config has {given}, and no {missing}; a probe is trained on labels and nothing else is: set "
-            f"model.probe, and the objective probe (probe_decoder for a decoder-only model) on texts of the kind "
-            f"labelled, or leave both out"
+            f"{found}; set model.probe, and the objective probe (probe_decoder for a decoder-only model) on texts of "
+            f"the kind labelled, or leave both out"
         )
     if model.probe is None:
         return
@@ -43,12 +42,12 @@ def check(model: LanguageModelConfig, data: DataConfig, tasks: Sequence[Task]) -
             raise UserError(f"source {name!r}: the model is {kind}, so its objective is {objective}")
         if isinstance(source.text, LabelledText) and source.text.classes != model.probe.classes:
             raise UserError(
-                f"source {name!r} has the classes {list(source.text.classes)}, and model.probe {list(model.probe.classes)}; "
-                f"give both the same, in the same order"
+                f"source {name!r} has the classes {list(source.text.classes)}, and model.probe "
+                f"{list(model.probe.classes)}; give both the same, in the same order"
             )
 
 
-def without(folder: ModelFolder, config: ModelConfig) -> bool:
+def lacks_probe(folder: ModelFolder, config: ModelConfig) -> bool:
     """True if a folder has the architecture `config`, but for the probe, of which it has another one or none."""
     if isinstance(folder.config, DualEncoderConfig) or isinstance(config, DualEncoderConfig):
         return False
