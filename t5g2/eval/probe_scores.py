@@ -71,19 +71,19 @@ class ProbeScores(RecordTask):
             )
         default = ("accuracy",) if probe.classes else ("pearson", "spearman")
         metrics = catalogue.find(default if self.metrics is None else self.metrics)
+        predicted, allowed = "numbers", "pearson or spearman"
+        if probe.classes:
+            predicted, allowed = "classes", "accuracy, f1, mcc or auc"
         for metric in metrics:
             if isinstance(metric, OF_NUMBERS if probe.classes else OF_LABELS):
-                given, allowed = (
-                    ("classes", "accuracy, f1, mcc, auc") if probe.classes else ("one number", "pearson, spearman")
-                )
                 raise UserError(
-                    f"{where}: the probe predicts {given}, which {metric.names[0]} is not of; take {allowed}"
+                    f"{where}: the probe predicts {predicted}, and {metric.names[0]} takes none; give {allowed}"
                 )
             if isinstance(metric, F1) and metric.positive and metric.positive not in probe.classes:
                 raise unknown("class", metric.positive, probe.classes, where=f"of f1 in {where}")
             if isinstance(metric, RocAuc) and len(probe.classes) != 2:
                 raise UserError(
-                    f"{where}: auc is of two classes, and the probe has {len(probe.classes)}; take accuracy or f1"
+                    f"{where}: auc is of two classes, and the probe has {len(probe.classes)}; give accuracy or f1"
                 )
         return metrics
 
@@ -145,9 +145,8 @@ def _outputs(model: LanguageModule, token_rows: Sequence[np.ndarray], context: E
     for batch in batches_by_length([len(tokens) for tokens in token_rows], rows):
         context.raise_if_stopping()
         empty = [np.zeros(0, np.int32)] * (rows - len(batch))
-        texts = pad_rows(
-            [*(token_rows[i] for i in batch), *empty], pad=reading.tokenizer.special_tokens.pad, left=False
-        )
+        pad = reading.tokenizer.special_tokens.pad
+        texts = pad_rows([*(token_rows[i] for i in batch), *empty], pad=pad, left=False)
         encoder, decoder = None, texts
         if model.config.is_encoder_decoder:
             start = [np.array([reading.decoder_start], np.int32)] * rows
