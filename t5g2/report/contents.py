@@ -69,6 +69,17 @@ class Report:
                         denoisers.append(parts[3])
         return tasks
 
+    def scores(self) -> list[str]:
+        """Returns the recorded scores, <task>/<score>, other than losses, of tasks that have no loss by denoiser."""
+        by_denoiser = {task for task, denoisers in self.tasks().items() if denoisers}
+        metrics = dict.fromkeys(metric for group in self.groups for metric in group.metrics)
+        parts = [metric.split("/") for metric in metrics]
+        return [
+            f"{task}/{score}"
+            for kind, task, score in (names for names in parts if len(names) == 3)
+            if kind == "eval" and task not in by_denoiser and score != "loss"
+        ]
+
 
 def read(folder: Path) -> Report:
     """Reads a workdir.

@@ -72,6 +72,8 @@ def table_rows(report: Report) -> list[TableRow]:
         single = all(len(names) < 2 for group in report.groups for names in report.tasks([group]).values())
         for name in () if single else denoisers:  # a single denoiser is the mean itself
             rows.append(TableRow(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
+    for score in report.scores():
+        rows.append(TableRow(f"{score} at end", lambda run, m=f"eval/{score}": run.last(m), number, interval=True))
     # medians for speed, because compiling and evaluating slow single steps; last values for memory, a peak
     return [
         *rows,

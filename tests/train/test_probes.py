@@ -1,0 +1,360 @@
+"""Probes: the states they read, their loss and gradient, a run of one, its scores, and everything that is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, log_loss, matthews_corrcoef
+
+from t5g2 import cli
+from t5g2.checkpoint import folder as folders
+from t5g2.core import tree
+from t5g2.core.batch import Sequences
+from t5g2.core.errors import UserError
+from t5g2.data.config import DataConfig, Source
+from t5g2.data.pipeline import finite_batches
+from t5g2.data.sources.labelled_text import LabelledText
+from t5g2.data.sources.record_templates import RecordList
+from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.eval.evaluation import Evaluator
+from t5g2.eval.metrics.labels import F1
+from t5g2.eval.probe_scores import ProbeScores
+from t5g2.eval.task_interface import EvalContext
+from t5g2.models import flops, probe_head
+from t5g2.models.config import ProbeConfig
+from t5g2.objectives import Probe, ProbeDecoder
+from t5g2.train import config_file, step
+from t5g2.train import experiment as experiments
+from tests import tiny, weights
+from tests.e2e.run_results import checksums, metrics
+from tests.tiny import FLOAT32
+
+TOKENIZER = Bytes(sentinels=4)
+STACK = dataclasses.replace(tiny.GEMMA3, vocab_size=TOKENIZER.vocab_size)
+MODELS = {
+    "gemma": STACK,
+    "t5gemma2": dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK),
+    "t5gemma": dataclasses.replace(
+        tiny.T5GEMMA,
+        encoder=dataclasses.replace(tiny.T5GEMMA.encoder, vocab_size=TOKENIZER.vocab_size),
+        decoder=dataclasses.replace(tiny.T5GEMMA.decoder, vocab_size=TOKENIZER.vocab_size),
+    ),
+}
+CLASSES = ("low", "mid", "high")
+RECORDS = tuple(
+    {"text": text, "kind": CLASSES[n % 3], "number": f"{n / 2 - 1}"}
+    for n, text in enumerate(["a cat", "dogs run far", "one", "the old mat", "it saw", "under a tree", "x", "sat on"])
+)
+
+
+def probed(name, classes=CLASSES, state="last"):
+    return dataclasses.replace(MODELS[name], probe=ProbeConfig(tuple(classes), state))
+
+
+def labelled(classes=CLASSES, records=RECORDS):
+    return LabelledText(RecordList(tuple(records)), label="{kind}" if classes else "{number}", classes=tuple(classes))
+
+
+def data_of(config, text=None):
+    encoder_decoder = config.is_encoder_decoder
+    source = Source(text or labelled(config.probe.classes), Probe() if encoder_decoder else ProbeDecoder(), name="s")
+    return DataConfig((source,), TOKENIZER, 2, 48 if encoder_decoder else 0, 48, 16, streams=2, packing_rows=2)
+
+
+@jax.jit
+def states_of(model, tokens):
+    """The states that a probe may read, of one text without padding."""
+    sides = Sequences(tokens, np.ones_like(tokens), np.arange(tokens.shape[1], dtype=np.int32)[None])
+    if not model.config.is_encoder_decoder:
+        return model.hidden(None, sides, compute=FLOAT32)[0], None
+    bos = np.full((1, 1), TOKENIZER.special_tokens.bos, np.int32)
+    decoder = Sequences(bos, np.ones_like(bos), np.zeros_like(bos))
+    encoded = model.encode(sides, compute=FLOAT32)
+    return encoded[0], model.decode(decoder, encoded, sides, compute=FLOAT32)[0, 0]
+
+
+def states(model):
+    """float64[N, D]: of each text, by NumPy, the state that the model's probe reads."""
+    rows = []
+    for record in RECORDS:
+        tokens = TOKENIZER.encode(record["text"])
+        if not model.config.is_encoder_decoder:
+            tokens = np.append(TOKENIZER.special_tokens.bos, tokens)
+        own, first = jax.device_get(states_of(model, tokens[None].astype(np.int32)))
+        kinds = {"last": own[-1], "first": own[0], "mean": own.mean(axis=0), "decoder_first": first}
+        rows.append(kinds[model.config.probe.state])
+    return np.array(rows, np.float64)
+
+
+KINDS = [("gemma", "last"), ("gemma", "mean"), ("t5gemma", "last")]
+KINDS += [("t5gemma2", state) for state in ("last", "first", "mean", "decoder_first")]
+
+
+@pytest.mark.parametrize("classes", [CLASSES, ()], ids=["classes", "number"])
+@pytest.mark.parametrize(("name", "state"), KINDS)
+def test_loss_and_gradient_are_those_of_a_linear_model_on_the_states(name, state, classes):
+    """Of texts that are packed: logistic regression by scikit-learn's log_loss, least squares by NumPy."""
+    if not classes and state not in ("last", "mean"):
+        pytest.skip("the loss does not depend on where the state is from")
+    config = probed(name, classes, state)
+    model = weights.model(config)
+    loss, count, kernel, bias, correct = 0.0, 0.0, 0.0, 0.0, 0.0
+    for host_batch in finite_batches(data_of(config), seed=0):
+        assert np.sum(host_batch.example_ids >= 0) > 2, "the rows hold several texts"
+        total, sums, gradients = jax.jit(step.gradients_of, static_argnums=2)(
+            model, host_batch.batch, step.StepOptions(FLOAT32)
+        )
+        loss, count, correct = loss + float(total), count + float(sums.weight), correct + float(sums.correct)
+        kernel, bias = kernel + np.asarray(gradients.probe.kernel[...]), bias + np.asarray(gradients.probe.bias[...])
+
+    x_ND, head = states(model), model.probe
+    y_NC = x_ND @ np.asarray(head.kernel[...], np.float64) + np.asarray(head.bias[...], np.float64)
+    if classes:
+        labels = [CLASSES.index(record["kind"]) for record in RECORDS]
+        p_NC = np.exp(y_NC) / np.exp(y_NC).sum(axis=1, keepdims=True)
+        expected = log_loss(labels, p_NC, labels=[0, 1, 2])
+        slope_NC = p_NC - np.eye(3)[labels]
+        assert correct == np.sum(p_NC.argmax(axis=1) == labels)
+    else:
+        numbers = np.array([float(record["number"]) for record in RECORDS])
+        expected, slope_NC = np.mean((y_NC[:, 0] - numbers) ** 2), 2 * (y_NC - numbers[:, None])
+    assert count == len(RECORDS)
+    assert loss / count == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(kernel, x_ND.T @ slope_NC, atol=2e-4)
+    np.testing.assert_allclose(bias, slope_NC.sum(axis=0), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("last", [[2, 5, 0]]), ("first", [[1, 3, 0]]), ("mean", [[1.5, 4, 0]])],
+)
+def test_states_of_a_packed_row(state, expected):
+    segments = np.array([[1, 1, 2, 2, 2, 0]], np.int32)
+    side = Sequences(segments, segments, np.array([[0, 1, 0, 1, 2, 0]], np.int32))
+    states_BSD = np.array([1, 2, 3, 4, 5, np.nan], np.float32)[None, :, None]
+    pooled = probe_head.pooled(states_BSD, side, np.array([[1, 2, 0]], np.int32), state)
+    np.testing.assert_allclose(pooled[..., 0], expected)
+
+
+def test_an_encoder_s_probe_costs_no_decoder():
+    counts = flops.Counts(encoder_tokens=10, decoder_tokens=1, encoder_local=20, encoder_global=30, cross=10)
+    parts = flops.training(probed("t5gemma2"), counts, frozen_vision=True)
+    assert {part.partition("/")[0] for part in parts} == {"encoder", "head"}
+    assert parts["head"] == 3 * 2 * 32 * 3
+    decoder = flops.training(probed("t5gemma2", state="decoder_first"), counts, frozen_vision=True)
+    assert {"decoder", "cross"} <= {part.partition("/")[0] for part in decoder}
+
+
+@pytest.mark.parametrize("name", ["gemma", "t5gemma2"])
+def test_scores_are_those_of_scikit_learn_on_the_states(name):
+    model = weights.model(probed(name))
+    context = EvalContext(data_of(model.config), seed=1, compute=FLOAT32)
+    task = ProbeScores(data=RECORDS, name="p", label="{kind}", metrics=("accuracy", "f1", "mcc", F1(positive="high")))
+    result = Evaluator([task], context).run(model)
+    head = model.probe
+    y_NC = states(model) @ np.asarray(head.kernel[...], np.float64) + np.asarray(head.bias[...], np.float64)
+    right, answers = [CLASSES.index(record["kind"]) for record in RECORDS], y_NC.argmax(axis=1)
+    p_NC = np.exp(y_NC) / np.exp(y_NC).sum(axis=1, keepdims=True)
+    assert result.scores == pytest.approx(
+        {
+            "p/loss": log_loss(right, p_NC, labels=[0, 1, 2]),
+            "p/accuracy": np.mean(answers == right),
+            "p/f1_macro": f1_score(right, answers, average="macro"),
+            "p/f1": f1_score(np.array(right) == 2, answers == 2),
+            "p/mcc": matthews_corrcoef(right, answers),
+        },
+        rel=1e-5,
+    )
+    np.testing.assert_allclose([p["probabilities"] for p in result.predictions], p_NC, atol=1e-5)
+    assert [p["output"] for p in result.predictions] == [CLASSES[n] for n in answers]
+
+
+CONFIG = """
+from t5g2.data.tokenizers.byte_level import Bytes
+
+WORDS = ("tree", "mat", "dog", "cat", "house", "moon", "sun", "cup")
+RECORDS = [{"text": f"{a} {b} {end}", "label": kind} for a in WORDS for b in WORDS[:4]
+           for kind, end in (("up", "ab"), ("down", "xy"))]
+TEXT = {"kind": "labelled", "records": {"kind": "rows", "records": RECORDS}, "classes": ["up", "down"]}
+
+
+def get_config(folder):
+    from ml_collections import ConfigDict
+
+    config = ConfigDict()
+    config.model = {"folder": folder, "probe": {"classes": ["up", "down"]}}
+    config.data = {"sources": [{"text": TEXT, "objective": {"kind": "probe"}}], "chunk_tokens": 24, "rows": 8,
+                   "encoder_length": 48, "decoder_length": 16, "streams": 8, "packing_rows": 1}
+    config.optim = {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 0.03},
+                    "freeze": [{"pattern": "probe.*", "end": 0}, {"pattern": "*"}]}
+    config.train = {"steps": 40}
+    config.compute = {"dtype": "float32"}
+    config.eval = {"tasks": [{"kind": "probe", "name": "texts", "data": TEXT["records"], "metrics": ["accuracy", "auc"]}]}
+    config.save = {"every_steps": 20}
+    config.init = {"params": folder}
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder and a config of a probe of it."""
+    made = tmp_path_factory.mktemp("probe")
+    folders.save_model(made / "model", weights.model(MODELS["t5gemma2"]), tokenizer=TOKENIZER.to_dict())
+    (made / "config.py").write_text(CONFIG)
+    return made
+
+
+def train(folder, workdir, *changes):
+    return cli.main(["train", f"--config={folder / 'config.py'}:{folder / 'model'}", f"--workdir={workdir}", *changes])
+
+
+def test_a_linear_probe_learns_what_is_separable_and_changes_nothing_else(folder, tmp_path, capsys):
+    """On eight devices; stopped and resumed, saved as a model folder, which is scored as in the run."""
+    assert train(folder, tmp_path / "run") == 0
+    recorded = metrics(tmp_path / "run")
+    assert recorded[0, "eval/texts/loss"] > 0.3
+    assert recorded[40, "eval/texts/accuracy"] == recorded[40, "eval/texts/auc"] == 1
+    before, after = (folders.open_model(path) for path in (folder / "model", tmp_path / "run" / "model"))
+    assert after.config == dataclasses.replace(before.config, probe=ProbeConfig(("up", "down")))
+    assert after.leaves.keys() - before.leaves.keys() == {("probe.kernel", None), ("probe.bias", None)}
+    for key, leaf in before.leaves.items():
+        np.testing.assert_array_equal(np.asarray(leaf.read()), np.asarray(after.leaves[key].read()), tree.name(key))
+
+    assert train(folder, tmp_path / "again", "--config.train.steps=20") == 0
+    assert train(folder, tmp_path / "again") == 0
+    assert checksums(tmp_path / "run", 40) == checksums(tmp_path / "again", 40)
+
+    (tmp_path / "tasks.py").write_text(
+        f"import runpy\n\nRECORDS = runpy.run_path({str(folder / 'config.py')!r})['RECORDS']\n\n"
+        "def get_tasks():\n    from t5g2.eval.tasks import ProbeScores\n\n"
+        "    return [ProbeScores(data=RECORDS, name='texts', metrics=('accuracy', 'auc'))]\n"
+    )
+    evaluate = ["evaluate", f"--tasks={tmp_path / 'tasks.py'}", f"--out={tmp_path / 'out'}", "--rows=8"]
+    assert cli.main([*evaluate, f"--model={tmp_path / 'run' / 'model'}"]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+    assert scores["texts/accuracy"]["value"] == 1
+    assert scores["texts/loss"]["value"] == pytest.approx(recorded[40, "eval/texts/loss"], rel=1e-4)
+    capsys.readouterr()
+    shutil_out = tmp_path / "other"
+    assert cli.main(["evaluate", *evaluate[1:2], f"--out={shutil_out}", f"--model={folder / 'model'}"]) == 2
+    assert "asks the model's probe, and the model has none" in capsys.readouterr().err
+    assert cli.main(["export", f"--model={tmp_path / 'run' / 'model'}", f"--out={tmp_path / 'hf'}"]) == 2
+    assert "the model has a probe, for which transformers' classes have no place" in capsys.readouterr().err
+
+
+def test_the_whole_model_is_trained_unless_it_is_frozen(folder, tmp_path, one_device):
+    changes = ["--config.train.steps=2", "--config.optim.freeze=[]", "--config.optim.schedule.peak=1e-3"]
+    assert train(folder, tmp_path / "run", *changes, "--config.eval.tasks=[]") == 0
+    before, after = (folders.open_model(path).leaves for path in (folder / "model", tmp_path / "run" / "model"))
+    same = {key[0] for key, leaf in before.items() if np.array_equal(leaf.read(), after[key].read())}
+    # the decoder is not run for a state of the encoder
+    assert {path.partition(".")[0] for path in same} == {"decoder"}
+
+
+def test_a_folder_with_a_probe_goes_on_with_it_and_another_probe_is_new(folder, tmp_path):
+    from t5g2.train import adaptation
+
+    config = probed("t5gemma2", ("a", "b"))
+    folders.save_model(tmp_path / "probed", weights.model(config), tokenizer=TOKENIZER.to_dict())
+    own = adaptation.open_same_architecture(str(tmp_path / "probed"), config, seed=1)
+    np.testing.assert_array_equal(
+        own.leaves["probe.kernel", None].read(), weights.weights(config)["probe.kernel", None]
+    )
+    other = adaptation.open_same_architecture(str(tmp_path / "probed"), probed("t5gemma2", ("a", "b", "c")), seed=1)
+    assert np.asarray(other.leaves["probe.kernel", None].read()).shape == (32, 3)
+    assert not np.any(other.leaves["probe.bias", None].read())
+    with pytest.raises(UserError, match="holds another architecture"):
+        adaptation.open_same_architecture(str(tmp_path / "probed"), MODELS["t5gemma2"])
+
+
+def changed(folder, **changes):
+    plain = experiments.dump(config_file.load(f"{folder / 'config.py'}:{folder / 'model'}"))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = plain
+        for key in parents:
+            node = node[int(key) if isinstance(node, list) else key]
+        node[last] = value
+    return plain
+
+
+TASK = {"kind": "probe", "name": "texts", "data": {"kind": "rows", "records": [{"text": "a", "label": "up"}]}}
+PYTHON = {"kind": "python"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__probe": None}, "'texts' asks the model's probe, and the model has none"),
+        ({"model__probe": None, "eval__tasks": []}, "the data has labels, and the model no probe; set model.probe, and"),
+        ({"data__sources__0__text": PYTHON}, "objective Probe on PythonText; labelled texts .* are for probe"),
+        ({"data__sources__0__objective": {"kind": "prefix_lm"}}, "objective PrefixLM on LabelledText; labelled texts"),
+        ({"data__sources__0__objective": {"kind": "probe_decoder"}}, "the model is encoder-decoder, so its objective is p"),
+        ({"data__sources__0__text": PYTHON, "data__sources__0__objective": {"kind": "ul2"}}, "the data has no labels; se"),
+        ({"model__probe": {"classes": ["down", "up"]}}, r"classes \['up', 'down'\], and model.probe \['down', 'up'\]"),
+        ({"model__probe": {"classes": ["up"]}}, r"probe.classes = \['up'\]; give at least two different names"),
+        ({"model__probe": {"classes": ["up", "up"]}}, "give at least two different names, or none for regression"),
+        ({"model__probe": {"state": "middle"}}, "unknown value 'middle' of config.model.probe.state"),
+        ({"model__encoder__probe": {}}, "the whole model has one probe: set model.probe"),
+        ({"eval__tasks": [TASK | {"metrics": ["pearson"]}]}, "the probe predicts classes, and pearson takes none; give acc"),
+        ({"eval__tasks": [TASK | {"metrics": [{"kind": "f1", "positive": "upp"}]}]}, "unknown class 'upp' of f1 in .*'up'"),
+        ({"distill": {"teacher": "x"}}, "distill and model.probe are both set; labels have no teacher"),
+    ],
+)  # fmt: skip
+def test_combinations_that_are_refused(folder, changes, message):
+    with pytest.raises(UserError, match=message):
+        experiments.build(changed(folder, **changes))
+
+
+def test_a_number_has_no_f1_and_three_classes_no_area():
+    with pytest.raises(UserError, match="predicts numbers, and f1_macro takes none; give pearson or spearman"):
+        ProbeScores(data=RECORDS, name="p", metrics=("f1",)).check(ProbeConfig())
+    with pytest.raises(UserError, match="auc is of two classes, and the probe has 3; give accuracy or f1"):
+        ProbeScores(data=RECORDS, name="p", metrics=("auc",)).check(ProbeConfig(CLASSES))
+    with pytest.raises(UserError, match=r"probe\.state = 'first' of a decoder-only model, whose first state"):
+        probed("gemma", state="first")
+    with pytest.raises(
+        UserError, match="is of the loss of tokens, and its objective predicts labels; take the kind pro"
+    ):
+        from t5g2.eval.tasks import HeldoutLoss
+
+        HeldoutLoss(labelled(), Probe()).prepare(EvalContext(data_of(probed("t5gemma2"))))
+
+
+@pytest.mark.parametrize(
+    ("record", "classes", "message"),
+    [
+        ({"text": "a", "kind": "none"}, CLASSES, "record 1: the label 'none' is no class; classes are low, mid, high"),
+        ({"text": "a", "kind": 3}, CLASSES, "record 1: the label '3' is no class; .* from 0 to 2; mend it"),
+        ({"text": "a", "number": "many"}, (), "record 1: the label 'many' is no number; name the classes"),
+        ({"text": "a", "number": "nan"}, (), "record 1: the label 'nan' is no number"),
+        ({"text": "", "kind": "mid"}, CLASSES, "record 1: the text of the template '{text}' is empty"),
+        ({"kind": "mid"}, CLASSES, "record 1: the record has no field 'text'"),
+    ],
+)
+def test_records_without_a_text_or_a_label(record, classes, message):
+    text = labelled(classes, [{"text": "good", "kind": "2", "number": 1}, record])
+    with pytest.raises(UserError, match=message):
+        text.open()
+    kept = text.open(on_bad_record="skip")
+    assert (len(kept), kept.skipped) == (1, 1)
+    tokens = kept.tokens(0, TOKENIZER)
+    assert tokens[1:5].tolist() == TOKENIZER.encode("good").tolist()
+    assert tokens[5:].view(np.float32).tolist() == [2.0 if classes else 1.0]
+    # of an evaluation task, before the model runs
+    context = EvalContext(data_of(probed("t5gemma2", classes)), compute=FLOAT32)
+    task = ProbeScores(data=[record], name="p", label="{kind}" if classes else "{number}")
+    if record.get("text"):
+        with pytest.raises(UserError, match="evaluation task 'p', record 1: the label"):
+            Evaluator([task], context).run(weights.model(probed("t5gemma2", classes)))
+
+
+def test_a_text_longer_than_a_chunk_is_refused():
+    text = labelled(CLASSES, [{"text": "x" * 40, "kind": "mid"}])
+    with pytest.raises(
+        UserError, match="a pair of inputs and targets has 42 tokens .*, and chunk_tokens is 16; raise it"
+    ):
+        list(finite_batches(data_of(probed("t5gemma2"), text), seed=0))
