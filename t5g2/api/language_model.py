@@ -16,10 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from typing_extensions import override
 
-from t5g2.api import model_inputs, text_embeddings, text_generation
+from t5g2.api import model_inputs, text_generation
 from t5g2.api.model import Format, Model, chosen_dtype, json_field
 from t5g2.api.model_inputs import check_texts
-from t5g2.api.text_embeddings import Pooling
 from t5g2.api.text_generation import TextOptions
 from t5g2.checkpoint import bos, generation_ids
 from t5g2.checkpoint.folder import ModelFolder
@@ -30,7 +29,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.data.image_tokens import START_OF_IMAGE
 from t5g2.data.images import check_images
-from t5g2.eval import generation, output_text
+from t5g2.eval import generation, output_text, text_embeddings
 from t5g2.eval.generation import GenerationSetup, Output, batch_of, complete
 from t5g2.eval.output_text import TextOutput
 from t5g2.eval.sampling import GREEDY, Sampling
@@ -142,7 +141,9 @@ class LanguageModel(Model):
             raise UserError("a decoder-only model has no encoder to encode with; load an encoder-decoder model")
         return self._run(_encode, *self._image_side_inputs("encoder", encoder_tokens, encoder_mask, images))
 
-    def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean", rows: int = 32) -> Float[np.ndarray, "N D"]:
+    def embed(
+        self, texts: Sequence[str], *, pooling: text_embeddings.Pooling = "mean", rows: int = 32
+    ) -> Float[np.ndarray, "N D"]:
         """Returns float32[N, D], a vector of length 1 for each text: states of the encoder, pooled over its tokens.
 
         A decoder-only model has none, so the states are its own; there "last" is the only one that sees the whole text.

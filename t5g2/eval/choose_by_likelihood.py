@@ -19,7 +19,7 @@ from t5g2.eval.metrics.choices import ChoiceLikelihoods
 from t5g2.eval.metrics.labels import RocAuc
 from t5g2.eval.metrics.metric import Metric, NamedMeans
 from t5g2.eval.reading import warn_beyond_context
-from t5g2.eval.record_task import RecordTask, Scored, result
+from t5g2.eval.record_task import RecordTask, Scored, groups_of, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 
 RULES = ("accuracy", "accuracy_per_token", "accuracy_per_byte", "accuracy_pmi")
@@ -130,7 +130,7 @@ class ChooseByLikelihood(RecordTask):
                 }
                 for example, (texts, number), picks, several in zip(examples, answers, taken, likelihoods, strict=True)
             ]
-            return result(self.name, scored, predictions, errors={}, seed=context.seed)
+            return result(self.name, scored, predictions, errors={}, seed=context.seed, groups=groups_of(examples))
 
         return measure
 

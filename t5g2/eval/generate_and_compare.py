@@ -27,7 +27,7 @@ from t5g2.eval.metrics.intervals import Interval
 from t5g2.eval.metrics.metric import Metric
 from t5g2.eval.output_text import as_text
 from t5g2.eval.reading import Reading, warn_beyond_context
-from t5g2.eval.record_task import RecordTask, Scored, TaskExample, result
+from t5g2.eval.record_task import RecordTask, Scored, TaskExample, groups_of, result
 from t5g2.eval.stop_strings import table_of
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 
@@ -89,7 +89,9 @@ class GenerateAndCompare(RecordTask):
                 {"input": example.prompt, "output": output, "reference": several if len(several) > 1 else several[0]}
                 for example, output, several in zip(examples, outputs, references, strict=True)
             ]
-            measured = result(self.name, scored, predictions, errors=errors, seed=context.seed)
+            measured = result(
+                self.name, scored, predictions, errors=errors, seed=context.seed, groups=groups_of(examples)
+            )
             spans = {f"{self.name}/{name}": interval for name, interval in costs.items()}
             scores = measured.scores | {name: interval.value for name, interval in spans.items()}
             return measured._replace(scores=scores, intervals={**measured.intervals, **spans})

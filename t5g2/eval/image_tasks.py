@@ -16,7 +16,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.sources.record_templates import Template, class_number
 from t5g2.eval import zero_shot
 from t5g2.eval.metrics.metric import NamedMeans
-from t5g2.eval.record_task import RecordTask, Scored, TaskExample, result
+from t5g2.eval.record_task import RecordTask, Scored, TaskExample, groups_of, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 
 
@@ -139,7 +139,9 @@ class ImageClassification(ImageTask):
                 for n, label in enumerate(labels)
             ]
             scored = [Scored(NamedMeans(("accuracy",)), right, range(len(examples)))]
-            whole = result(self.name, scored, predictions, errors=embedded.errors, seed=context.seed)
+            whole = result(
+                self.name, scored, predictions, errors=embedded.errors, seed=context.seed, groups=groups_of(examples)
+            )
             shares = [right[np.array(labels) == label].mean() for label in set(labels)]
             return whole._replace(scores=whole.scores | {f"{self.name}/accuracy_by_class": float(np.mean(shares))})
 
@@ -180,11 +182,12 @@ class ImageTextRetrieval(ImageTask):
             scored = []
             for direction, ranks in (("image_to_text", by_image), ("text_to_image", by_text)):
                 names = tuple(f"{direction}@{k}" for k in self.ks)
-                found = (ranks[ranks > 0, None] <= np.array(self.ks)).astype(np.float64)
                 # texts are no examples of their own, so only images have scores of their own
                 numbers = [n for n, rank in zip(embedded.numbers, by_image) if rank] if ranks is by_image else []
-                scored.append(Scored(NamedMeans(names), found, numbers))
+                scored.append(Scored(NamedMeans(names), zero_shot.found_within(ranks, self.ks), numbers))
             predictions = [{"reference": several} for several in texts]
-            return result(self.name, scored, predictions, errors=embedded.errors, seed=context.seed)
+            return result(
+                self.name, scored, predictions, errors=embedded.errors, seed=context.seed, groups=groups_of(examples)
+            )
 
         return measure

@@ -25,7 +25,7 @@ from t5g2.eval.generation import LanguageModule, batches_by_length, pad_rows
 from t5g2.eval.metrics import catalogue
 from t5g2.eval.metrics.labels import F1, Accuracy, Matthews, Pearson, RocAuc, Spearman
 from t5g2.eval.metrics.metric import Metric, NamedMeans
-from t5g2.eval.record_task import RecordTask, Scored, result
+from t5g2.eval.record_task import RecordTask, Scored, groups_of, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 from t5g2.models import probe_head
 from t5g2.models.config import ProbeConfig
@@ -121,7 +121,7 @@ class ProbeScores(RecordTask):
             if probe.classes:
                 for prediction, y_C in zip(predictions, y_NC, strict=True):
                     prediction["probabilities"] = np.asarray(jax.nn.softmax(y_C)).tolist()
-            return result(self.name, scored, predictions, errors={}, seed=context.seed)
+            return result(self.name, scored, predictions, errors={}, seed=context.seed, groups=groups_of(examples))
 
         return measure
 

@@ -13,7 +13,7 @@ from t5g2.core.bounds import Count, CountOrZero, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.data.sources.record_templates import Record, RecordList, Template
-from t5g2.eval.metrics.intervals import intervals
+from t5g2.eval.metrics.intervals import Interval, intervals
 from t5g2.eval.metrics.metric import Metric
 from t5g2.eval.task_interface import EvalContext, Task, TaskResult
 from t5g2.eval.task_records import RecordSource, open_records
@@ -27,11 +27,13 @@ class TaskExample:
       records: those of the task, of which pixels are read only when they are needed.
       number: of its record, from 0.
       prompt: text that the model reads, few-shot examples included.
+      group: examples of one group have scores of their own; "" = there are no groups.
     """
 
     records: Sequence[Record]
     number: int
     prompt: str
+    group: str = ""
 
     @property
     def record(self) -> Record:
@@ -54,6 +56,7 @@ class RecordTask(Task):
       delimiter: text between a template and its answer.
       separator: text between examples.
       examples: number of examples, drawn by the seed alone; None = all.
+      group: template of a group, such as "{language}": each score is also given for each, `<name>/<score>/<group>`.
     """
 
     data: RecordSource
@@ -64,6 +67,7 @@ class RecordTask(Task):
     delimiter: str = " "
     separator: str = "\n\n"
     examples: Count | None = None
+    group: str = ""
 
     def __post_init__(self):
         # a list is given where a Python file makes the records
@@ -85,7 +89,7 @@ class RecordTask(Task):
         """
         try:
             records = open_records(self.data, context.data.tokenizer)
-            template = Template(self.template)
+            template, group = Template(self.template), Template(self.group)
             shots = self._shots(records, template, context)
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r}: {error}") from None
@@ -94,7 +98,7 @@ class RecordTask(Task):
             with self.naming(number):
                 before = [text for other, text in shots if other != number][: self.shots]
                 prompt = self.separator.join([*before, template.fill(records[number])])
-                examples.append(TaskExample(records, number, prompt))
+                examples.append(TaskExample(records, number, prompt, _without_slash(group.fill(records[number]))))
         return examples
 
     def _chosen(self, number: int, seed: int) -> list[int]:
@@ -120,6 +124,12 @@ class RecordTask(Task):
     def naming(self, number: int) -> "_Naming":
         """Returns a context in which errors of a record have the names of the task and of the record."""
         return _Naming(self.name, number + 1)
+
+
+def _without_slash(group: str) -> str:
+    if "/" in group:
+        raise UserError(f"the group {group!r} has a /, which divides the names of scores; give one without")
+    return group
 
 
 class _Naming:
@@ -152,13 +162,20 @@ class Scored:
 
 
 def result(
-    task: str, scored: Sequence[Scored], predictions: list[dict[str, Any]], *, errors: Mapping[int, str], seed: int
+    task: str,
+    scored: Sequence[Scored],
+    predictions: list[dict[str, Any]],
+    *,
+    errors: Mapping[int, str],
+    seed: int,
+    groups: Sequence[str] = (),
 ) -> TaskResult:
     """Returns the result of a task: scores with intervals, and predictions with the scores of each example.
 
     Args:
       predictions: one of each example; the task's name comes first in it, `scores` and `error` last.
       errors: the problem of each example that failed, by its number; it is counted in the score `<task>/errors`.
+      groups: the group of each example; none, or "" = there are no groups.
     """
     scores, spans, signatures = {}, {}, {}
     of_examples: list[dict[str, float]] = [{} for _ in predictions]
@@ -171,6 +188,7 @@ def result(
         values_NM = part.metric.of_examples(part.rows)
         for number, values_M in zip(part.numbers, () if values_NM is None else values_NM.tolist()):
             of_examples[number] |= dict(zip(part.metric.names, values_M, strict=True))
+    spans |= _by_group(task, scored, groups, seed)
     scores |= {name: interval.value for name, interval in spans.items()}
     if errors:
         scores[f"{task}/errors"] = float(len(errors))
@@ -180,3 +198,19 @@ def result(
         if number in errors:
             prediction["error"] = errors[number]
     return TaskResult(scores, [{"task": task, **prediction} for prediction in predictions], spans, signatures)
+
+
+def groups_of(examples: Sequence[TaskExample]) -> list[str]:
+    """Returns the group of each example."""
+    return [example.group for example in examples]
+
+
+def _by_group(task: str, scored: Sequence[Scored], groups: Sequence[str], seed: int) -> dict[str, Interval]:
+    """Returns the scores of each group, in the order of their names."""
+    spans = {}
+    for part in scored:
+        of_rows = np.array([groups[number] if groups else "" for number in part.numbers])
+        for group in sorted({*of_rows.tolist()} - {""}):
+            named = intervals(part.metric, part.rows[of_rows == group], seed=seed)
+            spans |= {f"{task}/{name}/{group}": interval for name, interval in named.items()}
+    return spans

@@ -38,6 +38,7 @@ from t5g2.eval.needle_tasks import Needle, VariableTracking
 from t5g2.eval.probe_scores import ProbeScores
 from t5g2.eval.task_interface import EvalContext, EvaluationStopped, MeasureFunction, Task, TaskResult
 from t5g2.eval.text_loss import TextLoss
+from t5g2.eval.text_retrieval import TextRetrieval
 from t5g2.eval.word_lists import CommonWords, FrequentWords
 from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
@@ -62,6 +63,7 @@ __all__ = [
     "Task",
     "TaskResult",
     "TextLoss",
+    "TextRetrieval",
     "VariableTracking",
 ]
 
@@ -249,6 +251,7 @@ BY_NAME = {
     "choose": ChooseByLikelihood,
     "text_loss": TextLoss,
     "probe": ProbeScores,
+    "text_retrieval": TextRetrieval,
     "needle": Needle,
     "variable_tracking": VariableTracking,
     "common_words": CommonWords,

@@ -9,7 +9,7 @@ from t5g2.data.sources.record_templates import Record, Template
 from t5g2.eval.generation import LanguageModule
 from t5g2.eval.likelihood import loglikelihood, loglikelihood_rolling
 from t5g2.eval.metrics.losses import TextLosses
-from t5g2.eval.record_task import RecordTask, Scored, result
+from t5g2.eval.record_task import RecordTask, Scored, groups_of, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 
 
@@ -63,6 +63,6 @@ class TextLoss(RecordTask):
                 {"input": example.prompt, "reference": text} for example, text in zip(examples, targets, strict=True)
             ]
             scored = [Scored(metric, rows, range(len(examples)))]
-            return result(self.name, scored, predictions, errors={}, seed=context.seed)
+            return result(self.name, scored, predictions, errors={}, seed=context.seed, groups=groups_of(examples))
 
         return measure

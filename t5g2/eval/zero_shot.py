@@ -174,6 +174,14 @@ def ranks(
     return by_image, by_text
 
 
+def found_within(ranks_Q: Int[np.ndarray, " Q"], ks: Sequence[int]) -> Float[np.ndarray, "Q K"]:
+    """Returns float64[queries, K]: 1 where a right candidate is among the first k, for each k; rank 0 is no query.
+
+    Ranks [1 2 0] and ks (1, 2): [[1 1] [0 1]].
+    """
+    return (ranks_Q[ranks_Q > 0, None] <= np.array(ks)).astype(np.float64)
+
+
 def _ranks(
     queries_QD: Float[np.ndarray, "Q D"],
     candidates_AD: Float[np.ndarray, "A D"],

@@ -12,6 +12,9 @@ LONGEST_TEXT, LONGEST_LIST = 200, 32
 # under its former path, so that tasks that earlier versions have finished stay finished
 FORMER_PATHS = {"t5g2.data.sources.record_templates.RecordList": "t5g2.eval.task_records.RecordList"}
 
+# fields that came later are left out at their defaults, for the same reason
+LATER_FIELDS = {"group": ""}
+
 
 def describe(value: Any) -> Any:
     """Returns plain data that changes with every setting, in any process; long texts and data as their size and hash.
@@ -19,7 +22,8 @@ def describe(value: Any) -> Any:
     {"records": (…1000 dicts…)} becomes {"records": "1000 values, sha256 0123456789abcdef"}.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        values = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        fields = {n: describe(v) for n, v in values.items() if n not in LATER_FIELDS or v != LATER_FIELDS[n]}
         path = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"kind": FORMER_PATHS.get(path, path), **fields}
     if isinstance(value, str) and len(value) > LONGEST_TEXT:

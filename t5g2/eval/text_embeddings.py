@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import unknown
+from t5g2.core.sharding import constrain
 from t5g2.eval.decoding import LanguageModule
 from t5g2.eval.generation import batches_by_length, pad_rows
 from t5g2.models.layers import Compute
@@ -64,4 +65,5 @@ def _pooled(model: Any, tokens: Sequences, *, pooling: Pooling, compute: Compute
     else:
         place_B = jnp.zeros(len(states_BTD), int) if pooling == "first" else jnp.sum(valid_BT, axis=1) - 1
         pooled_BD = jax.vmap(lambda states_TD, place: states_TD[place])(states_BTD, place_B)
-    return pooled_BD / jnp.maximum(jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True), 1e-12)
+    unit_BD = pooled_BD / jnp.maximum(jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True), 1e-12)
+    return constrain(unit_BD, None, None)  # replicated, so that every process can read them
