@@ -1,4 +1,4 @@
-"""The first line of a function's docstring from its code: written by the model, and chosen among four.
+"""The first line of a function's docstring and its code: written by the model, chosen among four, and retrieved.
 
     t5g2 evaluate --model=DIR --tasks=docstrings --out=DIR         200 functions
     t5g2 evaluate --model=DIR --tasks=docstrings:50 --out=DIR      50
@@ -6,13 +6,14 @@
 Functions of the standard library that ships with every Python, of the modules that no training here reads (PythonText,
 split "heldout"); so the records differ a little between versions of Python. Nothing is downloaded. `docstrings/rouge1`,
 … compare what is generated with the docstring; `docstring_choice/accuracy`, … are shares of 1, and 0.25 is chance.
+`docstring_retrieval/query_to_text@k` is the share of functions whose docstring is among the k nearest of all.
 """
 
 import ast
 import random
 
 from t5g2.data.sources.python_text import PythonText
-from t5g2.eval.tasks import ChooseByLikelihood, GenerateAndCompare
+from t5g2.eval.tasks import ChooseByLikelihood, GenerateAndCompare, TextRetrieval
 
 LONGEST_CHARACTERS = 1200
 
@@ -55,4 +56,5 @@ def get_tasks(examples: str = "200"):
             stop=("\n",),
         ),
         ChooseByLikelihood(**shared, name="docstring_choice", choices="{choices}", answer="{docstring}"),
+        TextRetrieval(**shared | {"template": "{code}"}, name="docstring_retrieval", texts="{docstring}"),
     ]

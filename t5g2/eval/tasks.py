@@ -39,6 +39,7 @@ from t5g2.eval.probe_scores import ProbeScores
 from t5g2.eval.task_interface import EvalContext, EvaluationStopped, MeasureFunction, Task, TaskResult
 from t5g2.eval.text_loss import TextLoss
 from t5g2.eval.text_retrieval import TextRetrieval
+from t5g2.eval.tokenizer_coverage import TokenizerCoverage
 from t5g2.eval.word_lists import CommonWords, FrequentWords
 from t5g2.models.image_embeddings import normalized
 from t5g2.models.layers import Compute
@@ -64,6 +65,7 @@ __all__ = [
     "TaskResult",
     "TextLoss",
     "TextRetrieval",
+    "TokenizerCoverage",
     "VariableTracking",
 ]
 
@@ -252,6 +254,7 @@ BY_NAME = {
     "text_loss": TextLoss,
     "probe": ProbeScores,
     "text_retrieval": TextRetrieval,
+    "tokenizer_coverage": TokenizerCoverage,
     "needle": Needle,
     "variable_tracking": VariableTracking,
     "common_words": CommonWords,

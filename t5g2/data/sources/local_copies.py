@@ -131,7 +131,7 @@ def plain_copy(file: str, columns: Mapping[str, str] | None = None) -> str:
     """
     convert = CONVERTERS.get(file.rpartition(".")[2])
     if columns is not None and not columns:
-        return converted_copy(file, parquet.write_rows, ("whole rows",))
+        return converted_copy(file, parquet.write_rows, ("whole rows, bytes in base64",))
     if columns is not None:
         first, *others = columns.values()
         # copies of one column keep the name that they had when there was no other kind

@@ -1,11 +1,15 @@
 """Conversion of parquet files to JSON lines, which can be read row by row (pip install 't5g2[parquet]')."""
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
+
+BASE64 = "base64"  # the one key of an object that stands for bytes
 
 
 def open_table(source: BinaryIO, **columns: str) -> Any:
@@ -60,24 +64,43 @@ def write_columns(source: BinaryIO, out: BinaryIO, *, columns: Sequence[str]) ->
 
 
 def write_rows(source: BinaryIO, out: BinaryIO) -> None:
-    """Writes each row as a line of JSON, with all of its columns."""
+    """Writes each row as a line of JSON, with all of its columns; bytes that are no text as `with_bytes` reads them."""
     for batch in open_table(source).iter_batches():
         for row in batch.to_pylist():
-            out.write(json_line(row))
+            out.write(json_line(row, keep_bytes=True))
 
 
-def json_line(record: dict[str, Any]) -> bytes:
+def with_bytes(value: Any) -> Any:
+    """Returns a value of a line of `write_rows` with its bytes; Hugging Face's image, {"bytes", "path"}, is its bytes.
+
+    {"base64": "iVA="} is the two bytes 0x89 0x50.
+    """
+    if isinstance(value, list):
+        return [with_bytes(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {BASE64}:
+        return base64.b64decode(value[BASE64])
+    fields = {name: with_bytes(item) for name, item in value.items()}
+    is_image = fields.keys() == {"bytes", "path"} and isinstance(fields["bytes"], bytes)
+    return fields["bytes"] if is_image else fields
+
+
+def json_line(record: dict[str, Any], *, keep_bytes: bool = False) -> bytes:
     """Returns a record as a line of JSON.
 
     Bytes become text if they are UTF-8; any other value that JSON cannot hold becomes {its type: its str}.
+
+    Args:
+      keep_bytes: other bytes are kept, in base64; False = their number alone.
     """
-    return json.dumps(record, default=_to_json).encode() + b"\n"
+    return json.dumps(record, default=partial(_to_json, keep_bytes=keep_bytes)).encode() + b"\n"
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: Any, *, keep_bytes: bool) -> Any:
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError:
-            return {"bytes": len(value)}
+            return {BASE64: base64.b64encode(value).decode()} if keep_bytes else {"bytes": len(value)}
     return {type(value).__name__: str(value)}

@@ -4,12 +4,13 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from typing_extensions import override
 
 from t5g2.core.errors import UserError
-from t5g2.data.sources import local_copies
+from t5g2.data.sources import local_copies, parquet
 from t5g2.data.sources.data_files import find_files
 from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
 from t5g2.data.sources.validation import (
@@ -105,9 +106,17 @@ class Parquet:
         columns = {"inputs": fields[0], "targets": fields[1]}
         return _scan(self.path, _row_spans, fields, on_bad_record, columns=columns)
 
-    def open_records(self, *, on_bad_record: OnBadRecord = "stop") -> JsonRecords:
-        """Returns the whole records, of all fields."""
-        return JsonRecords(_scan(self.path, _row_spans, None, on_bad_record, columns={}))
+    def open_records(self, *, on_bad_record: OnBadRecord = "stop") -> "ParquetRecords":
+        """Returns the whole records, of all columns; bytes are text where they are UTF-8, and stay bytes elsewhere."""
+        return ParquetRecords(_scan(self.path, _row_spans, None, on_bad_record, columns={}))
+
+
+class ParquetRecords(JsonRecords):
+    """Rows of parquet files."""
+
+    @override
+    def __getitem__(self, index: Any) -> Any:
+        return {name: parquet.with_bytes(value) for name, value in super().__getitem__(index).items()}
 
 
 @dataclass(frozen=True, eq=False)
