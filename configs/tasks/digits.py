@@ -4,9 +4,9 @@
     t5g2 evaluate --model=DIR --tasks=digits:dual --out=DIR        a dual encoder (SigLIP), all pictures
 
 1797 pictures of 8 x 8 pixels and 17 greys (load_digits: the test set of Alpaydin and Kaynak, UCI 1998), enlarged
-sixteenfold; the last 297, by other writers than the rest mostly, are asked. Nothing is downloaded. `digit_captions` and
-`digit_question` compare what is written; `digit_classes/accuracy` is zero-shot classification, and
-`digit_probe/accuracy` a logistic regression on the embeddings of the first 1500. 0.1 is chance.
+sixteenfold; the last 297 are asked. Nothing is downloaded. `digit_captions` and `digit_question` compare what is
+written; `digit_classes/accuracy` is zero-shot classification, and `digit_probe/accuracy` a logistic regression on the
+embeddings of the first 1500. 0.1 is chance.
 """
 
 import numpy as np
