@@ -58,9 +58,7 @@ class ImageLinearProbe(ImageTask):
         known = [TaskExample(records, number, "") for number in range(len(records))]
         labels, known_labels = self._labels(examples), self._labels(known)
         if len(set(known_labels)) < 2:
-            raise UserError(
-                f"evaluation task {self.name!r}: the records to train on are of one class; give at least two"
-            )
+            raise UserError(f"evaluation task {self.name!r}: the records of train are of one class; give at least two")
 
         def measure(model: ImageTextEmbedder) -> TaskResult:
             training = self._images(model, known, context)

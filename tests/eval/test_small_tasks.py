@@ -32,6 +32,8 @@ def few(task):
     changes = {{"data": kept, "examples": None}}
     if hasattr(task, "max_new_tokens"):
         changes["max_new_tokens"] = 2
+    if hasattr(task, "train"):
+        changes["train"] = dataclasses.replace(task.train, records=task.train.records[:200])
     return dataclasses.replace(task, **changes)
 
 
