@@ -11,9 +11,12 @@ from t5g2.data.config import DataConfig, Source
 from t5g2.data.pipeline import finite_batches
 from t5g2.data.shards import token_shards
 from t5g2.data.shards.token_shards import Tokens
+from t5g2.data.sources.python_text import PythonText
 from t5g2.data.sources.seqio_source import Seqio
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import SentencePiece
+from t5g2.eval.generate_and_compare import GenerateAndCompare
+from t5g2.eval.task_interface import EvalContext
 from t5g2.objectives import Causal, Seq2Seq
 from tests.data import tokenizer_files
 
@@ -48,6 +51,20 @@ def converted(name, converter, lengths, *, examples, num_epochs):
         decoder = [example[f"decoder_{side}_tokens"][:length].tolist() for side in ("input", "target")]
         out.append((encoder[encoder > 0].tolist(), *decoder))
     return out
+
+
+def test_examples_of_seqio_are_records_of_an_evaluation_task(tokenizer):
+    data = DataConfig((Source(PythonText(), Causal()),), tokenizer, 2, 0, 64, 24, streams=2)
+    task = GenerateAndCompare(
+        data=Seqio(MODULE, "plain_pairs", TARGETS, INPUTS), name="qa", template="{inputs}", reference="{targets}"
+    )
+    examples = task.read(EvalContext(data))
+    lengths = {"inputs": INPUTS, "targets": TARGETS}
+    own = seqio.get_mixture_or_task("plain_pairs").get_dataset(sequence_length=lengths, split="train", shuffle=False)
+    prompts = [tokenizer.decode(e["inputs"], skip_special_tokens=True) for e in own.as_numpy_iterator()]
+    assert [example.prompt for example in examples] == prompts
+    assert [example.record["targets"] for example in examples] == ["0", "1", "2", "3", "4"]
+    assert examples[2].prompt.startswith("plain question 2: why?")
 
 
 def test_a_mixture_gives_what_seqio_gives(tokenizer):

@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from t5g2.api import model_inputs
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig, Source
@@ -257,6 +259,49 @@ def test_templates_are_those_of_str_format():
     assert Template("{n}").values(record) == [3]
     assert Template("{list}.").values(record) == ["['p', 'q']."]
     assert Template("{empty}").values(record) == []
+
+
+def test_bytes_of_parquet_are_pictures(tmp_path, monkeypatch, answers):
+    """A column of files' contents, of lists of them, and of Hugging Face's images; text in bytes is text."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+    files = []
+    for color in ("red", "blue"):
+        Image.new("RGB", (3, 2), color).save(tmp_path / "x.png")
+        files.append((tmp_path / "x.png").read_bytes())
+    rows = [
+        {"image": file, "many": files, "hf": {"bytes": file, "path": "x.png"}, "text": b"caf\xc3\xa9", "country": "France",
+         "also": "Paris"}
+        for file in files
+    ]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    records = list(open_records(Parquet(str(tmp_path / "a.parquet")), TOKENIZER))
+    assert records == [row | {"hf": row["image"], "text": "café"} for row in rows]
+
+    seen = []
+
+    def read_images(text, images):
+        seen.append([model_inputs.pixels(image)[0, 0].tolist() for image in images])
+        return ImagePrompt(TOKENIZER.encode(text), np.zeros((1, 2, 2, 3), np.float32))
+
+    reading = dataclasses.replace(Reading.trained(TOKENIZER), read_images=read_images)
+    context = dataclasses.replace(context_of(), reading=reading)
+    for field in ("image", "many", "hf"):
+        task = generating(data=Parquet(str(tmp_path / "a.parquet")), images=field)
+        assert run(task, {"France": "Paris"}, context).scores["capitals/exact_match"] == 1
+    red, blue = [255, 0, 0], [0, 0, 255]
+    assert seen == [[red], [blue], [red, blue], [red, blue], [red], [blue]]
+    vectors = {"red": [1.0, 0.0], "blue": [0.0, 1.0]}
+
+    class Colours(Embeddings):
+        def embed_images(self, images):
+            return np.array([vectors["red" if model_inputs.pixels(i)[0, 0, 0] else "blue"] for i in images], np.float32)
+
+    named = [record | {"label": label} for record, label in zip(records, ("red", "blue"), strict=True)]
+    classes = ImageClassification(data=named, name="c", classes=("red", "blue"), prompts=("{name}",))
+    assert run(classes, Colours()).scores["c/accuracy"] == 1
 
 
 def test_a_config_names_tasks_by_their_kind():
