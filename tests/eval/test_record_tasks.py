@@ -271,11 +271,8 @@ def test_bytes_of_parquet_are_pictures(tmp_path, monkeypatch, answers):
     for color in ("red", "blue"):
         Image.new("RGB", (3, 2), color).save(tmp_path / "x.png")
         files.append((tmp_path / "x.png").read_bytes())
-    rows = [
-        {"image": file, "many": files, "hf": {"bytes": file, "path": "x.png"}, "text": b"caf\xc3\xa9", "country": "France",
-         "also": "Paris"}
-        for file in files
-    ]  # fmt: skip
+    row = {"many": files, "text": b"caf\xc3\xa9", "country": "France", "also": "Paris"}
+    rows = [row | {"image": file, "hf": {"bytes": file, "path": "x.png"}} for file in files]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     records = list(open_records(Parquet(str(tmp_path / "a.parquet")), TOKENIZER))
     assert records == [row | {"hf": row["image"], "text": "café"} for row in rows]
