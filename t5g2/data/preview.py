@@ -16,8 +16,12 @@ def format_example(example: Example, tokenizer: Tokenizer, images: ImageRows | N
         targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
 
     All tokens of an image are one [image 896x896]. Decoder inputs are not shown: they are BOS and all targets but the
-    last. For a decoder-only model, the first line is the bidirectional prefix, or is missing if there is none.
+    last. For a decoder-only model, the first line is the bidirectional prefix, or is missing if there is none. A text with
+    a label is its text and its label: a number, or that of its class.
     """
+    if example.label is not None:
+        text = example.encoder_tokens if len(example.encoder_tokens) else example.decoder_tokens[1:]
+        return f"text     {_line(decode_with_images(text, tokenizer, images))}\nlabel    {example.label:g}"
     targets = _marked(example, tokenizer, images)
     if example.blocks is not None and np.any(example.blocks):
         prefix = example.decoder_tokens[example.blocks > 0]
@@ -58,7 +62,8 @@ def _unpack(data: Batch, row: int, segment: int) -> Example:
         encoder = data.encoder.tokens[row][data.encoder.segments[row] == segment]
     blocks = None if data.decoder.blocks is None else data.decoder.blocks[row][is_token]
     parts = (part[row][is_token] for part in (data.decoder.tokens, data.targets, data.weights))
-    return Example(encoder, *parts, blocks=blocks)
+    label = None if data.labels is None else float(data.labels[row][is_token][0])
+    return Example(encoder, *parts, blocks=blocks, label=label)
 
 
 def decode_with_images(tokens: np.ndarray, tokenizer: Tokenizer, images: ImageRows | None) -> str:

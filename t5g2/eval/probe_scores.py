@@ -25,6 +25,7 @@ from t5g2.eval.generation import LanguageModule, batches_by_length, pad_rows
 from t5g2.eval.metrics import catalogue
 from t5g2.eval.metrics.labels import F1, Accuracy, Matthews, Pearson, RocAuc, Spearman
 from t5g2.eval.metrics.metric import Metric, NamedMeans
+from t5g2.eval.reading import warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, groups_of, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 from t5g2.models import probe_head
@@ -101,6 +102,7 @@ class ProbeScores(RecordTask):
                     labels.append(label_number(Template(self.label).fill(example.record), probe.classes))
             is_encoder_decoder = model.config.is_encoder_decoder
             rows = [reading.inputs(tokens, is_encoder_decoder=is_encoder_decoder) for tokens in texts]
+            warn_beyond_context(self.name, [len(tokens) for tokens in rows], model.config)
             y_NC, label_N = _outputs(model, rows, context), np.array(labels)
             loss_N = np.asarray(
                 probe_head.label_losses(y_NC[:, None], label_N[:, None].astype(np.float32), probe).loss_BT

@@ -16,6 +16,7 @@ from t5g2.data.sources.record_templates import Template
 from t5g2.eval import text_embeddings, zero_shot
 from t5g2.eval.generation import LanguageModule
 from t5g2.eval.metrics.metric import NamedMeans
+from t5g2.eval.reading import warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, groups_of, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 from t5g2.eval.text_embeddings import Pooling
@@ -74,6 +75,7 @@ class TextRetrieval(RecordTask):
         context.raise_if_stopping()
         reading, is_encoder_decoder = context.model_reading, model.config.is_encoder_decoder
         rows = [reading.inputs(reading.tokenizer.encode(t), is_encoder_decoder=is_encoder_decoder) for t in texts]
+        warn_beyond_context(self.name, [len(tokens) for tokens in rows], model.config)
         pad = reading.tokenizer.special_tokens.pad
         return text_embeddings.embed(
             model, rows, pooling=self.pooling, rows=context.data.rows, pad=pad, compute=context.compute

@@ -22,6 +22,7 @@ from t5g2.data.sources.python_text import PythonText
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.generate_and_compare import GenerateAndCompare
 from t5g2.eval.image_tasks import ImageTask
+from t5g2.eval.probe_scores import ProbeScores
 from t5g2.eval.reading import ImagePrompt, Reading
 from t5g2.eval.task_interface import EvalContext, Task, TaskResult
 from t5g2.eval.tasks import HeldoutLoss
@@ -124,6 +125,8 @@ def _check_kind(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task]) -> N
                 f"task {task.name!r} is for {kinds[is_dual]}, and {loaded.folder.path} is {kinds[not is_dual]}; leave "
                 f"the task out, or give another model"
             )
+        if isinstance(task, ProbeScores) and isinstance(loaded, LanguageModel):
+            task.check(loaded.config.probe)
 
 
 def weights_digest(loaded: LanguageModel | DualEncoder) -> str:
