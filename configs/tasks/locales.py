@@ -2,6 +2,7 @@
 
     t5g2 evaluate --model=DIR --tasks=locales --out=DIR        2 names of each language
     t5g2 evaluate --model=DIR --tasks=locales:10 --out=DIR     10
+    t5g2 evaluate --model=DIR --tasks=locales:0 --out=DIR      none: the tokenizer's table alone
 
 `locale_names/chrf` compares the model's translation of an English name, after three solved ones, with CLDR's; from 0 to
 100, and `locale_names/chrf/<locale>` for each language. `locale_coverage/bytes_per_token` is of the tokenizer on all
@@ -48,6 +49,9 @@ def get_tasks(names: str = "2"):
         translations += [shared | {"solved": solved, "english": name, "own": own[name]} for name in drawn[3:]]
         words = [*own.values(), *locale.days["format"]["wide"].values(), *locale.months["format"]["wide"].values()]
         texts.append(shared | {"text": "\n".join(words)})
+    coverage = TokenizerCoverage(data=texts, name="locale_coverage", group="{locale}")
+    if not translations:
+        return [coverage]
     return [
         GenerateAndCompare(
             data=translations,
@@ -59,5 +63,5 @@ def get_tasks(names: str = "2"):
             max_new_tokens=24,
             stop=("\n",),
         ),
-        TokenizerCoverage(data=texts, name="locale_coverage", group="{locale}"),
+        coverage,
     ]
