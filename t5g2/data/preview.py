@@ -16,8 +16,8 @@ def format_example(example: Example, tokenizer: Tokenizer, images: ImageRows | N
         targets  ⟦<sentinel_0>⟧cat⟦<sentinel_1>⟧the mat<eos>
 
     All tokens of an image are one [image 896x896]. Decoder inputs are not shown: they are BOS and all targets but the
-    last. For a decoder-only model, the first line is the bidirectional prefix, or is missing if there is none. Lines of a
-    probe are the text and its label: a number, or that of its class.
+    last. For a decoder-only model, the first line is the bidirectional prefix, or is missing if there is none.
+    The example of a probe is its text and its label: a number, or that of its class.
     """
     if example.label is not None:
         text = example.encoder_tokens if len(example.encoder_tokens) else example.decoder_tokens[1:]
