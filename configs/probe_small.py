@@ -1,14 +1,15 @@
-"""A probe, small enough for two CPU cores: does an adapted encoder tell code from prose, and how far into a line?
+"""A probe, small enough for two CPU cores: does an adapted encoder tell code from prose, and how long a line is?
 
-    t5g2 train --config=configs/probe_small.py:head   --workdir=runs/probe/head       # the head alone, frozen body
-    t5g2 train --config=configs/probe_small.py:full   --workdir=runs/probe/full       # everything
-    t5g2 train --config=configs/probe_small.py:number --workdir=runs/probe/number     # regression: a line's length
-    t5g2 train --config=configs/probe_small.py:head   --workdir=runs/probe/scratch --config.init.params=None
+    t5g2 train --config=configs/probe_small.py:head    --workdir=runs/probe/head       # the head alone, frozen body
+    t5g2 train --config=configs/probe_small.py:full    --workdir=runs/probe/full       # everything
+    t5g2 train --config=configs/probe_small.py:decoder --workdir=runs/probe/decoder    # all of a decoder-only model
+    t5g2 train --config=configs/probe_small.py:number  --workdir=runs/probe/number     # regression: a line's length
+    t5g2 train --config=configs/probe_small.py:head    --workdir=runs/probe/random --config.init.params=None
 
-Weights: runs/quickstart/adapted/model, which configs/quickstart.py trains; the last line is the baseline, a random
-encoder. Texts: lines of 40 to 100 characters of the standard library's modules (code) and of the language reference
-(prose), in equal numbers; written to the cache when the config is read. Tested on held-out documents. 300 steps of the
-head take about a minute.
+Weights: runs/quickstart/adapted/model, and source/model of decoder, which configs/quickstart.py trains; the last line is
+the baseline, a random encoder. experiments/probe_small.py compares encoder and decoder over seeds. Texts: lines of 40
+to 100 characters of the standard library's modules (code) and of the language reference (prose), in equal numbers;
+written to the cache when the config is read. Tested on held-out documents. 300 steps of the head take about a minute.
 
 From T5Gemma's SuperGLUE protocol (arXiv 2504.06225, section 4): a head on the encoder's last state; full is its full
 fine-tuning. Known deviations: no dropout, and no grid over learning rates and batches.
@@ -22,7 +23,7 @@ from t5g2.core.errors import unknown
 from t5g2.core.files import cache_folder, write_text
 from t5g2.data.sources.python_text import PythonText
 
-ARMS = ("head", "full", "number")
+ARMS = ("head", "full", "decoder", "number")
 CLASSES = ("prose", "code")
 BLOCKS = {
     "vocab_size": 384,
@@ -62,27 +63,28 @@ def lines(split, most):
 def get_config(arm="head"):
     if arm not in ARMS:
         raise unknown("arm", arm, ARMS, where="of the probe")
-    number = arm == "number"
+    number, decoder = arm == "number", arm == "decoder"
     classes = [] if number else list(CLASSES)
     shared = {"label": "{length}" if number else "{kind}"}
     config = ConfigDict()
-    config.model = {"kind": "t5gemma", "encoder": BLOCKS, "decoder": BLOCKS}
+    config.model = {"kind": "gemma", **BLOCKS} if decoder else {"kind": "t5gemma", "encoder": BLOCKS, "decoder": BLOCKS}
     config.model["probe"] = {"classes": classes, "state": "mean" if number else "last"}
     train, heldout = ({"kind": "jsonl", "path": lines(split, 1000)} for split in ("train", "heldout"))
     text = {"kind": "labelled", "records": train, "classes": classes, **shared}
     config.data = {
-        "sources": [{"text": text, "objective": {"kind": "probe"}, "name": "lines"}],
+        "sources": [{"text": text, "objective": {"kind": "probe_decoder" if decoder else "probe"}, "name": "lines"}],
         "tokenizer": {"kind": "bytes"},
         "chunk_tokens": LONGEST + 2,
         "rows": 8,
-        "encoder_length": 256,
-        "decoder_length": 32,  # up to four texts in a row
+        "encoder_length": 0 if decoder else 256,
+        "decoder_length": 256 if decoder else 32,  # 32: up to four texts in a row
         "streams": 16,
     }
+    head_alone = arm in ("head", "number")
     config.optim = {
         "optimizer": {"kind": "adamw"},
-        "schedule": {"kind": "cosine", "peak": 1e-3 if arm == "full" else 1e-2, "warmup_steps": 10},
-        "freeze": [] if arm == "full" else [{"pattern": "probe.*", "end": 0}, {"pattern": "*"}],
+        "schedule": {"kind": "cosine", "peak": 1e-2 if head_alone else 1e-3, "warmup_steps": 10},
+        "freeze": [{"pattern": "probe.*", "end": 0}, {"pattern": "*"}] if head_alone else [],
     }
     config.train = {"steps": 300}
     # bfloat16 is slower than float32 on a CPU
@@ -91,5 +93,5 @@ def get_config(arm="head"):
     task = {"kind": "probe", "name": "heldout_lines", "data": heldout, "metrics": metrics, "examples": 400, **shared}
     config.eval = {"every_steps": 100, "tasks": [task]}
     config.save = {"every_steps": 100, "keep": 1}
-    config.init = {"params": "runs/quickstart/adapted/model"}
+    config.init = {"params": f"runs/quickstart/{'source' if decoder else 'adapted'}/model"}
     return config

@@ -29,7 +29,7 @@ ARGUMENTS = {
     "t5gemma_small": tuple(f"{arm}-{width}" for arm in ("source", "adapted", "scratch") for width in (64, 96)),
     "t5gemma2": sizes("t5gemma2:"),
     "chat_small": ("",),
-    "probe_small": ("head", "full", "number"),
+    "probe_small": ("head", "full", "decoder", "number"),
     "t5gemma2_images": (),  # takes pictures: tests/train/test_image_training.py makes some
 }
 CONFIGS = [f"{f}:{arg}".rstrip(":") for f in sorted((ROOT / "configs").glob("*.py")) for arg in ARGUMENTS[f.stem]]
