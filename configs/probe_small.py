@@ -6,7 +6,7 @@
     t5g2 train --config=configs/probe_small.py:number  --workdir=runs/probe/number     # regression: a line's length
     t5g2 train --config=configs/probe_small.py:head    --workdir=runs/probe/random --config.init.params=None
 
-Weights: runs/quickstart/adapted/model, and source/model of decoder, which configs/quickstart.py trains; the last line is
+Weights: runs/quickstart/adapted/model (of decoder: source/model), which configs/quickstart.py trains; the last line is
 the baseline, a random encoder. experiments/probe_small.py compares encoder and decoder over seeds. Texts: lines of 40
 to 100 characters of the standard library's modules (code) and of the language reference (prose), in equal numbers;
 written to the cache when the config is read. Tested on held-out documents. 300 steps of the head take about a minute.

@@ -268,7 +268,7 @@ def test_wrong_task_files_are_named(folder, tmp_path, capsys, code, message):
         ),
         (["--tasks=none.py", "--out=x"], "no task file none.py; give a Python file with get_tasks()"),
         (["--tasks=docstrings"], "--out is missing"),
-        (["--out=x"], "--tasks is empty; give FILE.py[:ARG], or a name of docstrings"),
+        (["--out=x"], "--tasks is empty; give FILE.py[:ARG], or a name of digits, docstrings"),
         (["--workdir=x", "--out=x"], "--model and --workdir are both given"),
     ],
 )
@@ -283,8 +283,8 @@ def test_the_tasks_of_this_folder_load():
     long_context = task_files.load(["long_context:5000+70000"])
     assert {task.lengths for task in long_context} == {(5000, 70000)}
     assert len({task.name for task in long_context}) == 12
-    [docstrings, choice] = task_files.load(["docstrings:5"])
-    assert (docstrings.examples, choice.examples) == (5, 5)
+    [docstrings, choice, retrieval] = task_files.load(["docstrings:5"])
+    assert (docstrings.examples, choice.examples, retrieval.examples) == (5, 5, 5)
     record = docstrings.data.records[0]
     assert record["docstring"] in record["choices"]
     assert record["docstring"] not in record["code"]
