@@ -28,6 +28,7 @@ from t5g2.models.config import ProbeConfig
 from t5g2.objectives import Probe, ProbeDecoder
 from t5g2.train import adaptation, config_file, step
 from t5g2.train import experiment as experiments
+from t5g2.train.weight_origin import Adapt
 from tests import tiny, weights
 from tests.e2e.run_results import checksums, metrics
 from tests.tiny import FLOAT32
@@ -268,6 +269,18 @@ def test_a_folder_with_a_probe_goes_on_with_it_and_another_probe_is_new(folder, 
     assert not np.any(other.leaves["probe.bias", None].read())
     with pytest.raises(UserError, match="holds another architecture"):
         adaptation.open_same_architecture(str(tmp_path / "probed"), MODELS["t5gemma2"])
+
+
+def test_an_adapted_model_has_a_new_probe_and_the_source_s_is_dropped(tmp_path):
+    folders.save_model(tmp_path / "source", weights.model(probed("gemma")), tokenizer=TOKENIZER.to_dict())
+    target = probed("t5gemma2", ("a", "b"))
+    model, provenance = adaptation.adapt_into(Adapt(str(tmp_path / "source")), target, seed=3)
+    assert model.config == target
+    assert 0 < np.std(np.asarray(model.probe.kernel[...])) < 0.05
+    assert not np.any(np.asarray(model.probe.bias[...]))
+    rows = {row["target"]: row["source"] for row in provenance.to_dict()["leaves"]}
+    assert rows["probe.kernel"] == "-"
+    assert "a probe is of the model that it was trained with" in provenance.table()
 
 
 def changed(folder, **changes):
