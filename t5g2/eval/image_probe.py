@@ -25,7 +25,9 @@ MOST_STEPS = 1000  # of L-BFGS, as CLIP's evaluation has (arXiv 2103.00020, appe
 @dataclass(frozen=True, kw_only=True)
 @checked
 class ImageLinearProbe(ImageTask):
-    """Logistic regression by scikit-learn on embeddings of length 1, trained on records of its own.
+    """Logistic regression by scikit-learn on embeddings, trained on records of its own.
+
+    Embeddings are scaled to length 1, and each of their numbers to mean 0 and variance 1 over the images to train on.
 
     `<name>/accuracy` is the share of the images whose class is right. An image that cannot be read is wrong, and counts
     in `<name>/errors`; among the images to train on it is an error.
@@ -49,7 +51,9 @@ class ImageLinearProbe(ImageTask):
 
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:
-        linear_model = require("sklearn.linear_model", EXTRA)
+        pipeline, preprocessing, linear_model = (
+            require(f"sklearn.{module}", EXTRA) for module in ("pipeline", "preprocessing", "linear_model")
+        )
         examples = self.read(context)
         try:
             records = open_records(self.train, context.data.tokenizer)
@@ -65,7 +69,10 @@ class ImageLinearProbe(ImageTask):
             if training.errors:
                 number, problem = next(iter(training.errors.items()))
                 raise UserError(f"evaluation task {self.name!r}, record {number + 1} of train: {problem}")
-            regression = linear_model.LogisticRegression(C=self.inverse_penalty, max_iter=MOST_STEPS)
+            regression = pipeline.make_pipeline(
+                preprocessing.StandardScaler(),
+                linear_model.LogisticRegression(C=self.inverse_penalty, max_iter=MOST_STEPS),
+            )
             regression.fit(_units(training.images_ND), known_labels)
             embedded = self._images(model, examples, context)
             chosen = regression.predict(_units(embedded.images_ND)).tolist()

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig, Source
@@ -46,9 +48,9 @@ def test_recall_in_both_directions(monkeypatch):
     vectors = {"the sum": [1, 0], "the product": [0, 1], "nothing": [1, 1], "1 + 2": [1, 0.1], "x + y": [-1, 0.2]}
     vectors |= {"a * b": [0.9, 0.1]}
 
-    def embed(model, rows, **settings):
-        assert settings["pooling"] == "last"
-        return np.array([vectors[TOKENIZER.decode(row, skip_special_tokens=True)] for row in rows], np.float32)
+    def embed(model, token_rows, *, pooling, **settings):
+        assert pooling == "last"
+        return np.array([vectors[TOKENIZER.decode(row, skip_special_tokens=True)] for row in token_rows], np.float32)
 
     monkeypatch.setattr(text_retrieval.text_embeddings, "embed", embed)
     result = Evaluator([retrieval(pooling="last", group="{part}")], context_of()).run(weights.model(STACK))
@@ -145,7 +147,8 @@ def test_a_linear_probe_of_images_is_scikit_learn_s():
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
     labels = [record["label"] for record in test]
-    regression = LogisticRegression(max_iter=1000).fit(units(train), [record["label"] for record in train])
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    regression.fit(units(train), [record["label"] for record in train])
     right = regression.predict(units(test)) == labels
     assert 0.5 < np.mean(right) < 1
     assert result.scores == {"p/accuracy": pytest.approx(np.sum(right) / 31), "p/errors": 1}

@@ -310,7 +310,7 @@ PYTHON, LONG = {"kind": "python"}, {"data__decoder_length": 24}
         ({"model__probe": None, "eval__tasks": []}, "the data has labels, and the model no probe; set model.pr"),
         ({"data__sources__0__text": PYTHON}, "objective Probe on PythonText; labelled texts .* are for probe"),
         ({"data__sources__0__objective": {"kind": "prefix_lm"}}, "objective PrefixLM on LabelledText; labelled texts"),
-        (LONG | {"data__sources__0__objective": {"kind": "probe_decoder"}}, "the model is encoder-decoder, so its object"),
+        (LONG | {"data__sources__0__objective": {"kind": "probe_decoder"}}, "model is encoder-decoder, so its object"),
         (LONG | {"data__sources": [{"text": PYTHON, "objective": {"kind": "ul2"}}]}, "and the data has no la"),
         ({"model__probe": {"classes": ["down", "up"]}}, r"classes \['up', 'down'\], and model.probe \['down', 'up'\]"),
         ({"model__probe": {"classes": ["up"]}}, r"probe.classes = \['up'\]; give at least two different names"),
