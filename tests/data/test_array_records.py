@@ -12,17 +12,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5g2.core.errors import UserError
 from t5g2.data.chunking import open_chunks
-from t5g2.data.config import DataConfig, Source
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
-from t5g2.data.sources.labelled_text import LabelledText
-from t5g2.data.sources.python_text import PythonText
 from t5g2.data.sources.text_files import Jsonl
 from t5g2.data.sources.text_pairs import TextPairs
 from t5g2.data.tokenizers.byte_level import Bytes
-from t5g2.eval.generate_and_compare import GenerateAndCompare
-from t5g2.eval.task_interface import EvalContext
-from t5g2.eval.task_records import open_records
-from t5g2.objectives import Causal
 
 TEXTS = ["first é text", "second \n text", "third text of three"]
 
@@ -175,54 +168,6 @@ def test_tfds(tfds_folder):
     titles = Tfds("tales", field="more.title", data_dir=str(tfds_folder)).open()
     assert sorted(titles) == ["title 0", "title 1", "title 2"]
     assert_opens_in_a_worker(documents)
-
-
-def test_examples_of_tfds_are_records_of_an_evaluation_task(tfds_folder):
-    """Texts and numbers as Python's, nested features by str.format's brackets, a split of its own for the shots."""
-    where = {"data_dir": str(tfds_folder)}
-    task = GenerateAndCompare(
-        data=Tfds("tales", split="test", **where),
-        shot_data=Tfds("tales", **where),
-        shots=1,
-        name="tales",
-        template="{more[title]}, number {id}:",
-        reference="{text}",
-    )
-    data = DataConfig((Source(PythonText(), Causal()),), Bytes(), 2, 0, 64, 24, streams=2)
-    [example] = task.read(EvalContext(data))
-    shown, asked = example.prompt.split("\n\n")
-    assert asked == "title 0, number 0:"
-    assert shown in {f"title {i}, number {i}: {text}" for i, text in enumerate(TEXTS)}
-    assert example.record == {"text": "a text held out", "id": 0, "more": {"title": "title 0"}}
-    labelled = LabelledText(Tfds("tales", **where), template="{text}", label="{id}")
-    opened = labelled.open()
-    assert sorted(opened.tokens(i, Bytes())[-1:].view(np.float32)[0] for i in range(3)) == [0, 1, 2]
-    assert sorted(opened) == sorted(TEXTS)
-
-
-def test_pictures_of_tfds_stay_arrays(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets", reason="the extra `tfds` is not installed")
-    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
-
-    class Pictures(tfds.core.GeneratorBasedBuilder):
-        """One picture."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {"image": tfds.features.Tensor(shape=(4, 5, 3), dtype=np.uint8), "label": tfds.features.Text()}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": [(0, {"image": pixels, "label": "a gradient"})]}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    Pictures(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    [record] = open_records(Tfds("pictures", data_dir=str(tmp_path)), Bytes())
-    np.testing.assert_array_equal(record["image"], pixels)
-    assert record["label"] == "a gradient"
 
 
 def test_two_features_of_tfds_are_a_pair(tfds_folder):

@@ -222,6 +222,9 @@ class TfdsRecords(Sequence[Mapping[str, Any]]):
         return len(self._records)
 
     def __getitem__(self, index: Any) -> Any:
+        # array_record raises a ValueError past the end, and a loop over a sequence ends at an IndexError
+        if index >= len(self):
+            raise IndexError(f"record {index} of {len(self)}")
         return _plain(self._records.record(index))
 
 
