@@ -104,9 +104,8 @@ class ProbeScores(RecordTask):
             rows = [reading.inputs(tokens, is_encoder_decoder=is_encoder_decoder) for tokens in texts]
             warn_beyond_context(self.name, [len(tokens) for tokens in rows], model.config)
             y_NC, label_N = _outputs(model, rows, context), np.array(labels)
-            loss_N = np.asarray(
-                probe_head.label_losses(y_NC[:, None], label_N[:, None].astype(np.float32), probe).loss_BT
-            )
+            one_row = jnp.asarray(y_NC[None]), jnp.asarray(label_N[None], jnp.float32)
+            loss_N = np.asarray(probe_head.label_losses(*one_row, probe).loss_BT)[0]
             everything = range(len(examples))
             scored = [Scored(NamedMeans(("loss",)), loss_N.astype(np.float64), everything)]
             outputs, references = _readable(y_NC, probe), _readable_labels(label_N, probe)

@@ -83,6 +83,7 @@ def pooled(
 
 def loss(model: Any, batch: Batch, config: LossConfig, compute: Compute) -> LossSums:
     """Returns the losses and sums of a batch with labels: cross-entropy of classes, in nats, or squared error."""
+    assert batch.labels is not None
     images = image_embeddings.normalized(batch.images)
     y_BTC = outputs(model, batch.encoder, batch.decoder, batch.decoder.segments, images, compute=compute)
     with scope("head"):
