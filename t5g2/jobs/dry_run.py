@@ -172,9 +172,11 @@ def component(path: str) -> str:
 
 
 def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
-    """Returns FLOPs of an update by part; a frozen image tower counts with its forward pass alone."""
-    frozen = experiment.optim.freezes_tower(experiment.model)
-    return flops.training(experiment.model, counts, frozen_vision=frozen)
+    """Returns FLOPs of an update by part; a frozen image tower, or body under a probe, counts its forward pass alone."""
+    model, optim = experiment.model, experiment.optim
+    return flops.training(
+        model, counts, frozen_vision=optim.freezes_tower(model), frozen_body=optim.trains_probe_alone(model)
+    )
 
 
 def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compiled: bool) -> int:

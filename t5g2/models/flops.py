@@ -104,14 +104,17 @@ def forward(config: ModelConfig, counts: Counts) -> dict[str, int]:
     return parts
 
 
-def training(config: ModelConfig, counts: Counts, *, frozen_vision: bool) -> dict[str, int]:
+def training(config: ModelConfig, counts: Counts, *, frozen_vision: bool, frozen_body: bool = False) -> dict[str, int]:
     """Returns the FLOPs of forward and backward pass, by part.
 
     Args:
       frozen_vision: the image tower is not trained, so it only runs forward (T5Gemma 2; google-deepmind/gemma).
+      frozen_body: nothing but a probe is trained, so all else only runs forward.
     """
 
     def passes(part: str) -> int:
+        if frozen_body:
+            return TRAINING - 1 if part == "head" else 1  # the states need no gradient
         if frozen_vision and part.startswith("vision/"):
             return 1
         return TRAINING - 1 if part == "vision/patches" else TRAINING  # pixels need no gradient
@@ -132,10 +135,10 @@ def _with_loss(config: ModelConfig, counts: Counts) -> dict[str, int]:
     return parts | {"head": 2 * width * config.probe.outputs * counts.decoder_tokens}
 
 
-def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True) -> int:
+def of_batch(config: ModelConfig, batch: Batch, *, frozen_vision: bool = True, frozen_body: bool = False) -> int:
     """Returns the FLOPs of one training step, forward and backward, on these rows (NumPy arrays)."""
     counts = count_rows(config, batch.encoder, batch.decoder)
-    return sum(training(config, counts, frozen_vision=frozen_vision).values())
+    return sum(training(config, counts, frozen_vision=frozen_vision, frozen_body=frozen_body).values())
 
 
 def count_rows(config: ModelConfig, encoder: Sequences | None, decoder: Sequences) -> Counts:

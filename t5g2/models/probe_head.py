@@ -34,6 +34,11 @@ class ProbeHead(nnx.Module):
         return y_BTC + jnp.broadcast_to(bias_C, y_BTC.shape)
 
 
+def is_of_probe(path: str) -> bool:
+    """True for the path of a probe's weight."""
+    return path.startswith("probe.")
+
+
 def outputs(
     model: Any,
     encoder: Sequences | None,

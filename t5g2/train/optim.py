@@ -18,7 +18,7 @@ from t5g2.core import tree
 from t5g2.core.bounds import Bounds, CountOrZero, Positive, Share, checked
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
-from t5g2.models import build
+from t5g2.models import build, probe_head
 from t5g2.models.config import ModelConfig
 from t5g2.train.optimizers import AdamW, Optimizer
 from t5g2.train.schedules import Schedule
@@ -91,6 +91,13 @@ class OptimConfig:
         """True if no weight of the image tower ever changes, so that the tower runs forward only."""
         paths = jax.tree.leaves(tree.paths(build.abstract(model)))
         return all(self.is_frozen(path) for path in paths if tree.matches(TOWER, path))
+
+    def trains_probe_alone(self, model: ModelConfig) -> bool:
+        """True if no weight but those of a probe ever changes, so that all else runs forward only."""
+        paths = set(jax.tree.leaves(tree.paths(build.abstract(model))))
+        return (
+            {path for path in paths if not self.is_frozen(path)} == set(filter(probe_head.is_of_probe, paths)) != set()
+        )
 
 
 class StateWithMean(NamedTuple):

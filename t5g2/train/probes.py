@@ -7,13 +7,13 @@ from functools import partial
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import tree
 from t5g2.core.errors import UserError
-from t5g2.core.tree import LeafKey
 from t5g2.data.config import DataConfig
 from t5g2.data.sources.labelled_text import LabelledText
 from t5g2.eval.probe_scores import ProbeScores
 from t5g2.eval.task_interface import Task
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, LanguageModelConfig, ModelConfig
+from t5g2.models.probe_head import is_of_probe
 
 
 def check(model: LanguageModelConfig, data: DataConfig, tasks: Sequence[Task]) -> None:
@@ -63,10 +63,6 @@ def with_new_probe(folder: ModelFolder, config: ModelConfig, *, seed: int) -> Mo
     """
     dtype = next(iter(folder.leaves.values())).dtype
     leaves = tree.leaves(build.abstract(config, dtype))
-    new = {key: replace(leaf, read=partial(leaf.new, seed)) for key, leaf in leaves.items() if _is_of_probe(key)}
-    body = {key: leaf for key, leaf in folder.leaves.items() if not _is_of_probe(key)}
+    new = {key: replace(leaf, read=partial(leaf.new, seed)) for key, leaf in leaves.items() if is_of_probe(key[0])}
+    body = {key: leaf for key, leaf in folder.leaves.items() if not is_of_probe(key[0])}
     return replace(folder, config=config, leaves=body | new)
-
-
-def _is_of_probe(key: LeafKey) -> bool:
-    return key[0].startswith("probe.")

@@ -48,7 +48,11 @@ class Recorder:
 
     def __init__(self, experiment: Experiment, workdir: Path, *, step: int, write: bool = True):
         self._experiment, self._workdir, self._write = experiment, workdir, write
-        self._frozen_tower = experiment.optim.freezes_tower(experiment.model)
+        model, frozen = experiment.model, experiment.optim
+        self._frozen = {
+            "frozen_vision": frozen.freezes_tower(model),
+            "frozen_body": frozen.trains_probe_alone(model),
+        }
         probe = experiment.model.probe
         self._is_regression = probe is not None and not probe.classes
         self._pending: tuple[int, Metrics, HostBatch] | None = None
@@ -118,7 +122,7 @@ class Recorder:
         if not fetched.finite:
             self._check_nonfinite(step, fetched, batch)
         # FLOPs of this process's rows; every process has as many rows
-        own_flops = flops.of_batch(self._experiment.model, batch.batch, frozen_vision=self._frozen_tower)
+        own_flops = flops.of_batch(self._experiment.model, batch.batch, **self._frozen)
         self._throughput.add(tokens=int(fetched.tokens), steps=1, flop=own_flops * jax.process_count())
         self._progress.advance(step)
         if step % self._experiment.log.every_steps and step != self._experiment.train.steps and self._write:

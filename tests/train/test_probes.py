@@ -29,6 +29,8 @@ from t5g2.models.config import ProbeConfig
 from t5g2.objectives import Probe, ProbeDecoder
 from t5g2.train import adaptation, config_file, step
 from t5g2.train import experiment as experiments
+from t5g2.train.optim import Freeze, OptimConfig
+from t5g2.train.schedules import Constant
 from t5g2.train.weight_origin import Adapt
 from tests import tiny, weights
 from tests.e2e.run_results import checksums, metrics
@@ -148,6 +150,8 @@ def test_an_encoder_s_probe_costs_no_decoder():
     parts = flops.training(probed("t5gemma2"), counts, frozen_vision=True)
     assert {part.partition("/")[0] for part in parts} == {"encoder", "head"}
     assert parts["head"] == 3 * 2 * 32 * 3
+    alone = flops.training(probed("t5gemma2"), counts, frozen_vision=True, frozen_body=True)
+    assert alone == {part: 2 * flop // 3 if part == "head" else flop // 3 for part, flop in parts.items()}
     decoder = flops.training(probed("t5gemma2", state="decoder_first"), counts, frozen_vision=True)
     assert {"decoder", "cross"} <= {part.partition("/")[0] for part in decoder}
 
@@ -373,3 +377,17 @@ def test_a_text_longer_than_a_chunk_is_refused():
     text = labelled(CLASSES, [{"text": "x" * 40, "kind": "mid"}])
     with pytest.raises(UserError, match=r"pair of inputs and targets has 42 tokens .*, and chunk_tokens is 16; raise"):
         list(finite_batches(data_of(probed("t5gemma2"), text), seed=0))
+
+
+def test_a_probe_alone_is_what_is_not_frozen():
+    def alone(name, *rules):
+        optim = OptimConfig(Constant(0.1), freeze=tuple(rules))
+        return optim.trains_probe_alone(probed(name) if name in MODELS else tiny.GEMMA3)
+
+    head = Freeze("probe.*", end=0), Freeze("*")
+    assert alone("gemma", *head)
+    assert alone("t5gemma2", *head)
+    assert not alone("gemma", Freeze("*"))
+    assert not alone("gemma")
+    assert not alone("gemma", Freeze("probe.*", end=0), Freeze("layers.*"))
+    assert not alone("no probe", Freeze("*"))
