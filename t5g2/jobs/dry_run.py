@@ -172,7 +172,7 @@ def component(path: str) -> str:
 
 
 def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, int]:
-    """Returns FLOPs of an update by part; a frozen image tower, or body under a probe, counts its forward pass alone."""
+    """Returns FLOPs of an update by part; a frozen image tower, or body under a probe, counts forward alone."""
     model, optim = experiment.model, experiment.optim
     return flops.training(
         model, counts, frozen_vision=optim.freezes_tower(model), frozen_body=optim.trains_probe_alone(model)
