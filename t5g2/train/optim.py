@@ -95,9 +95,8 @@ class OptimConfig:
     def trains_probe_alone(self, model: ModelConfig) -> bool:
         """True if no weight but those of a probe ever changes, so that all else runs forward only."""
         paths = set(jax.tree.leaves(tree.paths(build.abstract(model))))
-        return (
-            {path for path in paths if not self.is_frozen(path)} == set(filter(probe_head.is_of_probe, paths)) != set()
-        )
+        probe = {path for path in paths if probe_head.is_of_probe(path)}
+        return bool(probe) and probe == {path for path in paths if not self.is_frozen(path)}
 
 
 class StateWithMean(NamedTuple):
