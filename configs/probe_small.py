@@ -40,7 +40,7 @@ LONGEST = 100  # of a line, in bytes
 
 
 def lines(split, most):
-    """The path of a file of lines with their classes and lengths, `most` of each class, from many documents."""
+    """The path of a file of lines with their classes and lengths, as many of each class, at most `most`."""
     documents = PythonText(split=split).open()
     by_class = {name: [] for name in CLASSES}
     for number in range(len(documents)):
@@ -48,9 +48,9 @@ def lines(split, most):
         name = "code" if any(line.startswith(("import ", "def ", "class ")) for line in text.splitlines()) else "prose"
         usable = [line.strip() for line in text.splitlines() if line.isascii() and 40 <= len(line.strip()) <= LONGEST]
         by_class[name] += usable[:: max(1, len(usable) // 40)]
-    records = []
+    records, number = [], min(most, *map(len, by_class.values()))
     for name, found in by_class.items():
-        kept = found[:: max(1, len(found) // most)][:most]
+        kept = found[:: max(1, len(found) // number)][:number]
         records += [{"text": line, "kind": name, "length": len(line) / LONGEST} for line in kept]
     target = cache_folder() / f"python_lines_{split}.jsonl"
     text = "".join(json.dumps(record) + "\n" for record in records)
