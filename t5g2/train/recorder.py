@@ -168,14 +168,16 @@ class Recorder:
             "train/learning_rate": float(metrics.learning_rate),
             "train/tokens": int(metrics.tokens),
             **({"train/skipped_updates": int(metrics.skipped)} if metrics.skipped else {}),
-            "padding/decoder": padding_share(metrics.tokens - metrics.encoder_tokens, data.rows * data.decoder_length),
+            "padding/decoder": padding_share(
+                int(metrics.tokens - metrics.encoder_tokens), data.rows * data.decoder_length
+            ),
         }
         if metrics.teacher_weight > 0:
             values["train/divergence"] = float(metrics.divergence / metrics.teacher_weight)
         if self._experiment.distill is not None or self._experiment.train.z_loss > 0:
             values["train/total"] = float(metrics.total)
         if data.encoder_length:
-            values["padding/encoder"] = padding_share(metrics.encoder_tokens, data.rows * data.encoder_length)
+            values["padding/encoder"] = padding_share(int(metrics.encoder_tokens), data.rows * data.encoder_length)
         for kind, names in (("denoiser", data.denoisers), ("source", data.names)):
             sums, weights = getattr(metrics, f"{kind}_loss"), getattr(metrics, f"{kind}_weight")
             for i, name in enumerate(names):
@@ -187,7 +189,7 @@ class Recorder:
 
 def padding_share(tokens: int, slots: int) -> float:
     """Returns the share of slots that hold no token."""
-    return 1.0 - float(tokens) / slots
+    return 1.0 - tokens / slots
 
 
 def example_ids(batch: HostBatch) -> np.ndarray:
