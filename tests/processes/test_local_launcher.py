@@ -1,0 +1,97 @@
+"""launch/local.sh: one run of several processes, started again when one dies, never after wrong input."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.conftest import write_corpus
+from tests.e2e.run_results import saved_steps
+from tests.processes import start
+from tests.processes.test_training import await_step, train
+
+LOCAL = start.ROOT / "launch" / "local.sh"
+
+
+def local(*arguments, **environ):
+    return subprocess.run(
+        [LOCAL, *map(str, arguments)], capture_output=True, text=True, env=os.environ | environ, timeout=60, check=False
+    )
+
+
+def test_each_process_knows_its_place():
+    done = local(3, "sh", "-c", "echo $JAX_PROCESS_ID/$JAX_NUM_PROCESSES $JAX_COORDINATOR_ADDRESS")
+    assert done.returncode == 0
+    places, addresses = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+    assert sorted(places) == ["0/3", "1/3", "2/3"]
+    assert len(set(addresses)) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "starts"),
+    [
+        ("exit 0", 0, 1),
+        ("exit $((JAX_PROCESS_ID * 2))", 2, 1),  # wrong input stays wrong
+        ("exit $JAX_PROCESS_ID", 1, 3),
+        ("[ $JAX_PROCESS_ID = 0 ] || kill -9 $$", 137, 3),
+        ("exit $((JAX_PROCESS_ID + 1))", 2, 1),  # of 1 and 2, 2
+    ],
+)
+def test_what_is_started_again(tmp_path, command, status, starts):
+    done = local(2, "sh", "-c", f"echo started >> {tmp_path}/$JAX_PROCESS_ID; {command}", RETRIES="2")
+    assert done.returncode == status
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "started\n" * starts
+    assert done.stderr.count("start again") == starts - 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_passed_on_and_nothing_starts_again(tmp_path, number, status):
+    """Each process has time to save: its status is that of the launcher."""
+    code = (
+        "import pathlib, signal, sys, time, os\n"
+        "def stop(number, frame):\n"
+        "    time.sleep(0.3); pathlib.Path(sys.argv[1], 'saved' + os.environ['JAX_PROCESS_ID']).touch()\n"
+        "    sys.exit(128 + number)\n"
+        "signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)\n"
+        "pathlib.Path(sys.argv[1], 'ready' + os.environ['JAX_PROCESS_ID']).touch()\n"
+        "time.sleep(60)\n"
+    )
+    child = subprocess.Popen([LOCAL, "2", "python3", "-c", code, tmp_path], stderr=subprocess.PIPE, text=True)
+    while not all((tmp_path / f"ready{i}").exists() for i in range(2)):
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, written = child.communicate(timeout=30)
+    assert child.returncode == status, written
+    assert all((tmp_path / f"saved{i}").exists() for i in range(2))
+    assert "start again" not in written
+
+
+@pytest.mark.parametrize("arguments", [(), ("2",), ("0", "true"), ("two", "true"), ("-1", "true")])
+def test_a_wrong_use_is_named(arguments):
+    done = local(*arguments)
+    assert done.returncode == 2
+    assert "usage: launch/local.sh PROCESSES COMMAND" in done.stderr
+    assert local(1, "true", RETRIES="many").returncode == 2
+
+
+@pytest.mark.long
+def test_a_run_goes_on_after_a_process_was_killed(tmp_path):
+    workdir, corpus = tmp_path / "run", write_corpus(tmp_path / "corpus")
+    command = [LOCAL, "2", *start.T5G2, *train(corpus, workdir, "train.steps=60", "train.hang_timeout_secs=20")]
+    environ = os.environ | {"XLA_FLAGS": start.flags(1)}
+    child = subprocess.Popen(command, cwd=start.ROOT, stderr=subprocess.PIPE, text=True, env=environ)
+    try:
+        await_step(workdir, 6, [child])
+        victim = subprocess.run(
+            ["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()[1]
+        os.kill(int(victim), signal.SIGKILL)
+        _, written = child.communicate(timeout=240)
+    finally:
+        child.kill()
+    assert child.returncode == 0, written
+    assert written.count("start again") == 1
+    assert "weights: from step" in written
+    assert saved_steps(workdir)[-1] == 60
