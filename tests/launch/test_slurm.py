@@ -1,0 +1,82 @@
+"""launch/slurm/run.sbatch with srun and scontrol played: what is run, and what is queued again."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "run.sbatch"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Runs the script as a job, again as often as it is queued again; srun ends with these statuses in turn."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    played = 'echo "srun $*" >> "$PLAYED/log"; n=$(wc -l < "$PLAYED/log"); exit $(sed -n "${n}p" "$PLAYED/statuses")'
+    for name, text in {"srun": played, "scontrol": 'echo "$*" > "$PLAYED/requeued"'}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+
+    def job(*statuses, arguments=("train", "--workdir=a b"), **environ):
+        (tmp_path / "log").unlink(missing_ok=True)
+        (tmp_path / "statuses").write_text("".join(f"{status}\n" for status in statuses))
+        played = {"PATH": f"{programs}:{os.environ['PATH']}", "PLAYED": str(tmp_path), "SLURM_JOB_ID": "7"}
+        environ = os.environ | played | {"SLURM_SUBMIT_DIR": str(tmp_path)} | environ
+        ended = []
+        while True:
+            (tmp_path / "requeued").unlink(missing_ok=True)
+            done = subprocess.run([SCRIPT, *arguments], env=environ, capture_output=True, text=True, check=False)
+            ended.append(done.returncode)
+            if not (tmp_path / "requeued").exists():
+                return ended, done.stderr
+            assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+    return job
+
+
+def test_what_is_run(cluster, tmp_path):
+    assert cluster(0) == ([0], "")
+    assert (tmp_path / "log").read_text() == "srun --kill-on-bad-exit=0 t5g2 train --workdir=a b\n"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ended"),
+    [
+        ([2], [2]),
+        ([143, 143, 143, 143, 143, 0], [143, 143, 143, 143, 143, 0]),  # preempted without end
+        ([1, 143, 137, 1, 1], [1, 143, 137, 1, 1]),  # three failures are tried again, the fourth is the last
+        ([1, 2], [1, 2]),
+    ],
+)
+def test_what_is_queued_again(cluster, tmp_path, statuses, ended):
+    assert cluster(*statuses)[0] == ended
+    # a job of the same number would begin anew
+    assert not list(tmp_path.glob(".t5g2-failures-*"))
+
+
+def test_failures_are_counted_up_to_a_number(cluster):
+    assert cluster(1, 1, RETRIES="1")[0] == [1, 1]
+    assert cluster(1, RETRIES="0")[0] == [1]
+
+
+def test_without_a_command(cluster):
+    status, written = cluster(arguments=())
+    assert status == [2]
+    assert "usage: sbatch [OPTIONS] launch/slurm/run.sbatch COMMAND" in written
+
+
+def test_the_directives():
+    """Read by Slurm up to the first command."""
+    head = SCRIPT.read_text().split("set -uo pipefail")[0]
+    directives = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", head, re.MULTILINE))
+    assert directives == {
+        "job-name": "t5g2",
+        "ntasks-per-node": "1",
+        "requeue": "",
+        "signal": "TERM@120",
+        "open-mode": "append",
+        "output": "slurm-%j.log",
+    }
