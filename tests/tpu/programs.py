@@ -124,7 +124,15 @@ def compile_step(topology: str, length: int = 4096) -> None:
     print(f"{topology} step kernels={kernels} pairs={pairs} table reduce-scatters={cut} all-reduces={whole}")
 
 
+def two_slices(topology: str) -> None:
+    """Prints the slices of each part of the data axis of a mesh over two slices; nothing is compiled."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=2).devices
+    mesh = sharding.make(MeshShape(strategy="fsdp", slices=2), devices)
+    print(f"{topology} twice: {[sorted({device.slice_index for device in part.flat}) for part in mesh.devices]}")
+
+
 if __name__ == "__main__":
+    two_slices("v5e:2x2")
     compile_step("v5p:2x2x1")
     for topology, (kv_heads, softcap) in TOPOLOGIES.items():
         compile_all(topology, MeshShape(data=2, tensor=2), kv_heads, softcap)
