@@ -16,8 +16,8 @@ COMPILER = Path(sys.prefix, "tpu-compiler")
 def test_programs_of_tpus():
     """Attention of packed rows on 2 x 2 devices, and with the encoder's columns cut over 4: one kernel forward and two
     backward, and no array of all pairs. A step with FSDP on 4, whose encoder and decoder layer keep their output, and
-    whose tied table's gradient, of two lookups and the head, is cut where it is summed over devices, never whole. Of two
-    slices each is a part of the data axis.
+    whose tied table's gradient, of two lookups and the head, is cut where it is summed over devices, never whole. Each
+    of two slices is a part of the data axis.
     """
     path = os.pathsep.join([str(COMPILER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "tests.tpu.programs"]
