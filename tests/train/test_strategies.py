@@ -68,7 +68,9 @@ def run(model: str, strategy: str, backend: str, microbatches: int = 1):
     """The loss and its gradients, on the host."""
     shape, config, batch = STRATEGIES[strategy], MODELS[model], make_batch(model == "with images")
     mesh = meshes.make(shape, jax.devices()[: 1 if strategy == "one device" else 8])
-    loss = LossConfig(tile_tokens=4, z_loss=0.01, strategy="tokens")
+    # both strategies of the head, with the decoder's tokens in equal parts
+    head = "vocabulary" if strategy == "context" else "tokens"
+    loss = LossConfig(tile_tokens=4, z_loss=0.01, strategy=head, block_rows=32)
     options = step.StepOptions(
         Compute(dtype="float32", backend=backend), microbatches=microbatches, loss=loss, zero1=shape.zero1
     )
