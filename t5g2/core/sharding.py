@@ -2,21 +2,24 @@
 
 Models name axes by their meaning ("embed", "heads", "rows"); RULES alone maps them to mesh axes:
 
-    data    rows of the batch; every device along it holds all weights
-    fsdp    rows of the batch and one axis of every weight; a layer's weights are gathered when it runs
-    tensor  heads, MLP width and vocabulary, of weights and activations
+    data     rows of the batch; every device along it holds all weights
+    fsdp     rows of the batch and one axis of every weight; a layer's weights are gathered when it runs
+    context  tokens of the encoder, and one axis of every weight as along fsdp
+    tensor   heads, MLP width and vocabulary, of weights and activations
 
-One device is a mesh of size 1 along every axis, without a code path of its own. Axes are Auto: XLA chooses the
-collectives.
+Neighbours along the last axis are the nearest devices; the first is the only one that may cross slices. One device is a
+mesh of size 1 along every axis, without a code path of its own. Axes are Auto: XLA chooses the collectives.
 """
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -27,13 +30,13 @@ from t5g2.core.device import platform
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Tree
 
-AXES = ("data", "fsdp", "tensor")
+AXES: tuple[str, ...] = ("data", "fsdp", "context", "tensor")
 
 # logical axis -> axes of the mesh, outermost first
 RULES: Mapping[str, tuple[str, ...]] = {
     # parameters
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_size": (),
@@ -41,6 +44,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # activations
     "rows": ("data", "fsdp"),
     "length": (),
+    "encoder_length": ("context",),
+    # groups of tokens: of rows, and of the columns of rows
+    "groups": ("data", "fsdp", "context"),
+    "group_columns": ("context",),
     "embed_act": (),
     "heads_act": ("tensor",),
     "kv_heads_act": ("tensor",),
@@ -48,44 +55,110 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "vocab_act": ("tensor",),
 }
 
+TABLE = ("vocab", "embed")  # logical axes of a table of embeddings
+
+MeshStrategy = Literal["axes", "data", "zero1", "fsdp"]
 AxisSize = Annotated[int, Bounds(least=1, most=2**20, also=-1, hint="-1 = all devices that are left")]
 
 
 @dataclass(frozen=True)
 @checked
 class MeshShape:
-    """Number of devices along each axis; -1, for one axis only, = all devices that the other axes leave."""
+    """Number of devices along each axis; -1, for one axis only, = all devices that the other axes leave.
+
+    Attributes:
+      data: rows are cut over it, and every device along it holds all weights.
+      fsdp: rows are cut over it, and weights with their optimizer state.
+      tensor: heads, MLP width and vocabulary are cut over it. Key/value heads that are fewer are whole on every device.
+      context: the tokens of the encoder are cut over it, for rows too long for a device, and weights as over fsdp.
+      slices: equal parts of the data axis that only a slow network connects, such as slices of TPUs.
+      strategy: what becomes of the devices that tensor and context leave. "data" = rows over all of them; "zero1" = the
+        same, and the optimizer's state is cut over data too (ZeRO-1): each device updates its part of the weights, and
+        the parts are gathered; "fsdp" = rows and weights over all of them, within each slice; "axes" = what the sizes
+        say. With tensor or context, each is also the strategy with tensor or context parallelism.
+    """
 
     data: AxisSize = -1
     fsdp: AxisSize = 1
     tensor: AxisSize = 1
+    context: AxisSize = 1
+    slices: Annotated[int, Bounds(least=1, most=2**20)] = 1
+    strategy: MeshStrategy = "axes"
 
     def __post_init__(self):
-        sizes = (self.data, self.fsdp, self.tensor)
-        if sizes.count(-1) > 1:
+        if self.strategy not in get_args(MeshStrategy):
+            raise unknown("strategy", self.strategy, get_args(MeshStrategy), where="of the mesh")
+        if self.strategy == "data" and self.fsdp != 1:
+            raise UserError(
+                f"strategy = 'data' and fsdp = {self.fsdp}: the strategy keeps all weights on every device, and fsdp "
+                f"cuts them; leave fsdp at 1, or set strategy = 'fsdp'"
+            )
+        if list(self._sizes.values()).count(-1) > 1:
             raise UserError(
                 f"the mesh {self} has more than one -1; -1 = all devices that are left, so only one axis can have it"
             )
 
     def __str__(self) -> str:
-        return f"data={self.data} x fsdp={self.fsdp} x tensor={self.tensor}"
+        strategy = "" if self.strategy == "axes" else f"strategy={self.strategy}: "
+        return strategy + " x ".join(f"{axis}={size}" for axis, size in self._sizes.items())
 
-    def sizes(self, devices: int) -> tuple[int, int, int]:
-        """Returns the size of each axis on this number of devices.
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """Sizes by axis, with those that the strategy stands for."""
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        if self.strategy == "fsdp" and self.fsdp in (1, -1):
+            sizes |= {"data": self.slices if self.data == -1 else self.data, "fsdp": -1}
+        return sizes
+
+    @property
+    def zero1(self) -> bool:
+        """True if the optimizer's state is cut over data too."""
+        return self.strategy == "zero1"
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """Returns the size of each axis on this number of devices, in the order of AXES.
 
         Raises:
-          UserError: the axes do not multiply to the number of devices.
+          UserError: the axes do not multiply to the number of devices, or the slices do not divide the data axis.
         """
-        shape = (self.data, self.fsdp, self.tensor)
+        shape = list(self._sizes.values())
         fixed = math.prod(size for size in shape if size != -1)
-        data, fsdp, tensor = (devices // fixed if size == -1 else size for size in shape)
-        if data * fsdp * tensor != devices or 0 in (data, fsdp, tensor):
+        sizes = tuple(devices // fixed if size == -1 else size for size in shape)
+        if math.prod(sizes) != devices or 0 in sizes:
             needed = f"a multiple of {fixed}" if -1 in shape else str(fixed)
             raise UserError(
                 f"the mesh {self} needs {needed} devices, and there are {devices}; its axes must multiply to the "
                 f"number of devices (-1 = all that are left)"
             )
-        return data, fsdp, tensor
+        if sizes[0] % self.slices:
+            raise UserError(
+                f"the mesh {self} has slices={self.slices} and data={sizes[0]}; slices are equal parts of data, "
+                f"which must be a multiple of {self.slices}"
+            )
+        return sizes
+
+    def describe(self, devices: int) -> str:
+        """Returns what the mesh expands to on this number of devices: its axes, and what is cut over which of them."""
+        sizes = dict(zip(AXES, self.sizes(devices), strict=True))
+
+        def over(*axes: str) -> str:
+            cut = [axis for axis in axes if sizes[axis] > 1]
+            parts = math.prod(sizes[axis] for axis in cut)
+            return f"over {' x '.join(cut)} ({parts} parts)" if cut else "whole"
+
+        weights = (*RULES["vocab"], *RULES["embed"])
+        state = (*weights, "data") if self.zero1 else weights
+        lines = {
+            "rows": over(*RULES["rows"]),
+            "encoder tokens": over(*RULES["encoder_length"]),
+            "heads, MLP, vocabulary": over(*RULES["heads"]),
+            "weights": over(*weights),
+            "optimizer state": over(*state),
+        }
+        axes = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        slices = f", data in {self.slices} slices" if self.slices > 1 else ""
+        cut = "; ".join(f"{name} {how}" for name, how in lines.items())
+        return f"mesh.strategy={self.strategy}: {axes}{slices}; {cut}"
 
 
 def shape_of(text: str) -> MeshShape:
@@ -104,18 +177,46 @@ def shape_of(text: str) -> MeshShape:
         if name in sizes:
             raise UserError(f"mesh {text!r} has {name} twice; give each axis once")
         sizes[name] = int(size)
-    return MeshShape(**{"data": 1} | sizes)
+    settings: Any = {"data": 1} | sizes
+    return MeshShape(**settings)
 
 
 def make(shape: MeshShape, devices: Any = None) -> Mesh:
     """Returns the mesh of this shape over `devices` (None = all); neighbours in the mesh are near in the network.
 
     Raises:
-      UserError: the shape does not fit the number of devices.
+      UserError: the shape does not fit the number of devices, or that of their slices.
     """
-    devices = jax.devices() if devices is None else devices
-    sizes = shape.sizes(len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    devices = list(jax.devices() if devices is None else devices)
+    data, *others = shape.sizes(len(devices))
+    # jax's create_hybrid_device_mesh arranges slices of TPUs alone, and this any devices
+    slices = [
+        jax.make_mesh((data // shape.slices, *others), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=part)
+        for part in _slices(devices, shape.slices)
+    ]
+    if len(slices) == 1:
+        return slices[0]
+    return Mesh(np.concatenate([part.devices for part in slices]), AXES, axis_types=slices[0].axis_types)
+
+
+def _slices(devices: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """Returns the devices of each slice; of devices that know none, as many neighbours each.
+
+    Raises:
+      UserError: the TPUs are in another number of slices.
+    """
+    by_slice = defaultdict(list)
+    for device in devices:
+        by_slice[getattr(device, "slice_index", None)].append(device)
+    if devices[0].platform == "tpu" and None not in by_slice:
+        if len(by_slice) != count:
+            raise UserError(
+                f"mesh.slices = {count}, and the {len(devices)} TPUs are in {len(by_slice)} slices; set mesh.slices to "
+                f"{len(by_slice)}, and mesh.data to a multiple of it"
+            )
+        return [by_slice[index] for index in sorted(by_slice)]
+    size = len(devices) // count
+    return [devices[i * size : (i + 1) * size] for i in range(count)]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -133,28 +234,46 @@ def row_groups(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in RULES["rows"])
 
 
-def shardings(tree: Tree, mesh: Mesh | AbstractMesh) -> Tree:
+def shardings(tree: Tree, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> Tree:
     """Returns a tree like `tree` with every leaf's NamedSharding, from the logical axes of its declaration.
 
     A logical axis whose size the mesh axes do not divide is not split. A leaf without logical axes is replicated.
+
+    Args:
+      zero1: cut the largest logical axis that data divides over it too, as the state of an optimizer may be.
     """
     result = []
     for leaf in jax.tree.leaves(tree, is_leaf=_is_variable):
         value = leaf.get_value() if _is_variable(leaf) else leaf
-        result.append(NamedSharding(mesh, spec(_axes(leaf, value), value.shape, mesh.shape)))
+        axes = _axes(leaf, value)
+        on_mesh = spec(axes, value.shape, mesh.shape)
+        result.append(NamedSharding(mesh, _over_data(on_mesh, axes, value.shape, mesh.shape) if zero1 else on_mesh))
     return jax.tree.unflatten(jax.tree.structure(tree), result)
 
 
-def shardings_like(tree: Tree, params: Any, mesh: Mesh) -> Tree:
+def _over_data(on_mesh: P, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int]) -> P:
+    """Returns the spec with one axis cut over data too, within its other parts, so that a part lies on its weight's."""
+    stacked = len(shape) - len(axes)
+    cut: list[tuple[str, ...]] = [(x,) if isinstance(x, str) else tuple(x or ()) for x in on_mesh]
+    for axis in sorted(range(stacked, len(shape)), key=lambda axis: -shape[axis]):
+        parts = mesh["data"] * math.prod(mesh[name] for name in cut[axis])
+        if mesh["data"] > 1 and axes[axis - stacked] is not None and shape[axis] % parts == 0:
+            cut[axis] = (*cut[axis], "data")
+            break
+    return P(*(names or None for names in cut))
+
+
+def shardings_like(tree: Tree, params: Any, mesh: Mesh, *, zero1: bool = False) -> Tree:
     """Returns the sharding of every leaf of an optimizer's state: its parameter's, or replicated if it has none.
 
     A leaf belongs to a parameter if its path ends with the parameter's path and the shapes are equal. Adam's moments
-    do; a count or a factored second moment does not. So moments are sharded like weights (ZeRO).
+    do; a count or a factored second moment does not. So moments are sharded like weights (ZeRO), or over data too.
     """
+    on_mesh = shardings(params, mesh, zero1=zero1)
     weights = {
         _key(path): (value.shape, sharding)
         for (path, value), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings(params, mesh)), strict=True
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(on_mesh), strict=True
         )
     }
     result = []
@@ -176,11 +295,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh.shape))
 
 
+def logical_axes(tree: Any) -> list[tuple[str | None, ...]]:
+    """Returns the logical axes of every leaf, as declared, without those of stacked layers."""
+    return [_axes(leaf, leaf.get_value()) for leaf in jax.tree.leaves(tree, is_leaf=_is_variable)]
+
+
 def sum_groups(x_RVD: jax.Array) -> jax.Array:
-    """Returns the sum over groups of rows of their gradients of a [vocab, embed] table, sharded like the table.
+    """Returns the sum over groups of tokens of their gradients of a [vocab, embed] table, sharded like the table.
 
     Args:
-      x_RVD: one gradient for each group, sharded as ("rows", "vocab_act", None).
+      x_RVD: one gradient for each group, sharded as ("groups", "vocab_act", None).
     """
     # summed whole and then cut, for each use of the table: of several such sums XLA for TPU makes one reduce-scatter of
     # the sum of all; written out as reduce-scatters, it takes them apart into an all-reduce of the whole gradient
@@ -188,12 +312,12 @@ def sum_groups(x_RVD: jax.Array) -> jax.Array:
     return constrain(x_VD, "vocab", "embed")
 
 
-def constrain_weights(tree: Tree) -> Tree:
-    """Returns weights, or their gradients, sharded by `shardings(tree, mesh)` if a mesh is set."""
+def constrain_weights(tree: Tree, *, zero1: bool = False) -> Tree:
+    """Returns weights, or their gradients, sharded by `shardings(tree, mesh, zero1=zero1)` if a mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, mesh))
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, mesh, zero1=zero1))
 
 
 def lay_out_tables(gradients: Tree) -> Tree:
@@ -205,12 +329,11 @@ def lay_out_tables(gradients: Tree) -> Tree:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or platform() != "tpu":
         return gradients
-    axes = [_axes(leaf, leaf.get_value()) for leaf in jax.tree.leaves(gradients, is_leaf=_is_variable)]
     leaves, structure = jax.tree.flatten(gradients)
     by_columns = Layout(major_to_minor=(1, 0))
     tables = (
-        with_layout_constraint(x, by_columns) if of == ("vocab", "embed") else x
-        for x, of in zip(leaves, axes, strict=True)
+        with_layout_constraint(x, by_columns) if of == TABLE else x
+        for x, of in zip(leaves, logical_axes(gradients), strict=True)
     )
     return jax.tree.unflatten(structure, tables)
 
@@ -223,6 +346,16 @@ def parts(axis: str, size: int, mesh: Mesh | None = None) -> int:
     """
     shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
     return math.prod(shape[name] for name in _dividing(axis, size, shape))
+
+
+def devices(axis: str, mesh: Mesh | None = None) -> int:
+    """Returns the number of devices that a mesh has for a logical axis, whatever size it is of; without any mesh, 1.
+
+    Args:
+      mesh: None = the current one.
+    """
+    shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+    return math.prod(shape.get(name, 1) for name in RULES[axis])
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int]) -> P:

@@ -66,6 +66,7 @@ def check(
         # the data first: a missing file is an error within seconds, compiling takes longer
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
+        print(f"{experiment.mesh.describe(mesh.size)}\n")
         print(weights_table(plan))
         print(_attention(plan))
         memory = estimate(plan)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5g2.core import sharding, tree
+from t5g2.models import kept
 from t5g2.models.attention_sites import layers_of
 from t5g2.models.backends import blockwise
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig
-from t5g2.models.layers import Remat
+from t5g2.models.layers import Compute
 from t5g2.models.loss_config import temporary_bytes
+from t5g2.models.stack import ENCODER
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
@@ -24,7 +26,7 @@ class MemoryEstimate:
 
     Attributes:
       weights, optimizer, batch: exact: the arguments of the step. The weights of a teacher are included.
-      gradients: exact: of all trained weights, float32, sharded like the weights; with microbatches twice as much,
+      gradients: exact: of all trained weights, float32, cut like the optimizer's state; with microbatches twice,
         for the sum so far and the gradients that are added to it.
       blocks: estimate: activations that are kept for the backward pass; with remat the inputs of the blocks alone, or
         also the outputs of attention.
@@ -59,19 +61,21 @@ def estimate(plan: Plan) -> MemoryEstimate:
     remat = experiment.compute.remat != "none"
     sides = _sides(experiment)
     weights = _bytes(state.params) + (0 if plan.teacher is None else _bytes(plan.teacher.abstract))
-    # a weight that is frozen for good has no gradient at all
-    trained = [
-        leaf
-        for leaf, path in zip(*map(jax.tree.leaves, (state.params, tree.paths(state.params))), strict=True)
+    # cut like the optimizer's state; a weight that is frozen for good has no gradient at all
+    places = sharding.shardings(state.params, plan.mesh, zero1=experiment.mesh.zero1)
+    gradients = sum(
+        4 * math.prod(place.shard_shape(leaf.shape))
+        for leaf, path, place in zip(
+            *map(jax.tree.leaves, (state.params, tree.paths(state.params), places)), strict=True
+        )
         if not experiment.optim.is_frozen(path)
-    ]
-    gradients = sum(4 * _local(leaf) for leaf in trained)
+    )
     return MemoryEstimate(
         weights=weights,
         optimizer=_bytes(state.opt),
         batch=_bytes(plan.batch),
         gradients=gradients * (1 if experiment.train.microbatches == 1 else 2),
-        blocks=sum(side.config.layers * side.kept[experiment.compute.remat] for side in sides),
+        blocks=sum(side.config.layers * side.kept(experiment.compute) for side in sides),
         scores=_scores(plan),
         transient=max(*(side.layer * remat + side.gathered for side in sides), _loss(plan)),
     )
@@ -84,6 +88,8 @@ class _LayerBytes:
     Attributes:
       inputs: input of the layer.
       attention: output of its attention.
+      projections: its queries, keys and values.
+      mlp: the products of its gates.
       layer: activations that its backward pass needs.
       gathered: weights and gradients of the layer if FSDP gathers them; else 0.
     """
@@ -91,13 +97,16 @@ class _LayerBytes:
     config: TextConfig | VisionConfig
     inputs: int
     attention: int
+    projections: int
+    mlp: int
     layer: int
     gathered: int
 
-    @property
-    def kept(self) -> dict[Remat, int]:
-        """Bytes that are kept for the backward pass, by compute.remat."""
-        return {"none": self.layer, "attention": self.inputs + self.attention, "block": self.inputs}
+    def kept(self, compute: Compute) -> int:
+        """Returns the bytes that a device keeps for the backward pass."""
+        if compute.remat == "none":
+            return self.layer
+        return 0 if compute.offload else self.inputs + sum(getattr(self, name) for name in kept.names(compute.remat))
 
 
 def _sides(experiment: Experiment) -> list[_LayerBytes]:
@@ -106,7 +115,7 @@ def _sides(experiment: Experiment) -> list[_LayerBytes]:
     if not isinstance(model, EncoderDecoderConfig):
         return [_side(experiment, model, data.decoder_length), *tower]
     return [
-        _side(experiment, model.encoder, data.encoder_length),
+        _side(experiment, model.encoder, data.encoder_length // sharding.parts(ENCODER, data.encoder_length)),
         _side(experiment, model.decoder, data.decoder_length),
         *tower,
     ]
@@ -123,8 +132,10 @@ def _side(experiment: Experiment, config: TextConfig, length: int) -> _LayerByte
     layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
     # gathered weights are in the compute dtype, their gradients in float32
     matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
-    gathered = matrices * (size + 4) if mesh["fsdp"] > 1 else 0
-    return _LayerBytes(config, inputs, tokens * size * heads // cut, layer, gathered)
+    gathered = matrices * (size + 4) if sharding.parts("embed", config.width) > 1 else 0
+    attention, projections = (tokens * size * width // cut for width in (heads, heads + 2 * kv_heads))
+    mlp = 2 * tokens * size * config.mlp_width // cut
+    return _LayerBytes(config, inputs, attention, projections, mlp, layer, gathered)
 
 
 def _tower(experiment: Experiment) -> list[_LayerBytes]:
@@ -140,9 +151,9 @@ def _tower(experiment: Experiment) -> list[_LayerBytes]:
     if experiment.optim.freezes_tower(experiment.model):
         # the residual, and queries, keys, values and output, or both sides of the MLP's activation
         passing = 2 * inputs + max(4 * inputs // cut, 2 * wide // cut)
-        return [_LayerBytes(vision, 0, 0, 0, passing + pixels)]
+        return [_LayerBytes(vision, 0, 0, 0, 0, 0, passing + pixels)]
     layer = 4 * inputs + (4 * inputs + 2 * wide) // cut
-    return [_LayerBytes(vision, inputs, inputs // cut, layer, pixels)]
+    return [_LayerBytes(vision, inputs, inputs // cut, 3 * inputs // cut, 0, layer, pixels)]
 
 
 def _loss(plan: Plan) -> int:
@@ -158,6 +169,7 @@ def _loss(plan: Plan) -> int:
     head = frozen.get("unembedder.table", frozen.get("decoder_embedder.table", frozen.get("embedder.table", False)))
     # of one group of rows XLA adds it to the head's, in place
     groups = sharding.parts("rows", experiment.data.rows // experiment.train.microbatches)
+    groups *= sharding.devices("group_columns")
     lookup = 0 if groups == 1 or all(frozen.values()) else 4 * shape.rows * shape.width
     return temporary_bytes(experiment.loss, shape, itemsize=size, trained=not head) + lookup
 

@@ -18,6 +18,7 @@ from t5g2.core.sharding import constrain
 from t5g2.models.backends.by_name import BACKENDS
 from t5g2.models.backends.choice import Site, choose
 from t5g2.models.config import TextConfig
+from t5g2.models.kept import PROJECTIONS, kept
 from t5g2.models.layers import Compute, RMSNorm, apply_rotary, normal, param, project
 from t5g2.models.masks import Keys, Mask
 
@@ -28,9 +29,13 @@ class KeyValues(NamedTuple):
     k_BSKH: Array
     v_BSKH: Array
 
-    def as_keys(self, tokens: Sequences) -> Keys:
-        """Returns these keys and values as a source of attention; `tokens` has their segments, positions and blocks."""
-        return Keys(self.k_BSKH, self.v_BSKH, tokens)
+    def as_keys(self, tokens: Sequences, axis: str = "length") -> Keys:
+        """Returns these keys and values as a source of attention; `tokens` has their segments, positions and blocks.
+
+        Args:
+          axis: logical axis of the tokens.
+        """
+        return Keys(self.k_BSKH, self.v_BSKH, tokens, axis)
 
 
 def attend(
@@ -81,18 +86,34 @@ class Attention(nnx.Module):
             self.k_norm = RMSNorm(size, eps=config.norm_eps, param_dtype=param_dtype)
 
     def queries(
-        self, x_BTD: Float[Array, "B T D"], rotary: tuple[Array, Array] | None, *, compute: Compute
+        self,
+        x_BTD: Float[Array, "B T D"],
+        rotary: tuple[Array, Array] | None,
+        *,
+        axis: str = "length",
+        compute: Compute,
     ) -> Float[Array, "B T N H"]:
-        """Returns queries, normed and then rotated by `rotary` (cos, sin); not rotated if None (cross-attention)."""
+        """Returns queries, normed and then rotated by `rotary` (cos, sin); not rotated if None (cross-attention).
+
+        Args:
+          axis: logical axis of the tokens, here and below.
+        """
         q_BTNH = project(x_BTD, self.q[...])
         # only Gemma 3: Gemma 2 has a soft cap on the scores instead
         if self.config.qk_norm:
             q_BTNH = self.q_norm.normalize(q_BTNH, compute)
         if rotary is not None:
             q_BTNH = apply_rotary(q_BTNH, rotary)
-        return constrain(q_BTNH, "rows", "length", "heads_act", None)
+        return kept(constrain(q_BTNH, "rows", axis, "heads_act", None), PROJECTIONS)
 
-    def keys(self, x_BSD: Float[Array, "B S D"], rotary: tuple[Array, Array] | None, *, compute: Compute) -> KeyValues:
+    def keys(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        rotary: tuple[Array, Array] | None,
+        *,
+        axis: str = "length",
+        compute: Compute,
+    ) -> KeyValues:
         """Returns keys, normed and then rotated by `rotary` (cos, sin), and values.
 
         The keys of encoder states are not rotated (None), in merged and in separate cross-attention.
@@ -102,13 +123,19 @@ class Attention(nnx.Module):
             k_BSKH = self.k_norm.normalize(k_BSKH, compute)
         if rotary is not None:
             k_BSKH = apply_rotary(k_BSKH, rotary)
-        axes = ("rows", "length", "kv_heads_act", None)
-        return KeyValues(constrain(k_BSKH, *axes), constrain(v_BSKH, *axes))
+        axes = ("rows", axis, "kv_heads_act", None)
+        return KeyValues(*(kept(constrain(x_BSKH, *axes), PROJECTIONS) for x_BSKH in (k_BSKH, v_BSKH)))
 
     def attend(
-        self, q_BTNH: Array, query: Sequences, sources: Sequence[tuple[Keys, Mask]], *, compute: Compute
+        self,
+        q_BTNH: Array,
+        query: Sequences,
+        sources: Sequence[tuple[Keys, Mask]],
+        *,
+        axis: str = "length",
+        compute: Compute,
     ) -> Float[Array, "B T D"]:
         """Returns the attention of the queries over `sources`, projected to the width of the model."""
         config = self.config
         o_BTNH = attend(q_BTNH, query, sources, scale=config.scale, softcap=config.attention_softcap, compute=compute)
-        return project(constrain(o_BTNH, "rows", "length", "heads_act", None), self.o[...], inputs=2)
+        return project(constrain(o_BTNH, "rows", axis, "heads_act", None), self.o[...], inputs=2)

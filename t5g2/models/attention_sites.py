@@ -8,10 +8,12 @@ from typing import Any
 from t5g2.core.batch import Batch
 from t5g2.core.sharding import parts
 from t5g2.models import masks
+from t5g2.models.backends.cut_columns import local_columns
 from t5g2.models.backends.site import Site
 from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
 from t5g2.models.layers import Compute
 from t5g2.models.masks import ALL, Mask
+from t5g2.models.stack import ENCODER
 
 
 def attention_sites(
@@ -23,29 +25,29 @@ def attention_sites(
       batch: arrays or their shapes; in a step it is cut into `microbatches`.
     """
     rows = batch.decoder.tokens.shape[0] // microbatches
-    length, blocks = batch.decoder.tokens.shape[1], batch.decoder.blocks is not None
+    decoder, blocks = (batch.decoder.tokens.shape[1], "length"), batch.decoder.blocks is not None
     sites = {}
     if isinstance(model, EncoderDecoderConfig):
         assert batch.encoder is not None
-        memory = batch.encoder.tokens.shape[1]
+        encoder = batch.encoder.tokens.shape[1], ENCODER
         # images are blocks in a causal encoder only: in the others their tokens see each other anyway
         encoder_blocks = batch.encoder.blocks is not None
         if model.encoder_attention == "causal" and model.encoder.images is not None:
             encoder_blocks = True
         for kind in _kinds(model.encoder):
             own = masks.encoder(model, kind)
-            sites[f"encoder.{kind}"] = _site(model.encoder, compute, rows, memory, own, blocks=encoder_blocks)
+            sites[f"encoder.{kind}"] = _site(model.encoder, compute, rows, encoder, own, blocks=encoder_blocks)
         for kind in _kinds(model.decoder):
             attends = model.cross_layers == "all" or kind == "global"
-            merged = memory if attends and model.cross == "merged" else None
+            merged = encoder if attends and model.cross == "merged" else None
             own = masks.decoder(model.decoder, kind)
-            sites[f"decoder.{kind}"] = _site(model.decoder, compute, rows, length, own, memory=merged, blocks=blocks)
+            sites[f"decoder.{kind}"] = _site(model.decoder, compute, rows, decoder, own, memory=merged, blocks=blocks)
         if model.cross == "separate":
-            sites["decoder.cross"] = _site(model.decoder, compute, rows, length, None, memory=memory, blocks=blocks)
+            sites["decoder.cross"] = _site(model.decoder, compute, rows, decoder, None, memory=encoder, blocks=blocks)
     else:
         for kind in _kinds(model):
             own = masks.decoder(model, kind)
-            sites[f"decoder.{kind}"] = _site(model, compute, rows, length, own, blocks=blocks)
+            sites[f"decoder.{kind}"] = _site(model, compute, rows, decoder, own, blocks=blocks)
     tower = model.image_stack.images
     if batch.images is not None and tower is not None:
         vision, number = tower.vision, rows * batch.images.shape[1]
@@ -77,25 +79,34 @@ def _site(
     config: TextConfig,
     compute: Compute,
     rows: int,
-    length: int,
+    tokens: tuple[int, str],
     own: Mask | None,
     *,
-    memory: int | None = None,
+    memory: tuple[int, str] | None = None,
     blocks: bool,
 ) -> Site:
-    """Returns the site of a stack's attention to an encoder of `memory` tokens, if any, and to itself, if `own`."""
+    """Returns the site of a stack's attention to an encoder, if it has a `memory`, and to itself, if `own`.
+
+    Args:
+      tokens: number and logical axis of the stack's tokens.
+      memory: those of the encoder's.
+    """
     sources = [] if memory is None else [(memory, ALL)]
     if own is not None:
-        sources.append((length, own))
+        sources.append((tokens, own))
+    shown = tuple(mask for _, mask in sources)
+    number = None if own is None else len(sources) - 1
+    here = local_columns(tokens[0], [keys for keys, _ in sources], shown, own=number, blocks=blocks)
     return Site(
         rows=rows // parts("rows", rows),
-        queries=length,
-        keys=tuple(keys for keys, _ in sources),
-        masks=tuple(mask for _, mask in sources),
-        own=None if own is None else len(sources) - 1,
+        queries=here.queries,
+        keys=here.keys,
+        masks=shown,
+        own=here.own,
         heads=config.heads // parts("heads_act", config.heads),
         head_size=config.head_size,
         softcap=config.attention_softcap is not None,
         blocks=blocks,
         dtype=compute.dtype,
+        combined=here.combined,
     )

@@ -124,7 +124,7 @@ class KeptTargets:
         scatter = lambda columns, p: jnp.zeros(self.blocks.size, jnp.float32).at[columns].add(p, mode="drop")  # noqa: E731
         for _ in range(3):
             scatter = jax.vmap(scatter)
-        return constrain(scatter(columns_RKSN, p_RKSN), "rows", None, "vocab_act", None)
+        return constrain(scatter(columns_RKSN, p_RKSN), "groups", None, "vocab_act", None)
 
 
 @dataclass(frozen=True, eq=False)

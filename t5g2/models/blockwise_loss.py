@@ -114,11 +114,11 @@ def _gradients(softcap: float | None, config: LossConfig, residuals, cotangents)
             probs_RKSC = soft.probs(y_RKSC.astype(jnp.float32), block, statistics.teacher)
             mixture = TargetMixture(soft.has_teacher_RK, probs_RKSC)
         dy_RKSC = logit_gradients(y_RKSC, statistics.lse_RK, is_target_RKSC, weights_RK, mixture, softcap, config)
-        dy_RKSC = constrain(dy_RKSC, "rows", None, "vocab_act", None).astype(x_RKD.dtype)
+        dy_RKSC = constrain(dy_RKSC, "groups", None, "vocab_act", None).astype(x_RKD.dtype)
         if needed.hidden:
             w_SCD = blocks.only_new(w_SCD, block, 0.0, axis=1)
             more_SRKD = jnp.einsum("RKSC,SCD->SRKD", dy_RKSC, w_SCD, preferred_element_type=jnp.float32)
-            dx_SRKD = constrain(dx_SRKD + more_SRKD, "vocab_act", "rows", None, None)
+            dx_SRKD = constrain(dx_SRKD + more_SRKD, "vocab_act", "groups", None, None)
         if needed.table:
             dw_DSC = jnp.einsum("DRK,RKSC->DSC", x_DRK, dy_RKSC, preferred_element_type=jnp.float32)
             dw_DSC = jax.lax.optimization_barrier(constrain(dw_DSC, "embed", "vocab_act", None))
@@ -147,7 +147,7 @@ def _zero_gradients(needed: Needed, x_RKD, table_SPD) -> tuple[Array | None, Arr
     dx_SRKD = dw_SPD = None
     if needed.hidden:
         dx_SRKD = jnp.zeros((table_SPD.shape[0], *x_RKD.shape), jnp.float32)
-        dx_SRKD = constrain(dx_SRKD, "vocab_act", "rows", None, None)
+        dx_SRKD = constrain(dx_SRKD, "vocab_act", "groups", None, None)
     if needed.table:
         dw_SPD = constrain(jnp.zeros_like(table_SPD), "vocab_act", None, "embed")
     return dx_SRKD, dw_SPD

@@ -26,7 +26,7 @@ from t5g2.core.scopes import scope
 from t5g2.models.attention import KeyValues
 from t5g2.models.config import LayerKind
 from t5g2.models.layers import Compute
-from t5g2.models.stack import Block, LayerInputs, PerLayer, Stack
+from t5g2.models.stack import ENCODER, Block, LayerInputs, PerLayer, Stack
 
 
 class Cache(NamedTuple):
@@ -109,7 +109,7 @@ def extend(
 
     def step(block: Block, x_BtD, stored):
         past, memory = stored
-        encoder_keys = None if memory is None else memory.as_keys(cache.encoder)
+        encoder_keys = None if memory is None else memory.as_keys(cache.encoder, ENCODER)
         keys = None if first else past.as_keys(cache.tokens[block.kind])
         with scope(block.kind):
             return block.forward(x_BtD, inputs, past=keys, memory=encoder_keys, compute=compute)

@@ -192,8 +192,8 @@ def sparsify(
 def _scatter(ids_RKN, p_RKN, vocab_size: int):
     """Returns float32[R, K, V]: p at ids, zeros elsewhere."""
     rows, tokens = (jax.lax.broadcasted_iota(jnp.int32, ids_RKN.shape, axis) for axis in (0, 1))
-    zeros_RKV = constrain(jnp.zeros((*ids_RKN.shape[:2], vocab_size), jnp.float32), "rows", None, "vocab_act")
-    return constrain(zeros_RKV.at[rows, tokens, ids_RKN].add(p_RKN), "rows", None, "vocab_act")
+    zeros_RKV = constrain(jnp.zeros((*ids_RKN.shape[:2], vocab_size), jnp.float32), "groups", None, "vocab_act")
+    return constrain(zeros_RKV.at[rows, tokens, ids_RKN].add(p_RKN), "groups", None, "vocab_act")
 
 
 def x_log_x(x):

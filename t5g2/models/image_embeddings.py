@@ -41,12 +41,14 @@ def embed(
     tokens_BT: Int[Array, "B T"],
     images_BIHWC: Float[Array, "B I H W 3"] | None,
     *,
+    axis: str = "length",
     compute: Compute,
 ) -> Float[Array, "B T D"]:
     """Returns token embeddings, with images in the place of image tokens.
 
     Args:
       model: has `vision` and `projector`, if there are images.
+      axis: logical axis of the tokens.
 
     Raises:
       ValueError: images for a model without a vision tower.
@@ -55,13 +57,13 @@ def embed(
     if config is not None and config.token >= embedder.vocab_size:
         # the image token has no row in the table, and its embedding is not used
         lookup_BT = jnp.where(tokens_BT == config.token, 0, tokens_BT)
-    x_BTD = embedder.embed(lookup_BT, dtype=jnp.dtype(compute.dtype))
+    x_BTD = embedder.embed(lookup_BT, axis=axis, dtype=jnp.dtype(compute.dtype))
     if images_BIHWC is not None:
         if config is None:
             raise ValueError("images were given to a model without a vision tower; build it with config.images")
         soft_BKD = soft_tokens(model.vision, model.projector, images_BIHWC, compute=compute)
         x_BTD = insert(x_BTD, tokens_BT, soft_BKD, token=config.token)
-    return constrain(x_BTD, "rows", "length", "embed_act")
+    return constrain(x_BTD, "rows", axis, "embed_act")
 
 
 def with_blocks(tokens: Sequences, config: ImageConfig) -> Sequences:

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t5g2.core.errors import unknown
+from t5g2.core.errors import UserError, unknown
+from t5g2.core.sharding import devices
+from t5g2.models import kept
 from t5g2.models.backends.by_name import BACKENDS
 from t5g2.models.config import Rope
 from t5g2.models.lookup import look_up
 
 Precision = Literal["float32", "bfloat16"]
-Remat = Literal["none", "attention", "block"]
 Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array]
 
 
@@ -36,8 +37,10 @@ class Compute:
       vision_dtype: type in the image tower and its projector, which were trained in float32.
       backend: implementation of attention: "reference" (dense), "blockwise", "splash" (TPUs), "cudnn" (GPUs from Hopper
         on); "auto" = for each kind of layer the best one for this device and these shapes, which a run logs.
-      remat: "block" keeps only the input of each block for the backward pass and recomputes the rest; "attention" keeps
-        the output of attention too, which is the dearest to recompute in long rows.
+      remat: what the backward pass finds of each block: "none" = everything, nothing is computed again; "block" = its
+        input alone; or names, joined by commas, of what is kept too: "attention" = its output, the dearest to compute
+        again in long rows; "projections" = queries, keys and values; "mlp" = the products of its gates.
+      offload: what remat keeps is in the memory of the host until the backward pass (GPUs and TPUs).
       scan: run equal layers as one loop; False = unrolled, which compiles slowly and is easier to profile.
     """
 
@@ -47,15 +50,20 @@ class Compute:
     loss_dtype: Precision = "float32"
     vision_dtype: Precision = "float32"
     backend: str = "auto"
-    remat: Remat = "none"
+    remat: str = "none"
+    offload: bool = False
     scan: bool = True
 
     def __post_init__(self):
         for name in ("dtype", "norm_dtype", "softmax_dtype", "loss_dtype", "vision_dtype"):
             if getattr(self, name) not in get_args(Precision):
                 raise unknown(name, getattr(self, name), get_args(Precision))
-        if self.remat not in get_args(Remat):
-            raise unknown("remat", self.remat, get_args(Remat))
+        kept.names(self.remat)  # raises if it has an unknown one
+        if self.offload and self.remat == "none":
+            raise UserError(
+                "offload moves what remat keeps to the host, and remat is 'none', which keeps everything; set remat to "
+                "'block' or to names of what is kept, or offload to false"
+            )
         if self.backend not in ("auto", *BACKENDS):
             raise unknown("attention backend", self.backend, ("auto", *BACKENDS))
 
@@ -113,10 +121,12 @@ def project(x: Array, w: Array, *, inputs: int = 1) -> Array:
 
 @partial(from_arguments, static_argnums=2)
 def _project(x: Array, w: Array, inputs: int) -> Array:
-    # as a product of two matrices: on CPU, XLA runs one on [B * T, D] twice as fast as one on [B, T, D]
     outer, out = x.shape[: x.ndim - inputs], w.shape[inputs:]
     size = math.prod(w.shape[:inputs])
-    y = jnp.dot(x.reshape(-1, size), w.astype(x.dtype).reshape(size, -1), preferred_element_type=jnp.float32)
+    # as a product of two matrices: on CPU, XLA runs one on [B * T, D] twice as fast as one on [B, T, D]; but an axis of
+    # rows and columns cannot be cut by columns
+    joined = x.reshape(-1, size) if devices("encoder_length") == 1 else x.reshape(*outer, size)
+    y = jnp.dot(joined, w.astype(x.dtype).reshape(size, -1), preferred_element_type=jnp.float32)
     return y.astype(x.dtype).reshape(*outer, *out)
 
 
@@ -173,7 +183,8 @@ class GatedMLP(nnx.Module):
     def transform(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Returns the output of the MLP, before the norm that follows it."""
         # the sums of `project` are rounded to x's dtype before the nonlinearity, as in transformers
-        return _gated(project(x_BTD, self.gate[...]), project(x_BTD, self.up[...]), self.down[...])
+        gate_BTF, up_BTF = (kept.kept(project(x_BTD, w[...]), kept.MLP) for w in (self.gate, self.up))
+        return _gated(gate_BTF, up_BTF, self.down[...])
 
 
 @from_arguments
@@ -187,7 +198,8 @@ class Head:
     """An output head, which turns hidden states into logits; the loss takes it whole to compute logits tile by tile.
 
     Attributes:
-      table_VD: unscaled; of a tied head, the embedding.
+      table_VD: unscaled; of a tied head, the embedding; in a step on several devices, one copy for each group of tokens
+        (lookup.share_tables).
       softcap: c in c * tanh(logits / c), or None; static under jit.
     """
 
@@ -215,9 +227,13 @@ class Embedder(nnx.Module):
         if eoi_id is not None:
             self.eoi = param(None, (width,), axes=(None,), init=zeros, dtype=param_dtype)
 
-    def embed(self, tokens_BT: Int[Array, "B T"], *, dtype) -> Float[Array, "B T D"]:
-        """Returns rows of the table times sqrt(D), which is rounded to the activations' dtype, like the weights."""
-        x_BTD = look_up(self.table[...], tokens_BT).astype(dtype)
+    def embed(self, tokens_BT: Int[Array, "B T"], *, axis: str = "length", dtype) -> Float[Array, "B T D"]:
+        """Returns rows of the table times sqrt(D), which is rounded to the activations' dtype, like the weights.
+
+        Args:
+          axis: logical axis of T.
+        """
+        x_BTD = look_up(self.table[...], tokens_BT, axis=axis).astype(dtype)
         x_BTD = x_BTD * jnp.asarray(math.sqrt(x_BTD.shape[-1]), dtype)
         if self.eoi_id is None:
             return x_BTD

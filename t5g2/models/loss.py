@@ -4,6 +4,7 @@ B rows, T length, D width, V vocabulary. Two strategies compute the same, to rou
 vocabulary blocks (blockwise_loss.py); loss_config.py has the choice between them.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from t5g2.models import block_targets, blockwise_loss, tiled_loss
 from t5g2.models.distillation import TeacherOutputs
 from t5g2.models.layers import Head
 from t5g2.models.loss_config import HeadShape, LossConfig, choose
+from t5g2.models.token_groups import group_counts
 from t5g2.models.token_scores import TokenLosses
 
 
@@ -106,7 +108,8 @@ def token_losses(
 
 def _strategy(hidden_BTD, head: Head, config: LossConfig) -> Any:
     """Returns the module of the strategy for these arrays on the current mesh."""
-    (rows, length, width), vocab_size = hidden_BTD.shape, head.table_VD.shape[0]
-    tokens = rows // sharding.parts("rows", rows) * length
+    (rows, length, width), vocab_size = hidden_BTD.shape, head.table_VD.shape[-2]
+    groups, parts = group_counts(rows)
+    tokens = rows // groups * math.ceil(length / parts)
     shape = HeadShape(tokens, vocab_size // sharding.parts("vocab_act", vocab_size), width)
     return {"tokens": tiled_loss, "vocabulary": blockwise_loss}[choose(config, shape).strategy]

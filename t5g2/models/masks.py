@@ -60,11 +60,21 @@ ALL = Mask(causal=False)
 
 
 class Keys(NamedTuple):
-    """One source of keys: k_BSKH, v_BSKH and their tokens (with segments, positions and blocks)."""
+    """One source of keys.
+
+    Attributes:
+      k_BSKH, v_BSKH: keys and values.
+      tokens: their segments, positions and blocks; those of the queries themselves are the same object.
+      axis: logical axis of their columns.
+      offset: the queries' own tokens are among these, from this column on; an array if it differs between devices.
+        None = they are not, or `tokens` are those of the queries.
+    """
 
     k_BSKH: Array
     v_BSKH: Array
     tokens: Sequences
+    axis: str = "length"
+    offset: int | Array | None = None
 
 
 def causal(window: int | None = None, *, ahead: int | None = None) -> Mask:

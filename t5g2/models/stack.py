@@ -15,17 +15,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 from typing_extensions import override
 
+from t5g2.core import sharding
 from t5g2.core.batch import Sequences
 from t5g2.core.scopes import ScopeName, in_loop, scope
 from t5g2.core.sharding import constrain
-from t5g2.models import masks
+from t5g2.models import kept, masks
 from t5g2.models.attention import Attention, KeyValues
-from t5g2.models.backends.kept import POLICY
 from t5g2.models.config import LayerKind, TextConfig
 from t5g2.models.layers import Compute, GatedMLP, RMSNorm, rotary_cos_sin
 from t5g2.models.masks import Keys, Mask
 
-LONG_ROW, PART = 16384, 8192  # tokens: the MLP of longer rows runs in parts, with remat
+LONG_ROW, PART = 16384, 8192  # tokens of a device: the MLP of longer rows runs in parts, with remat
+ENCODER = "encoder_length"  # logical axis of the encoder's tokens
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,26 @@ class LayerInputs:
       tokens: the tokens that the stack runs over.
       masks: visibility among these tokens.
       rotary: cosine and sine of their rotary angles.
+      axis: logical axis of the tokens.
     """
 
     tokens: Sequences
     masks: Mapping[LayerKind, Mask]
     rotary: Mapping[LayerKind, tuple[Array, Array]]
+    axis: str = "length"
 
     @classmethod
-    def create(cls, tokens: Sequences, config: TextConfig, mask: Callable[[LayerKind], Mask]) -> "LayerInputs":
+    def create(
+        cls, tokens: Sequences, config: TextConfig, mask: Callable[[LayerKind], Mask], *, axis: str = "length"
+    ) -> "LayerInputs":
         """Returns the inputs for `tokens`; `mask` returns the mask of a kind of layer."""
         # angles are computed once for all layers of a kind
         kinds: dict[LayerKind, None] = dict.fromkeys(config.pattern)
         rotary: dict[LayerKind, tuple[Array, Array]] = {
             kind: rotary_cos_sin(tokens.positions, config.rope(kind), config.head_size) for kind in kinds
         }
-        return cls(tokens, {kind: mask(kind) for kind in kinds}, rotary)
+        rotary = jax.tree.map(lambda x_BTP: constrain(x_BTP, "rows", axis, None), rotary)
+        return cls(tokens, {kind: mask(kind) for kind in kinds}, rotary, axis)
 
 
 class Block(nnx.Module):
@@ -91,7 +97,7 @@ class Block(nnx.Module):
         """
         del memory
         x_BTD, keys_values = self._self_attend(x_BTD, inputs, past, compute=compute)
-        return self._transform(x_BTD, compute), keys_values
+        return self._transform(x_BTD, inputs.axis, compute), keys_values
 
     def _self_attend(
         self,
@@ -104,35 +110,41 @@ class Block(nnx.Module):
     ) -> tuple[Array, KeyValues]:
         """Returns x plus attention over the cache, `others` and the tokens themselves, and their keys and values."""
         with scope(self.attention_scope):
-            rotary, mask = inputs.rotary[self.kind], inputs.masks[self.kind]
+            rotary, mask, axis = inputs.rotary[self.kind], inputs.masks[self.kind], inputs.axis
             h_BTD = self.pre_attention_norm.normalize(x_BTD, compute)
-            keys_values = self.attention.keys(h_BTD, rotary, compute=compute)
+            keys_values = self.attention.keys(h_BTD, rotary, axis=axis, compute=compute)
+            own = keys_values.as_keys(inputs.tokens, axis)
             # masks are by position and segment, so one mask serves the cache and the new tokens
-            sources = [*([] if past is None else [(past, mask)]), *others, (keys_values.as_keys(inputs.tokens), mask)]
-            q_BTNH = self.attention.queries(h_BTD, rotary, compute=compute)
-            o_BTD = self.attention.attend(q_BTNH, inputs.tokens, sources, compute=compute)
+            sources = [*([] if past is None else [(past, mask)]), *others, (own, mask)]
+            q_BTNH = self.attention.queries(h_BTD, rotary, axis=axis, compute=compute)
+            o_BTD = self.attention.attend(q_BTNH, inputs.tokens, sources, axis=axis, compute=compute)
             return x_BTD + self.post_attention_norm.normalize(o_BTD, compute), keys_values
 
     @scope("mlp")
-    def _transform(self, x_BTD: Array, compute: Compute) -> Array:
+    def _transform(self, x_BTD: Array, axis: str, compute: Compute) -> Array:
         """Returns x plus its MLP; with remat long rows in parts, which costs one more forward pass of the MLP."""
 
-        def transform(x_BcD):
-            h_BcD = self.mlp.transform(self.pre_mlp_norm.normalize(x_BcD, compute))
-            return x_BcD + self.post_mlp_norm.normalize(h_BcD, compute)
+        def transform(x):
+            h = self.mlp.transform(self.pre_mlp_norm.normalize(x, compute))
+            return x + self.post_mlp_norm.normalize(h, compute)
 
         rows, length, width = x_BTD.shape
-        parts = math.ceil(length / PART) if compute.remat != "none" and length > LONG_ROW else 1
+        devices = sharding.parts(axis, length)  # each has its own columns, C, in parts
+        columns = length // devices
+        parts = math.ceil(columns / PART) if compute.remat != "none" and columns > LONG_ROW else 1
         if parts == 1:
             x_BTD = transform(x_BTD)
         else:
             # the gates of a whole row of 32,768 tokens would be most of what its backward pass holds
-            size = math.ceil(length / parts)
-            padded_BTD = jnp.pad(x_BTD, ((0, 0), (0, parts * size - length), (0, 0)))
-            x_nBcD = jnp.moveaxis(padded_BTD.reshape(rows, parts, size, width), 1, 0)
-            x_nBcD = jax.lax.map(jax.checkpoint(transform, prevent_cse=False), x_nBcD)
-            x_BTD = jnp.moveaxis(x_nBcD, 0, 1).reshape(padded_BTD.shape)[:, :length]
-        return constrain(x_BTD, "rows", "length", "embed_act")
+            size = math.ceil(columns / parts)
+            x_BdCD = x_BTD.reshape(rows, devices, columns, width)
+            padded_BdCD = jnp.pad(x_BdCD, ((0, 0), (0, 0), (0, parts * size - columns), (0, 0)))
+            x_nBdcD = jnp.moveaxis(padded_BdCD.reshape(rows, devices, parts, size, width), 2, 0)
+            x_nBdcD = constrain(x_nBdcD, None, "rows", axis, None, "embed_act")
+            x_nBdcD = jax.lax.map(jax.checkpoint(transform, prevent_cse=False), x_nBdcD)
+            x_BdCD = jnp.moveaxis(x_nBdcD, 0, 2).reshape(padded_BdCD.shape)[:, :, :columns]
+            x_BTD = x_BdCD.reshape(rows, length, width)
+        return constrain(x_BTD, "rows", axis, "embed_act")
 
 
 class MergedBlock(Block):
@@ -146,13 +158,13 @@ class MergedBlock(Block):
     @scope("merged")
     def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
         """Returns keys and values by the weights of self-attention; keys are normed and not rotated."""
-        return self.attention.keys(memory_BSD, None, compute=compute)
+        return self.attention.keys(memory_BSD, None, axis=ENCODER, compute=compute)
 
     @override
     def forward(self, x_BTD, inputs, *, past=None, memory=None, compute):
         assert memory is not None
         x_BTD, keys_values = self._self_attend(x_BTD, inputs, past, [(memory, masks.ALL)], compute=compute)
-        return self._transform(x_BTD, compute), keys_values
+        return self._transform(x_BTD, inputs.axis, compute), keys_values
 
 
 class CrossBlock(Block):
@@ -171,7 +183,7 @@ class CrossBlock(Block):
     @scope("cross")
     def encoder_keys_values(self, memory_BSD: Float[Array, "B S M"], *, compute: Compute) -> KeyValues:
         """Returns keys and values by the weights of cross-attention, not rotated."""
-        return self.cross_attention.keys(memory_BSD, None, compute=compute)
+        return self.cross_attention.keys(memory_BSD, None, axis=ENCODER, compute=compute)
 
     @override
     def forward(self, x_BTD, inputs, *, past=None, memory=None, compute):
@@ -181,7 +193,7 @@ class CrossBlock(Block):
             q_BTNH = self.cross_attention.queries(self.pre_cross_norm.normalize(x_BTD, compute), None, compute=compute)
             o_BTD = self.cross_attention.attend(q_BTNH, inputs.tokens, [(memory, masks.ALL)], compute=compute)
             x_BTD = x_BTD + self.post_cross_norm.normalize(o_BTD, compute)
-        return self._transform(x_BTD, compute), keys_values
+        return self._transform(x_BTD, inputs.axis, compute), keys_values
 
 
 def _norm(config: TextConfig, param_dtype) -> RMSNorm:
@@ -235,7 +247,10 @@ class Layers(nnx.Module):
         # within a scan XLA cannot merge recomputation with the forward pass, so no barriers are needed there
         remat = compute.remat != "none"
         step = in_loop(step)
-        recomputed = partial(jax.checkpoint, step, policy=POLICY if compute.remat == "attention" else None)
+        policy = kept.policy(compute.remat, offload=compute.offload)
+        # the input of a block is kept by its name alone where it is moved to the host
+        named = lambda block, x, extra: step(block, kept.kept(x, kept.INPUT), extra)  # noqa: E731
+        recomputed = partial(jax.checkpoint, named if compute.offload else step, policy=policy)
         slot_step = recomputed(prevent_cse=not compute.scan) if remat else step
         tail_step = recomputed() if remat else step
 
@@ -326,7 +341,9 @@ class Stack(nnx.Module):
             # within the scan, so that the forward pass holds the encoder's keys of one layer at a time
             with scope(block.kind):
                 keys_values = None if memory is None else block.encoder_keys_values(memory[0], compute=compute)
-                encoder_keys = None if keys_values is None or memory is None else keys_values.as_keys(memory[1])
+                encoder_keys = (
+                    None if keys_values is None or memory is None else keys_values.as_keys(memory[1], ENCODER)
+                )
                 return block.forward(x_BTD, inputs, memory=encoder_keys, compute=compute)[0], None
 
         x_BTD, _ = self.layers.scan(step, x_BTD, compute=compute)

@@ -25,7 +25,7 @@ from t5g2.models.config import EncoderDecoderConfig, LayerKind, TextConfig
 from t5g2.models.layers import Compute, Embedder, Head, Unembedder
 from t5g2.models.probe_head import ProbeHead
 from t5g2.models.siglip import Projector, VisionTower
-from t5g2.models.stack import Block, CrossBlock, LayerInputs, MergedBlock, Stack
+from t5g2.models.stack import ENCODER, Block, CrossBlock, LayerInputs, MergedBlock, Stack
 
 
 class T5Gemma(nnx.Module):
@@ -81,7 +81,8 @@ class T5Gemma(nnx.Module):
         # the tokens of an image see each other in a causal encoder too, as in a decoder-only model
         if self.config.encoder_attention == "causal" and self.config.encoder.images is not None:
             encoder = image_embeddings.with_blocks(encoder, self.config.encoder.images)
-        inputs = LayerInputs.create(encoder, self.config.encoder, lambda kind: masks.encoder(self.config, kind))
+        mask = lambda kind: masks.encoder(self.config, kind)  # noqa: E731
+        inputs = LayerInputs.create(encoder, self.config.encoder, mask, axis=ENCODER)
         return self.encoder.run(self._embed_encoder(encoder, images, compute), inputs, compute=compute)
 
     @scope("decoder")
@@ -153,7 +154,7 @@ class T5Gemma(nnx.Module):
     def _embed_encoder(self, encoder: Sequences, images: Array | None, compute: Compute) -> Float[Array, "B S M"]:
         embedder = self.embedder if self.config.tied_embedding else self.encoder_embedder
         config = self.config.encoder.images
-        return image_embeddings.embed(self, embedder, config, encoder.tokens, images, compute=compute)
+        return image_embeddings.embed(self, embedder, config, encoder.tokens, images, axis=ENCODER, compute=compute)
 
     def _layer_inputs(self, decoder: Sequences) -> LayerInputs:
         return LayerInputs.create(decoder, self.config.decoder, lambda kind: masks.decoder(self.config.decoder, kind))

@@ -42,7 +42,7 @@ from t5g2.models.token_scores import (
 def token_losses(hidden_BTD, head: Head, targets_BT, teacher: TeacherOutputs | None, config: LossConfig) -> TokenLosses:
     """Returns the losses of single tokens, without the work for gradients."""
     w_VD = _gather_table(head.table_VD, hidden_BTD.dtype)
-    tile_targets = _tile_targets_function(teacher, head.table_VD.shape[0], config)
+    tile_targets = _tile_targets_function(teacher, head.table_VD.shape[-2], config)
 
     def tile(_, inputs):
         x_RKD, targets_RK, teacher_RK = inputs
@@ -81,7 +81,7 @@ def _total_and_gradients(hidden, table, targets, weights, teacher, softcap, conf
     values, needed = unwrap((hidden, table, targets, weights, teacher))
     hidden_BTD, table_VD, targets_BT, weights_BT, teacher = values
     w_VD = _gather_table(table_VD, hidden_BTD.dtype)
-    tile_targets = _tile_targets_function(teacher, table_VD.shape[0], config)
+    tile_targets = _tile_targets_function(teacher, table_VD.shape[-2], config)
 
     def tile(dw_RVD, inputs):
         x_RKD, targets_RK, weights_RK, teacher_RK = inputs
@@ -91,13 +91,14 @@ def _total_and_gradients(hidden, table, targets, weights, teacher, softcap, conf
         is_target_RKV = _is_target(targets_RK, y_RKV.shape[-1])
         dy_RKV = logit_gradients(y_RKV, lse_RK, is_target_RKV, weights_RK, mixture, softcap, config)
         # products of float32 gradients would take several times as long where activations are bfloat16
-        dy_RKV = constrain(dy_RKV, "rows", None, "vocab_act").astype(x_RKD.dtype)
+        dy_RKV = constrain(dy_RKV, "groups", None, "vocab_act").astype(x_RKD.dtype)
         dx_RKD = None
         if needed.hidden:
-            dx_RKD = jnp.einsum("RKV,VD->RKD", dy_RKV, w_VD, preferred_element_type=jnp.float32).astype(x_RKD.dtype)
+            product = "RKV,VD->RKD" if w_VD.ndim == 2 else "RKV,RVD->RKD"
+            dx_RKD = jnp.einsum(product, dy_RKV, w_VD, preferred_element_type=jnp.float32).astype(x_RKD.dtype)
         if dw_RVD is not None:
             dw_RVD = dw_RVD + jnp.einsum("RKV,RKD->RVD", dy_RKV, x_RKD, preferred_element_type=jnp.float32)
-            dw_RVD = constrain(dw_RVD, "rows", "vocab_act", None)
+            dw_RVD = constrain(dw_RVD, "groups", "vocab_act", None)
         return dw_RVD, (dx_RKD, tokens)
 
     inputs = split_into_tiles((hidden_BTD, targets_BT, weights_BT), config.tile_tokens)
@@ -105,12 +106,13 @@ def _total_and_gradients(hidden, table, targets, weights, teacher, softcap, conf
     dw_RVD = None
     if needed.table:
         # one sum for each group of rows: a single one would be reduced over devices in every tile
-        dw_RVD = jnp.zeros((inputs[0].shape[1], *table_VD.shape), jnp.float32)
-        dw_RVD = constrain(dw_RVD, "rows", "vocab_act", None)
+        dw_RVD = jnp.zeros((inputs[0].shape[1], *table_VD.shape[-2:]), jnp.float32)
+        dw_RVD = constrain(dw_RVD, "groups", "vocab_act", None)
     dw_RVD, tiles = jax.lax.scan(tile, dw_RVD, (*inputs, teacher_tiles))
     dw_VD = None
     if dw_RVD is not None:
-        dw_VD = sum_groups(dw_RVD).astype(table_VD.dtype)
+        # of copies for each group the gradients are not summed here, but once with those of lookups
+        dw_VD = (sum_groups(dw_RVD) if table_VD.ndim == 2 else dw_RVD).astype(table_VD.dtype)
     dx_BTD, tokens = jax.tree.map(lambda x: merge_tiles(x, targets_BT.shape), tiles)
     return (weighted_total(tokens, weights_BT, teacher, config), tokens), (dx_BTD, dw_VD)
 
@@ -159,8 +161,9 @@ def _score(logits_RKV, targets_RK, tile_targets: Callable, config: LossConfig) -
 
 
 def _logits(x_RKD, w_VD, softcap: float | None):
-    y_RKV = jnp.einsum("RKD,VD->RKV", x_RKD, w_VD, preferred_element_type=jnp.float32)
-    return constrain(softcapped(y_RKV, softcap), "rows", None, "vocab_act")
+    product = "RKD,VD->RKV" if w_VD.ndim == 2 else "RKD,RVD->RKV"
+    y_RKV = jnp.einsum(product, x_RKD, w_VD, preferred_element_type=jnp.float32)
+    return constrain(softcapped(y_RKV, softcap), "groups", None, "vocab_act")
 
 
 def _teacher_tiles(teacher: TeacherOutputs | None, shape: tuple[int, ...], config: LossConfig) -> Any:
@@ -208,5 +211,9 @@ def _is_target(targets_RK, vocab_size: int):
 
 
 def _gather_table(table_VD, dtype):
-    """Returns the table as tiles use it: whole along D, which FSDP shards, and gathered once for all tiles."""
-    return constrain(table_VD.astype(dtype), "vocab_act", None)
+    """Returns the table as tiles use it: whole along D, which FSDP shards, and gathered once for all tiles.
+
+    One that lookups share is gathered already, as a copy for each group (lookup.share_tables).
+    """
+    w_VD = table_VD.astype(dtype)
+    return constrain(w_VD, "vocab_act", None) if w_VD.ndim == 2 else w_VD

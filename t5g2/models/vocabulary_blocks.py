@@ -85,7 +85,7 @@ class RunningSum(NamedTuple):
     @classmethod
     def start(cls, shape: tuple[int, ...], sums: int = 1) -> "RunningSum":
         """Returns the sums over no block."""
-        zeros = constrain(jnp.zeros(shape, jnp.float32), "rows", None, "vocab_act")
+        zeros = constrain(jnp.zeros(shape, jnp.float32), "groups", None, "vocab_act")
         return cls(zeros + LOWEST, (zeros,) * sums)
 
     def add(self, y_RKSC: Array, values_RKSC: Array | None = None) -> "RunningSum":
@@ -117,4 +117,4 @@ def make_blocks(table_VD: Array, x_RKD: Array, config: LossConfig) -> Vocabulary
 def block_logits(x_RKD: Array, w_SCD: Array, softcap: float | None) -> Array:
     """Returns float32 logits of all tokens for the rows of a block."""
     y_RKSC = jnp.einsum("RKD,SCD->RKSC", x_RKD, w_SCD, preferred_element_type=jnp.float32)
-    return constrain(softcapped(y_RKSC, softcap), "rows", None, "vocab_act", None)
+    return constrain(softcapped(y_RKSC, softcap), "groups", None, "vocab_act", None)

@@ -24,6 +24,10 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "model.probe": None,
     "model.encoder.probe": None,
     "model.decoder.probe": None,
+    "compute.offload": False,
+    "mesh.context": 1,
+    "mesh.slices": 1,
+    "mesh.strategy": "axes",
 }
 # former module -> {name in it: (module, name) of today}; what config files of earlier versions import
 FORMER_MODULES = {

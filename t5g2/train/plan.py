@@ -1,6 +1,7 @@
 """The plan of a run: shapes, shardings and settings, which exist before any array, and the compiled step."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from t5g2.models.backends.choice import BackendChoice
 from t5g2.models.backends.site import Site
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import HeadShape, LossConfig
-from t5g2.train import files_of_weights, optim, teachers
+from t5g2.train import files_of_weights, mesh_fit, optim, teachers
 from t5g2.train import state as states
 from t5g2.train import step as steps
 from t5g2.train import workdir as workdirs
-from t5g2.train.experiment import Experiment, check_rows
+from t5g2.train.experiment import Experiment
 from t5g2.train.state import TrainState
 
 
@@ -72,12 +73,12 @@ class Plan:
     @property
     def head_shape(self) -> HeadShape:
         """Sizes of the loss head on one device, in one microbatch."""
-        model, mesh = self.experiment.model, self.mesh.shape
+        model, length = self.experiment.model, self.experiment.data.decoder_length
         decoder = model.decoder_stack
         outputs = decoder.vocab_size if model.probe is None else model.probe.outputs
-        rows = self.experiment.data.rows // (mesh["data"] * mesh["fsdp"] * self.experiment.train.microbatches)
+        rows = self.experiment.data.rows // (sharding.row_groups(self.mesh) * self.experiment.train.microbatches)
         return HeadShape(
-            rows * self.experiment.data.decoder_length,
+            rows * math.ceil(length / sharding.devices("group_columns", self.mesh)),
             outputs // sharding.parts("vocab_act", outputs, self.mesh),
             decoder.width,
             self.platform or self.mesh.devices.flat[0].platform,
@@ -115,6 +116,7 @@ class Plan:
             loss=self.loss,
             seed=derive_seed(train.seed, "distill"),
             skip_nonfinite=train.max_nonfinite_updates > 0,
+            zero1=self.experiment.mesh.zero1,
         )
 
     def lower(self) -> Any:
@@ -193,14 +195,16 @@ def make(experiment: Experiment, mesh: Mesh, *, platform: str | None = None) -> 
 
     Raises:
       UserError: a schedule or a pattern does not fit, or the teacher's folder does not; or these devices lack the
-        attention backend.
+        attention backend, or a memory of the host that arrays can be moved to.
     """
     train = experiment.train
     # the teacher comes first: it decides which arrays a batch carries, and so the shapes of the step
     data, teacher = _with_teacher(experiment, mesh)
     params = build.abstract(experiment.model, train.param_dtype)
     optimizer = optim.make(experiment.optim, train.steps, params, seed=derive_seed(train.seed, "rounding"))
-    abstract = states.abstract(experiment.model, optimizer, mesh=mesh, param_dtype=train.param_dtype)
+    abstract = states.abstract(
+        experiment.model, optimizer, mesh=mesh, param_dtype=train.param_dtype, zero1=experiment.mesh.zero1
+    )
     batch_sharding = sharding.batch_sharding(mesh)
     # an empty row has the arrays of every row, so that shapes follow from the packer and are not declared twice
     one_row = packed_rows.empty_batch(data, rows=1).batch
@@ -208,6 +212,7 @@ def make(experiment: Experiment, mesh: Mesh, *, platform: str | None = None) -> 
         lambda x: jax.ShapeDtypeStruct((data.rows, *x.shape[1:]), x.dtype, sharding=batch_sharding), one_row
     )
     plan = Plan(experiment, data, mesh, optimizer, abstract, batch, teacher, platform)
+    mesh_fit.check_offload(experiment.compute, mesh, platform=platform)
     plan.attention()  # a backend that does not run here is an error now, and not once weights are loaded
     return plan
 
@@ -256,10 +261,10 @@ def local_rows(experiment: Experiment, mesh: Mesh) -> range:
     """Returns the rows of the global batch that this process holds.
 
     Raises:
-      UserError: the rows cannot be split evenly over the devices.
+      UserError: rows, query heads or the encoder's length cannot be split evenly over the devices.
     """
+    mesh_fit.check(experiment, mesh)
     rows = experiment.data.rows
-    check_rows(rows, experiment.train.microbatches, device_groups=mesh.shape["data"] * mesh.shape["fsdp"])
     indices = sharding.batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     # the devices of a process are neighbours on the row axis, so that its rows are one range
     spans = [index[0].indices(rows) for index in indices if index is not None]

@@ -29,6 +29,7 @@ FREE_ON_RESUME = (
     "eval.final",
     "mesh",
     "compute.remat",
+    "compute.offload",
     "compute.backend",
     "data.workers",
     "data.cache_tokens",

@@ -29,14 +29,21 @@ class TrainState(NamedTuple):
     skipped: Any = np.int32(0)
 
 
-def abstract(config: ModelConfig, optimizer: Updater, *, mesh: Mesh, param_dtype: str) -> TrainState:
-    """Returns the state as shapes, each with its sharding on the mesh."""
+def abstract(
+    config: ModelConfig, optimizer: Updater, *, mesh: Mesh, param_dtype: str, zero1: bool = False
+) -> TrainState:
+    """Returns the state as shapes, each with its sharding on the mesh.
+
+    Args:
+      zero1: the optimizer's state is cut over the mesh's data axis too.
+    """
     params = build.abstract(config, jnp.dtype(param_dtype))
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
     state = jax.eval_shape(lambda params: TrainState(zero(), params, optimizer.init(params), zero()), params)
     step: Any = sharding.replicated(mesh)
-    # moments are sharded like their weights, so that an update moves none of them between devices
-    on_mesh = TrainState(step, sharding.shardings(params, mesh), sharding.shardings_like(state.opt, params, mesh), step)
+    # moments are sharded like their weights, or more, so that an update moves none of them between devices
+    opt = sharding.shardings_like(state.opt, params, mesh, zero1=zero1)
+    on_mesh = TrainState(step, sharding.shardings(params, mesh), opt, step)
     return jax.tree.map(lambda x, on: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on), state, on_mesh)
 
 

@@ -17,6 +17,7 @@ from t5g2.core.batch import Batch, Sequences
 from t5g2.core.scopes import scope
 from t5g2.models import image_embeddings, probe_head
 from t5g2.models.layers import Compute
+from t5g2.models.lookup import share_tables
 from t5g2.models.loss import LossSums, cross_entropy
 from t5g2.models.loss_config import LossConfig
 from t5g2.train import teachers
@@ -34,6 +35,7 @@ class StepOptions:
       loss: settings of the loss; with `distillation`, there is a teacher.
       seed: seed of the samples from a teacher's distributions.
       skip_nonfinite: an update that is not finite leaves weights and optimizer as they are, and is counted.
+      zero1: each device updates the part of the weights whose optimizer state it holds, and the parts are gathered.
     """
 
     compute: Compute
@@ -43,6 +45,7 @@ class StepOptions:
     loss: LossConfig = LossConfig()
     seed: int = 0
     skip_nonfinite: bool = False
+    zero1: bool = False
 
 
 class StepSums(NamedTuple):
@@ -118,7 +121,8 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
             scale = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
             gradients = jax.tree.map(lambda g: g * scale, gradients)
         with scope("optimizer"):
-            params, opt, update = optimizer.apply(state.params, gradients, state.opt, state.step)
+            before = sharding.constrain_weights(state.params, zero1=options.zero1)
+            params, opt, update = optimizer.apply(before, gradients, state.opt, state.step)
         with scope("metrics"):
             parameter_norm, parameter_norms = norms_of(params)
             # a finite gradient and a wrong learning rate can still make weights that are not finite
@@ -129,8 +133,12 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
             # selected in the program: the old state is donated, so the host could not go back to it
             keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
             with scope("optimizer"):
-                params, opt = jax.tree.map(keep, (params, opt), (state.params, state.opt))
+                params, opt = jax.tree.map(keep, (params, opt), (before, state.opt))
             skipped = skipped + jnp.where(finite, 0, 1)
+        if options.zero1:
+            # gathered here, in the dtype of the weights, and not where they are used
+            with scope("optimizer"):
+                params = sharding.constrain_weights(sharding.constrain_weights(params, zero1=True))
         metrics = Metrics(
             total=total * scale,
             gradient_norm=update.gradient_norm,
@@ -171,7 +179,7 @@ def gradients_of(
         # float32 even where weights are bfloat16, because they are added up
         with scope("gradients"):
             gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
-            return total, sums, sharding.lay_out_tables(sharding.constrain_weights(gradients))
+            return total, sums, sharding.lay_out_tables(sharding.constrain_weights(gradients, zero1=options.zero1))
 
     if options.microbatches == 1:
         return one_microbatch((batch, key))
@@ -180,7 +188,7 @@ def gradients_of(
     shapes = jax.eval_shape(one_microbatch, jax.tree.map(lambda x: x[0], parts))
     total, sums, gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # so that the carry of the scan is sharded like the weights from the start
-    zeros = total, sums, sharding.constrain_weights(gradients)
+    zeros = total, sums, sharding.constrain_weights(gradients, zero1=options.zero1)
 
     def add(carry, part):
         terms = one_microbatch(part)
@@ -224,6 +232,9 @@ def loss_sums(
 def _token_loss(params: Any, batch: Batch, options: StepOptions, teacher: Any, key: jax.Array | None) -> LossSums:
     # images travel as bytes and become floats here, on the device
     images = image_embeddings.normalized(batch.images)
+    if options.loss.strategy == "tokens":
+        with scope("head"):
+            params = share_tables(params, batch.targets.shape[0], dtype=options.compute.dtype)
     hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute)
     outputs = None
     if options.loss.distillation is not None:

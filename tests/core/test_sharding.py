@@ -42,24 +42,38 @@ def mesh():
 @pytest.mark.parametrize(
     ("shape", "count", "sizes"),
     [
-        (MeshShape(), 8, (8, 1, 1)),
-        (MeshShape(2, 2, 2), 8, (2, 2, 2)),
-        (MeshShape(1, -1, 2), 8, (1, 4, 2)),
-        (MeshShape(), 1, (1, 1, 1)),
+        (MeshShape(), 8, (8, 1, 1, 1)),
+        (MeshShape(2, 2, 2), 8, (2, 2, 1, 2)),
+        (MeshShape(1, -1, 2), 8, (1, 4, 1, 2)),
+        (MeshShape(), 1, (1, 1, 1, 1)),
+        (MeshShape(context=4), 8, (2, 1, 4, 1)),
+        (MeshShape(strategy="data", tensor=2), 8, (4, 1, 1, 2)),
+        (MeshShape(strategy="zero1"), 8, (8, 1, 1, 1)),
+        (MeshShape(strategy="zero1", fsdp=4), 8, (2, 4, 1, 1)),
+        (MeshShape(strategy="fsdp"), 8, (1, 8, 1, 1)),
+        (MeshShape(strategy="fsdp", tensor=2, context=2), 8, (1, 2, 2, 2)),
+        (MeshShape(strategy="fsdp", data=4), 8, (4, 2, 1, 1)),
+        (MeshShape(strategy="fsdp", fsdp=2), 8, (4, 2, 1, 1)),
+        (MeshShape(strategy="fsdp", slices=2), 8, (2, 4, 1, 1)),
     ],
 )
 def test_sizes_multiply_to_the_devices(devices, shape, count, sizes):
     made = meshes.make(shape, devices[:count])
-    assert tuple(made.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    assert tuple(made.shape.items()) == tuple(zip(("data", "fsdp", "context", "tensor"), sizes, strict=True))
     assert set(made.axis_types) == {jax.sharding.AxisType.Auto}
 
 
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (MeshShape(3, 1, 1), "data=3 x fsdp=1 x tensor=1 needs 3 devices, and there are 8"),
-        (MeshShape(-1, 3, 1), "data=-1 x fsdp=3 x tensor=1 needs a multiple of 3 devices, and there are 8"),
+        (MeshShape(3, 1, 1), "data=3 x fsdp=1 x context=1 x tensor=1 needs 3 devices, and there are 8"),
+        (MeshShape(-1, 3, 1), "data=-1 x fsdp=3 x context=1 x tensor=1 needs a multiple of 3 devices, and there are 8"),
         (MeshShape(-1, 4, 4), "needs a multiple of 16 devices, and there are 8"),
+        (
+            MeshShape(strategy="fsdp", context=3),
+            "strategy=fsdp: data=1 x fsdp=-1 x context=3 x tensor=1 needs a multiple of 3 devices, and there are 8",
+        ),
+        (MeshShape(slices=3, data=8), "slices=3 and data=8; slices are equal parts of data, .* a multiple of 3"),
     ],
 )
 def test_a_shape_that_does_not_fit_names_both_numbers(devices, shape, message):
@@ -69,11 +83,81 @@ def test_a_shape_that_does_not_fit_names_both_numbers(devices, shape, message):
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [((0, 1, 1), "data = 0; it must be at least 1 and at most 1048576, or -1"), ((-1, -1, 1), "more than one -1")],
+    [
+        ({"data": 0}, "data = 0; it must be at least 1 and at most 1048576, or -1"),
+        ({"data": -1, "fsdp": -1}, "more than one -1"),
+        ({"strategy": "fsdp", "context": -1}, "the mesh strategy=fsdp: .* has more than one -1"),
+        (
+            {"strategy": "data", "fsdp": 4},
+            "'data' and fsdp = 4: the strategy keeps all weights on every device",
+        ),
+        (
+            {"strategy": "zero2"},
+            "unknown strategy 'zero2' of the mesh; did you mean 'zero1'",
+        ),
+    ],
 )
 def test_a_shape_that_cannot_be_meant(sizes, message):
     with pytest.raises(UserError, match=message):
-        MeshShape(*sizes)
+        MeshShape(**sizes)
+
+
+def test_a_strategy_says_what_it_expands_to():
+    assert MeshShape(strategy="zero1", tensor=2).describe(8) == (
+        "mesh.strategy=zero1: data=4 x fsdp=1 x context=1 x tensor=2; rows over data (4 parts); encoder tokens whole; "
+        "heads, MLP, vocabulary over tensor (2 parts); weights over tensor (2 parts); "
+        "optimizer state over tensor x data (8 parts)"
+    )
+    assert MeshShape(strategy="fsdp", context=4, slices=2).describe(16) == (
+        "mesh.strategy=fsdp: data=2 x fsdp=2 x context=4 x tensor=1, data in 2 slices; "
+        "rows over data x fsdp (4 parts); encoder tokens over context (4 parts); "
+        "heads, MLP, vocabulary whole; weights over fsdp x context (8 parts); "
+        "optimizer state over fsdp x context (8 parts)"
+    )
+    assert (
+        MeshShape()
+        .describe(1)
+        .endswith(
+            "; rows whole; encoder tokens whole; heads, MLP, vocabulary whole; weights whole; optimizer state whole"
+        )
+    )
+
+
+class Device:
+    """A TPU as jax shows it: of a slice, at a place in its network."""
+
+    platform, device_kind, process_index = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number: int, slices: int):
+        self.id, self.slice_index, self.core_on_chip = number, number % slices, 0
+        within = number // slices
+        self.coords = (within % 2, within // 2, 0)
+
+
+def test_slices_are_the_outer_part_of_data(devices):
+    """Of devices that know no slices, neighbours; of TPUs, those that the slices say, whose number must be right."""
+    made = meshes.make(MeshShape(data=4, fsdp=2, slices=2), devices)
+    assert [d.id for d in made.devices.flat[:4]] == [0, 1, 2, 3]
+    assert made.shape["data"] == 4
+    slices = meshes._slices([Device(i, 2) for i in range(8)], 2)
+    assert [{d.slice_index for d in part} for part in slices] == [{0}, {1}]
+    with pytest.raises(UserError, match=r"mesh.slices = 1, and the 8 TPUs are in 2 slices; set mesh.slices to 2"):
+        meshes._slices([Device(i, 2) for i in range(8)], 1)
+
+
+def test_moments_may_be_cut_over_data_too():
+    """Within the parts of their weights, along the largest named axis that divides; norms and stacks stay whole."""
+    params = jax.eval_shape(Model)
+    mesh = meshes.make(MeshShape(2, 2, 2))
+    places = meshes.shardings(params, mesh, zero1=True)
+    assert places.tail[0].up.get_value().spec == P("fsdp", ("tensor", "data"))
+    assert places.slots[0].up.get_value().spec == P(None, "fsdp", ("tensor", "data"))
+    assert places.tail[0].odd.get_value().spec == P(("fsdp", "data"), None)
+    assert places.tail[0].scale.get_value().spec == P(None)
+    assert places.table.get_value().spec == P(None, ("fsdp", "data"))
+    state = jax.eval_shape(optax.adamw(1e-3).init, params)
+    cut = meshes.shardings_like(state, params, mesh, zero1=True)
+    assert jax.tree.leaves(cut[0].mu) == jax.tree.leaves(places)
 
 
 def test_weights_follow_their_logical_axes(mesh):

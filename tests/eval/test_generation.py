@@ -188,13 +188,18 @@ def test_images_are_read_with_the_prompt(config):
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"sampler": g.TopK(5), "num_return_sequences": 2}, {"num_beams": 3, "num_return_sequences": 2}]
+    ("extra", "cut"),
+    [
+        ({}, "context"),
+        ({"sampler": g.TopK(5), "num_return_sequences": 2}, "tensor"),
+        ({"num_beams": 3, "num_return_sequences": 2}, "tensor"),
+    ],
 )
-def test_eight_devices_generate_what_one_does(t5gemma, devices, extra):
-    """Three prompts on four parts of rows, one of which is empty."""
+def test_eight_devices_generate_what_one_does(t5gemma, devices, extra, cut):
+    """Three prompts on four parts of rows, one of which is empty; heads are cut too, or the columns of prompts."""
     reads, settings = prompts([9, 13, 5]), dataclasses.replace(options(6), **extra)
     alone = complete(t5gemma, reads, bos=2, options=settings)
-    with jax.set_mesh(make_mesh(MeshShape(data=2, fsdp=2, tensor=2), devices)):
+    with jax.set_mesh(make_mesh(MeshShape(**{"data": 2, "fsdp": 2, cut: 2}), devices)):
         batch, keys = g.batch_of(t5gemma, reads, setup=g.GenerationSetup(settings, bos=2))
         together = g.generate(t5gemma, batch, options=settings, keys_R=keys)
     assert together.tokens_PnN.is_fully_replicated

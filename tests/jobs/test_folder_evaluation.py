@@ -92,7 +92,7 @@ def test_several_devices_give_the_scores_of_one(folder, tmp_path):
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ("data=3", "the mesh data=3 x fsdp=1 x tensor=1 needs 3 devices, and there are 8; its axes must multiply"),
+        ("data=3", "data=3 x fsdp=1 x context=1 x tensor=1 needs 3 devices, and there are 8; its axes must multiply"),
         (
             "data=8",
             "rows = 4 cannot be split evenly over the 8 groups of devices (data x fsdp) of the mesh data=8; give",

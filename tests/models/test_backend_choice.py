@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from t5g2.core import sharding
 from t5g2.core.batch import Batch, Sequences
 from t5g2.core.errors import UserError
+from t5g2.core.sharding import MeshShape
 from t5g2.models import attention, build, masks
 from t5g2.models.attention_sites import attention_sites, layers_of
 from t5g2.models.backends import blockwise, choice, cudnn
@@ -153,8 +155,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_sites_of_a_model_are_those_of_its_calls(name, monkeypatch):
+@pytest.mark.parametrize(("name", "context"), [*((name, 1) for name in MODELS), ("t5gemma", 4), ("t5gemma 2", 4)])
+def test_the_sites_of_a_model_are_those_of_its_calls(name, context, monkeypatch):
+    """On one device, and with the encoder's 12 tokens cut over four."""
     model, compute = MODELS[name], Compute(dtype="bfloat16")
     blocks = model.image_stack.images is not None and not isinstance(model, EncoderDecoderConfig)
     batch, calls = batch_of(model, blocks=blocks), []
@@ -166,10 +169,12 @@ def test_the_sites_of_a_model_are_those_of_its_calls(name, monkeypatch):
     monkeypatch.setattr(attention, "choose", record)
     # every layer on its own, so that calls can be counted
     compute = dataclasses.replace(compute, scan=False)
-    jax.eval_shape(
-        lambda made: made.hidden(batch.encoder, batch.decoder, batch.images, compute=compute), build.abstract(model)
-    )
-    sites = attention_sites(model, batch, compute)
+    mesh = sharding.make(MeshShape(data=1, context=context), jax.devices()[:context])
+    with jax.set_mesh(mesh):
+        jax.eval_shape(
+            lambda made: made.hidden(batch.encoder, batch.decoder, batch.images, compute=compute), build.abstract(model)
+        )
+        sites = attention_sites(model, batch, compute)
     assert set(calls) == set(sites.values())
     counts = dict.fromkeys(sites.values(), 0)
     for kind, site in sites.items():

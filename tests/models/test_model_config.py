@@ -51,7 +51,7 @@ def test_a_wrong_rope_is_refused():
     ("given", "message"),
     [
         ({"dtype": "float16"}, "unknown dtype 'float16'.*Allowed: bfloat16, float32"),
-        ({"remat": "blocks"}, "unknown remat 'blocks'; did you mean 'block'.*Allowed: attention, block, none"),
+        ({"remat": "blocks"}, "unknown remat 'blocks'; did you mean 'block'.*attention, block, mlp, none, projections"),
         ({"backend": "refernce"}, "unknown attention backend 'refernce'; did you mean 'reference'"),
     ],
 )

@@ -10,10 +10,12 @@ import pytest
 
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
+from t5g2.core.errors import UserError
 from t5g2.models import build, stack
 from t5g2.models.config import EncoderDecoderConfig
 from t5g2.models.layers import Compute
 from tests import weights
+from tests.models.test_loss import equations
 from tests.tiny import GEMMA2, GEMMA3, SIGLIP, T5GEMMA, T5GEMMA2, T5GEMMA2_IMAGES
 
 COMPUTE = Compute(dtype="float32")
@@ -170,7 +172,8 @@ def test_neither_scan_nor_remat_changes_states_or_gradients(config):
         return jax.jit(jax.value_and_grad(loss))(model)
 
     expected, expected_gradient = run(COMPUTE)
-    for change in ({"scan": False}, {"remat": "block"}, {"remat": "attention"}, {"remat": "block", "scan": False}):
+    changes = ({"scan": False}, {"remat": "block"}, {"remat": "attention"}, {"remat": "mlp,projections", "scan": False})
+    for change in changes:
         value, gradient = run(replace(COMPUTE, **change))
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         for (path, got), want in zip(
@@ -180,7 +183,7 @@ def test_neither_scan_nor_remat_changes_states_or_gradients(config):
             np.testing.assert_allclose(got, want, atol=1e-5 * max(largest, 0.1), err_msg=f"{change} {path}")
 
 
-def test_remat_keeps_only_the_input_of_each_block():
+def test_remat_keeps_the_input_of_each_block_and_what_it_names():
     model = weights.model(replace(GEMMA3, layers=8))
 
     def stored(remat):
@@ -194,7 +197,30 @@ def test_remat_keeps_only_the_input_of_each_block():
     assert stored("block") < weight_count + 2 * inputs
     outputs = 8 * LENGTH * GEMMA3.heads * GEMMA3.head_size
     assert stored("block") + outputs == stored("attention")
+    projections = 8 * LENGTH * (GEMMA3.heads + 2 * GEMMA3.kv_heads) * GEMMA3.head_size
+    gates = 2 * 8 * LENGTH * GEMMA3.mlp_width
+    assert stored("attention, mlp,projections") == stored("attention") + projections + gates
     assert stored("none") > weight_count + 10 * inputs
+
+
+def test_what_is_offloaded_is_moved_to_the_host_and_back():
+    """The input of each block, and what remat names, once in each direction; nothing without it."""
+    model = build.abstract(replace(GEMMA3, layers=1, pattern=("local",)))
+
+    def moves(**settings):
+        def loss(model):
+            return jnp.sum(model.hidden(None, DECODER, compute=replace(COMPUTE, scan=False, **settings)))
+
+        program = jax.make_jaxpr(jax.grad(loss))(model)
+        moved = [e for e in equations(program.jaxpr) if e.primitive.name == "device_put"]
+        return sorted(str(e.params["devices"]) for e in moved)
+
+    assert moves(remat="block") == []
+    assert len(moves(remat="block", offload=True)) == 2
+    assert len(moves(remat="attention", offload=True)) == 4
+    assert sum("host" in move.lower() for move in moves(remat="attention", offload=True)) == 2
+    with pytest.raises(UserError, match="offload moves what remat keeps to the host, and remat is 'none'"):
+        replace(COMPUTE, offload=True)
 
 
 def test_how_layers_are_stored_changes_neither_their_first_values_nor_what_they_compute():

@@ -14,9 +14,10 @@ COMPILER = Path(sys.prefix, "tpu-compiler")
 @pytest.mark.long
 @pytest.mark.skipif(not COMPILER.exists(), reason="no TPU compiler here; `make test-tpu` installs it (Linux, x86-64)")
 def test_programs_of_tpus():
-    """Attention of packed rows on 2 x 2 devices: one kernel forward and two backward, and no array of all pairs. A step
-    with FSDP on 4, whose encoder and decoder layer keep their output, and whose tied table's gradient, of two lookups
-    and the head, is cut where it is summed over devices, never whole.
+    """Attention of packed rows on 2 x 2 devices, and with the encoder's columns cut over 4: one kernel forward and two
+    backward, and no array of all pairs. A step with FSDP on 4, whose encoder and decoder layer keep their output, and
+    whose tied table's gradient, of two lookups and the head, is cut where it is summed over devices, never whole. Each
+    of two slices is a part of the data axis.
     """
     path = os.pathsep.join([str(COMPILER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "tests.tpu.programs"]
@@ -24,6 +25,7 @@ def test_programs_of_tpus():
     assert result.returncode == 0, result.stderr[-4000:]
     step, *attention = [line for line in result.stdout.splitlines() if " kernels=" in line]
     assert step == "v5p:2x2x1 step kernels=6 pairs=False table reduce-scatters=1 all-reduces=0"
-    assert len(attention) == 10
+    assert "v5e:2x2 twice: [[0], [1]]" in result.stdout
+    assert len(attention) == 14
     for line in attention:
         assert re.search(r"kernels=3 pairs=False$", line), line

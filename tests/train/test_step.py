@@ -14,7 +14,7 @@ from t5g2.core import tree
 from t5g2.core.batch import Batch, Sequences
 from t5g2.core.sharding import MeshShape
 from t5g2.jobs.program_operations import operations
-from t5g2.models import build
+from t5g2.models import build, flops
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig
 from t5g2.train import optim, state, step
@@ -22,6 +22,7 @@ from t5g2.train.optim import Decay, Freeze, OptimConfig
 from t5g2.train.optimizers import AdamW
 from t5g2.train.schedules import Constant
 from tests import hlo, tiny
+from tests.models.row_counts import count_lengths
 from tests.models.test_loss import equations
 
 # Sizes by which an axis is known in a program: no two of rows, vocabulary and weights have a part in common.
@@ -75,17 +76,17 @@ class Run:
 @pytest.fixture(scope="session")
 def run(devices):
     @functools.cache
-    def run(shape, microbatches=1, backend="auto", strategy="tokens", remat="none", names=False):
+    def run(shape, microbatches=1, backend="auto", strategy="tokens", remat="none", names=False, zero1=False):
         # a program from the cache may have the names of its operations from an earlier version
         jax.config.update("jax_compilation_cache_include_metadata_in_key", names)
         mesh = meshes.make(MeshShape(*shape), devices[: math.prod(shape)])
         updates = optim.make(OPTIM, 10, build.abstract(CONFIG))
-        abstract = state.abstract(CONFIG, updates, mesh=mesh, param_dtype="float32")
+        abstract = state.abstract(CONFIG, updates, mesh=mesh, param_dtype="float32", zero1=zero1)
         place = meshes.batch_sharding(mesh)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), BATCH)
         loss = LossConfig(tile_tokens=20, z_loss=0.01, strategy=strategy, block_rows=BLOCK)
         compute = Compute(dtype="float32", backend=backend, remat=remat)
-        settings = step.StepOptions(compute, DENOISERS, SOURCES, microbatches, loss)
+        settings = step.StepOptions(compute, DENOISERS, SOURCES, microbatches, loss, zero1=zero1)
         compiled = step.lower_step(step.make_train_step(updates, settings), abstract, batch, mesh=mesh).compile()
         params = state.fresh_params(CONFIG, abstract, key=jax.random.key(0), param_dtype="float32")
         first = state.fresh(params, updates, abstract)
@@ -180,11 +181,69 @@ def test_microbatches_do_not_matter(run, alone, shape, microbatches):
     close(parts.gradients, alone.gradients)
 
 
-@pytest.mark.parametrize(("shape", "microbatches"), [((1, 1, 1), 1), ((2, 2, 2), 1), ((2, 2, 2), 2)])
-def test_the_states_memory_is_used_again(run, shape, microbatches):
-    made = run(shape, microbatches)
+@pytest.mark.parametrize(("parts", "microbatches"), [(8, 1), (4, 2)])
+def test_zero1_updates_a_part_of_the_weights_and_gathers_it(run, alone, parts, microbatches):
+    """Each device of data holds its part of the moments, but for norms; weights are whole on all."""
+    cut = run((parts, 1, 1), microbatches, zero1=True)
+    close(cut.metrics, alone.metrics)
+    close(cut.gradients, alone.gradients)
+    for before, after, gradient in zip(
+        *map(jax.tree.leaves, (cut.before.params, cut.after.params, cut.gradients)), strict=True
+    ):
+        moved = gradient / (np.abs(gradient) + 1e-8) + 0.1 * before
+        np.testing.assert_allclose(after, before - 0.01 * moved, atol=1e-6)
+    held = [math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(cut.abstract.opt[0].nu)]
+    whole = [x.size for x in jax.tree.leaves(cut.abstract.params)]
+    assert all(part in (n // parts, n) for n, part in zip(whole, held, strict=True))
+    assert sum(part for n, part in zip(whole, held, strict=True) if part == n) < 0.03 * sum(whole), "norms"
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(cut.abstract.params))
+    crossing = hlo.collectives(cut.compiled.as_text())
+    assert {c.kind for c in crossing} == {"all-gather", "all-reduce"}
+    gathers = [c for c in crossing if c.kind == "all-gather"]
+    assert sum(math.prod(c.shape) for c in gathers) == sum(n for n, part in zip(whole, held, strict=True) if part < n)
+    assert not any(c.looped for c in gathers), "once for an update, not for a layer or a microbatch"
+
+
+@pytest.mark.parametrize(
+    ("shape", "microbatches", "zero1"),
+    [((1, 1, 1), 1, False), ((2, 2, 2), 1, False), ((2, 2, 2), 2, False), ((8, 1, 1), 1, True)],
+)
+def test_the_states_memory_is_used_again(run, shape, microbatches, zero1):
+    made = run(shape, microbatches, zero1=zero1)
     on_each = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(made.abstract))
     assert made.compiled.memory_analysis().alias_size_in_bytes >= 0.95 * on_each
+
+
+def training_flops():
+    """FLOPs of an update by part, of whole rows."""
+    counts = count_lengths(CONFIG, encoder=S, decoder=T) * ROWS
+    return flops.training(CONFIG, counts, frozen_vision=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "microbatches", "remat", "most"),
+    [
+        ((1, 1, 1), 1, "none", 1.1),
+        ((1, 1, 1), 4, "none", 1.1),
+        ((2, 2, 2), 2, "none", 1.1),
+        ((1, 1, 1), 1, "block", 1.45),
+    ],
+)
+def test_a_step_computes_little_more_than_the_model_has(run, shape, microbatches, remat, most):
+    """Products of the optimised program, as often as loops turn, over those of whole rows; all devices together.
+
+    The head in token tiles computes nothing twice; with the masks of padding nothing is left out.
+    """
+    exact = sum(training_flops().values())
+    computed = hlo.flops(run(shape, microbatches, remat=remat).compiled.as_text()) * math.prod(shape)
+    assert 1 <= computed / exact <= most
+
+
+def test_vocabulary_blocks_compute_the_heads_product_once_more(run):
+    """Four products of the head instead of three, which the ratio above leaves out."""
+    exact = training_flops()
+    computed = hlo.flops(run((2, 2, 2), strategy="vocabulary").compiled.as_text()) * 8
+    assert 1 <= (computed - exact["head"] / 3) / sum(exact.values()) <= 1.1
 
 
 @pytest.mark.parametrize(("shape", "microbatches"), [((1, 1, 1), 1), ((1, 1, 1), 4), ((2, 2, 2), 1)])
@@ -205,9 +264,9 @@ def test_what_crosses_devices(run, microbatches):
     """On 2 x 2 x 2 devices: weights are gathered, gradients summed and cut; logits stay, and so do states of rows."""
     text = run((2, 2, 2), microbatches).compiled.as_text()
     crossing = hlo.collectives(text)
-    table = {(c.kind, c.shape) for c in crossing if {V, V // 2} & set(c.shape)}
-    # of the lookups and of the head: a CPU sums gradients whole and cuts them; and there are no logits
-    assert table == {(kind, (V // 2, D)) for kind in ("all-gather", "all-reduce")}
+    table = sorted((c.kind, math.prod(c.shape)) for c in crossing if {V, V // 2} & set(c.shape))
+    # once for the lookups and the head together: a CPU sums gradients whole and cuts them; and there are no logits
+    assert table == [(kind, V // 2 * D) for kind in ("all-gather", "all-reduce")]
     rows = {ROWS, ROWS // 2, ROWS // 4, ROWS // microbatches, ROWS // microbatches // 4}
     gathered = {c.shape for c in crossing if c.kind == "all-gather"}
     assert gathered, "FSDP gathers weights"

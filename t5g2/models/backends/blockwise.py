@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ from t5g2.core.batch import Sequences
 from t5g2.core.device import platform
 from t5g2.models.backends import reference
 from t5g2.models.backends.columns import in_order
-from t5g2.models.backends.kept import kept
 from t5g2.models.backends.site import Site
+from t5g2.models.kept import kept
 from t5g2.models.masks import Keys, Mask
 
 
@@ -62,14 +62,19 @@ def attend(
     scale: float,
     softcap: float | None,
     dtype: str,
+    combine: Any = None,
 ) -> Float[Array, "B T N H"]:
-    """Returns what `reference.attend` returns, up to rounding."""
+    """Returns what `reference.attend` returns, up to rounding.
+
+    Args:
+      combine: mesh axes, within jax.shard_map, over which the keys of the sources are parts of all keys.
+    """
     rows, length, heads, _ = q_BTNH.shape
     masks, lengths = [mask for _, mask in sources], [keys.k_BSKH.shape[1] for keys, _ in sources]
     block, key_blocks = block_sizes(masks, rows * heads, length, lengths)
     shapes = tuple(map(SourceShape, masks, lengths, key_blocks, (keys.tokens is query for keys, _ in sources)))
     arrays = tuple((keys.k_BSKH, keys.v_BSKH) for keys, _ in sources)
-    problem = Problem(scale, softcap, dtype, block, shapes)
+    problem = Problem(scale, softcap, dtype, block, shapes, combine)
     return _attend(problem, q_BTNH, arrays, query, tuple(keys.tokens for keys, _ in sources))
 
 
@@ -124,6 +129,7 @@ class Problem:
     dtype: str
     block: int
     sources: tuple[SourceShape, ...]
+    combine: Any = None
 
 
 class _Running(NamedTuple):
@@ -162,14 +168,30 @@ def _forward(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tu
                 return _Running(peak, total, running.o_BKtGH * shrink + o_BKtGH)
 
             running = jax.lax.fori_loop(first, end, key_block, running)
-        # no visible key: the sum is zero, and so are output and gradients
-        blind = running.total_BKtG1 == 0
-        o_BKtGH = jnp.where(blind, 0.0, running.o_BKtGH / jnp.where(blind, 1.0, running.total_BKtG1))
-        lse_BKtG1 = jnp.where(blind, 0.0, running.peak_BKtG1.astype(jnp.float32) + jnp.log(running.total_BKtG1))
-        return None, (o_BKtGH.astype(q_BKtGH.dtype), lse_BKtG1)
+        return None, running if problem.combine is not None else _finish(running, q_BKtGH.dtype)
 
-    _, (o_nBKtGH, lse_nBKtG1) = jax.lax.scan(query_block, None, (blocks, block_ranges(problem, query, tokens)))
+    result_n: Any = jax.lax.scan(query_block, None, (blocks, block_ranges(problem, query, tokens)))[1]
+    if problem.combine is not None:
+        # of all queries at once, because each sum over devices takes its time
+        result_n = _finish(_combined(result_n, problem.combine), q_BTNH.dtype)
+    o_nBKtGH, lse_nBKtG1 = result_n
     return _merge_queries(o_nBKtGH, shape), lse_nBKtG1
+
+
+def _finish(running: _Running, dtype: Any) -> tuple[Array, Array]:
+    """Returns output and log-sum-exp; without a visible key the sum is zero, and so are output and gradients."""
+    blind = running.total_BKtG1 == 0
+    o_BKtGH = jnp.where(blind, 0.0, running.o_BKtGH / jnp.where(blind, 1.0, running.total_BKtG1))
+    lse_BKtG1 = jnp.where(blind, 0.0, running.peak_BKtG1.astype(jnp.float32) + jnp.log(running.total_BKtG1))
+    return o_BKtGH.astype(dtype), lse_BKtG1
+
+
+def _combined(part: _Running, axes: Any) -> _Running:
+    """Returns the softmax over the keys of all devices along these mesh axes, from each device's part of it."""
+    peak_BKtG1 = jax.lax.pmax(part.peak_BKtG1, axes)
+    scale_BKtG1 = jnp.exp(part.peak_BKtG1 - peak_BKtG1).astype(jnp.float32)
+    total_BKtG1, o_BKtGH = jax.lax.psum((part.total_BKtG1 * scale_BKtG1, part.o_BKtGH * scale_BKtG1), axes)
+    return _Running(peak_BKtG1, total_BKtG1, o_BKtGH)
 
 
 def _forward_with_residuals(problem: Problem, q_BTNH, keys_values, query, tokens):
@@ -180,6 +202,10 @@ def _forward_with_residuals(problem: Problem, q_BTNH, keys_values, query, tokens
 def _backward(problem: Problem, residuals, do_BTNH):
     """Returns the gradients of queries, keys and values; tokens have none."""
     q_BTNH, keys_values, query, tokens, o_BTNH, lse_nBKtG1 = residuals
+    if problem.combine is not None:
+        # the output is a sum over devices, and so is the gradient by a device's part of it; log-sum-exp and output are
+        # those of all keys, so that each device computes the gradients of its own
+        do_BTNH = jax.lax.psum(do_BTNH, problem.combine)
     kv_heads = keys_values[0][0].shape[2]
     blocks = _query_blocks(problem, q_BTNH, query, kv_heads)
     do_nBKtGH = _split_queries(problem, do_BTNH, kv_heads)

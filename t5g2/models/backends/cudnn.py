@@ -20,8 +20,8 @@ from jaxtyping import Array, Float
 
 from t5g2.core.batch import Sequences
 from t5g2.models.backends import columns, reference
-from t5g2.models.backends.kept import kept
 from t5g2.models.backends.site import Site
+from t5g2.models.kept import kept
 from t5g2.models.masks import Keys, Mask
 
 MOST_PAIRS = 2**30  # of queries and keys on one device, in the mask of segments: 1 GiB
@@ -47,6 +47,8 @@ def refusal(site: Site) -> str | None:
         return f"its heads are multiples of 8 up to 256, and these are {site.head_size}"
     if site.softcap:
         return "it has no soft cap"
+    if site.combined:
+        return "it cannot combine the parts of a softmax that several devices hold"
     if site.blocks:
         return "its masks know no blocks of images or prefixes"
     if site.queries % 2 or sum(site.keys) % 2:
@@ -56,8 +58,8 @@ def refusal(site: Site) -> str | None:
     if site.rows * site.queries * sum(site.keys) > MOST_PAIRS:
         return f"its mask would hold more than {MOST_PAIRS} pairs"
     windowed = any(mask.left is not None for mask in site.masks)
-    if windowed and (len(site.masks) > 1 or site.own is None):
-        return "its window is that of self-attention alone"
+    if windowed and (len(site.masks) > 1 or site.own is None or site.keys != (site.queries,)):
+        return "its window is that of self-attention alone, in rows that are whole on a device"
     return None
 
 

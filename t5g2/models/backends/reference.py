@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from t5g2.core.batch import Sequences
-from t5g2.models.backends.kept import kept
+from t5g2.models.kept import kept
 from t5g2.models.masks import Keys, Mask
 
 

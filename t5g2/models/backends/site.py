@@ -7,6 +7,7 @@ from jaxtyping import Array
 
 from t5g2.core.batch import Sequences
 from t5g2.core.sharding import parts
+from t5g2.models.backends.cut_columns import local_columns
 from t5g2.models.masks import ALL, Keys, Mask
 
 
@@ -18,9 +19,10 @@ class Site:
       queries: number of queries of a row.
       keys: number of keys of each source.
       masks: the mask of each source.
-      own: index of the source whose tokens are the queries' own, column by column; None = there is none.
+      own: index of the source whose tokens are the queries' own, in the order of their columns; None = there is none.
       blocks: queries have block ids, within which attention is bidirectional.
       dtype: type of queries, keys and values.
+      combined: the keys are parts of all keys, and the parts of the softmax are combined over devices.
     """
 
     rows: int
@@ -33,23 +35,29 @@ class Site:
     softcap: bool
     blocks: bool
     dtype: str
+    combined: bool = False
 
     @classmethod
     def of(cls, q_BTNH: Array, query: Sequences, sources: Sequence[tuple[Keys, Mask]], softcap: float | None) -> "Site":
         """Returns the site of a call of attention."""
         rows, length, heads, size = q_BTNH.shape
         own = [i for i, (keys, _) in enumerate(sources) if keys.tokens is query]
+        masks = tuple(mask for _, mask in sources)
+        keys = [(keys.k_BSKH.shape[1], keys.axis) for keys, _ in sources]
+        blocks = query.blocks is not None
+        here = local_columns(length, keys, masks, own=own[0] if own else None, blocks=blocks)
         return cls(
             rows=rows // parts("rows", rows),
-            queries=length,
-            keys=tuple(keys.k_BSKH.shape[1] for keys, _ in sources),
-            masks=tuple(mask for _, mask in sources),
-            own=own[0] if own else None,
+            queries=here.queries,
+            keys=here.keys,
+            masks=masks,
+            own=here.own,
             heads=heads // parts("heads_act", heads),
             head_size=size,
             softcap=softcap is not None,
-            blocks=query.blocks is not None,
+            blocks=blocks,
             dtype=str(q_BTNH.dtype),
+            combined=here.combined,
         )
 
     @property

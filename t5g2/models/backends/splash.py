@@ -25,7 +25,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from t5g2.core.batch import Sequences
-from t5g2.models.backends import columns, kept
+from t5g2.models import kept
+from t5g2.models.backends import columns
 from t5g2.models.backends.site import Site
 from t5g2.models.masks import ALL, Keys, Mask
 
@@ -38,7 +39,7 @@ def refusal(site: Site) -> str | None:
     if site.blocks:
         return "its masks know no blocks of images or prefixes"
     if not site.columns_suffice:
-        return "the keys of a cache are not in the order of the queries' columns"
+        return "the keys, of a cache or of a row that is cut over devices, are not in the order of the queries' columns"
     if site.head_size % LANES:
         return f"its heads are multiples of {LANES} long, and these are {site.head_size}"
     return None
@@ -63,12 +64,13 @@ def attend(
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     del dtype
-    own = [(keys, mask) for keys, mask in sources if keys.tokens is query]
-    others = [keys for keys, _ in sources if keys.tokens is not query]
+    own = [(keys, mask) for keys, mask in sources if _offset(keys, query) is not None]
+    others = [keys for keys, _ in sources if _offset(keys, query) is None]
     ordered = [*others, *(keys for keys, _ in own)]
     rows, length, heads, size = q_BTNH.shape
     kv_heads = ordered[0].k_BSKH.shape[2]
     before = sum(keys.k_BSKH.shape[1] for keys in others)
+    offset = (_offset(own[0][0], query) or 0) if own else 0
     k_BKSH, v_BKSH = (x_BSKH.swapaxes(1, 2) for x_BSKH in columns.join(ordered))
     k_segments_BS = jnp.concatenate([keys.tokens.segments for keys in ordered], axis=1)
     # the kernel knows no scale
@@ -77,7 +79,13 @@ def attend(
     # padding is no segment of its own here: what its queries see is set to zero below
     segment_ids = splash_attention.SegmentIds(_pad(query.segments, 1), _pad(k_segments_BS, 1))
     kernel = _kernel(
-        q_BKGTH.shape[3], k_BKSH.shape[2], before, own[0][1] if own else ALL, heads // kv_heads, softcap, interpret
+        (q_BKGTH.shape[3], k_BKSH.shape[2]),
+        before,
+        offset,
+        own[0][1] if own else ALL,
+        heads // kv_heads,
+        softcap=softcap,
+        interpret=interpret,
     )
     o_BKGTH = jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None)))(q_BKGTH, k_BKSH, v_BKSH, segment_ids)
     o_BTNH = o_BKGTH.transpose(0, 3, 1, 2, 4).reshape(rows, -1, heads, size)[:, :length]
@@ -87,11 +95,18 @@ def attend(
     return columns.nan_unless_in_order(o_BTNH, query)
 
 
+def _offset(keys: Keys, query: Sequences) -> int | None:
+    """Returns the column of these keys that the queries' own begin at, if it is known while tracing; else None."""
+    if keys.tokens is query:
+        return 0
+    return keys.offset if isinstance(keys.offset, int) else None
+
+
 def _sees_any(query: Sequences, sources: Sequence[Keys]) -> Bool[Array, "B T"]:
     """Returns False for padding, and for queries whose segment is in no source; a query in order sees itself."""
     seen_BT = jnp.zeros(query.segments.shape, bool)
     for keys in sources:
-        if keys.tokens is query:
+        if keys.tokens is query or keys.offset is not None:
             return query.segments != 0
         # a comparison of all pairs of segments that XLA reduces as it makes it
         seen_BT |= jnp.any(query.segments[:, :, None] == keys.tokens.segments[:, None, :], axis=-1)
@@ -99,14 +114,25 @@ def _sees_any(query: Sequences, sources: Sequence[Keys]) -> Bool[Array, "B T"]:
 
 
 def _kernel(
-    queries: int, keys: int, before: int, mask: Mask, heads: int, softcap: float | None, interpret: bool
+    shape: tuple[int, int],
+    before: int,
+    offset: int,
+    mask: Mask,
+    heads: int,
+    *,
+    softcap: float | None,
+    interpret: bool,
 ) -> Any:
-    """Returns the kernel for query heads that share one key/value head; `before` keys precede the queries' own."""
+    """Returns the kernel of queries and keys for query heads that share one key/value head.
+
+    Args:
+      before: keys of other sources, which precede those of the queries' own.
+      offset: the latter's number before the first query.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    shape = (queries, keys)
-    visible: Any = splash.FullMask(shape) if mask == ALL else _columns_mask(mask, shape, before)
-    q_block, k_block = _block(queries), _block(keys)
+    visible: Any = splash.FullMask(shape) if mask == ALL else _columns_mask(mask, shape, before, offset)
+    q_block, k_block = map(_block, shape)
     blocks = splash.BlockSizes(
         block_q=q_block,
         block_kv=k_block,
@@ -119,20 +145,24 @@ def _kernel(
         splash.MultiHeadMask([visible] * heads),
         block_sizes=blocks,
         attn_logits_soft_cap=softcap,
-        residual_checkpoint_name=kept.NAME,
+        residual_checkpoint_name=kept.ATTENTION,
         interpret=interpret,
     )
 
 
 # one object for equal masks: jax keeps the tables of visible blocks, which take long to make, by the mask's identity
 @functools.lru_cache(maxsize=64)
-def _columns_mask(mask: Mask, shape: tuple[int, int], before: int) -> Any:
-    """Returns a mask that the kernel computes: the first `before` keys, and of the others what `mask` shows."""
+def _columns_mask(mask: Mask, shape: tuple[int, int], before: int, offset: int = 0) -> Any:
+    """Returns a mask that the kernel computes: the first `before` keys, and of the others what `mask` shows.
+
+    Args:
+      offset: keys of the others before the first query's own.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     class ColumnsMask(splash.LocalMask):
         def __init__(self):
-            super().__init__(shape, (mask.left, mask.right), -before)
+            super().__init__(shape, (mask.left, mask.right), -first_own)
             self.mask_function = visible
 
         def __eq__(self, other: object) -> bool:
@@ -145,18 +175,19 @@ def _columns_mask(mask: Mask, shape: tuple[int, int], before: int) -> Any:
             # the kernel's tables ask for every block of a row: those that are visible or hidden as a whole, which are
             # nearly all of them, are known from their corners
             queries, keys = index
-            lowest, highest = keys.start - before - (queries.stop - 1), keys.stop - 1 - before - queries.start
+            lowest, highest = keys.start - first_own - (queries.stop - 1), keys.stop - 1 - first_own - queries.start
             if keys.stop <= before or (keys.start >= before and first <= lowest and highest <= last):
                 return _whole((queries.stop - queries.start, keys.stop - keys.start), True)
             if keys.start >= before and (highest < first or lowest > last):
                 return _whole((queries.stop - queries.start, keys.stop - keys.start), False)
             return super().__getitem__(index)
 
+    first_own = before + offset
     first = -math.inf if mask.left is None else -mask.left
     last = min(0 if mask.causal else math.inf, math.inf if mask.right is None else mask.right)
 
     def visible(q, k):
-        ahead = k - before - q
+        ahead = k - first_own - q
         conditions = [ahead <= 0] if mask.causal else []
         if mask.left is not None:
             conditions.append(ahead >= -mask.left)

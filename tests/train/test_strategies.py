@@ -1,0 +1,174 @@
+"""Strategies: loss and gradients of every mesh are those of one device; ZeRO-1, what crosses devices, what fits."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from t5g2.checkpoint.train_states import Checkpoints
+from t5g2.core import sharding as meshes
+from t5g2.core.batch import Batch, Sequences
+from t5g2.core.errors import UserError
+from t5g2.core.sharding import MeshShape
+from t5g2.models import build
+from t5g2.models.layers import Compute
+from t5g2.models.loss_config import LossConfig
+from t5g2.train import experiment as experiments
+from t5g2.train import optim, state, step
+from t5g2.train import plan as plans
+from t5g2.train.former_names import former_names
+from t5g2.train.schedules import Constant
+from tests import tiny, weights
+from tests.jobs.test_dry_run import GEMMA3, T5GEMMA2, experiment
+from tests.models.test_backends import runs, tokens
+
+ROWS, T, S, V = 8, 8, 16, 104
+
+
+def shallow(config, **changes):
+    return replace(config, **{"layers": 2, "vocab_size": V} | changes)
+
+
+MODELS = {
+    "t5gemma 2": replace(tiny.T5GEMMA2, encoder=shallow(tiny.GEMMA3), decoder=shallow(tiny.GEMMA3, window=5)),
+    "t5gemma": replace(tiny.T5GEMMA, encoder=shallow(tiny.T5GEMMA.encoder), decoder=shallow(tiny.T5GEMMA.decoder)),
+    "with images": replace(tiny.T5GEMMA2, encoder=shallow(tiny.GEMMA3_IMAGES), decoder=shallow(tiny.GEMMA3, window=5)),
+}
+STRATEGIES = {
+    "one device": MeshShape(data=1),
+    "zero1 + context": MeshShape(strategy="zero1", context=4),
+    "fsdp + tensor + context": MeshShape(strategy="fsdp", tensor=2, context=2),
+    "context": MeshShape(data=1, context=8),
+}
+
+
+def make_batch(images: bool) -> Batch:
+    draw = np.random.RandomState(0)
+
+    def side(length: int) -> Sequences:
+        """Two examples in a row and padding, but in the first row a whole one."""
+        cuts = [(draw.randint(1, length), draw.randint(1, length)) for _ in range(ROWS - 1)]
+        sequences = tokens([runs(length, length), *(runs(length, first, second) for first, second in cuts)])
+        return jax.tree.map(np.asarray, sequences._replace(tokens=draw.randint(9, V, (ROWS, length)).astype(np.int32)))
+
+    encoder, decoder = side(S), side(T)
+    pixels = None
+    if images:
+        encoder.tokens[:, 3:7] = tiny.IMAGES.token  # one image in a row, over the columns of several devices
+        pixels = draw.randint(0, 256, (ROWS, 1, 16, 16, 3)).astype(np.uint8)
+    weight = (draw.uniform(size=(ROWS, T)) * (decoder.segments > 0)).astype(np.float32)
+    targets, zeros = draw.randint(0, V, (ROWS, T)).astype(np.int32), np.zeros((ROWS, T), np.int32)
+    return Batch(encoder, decoder, targets, weight, zeros, zeros, images=pixels)
+
+
+@functools.cache
+def run(model: str, strategy: str, backend: str, microbatches: int = 1):
+    """The loss and its gradients, on the host."""
+    shape, config, batch = STRATEGIES[strategy], MODELS[model], make_batch(model == "with images")
+    mesh = meshes.make(shape, jax.devices()[: 1 if strategy == "one device" else 8])
+    # both strategies of the head, with the decoder's tokens in equal parts
+    head = "vocabulary" if strategy == "context" else "tokens"
+    loss = LossConfig(tile_tokens=4, z_loss=0.01, strategy=head, block_rows=32)
+    options = step.StepOptions(
+        Compute(dtype="float32", backend=backend), microbatches=microbatches, loss=loss, zero1=shape.zero1
+    )
+    place, places = meshes.batch_sharding(mesh), meshes.shardings(build.abstract(config), mesh)
+    gradients_of = jax.jit(
+        lambda params, batch: step.gradients_of(params, batch, options),
+        in_shardings=(places, jax.tree.map(lambda _: place, batch)),
+    )
+    with jax.set_mesh(mesh):
+        total, _, gradients = gradients_of(
+            jax.device_put(weights.model(config), places), jax.device_put(batch, jax.tree.map(lambda _: place, batch))
+        )
+    return jax.device_get((total, gradients))
+
+
+@pytest.mark.parametrize(
+    ("model", "strategy", "backend", "microbatches"),
+    [
+        ("t5gemma 2", "zero1 + context", "reference", 1),
+        ("t5gemma 2", "fsdp + tensor + context", "blockwise", 2),
+        ("t5gemma 2", "context", "blockwise", 1),
+        ("t5gemma", "fsdp + tensor + context", "blockwise", 1),
+        ("with images", "zero1 + context", "blockwise", 1),
+    ],
+)
+def test_every_strategy_has_the_loss_and_gradients_of_one_device(devices, model, strategy, backend, microbatches):
+    """Packed rows, local and global layers, merged and separate cross-attention; to 1e-5 of the largest entry."""
+    wanted, got = run(model, "one device", "reference"), run(model, strategy, backend, microbatches)
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5)
+    for g, w in zip(*map(jax.tree.leaves, (got[1], wanted[1])), strict=True):
+        np.testing.assert_allclose(g, w, rtol=0, atol=1e-5 * np.abs(w).max() + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "length", "message"),
+    [
+        (MeshShape(tensor=8), 256, "mesh.tensor = 8 does not divide the 4 query heads of the encoder, .* to 1, 2 or 4"),
+        (
+            MeshShape(data=1, context=8),
+            100,
+            r"encoder_length = 100 cannot be cut into mesh.context = 8 equal parts; set it to 96 or 104, or "
+            r"mesh.context to 5 or 10",
+        ),
+        (MeshShape(data=1, context=8), 101, "set it to 96 or 104, or mesh.context to 1 or 101$"),
+        (MeshShape(data=1, context=8), 0, "mesh.context = 8 and the model is decoder-only; .* set it to 1, and use"),
+        (MeshShape(data=4, context=2), 256, r"data.rows = 2 cannot be split evenly .* on 4 groups of devices"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_names_what_does(devices, shape, length, message):
+    made = experiment(T5GEMMA2 if length else GEMMA3, data__rows=2 if shape.data == 4 else 16)
+    made = replace(made, data=replace(made.data, encoder_length=length))
+    with pytest.raises(UserError, match=message):
+        plans.local_rows(made, meshes.make(shape))
+
+
+def test_offloading_where_there_is_one_memory_is_an_error(devices):
+    made = experiment(T5GEMMA2, compute__offload=True)
+    mesh = meshes.make(MeshShape(), devices[:1])
+    with pytest.raises(UserError, match=r"to the pinned_host memory .* 'cpu' compute in the host's memory already"):
+        plans.make(made, mesh)
+    with pytest.raises(UserError, match=r"compute.offload is set, and simulated devices have no memory beside"):
+        plans.make(made, mesh, platform="accelerator")
+
+
+def test_later_settings_of_the_mesh_change_no_fingerprint():
+    """Those that earlier versions did not know are left out while they have their defaults."""
+    made = experiment(T5GEMMA2)
+    former = former_names(experiments.dump(made))
+    assert set(former["mesh"]) == {"data", "fsdp", "tensor"}
+    assert "offload" not in former["compute"]
+    other = replace(made, mesh=MeshShape(strategy="zero1"))
+    assert experiments.fingerprint(other) != experiments.fingerprint(made)
+
+
+def test_a_checkpoint_of_one_mesh_comes_back_on_any_other(devices, tmp_path):
+    """Saved with ZeRO-1 on 8 devices of data; restored bit for bit with context, with FSDP and tensor, and on one."""
+    one = shallow(tiny.GEMMA3, layers=1, pattern=("global",))
+    config = replace(tiny.T5GEMMA2, encoder=one, decoder=one)
+    updates = optim.make(optim.OptimConfig(Constant(0.1)), 10, build.abstract(config))
+
+    def abstract(shape, number=8):
+        mesh = meshes.make(shape, devices[:number])
+        return state.abstract(config, updates, mesh=mesh, param_dtype="float32", zero1=shape.zero1)
+
+    draw = np.random.RandomState(0)
+    values = jax.tree.map(lambda x: draw.standard_normal(x.shape).astype(x.dtype), abstract(MeshShape()))
+    saved = jax.tree.map(lambda x, on: jax.device_put(x, on.sharding), values, abstract(MeshShape(strategy="zero1")))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, saved.params, saved.opt, data={}, meta={})
+        checkpoints.wait()
+        shapes = [MeshShape(context=4, strategy="zero1"), MeshShape(strategy="fsdp", tensor=2), MeshShape(data=1)]
+        for shape in shapes:
+            on = abstract(shape, 1 if shape.data == 1 else 8)
+            restored = checkpoints.restore(on.params, on.opt)
+            for part in ("params", "opt"):
+                for x, want, planned in zip(
+                    *map(jax.tree.leaves, (getattr(restored, part), getattr(values, part), getattr(on, part))),
+                    strict=True,
+                ):
+                    assert x.sharding.is_equivalent_to(planned.sharding, x.ndim)
+                    np.testing.assert_array_equal(x, want)
