@@ -29,6 +29,7 @@ from t5g2.core.bounds import Bounds, checked
 from t5g2.core.device import platform
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.tree import Tree
+from t5g2.core.tree import axes as tree_axes
 
 AXES: tuple[str, ...] = ("data", "fsdp", "context", "tensor")
 
@@ -229,11 +230,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(RULES["rows"]))
 
 
-def row_groups(mesh: Mesh) -> int:
-    """Returns the number of groups of devices that rows are split over."""
-    return math.prod(mesh.shape[name] for name in RULES["rows"])
-
-
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> Tree:
     """Returns a tree like `tree` with every leaf's NamedSharding, from the logical axes of its declaration.
 
@@ -295,11 +291,6 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh.shape))
 
 
-def logical_axes(tree: Any) -> list[tuple[str | None, ...]]:
-    """Returns the logical axes of every leaf, as declared, without those of stacked layers."""
-    return [_axes(leaf, leaf.get_value()) for leaf in jax.tree.leaves(tree, is_leaf=_is_variable)]
-
-
 def sum_groups(x_RVD: jax.Array) -> jax.Array:
     """Returns the sum over groups of tokens of their gradients of a [vocab, embed] table, sharded like the table.
 
@@ -333,7 +324,7 @@ def lay_out_tables(gradients: Tree) -> Tree:
     by_columns = Layout(major_to_minor=(1, 0))
     tables = (
         with_layout_constraint(x, by_columns) if of == TABLE else x
-        for x, of in zip(leaves, logical_axes(gradients), strict=True)
+        for x, of in zip(leaves, tree_axes(gradients), strict=True)
     )
     return jax.tree.unflatten(structure, tables)
 

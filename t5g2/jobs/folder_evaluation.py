@@ -108,7 +108,7 @@ def mesh_for(text: str | None, rows: int) -> Mesh | None:
       UserError: as loading.mesh_of; or the rows cannot be split evenly over the devices.
     """
     mesh = loading.mesh_of(text)
-    if mesh is not None and rows % (groups := sharding.row_groups(mesh)):
+    if mesh is not None and rows % (groups := sharding.devices("rows", mesh)):
         raise UserError(
             f"rows = {rows} cannot be split evenly over the {groups} groups of devices (data x fsdp) of the mesh "
             f"{text}; give a multiple of {groups}"

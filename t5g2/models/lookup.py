@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from t5g2.core import sharding
+from t5g2.core import tree
 from t5g2.core.sharding import TABLE, constrain, sum_groups
 from t5g2.core.tree import Tree
 from t5g2.models.token_groups import group_counts, merge_groups, split_into_groups
@@ -43,7 +43,7 @@ def share_tables(params: Tree, rows: int, *, dtype: Any) -> Tree:
     if groups == 1:
         return params
     leaves, structure = jax.tree.flatten(params)
-    axes = sharding.logical_axes(params)
+    axes = tree.axes(params)
     tables = (_copies(x, groups, dtype) if of == TABLE else x for x, of in zip(leaves, axes, strict=True))
     return jax.tree.unflatten(structure, tables)
 

@@ -18,7 +18,7 @@ def check(experiment: Experiment, mesh: Mesh) -> None:
     Raises:
       UserError: one of them cannot; the message has the nearest that can.
     """
-    check_rows(experiment.data.rows, experiment.train.microbatches, device_groups=sharding.row_groups(mesh))
+    check_rows(experiment.data.rows, experiment.train.microbatches, device_groups=sharding.devices("rows", mesh))
     _check_heads(experiment, mesh.shape["tensor"])
     if (context := mesh.shape["context"]) > 1:
         _check_length(experiment, context)

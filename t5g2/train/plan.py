@@ -76,7 +76,7 @@ class Plan:
         model, length = self.experiment.model, self.experiment.data.decoder_length
         decoder = model.decoder_stack
         outputs = decoder.vocab_size if model.probe is None else model.probe.outputs
-        rows = self.experiment.data.rows // (sharding.row_groups(self.mesh) * self.experiment.train.microbatches)
+        rows = self.experiment.data.rows // (sharding.devices("rows", self.mesh) * self.experiment.train.microbatches)
         return HeadShape(
             rows * math.ceil(length / sharding.devices("group_columns", self.mesh)),
             outputs // sharding.parts("vocab_act", outputs, self.mesh),

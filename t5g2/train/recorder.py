@@ -198,11 +198,12 @@ def example_ids(batch: HostBatch) -> np.ndarray:
     """Returns int64[B, E], the examples of the rows of all processes, which call this together."""
     if jax.process_count() == 1:
         return batch.example_ids
-    rows = np.concatenate([batch.streams[:, None], batch.example_ids], axis=1).astype(np.int64)
+    rows = np.concatenate([batch.streams[:, None], batch.positions, batch.example_ids], axis=1).astype(np.int64)
     # two 32-bit halves: jax has no 64-bit integers by default
     gathered = np.asarray(multihost_utils.process_allgather(np.ascontiguousarray(rows).view(np.int32), tiled=True))
-    rows = gathered.astype(np.int32).view(np.int64)
-    return rows[np.argsort(rows[:, 0], kind="stable"), 1:]
+    # in the order of the batch, by stream and position; devices of several processes may hold the same rows
+    rows = np.unique(gathered.astype(np.int32).view(np.int64), axis=0)
+    return rows[:, 1 + batch.positions.shape[1] :]
 
 
 def last_scores(workdir: Path) -> str:

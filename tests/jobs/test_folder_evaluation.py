@@ -97,7 +97,7 @@ def test_several_devices_give_the_scores_of_one(folder, tmp_path):
             "data=8",
             "rows = 4 cannot be split evenly over the 8 groups of devices (data x fsdp) of the mesh data=8; give",
         ),
-        ("rows=8", "unknown mesh axis 'rows'. Allowed: data, fsdp, tensor"),
+        ("rows=8", "unknown mesh axis 'rows'. Allowed: context, data, fsdp, tensor"),
         ("8", "mesh '8': '8' is not axis=size; give for example data=2,fsdp=4"),
         ("data=2,data=4", "mesh 'data=2,data=4' has data twice; give each axis once"),
         ("data=0", "data = 0; it must be at least 1"),
