@@ -82,7 +82,7 @@ imports: $(VENV)/.installed-dev
 settings: $(VENV)/.installed-dev
 	$(VENV)/bin/python docs/write_settings.py
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-dev $(TPU_COMPILER)
 	for file in bench/*.py; do $(VENV)/bin/python $$file || exit 1; done
 
 clean:

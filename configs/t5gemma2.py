@@ -1,6 +1,6 @@
 """T5Gemma 2 pre-training at a released size: 270m-270m, 1b-1b or 4b-4b (arXiv 2512.14856, section 3.1).
 
-    t5g2 check --config=configs/t5gemma2.py:4b-4b --devices=128    # on a laptop: shardings, memory, FLOPs, one batch
+    t5g2 check --config=configs/t5gemma2.py:4b-4b --target=v5p:4x4x8    # anywhere: shardings, memory, FLOPs, one batch
     t5g2 train --config=configs/t5gemma2.py:4b-4b --workdir=runs/t5gemma2-4b \\
         --config.init.adapt.source=models/gemma-3-4b-pt \\
         --config.data.sources.0.text='{"kind": "jsonl", "path": "corpus/*.jsonl"}'
@@ -27,8 +27,9 @@ with images. Known deviation: text only unless images are given as above, so not
 frozen too.
 
 Hardware: the model card names TPU v4, v5p and v5e and no counts. Rows are cut over all devices along fsdp; for more
-devices than 128 add mesh.tensor. Memory: check estimates 20 GiB a device for 4b-4b on 128; XLA for a CPU, which
-computes bfloat16 as float32, plans 47.
+devices than 128 add mesh.tensor. Memory: check estimates 16 GiB a device for 4b-4b on the 128 of v5p:4x4x8. Compiled
+for v5p:2x2x2 (t5g2 check --target), texts alone, 64 rows of 4096 in and 4096 out: 270m-270m takes 9.2 GiB a chip and
+1.1 s a step by the compiler's estimates; bench/results/tpu_steps.md has more.
 """
 
 from ml_collections import ConfigDict

@@ -59,7 +59,7 @@ def peak() -> Peak:
     """Returns the peak of all devices of the run: from NAMED_PEAKS if it has the device, else measured."""
     devices = jax.devices()
     kind = devices[0].device_kind
-    if (named := _named(NAMED_PEAKS, kind)) is not None:
+    if (named := of_kind(NAMED_PEAKS, kind)) is not None:
         return Peak(named * len(devices), f"named bf16 peak of {len(devices)} x {kind}")
     # the simulated devices of a CPU share its cores: one of them is measured, per process
     count = jax.process_count() if devices[0].platform == "cpu" else len(devices)
@@ -78,14 +78,15 @@ class Roofline(NamedTuple):
 def roofline() -> Roofline:
     """Returns the peaks of one device, or of the cores that simulated devices share: named, or else measured."""
     device = jax.local_devices()[0]
-    flops, memory = (_named(table, device.device_kind) for table in (NAMED_PEAKS, NAMED_BANDWIDTHS))
+    flops, memory = (of_kind(table, device.device_kind) for table in (NAMED_PEAKS, NAMED_BANDWIDTHS))
     if flops is not None and memory is not None:
         return Roofline(flops, memory, f"named bf16 peak and bandwidth of {device.device_kind}")
     flops = measure_matmul(1024 if device.platform == "cpu" else 8192)
     return Roofline(flops, measure_bandwidth(), f"float32 matmul and copy, measured on {device.device_kind}")
 
 
-def _named(table: Mapping[str, float], kind: str) -> float | None:
+def of_kind(table: Mapping[str, float], kind: str) -> float | None:
+    """Returns the number of a device kind in one of the tables above; None if it has none."""
     # the longest name first: "TPU v5 lite" also begins with "TPU v5"
     return next((table[name] for name in sorted(table, key=len, reverse=True) if kind.startswith(name)), None)
 

@@ -4,7 +4,8 @@ Memory is printed twice. The first figure is from a formula (t5g2/jobs/memory_es
 size. The second is from XLA: the step is compiled, but not run or allocated; this figure decides whether a run fits.
 For simulated devices, which stand for accelerators, XLA is told to schedule the step for little memory, as it does
 there; on a CPU it prefers parallel work, which takes up to twice as much. The figure is still an upper bound: a CPU
-computes bfloat16 as float32, and fuses less.
+computes bfloat16 as float32, and fuses less. For a slice of TPUs it is the figure of their own compiler, which
+schedules the step as it would run (target_check.py).
 
 r rows of a device, T tokens of a side, S keys, D width, N query heads, K key/value heads, H head size, F MLP width.
 """
@@ -18,10 +19,12 @@ from typing import Any
 
 import jax
 
-from t5g2.core import logs, metrics_writer, sharding, tree
+from t5g2.core import logs, metrics_writer, sharding, tpu_chips, tree
 from t5g2.core.device import GIB
 from t5g2.core.errors import UserError
+from t5g2.core.tpu_chips import Target
 from t5g2.data.pipeline import Pipeline
+from t5g2.jobs import fitting_settings, target_check, tpu_compiler
 from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
 from t5g2.report.data_preview import describe_padding
@@ -39,6 +42,8 @@ def check(
     *,
     devices: int = 0,
     hbm_gib: float = 0.0,
+    target: str | None = None,
+    suggest: bool = False,
     compiled: bool = True,
     allow_change: tuple[str, ...] = (),
 ) -> None:
@@ -46,20 +51,27 @@ def check(
 
     Args:
       devices: number of devices to simulate (on CPU); 0 = those of this machine.
-      hbm_gib: memory of a device; 0 = no limit.
+      hbm_gib: memory of a device; 0 = no limit, or that of the target.
+      target: a slice of TPUs that the step is compiled for, such as "v5p:4x4x4"; None = for `devices`.
+      suggest: if the step does not fit the target, search for settings with which it does.
       allow_change: as in a run: "data.tokenizer" = the weights may have another tokenizer.
       compiled: compile the step too, which takes about half a minute and 2 GB for the largest models.
 
     Raises:
       UserError: mesh and devices, lengths and text, memory and limit, or the initial weights and the model do not fit.
     """
+    slice_ = _slice(target, devices=devices, suggest=suggest)
     if devices:
         _simulate(devices)
     logs.setup()
     metrics_writer.check_outputs(experiment.log.wandb)
     origin = _origin(experiment, allow_change)
-    mesh = sharding.make(experiment.mesh)
-    rows = plans.local_rows(experiment, mesh)
+    if slice_ is None:
+        mesh = sharding.make(experiment.mesh)
+        rows = plans.local_rows(experiment, mesh)
+    else:  # none of its devices is of this process
+        mesh = sharding.make(experiment.mesh, tpu_compiler.devices(slice_))
+        rows = plans.all_rows(experiment, mesh)
     with jax.set_mesh(mesh):
         # simulated devices stand for accelerators, which compute the loss in their own way
         plan = plans.make(experiment, mesh, platform="accelerator" if devices else None)
@@ -70,18 +82,66 @@ def check(
         print(weights_table(plan))
         print(_attention(plan))
         memory = estimate(plan)
-        needed = _print_memory(plan, memory, simulated=devices > 0, compiled=compiled) / GIB
+        print(_memory(plan, memory))
         counts = flops.count_rows(experiment.model, batch.batch.encoder, batch.batch.decoder)
-        print(_batch(experiment, pipeline.statistics.summary(), training_flops(experiment, counts)))
+        parts = training_flops(experiment, counts)
+        problem = None
+        if slice_ is not None and compiled:
+            problem = _check_target(plan, slice_, memory, parts, most_gib=hbm_gib, suggest=suggest)
+        else:
+            needed = _print_compiled(plan, memory, simulated=devices > 0, compiled=compiled)
+            if hbm_gib and needed / GIB > hbm_gib:
+                problem = _too_much(experiment, needed, f"--hbm_gib={hbm_gib:g}", memory)
+        print(_batch(experiment, pipeline.statistics.summary(), parts))
     print(origin)
-    if hbm_gib and needed > hbm_gib:
-        remat = "" if experiment.compute.remat == "block" else "compute.remat=block, "
-        raise UserError(
-            f"the run needs {needed:.2f} GiB per device and a device has --hbm_gib={hbm_gib:g}; use more devices along "
-            f"mesh.fsdp or mesh.tensor, more train.microbatches, {remat}or fewer data.rows"
-            + (SCORES if memory.scores > memory.total / 4 else "")
-        )
+    if problem is not None:
+        raise UserError(problem)
     print("check passed: the experiment can run")
+
+
+def _slice(target: str | None, *, devices: int, suggest: bool) -> Target | None:
+    """Returns the slice of TPUs of a text, if there is one.
+
+    Raises:
+      UserError: it does not exist, or the flags do not go together.
+    """
+    if target is not None and devices:
+        raise UserError(
+            f"--target={target} and --devices={devices} are both given; a target has its own number of devices, so "
+            f"leave out --devices"
+        )
+    if target is None and suggest:
+        raise UserError("--suggest is given without --target; give the slice of TPUs that the settings are to fit")
+    return None if target is None else tpu_chips.target(target)
+
+
+def _check_target(
+    plan: Plan, target: Target, memory: MemoryEstimate, parts: Mapping[str, int], *, most_gib: float, suggest: bool
+) -> str | None:
+    """Prints what the compiler says of a target; returns the error of a step that does not fit, or None."""
+    step = target_check.compile_for(plan, target)
+    print(f"{target_check.memory_lines(step, memory)}\n")
+    if step.fits:
+        print(f"{target_check.time_lines(step, parts, plan.mesh)}\n")
+    most = min(step.most, round(most_gib * GIB)) if most_gib else step.most
+    if step.fits and step.used <= most:
+        print(f"it fits: {step.used / GIB:.2f} of {most / GIB:.2f} GiB of a device of {target}")
+        return None
+    problem = _too_much(plan.experiment, step.used, f"{most / GIB:.2f} on {target}", memory)
+    if not suggest:
+        return f"{problem}; --suggest searches for such settings"
+    print(fitting_settings.report(plan, target, most, used=step.used))
+    return problem
+
+
+def _too_much(experiment: Experiment, needed: int, limit: str, memory: MemoryEstimate) -> str:
+    """Returns the error of a run that needs more memory than a device has."""
+    remat = "" if experiment.compute.remat == "block" else "compute.remat=block, "
+    return (
+        f"the run needs {needed / GIB:.2f} GiB per device and a device has {limit}; use more devices along "
+        f"mesh.fsdp or mesh.tensor, more train.microbatches, {remat}or fewer data.rows"
+        + (SCORES if memory.scores > memory.total / 4 else "")
+    )
 
 
 def _simulate(devices: int) -> None:
@@ -180,8 +240,8 @@ def training_flops(experiment: Experiment, counts: flops.Counts) -> dict[str, in
     )
 
 
-def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compiled: bool) -> int:
-    """Prints the memory of a device; returns it in bytes: as compiled, or else as estimated."""
+def _memory(plan: Plan, memory: MemoryEstimate) -> str:
+    """Returns the estimate of the memory of a device, by part."""
     lines = {
         "weights": memory.weights,
         "optimizer": memory.optimizer,
@@ -192,9 +252,13 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         "one layer or the loss, about": memory.transient,
         "in all, about": memory.total,
     }
-    print(f"loss head: {plan.head_description}")
-    print("memory per device, GiB")
-    print("\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in lines.items()))
+    parts = "\n".join(f"  {name:30}{size / GIB:9.3f}" for name, size in lines.items())
+    fullest = f" (at the fullest moment, {memory.fullest}: not all of it exists at once)"
+    return f"loss head: {plan.head_description}\nmemory per device, GiB\n{parts}{fullest}"
+
+
+def _print_compiled(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compiled: bool) -> int:
+    """Prints the memory of a device as compiled here; returns it in bytes, or the estimate of what is not compiled."""
     if not compiled or memory.total > MOST:
         why = f": no device has {memory.total / GIB:,.0f} GiB" if compiled else ""
         print(f"the step was not compiled{why}; activations are an estimate\n")
@@ -207,7 +271,7 @@ def _print_memory(plan: Plan, memory: MemoryEstimate, *, simulated: bool, compil
         f"GiB per device, {state / GIB:.3f} of them weights, optimizer and batch"
     )
     if simulated:
-        print("(by XLA for a CPU, which widens bfloat16 and fuses less: an accelerator takes less)")
+        print("(by XLA for a CPU, which widens bfloat16 and fuses less: an accelerator takes less; see --target)")
     print()
     return state + temporary
 

@@ -1,6 +1,7 @@
 """Estimate of the memory that one device needs, by formula, without compiling."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from t5g2.models.attention_sites import layers_of
 from t5g2.models.backends import blockwise
 from t5g2.models.config import EncoderDecoderConfig, TextConfig, VisionConfig
 from t5g2.models.layers import Compute
-from t5g2.models.loss_config import temporary_bytes
+from t5g2.models.loss_config import choose, temporary_bytes
 from t5g2.models.stack import ENCODER
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -34,6 +35,8 @@ class MemoryEstimate:
         backend that never holds them.
       transient: estimate of what exists at one point of a step only: one layer's activations and gathered weights, or
         the temporaries of the loss head and of the embedding, whichever is more.
+      moments: estimate by moment of a step, of all but the arguments. Not all of the above exists at once: the loss is
+        computed before the gradients of layers, and these when the blocks behind them are gone.
     """
 
     weights: int
@@ -43,6 +46,7 @@ class MemoryEstimate:
     blocks: int
     scores: int
     transient: int
+    moments: Mapping[str, int]
 
     @property
     def arguments(self) -> int:
@@ -50,35 +54,86 @@ class MemoryEstimate:
         return self.weights + self.optimizer + self.batch
 
     @property
+    def fullest(self) -> str:
+        """The moment at which a step needs most."""
+        return max(self.moments, key=lambda name: self.moments[name])
+
+    @property
     def total(self) -> int:
-        """The sum of all parts."""
-        return self.arguments + self.gradients + self.blocks + self.scores + self.transient
+        """The arguments, and what the fullest moment needs beside them."""
+        return self.arguments + self.moments[self.fullest]
 
 
 def estimate(plan: Plan) -> MemoryEstimate:
     """Estimates the memory of one device of the plan's mesh, without compiling."""
     experiment, state = plan.experiment, plan.abstract
-    remat = experiment.compute.remat != "none"
     sides = _sides(experiment)
     weights = _bytes(state.params) + (0 if plan.teacher is None else _bytes(plan.teacher.abstract))
-    # cut like the optimizer's state; a weight that is frozen for good has no gradient at all
-    places = sharding.shardings(state.params, plan.mesh, zero1=experiment.mesh.zero1)
-    gradients = sum(
-        4 * math.prod(place.shard_shape(leaf.shape))
-        for leaf, path, place in zip(
-            *map(jax.tree.leaves, (state.params, tree.paths(state.params), places)), strict=True
-        )
-        if not experiment.optim.is_frozen(path)
-    )
+    gradients, scores, loss = _gradients(plan), _scores(plan), _loss(plan)
+    summed = 0 if experiment.train.microbatches == 1 else sum(gradients.values())
     return MemoryEstimate(
         weights=weights,
         optimizer=_bytes(state.opt),
         batch=_bytes(plan.batch),
-        gradients=gradients * (1 if experiment.train.microbatches == 1 else 2),
-        blocks=sum(side.config.layers * side.kept(experiment.compute) for side in sides),
-        scores=_scores(plan),
-        transient=max(*(side.layer * remat + side.gathered for side in sides), _loss(plan)),
+        gradients=sum(gradients.values()) + summed,
+        blocks=sum(_blocks(experiment, side) for side in sides),
+        scores=scores,
+        transient=max(*(_passing(experiment, side) for side in sides), loss),
+        moments={name: size + summed for name, size in _moments(plan, sides, gradients, scores, loss).items()},
     )
+
+
+def _moments(
+    plan: Plan, sides: list["_LayerBytes"], gradients: Mapping[str, int], scores: int, loss: int
+) -> dict[str, int]:
+    """Returns the bytes that exist at the moments of a step, beside the arguments and the sums of microbatches."""
+    experiment = plan.experiment
+    # of several groups of rows, the head and each lookup have a whole gradient of the table until their sum: of a table
+    # that all share at the end, of one that each has soon
+    table, shared = _summed_table(plan), len(_tables(plan)) == 1
+    left = sum(_blocks(experiment, side) for side in sides)
+    moments, made, tables = {"the loss": left + loss}, gradients.get("table", 0) if not table else 0, table
+    for side in reversed(sides):
+        passing, is_tower = _passing(experiment, side) + scores, side.name == "vision"
+        if is_tower and experiment.optim.freezes_tower(experiment.model):
+            moments["the image tower"] = passing  # before all else
+            continue
+        made += gradients.get(side.name, 0)
+        moments[f"the backward pass of the {'image tower' if is_tower else side.name}"] = left + made + tables + passing
+        left -= _blocks(experiment, side)
+        tables += table if shared and not is_tower else 0
+    # one more, while it is laid out as the sum is
+    return moments | {"the update": sum(gradients.values()) + tables + table}
+
+
+def _blocks(experiment: Experiment, side: "_LayerBytes") -> int:
+    """Returns the bytes that the layers of a side keep for the backward pass."""
+    return side.config.layers * side.kept(experiment.compute)
+
+
+def _passing(experiment: Experiment, side: "_LayerBytes") -> int:
+    """Returns the bytes of what layers of a side have at a time, and do not keep.
+
+    Of layers in a loop it is one; those that no loop has, as the pattern does not divide their number, XLA computes
+    again together with it (26 layers of 1B-1B: 4 turns of 6, and 2).
+    """
+    pattern = len(side.config.pattern) if isinstance(side.config, TextConfig) else 1
+    together = 1 + (side.config.layers % pattern if side.config.layers > pattern else 0)
+    return side.layer * together * (experiment.compute.remat != "none") + side.gathered
+
+
+def _gradients(plan: Plan) -> dict[str, int]:
+    """Returns the bytes of the gradients by side of the model, and of its tables; frozen weights have none at all."""
+    params = plan.abstract.params
+    # cut like the optimizer's state
+    places = sharding.shardings(params, plan.mesh, zero1=plan.experiment.mesh.zero1)
+    sizes: dict[str, int] = {}
+    for leaf, path, place in zip(*map(jax.tree.leaves, (params, tree.paths(params), places)), strict=True):
+        if not plan.experiment.optim.is_frozen(path):
+            first = path.split(".")[0]
+            name = "table" if path.endswith(".table") else first if first in ("encoder", "vision") else "decoder"
+            sizes[name] = sizes.get(name, 0) + 4 * math.prod(place.shard_shape(leaf.shape))
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -86,6 +141,7 @@ class _LayerBytes:
     """Bytes of one layer of a stack or an image tower on one device.
 
     Attributes:
+      name: of the side: encoder, decoder or vision.
       inputs: input of the layer.
       attention: output of its attention.
       projections: its queries, keys and values.
@@ -94,6 +150,7 @@ class _LayerBytes:
       gathered: weights and gradients of the layer if FSDP gathers them; else 0.
     """
 
+    name: str
     config: TextConfig | VisionConfig
     inputs: int
     attention: int
@@ -110,32 +167,41 @@ class _LayerBytes:
 
 
 def _sides(experiment: Experiment) -> list[_LayerBytes]:
+    """The sides of the model in the order of the forward pass."""
     model, data = experiment.model, experiment.data
     tower = _tower(experiment)
     if not isinstance(model, EncoderDecoderConfig):
-        return [_side(experiment, model, data.decoder_length), *tower]
+        return [*tower, _side(experiment, "decoder", model, data.decoder_length)]
     return [
-        _side(experiment, model.encoder, data.encoder_length // sharding.parts(ENCODER, data.encoder_length)),
-        _side(experiment, model.decoder, data.decoder_length),
         *tower,
+        _side(
+            experiment, "encoder", model.encoder, data.encoder_length // sharding.parts(ENCODER, data.encoder_length)
+        ),
+        _side(experiment, "decoder", model.decoder, data.decoder_length),
     ]
 
 
-def _side(experiment: Experiment, config: TextConfig, length: int) -> _LayerBytes:
-    mesh, compute = jax.sharding.get_abstract_mesh().shape, experiment.compute
-    size, cut = jnp.dtype(compute.dtype).itemsize, mesh["tensor"]
-    rows = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches)
-    tokens = rows * length
+def _side(experiment: Experiment, name: str, config: TextConfig, length: int) -> _LayerBytes:
+    size = jnp.dtype(experiment.compute.dtype).itemsize
+    tokens = _local_rows(experiment) * length
     heads, kv_heads = config.heads * config.head_size, config.kv_heads * config.head_size
+    heads //= sharding.parts("heads_act", config.heads)
+    kv_heads //= sharding.parts("kv_heads_act", config.kv_heads)
+    hidden = config.mlp_width // sharding.parts("mlp_act", config.mlp_width)
     inputs = tokens * config.width * size
     # four norms and two residuals; queries and output, keys and values; gate, up and their product
-    layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
+    layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * hidden)
     # gathered weights are in the compute dtype, their gradients in float32
-    matrices = config.width * (2 * (heads + kv_heads) + 3 * config.mlp_width) // cut
+    matrices = config.width * (2 * (heads + kv_heads) + 3 * hidden)
     gathered = matrices * (size + 4) if sharding.parts("embed", config.width) > 1 else 0
-    attention, projections = (tokens * size * width // cut for width in (heads, heads + 2 * kv_heads))
-    mlp = 2 * tokens * size * config.mlp_width // cut
-    return _LayerBytes(config, inputs, attention, projections, mlp, layer, gathered)
+    attention, projections = (tokens * size * width for width in (heads, heads + 2 * kv_heads))
+    return _LayerBytes(name, config, inputs, attention, projections, 2 * tokens * size * hidden, layer, gathered)
+
+
+def _local_rows(experiment: Experiment) -> int:
+    """Returns the rows of a microbatch on one device."""
+    rows = experiment.data.rows // experiment.train.microbatches
+    return rows // sharding.parts("rows", rows)
 
 
 def _tower(experiment: Experiment) -> list[_LayerBytes]:
@@ -143,35 +209,48 @@ def _tower(experiment: Experiment) -> list[_LayerBytes]:
     rows, images = experiment.data.images, experiment.model.image_stack.images
     if rows is None or images is None:
         return []
-    mesh, compute, vision = jax.sharding.get_abstract_mesh().shape, experiment.compute, images.vision
-    size, cut = jnp.dtype(compute.vision_dtype).itemsize, mesh["tensor"]
-    number = experiment.data.rows // (mesh["data"] * mesh["fsdp"] * experiment.train.microbatches) * rows.per_row
+    vision, number = images.vision, _local_rows(experiment) * rows.per_row
+    size, cut = jnp.dtype(experiment.compute.vision_dtype).itemsize, sharding.parts("heads_act", vision.heads)
     inputs, wide = (number * vision.patches * width * size for width in (vision.width, vision.mlp_width))
     pixels = 4 * 3 * number * vision.image_size**2
     if experiment.optim.freezes_tower(experiment.model):
         # the residual, and queries, keys, values and output, or both sides of the MLP's activation
         passing = 2 * inputs + max(4 * inputs // cut, 2 * wide // cut)
-        return [_LayerBytes(vision, 0, 0, 0, 0, 0, passing + pixels)]
+        return [_LayerBytes("vision", vision, 0, 0, 0, 0, 0, passing + pixels)]
     layer = 4 * inputs + (4 * inputs + 2 * wide) // cut
-    return [_LayerBytes(vision, inputs, inputs // cut, 3 * inputs // cut, 0, layer, pixels)]
+    return [_LayerBytes("vision", vision, inputs, inputs // cut, 3 * inputs // cut, 0, layer, pixels)]
 
 
 def _loss(plan: Plan) -> int:
-    """Bytes of the loss head's temporaries, and of the gradient of the lookup, float32."""
+    """Bytes of the loss head's temporaries."""
     experiment, shape = plan.experiment, plan.head_shape
-    size = jnp.dtype(experiment.compute.dtype).itemsize
-    frozen = {
-        path: experiment.optim.is_frozen(path)
-        for path in jax.tree.leaves(tree.paths(plan.abstract.params))
-        if path.endswith(".table")
-    }
+    size, chosen = jnp.dtype(experiment.compute.dtype).itemsize, choose(experiment.loss, shape)
+    total = temporary_bytes(experiment.loss, shape, itemsize=size, trained=not _is_head_frozen(plan))
+    if chosen.strategy != "tokens":
+        return total
+    # there the gradients of a tile's logits are float32; they are activations, and XLA for TPUs of one core a chip
+    # (v5e, v6e) computes them in the products that read them, and stores none
+    stored = 0 if "lite" in plan.mesh.devices.flat[0].device_kind else size
+    return total - (4 - stored) * chosen.size * shape.rows
+
+
+def _is_head_frozen(plan: Plan) -> bool:
+    frozen = {path: plan.experiment.optim.is_frozen(path) for path in _tables(plan)}
     # of an untied head the table is its own
-    head = frozen.get("unembedder.table", frozen.get("decoder_embedder.table", frozen.get("embedder.table", False)))
-    # of one group of rows XLA adds it to the head's, in place
+    return frozen.get("unembedder.table", frozen.get("decoder_embedder.table", frozen.get("embedder.table", False)))
+
+
+def _summed_table(plan: Plan) -> int:
+    """Bytes of a table's gradient that is whole on each device until it is summed over groups of rows; else 0."""
+    experiment, shape = plan.experiment, plan.head_shape
     groups = sharding.parts("rows", experiment.data.rows // experiment.train.microbatches)
     groups *= sharding.devices("group_columns")
-    lookup = 0 if groups == 1 or all(frozen.values()) else 4 * shape.rows * shape.width
-    return temporary_bytes(experiment.loss, shape, itemsize=size, trained=not head) + lookup
+    frozen = all(experiment.optim.is_frozen(path) for path in _tables(plan))
+    return 0 if groups == 1 or frozen else 4 * shape.rows * shape.width
+
+
+def _tables(plan: Plan) -> list[str]:
+    return [path for path in jax.tree.leaves(tree.paths(plan.abstract.params)) if path.endswith(".table")]
 
 
 def _scores(plan: Plan) -> int:

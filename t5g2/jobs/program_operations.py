@@ -9,14 +9,18 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from t5g2.core import scopes
+from t5g2.jobs import hlo_text
+from t5g2.jobs.hlo_text import Instruction, Program
 
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(?P<name>\S+) = (?P<shape>.*?) (?P<opcode>[a-z][\w-]*)\((?P<rest>.*)")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]')
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+# operations that read a part of their first operand; those that change a part of it in place, and which operand that is
+_SLICES = ("dynamic-slice", "gather")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 # operations that contain others, and those that compute nothing
 CONTROL = ("while", "call", "conditional")
 NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
@@ -39,46 +43,17 @@ class ProgramOperation:
     moved_bytes: int
 
 
-@dataclass(frozen=True)
-class _Instruction:
-    name: str
-    opcode: str
-    arrays: list[tuple[str, tuple[int, ...]]]
-    operands: list[str]
-    line: str
-    computation: str
-
-    @property
-    def size(self) -> int:
-        """Bytes of its results."""
-        return sum(_bits(dtype) * math.prod(shape) // 8 for dtype, shape in self.arrays)
-
-    @property
-    def scope(self) -> str | None:
-        """Scopes of its name; None if XLA gave it no name."""
-        match = re.search(r'op_name="([^"]*)"', self.line)
-        return scopes.dotted(match[1]) if match else None
-
-    @property
-    def called(self) -> str | None:
-        match = re.search(r"(?:calls|to_apply)=%?([\w.-]+)", self.line)
-        return match[1] if match else None
-
-
-def operations(text: str) -> dict[str, ProgramOperation]:
-    """Returns the operations of a program by name, those in loops included, from `compiled.as_text()`."""
-    program = list(_parse(text))
-    by_name = {instruction.name: instruction for instruction in program}
-    bodies = defaultdict(list)
-    for instruction in program:
-        bodies[instruction.computation].append(instruction)
+def operations(program: str | Program) -> dict[str, ProgramOperation]:
+    """Returns the operations of a program by name, those in loops included, from it or from `compiled.as_text()`."""
+    program = hlo_text.read(program) if isinstance(program, str) else program
+    by_name = program.by_name
     # what a fusion or a reduction computes is part of it
-    parts = {i.called for i in program if i.called and i.opcode not in CONTROL}
-    executed = [i for i in program if i.computation not in parts and i.opcode not in (*NOTHING, *CONTROL)]
+    parts = {i.called for i in by_name.values() if i.called and i.opcode not in CONTROL}
+    executed = [i for i in by_name.values() if i.computation not in parts and i.opcode not in (*NOTHING, *CONTROL)]
     found = {}
     for instruction in executed:
-        inside = bodies[instruction.called] if instruction.opcode == "fusion" and instruction.called else []
-        products = [(_flops(part, by_name), part) for part in (instruction, *inside)]
+        inside = program.inside(instruction) if instruction.opcode == "fusion" else ()
+        products = [(_flops(part, by_name), part) for part in (instruction, *program.within(instruction))]
         found[instruction.name] = ProgramOperation(
             instruction.name,
             instruction.opcode,
@@ -89,27 +64,21 @@ def operations(text: str) -> dict[str, ProgramOperation]:
     return _with_neighbours(found, by_name)
 
 
-def _parse(text: str) -> Iterator[_Instruction]:
-    computation = ""
-    for line in text.splitlines():
-        if line.endswith("{") and not line[:1].isspace():
-            computation = line.removeprefix("ENTRY ").lstrip("%").split(" ")[0].split("(")[0]
-        elif match := _INSTRUCTION.match(line):
-            operands = re.findall(r"%([\w.-]+)", match["rest"].split(")", 1)[0])
-            arrays = [(dtype, _sizes(dims)) for dtype, dims in _ARRAY.findall(match["shape"])]
-            yield _Instruction(match["name"], match["opcode"], arrays, operands, line, computation)
+def scope_of(instruction: Instruction) -> str | None:
+    """Returns the dotted scopes of an instruction; None if XLA gave it no name."""
+    return None if instruction.op_name is None else scopes.dotted(instruction.op_name)
 
 
-def _scope(instruction: _Instruction, products: list[tuple[int, _Instruction]]) -> str:
+def _scope(instruction: Instruction, products: list[tuple[int, Instruction]]) -> str:
     """Returns the scope of its largest matrix product, or else of its result; "-" if XLA left no name."""
     flops, largest = max(products, key=lambda product: product[0])
-    scope = largest.scope if flops else None
-    scope = instruction.scope if scope is None else scope
+    scope = scope_of(largest) if flops else None
+    scope = scope_of(instruction) if scope is None else scope
     return "-" if scope is None else scope
 
 
 def _with_neighbours(
-    found: dict[str, ProgramOperation], by_name: dict[str, _Instruction]
+    found: dict[str, ProgramOperation], by_name: Mapping[str, Instruction]
 ) -> dict[str, ProgramOperation]:
     """Returns the operations with a scope for those that XLA made without a name: that of what they read or feed."""
     users = defaultdict(list)
@@ -117,7 +86,7 @@ def _with_neighbours(
         for operand in instruction.operands:
             users[operand].append(instruction.name)
     scoped = {name: operation.scope for name, operation in found.items() if operation.scope != "-"}
-    scoped |= {name: i.scope for name, i in by_name.items() if name not in found and i.scope}
+    scoped |= {name: scope for name, i in by_name.items() if name not in found and (scope := scope_of(i))}
     unnamed = [name for name, operation in found.items() if operation.scope == "-"]
     while unnamed:
         # one step further from what has a name each time
@@ -133,42 +102,54 @@ def _with_neighbours(
     return {name: dataclasses.replace(o, scope=scoped.get(name, "")) for name, o in found.items()}
 
 
-def _flops(instruction: _Instruction, by_name: dict[str, _Instruction]) -> int:
+def _flops(instruction: Instruction, by_name: Mapping[str, Instruction]) -> int:
     """Returns the FLOPs of a matrix product, also of one that a library computes; 0 for anything else."""
-    match = _CONTRACTED.search(instruction.line)
+    if instruction.opcode == "convolution":  # XLA for TPU has no dot
+        return _convolution_flops(instruction, by_name)
+    match = _CONTRACTED.search(instruction.text)
     if match is None or instruction.opcode not in ("dot", "custom-call"):
         return 0
-    left = by_name[instruction.operands[0]].arrays[0][1]
-    contracted = math.prod(left[axis] for axis in _sizes(match[1].replace('"', "")))
-    return 2 * math.prod(instruction.arrays[0][1]) * contracted
+    left = by_name[instruction.operands[0]].arrays[0].shape
+    contracted = math.prod(left[axis] for axis in hlo_text.sizes(match[1].replace('"', "")))
+    return 2 * math.prod(instruction.arrays[0].shape) * contracted
 
 
-def _moved(instruction: _Instruction, inside: list[_Instruction], by_name: dict[str, _Instruction]) -> int:
+def _convolution_flops(instruction: Instruction, by_name: Mapping[str, Instruction]) -> int:
+    """Returns the FLOPs of a convolution: of a matrix product as well, whose other axes are spatial ones.
+
+    A spatial axis of the result is one of both operands (a batch), of one of them, or that of a true convolution, where
+    the operand is longer than the window; an axis of both operands alone is summed over.
+    """
+    match = _LABELS.search(instruction.text)
+    if match is None:
+        return 0
+    left, right, out = (
+        dict(zip(labels, by_name[name].arrays[0].shape, strict=True))
+        for labels, name in zip(match.groups(), (*instruction.operands, instruction.name), strict=True)
+    )
+    summed = right["i"]
+    for axis in (label for label in out if label.isdigit()):
+        window, positions = right[axis], out[axis]
+        if positions == 1 or left[axis] not in (1, window):
+            summed *= window
+    return 2 * math.prod(out.values()) * summed
+
+
+def _moved(instruction: Instruction, inside: tuple[Instruction, ...], by_name: Mapping[str, Instruction]) -> int:
     """Returns the bytes that an operation reads and writes."""
-    if instruction.opcode in ("dynamic-slice", "dynamic-update-slice"):
-        inside = [instruction]
-    updates = [i for i in inside if i.opcode == "dynamic-update-slice"]
-    written = sum(by_name[i.operands[1]].size for i in updates) if updates else instruction.size
+    if instruction.opcode in (*_SLICES, *_UPDATES):
+        inside = (instruction,)
+    updates = [i for i in inside if i.opcode in _UPDATES]
+    written = sum(by_name[i.operands[_UPDATES[i.opcode]]].size for i in updates) if updates else instruction.size
     read = 0
-    parameters = {int(m[1]): i for i in inside if (m := re.search(r" parameter\((\d+)\)", i.line))}
+    parameters = {int(m[1]): i for i in inside if (m := re.search(r" parameter\((\d+)\)", i.text))}
     for number, operand in enumerate(instruction.operands):
         parameter = parameters.get(number)
         name = operand if parameter is None else parameter.name
         uses = [i for i in inside if name in i.operands]
-        sliced = uses and all(
-            i.opcode in ("dynamic-slice", "dynamic-update-slice") and i.operands[0] == name for i in uses
-        )
+        sliced = uses and all(i.opcode in (*_SLICES, *_UPDATES) and i.operands[0] == name for i in uses)
         if sliced:
-            read += sum(i.size for i in uses if i.opcode == "dynamic-slice")
+            read += sum(i.size for i in uses if i.opcode in _SLICES)
         else:
             read += by_name[operand].size
     return read + written
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(",") if size)
-
-
-def _bits(dtype: str) -> int:
-    digits = re.sub(r"\D", "", dtype)
-    return int(digits) if digits else 8  # pred

@@ -35,6 +35,11 @@ from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
 from t5g2.train.state import TrainState
 
+# of XLA for TPU. Products with weights that FSDP has cut are not computed step by step while the weights arrive: a step
+# would be as narrow as a shard, and add its part to a float32 array of all tokens. Of 270M-270M at 4096/4096 on 8 chips
+# of v5p that took 1.2 times as long by the compiler's estimates (bench/tpu_steps.py).
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
 
 class OnlineTeacher(NamedTuple):
     """A teacher that runs in every step.
@@ -105,6 +110,11 @@ class Plan:
         lacking = self.platform is not None and compute.backend in choice.KERNELS
         return dataclasses.replace(compute, backend="blockwise") if lacking else compute
 
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """Options of the compiler that differ from its defaults on these devices; None = none."""
+        return dict(TPU_OPTIONS) if self.mesh.devices.flat[0].platform == "tpu" else None
+
     def step_options(self) -> steps.StepOptions:
         """Returns the options of the train step."""
         data, train = self.experiment.data, self.experiment.train
@@ -150,7 +160,7 @@ class Plan:
             log.info("attention of %s layers: %s (%s)", name, chosen.name, chosen.reason)
         log.info("loss head: %s", self.head_description)
         start = time.perf_counter()
-        compiled = self.lower().compile()
+        compiled = self.lower().compile(compiler_options=self.compiler_options)
         seconds = time.perf_counter() - start
         # arguments are the state, a batch and a teacher; the rest exists during a step only
         memory = compiled.memory_analysis()
@@ -257,14 +267,24 @@ def load_teacher(plan: Plan) -> Any:
     return folders.load_model(folder, mesh=plan.mesh)
 
 
-def local_rows(experiment: Experiment, mesh: Mesh) -> range:
-    """Returns the rows of the global batch that this process holds.
+def all_rows(experiment: Experiment, mesh: Mesh) -> range:
+    """Returns the rows of the global batch.
 
     Raises:
       UserError: rows, query heads or the encoder's length cannot be split evenly over the devices.
     """
     mesh_fit.check(experiment, mesh)
     rows = experiment.data.rows
+    return range(rows)
+
+
+def local_rows(experiment: Experiment, mesh: Mesh) -> range:
+    """Returns the rows of the global batch that this process holds.
+
+    Raises:
+      UserError: rows, query heads or the encoder's length cannot be split evenly over the devices.
+    """
+    rows = len(all_rows(experiment, mesh))
     indices = sharding.batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     # the devices of a process are neighbours on the row axis, so that its rows are one range
     spans = [index[0].indices(rows) for index in indices if index is not None]

@@ -1,5 +1,7 @@
 """The dry run: what it says of memory is what XLA says of the compiled step; what it counts is what the model has."""
 
+import re
+import sys
 from dataclasses import replace
 
 import jax
@@ -8,7 +10,8 @@ import pytest
 from t5g2.checkpoint import folder as folders
 from t5g2.core import sharding
 from t5g2.core.errors import UserError
-from t5g2.jobs import dry_run, memory_estimate
+from t5g2.core.tpu_chips import target
+from t5g2.jobs import dry_run, fitting_settings, memory_estimate, tpu_compiler
 from t5g2.models import build, flops
 from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import experiment as experiments
@@ -103,8 +106,8 @@ def test_the_estimate_is_near_with_images(freeze, tmp_path):
     assert 0.5 < analysis.temp_size_in_bytes / (memory.total - memory.arguments) < 2
 
 
-def estimate(**settings):
-    mesh, plan = plan_of(experiment(T5GEMMA2, **settings))
+def estimate(model=T5GEMMA2, **settings):
+    mesh, plan = plan_of(experiment(model, **settings))
     with jax.set_mesh(mesh):
         return memory_estimate.estimate(plan)
 
@@ -122,6 +125,36 @@ def test_what_each_setting_saves():
     assert estimate(compute__backend="reference").scores == 4 * 4 * 16 * 4 * 256 * (256 + 256)
     # too many to be held: those of 16 rows, 4 heads, and blocks of 256 queries and keys
     assert alone.scores == 4 * 4 * 16 * 4 * 256 * 256
+
+
+def test_what_exists_at_the_moments_of_a_step():
+    """The loss comes before any gradient of a layer; at the end the gradients are there, and nothing of the blocks."""
+    alone = estimate()
+    assert list(alone.moments) == [
+        "the loss",
+        "the backward pass of the decoder",
+        "the backward pass of the encoder",
+        "the update",
+    ]
+    assert alone.total == alone.arguments + max(alone.moments.values())
+    assert alone.moments["the update"] == alone.gradients
+    # eight groups of rows: head and lookups of both sides have each a whole gradient of the table until the end,
+    # when one of them is also a copy in another layout
+    table = 4 * T5GEMMA2.decoder.vocab_size * T5GEMMA2.decoder.width
+    cut = estimate(mesh__fsdp=8)
+    assert cut.moments["the update"] == cut.gradients + 4 * table
+    assert cut.moments["the loss"] - cut.blocks == cut.transient
+    # with tables of their own, one at a time
+    apart = estimate(model=replace(T5GEMMA2, tied_embedding=False), mesh__fsdp=8)
+    assert apart.moments["the update"] == apart.gradients + 2 * table
+    # the sum of the microbatches so far is there all the time
+    parts = estimate(train__microbatches=2)
+    assert parts.moments["the update"] == 2 * alone.gradients == parts.gradients
+    longer = estimate(data__encoder_length=512)
+    assert longer.moments["the update"] == alone.moments["the update"]
+    assert longer.moments["the backward pass of the encoder"] > alone.moments["the backward pass of the encoder"]
+    one_side = estimate(model=GEMMA3)
+    assert list(one_side.moments) == ["the loss", "the backward pass of the decoder", "the update"]
 
 
 def test_frozen_weights_have_no_optimizer_state():
@@ -252,3 +285,60 @@ def test_sources_of_an_adaptation_that_are_there_are_compared(tmp_path, capsys):
     assert f"weights: init.adapt.source: {tmp_path / 'two'} does not exist yet; it must" in checked("one", "two")
     with pytest.raises(UserError, match=r"decoder\.mlp_width: 40 in the source, \d+ in the target"):
         checked("one", "narrow")
+
+
+def test_a_target_without_its_compiler_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(UserError, match=r"libtpu is not installed; run `pip install 't5g2\[tpu-aot\]'`"):
+        dry_run.check(experiment(T5GEMMA2), target="v5p:2x2x1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"target": "v5p:2x2x3"}, "v5p has no slice of 12 chips with these sides; the nearest are v5p:2x2x4, "),
+        (
+            {"target": "v5p:2x2x1", "devices": 8},
+            "--target=v5p:2x2x1 and --devices=8 are both given; .* leave out --dev",
+        ),
+        ({"suggest": True}, "--suggest is given without --target; give the slice"),
+    ],
+)
+def test_targets_that_cannot_be(flags, message):
+    with pytest.raises(UserError, match=message):
+        dry_run.check(experiment(T5GEMMA2), **flags)
+
+
+def test_settings_that_fit_by_the_estimate_are_confirmed_by_the_compiler(monkeypatch):
+    """Here it takes twice the estimate of the first that should fit, and of the next as much as estimated."""
+    mesh, plan = plan_of(experiment(T5GEMMA2, data__rows=64))
+    with jax.set_mesh(mesh):
+        memory = memory_estimate.estimate(plan)
+        most, factors, compiled = memory.total * 3 // 4, [2, 1], []
+
+        def compile_step(other):
+            compiled.append(other.experiment.train.microbatches)
+            return tpu_compiler.Verdict(None, factors.pop(0) * memory_estimate.estimate(other).total, None)
+
+        monkeypatch.setattr(tpu_compiler, "compile_step", compile_step)
+        _, first, second = fitting_settings.report(plan, target("v5e:1x1"), most, used=memory.total).splitlines()
+        assert compiled == [2, 4]
+        line = r"  --config.train.microbatches={}: estimate \d+\.\d\d GiB, compiled \d+\.\d\d, {}"
+        assert re.fullmatch(line.format(2, "does not fit"), first)
+        assert re.fullmatch(line.format(4, "fits"), second)
+        # with a compiler that takes far more than the estimate, nothing is expected to fit
+        none = fitting_settings.report(plan, target("v5e:1x1"), most, used=1000 * memory.total)
+        assert none.endswith("none: with every remat, microbatch and mesh the estimate is above v5e:1x1's memory")
+
+
+def test_settings_that_are_suggested_are_the_nearest_first():
+    """More microbatches, then another remat, then another mesh."""
+    made = experiment(T5GEMMA2, mesh__data=8, compute__remat="attention")
+    flags = [candidate.flags for candidate in fitting_settings.candidates(made, {"data": 8, "fsdp": 1, "tensor": 1})]
+    assert flags[:3] == [f"--config.train.microbatches={count}" for count in (2, 4, 8)]
+    remat = flags.index("--config.compute.remat=block")
+    mesh = flags.index("--config.mesh.data=1 --config.mesh.fsdp=8 --config.mesh.tensor=1")
+    assert 3 < remat < mesh
+    assert not any("remat=none" in line for line in flags)
+    assert len(set(flags)) == len(flags)

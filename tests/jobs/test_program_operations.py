@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from t5g2.core.scopes import scope
 from t5g2.jobs.program_operations import operations
@@ -61,3 +62,62 @@ ENTRY %main (a: f32[4,8], b: f32[8,2]) -> f32[4,2] {
         "dot.1": ("head", 128),
         "add.1": ("head", 0),
     }
+
+
+@pytest.mark.parametrize(
+    ("operands", "result", "labels", "flops"),
+    [
+        ("f32[32,16] f32[16,24]", "f32[32,24]", "dim_labels=bf_io->bf", 2 * 32 * 16 * 24),
+        ("f32[16,32] f32[16,24]", "f32[32,24]", "dim_labels=fb_io->bf", 2 * 32 * 16 * 24),
+        # two products [32, 16] x [16, 24], as a batch; over two axes [2, 16]; and an axis of the second operand alone
+        ("f32[2,32,16] f32[2,16,24]", "f32[2,32,24]", "window={size=2}, dim_labels=0bf_0io->0bf", 2 * 2 * 32 * 16 * 24),
+        ("f32[2,16,32] f32[2,16,24]", "f32[32,24,1]", "window={size=2}, dim_labels=0fb_0io->bf0", 2 * 32 * 2 * 16 * 24),
+        ("f32[1,32,16] f32[3,16,24]", "f32[3,32,24]", "window={size=3}, dim_labels=0bf_0io->0bf", 2 * 3 * 32 * 16 * 24),
+        ("f32[3,32,16] f32[1,16,24]", "f32[3,32,24]", "window={size=1}, dim_labels=0bf_0io->0bf", 2 * 3 * 32 * 16 * 24),
+        # a convolution with a window of 3
+        ("f32[5,32,16] f32[3,16,24]", "f32[3,32,24]", "window={size=3}, dim_labels=0bf_0io->0bf", 2 * 9 * 32 * 16 * 24),
+    ],
+)
+def test_the_flops_of_products_that_are_written_as_convolutions(operands, result, labels, flops):
+    """As XLA for TPU writes every product, here within a fusion of a fusion."""
+    left, right = operands.split()
+    program = operations(f"""
+%inner (p: {left}, q: {right}) -> {result} {{
+  %p = {left} parameter(0)
+  %q = {right} parameter(1)
+  ROOT %conv = {result} convolution(%p, %q), {labels}, metadata={{op_name="jit(f)/head/dot_general"}}
+}}
+
+%outer (r: {left}, s: {right}) -> {result} {{
+  %r = {left} parameter(0)
+  %s = {right} parameter(1)
+  ROOT %part = {result} fusion(%r, %s), kind=kOutput, calls=%inner
+}}
+
+ENTRY %main (a: {left}, b: {right}) -> {result} {{
+  %a = {left} parameter(0)
+  %b = {right} parameter(1)
+  ROOT %fused = {result} fusion(%a, %b), kind=kOutput, calls=%outer
+}}
+""")
+    assert {name: (o.flops, o.scope) for name, o in program.items()} == {"fused": (flops, "head")}
+
+
+def test_rows_that_are_looked_up_or_added_are_what_is_moved():
+    """Of a table of 1000 rows: 5 rows and their indices."""
+    program = operations("""
+%looks_up (t: f32[1000,8], i: s32[5]) -> f32[5,8] {
+  %t = f32[1000,8]{1,0} parameter(0)
+  %i = s32[5]{0} parameter(1)
+  ROOT %rows = f32[5,8]{1,0} gather(%t, %i), offset_dims={1}
+}
+
+ENTRY %main (table: f32[1000,8], ids: s32[5], news: f32[5,8]) -> f32[1000,8] {
+  %table = f32[1000,8]{1,0} parameter(0)
+  %ids = s32[5]{0} parameter(1)
+  %news = f32[5,8]{1,0} parameter(2)
+  %fused = f32[5,8]{1,0} fusion(%table, %ids), kind=kLoop, calls=%looks_up
+  ROOT %added = f32[1000,8]{1,0} scatter(%table, %ids, %news), to_apply=%sum
+}
+""")
+    assert {name: o.moved_bytes for name, o in program.items()} == {"fused": 2 * 160 + 20, "added": 2 * 160 + 20}

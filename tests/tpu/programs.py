@@ -1,20 +1,11 @@
-"""Compiles attention and a train step for TPUs, without a TPU: prints one line for each program.
+"""Compiles attention and a train step for TPUs, without a TPU: prints one line for each program, and a dry run.
 
     PYTHONPATH=.venv/tpu-compiler python -m tests.tpu.programs
 
 A process of its own, as libtpu can be loaded once, and reads its environment at that time.
 """
 
-import dataclasses
-import os
 import re
-
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +13,18 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from t5g2.core import sharding
-from t5g2.core.batch import Batch, Sequences
+from t5g2.core.batch import Sequences
 from t5g2.core.sharding import MeshShape
-from t5g2.models import build, masks
+from t5g2.core.tpu_chips import target
+from t5g2.jobs import dry_run, target_check, tpu_compiler
+from t5g2.models import masks
 from t5g2.models.attention import attend
 from t5g2.models.backends.choice import choose
 from t5g2.models.backends.site import Site
-from t5g2.models.config import EncoderDecoderConfig, text_only
 from t5g2.models.layers import Compute
-from t5g2.models.loss_config import LossConfig
 from t5g2.models.masks import ALL, Keys, Mask
-from t5g2.models.sizes import size
 from t5g2.models.stack import ENCODER
-from t5g2.train import optim, schedules, state, step
+from t5g2.train import experiment as experiments
 
 ROWS, LENGTH, MEMORY, HEADS, SIZE = 4, 2048, 4096, 4, 256
 SOURCES: dict[str, tuple[tuple[int, Mask], ...]] = {
@@ -51,8 +41,7 @@ TOPOLOGIES = {"v5e:2x2": (1, None), "v5p:2x2x1": (2, 50.0)}  # with key/value he
 
 def compile_all(topology: str, shape: MeshShape, kv_heads: int, softcap: float | None) -> None:
     """Compiles every kind of attention for this topology and mesh, packed."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = sharding.make(shape, devices[:4])
+    mesh = sharding.make(shape, tpu_compiler.devices(target(topology)))
     for name, sources in SOURCES.items():
         if shape.context > 1 and name.startswith("gemma"):
             continue
@@ -94,31 +83,41 @@ def _compile(mesh, sources, name: str, kv_heads: int, softcap: float | None) -> 
     return step.lower(array(LENGTH, HEADS, own), keys_values, tokens(LENGTH), others).compile().as_text() or ""
 
 
-def compile_step(topology: str, length: int = 4096) -> None:
-    """Compiles a train step of T5Gemma 2 270M-270M with one layer a side, rows of 4,096 tokens on both, and FSDP."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = sharding.make(MeshShape(strategy="fsdp"), devices[:4])
-    config = text_only(size("t5gemma2:270m-270m"))
-    assert isinstance(config, EncoderDecoderConfig)
-    one = {side: dataclasses.replace(getattr(config, side), layers=1) for side in ("encoder", "decoder")}
-    config = dataclasses.replace(config, **one)
-    place = sharding.batch_sharding(mesh)
+def check_step(topology: str, length: int = 4096) -> None:
+    """Checks a run of T5Gemma 2 270M-270M with one layer a side, rows of 4,096 tokens on both, and FSDP."""
+    one = {"layers": 1}
+    experiment = experiments.build(
+        {
+            "model": {"size": "t5gemma2:270m-270m", "encoder": {**one, "images": None}, "decoder": one},
+            "data": {
+                "sources": [{"text": {"kind": "python", "max_bytes": 800_000}, "objective": {"kind": "prefix_lm"}}],
+                "tokenizer": {"kind": "bytes"},
+                "chunk_tokens": 2 * length - 1,
+                "rows": 8,
+                "encoder_length": length,
+                "decoder_length": length,
+                "streams": 8,
+            },
+            "optim": {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 1e-3}},
+            "train": {"steps": 10, "tile_tokens": 4096},
+            "compute": {"remat": "attention"},
+            "mesh": {"data": 1, "fsdp": 4},
+        }
+    )
+    steps = []
 
-    def array(dtype=jnp.int32):
-        return jax.ShapeDtypeStruct((8, length), dtype, sharding=place)
+    def compile_for(*arguments):
+        steps.append(compiles(*arguments))
+        return steps[-1]
 
-    side = Sequences(array(), array(), array())
-    batch = Batch(side, side, array(), array(jnp.float32), array(), array())
-    optimizer = optim.make(optim.OptimConfig(schedules.Constant(1e-3)), 10, build.abstract(config))
-    options = step.StepOptions(Compute(remat="attention"), loss=LossConfig(tile_tokens=4096))
-    with jax.set_mesh(mesh):
-        first = state.abstract(config, optimizer, mesh=mesh, param_dtype="float32")
-        lowered = step.lower_step(step.make_train_step(optimizer, options), first, batch, mesh=mesh)
-        text = lowered.compile().as_text() or ""
-    vocab, width = config.decoder.vocab_size, config.decoder.width
+    compiles, target_check.compile_for = target_check.compile_for, compile_for
+    dry_run.check(experiment, target=topology)
+    (text,) = (step.text for step in steps)
+    stack = experiment.model.decoder_stack
+    table = f"{stack.vocab_size},{stack.width}"
     # the compiler's own reduce-scatter is a fusion of an all-reduce and a slice
-    cut = len(re.findall(rf"^%all-reduce-scatter\S* \(\S+ f32\[{vocab},{width}\]\)", text, re.MULTILINE))
-    whole = len(re.findall(rf" = .*\[{vocab},{width}\].* all-reduce\(", text)) - cut
+    cut = len(re.findall(rf"^%all-reduce-scatter\S* \(\S+ f32\[{table}\]\)", text, re.MULTILINE))
+    whole = len(re.findall(rf" = .*\[{table}\].* all-reduce\(", text)) - cut
     kernels = text.count('custom_call_target="tpu_custom_call"')
     pairs = any(f"{length},{keys}]" in text for keys in (length, 2 * length))
     print(f"{topology} step kernels={kernels} pairs={pairs} table reduce-scatters={cut} all-reduces={whole}")
@@ -132,8 +131,8 @@ def two_slices(topology: str) -> None:
 
 
 if __name__ == "__main__":
+    check_step("v5p:2x2x1")
     two_slices("v5e:2x2")
-    compile_step("v5p:2x2x1")
     for topology, (kv_heads, softcap) in TOPOLOGIES.items():
         compile_all(topology, MeshShape(data=2, tensor=2), kv_heads, softcap)
     compile_all("v5p:2x2x1", MeshShape(data=1, context=4), 2, 50.0)

@@ -1,0 +1,181 @@
+"""Train steps of the released sizes, compiled for slices of TPUs: memory beside the estimate, and MFU.
+
+Must: the steps compile and fit; the estimate without the compiler is within 15% of its figure. Aim, on v5p at 4096 in
+and 4096 out, collectives included: an MFU of 40% for 270M-270M, 50% for 1B-1B, 60% for 4B-4B. For comparison, by the
+same kind of estimate: MaxText's Gemma 3 1B on v5p-8 at 4096 tokens with full remat, 41.5%.
+
+No program runs: see `t5g2 check --help`. Rows that are in results/tpu_steps.json are not compiled again; --only=TEXT
+takes the rows whose names have it.
+"""
+
+import math
+import re
+import sys
+import time
+from typing import Any
+
+import measure
+import tpu_rows
+from tpu_rows import Row
+
+NOTES = """Of 270M-270M on v5p at 4096/4096 (aim 40%), attention is 59% of the model's FLOPs. It is charged half of the
+peak for the blocks that its kernels go through, in 11 products instead of 6, because remat=block computes it again: 37%
+of the step, and 2.6 times what all of the model's FLOPs take at the peak. The head is 15%: half of that are its three
+products, half two passes over the float32 logits of a tile (4 GiB). Norms, rotations and layouts of queries and keys
+around the kernels are another quarter. So the aim is out of reach by this rule, whatever the mesh. Of 1B-1B (aim 50%)
+attention is 46% of the step, of which kernels are half, and the MLPs, at 75% of the peak, 38%, a quarter of them
+computed again.
+
+Tried: products with weights cut by FSDP were computed shard by shard while the weights came (windowed einsum), with
+sums in float32 arrays of all tokens. Without that, which is what a run now sets for TPUs, 270M-270M takes 0.82 of the
+time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce-scatter: 2%
+of the step."""
+TEXT = (("model.encoder.images", "None"), ("optim.freeze", "[]"))
+
+
+def sized(size: str, target: str, rows: int, *more: tuple[str, str], length: int = 4096) -> Row:
+    """A row of T5Gemma 2 of text alone, with as many tokens in as out."""
+    lengths = (
+        ("data.encoder_length", str(length)),
+        ("data.decoder_length", str(length)),
+        ("data.chunk_tokens", str(length)),
+        ("data.rows", str(rows)),
+    )
+    return Row(f"t5gemma2.py:{size}", target, (*TEXT, *lengths, *more))
+
+
+ATTENTION = ("compute.remat", "attention")
+# a layer a side, or one of each kind: compiled in a minute, for the memory alone
+ONE = (("model.encoder.layers", "1"), ("model.decoder.layers", "1"))
+SHORT = (
+    sized("1b-1b", "v5e:2x2", 8, *ONE, ("train.tile_tokens", "1024")),
+    sized("4b-4b", "v6e:2x2", 8, *ONE, ("train.tile_tokens", "2048"), ("train.microbatches", "2")),
+    Row("t5gemma.py:9b-9b", "v5p:2x2x1", (*ONE, ("data.rows", "16"))),
+    Row("gemma.py:gemma3:270m", "v5e:2x2", (("model.layers", "6"), ("data.rows", "4"), ("compute.remat", "none"))),
+    sized("1b-1b", "v5p:2x2x1", 16, *ONE, ("mesh.fsdp", "2"), ("mesh.tensor", "2")),
+)
+ROWS = (
+    sized("270m-270m", "v5p:2x2x2", 64),
+    sized("270m-270m", "v5e:4x4", 32),
+    sized("270m-270m", "v6e:4x4", 64),
+    sized("1b-1b", "v5p:2x2x2", 64),
+    sized("4b-4b", "v5p:2x2x2", 16),
+    sized("270m-270m", "v5p:2x2x2", 64, ATTENTION),
+    sized("1b-1b", "v5e:4x4", 32),
+    sized("4b-4b", "v5e:4x4", 16, ("train.tile_tokens", "2048")),
+    sized("4b-4b", "v5p:4x4x8", 128, length=16_384),
+    Row("t5gemma.py:9b-9b", "v5p:4x4x4", (("data.rows", "128"),)),
+    sized("1b-1b", "v6e:4x4", 32),
+    sized("4b-4b", "v6e:4x4", 16),
+    Row("t5gemma.py:9b-2b", "v5p:4x4x4", (("data.rows", "128"),)),
+    Row(
+        "t5gemma2.py:270m-270m",
+        "v5p:2x2x2",
+        (
+            ("data.images.per_row", "2"),
+            # the bytes' ids, as there are no weights with a tokenizer here
+            ("model.encoder.images.begin", "5"),
+            ("model.encoder.images.end", "6"),
+            ("model.encoder.images.token", "7"),
+            ("model.eoi_id", "6"),
+            ("data.encoder_length", "4096"),
+            ("data.decoder_length", "4096"),
+            ("data.chunk_tokens", "4096"),
+            ("data.rows", "32"),
+        ),
+    ),
+)
+
+
+def memory(rows: dict[str, dict[str, Any]]) -> str:
+    """Returns the table of what a device holds, by the estimate and by the compiler."""
+    head = ("step", "target", "mesh", "remat", "state", "estimate", "compiler", "estimate / compiler", "fits")
+    lines = []
+    for name, row in rows.items():
+        if "error" in row:
+            continue
+        estimate = row["estimate"]["total"]
+        ratio = f"{estimate / row['used']:.2f}"
+        state = sum(row["estimate"][part] for part in ("weights", "optimizer", "batch"))
+        gib = [f"{size / measure.GIB:.2f}" for size in (state, estimate, row["used"])]
+        fits = "yes" if row["fits"] else f"no: {row['most'] / measure.GIB:.2f}"
+        lines.append((*described(name, row), *gib, ratio, fits))
+    return measure.table(head, lines)
+
+
+def speed(rows: dict[str, dict[str, Any]]) -> str:
+    """Returns the table of estimated times and MFU, with what the time is for."""
+    head = ("step", "target", "mesh", "remat", "tokens a device", "ms", "MFU", "FLOPs", "kernels", "others", "waiting")
+    lines = []
+    for name, row in rows.items():
+        if "seconds" not in row:
+            continue
+        shares = [f"{row[part] / row['seconds']:.1%}" for part in ("kernels", "others", "waited")]
+        devices = math.prod(row["mesh"].values())
+        tokens = row["rows"] * sum(row["lengths"]) // devices
+        times = f"{1e3 * row['seconds']:.1f}", f"{row['mfu']:.1%}", f"{row['executed'] / row['flops']:.2f}"
+        lines.append((*described(name, row), f"{tokens:,}", *times, *shares))
+    return measure.table(head, lines)
+
+
+def by_part(rows: dict[str, dict[str, Any]]) -> str:
+    """Returns the table of what the core's time is for, as shares of the step."""
+    parts = ("encoder attention", "encoder MLP", "decoder attention", "decoder MLP", "head", "rest")
+    lines = []
+    for name, row in rows.items():
+        if "seconds" not in row:
+            continue
+        shares = dict.fromkeys(parts, 0.0)
+        for scope, seconds in row["by_scope"].items():
+            side, *rest = scope.split(".")
+            kinds = {"attention": "attention", "merged": "attention", "cross": "attention", "mlp": "MLP"}
+            part = next((f"{side} {kinds[kind]}" for kind in rest if kind in kinds), side)
+            shares[part if part in parts else "rest"] += seconds / row["seconds"]
+        lines.append((*described(name, row)[:2], *(f"{share:.1%}" for share in shares.values())))
+    return measure.table(("step", "target", *parts), lines)
+
+
+def described(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the first columns of a row: size and lengths, target, mesh, remat."""
+    config, target = name.split(" ")[:2]
+    lengths = "/".join(str(length) for length in row["lengths"] if length)
+    images = ", images" if "data.images." in name else ""
+    layers = re.search(r"model\.(?:encoder\.)?layers=(\d+)", name)
+    images += f", {layers[1]} layers a side" if layers else ""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
+    parts = f", {row['microbatches']} microbatches" if row["microbatches"] > 1 else ""
+    return f"{config.replace('.py:', ' ')} {lengths}{images}{parts}", target, mesh, row["remat"]
+
+
+def main():
+    only = next((flag.removeprefix("--only=") for flag in sys.argv[1:] if flag.startswith("--only=")), "")
+    every = (*ROWS, *SHORT)
+    tpu_rows.results("tpu_steps", [row for row in every if only in row.name])
+    rows = tpu_rows.kept("tpu_steps", every)
+    errors = [f"- {name}: {row['error']}" for name, row in rows.items() if "error" in row]
+    missing = [f"- {row.name}: not compiled yet" for row in every if row.name not in rows]
+    text = "\n\n".join(
+        [
+            "# Train steps, compiled for slices of TPUs",
+            "Nothing ran: memory is the compiler's figure, the time its estimate.",
+            "## Memory of a device, GiB",
+            memory(rows),
+            "## Time of a step",
+            speed(rows),
+            "FLOPs: those of the program, recomputed ones included, by those of the model. Kernels and others have no "
+            "estimate and are charged at half of the peak. Waiting: for collectives. Each is a share of the time.",
+            "## What the time is for",
+            by_part(rows),
+            "Attention: kernels, and the products, norms and rotations around them.",
+            "## What limits it, and what was tried",
+            NOTES,
+            *(["## Not in the tables", "\n".join([*errors, *missing])] if errors or missing else []),
+            f"`python bench/tpu_steps.py`, {time.strftime('%Y-%m-%d')}.",
+        ]
+    )
+    (measure.RESULTS / "tpu_steps.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

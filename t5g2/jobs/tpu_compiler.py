@@ -1,0 +1,90 @@
+"""The compiler of TPU programs, which needs no TPU: libtpu, for a slice that is described and need not be there."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from t5g2.core.errors import UserError
+from t5g2.core.optional import require
+from t5g2.core.tpu_chips import Target
+from t5g2.train.plan import Plan
+
+# libtpu reads these when it is loaded, once in a process: of which machine it is, so that it asks no network; that
+# other processes may load it too, as no chip is used; and where it writes its log
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Verdict(NamedTuple):
+    """The answer of the compiler for a step.
+
+    Attributes:
+      executable: the compiled step; None = it does not fit.
+      used: bytes of a device's memory: those that are in use at the fullest moment, and the program. Where arrays are
+        placed leaves gaps of some percent between them, which only a step that does not fit is charged with.
+      most: bytes of a device that the compiler gives to programs; None = it does not say, because the step fits.
+    """
+
+    executable: Any | None
+    used: int
+    most: int | None
+
+
+def devices(target: Target) -> list[Any]:
+    """Returns the devices of a slice; they compute nothing.
+
+    Raises:
+      UserError: the compiler is not installed, or does not know the slice.
+    """
+    if not Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file():
+        require("libtpu", "tpu-aot")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # else this process would look for TPUs; where it has devices already, they do not matter
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    settings: dict[str, Any] = {}
+    if target.chip.flat and target.chips == 1:
+        settings["chips_per_host_bounds"] = (1, 1, 1)  # as hosts of one chip have it; the others have four
+    if target.chip.name == "v4":
+        settings["chip_config_name"] = "megacore"  # both cores are one device, as they are where a program runs
+    try:
+        return list(topologies.get_topology_desc(str(target), "tpu", **settings).devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the TPU compiler that is installed has no {target}: {reason}; give another --target"
+        ) from None
+
+
+def compile_step(plan: Plan) -> Verdict:
+    """Compiles the step of a plan as a run does.
+
+    Raises:
+      JaxRuntimeError: the compiler fails for another reason than memory.
+    """
+    try:
+        executable = plan.lower().compile(compiler_options=plan.compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        if (match := _USED.search(str(error))) is None:
+            raise
+        used, unit, most, most_unit = match.groups()
+        return Verdict(None, round(float(used) * _UNITS[unit]), round(float(most) * _UNITS[most_unit]))
+    memory = executable.memory_analysis()
+    # not its temp_size_in_bytes, which counts those gaps twice
+    return Verdict(executable, memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes, None)

@@ -1,0 +1,191 @@
+"""The time of small scheduled programs, by hand: a cycle is a nanosecond, a link sends a byte a nanosecond."""
+
+import re
+
+import numpy as np
+import pytest
+
+from t5g2.core.tpu_chips import target
+from t5g2.jobs import hlo_text
+from t5g2.jobs.schedule_cost import Network, Speeds, replica_groups, schedule_cost
+from t5g2.models import masks
+from t5g2.models.backends.site import Site
+
+SPEEDS = Speeds(flops_per_s=1e12, bytes_per_s=1e11, cycles_per_s=1e9, link_bytes_per_s=1e9)
+# 2 x 2 chips: a group of all has two links, a group of two has one
+NETWORK = Network(target("v5p:2x2x1"), np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]))
+ESTIMATE = 'backend_config={{"window_config":{{"estimated_cycles":"{}"}}}}'
+PROGRAM = """
+%part (p: f32[1000]) -> f32[1000] {
+  %p = f32[1000]{0:T(1024)} parameter(0)
+  ROOT %twice = f32[1000]{0:T(1024)} add(%p, %p)
+}
+
+%all-reduce-scatter.1 (input.1: f32[1000]) -> f32[250] {
+  %input.1 = f32[1000]{0:T(1024)} parameter(0)
+  %all-reduce.1 = f32[1000]{0:T(1024)} all-reduce(%input.1), replica_groups={{0,1,2,3}}, to_apply=%sum
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[250]{0:T(256)} dynamic-slice(%all-reduce.1, %zero), dynamic_slice_sizes={250}
+}
+
+ENTRY %main (a: f32[1000], b: f32[250]) -> f32[1000] {
+  %a = f32[1000]{0:T(1024)} parameter(0)
+  %b = f32[250]{0:T(256)} parameter(1)
+LINES
+}
+"""
+
+
+def cost(*lines, sites=None):
+    text = PROGRAM.replace("LINES", "\n".join(f"  {line}" for line in lines))
+    return schedule_cost(hlo_text.read(text), SPEEDS, NETWORK, sites)
+
+
+def computes(name, operand, cycles):
+    return f"%{name} = f32[1000]{{0:T(1024)}} fusion(%{operand}), kind=kLoop, calls=%part, {ESTIMATE.format(cycles)}"
+
+
+GATHER = "f32[1000]{0:T(1024)} all-gather(%b), replica_groups=[1,4]<=[4], dimensions={0}"
+
+
+def nanoseconds(seconds):
+    return round(seconds * 1e9, 6)
+
+
+def test_estimated_cycles_are_added_up():
+    result = cost(computes("x", "a", 700), computes("y", "x", 50))
+    assert (nanoseconds(result.seconds), nanoseconds(result.estimated)) == (750, 750)
+    assert not result.transfers
+
+
+def test_a_collective_is_waited_for():
+    """A device sends 3/4 of 4000 bytes through two links."""
+    result = cost(computes("x", "a", 700), f"%gather = {GATHER}")
+    assert nanoseconds(result.seconds) == 700 + 1500
+    (transfer,) = result.transfers
+    assert (transfer.kind, transfer.group, transfer.sent, transfer.times) == ("all-gather", 4, 3000, 1)
+    assert not transfer.overlapped
+    assert nanoseconds(result.waited) == 1500
+
+
+START = "%start = (f32[250]{0:T(256)}, f32[1000]{0:T(1024)}) all-gather-start(%b), replica_groups=[1,4]<=[4]"
+DONE = "%done = f32[1000]{0:T(1024)} all-gather-done(%start)"
+
+
+@pytest.mark.parametrize(
+    ("between", "seconds", "overlapped"), [(1600, 1700, True), (900, 1600, True), (0, 1600, False)]
+)
+def test_a_collective_that_is_begun_ahead_is_waited_for_as_far_as_no_work_stands_between(between, seconds, overlapped):
+    result = cost(computes("w", "a", 100), START, computes("x", "a", between), DONE)
+    assert nanoseconds(result.seconds) == seconds
+    assert nanoseconds(result.waited) == seconds - 100 - between
+    (transfer,) = result.transfers
+    assert (transfer.kind, transfer.sent, transfer.overlapped) == ("all-gather", 3000, overlapped)
+
+
+def test_transfers_share_the_links():
+    """The second begins when the first has ended, however early it is asked for."""
+    second = [re.sub(r"%(start|done)\b", r"%\1.2", line) for line in (START, DONE)]
+    result = cost(START, second[0], computes("x", "a", 2000), DONE, second[1])
+    assert nanoseconds(result.seconds) == 3000
+
+
+def test_the_compilers_reduce_scatter_is_a_fusion():
+    fusion = "%cut = f32[250]{0:T(256)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1"
+    (transfer,) = cost(fusion).transfers
+    assert (transfer.kind, transfer.sent) == ("reduce-scatter", 3000)
+    alone = "%sum = f32[1000]{0:T(1024)} all-reduce(%a), replica_groups={{0,1},{2,3}}, to_apply=%add"
+    (transfer,) = cost(alone).transfers
+    # twice half of the bytes, through the one link of a pair
+    assert (transfer.kind, transfer.group, transfer.sent) == ("all-reduce", 2, 4000)
+    assert nanoseconds(transfer.seconds) == 4000
+
+
+def test_an_operation_that_computes_and_sends_takes_the_longer_of_both():
+    fusion = (
+        f"%cut = f32[250]{{0:T(256)}} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1, {ESTIMATE.format(1200)}"
+    )
+    result = cost(fusion)
+    assert (nanoseconds(result.seconds), nanoseconds(result.waited)) == (1500, 300)
+    assert result.transfers[0].overlapped
+
+
+def test_what_has_no_estimate_is_charged_half_of_the_peak():
+    """Bytes: 4000 read and as many written, at 50 a nanosecond. A kernel: the FLOPs of its blocks, at 500."""
+    result = cost("%sorted = f32[1000]{0:T(1024)} sort(%a), dimensions={0}")
+    assert (nanoseconds(result.seconds), nanoseconds(result.others), result.kernels) == (160, 160, 0)
+    kernel = (
+        "%splash_mqa_fwd_residuals.2 = (f32[512,128]{1,0:T(8,128)}, bf16[2,4,4096,256]{3,2,1,0:T(8,128)(2,1)}) "
+        'custom-call(%table, %q, %a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+        r'"xprof_metadata":"{\"block_q\": 512, \"block_kv\": 256, \"block_q_dq\": 128}"' + "\n}}, "
+        'metadata={op_name="jit(train_step)/jvp(encoder)/local/attention/pallas_call"}'
+    )
+    inputs = (
+        "%table = s8[1,8,3]{2,1,0:T(8,128)} parameter(2)",
+        "%q = bf16[2,4,4096,256]{3,2,1,0:T(8,128)(2,1)} parameter(3)",
+    )
+    result = cost(*inputs, kernel)
+    # two products over 8 x 3 blocks of 512 x 256 pairs, in 2 rows of 4 heads of 256
+    flops = 2 * 2 * 8 * 3 * 512 * 256 * 2 * 4 * 256
+    assert result.flops["encoder.local.attention"] == flops
+    assert (nanoseconds(result.seconds), nanoseconds(result.kernels)) == (flops / 500, flops / 500)
+    # of a known mask, the blocks that it does not hide: 4096 x 4096 pairs, causal, are 2, 4, … 16 blocks of 512 x 256
+    site = Site(2, 4096, (4096,), (masks.causal(),), 0, 4, 256, softcap=False, blocks=False, dtype="bfloat16")
+    result = cost(*inputs, kernel, sites={"encoder.local": site})
+    assert result.flops["encoder.local.attention"] == flops // (8 * 3) * sum(range(2, 17, 2))
+
+
+def test_a_loop_takes_its_turns():
+    loop = """
+%body (state: (s32[], f32[250])) -> (s32[], f32[250]) {
+  %state = (s32[]{:T(128)}, f32[250]{0:T(256)}) parameter(0)
+  %turn = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %b.1 = f32[250]{0:T(256)} get-tuple-element(%state), index=1
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%turn, %one), BACKEND
+  %gather.1 = f32[1000]{0:T(1024)} all-gather(%b.1), replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %result = (s32[]{:T(128)}, f32[250]{0:T(256)}) tuple(%next, %b.1)
+}
+
+%four (state.1: (s32[], f32[250])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, f32[250]{0:T(256)}) parameter(0)
+  %turn.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  %end = s32[]{:T(128)} constant(4)
+  ROOT %less = pred[]{:T(512)} compare(%turn.1, %end), direction=LT
+}
+
+ENTRY""".replace("BACKEND", ESTIMATE.format(10))
+    lines = (
+        "  %none = s32[]{:T(128)} constant(0)",
+        "%begin = (s32[]{:T(128)}, f32[250]{0:T(256)}) tuple(%none, %b)",
+        "%loop = (s32[]{:T(128)}, f32[250]{0:T(256)}) while(%begin), condition=%four, body=%body",
+    )
+    text = PROGRAM.replace("\nENTRY", loop).replace("LINES", "\n  ".join(lines))
+    result = schedule_cost(hlo_text.read(text), SPEEDS, NETWORK)
+    assert nanoseconds(result.seconds) == 4 * (10 + 1500)
+    (transfer,) = result.transfers
+    assert (transfer.times, result.loops) == (4, 0)
+    unknown = schedule_cost(hlo_text.read(text.replace("constant(4)", "add(%turn.1, %turn.1)")), SPEEDS, NETWORK)
+    assert (nanoseconds(unknown.seconds), unknown.loops) == (1510, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}, dimensions={0}", [[0, 1], [2, 3]]),
+        ("replica_groups={}, dimensions={0}", [[0, 1, 2, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, dimensions={1}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
+def test_groups_of_devices(text, groups):
+    assert replica_groups(text, 4).tolist() == groups
+
+
+def test_groups_that_are_written_in_another_way_are_an_error():
+    with pytest.raises(ValueError, match="groups of devices that are not known: replica_groups=everyone"):
+        replica_groups("replica_groups=everyone", 4)
