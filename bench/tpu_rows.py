@@ -137,8 +137,6 @@ def compile_row(row: Row) -> dict[str, Any]:
         kind["times"] += transfer.times
         for field, value in (("sent", transfer.sent), ("links", transfer.seconds), ("waited", transfer.waited)):
             kind[field] += value * transfer.times
-    if path := os.environ.get("T5G2_HLO"):
-        Path(path).write_text(step.text)
     return figures | {
         "seconds": cost.seconds,
         "estimated": cost.estimated,

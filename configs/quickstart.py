@@ -5,6 +5,7 @@
     t5g2 train --config=configs/quickstart.py:scratch --workdir=runs/quickstart/scratch    # same batches, from nothing
 
 Text: the language reference and the standard library of the Python that runs it, 1 byte = 1 token.
+Compiled for v5e:1x1 (t5g2 check --target): adapted takes 0.07 GiB of the chip, a third of it the program.
 """
 
 from ml_collections import ConfigDict
