@@ -99,7 +99,8 @@ def compile_row(row: Row) -> dict[str, Any]:
 
     def full(length: int) -> Sequences | None:
         ones = np.ones((data.rows, length), np.int32)
-        return Sequences(ones, np.broadcast_to(np.arange(length, dtype=np.int32), ones.shape), ones) if length else None
+        positions = np.broadcast_to(np.arange(length, dtype=np.int32), ones.shape)
+        return Sequences(tokens=ones, segments=ones, positions=positions) if length else None
 
     decoder = full(data.decoder_length)
     assert decoder is not None

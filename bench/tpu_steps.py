@@ -18,19 +18,20 @@ import measure
 import tpu_rows
 from tpu_rows import Row
 
-NOTES = """Of 270M-270M on v5p at 4096/4096 (aim 40%), attention is 59% of the model's FLOPs. It is charged half of the
-peak for the blocks that its kernels go through, in 11 products instead of 6, because remat=block computes it again: 37%
-of the step, and 2.6 times what all of the model's FLOPs take at the peak. The head is 15%: half of that are its three
-products, half two passes over the float32 logits of a tile (4 GiB). Norms, rotations and layouts of queries and keys
-around the kernels are another quarter. So the aim is out of reach by this rule, whatever the mesh. Of 1B-1B (aim 50%)
-attention is 46% of the step, of which kernels are half, and the MLPs, at 75% of the peak, 38%, a quarter of them
-computed again. Of 4B-4B (aim 60%, 2 rows a chip) MLPs are 40% and attention 38% of the step, and 12% waits for
-collectives, none of which the compiler overlaps here.
+NOTES = """Of 270M-270M on v5p at 4096/4096 (aim 40%, 23% reached), attention is 37% of the model's FLOPs. It is
+charged half of the peak for the blocks that its kernels go through, in 11 products instead of 6, because
+remat=block computes it again: 37% of the step, and two thirds of the time that an MFU of 40% leaves for all
+of it. The head is 15%: half of that are its three products, half two passes over the float32 logits of a
+tile (4 GiB). Products, norms, rotations and layouts around the kernels are 29%. Of 1B-1B (aim 50%, 35%
+reached) attention is 46% of the step, of which kernels are half, and the MLPs, at 75% of the peak, 38%, a
+quarter of them computed again. Of 4B-4B (aim 60%, 36% reached at 2 rows a chip) MLPs are 40% and attention
+38% of the step, and 12% waits for collectives, none of which the compiler overlaps here.
 
 Tried: products with weights cut by FSDP were computed shard by shard while the weights came (windowed einsum), with
 sums in float32 arrays of all tokens. Without that, which is what a run sets for TPUs, 270M-270M takes 0.82 of the
-time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce-scatter: 2%
-of the step of 1B-1B, 8% of that of 4B-4B."""
+time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce-
+scatter: 2% of the step of 1B-1B, 8% of that of 4B-4B. Not tried yet: less remat, more rows a chip for 4B-4B,
+bfloat16 logits, larger blocks of the kernels."""
 TEXT = (("model.encoder.images", "None"), ("optim.freeze", "[]"))
 
 
@@ -142,7 +143,7 @@ def described(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     lengths = "/".join(str(length) for length in row["lengths"] if length)
     images = ", images" if "data.images." in name else ""
     layers = re.search(r"model\.(?:encoder\.)?layers=(\d+)", name)
-    images += f", {layers[1]} layers a side" if layers else ""
+    images += f", {layers[1]} layer{'s' * (layers[1] != '1')} a side" if layers else ""
     mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
     parts = f", {row['microbatches']} microbatches" if row["microbatches"] > 1 else ""
     return f"{config.replace('.py:', ' ')} {lengths}{images}{parts}", target, mesh, row["remat"]
