@@ -28,6 +28,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 UNESTIMATED = 0.5  # of the peak, or of the bandwidth, that an operation without an estimate is charged
 # begun and ended around other work by a unit of their own, or nothing at all
 _FREE = (*NOTHING, "copy-start", "copy-done", "partition-id", "after-all", "opt-barrier")
+_IOTA = re.compile(r"\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?")
 _KERNEL = re.compile(r"splash_m[qh]a_(fwd|dq|dkv)")
 # matrix products in a kernel of attention: two in the forward pass, five gradients of which two kernels share two
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
@@ -287,11 +288,12 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
     """
     if pairs := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
         return np.array([_numbers(pair) for pair in re.findall(r"\{([\d, ]*)\}", pairs[1])])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))?\s*\{([^}]*)\}", text):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         within = re.findall(r"'([^']+)'", mesh[3])
-        if ":" not in mesh[3]:
-            ids = np.arange(math.prod(axes.values())) if mesh[2] is None else _iota(mesh[2])
+        listed = _IOTA.search(mesh[2])
+        if ":" not in mesh[3] and (listed or not mesh[2].strip()):
+            ids = np.arange(math.prod(axes.values())) if listed is None else _iota(listed[0])
             order = [list(axes).index(name) for name in (*(name for name in axes if name not in within), *within)]
             grouped = math.prod(axes[name] for name in within)
             return ids.reshape(tuple(axes.values())).transpose(order).reshape(-1, grouped)
