@@ -273,8 +273,8 @@ class LanguageModel(Model):
         self._check_ids(token_rows, counts, names)
         # a decoder-only model continues its prompt after BOS; an encoder was trained with or without it
         has_bos = self.encoder_bos or not self.config.is_encoder_decoder
-        if has_bos:
-            token_rows = [_after_bos(tokens, self._bos) for tokens in token_rows]
+        # a text of no tokens has BOS instead, as in Reading.inputs: there would be no state
+        token_rows = [_after_bos(x, self._bos) if has_bos or not len(x) else x for x in token_rows]
         return text_generation.fit(token_rows, counts, names, self.config, options, first=int(has_bos))
 
     def check_prompts(

@@ -3,26 +3,29 @@
 C choices.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from typing_extensions import override
 
 from t5g2.core.bounds import checked
-from t5g2.core.errors import UserError
+from t5g2.core.errors import UserError, unknown
 from t5g2.data.sources.record_templates import Record, Template
 from t5g2.eval.generation import LanguageModule
 from t5g2.eval.likelihood import Likelihood, encode_pair, score_tokens
 from t5g2.eval.metrics import catalogue, choices
 from t5g2.eval.metrics.choices import ChoiceLikelihoods
-from t5g2.eval.metrics.labels import RocAuc
+from t5g2.eval.metrics.labels import F1, OF_LABELS, RocAuc
 from t5g2.eval.metrics.metric import Metric, NamedMeans
 from t5g2.eval.reading import warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, groups_of, result
 from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 
 RULES = ("accuracy", "accuracy_per_token", "accuracy_per_byte", "accuracy_pmi")
+# records that show if answers are texts or numbers
+MOST_READ = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,12 @@ class ChooseByLikelihood(RecordTask):
 
     Attributes:
       choices: a template that is one field with a list, "{choices}", or a tuple of templates, the same for all records.
-      answer: template of the right choice: its number from 0, or its text.
+      answer: template of the right choice: its text, or its number from 0. Where the choices are numbers themselves, it
+        is their text if it can be in every record.
       unconditional: context of the log-likelihoods that `accuracy_pmi` subtracts (arXiv 2104.08315).
-      metrics: names of metrics of labels that compare the output with the right choice, such as mcc; of two choices
-        `auc` ranks the probability of the second.
+      metrics: names of metrics of labels that compare the output with the right choice: accuracy, f1, mcc; of two
+        choices `auc` ranks the probability of the second. F1(positive=…) is of a choice's number from 0, or of its text
+        where all records have the same choices.
     """
 
     choices: str | tuple[str, ...]
@@ -49,42 +54,89 @@ class ChooseByLikelihood(RecordTask):
     metrics: tuple[str | Metric, ...] = ()
 
     @override
-    def shot_answer(self, record: Record) -> str:
-        texts, right = self._choices(record)
-        return texts[right]
+    def shot_answers(self, records: Sequence[Record], numbers: Sequence[int]) -> list[str]:
+        by_number = self._is_by_number(records)
+        choices = [self._choices(records[number], by_number=by_number) for number in numbers]
+        return [texts[right] for texts, right in choices]
 
-    def _choices(self, record: Record) -> tuple[list[str], int]:
-        """Returns the choices of a record, and the number of the right one."""
+    def _is_by_number(self, records: Sequence[Record]) -> bool:
+        """Returns True if answers are numbers of choices; False if each is the text of one, which may be a number too.
+
+        A single record cannot tell: of the choices 3, 1, 0 the answer 1 is both.
+        """
+        are_texts, are_numbers = True, True
+        for place in range(min(len(records), MOST_READ)):
+            try:
+                texts, answer = self._values(records[place])
+            except UserError:  # told where the record is asked about
+                continue
+            are_texts &= answer in texts
+            are_numbers &= _is_number(answer, texts)
+        return are_numbers and not are_texts
+
+    def _values(self, record: Record) -> tuple[list[str], str]:
+        """Returns the choices of a record, and its answer as it stands there."""
         if isinstance(self.choices, str):
-            texts = [str(value) for value in Template(self.choices).values(record)]
+            texts = Template(self.choices).texts(record)
         else:
             texts = [Template(choice).fill(record) for choice in self.choices]
         if len(texts) < 2:
             raise UserError(f"{len(texts)} choices; give at least two: choices = '{{field}}' of a list, or several")
-        [answer, *others] = Template(self.answer).values(record) or [None]
-        if answer is None or others:
-            raise UserError(f"no reference: {self.answer!r} has {len(others) + 1 if others else 0} values; it is one")
-        # a choice's text comes first: choices may be numbers themselves
-        if str(answer) in texts:
-            return texts, texts.index(str(answer))
-        if not str(answer).isdigit() or int(answer) >= len(texts):
+        answers = Template(self.answer).texts(record)
+        if len(answers) != 1:
+            raise UserError(f"no reference: {self.answer!r} has {len(answers)} values; it is one")
+        return texts, answers[0]
+
+    def _choices(self, record: Record, *, by_number: bool) -> tuple[list[str], int]:
+        """Returns the choices of a record, and the number of the right one."""
+        texts, answer = self._values(record)
+        if answer in texts and not (by_number and _is_number(answer, texts)):
+            return texts, texts.index(answer)
+        if not _is_number(answer, texts):
             raise UserError(
-                f"the answer {str(answer)!r} is none of the choices ({', '.join(map(repr, texts))[:200]}); give its "
+                f"the answer {answer!r} is none of the choices ({', '.join(map(repr, texts))[:200]}); give its "
                 f"text, or its number from 0 to {len(texts) - 1}"
             )
         return texts, int(answer)
 
+    def _metrics(self, answers: Sequence[tuple[list[str], int]]) -> list[Metric]:
+        """Returns the metrics, which compare numbers of choices.
+
+        Raises:
+          UserError: a metric is not of choices, or of one that there is not.
+        """
+        metrics, first = [], answers[0][0]
+        # names of choices that are the same for all examples are labels too
+        named = {text: str(number) for number, text in enumerate(first)} if all(x == first for x, _ in answers) else {}
+        numbers = [str(number) for number in range(max(len(texts) for texts, _ in answers))]
+        for metric in catalogue.find(self.metrics):
+            if isinstance(metric, tuple(catalogue.KINDS.values())) and not isinstance(metric, OF_LABELS):
+                raise UserError(f"{metric.names[0]} is not a metric of choices; give accuracy, f1, mcc or auc")
+            if isinstance(metric, F1) and metric.positive:
+                label = named.get(metric.positive, metric.positive)
+                if label not in numbers:
+                    raise unknown("choice", metric.positive, [*named, *numbers], where="of f1")
+                metrics.append(replace(metric, positive=label))
+                continue
+            if isinstance(metric, RocAuc) and (len(numbers) != 2 or named.get(metric.positive, metric.positive) != "1"):
+                raise UserError(
+                    f"auc ranks the probability of the second of two choices, and there are {len(numbers)}, of which "
+                    f"{metric.positive!r} is positive; leave positive out, or give accuracy or f1"
+                )
+            metrics.append(RocAuc() if isinstance(metric, RocAuc) else metric)
+        return metrics
+
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:
-        try:
-            metrics = catalogue.find(self.metrics)
-        except UserError as error:
-            raise UserError(f"evaluation task {self.name!r}: {error}") from None
         examples = self.read(context)
-        answers = []
+        by_number, answers = self._is_by_number(examples[0].records), []
         for example in examples:
             with self.naming(example.number):
-                answers.append(self._choices(example.record))
+                answers.append(self._choices(example.record, by_number=by_number))
+        try:
+            metrics = self._metrics(answers)
+        except UserError as error:
+            raise UserError(f"evaluation task {self.name!r}: {error}") from None
         pairs = [
             (example.prompt, self.delimiter + text)
             for example, (texts, _) in zip(examples, answers, strict=True)
@@ -133,6 +185,10 @@ class ChooseByLikelihood(RecordTask):
             return result(self.name, scored, predictions, errors={}, seed=context.seed, groups=groups_of(examples))
 
         return measure
+
+
+def _is_number(answer: str, texts: Sequence[str]) -> bool:
+    return answer.isdecimal() and int(answer) < len(texts)
 
 
 def _likelihoods(after: list[Likelihood], alone: list[Likelihood], texts: list[str]) -> ChoiceLikelihoods:

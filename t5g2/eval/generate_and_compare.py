@@ -61,7 +61,7 @@ class GenerateAndCompare(RecordTask):
 
     @override
     def shot_answer(self, record: Record) -> str:
-        return str(_references(Template(self.reference), record)[0])
+        return _references(Template(self.reference), record)[0]
 
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:
@@ -100,10 +100,10 @@ class GenerateAndCompare(RecordTask):
 
 
 def _references(template: Template, record: Record) -> list[str]:
-    values = template.values(record)
+    values = template.texts(record)
     if not values:
         raise UserError(f"no reference: {template.text!r} is an empty list; give at least one, or leave the record out")
-    return [str(value) for value in values]
+    return values
 
 
 class _PromptBatch(NamedTuple):

@@ -30,10 +30,11 @@ class QueryFlops(NamedTuple):
     decode: int
 
 
-def query_flops(config: LanguageModelConfig, prompt: np.ndarray, new_tokens: int) -> QueryFlops:
+def query_flops(config: LanguageModelConfig, prompt: np.ndarray, new_tokens: int, *, copies: int = 1) -> QueryFlops:
     """Returns the FLOPs of one query with `new_tokens` outputs, at least one; the last of them is not read.
 
     Args:
+      copies: beams that are decoded after the one prompt, each of them with as many tokens.
       prompt: int32[T], tokens that the encoder reads, or a decoder-only model; image tokens stand for their images.
     """
     after = np.zeros(new_tokens - 1, np.int32)
@@ -47,7 +48,7 @@ def query_flops(config: LanguageModelConfig, prompt: np.ndarray, new_tokens: int
     )
     head = prefill["head"] // len(begin)
     first = sum(prefill.values()) - prefill["head"] + head
-    return QueryFlops(first, sum(whole.values()) - sum(prefill.values()))
+    return QueryFlops(first, copies * (sum(whole.values()) - sum(prefill.values())))
 
 
 def latencies(model: LanguageModule, prompts: Sequence[np.ndarray], setup: GenerationSetup) -> Mapping[str, np.ndarray]:
@@ -80,14 +81,16 @@ def cost_scores(
 ) -> dict[str, Interval]:
     """Returns the cost of queries by name, each with the spread over queries, or over calls of a latency.
 
-    prefill_flops, token_flops (of a token after the first), query_flops: means over the queries. prefill_seconds,
+    prefill_flops, token_flops (of a token after the first, of all beams), query_flops: means over the queries, whose
+    search is taken to end with the output that it returns. prefill_seconds,
     token_seconds: medians over calls of the first queries.
 
     Args:
       prompts: int32 tokens of each query.
       lengths: number of tokens that were generated for each.
     """
-    spent = [query_flops(model.config, prompt, max(1, n)) for prompt, n in zip(prompts, lengths, strict=True)]
+    pairs = zip(prompts, lengths, strict=True)
+    spent = [query_flops(model.config, prompt, max(1, n), copies=setup.options.copies) for prompt, n in pairs]
     values = {
         "prefill_flops": np.array([query.prefill for query in spent], np.float64),
         "query_flops": np.array([sum(query) for query in spent], np.float64),

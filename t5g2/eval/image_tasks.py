@@ -169,7 +169,7 @@ class ImageTextRetrieval(ImageTask):
         examples, texts = self.read(context), []
         for example in examples:
             with self.naming(example.number):
-                texts.append([str(value) for value in Template(self.texts).values(example.record)])
+                texts.append(Template(self.texts).texts(example.record))
 
         def measure(model: ImageTextEmbedder) -> TaskResult:
             embedded = self._images(model, examples, context)

@@ -78,8 +78,16 @@ class RecordTask(Task):
             raise UserError(f"name = {self.name!r}; a task has a name, without / in it")
 
     def shot_answer(self, record: Record) -> str:
-        """Returns the answer that a few-shot example shows."""
-        raise NotImplementedError
+        """Returns the answer that a few-shot example shows.
+
+        Raises:
+          UserError: examples of this kind of task have no answers.
+        """
+        raise UserError(f"shots = {self.shots}, and {type(self).__name__} shows no solved examples; set shots to 0")
+
+    def shot_answers(self, records: Sequence[Record], numbers: Sequence[int]) -> list[str]:
+        """Returns the answers that few-shot examples show, those of some numbers among the records."""
+        return [self.shot_answer(records[number]) for number in numbers]
 
     def read(self, context: EvalContext) -> list[TaskExample]:
         """Returns the examples.
@@ -116,9 +124,10 @@ class RecordTask(Task):
         if len(pool) < self.shots + is_own:
             raise UserError(f"shots = {self.shots}, and there are {len(pool)} records to show; lower shots")
         order = np.random.default_rng(derive_seed(context.seed, "shots", self.name)).permutation(len(pool))
+        numbers = order[: self.shots + is_own].tolist()
         return [
-            (n if is_own else -1, template.fill(pool[n]) + self.delimiter + self.shot_answer(pool[n]))
-            for n in order[: self.shots + is_own].tolist()
+            (number if is_own else -1, template.fill(pool[number]) + self.delimiter + answer)
+            for number, answer in zip(numbers, self.shot_answers(pool, numbers), strict=True)
         ]
 
     def naming(self, number: int) -> "_Naming":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from t5g2.core.bounds import Size, checked
+from t5g2.core.errors import UserError
 from t5g2.data.sources.record_templates import Record, Template
 from t5g2.eval.generation import LanguageModule
 from t5g2.eval.likelihood import loglikelihood, loglikelihood_rolling
@@ -38,6 +39,11 @@ class TextLoss(RecordTask):
 
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:
+        if self.shots and not self.template:
+            raise UserError(
+                f"evaluation task {self.name!r}: shots = {self.shots}, and without a template whole texts are "
+                f"predicted, after nothing; give one, or set shots to 0"
+            )
         examples, targets = self.read(context), []
         for example in examples:
             with self.naming(example.number):

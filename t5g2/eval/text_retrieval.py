@@ -46,7 +46,7 @@ class TextRetrieval(RecordTask):
         examples, texts = self.read(context), []
         for example in examples:
             with self.naming(example.number):
-                texts.append([str(value) for value in Template(self.texts).values(example.record)])
+                texts.append(Template(self.texts).texts(example.record))
         owners = [number for number, several in enumerate(texts) for _ in several]
         if not owners:
             raise UserError(f"evaluation task {self.name!r}: no reference: no record has a text at {self.texts!r}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5g2.eval.generation import GenerationOptions, GenerationSetup
-from t5g2.eval.generation_cost import REPEATS, latencies, query_flops
+from t5g2.eval.generation_cost import REPEATS, cost_scores, latencies, query_flops
 from t5g2.models.config import TextConfig
 from tests import tiny, weights
 
@@ -23,6 +23,16 @@ def test_a_decoder_only_model_by_hand():
     # the third new token is not read
     assert spent.decode == 2 * (OF_TOKEN + 3 * PAIR + HEAD)
     assert query_flops(ONE, np.zeros(5, np.int32), 1).decode == 0
+
+
+def test_every_beam_is_decoded_and_the_prompt_is_read_once():
+    options = GenerationOptions(3, stop_ids=(1,), pad_id=0, compute=tiny.FLOAT32, num_beams=4)
+    model, prompt = weights.model(tiny.GEMMA3), np.array([2, 30, 31], np.int32)
+    one = query_flops(tiny.GEMMA3, prompt, 3)
+    costs = cost_scores(model, [prompt], [3], GenerationSetup(options, bos=2))
+    assert costs["prefill_flops"].value == one.prefill
+    assert costs["token_flops"].value == 4 * one.decode / 2
+    assert costs["query_flops"].value == one.prefill + 4 * one.decode
 
 
 @pytest.mark.parametrize("config", [tiny.T5GEMMA, tiny.T5GEMMA2])

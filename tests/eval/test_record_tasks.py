@@ -22,12 +22,15 @@ from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.generate_and_compare import GenerateAndCompare
 from t5g2.eval.generation import Output
 from t5g2.eval.image_tasks import ImageClassification, ImageTextRetrieval
+from t5g2.eval.metrics.labels import F1, RocAuc
 from t5g2.eval.metrics.metric import NamedMeans
 from t5g2.eval.metrics.similarity import Chrf
 from t5g2.eval.reading import ImagePrompt, Reading
 from t5g2.eval.task_interface import EvalContext, Task
 from t5g2.eval.task_records import open_records
 from t5g2.eval.text_loss import TextLoss
+from t5g2.eval.text_retrieval import TextRetrieval
+from t5g2.eval.tokenizer_coverage import TokenizerCoverage
 from t5g2.models.loss_config import LossConfig
 from t5g2.objectives import Causal, PrefixLM
 from t5g2.train.experiment import TABLES
@@ -190,6 +193,48 @@ def test_two_choices_have_an_area_under_the_curve():
     assert result.scores["bool/auc"] == pytest.approx(np.mean(wins))
 
 
+def choosing(**changes):
+    task = {"data": [], "name": "sums", "template": "{sum}", "choices": "{options}", "answer": "{label}"}
+    return ChooseByLikelihood(**(task | changes))
+
+
+@pytest.mark.parametrize(
+    ("labels", "right"),
+    [
+        # 0 is a choice of the first record too, but 1 is none of the second
+        ((3, 1, 2), ["0", "5", "3"]),
+        (("3", "1", "2"), ["0", "5", "3"]),
+        (("4", "6", "5"), ["4", "6", "5"]),
+        # every label is a choice, so they are texts, although each could be a number
+        ((1, 3, 2), ["1", "3", "2"]),
+    ],
+)
+def test_answers_are_numbers_or_texts_in_all_records_alike(labels, right):
+    options = [["3", "4", "1", "0"], ["6", "5", "3", "0"], ["2", "5", "3", "0"]]
+    data = [{"sum": "?", "options": o, "label": label} for o, label in zip(options, labels, strict=True)]
+    result = run(choosing(data=data), weights.model(STACK))
+    assert [p["reference"] for p in result.predictions] == right
+    shown = choosing(data=data[:1], shots=3, shot_data=data).read(context_of())[0].prompt
+    assert sorted(re.findall(r"\? (\d)", shown)) == sorted(right)
+
+
+def test_metrics_of_choices_take_a_choice_by_its_text():
+    data = [{"sum": text, "label": label} for text, label in zip("abcd", ["yes", "no", "yes", "no"], strict=True)]
+    metrics = (F1(positive="yes"), RocAuc(positive="yes"), "accuracy")
+    with pytest.raises(UserError, match="metrics give accuracy twice"):
+        run(choosing(data=data, choices=("no", "yes"), metrics=(*metrics, "accuracy")), weights.model(STACK))
+    result = run(choosing(data=data, choices=("no", "yes"), metrics=metrics[:2]), weights.model(STACK))
+    outputs, second = (
+        [p["output"] for p in result.predictions],
+        [p["log_likelihoods"][1] - p["log_likelihoods"][0] for p in result.predictions],
+    )
+    references = [record["label"] for record in data]
+    both = sum(a == b == "yes" for a, b in zip(outputs, references, strict=True))
+    assert result.scores["sums/f1"] == pytest.approx(2 * both / (outputs.count("yes") + 2))
+    wins = [second[right] > second[wrong] for right in (0, 2) for wrong in (1, 3)]
+    assert result.scores["sums/auc"] == pytest.approx(np.mean(wins))
+
+
 def test_the_loss_of_texts_is_by_token_and_by_byte():
     model, context = weights.model(STACK), context_of()
     result = run(TextLoss(data=[{"text": "the cat"}, {"text": "é"}], name="text"), model)
@@ -346,6 +391,37 @@ def test_a_config_names_tasks_by_their_kind():
         (
             lambda: ChooseByLikelihood(data=CAPITALS, name="c", template="", choices=("a", "b"), answer="{capital}"),
             "the answer 'Paris' is none of the choices ('a', 'b'); give its text, or its number from 0 to 1",
+        ),
+        (
+            lambda: generating(data=[CAPITALS[0] | {"also": None}]),
+            "record 1: the record has fields that do not fit (also",
+        ),
+        (lambda: generating(data=[CAPITALS[0] | {"also": ["a", None]}]), "fields that do not fit (also is null)"),
+        (lambda: generating(data=[CAPITALS[0] | {"country": None}]), "fields that do not fit (country is null)"),
+        (
+            lambda: choosing(data=[{"sum": "", "options": ["a", "b"], "label": "²"}]),
+            "the answer '²' is none of the choices ('a', 'b')",
+        ),
+        (
+            lambda: choosing(data=[{"sum": "", "options": ["a", "b"], "label": 0}], metrics=("exact_match",)),
+            "task 'sums': exact_match is not a metric of choices; give accuracy, f1, mcc or auc",
+        ),
+        (
+            lambda: choosing(data=[{"sum": "", "options": ["a", "b"], "label": 0}], metrics=(F1(positive="c"),)),
+            "task 'sums': unknown choice 'c' of f1",
+        ),
+        (
+            lambda: choosing(data=[{"sum": "", "options": ["a", "b", "c"], "label": 0}], metrics=("auc",)),
+            "auc ranks the probability of the second of two choices, and there are 3",
+        ),
+        (lambda: TextLoss(data=[{"text": "a"}] * 3, name="t", shots=1), "task 't': shots = 1, and without a template"),
+        (
+            lambda: TokenizerCoverage(data=[{"text": "a"}] * 3, name="t", shots=1),
+            "task 't': shots = 1, and TokenizerCoverage shows no solved examples; set shots to 0",
+        ),
+        (
+            lambda: TextRetrieval(data=[{"text": "a"}] * 3, name="t", template="{text}", texts="{text}", shots=1),
+            "task 't': shots = 1, and TextRetrieval shows no solved examples; set shots to 0",
         ),
         (
             lambda: ImageClassification(data=[{"label": "green"}], name="i", classes=("red", "blue")),

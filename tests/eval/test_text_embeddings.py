@@ -52,6 +52,17 @@ def test_a_decoder_only_model_embeds_with_its_own_states_after_bos(models):
         np.testing.assert_allclose(vector, pooled(np.asarray(states), "last"), atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+@pytest.mark.parametrize("name", ["gemma", "t5gemma2"])
+def test_a_text_without_tokens_has_the_state_of_bos(models, name, pooling):
+    """An encoder that reads no BOS otherwise, too; beside other texts and alone."""
+    model = models[name]
+    assert not model.encoder_bos
+    vectors = model.embed(["", TEXTS[2]], pooling=pooling, rows=2)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors[:1], model.embed([""], pooling="first", rows=2), atol=1e-6)
+
+
 def test_batches_do_not_change_them(models):
     model = models["t5gemma2"]
     together = model.embed(TEXTS, rows=3)

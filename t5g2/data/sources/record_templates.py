@@ -42,9 +42,13 @@ class Template:
         """Returns the text of a record.
 
         Raises:
-          UserError: the record lacks a field.
+          UserError: the record lacks a field, or has null there.
         """
         try:
+            # format_map would write "None"
+            for _, name, _, conversion in self._parts:
+                if name is not None and not conversion:
+                    self._value(record, name)
             return self.text.format_map(record)
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise self._problem(record, error) from None
@@ -55,16 +59,26 @@ class Template:
         "{answers}" of {"answers": ["a", "b"]} are ["a", "b"]; "{answer}." of {"answer": 3} are ["3."].
 
         Raises:
-          UserError: the record lacks a field.
+          UserError: as `fill`.
         """
         literal, name, spec, conversion = self._parts[0] if len(self._parts) == 1 else ("", None, None, None)
         if literal or name is None or spec or conversion:
             return [self.fill(record)]
         try:
-            value, _ = string.Formatter().get_field(name, (), record)
+            value = self._value(record, name)
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise self._problem(record, error) from None
         return list(value) if isinstance(value, list | tuple) else [value]
+
+    def texts(self, record: Record) -> list[str]:
+        """Returns `values` as texts."""
+        return [str(value) for value in self.values(record)]
+
+    def _value(self, record: Record, name: str) -> Any:
+        value, _ = string.Formatter().get_field(name, (), record)
+        if value is None or (isinstance(value, list | tuple) and any(item is None for item in value)):
+            raise ValueError(f"{name} is null")
+        return value
 
     def _problem(self, record: Record, error: Exception) -> UserError:
         missing = [name for name in self.fields if name.partition("[")[0].partition(".")[0] not in record]
