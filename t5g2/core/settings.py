@@ -14,6 +14,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from t5g2.core import files, own_classes
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.own_classes import OpenTable
@@ -53,6 +55,29 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
     if not isinstance(node, annotation) or (isinstance(node, bool) and annotation is not bool):
         raise _wrong_type(where, node, f"of type {annotation.__name__}")
     return node
+
+
+def checked_types(value: Any, *, where: str, tables: Sequence[KindTable] = ()) -> Any:
+    """Returns a dataclass that Python code has made, with the types that its fields declare, as `build` makes them.
+
+    Lists become tuples, and numbers of NumPy Python's. Of the user's own class the fields that it inherits count: those
+    that it adds may have types that no config has.
+
+    Raises:
+      UserError: a field has a wrong type; names its dotted path.
+    """
+    cls = next(c for c in type(value).__mro__ if c.__module__.startswith(f"{__package__.partition('.')[0]}."))
+    changes = {}
+    if not dataclasses.is_dataclass(cls):
+        return value
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        given = getattr(value, field.name)
+        node = given.item() if isinstance(given, np.generic) else given
+        built = build(hints[field.name], node, where=f"{where}.{field.name}", tables=tables)
+        if isinstance(given, list | np.generic):
+            changes[field.name] = built
+    return dataclasses.replace(value, **changes) if changes else value
 
 
 def dump(value: Any, *, tables: Sequence[KindTable] = ()) -> Any:

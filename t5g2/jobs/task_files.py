@@ -51,4 +51,10 @@ def _load(text: str) -> list[Task]:
     returned: Any = config_file.call(path, "get_tasks", [argument] if argument else [], returns="a list of tasks")
     if not isinstance(returned, list | tuple) or not returned:
         raise UserError(f"get_tasks() of {path} returns {type(returned).__name__}; it must return a list of tasks")
-    return [settings.build(Task, node, where=f"{path}.{number}", tables=TABLES) for number, node in enumerate(returned)]
+    tasks = []
+    for number, node in enumerate(returned):
+        where = f"{path}.{number}"
+        task = settings.build(Task, node, where=where, tables=TABLES)
+        # Python checks no types, and a stop string that is no tuple would be one of each of its characters
+        tasks.append(settings.checked_types(task, where=where, tables=TABLES))
+    return tasks

@@ -24,7 +24,7 @@ from t5g2.eval.generation import Output
 from t5g2.eval.image_tasks import ImageClassification, ImageTextRetrieval
 from t5g2.eval.metrics.labels import F1, RocAuc
 from t5g2.eval.metrics.metric import NamedMeans
-from t5g2.eval.metrics.similarity import Chrf
+from t5g2.eval.metrics.similarity import Bleu, Chrf
 from t5g2.eval.reading import ImagePrompt, Reading
 from t5g2.eval.task_interface import EvalContext, Task
 from t5g2.eval.task_records import open_records
@@ -380,6 +380,7 @@ def test_a_config_names_tasks_by_their_kind():
         (lambda: generating(data=[]), "task 'capitals': there are no records in the list; give a source"),
         (lambda: generating(data=[CAPITALS[0] | {"also": []}]), "record 1: no reference: '{also}' is an empty list"),
         (lambda: generating(metrics=("blue",)), "task 'capitals': unknown metric 'blue'; did you mean 'bleu'"),
+        (lambda: generating(metrics=(Bleu(tokenize="13b"),)), "unknown tokenizer '13b' of bleu; did you mean '13a'"),
         (lambda: generating(template="{"), "task 'capitals': template '{': "),
         (lambda: generating(template="{}"), "task 'capitals': template '{}' has a field without a name"),
         (lambda: generating(shots=3), "shots = 3, and there are 3 records to show; lower shots"),

@@ -250,6 +250,20 @@ def get_tasks():
             "    return [G(data=[{'a': 1}], name='t', template='{b}', reference='{a}')]",
             "task 't', record 1: the record has no field 'b' for the template '{b}'; it has a",
         ),
+        (
+            "from t5g2.eval.tasks import GenerateAndCompare as G\ndef get_tasks():\n"
+            "    return [G(data=[{'a': 1}], name='t', template='{a}', reference='{a}', stop='END')]",
+            "bad.py.0.stop is 'END' of type str; it must be a list",
+        ),
+        (
+            "from t5g2.eval.tasks import TextLoss\ndef get_tasks():\n    return [TextLoss(data='a.jsonl', name='t')]",
+            "bad.py.0.data is 'a.jsonl' of type str; it must be one of: PythonText, ",
+        ),
+        (
+            "from t5g2.eval.tasks import TextRetrieval\ndef get_tasks():\n"
+            "    return [TextRetrieval(data=[{'a': 1}], name='t', template='{a}', texts='{a}', ks=[0])]",
+            "ks = 0; it must be at least 1",
+        ),
     ],
 )
 def test_wrong_task_files_are_named(folder, tmp_path, capsys, code, message):

@@ -79,4 +79,6 @@ def _find(metric: str | Metric) -> Metric:
     # asked for before a model has been run on everything
     if type(metric) in LIBRARIES:
         require(LIBRARIES[type(metric)], EXTRA)
+    if isinstance(metric, Bleu):
+        metric.check()
     return metric

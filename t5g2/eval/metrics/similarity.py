@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from typing_extensions import override
 
 from t5g2.core.bounds import Bounds, checked
+from t5g2.core.errors import unknown
 from t5g2.core.optional import require
 from t5g2.eval.metrics.metric import Contributions, ExampleCounts, MeanMetric, Metric, check_references
 
@@ -177,6 +178,12 @@ class Bleu(_SacrebleuMetric):
     @override
     def _scorer(self) -> Any:
         return require("sacrebleu", EXTRA).BLEU(tokenize=self.tokenize, lowercase=self.lowercase)
+
+    def check(self) -> None:
+        """Raises UserError if sacrebleu has no such tokenizer (nearest name)."""
+        names = require("sacrebleu", EXTRA).BLEU.TOKENIZERS
+        if self.tokenize not in names:
+            raise unknown("tokenizer", self.tokenize, names, where="of bleu")
 
 
 @dataclass(frozen=True)
