@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,22 +82,23 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
     by_name = {task.name: task for task in chosen}
     context = functools.cache(lambda: _context(loaded, chosen, options))
 
-    def measure(name: str) -> TaskResult:
-        with logs.TaskProgress(name) as progress:
-            return _measure(loaded, by_name[name], context(), progress)
+    def prepare(name: str) -> Callable[[], TaskResult]:
+        progress = logs.TaskProgress(name)
+        with loaded.on_devices():
+            evaluator = Evaluator([by_name[name]], replace(context(), advance=progress.advance))
+        return functools.partial(_measure, loaded, by_name[name], evaluator, progress)
 
     records = {task.name: identity | {"task": describe(task)} for task in chosen}
-    task_results.complete_folder(Path(out), records, measure, model=str(model), weights=weights)
+    task_results.complete_folder(Path(out), records, prepare, model=str(model), weights=weights)
 
 
 def _measure(
-    loaded: LanguageModel | DualEncoder, task: Task, context: EvalContext, progress: logs.TaskProgress
+    loaded: LanguageModel | DualEncoder, task: Task, evaluator: Evaluator, progress: logs.TaskProgress
 ) -> TaskResult:
     has_images = isinstance(task, GenerateAndCompare) and task.images
     if has_images and isinstance(loaded, LanguageModel) and loaded.config.image_stack.images is not None:
         loaded.read_tower()
-    with loaded.on_devices():
-        evaluator = Evaluator([task], replace(context, advance=progress.advance))
+    with progress, loaded.on_devices():
         return evaluator.run(loaded if isinstance(loaded, DualEncoder) else loaded.params)
 
 

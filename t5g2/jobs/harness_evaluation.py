@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,9 @@ def evaluate_on_harness(
         "lm_eval": version,
     }
 
+    def prepare(name: str) -> Callable[[], TaskResult]:
+        return partial(measure, name)
+
     def measure(name: str) -> TaskResult:
         # its standard errors are of several kinds, and some it computes in a process for each core
         with loaded.on_devices():
@@ -136,7 +140,7 @@ def evaluate_on_harness(
         name: identity | {"task": {task: _described(several[task]) for task in several}}
         for name, several in loaded_tasks.items()
     }
-    task_results.complete_folder(Path(out), records, measure, model=str(model), weights=weights)
+    task_results.complete_folder(Path(out), records, prepare, model=str(model), weights=weights)
 
 
 def _tasks(manager: Any, name: str) -> dict[str, Any]:
@@ -227,17 +231,23 @@ def _predictions(task: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[di
     for sample in samples:
         arguments, outputs = sample["arguments"], sample["filtered_resps"]
         prediction = {"task": task, "input": arguments[0][0]}
-        if isinstance(outputs[0], list | tuple):  # of several continuations, (log-likelihood, is greedy)
-            sums = [output[0] for output in outputs]
-            pairs = zip(arguments, sums, strict=True)
-            prediction["output"] = arguments[int(np.argmax(sums))][1]
-            prediction["choices"] = [{"text": pair[1], "log_likelihood": total} for pair, total in pairs]
+        if _are_likelihoods(outputs):
+            pairs = [(*pair[:2], output[0]) for pair, output in zip(arguments, outputs, strict=True)]
+            # choices after no context are those that acc_mutual_info subtracts
+            after = [(text, total) for context, text, total in pairs if context] or [pair[1:] for pair in pairs]
+            prediction["output"] = max(after, key=lambda choice: choice[1])[0]
+            prediction["choices"] = [{"text": text, "log_likelihood": total} for text, total in after]
         else:
             prediction["output"] = outputs[0]
         prediction["reference"] = sample["target"]
         if sample["filter"] != "none":
             prediction["filter"] = sample["filter"]
         yield prediction | {"scores": {metric: sample[metric] for metric in sample["metrics"]}}
+
+
+def _are_likelihoods(outputs: Sequence[Any]) -> bool:
+    """True for a (log-likelihood, is greedy) of each continuation; a filter may leave lists of texts."""
+    return all(isinstance(output, list | tuple) and isinstance(output[0], float) for output in outputs)
 
 
 def _load(path: str, dtype: str | None, mesh: Mesh | None = None) -> LanguageModel:

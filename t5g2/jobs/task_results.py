@@ -18,7 +18,7 @@ from t5g2.report import evaluation_page
 def complete_folder(
     folder: Path,
     records: Mapping[str, Mapping[str, Any]],
-    measure: Callable[[str], TaskResult],
+    prepare: Callable[[str], Callable[[], TaskResult]],
     *,
     model: str,
     weights: str,
@@ -28,7 +28,8 @@ def complete_folder(
     Args:
       folder: the folder, made if it does not exist.
       records: the settings that each result is of, by the name of the task.
-      measure: runs the task of a name.
+      prepare: returns the function that runs the task of a name; asked for all tasks that are not finished, before the
+        first of them is run, so that what is wrong with the last is known at once.
       model, weights: what was evaluated, for people and as a digest.
 
     Raises:
@@ -37,11 +38,12 @@ def complete_folder(
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder, busy=f"another process writes to {folder}; wait for it, or give another folder"):
         finished = {name: _finished(folder, name, record) for name, record in records.items()}
+        measures = {name: prepare(name) for name, result in finished.items() if result is None}
         for name, record in records.items():
-            if finished[name] is not None:
+            if name not in measures:
                 log.info("task %s is finished already: %s", name, result_file(folder, name))
                 continue
-            finished[name] = _as_json(record, measure(name))
+            finished[name] = _as_json(record, measures[name]())
             files.write_json(result_file(folder, name), finished[name])
         _write_summary(folder, model, weights, list(finished.values()))
     _print(finished)

@@ -273,6 +273,16 @@ def test_wrong_task_files_are_named(folder, tmp_path, capsys, code, message):
     assert message in capsys.readouterr().err
 
 
+def test_no_task_is_run_before_all_can_be(folder, tmp_path, capsys):
+    (tmp_path / "last.py").write_text(
+        "from t5g2.eval.tasks import TextLoss\ndef get_tasks():\n"
+        "    return [TextLoss(data=[{'text': 'a'}], name=n, target=t) for n, t in (('a', '{text}'), ('b', '{txt}'))]"
+    )
+    assert evaluate(folder, tmp_path / "out", tasks=str(tmp_path / "last.py")) == 2
+    assert "task 'b', record 1: the record has no field 'txt'" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -344,3 +344,19 @@ def test_the_command_line_of_lm_eval_has_our_model(root, tmp_path, gemma, capsys
     assert f" {gemma['results']['own_loss']['bits_per_byte,none']:.4f}|" in capsys.readouterr().out
     assert run(f"path={tmp_path / 'none'}") == 2
     assert f"lm_eval: {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_predictions_are_what_the_model_was_asked_after_a_context_and_said():
+    """Choices after no context, for acc_mutual_info, are no choices; several texts of a filter are no likelihoods."""
+    after, alone = [("Q", " a"), ("Q", " b")], [("", " a"), ("", " b")]
+    shared = {"target": 0, "filter": "none", "metrics": ["acc"], "acc": 1.0}
+    samples = {
+        "choice": [{"arguments": [*after, *alone], "filtered_resps": [(x, False) for x in (-3.0, -4.0, -2.0, -1.0)],
+                    **shared}],
+        "bare": [{"arguments": alone, "filtered_resps": [(-3.0, False), (-2.0, True)], **shared}],
+        "texts": [{"arguments": [("Q", {"until": []})], "filtered_resps": [["a", "b"]], **shared}],
+    }  # fmt: skip
+    predictions = harness_evaluation.as_task_result({"results": {}, "samples": samples}, {}, "0").predictions
+    assert [prediction["output"] for prediction in predictions] == [" a", " b", ["a", "b"]]
+    assert predictions[0]["choices"] == [{"text": " a", "log_likelihood": -3.0}, {"text": " b", "log_likelihood": -4.0}]
+    assert "choices" not in predictions[2]
