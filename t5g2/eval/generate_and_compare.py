@@ -80,6 +80,8 @@ class GenerateAndCompare(RecordTask):
                 f"evaluation task {self.name!r} has images, and this model takes text only; load a model with an image "
                 f"tower, or leave the task out"
             )
+        if self.images:
+            self.check_images(examples, self.images)
 
         def measure(model: LanguageModule) -> TaskResult:
             outputs, errors, costs = _generate(self, model, examples, context)
@@ -154,7 +156,7 @@ def _generate(
         context.raise_if_stopping()
         batch, problems = _read(task, {number: examples[number] for number in numbers}, model, reading)
         errors |= problems
-        images = _stacked(batch.images) if batch.images else None
+        images = _stacked(batch.images) if any(map(len, batch.images)) else None
         outputs = complete(model, batch.tokens, images, setup=setup, indices=batch.numbers)
         for number, output in zip(batch.numbers, outputs, strict=True):
             texts[number] = as_text(output, reading.tokenizer, task.stop, skip_special_tokens=True).text.strip()

@@ -46,6 +46,12 @@ class ImageTask(RecordTask):
     image: str = "image"
     rows: Size = 32
 
+    @override
+    def read(self, context: EvalContext) -> list[TaskExample]:
+        examples = super().read(context)
+        self.check_images(examples, self.image)
+        return examples
+
     def _images(self, model: Any, examples: Sequence[TaskExample], context: EvalContext) -> "_Embedded":
         """Returns the embeddings of the images that can be read."""
         if not hasattr(model, "embed_texts"):

@@ -130,6 +130,14 @@ class RecordTask(Task):
             for number, answer in zip(numbers, self.shot_answers(pool, numbers), strict=True)
         ]
 
+    def check_images(self, examples: Sequence[TaskExample], field: str) -> None:
+        """Raises UserError if a record lacks the field of its images: no example could be read."""
+        for example in examples:
+            with self.naming(example.number):
+                if field not in example.record:
+                    names = ", ".join(example.record) or "none"
+                    raise UserError(f"the record has no field {field!r}, which is to hold its images; it has {names}")
+
     def naming(self, number: int) -> "_Naming":
         """Returns a context in which errors of a record have the names of the task and of the record."""
         return _Naming(self.name, number + 1)

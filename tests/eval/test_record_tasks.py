@@ -146,8 +146,31 @@ def test_an_example_that_cannot_be_read_is_counted_and_the_rest_goes_on(answers)
     assert result.scores["capitals/errors"] == 1
     assert result.scores["capitals/exact_match"] == pytest.approx(2 / 3)
     assert [prediction.get("error") for prediction in result.predictions] == [None, "torn.png is not an image", None]
+    with pytest.raises(UserError, match="record 1: the record has no field 'picture', which is to hold its images; it"):
+        generating(data=records, images="picture").prepare(context)
     with pytest.raises(UserError, match="'capitals' has images, and this model takes text only"):
         run(generating(images="image"))
+
+
+def test_a_batch_without_any_picture_is_one_of_texts(monkeypatch):
+    """Records may have no picture; of one batch, all of them, or all that can be read."""
+
+    def read_images(text, images):
+        if images == [None]:
+            raise UserError("an image is of type NoneType")
+        return ImagePrompt(TOKENIZER.encode(text), np.zeros((len(images), 2, 2, 3), np.float32))
+
+    def complete(model, prompts, images=None, *, setup, indices):
+        assert images is None
+        return [Output(TOKENIZER.encode("Paris"))] * len(prompts)
+
+    monkeypatch.setattr(generate_and_compare, "complete", complete)
+    records = [CAPITALS[0] | {"images": []}, CAPITALS[1] | {"images": None}]
+    reading = dataclasses.replace(Reading.trained(TOKENIZER), read_images=read_images)
+    context = dataclasses.replace(context_of(), reading=reading)
+    result = run(generating(data=records, images="images"), Scripted({}), context)
+    assert [prediction["output"] for prediction in result.predictions] == ["Paris", ""]
+    assert result.scores["capitals/errors"] == 1
 
 
 @pytest.mark.parametrize("config", [STACK, T5GEMMA], ids=["decoder-only", "encoder-decoder"])
@@ -425,7 +448,11 @@ def test_a_config_names_tasks_by_their_kind():
             "task 't': shots = 1, and TextRetrieval shows no solved examples; set shots to 0",
         ),
         (
-            lambda: ImageClassification(data=[{"label": "green"}], name="i", classes=("red", "blue")),
+            lambda: ImageClassification(data=[{"label": "red", "img": ""}], name="i", classes=("red", "blue")),
+            "task 'i', record 1: the record has no field 'image', which is to hold its images; it has label, img",
+        ),
+        (
+            lambda: ImageClassification(data=[{"label": "green", "image": ""}], name="i", classes=("red", "blue")),
             "task 'i', record 1: the label 'green' is no class; classes are red, blue",
         ),
     ],
