@@ -18,6 +18,7 @@ from t5g2.eval.generate_and_compare import GenerateAndCompare
 from t5g2.eval.task_interface import EvalContext
 from t5g2.eval.tasks import HeldoutLoss
 from t5g2.eval.text_loss import TextLoss
+from t5g2.eval.text_retrieval import TextRetrieval
 from t5g2.models.loss_config import LossConfig
 from t5g2.objectives import Causal
 from tests import tiny, weights
@@ -46,6 +47,7 @@ def scores(text: str) -> dict[str, float]:
         HeldoutLoss(source.text, Causal(), examples=None),
         TextLoss(data=RECORDS, name="text", target="{q} {a}"),
         ChooseByLikelihood(**shared, name="choice", choices=("no", "yes"), answer="{n}", metrics=("auc",)),
+        TextRetrieval(**shared, name="reversed", texts="{a}", ks=(1, 3)),
         GenerateAndCompare(**shared, name="words", reference="{a}", metrics=("chrf",), max_new_tokens=4),
     ]
     with jax.set_mesh(mesh):
