@@ -86,7 +86,13 @@ class ProbeScores(RecordTask):
                 raise UserError(
                     f"{where}: auc is of two classes, and the probe has {len(probe.classes)}; give accuracy or f1"
                 )
-        return metrics
+            if isinstance(metric, RocAuc) and metric.positive not in ("1", probe.classes[1]):
+                raise UserError(
+                    f"{where}: auc ranks the probability of the second class, {probe.classes[1]!r}, and "
+                    f"{metric.positive!r} is positive; leave positive out"
+                )
+        # the second class has the number 1 among labels
+        return tuple(RocAuc() if isinstance(metric, RocAuc) else metric for metric in metrics)
 
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:

@@ -20,7 +20,7 @@ from t5g2.data.sources.labelled_text import LabelledText
 from t5g2.data.sources.record_templates import RecordList
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.eval.evaluation import Evaluator
-from t5g2.eval.metrics.labels import F1
+from t5g2.eval.metrics.labels import F1, RocAuc
 from t5g2.eval.probe_scores import ProbeScores
 from t5g2.eval.task_interface import EvalContext
 from t5g2.eval.tasks import HeldoutLoss
@@ -336,6 +336,11 @@ def test_a_number_has_no_f1_and_three_classes_no_area():
         ProbeScores(data=RECORDS, name="p", metrics=("f1",)).check(ProbeConfig())
     with pytest.raises(UserError, match="auc is of two classes, and the probe has 3; give accuracy or f1"):
         ProbeScores(data=RECORDS, name="p", metrics=("auc",)).check(ProbeConfig(CLASSES))
+    named = ProbeScores(data=RECORDS, name="p", metrics=(RocAuc(positive="yes"),))
+    # the second class by its name is that of number 1, and no other class is ranked
+    assert named.check(ProbeConfig(("no", "yes"))) == (RocAuc(),)
+    with pytest.raises(UserError, match="auc ranks the probability of the second class, 'no', and 'yes' is positive"):
+        named.check(ProbeConfig(("yes", "no")))
     with pytest.raises(UserError, match=r"probe\.state = 'first' of a decoder-only model, whose first state"):
         probed("gemma", state="first")
     heldout = HeldoutLoss(labelled(), Probe())
