@@ -66,16 +66,15 @@ def checked_types(value: Any, *, where: str, tables: Sequence[KindTable] = ()) -
     Raises:
       UserError: a field has a wrong type; names its dotted path.
     """
-    cls = next(c for c in type(value).__mro__ if c.__module__.startswith(f"{__package__.partition('.')[0]}."))
-    changes = {}
+    cls = next(c for c in type(value).__mro__ if c.__module__.startswith("t5g2."))
     if not dataclasses.is_dataclass(cls):
         return value
-    hints = typing.get_type_hints(cls)
+    hints, changes = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
-        given = getattr(value, field.name)
-        node = given.item() if isinstance(given, np.generic) else given
+        item = getattr(value, field.name)
+        node = item.item() if isinstance(item, np.generic) else item
         built = build(hints[field.name], node, where=f"{where}.{field.name}", tables=tables)
-        if isinstance(given, list | np.generic):
+        if isinstance(item, list | np.generic):
             changes[field.name] = built
     return dataclasses.replace(value, **changes) if changes else value
 

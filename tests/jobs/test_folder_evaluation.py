@@ -273,6 +273,30 @@ def test_wrong_task_files_are_named(folder, tmp_path, capsys, code, message):
     assert message in capsys.readouterr().err
 
 
+def test_what_a_python_file_makes_is_what_a_config_would(tmp_path):
+    """Lists are tuples and NumPy's numbers Python's; a field that a user's class adds may have any type."""
+    (tmp_path / "own.py").write_text("""
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5g2.eval.tasks import GenerateAndCompare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(GenerateAndCompare):
+    words: list[str] | None = None
+
+
+def get_tasks():
+    shared = {"data": [{"a": 1}], "template": "{a}", "reference": "{a}", "stop": ["x"], "metrics": ["accuracy"]}
+    return [GenerateAndCompare(name="g", max_new_tokens=np.int64(3), **shared), Own(name="own", words=["a"], **shared)]
+""")
+    plain, own = task_files.load([str(tmp_path / "own.py")])
+    assert (plain.stop, plain.metrics, type(plain.max_new_tokens)) == (("x",), ("accuracy",), int)
+    assert (own.stop, own.words) == (("x",), ["a"])
+
+
 def test_no_task_is_run_before_all_can_be(folder, tmp_path, capsys):
     (tmp_path / "last.py").write_text(
         "from t5g2.eval.tasks import TextLoss\ndef get_tasks():\n"
