@@ -24,6 +24,7 @@ from t5g2.eval.generation_cost import cost_scores
 from t5g2.eval.generation_options import BeamCount, LengthPenalty
 from t5g2.eval.metrics import catalogue
 from t5g2.eval.metrics.intervals import Interval
+from t5g2.eval.metrics.labels import OF_LABELS, OF_NUMBERS
 from t5g2.eval.metrics.metric import Metric
 from t5g2.eval.output_text import as_text
 from t5g2.eval.reading import Reading, warn_beyond_context
@@ -75,6 +76,11 @@ class GenerateAndCompare(RecordTask):
         for example in examples:
             with self.naming(example.number):
                 references.append(_references(template, example.record))
+        try:
+            _options(self, context)
+            _check_references(metrics, references)
+        except UserError as error:
+            raise UserError(f"evaluation task {self.name!r}: {error}") from None
         if self.images and context.model_reading.read_images is None:
             raise UserError(
                 f"evaluation task {self.name!r} has images, and this model takes text only; load a model with an image "
@@ -108,6 +114,28 @@ def _references(template: Template, record: Record) -> list[str]:
     return values
 
 
+def _check_references(metrics: Sequence[Metric], references: Sequence[Sequence[str]]) -> None:
+    """Raises UserError if a metric cannot compare with these, before the model has run on everything."""
+    for metric in metrics:
+        if isinstance(metric, (*OF_LABELS, *OF_NUMBERS)):
+            metric.rows(["0"] * len(references), references)
+
+
+def _options(task: GenerateAndCompare, context: EvalContext) -> GenerationOptions:
+    """Returns the options of a task's generation; raises UserError if they exclude each other."""
+    reading = context.model_reading
+    return GenerationOptions(
+        task.max_new_tokens,
+        stop_ids=reading.stop_ids,
+        pad_id=reading.tokenizer.special_tokens.pad,
+        sampler=task.sampler,
+        compute=context.compute,
+        suppressed_ids=reading.suppressed_ids,
+        num_beams=task.num_beams,
+        length_penalty=task.length_penalty,
+    )
+
+
 class _PromptBatch(NamedTuple):
     """Prompts that can be read.
 
@@ -130,16 +158,7 @@ def _generate(
     Prompts of about one length are a batch, whose images alone are in memory.
     """
     reading = context.model_reading
-    options = GenerationOptions(
-        task.max_new_tokens,
-        stop_ids=reading.stop_ids,
-        pad_id=reading.tokenizer.special_tokens.pad,
-        sampler=task.sampler,
-        compute=context.compute,
-        suppressed_ids=reading.suppressed_ids,
-        num_beams=task.num_beams,
-        length_penalty=task.length_penalty,
-    )
+    options = _options(task, context)
     rows, vocab_size = context.data.rows, model.config.decoder_stack.vocab_size
     setup = GenerationSetup(
         options,

@@ -23,7 +23,7 @@ from t5g2.data.sources.labelled_text import label_number
 from t5g2.data.sources.record_templates import Record, Template
 from t5g2.eval.generation import LanguageModule, batches_by_length, pad_rows
 from t5g2.eval.metrics import catalogue
-from t5g2.eval.metrics.labels import F1, OF_LABELS, Pearson, RocAuc, Spearman
+from t5g2.eval.metrics.labels import F1, OF_LABELS, OF_NUMBERS, RocAuc
 from t5g2.eval.metrics.metric import Metric, NamedMeans
 from t5g2.eval.reading import warn_beyond_context
 from t5g2.eval.record_task import RecordTask, Scored, groups_of, result
@@ -31,8 +31,6 @@ from t5g2.eval.task_interface import EvalContext, MeasureFunction, TaskResult
 from t5g2.models import probe_head
 from t5g2.models.config import ProbeConfig
 from t5g2.models.layers import Compute
-
-OF_NUMBERS = (Pearson, Spearman)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from t5g2.eval import generate_and_compare, likelihood, record_task
 from t5g2.eval.choose_by_likelihood import ChooseByLikelihood
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.generate_and_compare import GenerateAndCompare
-from t5g2.eval.generation import Output
+from t5g2.eval.generation import Output, TopK
 from t5g2.eval.image_tasks import ImageClassification, ImageTextRetrieval
 from t5g2.eval.metrics.labels import F1, RocAuc
 from t5g2.eval.metrics.metric import NamedMeans
@@ -404,6 +404,12 @@ def test_a_config_names_tasks_by_their_kind():
         (lambda: generating(data=[CAPITALS[0] | {"also": []}]), "record 1: no reference: '{also}' is an empty list"),
         (lambda: generating(metrics=("blue",)), "task 'capitals': unknown metric 'blue'; did you mean 'bleu'"),
         (lambda: generating(metrics=(Bleu(tokenize="13b"),)), "unknown tokenizer '13b' of bleu; did you mean '13a'"),
+        (
+            lambda: generating(reference="{capital}", metrics=("spearman",)),
+            "task 'capitals': the reference of example 1 is 'Paris', and spearman is of numbers; give numbers",
+        ),
+        (lambda: generating(num_beams=2, sampler=TopK(3)), "task 'capitals': num_beams = 2 and a sampler: beam search"),
+        (lambda: generating(metrics=("mcc",)), "task 'capitals': example 1 has 2 references, and this metric compares"),
         (lambda: generating(template="{"), "task 'capitals': template '{': "),
         (lambda: generating(template="{}"), "task 'capitals': template '{}' has a field without a name"),
         (lambda: generating(shots=3), "shots = 3, and there are 3 records to show; lower shots"),

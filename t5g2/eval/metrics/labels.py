@@ -195,7 +195,7 @@ class RocAuc(Metric):
         return np.array([roc_auc_score(drawn[:, 1], drawn[:, 0], sample_weight=counts_N[counts_N > 0])], np.float64)
 
 
-OF_LABELS = (Accuracy, F1, Matthews, RocAuc)
+OF_LABELS, OF_NUMBERS = (Accuracy, F1, Matthews, RocAuc), (Pearson, Spearman)
 
 
 def _label(value: Any) -> str:
