@@ -15,9 +15,10 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Checks a config in a dry run: shapes, shardings, memory per device, FLOPs, one batch; of a target, also the time.
+    """Checks a config in a dry run: shapes, shardings, memory, FLOPs, one batch, and the time on TPUs.
 
-    No weight is computed. The compiler of --target is libtpu (pip install 't5g2[tpu-aot]'); it takes minutes.
+    No weight is computed. The time is that of a --target, whose compiler is libtpu (pip install 't5g2[tpu-aot]'), which
+    takes minutes.
 
     Example: t5g2 check --config=configs/t5gemma2.py:270m-270m --target=v5p:4x4x4
     Example: t5g2 check --config=configs/quickstart.py:adapted --devices=8 --hbm_gib=16

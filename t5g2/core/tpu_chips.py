@@ -1,6 +1,6 @@
 """The kinds of TPU that programs are compiled for: the topologies that there are, memory, clock and links."""
 
-import itertools
+import functools
 import math
 from typing import NamedTuple
 
@@ -9,6 +9,19 @@ from t5g2.core.errors import UserError, unknown
 # all topologies of the flat chips, and the small ones of the others
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+
+
+@functools.cache
+def _whole_cubes(most: int) -> tuple[str, ...]:
+    """Returns the slices of at most so many chips whose sides are multiples of 4, the smaller ones first."""
+    sides = range(4, most // 16 + 1, 4)
+    sizes = (
+        (a, b, c)
+        for a in sides
+        for b in range(a, math.isqrt(most // a) + 1, 4)
+        for c in range(b, most // (a * b) + 1, 4)
+    )
+    return tuple("x".join(map(str, size)) for size in sorted(sizes, key=lambda size: (math.prod(size), size)))
 
 
 class Chip(NamedTuple):
@@ -40,11 +53,7 @@ class Chip(NamedTuple):
     @property
     def topologies(self) -> tuple[str, ...]:
         """The slices that there are: sides with x between them."""
-        if self.flat:
-            return _FLAT
-        sides = range(4, self.most // 16 + 1, 4)
-        whole = (sizes for sizes in itertools.combinations_with_replacement(sides, 3) if math.prod(sizes) <= self.most)
-        return (*_CUBES, *("x".join(map(str, sizes)) for sizes in sorted(whole, key=math.prod)))
+        return _FLAT if self.flat else (*_CUBES, *_whole_cubes(self.most))
 
     def links(self, span: tuple[int, ...], slice_: tuple[int, ...]) -> int:
         """Returns the links through which a chip reaches the others of a group.

@@ -78,7 +78,10 @@ def test_in_and_out_in_processes_of_their_own(made, tmp_path):
     imported = run("import", f"--source={made / 't5gemma2'}", f"--out={tmp_path / 'model'}")
     assert "parameters" in imported.stdout
     run("export", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'again'}")
-    assert content(tmp_path / "again") == content(made / "t5gemma2")
+    again = content(tmp_path / "again")
+    # the one file that the folder lacked, without which transformers pads with nothing
+    assert json.loads(again.pop("tokenizer_config.json"))["pad_token"] == "<pad>"
+    assert again == content(made / "t5gemma2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "model"]
 
 
