@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.conftest import write_corpus
 from tests.e2e.run_results import saved_steps
+from tests.e2e.test_resume import descendants
 from tests.processes import start
 from tests.processes.test_training import await_step, train
 
@@ -84,10 +85,7 @@ def test_a_run_goes_on_after_a_process_was_killed(tmp_path):
     child = subprocess.Popen(command, cwd=start.ROOT, stderr=subprocess.PIPE, text=True, env=environ)
     try:
         await_step(workdir, 6, [child])
-        victim = subprocess.run(
-            ["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True
-        ).stdout.split()[1]
-        os.kill(int(victim), signal.SIGKILL)
+        os.kill(descendants(child.pid)[1], signal.SIGKILL)
         _, written = child.communicate(timeout=240)
     finally:
         child.kill()
