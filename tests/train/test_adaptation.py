@@ -23,6 +23,7 @@ from t5g2.models.config import text_only, to_dict
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 from t5g2.train.adaptation import adapt_folder, adapt_into
+from t5g2.train.state import TrainState
 from t5g2.train.weight_origin import Adapt
 from t5g2.train.workdir import finish
 from tests import tiny, weights
@@ -72,7 +73,8 @@ def test_a_tokenizer_in_a_file_goes_along(tmp_path):
     settings.append(("model.vocab_size", str(tokenizer.vocab_size)))
     experiment = config_file.load(f"{Path(__file__).parents[1] / 'e2e' / 'config.py'}:source@{tmp_path}", settings)
     (tmp_path / "run").mkdir()
-    finish(tmp_path / "run", experiment, 3, build.make(experiment.model, key=jax.random.key(0)), None)
+    state = TrainState(3, build.make(experiment.model, key=jax.random.key(0)), None)
+    finish(tmp_path / "run", experiment, 3, state, None)
     made = open_model(tmp_path / "run" / "model")
     assert from_dict(made.tokenizer, made.path) == tokenizer
 
