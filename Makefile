@@ -51,7 +51,8 @@ OLDER_ONLY := core/test_bounds core/test_errors core/test_files core/test_logs c
 	core/test_temporary_files core/test_terminal models/test_backend_choice models/test_flops models/test_masks \
 	models/test_model_config models/test_sizes train/test_adaptation train/test_data_resume train/test_experiment \
 	train/test_own_classes train/test_run_tokenizer train/test_teachers train/test_workdir eval/test_metrics \
-	eval/test_tasks eval/test_long_context eval/test_stop_strings eval/test_output_text
+	eval/test_tasks eval/test_long_context eval/test_stop_strings eval/test_output_text \
+	eval/test_small_tasks eval/test_data_set_records core/test_tpu_chips
 
 test-newer: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) $(NEWER) \
