@@ -10,10 +10,11 @@ from flax import nnx
 from t5g2.core import settings, tree
 from t5g2.core.errors import UserError
 from t5g2.models import build
-from t5g2.train import optim, schedules
+from t5g2.train import config_file, loop, optim, schedules
 from t5g2.train.optim import Decay, Freeze, OptimConfig
 from t5g2.train.optimizers import OPTIMIZERS, Adafactor, AdamW, Lion, Muon
 from t5g2.train.schedules import Constant, Cosine, InverseSqrt, Linear, WarmupStableDecay
+from t5g2.train.state import TrainState
 from tests import tiny
 
 
@@ -391,3 +392,14 @@ def test_stored_leaves_of_one_path_have_random_bits_of_their_own():
     first, second = (np.asarray(slot.mlp.up[...], np.float32) for slot in after.layers.slots)
     assert set(first.ravel()) == set(second.ravel()) == {1.0, 1.0 - 2.0**-8}
     assert (first != second).any()
+
+
+def test_what_is_evaluated(params):
+    """The weights, or with eval.ema their running mean, which a run must keep."""
+    file, changes = "tests/e2e/config.py:source@nowhere", [("optim.ema", "0.5"), ("eval.ema", "True")]
+    state = TrainState(1, params, optim.StateWithMean(None, jax.tree.map(jnp.zeros_like, params)))
+    with_mean, without = (loop.evaluated(config_file.load(file, changes[:n]), state) for n in (2, 1))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(with_mean))
+    assert without is params
+    with pytest.raises(UserError, match=r"eval\.ema is set, and no mean of the weights is kept; set optim\.ema"):
+        config_file.load(file, changes[1:])
