@@ -2,10 +2,13 @@
 
 import abc
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
+from typing_extensions import override
 
 from t5g2.core.batch import Example
+from t5g2.core.errors import unknown
 from t5g2.core.special_tokens import SpecialTokens
 
 
@@ -99,3 +102,22 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
         """Returns the example that is made of int32[L] tokens, L >= 2."""
+
+
+class OneDenoiser(Objective):
+    """An objective with a single denoiser, without sentinels."""
+
+    @property
+    @override
+    def weights(self) -> tuple[float, ...]:
+        return (1.0,)
+
+    @override
+    def sentinels_needed(self, tokens: int) -> int:
+        return 0
+
+    @override
+    def only(self, denoiser: str) -> Self:
+        if denoiser not in self.denoisers:
+            raise unknown("denoiser", denoiser, self.denoisers)
+        return self

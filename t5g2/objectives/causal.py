@@ -8,15 +8,14 @@ from typing_extensions import override
 
 from t5g2.core.batch import Example
 from t5g2.core.bounds import Bounds, checked
-from t5g2.core.errors import unknown
-from t5g2.core.objective import Objective
+from t5g2.core.objective import OneDenoiser
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
 @checked
-class Causal(Objective):
+class Causal(OneDenoiser):
     """Every token is predicted from those before it; there is no encoder input.
 
     With bos = 2, eos = 1, tokens [11 12 13 14]:
@@ -49,24 +48,9 @@ class Causal(Objective):
     def denoisers(self) -> tuple[str, ...]:
         return ("causal",)
 
-    @property
-    @override
-    def weights(self) -> tuple[float, ...]:
-        return (1.0,)
-
     @override
     def lengths(self, tokens: int) -> tuple[int, int]:
         return 0, tokens + self.eos
-
-    @override
-    def sentinels_needed(self, tokens: int) -> int:
-        return 0
-
-    @override
-    def only(self, denoiser: str) -> "Causal":
-        if denoiser not in self.denoisers:
-            raise unknown("denoiser", denoiser, self.denoisers)
-        return self
 
     @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:

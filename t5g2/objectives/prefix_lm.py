@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from t5g2.core.batch import Example
 from t5g2.core.bounds import Bounds, checked
-from t5g2.core.errors import UserError, unknown
-from t5g2.core.objective import Objective
+from t5g2.core.errors import UserError
+from t5g2.core.objective import OneDenoiser
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
@@ -24,7 +24,7 @@ MAX_SHIFT = 3
 
 @dataclass(frozen=True)
 @checked
-class PrefixLM(Objective):
+class PrefixLM(OneDenoiser):
     """The first part of the tokens is the encoder's input, the rest is the decoder's target.
 
     Two halves, with bos = 2, eos = 1, tokens [11 12 13 14 15]:
@@ -63,11 +63,6 @@ class PrefixLM(Objective):
     def denoisers(self) -> tuple[str, ...]:
         return ("prefix_lm",)
 
-    @property
-    @override
-    def weights(self) -> tuple[float, ...]:
-        return (1.0,)
-
     @override
     def lengths(self, tokens: int) -> tuple[int, int]:
         if self.prefix == "uniform" or self.split_at == "text":
@@ -76,22 +71,12 @@ class PrefixLM(Objective):
         return min(split + shift, tokens - 1), min(tokens - split + shift, tokens - 1) + self.eos
 
     @override
-    def sentinels_needed(self, tokens: int) -> int:
-        return 0
-
-    @override
     def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
         if self.split_at != "token" and special_tokens.first_byte is None:
             raise UserError(
                 f"split_at = {self.split_at!r}, and the tokenizer has no tokens for the 256 bytes, which are needed to "
                 f'recognise parts of a character; take split_at = "token"'
             )
-
-    @override
-    def only(self, denoiser: str) -> "PrefixLM":
-        if denoiser not in self.denoisers:
-            raise unknown("denoiser", denoiser, self.denoisers)
-        return self
 
     @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:

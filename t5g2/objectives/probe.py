@@ -11,13 +11,12 @@ from typing_extensions import override
 
 from t5g2.core import pairs
 from t5g2.core.batch import Example
-from t5g2.core.errors import unknown
-from t5g2.core.objective import Objective
+from t5g2.core.objective import OneDenoiser
 from t5g2.core.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True)
-class Probe(Objective):
+class Probe(OneDenoiser):
     """The encoder reads the text, the decoder BOS alone; the one target, padding, stands for the label.
 
     With bos = 2, pad = 0, the text [11 12 13] and the label 1:
@@ -49,11 +48,6 @@ class Probe(Objective):
     def denoisers(self) -> tuple[str, ...]:
         return ("probe",)
 
-    @property
-    @override
-    def weights(self) -> tuple[float, ...]:
-        return (1.0,)
-
     @override
     def text(self, tokens: np.ndarray) -> np.ndarray:
         return pairs.split(tokens)[0]
@@ -62,16 +56,6 @@ class Probe(Objective):
     def lengths(self, tokens: int) -> tuple[int, int]:
         # beside the text a pair has the number of its tokens, and the label
         return tokens - 2, 1
-
-    @override
-    def sentinels_needed(self, tokens: int) -> int:
-        return 0
-
-    @override
-    def only(self, denoiser: str) -> "Probe":
-        if denoiser not in self.denoisers:
-            raise unknown("denoiser", denoiser, self.denoisers)
-        return self
 
     @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:

@@ -8,15 +8,15 @@ from typing_extensions import override
 from t5g2.core import pairs
 from t5g2.core.batch import Example
 from t5g2.core.bounds import Size, checked
-from t5g2.core.errors import UserError, unknown
-from t5g2.core.objective import Objective
+from t5g2.core.errors import UserError
+from t5g2.core.objective import OneDenoiser
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
 @checked
-class Seq2Seq(Objective):
+class Seq2Seq(OneDenoiser):
     """The encoder reads the inputs, the decoder predicts the targets; all targets have a loss.
 
     With bos = 2, inputs [11 12 13], targets [21 22 1] (core/pairs.py has the format of a pair):
@@ -55,11 +55,6 @@ class Seq2Seq(Objective):
     def denoisers(self) -> tuple[str, ...]:
         return ("seq2seq",)
 
-    @property
-    @override
-    def weights(self) -> tuple[float, ...]:
-        return (1.0,)
-
     @override
     def text(self, tokens: np.ndarray) -> np.ndarray:
         return tokens[1:]  # without the number of inputs
@@ -68,16 +63,6 @@ class Seq2Seq(Objective):
     def lengths(self, tokens: int) -> tuple[int, int]:
         # the first token of a pair is the number of inputs
         return min(self.inputs_tokens, tokens - 1), min(self.targets_tokens, tokens - 1) + self.eos
-
-    @override
-    def sentinels_needed(self, tokens: int) -> int:
-        return 0
-
-    @override
-    def only(self, denoiser: str) -> "Seq2Seq":
-        if denoiser not in self.denoisers:
-            raise unknown("denoiser", denoiser, self.denoisers)
-        return self
 
     @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:

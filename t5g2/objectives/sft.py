@@ -20,15 +20,15 @@ from typing_extensions import override
 
 from t5g2.core.batch import Example
 from t5g2.core.bounds import TokenId, checked
-from t5g2.core.errors import UserError, unknown
-from t5g2.core.objective import Objective
+from t5g2.core.errors import UserError
+from t5g2.core.objective import OneDenoiser
 from t5g2.core.special_tokens import SpecialTokens
 from t5g2.objectives.teacher_forcing import teacher_forced
 
 
 @dataclass(frozen=True)
 @checked
-class SupervisedFineTuning(Objective):
+class SupervisedFineTuning(OneDenoiser):
     """The encoder reads the prompt, the decoder predicts the answer.
 
     With bos = 2, eos = 1, answers that begin after [50 51] and end with [60], other turns that begin with [50 52]:
@@ -83,30 +83,15 @@ class SupervisedFineTuning(Objective):
         # curves of a run that goes on, and of runs that are compared, have one name
         return ("answers",)
 
-    @property
-    @override
-    def weights(self) -> tuple[float, ...]:
-        return (1.0,)
-
     @override
     def lengths(self, tokens: int) -> tuple[int, int]:
         return tokens - 1, tokens - len(self.starts) + self.eos
-
-    @override
-    def sentinels_needed(self, tokens: int) -> int:
-        return 0
 
     @override
     def check_tokenizer(self, special_tokens: SpecialTokens, vocab_size: int) -> None:
         for name in ("starts", "ends"):
             if not all(0 <= token < vocab_size for token in getattr(self, name)):
                 raise UserError(f"{name} = {getattr(self, name)}; the tokenizer's ids are 0 to {vocab_size - 1}")
-
-    @override
-    def only(self, denoiser: str) -> "SupervisedFineTuning":
-        if denoiser not in self.denoisers:
-            raise unknown("denoiser", denoiser, self.denoisers)
-        return self
 
     @override
     def __call__(self, tokens: np.ndarray, rng: np.random.Generator, *, special_tokens: SpecialTokens) -> Example:
