@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ from t5g2.core.machine import machine_memory
 GIB = 2**30  # bytes
 
 # bf16 matmul peak of one device in FLOP/s, dense. TPUs: the numbers MaxText divides by (MaxText README and
-# configs/tpu); GPUs: NVIDIA's data sheets, without sparsity. Keys are beginnings of jax's `device_kind`.
+# configs/tpu; a TPU7x is two devices); GPUs: NVIDIA's data sheets, without sparsity. Keys are beginnings of jax's
+# `device_kind`.
 NAMED_PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
+    "TPU7x": 2307e12 / 2,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -32,7 +33,7 @@ NAMED_BANDWIDTHS = {
     "TPU v5 lite": 819e9,
     "TPU v5": 2765e9,
     "TPU v6 lite": 1640e9,
-    "TPU7x": 7380e9,
+    "TPU7x": 7380e9 / 2,
     "NVIDIA A100": 2039e9,  # of 80 GB; that of 40 GB has 1555e9
     "NVIDIA H100": 3350e9,
     "NVIDIA H200": 4800e9,
@@ -121,6 +122,29 @@ def memory_gib() -> dict[str, float]:
     host_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     peaks = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
     return {"memory/host_gib": host_gib} | ({"memory/device_gib": max(peaks) / GIB} if peaks else {})
+
+
+class ProgramMemory(NamedTuple):
+    """Bytes of one device: the arguments of a program, and what exists besides while it runs."""
+
+    arguments: int
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of both."""
+        return self.arguments + self.temporary
+
+
+def program_memory(compiled: Any, platform: str) -> ProgramMemory:
+    """Returns what a compiled program, with donated arguments, holds on each device of a platform, such as "tpu"."""
+    analysis = compiled.memory_analysis()
+    arguments = analysis.argument_size_in_bytes
+    if platform == "tpu":  # its temp_size_in_bytes counts gaps between arrays twice, and the program is in its memory
+        return ProgramMemory(
+            arguments, analysis.peak_memory_in_bytes + analysis.generated_code_size_in_bytes - arguments
+        )
+    return ProgramMemory(arguments, analysis.temp_size_in_bytes)
 
 
 def device_memory() -> int:

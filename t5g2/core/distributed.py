@@ -36,8 +36,8 @@ _PROCESS_VARIABLES = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     """Joins the processes of a run on several hosts into one; call it before anything asks for devices.
 
-    JAX finds the coordinator and the process's number by itself on Cloud TPU, Slurm, Open MPI and Kubernetes; elsewhere
-    set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX finds the coordinator and the process's number by itself on Cloud TPU, Slurm, Open MPI and, with the package
+    kubernetes, Kubernetes; elsewhere set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Args:
       distributed: "auto" joins if the environment describes several processes, "on" always, "off" never.
@@ -58,9 +58,9 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
         sys.excepthook = _print_and_leave
     except ValueError as error:
         raise UserError(
-            f"this process cannot join the others: {error} JAX detects the processes of Cloud TPU, Slurm, Open MPI and "
-            f"Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or "
-            f"use --distributed=off"
+            f"this process cannot join the others: {error} JAX detects the processes of Cloud TPU, Slurm, Open MPI "
+            f"and, with the package kubernetes, Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, "
+            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID, or use --distributed=off"
         ) from None
 
 
@@ -92,7 +92,10 @@ def _has_other_processes(environ: Mapping[str, str]) -> bool:
     # SLURM_STEP_NUM_TASKS counts what one srun started; without srun there is no step and this process is alone
     if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return True
-    if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
+    if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1:
+        return True
+    # a pod of an Indexed Job cannot tell how many there are; to join, even alone, beats many runs in one folder
+    if "JOB_COMPLETION_INDEX" in environ and "KUBERNETES_SERVICE_HOST" in environ:
         return True
     # a host of a Cloud TPU may be one of a pod; joining works on a single one too
     chips = any(Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*"))

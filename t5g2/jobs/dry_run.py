@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from t5g2.core import logs, metrics_writer, sharding, tpu_chips, tree
-from t5g2.core.device import GIB
+from t5g2.core.device import GIB, program_memory
 from t5g2.core.errors import UserError
 from t5g2.core.tpu_chips import Target
 from t5g2.data.pipeline import Pipeline
@@ -264,16 +264,16 @@ def _print_compiled(plan: Plan, memory: MemoryEstimate, *, simulated: bool, comp
         print(f"the step was not compiled{why}; activations are an estimate\n")
         return memory.total
     start = time.perf_counter()
-    analysis = compile_step(plan, little_memory=simulated).memory_analysis()
-    state, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    compiled_step = compile_step(plan, little_memory=simulated)
+    held = program_memory(compiled_step, plan.mesh.devices.flat[0].platform)
     print(
-        f"compiled in {time.perf_counter() - start:.0f} s, nothing run or allocated: {(state + temporary) / GIB:.3f} "
-        f"GiB per device, {state / GIB:.3f} of them weights, optimizer and batch"
+        f"compiled in {time.perf_counter() - start:.0f} s, nothing run or allocated: {held.total / GIB:.3f} GiB per "
+        f"device, {held.arguments / GIB:.3f} of them weights, optimizer and batch"
     )
     if simulated:
         print("(by XLA for a CPU, which widens bfloat16 and fuses less: an accelerator takes less; see --target)")
     print()
-    return state + temporary
+    return held.total
 
 
 def compile_step(plan: Plan, *, little_memory: bool) -> Any:

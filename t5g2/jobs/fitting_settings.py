@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import jax
 from t5g2.core import sharding
 from t5g2.core.device import GIB
 from t5g2.core.errors import UserError
+from t5g2.core.sharding import MeshShape
 from t5g2.core.tpu_chips import Target
 from t5g2.jobs import tpu_compiler
 from t5g2.jobs.memory_estimate import estimate
+from t5g2.models.config import EncoderDecoderConfig
 from t5g2.train import plan as plans
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -40,34 +43,50 @@ def report(plan: Plan, target: Target, most: int, *, used: int) -> str:
       used: those that the plan's step takes; estimates are corrected by what the compiler says of this one.
     """
     factor = used / estimate(plan).total
+    devices = list(plan.mesh.devices.flat)
+
+    def estimated(candidate: Candidate) -> tuple[Plan, float]:
+        mesh = sharding.make(candidate.experiment.mesh, devices)
+        with jax.set_mesh(mesh):
+            other = plans.make(candidate.experiment, mesh)
+            return other, factor * estimate(other).total
+
     lines, tries = ["the nearest settings, by the estimate and then by the compiler:"], 0
-    for candidate in candidates(plan.experiment, plan.mesh.shape):
-        try:
-            mesh = sharding.make(candidate.experiment.mesh, list(plan.mesh.devices.flat))
-            plans.all_rows(candidate.experiment, mesh)
-            with jax.set_mesh(mesh):
-                other = plans.make(candidate.experiment, mesh)
-                estimated = factor * estimate(other).total
-                if estimated > most:
-                    continue
-                used = tpu_compiler.compile_step(other).used
-        except UserError:  # this mesh does not fit the rows, or the heads
+    for group in candidates(plan.experiment, plan.mesh.shape):
+        possible = [candidate for candidate in group if _is_possible(candidate, devices)]
+        # more microbatches never take more
+        if not possible or estimated(possible[-1])[1] > most:
             continue
-        tries += 1
-        verdict = "fits" if used <= most else "does not fit"
-        lines.append(f"  {candidate.flags}: estimate {estimated / GIB:.2f} GiB, compiled {used / GIB:.2f}, {verdict}")
-        if used <= most or tries == TRIES:
-            break
+        for candidate in possible:
+            other, size = estimated(candidate)
+            if size > most:
+                continue
+            with jax.set_mesh(other.mesh):
+                used = tpu_compiler.compile_step(other).used
+            tries += 1
+            verdict = "fits" if used <= most else "does not fit"
+            lines.append(f"  {candidate.flags}: estimate {size / GIB:.2f} GiB, compiled {used / GIB:.2f}, {verdict}")
+            if used <= most or tries == TRIES:
+                return "\n".join(lines)
     if not tries:
         lines.append(f"  none: with every remat, microbatch and mesh the estimate is above {target}'s memory")
     return "\n".join(lines)
 
 
-def candidates(experiment: Experiment, axes: Mapping[str, int]) -> Iterator[Candidate]:
+def _is_possible(candidate: Candidate, devices: list[Any]) -> bool:
+    """True if the mesh fits the devices, the rows and the heads."""
+    try:
+        plans.all_rows(candidate.experiment, sharding.make(candidate.experiment.mesh, devices))
+    except UserError:
+        return False
+    return True
+
+
+def candidates(experiment: Experiment, axes: Mapping[str, int]) -> Iterator[list[Candidate]]:
     """Yields settings from the nearest on: those that change least, and among them those that cost least time.
 
     The mesh changes most, because a batch is chosen with it in mind; then what is recomputed in the backward pass, and
-    then the number of microbatches.
+    then the number of microbatches. Those that differ in this alone are one list.
 
     Args:
       axes: sizes of the axes of the mesh, as they are on the devices.
@@ -77,29 +96,36 @@ def candidates(experiment: Experiment, axes: Mapping[str, int]) -> Iterator[Cand
     policies = policies[policies.index(compute.remat) :] if compute.remat in policies else (compute.remat, "block")
     parts = [train.microbatches * 2**power for power in range(12)]
     parts = [count for count in parts if experiment.data.rows % count == 0]
-    for sizes, remat, count in itertools.product(_meshes(axes), policies, parts):
-        changes: dict[str, Any] = {f"mesh.{axis}": size for axis, size in sizes.items()}
-        if remat != compute.remat:
-            changes["compute.remat"] = remat
-        if count != train.microbatches:
-            changes["train.microbatches"] = count
-        if not changes:
-            continue
-        changed = dataclasses.replace(
-            experiment,
-            mesh=dataclasses.replace(experiment.mesh, **sizes),
-            compute=dataclasses.replace(compute, remat=remat),
-            train=dataclasses.replace(train, microbatches=count),
-        )
-        yield Candidate(changes, changed)
+    two_sided = isinstance(experiment.model, EncoderDecoderConfig)
+    for settings, remat in itertools.product(_meshes(experiment.mesh, axes, two_sided=two_sided), policies):
+        group = []
+        for count in parts:
+            changes: dict[str, Any] = {f"mesh.{name}": value for name, value in settings.items()}
+            if remat != compute.remat:
+                changes["compute.remat"] = remat
+            if count != train.microbatches:
+                changes["train.microbatches"] = count
+            changed = dataclasses.replace(
+                experiment,
+                mesh=dataclasses.replace(experiment.mesh, **settings),
+                compute=dataclasses.replace(compute, remat=remat),
+                train=dataclasses.replace(train, microbatches=count),
+            )
+            if changes:
+                group.append(Candidate(changes, changed))
+        yield group
 
 
-def _meshes(axes: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Yields the axes of meshes that differ from the run's: none, and then rows over fsdp alone, with tensor or not."""
+def _meshes(shape: MeshShape, axes: Mapping[str, int], *, two_sided: bool) -> Iterator[dict[str, Any]]:
+    """Yields what differs in other meshes: nothing; ZeRO-1; FSDP; and with more tensor or context parallelism."""
     yield {}
-    devices = axes["data"] * axes["fsdp"] * axes["tensor"]
-    for tensor in (1, 2, 4, 8):
-        if devices % tensor == 0:
-            sizes = {"data": 1, "fsdp": devices // tensor, "tensor": tensor}
-            if any(axes[axis] != size for axis, size in sizes.items()):
-                yield sizes
+    if axes["data"] > 1 and shape.strategy in ("axes", "data"):
+        yield {"strategy": "zero1"}
+    contexts = [axes["context"] * power for power in (1, 2, 4)] if two_sided else [1]
+    for context, tensor in itertools.product(contexts, (1, 2, 4, 8)):
+        other = MeshShape(tensor=tensor, context=context, slices=shape.slices, strategy="fsdp")
+        devices = math.prod(axes.values())
+        if devices % (tensor * context * shape.slices) or other.sizes(devices) == tuple(axes.values()):
+            continue
+        settings = {field.name: getattr(other, field.name) for field in dataclasses.fields(other)}
+        yield {name: value for name, value in settings.items() if value != getattr(shape, name)}

@@ -62,8 +62,8 @@ def speeds(target: Target) -> Speeds:
     flops, memory = (device.of_kind(table, chip.kind) for table in (device.NAMED_PEAKS, device.NAMED_BANDWIDTHS))
     assert flops is not None
     assert memory is not None
-    # where a chip is two devices they share its peak, its memory and its links
-    return Speeds(flops / chip.devices, memory / chip.devices, chip.cycles_per_s, chip.link_bytes_per_s / chip.devices)
+    # where a chip is two devices they share its links
+    return Speeds(flops, memory, chip.cycles_per_s, chip.link_bytes_per_s / chip.devices)
 
 
 def compile_for(plan: Plan, target: Target) -> TargetStep:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from t5g2.core.device import program_memory
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
 from t5g2.core.tpu_chips import Target
@@ -85,6 +86,4 @@ def compile_step(plan: Plan) -> Verdict:
             raise
         used, unit, most, most_unit = match.groups()
         return Verdict(None, round(float(used) * _UNITS[unit]), round(float(most) * _UNITS[most_unit]))
-    memory = executable.memory_analysis()
-    # not its temp_size_in_bytes, which counts those gaps twice
-    return Verdict(executable, memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes, None)
+    return Verdict(executable, program_memory(executable, "tpu").total, None)

@@ -14,7 +14,7 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import logs, sharding
 from t5g2.core.batch import Batch
-from t5g2.core.device import GIB
+from t5g2.core.device import GIB, program_memory
 from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
 from t5g2.core.startup import START_UP
@@ -163,8 +163,7 @@ class Plan:
         compiled = self.lower().compile(compiler_options=self.compiler_options)
         seconds = time.perf_counter() - start
         # arguments are the state, a batch and a teacher; the rest exists during a step only
-        memory = compiled.memory_analysis()
-        total_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        memory = program_memory(compiled, self.mesh.devices.flat[0].platform)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
         sides = [side for side in (self.batch.encoder, self.batch.decoder) if side is not None]
         log.info(
@@ -172,8 +171,8 @@ class Plan:
             seconds,
             logs.short(parameters),
             logs.short(sum(side.tokens.size for side in sides)),
-            total_bytes / GIB,
-            memory.temp_size_in_bytes / GIB,
+            memory.total / GIB,
+            memory.temporary / GIB,
         )
         START_UP.ended("compile")
         return compiled

@@ -1,8 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,7 +5,6 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from t5g2.core import distributed as distributed_module
 from t5g2.core import sharding as meshes
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
@@ -220,45 +214,3 @@ def test_constrain_cuts_what_divides(mesh):
 def test_an_axis_without_a_rule_is_an_error(mesh):
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="no rule for the logical axis 'row'"):
         meshes.constrain(jnp.zeros((2,)), "row")
-
-
-@pytest.mark.parametrize(
-    ("environ", "joins"),
-    [
-        ({"JAX_PLATFORMS": "cpu"}, False),
-        ({"JAX_COORDINATOR_ADDRESS": "host:1234"}, True),
-        ({"JAX_PLATFORMS": "cpu", "SLURM_STEP_NUM_TASKS": "4"}, True),
-        ({"JAX_PLATFORMS": "cpu", "SLURM_NTASKS": "4"}, False),
-        ({"JAX_PLATFORMS": "cpu", "OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-        ({"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost"}, False),
-    ],
-)
-def test_auto_joins_only_where_there_are_others(environ, joins):
-    assert distributed_module._has_other_processes(environ) == joins
-
-
-def join(distributed, **environ):
-    code = "import jax; from t5g2.core.distributed import initialize; "
-    code += f"initialize({distributed!r}); print(jax.process_count())"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "XLA_FLAGS"))}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=clean | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_two_processes_become_one_run():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [join("auto", **variables, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    assert [p.communicate(timeout=60)[0].strip() for p in processes] == ["2", "2"]
-
-
-def test_joining_when_nobody_is_there():
-    alone = join("on")
-    assert "UserError: this process cannot join the others: " in alone.communicate(timeout=60)[1]
-    assert join("auto").communicate(timeout=60)[0].strip() == "1"
-    with pytest.raises(UserError, match=r"unknown value 'of' of --distributed; did you mean 'off'"):
-        distributed_module.initialize("of")

@@ -64,8 +64,8 @@ def stop(child: subprocess.Popen, number: int) -> int:
 
 @pytest.mark.long
 def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_path):
-    """One run, because each start costs seconds: killed before and after a save, stopped by either signal, killed with
-    its data workers, and begun again from the checkpoint before a damaged one.
+    """One run, because each start costs seconds: killed before a save with its data workers and after one, stopped by
+    either signal, and begun again from the checkpoint before a damaged one.
     """
     workdir, draw = tmp_path / "run", random.Random(3)
     arguments = [*train(corpus, workdir), "--config.log.tensorboard=False"]
@@ -74,9 +74,14 @@ def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_pat
         """A step takes some 10 ms here, so what follows falls into a step, a save, or the start of the next."""
         time.sleep(draw.uniform(0, 0.05))
 
-    child = begin(arguments, workdir, at_step=2)
-    anywhere()
+    others = shared_memory()
+    child = begin([*arguments, "--config.data.workers=2"], workdir, at_step=2)
+    child.send_signal(signal.SIGSTOP)  # while its processes are counted
+    workers = descendants(child.pid)
+    segments = added_memory(others, [child.pid, *workers])
+    assert len(workers) >= 2
     assert stop(child, signal.SIGKILL) == -signal.SIGKILL
+    await_end(workers, segments)
 
     # the signal saves first, at whichever step it comes: nothing else does here
     before = saved_steps(workdir)
@@ -85,15 +90,6 @@ def test_a_run_stopped_in_every_way_ends_as_if_left_alone(corpus, alone, tmp_pat
     [step] = [step for step in saved_steps(workdir) if step not in before]
     assert step >= 6
     assert not (workdir / "done.json").exists()
-
-    others = shared_memory()
-    child = begin([*arguments, "--config.data.workers=2"], workdir, at_step=step + 4)
-    child.send_signal(signal.SIGSTOP)  # while its processes are counted
-    workers = descendants(child.pid)
-    segments = added_memory(others, [child.pid, *workers])
-    assert len(workers) >= 2
-    assert stop(child, signal.SIGKILL) == -signal.SIGKILL
-    await_end(workers, segments)
 
     child = begin(arguments, workdir, at_step=step + 8)
     anywhere()

@@ -333,12 +333,21 @@ def test_settings_that_fit_by_the_estimate_are_confirmed_by_the_compiler(monkeyp
 
 
 def test_settings_that_are_suggested_are_the_nearest_first():
-    """More microbatches, then another remat, then another mesh."""
+    """More microbatches, then another remat, then another strategy, with more parallelism at last."""
     made = experiment(T5GEMMA2, mesh__data=8, compute__remat="attention")
-    flags = [candidate.flags for candidate in fitting_settings.candidates(made, {"data": 8, "fsdp": 1, "tensor": 1})]
+    groups = fitting_settings.candidates(made, {"data": 8, "fsdp": 1, "context": 1, "tensor": 1})
+    flags = [candidate.flags for group in groups for candidate in group]
     assert flags[:3] == [f"--config.train.microbatches={count}" for count in (2, 4, 8)]
-    remat = flags.index("--config.compute.remat=block")
-    mesh = flags.index("--config.mesh.data=1 --config.mesh.fsdp=8 --config.mesh.tensor=1")
-    assert 3 < remat < mesh
+    places = [
+        flags.index(line)
+        for line in (
+            "--config.compute.remat=block",
+            "--config.mesh.strategy=zero1",
+            "--config.mesh.data=-1 --config.mesh.strategy=fsdp",
+            "--config.mesh.data=-1 --config.mesh.tensor=2 --config.mesh.strategy=fsdp",
+            "--config.mesh.data=-1 --config.mesh.context=2 --config.mesh.strategy=fsdp",
+        )
+    ]
+    assert [2, *places] == sorted([*places, 2])
     assert not any("remat=none" in line for line in flags)
     assert len(set(flags)) == len(flags)

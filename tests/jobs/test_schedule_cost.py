@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5g2.core.tpu_chips import target
-from t5g2.jobs import hlo_text
+from t5g2.jobs import hlo_text, target_check
 from t5g2.jobs.schedule_cost import Network, Speeds, replica_groups, schedule_cost
 from t5g2.models import masks
 from t5g2.models.backends.site import Site
@@ -190,3 +190,10 @@ def test_groups_of_devices(text, groups):
 def test_groups_that_are_written_in_another_way_are_an_error():
     with pytest.raises(ValueError, match="groups of devices that are not known: replica_groups=everyone"):
         replica_groups("replica_groups=everyone", 4)
+
+
+def test_two_devices_share_a_chip():
+    """A TPU7x has 2307 TFLOP/s and 7380 GB/s; jax has two devices of it."""
+    device, chip = target_check.speeds(target("tpu7x:2x2x1")), target_check.speeds(target("v5p:2x2x1"))
+    assert device == Speeds(1153.5e12, 3690e9, 2.2e9, 45e9)
+    assert chip == Speeds(459e12, 2765e9, 1.75e9, 90e9)

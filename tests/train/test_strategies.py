@@ -13,6 +13,7 @@ from t5g2.core.batch import Batch, Sequences
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.models import build
+from t5g2.models.backends import blockwise
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig
 from t5g2.train import experiment as experiments
@@ -20,7 +21,7 @@ from t5g2.train import optim, state, step
 from t5g2.train import plan as plans
 from t5g2.train.former_names import former_names
 from t5g2.train.schedules import Constant
-from tests import tiny, weights
+from tests import hlo, tiny, weights
 from tests.jobs.test_dry_run import GEMMA3, T5GEMMA2, experiment
 from tests.models.test_backends import runs, tokens
 
@@ -102,6 +103,30 @@ def test_every_strategy_has_the_loss_and_gradients_of_one_device(devices, model,
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5)
     for g, w in zip(*map(jax.tree.leaves, (got[1], wanted[1])), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=1e-5 * np.abs(w).max() + 1e-6)
+
+
+def test_cut_columns_of_a_row_meet_in_blocks(devices, monkeypatch):
+    """A row of 104 encoder tokens over 8 devices: none holds the scores of its 13 with all, or of the decoder's."""
+    monkeypatch.setattr(blockwise, "CPU", blockwise.CPU._replace(most=8, least=4))
+    config, mesh = MODELS["t5gemma 2"], meshes.make(STRATEGIES["context"], devices)
+    place, places = meshes.batch_sharding(mesh), meshes.shardings(build.abstract(config), mesh)
+    sides = [tokens([runs(length, 9, length - 12)] * 2) for length in (104, 25)]
+
+    def pairs(backend: str) -> set[tuple[int, ...]]:
+        @functools.partial(jax.jit, in_shardings=(places, place, place))
+        def gradients(model, encoder, decoder):
+            def loss(model):
+                return model.hidden(encoder, decoder, compute=Compute(dtype="float32", backend=backend)).sum()
+
+            return jax.grad(loss)(model)
+
+        with jax.set_mesh(mesh):
+            text = gradients.lower(build.abstract(config), *sides).compile().as_text()
+        lengths = {104, 13, 25, 129, 38}  # of the encoder, of its part, of the decoder, of keys from both
+        return {shape for shape in hlo.shapes(text or "") if sum(size in lengths for size in shape) > 1}
+
+    assert pairs("reference")
+    assert not pairs("blockwise")
 
 
 @pytest.mark.parametrize(

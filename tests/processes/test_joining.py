@@ -1,0 +1,146 @@
+"""The processes of a run find each other by what a cluster tells them, and by nothing else."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from t5g2.core import distributed
+from t5g2.core.errors import UserError
+
+# what srun gives task 3 of 4 on two nodes
+SLURM = {
+    "SLURM_JOB_ID": "184467",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "4",
+    "SLURM_NPROCS": "4",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NODEID": "1",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
+# what sbatch gives the script itself, which is no task of a step
+BATCH = {
+    **{name: value for name, value in SLURM.items() if "STEP" not in name},
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NODEID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+# of host 1 of two of a slice of GKE
+GKE_TPU = {
+    "KUBERNETES_SERVICE_HOST": "10.8.0.1",
+    "JOB_COMPLETION_INDEX": "1",
+    "TPU_WORKER_ID": "1",
+    "TPU_WORKER_HOSTNAMES": "train-slice-0-0.train,train-slice-0-1.train",
+    "TPU_ACCELERATOR_TYPE": "v5p-16",
+    "TPU_TOPOLOGY": "2x2x2",
+}
+# of the only host of the second slice of two
+SLICES = {
+    "TPU_WORKER_ID": "0",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "MEGASCALE_NUM_SLICES": "2",
+    "MEGASCALE_SLICE_ID": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "train-slice-0-0.train",
+}
+CPU = {"JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "joins"),
+    [
+        (CPU, False),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1234"}, True),
+        (CPU | SLURM, True),
+        (CPU | BATCH, False),
+        (CPU | SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        (CPU | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True),
+        (GKE_TPU, True),
+        (SLICES, True),
+        (CPU | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, False),
+        (CPU | {"KUBERNETES_SERVICE_HOST": "10.8.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+        (CPU | {"KUBERNETES_SERVICE_HOST": "10.8.0.1"}, False),
+    ],
+    ids=[
+        "alone",
+        "coordinator",
+        "a task of srun",
+        "a batch script",
+        "the only task",
+        "Open MPI",
+        "GKE, TPU",
+        "two slices",
+        "one TPU host",
+        "Indexed Job",
+        "a pod",
+    ],
+)
+def test_auto_joins_only_where_there_are_others(environ, joins):
+    assert distributed._has_other_processes(environ) == joins
+
+
+def join(choice: str, environ: dict[str, str]) -> subprocess.Popen:
+    code = "import jax, json; from t5g2.core.distributed import initialize; "
+    code += f"initialize({choice!r}); print(json.dumps([jax.process_index(), jax.process_count()]))"
+    theirs = ("SLURM", "OMPI", "KUBERNETES", "XLA_FLAGS")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=clean | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def by_coordinator(port: int, process: int) -> dict[str, str]:
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(process),
+    }
+
+
+def by_slurm(port: int, process: int) -> dict[str, str]:
+    """The port is made of the job's number: the upper 4096 of all ports, in turn."""
+    return SLURM | {
+        "SLURM_JOB_ID": str(4096 * 45 + port - 61_440),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+    }
+
+
+def free_port() -> int:
+    """One of the upper 4096."""
+    for port in range(61_440 + os.getpid() % 2000, 65_536):
+        with socket.socket() as free:
+            if free.connect_ex(("localhost", port)):
+                return port
+    raise AssertionError("no port is free")
+
+
+@pytest.mark.parametrize("environ", [by_coordinator, by_slurm])
+def test_two_processes_become_one_run(environ):
+    port = free_port()
+    processes = [join("auto", environ(port, i)) for i in range(2)]
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [json.loads(output) for output, _ in results] == [[0, 2], [1, 2]], results
+
+
+def test_joining_when_nobody_is_there():
+    alone = join("on", {})
+    assert "UserError: this process cannot join the others: " in alone.communicate(timeout=60)[1]
+    assert json.loads(join("auto", {}).communicate(timeout=60)[0]) == [0, 1]
+    with pytest.raises(UserError, match=r"unknown value 'of' of --distributed; did you mean 'off'"):
+        distributed.initialize("of")
