@@ -349,6 +349,8 @@ def _context(*, single_process: bool = False) -> Any:
     context.checkpointables.registry = registry
     context.array.saving.use_ocdbt = False
     context.array.saving.use_compression = False  # float weights do not compress, and the last save is waited for
+    # devices with the same array each write a part of it; a program and a file for a part of a norm would cost more
+    context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
     if single_process:
         context.multiprocessing.active_processes = {jax.process_index()}
         context.multiprocessing.primary_host = jax.process_index()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint import folder as folders
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape, make
 from t5g2.data.config import TeacherFeatures
@@ -23,7 +24,7 @@ from t5g2.models.distillation import Distillation
 from t5g2.train import experiment as experiments
 from t5g2.train import loop, step, teachers
 from t5g2.train import plan as plans
-from tests import tiny, weights
+from tests import programs, tiny, weights
 
 VOCAB = Bytes(sentinels=20).vocab_size
 # one kind of layer: local in the student, global in its teachers
@@ -32,6 +33,7 @@ GEMMA = dataclasses.replace(SMALL, width=24, final_softcap=5.0)
 T5GEMMA2 = dataclasses.replace(tiny.T5GEMMA2, encoder=SMALL, decoder=SMALL, eoi_id=None)
 TOKENIZER = {"kind": "bytes", "sentinels": 20}
 UL2 = {"kind": "ul2"}
+LOSS_SUMS = jax.jit(step.loss_sums, static_argnames="options")
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +121,18 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
     teacher, bos = model(GEMMA), data.tokenizer.special_tokens.bos
     [host_batch] = [next(finite_batches(data, seed=0))]
     batch = jax.tree.map(jnp.asarray, host_batch.batch)
-    outputs = teachers.outputs(teacher, batch, tiny.FLOAT32, key=None)
+    outputs = jax.jit(lambda *given: teachers.outputs(*given, tiny.FLOAT32, key=None))(teacher, batch)
     hidden, checked = np.asarray(outputs.hidden_BTD), 0
     for row in range(3):
         text, segments = batch.teacher.text, np.asarray(batch.decoder.segments[row])
         for segment in range(1, segments.max() + 1):
             read = np.asarray(text.tokens[row])[np.asarray(text.segments[row]) == segment]
             assert read[0] == bos
-            line = jnp.asarray(read)[None]
-            alone = teacher.hidden(
-                None, type(batch.decoder)(line, jnp.ones_like(line), jnp.arange(len(read))[None]), compute=tiny.FLOAT32
-            )[0]
+            line = np.zeros((1, text.tokens.shape[1]), np.int32)  # of one length, so that it is compiled once
+            line[0, : len(read)] = read
+            places = np.arange(line.shape[1], dtype=np.int32)[None]
+            alone_text = Sequences(line, (places < len(read)).astype(np.int32), places)
+            alone = np.asarray(programs.hidden(teacher, None, alone_text, compute=tiny.FLOAT32))[0]
             targets, known = np.asarray(batch.targets[row]), np.asarray(outputs.has_teacher_BT[row])
             for place in np.flatnonzero((segments == segment) & known):
                 # the target follows the place whose state the teacher gives, but for the last, which it does not read
@@ -167,10 +170,10 @@ def test_what_a_step_minimises(corpus):
     student, teacher = weights.model(run.model), model(GEMMA)
     with Pipeline(plan.data, seed=7) as pipeline:
         batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
-    total, sums = step.loss_sums(student, batch, plan.step_options(), teacher, jax.random.key(0))
-    log_s = jax.nn.log_softmax(student.logits(student.hidden(batch.encoder, batch.decoder, compute=tiny.FLOAT32)))
+    total, sums = LOSS_SUMS(student, batch, plan.step_options(), teacher, jax.random.key(0))
+    log_s = jax.nn.log_softmax(programs.logits(student, batch.encoder, batch.decoder, compute=tiny.FLOAT32))
     text = batch.teacher.text
-    log_p = jax.nn.log_softmax(teacher.logits(teacher.hidden(None, text, compute=tiny.FLOAT32)))
+    log_p = jax.nn.log_softmax(programs.logits(teacher, None, text, compute=tiny.FLOAT32))
     known = batch.teacher.origins >= 0
     log_p = jnp.take_along_axis(log_p, jnp.maximum(batch.teacher.origins, 0)[..., None], axis=1)
     apart = jnp.sum(jnp.exp(log_p) * (log_p - log_s), axis=-1)
@@ -220,7 +223,7 @@ def test_cached_logits_give_the_loss_of_live_ones(corpus, cache, per_token, tail
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batches = [jax.tree.map(jnp.asarray, pipeline.next().batch) for _ in range(3)]
-        sums = [step.loss_sums(student, batch, plan.step_options(), asks, jax.random.key(0))[1] for batch in batches]
+        sums = [LOSS_SUMS(student, batch, plan.step_options(), asks, jax.random.key(0))[1] for batch in batches]
         divergences.append([float(s.divergence / s.teacher_weight) for s in sums])
         assert all(s.teacher_weight > 100 for s in sums)
     np.testing.assert_allclose(*divergences, rtol=2e-3)
@@ -424,7 +427,7 @@ def test_logits_of_an_encoder_decoder_are_cached_where_nothing_is_drawn(corpus, 
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
             batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
-        sums = step.loss_sums(student, batch, plan.step_options(), asks, jax.random.key(0))[1]
+        sums = LOSS_SUMS(student, batch, plan.step_options(), asks, jax.random.key(0))[1]
         divergences.append(float(sums.divergence / sums.teacher_weight))
     np.testing.assert_allclose(*divergences, rtol=2e-3)
     assert divergences[0] > 0.2
