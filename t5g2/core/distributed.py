@@ -94,9 +94,9 @@ def _has_other_processes(environ: Mapping[str, str]) -> bool:
         return True
     if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1:
         return True
-    # a pod of an Indexed Job cannot tell how many there are; to join, even alone, beats many runs in one folder
-    if "JOB_COMPLETION_INDEX" in environ and "KUBERNETES_SERVICE_HOST" in environ:
-        return True
+    # a pod of an Indexed Job knows its number; of how many, the package asks the cluster
+    if "KUBERNETES_SERVICE_HOST" in environ and (index := environ.get("JOB_COMPLETION_INDEX")) is not None:
+        return index != "0" or importlib.util.find_spec("kubernetes") is not None
     # a host of a Cloud TPU may be one of a pod; joining works on a single one too
     chips = any(Path("/dev").glob(pattern) for pattern in ("accel[0-9]*", "vfio/[0-9]*"))
     uses_tpu = "tpu" in environ.get("JAX_PLATFORMS", "tpu").split(",")

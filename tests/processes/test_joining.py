@@ -1,5 +1,7 @@
 """The processes of a run find each other by what a cluster tells them, and by nothing else."""
 
+import importlib.machinery
+import importlib.util
 import json
 import os
 import socket
@@ -69,7 +71,7 @@ CPU = {"JAX_PLATFORMS": "cpu"}
         (GKE_TPU, True),
         (SLICES, True),
         (CPU | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, False),
-        (CPU | {"KUBERNETES_SERVICE_HOST": "10.8.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+        (CPU | {"KUBERNETES_SERVICE_HOST": "10.8.0.1", "JOB_COMPLETION_INDEX": "1"}, True),
         (CPU | {"KUBERNETES_SERVICE_HOST": "10.8.0.1"}, False),
     ],
     ids=[
@@ -82,12 +84,21 @@ CPU = {"JAX_PLATFORMS": "cpu"}
         "GKE, TPU",
         "two slices",
         "one TPU host",
-        "Indexed Job",
+        "a pod of others",
         "a pod",
     ],
 )
 def test_auto_joins_only_where_there_are_others(environ, joins):
     assert distributed._has_other_processes(environ) == joins
+
+
+def test_the_first_pod_joins_where_the_cluster_can_be_asked_for_the_others(monkeypatch):
+    """Without the package it would wait for nothing, and the others end: they cannot join."""
+    first = CPU | {"KUBERNETES_SERVICE_HOST": "10.8.0.1", "JOB_COMPLETION_INDEX": "0"}
+    for installed in (False, True):
+        spec = importlib.machinery.ModuleSpec("kubernetes", None) if installed else None
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
+        assert distributed._has_other_processes(first) == installed
 
 
 def join(choice: str, environ: dict[str, str]) -> subprocess.Popen:
