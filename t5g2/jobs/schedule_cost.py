@@ -28,7 +28,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 UNESTIMATED = 0.5  # of the peak, or of the bandwidth, that an operation without an estimate is charged
 # begun and ended around other work by a unit of their own, or nothing at all
 _FREE = (*NOTHING, "copy-start", "copy-done", "partition-id", "after-all", "opt-barrier")
-_IOTA = re.compile(r"\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?")
+_IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 _KERNEL = re.compile(r"splash_m[qh]a_(fwd|dq|dkv)")
 # matrix products in a kernel of attention: two in the forward pass, five gradients of which two kernels share two
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
@@ -297,7 +297,7 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
             order = [list(axes).index(name) for name in (*(name for name in axes if name not in within), *within)]
             grouped = math.prod(axes[name] for name in within)
             return ids.reshape(tuple(axes.values())).transpose(order).reshape(-1, grouped)
-    if iota := re.search(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", text):
+    if iota := re.search(rf"replica_groups=({_IOTA.pattern})", text):
         return _iota(iota[1])
     if listed := re.search(r"replica_groups=\{([\d,{} ]*)\}", text):
         groups = [_numbers(group) for group in re.findall(r"\{([\d, ]*)\}", listed[1])]
@@ -306,14 +306,14 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Returns the array that `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)` stands for."""
-    shape, from_, order = (
-        _numbers(part) if part else None
-        for part in re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()  # type: ignore
-    )
-    assert shape is not None
+    """Returns the array that `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)` or `[2,2]T(1,0)`, of the same shape, stands for."""
+    match = _IOTA.fullmatch(text)
+    assert match is not None
+    shape, from_, order = (None if part is None else _numbers(part) for part in match.groups())
+    from_ = from_ or shape
     assert from_ is not None
-    return np.arange(math.prod(from_)).reshape(from_).transpose(order).reshape(shape)
+    numbers = np.arange(math.prod(from_)).reshape(from_).transpose(order)
+    return numbers if match[2] is None else numbers.reshape(shape)
 
 
 def _numbers(text: str) -> list[int]:
