@@ -1,0 +1,185 @@
+"""Every command of README and docs, as it stands there, in a folder in which the released models are tiny.
+
+Run, in the order of the page, and made small after config and flags have been read: those of the two tutorials, which
+are every step from a decoder-only model to report, export and evaluation, and of the README; wherever they stand, adapt,
+import and export, which train nothing; and one each of tokenize, cache-logits and profile.
+
+Resolved and not run: all others. Flags are parsed, the config file is read with its overrides and checked as `t5g2 train`
+does before it touches a device, task files and sweeps are loaded, and what is read exists or is written by a command of
+a page. Run, they would train the same again, take a cluster, the compiler of TPUs (--target), torch (--verify) or
+downloads (--harness). `make`, `pip` and `python` have their targets, extras and files checked. Of a synopsis (with …, or
+DIR) the names of the flags are.
+"""
+
+import importlib.util
+import re
+import shutil
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import pytest
+
+from t5g2 import cli
+from t5g2.commands import flags
+from t5g2.core import paths
+from t5g2.jobs import task_files
+from t5g2.sweep import parts, sweep_file
+from t5g2.train import config_file
+from tests.docs import tiny_releases
+from tests.docs.pages import PAGES, ROOT, Command, commands, mentions
+
+RUN_PAGES = ("docs/tutorial/first_model.md", "docs/tutorial/real_checkpoint.md", "README.md")
+RUN_ANYWHERE = ("adapt", "export", "import")
+RUN_ONCE = {"tokenize": "docs/howto/data.md", "cache-logits": "docs/howto/distil.md", "profile": "docs/howto/out_of_memory.md"}
+# what takes torch, the compiler of TPUs, or a download
+OUTSIDE = ("--verify", "--target=v5p:", "--harness")
+READ = ("model", "source", "teacher", "vision", "input", "image", "sweep")
+WRITTEN = ("--out=", "--workdir=")
+
+
+@pytest.fixture(scope="module")
+def workplace(devices, tmp_path_factory):
+    """The folder in which commands are given."""
+    where = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: devices[:1])
+        tiny_releases.make_workplace(where, patch)
+        yield where
+
+
+def resolve(command: Command) -> None:
+    """Checks a command without running it."""
+    words = command.words
+    if words[0] == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        assert {word for word in words[1:] if "=" not in word} <= targets, command
+    elif words[0].endswith("pip"):
+        check_pip(words[1:])
+    elif "python" in words[0]:
+        check_python(words[1:])
+    elif words[0] == "launch/local.sh":
+        resolve_t5g2(words[3:])
+    elif words[0] == "sbatch":
+        script = next(number for number, word in enumerate(words) if word.endswith(".sbatch"))
+        assert (ROOT / words[script]).is_file(), command
+        resolve_t5g2(words[script + 1 :])
+    else:
+        resolve_t5g2(words[1:])
+
+
+def check_pip(words: Sequence[str]) -> None:
+    assert words[0] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in words[1:]:
+        assert not word.endswith(".txt") or (ROOT / word).is_file()
+        assert all(name in extras for names in re.findall(r"\[(.*)\]", word) for name in names.split(","))
+
+
+def check_python(words: Sequence[str]) -> None:
+    if words[0] == "-m":
+        assert words[1] in ("pip", "pytest", "venv") or importlib.util.find_spec(words[1]) is not None
+    elif words[0] != "-c":
+        assert (ROOT / words[0]).is_file()
+
+
+def resolve_t5g2(words: Sequence[str]) -> None:
+    name, *argv = words
+    command = cli.load_command(name)
+    parsed = flags.parse(name, command.run, command.FLAGS, argv)
+    for flag in {*READ, "workdir"} & parsed.values.keys():
+        # a workdir is written, but these read it
+        if parsed.values[flag] and (flag != "workdir" or name in ("average", "report") or parsed.values.get("replay")):
+            for path in paths.split(parsed.values[flag]):
+                assert Path(path).exists() or is_written(path), f"nothing writes {path}"
+    if parsed.values.get("config") and name != "import":
+        config_file.load(parsed.config, parsed.overrides)
+    if name == "evaluate" and parsed.model and parsed.tasks:
+        task_files.load(parsed.paths("tasks"))
+    if name == "sweep":
+        for part in sweep_file.load(parsed.sweep).ordered():
+            if isinstance(part, parts.Variant):
+                config_file.load(part.config, part.changes(Path(parsed.workdir)))
+
+
+def is_written(path: str) -> bool:
+    """True if a command of a page writes the path, or a folder above it."""
+    return any(path == folder or path.startswith(f"{folder}/") for folder in WRITTEN_BY_PAGES)
+
+
+def outputs(command: Command) -> list[str]:
+    """Returns the folders and files that a command writes."""
+    return [word.partition("=")[2].rstrip("/") for word in command.words if word.startswith(WRITTEN)]
+
+
+def page_name(command: Command) -> str:
+    return str(command.page.relative_to(ROOT))
+
+
+def subcommand(command: Command) -> str:
+    """Returns the name of a subcommand, "" of another program."""
+    return command.words[1] if command.words[0] == "t5g2" else ""
+
+
+def is_run(command: Command) -> bool:
+    name = subcommand(command)
+    if command.is_synopsis or not name or any(word.startswith(OUTSIDE) for word in command.words):
+        return False
+    return page_name(command) in RUN_PAGES or name in RUN_ANYWHERE or RUN_ONCE.get(name) == page_name(command)
+
+
+def run(command: Command, capsys) -> None:
+    """Runs a command, whose output is not there yet for the reader of the page."""
+    for path in outputs(command):
+        if subcommand(command) not in ("train", "sweep", "average", "report") and Path(path).exists():
+            shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+    assert cli.main(command.words[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+WRITTEN_BY_PAGES = {path for command in COMMANDS for path in outputs(command)}
+
+
+def test_every_subcommand_is_run():
+    assert {subcommand(command) for command in COMMANDS if is_run(command)} == set(cli.COMMANDS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", RUN_PAGES)
+def test_the_commands_of_a_tutorial_run(workplace, name, capsys, monkeypatch):
+    tiny_releases.run_small(monkeypatch)
+    for command in COMMANDS:
+        if page_name(command) == name and is_run(command):
+            run(command, capsys)
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if is_run(c) and page_name(c) not in RUN_PAGES], ids=lambda c: c.text[:60]
+)
+def test_a_command_of_another_page_runs(workplace, command, capsys, monkeypatch):
+    tiny_releases.run_small(monkeypatch)
+    run(command, capsys)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_resolve(workplace, page):
+    for command in commands(page):
+        try:
+            if command.is_synopsis:
+                check_names(command.words)
+            else:
+                resolve(command)
+        except Exception as error:
+            raise AssertionError(str(command)) from error
+    for text in mentions(page):
+        check_names(text.split())
+
+
+def check_names(words: Sequence[str]) -> None:
+    """Checks subcommand and names of flags of a synopsis."""
+    if words[0] != "t5g2" or words[1] == "help":
+        return
+    declared = {*cli.load_command(words[1]).FLAGS, "help"}
+    for name in re.findall(r"--([\w]+)", " ".join(words[2:])):
+        assert name in declared, f"--{name} is no flag of t5g2 {words[1]}"
