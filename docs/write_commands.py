@@ -56,10 +56,11 @@ def _is_example(line: str) -> bool:
 
 def _row(name: str, flag: Flag) -> str:
     kind = flag.kind or (str if flag.default is None else type(flag.default))
-    bounds = [f"{word} {limit}" for word, limit in (("at least", flag.least), ("at most", flag.most)) if limit is not None]
-    value = ", ".join([TYPES[kind], *bounds])
+    bounds = {"at least": flag.least, "at most": flag.most}
+    limits = [f"{word} {limit}" for word, limit in bounds.items() if limit is not None]
     default = "required" if flag.required else "" if flag.default in (None, "") else f"`{_default(flag.default)}`"
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`--{name}`", value, default, _literal(flag.help))) + " |"
+    cells = (f"`--{name}`", ", ".join([TYPES[kind], *limits]), default, _literal(flag.help))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _default(value: object) -> str:

@@ -1,14 +1,14 @@
 """Every command of README and docs, as it stands there, in a folder in which the released models are tiny.
 
 Run, in the order of the page, and made small after config and flags have been read: those of the two tutorials, which
-are every step from a decoder-only model to report, export and evaluation, and of the README; wherever they stand, adapt,
-import and export, which train nothing; and one each of tokenize, cache-logits and profile.
+are every step from a decoder-only model to report, export and evaluation, and of the README; wherever they stand,
+adapt, import and export, which train nothing; and one each of tokenize, cache-logits and profile.
 
-Resolved and not run: all others. Flags are parsed, the config file is read with its overrides and checked as `t5g2 train`
-does before it touches a device, task files and sweeps are loaded, and what is read exists or is written by a command of
-a page. Run, they would train the same again, take a cluster, the compiler of TPUs (--target), torch (--verify) or
-downloads (--harness). `make`, `pip` and `python` have their targets, extras and files checked. Of a synopsis (with …, or
-DIR) the names of the flags are.
+Resolved and not run: all others. Flags are parsed, the config file is read with its overrides and checked as `t5g2
+train` does before it touches a device, task files and sweeps are loaded, and what is read exists or is written by a
+command of a page. Run, they would train the same again, take a cluster, the compiler of TPUs (--target), torch
+(--verify) or downloads (--harness). `make`, `pip` and `python` have their targets, extras and files checked. Of a
+synopsis (with …, or DIR) the names of the flags are.
 """
 
 import importlib.util
@@ -32,7 +32,11 @@ from tests.docs.pages import PAGES, ROOT, Command, commands, mentions
 
 RUN_PAGES = ("docs/tutorial/first_model.md", "docs/tutorial/real_checkpoint.md", "README.md")
 RUN_ANYWHERE = ("adapt", "export", "import")
-RUN_ONCE = {"tokenize": "docs/howto/data.md", "cache-logits": "docs/howto/distil.md", "profile": "docs/howto/out_of_memory.md"}
+RUN_ONCE = {
+    "tokenize": "docs/howto/data.md",
+    "cache-logits": "docs/howto/distil.md",
+    "profile": "docs/howto/out_of_memory.md",
+}
 # what takes torch, the compiler of TPUs, or a download
 OUTSIDE = ("--verify", "--target=v5p:", "--harness")
 READ = ("model", "source", "teacher", "vision", "input", "image", "sweep")

@@ -22,7 +22,10 @@ def test_the_reference_of_commands_is_up_to_date():
 def test_placeholders_of_help_are_code_in_the_reference():
     """A page shows <this> as nothing, because it is a tag."""
     literal = WRITER["_literal"]
-    assert literal("of --model; <workdir>/evaluations/<step> gets x") == "of `--model`; `<workdir>/evaluations/<step>` gets x"
+    assert (
+        literal("of --model; <workdir>/evaluations/<step> gets x")
+        == "of `--model`; `<workdir>/evaluations/<step>` gets x"
+    )
     assert literal('({"prompt": …})') == '(`{"prompt": …}`)'
 
 
@@ -35,7 +38,9 @@ def test_every_page_is_in_the_navigation_once():
 
 def anchors(page: Path) -> set[str]:
     """Returns the anchors of a page's headings, as the toc of Python-Markdown makes them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M
+    )
     slugs = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
     return {re.sub(r"[-\s]+", "-", slug) for slug in slugs}
 

@@ -1,4 +1,4 @@
-"""The Python of README and docs: programs run in a folder of tiny models, fragments of configs are read as a config is."""
+"""The Python of README and docs: programs run in a folder of tiny models, fragments of configs are read as one is."""
 
 import json
 import runpy
@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pytest
 from ml_collections import ConfigDict
 
-from t5g2.train import config_file, experiment
+from t5g2.train import experiment
 from tests.docs import tiny_releases
 from tests.docs.pages import PAGES, ROOT, blocks
 
@@ -45,7 +45,7 @@ def test_the_python_of_a_page_runs(workplace, page):
             config = runpy.run_path(file)["get_config"](argument)
             assert isinstance(config, ConfigDict)
             exec(code, names | {"config": config})
-            experiment.build(config_file.current_keys(config_file.plain(config)))
+            experiment.build(config.to_dict())
         elif "lm_eval" not in block.text:  # which takes downloads
             exec(code, names)
 

@@ -1,7 +1,7 @@
 """A folder in which the commands of the pages work as they stand: the released models, tiny, and the files they name.
 
-Every released size is a tiny one of the same kind (`shrunk`), so `--target=t5gemma:9b-2b` and {"size": …} mean tiny models
-too, and `models/gemma-2-9b` is a folder of one.
+Every released size is a tiny one of the same kind (`shrunk`), so `--target=t5gemma:9b-2b` and {"size": …} mean tiny
+models too, and `models/gemma-2-9b` is a folder of one.
 """
 
 import dataclasses
@@ -68,7 +68,8 @@ def shrunk(config: Any) -> Any:
     """Returns the tiny architecture of the same kind; those of two different widths differ too."""
     if isinstance(config, EncoderDecoderConfig):
         sides = {"encoder": shrunk(config.encoder), "decoder": shrunk(config.decoder)}
-        return dataclasses.replace(config, **sides, eoi_id=END if is_released(config.decoder) and config.eoi_id else config.eoi_id)
+        moves = is_released(config.decoder) and config.eoi_id is not None
+        return dataclasses.replace(config, **sides, eoi_id=END if moves else config.eoi_id)
     if isinstance(config, VisionConfig):
         return dataclasses.replace(config, width=16, layers=2, mlp_width=24, heads=2, image_size=16, patch_size=4)
     if isinstance(config, DualEncoderConfig):
@@ -158,7 +159,7 @@ def write_files(where: Path) -> None:
         (where / name).parent.mkdir(exist_ok=True)
         (where / name).write_text(lines)
     (where / "data").mkdir()
-    asked = [{"question": f"What comes after {n}?", "answer": str(n + 1), "choices": [str(n + 1), "x"]} for n in range(4)]
+    asked = [{"question": f"And after {n}?", "answer": f"{n + 1}", "choices": [f"{n + 1}", "x"]} for n in range(4)]
     (where / "data" / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
     (where / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     picture = io.BytesIO()
