@@ -130,14 +130,16 @@ def is_run(command: Command) -> bool:
     name = subcommand(command)
     if command.is_synopsis or not name or any(word.startswith(OUTSIDE) for word in command.words):
         return False
-    return page_name(command) in RUN_PAGES or name in RUN_ANYWHERE or RUN_ONCE.get(name) == page_name(command)
+    if name in RUN_ANYWHERE and "=runs/" not in command.text:
+        return True
+    return page_name(command) in RUN_PAGES or RUN_ONCE.get(name) == page_name(command)
 
 
 def run(command: Command, capsys) -> None:
     """Runs a command, whose output is not there yet for the reader of the page."""
-    for path in outputs(command):
-        if subcommand(command) not in ("train", "sweep", "average", "report") and Path(path).exists():
-            shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+    for word in command.words:
+        if word.startswith("--out=") and (path := Path(word.removeprefix("--out="))).exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert cli.main(command.words[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
