@@ -1,4 +1,4 @@
-"""Every command of README and docs, as it stands there, in a folder in which the released models are tiny.
+"""Every command and all Python of README and docs, as they stand there, where the released models are tiny.
 
 Run, in the order of the page, and made small after config and flags have been read: those of the two tutorials, which
 are every step from a decoder-only model to report, export and evaluation, and of the README; wherever they stand,
@@ -9,26 +9,33 @@ train` does before it touches a device, task files and sweeps are loaded, and wh
 command of a page. Run, they would train the same again, take a cluster, the compiler of TPUs (--target), torch
 (--verify) or downloads (--harness). `make`, `pip` and `python` have their targets, extras and files checked. Of a
 synopsis (with …, or DIR) the names of the flags are.
+
+Python: the blocks of a page are one program, which runs; fragments of a config are read as a config is. The cells of
+the notebook run in order, after the tutorial, which has trained the same.
 """
 
 import importlib.util
+import json
 import re
+import runpy
 import shutil
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import matplotlib as mpl
 import pytest
+from ml_collections import ConfigDict
 
 from t5g2 import cli
 from t5g2.commands import flags
 from t5g2.core import paths
 from t5g2.jobs import task_files
 from t5g2.sweep import parts, sweep_file
-from t5g2.train import config_file
+from t5g2.train import config_file, experiment
 from tests.docs import tiny_releases
-from tests.docs.pages import PAGES, ROOT, Command, commands, mentions
+from tests.docs.pages import PAGES, ROOT, Command, blocks, commands, mentions
 
 RUN_PAGES = ("docs/tutorial/first_model.md", "docs/tutorial/real_checkpoint.md", "README.md")
 RUN_ANYWHERE = ("adapt", "export", "import")
@@ -143,6 +150,16 @@ def run(command: Command, capsys) -> None:
     assert cli.main(command.words[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
+BLOCKS = [block for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
+# the config that a fragment changes; of other pages the quickstart's
+BASES = {
+    "howto/images.md": ("configs/t5gemma2_images.py", "pictures.tar"),
+    "howto/unbalanced.md": ("configs/t5gemma.py", "9b-2b"),
+}
+# names that a fragment takes from the text around it
+AROUND = {"outputs": ["a cat"], "references": [["a cat", "the cat"]]}
+
+
 COMMANDS = [command for page in PAGES for command in commands(page)]
 WRITTEN_BY_PAGES = {path for command in COMMANDS for path in outputs(command)}
 
@@ -189,3 +206,32 @@ def check_names(words: Sequence[str]) -> None:
     declared = {*cli.load_command(words[1]).FLAGS, "help"}
     for name in re.findall(r"--([\w]+)", " ".join(words[2:])):
         assert name in declared, f"--{name} is no flag of t5g2 {words[1]}"
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS}), ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(workplace, page):
+    """Its blocks are one program: a name of the first is there in the second."""
+    names = dict(AROUND)
+    for block in (block for block in BLOCKS if block.page == page):
+        code = compile(block.text, block.name, "exec")
+        if "config." in block.text:
+            file, argument = BASES.get(str(page.relative_to(ROOT / "docs")), ("configs/quickstart.py", "scratch"))
+            config = runpy.run_path(file)["get_config"](argument)
+            assert isinstance(config, ConfigDict)
+            exec(code, names | {"config": config})
+            experiment.build(config.to_dict())
+        elif "lm_eval" not in block.text:  # which takes downloads
+            exec(code, names)
+
+
+@pytest.mark.long
+def test_the_notebook_runs(workplace, monkeypatch):
+    """Each cell, in order and in one namespace, as a kernel does."""
+    mpl.use("agg")
+    notebook = json.loads((ROOT / "docs/quickstart.ipynb").read_text(encoding="utf-8"))
+    assert not any(cell.get("outputs") for cell in notebook["cells"]), "a notebook is committed without outputs"
+    tiny_releases.run_small(monkeypatch)
+    names: dict = {}
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
