@@ -1,0 +1,22 @@
+"""Extension of the pages of the API: an entry of a docstring for several names, "low, high: …", is one entry for each."""
+
+import re
+from typing import Any
+
+from griffe import Extension
+
+ENTRY = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+): (?P<text>.*(?:\n(?P=indent) +\S.*)*)", re.MULTILINE)
+
+
+class SeveralNames(Extension):
+    """Splits the entries of every docstring before it is parsed."""
+
+    def on_object(self, *, obj: Any, **_: Any) -> None:
+        """Called for every class, function and attribute that is read."""
+        if obj.docstring is not None:
+            obj.docstring.value = ENTRY.sub(split, obj.docstring.value)
+
+
+def split(entry: re.Match) -> str:
+    """Returns an entry for each name: "low, high: text" becomes "low: text" and "high: text"."""
+    return "\n".join(f"{entry['indent']}{name}: {entry['text']}" for name in entry["names"].split(", "))
