@@ -1,4 +1,4 @@
-"""Extension of the pages of the API: an entry of a docstring for several names, "low, high: …", is one entry for each."""
+"""Extension of the pages of the API: an entry of a docstring for several names, "low, high: …", is one for each."""
 
 import re
 from typing import Any
