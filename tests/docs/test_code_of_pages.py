@@ -1,14 +1,14 @@
 """Every command and all Python of README and docs, as they stand there, where the released models are tiny.
 
 Run, in the order of the page, and made small after config and flags have been read: those of the two tutorials, which
-are every step from a decoder-only model to report, export and evaluation, and of the README; wherever they stand,
-adapt, import and export, which train nothing; and one each of tokenize, cache-logits and profile.
+are every step from a decoder-only model to report, export and evaluation; wherever they stand, adapt, import and
+export, which train nothing; and one each of tokenize and cache-logits.
 
 Resolved and not run: all others. Flags are parsed, the config file is read with its overrides and checked as `t5g2
 train` does before it touches a device, task files and sweeps are loaded, and what is read exists or is written by a
-command of a page. Run, they would train the same again, take a cluster, the compiler of TPUs (--target), torch
-(--verify) or downloads (--harness). `make`, `pip` and `python` have their targets, extras and files checked. Of a
-synopsis (with …, or DIR) the names of the flags are.
+command of a page. Run, they would train the same again (AGAIN; `profile` too, which tests/jobs runs), take a cluster,
+the compiler of TPUs (--target), torch (--verify) or downloads (--harness). `make`, `pip` and `python` have their
+targets, extras and files checked. Of a synopsis (with …, or DIR) the names of the flags are.
 
 Python: the blocks of a page are one program, which runs; fragments of a config are read as a config is. The cells of
 the notebook run in order, after the tutorial, which has trained the same.
@@ -37,15 +37,15 @@ from t5g2.train import config_file, experiment
 from tests.docs import tiny_releases
 from tests.docs.pages import PAGES, ROOT, Command, blocks, commands, mentions
 
-RUN_PAGES = ("docs/tutorial/first_model.md", "docs/tutorial/real_checkpoint.md", "README.md")
+RUN_PAGES = ("docs/tutorial/first_model.md", "docs/tutorial/real_checkpoint.md")
 RUN_ANYWHERE = ("adapt", "export", "import")
 RUN_ONCE = {
     "tokenize": "docs/howto/data.md",
     "cache-logits": "docs/howto/distil.md",
-    "profile": "docs/howto/out_of_memory.md",
 }
 # what takes torch, the compiler of TPUs, or a download
 OUTSIDE = ("--verify", "--target=v5p:", "--harness")
+AGAIN = ("--workdir=runs/prefix",)
 READ = ("model", "source", "teacher", "vision", "input", "image", "sweep")
 WRITTEN = ("--out=", "--workdir=")
 
@@ -135,7 +135,7 @@ def subcommand(command: Command) -> str:
 
 def is_run(command: Command) -> bool:
     name = subcommand(command)
-    if command.is_synopsis or not name or any(word.startswith(OUTSIDE) for word in command.words):
+    if command.is_synopsis or not name or any(word.startswith((*OUTSIDE, *AGAIN)) for word in command.words):
         return False
     if name in RUN_ANYWHERE and "=runs/" not in command.text:
         return True
@@ -165,10 +165,9 @@ WRITTEN_BY_PAGES = {path for command in COMMANDS for path in outputs(command)}
 
 
 def test_every_subcommand_is_run():
-    assert {subcommand(command) for command in COMMANDS if is_run(command)} == set(cli.COMMANDS)
+    assert {subcommand(command) for command in COMMANDS if is_run(command)} == {*cli.COMMANDS} - {"profile"}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", RUN_PAGES)
 def test_the_commands_of_a_tutorial_run(workplace, name, capsys, monkeypatch):
     tiny_releases.run_small(monkeypatch)
@@ -224,7 +223,6 @@ def test_the_python_of_a_page_runs(workplace, page):
             exec(code, names)
 
 
-@pytest.mark.long
 def test_the_notebook_runs(workplace, monkeypatch):
     """Each cell, in order and in one namespace, as a kernel does."""
     mpl.use("agg")
