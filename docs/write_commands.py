@@ -29,7 +29,7 @@ with `~/` is a path in your home.
 | 2 | the input is wrong: the message says what was given, what is allowed and what to do. To try again is of no use |
 | 1 | anything else; to try again may help |
 | 143, 130 | stopped by SIGTERM or by Ctrl-C; of a run the checkpoint is saved |
-| 141 | the reader of the output is gone (`t5g2 data … \\| head`) |
+| 141 | the reader of the output is gone, as `head` when it has read enough |
 """
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 

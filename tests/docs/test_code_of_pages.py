@@ -10,8 +10,8 @@ command of a page. Run, they would train the same again (AGAIN; `profile` too, w
 the compiler of TPUs (--target), torch (--verify) or downloads (--harness). `make`, `pip` and `python` have their
 targets, extras and files checked. Of a synopsis (with …, or DIR) the names of the flags are.
 
-Python: the blocks of a page are one program, which runs; fragments of a config are read as a config is. The cells of
-the notebook run in order, after the tutorial, which has trained the same.
+Python: the blocks of a page are one program, which runs, that of a tutorial after its commands; fragments of a config
+are read as a config is. The cells of the notebook run in order, after the tutorial, which has trained the same.
 """
 
 import importlib.util
@@ -169,11 +169,12 @@ def test_every_subcommand_is_run():
 
 
 @pytest.mark.parametrize("name", RUN_PAGES)
-def test_the_commands_of_a_tutorial_run(workplace, name, capsys, monkeypatch):
+def test_a_tutorial_runs(workplace, name, capsys, monkeypatch):
     tiny_releases.run_small(monkeypatch)
     for command in COMMANDS:
         if page_name(command) == name and is_run(command):
             run(command, capsys)
+    run_python(ROOT / name)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +208,8 @@ def check_names(words: Sequence[str]) -> None:
         assert name in declared, f"--{name} is no flag of t5g2 {words[1]}"
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS}), ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(workplace, page):
-    """Its blocks are one program: a name of the first is there in the second."""
+def run_python(page: Path) -> None:
+    """Runs the blocks of a page as one program, in which a name of the first is there in the second."""
     names = dict(AROUND)
     for block in (block for block in BLOCKS if block.page == page):
         code = compile(block.text, block.name, "exec")
@@ -221,6 +221,14 @@ def test_the_python_of_a_page_runs(workplace, page):
             experiment.build(config.to_dict())
         elif "lm_eval" not in block.text:  # which takes downloads
             exec(code, names)
+
+
+PYTHON_PAGES = sorted({block.page for block in BLOCKS} - {ROOT / name for name in RUN_PAGES})
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_runs(workplace, page):
+    run_python(page)
 
 
 def test_the_notebook_runs(workplace, monkeypatch):
