@@ -67,7 +67,8 @@ def _section(cls: type) -> str:
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     table = "\n".join(rows) if len(rows) > 2 else "No settings."
     kind = f"Kind `{kinds[0]}`. " if kinds else ""
-    return f"## {cls.__name__}\n\n{kind}{summary}\n\n{table}\n"
+    # <start_of_image> would be a tag, which a page shows as nothing
+    return re.sub(r"(?<!`)<[^<>\s]+>(?!`)", r"`\g<0>`", f"## {cls.__name__}\n\n{kind}{summary}\n\n{table}\n")
 
 
 def _meanings(cls: type) -> dict[str, str]:

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from t5g2 import cli
 from t5g2.commands import flags
 from t5g2.core import paths
+from t5g2.core.errors import UserError
 from t5g2.jobs import task_files
 from t5g2.sweep import parts, sweep_file
 from t5g2.train import config_file, experiment
@@ -65,7 +66,8 @@ def resolve(command: Command) -> None:
     words = command.words
     if words[0] == "make":
         targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        assert {word for word in words[1:] if "=" not in word} <= targets, command
+        missing = {word for word in words[1:] if "=" not in word} - targets
+        assert not missing, f"make has no {missing}"
     elif words[0].endswith("pip"):
         check_pip(words[1:])
     elif "python" in words[0]:
@@ -85,12 +87,14 @@ def check_pip(words: Sequence[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in words[1:]:
         assert not word.endswith(".txt") or (ROOT / word).is_file()
-        assert all(name in extras for names in re.findall(r"\[(.*)\]", word) for name in names.split(","))
+        for name in (name for names in re.findall(r"\[(.*)\]", word) for name in names.split(",")):
+            assert name in extras, f"there is no extra {name}"
 
 
 def check_python(words: Sequence[str]) -> None:
     if words[0] == "-m":
-        assert words[1] in ("pip", "pytest", "venv") or importlib.util.find_spec(words[1]) is not None
+        known = words[1] in ("pip", "pytest", "venv") or importlib.util.find_spec(words[1]) is not None
+        assert known, f"there is no module {words[1]}"
     elif words[0] != "-c":
         assert (ROOT / words[0]).is_file()
 
@@ -197,6 +201,31 @@ def test_the_commands_of_a_page_resolve(workplace, page):
             raise AssertionError(str(command)) from error
     for text in mentions(page):
         check_names(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("t5g2 train --config=configs/quickstart.py --workdirs=x", "unknown flag '--workdirs'"),
+        ("t5g2 train --config=configs/quickstart.py --workdir=x --config.train.step=3", "unknown key 'step'"),
+        ("t5g2 check --config=configs/quickstar.py", "no config file configs/quickstar.py"),
+        ("t5g2 generate --model=models/nowhere --prompt=x", "nothing writes models/nowhere"),
+        ("t5g2 evaluate --model=models/t5gemma2-270m --tasks=docstring --out=x", "unknown evaluation task"),
+        ("launch/local.sh 2 t5g2 trane --config=configs/quickstart.py --workdir=x", "t5g2.commands.trane"),
+        ("make doc", "doc"),
+        ("pip install 't5g2[jax]'", "jax"),
+        ("python -m tests.e2e.kil", "kil"),
+    ],
+)
+def test_a_command_that_does_not_work_is_found(workplace, text, message):
+    with pytest.raises((AssertionError, UserError, ModuleNotFoundError), match=re.escape(message)):
+        resolve(Command(ROOT / "README.md", 1, text))
+
+
+def test_a_program_that_no_test_knows_is_found(tmp_path):
+    (tmp_path / "page.md").write_text("```sh\nt5g2 train\ncurl\n```\n")
+    with pytest.raises(AssertionError, match="how a command of curl is checked"):
+        list(commands(tmp_path / "page.md"))
 
 
 def check_names(words: Sequence[str]) -> None:

@@ -29,6 +29,14 @@ def test_placeholders_of_help_are_code_in_the_reference():
     assert literal('({"prompt": …})') == '(`{"prompt": …}`)'
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_nothing_is_a_tag_by_accident(page):
+    """<start_of_image> in a sentence is shown as nothing; as code it is shown."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    assert not re.findall(r"<[a-z_]\w*[^<>\n]*>", re.sub(r"`[^`]*`", "", text))
+
+
 def test_every_page_is_in_the_navigation_once():
     node = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = re.findall(r"\S+\.md", str(node["nav"]).replace("'", " "))

@@ -1,4 +1,7 @@
-"""Extension of the pages of the API: an entry of a docstring for several names, "low, high: …", is one for each."""
+"""Extension of the pages of the API: docstrings, which are plain text, as Markdown that shows the same.
+
+An entry for several names, "low, high: …", becomes one for each, and <start_of_image>, which would be a tag, code.
+"""
 
 import re
 from typing import Any
@@ -6,15 +9,16 @@ from typing import Any
 from griffe import Extension
 
 ENTRY = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+): (?P<text>.*(?:\n(?P=indent) +\S.*)*)", re.MULTILINE)
+TAG = re.compile(r"(?<!`)<[^<>\s]+>(?!`)")
 
 
-class SeveralNames(Extension):
-    """Splits the entries of every docstring before it is parsed."""
+class ShownDocstrings(Extension):
+    """Changes every docstring before it is parsed."""
 
     def on_object(self, *, obj: Any, **_: Any) -> None:
         """Called for every class, function and attribute that is read."""
         if obj.docstring is not None:
-            obj.docstring.value = ENTRY.sub(split, obj.docstring.value)
+            obj.docstring.value = TAG.sub(r"`\g<0>`", ENTRY.sub(split, obj.docstring.value))
 
 
 def split(entry: re.Match) -> str:
