@@ -9,7 +9,7 @@ from typing import Any
 from griffe import Extension
 
 ENTRY = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+): (?P<text>.*(?:\n(?P=indent) +\S.*)*)", re.MULTILINE)
-TAG = re.compile(r"(?<!`)<[^<>\s]+>(?!`)")
+CODE_OR_TAG = re.compile(r"(`[^`]*`)|<[^<>\s]+>")
 
 
 class ShownDocstrings(Extension):
@@ -18,7 +18,8 @@ class ShownDocstrings(Extension):
     def on_object(self, *, obj: Any, **_: Any) -> None:
         """Called for every class, function and attribute that is read."""
         if obj.docstring is not None:
-            obj.docstring.value = TAG.sub(r"`\g<0>`", ENTRY.sub(split, obj.docstring.value))
+            text = ENTRY.sub(split, obj.docstring.value)
+            obj.docstring.value = CODE_OR_TAG.sub(lambda match: match[1] or f"`{match[0]}`", text)
 
 
 def split(entry: re.Match) -> str:

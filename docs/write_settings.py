@@ -68,7 +68,8 @@ def _section(cls: type) -> str:
     table = "\n".join(rows) if len(rows) > 2 else "No settings."
     kind = f"Kind `{kinds[0]}`. " if kinds else ""
     # <start_of_image> would be a tag, which a page shows as nothing
-    return re.sub(r"(?<!`)<[^<>\s]+>(?!`)", r"`\g<0>`", f"## {cls.__name__}\n\n{kind}{summary}\n\n{table}\n")
+    section = f"## {cls.__name__}\n\n{kind}{summary}\n\n{table}\n"
+    return re.sub(r"(`[^`]*`)|<[^<>\s]+>", lambda match: match[1] or f"`{match[0]}`", section)
 
 
 def _meanings(cls: type) -> dict[str, str]:
