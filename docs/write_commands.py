@@ -70,7 +70,7 @@ def _default(value: object) -> str:
 
 def _literal(words: str) -> str:
     """Returns a text of --help as Markdown shows it: placeholders and file names as code, no tag of HTML."""
-    words = re.sub(r"(?<![`\w])(--[a-z_.]+(?:=[^\s,;)]+)?|<[a-z_]+>(?:/[\w<>./]+)?|<[a-z_]+>)", r"`\1`", words)
+    words = re.sub(r"(?<![`\w])(--[a-z_]+(?:\.\w+)*(?:=[^\s,;)]+)?|<[a-z_]+>(?:/[\w<>./]+)?|<[a-z_]+>)", r"`\1`", words)
     return re.sub(r"\{(\"[^}]*)\}", r"`{\1}`", words)
 
 

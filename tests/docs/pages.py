@@ -59,18 +59,23 @@ def blocks(page: Path) -> Iterator[Block]:
     """Yields the blocks between fences, and those that are indented, whose language is ""."""
     fence: tuple[int, str, str] | None = None
     lines: list[str] = []
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+    indented = 0
+    for number, line in enumerate([*page.read_text(encoding="utf-8").splitlines(), ""], 1):
         if fence is not None and line == "```":
             yield Block(page, *fence, "\n".join(lines))
             fence, lines = None, []
         elif fence is not None:
             lines.append(line)
+        elif line.startswith("    "):
+            lines.append(line.strip())
+            indented = indented or number
         elif line.startswith("```"):
             match = FENCE.match(line)
             assert match is not None, f"{page}:{number}: {line} is no beginning of a block that the tests read"
             fence = number, match[1], match[2] or ""
-        elif line.startswith("    "):
-            yield Block(page, number, "", "", line.strip())
+        if indented and not line.startswith("    "):
+            yield Block(page, indented - 1, "", "", "\n".join(lines))
+            indented, lines = 0, []
     assert fence is None, f"{page}: a block is not closed"
 
 
@@ -79,12 +84,24 @@ def commands(page: Path) -> Iterator[Command]:
     for block in blocks(page):
         if block.language == "python":
             continue
-        for offset, line in enumerate(block.text.replace("\\\n", " ").splitlines(), 1):
-            first = line.strip().split(" ")[0]
+        for number, line in joined(block):
+            first = line.split(" ")[0]
             if block.language == "sh" and first and not first.startswith("#"):
                 assert first in PROGRAMS, f"{block.name}: say in {__file__} how a command of {first} is checked"
             if first in PROGRAMS:
-                yield Command(page, block.line + offset, line.strip())
+                yield Command(page, number, line)
+
+
+def joined(block: Block) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a block, those that end in a backslash with the next, and the number of the first of each."""
+    start, whole = 0, ""
+    for number, line in enumerate(block.text.splitlines(), block.line + 1):
+        start, whole = start or number, f"{whole} {line.strip()}".strip()
+        if whole.endswith("\\"):
+            whole = whole[:-1].strip()
+            continue
+        yield start, whole
+        start, whole = 0, ""
 
 
 def mentions(page: Path) -> Iterator[str]:

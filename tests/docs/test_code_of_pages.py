@@ -222,6 +222,25 @@ def test_a_command_that_does_not_work_is_found(workplace, text, message):
         resolve(Command(ROOT / "README.md", 1, text))
 
 
+def test_commands_are_read_from_every_kind_of_block(tmp_path):
+    page = tmp_path / "page.md"
+    lines = [
+        "```sh",
+        "make a",
+        "t5g2 b \\",
+        "    --c",
+        "```",
+        "make d",
+        "",
+        "    t5g2 e \\",
+        "        --f",
+        "    make g",
+    ]
+    page.write_text("\n".join(lines))
+    found = [(command.line, command.text.split()) for command in commands(page)]
+    assert found == [(2, ["make", "a"]), (3, ["t5g2", "b", "--c"]), (8, ["t5g2", "e", "--f"]), (10, ["make", "g"])]
+
+
 def test_a_program_that_no_test_knows_is_found(tmp_path):
     (tmp_path / "page.md").write_text("```sh\nt5g2 train\ncurl\n```\n")
     with pytest.raises(AssertionError, match="how a command of curl is checked"):
