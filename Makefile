@@ -8,6 +8,8 @@
 #   make test PYTHON=python3.12 VENV=.venv312
 #   make imports               docs/imports.svg: who imports whom
 #   make settings              docs/settings.md: every setting, with its range
+#   make commands              docs/commands.md: every subcommand, with its flags
+#   make docs                  the pages as a site, in site/
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?=
@@ -23,7 +25,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # every start of jax would look for a TPU and print that there is none.
 TPU_COMPILER := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VENV)/tpu-compiler/.installed)
 
-.PHONY: quickstart test test-processes test-tpu test-newer test-beam lint format imports settings bench clean
+.PHONY: quickstart test test-processes test-tpu test-newer test-beam lint format imports settings commands docs bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
@@ -83,11 +85,17 @@ imports: $(VENV)/.installed-dev
 settings: $(VENV)/.installed-dev
 	$(VENV)/bin/python docs/write_settings.py
 
+commands: $(VENV)/.installed-dev
+	$(VENV)/bin/python docs/write_commands.py
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 bench: $(VENV)/.installed-dev $(TPU_COMPILER)
 	for file in bench/*.py; do $(VENV)/bin/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-beam
+	rm -rf $(VENV) .venv-beam site
 
 # a venv that is there keeps its own Python, whatever PYTHON says: then the pins would be those of another
 ifneq ($(wildcard $(VENV)/bin/python),)
@@ -110,4 +118,8 @@ $(VENV)/tpu-compiler/.installed: $(VENV)/bin/python constraints/$(PAIR).txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[test,dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) -e '.[docs]'
 	@touch $@

@@ -67,7 +67,9 @@ def _section(cls: type) -> str:
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     table = "\n".join(rows) if len(rows) > 2 else "No settings."
     kind = f"Kind `{kinds[0]}`. " if kinds else ""
-    return f"## {cls.__name__}\n\n{kind}{summary}\n\n{table}\n"
+    # <start_of_image> would be a tag, which a page shows as nothing
+    section = f"## {cls.__name__}\n\n{kind}{summary}\n\n{table}\n"
+    return re.sub(r"(`[^`]*`)|<[^<>\s]+>", lambda match: match[1] or f"`{match[0]}`", section)
 
 
 def _meanings(cls: type) -> dict[str, str]:

@@ -36,7 +36,7 @@ COMMANDS = (
 
 def run_command(name: str, argv: list[str]) -> None:
     """Parses the flags of a subcommand and runs it, or prints its help."""
-    command = _load(name)
+    command = load_command(name)
     try:
         flags = parse(name, command.run, command.FLAGS, argv)
     except HelpRequested as request:
@@ -122,14 +122,14 @@ def _keep_compiled_programs() -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def _load(name: str):
+def load_command(name: str):
     """Returns the module of a subcommand; `import` is a keyword of Python, so its file is import_.py."""
     module = name.replace("-", "_")
     return importlib.import_module(f"t5g2.commands.{'import_' if module == 'import' else module}")
 
 
 def _overview() -> str:
-    lines = [f"  t5g2 {name:12} {(_load(name).run.__doc__ or '').splitlines()[0]}" for name in COMMANDS]
+    lines = [f"  t5g2 {name:12} {(load_command(name).run.__doc__ or '').splitlines()[0]}" for name in COMMANDS]
     return "\n".join(
         (
             "t5g2: decoder-only in, encoder-decoder out",

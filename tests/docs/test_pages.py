@@ -1,0 +1,73 @@
+"""Pages that are written from the code are up to date, every page is in the site, and every link leads somewhere."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs.pages import PAGES, ROOT
+
+WRITER = runpy.run_path(str(ROOT / "docs/write_commands.py"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+README_LINES = 150
+
+
+def test_the_reference_of_commands_is_up_to_date():
+    assert WRITER["FILE"].read_text(encoding="utf-8") == WRITER["text"](), "run: make commands"
+    assert "| `--last` | whole number, at least 1 | `5` | number of checkpoints" in WRITER["text"]()
+
+
+def test_placeholders_of_help_are_code_in_the_reference():
+    """A page shows <this> as nothing, because it is a tag."""
+    literal = WRITER["_literal"]
+    assert (
+        literal("of --model; <workdir>/evaluations/<step> gets x")
+        == "of `--model`; `<workdir>/evaluations/<step>` gets x"
+    )
+    assert literal('({"prompt": …})') == '(`{"prompt": …}`)'
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_nothing_is_a_tag_by_accident(page):
+    """<start_of_image> in a sentence is shown as nothing; as code it is shown."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    assert not re.findall(r"<[a-z_]\w*[^<>\n]*>", re.sub(r"`[^`]*`", "", text))
+
+
+def test_every_page_is_in_the_navigation_once():
+    """Results of experiments are not: experiments/index.md lists them."""
+    node = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = re.findall(r"\S+\.md", str(node["nav"]).replace("'", " "))
+    pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")]
+    results = {page for page in pages if page.startswith("experiments/") and page != "experiments/index.md"}
+    assert len(listed) == len(set(listed))
+    assert not set(listed) ^ (set(pages) - results), "a page is missing, or not in `nav` of mkdocs.yml"
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as the toc of Python-Markdown makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M
+    )
+    slugs = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+", "-", slug) for slug in slugs}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} does not exist"
+        # the site has the files of docs/ alone
+        assert not page.is_relative_to(ROOT / "docs") or file.is_relative_to(ROOT / "docs"), f"{target} is not in docs/"
+        assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{target}: no such heading"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
