@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.report import contents
-from t5g2.sweep import launch, sweep_file
+from t5g2.sweep import Paper, Step, Sweep, Variant, launch, sweep_file
 from t5g2.sweep import parts as sweep
-from t5g2.sweep.parts import Paper, Step, Sweep, Variant
+from t5g2.sweep.launchers.local import Local
 
 # Stands in for `t5g2`: notes its arguments and does what the name of its workdir says.
 PROGRAM = """
@@ -48,12 +49,7 @@ if "workdir" in flags and out.name != "forgets":
 
 
 IDENTITY = Variant.identity
-
-
-@pytest.fixture(autouse=True)
-def no_real_configs(monkeypatch):
-    """Takes what a variant is from its command line; its config need not exist."""
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps(self.arguments(folder)))
+pytestmark = pytest.mark.usefixtures("no_real_configs")
 
 
 @pytest.fixture
@@ -65,6 +61,10 @@ def program(tmp_path):
 
 def variant(name, **fields):
     return Variant(name, config="configs/x.py:a", **fields)
+
+
+def run_local(sweep, folder, *, program, **settings):
+    launch.run(sweep, folder, Local(program=shlex.join(program), **settings))
 
 
 def notes(folder):
@@ -87,7 +87,7 @@ THREE = Sweep(
 
 def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
     folder = tmp_path / "sweep"
-    launch.run_local(THREE, folder, program=program)
+    run_local(THREE, folder, program=program)
     assert notes(folder) == ["a", "adapted", "b"]
     flags = json.loads((folder / "b" / "experiment.json").read_text())
     assert flags == {
@@ -105,9 +105,9 @@ def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
 
 def test_what_is_done_is_skipped(tmp_path, program, capfd):
     folder = tmp_path / "sweep"
-    launch.run_local(THREE, folder, program=program)
+    run_local(THREE, folder, program=program)
     capfd.readouterr()
-    launch.run_local(THREE, folder, program=program)
+    run_local(THREE, folder, program=program)
     assert notes(folder) == ["a", "adapted", "b"]
     out = capfd.readouterr().out
     assert "[1/3] a     already done\n[2/3] adapt already done\n[3/3] b     already done\n" in out
@@ -117,16 +117,16 @@ def test_what_is_done_is_skipped(tmp_path, program, capfd):
 def test_a_part_whose_settings_changed_runs_again_and_so_does_what_comes_after(tmp_path, program):
     folder = tmp_path / "sweep"
     parts = (variant("a"), variant("b", after=("a",)), variant("c"))
-    launch.run_local(Sweep("x", parts), folder, program=program)
+    run_local(Sweep("x", parts), folder, program=program)
     longer = (variant("a", overrides={"train.steps": 9}), *parts[1:])
-    launch.run_local(Sweep("x", longer), folder, program=program)
+    run_local(Sweep("x", longer), folder, program=program)
     assert notes(folder) == ["a", "b", "c", "a", "b"]
 
 
 def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_path, program, capfd):
     folder, parts = tmp_path / "sweep", (variant("a"), variant("breaks"), variant("c"))
     with pytest.raises(SystemExit) as stopped:
-        launch.run_local(Sweep("x", parts), folder, program=program)
+        run_local(Sweep("x", parts), folder, program=program)
     assert stopped.value.code == 7
     assert notes(folder) == ["a", "breaks"]
     *_, last, message = capfd.readouterr().out.splitlines()
@@ -134,20 +134,20 @@ def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_pa
     assert message.startswith("[2/3] breaks failed after 0:0")
     assert message.endswith("with exit status 7; its last lines are above")
     (folder / "breaks" / "mended").touch()
-    launch.run_local(Sweep("x", parts), folder, program=program)
+    run_local(Sweep("x", parts), folder, program=program)
     assert notes(folder) == ["a", "breaks", "breaks", "c"]
     assert "[2/3] breaks resumes: " in capfd.readouterr().out
 
 
 def test_a_killed_part_gives_the_status_of_a_shell(tmp_path, program):
     with pytest.raises(SystemExit) as stopped:
-        launch.run_local(Sweep("x", (variant("killed"),)), tmp_path / "sweep", program=program)
+        run_local(Sweep("x", (variant("killed"),)), tmp_path / "sweep", program=program)
     assert stopped.value.code == 128 + signal.SIGKILL
 
 
 def test_a_part_that_leaves_nothing_is_an_error(tmp_path, program):
     with pytest.raises(UserError, match=r"forgets exited with status 0 but left no .*forgets/done\.json"):
-        launch.run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
+        run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
 
 
 def start_waiting(tmp_path, program):
@@ -157,9 +157,10 @@ import json
 from pathlib import Path
 from t5g2 import sweep
 from t5g2.sweep import launch
+from t5g2.sweep.launchers.local import Local
 sweep.Variant.identity = lambda self, folder: json.dumps(self.arguments(folder))
 parts = tuple(sweep.Variant(name, config="configs/x.py:a") for name in ("a", "waits", "c"))
-launch.run_local(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), program={program!r})
+launch.run(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), Local(program={shlex.join(program)!r}))
 """
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     ready, end = tmp_path / "sweep" / "waits" / "ready", time.monotonic() + 60
@@ -187,7 +188,7 @@ def test_a_killed_sweep_ends_its_part_and_the_next_one_waits_for_it(tmp_path, pr
     child.kill()
     child.wait()
     parts = tuple(variant(name) for name in ("a", "waits", "c"))
-    launch.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+    run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert notes(tmp_path / "sweep") == ["a", "waits", "saved on 15", "waits", "c"]
     assert "another sweep still works in" in capfd.readouterr().out
 
@@ -283,7 +284,7 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monke
     file = str(tmp_path / "config.py")
     parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
     with pytest.raises(UserError, match=r"'stepz' in config\.train .*did you mean 'steps'"):
-        launch.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+        run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -295,7 +296,7 @@ def test_an_unknown_launcher_is_refused(tmp_path):
 def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):
     (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(UserError, match="is the workdir of a single run; give the sweep a folder of its own"):
-        launch.run_local(THREE, tmp_path, program=program)
+        run_local(THREE, tmp_path, program=program)
     assert not (tmp_path / "sweep.json").exists()
 
 
@@ -312,7 +313,7 @@ SEEDED = Sweep(
 
 def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
     """A run comes after the run of its seed where the other part has that seed, a part without seeds after all."""
-    launch.run_local(SEEDED, tmp_path / "x", program=program)
+    run_local(SEEDED, tmp_path / "x", program=program)
     done = notes(tmp_path / "x")
     assert set(done) == {"a-s0", "a-s1", "b-s0", "b-s1", "c"}
     assert done.index("a-s1") < done.index("b-s1")
@@ -325,7 +326,7 @@ def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
     assert [(of.title, {arm: g.name for arm, g in of.arms.items()}) for of in made.comparisons] == [
         ("one", {"new": "b", "old": "a"})
     ]
-    launch.run_local(SEEDED, tmp_path / "x", program=program)
+    run_local(SEEDED, tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == done, "done before"
 
 
@@ -333,17 +334,17 @@ def test_a_half_done_sweep_of_seeds_goes_on_where_it_stopped(tmp_path, program):
     parts = (variant("ok", seeds=(0, 1)), variant("breaks"), variant("late", after=("breaks",), seeds=(3,)))
     half = Sweep(title="x", parts=parts)
     with pytest.raises(SystemExit) as failed:
-        launch.run_local(half, tmp_path / "x", program=program)
+        run_local(half, tmp_path / "x", program=program)
     assert failed.value.code == 7
     assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks"]
     (tmp_path / "x" / "breaks" / "mended").touch()
-    launch.run_local(half, tmp_path / "x", program=program)
+    run_local(half, tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks", "breaks", "late-s3"]
 
 
 def test_a_seed_more_runs_alone(tmp_path, program):
     for seeds in ((0, 1), (0, 1, 5)):
-        launch.run_local(Sweep("x", (variant("a", seeds=seeds),)), tmp_path / "x", program=program)
+        run_local(Sweep("x", (variant("a", seeds=seeds),)), tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == ["a-s0", "a-s1", "a-s5"]
 
 
