@@ -30,9 +30,8 @@ class PlayedClients:
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         (self.folder / f"{name}.py").write_text(code)
 
-    @property
-    def calls(self) -> list[str]:
-        """The calls of all clients, in their order; since the last look."""
+    def take_calls(self) -> list[str]:
+        """Returns the calls of all clients in their order, since the last call of this."""
         file = self.folder / "calls"
         lines = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)

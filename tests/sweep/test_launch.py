@@ -402,3 +402,98 @@ def test_comparisons_that_cannot_be():
         Sweep(title="x", parts=parts, compare={"one": {"x": "a", "y": "c"}})
     with pytest.raises(UserError, match="has comparisons of x, y and of x; they are the columns of one table"):
         Sweep(title="x", parts=parts, compare={"one": {"x": "a", "y": "b"}, "two": {"x": "a"}})
+
+
+def test_several_run_at_once_and_their_output_is_kept(tmp_path, program, capfd):
+    """Each of the two ends when the other has been there."""
+    meets = """
+import pathlib, sys, time
+out = pathlib.Path(dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:])["workdir"])
+out.mkdir()
+end = time.monotonic() + 60
+while len([name for name in ("a", "b") if (out.parent / name).exists()]) < 2:
+    assert time.monotonic() < end, "alone"
+    time.sleep(0.02)
+print("met, said", out.name)
+(out / "done.json").write_text('{"step": 1}')
+"""
+    (tmp_path / "meets.py").write_text(meets)
+    parts = (variant("a"), variant("b"))
+    run_local(Sweep("x", parts), tmp_path / "x", program=[sys.executable, str(tmp_path / "meets.py")], at_once=2)
+    out = capfd.readouterr().out
+    assert "met, said" not in out
+    for name in ("a", "b"):
+        assert (tmp_path / "x" / ".sweep" / "logs" / f"{name}.log").read_text() == f"met, said {name}\n"
+
+
+def test_a_failure_beside_others_is_shown_and_what_runs_is_waited_for(tmp_path, program, capfd):
+    parts = (variant("breaks"), variant("a"), variant("c", after=("a",)))
+    with pytest.raises(SystemExit) as stopped:
+        run_local(Sweep("x", parts), tmp_path / "x", program=program, at_once=2)
+    assert stopped.value.code == 7
+    assert sorted(notes(tmp_path / "x")) == ["a", "breaks"]
+    out = capfd.readouterr().out
+    log = tmp_path / "x" / ".sweep" / "logs" / "breaks.log"
+    assert f"with exit status 7; the last lines of {log}:\n    the disk is full\n" in out
+    assert "[2/3] a      done in" in out
+    # the next call says it again
+    (tmp_path / "x" / "breaks" / "mended").touch()
+    run_local(Sweep("x", parts), tmp_path / "x", program=program, at_once=2)
+    assert f"[1/3] breaks ended last with exit status 7, in {log}:\n    the disk is full\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("statuses", "retries", "code", "starts"),
+    [([1, 1, 0], 2, None, 3), ([1, 1, 0], 1, 1, 2), ([2, 0], 3, 2, 1), ([1, 2, 0], 3, 2, 2), ([137, 0], 1, None, 2)],
+)
+def test_wrong_input_is_never_tried_again(tmp_path, capfd, statuses, retries, code, starts):
+    counts = """
+import pathlib, sys
+out = pathlib.Path(dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:])["workdir"])
+out.mkdir(exist_ok=True)
+starts = len(list(out.iterdir()))
+(out / f"start{starts}").touch()
+status = STATUSES[starts]
+if not status:
+    (out / "done.json").write_text('{"step": 1}')
+sys.exit(status)
+""".replace("STATUSES", str(statuses))
+    (tmp_path / "counts.py").write_text(counts)
+    program, sweep = [sys.executable, str(tmp_path / "counts.py")], Sweep("x", (variant("a"),))
+    if code is None:
+        run_local(sweep, tmp_path / "x", program=program, retries=retries)
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            run_local(sweep, tmp_path / "x", program=program, retries=retries)
+        assert stopped.value.code == code
+    assert len(list((tmp_path / "x" / "a").glob("start*"))) == starts
+    out = capfd.readouterr().out
+    assert out.count("it starts again") == starts - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--launcher=gpu"], "unknown launcher 'gpu'"),
+        (["--launcher=slurm", "--launcher.nodez=3"], "unknown key 'nodez' in --launcher=slurm (Slurm); did you mean"),
+        (["--launcher=slurm", "--launcher.nodes=0"], "--launcher=slurm: nodes = 0; it must be at least 1"),
+        (["--launcher=gke"], "--launcher=gke lacks image, which Gke has no default for"),
+        (["--launcher=slurm"], "--launcher=slurm needs the program sbatch, which is not installed here"),
+        (["--launcher=gke", "--launcher.image=i", "--launcher.claim=c"], "needs the program kubectl"),
+        (["--launcher=tpu-vm", "--launcher.tpu=v5e:2x4", "--launcher.zone=z"], "needs the program gcloud"),
+        (["--at_once=0"], "at_once = 0; it must be at least 1"),
+        (["--retries=-1"], "retries = -1; it must be at least 0"),
+        (["--launcher=print", "--retries=1"], "unknown key 'retries' in --launcher=print"),
+    ],
+)
+def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
+    from t5g2 import cli
+
+    (tmp_path / "sweep.py").write_text(
+        "from t5g2.sweep import *\ndef get_sweep():\n    return Sweep('x', (Variant('a', config='c.py'),))\n"
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = ["sweep", f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'x'}", *arguments]
+    assert cli.main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -18,6 +18,12 @@ number = int(count.read_text()) + 1 if count.exists() else 100
 count.write_text(str(number))
 print(f"{number};cluster")
 """
+SRUN = """
+file = folder / "statuses"
+status, *rest = file.read_text().split()
+file.write_text(" ".join(rest))
+sys.exit(int(status))
+"""
 SEEDS = (0, 1)
 SWEEP = Sweep(
     "seeds",
@@ -116,7 +122,7 @@ def test_the_script_of_a_command_on_one_node(slurm, tmp_path):
 def test_runs_wait_for_those_of_their_own_seed(slurm, tmp_path, capsys):
     scripts = tmp_path / "x" / ".sweep" / "slurm"
     launch.run(SWEEP, tmp_path / "x", Slurm())
-    assert slurm.calls == [
+    assert slurm.take_calls() == [
         f"sbatch --parsable {scripts / 'source-s0+1.sbatch'}",
         f"sbatch --parsable --dependency=aftercorr:100 {scripts / 'adapted-s0+1.sbatch'}",
         f"sbatch --parsable {scripts / 'plain.sbatch'}",
@@ -132,12 +138,13 @@ def test_what_is_queued_is_left_alone_and_what_is_done_is_waited_for_no_more(slu
     (folder / "source-s0").mkdir()
     (folder / "source-s0" / "done.json").write_text('{"step": 1}')
     (slurm.folder / "queue").write_text("100_1 RUNNING\n9 PENDING\n")
-    slurm.calls, capsys.readouterr()  # noqa: B018
+    slurm.take_calls()
+    capsys.readouterr()
     launch.run(SWEEP, folder, Slurm())
     out = capsys.readouterr().out
     assert "source-s0  already done\n" in out
     assert "source-s1  is running already: job 100_1\n" in out
-    submitted = [call for call in slurm.calls if call.startswith("sbatch")]
+    submitted = [call for call in slurm.take_calls() if call.startswith("sbatch")]
     scripts = folder / ".sweep" / "slurm"
     assert submitted == [
         f"sbatch --parsable {scripts / 'adapted-s0.sbatch'}",
@@ -167,17 +174,19 @@ def test_what_runs_with_other_settings_is_not_submitted_again(slurm, tmp_path):
 def test_a_script_is_queued_again(slurm, tmp_path, statuses, ended, marked):
     folder = tmp_path / "x"
     launch.run(Sweep("x", (Variant("a", "c.py", seeds=(5, 7)),)), folder, Slurm(retries=2))
-    slurm.play("srun", 'f = folder / "statuses"; s = f.read_text().split(); f.write_text(" ".join(s[1:])); sys.exit(int(s[0]))')
+    slurm.play("srun", SRUN)
     slurm.play("scontrol", '(folder / "requeued").touch()')
     (slurm.folder / "statuses").write_text(" ".join(map(str, statuses)))
     environ = os.environ | {"SLURM_JOB_ID": "100", "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": "1"}
-    calls, results = slurm.calls, []
+    slurm.take_calls()
+    results = []
     while True:
         (slurm.folder / "requeued").unlink(missing_ok=True)
         done = subprocess.run(["bash", folder / ".sweep/slurm/a-s5+1.sbatch"], env=environ, cwd=tmp_path, check=False)
         results.append(done.returncode)
-        calls = slurm.calls
-        assert calls[0] == f"srun --kill-on-bad-exit=0 t5g2 train --config=c.py --workdir={folder}/a-s7 --config.train.seed=7"
+        calls = slurm.take_calls()
+        command = f"t5g2 train --config=c.py --workdir={folder}/a-s7 --config.train.seed=7"
+        assert calls[0] == f"srun --kill-on-bad-exit=0 {command}"
         if not (slurm.folder / "requeued").exists():
             break
         # not the whole array, whose number one of its tasks has
