@@ -5,7 +5,7 @@ import json
 import pytest
 
 from t5g2.sweep import Variant
-from tests.sweep.played_clients import PlayedClients
+from tests.played_clients import PlayedClients
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from t5g2.sweep.sweep_job import jobs_of
 
 pytestmark = pytest.mark.usefixtures("no_real_configs")
 
-# One slice at a time, whose state is a file. A run ends with the next of the statuses; "preempted" takes away its slice.
+# One slice, whose state is a file. A run ends with the next of the statuses; "preempted" takes its slice away.
 GCLOUD = """
 import re, time
 state, (_, _, noun, verb, *rest) = folder / "state", arguments
