@@ -4,16 +4,27 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
+from typing import Any
 
 from t5g2.core.ranges import format_ranges
-from t5g2.report import comparison, plots
+from t5g2.report import comparison, deltas, plots
 from t5g2.report.contents import Report
 from t5g2.report.markup import Html, document, figure, html_table, tag
-from t5g2.report.run_records import RunGroup, RunRecord
+from t5g2.report.run_records import Amount, RunGroup, RunRecord
+from t5g2.report.statistics import estimate
 from t5g2.report.tables import MEANS, different_settings, over_seeds, state, summary
 from t5g2.report.text_table import NONE, TextTable
 
+UNIT = "nats per token"
+AMOUNTS: Mapping[str, Amount] = {"tokens": RunRecord.tokens, "FLOPs": RunRecord.flops}
+# of t5g2/eval/generation_cost.py
+QUERY_COSTS = {
+    "query_flops": "FLOPs of a query",
+    "prefill_seconds": "seconds to the first token",
+    "token_seconds": "seconds of each further token",
+}
 NOTHING = "-"  # in provenance.json: the source of a leaf that is initialised, the target of one that is dropped
 
 
@@ -22,7 +33,9 @@ def render(report: Report) -> str:
     sections: Sequence[Callable[[Report], list[Html]]] = (
         header,
         held_out,
+        by_amount,
         results,
+        frontier,
         runs,
         denoisers,
         training,
@@ -66,15 +79,14 @@ def held_out(report: Report) -> list[Html]:
         metric = f"eval/{task}/loss"
         by_title = _groups_by_title(report).items()
         started = {title: groups for title, groups in by_title if any(group.steps(metric) for group in groups)}
-        plot = plots.compare(started, metric, "nats per token")
-        thin = " Thin: single seeds; strong: their mean." if report.has_seeds else ""
+        plot = plots.compare(started, metric, UNIT)
         parts += [
             tag("h2", _heading(task, "Held-out loss")),
             legend(_arms(report)),
             figure(
                 plot,
                 "Mean over the denoisers, weighted with their shares of the mixture; sentinels are not counted. "
-                f"Lower is better; step 0 is before the first update.{thin}",
+                f"Lower is better; step 0 is before the first update.{_thin(report)}",
             ),
         ]
     return parts or [
@@ -83,14 +95,92 @@ def held_out(report: Report) -> list[Html]:
     ]
 
 
+def by_amount(report: Report) -> list[Html]:
+    """Returns the curves of held-out losses by trained tokens and by FLOPs of training."""
+    parts = []
+    for task in report.tasks(report.compared):
+        metric = f"eval/{task}/loss"
+        curves = {
+            title: [g for g in groups if len(g.steps(metric)) > 1] for title, groups in _groups_by_title(report).items()
+        }
+        amounts = {
+            name: amount
+            for name, amount in AMOUNTS.items()
+            if any(group.total(amount, group.steps(metric)) for groups in curves.values() for group in groups)
+        }
+        if amounts:
+            plot = plots.along({title: groups for title, groups in curves.items() if groups}, metric, amounts, UNIT)
+            text = "Tokens and FLOPs, forward and backward, of the run itself, without those of its source."
+            parts += [tag("h2", _heading(task, "Held-out loss by tokens and FLOPs")), legend(_arms(report))]
+            parts.append(figure(plot, text + _thin(report)))
+    return parts
+
+
+def frontier(report: Report) -> list[Html]:
+    """Returns plots of quality against what it costs: to train, and to answer a query."""
+    paper = report.paper
+    losses = [f"eval/{task}/loss" for task in report.tasks(report.compared)]
+    metric = paper["metric"] if paper.get("printed") else next(iter(losses), None)
+    if metric is None:
+        return []
+    points = {cost: found for cost, read in _costs(report).items() if len(found := _points(report, metric, read)) > 1}
+    if not points:
+        return []
+    plot = plots.frontier(
+        points,
+        UNIT if metric.endswith("/loss") else metric.removeprefix("eval/"),
+        higher_is_better=bool(paper.get("printed") and paper.get("ours_higher_is_better")),
+    )
+    text = "Each arm at its end, with the interval over its seeds; the line joins those that no other one beats in both."
+    return [tag("h2", "Quality and cost"), figure(plot, text)]
+
+
+def _costs(report: Report) -> dict[str, Callable[[RunGroup], float | None]]:
+    """Returns {name: cost of a group} of training, and of queries where `t5g2 evaluate --cost` has measured them."""
+
+    def trained(group: RunGroup, amount: Amount) -> float | None:
+        last = max((run.step or 0 for run in group.counted), default=0)
+        totals = group.total(amount, [last])
+        return totals[0] if totals else None
+
+    def measured(group: RunGroup, metric: str) -> float | None:
+        mean = estimate(list(group.ends(metric).values()))
+        return mean and mean.mean
+
+    costs = {f"{name} of training": partial(trained, amount=amount) for name, amount in AMOUNTS.items()}
+    for score in report.scores():
+        task, _, name = score.rpartition("/")
+        if name in QUERY_COSTS:
+            costs[f"{QUERY_COSTS[name]} ({task})"] = partial(measured, metric=f"eval/{score}")
+    return costs
+
+
+def _points(report: Report, metric: str, cost: Callable[[RunGroup], float | None]) -> list[plots.FrontierPoint]:
+    points = []
+    for compared in report.comparisons:
+        for arm, group in compared.arms.items():
+            quality, used = estimate(list(group.ends(metric).values())), cost(group)
+            if quality is not None and used is not None:
+                name = f"{compared.title}, {arm}" if compared.title else arm
+                points.append(plots.FrontierPoint(name, group.color, used, quality.mean, quality.half or 0.0))
+    return points
+
+
 def results(report: Report) -> list[Html]:
     """Returns the results of the comparison, beside the numbers printed in a paper."""
-    parts, printed = [], report.sweep and report.sweep["paper"]
+    parts, printed = [], report.paper
+    rows = deltas.deltas(report)
+    scores, against = deltas.score_table(rows), deltas.against_paper(rows)
     table = comparison.results(report.comparisons, list(report.tasks(report.compared)))
     if table is not None:
         unit = tag("p", f"Held-out loss in nats per token. {_means(report)}", kind="quiet")
         tokens = "Tokens are the trained ones of encoder and decoder; the loss between evaluations is a straight line."
         parts.append(tag("div", tag("h2", "Results"), unit, html_table(table), tag("p", tokens, kind="quiet")))
+    if scores is not None:
+        text = "Each arm at its end, and its difference from the first one."
+        parts.append(tag("div", tag("h2", "Scores"), tag("p", text, kind="quiet"), html_table(scores)))
+    if against is not None:
+        parts.append(tag("div", tag("h2", "Against the paper"), *_agreement(printed, against)))
     if printed:
         rows = [[str(c) for c in row] for row in printed["rows"]]
         note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
@@ -98,6 +188,19 @@ def results(report: Report) -> list[Html]:
         paper_table = html_table(TextTable(list(printed["columns"]), rows), kind="numbers printed")
         parts.append(tag("div", tag("h2", "Numbers printed in the paper"), source, paper_table, note))
     return [tag("div", *parts, kind="beside")] if parts else []
+
+
+def _agreement(printed: Mapping[str, Any], table: TextTable) -> list[Html]:
+    sizes = (
+        "Sizes are those of one metric."
+        if printed.get("same_metric")
+        else "Sizes are not compared, because the paper has another metric."
+    )
+    text = (
+        f"Ours is {printed['metric']}, each arm at its end. A direction is within noise where the interval of our "
+        f"difference, by seed, contains 0. {sizes}"
+    )
+    return [tag("p", text, kind="quiet"), html_table(table)]
 
 
 def _means(report: Report) -> str:
@@ -314,6 +417,10 @@ def sample_text(text: str) -> Html:
 def note_missing(text: str) -> Html:
     """Returns a note on missing data."""
     return tag("p", text, kind="quiet")
+
+
+def _thin(report: Report) -> str:
+    return " Thin: single seeds; strong: their mean." if report.has_seeds else ""
 
 
 def _heading(task: str, title: str) -> str:

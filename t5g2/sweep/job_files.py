@@ -111,7 +111,7 @@ def last_lines(log: str | os.PathLike, count: int = 20) -> list[str]:
     except FileNotFoundError:
         return []
     # a progress bar overwrites its own line
-    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.splitlines(keepends=False)]
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.removesuffix("\n").split("\n") if text]
     return [escaped(line) for line in lines[-count:]]
 
 

@@ -45,7 +45,8 @@ def run_sweep(
       UserError: the sweep file, a variant's config, or the launcher's settings are wrong; nothing was started then.
       SystemExit: a part failed, with its exit status; or after SIGTERM or SIGINT, when the running part has ended.
     """
-    run(load(path), Path(workdir), launcher_of(launcher, changes))
+    chosen = launcher_of(launcher, changes)
+    run(load(path), Path(workdir), chosen)
 
 
 def show_status(path: str | os.PathLike, workdir: str | os.PathLike) -> None:

@@ -242,7 +242,7 @@ def test_a_failure_ends_the_sweep_with_its_status_and_its_log(cluster, capsys, e
         cluster(a=["Running", end], b=[])
     assert stopped.value.code == status
     out = capsys.readouterr().out
-    assert f"[1/2] a failed after 0:00 with exit status {status}; the last lines of " in out
+    assert f" with exit status {status}; the last lines of " in out
     assert "    [pod/x] out of memory\n" in out
 
 

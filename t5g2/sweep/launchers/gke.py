@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,7 @@ class Gke(Launcher):
 
         # a JobSet starts itself again
         on_signal = "is left alone after {}, and goes on in the cluster; run the same command again to wait for it"
-        rules = QueueRules(self.at_once, retries=0, poll_secs=1, on_signal=on_signal)
+        rules = QueueRules(self.at_once, retries=0, poll_secs=POLL_SECS, on_signal=on_signal)
         JobQueue(jobs, job_files, start, rules).run()
         return True
 
@@ -236,15 +235,12 @@ class JobSetRun:
 
     def __init__(self, namespace: str, name: str, log: Path):
         self._namespace, self._name, self._log = namespace, name, log
-        self._left, self._next, self._unanswered = 0, time.monotonic(), 0
+        self._left, self._unanswered = 0, 0
 
     def poll(self) -> int | None:
         """Returns 0 if it is complete, 2 if its input was wrong, 1 if it failed otherwise; None while it runs."""
         if self._left:
             return 128 + self._left
-        if time.monotonic() < self._next:
-            return None
-        self._next = time.monotonic() + POLL_SECS
         try:
             status = _status(self._namespace, self._name)
         except MachineError:  # the connection to the cluster comes back, or is missing for good

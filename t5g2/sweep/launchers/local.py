@@ -23,7 +23,7 @@ PROGRAM = shlex.join([sys.executable, "-m", "t5g2"])
 STOP_WITH_PARENT = f"""
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, {int(SIGTERM)})
-os.execv(sys.argv[1], sys.argv[1:])
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
