@@ -131,7 +131,9 @@ def frontier(report: Report) -> list[Html]:
         UNIT if metric.endswith("/loss") else metric.removeprefix("eval/"),
         higher_is_better=bool(paper.get("printed") and paper.get("ours_higher_is_better")),
     )
-    text = "Each arm at its end, with the interval over its seeds; the line joins those that no other one beats in both."
+    text = (
+        "Each arm at its end, with the interval over its seeds; the line joins those that no other one beats in both."
+    )
     return [tag("h2", "Quality and cost"), figure(plot, text)]
 
 

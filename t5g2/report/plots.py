@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from t5g2.core import logs
+from t5g2.core.terminal import escaped
 from t5g2.report.run_records import Amount, RunGroup
 
 
@@ -73,7 +74,7 @@ def compare(sets: Mapping[str, Sequence[RunGroup]], metric: str, unit: str) -> s
             for (x, y, ink), at in zip(ends, _apart([y for _, y, _ in ends], 0.055 * (high - low)), strict=True):
                 near = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
                 axes.annotate(f"{y:.3f}", (x, at), color=ink, **near)
-            axes.set_title(title)
+            axes.set_title(escaped(title))
             _finish(axes, ticker, ylabel=unit if axes is grid[0] else None)
         return _svg(figure, plt)
 
@@ -89,7 +90,7 @@ def along(sets: Mapping[str, Sequence[RunGroup]], metric: str, amounts: Mapping[
                 used = group.total(amount, steps)
                 if used is not None:
                     axes.plot(used, values, color=group.color, marker="o", markersize=3)
-            axes.set_title(title)
+            axes.set_title(escaped(title))
             _finish(axes, ticker, xlabel=name, ylabel=unit)
             axes.xaxis.set_major_formatter(lambda value, _: logs.short(value))
         return _svg(figure, plt)
@@ -111,7 +112,7 @@ def frontier(points: Mapping[str, Sequence[FrontierPoint]], unit: str, *, higher
             for point in of_cost:
                 axes.errorbar(point.cost, point.quality, point.half, color=point.color, marker="o", markersize=5)
                 near = {"xytext": (7, 4), "textcoords": "offset points", "fontsize": "small"}
-                axes.annotate(point.name, (point.cost, point.quality), color=point.color, **near)
+                axes.annotate(escaped(point.name), (point.cost, point.quality), color=point.color, **near)
             _finish(axes, ticker, xlabel=cost, ylabel=unit)
             axes.margins(x=0.2, y=0.15)
             axes.xaxis.set_major_formatter(lambda value, _: logs.short(value))
@@ -147,7 +148,7 @@ def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero:
             for group in groups:
                 few = {"marker": "o", "markersize": 3} if len(group.steps(metric)) < 40 and not from_zero else {}
                 _curve(axes, group, metric, linewidth=1.5, **few)
-            axes.set_title(title)
+            axes.set_title(escaped(title))
             _finish(axes, ticker)
             # a curve of zeros has no height, and an axis from 0 to 0 cannot be drawn
             if from_zero:
@@ -173,7 +174,7 @@ def training(sets: Mapping[str, Sequence[RunGroup]]) -> str:
                 axes.plot(steps, smooth(values), color=ink)
                 for metric in _overall(group):
                     axes.plot(*group.series(metric), color=ink, linestyle="none", marker="o", markersize=4)
-            axes.set_title(title)
+            axes.set_title(escaped(title))
             _finish(axes, ticker, ylabel="nats per token" if axes is grid[0] else None)
         # one key for all plots: colors tell the groups apart, shapes what is drawn
         shapes = {
