@@ -222,6 +222,15 @@ def test_overrides_are_spelled_so_that_they_are_read_back(value, text):
     assert settings.parse(text) == value
 
 
+def compared(printed, compare=("a", "b")):
+    """A sweep of two arms beside the numbers of a paper."""
+    return Sweep("x", (variant("a"), variant("b")), compare=compare, paper=Paper("p", (), (), printed=printed))
+
+
+def measured(name):
+    return Step("measure", ("evaluate", "--out={sweep}/e"), "e", after=("a",), scores_of=name)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -234,7 +243,17 @@ def test_overrides_are_spelled_so_that_they_are_read_back(value, text):
         (lambda: Sweep("x", (variant("a", after=("sorce",)), variant("source"))), "did you mean 'source'"),
         (lambda: Sweep("x", (variant("a"),), compare=("b",)), "unknown variant to compare 'b'"),
         (lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))), "a, b wait for each other"),
-        (lambda: Paper("p", ("a", "b"), ((1,),)), "has 1 entries for 2 columns"),
+        (lambda: Paper("p", ("a", "b"), ((1,),)), r"has 1 entries for 2 columns \(a, b\); give each row one entry"),
+        (lambda: Paper("p", (), (), printed={"a": "3"}), "the paper's `printed` has '3' for 'a'; give the number"),
+        (lambda: Paper("p", (), (), printed={"a": float("nan")}), "the paper's `printed` has nan for 'a'"),
+        (lambda: compared({"b": 1.0, "c": 2.0}), "unknown arm 'c' in the paper's `printed`. Allowed: a, b"),
+        (
+            lambda: compared({"b": 1.0}),
+            "`printed` has no number of 'a', the first of `compare`, .* begin with one of b",
+        ),
+        (lambda: compared({"a": 1.0}, ()), r"`printed` numbers are of the arms in `compare`, and `compare` is \(\)"),
+        (lambda: Sweep("x", (variant("a"), measured("b"))), "unknown variant 'b' in scores_of of measure"),
+        (lambda: Sweep("x", (variant("a", seeds=(0,)), measured("a"))), r"seeds = None, and a, .* measures, \(0,\)"),
     ],
 )
 def test_a_wrong_sweep_is_refused(make, message):
@@ -363,6 +382,12 @@ def test_a_step_can_have_seeds_and_a_name_can_be_spelled_with_one(tmp_path):
     assert order[1].arguments(tmp_path) == ["average", f"--out={tmp_path}/m3"]
     assert order[1].result(tmp_path) == tmp_path / "m3"
     assert order[0].changes(tmp_path) == [("train.seed", "3"), ("data.x", "3")]
+
+
+def test_a_step_that_measures_a_variant_is_described_with_it(tmp_path):
+    step = Step("e", ("evaluate", "--out={sweep}/e{seed}"), "e{seed}", after=("a",), seeds=(1,), scores_of="a")
+    *_, described = sweep_file.describe(Sweep("x", (variant("a", seeds=(0, 1)), step)), tmp_path)["parts"]
+    assert (described["scores_of"], described["seed"], described["result"]) == ("a", 1, "e1")
 
 
 def test_without_seeds_nothing_speaks_of_them(tmp_path):
