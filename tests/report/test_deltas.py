@@ -142,7 +142,7 @@ def test_scores_of_evaluations_stand_with_those_of_their_runs(sweep):
     table = (folder / "report" / "table.md").read_text()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert ["arc/accuracy, tied − first", "+0.100 ± 0.000"] in lines
-    assert ["arc/query_flops, tied", "1G ± 0"] in lines
+    assert ["arc/query_flops, tied", "1G ± 0.000"] in lines
     for axis in ("tokens of training", "FLOPs of training", "FLOPs of a query (arc)"):
         assert axis in page
 
