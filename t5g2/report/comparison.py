@@ -105,7 +105,8 @@ def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> TextTabl
     # comparisons may have different rows, so the table has the union of their labels
     columns = [dict(row for task in tasks for row in _comparison_rows(c, task)) for c in shown]
     labels = list(dict.fromkeys(label for column in columns for label in column))
-    if not any(c.has_seeds for c in shown) and not any(label.startswith("tokens until") for label in labels):
+    tells_more = any(c.has_seeds for c in shown) or any(label.startswith("tokens until") for label in labels)
+    if not labels or not tells_more:
         return None
     titles = ["", *(c.title or "all" for c in shown)]
     return TextTable(titles, [[label, *(column.get(label, NONE) for column in columns)] for label in labels])
@@ -144,7 +145,7 @@ def _comparison_rows(comparison: Comparison, task: str) -> list[tuple[str, str]]
             if tokens is not None:
                 rows.append((f"{prefix}tokens until {arm} is at {name}'s {end_name}", tokens.text()))
     seeds = {str(len(group.counted)) for group in comparison.groups}
-    return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.has_seeds else []), *rows]
+    return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.has_seeds and rows else []), *rows]
 
 
 def difference(group: RunGroup, other: RunGroup, metric: str, steps: tuple[int, int]) -> Estimate | None:
