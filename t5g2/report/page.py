@@ -1,30 +1,31 @@
 """The report as one HTML page: style and plots are inside, and no other file is loaded."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any
 
 from t5g2.core.ranges import format_ranges
 from t5g2.report import comparison, deltas, plots
 from t5g2.report.contents import Report
+from t5g2.report.cost_sections import by_amount, frontier
 from t5g2.report.markup import Html, document, figure, html_table, tag
-from t5g2.report.run_records import Amount, RunGroup, RunRecord
-from t5g2.report.statistics import estimate
+from t5g2.report.page_parts import (
+    UNIT,
+    arms_of,
+    groups_by_title,
+    heading,
+    legend,
+    note_missing,
+    run_label,
+    sample_text,
+    thin,
+)
+from t5g2.report.run_records import RunGroup, RunRecord
 from t5g2.report.tables import MEANS, different_settings, over_seeds, state, summary
 from t5g2.report.text_table import NONE, TextTable
 
-UNIT = "nats per token"
-AMOUNTS: Mapping[str, Amount] = {"tokens": RunRecord.tokens, "FLOPs": RunRecord.flops}
-# of t5g2/eval/generation_cost.py
-QUERY_COSTS = {
-    "query_flops": "FLOPs of a query",
-    "prefill_seconds": "seconds to the first token",
-    "token_seconds": "seconds of each further token",
-}
 NOTHING = "-"  # in provenance.json: the source of a leaf that is initialised, the target of one that is dropped
 
 
@@ -77,95 +78,22 @@ def held_out(report: Report) -> list[Html]:
     curves = [t for t in tasks if any(len(run.series(f"eval/{t}/loss")[0]) > 1 for run in report.compared)]
     for task in curves or tasks:
         metric = f"eval/{task}/loss"
-        by_title = _groups_by_title(report).items()
+        by_title = groups_by_title(report).items()
         started = {title: groups for title, groups in by_title if any(group.steps(metric) for group in groups)}
         plot = plots.compare(started, metric, UNIT)
         parts += [
-            tag("h2", _heading(task, "Held-out loss")),
-            legend(_arms(report)),
+            tag("h2", heading(task, "Held-out loss")),
+            legend(arms_of(report)),
             figure(
                 plot,
                 "Mean over the denoisers, weighted with their shares of the mixture; sentinels are not counted. "
-                f"Lower is better; step 0 is before the first update.{_thin(report)}",
+                f"Lower is better; step 0 is before the first update.{thin(report)}",
             ),
         ]
     return parts or [
         tag("h2", "Held-out loss"),
         note_missing("No evaluation has been recorded yet (eval/…/loss in metrics.jsonl)."),
     ]
-
-
-def by_amount(report: Report) -> list[Html]:
-    """Returns the curves of held-out losses by trained tokens and by FLOPs of training."""
-    parts = []
-    for task in report.tasks(report.compared):
-        metric = f"eval/{task}/loss"
-        curves = {
-            title: [g for g in groups if len(g.steps(metric)) > 1] for title, groups in _groups_by_title(report).items()
-        }
-        amounts = {
-            name: amount
-            for name, amount in AMOUNTS.items()
-            if any(group.total(amount, group.steps(metric)) for groups in curves.values() for group in groups)
-        }
-        if amounts:
-            plot = plots.along({title: groups for title, groups in curves.items() if groups}, metric, amounts, UNIT)
-            text = "Tokens and FLOPs, forward and backward, of the run itself, without those of its source."
-            parts += [tag("h2", _heading(task, "Held-out loss by tokens and FLOPs")), legend(_arms(report))]
-            parts.append(figure(plot, text + _thin(report)))
-    return parts
-
-
-def frontier(report: Report) -> list[Html]:
-    """Returns plots of quality against what it costs: to train, and to answer a query."""
-    paper = report.paper
-    losses = [f"eval/{task}/loss" for task in report.tasks(report.compared)]
-    metric = paper["metric"] if paper.get("printed") else next(iter(losses), None)
-    if metric is None:
-        return []
-    points = {cost: found for cost, read in _costs(report).items() if len(found := _points(report, metric, read)) > 1}
-    if not points:
-        return []
-    plot = plots.frontier(
-        points,
-        UNIT if metric.endswith("/loss") else metric.removeprefix("eval/"),
-        higher_is_better=bool(paper.get("printed") and paper.get("ours_higher_is_better")),
-    )
-    text = (
-        "Each arm at its end, with the interval over its seeds; the line joins those that no other one beats in both."
-    )
-    return [tag("h2", "Quality and cost"), figure(plot, text)]
-
-
-def _costs(report: Report) -> dict[str, Callable[[RunGroup], float | None]]:
-    """Returns {name: cost of a group} of training, and of queries where `t5g2 evaluate --cost` has measured them."""
-
-    def trained(group: RunGroup, amount: Amount) -> float | None:
-        last = max((run.step or 0 for run in group.counted), default=0)
-        totals = group.total(amount, [last])
-        return totals[0] if totals else None
-
-    def measured(group: RunGroup, metric: str) -> float | None:
-        mean = estimate(list(group.ends(metric).values()))
-        return mean and mean.mean
-
-    costs = {f"{name} of training": partial(trained, amount=amount) for name, amount in AMOUNTS.items()}
-    for score in report.scores():
-        task, _, name = score.rpartition("/")
-        if name in QUERY_COSTS:
-            costs[f"{QUERY_COSTS[name]} ({task})"] = partial(measured, metric=f"eval/{score}")
-    return costs
-
-
-def _points(report: Report, metric: str, cost: Callable[[RunGroup], float | None]) -> list[plots.FrontierPoint]:
-    points = []
-    for compared in report.comparisons:
-        for arm, group in compared.arms.items():
-            quality, used = estimate(list(group.ends(metric).values())), cost(group)
-            if quality is not None and used is not None:
-                name = f"{compared.title}, {arm}" if compared.title else arm
-                points.append(plots.FrontierPoint(name, group.color, used, quality.mean, quality.half or 0.0))
-    return points
 
 
 def results(report: Report) -> list[Html]:
@@ -223,7 +151,7 @@ def denoisers(report: Report) -> list[Html]:
     for task, names in report.tasks(report.compared).items():
         if len(names) > 1:
             metrics = {name: f"eval/{task}/loss/{name}" for name in names}
-            parts.append(tag("h2", _heading(task, "By denoiser")))
+            parts.append(tag("h2", heading(task, "By denoiser")))
             for compared in report.comparisons:
                 parts += [tag("h3", compared.title)] if compared.title else []
                 plot = plots.panels(compared.groups, metrics)
@@ -233,34 +161,14 @@ def denoisers(report: Report) -> list[Html]:
 
 def training(report: Report) -> list[Html]:
     """Returns training losses: the compared groups together, each other group alone."""
-    sets = _groups_by_title(report, "compared")
+    sets = groups_by_title(report, "compared")
     # a run that no comparison has, such as the source of an adaptation, gets a plot of its own
     sets |= {group.name: [group] for group in report.groups if group not in report.compared}
     sets = {name: groups for name, groups in sets.items() if any(g.series("train/loss")[0] for g in groups)}
     if not sets:
         return [tag("h2", "Training loss"), note_missing("No training loss has been recorded yet (train/loss).")]
     caption = "Pale: every logged step; strong: a running median. Held-out losses are dots."
-    return [tag("h2", "Training loss"), legend(_arms(report, others=True)), figure(plots.training(sets), caption)]
-
-
-def _groups_by_title(report: Report, title: str = "") -> dict[str, list[RunGroup]]:
-    """Returns {title: groups} of the comparisons.
-
-    A comparison without a title gets `title`; if that is set and it has a single arm, the name of the arm.
-    """
-    return {
-        c.title or (title if len(c.arms) > 1 else next(iter(c.arms)) if title else ""): c.groups
-        for c in report.comparisons
-        if c.arms
-    }
-
-
-def _arms(report: Report, *, others: bool = False) -> dict[str, RunGroup]:
-    """Returns {name: a group of that colour} for the arms of all comparisons and, with `others`, the other groups."""
-    # reversed, so that an arm of several comparisons is shown by its group in the first
-    arms = {arm: group for c in reversed(report.comparisons) for arm, group in c.arms.items()}
-    rest = [group for group in report.groups if others and group not in report.compared]
-    return arms | {group.name: group for group in rest}
+    return [tag("h2", "Training loss"), legend(arms_of(report, others=True)), figure(plots.training(sets), caption)]
 
 
 def samples(report: Report) -> list[Html]:
@@ -363,7 +271,7 @@ def throughput(report: Report) -> list[Html]:
     text = "Tokens are those that are no padding, encoder and decoder together; padding is a share of all slots."
     return [
         tag("h2", "Speed, padding, memory"),
-        legend(_arms(report, others=True)),
+        legend(arms_of(report, others=True)),
         figure(plots.panels(report.groups, recorded, from_zero=True), text),
     ]
 
@@ -397,38 +305,3 @@ def commands(report: Report) -> list[Html]:
         tag("p", "Each of them can be run alone, in this order.", kind="quiet"),
         tag("pre", lines),
     ]
-
-
-def legend(groups: Mapping[str, RunGroup]) -> Html:
-    """Returns the colours of groups."""
-    return tag("div", *(tag("span", _dot(group.color), name) for name, group in groups.items()), kind="key")
-
-
-def run_label(run: RunRecord) -> Html:
-    """Returns the run's name with its colour."""
-    return tag("span", _dot(run.color), run.name)
-
-
-def sample_text(text: str) -> Html:
-    """Returns the text of a model's input or output, sentinels marked."""
-    parts = re.split(r"(<sentinel_\d+>)", str(text))
-    marked = [tag("mark", part) if re.fullmatch(r"<sentinel_\d+>", part) else part for part in parts]
-    return tag("div", *marked, kind="text")
-
-
-def note_missing(text: str) -> Html:
-    """Returns a note on missing data."""
-    return tag("p", text, kind="quiet")
-
-
-def _thin(report: Report) -> str:
-    return " Thin: single seeds; strong: their mean." if report.has_seeds else ""
-
-
-def _heading(task: str, title: str) -> str:
-    """Returns a heading that names the task, unless it is the usual one, heldout."""
-    return title if task == "heldout" else f"{title} ({task})"
-
-
-def _dot(color: str) -> Html:
-    return tag("i", kind="dot", style=f"background:{color}")

@@ -21,7 +21,7 @@ TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """How and where a job was started.
+    """The start of a job.
 
     Attributes:
       launcher: name of the launcher.

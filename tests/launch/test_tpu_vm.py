@@ -119,7 +119,7 @@ def test_a_slice_is_asked_for_until_it_is_there(cloud):
 
 
 def test_this_folder_goes_to_all_hosts(cloud, tmp_path, monkeypatch):
-    """What is installed is the copy; the environments of this machine stay here."""
+    """The copy is installed; the environments of this machine stay here."""
     source = tmp_path / "source"
     (source / ".venv").mkdir(parents=True)
     (source / ".venv" / "large").touch()

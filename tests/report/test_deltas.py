@@ -43,7 +43,8 @@ def sweep(tmp_path):
         for arm, losses in LOSSES.items():
             for seed, loss in enumerate(losses):
                 name = f"{arm}-s{seed}"
-                write_run(tmp_path / name, loss, rate=1e9 * (1 + (arm == "small")))
+                factor = 2 if arm == "small" else 1
+                write_run(tmp_path / name, loss, rate=1e9 * factor, tokens=10 * factor)
                 parts.append({"name": name, "kind": "variant", "command": "t5g2", "group": arm, "seed": seed})
         for arm, seed, scores in evaluated:
             name = f"eval-{arm}-s{seed}"

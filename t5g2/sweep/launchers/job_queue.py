@@ -36,7 +36,7 @@ class RunningJob(Protocol):
 
 @dataclass(frozen=True)
 class QueueRules:
-    """How a queue is worked off.
+    """The rules of a queue.
 
     Attributes:
       at_once: most jobs that run at a time.

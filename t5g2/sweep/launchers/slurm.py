@@ -52,108 +52,7 @@ exit "$status"
 
 
 @dataclass(frozen=True)
-@bounds.checked
-class Slurm(Launcher):
-    """Submits jobs to Slurm; the sweep's workdir and what configs name are on a file system that all nodes see.
-
-    Attributes:
-      nodes: nodes of a run, with one process each; other commands have one.
-      time: limit of a job, such as 12:00:00; a run that reaches it saves and is queued again.
-      gpus_per_node: GPUs of each node; None = none is asked for.
-      account, partition: as sbatch takes them; None = the cluster's default.
-      options: more options of sbatch, such as "--constraint=h100 --exclusive".
-      at_once: most tasks of one array that run at a time; None = any number.
-      retries: how often a job is queued again after it has failed.
-      program: the command for `t5g2` on the nodes.
-    """
-
-    client: ClassVar[str | None] = "sbatch"
-
-    nodes: Count = 1
-    time: str = "24:00:00"
-    gpus_per_node: Count | None = None
-    account: str | None = None
-    partition: str | None = None
-    options: str = ""
-    at_once: Count | None = None
-    retries: CountOrZero = 3
-    program: str = "t5g2"
-
-    @override
-    def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
-        records = {job.name: record for job in jobs if (record := job_files.last_launch(job))}
-        states = self.states({name: record for name, record in records.items() if record.launcher == "slurm"})
-        for job in jobs:
-            if job.name in states:
-                refuse_other_settings(job, records[job.name])
-                say(f"{job.label} is {states[job.name]} already: {records[job.name].where}")
-        handles = {name: records[name].handle for name in states}
-        for batch in _batches([job for job in jobs if job.name not in states], jobs, handles):
-            file = job_files.folder / ".sweep" / "slurm" / f"{batch.name}.sbatch"
-            files.write_text(file, self.script(batch, job_files.folder.absolute()))
-            dependency = batch.dependency(handles)
-            submit = ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), str(file)]
-            # "123" or "123;cluster"
-            number = client_output(submit).strip().partition(";")[0]
-            for job in batch.jobs:
-                handles[job.name] = f"{number}_{job.index}" if batch.is_array else number
-                (job_files.status_file(job).with_suffix(".failures")).unlink(missing_ok=True)
-                log = batch.log(job_files.folder.absolute(), job)
-                job_files.set_launched(job, "slurm", handles[job.name], f"job {handles[job.name]}", log)
-                say(f"{job.label} submitted as job {handles[job.name]}" + (f", {dependency}" if dependency else ""))
-        return False
-
-    def script(self, batch: "_Batch", folder: Path) -> str:
-        """Returns the script of a job, or of an array."""
-        logs = folder / ".sweep" / "logs"
-        nodes = self.nodes if batch.jobs[0].every_host else 1
-        limit = f"%{self.at_once}" if self.at_once else ""
-        options = {
-            "--job-name": batch.name,
-            "--array": ",".join(str(job.index) for job in batch.jobs) + limit if batch.is_array else None,
-            "--nodes": nodes,
-            "--ntasks-per-node": 1,
-            "--gpus-per-node": self.gpus_per_node,
-            "--time": self.time,
-            "--account": self.account,
-            "--partition": self.partition,
-            # Slurm replaces what follows a %
-            "--output": str(logs / batch.name).replace("%", "%%") + (".%a.log" if batch.is_array else ".log"),
-            "--chdir": str(Path.cwd()),
-            "--signal": f"TERM@{SIGNAL_SECS}",
-        }
-        flags = ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes", *shlex.split(self.options)]
-        lines = [f"{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-        directives = "".join(f"#SBATCH {line}\n" for line in [*lines, *flags])
-        marks = shlex.quote(str(folder / ".sweep"))
-        return f"#!/usr/bin/env bash\n{directives}" + BODY.format(
-            command=self._commands(batch), marks=marks, retries=self.retries
-        )
-
-    def _commands(self, batch: "_Batch") -> str:
-        def settings(job: SweepJob) -> str:
-            command = shlex.join([*shlex.split(self.program), *job.arguments])
-            return f"name={job.name} identity={job.identity}\n    command=({command})"
-
-        if not batch.is_array:
-            return settings(batch.jobs[0]).replace("\n    ", "\n") + "\njob=$SLURM_JOB_ID"
-        cases = "".join(f"  {job.index})\n    {settings(job)}\n    ;;\n" for job in batch.jobs)
-        # of an array's tasks one has the number of the whole array, which would queue all of them again
-        return f"case $SLURM_ARRAY_TASK_ID in\n{cases}esac\njob=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
-
-    @override
-    @classmethod
-    def states(cls, records: Mapping[str, LaunchRecord]) -> dict[str, str]:
-        if not records:
-            return {}
-        lines = client_output(["squeue", "--me", "--array", "--noheader", "--format=%i %T"]).splitlines()
-        in_queue = dict(line.split()[:2] for line in lines if len(line.split()) > 1)
-        found = {name: in_queue[record.handle] for name, record in records.items() if record.handle in in_queue}
-        return {name: "queued" if state == "PENDING" else "running" for name, state in found.items()}
-
-
-@dataclass(frozen=True)
-class _Batch:
+class Submission:
     """Jobs of one submission: one job, or those of a group that wait for the same, as an array.
 
     Attributes:
@@ -190,7 +89,108 @@ class _Batch:
         return ",".join(f"{kind}:{':'.join(numbers)}" for kind, numbers in kinds.items())
 
 
-def _batches(jobs: Sequence[SweepJob], pending: Sequence[SweepJob], handles: Mapping[str, str]) -> list[_Batch]:
+@dataclass(frozen=True)
+@bounds.checked
+class Slurm(Launcher):
+    """Submits jobs to Slurm; the sweep's workdir and what configs name are on a file system that all nodes see.
+
+    Attributes:
+      nodes: nodes of a run, with one process each; other commands have one.
+      time: limit of a job, such as 12:00:00; a run that reaches it saves and is queued again.
+      gpus_per_node: GPUs of each node; None = none is asked for.
+      account, partition: as sbatch takes them; None = the cluster's default.
+      options: more options of sbatch, such as "--constraint=h100 --exclusive".
+      at_once: most tasks of one array that run at a time; None = any number.
+      retries: how often a job is queued again after it has failed.
+      program: the command for `t5g2` on the nodes.
+    """
+
+    client: ClassVar[str | None] = "sbatch"
+
+    nodes: Count = 1
+    time: str = "24:00:00"
+    gpus_per_node: Count | None = None
+    account: str | None = None
+    partition: str | None = None
+    options: str = ""
+    at_once: Count | None = None
+    retries: CountOrZero = 3
+    program: str = "t5g2"
+
+    @override
+    def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
+        records = {job.name: record for job in jobs if (record := job_files.last_launch(job))}
+        states = self.states({name: record for name, record in records.items() if record.launcher == "slurm"})
+        for job in jobs:
+            if job.name in states:
+                refuse_other_settings(job, records[job.name])
+                say(f"{job.label} is {states[job.name]} already: {records[job.name].where}")
+        handles = {name: records[name].handle for name in states}
+        for submission in _submissions([job for job in jobs if job.name not in states], jobs, handles):
+            file = job_files.folder / ".sweep" / "slurm" / f"{submission.name}.sbatch"
+            files.write_text(file, self.script(submission, job_files.folder.absolute()))
+            dependency = submission.dependency(handles)
+            submit = ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), str(file)]
+            # "123" or "123;cluster"
+            number = client_output(submit).strip().partition(";")[0]
+            for job in submission.jobs:
+                handles[job.name] = f"{number}_{job.index}" if submission.is_array else number
+                (job_files.status_file(job).with_suffix(".failures")).unlink(missing_ok=True)
+                log = submission.log(job_files.folder.absolute(), job)
+                job_files.set_launched(job, "slurm", handles[job.name], f"job {handles[job.name]}", log)
+                say(f"{job.label} submitted as job {handles[job.name]}" + (f", {dependency}" if dependency else ""))
+        return False
+
+    def script(self, submission: Submission, folder: Path) -> str:
+        """Returns the script of a job, or of an array."""
+        logs = folder / ".sweep" / "logs"
+        nodes = self.nodes if submission.jobs[0].every_host else 1
+        limit = f"%{self.at_once}" if self.at_once else ""
+        options = {
+            "--job-name": submission.name,
+            "--array": ",".join(str(job.index) for job in submission.jobs) + limit if submission.is_array else None,
+            "--nodes": nodes,
+            "--ntasks-per-node": 1,
+            "--gpus-per-node": self.gpus_per_node,
+            "--time": self.time,
+            "--account": self.account,
+            "--partition": self.partition,
+            # Slurm replaces what follows a %
+            "--output": str(logs / submission.name).replace("%", "%%") + (".%a.log" if submission.is_array else ".log"),
+            "--chdir": str(Path.cwd()),
+            "--signal": f"TERM@{SIGNAL_SECS}",
+        }
+        flags = ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes", *shlex.split(self.options)]
+        lines = [f"{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+        directives = "".join(f"#SBATCH {line}\n" for line in [*lines, *flags])
+        marks = shlex.quote(str(folder / ".sweep"))
+        return f"#!/usr/bin/env bash\n{directives}" + BODY.format(
+            command=self._commands(submission), marks=marks, retries=self.retries
+        )
+
+    def _commands(self, submission: Submission) -> str:
+        def settings(job: SweepJob) -> str:
+            command = shlex.join([*shlex.split(self.program), *job.arguments])
+            return f"name={job.name} identity={job.identity}\n    command=({command})"
+
+        if not submission.is_array:
+            return settings(submission.jobs[0]).replace("\n    ", "\n") + "\njob=$SLURM_JOB_ID"
+        cases = "".join(f"  {job.index})\n    {settings(job)}\n    ;;\n" for job in submission.jobs)
+        # of an array's tasks one has the number of the whole array, which would queue all of them again
+        return f"case $SLURM_ARRAY_TASK_ID in\n{cases}esac\njob=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+
+    @override
+    @classmethod
+    def states(cls, records: Mapping[str, LaunchRecord]) -> dict[str, str]:
+        if not records:
+            return {}
+        lines = client_output(["squeue", "--me", "--array", "--noheader", "--format=%i %T"]).splitlines()
+        in_queue = dict(line.split()[:2] for line in lines if len(line.split()) > 1)
+        found = {name: in_queue[record.handle] for name, record in records.items() if record.handle in in_queue}
+        return {name: "queued" if state == "PENDING" else "running" for name, state in found.items()}
+
+
+def _submissions(jobs: Sequence[SweepJob], pending: Sequence[SweepJob], handles: Mapping[str, str]) -> list[Submission]:
     """Returns what is to be submitted, each after what it waits for.
 
     Args:
@@ -198,8 +198,8 @@ def _batches(jobs: Sequence[SweepJob], pending: Sequence[SweepJob], handles: Map
       pending: all that are not done, those in the queue too.
       handles: numbers of the jobs in the queue.
     """
-    batches: dict[tuple, _Batch] = {}
-    batch_of: dict[str, tuple] = {}
+    submissions: dict[tuple, Submission] = {}
+    submission_of: dict[str, tuple] = {}
     for job in jobs:
         key: list[tuple] = [("group", job.group or job.name)]
         waits: list[tuple[str, str]] = []
@@ -207,13 +207,13 @@ def _batches(jobs: Sequence[SweepJob], pending: Sequence[SweepJob], handles: Map
             # task by task only where both are tasks of arrays that are submitted now
             same_place = job.group is not None and other.group is not None and other.index == job.index
             if same_place and other.name not in handles:
-                key.append(("aftercorr", batch_of[other.name]))
+                key.append(("aftercorr", submission_of[other.name]))
                 waits.append(("aftercorr", other.name))
             else:
                 key.append(("afterok", other.name))
                 waits.append(("afterok", other.name))
         identity = tuple(key)
-        batch = batches.setdefault(identity, _Batch(waits))
-        batch.jobs.append(job)
-        batch_of[job.name] = identity
-    return list(batches.values())
+        submission = submissions.setdefault(identity, Submission(waits))
+        submission.jobs.append(job)
+        submission_of[job.name] = identity
+    return list(submissions.values())
