@@ -57,8 +57,8 @@ case $action in
     tar --create --gzip --file="$source" --exclude=./.git --exclude='./.venv*' --exclude=./runs .
     copy "$source" "$slice:t5g2.tgz" all
     on all "${SETUP:-true} && mkdir -p t5g2 && tar --extract --file=t5g2.tgz --directory=t5g2 && cd t5g2 &&
-      pip install --quiet uv && uv venv --allow-existing --python 3.12 ~/venv &&
-      uv pip install --python ~/venv/bin/python --constraint constraints/py312.txt '.[tpu]'"
+      python3 -m pip install --quiet uv && python3 -m uv venv --allow-existing --python 3.12 ~/venv &&
+      python3 -m uv pip install --python ~/venv/bin/python --constraint constraints/py312.txt '.[tpu]'"
     ;;
   run)
     [ $# -ge 1 ] || usage

@@ -15,6 +15,8 @@ from t5g2.core import files, settings
 from t5g2.core.terminal import escaped
 from t5g2.sweep.sweep_job import SweepJob
 
+# exit statuses after SIGINT and SIGTERM
+STOPPED = (130, 143)
 # the end of a log that is read for its last lines
 TAIL_BYTES = 1 << 16
 
@@ -100,6 +102,11 @@ class JobFiles:
 
     def _launch_file(self, job: SweepJob) -> Path:
         return self.folder / ".sweep" / "launched" / f"{job.name}.json"
+
+
+def failed(status: int | None) -> bool:
+    """True for an exit status of a failure; a command that a signal has stopped has saved, and goes on."""
+    return status not in (None, 0, *STOPPED)
 
 
 def last_lines(log: str | os.PathLike, count: int = 20) -> list[str]:

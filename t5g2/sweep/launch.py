@@ -8,7 +8,7 @@ from t5g2.core import files, settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.report import output
 from t5g2.sweep import sweep_status
-from t5g2.sweep.job_files import JobFiles, indented, last_lines
+from t5g2.sweep.job_files import JobFiles, failed, indented, last_lines
 from t5g2.sweep.launchers.gke import Gke
 from t5g2.sweep.launchers.job_queue import say
 from t5g2.sweep.launchers.launcher import Launcher
@@ -95,7 +95,9 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
     with files.locked(folder / ".lock", on_wait=lambda: say(busy)) as lock:
         job_files = JobFiles(folder, lock)
         files.write_json(folder / "sweep.json", describe(sweep, folder))
-        if not launcher.launch(_undone(jobs, job_files), job_files):
+        undone = _undone(jobs, job_files)
+        if undone and not launcher.launch(undone, job_files):
+            say("run the same command again for what is done by then, with --status for the state of each part")
             return
     output.write(folder)
 
@@ -111,7 +113,7 @@ def _undone(jobs: Iterable[SweepJob], job_files: JobFiles) -> list[SweepJob]:
             continue
         undone.append(job)
         record, status = job_files.last_launch(job), job_files.status(job)
-        if record is not None and status:
+        if record is not None and failed(status):
             lines = indented(last_lines(record.log, 5))
             say(f"{job.label} ended last with exit status {status}, in {record.log}:{lines}")
     return undone

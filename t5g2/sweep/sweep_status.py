@@ -6,7 +6,7 @@ from t5g2.core.errors import MachineError, UserError
 from t5g2.report.run_records import RunRecord, read_run
 from t5g2.report.tables import number
 from t5g2.report.text_table import NONE, TextTable
-from t5g2.sweep.job_files import JobFiles, indented, last_lines
+from t5g2.sweep.job_files import JobFiles, failed, indented, last_lines
 from t5g2.sweep.launchers.job_queue import say
 from t5g2.sweep.launchers.launcher import Launcher
 from t5g2.sweep.sweep_job import SweepJob, needed
@@ -16,7 +16,7 @@ def show(jobs: Sequence[SweepJob], job_files: JobFiles, launchers: Mapping[str, 
     """Prints the state, step, loss and place of each job, and the last lines of what has failed."""
     active = _active(jobs, job_files, launchers)
     undone = [job for job in jobs if not job_files.is_done(job)]
-    rows, failed = [], []
+    rows, failures = [], []
     for job in jobs:
         record, run = job_files.last_launch(job), read_run(job.folder, job.name)
         status = job_files.status(job)
@@ -24,9 +24,9 @@ def show(jobs: Sequence[SweepJob], job_files: JobFiles, launchers: Mapping[str, 
             state = "done"
         elif job.name in active:
             state = active[job.name]
-        elif status is not None and status != 0:
+        elif failed(status):
             state = f"failed ({status})"
-            failed.append(job)
+            failures.append(job)
         elif needed(job, undone):
             state = "waits"
         else:
@@ -35,7 +35,7 @@ def show(jobs: Sequence[SweepJob], job_files: JobFiles, launchers: Mapping[str, 
         rows.append([job.name, state, _step(run), loss, record.where if record else NONE])
     for line in TextTable(["", "state", "step", "train loss", "where"], rows).lines():
         say(line)
-    for job in failed:
+    for job in failures:
         record = job_files.last_launch(job)
         log = record.log if record else job_files.log(job)
         say(f"{job.name} failed with exit status {job_files.status(job)}; {log} ends with:{indented(last_lines(log))}")

@@ -125,14 +125,13 @@ def test_this_folder_goes_to_all_hosts(cloud, tmp_path, monkeypatch):
     (source / ".venv" / "large").touch()
     (source / "pyproject.toml").touch()
     monkeypatch.chdir(source)
-    cloud.play("pip", "")
-    cloud.play("uv", "")
+    cloud.play("python3", "")
     assert pod("install", "mine", SETUP="touch mounted").returncode == 0
     for host in (cloud.folder / "host0", cloud.folder / "host1"):
         assert (host / "mounted").exists()
         assert [path.name for path in (host / "t5g2").iterdir()] == ["pyproject.toml"]
     assert (
-        f"uv pip install --python {host}/venv/bin/python --constraint constraints/py312.txt .[tpu]"
+        f"python3 -m uv pip install --python {host}/venv/bin/python --constraint constraints/py312.txt .[tpu]"
         in cloud.take_calls()
     )
 

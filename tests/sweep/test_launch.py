@@ -452,15 +452,27 @@ print("met, said", out.name)
 
 
 def test_a_failure_beside_others_is_shown_and_what_runs_is_waited_for(tmp_path, program, capfd):
-    parts = (variant("breaks"), variant("a"), variant("c", after=("a",)))
+    """`late` ends when the failure of `breaks` has been seen."""
+    late = """
+import pathlib, sys, time
+out = pathlib.Path(dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:])["workdir"])
+if out.name == "late":
+    seen, end = out.parent / ".sweep" / "launched" / "breaks.status", time.monotonic() + 60
+    while not seen.exists():
+        assert time.monotonic() < end, "nobody saw it"
+        time.sleep(0.02)
+"""
+    (tmp_path / "late.py").write_text(late + PROGRAM)
+    program = [sys.executable, str(tmp_path / "late.py")]
+    parts = (variant("breaks"), variant("late"), variant("c", after=("late",)))
     with pytest.raises(SystemExit) as stopped:
         run_local(Sweep("x", parts), tmp_path / "x", program=program, at_once=2)
     assert stopped.value.code == 7
-    assert sorted(notes(tmp_path / "x")) == ["a", "breaks"]
+    assert sorted(notes(tmp_path / "x")) == ["breaks", "late"]
     out = capfd.readouterr().out
     log = tmp_path / "x" / ".sweep" / "logs" / "breaks.log"
     assert f"with exit status 7; the last lines of {log}:\n    the disk is full\n" in out
-    assert "[2/3] a      done in" in out
+    assert "[2/3] late   done in" in out
     # the next call says it again
     (tmp_path / "x" / "breaks" / "mended").touch()
     run_local(Sweep("x", parts), tmp_path / "x", program=program, at_once=2)

@@ -155,6 +155,19 @@ def test_what_is_queued_is_left_alone_and_what_is_done_is_waited_for_no_more(slu
     assert "#SBATCH --array=1\n" in (scripts / "adapted-s1.sbatch").read_text()
 
 
+def test_when_all_is_done_the_report_is_written(slurm, tmp_path, capsys):
+    sweep, folder = Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x"
+    launch.run(sweep, folder, Slurm())
+    assert "run the same command again for what is done by then" in capsys.readouterr().out
+    assert not (folder / "report").exists()
+    (folder / "a").mkdir()
+    (folder / "a" / "done.json").write_text('{"step": 1}')
+    slurm.take_calls()
+    launch.run(sweep, folder, Slurm())
+    assert (folder / "report" / "index.html").exists()
+    assert slurm.take_calls() == []
+
+
 def test_what_runs_with_other_settings_is_not_submitted_again(slurm, tmp_path):
     launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", Slurm())
     (slurm.folder / "queue").write_text("100 PENDING\n")

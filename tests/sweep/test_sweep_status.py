@@ -71,6 +71,15 @@ def test_without_the_client_the_files_alone_are_read(sweep, tmp_path, monkeypatc
     assert "| runs   |  unfinished | 10/40 |      2.250 | job 101 |" in out
 
 
+def test_a_run_that_was_stopped_has_not_failed(sweep, tmp_path, clients, capsys):
+    clients.play("squeue", "")
+    (tmp_path / "x" / ".sweep" / "launched" / "broken.status").write_text("143\n")
+    assert cli.main(sweep) == 0
+    out = capsys.readouterr().out
+    assert "| broken |  unfinished |" in out
+    assert "exit status" not in out
+
+
 def test_a_folder_without_a_sweep(sweep, tmp_path, capsys):
     (tmp_path / "x" / "sweep.json").unlink()
     assert cli.main(sweep) == 2

@@ -28,7 +28,11 @@ from t5g2.sweep.launchers.local import LocalProcess, is_alive
 from t5g2.sweep.launchers.tpu_slices import CLOUD_NAMES, accelerator_type, hosts, tpu_slice
 from t5g2.sweep.sweep_job import SweepJob
 
-INSTALL = "pip install --quiet uv && uv venv --python 3.12 ~/venv && uv pip install --python ~/venv/bin/python '.[tpu]'"
+# the Python of the hosts is older than 3.11
+INSTALL = (
+    "python3 -m pip install --quiet uv && python3 -m uv venv --allow-existing --python 3.12 ~/venv && "
+    "python3 -m uv pip install --python ~/venv/bin/python --constraint constraints/py312.txt '.[tpu]'"
+)
 SCRIPT = r"""#!/usr/bin/env bash
 # {name}
 set -uo pipefail
