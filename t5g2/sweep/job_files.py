@@ -83,9 +83,14 @@ class JobFiles:
         fix = "remove it, and run the sweep again"
         return settings.build(LaunchRecord, files.read_json_object(path, fix=fix), where=str(path))
 
-    def set_launched(self, job: SweepJob, launcher: str, handle: str, where: str, log: Path) -> None:
-        """Notes that the job has been started; of an earlier start no status is left."""
+    def prepare(self, job: SweepJob) -> None:
+        """Makes the folders that the job's files go to, and removes the status of an earlier start; before it starts."""
+        for file in (self.status_file(job), self.log(job)):
+            file.parent.mkdir(parents=True, exist_ok=True)
         self.status_file(job).unlink(missing_ok=True)
+
+    def set_launched(self, job: SweepJob, launcher: str, handle: str, where: str, log: Path) -> None:
+        """Notes that the job has been started."""
         record = LaunchRecord(launcher, handle, where, job.identity, str(log))
         files.write_json(self._launch_file(job), asdict(record))
 

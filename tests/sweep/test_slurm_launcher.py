@@ -12,7 +12,12 @@ from t5g2.sweep.launchers.slurm import Slurm
 
 pytestmark = pytest.mark.usefixtures("no_real_configs")
 
+# a job may start at once, and Slurm makes no folders
 SBATCH = """
+script = pathlib.Path(arguments[-1]).read_text()
+output = script.partition("--output=")[2].split()[0].strip("'")
+assert pathlib.Path(output).parent.is_dir()
+assert (pathlib.Path(output).parents[1] / "launched").is_dir()
 count = folder / "count"
 number = int(count.read_text()) + 1 if count.exists() else 100
 count.write_text(str(number))

@@ -122,6 +122,7 @@ class JobQueue:
                 self._start(job)
 
     def _start(self, job: SweepJob, attempts: int = 1) -> None:
+        self.job_files.prepare(job)
         follower = _Follower(self.job_files.log(job)) if self.rules.follow else None
         begun = time.perf_counter()
         started = _Started(job, self.start(job), begun, follower, attempts)
@@ -234,5 +235,4 @@ def exit_status(returncode: int) -> int:
 
 def append_to(log: Path) -> int:
     """Opens a log to be added to, as a file descriptor."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -131,11 +131,13 @@ class Slurm(Launcher):
             files.write_text(file, self.script(submission, job_files.folder.absolute()))
             dependency = submission.dependency(handles)
             submit = ["sbatch", "--parsable", *([f"--dependency={dependency}"] if dependency else []), str(file)]
+            for job in submission.jobs:
+                job_files.prepare(job)
+                job_files.status_file(job).with_suffix(".failures").unlink(missing_ok=True)
             # "123" or "123;cluster"
             number = client_output(submit).strip().partition(";")[0]
             for job in submission.jobs:
                 handles[job.name] = f"{number}_{job.index}" if submission.is_array else number
-                (job_files.status_file(job).with_suffix(".failures")).unlink(missing_ok=True)
                 log = submission.log(job_files.folder.absolute(), job)
                 job_files.set_launched(job, "slurm", handles[job.name], f"job {handles[job.name]}", log)
                 say(f"{job.label} submitted as job {handles[job.name]}" + (f", {dependency}" if dependency else ""))
