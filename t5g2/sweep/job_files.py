@@ -84,7 +84,7 @@ class JobFiles:
         return settings.build(LaunchRecord, files.read_json_object(path, fix=fix), where=str(path))
 
     def prepare(self, job: SweepJob) -> None:
-        """Makes the folders that the job's files go to, and removes the status of an earlier start; before it starts."""
+        """Makes the folders of the job's files, and removes the status of an earlier start; called before it starts."""
         for file in (self.status_file(job), self.log(job)):
             file.parent.mkdir(parents=True, exist_ok=True)
         self.status_file(job).unlink(missing_ok=True)

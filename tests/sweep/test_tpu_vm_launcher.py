@@ -55,7 +55,9 @@ stopped=""
 
 state() { gcloud compute tpus queued-resources describe "$slice" "${place[@]}" --format='value(state.state)'; }
 delete() { gcloud compute tpus queued-resources delete "$slice" "${place[@]}" --force --quiet; }
-on() { gcloud compute tpus tpu-vm ssh "$slice" "${place[@]}" --worker="$1" --command="$2"; }
+# a host that is gone ends the connection, too
+alive=--ssh-flag=-oServerAliveInterval=30
+on() { gcloud compute tpus tpu-vm ssh "$slice" "${place[@]}" "$alive" --worker="$1" --command="$2"; }
 copy() { gcloud compute tpus tpu-vm scp --recurse "$1" "$2" "${place[@]}" --worker="$3" --quiet; }
 
 # the command saves and ends with 143, then the slice is deleted
@@ -87,7 +89,7 @@ create() {
 
 # bash looks at signals only where it waits
 run() {
-  on all 'cd t5g2 && echo $$ >~/t5g2.pid && exec ~/venv/bin/t5g2 train --config=c.py --workdir=/s/x/a' &
+  on all 'END_FIRST cd t5g2 && echo $$ >~/t5g2.pid && exec ~/venv/bin/t5g2 train --config=c.py --workdir=/s/x/a' &
   pid=$!
   while true; do
     wait "$pid"
@@ -119,6 +121,10 @@ done
 rm -f "$source"
 exit $status
 """
+END_FIRST = (
+    "if [ -e t5g2.pid ]; then kill -TERM $(cat t5g2.pid); "
+    "while kill -0 $(cat t5g2.pid); do sleep 1; done; fi 2>/dev/null;"
+)
 UNPACK = "rm -rf t5g2 && mkdir t5g2 && tar --extract --file=t5g2.tgz --directory=t5g2 && cd t5g2"
 
 
@@ -151,7 +157,7 @@ def test_the_script_of_a_slice_of_several_hosts(tmp_path):
     more = {"setup": "sudo mount 10.0.0.2:/s /s", "install": "make install", "options": "--network=mine"}
     launcher = TpuVm(tpu="v5p:2x2x2", **settings, **more)
     script = launcher.script("SLICE", job(tmp_path), tmp_path).replace(str(tmp_path), "/s/x")
-    assert script == SCRIPT.replace("UNPACK", UNPACK)
+    assert script == SCRIPT.replace("UNPACK", UNPACK).replace("END_FIRST", END_FIRST)
 
 
 def test_a_script_without_a_shared_file_system_copies_what_the_command_needs_and_leaves(tmp_path):

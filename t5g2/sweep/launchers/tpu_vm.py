@@ -33,6 +33,11 @@ INSTALL = (
     "python3 -m pip install --quiet uv && python3 -m uv venv --allow-existing --python 3.12 ~/venv && "
     "python3 -m uv pip install --python ~/venv/bin/python --constraint constraints/py312.txt '.[tpu]'"
 )
+# what a lost connection has left running ends first
+RUN = (
+    "if [ -e t5g2.pid ]; then kill -TERM $(cat t5g2.pid); "
+    "while kill -0 $(cat t5g2.pid); do sleep 1; done; fi 2>/dev/null; cd t5g2 && echo $$ >~/t5g2.pid && exec "
+)
 SCRIPT = r"""#!/usr/bin/env bash
 # {name}
 set -uo pipefail
@@ -44,7 +49,9 @@ stopped=""
 
 state() {{ gcloud compute tpus queued-resources describe "$slice" "${{place[@]}}" --format='value(state.state)'; }}
 delete() {{ gcloud compute tpus queued-resources delete "$slice" "${{place[@]}}" --force --quiet; }}
-on() {{ gcloud compute tpus tpu-vm ssh "$slice" "${{place[@]}}" --worker="$1" --command="$2"; }}
+# a host that is gone ends the connection, too
+alive=--ssh-flag=-oServerAliveInterval=30
+on() {{ gcloud compute tpus tpu-vm ssh "$slice" "${{place[@]}}" "$alive" --worker="$1" --command="$2"; }}
 copy() {{ gcloud compute tpus tpu-vm scp --recurse "$1" "$2" "${{place[@]}}" --worker="$3" --quiet; }}
 
 # the command saves and ends with 143, then the slice is deleted
@@ -161,7 +168,6 @@ class TpuVm(Launcher):
     def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
         if not (Path(self.source) / "pyproject.toml").is_file():
             raise UserError(f"source = {self.source} has no pyproject.toml; give the folder of t5g2's source")
-
         if self.shared and not job_files.folder.is_absolute():
             raise UserError(f"--workdir={job_files.folder} is relative; give the path that all hosts have it at")
 
@@ -206,7 +212,7 @@ class TpuVm(Launcher):
             source=shlex.quote(self.source),
             prepare=shlex.quote(f"{self.setup} && {unpack} && {self.install}"),
             send="" if self.shared else self._send(job, folder),
-            run=shlex.quote(f"cd t5g2 && echo $$ >~/t5g2.pid && exec {self.program} {shlex.join(job.arguments)}"),
+            run=shlex.quote(f"{RUN}{self.program} {shlex.join(job.arguments)}"),
             workers="all" if job.every_host else "0",
             retries=self.retries,
             poll_secs=self.poll_secs,
