@@ -1,7 +1,7 @@
 """Runs of a sweep: what is left to do goes to a launcher; what is done is skipped, and what has failed is said."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from t5g2.core import files, settings
@@ -96,10 +96,28 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
         job_files = JobFiles(folder, lock)
         files.write_json(folder / "sweep.json", describe(sweep, folder))
         undone = _undone(jobs, job_files)
+        _refuse_active(undone, job_files, launcher)
         if undone and not launcher.launch(undone, job_files):
             say("run the same command again for what is done by then, with --status for the state of each part")
             return
     output.write(folder)
+
+
+def _refuse_active(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Launcher) -> None:
+    """Raises UserError if a job is still queued or running elsewhere, or with other settings than it has now."""
+    lasting = {name: kind for name, kind in LAUNCHERS.items() if kind.outlives}
+    active = sweep_status.active_jobs(jobs, job_files, lasting)
+    for job in jobs:
+        record = job_files.last_launch(job)
+        if job.name not in active or record is None:
+            continue
+        here = LAUNCHERS[record.launcher] is type(launcher)
+        if not here or record.identity != job.identity:
+            how = "with other settings than it has now" if here else f"by --launcher={record.launcher}"
+            raise UserError(
+                f"{job.name} is {active[job.name]} as {record.where}, {how}, and two would write to one folder; end "
+                f"that, or wait for its end, and run the sweep again"
+            )
 
 
 def _undone(jobs: Iterable[SweepJob], job_files: JobFiles) -> list[SweepJob]:

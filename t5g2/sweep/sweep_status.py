@@ -14,7 +14,7 @@ from t5g2.sweep.sweep_job import SweepJob, needed
 
 def show(jobs: Sequence[SweepJob], job_files: JobFiles, launchers: Mapping[str, type[Launcher]]) -> None:
     """Prints the state, step, loss and place of each job, and the last lines of what has failed."""
-    active = _active(jobs, job_files, launchers)
+    active = active_jobs(jobs, job_files, launchers)
     undone = [job for job in jobs if not job_files.is_done(job)]
     rows, failures = [], []
     for job in jobs:
@@ -49,10 +49,10 @@ def _step(run: RunRecord) -> str:
     return str(run.step) if steps is None else f"{run.step}/{steps}"
 
 
-def _active(
+def active_jobs(
     jobs: Sequence[SweepJob], job_files: JobFiles, launchers: Mapping[str, type[Launcher]]
 ) -> Mapping[str, str]:
-    """Returns {job: queued or running} of those that their launchers know."""
+    """Returns {job: queued or running} of those that were started by one of these launchers, and have not ended."""
     started = {job.name: record for job in jobs if (record := job_files.last_launch(job))}
     active: dict[str, str] = {}
     for name, launcher in launchers.items():

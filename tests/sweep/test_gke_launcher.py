@@ -255,6 +255,16 @@ def test_a_failed_jobset_is_deleted_and_applied_again(cluster, clients):
     assert [verb for verb in verbs if verb != "get"] == ["delete", "apply", "logs"]
 
 
+def test_a_jobset_with_other_settings_is_not_applied_beside_one_that_runs(cluster, clients, tmp_path):
+    """Its name is another one, so the cluster would not mind."""
+    with pytest.raises(SystemExit):
+        cluster(a=["Failed"], b=[])
+    (clients.folder / "plan").write_text('{"x-a": ["Running"]}')
+    changed = Sweep("x", (Variant("a", "c.py", {"train.steps": 9}),))
+    with pytest.raises(UserError, match=r"a is running as jobset x-a-\w+, with other settings than it has now"):
+        launch.run(changed, tmp_path / "x", Gke(image="i", claim="disk", mount=str(tmp_path)))
+
+
 def test_what_pods_would_lose_is_refused(clients, tmp_path):
     clients.play("kubectl", "")
     with pytest.raises(UserError, match=r"bucket = None and claim = None; pods lose their disks, so give one"):

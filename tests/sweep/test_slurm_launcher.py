@@ -8,6 +8,7 @@ import pytest
 
 from t5g2.core.errors import MachineError, UserError
 from t5g2.sweep import Step, Sweep, Variant, launch
+from t5g2.sweep.launchers.local import Local
 from t5g2.sweep.launchers.slurm import Slurm
 
 pytestmark = pytest.mark.usefixtures("no_real_configs")
@@ -176,8 +177,12 @@ def test_when_all_is_done_the_report_is_written(slurm, tmp_path, capsys):
 def test_what_runs_with_other_settings_is_not_submitted_again(slurm, tmp_path):
     launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", Slurm())
     (slurm.folder / "queue").write_text("100 PENDING\n")
-    with pytest.raises(UserError, match="a is still queued or running as job 100, with other settings than it has now"):
+    with pytest.raises(UserError, match="a is queued as job 100, with other settings than it has now, and two would"):
         launch.run(Sweep("x", (Variant("a", "c.py", {"train.steps": 9}),)), tmp_path / "x", Slurm())
+    with pytest.raises(
+        UserError, match="a is queued as job 100, by --launcher=slurm, and two would write to one folder"
+    ):
+        launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", Local())
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class Gke(Launcher):
     """
 
     client: ClassVar[str | None] = "kubectl"
+    outlives: ClassVar[bool] = True
 
     image: str
     tpu: str | None = None

@@ -22,10 +22,12 @@ class Launcher(abc.ABC):
     Attributes:
       client: program that it needs on this machine; None = none.
       writes: False if it starts and writes nothing.
+      outlives: True if its jobs go on when this process ends; those of others hold the sweep's lock.
     """
 
     client: ClassVar[str | None] = None
     writes: ClassVar[bool] = True
+    outlives: ClassVar[bool] = False
 
     @abc.abstractmethod
     def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
@@ -77,15 +79,6 @@ def client_output(command: Sequence[str]) -> str:
     if done.returncode:
         raise MachineError(f"{shlex.join(command)} failed with exit status {done.returncode}: {done.stderr.strip()}")
     return done.stdout
-
-
-def refuse_other_settings(job: SweepJob, record: LaunchRecord) -> None:
-    """Raises UserError if a job that is still queued or running has other settings than it was started with."""
-    if record.identity != job.identity:
-        raise UserError(
-            f"{job.name} is still queued or running as {record.where}, with other settings than it has now; end that, "
-            f"or wait for its end, and run the sweep again"
-        )
 
 
 def unfinished(job: SweepJob) -> UserError:

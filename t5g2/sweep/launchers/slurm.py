@@ -19,7 +19,7 @@ from t5g2.core import bounds, files
 from t5g2.core.bounds import Count, CountOrZero
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import say
-from t5g2.sweep.launchers.launcher import Launcher, client_output, refuse_other_settings
+from t5g2.sweep.launchers.launcher import Launcher, client_output
 from t5g2.sweep.sweep_job import SweepJob, needed
 
 # before the time limit: time to save
@@ -106,6 +106,7 @@ class Slurm(Launcher):
     """
 
     client: ClassVar[str | None] = "sbatch"
+    outlives: ClassVar[bool] = True
 
     nodes: Count = 1
     time: str = "24:00:00"
@@ -123,7 +124,6 @@ class Slurm(Launcher):
         states = self.states({name: record for name, record in records.items() if record.launcher == "slurm"})
         for job in jobs:
             if job.name in states:
-                refuse_other_settings(job, records[job.name])
                 say(f"{job.label} is {states[job.name]} already: {records[job.name].where}")
         handles = {name: records[name].handle for name in states}
         for submission in _submissions([job for job in jobs if job.name not in states], jobs, handles):
