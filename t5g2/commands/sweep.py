@@ -10,7 +10,7 @@ FLAGS = {
         "local runs the commands here; print only shows them; slurm, gke and tpu-vm start them elsewhere; "
         "--launcher.NAME=VALUE are its settings (docs/sweeps.md)",
     ),
-    "at_once": Flag(None, "most runs at a time; default: 1 of local and tpu-vm, any number of slurm and gke", kind=int),
+    "at_once": Flag(None, "most runs at a time; default: 1 of local and tpu-vm, 100 of gke, all of slurm", kind=int),
     "retries": Flag(
         None,
         "how often a run is started again after a failure, never after wrong input (exit status 2); default: 0 of "

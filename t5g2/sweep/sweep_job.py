@@ -21,7 +21,8 @@ class SweepJob:
       folder: the file or folder in the sweep's workdir that the command writes.
       result: the file or folder that exists once the command has ended well.
       identity: hex digits that change with the job's settings, and with those of the jobs before it.
-      group: name that jobs share which differ in their seed alone; None = it has no seeds.
+      group: name that alike jobs share: runs of several seeds, or of other values of the same settings; None = no other
+        job is like it.
       index: place within the group.
       inputs: the folders of the jobs in `after`.
       every_host: True if it runs on all hosts as one; False = on one of them.
@@ -46,7 +47,7 @@ def jobs_of(sweep: Sweep, folder: Path) -> list[SweepJob]:
     Raises:
       UserError: a config is wrong, or two variants are the same experiment.
     """
-    places = {run.name: (part.name, i) for part in sweep.parts if part.seeds for i, run in enumerate(expand(part))}
+    places = _places(sweep)
     parts = sweep.ordered()
     width = max((len(part.name) for part in parts), default=0)
     settings: dict[str, str] = {}
@@ -81,6 +82,19 @@ def jobs_of(sweep: Sweep, folder: Path) -> list[SweepJob]:
             )
         )
     return jobs
+
+
+def _places(sweep: Sweep) -> dict[str, tuple[str, int]]:
+    """Returns {run: (its group, place in it)} of runs that are alike."""
+    alike: dict[object, list[str]] = {}
+    for part in sweep.parts:
+        if part.seeds is not None:
+            alike[part.name] = [run.name for run in expand(part)]
+        elif isinstance(part, Variant):
+            # such as those of a grid
+            alike.setdefault((part.config, *part.overrides, part.after), []).append(part.name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    return {name: (names[0], place) for names in groups for place, name in enumerate(names)}
 
 
 def needed(job: SweepJob, jobs: Sequence[SweepJob]) -> list[SweepJob]:

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from t5g2.core.errors import MachineError, UserError
-from t5g2.sweep import Step, Sweep, Variant, launch
+from t5g2.sweep import Step, Sweep, Variant, grid, launch
 from t5g2.sweep.launchers.local import Local
 from t5g2.sweep.launchers.slurm import Slurm
 
@@ -135,6 +135,19 @@ def test_runs_wait_for_those_of_their_own_seed(slurm, tmp_path, capsys):
         f"sbatch --parsable --dependency=afterok:101_0:101_1:102 {scripts / 'mean.sbatch'}",
     ]
     assert "adapted-s1 submitted as job 101_1, aftercorr:100\n" in capsys.readouterr().out
+
+
+def test_the_runs_of_a_grid_are_an_array(slurm, tmp_path):
+    """They differ in the values of the same settings; what is not like them is a job of its own."""
+    more = (Variant("longer", "c.py", {"train.steps": 9, "x": 1}), Variant("last", "c.py", after=("g-x2",)))
+    launch.run(Sweep("x", (*grid("g", "c.py", {"x": (1, 2, 3)}), *more)), tmp_path / "x", Slurm(at_once=2))
+    scripts = tmp_path / "x" / ".sweep" / "slurm"
+    assert slurm.take_calls()[-3:] == [
+        f"sbatch --parsable {scripts / 'g-x1+2.sbatch'}",
+        f"sbatch --parsable {scripts / 'longer.sbatch'}",
+        f"sbatch --parsable --dependency=afterok:100_1 {scripts / 'last.sbatch'}",
+    ]
+    assert "#SBATCH --array=0,1,2%2\n" in (scripts / "g-x1+2.sbatch").read_text()
 
 
 def test_what_is_queued_is_left_alone_and_what_is_done_is_waited_for_no_more(slurm, tmp_path, capsys):

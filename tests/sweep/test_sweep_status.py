@@ -1,6 +1,7 @@
 """One line a part: from the files of a sweep, and from what the launchers say."""
 
 import json
+import re
 
 import pytest
 
@@ -101,3 +102,18 @@ def test_the_last_lines_of_a_log(tmp_path):
     assert last_lines(log) == []
     log.write_bytes(b"x" * 2**17 + b"\n\xff a\nb\n")
     assert last_lines(log, 2) == ["� a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"launched/runs\.json is not JSON .*; remove it, and run the sweep again"),
+        ('{"launcher": "slurm"}', r"launched/runs\.json lacks handle, where, identity, log"),
+        ("[]", r"launched/runs\.json holds list, not an object"),
+    ],
+)
+def test_a_damaged_record_is_named(sweep, tmp_path, clients, capsys, content, message):
+    clients.play("squeue", "")
+    (tmp_path / "x" / ".sweep" / "launched" / "runs.json").write_text(content)
+    assert cli.main(sweep) == 2
+    assert re.search(message, capsys.readouterr().err)

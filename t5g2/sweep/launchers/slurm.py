@@ -1,4 +1,4 @@
-"""The launcher `slurm`: one job per run, runs of several seeds as an array, dependencies between them.
+"""The launcher `slurm`: one job per run, alike runs as an array, dependencies between them.
 
 Each script runs one command by srun, on every node or on one, and queues itself again: after SIGTERM (a preemption, or
 the time limit) without end, after a failure up to `retries` times, and never after wrong input. What is submitted needs
@@ -65,7 +65,7 @@ class Submission:
 
     @property
     def is_array(self) -> bool:
-        """True if the jobs have seeds."""
+        """True if they are alike, with others or with those of another submission."""
         return self.jobs[0].group is not None
 
     @property
