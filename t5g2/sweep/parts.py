@@ -17,6 +17,7 @@ A sweep file (experiments/*.py) defines get_sweep():
         )
 
 `{sweep}` stands for the sweep's workdir. Run again, the same command skips finished parts and resumes the others.
+`grid` (grid.py) makes variants of lists of settings; docs/sweeps.md describes the whole.
 
 A part with seeds is a group of runs, one per seed, in folders of their own; `{seed}` stands for the seed:
 
