@@ -6,7 +6,7 @@ from functools import partial
 from t5g2.report import plots
 from t5g2.report.contents import Report
 from t5g2.report.markup import Html, figure, tag
-from t5g2.report.page_parts import UNIT, arms_of, groups_by_title, heading, legend, thin
+from t5g2.report.page_parts import UNIT, arms_of, groups_by_title, heading, legend
 from t5g2.report.run_records import Amount, RunGroup, RunRecord
 from t5g2.report.statistics import estimate
 
@@ -34,9 +34,9 @@ def by_amount(report: Report) -> list[Html]:
         }
         if amounts:
             plot = plots.along({title: groups for title, groups in curves.items() if groups}, metric, amounts, UNIT)
-            text = "Tokens and FLOPs, forward and backward, of the run itself, without those of its source."
+            text = "Tokens and FLOPs (forward and backward) of the run itself, without its source; means over seeds."
             parts += [tag("h2", heading(task, "Held-out loss by tokens and FLOPs")), legend(arms_of(report))]
-            parts.append(figure(plot, text + thin(report)))
+            parts.append(figure(plot, text))
     return parts
 
 

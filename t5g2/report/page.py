@@ -20,7 +20,6 @@ from t5g2.report.page_parts import (
     note_missing,
     run_label,
     sample_text,
-    thin,
 )
 from t5g2.report.run_records import RunGroup, RunRecord
 from t5g2.report.tables import MEANS, different_settings, over_seeds, state, summary
@@ -87,7 +86,7 @@ def held_out(report: Report) -> list[Html]:
             figure(
                 plot,
                 "Mean over the denoisers, weighted with their shares of the mixture; sentinels are not counted. "
-                f"Lower is better; step 0 is before the first update.{thin(report)}",
+                f"Lower is better; step 0 is before the first update.{_thin(report)}",
             ),
         ]
     return parts or [
@@ -118,6 +117,11 @@ def results(report: Report) -> list[Html]:
         paper_table = html_table(TextTable(list(printed["columns"]), rows), kind="numbers printed")
         parts.append(tag("div", tag("h2", "Numbers printed in the paper"), source, paper_table, note))
     return [tag("div", *parts, kind="beside")] if parts else []
+
+
+def _thin(report: Report) -> str:
+    """Returns the end of a caption about curves of single seeds, if there are any."""
+    return " Thin: single seeds; strong: their mean." if report.has_seeds else ""
 
 
 def _agreement(printed: Mapping[str, Any], table: TextTable) -> list[Html]:

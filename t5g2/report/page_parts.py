@@ -52,11 +52,6 @@ def note_missing(text: str) -> Html:
     return tag("p", text, kind="quiet")
 
 
-def thin(report: Report) -> str:
-    """Returns the end of a caption about curves of single seeds, if there are any."""
-    return " Thin: single seeds; strong: their mean." if report.has_seeds else ""
-
-
 def heading(task: str, title: str) -> str:
     """Returns a heading that names the task, unless it is the usual one, heldout."""
     return title if task == "heldout" else f"{title} ({task})"
