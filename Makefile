@@ -72,7 +72,7 @@ test-beam: .venv-beam/.installed
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/shellcheck launch/*.sh launch/slurm/*.sbatch .ci/run
+	$(VENV)/bin/shellcheck launch/*.sh launch/*/*.sh launch/slurm/*.sbatch .ci/run
 	$(VENV)/bin/pyright
 
 format: $(VENV)/.installed-dev

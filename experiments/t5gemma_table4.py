@@ -42,6 +42,8 @@ TABLE4 = Paper(
     "held-out loss, where lower is better, of a model 600 (S-S) to 11,000 (2B-2B) times smaller. In the paper scratch "
     "is ahead at S and B (but for IT at B), with four times the tokens of the adaptation; from L on adaptation is (but "
     "for SG at L). The paper gives no error bars, and trains with distillation; ours is cross-entropy alone.",
+    # PT of S-S, the size that is nearest to ours
+    printed={"adapted": 22.8, "scratch": 24.0},
 )
 
 

@@ -9,6 +9,7 @@ images/). A version that changes a format adds a specimen of its own and leaves 
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -32,6 +33,7 @@ from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources.image_text import ImageJsonl
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.sweep import launch, sweep_file
+from t5g2.sweep.launchers.local import Local
 from t5g2.train import config_file, restore, resume
 from t5g2.train import experiment as experiments
 from t5g2.train import plan as plans
@@ -231,7 +233,8 @@ def test_valid_images_are_not_decoded_again(monkeypatch):
 
 def test_a_finished_sweep_is_finished(capfd):
     """Nothing runs again: every part has the hash that it had."""
-    launch.run_local(sweep_file.load("sweep.py"), Path("sweep"), program=[sys.executable, "-c", "raise SystemExit(9)"])
+    fails = shlex.join([sys.executable, "-c", "raise SystemExit(9)"])
+    launch.run(sweep_file.load("sweep.py"), Path("sweep"), Local(program=fails))
     out = capfd.readouterr().out
     assert out.count("already done") == 7
     assert Path("sweep/report/index.html").exists()

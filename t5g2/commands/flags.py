@@ -44,7 +44,7 @@ class Parsed:
 
     Attributes:
       values: values by name, which are attributes too: `parsed.workdir`.
-      overrides: (dotted path, text) of each --config.a.b=VALUE, or of each --target.a.b=VALUE.
+      overrides: (dotted path, text) of each --config.a.b=VALUE, --target.a.b=VALUE or --launcher.a=VALUE.
     """
 
     values: Mapping[str, Any]
@@ -111,7 +111,7 @@ def parse(command: str, run: Callable, declared: Mapping[str, Flag], argv: Seque
         lines = [f"  --{name}{flag.suffix}\n      {flag.help}" for name, flag in declared.items()]
         raise HelpRequested(f"t5g2 {command}\n\n{inspect.getdoc(run)}\n\nFlags:\n" + "\n".join(lines))
     # --config.a.b=VALUE is taken out first: absl knows only the flags that are declared
-    root = next((name for name in ("config", "target") if name in declared), "-")
+    root = next((name for name in ("config", "target", "launcher") if name in declared), "-")
     # with the dashes: a bare word that begins alike is a value, as in --config config.py
     nested = [argument for argument in argv if argument.startswith((f"--{root}.", f"-{root}."))]
     overrides = []

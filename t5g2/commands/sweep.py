@@ -5,7 +5,19 @@ from t5g2.commands.flags import Flag, Parsed
 FLAGS = {
     "sweep": Flag(None, "file with get_sweep()", True),
     "workdir": Flag(None, "folder of the sweep: a workdir for each run, and the report", True),
-    "launcher": Flag("local", "local runs the commands here, one after the other; print only shows them"),
+    "launcher": Flag(
+        "local",
+        "local runs the commands here; print only shows them; slurm, gke and tpu-vm start them elsewhere; "
+        "--launcher.NAME=VALUE are its settings (docs/sweeps.md)",
+    ),
+    "at_once": Flag(None, "most runs at a time; default: 1 of local and tpu-vm, 100 of gke, all of slurm", kind=int),
+    "retries": Flag(
+        None,
+        "how often a run is started again after a failure, never after wrong input (exit status 2); default: 0 of "
+        "local, 3 of the others",
+        kind=int,
+    ),
+    "status": Flag(False, "only print the state, step, loss and place of each run"),
 }
 
 
@@ -14,6 +26,10 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 sweep --sweep=experiments/quickstart.py --workdir=runs/quickstart
     """
-    from t5g2.sweep.launch import run_sweep
+    from t5g2.sweep.launch import run_sweep, show_status
 
-    run_sweep(flags.sweep, flags.workdir, launcher=flags.launcher)
+    if flags.status:
+        show_status(flags.sweep, flags.workdir)
+        return
+    changes = [(name, str(flags.values[name])) for name in ("at_once", "retries") if flags.values[name] is not None]
+    run_sweep(flags.sweep, flags.workdir, launcher=flags.launcher, changes=[*flags.overrides, *changes])

@@ -4,7 +4,7 @@ An arm is a group of runs in a comparison; every arm is compared with the first 
 t5g2/report/statistics.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,7 +105,8 @@ def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> TextTabl
     # comparisons may have different rows, so the table has the union of their labels
     columns = [dict(row for task in tasks for row in _comparison_rows(c, task)) for c in shown]
     labels = list(dict.fromkeys(label for column in columns for label in column))
-    if not any(c.has_seeds for c in shown) and not any(label.startswith("tokens until") for label in labels):
+    tells_more = any(c.has_seeds for c in shown) or any(label.startswith("tokens until") for label in labels)
+    if not labels or not tells_more:
         return None
     titles = ["", *(c.title or "all" for c in shown)]
     return TextTable(titles, [[label, *(column.get(label, NONE) for column in columns)] for label in labels])
@@ -120,8 +121,8 @@ def _comparison_rows(comparison: Comparison, task: str) -> list[tuple[str, str]]
         last = group.last_step(metric)
         if last is None:
             continue
-        rows += [(f"{prefix}{arm}: loss at start", format_loss(group.at(metric, 0)))]
-        rows += [(f"{prefix}{arm}: loss at end", format_loss(group.at(metric, last)))]
+        rows += [(f"{prefix}{arm}: loss at start", format_number(group.at(metric, 0)))]
+        rows += [(f"{prefix}{arm}: loss at end", format_number(group.at(metric, last)))]
         rows += [(f"{prefix}{arm}: tokens", _trained(group, last))]
     for arm, group in comparison.others:
         first_end, group_end = first.last_step(metric), group.last_step(metric)
@@ -131,12 +132,12 @@ def _comparison_rows(comparison: Comparison, task: str) -> list[tuple[str, str]]
         step = max(set(first.steps(metric)) & set(group.steps(metric)), default=None)
         if step is not None:
             at_step = difference(group, first, metric, steps=(step, step))
-            rows.append((f"{prefix}{arm} − {name}, step {step}", format_loss(at_step, signed=True)))
+            rows.append((f"{prefix}{arm} − {name}, step {step}", format_number(at_step, signed=True)))
         if first_end != group_end:
             rows.append(
                 (
                     f"{prefix}{arm} − {name}, each at its end",
-                    format_loss(difference(group, first, metric, (group_end, first_end)), signed=True),
+                    format_number(difference(group, first, metric, (group_end, first_end)), signed=True),
                 )
             )
         for end_name, at in (("start", 0), ("end", first_end)):
@@ -144,7 +145,7 @@ def _comparison_rows(comparison: Comparison, task: str) -> list[tuple[str, str]]
             if tokens is not None:
                 rows.append((f"{prefix}tokens until {arm} is at {name}'s {end_name}", tokens.text()))
     seeds = {str(len(group.counted)) for group in comparison.groups}
-    return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.has_seeds else []), *rows]
+    return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.has_seeds and rows else []), *rows]
 
 
 def difference(group: RunGroup, other: RunGroup, metric: str, steps: tuple[int, int]) -> Estimate | None:
@@ -174,17 +175,17 @@ def _sentences(comparison: Comparison, arm: tuple[str, RunGroup], task: str) -> 
         return []
     step, below = steps[-1], sum(losses_a[at] < losses_b[at] for at in steps)
     text = (
-        f"At step {step} the {loss} of {a} is {format_loss(first.at(metric, step))} and that of {b} "
-        f"{format_loss(group.at(metric, step))} nats per token"
+        f"At step {step} the {loss} of {a} is {format_number(first.at(metric, step))} and that of {b} "
+        f"{format_number(group.at(metric, step))} nats per token"
     )
     gap = difference(group, first, metric, (step, step))
     if comparison.has_seeds and gap is not None:
-        text += f", a difference of {format_loss(gap)} over {gap.n} seeds"
+        text += f", a difference of {format_number(gap)} over {gap.n} seeds"
     sentences = [f"{text}; {a} is below {b} at {below} of {len(steps)} evaluations."]
     catch_ups = [catch_up(group, first, metric=metric, step=at) for at in (0, max(losses_a))]
     if catch_ups[0] is not None and catch_ups[1] is not None:
         levels = [
-            f"{a}'s {end_name} ({format_loss(first.at(metric, at))})"
+            f"{a}'s {end_name} ({format_number(first.at(metric, at))})"
             for end_name, at in (("start", 0), ("end", max(losses_a)))
         ]
         sentences.append(
@@ -199,9 +200,15 @@ def _trained(group: RunGroup, step: int) -> str:
     return NONE if mean is None else amount(mean.mean)
 
 
-def format_loss(value: Estimate | None, *, signed: bool = False) -> str:
-    """Formats a loss, or a difference of two, to three digits with its interval."""
+def format_number(
+    value: Estimate | None, *, signed: bool = False, text: Callable[[float], str] = "{:.3f}".format
+) -> str:
+    """Formats a loss, or a difference of two, to three digits with its interval.
+
+    Args:
+      signed: a number above 0 gets a sign.
+      text: formats numbers of another kind.
+    """
     if value is None:
         return NONE
-    sign = "+" if signed and value.mean > 0 else ""
-    return sign + value.text(lambda number: f"{number:.3f}")
+    return ("+" if signed and value.mean > 0 else "") + value.text(text)

@@ -47,6 +47,11 @@ class Report:
         return [run for group in self.groups for run in group.runs]
 
     @property
+    def paper(self) -> dict:
+        """The numbers of a paper, as sweep.json has them; {} = none."""
+        return (self.sweep and self.sweep["paper"]) or {}
+
+    @property
     def compared(self) -> list[RunGroup]:
         """The groups that are in a comparison, each once."""
         named = {group.name for comparison in self.comparisons for group in comparison.groups}
@@ -117,6 +122,11 @@ def _is_run(folder: Path) -> bool:
     return (folder / "metrics.jsonl").exists() or (folder / "experiment.json").exists()
 
 
+def _measures(step: dict, group: str, run: dict) -> bool:
+    """True if a step has evaluated the run, which belongs to the group."""
+    return step.get("scores_of") == group and step.get("seed") == run.get("seed") and "result" in step
+
+
 def _read_sweep(folder: Path, sweep: dict, problems: list[str]) -> Report:
     members: dict[str, list[dict]] = {}
     for part in sweep["parts"]:
@@ -133,7 +143,16 @@ def _read_sweep(folder: Path, sweep: dict, problems: list[str]) -> Report:
     groups = {}
     for name, parts in members.items():
         color = colors[arm_of.get(name, name)]
-        runs = [read_run(folder / part["name"], part["name"], color=color, seed=part.get("seed")) for part in parts]
+        runs = [
+            read_run(
+                folder / part["name"],
+                part["name"],
+                color=color,
+                seed=part.get("seed"),
+                evaluations=[folder / step["result"] for step in sweep["parts"] if _measures(step, name, part)],
+            )
+            for part in parts
+        ]
         groups[name] = RunGroup(name, color, runs)
     comparisons = [
         Comparison(title, {arm: groups[name] for arm, name in row.items()}, chosen=bool(sweep["compare"]))

@@ -1,15 +1,26 @@
 """The report as one HTML page: style and plots are inside, and no other file is loaded."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 from t5g2.core.ranges import format_ranges
-from t5g2.report import comparison, plots
+from t5g2.report import comparison, deltas, plots
 from t5g2.report.contents import Report
+from t5g2.report.cost_sections import by_amount, frontier
 from t5g2.report.markup import Html, document, figure, html_table, tag
+from t5g2.report.page_parts import (
+    UNIT,
+    arms_of,
+    groups_by_title,
+    heading,
+    legend,
+    note_missing,
+    run_label,
+    sample_text,
+)
 from t5g2.report.run_records import RunGroup, RunRecord
 from t5g2.report.tables import MEANS, different_settings, over_seeds, state, summary
 from t5g2.report.text_table import NONE, TextTable
@@ -22,7 +33,9 @@ def render(report: Report) -> str:
     sections: Sequence[Callable[[Report], list[Html]]] = (
         header,
         held_out,
+        by_amount,
         results,
+        frontier,
         runs,
         denoisers,
         training,
@@ -64,17 +77,16 @@ def held_out(report: Report) -> list[Html]:
     curves = [t for t in tasks if any(len(run.series(f"eval/{t}/loss")[0]) > 1 for run in report.compared)]
     for task in curves or tasks:
         metric = f"eval/{task}/loss"
-        by_title = _groups_by_title(report).items()
+        by_title = groups_by_title(report).items()
         started = {title: groups for title, groups in by_title if any(group.steps(metric) for group in groups)}
-        plot = plots.compare(started, metric, "nats per token")
-        thin = " Thin: single seeds; strong: their mean." if report.has_seeds else ""
+        plot = plots.compare(started, metric, UNIT)
         parts += [
-            tag("h2", _heading(task, "Held-out loss")),
-            legend(_arms(report)),
+            tag("h2", heading(task, "Held-out loss")),
+            legend(arms_of(report)),
             figure(
                 plot,
                 "Mean over the denoisers, weighted with their shares of the mixture; sentinels are not counted. "
-                f"Lower is better; step 0 is before the first update.{thin}",
+                f"Lower is better; step 0 is before the first update.{_thin(report)}",
             ),
         ]
     return parts or [
@@ -85,12 +97,19 @@ def held_out(report: Report) -> list[Html]:
 
 def results(report: Report) -> list[Html]:
     """Returns the results of the comparison, beside the numbers printed in a paper."""
-    parts, printed = [], report.sweep and report.sweep["paper"]
+    parts, printed = [], report.paper
+    rows = deltas.deltas(report)
+    scores, against = deltas.score_table(rows), deltas.against_paper(rows)
     table = comparison.results(report.comparisons, list(report.tasks(report.compared)))
     if table is not None:
         unit = tag("p", f"Held-out loss in nats per token. {_means(report)}", kind="quiet")
         tokens = "Tokens are the trained ones of encoder and decoder; the loss between evaluations is a straight line."
         parts.append(tag("div", tag("h2", "Results"), unit, html_table(table), tag("p", tokens, kind="quiet")))
+    if scores is not None:
+        text = "Each arm at its end, and its difference from the first one."
+        parts.append(tag("div", tag("h2", "Scores"), tag("p", text, kind="quiet"), html_table(scores)))
+    if against is not None:
+        parts.append(tag("div", tag("h2", "Against the paper"), *_agreement(printed, against)))
     if printed:
         rows = [[str(c) for c in row] for row in printed["rows"]]
         note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
@@ -98,6 +117,24 @@ def results(report: Report) -> list[Html]:
         paper_table = html_table(TextTable(list(printed["columns"]), rows), kind="numbers printed")
         parts.append(tag("div", tag("h2", "Numbers printed in the paper"), source, paper_table, note))
     return [tag("div", *parts, kind="beside")] if parts else []
+
+
+def _thin(report: Report) -> str:
+    """Returns the end of a caption about curves of single seeds, if there are any."""
+    return " Thin: single seeds; strong: their mean." if report.has_seeds else ""
+
+
+def _agreement(printed: Mapping[str, Any], table: TextTable) -> list[Html]:
+    sizes = (
+        "Sizes are those of one metric."
+        if printed.get("same_metric")
+        else "Sizes are not compared, because the paper has another metric."
+    )
+    text = (
+        f"Ours is {printed['metric']}, each arm at its end. A direction is within noise where the interval of our "
+        f"difference, by seed, contains 0. {sizes}"
+    )
+    return [tag("p", text, kind="quiet"), html_table(table)]
 
 
 def _means(report: Report) -> str:
@@ -118,7 +155,7 @@ def denoisers(report: Report) -> list[Html]:
     for task, names in report.tasks(report.compared).items():
         if len(names) > 1:
             metrics = {name: f"eval/{task}/loss/{name}" for name in names}
-            parts.append(tag("h2", _heading(task, "By denoiser")))
+            parts.append(tag("h2", heading(task, "By denoiser")))
             for compared in report.comparisons:
                 parts += [tag("h3", compared.title)] if compared.title else []
                 plot = plots.panels(compared.groups, metrics)
@@ -128,34 +165,14 @@ def denoisers(report: Report) -> list[Html]:
 
 def training(report: Report) -> list[Html]:
     """Returns training losses: the compared groups together, each other group alone."""
-    sets = _groups_by_title(report, "compared")
+    sets = groups_by_title(report, "compared")
     # a run that no comparison has, such as the source of an adaptation, gets a plot of its own
     sets |= {group.name: [group] for group in report.groups if group not in report.compared}
     sets = {name: groups for name, groups in sets.items() if any(g.series("train/loss")[0] for g in groups)}
     if not sets:
         return [tag("h2", "Training loss"), note_missing("No training loss has been recorded yet (train/loss).")]
     caption = "Pale: every logged step; strong: a running median. Held-out losses are dots."
-    return [tag("h2", "Training loss"), legend(_arms(report, others=True)), figure(plots.training(sets), caption)]
-
-
-def _groups_by_title(report: Report, title: str = "") -> dict[str, list[RunGroup]]:
-    """Returns {title: groups} of the comparisons.
-
-    A comparison without a title gets `title`; if that is set and it has a single arm, the name of the arm.
-    """
-    return {
-        c.title or (title if len(c.arms) > 1 else next(iter(c.arms)) if title else ""): c.groups
-        for c in report.comparisons
-        if c.arms
-    }
-
-
-def _arms(report: Report, *, others: bool = False) -> dict[str, RunGroup]:
-    """Returns {name: a group of that colour} for the arms of all comparisons and, with `others`, the other groups."""
-    # reversed, so that an arm of several comparisons is shown by its group in the first
-    arms = {arm: group for c in reversed(report.comparisons) for arm, group in c.arms.items()}
-    rest = [group for group in report.groups if others and group not in report.compared]
-    return arms | {group.name: group for group in rest}
+    return [tag("h2", "Training loss"), legend(arms_of(report, others=True)), figure(plots.training(sets), caption)]
 
 
 def samples(report: Report) -> list[Html]:
@@ -258,7 +275,7 @@ def throughput(report: Report) -> list[Html]:
     text = "Tokens are those that are no padding, encoder and decoder together; padding is a share of all slots."
     return [
         tag("h2", "Speed, padding, memory"),
-        legend(_arms(report, others=True)),
+        legend(arms_of(report, others=True)),
         figure(plots.panels(report.groups, recorded, from_zero=True), text),
     ]
 
@@ -292,34 +309,3 @@ def commands(report: Report) -> list[Html]:
         tag("p", "Each of them can be run alone, in this order.", kind="quiet"),
         tag("pre", lines),
     ]
-
-
-def legend(groups: Mapping[str, RunGroup]) -> Html:
-    """Returns the colours of groups."""
-    return tag("div", *(tag("span", _dot(group.color), name) for name, group in groups.items()), kind="key")
-
-
-def run_label(run: RunRecord) -> Html:
-    """Returns the run's name with its colour."""
-    return tag("span", _dot(run.color), run.name)
-
-
-def sample_text(text: str) -> Html:
-    """Returns the text of a model's input or output, sentinels marked."""
-    parts = re.split(r"(<sentinel_\d+>)", str(text))
-    marked = [tag("mark", part) if re.fullmatch(r"<sentinel_\d+>", part) else part for part in parts]
-    return tag("div", *marked, kind="text")
-
-
-def note_missing(text: str) -> Html:
-    """Returns a note on missing data."""
-    return tag("p", text, kind="quiet")
-
-
-def _heading(task: str, title: str) -> str:
-    """Returns a heading that names the task, unless it is the usual one, heldout."""
-    return title if task == "heldout" else f"{title} ({task})"
-
-
-def _dot(color: str) -> Html:
-    return tag("i", kind="dot", style=f"background:{color}")

@@ -4,15 +4,28 @@ A group is the runs of one variant: their mean is a strong curve, and each of se
 """
 
 import io
+import itertools
 import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-from t5g2.report.run_records import RunGroup
+from t5g2.core import logs
+from t5g2.core.terminal import escaped
+from t5g2.report.run_records import Amount, RunGroup
+
+
+class FrontierPoint(NamedTuple):
+    """One arm in a plot of quality against cost; `half` is half of the interval of its quality, 0 = none."""
+
+    name: str
+    color: str
+    cost: float
+    quality: float
+    half: float
+
 
 INK = "#010203"  # stands for the page's own text colour
 STYLE = {
@@ -61,9 +74,64 @@ def compare(sets: Mapping[str, Sequence[RunGroup]], metric: str, unit: str) -> s
             for (x, y, ink), at in zip(ends, _apart([y for _, y, _ in ends], 0.055 * (high - low)), strict=True):
                 near = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
                 axes.annotate(f"{y:.3f}", (x, at), color=ink, **near)
-            axes.set_title(title)
+            axes.set_title(escaped(title))
             _finish(axes, ticker, ylabel=unit if axes is grid[0] else None)
         return _svg(figure, plt)
+
+
+def along(sets: Mapping[str, Sequence[RunGroup]], metric: str, amounts: Mapping[str, Amount], unit: str) -> str:
+    """Returns SVG with a plot for each {title: groups} and each {name of an axis: amount that runs have used up}."""
+    with _style() as (plt, ticker):
+        figure, grid = _grid(plt, len(sets) * len(amounts), columns=len(amounts), height=3.0)
+        shown = itertools.product(sets.items(), amounts.items())
+        for axes, ((title, groups), (name, amount)) in zip(grid, shown, strict=True):
+            for group in groups:
+                steps, values = group.series(metric)
+                used = group.total(amount, steps)
+                if used is not None:
+                    axes.plot(used, values, color=group.color, marker="o", markersize=3)
+            axes.set_title(escaped(title))
+            _finish(axes, ticker, xlabel=name, ylabel=unit)
+            axes.xaxis.set_major_formatter(lambda value, _: logs.short(value))
+        return _svg(figure, plt)
+
+
+def frontier(points: Mapping[str, Sequence[FrontierPoint]], unit: str, *, higher_is_better: bool) -> str:
+    """Returns SVG with a plot of quality for each {cost: points}; a line joins the points that no other one beats.
+
+    Args:
+      points: by the name of the cost.
+      unit: name of the quality.
+      higher_is_better: of the quality; of a cost less is better.
+    """
+    with _style() as (plt, ticker):
+        figure, grid = _grid(plt, len(points), columns=min(len(points), 2), height=3.4)
+        for axes, (cost, of_cost) in zip(grid, points.items(), strict=True):
+            best = not_beaten([(p.cost, p.quality) for p in of_cost], higher_is_better=higher_is_better)
+            axes.plot(*zip(*best, strict=True), color=INK, alpha=0.35, linewidth=1.0)
+            for point in of_cost:
+                axes.errorbar(point.cost, point.quality, point.half, color=point.color, marker="o", markersize=5)
+                near = {"xytext": (7, 4), "textcoords": "offset points", "fontsize": "small"}
+                axes.annotate(escaped(point.name), (point.cost, point.quality), color=point.color, **near)
+            _finish(axes, ticker, xlabel=cost, ylabel=unit)
+            axes.margins(x=0.2, y=0.15)
+            axes.xaxis.set_major_formatter(lambda value, _: logs.short(value))
+        return _svg(figure, plt)
+
+
+def not_beaten(points: Sequence[tuple[float, float]], *, higher_is_better: bool) -> list[tuple[float, float]]:
+    """Returns the (cost, quality) that no other point beats: less cost, and better quality, in the order of cost.
+
+    >>> not_beaten([(1, 5.0), (2, 6.0), (3, 4.0), (3, 4.5)], higher_is_better=False)
+    [(1, 5.0), (3, 4.0)]
+    """
+    sign = 1 if higher_is_better else -1
+    kept: list[tuple[float, float]] = []
+    # of one cost, the best comes first
+    for cost, quality in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not kept or sign * quality > sign * kept[-1][1]:
+            kept.append((cost, quality))
+    return kept
 
 
 def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero: bool = False) -> str:
@@ -80,7 +148,7 @@ def panels(groups: Sequence[RunGroup], metrics: Mapping[str, str], *, from_zero:
             for group in groups:
                 few = {"marker": "o", "markersize": 3} if len(group.steps(metric)) < 40 and not from_zero else {}
                 _curve(axes, group, metric, linewidth=1.5, **few)
-            axes.set_title(title)
+            axes.set_title(escaped(title))
             _finish(axes, ticker)
             # a curve of zeros has no height, and an axis from 0 to 0 cannot be drawn
             if from_zero:
@@ -106,7 +174,7 @@ def training(sets: Mapping[str, Sequence[RunGroup]]) -> str:
                 axes.plot(steps, smooth(values), color=ink)
                 for metric in _overall(group):
                     axes.plot(*group.series(metric), color=ink, linestyle="none", marker="o", markersize=4)
-            axes.set_title(title)
+            axes.set_title(escaped(title))
             _finish(axes, ticker, ylabel="nats per token" if axes is grid[0] else None)
         # one key for all plots: colors tell the groups apart, shapes what is drawn
         shapes = {
@@ -182,7 +250,7 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
     moved = list(values)
     # moving one pair apart can push another together, so the pass is repeated
     for _ in range(50):
-        for a, b in pairwise(order):
+        for a, b in itertools.pairwise(order):
             overlap = gap - (moved[b] - moved[a])
             if overlap > 1e-9:
                 moved[a] -= overlap / 2
@@ -200,10 +268,10 @@ def _grid(plt: Any, count: int, *, columns: int = 3, height: float = 2.3) -> tup
     return figure, axes[:count]
 
 
-def _finish(axes: Any, ticker: Any, *, ylabel: str | None = None) -> None:
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, steps=(1, 2, 5, 10)))
+def _finish(axes: Any, ticker: Any, *, xlabel: str = "step", ylabel: str | None = None) -> None:
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=xlabel == "step", steps=(1, 2, 5, 10)))
     axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
-    axes.set_xlabel("step")
+    axes.set_xlabel(xlabel)
     if ylabel:
         axes.set_ylabel(ylabel)
 

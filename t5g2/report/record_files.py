@@ -118,6 +118,21 @@ def origin(record: dict) -> dict:
     return record
 
 
+def scores_of_model(record: dict) -> dict[str, float]:
+    """Returns {task/metric: value} of scores.json, without those that are not finite.
+
+    Raises:
+      ValueError: it has no scores, or one without a value.
+    """
+    _require(record, {"scores": dict})
+    scores = {}
+    for name, score in record["scores"].items():
+        if not isinstance(score, dict) or "value" not in score:
+            raise ValueError(f"its score {name} has no 'value'")
+        scores[name] = score["value"]
+    return {name: value for name, value in scores.items() if is_number(value) and abs(value) <= MAX_VALUE}
+
+
 def sweep_record(record: dict, problems: list[str]) -> dict:
     """Returns the content of sweep.json, without the parts, comparisons and printed numbers that cannot be read.
 
@@ -148,13 +163,15 @@ def _part(part: Any) -> dict:
     if not isinstance(part, dict):
         raise ValueError("it is not an object")
     _require(part, {"name": str, "kind": str, "command": str})
-    if not isinstance(part.get("group", ""), str):
-        raise ValueError("'group' is not text")
+    for name in ("group", "scores_of", "result"):
+        if not isinstance(part.get(name, ""), str):
+            raise ValueError(f"{name!r} is not text")
     if type(part.get("seed")) not in (int, type(None)):
         raise ValueError("'seed' is not a number")
-    name = Path(part["name"])
-    if not part["name"] or "\0" in part["name"] or name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{part['name'][:40]!r} does not name a folder of the sweep")
+    for text in (part["name"], part.get("result", part["name"])):
+        path = Path(text)
+        if not text or "\0" in text or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{text[:40]!r} does not name a folder of the sweep")
     return part
 
 
@@ -173,6 +190,11 @@ def _is_paper(paper: Any) -> bool:
         return False
     texts = [paper.get("source"), *paper["columns"], paper["note"] if paper.get("note") else ""]
     is_text = "note" in paper and all(isinstance(text, str) for text in texts)
+    printed = paper.get("printed", {})
+    if not isinstance(printed, dict) or not all(is_number(number) for number in printed.values()):
+        return False
+    if printed and not isinstance(paper.get("metric"), str):
+        return False
     return is_text and all(isinstance(row, list) and len(row) == len(paper["columns"]) for row in paper["rows"])
 
 

@@ -1,6 +1,6 @@
 """Runs as the report reads them: one run, and the runs of one variant under several seeds."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,7 +68,13 @@ class RunRecord:
 
     def tokens(self, steps: Iterable[int]) -> list[float] | None:
         """Returns trained tokens, encoder and decoder together, after each of these steps; None = none were logged."""
-        return statistics.tokens_at(list(steps), self.points("train/tokens"))
+        return statistics.totals_at(list(steps), self.points("train/tokens"))
+
+    def flops(self, steps: Iterable[int]) -> list[float] | None:
+        """Returns the FLOPs of training, forward and backward, after each of these steps; None = none were logged."""
+        rates, per_second = self.points("flops_per_s"), self.points("steps_per_s")
+        of_a_step = {step: rate / per_second[step] for step, rate in rates.items() if per_second.get(step)}
+        return statistics.totals_at(list(steps), of_a_step)
 
     @property
     def metrics(self) -> list[str]:
@@ -86,6 +92,10 @@ class RunRecord:
         walls = [row["wall"] for row in self.rows if "wall" in row]
         gaps = [b - a for a, b in pairwise(walls)]
         return sum(gap for gap in gaps if 0 <= gap < 600) if gaps else None
+
+
+# what a run has used up after steps, such as RunRecord.tokens
+Amount = Callable[[RunRecord, list[int]], list[float] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +144,17 @@ class RunGroup:
         points = [run.points(metric) for run in self.counted]
         return steps, [fmean(values[step] for values in points) for step in steps]
 
+    def total(self, amount: Amount, steps: Iterable[int]) -> list[float] | None:
+        """Returns the means of an amount after each of these steps; None where a counted run has not logged it."""
+        of_runs = [amount(run, list(steps)) for run in self.counted]
+        totals = [values for values in of_runs if values is not None]
+        return None if not totals or len(totals) < len(of_runs) else [fmean(values) for values in zip(*totals)]
+
+    def ends(self, metric: str) -> dict[int | None, float]:
+        """Returns {seed: last value} of the counted runs."""
+        values = {run.seed: run.last(metric) for run in self.counted}
+        return {seed: value for seed, value in values.items() if value is not None}
+
     def at(self, metric: str, step: int | None) -> Estimate | None:
         """Returns mean and interval at a step; None = no counted run has it there."""
         return None if step is None else estimate(list(self.by_seed(metric, step).values()))
@@ -143,16 +164,27 @@ class RunGroup:
         return next(reversed(self.steps(metric)), None)
 
 
-def read_run(folder: Path, name: str, *, color: str = COLORS[0], seed: int | None = None) -> RunRecord:
-    """Returns the run in a folder, which may lack any of its files or not exist."""
+def read_run(
+    folder: Path, name: str, *, color: str = COLORS[0], seed: int | None = None, evaluations: Iterable[Path] = ()
+) -> RunRecord:
+    """Returns the run in a folder, which may lack any of its files or not exist.
+
+    Args:
+      evaluations: folders of `t5g2 evaluate`, whose scores are metrics of the last step.
+    """
     problems: list[str] = []
+    rows = record_files.read_lines(folder / "metrics.jsonl", record_files.metrics_row, problems)
+    last = max((row["step"] for row in rows), default=0)
+    for scores in evaluations:
+        values = record_files.read_object(scores / "scores.json", record_files.scores_of_model, problems)
+        rows += [] if values is None else [{"step": last, **{f"eval/{name}": value for name, value in values.items()}}]
     samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
     provenance = [folder / "provenance.json", folder / "model" / "provenance.json"]
     origins = (record_files.read_object(path, record_files.origin, problems) for path in provenance)
     return RunRecord(
         name=name,
         color=color,
-        rows=record_files.read_lines(folder / "metrics.jsonl", record_files.metrics_row, problems),
+        rows=rows,
         experiment=record_files.read_object(folder / "experiment.json", dict, problems),
         provenance=next((origin for origin in origins if origin is not None), None),
         samples=record_files.read_lines(samples[-1], dict, problems) if samples else [],

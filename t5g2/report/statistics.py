@@ -69,14 +69,14 @@ def reached(xs: Sequence[float], values: Sequence[float], target: float) -> floa
     return None
 
 
-def tokens_at(steps: Sequence[int], logged: Mapping[int, float]) -> list[float] | None:
-    """Returns the tokens trained on after each of `steps` updates; None where none were logged.
+def totals_at(steps: Sequence[int], logged: Mapping[int, float]) -> list[float] | None:
+    """Returns what a count of each step, such as its tokens, adds up to after `steps` updates; None = none was logged.
 
     Args:
-      logged: {step: tokens of that step's batch}, for the steps that were logged. The steps between two of them are
-        taken to have as many tokens as the later one, so the sum is exact if every step was logged.
+      logged: {step: count of that step}, for the steps that were logged. The steps between two of them are taken to
+        have the count of the later one, so the sum is exact if every step was logged, or the counts are means.
 
-    >>> tokens_at([0, 4, 5, 6], {2: 10, 5: 40})
+    >>> totals_at([0, 4, 5, 6], {2: 10, 5: 40})
     [0, 100.0, 140.0, 180.0]
     """
     if not logged:

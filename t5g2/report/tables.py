@@ -9,7 +9,7 @@ from t5g2.core import logs, settings
 from t5g2.report.contents import Report
 from t5g2.report.run_records import RunGroup, RunRecord
 from t5g2.report.statistics import estimate
-from t5g2.report.text_table import NONE, TextTable, amount
+from t5g2.report.text_table import NONE, TextTable, amount, score
 
 MEANS = "mean ± half of its 95 % interval over seeds, t(n - 1) s / sqrt(n); differences by seed"
 
@@ -72,8 +72,8 @@ def table_rows(report: Report) -> list[TableRow]:
         single = all(len(names) < 2 for group in report.groups for names in report.tasks([group]).values())
         for name in () if single else denoisers:  # a single denoiser is the mean itself
             rows.append(TableRow(f"· {name}", lambda run, m=f"{metric}/{name}": run.last(m), number, interval=True))
-    for score in report.scores():
-        rows.append(TableRow(f"{score} at end", lambda run, m=f"eval/{score}": run.last(m), number, interval=True))
+    for name in report.scores():
+        rows.append(TableRow(f"{name} at end", lambda run, m=f"eval/{name}": run.last(m), score_text, interval=True))
     # medians for speed, because compiling and evaluating slow single steps; last values for memory, a peak
     return [
         *rows,
@@ -113,6 +113,11 @@ def state(run: RunRecord) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """Formats a number with that many digits after the point."""
     return NONE if value is None else f"{value:.{digits}f}"
+
+
+def score_text(value: float | None) -> str:
+    """Formats a score of any size."""
+    return NONE if value is None else score(value)
 
 
 def large(value: float | None) -> str:

@@ -25,6 +25,12 @@ class TextTable(NamedTuple):
         ]
 
 
+def score(value: float) -> str:
+    """Formats a score of any size: 0.812, 12.3k of FLOPs, 0.00123 of seconds."""
+    small = 0 < abs(value) < 0.01
+    return amount(value) if abs(value) >= 1e5 else f"{value:.3g}" if small else f"{value:.3f}"
+
+
 def amount(value: float) -> str:
     """Formats a large number to three digits: 12.3k."""
     return logs.short(value)

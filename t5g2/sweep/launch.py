@@ -1,157 +1,137 @@
-"""Launchers of a sweep: run its parts here, or print their commands."""
+"""Runs of a sweep: what is left to do goes to a launcher; what is done is skipped, and what has failed is said."""
 
-import hashlib
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from t5g2.core import files, logs
+from t5g2.core import files, settings
 from t5g2.core.errors import UserError, unknown
-from t5g2.core.terminal import escaped
 from t5g2.report import output
-from t5g2.sweep.parts import Sweep, command_line
+from t5g2.sweep import sweep_status
+from t5g2.sweep.job_files import JobFiles, failed, indented, last_lines
+from t5g2.sweep.launchers.gke import Gke
+from t5g2.sweep.launchers.job_queue import say
+from t5g2.sweep.launchers.launcher import Launcher
+from t5g2.sweep.launchers.local import Local
+from t5g2.sweep.launchers.printed import Printed
+from t5g2.sweep.launchers.slurm import Slurm
+from t5g2.sweep.launchers.tpu_vm import TpuVm
+from t5g2.sweep.parts import Sweep
 from t5g2.sweep.sweep_file import describe, load
+from t5g2.sweep.sweep_job import SweepJob, jobs_of
 
-PROGRAM = (sys.executable, "-m", "t5g2")
-# a program that asks for SIGTERM at its parent's death (PR_SET_PDEATHSIG = 1, linux/prctl.h), then becomes the command
-STOP_WITH_PARENT = f"""
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+LAUNCHERS: dict[str, type[Launcher]] = {
+    "local": Local,
+    "print": Printed,
+    "slurm": Slurm,
+    "gke": Gke,
+    "tpu-vm": TpuVm,
+}
 
 
-def run_sweep(path: str | os.PathLike, workdir: str | os.PathLike, *, launcher: str = "local") -> None:
-    """Runs a sweep file in a workdir and writes the report.
+def run_sweep(
+    path: str | os.PathLike,
+    workdir: str | os.PathLike,
+    *,
+    launcher: str = "local",
+    changes: Iterable[tuple[str, str]] = (),
+) -> None:
+    """Runs a sweep file in a workdir, and writes the report when all is done.
+
+    Args:
+      changes: (name, text) of the launcher's settings.
 
     Raises:
-      UserError: the sweep file or a variant's config is wrong; nothing has been started then.
+      UserError: the sweep file, a variant's config, or the launcher's settings are wrong; nothing was started then.
       SystemExit: a part failed, with its exit status; or after SIGTERM or SIGINT, when the running part has ended.
     """
-    if launcher not in LAUNCHERS:
-        raise unknown("launcher", launcher, LAUNCHERS)
-    LAUNCHERS[launcher](load(path), Path(workdir))
+    chosen = launcher_of(launcher, changes)
+    run(load(path), Path(workdir), chosen)
 
 
-def run_local(sweep: Sweep, folder: Path, *, program: Sequence[str] = PROGRAM) -> None:
-    """Runs the parts here, one after the other; `program` is the command for `t5g2`."""
+def show_status(path: str | os.PathLike, workdir: str | os.PathLike) -> None:
+    """Prints a line for each part of a sweep: its state, step, loss and place; and the last lines of what has failed.
+
+    Raises:
+      UserError: no sweep has been started in the workdir, or the sweep file is wrong.
+    """
+    folder = Path(workdir)
+    if not (folder / "sweep.json").exists():
+        raise UserError(f"{folder} has no sweep.json, so no sweep has been started in it; give the sweep's --workdir")
+    sweep_status.show(jobs_of(load(path), folder), JobFiles(folder), LAUNCHERS)
+
+
+def launcher_of(name: str, changes: Iterable[tuple[str, str]] = ()) -> Launcher:
+    """Returns a launcher with its settings.
+
+    Raises:
+      UserError: there is no such launcher or setting, or its client is not installed.
+    """
+    if name not in LAUNCHERS:
+        raise unknown("launcher", name, LAUNCHERS)
+    node: dict = {}
+    for path, text in changes:
+        settings.override(node, path, text)
+    launcher = settings.build(LAUNCHERS[name], node, where=f"--launcher={name}")
+    launcher.check(name)
+    return launcher
+
+
+def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
+    """Runs a sweep in a folder; see `run_sweep`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir={folder} is a file; give a folder, which is created if it is missing")
     if (folder / "experiment.json").exists():
         raise UserError(f"{folder} is the workdir of a single run; give the sweep a folder of its own")
-    # every config is loaded here, so that a mistake in the last variant is an error before the first runs
-    identities = _part_hashes(sweep, folder)
+    jobs = jobs_of(sweep, folder)
+    if not launcher.writes:
+        launcher.launch(jobs, JobFiles(folder))
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={folder} cannot be created ({error}); give another folder") from None
     busy = f"another sweep still works in {folder}; this one goes on when it has ended"
-    with files.locked(folder / ".lock", on_wait=lambda: _print(busy)) as lock, _ForwardedSignals() as signals:
+    with files.locked(folder / ".lock", on_wait=lambda: say(busy)) as lock:
+        job_files = JobFiles(folder, lock)
         files.write_json(folder / "sweep.json", describe(sweep, folder))
-        parts = sweep.ordered()
-        width = max((len(part.name) for part in parts), default=0)
-        for number, part in enumerate(parts, 1):
-            label, mark = f"[{number}/{len(parts)}] {part.name:{width}}", folder / ".sweep" / f"{part.name}.json"
-            # a part that was done with other settings runs again: the command itself checks which settings may differ
-            if part.result(folder).exists() and _read_mark(mark) in (None, identities[part.name]):
-                # a part that was done by hand has a result and no mark; from now on it has one
-                files.write_json(mark, identities[part.name])
-                _print(f"{label} already done")
-                continue
-            arguments = part.arguments(folder)
-            _print(f"{label} {'resumes' if (folder / part.name).exists() else 'starts'}: {command_line(arguments)}")
-            start = time.perf_counter()
-            status = _run_command([*program, *arguments], signals, lock)
-            duration = logs.duration(time.perf_counter() - start)
-            if signals.received:
-                _print(f"{label} stopped by a signal after {duration}; run the same command again to go on")
-                sys.exit(128 + signals.received)
-            if status:
-                _print(f"{label} failed after {duration} with exit status {status}; its last lines are above")
-                sys.exit(status)
-            if not part.result(folder).exists():
-                raise UserError(
-                    f"{part.name} exited with status 0 but left no {part.result(folder)}; correct the part's `out`"
-                )
-            files.write_json(mark, identities[part.name])
-            _print(f"{label} done in {duration}")
-
+        undone = _undone(jobs, job_files)
+        _refuse_active(undone, job_files, launcher)
+        if undone and not launcher.launch(undone, job_files):
+            say("run the same command again for what is done by then, with --status for the state of each part")
+            return
     output.write(folder)
 
 
-def print_commands(sweep: Sweep, folder: Path) -> None:
-    """Prints the commands for a shell, each after those that it needs; starts and writes nothing."""
-    for part in sweep.ordered():
-        print(f"# {part.name}" + (f", after {', '.join(part.after)}" if part.after else ""))
-        print(command_line(part.arguments(folder)))
+def _refuse_active(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Launcher) -> None:
+    """Raises UserError if a job is still queued or running elsewhere, or with other settings than it has now."""
+    lasting = {name: kind for name, kind in LAUNCHERS.items() if kind.outlives}
+    active = sweep_status.active_jobs(jobs, job_files, lasting)
+    for job in jobs:
+        record = job_files.last_launch(job)
+        if job.name not in active or record is None:
+            continue
+        here = LAUNCHERS[record.launcher] is type(launcher)
+        if not here or record.identity != job.identity:
+            how = "with other settings than it has now" if here else f"by --launcher={record.launcher}"
+            raise UserError(
+                f"{job.name} is {active[job.name]} as {record.where}, {how}, and two would write to one folder; end "
+                f"that, or wait for its end, and run the sweep again"
+            )
 
 
-LAUNCHERS: dict[str, Callable[[Sweep, Path], None]] = {"local": run_local, "print": print_commands}
-
-
-def _part_hashes(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """Returns a hash for each part, which changes with its settings and with those of the parts before it."""
-    identities = {}
-    for part in sweep.ordered():
-        text = part.identity(folder) + "".join(identities[name] for name in sorted(part.after))
-        identities[part.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return identities
-
-
-class _ForwardedSignals:
-    """Forwards SIGTERM and SIGINT to the running part; no part is started afterwards."""
-
-    def __init__(self):
-        self.received, self._child = 0, None
-
-    def __enter__(self):
-        self._before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _pass_on(self, number: int, _frame: Any) -> None:
-        self.received = number
-        if self._child is not None:
-            self._child.send_signal(number)
-
-    def wait(self, child: subprocess.Popen) -> int:
-        self._child = child
-        if self.received:  # the signal came between the start of the child and this line
-            child.send_signal(self.received)
-        try:
-            return child.wait()
-        finally:
-            self._child = None
-
-
-def _run_command(command: Sequence[str], signals: _ForwardedSignals, lock: int) -> int:
-    """Runs a command and returns its exit status, 128 + n if signal n ended it.
-
-    The command is a session of its own, so that Ctrl-C on the terminal reaches it once, forwarded by the sweep, and
-    not twice. It inherits the lock: if the sweep is killed, the command gets SIGTERM (Linux), and the next sweep waits
-    until it has ended.
-    """
-    if signals.received:
-        return 128 + signals.received
-    sys.stdout.flush()
-    if sys.platform == "linux":
-        command = [sys.executable, "-ISc", STOP_WITH_PARENT, *command]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(lock,))
-    status = signals.wait(child)
-    return status if status >= 0 else 128 - status
-
-
-def _read_mark(path: Path) -> str | None:
-    return files.read_json(path, fix="remove it, and run the sweep again") if path.exists() else None
-
-
-def _print(text: str) -> None:
-    print(escaped(text), flush=True)
+def _undone(jobs: Iterable[SweepJob], job_files: JobFiles) -> list[SweepJob]:
+    """Returns the jobs that are not done, and says which are, and which have failed."""
+    undone = []
+    for job in jobs:
+        # a job that was done with other settings runs again: the command itself checks which settings may differ
+        if job_files.is_done(job):
+            job_files.set_done(job)
+            say(f"{job.label} already done")
+            continue
+        undone.append(job)
+        record, status = job_files.last_launch(job), job_files.status(job)
+        if record is not None and failed(status):
+            lines = indented(last_lines(record.log, 5))
+            say(f"{job.label} ended last with exit status {status}, in {record.log}:{lines}")
+    return undone

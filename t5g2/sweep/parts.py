@@ -17,6 +17,7 @@ A sweep file (experiments/*.py) defines get_sweep():
         )
 
 `{sweep}` stands for the sweep's workdir. Run again, the same command skips finished parts and resumes the others.
+`grid` (grid.py) makes variants of lists of settings; docs/sweeps.md describes the whole.
 
 A part with seeds is a group of runs, one per seed, in folders of their own; `{seed}` stands for the seed:
 
@@ -41,6 +42,7 @@ from typing import Any
 
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
+from t5g2.sweep.paper import Paper
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 
@@ -65,6 +67,11 @@ class Variant:
     after: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     seed: int | None = None
+
+    @property
+    def every_host(self) -> bool:
+        """True: a training run's processes on several hosts are one run."""
+        return True
 
     def changes(self, folder: Path) -> list[tuple[str, str]]:
         """Returns (dotted path, text) of each override, as in `--config.PATH=TEXT`."""
@@ -101,6 +108,10 @@ class Step:
       command: the words after `t5g2` on the command line.
       out: the file or folder that the command writes in one go, relative to the sweep's workdir; done = it exists.
       after, seeds, seed: as in Variant.
+      scores_of: variant whose model `t5g2 evaluate` measures here: its scores stand in the report with those of the run
+        itself. A step with seeds measures the runs of the same seeds.
+      every_host: True for a command whose processes on several hosts work as one (evaluate, cache-logits), which a
+        launcher then starts on all of them; False = on one.
     """
 
     name: str
@@ -109,6 +120,8 @@ class Step:
     after: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     seed: int | None = None
+    scores_of: str | None = None
+    every_host: bool = False
 
     def arguments(self, folder: Path) -> list[str]:
         """Returns the words after `t5g2` on the command line."""
@@ -124,21 +137,6 @@ class Step:
 
 
 Part = Variant | Step
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A table printed in a paper, shown beside our numbers; its `source` is such as "arXiv 2512.14856v2, table 3"."""
-
-    source: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float, ...], ...]
-    note: str = ""
-
-    def __post_init__(self):
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise UserError(f"the paper's row {row} has {len(row)} entries for {len(self.columns)} columns")
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,11 @@ class Sweep:
                 for name in run.after:
                     if name not in taken:
                         raise unknown("part", name, taken, where=f"in `after` of {run.name}")
-        self._check_compare([part.name for part in self.parts if isinstance(part, Variant)])
+        variants = {part.name: part for part in self.parts if isinstance(part, Variant)}
+        self._check_compare(list(variants))
+        for part in self.parts:
+            _check_scores(part, variants)
+        self._check_paper()
         self.ordered()  # raises if parts wait for each other
 
     def _check_compare(self, variants: list[str]) -> None:
@@ -194,6 +196,24 @@ class Sweep:
                     f"`compare` has comparisons of {', '.join(comparisons[0])} and of {', '.join(arms)}; they are the "
                     f"columns of one table, so give each the same arms in the same order"
                 )
+
+    def _check_paper(self) -> None:
+        if self.paper is None or not self.paper.printed:
+            return
+        if not self.compare:
+            raise UserError(
+                "the paper's `printed` numbers are of the arms in `compare`, and `compare` is (); name the arms there"
+            )
+        first = next(iter(self.compare.values())) if isinstance(self.compare, Mapping) else self.compare
+        arms = list(first)
+        for arm in self.paper.printed:
+            if arm not in arms:
+                raise unknown("arm", arm, arms, where="in the paper's `printed`")
+        if arms[0] not in self.paper.printed:
+            raise UserError(
+                f"the paper's `printed` has no number of {arms[0]!r}, the first of `compare`, which the others are "
+                f"compared with; add it, or let `compare` begin with one of {', '.join(self.paper.printed)}"
+            )
 
     def ordered(self) -> list[Part]:
         """Returns the runs and steps, one for each seed, in the order in which they run.
@@ -270,6 +290,19 @@ def _check_seeds(part: Part) -> None:
         raise UserError(
             f"{part.name} has seeds and out = {part.out!r} for all of them; name it by the seed, as in "
             f"{part.out + '-s{seed}'!r}"
+        )
+
+
+def _check_scores(part: Part, variants: Mapping[str, Variant]) -> None:
+    if isinstance(part, Variant) or part.scores_of is None:
+        return
+    if part.scores_of not in variants:
+        raise unknown("variant", part.scores_of, variants, where=f"in scores_of of {part.name}")
+    measured = variants[part.scores_of]
+    if set(part.seeds or ()) - set(measured.seeds or ()) or (part.seeds is None) != (measured.seeds is None):
+        raise UserError(
+            f"{part.name} has seeds = {part.seeds}, and {measured.name}, whose scores it measures, {measured.seeds}; "
+            f"give it the same seeds"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2.core.errors import UserError
-from t5g2.sweep.parts import Sweep, command_line, expand
+from t5g2.sweep.parts import Step, Sweep, command_line, expand
 from t5g2.train import config_file
 
 
@@ -39,6 +39,7 @@ def describe(sweep: Sweep, folder: Path) -> dict[str, Any]:
             "after": list(part.after),
         }
         | ({"group": groups[part.name], "seed": part.seed} if part.name in groups else {})
+        | ({"scores_of": part.scores_of} if isinstance(part, Step) and part.scores_of else {})
         for part in sweep.ordered()
     ]
     # plain dicts and lists, which JSON can hold

@@ -136,7 +136,9 @@ class Recorder:
         self._progress.report(step, loss=loss, divergence=divergence, tokens_per_s=rates["tokens"], mfu=mfu)
         ids = example_ids(batch)
         if self._writer is not None:
-            speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "mfu": mfu}
+            # flops_per_s / steps_per_s are the FLOPs of a step, which the report adds up
+            speed = {"tokens_per_s": rates["tokens"], "steps_per_s": rates["steps"], "flops_per_s": rates["flop"]}
+            speed["mfu"] = mfu
             # a hash of the examples: two runs that see the same batches write the same word
             digest = f"{binascii.crc32(np.ascontiguousarray(ids).tobytes()):08x}"
             self._writer.write(step, self._values(fetched) | speed | device.memory_gib(), {"data/batch": digest})

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 # rates and times differ from run to run, and so do lines that a stop cut short; everything else must not
-TIMED = ("wall", "tokens_per_s", "mfu", "memory", "steps_per_s", "seconds")
+TIMED = ("wall", "tokens_per_s", "flops_per_s", "mfu", "memory", "steps_per_s", "seconds")
 
 
 def metrics(workdir: Path) -> dict[tuple[int, str], float]:

@@ -84,3 +84,11 @@ def test_without_seeds_and_tokens_there_is_no_table_of_results():
     ]
     both = Comparison("", dict(zip("ab", plain, strict=True)), chosen=True)
     assert comparison.results([both], ["heldout"]) is None
+
+
+def test_without_a_held_out_loss_there_is_no_table_of_results():
+    groups = {
+        name: RunGroup(name, "#000", [RunRecord(name, "#000", [], None, None, [], True, seed=0)]) for name in "ab"
+    }
+    assert comparison.results([Comparison("", groups, chosen=True)], []) is None
+    assert comparison.results([Comparison("", groups, chosen=True)], ["heldout"]) is None

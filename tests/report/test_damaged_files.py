@@ -17,6 +17,7 @@ FILES = [
     "a/provenance.json",
     "a/done.json",
     "a/samples/20.jsonl",
+    "a-eval/scores.json",
 ]
 
 
@@ -27,7 +28,13 @@ def sound(tmp_path_factory):
     for name in ("a", "b"):
         write_run(folder / name, end=2.0, tokens=100, done={"step": 20}, provenance=ACCOUNT)
     parts = [{"name": n, "kind": "variant", "command": f"t5g2 train {n}", "group": n, "seed": 0} for n in ("a", "b")]
+    step = {"kind": "step", "command": "t5g2 evaluate", "scores_of": "a", "seed": 0}
+    parts.append(step | {"name": "a-eval", "result": "a-eval"})
+    (folder / "a-eval").mkdir()
+    scores = {"arc/accuracy": {"value": 0.5, "examples": 8}, "arc/query_flops": {"value": 1e9}}
+    (folder / "a-eval" / "scores.json").write_text(json.dumps({"model": "m", "scores": scores}))
     paper = {"source": "a paper", "columns": ["model", "score"], "rows": [["1B", 66.6]], "note": ""}
+    paper |= {"printed": {"first": 1.0, "second": 2.0}, "metric": "eval/heldout/loss", "same_metric": True}
     record = {"title": "two", "parts": parts, "compare": {"all": {"first": "a", "second": "b"}}, "paper": paper}
     (folder / "sweep.json").write_text(json.dumps(record))
     return folder
@@ -102,6 +109,10 @@ def no_drawing(monkeypatch):
         plots, "compare", lambda sets, metric, unit: read([*chain.from_iterable(sets.values())], [metric])
     )
     monkeypatch.setattr(plots, "panels", lambda groups, metrics, **_: read(groups, metrics.values()))
+    monkeypatch.setattr(
+        plots, "along", lambda sets, metric, amounts, unit: read([*chain.from_iterable(sets.values())], [metric])
+    )
+    monkeypatch.setattr(plots, "frontier", lambda points, unit, higher_is_better: read((), ()))
     monkeypatch.setattr(plots, "training", lambda sets: read([*chain.from_iterable(sets.values())], ["train/loss"]))
 
 

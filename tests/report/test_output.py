@@ -330,3 +330,16 @@ def test_labels_are_moved_apart():
 def test_tags_escape_children_and_attributes():
     made = markup.tag("p", "a < b", markup.tag("b", "!"), None, kind='x"y')
     assert made == '<p class="x&quot;y">a &lt; b<b>!</b></p>'
+
+
+@pytest.mark.parametrize(
+    ("points", "higher", "kept"),
+    [
+        ([(1, 5.0), (2, 6.0), (3, 4.0), (3, 4.5)], False, [(1, 5.0), (3, 4.0)]),
+        ([(1, 5.0), (2, 6.0), (3, 4.0)], True, [(1, 5.0), (2, 6.0)]),
+        ([(2, 1.0), (1, 1.0)], True, [(1, 1.0)]),
+        ([], True, []),
+    ],
+)
+def test_the_points_that_no_other_one_beats(points, higher, kept):
+    assert plots.not_beaten(points, higher_is_better=higher) == kept

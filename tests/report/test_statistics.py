@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from t5g2.report.statistics import Estimate, estimate, paired, reached, t_point, tokens_at
+from t5g2.report.statistics import Estimate, estimate, paired, reached, t_point, totals_at
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_where_a_curve_first_reaches_a_value(target, x):
 
 def test_tokens_of_the_steps_that_were_not_logged():
     """A logged step stands for those since the one before, the last also for what follows."""
-    assert tokens_at([0, 1, 2, 3, 5, 7], {2: 10, 5: 40}) == [0, 10, 20, 60, 140, 220]
-    assert tokens_at([3], {1: 1, 2: 2, 3: 3}) == [6]
-    assert tokens_at([0, 1], {}) is None
+    assert totals_at([0, 1, 2, 3, 5, 7], {2: 10, 5: 40}) == [0, 10, 20, 60, 140, 220]
+    assert totals_at([3], {1: 1, 2: 2, 3: 3}) == [6]
+    assert totals_at([0, 1], {}) is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.report import contents
-from t5g2.sweep import launch, sweep_file
+from t5g2.sweep import Paper, Step, Sweep, Variant, launch, sweep_file
 from t5g2.sweep import parts as sweep
-from t5g2.sweep.parts import Paper, Step, Sweep, Variant
+from t5g2.sweep.launchers.local import Local
 
 # Stands in for `t5g2`: notes its arguments and does what the name of its workdir says.
 PROGRAM = """
@@ -48,12 +49,7 @@ if "workdir" in flags and out.name != "forgets":
 
 
 IDENTITY = Variant.identity
-
-
-@pytest.fixture(autouse=True)
-def no_real_configs(monkeypatch):
-    """Takes what a variant is from its command line; its config need not exist."""
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps(self.arguments(folder)))
+pytestmark = pytest.mark.usefixtures("no_real_configs")
 
 
 @pytest.fixture
@@ -65,6 +61,10 @@ def program(tmp_path):
 
 def variant(name, **fields):
     return Variant(name, config="configs/x.py:a", **fields)
+
+
+def run_local(sweep, folder, *, program, **settings):
+    launch.run(sweep, folder, Local(program=shlex.join(program), **settings))
 
 
 def notes(folder):
@@ -87,7 +87,7 @@ THREE = Sweep(
 
 def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
     folder = tmp_path / "sweep"
-    launch.run_local(THREE, folder, program=program)
+    run_local(THREE, folder, program=program)
     assert notes(folder) == ["a", "adapted", "b"]
     flags = json.loads((folder / "b" / "experiment.json").read_text())
     assert flags == {
@@ -105,9 +105,9 @@ def test_parts_run_in_order_and_the_report_is_made(tmp_path, program, capfd):
 
 def test_what_is_done_is_skipped(tmp_path, program, capfd):
     folder = tmp_path / "sweep"
-    launch.run_local(THREE, folder, program=program)
+    run_local(THREE, folder, program=program)
     capfd.readouterr()
-    launch.run_local(THREE, folder, program=program)
+    run_local(THREE, folder, program=program)
     assert notes(folder) == ["a", "adapted", "b"]
     out = capfd.readouterr().out
     assert "[1/3] a     already done\n[2/3] adapt already done\n[3/3] b     already done\n" in out
@@ -117,16 +117,16 @@ def test_what_is_done_is_skipped(tmp_path, program, capfd):
 def test_a_part_whose_settings_changed_runs_again_and_so_does_what_comes_after(tmp_path, program):
     folder = tmp_path / "sweep"
     parts = (variant("a"), variant("b", after=("a",)), variant("c"))
-    launch.run_local(Sweep("x", parts), folder, program=program)
+    run_local(Sweep("x", parts), folder, program=program)
     longer = (variant("a", overrides={"train.steps": 9}), *parts[1:])
-    launch.run_local(Sweep("x", longer), folder, program=program)
+    run_local(Sweep("x", longer), folder, program=program)
     assert notes(folder) == ["a", "b", "c", "a", "b"]
 
 
 def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_path, program, capfd):
     folder, parts = tmp_path / "sweep", (variant("a"), variant("breaks"), variant("c"))
     with pytest.raises(SystemExit) as stopped:
-        launch.run_local(Sweep("x", parts), folder, program=program)
+        run_local(Sweep("x", parts), folder, program=program)
     assert stopped.value.code == 7
     assert notes(folder) == ["a", "breaks"]
     *_, last, message = capfd.readouterr().out.splitlines()
@@ -134,20 +134,20 @@ def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_pa
     assert message.startswith("[2/3] breaks failed after 0:0")
     assert message.endswith("with exit status 7; its last lines are above")
     (folder / "breaks" / "mended").touch()
-    launch.run_local(Sweep("x", parts), folder, program=program)
+    run_local(Sweep("x", parts), folder, program=program)
     assert notes(folder) == ["a", "breaks", "breaks", "c"]
     assert "[2/3] breaks resumes: " in capfd.readouterr().out
 
 
 def test_a_killed_part_gives_the_status_of_a_shell(tmp_path, program):
     with pytest.raises(SystemExit) as stopped:
-        launch.run_local(Sweep("x", (variant("killed"),)), tmp_path / "sweep", program=program)
+        run_local(Sweep("x", (variant("killed"),)), tmp_path / "sweep", program=program)
     assert stopped.value.code == 128 + signal.SIGKILL
 
 
 def test_a_part_that_leaves_nothing_is_an_error(tmp_path, program):
     with pytest.raises(UserError, match=r"forgets exited with status 0 but left no .*forgets/done\.json"):
-        launch.run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
+        run_local(Sweep("x", (variant("forgets"),)), tmp_path / "sweep", program=program)
 
 
 def start_waiting(tmp_path, program):
@@ -157,9 +157,10 @@ import json
 from pathlib import Path
 from t5g2 import sweep
 from t5g2.sweep import launch
+from t5g2.sweep.launchers.local import Local
 sweep.Variant.identity = lambda self, folder: json.dumps(self.arguments(folder))
 parts = tuple(sweep.Variant(name, config="configs/x.py:a") for name in ("a", "waits", "c"))
-launch.run_local(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), program={program!r})
+launch.run(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), Local(program={shlex.join(program)!r}))
 """
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     ready, end = tmp_path / "sweep" / "waits" / "ready", time.monotonic() + 60
@@ -187,7 +188,7 @@ def test_a_killed_sweep_ends_its_part_and_the_next_one_waits_for_it(tmp_path, pr
     child.kill()
     child.wait()
     parts = tuple(variant(name) for name in ("a", "waits", "c"))
-    launch.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+    run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert notes(tmp_path / "sweep") == ["a", "waits", "saved on 15", "waits", "c"]
     assert "another sweep still works in" in capfd.readouterr().out
 
@@ -221,6 +222,15 @@ def test_overrides_are_spelled_so_that_they_are_read_back(value, text):
     assert settings.parse(text) == value
 
 
+def compared(printed, compare=("a", "b")):
+    """A sweep of two arms beside the numbers of a paper."""
+    return Sweep("x", (variant("a"), variant("b")), compare=compare, paper=Paper("p", (), (), printed=printed))
+
+
+def measured(name):
+    return Step("measure", ("evaluate", "--out={sweep}/e"), "e", after=("a",), scores_of=name)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -233,7 +243,17 @@ def test_overrides_are_spelled_so_that_they_are_read_back(value, text):
         (lambda: Sweep("x", (variant("a", after=("sorce",)), variant("source"))), "did you mean 'source'"),
         (lambda: Sweep("x", (variant("a"),), compare=("b",)), "unknown variant to compare 'b'"),
         (lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))), "a, b wait for each other"),
-        (lambda: Paper("p", ("a", "b"), ((1,),)), "has 1 entries for 2 columns"),
+        (lambda: Paper("p", ("a", "b"), ((1,),)), r"has 1 entries for 2 columns \(a, b\); give each row one entry"),
+        (lambda: Paper("p", (), (), printed={"a": "3"}), "the paper's `printed` has '3' for 'a'; give the number"),
+        (lambda: Paper("p", (), (), printed={"a": float("nan")}), "the paper's `printed` has nan for 'a'"),
+        (lambda: compared({"b": 1.0, "c": 2.0}), "unknown arm 'c' in the paper's `printed`. Allowed: a, b"),
+        (
+            lambda: compared({"b": 1.0}),
+            "`printed` has no number of 'a', the first of `compare`, .* begin with one of b",
+        ),
+        (lambda: compared({"a": 1.0}, ()), r"`printed` numbers are of the arms in `compare`, and `compare` is \(\)"),
+        (lambda: Sweep("x", (variant("a"), measured("b"))), "unknown variant 'b' in scores_of of measure"),
+        (lambda: Sweep("x", (variant("a", seeds=(0,)), measured("a"))), r"seeds = None, and a, .* measures, \(0,\)"),
     ],
 )
 def test_a_wrong_sweep_is_refused(make, message):
@@ -283,7 +303,7 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monke
     file = str(tmp_path / "config.py")
     parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
     with pytest.raises(UserError, match=r"'stepz' in config\.train .*did you mean 'steps'"):
-        launch.run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
+        run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -295,7 +315,7 @@ def test_an_unknown_launcher_is_refused(tmp_path):
 def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):
     (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(UserError, match="is the workdir of a single run; give the sweep a folder of its own"):
-        launch.run_local(THREE, tmp_path, program=program)
+        run_local(THREE, tmp_path, program=program)
     assert not (tmp_path / "sweep.json").exists()
 
 
@@ -312,7 +332,7 @@ SEEDED = Sweep(
 
 def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
     """A run comes after the run of its seed where the other part has that seed, a part without seeds after all."""
-    launch.run_local(SEEDED, tmp_path / "x", program=program)
+    run_local(SEEDED, tmp_path / "x", program=program)
     done = notes(tmp_path / "x")
     assert set(done) == {"a-s0", "a-s1", "b-s0", "b-s1", "c"}
     assert done.index("a-s1") < done.index("b-s1")
@@ -325,7 +345,7 @@ def test_each_seed_is_a_run_that_starts_from_its_own(tmp_path, program):
     assert [(of.title, {arm: g.name for arm, g in of.arms.items()}) for of in made.comparisons] == [
         ("one", {"new": "b", "old": "a"})
     ]
-    launch.run_local(SEEDED, tmp_path / "x", program=program)
+    run_local(SEEDED, tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == done, "done before"
 
 
@@ -333,17 +353,17 @@ def test_a_half_done_sweep_of_seeds_goes_on_where_it_stopped(tmp_path, program):
     parts = (variant("ok", seeds=(0, 1)), variant("breaks"), variant("late", after=("breaks",), seeds=(3,)))
     half = Sweep(title="x", parts=parts)
     with pytest.raises(SystemExit) as failed:
-        launch.run_local(half, tmp_path / "x", program=program)
+        run_local(half, tmp_path / "x", program=program)
     assert failed.value.code == 7
     assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks"]
     (tmp_path / "x" / "breaks" / "mended").touch()
-    launch.run_local(half, tmp_path / "x", program=program)
+    run_local(half, tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == ["ok-s0", "ok-s1", "breaks", "breaks", "late-s3"]
 
 
 def test_a_seed_more_runs_alone(tmp_path, program):
     for seeds in ((0, 1), (0, 1, 5)):
-        launch.run_local(Sweep("x", (variant("a", seeds=seeds),)), tmp_path / "x", program=program)
+        run_local(Sweep("x", (variant("a", seeds=seeds),)), tmp_path / "x", program=program)
     assert notes(tmp_path / "x") == ["a-s0", "a-s1", "a-s5"]
 
 
@@ -362,6 +382,12 @@ def test_a_step_can_have_seeds_and_a_name_can_be_spelled_with_one(tmp_path):
     assert order[1].arguments(tmp_path) == ["average", f"--out={tmp_path}/m3"]
     assert order[1].result(tmp_path) == tmp_path / "m3"
     assert order[0].changes(tmp_path) == [("train.seed", "3"), ("data.x", "3")]
+
+
+def test_a_step_that_measures_a_variant_is_described_with_it(tmp_path):
+    step = Step("e", ("evaluate", "--out={sweep}/e{seed}"), "e{seed}", after=("a",), seeds=(1,), scores_of="a")
+    *_, described = sweep_file.describe(Sweep("x", (variant("a", seeds=(0, 1)), step)), tmp_path)["parts"]
+    assert (described["scores_of"], described["seed"], described["result"]) == ("a", 1, "e1")
 
 
 def test_without_seeds_nothing_speaks_of_them(tmp_path):
@@ -401,3 +427,110 @@ def test_comparisons_that_cannot_be():
         Sweep(title="x", parts=parts, compare={"one": {"x": "a", "y": "c"}})
     with pytest.raises(UserError, match="has comparisons of x, y and of x; they are the columns of one table"):
         Sweep(title="x", parts=parts, compare={"one": {"x": "a", "y": "b"}, "two": {"x": "a"}})
+
+
+def test_several_run_at_once_and_their_output_is_kept(tmp_path, program, capfd):
+    """Each of the two ends when the other has been there."""
+    meets = """
+import pathlib, sys, time
+out = pathlib.Path(dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:])["workdir"])
+out.mkdir()
+end = time.monotonic() + 60
+while len([name for name in ("a", "b") if (out.parent / name).exists()]) < 2:
+    assert time.monotonic() < end, "alone"
+    time.sleep(0.02)
+print("met, said", out.name)
+(out / "done.json").write_text('{"step": 1}')
+"""
+    (tmp_path / "meets.py").write_text(meets)
+    parts = (variant("a"), variant("b"))
+    run_local(Sweep("x", parts), tmp_path / "x", program=[sys.executable, str(tmp_path / "meets.py")], at_once=2)
+    out = capfd.readouterr().out
+    assert "met, said" not in out
+    for name in ("a", "b"):
+        assert (tmp_path / "x" / ".sweep" / "logs" / f"{name}.log").read_text() == f"met, said {name}\n"
+
+
+def test_a_failure_beside_others_is_shown_and_what_runs_is_waited_for(tmp_path, program, capfd):
+    """`late` ends when the failure of `breaks` has been seen."""
+    late = """
+import pathlib, sys, time
+out = pathlib.Path(dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:])["workdir"])
+if out.name == "late":
+    seen, end = out.parent / ".sweep" / "launched" / "breaks.status", time.monotonic() + 60
+    while not seen.exists():
+        assert time.monotonic() < end, "nobody saw it"
+        time.sleep(0.02)
+"""
+    (tmp_path / "late.py").write_text(late + PROGRAM)
+    program = [sys.executable, str(tmp_path / "late.py")]
+    parts = (variant("breaks"), variant("late"), variant("c", after=("late",)))
+    with pytest.raises(SystemExit) as stopped:
+        run_local(Sweep("x", parts), tmp_path / "x", program=program, at_once=2)
+    assert stopped.value.code == 7
+    assert sorted(notes(tmp_path / "x")) == ["breaks", "late"]
+    out = capfd.readouterr().out
+    log = tmp_path / "x" / ".sweep" / "logs" / "breaks.log"
+    assert f"with exit status 7; the last lines of {log}:\n    the disk is full\n" in out
+    assert "[2/3] late   done in" in out
+    # the next call says it again
+    (tmp_path / "x" / "breaks" / "mended").touch()
+    run_local(Sweep("x", parts), tmp_path / "x", program=program, at_once=2)
+    assert f"[1/3] breaks ended last with exit status 7, in {log}:\n    the disk is full\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("statuses", "retries", "code", "starts"),
+    [([1, 1, 0], 2, None, 3), ([1, 1, 0], 1, 1, 2), ([2, 0], 3, 2, 1), ([1, 2, 0], 3, 2, 2), ([137, 0], 1, None, 2)],
+)
+def test_wrong_input_is_never_tried_again(tmp_path, capfd, statuses, retries, code, starts):
+    counts = """
+import pathlib, sys
+out = pathlib.Path(dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[2:])["workdir"])
+out.mkdir(exist_ok=True)
+starts = len(list(out.iterdir()))
+(out / f"start{starts}").touch()
+status = STATUSES[starts]
+if not status:
+    (out / "done.json").write_text('{"step": 1}')
+sys.exit(status)
+""".replace("STATUSES", str(statuses))
+    (tmp_path / "counts.py").write_text(counts)
+    program, sweep = [sys.executable, str(tmp_path / "counts.py")], Sweep("x", (variant("a"),))
+    if code is None:
+        run_local(sweep, tmp_path / "x", program=program, retries=retries)
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            run_local(sweep, tmp_path / "x", program=program, retries=retries)
+        assert stopped.value.code == code
+    assert len(list((tmp_path / "x" / "a").glob("start*"))) == starts
+    out = capfd.readouterr().out
+    assert out.count("it starts again") == starts - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--launcher=gpu"], "unknown launcher 'gpu'"),
+        (["--launcher=slurm", "--launcher.nodez=3"], "unknown key 'nodez' in --launcher=slurm (Slurm); did you mean"),
+        (["--launcher=slurm", "--launcher.nodes=0"], "--launcher=slurm: nodes = 0; it must be at least 1"),
+        (["--launcher=gke"], "--launcher=gke lacks image, which Gke has no default for"),
+        (["--launcher=slurm"], "--launcher=slurm needs the program sbatch, which is not installed here"),
+        (["--launcher=gke", "--launcher.image=i", "--launcher.claim=c"], "needs the program kubectl"),
+        (["--launcher=tpu-vm", "--launcher.tpu=v5e:2x4", "--launcher.zone=z"], "needs the program gcloud"),
+        (["--at_once=0"], "at_once = 0; it must be at least 1"),
+        (["--retries=-1"], "retries = -1; it must be at least 0"),
+        (["--launcher=print", "--retries=1"], "unknown key 'retries' in --launcher=print"),
+    ],
+)
+def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
+    from t5g2 import cli
+
+    (tmp_path / "sweep.py").write_text(
+        "from t5g2.sweep import *\ndef get_sweep():\n    return Sweep('x', (Variant('a', config='c.py'),))\n"
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = ["sweep", f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 'x'}", *arguments]
+    assert cli.main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,132 @@
+"""The files under .sweep/ in a sweep's workdir, by which a later call knows what was done, where, and how it ended.
+
+NAME.json            the identity with which a job was done
+launched/NAME.json   how and where it was started last
+launched/NAME.status the exit status of its command, written by whoever has seen it end
+logs/NAME.log        the output of its command
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from t5g2.core import files, settings
+from t5g2.core.terminal import escaped
+from t5g2.sweep.sweep_job import SweepJob
+
+# exit statuses after SIGINT and SIGTERM
+STOPPED = (130, 143)
+# the end of a log that is read for its last lines
+TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """The start of a job.
+
+    Attributes:
+      launcher: name of the launcher.
+      handle: what the launcher knows it by: a process id, a number in a queue, a name.
+      where: the same for people: "job 123_1".
+      identity: that of the job when it was started.
+      log: path of the output.
+    """
+
+    launcher: str
+    handle: str
+    where: str
+    identity: str
+    log: str
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """The files of a sweep's jobs.
+
+    Attributes:
+      folder: workdir of the sweep.
+      lock: file descriptor of the sweep's lock, which commands inherit; -1 = it is not held.
+    """
+
+    folder: Path
+    lock: int = -1
+
+    def mark(self, job: SweepJob) -> Path:
+        """Returns the file with the identity with which the job was done."""
+        return self.folder / ".sweep" / f"{job.name}.json"
+
+    def log(self, job: SweepJob) -> Path:
+        """Returns the file with the output of the job's command, unless its launch record names another."""
+        return self.folder / ".sweep" / "logs" / f"{job.name}.log"
+
+    def status_file(self, job: SweepJob) -> Path:
+        """Returns the file with the exit status of the job's command."""
+        return self.folder / ".sweep" / "launched" / f"{job.name}.status"
+
+    def is_done(self, job: SweepJob) -> bool:
+        """True if the job's result is there, and was not made with other settings."""
+        mark = self.mark(job)
+        known = files.read_json(mark, fix="remove it, and run the sweep again") if mark.exists() else None
+        # a result without a mark was made by hand, or by a launcher that did not see its end
+        return job.result.exists() and known in (None, job.identity)
+
+    def set_done(self, job: SweepJob) -> None:
+        """Marks the job as done with its present settings."""
+        files.write_json(self.mark(job), job.identity)
+
+    def last_launch(self, job: SweepJob) -> LaunchRecord | None:
+        """Returns how the job was started last, whatever settings it had; None = it never was."""
+        path = self._launch_file(job)
+        if not path.exists():
+            return None
+        fix = "remove it, and run the sweep again"
+        return settings.build(LaunchRecord, files.read_json_object(path, fix=fix), where=str(path))
+
+    def prepare(self, job: SweepJob) -> None:
+        """Makes the folders of the job's files, and removes the status of an earlier start; called before it starts."""
+        for file in (self.status_file(job), self.log(job)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        self.status_file(job).unlink(missing_ok=True)
+
+    def set_launched(self, job: SweepJob, launcher: str, handle: str, where: str, log: Path) -> None:
+        """Notes that the job has been started."""
+        record = LaunchRecord(launcher, handle, where, job.identity, str(log))
+        files.write_json(self._launch_file(job), asdict(record))
+
+    def status(self, job: SweepJob) -> int | None:
+        """Returns the exit status with which the job's command ended last; None = it has not, or nobody has seen it."""
+        try:
+            return int(self.status_file(job).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def set_status(self, job: SweepJob, status: int) -> None:
+        """Notes the exit status of the job's command."""
+        files.write_text(self.status_file(job), f"{status}\n")
+
+    def _launch_file(self, job: SweepJob) -> Path:
+        return self.folder / ".sweep" / "launched" / f"{job.name}.json"
+
+
+def failed(status: int | None) -> bool:
+    """True for an exit status of a failure; a command that a signal has stopped has saved, and goes on."""
+    return status not in (None, 0, *STOPPED)
+
+
+def last_lines(log: str | os.PathLike, count: int = 20) -> list[str]:
+    """Returns the last lines of a log as a terminal may be given them; none if there is no such file."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    # a progress bar overwrites its own line
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.removesuffix("\n").split("\n") if text]
+    return [escaped(line) for line in lines[-count:]]
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Returns lines of a log as they stand under a line of ours."""
+    return "".join(f"\n    {line}" for line in lines)

@@ -1,0 +1,26 @@
+"""The launcher `print`: the commands for a shell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from typing_extensions import override
+
+from t5g2.sweep.job_files import JobFiles
+from t5g2.sweep.launchers.launcher import Launcher
+from t5g2.sweep.parts import command_line
+from t5g2.sweep.sweep_job import SweepJob
+
+
+@dataclass(frozen=True)
+class Printed(Launcher):
+    """Prints the commands, each after those that it needs."""
+
+    writes: ClassVar[bool] = False
+
+    @override
+    def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
+        for job in jobs:
+            print(f"# {job.name}" + (f", after {', '.join(job.after)}" if job.after else ""))
+            print(command_line(job.arguments))
+        return False

@@ -1,0 +1,48 @@
+"""Numbers printed in a paper, beside which a report puts ours."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from t5g2.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A table printed in a paper, shown beside our numbers; its `source` is such as "arXiv 2512.14856v2, table 3".
+
+    With `printed`, the report says for each arm whether it differs from the first one as in the paper:
+
+        Paper(source=…, columns=…, rows=…, printed={"baseline": 47.8, "tied": 47.7, "merged": 47.5})
+
+    The direction is compared always, the size only if `metric` is what the paper measured.
+
+    Attributes:
+      source, columns, rows, note: the table as it is printed.
+      printed: {arm of `compare`: its number in the paper}, with the first arm.
+      metric: our metric that stands beside the number, by its name in metrics.csv.
+      higher_is_better: of the paper's numbers.
+      ours_higher_is_better: of `metric`.
+      same_metric: True if `metric` is what the paper measured, so that the sizes of differences can be compared.
+    """
+
+    source: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+    note: str = ""
+    printed: Mapping[str, float] = field(default_factory=dict)
+    metric: str = "eval/heldout/loss"
+    higher_is_better: bool = True
+    ours_higher_is_better: bool = False
+    same_metric: bool = False
+
+    def __post_init__(self):
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise UserError(
+                    f"the paper's row {row} has {len(row)} entries for {len(self.columns)} columns "
+                    f"({', '.join(self.columns)}); give each row one entry per column"
+                )
+        for arm, number in self.printed.items():
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise UserError(f"the paper's `printed` has {number!r} for {arm!r}; give the number that is printed")

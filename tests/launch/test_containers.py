@@ -1,0 +1,72 @@
+"""launch/gke and launch/docker: manifests by JobSet's schema, and an image whose parts there are."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from t5g2 import cli
+from tests.launch import jobset
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = sorted((ROOT / "launch" / "gke").glob("*.yaml"))
+
+
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+def test_there_are_manifests_for_tpus_and_gpus():
+    assert [path.name for path in MANIFESTS] == ["gpu.yaml", "tpu.yaml"]
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_a_manifest_is_one_of_the_schema(path):
+    assert jobset.problems(read(path)) == []
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_a_manifest_starts_a_run_and_is_started_again_as_the_launcher_says(path):
+    from t5g2.sweep.launchers.gke import Gke
+    from t5g2.sweep.sweep_job import SweepJob
+
+    manifest = read(path)
+    job = SweepJob("a", "", ("train",), (), ROOT / "a", ROOT / "a" / "done.json", "0")
+    own = Gke(image="i", claim="c").manifest("my-run", job)
+    assert manifest["spec"]["failurePolicy"] == own["spec"]["failurePolicy"]
+    assert manifest["metadata"]["labels"] == own["metadata"]["labels"]
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    spec = replicated["template"]["spec"]
+    assert spec["podFailurePolicy"] == own["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]
+    assert (spec["parallelism"], spec["backoffLimit"]) == (spec["completions"], 0)
+    (container,) = spec["template"]["spec"]["containers"]
+    program, command, *flags = container["command"]
+    assert (program, command in cli.COMMANDS) == ("t5g2", True)
+    config = next(flag.removeprefix("--config=") for flag in flags if flag.startswith("--config="))
+    assert (ROOT / config.partition(":")[0]).is_file()
+    # the workdir is on the volume, which outlives the pod
+    workdir = next(flag.removeprefix("--workdir=") for flag in flags if flag.startswith("--workdir="))
+    assert workdir.startswith(container["volumeMounts"][0]["mountPath"] + "/")
+
+
+def test_the_image_is_made_of_what_is_there():
+    text = (ROOT / "launch" / "docker" / "Dockerfile").read_text().replace("\\\n", "")
+    sources = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()]
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    allowed = (ROOT / "launch" / "docker" / "Dockerfile.dockerignore").read_text().split()
+    assert {f"!{source}" for source in sources} <= set(allowed)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"[a-z]+", text.partition("# EXTRA: ")[2].partition("A GPU")[0]))
+    assert {"gpu", "tpu", "eval", "parquet"} <= named & set(project["optional-dependencies"])
+    assert set(project["license-files"]) | {project["readme"]} <= set(sources)
+
+
+def test_every_shell_script_is_linted():
+    """By `make lint`, which names them by patterns."""
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "bin/shellcheck" in line)
+    linted = {path for pattern in shlex.split(line)[1:] for path in ROOT.glob(pattern)}
+    scripts = {path for path in (ROOT / "launch").rglob("*") if path.is_file() and path.read_bytes()[:2] == b"#!"}
+    assert scripts <= linted

@@ -1,0 +1,85 @@
+"""Grids as products of lists: their names, their order, and what cannot be one."""
+
+import pytest
+
+from t5g2.core.errors import UserError
+from t5g2.sweep import Sweep, Variant, grid
+from t5g2.sweep.sweep_job import jobs_of
+
+
+def test_names_are_made_from_what_varies():
+    """The last setting varies fastest; one with a single value is set, and in no name."""
+    variants = grid(
+        "ablation",
+        "c.py:a",
+        {
+            "optim.schedule.peak": (1e-4, 3e-4),
+            "data.sources.0.objective": {"ul2": {"kind": "ul2"}, "prefix": {"kind": "prefix_lm"}},
+            "train.steps": [9],
+        },
+        overrides={"init.params": None},
+        after=("source",),
+        seeds=(0, 1),
+    )
+    assert [variant.name for variant in variants] == [
+        "ablation-peak0.0001-objective_ul2",
+        "ablation-peak0.0001-objective_prefix",
+        "ablation-peak0.0003-objective_ul2",
+        "ablation-peak0.0003-objective_prefix",
+    ]
+    assert variants[1] == Variant(
+        "ablation-peak0.0001-objective_prefix",
+        "c.py:a",
+        {
+            "init.params": None,
+            "optim.schedule.peak": 1e-4,
+            "data.sources.0.objective": {"kind": "prefix_lm"},
+            "train.steps": 9,
+        },
+        ("source",),
+        (0, 1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"a.width": (1, 2), "b.width": (3,)}, ["width1", "width2"]),
+        ({"a.width": (1, 2), "b.width": (3, 4)}, [f"a_width{i}-b_width{j}" for i in (1, 2) for j in (3, 4)]),
+        ({"x.y.z": (True, None, -1.5, 1e-05, "a/b c")}, ["z_true", "z_none", "z_-1.5", "z1e-05", "z_a_b_c"]),
+        ({"width": (1, 2), "b.width": (3, 4)}, [f"width{i}-b_width{j}" for i in (1, 2) for j in (3, 4)]),
+    ],
+)
+def test_a_setting_is_named_by_the_shortest_end_that_is_its_own(over, words):
+    assert [variant.name.removeprefix("g-") for variant in grid("g", "c.py", over)] == words
+
+
+def test_a_grid_is_part_of_a_sweep():
+    parts = (*grid("g", "c.py", {"a": (1, 2)}), Variant("base", "c.py"))
+    assert [part.name for part in Sweep("x", parts, compare=("base", "g-a1")).ordered()] == ["g-a1", "g-a2", "base"]
+
+
+@pytest.mark.parametrize(
+    ("over", "overrides", "message"),
+    [
+        ({"a": ()}, {}, "the grid's a has no values, so the grid no variants"),
+        ({"a": "ul2"}, {}, "the grid's a is 'ul2'; give the values as a list"),
+        ({"a": 3}, {}, "the grid's a is 3; give the values as a list"),
+        ({"a": (1, 2, 1)}, {}, "the grid's a has 1 twice; each value is a variant"),
+        ({"a": {"x": 1, "y": 1.0}}, {}, "the grid's a has 1 twice"),
+        ({"a": (1, 2)}, {"a": 3}, "a is in the grid and in its overrides; leave one of the two out"),
+        ({"a": ("b/c", "b c")}, {}, "has two variants called 'g-a_b_c', because two values are written alike"),
+        ({"a": (1e-4, 1.0000001e-4)}, {}, "has two variants called 'g-a0.0001'"),
+    ],
+)
+def test_what_is_no_grid(over, overrides, message):
+    with pytest.raises(UserError, match=message):
+        grid("g", "c.py", over, overrides=overrides)
+
+
+def test_two_names_for_one_experiment_are_refused(tmp_path, monkeypatch):
+    """Whatever it is that makes them the same: here an override with the config's own value."""
+    monkeypatch.setattr(Variant, "identity", lambda self, folder: str(self.overrides.get("train.steps", 9)))
+    parts = (*grid("g", "c.py", {"train.steps": (9, 10)}), Variant("base", "c.py"))
+    with pytest.raises(UserError, match="g-steps9 and base are the same experiment, setting by setting; take one"):
+        jobs_of(Sweep("x", parts), tmp_path)

@@ -1,0 +1,243 @@
+"""The launcher `slurm` with a played sbatch and squeue: what is submitted, in which order, and what a script does."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from t5g2.core.errors import MachineError, UserError
+from t5g2.sweep import Step, Sweep, Variant, grid, launch
+from t5g2.sweep.launchers.local import Local
+from t5g2.sweep.launchers.slurm import Slurm
+
+pytestmark = pytest.mark.usefixtures("no_real_configs")
+
+# a job may start at once, and Slurm makes no folders
+SBATCH = """
+script = pathlib.Path(arguments[-1]).read_text()
+output = script.partition("--output=")[2].split()[0].strip("'")
+assert pathlib.Path(output).parent.is_dir()
+assert (pathlib.Path(output).parents[1] / "launched").is_dir()
+count = folder / "count"
+number = int(count.read_text()) + 1 if count.exists() else 100
+count.write_text(str(number))
+print(f"{number};cluster")
+"""
+SRUN = """
+file = folder / "statuses"
+status, *rest = file.read_text().split()
+file.write_text(" ".join(rest))
+sys.exit(int(status))
+"""
+SEEDS = (0, 1)
+SWEEP = Sweep(
+    "seeds",
+    (
+        Variant("source", "c.py", seeds=SEEDS),
+        Variant("adapted", "c.py", {"init.adapt.source": "{sweep}/source-s{seed}/model"}, ("source",), SEEDS),
+        Variant("plain", "c.py", {"note": "it's"}),
+        Step("mean", ("average", "--out={sweep}/mean"), "mean", after=("adapted", "plain")),
+    ),
+)
+ARRAY = """#!/usr/bin/env bash
+#SBATCH --job-name=adapted-s0+1
+#SBATCH --array=0,1
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --time=12:00:00
+#SBATCH --account=lab
+#SBATCH --output=FOLDER/.sweep/logs/adapted-s0+1.%a.log
+#SBATCH --chdir=HERE
+#SBATCH --signal=TERM@120
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --exclusive
+set -uo pipefail
+
+case $SLURM_ARRAY_TASK_ID in
+  0)
+    name=adapted-s0 identity=IDENTITY0
+    command=(t5g2 train --config=c.py --workdir=FOLDER/adapted-s0 --config.train.seed=0 SOURCE0)
+    ;;
+  1)
+    name=adapted-s1 identity=IDENTITY1
+    command=(t5g2 train --config=c.py --workdir=FOLDER/adapted-s1 --config.train.seed=1 SOURCE1)
+    ;;
+esac
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+marks=FOLDER/.sweep
+
+# a task that fails ends by itself, and the others after it (train.hang_timeout_secs): none is killed before it saved
+srun --kill-on-bad-exit=0 "${command[@]}"
+status=$?
+
+echo "$status" >"$marks/launched/$name.status"
+failures="$marks/launched/$name.failures"
+failed=$(cat "$failures" 2>/dev/null || echo 0)
+case $status in
+  0) echo "\\"$identity\\"" >"$marks/$name.json" ;;
+  2) ;;
+  143) scontrol requeue "$job" ;;
+  *)
+    if [ "$failed" -lt 3 ]; then
+      echo $((failed + 1)) >"$failures"
+      scontrol requeue "$job"
+    fi
+    ;;
+esac
+exit "$status"
+"""
+
+
+@pytest.fixture
+def slurm(clients):
+    clients.play("sbatch", SBATCH)
+    clients.play("squeue", 'print((folder / "queue").read_text() if (folder / "queue").exists() else "")')
+    return clients
+
+
+def identity(folder, name):
+    return json.loads((folder / ".sweep" / "launched" / f"{name}.json").read_text())["identity"]
+
+
+def test_the_script_of_an_array(slurm, tmp_path):
+    folder = tmp_path / "x"
+    launch.run(SWEEP, folder, Slurm(nodes=2, time="12:00:00", gpus_per_node=8, account="lab", options="--exclusive"))
+    script = ARRAY
+    for seed in SEEDS:
+        script = script.replace(f"IDENTITY{seed}", identity(folder, f"adapted-s{seed}"))
+        source = f"--config.init.adapt.source=FOLDER/source-s{seed}/model"
+        script = script.replace(f"SOURCE{seed}", source)
+    script = script.replace("FOLDER", str(folder)).replace("HERE", os.getcwd())
+    assert (folder / ".sweep" / "slurm" / "adapted-s0+1.sbatch").read_text() == script
+
+
+def test_the_script_of_a_command_on_one_node(slurm, tmp_path):
+    launch.run(SWEEP, tmp_path / "x", Slurm(nodes=2))
+    head = (tmp_path / "x" / ".sweep" / "slurm" / "mean.sbatch").read_text().partition("marks=")[0]
+    assert "#SBATCH --nodes=1\n" in head
+    assert "--array" not in head
+    assert f"command=(t5g2 average --out={tmp_path / 'x' / 'mean'})\njob=$SLURM_JOB_ID\n" in head
+    plain = (tmp_path / "x" / ".sweep" / "slurm" / "plain.sbatch").read_text()
+    assert """'--config.note=it'"'"'s'""" in plain, "quoted for the shell"
+
+
+def test_runs_wait_for_those_of_their_own_seed(slurm, tmp_path, capsys):
+    scripts = tmp_path / "x" / ".sweep" / "slurm"
+    launch.run(SWEEP, tmp_path / "x", Slurm())
+    assert slurm.take_calls() == [
+        f"sbatch --parsable {scripts / 'source-s0+1.sbatch'}",
+        f"sbatch --parsable --dependency=aftercorr:100 {scripts / 'adapted-s0+1.sbatch'}",
+        f"sbatch --parsable {scripts / 'plain.sbatch'}",
+        f"sbatch --parsable --dependency=afterok:101_0:101_1:102 {scripts / 'mean.sbatch'}",
+    ]
+    assert "adapted-s1 submitted as job 101_1, aftercorr:100\n" in capsys.readouterr().out
+
+
+def test_the_runs_of_a_grid_are_an_array(slurm, tmp_path):
+    """They differ in the values of the same settings; what is not like them is a job of its own."""
+    more = (Variant("longer", "c.py", {"train.steps": 9, "x": 1}), Variant("last", "c.py", after=("g-x2",)))
+    launch.run(Sweep("x", (*grid("g", "c.py", {"x": (1, 2, 3)}), *more)), tmp_path / "x", Slurm(at_once=2))
+    scripts = tmp_path / "x" / ".sweep" / "slurm"
+    assert slurm.take_calls()[-3:] == [
+        f"sbatch --parsable {scripts / 'g-x1+2.sbatch'}",
+        f"sbatch --parsable {scripts / 'longer.sbatch'}",
+        f"sbatch --parsable --dependency=afterok:100_1 {scripts / 'last.sbatch'}",
+    ]
+    assert "#SBATCH --array=0,1,2%2\n" in (scripts / "g-x1+2.sbatch").read_text()
+
+
+def test_what_is_queued_is_left_alone_and_what_is_done_is_waited_for_no_more(slurm, tmp_path, capsys):
+    folder = tmp_path / "x"
+    launch.run(SWEEP, folder, Slurm())
+    # the first source is done, the second runs, everything else has left the queue
+    (folder / "source-s0").mkdir()
+    (folder / "source-s0" / "done.json").write_text('{"step": 1}')
+    (slurm.folder / "queue").write_text("100_1 RUNNING\n9 PENDING\n")
+    slurm.take_calls()
+    capsys.readouterr()
+    launch.run(SWEEP, folder, Slurm())
+    out = capsys.readouterr().out
+    assert "source-s0  already done\n" in out
+    assert "source-s1  is running already: job 100_1\n" in out
+    submitted = [call for call in slurm.take_calls() if call.startswith("sbatch")]
+    scripts = folder / ".sweep" / "slurm"
+    assert submitted == [
+        f"sbatch --parsable {scripts / 'adapted-s0.sbatch'}",
+        f"sbatch --parsable --dependency=afterok:100_1 {scripts / 'adapted-s1.sbatch'}",
+        f"sbatch --parsable {scripts / 'plain.sbatch'}",
+        f"sbatch --parsable --dependency=afterok:104_0:105_1:106 {scripts / 'mean.sbatch'}",
+    ]
+    assert "#SBATCH --array=1\n" in (scripts / "adapted-s1.sbatch").read_text()
+
+
+def test_when_all_is_done_the_report_is_written(slurm, tmp_path, capsys):
+    sweep, folder = Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x"
+    launch.run(sweep, folder, Slurm())
+    assert "run the same command again for what is done by then" in capsys.readouterr().out
+    assert not (folder / "report").exists()
+    (folder / "a").mkdir()
+    (folder / "a" / "done.json").write_text('{"step": 1}')
+    slurm.take_calls()
+    launch.run(sweep, folder, Slurm())
+    assert (folder / "report" / "index.html").exists()
+    assert slurm.take_calls() == []
+
+
+def test_what_runs_with_other_settings_is_not_submitted_again(slurm, tmp_path):
+    launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", Slurm())
+    (slurm.folder / "queue").write_text("100 PENDING\n")
+    with pytest.raises(UserError, match="a is queued as job 100, with other settings than it has now, and two would"):
+        launch.run(Sweep("x", (Variant("a", "c.py", {"train.steps": 9}),)), tmp_path / "x", Slurm())
+    with pytest.raises(
+        UserError, match="a is queued as job 100, by --launcher=slurm, and two would write to one folder"
+    ):
+        launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", Local())
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ended", "marked"),
+    [
+        ([0], [0], True),
+        ([2], [2], False),
+        ([143, 143, 143, 143, 143, 0], [143, 143, 143, 143, 143, 0], True),  # preempted without end
+        ([1, 143, 137, 1, 0], [1, 143, 137, 1], False),  # two failures are tried again, the third is the last
+    ],
+)
+def test_a_script_is_queued_again(slurm, tmp_path, statuses, ended, marked):
+    folder = tmp_path / "x"
+    launch.run(Sweep("x", (Variant("a", "c.py", seeds=(5, 7)),)), folder, Slurm(retries=2))
+    slurm.play("srun", SRUN)
+    slurm.play("scontrol", '(folder / "requeued").touch()')
+    (slurm.folder / "statuses").write_text(" ".join(map(str, statuses)))
+    environ = os.environ | {"SLURM_JOB_ID": "100", "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": "1"}
+    slurm.take_calls()
+    results = []
+    while True:
+        (slurm.folder / "requeued").unlink(missing_ok=True)
+        done = subprocess.run(["bash", folder / ".sweep/slurm/a-s5+1.sbatch"], env=environ, cwd=tmp_path, check=False)
+        results.append(done.returncode)
+        calls = slurm.take_calls()
+        command = f"t5g2 train --config=c.py --workdir={folder}/a-s7 --config.train.seed=7"
+        assert calls[0] == f"srun --kill-on-bad-exit=0 {command}"
+        if not (slurm.folder / "requeued").exists():
+            break
+        # not the whole array, whose number one of its tasks has
+        assert calls[1:] == ["scontrol requeue 100_1"]
+    assert results == ended
+    assert (folder / ".sweep" / "a-s7.json").exists() == marked
+    assert (folder / ".sweep" / "launched" / "a-s7.status").read_text() == f"{ended[-1]}\n"
+    if marked:
+        assert json.loads((folder / ".sweep" / "a-s7.json").read_text()) == identity(folder, "a-s7")
+
+
+def test_a_refused_job_and_a_missing_client(slurm, tmp_path, monkeypatch):
+    slurm.play("sbatch", 'sys.exit("sbatch: error: Invalid account")')
+    with pytest.raises(MachineError, match="failed with exit status 1: sbatch: error: Invalid account"):
+        launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", Slurm())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"--launcher=slurm needs the program sbatch, which is not installed here"):
+        launch.launcher_of("slurm")

@@ -1,0 +1,233 @@
+"""The launcher `tpu-vm` with a played gcloud: the script of a job, preemptions, failures; slices are always deleted."""
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+from t5g2.core.errors import UserError
+from t5g2.sweep import Sweep, Variant, launch
+from t5g2.sweep.launchers.tpu_vm import TpuVm, slice_name
+from t5g2.sweep.sweep_job import jobs_of
+
+pytestmark = pytest.mark.usefixtures("no_real_configs")
+
+# One slice, whose state is a file. A run ends with the next of the statuses; "preempted" takes its slice away.
+GCLOUD = """
+import re, time
+state, (_, _, noun, verb, *rest) = folder / "state", arguments
+if verb == "create":
+    state.write_text("ACTIVE")
+elif verb == "describe":
+    print(state.read_text() if state.exists() else "")
+elif verb == "delete":
+    state.unlink()
+elif verb == "scp" and rest[1].startswith("t5g2-"):
+    # "slice:path" comes back as the folder of the run
+    made = pathlib.Path(rest[2]) / rest[1].rpartition("/")[2]
+    made.mkdir(parents=True, exist_ok=True)
+    (made / "done.json").write_text('{"step": 1}')
+elif verb == "ssh" and "exec" in arguments[-1]:
+    file = folder / "statuses"
+    status, *others = file.read_text().split()
+    file.write_text(" ".join(others))
+    if status == "preempted":
+        state.write_text("SUSPENDED")
+        sys.exit(255)
+    if status == "waits":
+        while not (folder / "told").exists():
+            time.sleep(0.02)
+        sys.exit(143)
+    print("step 5")
+    sys.exit(int(status))
+elif verb == "ssh" and "kill" in arguments[-1]:
+    (folder / "told").touch()
+"""
+SCRIPT = r"""#!/usr/bin/env bash
+# a
+set -uo pipefail
+slice=SLICE
+place=(--zone=us-east5-a --project=lab)
+status=1
+pid=""
+stopped=""
+
+state() { gcloud compute tpus queued-resources describe "$slice" "${place[@]}" --format='value(state.state)'; }
+delete() { gcloud compute tpus queued-resources delete "$slice" "${place[@]}" --force --quiet; }
+# a host that is gone ends the connection, too
+alive=--ssh-flag=-oServerAliveInterval=30
+on() { gcloud compute tpus tpu-vm ssh "$slice" "${place[@]}" "$alive" --worker="$1" --command="$2"; }
+copy() { gcloud compute tpus tpu-vm scp --recurse "$1" "$2" "${place[@]}" --worker="$3" --quiet; }
+
+# the command saves and ends with 143, then the slice is deleted
+stop() {
+  stopped=1
+  [ -z "$pid" ] || on all 'kill -TERM $(cat t5g2.pid)' &
+}
+trap stop TERM INT
+trap delete EXIT
+
+create() {
+  # of a call that was killed
+  [ -z "$(state 2>/dev/null)" ] || delete
+  gcloud compute tpus queued-resources create "$slice" "${place[@]}" --node-id="$slice" \
+    --accelerator-type=v5p-16 --runtime-version=v2-alpha-tpuv5 \
+    --spot \
+    --network=mine || return 1
+  while true; do
+    case $(state) in
+      ACTIVE) break ;;
+      FAILED | SUSPENDED) return 1 ;;
+    esac
+    [ -z "$stopped" ] || return 143
+    sleep 30
+  done
+  copy "$source" "$slice:t5g2.tgz" all || return 1
+  on all 'sudo mount 10.0.0.2:/s /s && UNPACK && make install' || return 1
+}
+
+# bash looks at signals only where it waits
+run() {
+  on all 'END_FIRST cd t5g2 && echo $$ >~/t5g2.pid && exec ~/venv/bin/t5g2 train --config=c.py --workdir=/s/x/a' &
+  pid=$!
+  while true; do
+    wait "$pid"
+    status=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
+}
+
+source=$(mktemp --suffix=.tgz)
+tar --create --gzip --file="$source" --directory=SOURCE --exclude=./.git --exclude='./.venv*' --exclude=./runs . ||
+  exit
+failed=0
+create || exit
+while true; do
+  run
+  if [ $status -eq 0 ] || [ $status -eq 2 ] || [ -n "$stopped" ]; then break; fi
+  sleep 30
+  case $(state) in
+    SUSPENDING | SUSPENDED | FAILED | DELETING)
+      echo "the slice was preempted; another one is asked for"
+      create || exit
+      ;;
+    *)
+      if [ $((failed += 1)) -gt 3 ]; then break; fi
+      echo "exit status $status; the command starts again ($failed of 3)"
+      ;;
+  esac
+done
+rm -f "$source"
+exit $status
+"""
+END_FIRST = (
+    "if [ -e t5g2.pid ]; then kill -TERM $(cat t5g2.pid); "
+    "while kill -0 $(cat t5g2.pid); do sleep 1; done; fi 2>/dev/null;"
+)
+UNPACK = "rm -rf t5g2 && mkdir t5g2 && tar --extract --file=t5g2.tgz --directory=t5g2 && cd t5g2"
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "pyproject.toml").touch()
+    return str(tmp_path / "source")
+
+
+@pytest.fixture
+def cloud(clients):
+    clients.play("gcloud", GCLOUD)
+    clients.play("sleep", "")
+    return clients
+
+
+def job(folder, *parts):
+    return jobs_of(Sweep("x", parts or (Variant("a", "c.py"),)), folder)[-1]
+
+
+def verbs(calls):
+    """The second-last word of each command, without the questions for a state."""
+    words = [call.split()[4] for call in calls if call.startswith("gcloud")]
+    return [word for word in words if word != "describe"]
+
+
+def test_the_script_of_a_slice_of_several_hosts(tmp_path):
+    settings = {"zone": "us-east5-a", "project": "lab", "spot": True, "shared": True, "source": "SOURCE"}
+    more = {"setup": "sudo mount 10.0.0.2:/s /s", "install": "make install", "options": "--network=mine"}
+    launcher = TpuVm(tpu="v5p:2x2x2", **settings, **more)
+    script = launcher.script("SLICE", job(tmp_path), tmp_path).replace(str(tmp_path), "/s/x")
+    assert script == SCRIPT.replace("UNPACK", UNPACK).replace("END_FIRST", END_FIRST)
+
+
+def test_a_script_without_a_shared_file_system_copies_what_the_command_needs_and_leaves(tmp_path):
+    parts = (Variant("a", "c.py"), Variant("b", "c.py", after=("a",)))
+    script = TpuVm(tpu="v6e:2x4", zone="z").script("SLICE", job(tmp_path / "it's", *parts), tmp_path / "it's")
+    assert "--accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e" in script
+    folder = f"'{tmp_path}/it'\"'\"'s"
+    assert f"  for path in {folder}/a' {folder}/b'; do\n" in script
+    assert f'then copy "$path" "$slice":{folder}/\' 0 || return 1; fi\n' in script
+    assert f"copy \"$slice\":{folder}/b' {folder}/' 0 || [ $status -ne 0 ] || status=1\nexit $status\n" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "between", "said"),
+    [
+        ("0", 0, [], ""),
+        ("preempted preempted 0", 0, ["delete", "create", "scp", "ssh", "ssh", "ssh"] * 2, "the slice was preempted"),
+        ("1 1 0", 0, ["ssh", "ssh"], "exit status 1; the command starts again (2 of 2)"),
+        ("1 1 1", 1, ["ssh", "ssh"], "failed after 0:0"),
+        ("2", 2, [], "failed after 0:0"),
+    ],
+)
+def test_a_run(cloud, tmp_path, source, capsys, statuses, status, between, said):
+    """Create, copy, install and make the folder, run, collect, delete: whatever comes between."""
+    (cloud.folder / "statuses").write_text(statuses)
+    launcher = TpuVm(tpu="v5e:2x4", zone="z", source=source, retries=2)
+    sweep = Sweep("x", (Variant("a", "c.py"),))
+    if status:
+        with pytest.raises(SystemExit) as stopped:
+            launch.run(sweep, tmp_path / "x", launcher)
+        assert stopped.value.code == status
+    else:
+        launch.run(sweep, tmp_path / "x", launcher)
+        assert (tmp_path / "x" / "a" / "done.json").exists()
+    assert verbs(cloud.take_calls()) == ["create", "scp", "ssh", "ssh", "ssh", *between, "scp", "delete"]
+    assert said in capsys.readouterr().out
+
+
+def test_a_signal_lets_the_command_save_and_deletes_the_slice(cloud, tmp_path, source):
+    (cloud.folder / "statuses").write_text("waits")
+    launcher = TpuVm(tpu="v5e:2x4", zone="z", source=source)
+    script = tmp_path / "a.sh"
+    script.write_text(launcher.script("t5g2-x", job(tmp_path / "x"), tmp_path / "x"))
+    child = subprocess.Popen(["bash", script], start_new_session=True)
+    end = time.monotonic() + 60
+    while (cloud.folder / "statuses").read_text():
+        assert time.monotonic() < end, "the command was never started"
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=60) == 143
+    assert (cloud.folder / "told").exists()
+    assert not (cloud.folder / "state").exists()
+
+
+def test_what_cannot_be(cloud, tmp_path, monkeypatch, source):
+    with pytest.raises(UserError, match=r"tpu = v5p:2x2x2 has 2 hosts, each of which writes its part of a checkpoint"):
+        TpuVm(tpu="v5p:2x2x2", zone="z")
+    with pytest.raises(UserError, match=r"there are no TPU VMs of tpu7x; use --launcher=gke"):
+        TpuVm(tpu="tpu7x:2x2x1", zone="z")
+    sweep = Sweep("x", (Variant("a", "c.py"),))
+    with pytest.raises(UserError, match=r"source = .*clients has no pyproject\.toml; give the folder"):
+        launch.run(sweep, tmp_path / "x", TpuVm(tpu="v5e:2x4", zone="z", source=str(cloud.folder)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--workdir=x is relative; give the path that all hosts have it at"):
+        launch.run(sweep, type(tmp_path)("x"), TpuVm(tpu="v5p:2x2x2", zone="z", shared=True, source=source))
+
+
+def test_names_of_slices(tmp_path):
+    name = slice_name(tmp_path / "A_b", job(tmp_path / "A_b", Variant("c.d" * 30, "c.py")))
+    assert name.startswith("t5g2-a-b-c-dc-d")
+    assert len(name) <= 60
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
