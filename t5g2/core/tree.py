@@ -116,7 +116,7 @@ def build(abstract: Tree, read: Callable[[LeafKey], Any], *, shardings: Any = No
         else:
             whole = parts[0]
         if placement is None:
-            filled.append(jnp.asarray(whole))
+            filled.append(jax.device_put(whole))  # where jnp.asarray would compile a program for each shape
         else:  # each process places the shards of its own devices
             filled.append(jax.make_array_from_callback(whole.shape, placement, whole.__getitem__))
     return jax.tree.unflatten(jax.tree.structure(abstract), filled)

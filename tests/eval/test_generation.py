@@ -28,12 +28,17 @@ NO_EOS = 96  # of the tiny vocabulary; not what these models say
 
 def model_of(config):
     """Blocks that outweigh the embedding: otherwise, as it is tied, the likeliest next token is the last one again."""
-    model = build.make(config, key=jax.random.key(3))
-    leaves, structure = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(4), len(leaves))
-    noise = [0.5 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    is_table = [x.shape[0] > 90 for x in leaves]
-    return jax.tree.unflatten(structure, [x if t else x + n for x, n, t in zip(leaves, noise, is_table, strict=True)])
+
+    @jax.jit
+    def make(key, noise_key):
+        leaves, structure = jax.tree.flatten(build.make(config, key=key))
+        keys = jax.random.split(noise_key, len(leaves))
+        noise = [0.5 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+        is_table = [x.shape[0] > 90 for x in leaves]
+        noisy = [x if t else x + n for x, n, t in zip(leaves, noise, is_table, strict=True)]
+        return jax.tree.unflatten(structure, noisy)
+
+    return make(jax.random.key(3), jax.random.key(4))
 
 
 @pytest.fixture(scope="module")

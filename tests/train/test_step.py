@@ -284,7 +284,7 @@ def test_no_device_holds_logits_but_a_tile(run, shape, width):
 
 
 def test_a_loss_that_is_not_finite_is_recorded(run, alone):
-    params = jax.tree.map(jnp.asarray, alone.before.params)
+    params = jax.device_put(alone.before.params)
     params.decoder.final_norm.scale[...] = jnp.full(D, jnp.nan)
     _, metrics = alone.compiled(jax.device_put(alone.before._replace(params=params)), jax.device_put(BATCH), None)
     assert not metrics.finite
@@ -305,7 +305,7 @@ def test_frozen_weights_of_a_model_do_not_change():
     updates = optim.make(how, 10, params)
     first = state.TrainState(jnp.int32(0), params, updates.init(params))
     train_step = step.make_train_step(updates, step.StepOptions(Compute(dtype="float32"), DENOISERS, SOURCES))
-    after, metrics = jax.jit(train_step)(first, jax.tree.map(jnp.asarray, BATCH))
+    after, metrics = jax.jit(train_step)(first, jax.device_put(BATCH))
     jax.tree.map(np.testing.assert_array_equal, after.params.encoder.layers, params.encoder.layers)
     assert np.any(after.params.encoder.final_norm.scale[...] != params.encoder.final_norm.scale[...])
     assert np.any(after.params.decoder.layers.slots[0].mlp.up[...] != params.decoder.layers.slots[0].mlp.up[...])
@@ -324,7 +324,7 @@ def test_what_is_frozen_for_good_is_not_differentiated():
             Compute(dtype="float32", scan=False), DENOISERS, SOURCES, microbatches=2, loss=LossConfig(ROWS * T)
         )
         first = jax.eval_shape(lambda p: state.TrainState(jnp.int32(0), p, updates.init(p)), params)
-        lowered = jax.jit(step.make_train_step(updates, settings)).lower(first, jax.tree.map(jnp.asarray, BATCH))
+        lowered = jax.jit(step.make_train_step(updates, settings)).lower(first, jax.device_put(BATCH))
         return lowered.compile().cost_analysis()["flops"]
 
     everything = flops(())
@@ -344,7 +344,7 @@ def test_a_frozen_embedding_has_no_gradient_in_the_program(strategy, microbatche
     def operations(freeze):
         updates = optim.make(dataclasses.replace(OPTIM, freeze=freeze), 10, params)
         first = jax.eval_shape(lambda p: state.TrainState(jnp.int32(0), p, updates.init(p)), params)
-        program = jax.make_jaxpr(step.make_train_step(updates, settings))(first, jax.tree.map(jnp.asarray, BATCH))
+        program = jax.make_jaxpr(step.make_train_step(updates, settings))(first, jax.device_put(BATCH))
         found = set()
         for equation in equations(program.jaxpr):
             shape = equation.outvars[0].aval.shape if equation.outvars else ()
@@ -374,7 +374,7 @@ def test_a_warm_up_of_cross_attention_moves_nothing_else():
     assert new < set(paths)
     for number in range(4):
         before = jax.tree.leaves(now.params)
-        now, _ = train_step(now, jax.tree.map(jnp.asarray, BATCH))
+        now, _ = train_step(now, jax.device_put(BATCH))
         moved = {
             path
             for path, old, after in zip(paths, before, jax.tree.leaves(now.params), strict=True)

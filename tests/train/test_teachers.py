@@ -120,7 +120,7 @@ def test_a_packed_teacher_says_what_it_says_of_each_text_alone(corpus, objective
     assert data.teacher_features == TeacherFeatures("text")
     teacher, bos = model(GEMMA), data.tokenizer.special_tokens.bos
     [host_batch] = [next(finite_batches(data, seed=0))]
-    batch = jax.tree.map(jnp.asarray, host_batch.batch)
+    batch = jax.device_put(host_batch.batch)
     outputs = jax.jit(lambda *given: teachers.outputs(*given, tiny.FLOAT32, key=None))(teacher, batch)
     hidden, checked = np.asarray(outputs.hidden_BTD), 0
     for row in range(3):
@@ -169,7 +169,7 @@ def test_what_a_step_minimises(corpus):
     plan = plans.make(run, mesh())
     student, teacher = weights.model(run.model), model(GEMMA)
     with Pipeline(plan.data, seed=7) as pipeline:
-        batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
+        batch = jax.device_put(pipeline.next().batch)
     total, sums = LOSS_SUMS(student, batch, plan.step_options(), teacher, jax.random.key(0))
     log_s = jax.nn.log_softmax(programs.logits(student, batch.encoder, batch.decoder, compute=tiny.FLOAT32))
     text = batch.teacher.text
@@ -222,7 +222,7 @@ def test_cached_logits_give_the_loss_of_live_ones(corpus, cache, per_token, tail
     for run, asks in ((live_run, teacher), (cached_run, None)):
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
-            batches = [jax.tree.map(jnp.asarray, pipeline.next().batch) for _ in range(3)]
+            batches = [jax.device_put(pipeline.next().batch) for _ in range(3)]
         sums = [LOSS_SUMS(student, batch, plan.step_options(), asks, jax.random.key(0))[1] for batch in batches]
         divergences.append([float(s.divergence / s.teacher_weight) for s in sums])
         assert all(s.teacher_weight > 100 for s in sums)
@@ -426,7 +426,7 @@ def test_logits_of_an_encoder_decoder_are_cached_where_nothing_is_drawn(corpus, 
     for run, asks in ((live_run, model(T5GEMMA2)), (cached_run, None)):
         plan = plans.make(run, mesh())
         with Pipeline(plan.data, seed=7) as pipeline:
-            batch = jax.tree.map(jnp.asarray, pipeline.next().batch)
+            batch = jax.device_put(pipeline.next().batch)
         sums = LOSS_SUMS(student, batch, plan.step_options(), asks, jax.random.key(0))[1]
         divergences.append(float(sums.divergence / sums.teacher_weight))
     np.testing.assert_allclose(*divergences, rtol=2e-3)
