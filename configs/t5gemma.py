@@ -17,7 +17,9 @@ clipping, packing, and that cross-attention's norms warm up with it. Known devia
 paper's PrefixLM has; for its UL2 set data.sources.0.objective={"kind": "ul2"}, whose mixture is T5Gemma 2's, with
 lengths of 8192.
 
-Hardware: the model card names TPU v4, v5p and v5e and no counts. Rows are cut over all devices along fsdp.
+Hardware: the model card names TPU v4, v5p and v5e and no counts. Rows are cut over all devices along fsdp. Compiled for
+v5p:4x4x4 (t5g2 check --target) with 128 rows: 9b-9b takes 20.3 GiB a chip and 6.5 s a step by the compiler's
+estimates, MFU 38%.
 """
 
 from ml_collections import ConfigDict
