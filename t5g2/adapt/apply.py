@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5g2.adapt import rules, shape_changes
+from t5g2.adapt import rules
 from t5g2.adapt.pairing import Pairing, SourceModel
 from t5g2.adapt.provenance import Provenance, ProvenanceRow, Use
 from t5g2.adapt.rules import Rule
@@ -90,10 +90,8 @@ def _reader(leaf: Leaf, origin: _LeafOrigin, pairing: Pairing, seed: int) -> Cal
     def read() -> np.ndarray:
         # cast first: resized rows and resampled positions are then computed as the target stores them
         value = cast_weights(source_leaf.read(), leaf.dtype, name=f"the source's {tree.name(source_leaf.key)}")
-        if rule.operation == "derived":
-            token = pairing.target.eoi_id
-            assert token is not None
-            return shape_changes.end_of_image_vector(value, token)
+        if rule.derive is not None:
+            return rule.derive(value, pairing)
         if rule.shape_change is not None and value.shape != leaf.shape:
             return rule.shape_change.apply(value, leaf.shape)
         return value
@@ -123,11 +121,12 @@ def _provenance_rows(
         if rule is None:
             continue
         if source is None:
-            initialised.append(ProvenanceRow("", None, leaf.shape, (Use(key, rule.operation, leaf.shape, rule.note),)))
+            use = Use(key, rule.operation, leaf.shape, rule.note_for(pairing))
+            initialised.append(ProvenanceRow("", None, leaf.shape, (use,)))
         elif source_key not in source.leaves:
             without_source.append(f"{tree.name(key)} (from {tree.name(source_key)})")
         else:
-            use = _leaf_use(rule, source.leaves[source_key].shape, leaf)
+            use = _leaf_use(rule, source.leaves[source_key].shape, leaf, rule.note_for(pairing))
             uses[name_of[id(source)], source_key].append(use or Use(key, rule.operation, leaf.shape))
             # collected, not raised, so that the message lists all of them at once
             if use is None:
@@ -153,14 +152,14 @@ def _provenance_rows(
     return (*rows, *initialised)
 
 
-def _leaf_use(rule: Rule, shape: tuple[int, ...], leaf: Leaf) -> Use | None:
+def _leaf_use(rule: Rule, shape: tuple[int, ...], leaf: Leaf, note: str) -> Use | None:
     """Returns the use of a source leaf of this shape for a target leaf; None if the shapes do not fit."""
     if rule.operation == "derived" or shape == leaf.shape:
-        return Use(leaf.key, rule.operation, leaf.shape, rule.note)
+        return Use(leaf.key, rule.operation, leaf.shape, note)
     if rule.shape_change is None or not rule.shape_change.allows(shape, leaf.shape):
         return None
-    note = ", ".join(filter(None, (rule.note, rule.shape_change.note(shape, leaf.shape))))
-    return Use(leaf.key, "derived", leaf.shape, note)
+    changed = rule.shape_change.note(shape, leaf.shape)
+    return Use(leaf.key, "derived", leaf.shape, ", ".join(filter(None, (note, changed))))
 
 
 def _raise_if_any(recipe: str, problems: Mapping[str, Sequence[str]]) -> None:

@@ -28,6 +28,9 @@ class AdaptOptions:
       vocabulary: "same" = the number of rows is that of the source's embedding, where rows from the image token on do
         not count; "resize" = the first rows are taken, and new ones are the mean of all (as in transformers'
         resize_token_embeddings, without its noise).
+      encoder_scale: the factors of the encoder's final norm are multiplied by it. With merged attention its states
+        enter as values that the decoder's projections never saw, and much larger than its own; smaller ones disturb it
+        less at first. The architecture stays the same.
     """
 
     encoder_layers: LayerChoice = "all"
@@ -35,6 +38,7 @@ class AdaptOptions:
     cross_attention: Literal["auto", "self", "fresh"] = "auto"
     cross_norms: Literal["self", "fresh", "none"] = "self"
     vocabulary: Literal["same", "resize"] = "same"
+    encoder_scale: Annotated[float, Bounds(above=0, most=1)] = 1.0
 
     def __post_init__(self):
         # a wrong choice is an error before any folder is opened

@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from t5g2.adapt.pairing import Pairing, SourceModel
-from t5g2.adapt.shape_changes import HEADS, POSITIONS, ROWS, ShapeChange
+from t5g2.adapt.shape_changes import HEADS, POSITIONS, ROWS, ShapeChange, end_of_image_vector, scaled_norm
 from t5g2.core import tree
 
 Operation = Literal["copied", "tied", "derived", "initialised"]
@@ -37,8 +39,9 @@ class Rule:
       operation: "copied" = unchanged; "tied" = unchanged, and shared by several parts of the target; "derived" =
         computed; "initialised" = by the leaf's own initialiser.
       origin: the source that is used: the encoder's, the decoder's, or the image tower's.
-      note: description for the provenance table.
+      note: description for the provenance table, with the names of options in braces, which stand for their values.
       shape_change: computes a leaf of another shape, which is then "derived"; None = the shapes must be equal.
+      derive: (value of the source leaf, pairing) -> value of a "derived" leaf.
       value: value of all entries of an "initialised" leaf, in place of its initialiser.
       when: condition under which the rule applies.
     """
@@ -49,11 +52,13 @@ class Rule:
     source: str | None = None
     note: str = ""
     shape_change: ShapeChange | None = None
+    derive: Callable[[np.ndarray, Pairing], np.ndarray] | None = None
     value: float | None = None
     when: Condition = always
 
     def __post_init__(self):
         assert (self.source is None) == (self.operation == "initialised") == (self.origin is None), self
+        assert (self.derive is None) == (self.operation != "derived"), self
         assert self.source is None or self.target.endswith("*") == self.source.endswith("*"), self
 
     def source_of(self, path: str) -> str | None:
@@ -61,6 +66,10 @@ class Rule:
         if self.source is None or not self.source.endswith("*"):
             return self.source
         return self.source[:-1] + path.removeprefix(self.target[:-1])
+
+    def note_for(self, pairing: Pairing) -> str:
+        """Returns the note of an adaptation."""
+        return self.note.format_map(vars(pairing.options))
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,19 @@ def _cross_is_copied(pairing: Pairing) -> bool:
 
 def _cross_norms(*choices: str) -> Condition:
     return lambda pairing: pairing.options.cross_norms in choices
+
+
+def _scales_encoder(pairing: Pairing) -> bool:
+    return pairing.options.encoder_scale != 1.0
+
+
+def _end_of_image(table_VD: np.ndarray, pairing: Pairing) -> np.ndarray:
+    assert pairing.target.eoi_id is not None
+    return end_of_image_vector(table_VD, pairing.target.eoi_id)
+
+
+def _scaled_encoder_norm(scale_D: np.ndarray, pairing: Pairing) -> np.ndarray:
+    return scaled_norm(scale_D, pairing.options.encoder_scale)
 
 
 def _own_head(pairing: Pairing) -> bool:
@@ -113,14 +135,23 @@ RULES = (
     Rule("embedder.table", "tied", "decoder", "embedder.table", "encoder input, decoder input, output head", ROWS),
     Rule("encoder_embedder.table", "copied", "encoder", "embedder.table", "encoder input", ROWS),
     Rule("decoder_embedder.table", "copied", "decoder", "embedder.table", "decoder input, output head", ROWS),
-    Rule("embedder.eoi", "derived", "decoder", "embedder.table", EOI),
-    Rule("encoder_embedder.eoi", "derived", "encoder", "embedder.table", EOI),
-    Rule("decoder_embedder.eoi", "derived", "decoder", "embedder.table", EOI),
+    Rule("embedder.eoi", "derived", "decoder", "embedder.table", EOI, derive=_end_of_image),
+    Rule("encoder_embedder.eoi", "derived", "encoder", "embedder.table", EOI, derive=_end_of_image),
+    Rule("decoder_embedder.eoi", "derived", "decoder", "embedder.table", EOI, derive=_end_of_image),
     Rule("unembedder.table", "copied", "decoder", "unembedder.table", "output head", ROWS, when=_own_head),
     Rule("unembedder.table", "copied", "decoder", "embedder.table", "output head", ROWS),
     # bidirectional attention uses the weights that were trained causally
     Rule("encoder.layers.attention.*", "copied", "encoder", "layers.attention.*", shape_change=HEADS),
     Rule("encoder.layers.*", "copied", "encoder", "layers.*"),
+    Rule(
+        "encoder.final_norm.scale",
+        "derived",
+        "encoder",
+        "final_norm.scale",
+        "factors times {encoder_scale}",
+        derive=_scaled_encoder_norm,
+        when=_scales_encoder,
+    ),
     Rule("encoder.final_norm.scale", "copied", "encoder", "final_norm.scale"),
     # separate cross-attention; merged attention has no such leaves
     Rule(

@@ -1,4 +1,4 @@
-"""Changes of shape: ways to make a target leaf from a source leaf of another shape.
+"""Changes of weights: ways to make a target leaf from a source leaf of another shape, or with other values.
 
 V rows of a table, D width, K key/value heads, H head size, P patches.
 """
@@ -84,3 +84,11 @@ def end_of_image_vector(table_VD: np.ndarray, token: int) -> np.ndarray:
     """
     row_D = table_VD[token]
     return row_D * np.asarray(math.sqrt(row_D.shape[0]), row_D.dtype)
+
+
+def scaled_norm(scale_D: np.ndarray, factor: float) -> np.ndarray:
+    """Returns the scale of a norm whose factors, 1 + scale, are multiplied by `factor`; computed in float32.
+
+    scaled_norm([0, 9], 0.1) is [-0.9, 0].
+    """
+    return (factor * (1.0 + scale_D.astype(np.float32)) - 1.0).astype(scale_D.dtype)

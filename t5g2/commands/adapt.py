@@ -18,6 +18,7 @@ FLAGS = {
         "self", "norms of cross-attention: self (copied), fresh (factor 1), none (adds nothing at first)"
     ),
     "vocabulary": Flag("same", "rows of the embedding: same as the source, or resize to the target's"),
+    "encoder_scale": Flag(1.0, "factor of the encoder's final norm, above 0 and at most 1: a soft start"),
     "dtype": DTYPE,
     "seed": Flag(0, "seed of the weights that no source has"),
 }

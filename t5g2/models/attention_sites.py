@@ -3,6 +3,7 @@
 `attention_sites` says of a batch what `Site.of` says of a call; a test holds them to each other.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from t5g2.core.batch import Batch
@@ -17,12 +18,18 @@ from t5g2.models.stack import ENCODER
 
 
 def attention_sites(
-    model: TextConfig | EncoderDecoderConfig, batch: Batch, compute: Compute, *, microbatches: int = 1
+    model: TextConfig | EncoderDecoderConfig,
+    batch: Batch,
+    compute: Compute,
+    *,
+    microbatches: int = 1,
+    encoder_offset: bool = False,
 ) -> dict[str, Site]:
     """Returns the site of each kind of attention by name, such as "encoder.local", on one device of the current mesh.
 
     Args:
       batch: arrays or their shapes; in a step it is cut into `microbatches`.
+      encoder_offset: merged attention adds an offset to the scores of the encoder's keys.
     """
     rows = batch.decoder.tokens.shape[0] // microbatches
     decoder, blocks = (batch.decoder.tokens.shape[1], "length"), batch.decoder.blocks is not None
@@ -41,7 +48,8 @@ def attention_sites(
             attends = model.cross_layers == "all" or kind == "global"
             merged = encoder if attends and model.cross == "merged" else None
             own = masks.decoder(model.decoder, kind)
-            sites[f"decoder.{kind}"] = _site(model.decoder, compute, rows, decoder, own, memory=merged, blocks=blocks)
+            site = _site(model.decoder, compute, rows, decoder, own, memory=merged, blocks=blocks)
+            sites[f"decoder.{kind}"] = replace(site, score_offset=encoder_offset and merged is not None)
         if model.cross == "separate":
             sites["decoder.cross"] = _site(model.decoder, compute, rows, decoder, None, memory=encoder, blocks=blocks)
     else:

@@ -68,6 +68,7 @@ class Keys(NamedTuple):
       axis: logical axis of their columns.
       offset: the queries' own tokens are among these, from this column on; an array if it differs between devices.
         None = they are not, or `tokens` are those of the queries.
+      score_offset: float32[], added to the scores of all these keys, after the soft cap; no gradient. None = nothing.
     """
 
     k_BSKH: Array
@@ -75,6 +76,7 @@ class Keys(NamedTuple):
     tokens: Sequences
     axis: str = "length"
     offset: int | Array | None = None
+    score_offset: Array | None = None
 
 
 def causal(window: int | None = None, *, ahead: int | None = None) -> Mask:

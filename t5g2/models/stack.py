@@ -38,16 +38,24 @@ class LayerInputs:
       masks: visibility among these tokens.
       rotary: cosine and sine of their rotary angles.
       axis: logical axis of the tokens.
+      encoder_offset: float32[], added to the scores of the encoder's keys in merged attention; None = nothing.
     """
 
     tokens: Sequences
     masks: Mapping[LayerKind, Mask]
     rotary: Mapping[LayerKind, tuple[Array, Array]]
     axis: str = "length"
+    encoder_offset: Array | None = None
 
     @classmethod
     def create(
-        cls, tokens: Sequences, config: TextConfig, mask: Callable[[LayerKind], Mask], *, axis: str = "length"
+        cls,
+        tokens: Sequences,
+        config: TextConfig,
+        mask: Callable[[LayerKind], Mask],
+        *,
+        axis: str = "length",
+        encoder_offset: Array | None = None,
     ) -> "LayerInputs":
         """Returns the inputs for `tokens`; `mask` returns the mask of a kind of layer."""
         # angles are computed once for all layers of a kind
@@ -56,7 +64,7 @@ class LayerInputs:
             kind: rotary_cos_sin(tokens.positions, config.rope(kind), config.head_size) for kind in kinds
         }
         rotary = jax.tree.map(lambda x_BTP: constrain(x_BTP, "rows", axis, None), rotary)
-        return cls(tokens, {kind: mask(kind) for kind in kinds}, rotary, axis)
+        return cls(tokens, {kind: mask(kind) for kind in kinds}, rotary, axis, encoder_offset)
 
 
 class Block(nnx.Module):
@@ -163,6 +171,7 @@ class MergedBlock(Block):
     @override
     def forward(self, x_BTD, inputs, *, past=None, memory=None, compute):
         assert memory is not None
+        memory = memory._replace(score_offset=inputs.encoder_offset)
         x_BTD, keys_values = self._self_attend(x_BTD, inputs, past, [(memory, masks.ALL)], compute=compute)
         return self._transform(x_BTD, inputs.axis, compute), keys_values
 

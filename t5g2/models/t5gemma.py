@@ -62,6 +62,7 @@ class T5Gemma(nnx.Module):
         decoder: Sequences,
         images: Float[Array, "B I H W 3"] | None = None,
         *,
+        encoder_offset: Float[Array, ""] | None = None,
         compute: Compute,
     ) -> Float[Array, "B T D"]:
         """Returns the final-normed decoder states of every token, for the loss or for `logits`.
@@ -70,8 +71,10 @@ class T5Gemma(nnx.Module):
 
         Args:
           images: float32 in [-1, 1], by row, for the encoder; t5g2.models.image_embeddings has their order.
+          encoder_offset: added to the scores of the encoder's keys in merged attention; None = nothing, as released.
         """
-        return self.decode(decoder, self.encode(encoder, images, compute=compute), encoder, compute=compute)
+        memory_BSD = self.encode(encoder, images, compute=compute)
+        return self.decode(decoder, memory_BSD, encoder, encoder_offset=encoder_offset, compute=compute)
 
     @scope("encoder")
     def encode(
@@ -87,11 +90,17 @@ class T5Gemma(nnx.Module):
 
     @scope("decoder")
     def decode(
-        self, decoder: Sequences, memory_BSD: Float[Array, "B S M"], encoder: Sequences, *, compute: Compute
+        self,
+        decoder: Sequences,
+        memory_BSD: Float[Array, "B S M"],
+        encoder: Sequences,
+        *,
+        encoder_offset: Float[Array, ""] | None = None,
+        compute: Compute,
     ) -> Float[Array, "B T D"]:
         """Returns the final-normed decoder states, given the encoder's states `memory_BSD` of `encoder`."""
-        x_BTD = self._embed_decoder(decoder, compute)
-        return self.decoder.run(x_BTD, self._layer_inputs(decoder), (memory_BSD, encoder), compute=compute)
+        x_BTD, inputs = self._embed_decoder(decoder, compute), self._layer_inputs(decoder, encoder_offset)
+        return self.decoder.run(x_BTD, inputs, (memory_BSD, encoder), compute=compute)
 
     def head(self) -> Head:
         """Returns the output head, which turns states into logits."""
@@ -156,8 +165,10 @@ class T5Gemma(nnx.Module):
         config = self.config.encoder.images
         return image_embeddings.embed(self, embedder, config, encoder.tokens, images, axis=ENCODER, compute=compute)
 
-    def _layer_inputs(self, decoder: Sequences) -> LayerInputs:
-        return LayerInputs.create(decoder, self.config.decoder, lambda kind: masks.decoder(self.config.decoder, kind))
+    def _layer_inputs(self, decoder: Sequences, encoder_offset: Array | None = None) -> LayerInputs:
+        config = self.config.decoder
+        mask = lambda kind: masks.decoder(config, kind)  # noqa: E731
+        return LayerInputs.create(decoder, config, mask, encoder_offset=encoder_offset)
 
 
 def _decoder_block(model: EncoderDecoderConfig, config: TextConfig, kind: LayerKind, *, key: jax.Array, param_dtype):

@@ -28,12 +28,13 @@ from t5g2.eval.metrics.catalogue import KINDS as METRICS
 from t5g2.eval.task_records import BY_NAME as RECORDS
 from t5g2.eval.tasks import BY_NAME as TASKS
 from t5g2.eval.tasks import Task
-from t5g2.models.config import KINDS, LanguageModelConfig, to_dict
+from t5g2.models.config import KINDS, EncoderDecoderConfig, LanguageModelConfig, to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig, Strategy
 from t5g2.models.sizes import size
 from t5g2.train import image_rows, optim, optimizers, probes, profiled_steps, run_tokenizer, schedules
+from t5g2.train.encoder_offset import EncoderOffset
 from t5g2.train.former_names import current_keys, former_names
 from t5g2.train.weight_origin import Init
 
@@ -104,6 +105,7 @@ class Train:
         finite; the run ends at the next one. 0 = it ends at the first.
       profile_steps: "10:13" = write a trace of the steps 10, 11 and 12 into the workdir's folder `profile`, for xprof
         and TensorBoard; None = no trace. It changes nothing that is computed.
+      encoder_offset: soft start of merged attention: an offset on the scores of the encoder's keys that rises to 0.
       hang_timeout_secs: of several processes, one that is held up for so long between two steps, or two batches of an
         evaluation, ends with status 1 and the stacks of its threads, because another one has died; run again to go on.
     """
@@ -117,6 +119,7 @@ class Train:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     max_nonfinite_updates: CountOrZero = 0
     profile_steps: str | None = None
+    encoder_offset: EncoderOffset | None = None
     hang_timeout_secs: Annotated[float, Bounds(least=1, most=86_400)] = 600.0
 
     def __post_init__(self):
@@ -195,6 +198,7 @@ class Experiment:
         # only rules that cross parts: each part has checked its own fields
         self._check_sides()
         self._check_tokens()
+        self._check_encoder_offset()
         probes.check(self.model, self.data, self.eval.tasks)
         image_rows.check(self.model, self.data)
         check_rows(self.data.rows, self.train.microbatches)
@@ -218,6 +222,19 @@ class Experiment:
             raise UserError(
                 f"the model is {'encoder-decoder' if encoder_decoder else 'decoder-only'} and data.encoder_length is "
                 f"{self.data.encoder_length}; an encoder-decoder needs a length above 0, a decoder-only model 0"
+            )
+
+    def _check_encoder_offset(self):
+        if self.train.encoder_offset is None:
+            return
+        if not isinstance(self.model, EncoderDecoderConfig) or self.model.cross != "merged":
+            raise UserError(
+                "train.encoder_offset is of the encoder's keys in merged attention, and the model has none; take one "
+                "with cross=merged, or leave it out"
+            )
+        if self.model.probe is not None:
+            raise UserError(
+                "train.encoder_offset and model.probe are both set; a probe has no soft start, leave one out"
             )
 
     @property

@@ -19,6 +19,8 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "train.profile_steps": None,
     "train.loss_strategy": "auto",
     "train.hang_timeout_secs": 600.0,
+    "train.encoder_offset": None,
+    "init.adapt.choices.encoder_scale": 1.0,
     "optim.ema": None,
     "eval.ema": False,
     "model.probe": None,

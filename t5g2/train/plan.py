@@ -127,6 +127,7 @@ class Plan:
             seed=derive_seed(train.seed, "distill"),
             skip_nonfinite=train.max_nonfinite_updates > 0,
             zero1=self.experiment.mesh.zero1,
+            encoder_offset=train.encoder_offset,
         )
 
     def lower(self) -> Any:
@@ -151,7 +152,11 @@ class Plan:
         experiment = self.experiment
         with jax.set_mesh(self.mesh):
             return attention_sites(
-                experiment.model, self.batch, experiment.compute, microbatches=experiment.train.microbatches
+                experiment.model,
+                self.batch,
+                experiment.compute,
+                microbatches=experiment.train.microbatches,
+                encoder_offset=experiment.train.encoder_offset is not None,
             )
 
     def compile(self) -> Any:

@@ -21,6 +21,7 @@ from t5g2.models.lookup import share_tables
 from t5g2.models.loss import LossSums, cross_entropy
 from t5g2.models.loss_config import LossConfig
 from t5g2.train import teachers
+from t5g2.train.encoder_offset import EncoderOffset
 from t5g2.train.optim import Updater, norms_of
 from t5g2.train.state import TrainState, shardings
 
@@ -36,6 +37,7 @@ class StepOptions:
       seed: seed of the samples from a teacher's distributions.
       skip_nonfinite: an update that is not finite leaves weights and optimizer as they are, and is counted.
       zero1: each device updates the part of the weights whose optimizer state it holds, and the parts are gathered.
+      encoder_offset: offset on the scores of the encoder's keys, by update.
     """
 
     compute: Compute
@@ -46,6 +48,7 @@ class StepOptions:
     seed: int = 0
     skip_nonfinite: bool = False
     zero1: bool = False
+    encoder_offset: EncoderOffset | None = None
 
 
 class StepSums(NamedTuple):
@@ -115,7 +118,10 @@ def make_train_step(optimizer: Updater, options: StepOptions) -> Callable:
 
     def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
-        total, sums, gradients = gradients_of(state.params, batch, options, teacher, key, variables=optimizer.variables)
+        offset = None if options.encoder_offset is None else options.encoder_offset.at(state.step)
+        total, sums, gradients = gradients_of(
+            state.params, batch, options, teacher, key, variables=optimizer.variables, encoder_offset=offset
+        )
         # the one division by the global count
         with scope("gradients"):
             scale = jnp.where(sums.weight > 0, 1.0 / sums.weight, 0.0)
@@ -163,6 +169,7 @@ def gradients_of(
     key: jax.Array | None = None,
     *,
     variables: Callable[[Any], Any] = lambda params: params,
+    encoder_offset: jax.Array | None = None,
 ) -> tuple[jax.Array, StepSums, Any]:
     """Returns (the loss that is minimised, as a sum over the batch; the sums that are reported; the gradients).
 
@@ -170,12 +177,13 @@ def gradients_of(
       teacher: a model, if one runs in the step.
       key: random key for samples from the teacher's distributions.
       variables: Updater.variables.
+      encoder_offset: float32[], added to the scores of the encoder's keys.
     """
     gradient = jax.value_and_grad(lambda params, *rest: loss_sums(variables(params), *rest), has_aux=True)
 
     def one_microbatch(rows_and_key: tuple[Batch, jax.Array | None]) -> tuple[jax.Array, StepSums, Any]:
         rows, key = rows_and_key
-        (total, sums), gradients = gradient(params, rows, options, teacher, key)
+        (total, sums), gradients = gradient(params, rows, options, teacher, key, encoder_offset)
         # float32 even where weights are bfloat16, because they are added up
         with scope("gradients"):
             gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
@@ -199,11 +207,16 @@ def gradients_of(
 
 
 def loss_sums(
-    params: Any, batch: Batch, options: StepOptions, teacher: Any = None, key: jax.Array | None = None
+    params: Any,
+    batch: Batch,
+    options: StepOptions,
+    teacher: Any = None,
+    key: jax.Array | None = None,
+    encoder_offset: jax.Array | None = None,
 ) -> tuple[jax.Array, StepSums]:
     """Returns (the loss that is minimised, the reported sums), over these rows; the caller computes means."""
     if batch.labels is None:
-        loss = _token_loss(params, batch, options, teacher, key)
+        loss = _token_loss(params, batch, options, teacher, key, encoder_offset)
     else:
         loss = probe_head.loss(params, batch, options.loss, options.compute)
 
@@ -229,13 +242,22 @@ def loss_sums(
     return loss.total, sums
 
 
-def _token_loss(params: Any, batch: Batch, options: StepOptions, teacher: Any, key: jax.Array | None) -> LossSums:
+def _token_loss(
+    params: Any,
+    batch: Batch,
+    options: StepOptions,
+    teacher: Any,
+    key: jax.Array | None,
+    encoder_offset: jax.Array | None,
+) -> LossSums:
     # images travel as bytes and become floats here, on the device
     images = image_embeddings.normalized(batch.images)
     if options.loss.strategy == "tokens":
         with scope("head"):
             params = share_tables(params, batch.targets.shape[0], dtype=options.compute.dtype)
-    hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute)
+    # decoder-only models have no such argument
+    soft_start = {} if encoder_offset is None else {"encoder_offset": encoder_offset}
+    hidden_BTD = params.hidden(batch.encoder, batch.decoder, images, compute=options.compute, **soft_start)
     outputs = None
     if options.loss.distillation is not None:
         with scope("teacher"):

@@ -87,6 +87,7 @@ CASES = {
     ),
     "gemma 3, a head of its own": Case(replace(tiny.GEMMA3, tied_head=False), "t5gemma2"),
     "gemma 3, untied": Case(tiny.GEMMA3, "t5gemma2", {"decoder": {"tied_head": False}}),
+    "gemma 3, a quiet encoder": Case(tiny.GEMMA3, "t5gemma2", choices=AdaptOptions(encoder_scale=0.125)),
     "gemma 2": Case(tiny.GEMMA2, "t5gemma"),
     "gemma 2, merged": Case(tiny.GEMMA2, "t5gemma", {"cross": "merged"}),
     "gemma 2, tied": Case(tiny.GEMMA2, "t5gemma", {"tied_embedding": True}),

@@ -156,6 +156,23 @@ def test_a_merged_decoder_alone_is_the_source(adapted, name):
     assert np.abs(seen - expected).max() > 0.1, "the mask must matter"
 
 
+def test_an_offset_takes_the_encoder_away_by_degrees(adapted):
+    """At -100 the adapted decoder is the source; at 0 it is the adapted model; in between the logits go from one to the
+    other.
+    """
+    sources, model, _ = adapted("gemma 3")
+    decoder, encoder = stream(tokens_with_eoi()), stream(tokens_with_eoi(length=5))
+    program = jax.jit(
+        lambda offset: model.logits(model.hidden(encoder, decoder, encoder_offset=offset, compute=COMPUTE))
+    )
+    alone = logits(weights.model(sources.decoder.config), None, decoder)
+    close(program(jnp.float32(-100)), alone)
+    close(program(jnp.float32(0)), logits(model, encoder, decoder))
+    away = [np.abs(np.asarray(program(jnp.float32(offset))) - alone).mean() for offset in (-100, -8, -4, -2, 0)]
+    assert away == sorted(away)
+    assert away[1] < 0.05 * away[-1]
+
+
 @pytest.mark.parametrize("name", ["gemma 2", "gemma 2, fresh", "gemma 2, two sources", "gemma 3, separate attention"])
 def test_a_decoder_without_what_cross_attention_adds_is_the_source(adapted, name):
     """The norm after cross-attention at factor 0 takes its contribution away."""
@@ -227,6 +244,37 @@ def test_repeated_heads_change_nothing(family):
         assert tree.leaves(model)[f"{sides[0]}.layers.attention.k", 0].shape == (32, 4, 8)
         assert "each of 2 heads 2 times" in provenance.table()
         close(logits(model, *streams), expected)
+
+
+def test_a_quiet_encoder_has_smaller_states_and_is_otherwise_the_same(adapted):
+    """encoder_scale multiplies the states, so it multiplies the norm's 1 + scale; the provenance says by how much."""
+    _, plain, _ = adapted("gemma 3")
+    sources, quiet, provenance = adapted("gemma 3, a quiet encoder")
+    kept = np.asarray(sources.decoder.leaves["final_norm.scale", None].read())
+    scale = np.asarray(quiet.encoder.final_norm.scale[...])
+    np.testing.assert_allclose(1 + scale, 0.125 * (1 + kept), rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(quiet.decoder.final_norm.scale[...]), kept)
+    tokens = tokens_with_eoi()
+    close(encode(quiet, tokens), 0.125 * encode(plain, tokens))
+    assert "encoder.final_norm.scale (factors times 0.125)" in provenance.table()
+    entry = {leaf["target"]: leaf for leaf in provenance.to_dict()["leaves"]}["encoder.final_norm.scale"]
+    assert (entry["how"], entry["source"], entry["note"]) == ("derived", "final_norm.scale", "factors times 0.125")
+    before, after = tree.leaves(plain), tree.leaves(quiet)
+    changed = [key for key in after if np.any(np.asarray(after[key].read()) != np.asarray(before[key].read()))]
+    assert changed == [("encoder.final_norm.scale", None)]
+
+
+def test_a_quiet_encoder_in_bfloat16_is_rounded_once():
+    _, quiet, _ = recipes.run(CASES["gemma 3, a quiet encoder"], jnp.bfloat16)
+    stored = weights.weights(tiny.GEMMA3)["final_norm.scale", None].astype(jnp.bfloat16).astype(np.float32)
+    expected = (0.125 * (1 + stored) - 1).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(quiet.encoder.final_norm.scale[...]), expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, 1.5, float("nan"), float("inf")])
+def test_a_scale_of_the_encoder_that_is_refused(scale):
+    with pytest.raises(UserError, match=r"encoder_scale = .*; it must be above 0 and at most 1"):
+        AdaptOptions(encoder_scale=scale)
 
 
 def test_rows_past_the_image_token_are_left_out_and_images_go_along(adapted):

@@ -13,6 +13,7 @@ from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES
 from t5g2.sweep import parts, sweep_file
 from t5g2.train import config_file
+from tests.data import tokenizer_files
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,6 +31,8 @@ ARGUMENTS = {
     "t5gemma2": sizes("t5gemma2:"),
     "chat_small": ("",),
     "probe_small": ("head", "full", "decoder", "number"),
+    "gemma3_270m": ("source", "adapted", "scratch", "prefix_lm", "separate", "causal", "offset"),
+    "installed_text": (),  # the text of gemma3_270m
     "t5gemma2_images": (),  # takes pictures: tests/train/test_image_training.py makes some
 }
 CONFIGS = [f"{f}:{arg}".rstrip(":") for f in sorted((ROOT / "configs").glob("*.py")) for arg in ARGUMENTS[f.stem]]
@@ -113,6 +116,10 @@ def test_what_the_reports_say_is_in_the_configs(monkeypatch):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
 def test_a_sweep_loads_and_its_runs_are_checked_configs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
+    # where a sweep starts from released weights, their tokenizer is read
+    monkeypatch.setenv("REAL", str(tmp_path))
+    (tmp_path / "gemma-3-270m").mkdir()
+    tokenizer_files.huggingface(tmp_path / "gemma-3-270m")
     loaded = sweep_file.load(path)
     for part in loaded.ordered():
         if isinstance(part, parts.Variant):

@@ -182,6 +182,28 @@ def test_the_sites_of_a_model_are_those_of_its_calls(name, context, monkeypatch)
     assert counts == {site: calls.count(site) for site in counts}
 
 
+@pytest.mark.parametrize("cross_layers", ["all", "global"])
+def test_an_offset_is_of_the_layers_that_see_the_encoder(cross_layers, monkeypatch):
+    """Known before anything is traced, so that a kernel that cannot add it is not chosen."""
+    model = dataclasses.replace(tiny.T5GEMMA2, cross_layers=cross_layers)
+    batch, calls, compute = batch_of(model), set(), Compute(dtype="bfloat16")
+
+    def record(backend, site):
+        calls.add(site)
+        return choose(backend, site)
+
+    monkeypatch.setattr(attention, "choose", record)
+    jax.eval_shape(
+        lambda made, offset: made.hidden(batch.encoder, batch.decoder, encoder_offset=offset, compute=compute),
+        build.abstract(model),
+        jax.ShapeDtypeStruct((), "float32"),
+    )
+    sites = attention_sites(model, batch, compute, encoder_offset=True)
+    assert calls == set(sites.values())
+    with_offset = {kind for kind, site in sites.items() if site.score_offset}
+    assert with_offset == ({"decoder.local", "decoder.global"} if cross_layers == "all" else {"decoder.global"})
+
+
 def test_a_step_of_the_smallest_release_on_a_cpu():
     model = size("t5gemma2:270m-270m")
     sites = attention_sites(model, batch_of(model, 1, 4096, 512), Compute(dtype="float32"))

@@ -24,7 +24,7 @@ from t5g2.models.layers import Compute
 from t5g2.models.masks import ALL, Keys, Mask
 from t5g2.models.stack import LayerInputs
 from tests import hlo, tiny, weights
-from tests.models.backend_variants import VARIANTS, refusal
+from tests.models.backend_variants import GENERAL, VARIANTS, refusal
 from tests.models.test_loss import equations
 
 ROWS, LENGTH, MEMORY, SIZE = 2, 41, 19, 128
@@ -152,6 +152,62 @@ def test_the_soft_cap_has_its_slope(variant):
 def test_bfloat16(variant):
     # weights and gradients of scores are rounded to 8 bits before they are multiplied
     compare(variant, masks.causal(), "GQA", [ROWS_OF["packed"]], merged=True, dtype=jnp.bfloat16, atol=0.06)
+
+
+@functools.cache
+def offset_program(variant: str, softcap: float | None):
+    """Output and gradients of merged attention with an offset on the scores of the encoder's keys."""
+
+    def run(q_BTNH, own, memory, do_BTNH, query, encoder, offset):
+        def output(q_BTNH, own, memory):
+            encoder_keys = Keys(*memory, encoder, score_offset=offset)
+            sources = [(encoder_keys, ALL), (Keys(*own, query), MASKS["causal window"])]
+            return VARIANTS[variant](q_BTNH, query, sources, scale=0.09, softcap=softcap, dtype="float32")
+
+        o_BTNH, gradients = jax.vjp(output, q_BTNH, own, memory)
+        return o_BTNH, gradients(do_BTNH)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("variant", GENERAL)
+def test_an_offset_on_the_scores_of_a_source(variant, softcap):
+    """Against NumPy: added to the encoder's scores, after the soft cap. Gradients are those of the reference."""
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
+    query, encoder = (tokens(segments) for segments in ROWS_OF["packed"])
+    run = q_BTNH, own, memory, do_BTNH, query, encoder
+    o_BTNH, gradients = offset_program(variant, softcap)(*run, jnp.float32(-2.5))
+
+    shown = [reference.visible(query, encoder, ALL), reference.visible(query, query, MASKS["causal window"])]
+    k_BSNH, v_BSNH = (np.repeat(np.concatenate([m, o], axis=1), 2, axis=2) for m, o in zip(memory, own, strict=True))
+    s_BNTS = 0.09 * np.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH)
+    s_BNTS = s_BNTS if softcap is None else softcap * np.tanh(s_BNTS / softcap)
+    s_BNTS[..., :MEMORY] -= 2.5
+    w_BNTS = np.exp(s_BNTS) * np.concatenate(shown, axis=2)[:, None]
+    total_BNT1 = w_BNTS.sum(axis=-1, keepdims=True)
+    expected = np.einsum("BNTS,BSNH->BTNH", w_BNTS / np.where(total_BNT1 == 0, 1, total_BNT1), v_BSNH)
+    np.testing.assert_allclose(o_BTNH, expected, atol=2e-5)
+
+    wanted = offset_program("reference", softcap)(*run, jnp.float32(-2.5))[1]
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), gradients, wanted)
+
+
+@pytest.mark.parametrize("variant", GENERAL)
+def test_an_offset_of_0_is_none(variant):
+    q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
+    query, encoder = (tokens(segments) for segments in ROWS_OF["packed"])
+    run = q_BTNH, own, memory, do_BTNH, query, encoder
+    none = program(variant, MASKS["causal window"], True, None)(*run)
+    zero = offset_program(variant, None)(*run, jnp.float32(0))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), zero, none)
+
+
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_a_kernel_refuses_an_offset(name):
+    with_offset = replace(site(masks.causal(), merged=True, softcap=None), score_offset=True)
+    assert refusal(name, with_offset) == "it adds nothing to the scores of a source"
+    assert refusal(name, replace(with_offset, score_offset=False)) is None
 
 
 @pytest.mark.parametrize("softcap", [None, 0.7])

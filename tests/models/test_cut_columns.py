@@ -101,6 +101,27 @@ def test_blocks_of_cut_columns(shape, mask, kind):
     compare(SHAPES[shape], "small blocks" if kind == "encoder" else "blockwise", mask, kind)
 
 
+@pytest.mark.parametrize("shape", ["data 2 x context 4", "fsdp 2 x tensor 2 x context 2"])
+def test_an_offset_of_cut_columns(shape):
+    """Each device adds it to the scores of its share of the encoder's keys."""
+
+    def output(backend):
+        def run(q_BTNH, own, memory, query: Sequences, encoder: Sequences, offset):
+            encoder_keys = Keys(*memory, encoder, "encoder_length", score_offset=offset)
+            sources = [(encoder_keys, ALL), (Keys(*own, query), masks.causal(3))]
+            return backend(q_BTNH, query, sources, scale=0.3, softcap=None, dtype="float32")
+
+        return jax.jit(run)
+
+    _, *run = arrays(8)
+    arguments = (*run, tokens(DECODER), tokens(ENCODER), jnp.float32(-1.5))
+    wanted = jax.device_get(output(reference.attend)(*arguments))
+    with jax.set_mesh(meshes.make(SHAPES[shape])):
+        got = jax.device_get(output(BACKENDS["blockwise"])(*arguments))
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert np.abs(wanted - expected(masks.causal(3), "merged", 8)[1][0]).max() > 0.05
+
+
 @pytest.mark.parametrize(
     ("mask", "kind"), [(masks.bidirectional(6), "encoder"), (masks.causal(), "merged"), (masks.causal(3), "merged")]
 )

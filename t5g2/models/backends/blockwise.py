@@ -75,7 +75,8 @@ def attend(
     shapes = tuple(map(SourceShape, masks, lengths, key_blocks, (keys.tokens is query for keys, _ in sources)))
     arrays = tuple((keys.k_BSKH, keys.v_BSKH) for keys, _ in sources)
     problem = Problem(scale, softcap, dtype, block, shapes, combine)
-    return _attend(problem, q_BTNH, arrays, query, tuple(keys.tokens for keys, _ in sources))
+    tokens, offsets = zip(*((keys.tokens, keys.score_offset) for keys, _ in sources), strict=True)
+    return _attend(problem, q_BTNH, arrays, query, tokens, offsets)
 
 
 def tile(site: Site) -> int:
@@ -142,11 +143,11 @@ class _Running(NamedTuple):
 
 # a gradient of our own: automatic differentiation would keep every block's weights for the backward pass
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tuple[Sequences, ...]):
-    return _forward(problem, q_BTNH, keys_values, query, tokens)[0]
+def _attend(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tuple[Sequences, ...], offsets):
+    return _forward(problem, q_BTNH, keys_values, query, tokens, offsets)[0]
 
 
-def _forward(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tuple[Sequences, ...]):
+def _forward(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tuple[Sequences, ...], offsets):
     """Returns the output, and the log-sum-exp of every query for the backward pass."""
     shape, kv_heads = q_BTNH.shape, keys_values[0][0].shape[2]
     blocks = _query_blocks(problem, q_BTNH, query, kv_heads)
@@ -155,11 +156,11 @@ def _forward(problem: Problem, q_BTNH, keys_values, query: Sequences, tokens: tu
     def query_block(_, inputs):
         (q_BKtGH, query_Bt), ranges = inputs
         running = _start(problem, q_BKtGH)
-        for spec, source, (first, end) in zip(problem.sources, sources, ranges, strict=True):
+        for spec, source, offset, (first, end) in zip(problem.sources, sources, offsets, ranges, strict=True):
 
-            def key_block(index, running, spec=spec, source=source):
+            def key_block(index, running, spec=spec, source=source, offset=offset):
                 k_BKsH, v_BKsH, tokens_Bs = _take(source, index, spec.block)
-                s_BKtGs = _scores(problem, spec.mask, q_BKtGH, k_BKsH, query_Bt, tokens_Bs)[0]
+                s_BKtGs = _scores(problem, spec.mask, q_BKtGH, k_BKsH, query_Bt, tokens_Bs, offset)[0]
                 peak = jnp.maximum(running.peak_BKtG1, jnp.max(s_BKtGs, axis=-1, keepdims=True))
                 w_BKtGs = jnp.exp(s_BKtGs - peak)
                 shrink = jnp.exp(running.peak_BKtG1 - peak).astype(jnp.float32)
@@ -194,14 +195,14 @@ def _combined(part: _Running, axes: Any) -> _Running:
     return _Running(peak_BKtG1, total_BKtG1, o_BKtGH)
 
 
-def _forward_with_residuals(problem: Problem, q_BTNH, keys_values, query, tokens):
-    o_BTNH, lse_nBKtG1 = map(kept, _forward(problem, q_BTNH, keys_values, query, tokens))
-    return o_BTNH, (q_BTNH, keys_values, query, tokens, o_BTNH, lse_nBKtG1)
+def _forward_with_residuals(problem: Problem, q_BTNH, keys_values, query, tokens, offsets):
+    o_BTNH, lse_nBKtG1 = map(kept, _forward(problem, q_BTNH, keys_values, query, tokens, offsets))
+    return o_BTNH, (q_BTNH, keys_values, query, tokens, offsets, o_BTNH, lse_nBKtG1)
 
 
 def _backward(problem: Problem, residuals, do_BTNH):
-    """Returns the gradients of queries, keys and values; tokens have none."""
-    q_BTNH, keys_values, query, tokens, o_BTNH, lse_nBKtG1 = residuals
+    """Returns the gradients of queries, keys and values; tokens and offsets have none."""
+    q_BTNH, keys_values, query, tokens, offsets, o_BTNH, lse_nBKtG1 = residuals
     if problem.combine is not None:
         # the output is a sum over devices, and so is the gradient by a device's part of it; log-sum-exp and output are
         # those of all keys, so that each device computes the gradients of its own
@@ -217,12 +218,13 @@ def _backward(problem: Problem, residuals, do_BTNH):
     def query_block(gradients, inputs):
         (q_BKtGH, query_Bt), do_BKtGH, delta_BKtG1, lse_BKtG1, ranges = inputs
         dq_BKtGH, updated = jnp.zeros(q_BKtGH.shape, jnp.float32), []
-        for spec, source, (first, end), gradient in zip(problem.sources, sources, ranges, gradients, strict=True):
+        parts = zip(problem.sources, sources, offsets, ranges, gradients, strict=True)
+        for spec, source, offset, (first, end), gradient in parts:
 
-            def key_block(index, carry, spec=spec, source=source):
+            def key_block(index, carry, spec=spec, source=source, offset=offset):
                 dq_BKtGH, dk_BKSH, dv_BKSH = carry
                 k_BKsH, v_BKsH, tokens_Bs = _take(source, index, spec.block)
-                s_BKtGs, slope = _scores(problem, spec.mask, q_BKtGH, k_BKsH, query_Bt, tokens_Bs)
+                s_BKtGs, slope = _scores(problem, spec.mask, q_BKtGH, k_BKsH, query_Bt, tokens_Bs, offset)
                 p_BKtGs = jnp.exp(s_BKtGs.astype(jnp.float32) - lse_BKtG1)
                 dv_BKsH = _dot("BKtGs,BKtGH->BKsH", p_BKtGs.astype(do_BKtGH.dtype), do_BKtGH)
                 dp_BKtGs = _dot("BKtGH,BKsH->BKtGs", do_BKtGH, v_BKsH)
@@ -242,19 +244,21 @@ def _backward(problem: Problem, residuals, do_BTNH):
         tuple(_unpad(d_BKSH, spec.length).astype(x_BSKH.dtype) for d_BKSH, x_BSKH in zip(pair, arrays, strict=True))
         for spec, pair, arrays in zip(problem.sources, gradients, keys_values, strict=True)
     )
-    return _merge_queries(dq_nBKtGH, q_BTNH.shape), dkv, None, None
+    return _merge_queries(dq_nBKtGH, q_BTNH.shape), dkv, None, None, None
 
 
 _attend.defvjp(_forward_with_residuals, _backward)
 
 
-def _scores(problem: Problem, mask: Mask, q_BKtGH, k_BKsH, query: Sequences, keys: Sequences):
+def _scores(problem: Problem, mask: Mask, q_BKtGH, k_BKsH, query: Sequences, keys: Sequences, offset: Array | None):
     """Returns the masked scores of two blocks, and their derivative by the product of query and key."""
     s_BKtGs = _dot("BKtGH,BKsH->BKtGs", q_BKtGH, k_BKsH).astype(problem.dtype) * problem.scale
     slope = problem.scale
     if problem.softcap is not None:
         s_BKtGs = problem.softcap * jnp.tanh(s_BKtGs / problem.softcap)
         slope = problem.scale * (1.0 - jnp.square(s_BKtGs.astype(jnp.float32) / problem.softcap))
+    if offset is not None:
+        s_BKtGs += offset.astype(problem.dtype)
     visible_B1t1s = reference.visible(query, keys, mask)[:, None, :, None, :]
     return jnp.where(visible_B1t1s, s_BKtGs, float(jnp.finfo(problem.dtype).min)), slope
 

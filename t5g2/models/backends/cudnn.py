@@ -49,6 +49,8 @@ def refusal(site: Site) -> str | None:
         return "it has no soft cap"
     if site.combined:
         return "it cannot combine the parts of a softmax that several devices hold"
+    if site.score_offset:
+        return "it adds nothing to the scores of a source"
     if site.blocks:
         return "its masks know no blocks of images or prefixes"
     if site.queries % 2 or sum(site.keys) % 2:

@@ -121,7 +121,7 @@ def attend_combined(
         k_BSKH, v_BSKH = keys.k_BSKH, keys.v_BSKH
         if not here:
             k_BSKH, v_BSKH = _take(_pad((k_BSKH, v_BSKH), 0, -k_BSKH.shape[1] % parts), index * size, size)
-        shares.append((Keys(k_BSKH, v_BSKH, tokens), mask))
+        shares.append((Keys(k_BSKH, v_BSKH, tokens, score_offset=keys.score_offset), mask))
     return attend(q_BTNH, query, shares, combine=axes, **options)
 
 

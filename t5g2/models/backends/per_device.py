@@ -52,13 +52,15 @@ def per_device(attend: Callable, *, combines: bool = False) -> Callable:
         own = [keys.tokens is query for keys, _ in sources]
         others = [None if same else keys.tokens for same, (keys, _) in zip(own, sources, strict=True)]
 
-        def local(q_BTNH, query, others, keys_values):
+        def local(q_BTNH, query, others, keys_values, offsets):
             if (head := places.head) is not None:
                 take = lambda x: jax.lax.dynamic_slice_in_dim(x, head(), 1, axis=2)  # noqa: E731
                 keys_values = jax.tree.map(take, keys_values)
             local_sources = [
-                (Keys(pair[0], pair[1], query if same else tokens), mask)
-                for pair, tokens, same, (_, mask) in zip(keys_values, others, own, sources, strict=True)
+                (Keys(pair[0], pair[1], query if same else tokens, score_offset=offset), mask)
+                for pair, tokens, same, offset, (_, mask) in zip(
+                    keys_values, others, own, offsets, sources, strict=True
+                )
             ]
             if places.columns is None:
                 return attend(q_BTNH, query, local_sources, **options)
@@ -69,11 +71,12 @@ def per_device(attend: Callable, *, combines: bool = False) -> Callable:
             return over_columns(attend, q_BTNH, query, local_sources, here, **over, **options)
 
         keys_values = [(keys.k_BSKH, keys.v_BSKH) for keys, _ in sources]
+        offsets = [keys.score_offset for keys, _ in sources]
         rows = P(places.queries[0])
-        in_specs = (places.queries, rows, rows, [(spec, spec) for spec in places.keys])
+        in_specs = (places.queries, rows, rows, [(spec, spec) for spec in places.keys], P())
         # the loops differ between devices, and so does what they hold: nothing is known to be equal on all
         run = jax.shard_map(local, in_specs=in_specs, out_specs=places.queries, check_vma=False)
-        return run(q_BTNH, query, others, keys_values)
+        return run(q_BTNH, query, others, keys_values, offsets)
 
     return cut
 

@@ -65,6 +65,8 @@ def attend(
         s_BKTGS = s_BKTGS.astype(dtype) * scale
         if softcap is not None:
             s_BKTGS = softcap * jnp.tanh(s_BKTGS / softcap)
+        if keys.score_offset is not None:
+            s_BKTGS += jax.lax.stop_gradient(keys.score_offset).astype(dtype)
         tokens = jax.tree.map(lambda x_PS: jnp.repeat(x_PS, rows // len(x_PS), axis=0), keys.tokens)
         visible_B1T1S = visible(query, tokens, mask)[:, None, :, None]
         scores.append(jnp.where(visible_B1T1S, s_BKTGS, hidden))

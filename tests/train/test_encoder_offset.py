@@ -1,0 +1,121 @@
+"""A soft start of merged attention: an offset on the scores of the encoder's keys, in updates alone."""
+
+import copy
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5g2 import cli
+from t5g2.core.errors import UserError
+from t5g2.models import build
+from t5g2.models.layers import Compute
+from t5g2.train import config_file, optim, resume, state, step
+from t5g2.train import experiment as experiments
+from t5g2.train.encoder_offset import EncoderOffset
+from tests.e2e.conftest import CONFIG as E2E_CONFIG
+from tests.e2e.conftest import write_corpus
+from tests.train.test_experiment import QUICKSTART
+from tests.train.test_step import BATCH, CONFIG, DENOISERS, OPTIM, SOURCES, norm
+
+FLOAT32 = Compute(dtype="float32")
+SETTING = "train.encoder_offset"
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "expected"),
+    [(-8.0, 4, [-8, -6, -4, -2, 0, 0, 0]), (-3.0, 1, [-3, 0, 0]), (-1.0, 3, [-1, -2 / 3, -1 / 3, 0])],
+)
+def test_the_offset_of_each_update(start, steps, expected):
+    offset = EncoderOffset(start, steps)
+    np.testing.assert_allclose([offset.at(done) for done in range(len(expected))], expected, atol=1e-6)
+    # not nearly: from then on an update is one without an offset
+    assert all(float(jax.jit(offset.at)(jnp.int32(done))) == 0.0 for done in (steps, steps + 1, 10**6))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"start": 0.0}, r"start = 0\.0; it must be at least -100 and below 0"),
+        ({"start": -101.0}, r"start = -101\.0; it must be at least -100 and below 0"),
+        ({"start": float("nan")}, "start = nan; it must be"),
+        ({"steps": 0}, "steps = 0; it must be at least 1"),
+    ],
+)
+def test_offsets_that_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        EncoderOffset(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("arm", "changes"), [("source", ()), ("scratch", (("model.cross", "separate"), ("model.tied_embedding", "False")))]
+)
+def test_a_model_without_merged_attention_has_no_offset(arm, changes):
+    given = (*changes, (SETTING, "{'start': -8.0, 'steps': 10}"))
+    with pytest.raises(UserError, match=r"train\.encoder_offset is of the encoder's keys in merged attention, and"):
+        config_file.load(f"{QUICKSTART}:{arm}", given)
+    assert config_file.load(f"{QUICKSTART}:{arm}", changes).train.encoder_offset is None
+
+
+def test_an_update_has_the_offset_of_its_step_and_ends_as_one_without():
+    """Its loss is that of the model with the offset; after the last it is the step without one, gradients included. It
+    depends on the number of updates in the state alone, which is saved, so a resumed run goes on where it was.
+    """
+    params = build.make(CONFIG, key=jax.random.key(0))
+    updates = optim.make(OPTIM, 10, params)
+    plain = step.StepOptions(FLOAT32, DENOISERS, SOURCES)
+    batch = jax.tree.map(jnp.asarray, BATCH)
+
+    def run(options):
+        program = jax.jit(step.make_train_step(updates, options))
+        return lambda done: program(state.TrainState(jnp.int32(done), params, updates.init(params)), batch)
+
+    soft = run(dataclasses.replace(plain, encoder_offset=EncoderOffset(-8.0, 4)))
+    after, metrics = soft(4)
+    wanted, without = run(plain)(4)
+    np.testing.assert_allclose(metrics.loss, without.loss, rtol=1e-6)
+    np.testing.assert_allclose(norm(after.opt[0].mu), norm(wanted.opt[0].mu), rtol=1e-5)
+
+    loss = jax.jit(lambda offset: step.loss_sums(params, batch, plain, encoder_offset=offset)[1].loss)
+    for done, offset in ((0, -8.0), (3, -2.0)):
+        got = soft(done)[1].loss
+        np.testing.assert_allclose(got, loss(jnp.float32(offset)), rtol=1e-5)
+        assert abs(got - without.loss) > 1e-4 * without.loss
+    in_parts = run(dataclasses.replace(plain, encoder_offset=EncoderOffset(-8.0, 4), microbatches=2))(0)[1]
+    np.testing.assert_allclose(in_parts.loss, soft(0)[1].loss, rtol=1e-5)
+
+
+def test_it_may_not_change_on_resume_and_a_run_without_it_has_its_former_fingerprint():
+    plain = config_file.load(f"{QUICKSTART}:adapted")
+    soft = config_file.load(f"{QUICKSTART}:adapted", ((SETTING, "{'start': -8.0, 'steps': 10}"),))
+    with pytest.raises(UserError, match=r"train\.encoder_offset"):
+        resume.check_resume(experiments.dump(soft), experiments.dump(plain))
+    assert experiments.fingerprint(soft) != experiments.fingerprint(plain)
+    # as an earlier version saved it: without the settings that came later
+    saved = copy.deepcopy(experiments.dump(plain))
+    del saved["train"]["encoder_offset"], saved["init"]["adapt"]["choices"]["encoder_scale"]
+    assert resume.check_resume(saved, experiments.dump(plain)) == {}
+    assert experiments.build(saved) == plain
+
+
+def test_evaluations_and_what_is_exported_have_none(one_device, tmp_path, capsys, monkeypatch):
+    """Before the first update both runs score the same; the model folder is that of the architecture."""
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "corpus")
+    task = {"kind": "heldout_loss", "text": {"kind": "text", "path": "corpus/heldout"}, "objective": {"kind": "ul2"}}
+    common = [f"--config={E2E_CONFIG}:scratch@corpus", f"--config.eval.tasks={[task | {'examples': 4}]!r}"]
+    common += ["--config.train.steps=1", "--config.optim.schedule.warmup_steps=0", "--config.save.every_steps=0"]
+    rows = {}
+    for name, setting in (("plain", "None"), ("soft", "{'start': -8.0, 'steps': 3}")):
+        flags = [f"--workdir={name}", f"--config.{SETTING}={setting}", "--config.log.every_steps=1"]
+        assert cli.main(["train", *common, *flags]) == 0, capsys.readouterr().err
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows[name] = {key: value for line in lines for key, value in json.loads(line).items() if key != "step"}
+    first = {name: json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in rows}
+    assert first["soft"]["eval/heldout/loss"] == pytest.approx(first["plain"]["eval/heldout/loss"], rel=1e-6)
+    assert rows["soft"]["train/loss"] != pytest.approx(rows["plain"]["train/loss"], rel=1e-6)
+    folders = [tmp_path / name / "model" / "model.json" for name in rows]
+    assert folders[0].read_text() == folders[1].read_text()
