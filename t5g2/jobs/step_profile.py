@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -47,6 +47,29 @@ class Cost:
         return max(self.flops / roofline.flops_per_s, self.moved_bytes / roofline.bytes_per_s)
 
 
+class StepProfile(NamedTuple):
+    """What was measured of a run's steps.
+
+    Attributes:
+      seconds: of a step, by the clock.
+      memory_bytes: of the compiled step: its arguments, and what exists during a step only.
+      costs: of each operation.
+      program: the operations by name.
+    """
+
+    seconds: float
+    memory_bytes: int
+    costs: list[Cost]
+    program: Mapping[str, ProgramOperation]
+
+    def by_scope(self) -> dict[str, list[Cost]]:
+        """Returns the costs of the operations of each named scope."""
+        scopes: dict[str, list[Cost]] = {}
+        for cost in self.costs:
+            scopes.setdefault(self.program[cost.name].scope or "(no scope)", []).append(cost)
+        return scopes
+
+
 def profile(experiment: Experiment, *, steps: int) -> None:
     """Prints the dearest scopes and operations of a step.
 
@@ -54,6 +77,17 @@ def profile(experiment: Experiment, *, steps: int) -> None:
       UserError: the mesh does not fit the devices, or the data cannot be read.
     """
     logs.setup(process=jax.process_index())
+    measured = measure(experiment, steps=steps)
+    log.info("%d steps of %.3f s", steps, measured.seconds)
+    print(report(measured, device.roofline()))
+
+
+def measure(experiment: Experiment, *, steps: int) -> StepProfile:
+    """Returns the costs of a step with new weights and a real batch, means of so many.
+
+    Raises:
+      UserError: as `profile`.
+    """
     # else a program that only differs in the names of its operations could come from the cache, with its former names
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     mesh = sharding.make(experiment.mesh)
@@ -67,9 +101,9 @@ def profile(experiment: Experiment, *, steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             seconds = _run(plan, step, batch, steps, Path(folder))
             times = operation_times(next(Path(folder).rglob("*.xplane.pb")), program)
-    log.info("%d steps of %.3f s", steps, seconds / steps)
     costs = [_cost(program[name], *measured, steps) for name, measured in times.items()]
-    print(report(costs, program, device.roofline()))
+    memory = step.memory_analysis()
+    return StepProfile(seconds / steps, memory.argument_size_in_bytes + memory.temp_size_in_bytes, costs, program)
 
 
 def _run(plan: Plan, step: Any, batch: Any, steps: int, folder: Path) -> float:
@@ -124,15 +158,15 @@ def _cost(operation: ProgramOperation, seconds: float, calls: int, steps: int) -
     return Cost(operation.name, seconds / steps, operation.flops * each, operation.moved_bytes * each, each)
 
 
-def report(costs: list[Cost], program: Mapping[str, ProgramOperation], roofline: Roofline) -> str:
-    """Returns the tables of the dearest scopes and operations; `program` has the operations by name."""
+def report(measured: StepProfile, roofline: Roofline) -> str:
+    """Returns the tables of the dearest scopes and operations."""
+    costs, program, scopes = measured.costs, measured.program, measured.by_scope()
     total = sum(cost.seconds for cost in costs)
-    scopes: dict[str, list[Cost]] = {}
-    for cost in costs:
-        scopes.setdefault(program[cost.name].scope or "(no scope)", []).append(cost)
     peaks = f"{logs.short(roofline.flops_per_s)} FLOP/s, {roofline.bytes_per_s / GIB:,.1f} GiB/s"
     lines = [f"roofline: {peaks} ({roofline.source})", f"operations: {total:.3f} s a step", "", _header("scope")]
-    sums = [(name, _sum(name, group), sum(c.least_seconds(roofline) for c in group)) for name, group in scopes.items()]
+    sums = [
+        (name, total_of(name, group), sum(c.least_seconds(roofline) for c in group)) for name, group in scopes.items()
+    ]
     lines += [_row(name, cost, ideal, total) for name, cost, ideal in _dearest(sums)]
     lines += ["", _header("operation")]
     single = [(f"{c.name}  {program[c.name].scope}", c, c.least_seconds(roofline)) for c in costs]
@@ -140,7 +174,8 @@ def report(costs: list[Cost], program: Mapping[str, ProgramOperation], roofline:
     return "\n".join(lines)
 
 
-def _sum(name: str, costs: list[Cost]) -> Cost:
+def total_of(name: str, costs: list[Cost]) -> Cost:
+    """Returns the cost of several operations together, under a name."""
     sums = (sum(getattr(cost, field) for cost in costs) for field in ("seconds", "flops", "moved_bytes", "calls"))
     return Cost(name, *sums)
 

@@ -1,8 +1,8 @@
 """Verifies an imported model against transformers: both run on the same inputs, in float32.
 
-Every layer runs, on inputs padded on either side, longer than the sliding window, and with images. The model of
-transformers is loaded, run and freed before ours is loaded, so memory holds one of them, 4 bytes for each parameter,
-and its activations.
+Every layer runs, on random ids padded on either side and longer than the sliding window, on real text where the folder
+has a tokenizer, and with images. The model of transformers is loaded, run and freed before ours is loaded, so memory
+holds one of them, 4 bytes for each parameter, and its activations.
 
 B batch, T length, V vocabulary.
 """
@@ -24,9 +24,11 @@ from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.core import files
 from t5g2.core.device import GIB
+from t5g2.data.tokenizers import registry as tokenizers
 from t5g2.jobs.imported_model import model_outputs, model_similarity
 from t5g2.jobs.reference_model import reference_outputs, reference_similarity, require_packages
-from t5g2.jobs.verification_cases import PAST_WINDOW, ModelOutput, draw_cases, siglip_inputs
+from t5g2.jobs.verification_cases import PAST_WINDOW, TEXT_TOKENS, ModelOutput, draw_cases, siglip_inputs
+from t5g2.jobs.verification_text import TEXT
 from t5g2.models.config import (
     DualEncoderConfig,
     ModelConfig,
@@ -36,6 +38,7 @@ from t5g2.models.config import (
 # divergence of the predictions, in nats; the share of positions with the same five likeliest tokens. Rounding gives
 # about 1e-5, 1e-11 and 100%; a window or a mask that is off by one gives about 1e-1.
 ERROR, KL, TOP_5 = 1e-3, 1e-6, 0.95
+POSITIONS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def compare(model: str | PathLike, reference: str | PathLike | None = None) -> l
             pairs = siglip_inputs(opened.config)
             outputs = reference_similarity(Path(reference), *pairs), model_similarity(opened.path, *pairs)
             return [_compare_outputs("texts and images", *outputs)]
-        cases = list(draw_cases(opened.config))
+        cases = list(draw_cases(opened.config, _text(opened)))
         expected = reference_outputs(Path(reference), opened.config, cases)
     gc.collect()  # torch's model is freed before ours is loaded
     actual = model_outputs(opened.path, cases)
@@ -143,6 +146,16 @@ def compare(model: str | PathLike, reference: str | PathLike | None = None) -> l
         _closest_convention(case.name, reference_output, outputs)
         for case, reference_output, outputs in zip(cases, expected, actual, strict=True)
     ]
+
+
+def _text(folder: ModelFolder) -> np.ndarray | None:
+    """Returns the ids of the real text; None if the folder has no tokenizer, or one with more ids than the model."""
+    if folder.tokenizer is None:
+        return None
+    assert not isinstance(folder.config, DualEncoderConfig)
+    text = tokenizers.from_dict(folder.tokenizer, folder.path).encode(TEXT)
+    sides = filter(None, (folder.config.encoder_stack, folder.config.decoder_stack))
+    return text if text.max() < min(side.vocab_size for side in sides) else None
 
 
 def table(rows: list[OutputDifference]) -> str:
@@ -169,20 +182,28 @@ def table(rows: list[OutputDifference]) -> str:
 
 def _compare_outputs(name: str, reference: ModelOutput, output: ModelOutput) -> OutputDifference:
     """Returns the differences between two outputs for one case."""
-    expected, actual = reference.logits.astype(np.float64), output.logits.astype(np.float64)
-    assert expected.shape == actual.shape, (expected.shape, actual.shape)
-    logs = [x - x.max(-1, keepdims=True) for x in (expected, actual)]
-    logs = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logs]
-    kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
-    five = min(5, expected.shape[-1])
-    likeliest = [np.sort(np.argpartition(-x, five - 1, axis=-1)[:, :five], axis=-1) for x in (expected, actual)]
+    assert reference.logits.shape == output.logits.shape, (reference.logits.shape, output.logits.shape)
+    errors, kls, same, moments = [], [], [], []
+    # some positions at a time: in float64 all of a text would be gigabytes
+    for first in range(0, len(reference.logits), POSITIONS_AT_A_TIME):
+        part = slice(first, first + POSITIONS_AT_A_TIME)
+        expected, actual = (x.logits[part].astype(np.float64) for x in (reference, output))
+        logs = [x - x.max(-1, keepdims=True) for x in (expected, actual)]
+        logs = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logs]
+        five = min(5, expected.shape[-1])
+        likeliest = [np.sort(np.argpartition(-x, five - 1, axis=-1)[:, :five], axis=-1) for x in (expected, actual)]
+        errors.append(np.abs(expected - actual).max())
+        kls.append((np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1))
+        same.append((likeliest[0] == likeliest[1]).all(-1))
+        moments.append((expected.sum(), np.square(expected).sum()))
+    mean, square = np.sum(moments, axis=0) / reference.logits.size
     return OutputDifference(
         name,
-        positions=len(expected),
-        error=float(np.abs(expected - actual).max()),
-        spread=float(expected.std()),
-        kl=float(kl),
-        top_5=float((likeliest[0] == likeliest[1]).all(-1).mean()),
+        positions=len(reference.logits),
+        error=float(np.max(errors)),
+        spread=float(np.sqrt(square - mean**2)),
+        kl=float(np.concatenate(kls).mean()),
+        top_5=float(np.concatenate(same).mean()),
         same_tokens=sum(a == b for a, b in zip(reference.tokens, output.tokens, strict=True)),
         tokens=len(reference.tokens),
     )
@@ -203,7 +224,7 @@ def _attention_scores_bytes(config: ModelConfig) -> int:
         images = config.image_stack.images
         towers = [] if images is None else [(2, images.vision.heads, images.vision.patches)]
         stacks = [stack for stack in (config.encoder_stack, config.decoder_stack) if stack is not None]
-        towers += [(len(stacks), stack.heads, stack.window + PAST_WINDOW) for stack in stacks]
+        towers += [(len(stacks), stack.heads, max(stack.window + PAST_WINDOW, TEXT_TOKENS)) for stack in stacks]
     return max(2 * 4 * rows * heads * length**2 for rows, heads, length in towers)
 
 

@@ -16,7 +16,7 @@ from t5g2.models.config import (
     TextConfig,
 )
 
-SHORT, PAST_WINDOW, NEW_TOKENS = 16, 24, 8
+SHORT, PAST_WINDOW, NEW_TOKENS, TEXT_TOKENS = 16, 24, 8, 512
 BOS = 2  # in every Gemma vocabulary
 
 
@@ -46,8 +46,12 @@ class ModelOutput:
     tokens: list[int]
 
 
-def draw_cases(config: LanguageModelConfig) -> Iterator[Case]:
-    """Yields the cases of a language model; that with images is the last, if the model has any."""
+def draw_cases(config: LanguageModelConfig, text: np.ndarray | None = None) -> Iterator[Case]:
+    """Yields the cases of a language model; that with images is the last, if the model has any.
+
+    Args:
+      text: int32[N], real text, of which up to TEXT_TOKENS are read; None = random ids alone.
+    """
     draw = np.random.default_rng(0)
     eoi = config.eoi_id if isinstance(config, EncoderDecoderConfig) else None
     stacks = [stack for stack in (config.decoder_stack, config.encoder_stack) if stack is not None]
@@ -73,9 +77,24 @@ def draw_cases(config: LanguageModelConfig) -> Iterator[Case]:
     yield case("padded on the left", (2, SHORT), slice(None, 5))
     window = max(stack.window for stack in stacks)
     yield case(f"{PAST_WINDOW} past the window of {window}", (1, window + PAST_WINDOW), keep=PAST_WINDOW)
+    if text is not None:
+        yield _of_text(config, text[:TEXT_TOKENS])
     images = config.image_stack.images
     if images is not None:
         yield _with_images(case("images", (1, SHORT)), images, draw)
+
+
+def _of_text(config: LanguageModelConfig, text: np.ndarray) -> Case:
+    """Returns the case of a text, all of whose positions are compared; an encoder reads its first half."""
+
+    def side(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        row = tokens.astype(np.int32)[None]
+        return row, np.ones_like(row, bool)
+
+    half = len(text) // 2 if config.is_encoder_decoder else 0
+    decoder = side(np.append(np.int32(BOS), text[half:-1]))
+    encoder = side(text[:half]) if config.is_encoder_decoder else None
+    return Case(f"{len(text)} tokens of text", decoder, encoder, keep=len(text) - half)
 
 
 def _with_images(case: Case, images: Any, draw: np.random.Generator) -> Case:

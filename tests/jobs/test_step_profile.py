@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from t5g2.core.device import Roofline
 from t5g2.core.scopes import scope
 from t5g2.jobs.program_operations import ProgramOperation, operations
-from t5g2.jobs.step_profile import Cost, operation_times, report
+from t5g2.jobs.step_profile import Cost, StepProfile, operation_times, report
 
 TURNS, STEPS = 3, 2
 
@@ -49,7 +49,7 @@ def test_the_tables_have_the_dearest_first_with_their_share_of_the_roofline():
         Cost("c.3", seconds=0.2, flops=0, moved_bytes=gib // 4, calls=1),
         *(Cost(f"d.{i}", seconds=0.1 / 12, flops=0, moved_bytes=0, calls=1) for i in range(12)),
     ]
-    lines = report(costs, program, Roofline(20e9, 10 * gib, "named")).splitlines()
+    lines = report(StepProfile(1.0, 0, costs, program), Roofline(20e9, 10 * gib, "named")).splitlines()
     assert lines[:2] == ["roofline: 20G FLOP/s, 10.0 GiB/s (named)", "operations: 1.000 s a step"]
     scopes = [line.split() for line in lines[4:7]]
     # of head, 0.1 s by bytes and 0.025 s by bytes; of the MLP, 0.2 s by FLOPs

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint import export_folder, safetensors_io
-from t5g2.checkpoint.folder import save_model
+from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.checkpoint.tensor import Tensor
 from t5g2.core.errors import UserError
+from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.jobs import reference_model, verification, verification_cases
 from t5g2.jobs.verification import OutputDifference
 from t5g2.jobs.verification_cases import ModelOutput
+from t5g2.jobs.verification_text import TEXT
 from tests import tiny, weights
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
@@ -79,9 +81,12 @@ def test_what_is_imported_is_what_transformers_has(folders, name, tmp_path, caps
 @live
 @pytest.mark.long
 def test_every_difference_is_found(tmp_path):
-    """A row of a matrix in every kind of input; a window that is off by one only in inputs that are longer than it."""
+    """A row of a matrix in every kind of input; a window that is off by one only in inputs that are longer than it, of
+    which the text that the folder's tokenizer reads is one.
+    """
     ours = tmp_path / "ours"
-    save_model(ours, weights.model(dataclasses.replace(tiny.GEMMA3, window=20)))
+    model = weights.model(dataclasses.replace(tiny.GEMMA3, window=20, vocab_size=384))
+    save_model(ours, model, tokenizer=Bytes().to_dict())
     export_folder.export_model(ours, tmp_path / "theirs")
 
     def differing(change):
@@ -105,8 +110,8 @@ def test_every_difference_is_found(tmp_path):
         safetensors_io.write(folder, tensors, single_file=safetensors_io.SINGLE, metadata={"format": "pt"})
 
     assert differing(lambda folder: None) == []
-    assert differing(configured(sliding_window=21)) == ["24 past the window of 20"]
-    assert len(differing(nudged)) == 4
+    assert differing(configured(sliding_window=21)) == ["24 past the window of 20", "512 tokens of text"]
+    assert len(differing(nudged)) == 5
 
 
 def test_a_row_passes_within_all_limits():
@@ -122,10 +127,21 @@ def test_outputs_are_compared_by_hand():
     assert row.error == pytest.approx(np.log(2))
     assert row.kl == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
     assert (row.positions, row.top_5, row.same_tokens, row.tokens) == (1, 1.0, 2, 3)
+    assert row.spread == pytest.approx(theirs.logits.std())
     five = verification._compare_outputs(
         "five", ModelOutput(np.arange(7.0)[None], []), ModelOutput(np.array([[2.5, 1, 2, 3, 4, 5, 6]]), [])
     )
     assert five.top_5 == 0  # 2 3 4 5 6, and 0 3 4 5 6
+
+
+def test_a_long_output_is_compared_in_parts(monkeypatch):
+    draw = np.random.default_rng(0)
+    outputs = [ModelOutput(draw.normal(3, 2, (7, 11)).astype(np.float32), []) for _ in range(2)]
+    whole = verification._compare_outputs("whole", *outputs)
+    monkeypatch.setattr(verification, "POSITIONS_AT_A_TIME", 3)
+    parts = verification._compare_outputs("whole", *outputs)
+    assert dataclasses.astuple(parts) == pytest.approx(dataclasses.astuple(whole), rel=1e-12)
+    assert whole.spread == pytest.approx(outputs[0].logits.std(), rel=1e-6)
 
 
 def test_the_table():
@@ -170,6 +186,35 @@ def test_without_the_reference_nothing_is_begun(folders, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="no_such_torch is not installed"):
         verification.compare(folders("GEMMA3"))
+
+
+def test_a_text_is_read_once_and_predicted_at_every_position():
+    """An encoder reads the first half; the ids that are predicted are those of the text."""
+    text = np.arange(100, 700, dtype=np.int64)
+    alone, paired = (
+        {case.name: case for case in verification_cases.draw_cases(config, text)}["512 tokens of text"]
+        for config in (tiny.GEMMA3, tiny.T5GEMMA2_IMAGES)
+    )
+    (tokens, valid), keep = alone.decoder, alone.keep
+    assert (tokens.tolist(), valid.all(), keep) == ([[2, *range(100, 611)]], True, 512)
+    assert paired.encoder[0].tolist() == [list(range(100, 356))]
+    assert (paired.decoder[0].tolist(), paired.keep) == ([[2, *range(356, 611)]], 256)
+    assert not [case.name for case in verification_cases.draw_cases(tiny.GEMMA3) if "text" in case.name]
+    *_, last = verification_cases.draw_cases(tiny.T5GEMMA2_IMAGES, text)
+    assert last.images is not None
+
+
+def test_the_text_fills_what_is_compared_and_needs_its_rows(tmp_path):
+    """Of Gemma's tokenizer too it has over 512 ids; a tokenizer with more ids than the embedding has none."""
+    assert len(TEXT) > 3 * verification_cases.TEXT_TOKENS
+    for rows, has_text in ((384, True), (97, False)):
+        folder = tmp_path / str(rows)
+        save_model(
+            folder,
+            weights.model(dataclasses.replace(tiny.GEMMA3, vocab_size=rows)),
+            tokenizer=Bytes().to_dict(),
+        )
+        assert (verification._text(open_model(folder)) is not None) == has_text
 
 
 def test_past_the_window_is_past_every_window():
