@@ -27,8 +27,8 @@ PROMPTS, NEW_TOKENS = 20, 16
 
 @pytest.fixture(scope="module")
 def passages():
-    """Beginnings of held-out documents, of prose and code, each of some 40 words."""
-    documents = PythonText(split="heldout").open()
+    """Beginnings of documents, of prose and code, each of some 40 words."""
+    documents = PythonText(split="all").open()
     texts = [" ".join(documents[number].split()[:40]) for number in range(len(documents))]
     return [text for text in texts if len(text) > 100]
 
