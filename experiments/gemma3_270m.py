@@ -72,8 +72,12 @@ def get_sweep():
             after=("imported",),
         ),
     )
+    against_scratch = {
+        f"scratch, peak {peak}": {"adapted": f"adapted-{peak}", "other": f"scratch-{peak}"} for peak in PEAKS
+    }
+    against_others = {run.name: {"adapted": f"adapted-{PEAKS[0]}", "other": run.name} for run in others}
     return Sweep(
         title="Gemma 3 270M adapted to T5Gemma 2 270M-270M",
         parts=parts,
-        compare=tuple(run.name for run in (*grid, *others)),
+        compare=against_scratch | against_others,
     )
