@@ -42,6 +42,12 @@ def at_peak(peak):
     )
 
 
+def needle(name, model, after):
+    """Needle retrieval of a model folder of the sweep."""
+    command = ("evaluate", f"--model={{sweep}}/{model}", "--tasks=needle", f"--out={{sweep}}/{name}")
+    return Step(name, command, out=f"{name}/index.html", after=(after,))
+
+
 def get_sweep():
     stored = ("--teacher=" + SOURCE, "--out={sweep}/teacher", "--method=top_k", "--per_token=64")
     others = (
@@ -71,6 +77,8 @@ def get_sweep():
             {"init.params": "{sweep}/imported", "data.tokenizer": TOKENIZER},
             after=("imported",),
         ),
+        needle("needle_source", "imported", after="imported"),
+        needle("needle_adapted", f"adapted-{PEAKS[0]}/model", after=f"adapted-{PEAKS[0]}"),
     )
     against_scratch = {
         f"scratch, peak {peak}": {"adapted": f"adapted-{peak}", "other": f"scratch-{peak}"} for peak in PEAKS

@@ -331,6 +331,8 @@ def test_the_tasks_of_this_folder_load():
     long_context = task_files.load(["long_context:5000+70000"])
     assert {task.lengths for task in long_context} == {(5000, 70000)}
     assert len({task.name for task in long_context}) == 12
+    assert [(task.name, task.lengths) for task in task_files.load(["needle"])] == [("needle", (512, 2048))]
+    assert task_files.load(["needle:600"])[0].lengths == (600,)
     [docstrings, choice, retrieval] = task_files.load(["docstrings:5"])
     assert (docstrings.examples, choice.examples, retrieval.examples) == (5, 5, 5)
     record = docstrings.data.records[0]
