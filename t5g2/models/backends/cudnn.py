@@ -81,6 +81,7 @@ def attend(
       implementation: "xla" for the same arithmetic on any device.
     """
     assert softcap is None, softcap
+    assert all(keys.score_offset is None for keys, _ in sources)
     del dtype
     k_BSKH, v_BSKH = columns.join([keys for keys, _ in sources])
     visible_BTS = jnp.concatenate([reference.visible(query, keys.tokens, mask) for keys, mask in sources], axis=2)

@@ -65,6 +65,7 @@ def attend(
     # imported late: the kernels are for TPUs only, and their import takes about a second
     from jax.experimental.pallas.ops.tpu import splash_attention
 
+    assert all(keys.score_offset is None for keys, _ in sources)
     del dtype
     own = [(keys, mask) for keys, mask in sources if _offset(keys, query) is not None]
     others = [keys for keys, _ in sources if _offset(keys, query) is None]
