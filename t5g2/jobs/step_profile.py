@@ -48,7 +48,7 @@ class Cost:
 
 
 class StepProfile(NamedTuple):
-    """What was measured of a run's steps.
+    """Time, memory and costs of a run's step.
 
     Attributes:
       seconds: of a step, by the clock.

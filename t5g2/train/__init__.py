@@ -5,7 +5,8 @@ In the order in which they are best read:
     experiment      all settings of a run, checked; config_file reads a config, former_names has earlier names,
                     weight_origin: where first weights come from; image_rows and run_tokenizer complete settings;
                     probes: the rules and first weights of a probe
-    schedules       the learning rate; optimizers: the direction of an update; optim: the update, decay, freezing
+    schedules       the learning rate; optimizers: the direction of an update; optim: the update, decay, freezing;
+                    encoder_offset: a soft start of merged attention
     state, step     the state of a run, and its pure update; teachers: the distributions of distillation
     plan            shapes, shardings and the compiled step, before any array exists; mesh_fit: what a mesh can cut
     workdir         the files of a run; resume: the settings that may differ from the saved ones; files_of_weights:

@@ -2,22 +2,21 @@
 
 import copy
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5g2 import cli
+from t5g2.core import sharding
 from t5g2.core.errors import UserError
-from t5g2.models import build
+from t5g2.core.sharding import MeshShape
+from t5g2.models.config import to_dict
 from t5g2.models.layers import Compute
-from t5g2.train import config_file, optim, resume, state, step
+from t5g2.train import config_file, optim, plan, resume, state, step
 from t5g2.train import experiment as experiments
 from t5g2.train.encoder_offset import EncoderOffset
-from tests.e2e.conftest import CONFIG as E2E_CONFIG
-from tests.e2e.conftest import write_corpus
+from tests import weights
 from tests.train.test_experiment import QUICKSTART
 from tests.train.test_step import BATCH, CONFIG, DENOISERS, OPTIM, SOURCES, norm
 
@@ -64,7 +63,7 @@ def test_an_update_has_the_offset_of_its_step_and_ends_as_one_without():
     """Its loss is that of the model with the offset; after the last it is the step without one, gradients included. It
     depends on the number of updates in the state alone, which is saved, so a resumed run goes on where it was.
     """
-    params = build.make(CONFIG, key=jax.random.key(0))
+    params = weights.model(CONFIG)
     updates = optim.make(OPTIM, 10, params)
     plain = step.StepOptions(FLOAT32, DENOISERS, SOURCES)
     batch = jax.tree.map(jnp.asarray, BATCH)
@@ -101,21 +100,14 @@ def test_it_may_not_change_on_resume_and_a_run_without_it_has_its_former_fingerp
     assert experiments.build(saved) == plain
 
 
-def test_evaluations_and_what_is_exported_have_none(one_device, tmp_path, capsys, monkeypatch):
-    """Before the first update both runs score the same; the model folder is that of the architecture."""
-    monkeypatch.chdir(tmp_path)
-    write_corpus(tmp_path / "corpus")
-    task = {"kind": "heldout_loss", "text": {"kind": "text", "path": "corpus/heldout"}, "objective": {"kind": "ul2"}}
-    common = [f"--config={E2E_CONFIG}:scratch@corpus", f"--config.eval.tasks={[task | {'examples': 4}]!r}"]
-    common += ["--config.train.steps=1", "--config.optim.schedule.warmup_steps=0", "--config.save.every_steps=0"]
-    rows = {}
-    for name, setting in (("plain", "None"), ("soft", "{'start': -8.0, 'steps': 3}")):
-        flags = [f"--workdir={name}", f"--config.{SETTING}={setting}", "--config.log.every_steps=1"]
-        assert cli.main(["train", *common, *flags]) == 0, capsys.readouterr().err
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        rows[name] = {key: value for line in lines for key, value in json.loads(line).items() if key != "step"}
-    first = {name: json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in rows}
-    assert first["soft"]["eval/heldout/loss"] == pytest.approx(first["plain"]["eval/heldout/loss"], rel=1e-6)
-    assert rows["soft"]["train/loss"] != pytest.approx(rows["plain"]["train/loss"], rel=1e-6)
-    folders = [tmp_path / name / "model" / "model.json" for name in rows]
-    assert folders[0].read_text() == folders[1].read_text()
+def test_evaluations_and_what_is_exported_have_none():
+    """A task is given all that it knows by its context, and a model folder by the architecture: neither has it."""
+    mesh = sharding.make(MeshShape(), jax.devices()[:1])
+    soft, plain = (
+        config_file.load(f"{QUICKSTART}:scratch", ((SETTING, text),))
+        for text in ("{'start': -8.0, 'steps': 3}", "None")
+    )
+    plans_of = [plan.make(experiment, mesh) for experiment in (soft, plain)]
+    assert plans_of[0].step_options() != plans_of[1].step_options()
+    assert plans_of[0].eval_context(range(8)) == plans_of[1].eval_context(range(8))
+    assert to_dict(soft.model) == to_dict(plain.model)
