@@ -105,7 +105,7 @@ def import_model(
 def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: int) -> None:
     print(
         f"comparing with transformers: {size_bytes / GIB:.1f} GiB of weights in float32 at a time, and about "
-        f"{_attention_scores_bytes(folder.config) / GIB:.1f} GiB of activations {_free_memory_note()}",
+        f"{_activation_bytes(folder.config) / GIB:.1f} GiB of activations {_free_memory_note()}",
         flush=True,
     )
     try:
@@ -216,16 +216,19 @@ def _closest_convention(name: str, reference: ModelOutput, outputs: dict[str, Mo
     return closest if len({row.error for row in rows}) > 1 else replace(closest, name=name)
 
 
-def _attention_scores_bytes(config: ModelConfig) -> int:
-    """Returns the size of the largest attention scores, which transformers holds before and after the softmax."""
+def _activation_bytes(config: ModelConfig) -> int:
+    """Returns the size of the largest attention scores, before and after the softmax, and of the logits of a text.
+
+    The logits are those of transformers, a copy without padding, and ours.
+    """
     if isinstance(config, DualEncoderConfig):
-        towers = [(3, config.vision.heads, config.vision.patches)]
-    else:
-        images = config.image_stack.images
-        towers = [] if images is None else [(2, images.vision.heads, images.vision.patches)]
-        stacks = [stack for stack in (config.encoder_stack, config.decoder_stack) if stack is not None]
-        towers += [(len(stacks), stack.heads, max(stack.window + PAST_WINDOW, TEXT_TOKENS)) for stack in stacks]
-    return max(2 * 4 * rows * heads * length**2 for rows, heads, length in towers)
+        return 2 * 4 * 3 * config.vision.heads * config.vision.patches**2
+    images = config.image_stack.images
+    towers = [] if images is None else [(2, images.vision.heads, images.vision.patches)]
+    stacks = [stack for stack in (config.encoder_stack, config.decoder_stack) if stack is not None]
+    towers += [(len(stacks), stack.heads, max(stack.window + PAST_WINDOW, TEXT_TOKENS)) for stack in stacks]
+    scores = max(2 * 4 * rows * heads * length**2 for rows, heads, length in towers)
+    return scores + 3 * 4 * TEXT_TOKENS // len(stacks) * config.decoder_stack.vocab_size
 
 
 def _free_memory_note() -> str:

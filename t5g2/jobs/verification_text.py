@@ -1,4 +1,4 @@
-"""The real text on which an imported model is compared with transformers: ten languages, and code.
+"""The real text on which an imported model is compared with transformers: eleven languages, and code.
 
 The first article of the Universal Declaration of Human Rights (United Nations, 1948) in its translations.
 """
@@ -12,6 +12,8 @@ Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit V
 einander im Geiste der Brüderlichkeit begegnen.
 Todos los seres humanos nacen libres e iguales en dignidad y derechos y, dotados como están de razón y conciencia, \
 deben comportarse fraternalmente los unos con los otros.
+Todos os seres humanos nascem livres e iguais em dignidade e em direitos. Dotados de razão e de consciência, devem \
+agir uns para com os outros em espírito de fraternidade.
 Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью и должны \
 поступать в отношении друг друга в духе братства.
 يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق. وقد وهبوا عقلاً وضميرًا وعليهم أن يعامل بعضهم بعضًا بروح الإخاء.
