@@ -19,6 +19,7 @@ SHORT = {
     "optim.schedule.warmup_steps": 2,
     "eval.every_steps": 0,
     "eval.tasks.0.examples": 8,
+    "eval.final": ("samples",),
     "save.model": True,
 }
 
