@@ -21,8 +21,9 @@ CONFIG = Path(__file__).parent.parent / "configs/gemma3_270m.py"
 LARGEST = 5
 NOTE = (
     "The head is the largest: 262,144 rows, in blocks of the vocabulary, with four products where the embedding is "
-    "trained and three where it is frozen, whose gradient, moments and update are then not computed. A share above "
-    "100 % of the roofline is of bytes that stay in a cache, or of a machine that was busier when the peak was measured."
+    "trained and three where it is frozen, whose gradient, moments and update are then not computed. A share "
+    "above 100 % of the roofline is of bytes that stay in a cache, or of a machine that was busier when the peak was "
+    "measured."
 )
 
 
