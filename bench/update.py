@@ -1,6 +1,6 @@
 """One update of T5Gemma 2 270M-270M, as configs/gemma3_270m.py has it: time, memory, and the five largest costs.
 
-    python bench/update.py          minutes on two cores, 7 GB
+    python bench/update.py          minutes on two cores, 8 GB
 
 Float32, UL2 on one row of 1120 + 1280 tokens, AdamW with moments in bfloat16, remat of blocks. The weights are new,
 because time does not depend on values, so nothing needs to be downloaded. A share is of the time of all operations; the
