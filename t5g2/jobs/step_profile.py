@@ -102,8 +102,8 @@ def measure(experiment: Experiment, *, steps: int) -> StepProfile:
             seconds = _run(plan, step, batch, steps, Path(folder))
             times = operation_times(next(Path(folder).rglob("*.xplane.pb")), program)
     costs = [_cost(program[name], *measured, steps) for name, measured in times.items()]
-    memory = step.memory_analysis()
-    return StepProfile(seconds / steps, memory.argument_size_in_bytes + memory.temp_size_in_bytes, costs, program)
+    memory = device.program_memory(step, mesh.devices.flat[0].platform)
+    return StepProfile(seconds / steps, memory.total, costs, program)
 
 
 def _run(plan: Plan, step: Any, batch: Any, steps: int, folder: Path) -> float:
