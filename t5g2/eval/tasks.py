@@ -103,7 +103,9 @@ class HeldoutLoss(Task):
             source = Source(self.text, self.objective, name=self.name)
             # without images in the text the tower is left out, because it takes as long on rows without an image
             images = context.data.images if isinstance(self.text, ImageText) else None
-            data = dataclasses.replace(context.data, sources=(source,), images=images)
+            # examples of one denoiser are alike, and the row that each fills most evenly is an empty one
+            packing = "first_fit" if context.data.packing == "best_fit" else context.data.packing
+            data = dataclasses.replace(context.data, sources=(source,), images=images, packing=packing)
         except UserError as error:
             raise UserError(f"evaluation task {self.name!r} does not fit the run's data: {error}") from None
         chunks = open_source(data.sources[0], data)

@@ -157,6 +157,22 @@ def test_packing_and_devices_change_nothing(text, t5gemma, devices):
         assert spread[name] == pytest.approx(value, rel=1e-5), name
 
 
+def test_examples_of_one_denoiser_share_rows(text, t5gemma, monkeypatch):
+    """With one packing as with the other: best_fit would put each into a row of its own."""
+    task, rows = HeldoutLoss(text, MIXTURE, examples=12), {}
+    for packing in ("first_fit", "best_fit", "none"):
+        filled = rows[packing] = []
+
+        def count(model, batch, bytes_BT, filled=filled, **_):
+            filled.append(int((np.asarray(batch.weights) > 0).any(axis=1).sum()))
+            return np.ones(4)
+
+        monkeypatch.setattr(tasks, "_batch_sums", count)
+        evaluate(t5gemma, [task], context_of(text, packing=packing, packing_rows=16))
+    assert sum(rows["none"]) == 12 * len(MIXTURE.denoisers)
+    assert sum(rows["best_fit"]) == sum(rows["first_fit"]) <= 0.75 * sum(rows["none"])
+
+
 def test_the_whole_text_can_be_measured_and_again(text, t5gemma):
     evaluation = Evaluator([HeldoutLoss(text, MIXTURE, examples=None)], context_of(text))
     every = HeldoutLoss(text, MIXTURE, examples=10_000)
