@@ -6,6 +6,8 @@
 Dialogues: for every documented function of this Python's standard library, its name and arguments, and the first line
 of its docstring; written to the cache when the config is read. 1 byte = 1 token; the tokens that begin and end a turn
 are two of the tokenizer's sentinels, because bytes have no others. 200 steps take about 3 minutes.
+
+Compiled for v5e:1x1 (t5g2 check --target): 0.09 GiB of the chip.
 """
 
 import ast

@@ -55,7 +55,7 @@ def get_config(arm="adapted"):
         ],
         "tokenizer": {"kind": "of_weights"},
         "chunk_tokens": CHUNK_TOKENS,
-        # one long row, of some eight texts, has few empty slots; a small evaluation has few rows by first_fit alone
+        # one long row, of some eight texts, has few empty slots
         "rows": 1,
         "encoder_length": 0 if source else 1120,
         "decoder_length": 2304 if source else 1280,
