@@ -66,6 +66,19 @@ ROWS = (
     sized("1b-1b", "v5e:4x4", 32),
     sized("4b-4b", "v5e:4x4", 16, ("train.tile_tokens", "2048")),
     sized("4b-4b", "v5p:4x4x8", 128, length=16_384),
+    # a row for 8 chips, which cut its encoder; chunks of text are as long as both sides
+    Row(
+        "t5gemma2.py:4b-4b",
+        "v5p:4x4x4",
+        (
+            *TEXT,
+            ("data.encoder_length", "131072"),
+            ("data.decoder_length", "4096"),
+            ("data.chunk_tokens", "131072"),
+            ("data.rows", "8"),
+            ("mesh.context", "8"),
+        ),
+    ),
     Row("t5gemma.py:9b-9b", "v5p:4x4x4", (("data.rows", "128"),)),
     sized("1b-1b", "v6e:4x4", 32),
     sized("4b-4b", "v6e:4x4", 16),

@@ -16,6 +16,8 @@ warm-up, schedule, weight decay, packing; and 100G tokens for MedGemma (arXiv 25
 Known deviations: no distillation, no extension to 128K tokens; text only, so image tower and projector are frozen.
 
 Hardware: Gemma 2 took 512 TPU v5e (2B), 4096 v4 (9B) and 6144 v5p (27B). Rows are cut over all devices along fsdp.
+Compiled for v5p:2x2x2 (t5g2 check --target): gemma3:270m takes 33.7 GiB a chip and 10.2 s a step by the compiler's
+estimates, MFU 23%.
 """
 
 from ml_collections import ConfigDict
