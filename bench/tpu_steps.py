@@ -66,7 +66,7 @@ ROWS = (
     sized("1b-1b", "v5e:4x4", 32),
     sized("4b-4b", "v5e:4x4", 16, ("train.tile_tokens", "2048")),
     sized("4b-4b", "v5p:4x4x8", 128, length=16_384),
-    # a row for 8 chips, which cut its encoder; chunks of text are as long as both sides
+    # a row for 8 chips, which cut its encoder
     Row(
         "t5gemma2.py:4b-4b",
         "v5p:4x4x4",
@@ -74,7 +74,8 @@ ROWS = (
             *TEXT,
             ("data.encoder_length", "131072"),
             ("data.decoder_length", "4096"),
-            ("data.chunk_tokens", "131072"),
+            ("data.chunk_tokens", "131000"),
+            ("data.sources.0.objective", '{"kind": "prefix_lm", "prefix": 0.97}'),
             ("data.rows", "8"),
             ("mesh.context", "8"),
         ),
