@@ -73,9 +73,7 @@ def open_any(directory: str | PathLike) -> ModelFolder:
 def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
     """Opens a Hugging Face or an official Flax folder, or a GGUF file, as if it were a model folder.
 
-    No weight is read yet.
-
-    Copies of tied weights, where they are stored, are read and compared.
+    No weight is read yet, but for stored copies of tied weights, which are compared.
 
     Args:
       directory: a folder with config.json and safetensors, or an Orbax checkpoint; or a GGUF file, or its folder; or

@@ -1,8 +1,8 @@
 """Models at Hugging Face's hub: what is downloaded, from which commit, and what is told where that fails."""
 
 import json
-import logging
 import shutil
+import sys
 from unittest import mock
 
 import httpx2
@@ -10,7 +10,6 @@ import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from huggingface_hub import constants
 from huggingface_hub.utils._http import default_client_factory
 
 import t5g2
@@ -18,13 +17,11 @@ from t5g2 import cli
 from t5g2.checkpoint import export_folder, hub, source_folder
 from t5g2.checkpoint.import_folder import import_model, open_any, open_tower
 from t5g2.core.errors import MachineError, UserError
-from tests import tiny
-from tests.checkpoint import hub_cache
+from tests import hub_cache, tiny
 from tests.checkpoint.foreign_folders import save
-from tests.checkpoint.hub_cache import COMMIT, OTHER_COMMIT, Hub
+from tests.hub_cache import COMMIT, OTHER_COMMIT, Hub
 
 NAME = "owner/tiny"
-GIT = {"X-Error-Code": ""}
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +36,17 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path):
     """The hub's cache, empty."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    hub.pinned.cache_clear()
-    hub.snapshot.cache_clear()
-    yield tmp_path / "hub"
-    hub.pinned.cache_clear()
-    hub.snapshot.cache_clear()
+    with hub_cache.empty(tmp_path / "hub", offline=False) as folder:
+        yield folder
 
 
 @pytest.fixture
-def offline(cache, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
-    yield cache
-    huggingface_hub.close_session()
+def offline(tmp_path):
+    """The hub's cache, empty, of a machine that is not to ask the hub."""
+    with hub_cache.empty(tmp_path / "hub", offline=True) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -126,7 +118,7 @@ def test_only_what_a_model_needs_is_downloaded(serve, exported):
     assert downloaded == {"config.json", "generation_config.json", "model.safetensors"}
     # a second process finds all of it in the cache, and asks for the commit of the branch alone
     served.asked.clear()
-    hub.pinned.cache_clear(), hub.snapshot.cache_clear()
+    hub_cache.forget()
     open_any("hf://owner/tiny")
     assert served.asked == [("GET", "/api/models/owner/tiny")]
 
@@ -256,7 +248,7 @@ def test_what_is_no_address(cache, address, message):
 
 
 def test_without_the_extra_the_command_ends_with_2_and_names_it(cache, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert cli.main(["import", "--source=hf://owner/tiny", "--out=unused"]) == 2
     assert (
         "huggingface_hub is not installed; run `pip install 't5g2[hub]'`, or give a folder of this machine instead of "
@@ -341,4 +333,3 @@ def test_a_push_without_the_right_ends_before_the_export(serve, exported, tmp_pa
 def test_a_push_without_a_network(offline, exported, capsys):
     assert cli.main(["export", f"--model={exported}", "--push=hf://owner/new"]) == 2
     assert "export with --out and upload the folder later" in capsys.readouterr().err
-    logging.getLogger("huggingface_hub").handlers.clear()

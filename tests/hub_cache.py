@@ -1,12 +1,37 @@
 """Repositories in the cache of Hugging Face's hub, laid out as huggingface_hub does it, and answers of the hub."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from t5g2.checkpoint import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+@contextmanager
+def empty(folder: Path, *, offline: bool) -> Iterator[Path]:
+    """Has huggingface_hub use an empty cache, as a new process does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder))
+        patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        forget()
+        yield folder
+    forget()
+
+
+def forget() -> None:
+    """Forgets what this process has resolved."""
+    hub.pinned.cache_clear()
+    hub.snapshot.cache_clear()
+    huggingface_hub.close_session()
 
 
 def add(cache: Path, name: str, files: Path, *, commit: str = COMMIT, revision: str = "main") -> Path:
