@@ -22,6 +22,7 @@ from t5g2.core.optional import require
 SCHEME = "hf://"
 SITE = "https://huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
+PINNED = re.compile(rf"{SCHEME}[^@]+@{COMMIT.pattern}(/.*)?")
 # a repository may also have weights of other formats, pictures and logs, none of which is downloaded
 WANTED = (
     "*.safetensors",
@@ -84,9 +85,9 @@ def pinned(text: str) -> str:
     Raises:
       UserError: as parse; there is no such repository or revision; the hub cannot be reached, and the cache has none.
     """
-    address = parse(text)
-    if address.revision is not None and COMMIT.fullmatch(address.revision):
+    if PINNED.fullmatch(text):  # before the library is asked for: records are read without it
         return text
+    address = parse(text)
     with _explained(address, "read"):
         revision = _library(text).HfApi().resolve_revision(address.repository, revision=address.revision)
     return str(address._replace(revision=revision.resolved))

@@ -296,6 +296,10 @@ def test_export_pushes_one_commit(uploads, exported, tmp_path, capsys):
     assert files == [["config.json", "generation_config.json", "model.safetensors"]]
     options = calls.mock_calls[-1].kwargs
     assert (options["repo_id"], options["revision"]) == ("owner/new", "branch")
+    # of a former export in several files, which would be read with the new one
+    former = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md", "onnx/a.safetensors"]
+    gone = huggingface_hub.utils.filter_repo_objects(former, allow_patterns=options["delete_patterns"])
+    assert list(gone) == former[:2]
     assert not options["folder_path"].exists(), "the temporary folder is gone"
     # a folder that is asked for stays
     assert cli.main(["export", f"--model={exported}", "--push=hf://owner/new", f"--out={tmp_path / 'kept'}"]) == 0
