@@ -254,18 +254,19 @@ def _refused(address: Address, action: str, error: Exception) -> UserError:
 
 
 def _unreachable(address: Address, action: str, error: Exception) -> UserError:
+    reason = _line(error.__cause__ or error)
     if action == "write":
         return UserError(
-            f"{address}: the hub cannot be reached ({_line(error)}); check the network and that HF_HUB_OFFLINE is not "
+            f"{address}: the hub cannot be reached ({reason}); check the network and that HF_HUB_OFFLINE is not "
             f"set, or export with --out and upload the folder later"
         )
     return UserError(
-        f"{address}: the hub cannot be reached ({_line(error)}), and its cache on this machine does not have all of "
+        f"{address}: the hub cannot be reached ({reason}), and its cache on this machine does not have all of "
         f"the model; check the network and that HF_HUB_OFFLINE is not set, download it where there is a network (hf "
         f"download {address.repository}), or give a folder"
     )
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """Returns the first line of an error's message, without the hints that follow."""
     return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")[:300]
