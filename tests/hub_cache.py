@@ -29,7 +29,7 @@ def empty(folder: Path, *, offline: bool) -> Iterator[Path]:
 
 def forget() -> None:
     """Forgets what this process has resolved."""
-    hub.pinned.cache_clear()
+    hub.COMMITS.clear()
     hub.snapshot.cache_clear()
     huggingface_hub.close_session()
 

@@ -34,6 +34,8 @@ WANTED = (
     folders.PROVENANCE,
     *folders.EXTRA_FILES,
 )
+# address -> the same with its commit, as this process has resolved it, or the run that it goes on with
+COMMITS: dict[str, str] = {}
 # weights of a former upload, which would lie beside the new ones
 REPLACED = (safetensors_io.SINGLE, "model-*-of-*.safetensors", safetensors_io.INDEX)
 
@@ -78,7 +80,6 @@ def parse(text: str) -> Address:
     return Address(uri.id, uri.revision, uri.path_in_repo)
 
 
-@functools.cache
 def pinned(text: str) -> str:
     """Returns an address with the commit that its revision stands for now, or stood for when the hub was last reached.
 
@@ -87,10 +88,12 @@ def pinned(text: str) -> str:
     """
     if PINNED.fullmatch(text):  # before the library is asked for: records are read without it
         return text
-    address = parse(text)
-    with _explained(address, "read"):
-        revision = _library(text).HfApi().resolve_revision(address.repository, revision=address.revision)
-    return str(address._replace(revision=revision.resolved))
+    if text not in COMMITS:
+        address = parse(text)
+        with _explained(address, "read"):
+            revision = _library(text).HfApi().resolve_revision(address.repository, revision=address.revision)
+        COMMITS[text] = str(address._replace(revision=revision.resolved))
+    return COMMITS[text]
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import adaptation, files_of_weights, image_rows
 from t5g2.train import experiment as experiments
+from t5g2.train import workdir as workdirs
 from t5g2.train.weight_origin import Adapt, Init, pinned
 from tests import hub_cache, tiny
 from tests.data import tokenizer_files
@@ -71,6 +72,24 @@ def test_a_run_records_the_commit_of_its_weights(cache):
     assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
     opened = adaptation.open_same_architecture(experiment.init.params, ENCODER_DECODER)
     assert opened.path.name == COMMIT
+
+
+def test_a_run_that_goes_on_keeps_its_commits(cache, tmp_path):
+    """A commit to the branch, as of a README, ends no run that was preempted; another address is another setting."""
+    config = node(ENCODER_DECODER, init={"params": ADDRESS}, distill={"teacher": DECODER_ADDRESS})
+    experiment = experiments.build(config)
+    workdirs.write_experiment(tmp_path, experiment, None)
+    refs = cache / "models--owner--decoder" / "refs"
+    try:
+        for name in ("main", "new"):
+            (refs / name).write_text(OTHER_COMMIT)
+        hub_cache.forget()
+        workdirs.recall_commits(tmp_path)
+        assert experiments.build(config) == experiment
+        assert pinned({"distill": {"teacher": f"{DECODER_ADDRESS}@new"}})["distill"]["teacher"].endswith(OTHER_COMMIT)
+    finally:
+        (refs / "main").write_text(COMMIT)
+        hub_cache.forget()
 
 
 def test_every_setting_that_names_a_model_is_pinned(cache):
