@@ -11,7 +11,9 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Writes a model folder as a Hugging Face folder, which transformers loads, and uploads it if --push says where.
+    """Writes a model folder as a Hugging Face folder, which transformers loads.
+
+    With --push it is uploaded to the Hugging Face hub.
 
     Example: t5g2 export --model=runs/adapted/model --out=models/adapted-hf
     """
