@@ -228,7 +228,9 @@ def extra_files(directory: Path) -> tuple[Path, ...]:
     matching = {path for pattern in EXTRA_FILES for path in directory.glob(pattern) if path.is_file()}
     # a folder of unknown origin could otherwise have any file of this machine copied, and published with the model
     whole = directory.resolve()
-    roots = [whole, *([whole.parent.parent / "blobs"] if whole.parent.name == "snapshots" else [])]
+    # a snapshot, or a folder in one
+    snapshots = next((parent for parent in whole.parents if parent.name == "snapshots"), None)
+    roots = [whole, *([] if snapshots is None else [snapshots.parent / "blobs"])]
     for path in sorted(matching):
         if not any(path.resolve().is_relative_to(root) for root in roots):
             raise UserError(

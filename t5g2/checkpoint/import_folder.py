@@ -28,8 +28,10 @@ from t5g2.checkpoint import (
     hf_config_reader,
     hf_config_writer,
     hf_names,
+    hub,
     names,
     safetensors_io,
+    source_folder,
     unreadable_folders,
 )
 from t5g2.checkpoint import folder as folders
@@ -56,11 +58,14 @@ ConfigChoice = ModelConfig | str | PathLike | None
 
 
 def open_any(directory: str | PathLike) -> ModelFolder:
-    """Opens a model folder, a Hugging Face folder, an official Flax one or a GGUF file; no weight is read yet.
+    """Opens a model folder, a Hugging Face folder, an official Flax one, a GGUF file, or one of these at the hub.
+
+    No weight is read yet.
 
     Raises:
       UserError: the folder is none of them; as open_model and open_foreign.
     """
+    directory = source_folder.local(directory)
     path = Path(directory).expanduser().absolute()
     return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(directory)
 
@@ -68,12 +73,11 @@ def open_any(directory: str | PathLike) -> ModelFolder:
 def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
     """Opens a Hugging Face or an official Flax folder, or a GGUF file, as if it were a model folder.
 
-    No weight is read yet.
-
-    Copies of tied weights, where they are stored, are read and compared.
+    No weight is read yet, but for stored copies of tied weights, which are compared.
 
     Args:
-      directory: a folder with config.json and safetensors, or an Orbax checkpoint; or a GGUF file, or its folder.
+      directory: a folder with config.json and safetensors, or an Orbax checkpoint; or a GGUF file, or its folder; or
+        the address of one of them at the hub (hub.py).
       config: the architecture, the name of a size, or a file like model.json. None = the one that config.json
         describes, or the released size whose shapes a Flax tree has.
 
@@ -81,6 +85,7 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
       UserError: the folder is neither; a file is missing or damaged; the architecture is unsupported or undetermined;
         tensors are missing, surplus or have other shapes; copies of tied weights differ.
     """
+    directory = source_folder.local(directory)
     path = gguf_folder.folder_of(directory)
     gguf = gguf_folder.source_of(path)
     if gguf is None:
@@ -117,7 +122,7 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     notes += accounting.check_tensors(where, tensor_format, config, matches, tensors)
     provenance = {
         "kind": "import",
-        "source": str(path if gguf is None else gguf.file),
+        "source": hub.recorded(path if gguf is None else gguf.file),
         "layout": tensor_format.title if gguf is None else f"GGUF of {tensor_format.title}",
         "tensors": len(matches),
         "parameters": sum(math.prod(leaf.shape) for leaf in abstract.values()),
@@ -151,6 +156,7 @@ def open_tower(directory: str | PathLike) -> TowerFolder:
     Raises:
       UserError: the folder has no image tower; as open_any.
     """
+    directory = source_folder.local(directory)
     path = Path(directory).expanduser().absolute()
     if (path / CONFIG_FILE).is_file() and not (path / folders.MODEL).is_file():
         data = _read_json(path / CONFIG_FILE)
@@ -193,9 +199,10 @@ def import_model(
     # arguments are checked before any weight is read, because an import takes minutes
     dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
-    if (Path(source) / folders.MODEL).is_file():
+    local = source_folder.local(source)
+    if (Path(local) / folders.MODEL).is_file():
         raise UserError(f"{source} is a model folder already: it has a {folders.MODEL}. Use it as it is, or copy it")
-    opened = open_foreign(source, config)
+    opened = open_foreign(local, config)
     if image_size is not None:
         opened = folders.with_image_size(opened, image_size)
     tensors = {
@@ -338,6 +345,7 @@ def read_tokenizer(directory: str | PathLike) -> dict[str, Any] | None:
     Raises:
       UserError: the folder does not exist, or holds no model for a known reason.
     """
+    directory = source_folder.local(directory)
     path = gguf_folder.folder_of(directory)
     if not (path / gguf_folder.INDEX).is_file():
         unreadable_folders.refuse(directory)

@@ -49,13 +49,13 @@ def _missing(given: str, path: Path) -> UserError:
     address = HUB_URL.fullmatch(given)
     if address:
         return UserError(
-            f"{given} is an address of Hugging Face's hub, and nothing is downloaded here; download the model and give "
-            f"its folder: hf download {address[3]} --local-dir DIR"
+            f"{given} is a page of Hugging Face's hub; to have the model downloaded into the hub's cache, give "
+            f"hf://{address[3]}"
         )
     if HUB_ID.fullmatch(given) and not path.parent.is_dir():
         return UserError(
-            f"{path} does not exist; if {given} is a model of Hugging Face's hub, download it first and give its "
-            f"folder: hf download {given} --local-dir DIR"
+            f"{path} does not exist; if {given} is a model of Hugging Face's hub, give hf://{given}, and it is "
+            f"downloaded into the hub's cache"
         )
     return UserError(f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder")
 

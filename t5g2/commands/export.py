@@ -1,18 +1,22 @@
 """`t5g2 export`."""
 
-from t5g2.commands.flags import DTYPE, MODEL, OUT, Parsed
+from t5g2.commands.flags import DTYPE, MODEL, Flag, Parsed
 
-FLAGS = {"model": MODEL, "out": OUT, "dtype": DTYPE}
+FLAGS = {
+    "model": MODEL,
+    "out": Flag(None, "folder to write; it must not exist; default: none is kept, where --push is given"),
+    "push": Flag(None, "hf://OWNER/NAME[@BRANCH]: the repository of Hugging Face's hub to upload the result to"),
+    "dtype": DTYPE,
+}
 
 
 def run(flags: Parsed) -> None:
     """Writes a model folder as a Hugging Face folder, which transformers loads.
 
+    With --push it is uploaded to the Hugging Face hub.
+
     Example: t5g2 export --model=runs/adapted/model --out=models/adapted-hf
     """
-    from t5g2.checkpoint import export_folder
+    from t5g2.jobs import exported_model
 
-    deviations = export_folder.export_model(flags.model, flags.out, dtype=flags.dtype)
-    print(f"wrote {flags.out}")
-    for deviation in deviations:
-        print(f"transformers computes this model differently for {deviation}")
+    exported_model.export(flags.model, out=flags.out, push=flags.push, dtype=flags.dtype)

@@ -70,7 +70,9 @@ CONFIG = Flag(
     None, "FILE[:ARG]: the config file, and the argument of its get_config; --config.a.b=VALUE overrides", True
 )
 WORKDIR = Flag(None, "folder of the run: checkpoints, metrics, samples, report", True)
-MODEL = Flag(None, "model folder, a Hugging Face or an official Flax one, or a GGUF file", True)
+MODEL = Flag(
+    None, "model folder, a Hugging Face or an official Flax one, a GGUF file, or hf://OWNER/NAME[@REVISION]", True
+)
 DTYPE = Flag(None, "float32, bfloat16 or float16, to cast weights to; default: as they are stored")
 MESH = Flag(
     None,

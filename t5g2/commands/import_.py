@@ -4,7 +4,7 @@ from t5g2.commands.flags import DTYPE, OUT, Flag, Parsed
 from t5g2.core.errors import UserError
 
 FLAGS = {
-    "source": Flag(None, "Hugging Face folder, official Flax folder or GGUF file", True),
+    "source": Flag(None, "Hugging Face folder, official Flax folder, GGUF file, or hf://OWNER/NAME[@REVISION]", True),
     "out": OUT,
     "config": Flag(None, "architecture, if the folder has no config: a size such as gemma3:1b, or a model.json"),
     "verify": Flag(False, "compare the result with transformers, in float32; requires transformers and torch"),

@@ -19,12 +19,15 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 train --config=configs/quickstart.py:source --workdir=runs/source --config.train.steps=50
     """
+    from pathlib import Path
+
     from t5g2.core import distributed
-    from t5g2.train import config_file, loop
+    from t5g2.train import config_file, loop, workdir
 
     START_UP.ended("imports")
     START_UP.watch_compiler()
     distributed.initialize(flags.distributed)
+    workdir.recall_commits(Path(flags.workdir))
     experiment = config_file.load(flags.config, flags.overrides)
     START_UP.ended("config")
     loop.train(experiment, flags.workdir, replay=flags.replay, allow_change=flags.names("allow_change"))

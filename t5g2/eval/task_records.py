@@ -8,6 +8,7 @@ from t5g2.core import pairs
 from t5g2.core.errors import UserError
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
 from t5g2.data.sources.documents import Documents
+from t5g2.data.sources.hf_dataset import HfDataset
 from t5g2.data.sources.record_templates import Record, RecordList
 from t5g2.data.sources.seqio_source import Seqio
 from t5g2.data.sources.text_files import Jsonl, Parquet
@@ -21,7 +22,8 @@ BY_NAME = {"rows": RecordList}
 def open_records(source: RecordSource, tokenizer: Tokenizer) -> Sequence[Record]:
     """Returns the records of a source, each with all of its fields.
 
-    Files of JSON lines, parquet, ArrayRecord and data sets of TensorFlow Datasets have the fields of their records.
+    Files of JSON lines, parquet, ArrayRecord and data sets of TensorFlow Datasets and of the library datasets have the
+    fields of their records.
     Examples of seqio have the texts `inputs` and `targets`; documents of any other source have `text`.
 
     Args:
@@ -32,7 +34,7 @@ def open_records(source: RecordSource, tokenizer: Tokenizer) -> Sequence[Record]
     """
     if isinstance(source, RecordList):
         records: Sequence[Record] = source.records
-    elif isinstance(source, Jsonl | Parquet | ArrayRecord | Tfds):
+    elif isinstance(source, Jsonl | Parquet | ArrayRecord | Tfds | HfDataset):
         if source.field != type(source).field:
             raise UserError(f"field = {source.field!r}: a task's template names the fields; leave field out")
         records = source.open_records()

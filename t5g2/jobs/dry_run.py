@@ -14,11 +14,11 @@ import collections
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from t5g2.checkpoint import source_folder
 from t5g2.core import logs, metrics_writer, sharding, tpu_chips, tree
 from t5g2.core.device import GIB, program_memory
 from t5g2.core.errors import UserError
@@ -172,7 +172,7 @@ def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
         return f"weights: new\n{run_tokenizer.check(tokenizer, init, experiment.model)}"
     sources = [path] if init.adapt is None else init.adapt.folders
     # a config may be checked before the run that writes its folder, so a missing one is no error
-    missing = [folder for folder in sources if not Path(folder).exists()]
+    missing = [folder for folder in sources if not source_folder.exists(folder)]
     if missing:
         return f"weights: {name}: {', '.join(missing)} does not exist yet; it must when the run starts"
     if init.adapt is not None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from t5g2.api import loading, model_inputs
 from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
-from t5g2.checkpoint import checksum, generation_ids
+from t5g2.checkpoint import checksum, generation_ids, source_folder
 from t5g2.core import logs, sharding, tree
 from t5g2.core.errors import UserError
 from t5g2.data.config import DataConfig, Source
@@ -89,7 +89,7 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
         return functools.partial(_measure, loaded, by_name[name], evaluator, progress)
 
     records = {task.name: identity | {"task": describe(task)} for task in chosen}
-    task_results.complete_folder(Path(out), records, prepare, model=str(model), weights=weights)
+    task_results.complete_folder(Path(out), records, prepare, model=source_folder.pinned(model), weights=weights)
 
 
 def _measure(

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from t5g2.api import loading
 from t5g2.api.language_model import LanguageModel
+from t5g2.checkpoint import source_folder
 from t5g2.core import logs
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
@@ -140,7 +141,7 @@ def evaluate_on_harness(
         name: identity | {"task": {task: _described(several[task]) for task in several}}
         for name, several in loaded_tasks.items()
     }
-    task_results.complete_folder(Path(out), records, prepare, model=str(model), weights=weights)
+    task_results.complete_folder(Path(out), records, prepare, model=source_folder.pinned(model), weights=weights)
 
 
 def _tasks(manager: Any, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint import hub
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import logs, sharding
 from t5g2.core.batch import Sequences
@@ -173,7 +174,7 @@ class _Writer:
         """Returns the plan of a source's shards: everything that their content depends on."""
         distillation, objective = self._distillation, self._data.sources[source].objective
         plan: dict[str, Any] = {
-            "teacher": str(self._folder.path),
+            "teacher": hub.recorded(self._folder.path),
             "teacher_fingerprint": self._fingerprint,
             "pieces_fingerprint": self._corpus.chunks_fingerprint(source),
             "pieces": layout.chunks,

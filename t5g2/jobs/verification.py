@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.checkpoint import export_folder, import_folder
+from t5g2.checkpoint import export_folder, import_folder, source_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
@@ -96,8 +96,9 @@ def import_model(
         print(f"  {note}")
     if verify:
         # the source itself is the reference, unless transformers cannot load it or its tower was changed
-        is_reference = image_size is None and (Path(source) / CONFIG_FILE).is_file()
-        _verify(folder, source if is_reference else None, 4 * parameters)
+        local = source_folder.local(source)
+        is_reference = image_size is None and (Path(local) / CONFIG_FILE).is_file()
+        _verify(folder, local if is_reference else None, 4 * parameters)
         place.rename(target)
         print(f"verified, and renamed {target}")
 

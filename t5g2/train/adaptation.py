@@ -15,7 +15,7 @@ from t5g2.adapt.options import AdaptOptions
 from t5g2.adapt.pairing import FAMILIES, Pairing, SourceModel, SourceModels
 from t5g2.adapt.provenance import Provenance
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import generation_ids, gguf_folder, import_folder
+from t5g2.checkpoint import generation_ids, hub, import_folder, source_folder
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.import_folder import TowerFolder
 from t5g2.core import files, settings, sharding, tree
@@ -135,7 +135,7 @@ def source_tokenizer(init: Adapt, target: ModelConfig) -> Tokenizer | None:
       UserError: a folder is missing or damaged, or the sources have different tokenizers.
     """
     # the folders' tokenizers alone: opening the weights reads copies of tied ones
-    paths = [gguf_folder.folder_of(source) for source in init.sources]
+    paths = [source_folder.folder_of(source) for source in init.sources]
     description, folder = _joint_tokenizer({path: import_folder.read_tokenizer(path) for path in paths})
     description = _with_image_token(description, target if isinstance(target, EncoderDecoderConfig) else None)
     return None if description is None else tokenizers.from_dict(description, folder)
@@ -150,7 +150,7 @@ def open_same_architecture(path: str, config: ModelConfig, *, seed: int = 0) -> 
     Raises:
       UserError: the folder's architecture differs from the config's.
     """
-    folder = folders.open_model(path)
+    folder = folders.open_model(source_folder.local(path))
     if probes.lacks_probe(folder, config):
         return probes.with_new_probe(folder, config, seed=seed)
     if folder.config != config:
@@ -174,9 +174,9 @@ class _OpenedFolders:
     @property
     def description(self) -> str:
         """The paths of all sources, for the provenance."""
-        same = self.encoder is self.decoder
-        parts = [str(self.encoder.path)] if same else [f"encoder {self.encoder.path}", f"decoder {self.decoder.path}"]
-        return ", ".join([*parts, *([] if self.tower is None else [f"vision {self.tower.path}"])])
+        encoder, decoder = hub.recorded(self.encoder.path), hub.recorded(self.decoder.path)
+        parts = [encoder] if self.encoder is self.decoder else [f"encoder {encoder}", f"decoder {decoder}"]
+        return ", ".join([*parts, *([] if self.tower is None else [f"vision {hub.recorded(self.tower.path)}"])])
 
     @property
     def extra_files(self) -> tuple[Path, ...]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from t5g2 import objectives
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint import source_folder
 from t5g2.core import settings
 from t5g2.core.bounds import Bounds, Count, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
@@ -33,7 +34,7 @@ from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Compute
 from t5g2.models.loss_config import LossConfig, Strategy
 from t5g2.models.sizes import size
-from t5g2.train import image_rows, optim, optimizers, probes, profiled_steps, run_tokenizer, schedules
+from t5g2.train import image_rows, optim, optimizers, probes, profiled_steps, run_tokenizer, schedules, weight_origin
 from t5g2.train.encoder_offset import EncoderOffset
 from t5g2.train.former_names import current_keys, former_names
 from t5g2.train.weight_origin import Init
@@ -58,9 +59,9 @@ class Distill(Distillation):
     """A teacher, and how its distributions enter the loss.
 
     Attributes:
-      teacher: folder of a language model in any format that `t5g2 import` reads, decoder-only or encoder-decoder. It is
-        run in every step, on the student's inputs (encoder-decoder) or on the text that they come from
-        (decoder-only).
+      teacher: folder, or address at the hub, of a language model in any format that `t5g2 import` reads, decoder-only
+        or encoder-decoder. It is run in every step, on the student's inputs (encoder-decoder) or on the text that they
+        come from (decoder-only).
       cache: folder that `t5g2 cache-logits` wrote, instead of running the teacher. With a teacher beside it, the cache
         must be this teacher's.
     """
@@ -279,12 +280,14 @@ def build(node: Mapping[str, Any]) -> Experiment:
 
     `model` is every field of an architecture; or {"size": NAME}, or {"folder": PATH} of a model folder or a model.json,
     with the fields that differ beside it, such as {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes
-    per_row, and resampling; the rest is the model's. `data.tokenizer` may be left out (run_tokenizer.py).
+    per_row, and resampling; the rest is the model's. `data.tokenizer` may be left out (run_tokenizer.py). Models at the
+    hub get the commit that they are of now.
     """
     node = dict(current_keys(node))
     # a shorthand: from here on there is one form, the whole architecture
     if isinstance(node.get("model"), Mapping):
         node["model"] = _architecture(node["model"])
+    node = weight_origin.pinned(node)
     return settings.build(Experiment, image_rows.completed(run_tokenizer.completed(node)), tables=TABLES)
 
 
@@ -303,7 +306,8 @@ def _architecture(node: Mapping[str, Any]) -> Mapping[str, Any]:
     value = node[given[0]]
     if not isinstance(value, str):
         raise UserError(f"model.{given[0]} is {value!r} of type {type(value).__name__}; it must be text")
-    return _merged(to_dict(size(value) if given[0] == "size" else folders.read_architecture(value)), changes)
+    architecture = size(value) if given[0] == "size" else folders.read_architecture(source_folder.local(value))
+    return _merged(to_dict(architecture), changes)
 
 
 def dump(experiment: Experiment) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import generation_ids, gguf_folder
-from t5g2.core.errors import UserError
+from t5g2.checkpoint import generation_ids, source_folder
+from t5g2.core.errors import MachineError, UserError
 from t5g2.core.logs import log
 from t5g2.data import image_processor
 from t5g2.data.images import ImageProcessor
@@ -68,7 +68,7 @@ def read_or_warn(init: Init, experiment: Experiment) -> FilesOfWeights:
         if missing:
             raise UserError(f"{', '.join(missing)} does not exist any more")
         return read(init, experiment)
-    except UserError as error:
+    except (UserError, MachineError) as error:
         log.warning(
             "the model folder has no settings of generation from the weights that the run began with: %s", error
         )
@@ -83,8 +83,8 @@ def stop_ids(init: Init, experiment: Experiment) -> tuple[int, ...]:
 
 def _folders(init: Init) -> list[str]:
     if init.adapt is not None:
-        return [str(gguf_folder.folder_of(source)) for source in init.adapt.sources]
-    return [] if init.params is None else [init.params]
+        return [str(source_folder.folder_of(source)) for source in init.adapt.sources]
+    return [] if init.params is None else [str(source_folder.folder_of(init.params))]
 
 
 def _image_processor(init: Init, experiment: Experiment) -> dict[str, Any] | None:
@@ -92,7 +92,8 @@ def _image_processor(init: Init, experiment: Experiment) -> dict[str, Any] | Non
     images, rows = experiment.model.image_stack.images, experiment.data.images
     if images is None:
         return None
-    tower = init.adapt.vision if init.adapt else None
+    vision = init.adapt.vision if init.adapt else None
+    tower = None if vision is None else str(source_folder.folder_of(vision))
     paths = [*_folders(init), *([] if tower is None else [tower])]
     path = next((path for path in reversed(paths) if image_processor.has_files(Path(path))), None)
     original = ImageProcessor() if path is None else image_processor.read(Path(path), default="bilinear")

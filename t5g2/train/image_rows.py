@@ -1,9 +1,9 @@
 """The images of a run's rows: their size and tokens follow from the model, and must agree with the tokenizer."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from t5g2.checkpoint import source_folder
 from t5g2.core import settings
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
@@ -70,7 +70,7 @@ def check_processor(rows: ImageRows | None, init: Init) -> None:
         folder = init.adapt.vision or init.adapt.sources[0]
     if rows is None or folder is None:
         return
-    processor = image_processor.read(Path(folder), default=rows.resampling)
+    processor = image_processor.read(source_folder.folder_of(folder), default=rows.resampling)
     if not processor.is_default:
         low, high = processor.limits
         raise UserError(

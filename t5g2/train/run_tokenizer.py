@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from t5g2.checkpoint import gguf_folder, import_folder
+from t5g2.checkpoint import import_folder, source_folder
 from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.data.tokenizers import registry
@@ -130,14 +130,14 @@ def _same(tokenizer: Tokenizer, source: WeightsTokenizer) -> bool:
     if not (isinstance(tokenizer, FileTokenizer) and isinstance(source.tokenizer, FileTokenizer)):
         return type(tokenizer) is type(source.tokenizer)
     hashes = {source.tokenizer.sha256}
-    for path in (gguf_folder.folder_of(folder) / name for folder in source.folders for name in FILES):
+    for path in (source_folder.folder_of(folder) / name for folder in source.folders for name in FILES):
         if path.is_file():
             hashes.add(hashlib.sha256(path.read_bytes()).hexdigest())
     return tokenizer.sha256 in hashes
 
 
 def _read(folder: str) -> Tokenizer | None:
-    folder = str(gguf_folder.folder_of(folder))
+    folder = str(source_folder.folder_of(folder))
     description = import_folder.read_tokenizer(folder)
     return None if description is None else registry.from_dict(description, folder)
 

@@ -1,8 +1,11 @@
 """Origin of the weights of a run: a decoder-only model that is adapted, a model folder, another run, or none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from t5g2.adapt.options import AdaptOptions
+from t5g2.checkpoint import hub, source_folder
 from t5g2.core import paths
 from t5g2.core.errors import UserError
 
@@ -13,8 +16,9 @@ class Adapt:
 
     Attributes:
       source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two
-        folders separated by a comma, the encoder's first. A comma in the name of one that exists is part of it.
-      vision: folder of an image tower, if it is not the source's own.
+        folders separated by a comma, the encoder's first. A comma in the name of one that exists is part of it. Each
+        may be a model of the hub, hf://OWNER/NAME[@REVISION].
+      vision: folder or address of an image tower, if it is not the source's own.
       choices: options that the architectures leave open.
     """
 
@@ -44,7 +48,7 @@ class Init:
     Attributes:
       resume: workdir of another run, whose whole state (weights, optimizer, data positions, step) is taken over.
       adapt: a decoder-only model, adapted.
-      params: a model folder of this experiment's architecture.
+      params: a model folder of this experiment's architecture, or its address at the hub.
     """
 
     resume: str | None = None
@@ -55,3 +59,33 @@ class Init:
         origins = [name for name in ("resume", "adapt", "params") if getattr(self, name) is not None]
         if len(origins) > 1:
             raise UserError(f"{' and '.join(origins)} are both set; weights have one origin, so keep one of them")
+        if self.resume is not None and hub.is_address(self.resume):
+            raise UserError(
+                f"resume = {self.resume!r} is an address of the hub, and a run goes on from a workdir with its "
+                f"checkpoints; give the workdir's folder, or begin with the weights alone: init.params"
+            )
+
+
+# the settings that name folders of models, as keys of an experiment
+MODELS = (("init", "params"), ("init", "adapt", "source"), ("init", "adapt", "vision"), ("distill", "teacher"))
+
+
+def pinned(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an experiment's plain data in which each address of the hub names a commit.
+
+    A run so records which weights it began with, and takes the same when it is resumed from what it recorded.
+
+    Raises:
+      UserError, MachineError: as hub.pinned.
+    """
+    for keys in MODELS:
+        node = _pinned_at(node, keys)
+    return dict(node)
+
+
+def _pinned_at(node: Any, keys: tuple[str, ...]) -> Any:
+    if not keys:
+        return source_folder.pinned(node) if isinstance(node, str) else node
+    if not isinstance(node, Mapping) or keys[0] not in node:
+        return node
+    return {**node, keys[0]: _pinned_at(node[keys[0]], keys[1:])}

@@ -2,6 +2,7 @@
 
 experiment.json   the resolved experiment, written after all checks have passed
 provenance.json   the origin of each weight of an adapted model
+hub.json          the commits that addresses of the hub stood for when the run began
 checkpoints/      train states by step
 metrics.jsonl     metrics by step, and TensorBoard events beside it
 samples/          predictions by step
@@ -22,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5g2.checkpoint import folder as folders
+from t5g2.checkpoint import hub
 from t5g2.checkpoint.train_states import Checkpoints, SavedStep
 from t5g2.core import files, tree
 from t5g2.core.errors import UserError
@@ -35,7 +37,7 @@ from t5g2.train.experiment import Experiment
 from t5g2.train.state import TrainState
 from t5g2.train.weight_origin import Init
 
-EXPERIMENT, DONE, PROVENANCE = "experiment.json", "done.json", "provenance.json"
+EXPERIMENT, DONE, PROVENANCE, HUB = "experiment.json", "done.json", "provenance.json", "hub.json"
 CHECKPOINTS, MODEL, MODEL_EMA, LOCK = "checkpoints", "model", "model_ema", ".lock"
 # files of at most this size are hashed in done.json
 HASHED_BYTES = 2**20
@@ -126,8 +128,22 @@ def write_experiment(workdir: Path, experiment: Experiment, provenance: Any) -> 
         return
     (workdir / DONE).unlink(missing_ok=True)
     files.write_json(workdir / EXPERIMENT, experiments.dump(experiment))
+    if hub.COMMITS:
+        files.write_json(workdir / HUB, hub.COMMITS)
     if provenance is not None:
         files.write_json(workdir / PROVENANCE, provenance)
+
+
+def recall_commits(workdir: Path) -> None:
+    """Lets addresses of the hub stand for the commits that they stood for when the run of this workdir began.
+
+    A branch that has moved since then changes nothing for a run that goes on; another address is resolved anew.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    if (workdir / HUB).is_file():
+        hub.COMMITS.update(files.read_json_object(workdir / HUB, fix="remove it, and name the commits in the config"))
 
 
 def read_experiment(workdir: Path) -> Experiment:

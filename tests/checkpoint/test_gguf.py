@@ -15,6 +15,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.subword import HuggingFace
 from t5g2.train import adaptation
 from t5g2.train.weight_origin import Adapt
+from tests import hub_cache
 
 # every row is a multiple of 256 numbers, the longest block
 WIDTH, MLP, HEADS, KV_HEADS, HEAD, LAYERS = 256, 512, 4, 4, 64, 2
@@ -253,3 +254,15 @@ def test_an_adaptation_of_a_file(tmp_path):
     assert tokenizer.encode("the cat").tolist() == adapted.tokenizer.encode("the cat").tolist()
     assert isinstance(adapted.tokenizer, HuggingFace)
     assert adapted.stop_ids == (1,)
+
+
+def test_a_file_of_the_hub_is_recorded_with_its_commit(tmp_path):
+    (tmp_path / "repository").mkdir()
+    for kind in ("F32", "Q8_0"):
+        write(tmp_path / "repository" / f"tiny-{kind}.gguf", kind)
+    with hub_cache.empty(tmp_path / "hub", offline=True) as folder:
+        hub_cache.add(folder, "owner/tiny", tmp_path / "repository")
+        opened = open_any("hf://owner/tiny/tiny-Q8_0.gguf")
+    assert opened.provenance is not None
+    assert opened.provenance["source"] == f"hf://owner/tiny@{hub_cache.COMMIT}/tiny-Q8_0.gguf"
+    assert any("are Q8_0" in note for note in opened.provenance["notes"])

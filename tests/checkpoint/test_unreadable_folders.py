@@ -102,7 +102,7 @@ def test_open_clip(tmp_path, name):
 
 def test_an_id_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused("google/gemma-3-270m", "download it first and give its folder: hf download google/gemma-3-270m --local-dir")
+    refused("google/gemma-3-270m", "is a model of Hugging Face's hub, give hf://google/gemma-3-270m, and it is")
     (tmp_path / "google").mkdir()
     refused("google/gemma-3-270m", r"google/gemma-3-270m does not exist; give a Hugging Face folder")
     refused("../a/b", r"does not exist; give a Hugging Face folder")
@@ -126,7 +126,7 @@ def test_an_adapter_beside_the_whole_model_is_no_harm(hugging_face):
     "address", ["https://huggingface.co/google/gemma-3-4b-pt", "http://hf.co/google/gemma-3-4b-pt/tree/main"]
 )
 def test_an_address_of_the_hub(address):
-    refused(address, r"is an address of Hugging Face's hub, .*: hf download google/gemma-3-4b-pt --local-dir DIR")
+    refused(address, r"is a page of Hugging Face's hub; .*, give hf://google/gemma-3-4b-pt$")
 
 
 def test_the_folder_of_all_snapshots(tmp_path):

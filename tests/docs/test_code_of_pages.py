@@ -29,12 +29,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from t5g2 import cli
+from t5g2.checkpoint import source_folder
 from t5g2.commands import flags
 from t5g2.core import paths
 from t5g2.core.errors import UserError
 from t5g2.jobs import task_files
 from t5g2.sweep import parts, sweep_file
 from t5g2.train import config_file, experiment
+from tests import hub_cache
 from tests.docs import tiny_releases
 from tests.docs.pages import PAGES, ROOT, Command, blocks, commands, mentions
 
@@ -55,7 +57,8 @@ WRITTEN = ("--out=", "--workdir=")
 def workplace(devices, tmp_path_factory):
     """The folder in which commands are given."""
     where = tmp_path_factory.mktemp("workplace")
-    with pytest.MonkeyPatch.context() as patch:
+    # a machine without a network
+    with pytest.MonkeyPatch.context() as patch, hub_cache.empty(where / "hub", offline=True):
         patch.setattr(jax, "devices", lambda: devices[:1])
         tiny_releases.make_workplace(where, patch)
         yield where
@@ -107,7 +110,7 @@ def resolve_t5g2(words: Sequence[str]) -> None:
         # a workdir is written, but these read it
         if parsed.values[flag] and (flag != "workdir" or name in ("average", "report") or parsed.values.get("replay")):
             for path in paths.split(parsed.values[flag]):
-                assert Path(path).exists() or is_written(path), f"nothing writes {path}"
+                assert Path(source_folder.local(path)).exists() or is_written(path), f"nothing writes {path}"
     if parsed.values.get("config") and name != "import":
         config_file.load(parsed.config, parsed.overrides)
     if name == "evaluate" and parsed.model and parsed.tasks:

@@ -28,7 +28,7 @@ from t5g2.train import config_file
 from t5g2.train.experiment import Evaluation, Experiment, Log, Save, Train
 from t5g2.train.optim import OptimConfig
 from t5g2.train.schedules import Constant
-from tests import tiny, weights
+from tests import hub_cache, tiny, weights
 from tests.data import tokenizer_files
 from tests.docs.pages import PAGES, ROOT, blocks
 
@@ -153,6 +153,8 @@ def make_workplace(where: Path, patch: pytest.MonkeyPatch) -> None:
     for name, size in DOWNLOADS.items():
         ours = next(mine for mine, other in MODELS.items() if other == size)
         export_folder.export_model(where / "models" / ours, where / "downloads" / name)
+    # for hf://google/gemma-3-270m
+    hub_cache.add(where / "hub", "google/gemma-3-270m", where / "downloads" / "gemma-3-270m")
     write_files(where)
     for page in PAGES:
         for block in blocks(page):

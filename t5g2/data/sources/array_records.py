@@ -1,6 +1,5 @@
 """Records that are read by number: ArrayRecord files, and data sets of TensorFlow Datasets without TensorFlow."""
 
-import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,37 +13,15 @@ from t5g2.core.optional import require
 from t5g2.data.shards.array_record import open_reader
 from t5g2.data.sources import local_copies
 from t5g2.data.sources.data_files import find_files
-from t5g2.data.sources.documents import SHORTEST_TOKENS, Documents, OnBadRecord
+from t5g2.data.sources.documents import Documents, OnBadRecord
+from t5g2.data.sources.numbered_records import Records, ValidRecords, feature_text, plain_features, scan
 from t5g2.data.sources.validation import (
     Field,
     JsonRecords,
     LocatedDocuments,
-    RecordValidator,
-    SourceSummary,
     json_text,
     list_of_texts,
-    text_under,
 )
-
-
-class Records(abc.ABC):
-    """Records by number, opened by one process."""
-
-    @abc.abstractmethod
-    def __len__(self) -> int: ...
-
-    @abc.abstractmethod
-    def location(self, index: int) -> str:
-        """Returns the file and the number of a record, for messages."""
-
-    @abc.abstractmethod
-    def text(self, index: int) -> str:
-        """Returns the text of a record.
-
-        Raises:
-          ValueError: the record has no text; the message has its content instead.
-          UserError: the record's file is damaged.
-        """
 
 
 @dataclass(frozen=True)
@@ -80,9 +57,9 @@ class ArrayRecord:
         """Returns the whole records, of all fields."""
         return JsonRecords(self._open(None, on_bad_record))
 
-    def _open(self, field: Field, on_bad_record: OnBadRecord) -> "_ValidRecords":
+    def _open(self, field: Field, on_bad_record: OnBadRecord) -> ValidRecords:
         files = tuple((file, local_copies.plain_copy(file)) for file in find_files(self.path))
-        return _scan(_ArrayRecords(files, field), self.path, on_bad_record)
+        return scan(_ArrayRecords(files, field), self.path, on_bad_record)
 
 
 @dataclass(frozen=True)
@@ -112,11 +89,11 @@ class Tfds:
           UserError: there is no such data set, split or feature; it is not prepared as ArrayRecord, or is damaged; an
             example's text is not UTF-8 (unless such examples are skipped).
         """
-        return _scan(_Tfds(self, self.field), str(self), on_bad_record)
+        return scan(_Tfds(self, self.field), str(self), on_bad_record)
 
     def open_fields(self, fields: tuple[str, str], *, on_bad_record: OnBadRecord = "stop") -> LocatedDocuments:
         """Returns the documents as in `open`, each a JSON list of the texts of these features, none of them empty."""
-        return _scan(_Tfds(self, fields), str(self), on_bad_record)
+        return scan(_Tfds(self, fields), str(self), on_bad_record)
 
     def open_records(self) -> "TfdsRecords":
         """Returns the whole records, of all features."""
@@ -198,8 +175,8 @@ class _Tfds(Records):
     def text(self, index: int) -> str:
         record = self.record(index)
         if isinstance(self._field, str):
-            return _feature_text(record, self._field)
-        return list_of_texts({name: _feature_text(record, name) for name in self._field})
+            return feature_text(record, self._field)
+        return list_of_texts({name: feature_text(record, name) for name in self._field})
 
     def record(self, index: int) -> Any:
         """Returns a record as tfds gives it."""
@@ -225,31 +202,7 @@ class TfdsRecords(Sequence[Mapping[str, Any]]):
         # array_record raises a ValueError past the end, and a loop over a sequence ends at an IndexError
         if index >= len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return _plain(self._records.record(index))
-
-
-def _plain(value: Any) -> Any:
-    """Returns features as Python's values: bytes in UTF-8 as text, arrays other than images as numbers and lists."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray) and value.ndim > 2:
-        return value
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _feature_text(record: Any, field: str) -> str:
-    *parents, last = field.split(".")
-    for key in parents:
-        record = record[key]
-    data = record[last]
-    return json_text(data, None) if isinstance(data, bytes) else text_under({last: data}, last)
+        return plain_features(self._records.record(index))
 
 
 def _data_source(config: Tfds, fields: Sequence[str]) -> tuple[Any, Any]:
@@ -300,38 +253,3 @@ def _data_source(config: Tfds, fields: Sequence[str]) -> tuple[Any, Any]:
             f"--file_format=array_record"
         ) from None
     return source, builder
-
-
-@dataclass(frozen=True, eq=False)
-class _ValidRecords(LocatedDocuments):
-    """Documents of the valid records.
-
-    Attributes:
-      numbers: int64[documents], the number of each document's record.
-    """
-
-    records: Records
-    numbers: np.ndarray
-    summary: SourceSummary
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @override
-    def location(self, index: int) -> str:
-        return self.records.location(int(self.numbers[index]))
-
-    def __getitem__(self, index: int) -> str:
-        return self.records.text(int(self.numbers[index]))
-
-
-def _scan(records: Records, source: str, on_bad_record: OnBadRecord) -> _ValidRecords:
-    """Reads every record once and returns the documents; `source` is the records' origin in messages."""
-    validator = RecordValidator(on_bad_record)
-    numbers = [i for i in range(len(records)) if validator.accept(records.location(i), lambda i=i: records.text(i))]
-    summary = validator.finish(source)
-    if not summary.characters:
-        raise UserError(
-            f"{source}: {len(records)} records without text; give records of at least {SHORTEST_TOKENS} tokens"
-        )
-    return _ValidRecords(records, np.array(numbers, np.int64), summary)

@@ -25,6 +25,7 @@ from t5g2.core import pairs
 from t5g2.core.errors import UserError
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
 from t5g2.data.sources.documents import OnBadRecord
+from t5g2.data.sources.hf_dataset import HfDataset
 from t5g2.data.sources.record_templates import Record, RecordList, Template, class_number
 from t5g2.data.sources.text_files import Jsonl, Parquet
 from t5g2.data.sources.validation import JsonRecords, LocatedDocuments, RecordValidator, SourceSummary
@@ -44,7 +45,7 @@ class LabelledText:
       classes: names of the classes, those of model.probe; () = labels are numbers (regression).
     """
 
-    records: Jsonl | Parquet | ArrayRecord | Tfds | RecordList
+    records: Jsonl | Parquet | ArrayRecord | Tfds | HfDataset | RecordList
     template: str = "{text}"
     label: str = "{label}"
     classes: tuple[str, ...] = ()

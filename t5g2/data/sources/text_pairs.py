@@ -21,6 +21,7 @@ from t5g2.core.errors import UserError
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
 from t5g2.data.sources.documents import Documents, OnBadRecord
 from t5g2.data.sources.filtered_documents import FilteredDocuments
+from t5g2.data.sources.hf_dataset import HfDataset
 from t5g2.data.sources.text_files import Jsonl, Parquet
 from t5g2.data.sources.validation import LocatedDocuments, fingerprint
 from t5g2.data.tokenizers.base import Tokenizer
@@ -39,7 +40,7 @@ class TextPairs:
       eos: append EOS to the targets, without which no model learns to end. With it, the objective's own `eos` is off.
     """
 
-    records: Jsonl | Parquet | ArrayRecord | Tfds
+    records: Jsonl | Parquet | ArrayRecord | Tfds | HfDataset
     inputs: str = "inputs"
     targets: str = "targets"
     eos: bool = True

@@ -5,6 +5,7 @@ from t5g2.data.shards.token_shards import Tokens
 from t5g2.data.sources.array_records import ArrayRecord, Tfds
 from t5g2.data.sources.dialogues import Chat
 from t5g2.data.sources.documents import Openable
+from t5g2.data.sources.hf_dataset import HfDataset
 from t5g2.data.sources.image_text import ImageJsonl, ImageParquet, WebDataset
 from t5g2.data.sources.labelled_text import LabelledText
 from t5g2.data.sources.python_text import PythonText
@@ -19,6 +20,7 @@ TextSource = (
     | Parquet
     | ArrayRecord
     | Tfds
+    | HfDataset
     | Seqio
     | Tokens
     | Chat
@@ -40,6 +42,7 @@ BY_NAME = OpenTable(
         "parquet": Parquet,
         "array_record": ArrayRecord,
         "tfds": Tfds,
+        "hf_dataset": HfDataset,
         "seqio": Seqio,
         "tokens": Tokens,
         "chat": Chat,
