@@ -59,6 +59,8 @@ class Variant:
         seed, or for all of them if there is none.
       seeds: one run for each, called NAME-sSEED, with train.seed = SEED; None = one run, with the config's seed.
       seed: seed of one run of a group; a sweep sets it.
+      shared: the run is that of every sweep beside this one that has the same with shared=True: it is trained once,
+        whoever comes first (shared_runs.py). For sources; it cannot depend on what is in this sweep's workdir.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Variant:
     after: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     seed: int | None = None
+    shared: bool = False
 
     @property
     def every_host(self) -> bool:
@@ -180,6 +183,7 @@ class Sweep:
         self._check_compare(list(variants))
         for part in self.parts:
             _check_scores(part, variants)
+            _check_shared(part)
         self._check_paper()
         self.ordered()  # raises if parts wait for each other
 
@@ -304,6 +308,16 @@ def _check_scores(part: Part, variants: Mapping[str, Variant]) -> None:
             f"{part.name} has seeds = {part.seeds}, and {measured.name}, whose scores it measures, {measured.seeds}; "
             f"give it the same seeds"
         )
+
+
+def _check_shared(part: Part) -> None:
+    if isinstance(part, Variant) and part.shared:
+        texts = [part.config, *map(flag_text, part.overrides.values())]
+        if part.after or any("{sweep}" in text for text in texts):
+            raise UserError(
+                f"{part.name} is shared with other sweeps, and comes after others or names {{sweep}}, the workdir of "
+                f"this one; let it depend on nothing there, or leave out shared=True"
+            )
 
 
 def flag_text(value: Any) -> str:

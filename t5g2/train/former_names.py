@@ -21,6 +21,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "train.hang_timeout_secs": 600.0,
     "train.encoder_offset": None,
     "init.adapt.choices.encoder_scale": 1.0,
+    "train.flops": None,
     "optim.ema": None,
     "eval.ema": False,
     "model.probe": None,

@@ -23,7 +23,7 @@ from t5g2.data import row_memory
 from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvaluationStopped
-from t5g2.train import data_resume, optim, preemption, profiled_steps, recorder
+from t5g2.train import data_resume, flops_budget, optim, preemption, profiled_steps, recorder
 from t5g2.train import plan as plans
 from t5g2.train import restore as restoring
 from t5g2.train import workdir as workdirs
@@ -53,6 +53,7 @@ def train(
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)
     row_memory.check(experiment.data, rows)
+    experiment = flops_budget.resolved(experiment)
     workdir, writes = Path(folder), replay is None
     with ExitStack() as stack:
         stack.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))
