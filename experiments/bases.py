@@ -15,8 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from t5g2.core.batch import Sequences
 from t5g2.core.errors import unknown
+from t5g2.models import flops
 from t5g2.sweep import Step, Variant
+from t5g2.train import config_file
 
 LAPTOP = "laptop"
 SEEDS = (0, 1, 2)
@@ -31,6 +36,8 @@ SOURCES = {
     "1b-1b": "models/gemma-3-1b-pt",
 }
 PREFIX_LM, UL2 = {"kind": "prefix_lm"}, {"kind": "ul2"}
+# Gemma 2's tokenizer has 99 pieces that can be sentinels, and a text of 8192 tokens has up to 410 spans
+CYCLIC_UL2 = {"kind": "ul2", "sentinels": "cyclic"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Base:
       parts: the runs that the source comes from; none if it is released.
       overrides: settings of every run.
       steps: updates of a run.
-      update_tokens: tokens of an update, input and output together; None = a run's length is that of its config.
+      update_tokens: tokens of an update, input and output together; None = runs have `steps`.
     """
 
     config: str
@@ -59,6 +66,17 @@ class Base:
     def laptop(self) -> bool:
         """True at the laptop's scale."""
         return self.update_tokens is None
+
+    @property
+    def label(self) -> str:
+        """The width, or the size, of the source."""
+        return self.config.rpartition(":")[2].removeprefix("adapted-")
+
+    @property
+    def tokenizer(self) -> dict[str, Any]:
+        """The source's tokenizer, of runs that do not begin with the source; a laptop's configs have theirs."""
+        file = f"{self.source.partition(',')[0]}/tokenizer.json"
+        return {} if self.laptop else {"data.tokenizer": {"kind": "huggingface", "file": file}}
 
     def updates(self, tokens: float) -> int:
         """Returns the updates of a run that has as many tokens in the paper."""
@@ -112,8 +130,8 @@ def t5gemma(scale: str, sizes: tuple[str, ...] = ("2b-2b",)) -> Base:
     """
     if scale == LAPTOP:
         small = "configs/t5gemma_small.py"
-        source = source_run("source", f"{small}:source-64")
-        return Base(f"{small}:adapted-64", trained("source"), SEEDS, (source,), steps=125)
+        source = source_run("source-64", f"{small}:source-64")
+        return Base(f"{small}:adapted-64", trained("source-64"), SEEDS, (source,), steps=125)
     released(scale, sizes)
     return Base(f"configs/t5gemma.py:{scale}", SOURCES[scale], (0,), overrides=texts(), update_tokens=2 * 4096 * 512)
 
@@ -127,7 +145,8 @@ def t5gemma2(scale: str, sizes: tuple[str, ...] = ("270m-270m", "1b-1b")) -> Bas
     if scale == LAPTOP:
         small = "configs/quickstart.py"
         source = source_run("source", f"{small}:source")
-        return Base(f"{small}:adapted", trained("source"), SEEDS, (source,), steps=100)
+        rarely = {"eval.every_steps": 50}  # five denoisers on each chunk take as long as the updates between
+        return Base(f"{small}:adapted", trained("source"), SEEDS, (source,), overrides=rarely, steps=100)
     released(scale, sizes)
     # the sources have no image tower
     text_alone = {"model.encoder.images": None, "optim.freeze": []}
@@ -140,10 +159,54 @@ def t5gemma2(scale: str, sizes: tuple[str, ...] = ("270m-270m", "1b-1b")) -> Bas
     )
 
 
+# of the laptop's larger source, in place of 64, 192 and 16
+WIDE = {"width": 96, "mlp_width": 288, "head_size": 24}
+
+
+def pair(scale: str, name: str, steps: int = 125) -> Base:
+    """Returns the adaptation of a pair of sources, ENCODER-DECODER: 64 or 96 (width) on a laptop, else 2b or 9b."""
+    encoder, decoder = name.split("-")
+    if scale != LAPTOP:
+        return t5gemma(name, (name,))
+    small = "configs/t5gemma_small.py"
+    widths = dict.fromkeys((encoder, decoder))
+    sources = tuple(source_run(f"source-{width}", f"{small}:source-{width}") for width in widths)
+    sides = {"encoder": encoder, "decoder": decoder}
+    wide = {
+        f"model.{side}.{key}": value for side, width in sides.items() if width == "96" for key, value in WIDE.items()
+    }
+    return Base(
+        f"{small}:adapted-64",
+        ",".join(trained(f"source-{width}") for width in widths),
+        SEEDS,
+        sources,
+        overrides=wide,
+        steps=steps,
+    )
+
+
 def released(scale: str, sizes: tuple[str, ...]) -> None:
     """Raises UserError unless the scale is one of these sizes."""
     if scale not in sizes:
         raise unknown("scale", scale, (LAPTOP, *sizes), where="of this experiment")
+
+
+def budget(base: Base, *, tokens: float) -> float:
+    """Returns the FLOPs, forward and backward, of a run that is adapted from the source: of full rows, exactly."""
+    experiment = config_file.load(base.config)
+    lengths = experiment.data.encoder_length, experiment.data.decoder_length
+    encoder, decoder = (
+        Sequences(np.zeros((1, length)), np.ones((1, length), np.int64), np.arange(length)[None]) for length in lengths
+    )
+    counts = flops.count_rows(experiment.model, encoder, decoder)
+    row = sum(flops.training(experiment.model, counts, frozen_vision=True).values())
+    return float(row * experiment.data.rows * base.updates(tokens))
+
+
+def rows_for_ul2(scale: str) -> dict[str, Any]:
+    """Returns T5Gemma's rows of twice the length, half as many: UL2 may put most of a text on either side."""
+    length, rows = (128, 8) if scale == LAPTOP else (8192, 256)
+    return {"data.encoder_length": length, "data.decoder_length": length, "data.rows": rows}
 
 
 def texts() -> dict[str, Any]:
@@ -151,10 +214,10 @@ def texts() -> dict[str, Any]:
     return {"data.sources.0.text": CORPUS, "eval.tasks.0.text": HELDOUT}
 
 
-def heldout(scale: str, objectives: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def heldout(scale: str, objectives: Mapping[str, Mapping[str, Any]], *, examples: int = 128) -> list[dict[str, Any]]:
     """Returns a held-out loss for each {task: objective}, on the same chunks in every run of a seed."""
     text = {"kind": "python", "split": "heldout"} if scale == LAPTOP else HELDOUT
     return [
-        {"kind": "heldout_loss", "name": name, "text": text, "objective": objective, "examples": 256}
+        {"kind": "heldout_loss", "name": name, "text": text, "objective": objective, "examples": examples}
         for name, objective in objectives.items()
     ]

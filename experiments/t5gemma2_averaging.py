@@ -25,7 +25,11 @@ def mean_of(base, run):
     command = ("average", f"--workdir={{sweep}}/{run}-s{{seed}}", f"--last={CHECKPOINTS}", f"--out={folder}")
     step = Step(f"mean-of-{run}", command, f"mean-of-{run}-s{{seed}}", (run,), base.seeds)
     # an adapt.source that the config has is taken out
-    still = {"init": {"params": folder}, "train.steps": 1, "optim.schedule": {"kind": "constant", "peak": 0.0}}
+    still = base.tokenizer | {
+        "init": {"params": folder},
+        "train.steps": 1,
+        "optim.schedule": {"kind": "constant", "peak": 0.0},
+    }
     return step, base.variant(name, {**still, "save.every_steps": 0, "save.model": False}, after=(step.name,))
 
 
