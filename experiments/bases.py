@@ -1,4 +1,4 @@
-"""What the experiments share: a source, the runs that are adapted from it, and their seeds, at each scale.
+"""Shared parts of the experiments: a source, the runs that are adapted from it, and their seeds, at each scale.
 
 An experiment takes its scale as the argument of its file, FILE:SCALE:
 

@@ -65,8 +65,7 @@ def check(
         _simulate(devices)
     logs.setup()
     metrics_writer.check_outputs(experiment.log.wandb)
-    origin = _origin(experiment, allow_change)
-    experiment = flops_budget.resolved(experiment)
+    origin, experiment = _origin(experiment, allow_change), flops_budget.resolved(experiment)
     if slice_ is None:
         mesh = sharding.make(experiment.mesh)
         rows = plans.local_rows(experiment, mesh)

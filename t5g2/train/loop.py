@@ -51,9 +51,8 @@ def train(
     logs.setup(process=jax.process_index())
     metrics_writer.check_outputs(experiment.log.wandb)
     mesh = sharding.make(experiment.mesh)
-    rows = plans.local_rows(experiment, mesh)
+    rows, experiment = plans.local_rows(experiment, mesh), flops_budget.resolved(experiment)
     row_memory.check(experiment.data, rows)
-    experiment = flops_budget.resolved(experiment)
     workdir, writes = Path(folder), replay is None
     with ExitStack() as stack:
         stack.enter_context(workdirs.claimed(workdir, experiment, replay=replay, allow_change=allow_change))

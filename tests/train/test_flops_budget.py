@@ -58,7 +58,7 @@ def test_a_run_of_steps_has_its_steps(config):
 
 
 def test_a_schedule_ends_with_the_budget(config):
-    """What depends on the length of a run is checked when it is known."""
+    """Rules about the length of a run are checked when it is known."""
     rise = [("optim.schedule.warmup_steps", "4"), ("train.steps", "0"), ("train.flops", f"{4 * UPDATE}")]
     given = config_file.load(config, rise)
     with pytest.raises(UserError, match=r"warmup_steps = 4 and train\.steps = 4: the warm-up must end"):
