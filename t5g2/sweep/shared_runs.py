@@ -3,7 +3,6 @@
     runs/table1/source-s0  ->  ../shared/3f2a91c04d5e6b78
     runs/table3/source-s0  ->  ../shared/3f2a91c04d5e6b78
     runs/shared/3f2a91c04d5e6b78/                          an ordinary workdir, named after its settings
-    runs/shared/compiled/                                  programs, compiled once (launcher `local`)
 
 So a source is shared by all sweeps whose workdirs lie side by side. Other settings have another folder, and a run that
 is done is done for all. Of two sweeps that ask at once, one trains; the other ends, and says that the folder is in use.
@@ -18,13 +17,6 @@ from t5g2.sweep.job_files import JobFiles
 from t5g2.sweep.sweep_job import SweepJob
 
 FOLDER = "shared"
-# of JAX, whose keys have the program, its options and the versions of what compiled it
-COMPILED = "compiled"
-
-
-def compiled_programs(workdir: Path) -> Path:
-    """Returns the folder of compiled programs, which all sweeps beside each other share."""
-    return workdir.resolve().parent / FOLDER / COMPILED
 
 
 def link(jobs: Iterable[SweepJob], job_files: JobFiles) -> None:

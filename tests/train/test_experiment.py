@@ -300,7 +300,7 @@ def test_a_change_that_the_saved_state_does_not_fit_is_not_recommended(overrides
 
 
 def test_a_config_may_read_another_one(tmp_path):
-    """Modules that both import under former names are there until the outer one has been read, and for nobody after it."""
+    """Modules under former names are there until the outer one has been read, and for nobody after it."""
     (tmp_path / "inner.py").write_text("from t5g2.data.tokenizer import Bytes\ndef get_config(): return {'a': 1}\n")
     (tmp_path / "outer.py").write_text(
         "from t5g2.train import config_file\n"

@@ -7,14 +7,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from signal import SIGTERM
 
 from typing_extensions import override
 
 from t5g2.core import bounds
 from t5g2.core.bounds import Count, CountOrZero
-from t5g2.sweep import shared_runs
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import JobQueue, QueueRules, append_to, exit_status
 from t5g2.sweep.launchers.launcher import Launcher
@@ -84,7 +82,8 @@ class LocalProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=(job_files.lock,) if job_files.lock >= 0 else (),
-                env=_environment(job_files.folder),
+                # or what is printed would come when the process ends
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
             )
         finally:
             os.close(log)
@@ -102,13 +101,6 @@ class LocalProcess:
     def send_signal(self, number: int) -> None:
         """Forwards a signal."""
         self._process.send_signal(number)
-
-
-def _environment(workdir: Path) -> dict[str, str]:
-    """Returns the environment of a command: programs are compiled once, unless the user has a cache of their own."""
-    defaults = {"JAX_COMPILATION_CACHE_DIR": str(shared_runs.compiled_programs(workdir))}
-    # or what is printed would come when the process ends
-    return defaults | os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
 def is_alive(handle: str) -> bool:
