@@ -204,9 +204,10 @@ def budget(base: Base, *, tokens: float) -> float:
 
 
 def rows_for_ul2(scale: str) -> dict[str, Any]:
-    """Returns T5Gemma's rows of twice the length, half as many: UL2 may put most of a text on either side."""
-    length, rows = (128, 8) if scale == LAPTOP else (8192, 256)
-    return {"data.encoder_length": length, "data.decoder_length": length, "data.rows": rows}
+    """Returns fewer and longer rows of as many tokens: UL2 may put most of a text on either side."""
+    length, rows = (256, 4) if scale == LAPTOP else (8192, 256)
+    sizes = {"data.encoder_length": length, "data.decoder_length": length, "data.rows": rows}
+    return sizes | {"data.packing": "best_fit"}
 
 
 def texts() -> dict[str, Any]:

@@ -63,7 +63,7 @@ def get_sweep(scale=bases.LAPTOP):
     measured = [base.evaluation(name, tasks(scale)) for name in (*(part.name for part in base.parts), *arms)]
     if not base.parts:
         command = ("evaluate", f"--model={base.source}", f"--tasks={tasks(scale)}", "--out={sweep}/scores-source")
-        measured.append(Step("scores-source", command, "scores-source", every_host=True))
+        measured.append(Step("scores-source", command, "scores-source/index.html", every_host=True))
     return Sweep(
         title="Needles and co-reference at 1 to 8 times the length of training",
         parts=(*base.arms(arms, tokens=400e9), *measured),

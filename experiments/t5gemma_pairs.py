@@ -57,4 +57,4 @@ def released_source(folder):
     """The scores of a released model."""
     out = f"scores-{folder.rpartition('/')[2]}"
     command = ("evaluate", f"--model={folder}", f"--tasks={TASKS}", f"--out={{sweep}}/{out}", *COST)
-    return Step(out, command, out, every_host=True)
+    return Step(out, command, f"{out}/index.html", every_host=True)

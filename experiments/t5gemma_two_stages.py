@@ -5,8 +5,8 @@
 
 The second stage takes over the whole state of the first: weights, optimizer, step, position of the data. The learning
 rate is constant up to the last tenth and falls there, in all four runs alike, so that nothing but the objective differs
-between them. Rows are twice as long as in the other tables, and half as many, because UL2 may put most of a text on
-either side. Every run is scored under both objectives.
+between them. Rows are longer than in the other tables, and fewer, because UL2 may put most of a text on either side.
+Every run is scored under both objectives.
 """
 
 import bases

@@ -47,6 +47,10 @@ from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 
 
+# the file that `t5g2 evaluate` writes last
+EVALUATION_END = "index.html"
+
+
 @dataclass(frozen=True)
 class Variant:
     """A training run, in the folder `name` of the sweep's workdir.
@@ -109,7 +113,8 @@ class Step:
     Attributes:
       name: name of the part.
       command: the words after `t5g2` on the command line.
-      out: the file or folder that the command writes in one go, relative to the sweep's workdir; done = it exists.
+      out: the file or folder that the command writes in one go, relative to the sweep's workdir; done = it exists. With
+        scores_of the folder of an evaluation; done = its page exists.
       after, seeds, seed: as in Variant.
       scores_of: variant whose model `t5g2 evaluate` measures here: its scores stand in the report with those of the run
         itself. A step with seeds measures the runs of the same seeds.
@@ -132,7 +137,9 @@ class Step:
 
     def result(self, folder: Path) -> Path:
         """Returns the file or folder that exists once the part is done."""
-        return folder / fill(self.out, folder, self.seed)
+        path = folder / fill(self.out, folder, self.seed)
+        # the folder of an evaluation is there from its first task on
+        return path if self.scores_of is None else path / EVALUATION_END
 
     def identity(self, folder: Path) -> str:
         """Returns text that changes with the command."""

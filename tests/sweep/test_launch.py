@@ -387,7 +387,20 @@ def test_a_step_can_have_seeds_and_a_name_can_be_spelled_with_one(tmp_path):
 def test_a_step_that_measures_a_variant_is_described_with_it(tmp_path):
     step = Step("e", ("evaluate", "--out={sweep}/e{seed}"), "e{seed}", after=("a",), seeds=(1,), scores_of="a")
     *_, described = sweep_file.describe(Sweep("x", (variant("a", seeds=(0, 1)), step)), tmp_path)["parts"]
-    assert (described["scores_of"], described["seed"], described["result"]) == ("a", 1, "e1")
+    assert (described["scores_of"], described["seed"], described["result"]) == ("a", 1, "e1/index.html")
+
+
+def test_an_evaluation_that_was_interrupted_is_not_done(tmp_path, program):
+    """Its folder is there from the first task on; its page comes last."""
+    run = variant("a")
+    step = Step("e", ("evaluate", "--out={sweep}/e"), "e", after=("a",), scores_of="a")
+    (tmp_path / "e").mkdir()
+    with pytest.raises(UserError, match=r"e exited with status 0 but left no .*e/index\.html"):  # it writes no page
+        run_local(Sweep("x", (run, step)), tmp_path, program=program)
+    assert notes(tmp_path) == ["a", "e"]
+    (tmp_path / "e" / "index.html").touch()
+    run_local(Sweep("x", (run, step)), tmp_path, program=program)
+    assert notes(tmp_path) == ["a", "e"]
 
 
 def test_without_seeds_nothing_speaks_of_them(tmp_path):
