@@ -46,7 +46,6 @@ from t5g2.sweep.paper import Paper
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 
-
 # the file that `t5g2 evaluate` writes last
 EVALUATION_END = "index.html"
 
