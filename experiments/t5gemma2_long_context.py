@@ -34,8 +34,9 @@ PAPER = Paper(
 
 
 def tasks(scale):
-    """The task file, at 1, 2, 4 and 8 times the length of training."""
-    return "needle_and_coreference:" + "+".join(str(LENGTHS[scale] * times) for times in (1, 2, 4, 8))
+    """The task files, at 1, 2, 4 and 8 times the length of training."""
+    lengths = "+".join(str(LENGTHS[scale] * times) for times in (1, 2, 4, 8))
+    return f"needle:{lengths},coreference:{lengths}"
 
 
 def global_layers(factor):

@@ -32,10 +32,11 @@ def continued(base, scale, name, overrides):
 
 
 def second_half(scale, *, decoder):
-    """The loss of the second half of a chunk, given the first: the same targets for both kinds of model."""
+    """Chunks of even length, and the loss of their second half, given the first: the same for both kinds of model."""
     suffix = {"kind": "ul2", "tasks": [{"name": "second_half", "rate": 0.5}]}
     return {
         "eval.tasks": bases.heldout(scale, {"heldout": {"kind": "causal", "context": 0.5} if decoder else suffix}),
+        "data.chunk_tokens": 126 if scale == bases.LAPTOP else 8190,
         "eval.every_steps": 25 if scale == bases.LAPTOP else 10_000,
     }
 
