@@ -210,7 +210,7 @@ def test_a_name_that_a_former_module_never_had(tmp_path):
 
 
 def test_sweep_files_load():
-    assert [len(sweep_file.load(str(path)).parts) for path in sorted(Path("experiments").glob("*.py"))] == [3, 3]
+    assert [len(sweep_file.load(path).parts) for path in sorted(Path("experiments").glob("*.py"))] == [3, 3]
 
 
 def test_cached_tokens_are_those_of_the_text(monkeypatch):

@@ -30,7 +30,7 @@ LAUNCHERS: dict[str, type[Launcher]] = {
 
 
 def run_sweep(
-    sweep_file: str,
+    sweep_file: str | os.PathLike,
     workdir: str | os.PathLike,
     *,
     launcher: str = "local",
@@ -50,7 +50,7 @@ def run_sweep(
     run(load(sweep_file), Path(workdir), chosen)
 
 
-def show_status(sweep_file: str, workdir: str | os.PathLike) -> None:
+def show_status(sweep_file: str | os.PathLike, workdir: str | os.PathLike) -> None:
     """Prints a line for each part of a sweep: its state, step, loss and place; and the last lines of what has failed.
 
     Raises:

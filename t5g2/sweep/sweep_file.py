@@ -1,5 +1,6 @@
 """Sweep files: Python files whose get_sweep() returns a Sweep; and sweep.json, its description for the report."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +11,14 @@ from t5g2.sweep.parts import Step, Sweep, command_line, expand
 from t5g2.train import config_file
 
 
-def load(sweep_file: str) -> Sweep:
+def load(sweep_file: str | os.PathLike) -> Sweep:
     """Returns the sweep of "FILE[:ARG]"; ARG, such as a size, is what get_sweep is called with.
 
     Raises:
       UserError: the file does not exist, has no get_sweep(), takes no argument or another one, or returns something
         else.
     """
-    path, argument = config_file.split(sweep_file)
+    path, argument = config_file.split(os.fspath(sweep_file))
     if not Path(path).is_file():
         raise UserError(f"no sweep file {path}; give the path of a Python file that defines get_sweep()")
     arguments = [argument] if argument else []

@@ -273,7 +273,7 @@ def test_a_wrong_sweep_file_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "x.py").write_text(text)
     with pytest.raises(UserError, match=message):
-        launch.run_sweep(str(tmp_path / "x.py"), tmp_path / "runs")
+        launch.run_sweep(tmp_path / "x.py", tmp_path / "runs")
 
 
 CONFIG = """
@@ -309,7 +309,7 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monke
 
 def test_an_unknown_launcher_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown launcher 'locl'; did you mean 'local'"):
-        launch.run_sweep(str(tmp_path / "x.py"), tmp_path, launcher="locl")
+        launch.run_sweep(tmp_path / "x.py", tmp_path, launcher="locl")
 
 
 def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):
