@@ -1,6 +1,7 @@
 """Adaptation against training from scratch: T5Gemma, table 4 (arXiv 2504.06225), at laptop scale.
 
     t5g2 sweep --sweep=experiments/t5gemma_table4.py --workdir=runs/t5gemma_table4
+    t5g2 sweep --sweep=experiments/t5gemma_table4.py:2b-2b --workdir=runs/t5gemma_table4_2b
 
 Three seeds. A Gemma 2 style decoder-only model is trained on 1M tokens; the T5Gemma that it is adapted to (all weights
 copied, cross-attention from self-attention) is trained with PrefixLM on a quarter of that, as the paper adapts on 2T of
@@ -22,12 +23,15 @@ and 95 % intervals over the seeds, differences by seed:
     tokens that scratch needs to be at the adapted model's start: 226k ± 77k; at its end: not within 1.02M
 """
 
-from t5g2.sweep import Paper, Sweep, Variant
+from dataclasses import replace
 
-CONFIG = "configs/t5gemma_small.py"
-WIDTHS = (64,)
-SEEDS = (0, 1, 2)
+import bases
 
+from t5g2.sweep import Paper, Sweep
+
+SCRATCH = {bases.LAPTOP: "configs/t5gemma_small.py:scratch-64", "2b-2b": "configs/t5gemma.py:2b-2b"}
+# PT of adapted and scratch; S-S is the size that is nearest to ours
+PRINTED = {bases.LAPTOP: (22.8, 24.0), "2b-2b": (49.7, 47.1)}
 TABLE4 = Paper(
     source="T5Gemma, arXiv 2504.06225v1, table 4: adaptation (PrefixLM) and training from scratch on 8T tokens",
     columns=("size", "adapt PT", "adapt IT", "adapt SG", "scratch PT", "scratch IT", "scratch SG"),
@@ -42,30 +46,24 @@ TABLE4 = Paper(
     "held-out loss, where lower is better, of a model 600 (S-S) to 11,000 (2B-2B) times smaller. In the paper scratch "
     "is ahead at S and B (but for IT at B), with four times the tokens of the adaptation; from L on adaptation is (but "
     "for SG at L). The paper gives no error bars, and trains with distillation; ours is cross-entropy alone.",
-    # PT of S-S, the size that is nearest to ours
-    printed={"adapted": 22.8, "scratch": 24.0},
 )
 
 
-def get_sweep():
-    parts = []
-    for width in WIDTHS:
-        source, adapted, scratch = (f"{arm}-{width}" for arm in ("source", "adapted", "scratch"))
-        folder = f"{{sweep}}/{source}-s{{seed}}/model"
-        parts += [
-            Variant(source, config=f"{CONFIG}:{source}", seeds=SEEDS),
-            Variant(
-                adapted,
-                config=f"{CONFIG}:{adapted}",
-                overrides={"init.adapt.source": folder},
-                after=(source,),
-                seeds=SEEDS,
-            ),
-            Variant(scratch, config=f"{CONFIG}:{scratch}", seeds=SEEDS),
-        ]
+def table4(scale):
+    return replace(TABLE4, printed=dict(zip(("adapted", "scratch"), PRINTED[scale], strict=True)))
+
+
+def get_sweep(scale=bases.LAPTOP):
+    base = bases.t5gemma(scale)
+    names = {arm: f"{arm}-{base.label}" for arm in ("adapted", "scratch")}
+    new = base.tokenizer | {"train.steps": 500 if base.laptop else base.updates(8e12)}
     return Sweep(
         title="A decoder-only model, adapted to T5Gemma, against the same encoder-decoder from scratch",
-        parts=tuple(parts),
-        compare={f"width {width}": {"adapted": f"adapted-{width}", "scratch": f"scratch-{width}"} for width in WIDTHS},
-        paper=TABLE4,
+        parts=(
+            *base.parts,
+            base.adapted(names["adapted"], {}, tokens=2e12),
+            base.variant(names["scratch"], new, config=SCRATCH[scale]),
+        ),
+        compare={base.label: names},
+        paper=table4(scale),
     )

@@ -3,7 +3,7 @@
 from t5g2.commands.flags import Flag, Parsed
 
 FLAGS = {
-    "sweep": Flag(None, "file with get_sweep()", True),
+    "sweep": Flag(None, "FILE[:ARG]: a Python file with get_sweep(), and its argument", True),
     "workdir": Flag(None, "folder of the sweep: a workdir for each run, and the report", True),
     "launcher": Flag(
         "local",

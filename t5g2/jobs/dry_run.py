@@ -28,7 +28,7 @@ from t5g2.jobs import fitting_settings, target_check, tpu_compiler
 from t5g2.jobs.memory_estimate import MemoryEstimate, estimate
 from t5g2.models import flops
 from t5g2.report.data_preview import describe_padding
-from t5g2.train import adaptation, files_of_weights, image_rows, run_tokenizer
+from t5g2.train import adaptation, files_of_weights, flops_budget, image_rows, run_tokenizer
 from t5g2.train import plan as plans
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
@@ -65,7 +65,7 @@ def check(
         _simulate(devices)
     logs.setup()
     metrics_writer.check_outputs(experiment.log.wandb)
-    origin = _origin(experiment, allow_change)
+    origin, experiment = _origin(experiment, allow_change), flops_budget.resolved(experiment)
     if slice_ is None:
         mesh = sharding.make(experiment.mesh)
         rows = plans.local_rows(experiment, mesh)

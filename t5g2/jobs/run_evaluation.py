@@ -9,7 +9,7 @@ from t5g2.core import distributed, logs, sharding
 from t5g2.core.errors import UserError
 from t5g2.core.terminal import escaped
 from t5g2.eval import evaluation
-from t5g2.train import optim
+from t5g2.train import flops_budget, optim
 from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
@@ -37,6 +37,7 @@ def evaluate_run(
     """
     workdir = Path(folder)
     logs.setup(process=jax.process_index())
+    experiment = flops_budget.resolved(experiment)
     workdirs.compare_experiment(workdir, experiment, allow_change=("eval", *allow_change))
     mesh = sharding.make(experiment.mesh)
     rows = plans.local_rows(experiment, mesh)

@@ -24,6 +24,7 @@ from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
 from t5g2.data.pipeline import Pipeline, to_global
 from t5g2.jobs.program_operations import ProgramOperation, operations
+from t5g2.train import flops_budget
 from t5g2.train import plan as plans
 from t5g2.train import state as states
 from t5g2.train.experiment import Experiment
@@ -91,6 +92,7 @@ def measure(experiment: Experiment, *, steps: int) -> StepProfile:
     # else a program that only differs in the names of its operations could come from the cache, with its former names
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     mesh = sharding.make(experiment.mesh)
+    experiment = flops_budget.resolved(experiment)
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):
         plan = plans.make(experiment, mesh)

@@ -127,6 +127,12 @@ def _measures(step: dict, group: str, run: dict) -> bool:
     return step.get("scores_of") == group and step.get("seed") == run.get("seed") and "result" in step
 
 
+def _evaluation(folder: Path, step: dict) -> Path:
+    """Returns the folder of an evaluation; its result is the page in it, or of an earlier version the folder."""
+    result = folder / step["result"]
+    return result.parent if result.suffix == ".html" else result
+
+
 def _read_sweep(folder: Path, sweep: dict, problems: list[str]) -> Report:
     members: dict[str, list[dict]] = {}
     for part in sweep["parts"]:
@@ -149,7 +155,7 @@ def _read_sweep(folder: Path, sweep: dict, problems: list[str]) -> Report:
                 part["name"],
                 color=color,
                 seed=part.get("seed"),
-                evaluations=[folder / step["result"] for step in sweep["parts"] if _measures(step, name, part)],
+                evaluations=[_evaluation(folder, step) for step in sweep["parts"] if _measures(step, name, part)],
             )
             for part in parts
         ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from t5g2.core import files, settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.report import output
-from t5g2.sweep import sweep_status
+from t5g2.sweep import shared_runs, sweep_status
 from t5g2.sweep.job_files import JobFiles, failed, indented, last_lines
 from t5g2.sweep.launchers.gke import Gke
 from t5g2.sweep.launchers.job_queue import say
@@ -30,7 +30,7 @@ LAUNCHERS: dict[str, type[Launcher]] = {
 
 
 def run_sweep(
-    path: str | os.PathLike,
+    sweep_file: str | os.PathLike,
     workdir: str | os.PathLike,
     *,
     launcher: str = "local",
@@ -39,6 +39,7 @@ def run_sweep(
     """Runs a sweep file in a workdir, and writes the report when all is done.
 
     Args:
+      sweep_file: "FILE[:ARG]".
       changes: (name, text) of the launcher's settings.
 
     Raises:
@@ -46,10 +47,10 @@ def run_sweep(
       SystemExit: a part failed, with its exit status; or after SIGTERM or SIGINT, when the running part has ended.
     """
     chosen = launcher_of(launcher, changes)
-    run(load(path), Path(workdir), chosen)
+    run(load(sweep_file), Path(workdir), chosen)
 
 
-def show_status(path: str | os.PathLike, workdir: str | os.PathLike) -> None:
+def show_status(sweep_file: str | os.PathLike, workdir: str | os.PathLike) -> None:
     """Prints a line for each part of a sweep: its state, step, loss and place; and the last lines of what has failed.
 
     Raises:
@@ -58,7 +59,7 @@ def show_status(path: str | os.PathLike, workdir: str | os.PathLike) -> None:
     folder = Path(workdir)
     if not (folder / "sweep.json").exists():
         raise UserError(f"{folder} has no sweep.json, so no sweep has been started in it; give the sweep's --workdir")
-    sweep_status.show(jobs_of(load(path), folder), JobFiles(folder), LAUNCHERS)
+    sweep_status.show(jobs_of(load(sweep_file), folder), JobFiles(folder), LAUNCHERS)
 
 
 def launcher_of(name: str, changes: Iterable[tuple[str, str]] = ()) -> Launcher:
@@ -94,6 +95,7 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
     busy = f"another sweep still works in {folder}; this one goes on when it has ended"
     with files.locked(folder / ".lock", on_wait=lambda: say(busy)) as lock:
         job_files = JobFiles(folder, lock)
+        shared_runs.link(jobs, job_files)
         files.write_json(folder / "sweep.json", describe(sweep, folder))
         undone = _undone(jobs, job_files)
         _refuse_active(undone, job_files, launcher)

@@ -46,6 +46,9 @@ from t5g2.sweep.paper import Paper
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 
+# the file that `t5g2 evaluate` writes last
+EVALUATION_END = "index.html"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -59,6 +62,8 @@ class Variant:
         seed, or for all of them if there is none.
       seeds: one run for each, called NAME-sSEED, with train.seed = SEED; None = one run, with the config's seed.
       seed: seed of one run of a group; a sweep sets it.
+      shared: the run is that of every sweep beside this one that has the same with shared=True: it is trained once,
+        whoever comes first (shared_runs.py). For sources; it cannot depend on what is in this sweep's workdir.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Variant:
     after: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     seed: int | None = None
+    shared: bool = False
 
     @property
     def every_host(self) -> bool:
@@ -106,7 +112,8 @@ class Step:
     Attributes:
       name: name of the part.
       command: the words after `t5g2` on the command line.
-      out: the file or folder that the command writes in one go, relative to the sweep's workdir; done = it exists.
+      out: the file or folder that the command writes in one go, relative to the sweep's workdir; done = it exists. With
+        scores_of the folder of an evaluation; done = its page exists.
       after, seeds, seed: as in Variant.
       scores_of: variant whose model `t5g2 evaluate` measures here: its scores stand in the report with those of the run
         itself. A step with seeds measures the runs of the same seeds.
@@ -129,7 +136,9 @@ class Step:
 
     def result(self, folder: Path) -> Path:
         """Returns the file or folder that exists once the part is done."""
-        return folder / fill(self.out, folder, self.seed)
+        path = folder / fill(self.out, folder, self.seed)
+        # the folder of an evaluation is there from its first task on
+        return path if self.scores_of is None else path / EVALUATION_END
 
     def identity(self, folder: Path) -> str:
         """Returns text that changes with the command."""
@@ -180,6 +189,7 @@ class Sweep:
         self._check_compare(list(variants))
         for part in self.parts:
             _check_scores(part, variants)
+            _check_shared(part)
         self._check_paper()
         self.ordered()  # raises if parts wait for each other
 
@@ -304,6 +314,16 @@ def _check_scores(part: Part, variants: Mapping[str, Variant]) -> None:
             f"{part.name} has seeds = {part.seeds}, and {measured.name}, whose scores it measures, {measured.seeds}; "
             f"give it the same seeds"
         )
+
+
+def _check_shared(part: Part) -> None:
+    if isinstance(part, Variant) and part.shared:
+        texts = [part.config, *map(flag_text, part.overrides.values())]
+        if part.after or any("{sweep}" in text for text in texts):
+            raise UserError(
+                f"{part.name} is shared with other sweeps, and comes after others or names {{sweep}}, the workdir of "
+                f"this one; let it depend on nothing there, or leave out shared=True"
+            )
 
 
 def flag_text(value: Any) -> str:

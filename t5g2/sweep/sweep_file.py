@@ -11,15 +11,18 @@ from t5g2.sweep.parts import Step, Sweep, command_line, expand
 from t5g2.train import config_file
 
 
-def load(path: str | os.PathLike) -> Sweep:
-    """Returns the sweep of a file.
+def load(sweep_file: str | os.PathLike) -> Sweep:
+    """Returns the sweep of "FILE[:ARG]"; ARG, such as a size, is what get_sweep is called with.
 
     Raises:
-      UserError: the file does not exist, has no get_sweep(), or that returns something else.
+      UserError: the file does not exist, has no get_sweep(), takes no argument or another one, or returns something
+        else.
     """
+    path, argument = config_file.split(os.fspath(sweep_file))
     if not Path(path).is_file():
         raise UserError(f"no sweep file {path}; give the path of a Python file that defines get_sweep()")
-    sweep = config_file.call(Path(path), "get_sweep", returns="a t5g2.sweep.parts.Sweep")
+    arguments = [argument] if argument else []
+    sweep = config_file.call(Path(path), "get_sweep", arguments, returns="a t5g2.sweep.parts.Sweep")
     if not isinstance(sweep, Sweep):
         raise UserError(
             f"get_sweep() of {path} returns {type(sweep).__name__}; it must return a t5g2.sweep.parts.Sweep"

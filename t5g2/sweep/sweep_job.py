@@ -26,6 +26,7 @@ class SweepJob:
       index: place within the group.
       inputs: the folders of the jobs in `after`.
       every_host: True if it runs on all hosts as one; False = on one of them.
+      shared: True if other sweeps have the same job, and its folder is shared with them (shared_runs.py).
     """
 
     name: str
@@ -39,6 +40,7 @@ class SweepJob:
     index: int = 0
     inputs: tuple[Path, ...] = ()
     every_host: bool = True
+    shared: bool = False
 
 
 def jobs_of(sweep: Sweep, folder: Path) -> list[SweepJob]:
@@ -79,6 +81,7 @@ def jobs_of(sweep: Sweep, folder: Path) -> list[SweepJob]:
                 index=index,
                 inputs=tuple(job.folder for job in jobs if job.name in part.after),
                 every_host=part.every_host,
+                shared=isinstance(part, Variant) and part.shared,
             )
         )
     return jobs

@@ -92,7 +92,7 @@ class Train:
     """Length, seed and precision of the training.
 
     Attributes:
-      steps: updates of the weights in total.
+      steps: updates of the weights in total; 0 = as many as `flops` pay for.
       seed: the seed from which every other one is derived, by name.
       microbatches: number of parts in which the global batch is computed, one after the other, for one update.
       tile_tokens: tokens whose logits exist at a time, if the loss head computes tiles of tokens.
@@ -109,9 +109,11 @@ class Train:
       encoder_offset: soft start of merged attention: an offset on the scores of the encoder's keys that rises to 0.
       hang_timeout_secs: of several processes, one that is held up for so long between two steps, or two batches of an
         evaluation, ends with status 1 and the stacks of its threads, because another one has died; run again to go on.
+      flops: budget of the whole run, forward and backward, in place of `steps`, which are derived from the exact FLOPs
+        of the run's own rows (flops_budget.py); None = no budget. experiment.json has both.
     """
 
-    steps: Count
+    steps: CountOrZero = 0
     seed: Seed = 0
     microbatches: Size = 1
     tile_tokens: Size = LossConfig.tile_tokens
@@ -122,14 +124,22 @@ class Train:
     profile_steps: str | None = None
     encoder_offset: EncoderOffset | None = None
     hang_timeout_secs: Annotated[float, Bounds(least=1, most=86_400)] = 600.0
+    flops: Annotated[float, Bounds(above=0, most=1e30)] | None = None
 
     def __post_init__(self):
+        if not self.steps and self.flops is None:
+            raise UserError(
+                "steps = 0 and flops = None, so the run has no length; give steps, at least 1, or flops, a budget"
+            )
         _ = self.profiled  # raises where they do not fit
 
     @property
     def profiled(self) -> range:
         """Steps that a trace is written of."""
-        return range(0) if self.profile_steps is None else profiled_steps.parse(self.profile_steps, self.steps)
+        # the length of a run with a budget is known when its text has been read
+        if self.profile_steps is None or not self.steps:
+            return range(0)
+        return profiled_steps.parse(self.profile_steps, self.steps)
 
 
 @dataclass(frozen=True)
@@ -203,7 +213,8 @@ class Experiment:
         probes.check(self.model, self.data, self.eval.tasks)
         image_rows.check(self.model, self.data)
         check_rows(self.data.rows, self.train.microbatches)
-        self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
+        if self.train.steps:
+            self.optim.schedule.make(self.train.steps)  # raises where the warm-up does not fit into the run
         if self.eval.ema and self.optim.ema is None:
             raise UserError("eval.ema is set, and no mean of the weights is kept; set optim.ema, such as 0.999")
         if self.data.teacher_features is not None:

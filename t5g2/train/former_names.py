@@ -21,6 +21,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "train.hang_timeout_secs": 600.0,
     "train.encoder_offset": None,
     "init.adapt.choices.encoder_scale": 1.0,
+    "train.flops": None,
     "optim.ema": None,
     "eval.ema": False,
     "model.probe": None,
@@ -88,10 +89,11 @@ class _FormerModule(ModuleType):
 @contextlib.contextmanager
 def former_modules() -> Iterator[None]:
     """Makes modules under their former names importable within the block, for the code of config files alone."""
-    modules = {name: _FormerModule(name) for name in FORMER_MODULES}
-    sys.modules.update(modules)
+    added = {name: _FormerModule(name) for name in FORMER_MODULES if name not in sys.modules}
+    sys.modules.update(added)
     try:
         yield
     finally:
-        for name in modules:
+        # those of a config that is being read, whose code has read this one, stay
+        for name in added:
             del sys.modules[name]

@@ -23,7 +23,7 @@ from t5g2.data import row_memory
 from t5g2.data.pipeline import to_global
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.tasks import EvaluationStopped
-from t5g2.train import data_resume, optim, preemption, profiled_steps, recorder
+from t5g2.train import data_resume, flops_budget, optim, preemption, profiled_steps, recorder
 from t5g2.train import plan as plans
 from t5g2.train import restore as restoring
 from t5g2.train import workdir as workdirs
@@ -51,7 +51,7 @@ def train(
     logs.setup(process=jax.process_index())
     metrics_writer.check_outputs(experiment.log.wandb)
     mesh = sharding.make(experiment.mesh)
-    rows = plans.local_rows(experiment, mesh)
+    rows, experiment = plans.local_rows(experiment, mesh), flops_budget.resolved(experiment)
     row_memory.check(experiment.data, rows)
     workdir, writes = Path(folder), replay is None
     with ExitStack() as stack:

@@ -21,6 +21,7 @@ from t5g2.train.optim import make as make_optimizer
 # length and cadence of the run, devices and speed may differ when a run is resumed; the computation may not
 FREE_ON_RESUME = (
     "train.steps",
+    "train.flops",
     "train.profile_steps",
     "train.hang_timeout_secs",
     "log",

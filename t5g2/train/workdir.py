@@ -302,8 +302,8 @@ def gather_positions(local: Mapping[int, Position], streams: int) -> dict[int, P
 
 
 def _remove_traces(workdir: Path) -> None:
-    """Removes the lock, and the folders that `claimed` may have created if they are empty."""
+    """Removes the lock, and the folders that `claimed` may have created if they are empty; a link is a sweep's."""
     (workdir / LOCK).unlink(missing_ok=True)
     for folder in (workdir / CHECKPOINTS, workdir):
-        if folder.is_dir() and not any(folder.iterdir()):
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()

@@ -1,19 +1,23 @@
 """Every file in configs/ and experiments/ loads and passes `t5g2 check`, every released size among them."""
 
+import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from t5g2 import cli
-from t5g2.core import tree
+from t5g2.commands import flags
+from t5g2.core import sharding, tree
 from t5g2.core.errors import UserError
-from t5g2.jobs import dry_run
+from t5g2.jobs import dry_run, task_files
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig
 from t5g2.models.sizes import SIZES
-from t5g2.sweep import parts, sweep_file
+from t5g2.sweep import parts, sweep_file, sweep_job
 from t5g2.train import config_file
-from tests.data import tokenizer_files
+from t5g2.train import plan as plans
+from tests.docs import tiny_releases
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -39,7 +43,29 @@ CONFIGS = [f"{f}:{arg}".rstrip(":") for f in sorted((ROOT / "configs").glob("*.p
 # compiled too: of what runs on a laptop, one with each kind of model, and the smallest size of each family
 LAPTOP = ("quickstart.py:source", "t5gemma_small.py:adapted-64")
 SMALL = [c for c in CONFIGS if c.endswith((*LAPTOP, "gemma3:270m", ":s-s", ":270m-270m"))]
-SWEEPS = sorted((ROOT / "experiments").glob("*.py"))
+# the released sizes that an experiment takes as its argument, beside a laptop's scale
+SCALES = {
+    "probe_small": ("2b-2b",),
+    "gemma3_270m": (),  # one size alone, on any machine
+    "quickstart": (),
+    "real_model": (),
+    "t5gemma2_averaging": ("270m-270m", "1b-1b"),
+    "t5gemma2_long_context": ("270m-270m", "1b-1b"),
+    "t5gemma2_table1": ("2b-2b",),
+    "t5gemma2_table3": ("270m-270m", "1b-1b"),
+    "t5gemma2_vision": ("270m-270m", "1b-1b"),
+    "t5gemma_cross_warmup": ("9b-2b",),
+    "t5gemma_decoder_only": ("2b-2b",),
+    "t5gemma_encoder_attention": ("2b-2b",),
+    "t5gemma_extra_compute": ("2b-2b",),
+    "t5gemma_multi_head_encoder": ("2b-2b",),
+    "t5gemma_pairs": ("9b-2b",),
+    "t5gemma_table4": ("2b-2b",),
+    "t5gemma_two_stages": ("2b-2b",),
+}
+SWEEPS = [f"experiments/{name}.py{scale}" for name in SCALES for scale in ("", *(f":{s}" for s in SCALES[name]))]
+# what sources are at the released sizes
+RELEASES = ("gemma-2-2b", "gemma-2-9b", "gemma-3-270m", "gemma-3-1b-pt", "t5gemma-2b-2b")
 
 
 def short(config):
@@ -115,21 +141,88 @@ def test_what_the_reports_say_is_in_the_configs(monkeypatch):
     assert config_file.load("configs/t5gemma.py:2b-2b").optim.freeze == ()
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
-def test_a_sweep_loads_and_its_runs_are_checked_configs(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    # where a sweep starts from released weights, their tokenizer is read
-    monkeypatch.setenv("REAL", str(tmp_path))
-    # with a sentinel for each span of a chunk of 256 tokens
-    monkeypatch.setattr(tokenizer_files, "OTHERS", [f"<unused{k}>" for k in range(13)])
-    (tmp_path / "gemma-3-270m").mkdir()
-    tokenizer_files.huggingface(tmp_path / "gemma-3-270m")
-    loaded = sweep_file.load(path)
+def test_every_experiment_is_checked():
+    files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert files == SCALES.keys() | {"bases"}
+
+
+@pytest.fixture(scope="module")
+def with_releases(tmp_path_factory):
+    """A folder like the repository's, with the tokenizers of the released sources."""
+    folder = tmp_path_factory.mktemp("releases")
+    for name in ("configs", "experiments"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in RELEASES:
+        (folder / "models" / name).mkdir(parents=True)
+        tiny_releases.write_tokenizer(folder / "models" / name / "tokenizer.json")
+        if name.startswith("gemma-3"):
+            set_image_ids(folder / "models" / name / "tokenizer.json")
+    return folder
+
+
+def set_image_ids(file):
+    """Gives a tokenizer the ids that T5Gemma 2 has for images."""
+    node = json.loads(file.read_text())
+    ids = dict(zip(tiny_releases.IMAGES, (255_999, 256_000, 256_001), strict=True))
+    node["model"]["vocab"] |= ids
+    for token in node["added_tokens"]:
+        token["id"] = ids.get(token["content"], token["id"])
+    file.write_text(json.dumps(node))
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=short)
+def test_an_experiment_resolves_at_each_scale(sweep, with_releases, monkeypatch):
+    """Every variant is an experiment, and every other command has the flags and the tasks that it names."""
+    monkeypatch.chdir(with_releases)
+    monkeypatch.setenv("T5G2_CACHE", str(with_releases / "cache"))
+    monkeypatch.setenv("REAL", "models")
+    if "vision" in sweep:
+        pytest.importorskip("sklearn")
+    loaded = sweep_file.load(sweep)
+    # the fingerprints of all variants differ, and shared runs have one in any workdir
+    jobs, others = (sweep_job.jobs_of(loaded, with_releases / name) for name in ("one", "two"))
+    assert [job.identity for job in jobs if job.shared] == [job.identity for job in others if job.shared]
     for part in loaded.ordered():
         if isinstance(part, parts.Variant):
-            made = config_file.load(part.config, part.changes(tmp_path))
-            assert str(ROOT / part.config) in CONFIGS
+            made = config_file.load(part.config, part.changes(with_releases))
+            assert part.config.partition(":")[0] in {f"configs/{name}.py" for name in ARGUMENTS}
             assert part.seed is None or made.train.seed == part.seed
+            # rows, heads and lengths fit the devices: one on a laptop
+            devices = jax.devices() if ":" in sweep else jax.devices()[:1]
+            plans.all_rows(made, sharding.make(made.mesh, devices))
+        else:
+            command, *words = part.arguments(with_releases)
+            parsed = flags.parse(command, cli.load_command(command).run, cli.load_command(command).FLAGS, words)
+            assert not parsed.values.get("tasks") or task_files.load(parsed.paths("tasks"))
+    assert not loaded.paper or not loaded.paper.printed or set(loaded.paper.printed) <= arms(loaded.compare)
+
+
+def arms(compare):
+    return set(next(iter(compare.values())) if isinstance(compare, dict) else compare)
+
+
+@pytest.mark.parametrize("name", [name for name in SCALES if SCALES[name]])
+def test_a_scale_that_there_is_not_is_refused(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as raised:
+        sweep_file.load(f"experiments/{name}.py:3b-3b")
+    assert str(raised.value).startswith("unknown scale '3b-3b' of this experiment")
+    assert all(scale in str(raised.value) for scale in ("laptop", *SCALES[name]))
+
+
+def test_tables_share_their_sources(monkeypatch, tmp_path):
+    """Of the tables on Gemma 2 blocks, and of those on Gemma 3 blocks, each source is one run for all."""
+    monkeypatch.chdir(ROOT)
+    sources = {}
+    for family in (("table1", "table3", "averaging"), ("extra_compute", "two_stages", "pairs", "table4")):
+        prefix = "t5gemma2_" if "table1" in family else "t5gemma_"
+        for name in family:
+            jobs = sweep_job.jobs_of(sweep_file.load(f"experiments/{prefix}{name}.py"), tmp_path / name)
+            for job in jobs:
+                if job.shared:
+                    sources.setdefault(job.identity, []).append(f"{prefix}{name}")
+    # 64 wide, 96 wide, and the quickstart's; three seeds each
+    assert sorted(map(len, sources.values())) == [1] * 3 + [2] * 3 + [5] * 3
 
 
 def test_memory_that_a_device_does_not_have_is_an_error(capsys, monkeypatch):

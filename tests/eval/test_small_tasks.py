@@ -9,8 +9,10 @@ import pytest
 from t5g2 import cli
 from t5g2.checkpoint.folder import save_model
 from t5g2.core.errors import UserError
+from t5g2.data.sources.python_text import PythonText
 from t5g2.data.sources.record_templates import RecordList
 from t5g2.data.tokenizers.byte_level import Bytes
+from t5g2.eval.haystack import running_words
 from t5g2.jobs import task_files
 from tests import tiny, weights
 from tests.data import tokenizer_files
@@ -114,3 +116,17 @@ def test_a_dual_encoder_tells_digits_apart_after_a_linear_probe(tmp_path, scores
     scores = scores_of("siglip", "digits:dual", keep=100)
     assert scores["digit_probe/accuracy"] > 0.2
     assert 0 <= scores["digit_classes/accuracy"] <= 1
+
+
+def test_co_reference_at_short_lengths_fits_into_them():
+    """Two passages of eight words, in a conversation of as many bytes as the length has room for."""
+    [task] = task_files.load(["coreference:1024+2048"])
+    cells = task.cells()
+    assert [cell.length for cell in cells] == [1024] * 6 + [2048] * 6
+    words = running_words(PythonText(split="heldout").open(), 2048, seed=0)
+    for cell in (cells[0], cells[-1]):
+        example = task.example(cell, words, TOKENIZER)
+        room = cell.length - 1 - task.max_new_tokens
+        # less than a turn of room is left
+        assert room - 200 < len(TOKENIZER.encode(example.prompt)) <= room
+        assert len(example.answers[0][10:].split()) == 8

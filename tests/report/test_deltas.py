@@ -51,7 +51,9 @@ def sweep(tmp_path):
             (tmp_path / name).mkdir()
             record = {"scores": {key: {"value": value} for key, value in scores.items()}}
             (tmp_path / name / "scores.json").write_text(json.dumps(record))
-            step = {"name": name, "kind": "step", "command": "t5g2", "result": name, "scores_of": arm, "seed": seed}
+            # as it is, and as an earlier version wrote it
+            result = f"{name}/index.html" if seed else name
+            step = {"name": name, "kind": "step", "command": "t5g2", "result": result, "scores_of": arm, "seed": seed}
             parts.append(step)
         record = {"title": "x", "parts": parts, "compare": list(compare), "paper": paper}
         (tmp_path / "sweep.json").write_text(json.dumps(record))

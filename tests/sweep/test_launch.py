@@ -201,7 +201,7 @@ def test_the_print_launcher_shows_the_commands_and_does_nothing(tmp_path, capsys
         "    b = Variant('b', config='c.py', overrides={'a.b': 'two words', 'c': None}, after=('a',))\n"
         "    return Sweep('x', (b, Variant('a', config='c.py')))\n"
     )
-    launch.run_sweep(file, tmp_path / "runs", launcher="print")
+    launch.run_sweep(str(file), tmp_path / "runs", launcher="print")
     assert capsys.readouterr().out.splitlines() == [
         "# a",
         f"t5g2 train --config=c.py --workdir={tmp_path / 'runs' / 'a'}",
@@ -387,7 +387,20 @@ def test_a_step_can_have_seeds_and_a_name_can_be_spelled_with_one(tmp_path):
 def test_a_step_that_measures_a_variant_is_described_with_it(tmp_path):
     step = Step("e", ("evaluate", "--out={sweep}/e{seed}"), "e{seed}", after=("a",), seeds=(1,), scores_of="a")
     *_, described = sweep_file.describe(Sweep("x", (variant("a", seeds=(0, 1)), step)), tmp_path)["parts"]
-    assert (described["scores_of"], described["seed"], described["result"]) == ("a", 1, "e1")
+    assert (described["scores_of"], described["seed"], described["result"]) == ("a", 1, "e1/index.html")
+
+
+def test_an_evaluation_that_was_interrupted_is_not_done(tmp_path, program):
+    """Its folder is there from the first task on; its page comes last."""
+    run = variant("a")
+    step = Step("e", ("evaluate", "--out={sweep}/e"), "e", after=("a",), scores_of="a")
+    (tmp_path / "e").mkdir()
+    with pytest.raises(UserError, match=r"e exited with status 0 but left no .*e/index\.html"):  # it writes no page
+        run_local(Sweep("x", (run, step)), tmp_path, program=program)
+    assert notes(tmp_path) == ["a", "e"]
+    (tmp_path / "e" / "index.html").touch()
+    run_local(Sweep("x", (run, step)), tmp_path, program=program)
+    assert notes(tmp_path) == ["a", "e"]
 
 
 def test_without_seeds_nothing_speaks_of_them(tmp_path):
@@ -534,3 +547,80 @@ def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monk
     assert cli.main(command) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_sweep_file_takes_an_argument(tmp_path, capsys):
+    file = tmp_path / "sizes.py"
+    file.write_text(
+        "from t5g2.sweep import Sweep, Variant\n"
+        "def get_sweep(size='small'):\n    return Sweep(size, (Variant(size, config='configs/x.py:' + size),))\n"
+    )
+    launch.run_sweep(f"{file}:2b-2b", tmp_path / "runs", launcher="print")
+    assert "--config=configs/x.py:2b-2b" in capsys.readouterr().out
+    launch.run_sweep(str(file), tmp_path / "runs", launcher="print")
+    assert "--config=configs/x.py:small" in capsys.readouterr().out
+    file.write_text("def get_sweep(): ...")
+    with pytest.raises(UserError, match=r"get_sweep\(\) of .*sizes.py was called with 2b-2b; .* its only argument"):
+        sweep_file.load(f"{file}:2b-2b")
+
+
+SHARED = variant("source", seeds=(0, 1), shared=True)
+
+
+@pytest.fixture
+def by_settings(no_real_configs, monkeypatch):
+    """Takes what a variant is from its settings, as a resolved experiment does, and not from its workdir."""
+    monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps([self.config, self.changes(folder)]))
+
+
+def shared_sweep(name, source=SHARED):
+    return Sweep(
+        name,
+        (source, variant(name, after=("source",), seeds=(0, 1), overrides={"init.params": "{sweep}/source-s{seed}"})),
+    )
+
+
+@pytest.mark.usefixtures("by_settings")
+def test_a_shared_run_is_trained_by_the_first_sweep_that_asks(tmp_path, program, capfd):
+    run_local(shared_sweep("a"), tmp_path / "one", program=program)
+    run_local(shared_sweep("b"), tmp_path / "two", program=program)
+    assert notes(tmp_path / "one") == ["source-s0", "source-s1", "a-s0", "a-s1"]
+    assert notes(tmp_path / "two") == ["b-s0", "b-s1"]
+    assert capfd.readouterr().out.count("already done") == 2
+    runs = [(tmp_path / sweep / "source-s1").resolve() for sweep in ("one", "two")]
+    assert runs[0] == runs[1]
+    assert runs[0].parent == tmp_path / "shared"
+    assert (runs[0] / "done.json").exists()
+    assert len(list((tmp_path / "shared").iterdir())) == 2  # one for each seed
+
+
+@pytest.mark.usefixtures("by_settings")
+def test_a_shared_run_of_other_settings_is_another(tmp_path, program):
+    folder = tmp_path / "one"
+    run_local(shared_sweep("a"), folder, program=program)
+    first = (folder / "source-s0").resolve()
+    longer = variant("source", seeds=(0, 1), shared=True, overrides={"train.steps": 9})
+    run_local(shared_sweep("a", longer), folder, program=program)
+    assert notes(folder) == ["source-s0", "source-s1", "a-s0", "a-s1"] * 2
+    assert (folder / "source-s0").resolve() != first
+    assert (first / "done.json").exists()
+    # and back: what was done is still there
+    run_local(shared_sweep("a"), folder, program=program)
+    assert notes(folder)[8:] == ["a-s0", "a-s1"]
+    assert (folder / "source-s0").resolve() == first
+
+
+@pytest.mark.usefixtures("by_settings")
+def test_a_run_that_was_not_shared_stays_where_it_is(tmp_path, program):
+    run_local(shared_sweep("a", variant("source", seeds=(0, 1))), tmp_path / "one", program=program)
+    run_local(shared_sweep("a"), tmp_path / "one", program=program)
+    assert notes(tmp_path / "one") == ["source-s0", "source-s1", "a-s0", "a-s1"]
+    assert not (tmp_path / "one" / "source-s0").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"overrides": {"init.params": "{sweep}/x"}}, {"after": ("b",)}], ids=["names the workdir", "comes after"]
+)
+def test_a_shared_run_depends_on_nothing_of_its_sweep(fields):
+    with pytest.raises(UserError, match=r"a is shared with other sweeps, and comes after others or names \{sweep"):
+        Sweep("x", (variant("a", shared=True, **fields), variant("b")))

@@ -297,3 +297,16 @@ def test_a_change_that_the_saved_state_does_not_fit_is_not_recommended(overrides
     now["train"]["z_loss"] = 0.125
     with pytest.raises(UserError, match=rf"(?s)another {named}, .* on purpose: --allow_change=train\.z_loss$"):
         resume.check_resume(saved, now)
+
+
+def test_a_config_may_read_another_one(tmp_path):
+    """Modules under former names are there until the outer one has been read, and for nobody after it."""
+    (tmp_path / "inner.py").write_text("from t5g2.data.tokenizer import Bytes\ndef get_config(): return {'a': 1}\n")
+    (tmp_path / "outer.py").write_text(
+        "from t5g2.train import config_file\n"
+        f"INNER = config_file.read({str(tmp_path / 'inner.py')!r})\n"
+        "from t5g2.data.copies import cache\n"
+        "def get_config(): return INNER\n"
+    )
+    assert config_file.read(str(tmp_path / "outer.py")) == {"a": 1}
+    assert not {"t5g2.data.copies", "t5g2.data.tokenizer"} & sys.modules.keys()

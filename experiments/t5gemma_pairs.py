@@ -1,0 +1,60 @@
+"""Balanced and unbalanced pairs: quality against FLOPs and latency of a query: T5Gemma, sections 4 and 5, figures 3, 4.
+
+    t5g2 sweep --sweep=experiments/t5gemma_pairs.py --workdir=runs/t5gemma_pairs
+    t5g2 sweep --sweep=experiments/t5gemma_pairs.py:9b-2b --workdir=runs/t5gemma_pairs_9b
+
+Two sources, and the pairs that they make; 9b-2b is the paper's, between 2b-2b and 9b-9b. Every model, the sources
+among them, is asked to go on with held-out texts (configs/tasks/heldout_text.py), with the FLOPs and the seconds of its
+queries, so the report draws quality against cost. Seconds are of this machine, and of one query at a time. At the
+released sizes the sources are measured in folders of their own, scores-SOURCE.
+"""
+
+import bases
+
+from t5g2.sweep import Paper, Step, Sweep
+
+PAIRS = {bases.LAPTOP: ("64-64", "96-64", "96-96"), "9b-2b": ("2b-2b", "9b-2b", "9b-9b")}
+TASKS, COST = "heldout_text:24", ("--cost",)
+WARM_UP = {bases.LAPTOP: 10, "9b-2b": 1000}  # updates of new cross-attention alone
+FREEZE = [{"pattern": "decoder.layers.*cross*", "end": 0}]
+PAPER = Paper(
+    source="T5Gemma, arXiv 2504.06225v1, table 2 and figures 3 and 4 (read off by others)",
+    columns=("model", "PT", "GSM8K after RLHF", "ms for a query of GSM8K", "1e14 FLOPs for a sequence"),
+    rows=(
+        ("Gemma 2 2B", 47.9, 58.0, 915, 0.491),
+        ("2B-2B", 49.7, 70.7, 805, 0.464),
+        ("9B-2B", 55.0, 73.8, 962, 1.047),
+        ("Gemma 2 9B", 61.7, 84.3, 2578, 1.717),
+        ("9B-9B", 63.1, 88.6, 2727, 1.630),
+    ),
+    note="PT is an average of benchmarks, where higher is better; ours is held-out loss, where lower is better. "
+    "Hardware, lengths and batch of the paper's latencies are not published.",
+    printed={"small": 49.7, "unbalanced": 55.0, "large": 63.1},
+)
+
+
+def get_sweep(scale=bases.LAPTOP):
+    if scale != bases.LAPTOP:
+        bases.released(scale, ("9b-2b",))
+    arms = dict(zip(PAPER.printed, PAIRS[scale], strict=True))
+    all_pairs = {name: bases.pair(scale, pair) for name, pair in arms.items()}
+    sources = {part.name: part for base in all_pairs.values() for part in base.parts}
+    alone = {"optim.freeze": [*FREEZE, {"pattern": "*", "end": WARM_UP[scale]}]}
+    runs = [base.adapted(name, alone if name == "unbalanced" else {}, tokens=2e12) for name, base in all_pairs.items()]
+    measured = [all_pairs["small"].evaluation(name, TASKS, options=COST) for name in (*sources, *arms)]
+    if not sources:
+        folders = {bases.SOURCES[pair] for pair in ("2b-2b", "9b-9b")}
+        measured += [released_source(folder) for folder in sorted(folders)]
+    return Sweep(
+        title="Balanced and unbalanced pairs: quality, FLOPs, latency",
+        parts=(*sources.values(), *runs, *measured),
+        compare=tuple(arms),
+        paper=PAPER,
+    )
+
+
+def released_source(folder):
+    """The scores of a released model."""
+    out = f"scores-{folder.rpartition('/')[2]}"
+    command = ("evaluate", f"--model={folder}", f"--tasks={TASKS}", f"--out={{sweep}}/{out}", *COST)
+    return Step(out, command, f"{out}/index.html", every_host=True)
