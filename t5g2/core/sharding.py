@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -191,13 +192,19 @@ def make(shape: MeshShape, devices: Any = None) -> Mesh:
     devices = list(jax.devices() if devices is None else devices)
     data, *others = shape.sizes(len(devices))
     # jax's create_hybrid_device_mesh arranges slices of TPUs alone, and this any devices
-    slices = [
-        jax.make_mesh((data // shape.slices, *others), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=part)
-        for part in _slices(devices, shape.slices)
-    ]
+    slices = [_arranged((data // shape.slices, *others), part) for part in _slices(devices, shape.slices)]
     if len(slices) == 1:
         return slices[0]
     return Mesh(np.concatenate([part.devices for part in slices]), AXES, axis_types=slices[0].axis_types)
+
+
+def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
+    """Returns the mesh of one slice, or of devices without slices."""
+    auto = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+    except NotImplementedError:  # an axis is not the product of some axes of the network, so it takes a part of one
+        return Mesh(create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES, axis_types=auto)
 
 
 def _slices(devices: Sequence[Any], count: int) -> list[Sequence[Any]]:

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -118,14 +119,15 @@ def test_a_strategy_says_what_it_expands_to():
 
 
 class Device:
-    """A TPU as jax shows it: of a slice, at a place in its network."""
+    """A TPU as jax shows it: of a slice, at a place in its network of so many columns, and rows of a layer."""
 
-    platform, device_kind, process_index = "tpu", "TPU v5 lite", 0
+    platform, process_index = "tpu", 0
 
-    def __init__(self, number: int, slices: int):
+    def __init__(self, number: int, slices: int, sides: tuple[int, int] = (2, 8), kind: str = "TPU v5 lite"):
         self.id, self.slice_index, self.core_on_chip = number, number % slices, 0
+        self.device_kind, (columns, rows) = kind, sides
         within = number // slices
-        self.coords = (within % 2, within // 2, 0)
+        self.coords = (within % columns, within // columns % rows, within // columns // rows)
 
 
 def test_slices_are_the_outer_part_of_data(devices):
@@ -137,6 +139,16 @@ def test_slices_are_the_outer_part_of_data(devices):
     assert [{d.slice_index for d in part} for part in slices] == [{0}, {1}]
     with pytest.raises(UserError, match=r"mesh.slices = 1, and the 8 TPUs are in 2 slices; set mesh.slices to 2"):
         meshes._slices([Device(i, 2) for i in range(8)], 1)
+
+
+def test_an_axis_may_be_a_part_of_one_of_the_network():
+    """8 of 4 x 4 x 4 chips are two rows of 4, one beside the other: no two neighbours of a group are apart."""
+    made = meshes.make(MeshShape(fsdp=8, context=8, data=1), [Device(i, 1, (4, 4), "TPU v5") for i in range(64)])
+    assert made.shape == {"data": 1, "fsdp": 8, "context": 8, "tensor": 1}
+    assert sorted(device.id for device in made.devices.flat) == list(range(64))
+    for group in made.devices[0, :, :, 0]:
+        spans = np.ptp([device.coords for device in group], axis=0) + 1
+        assert sorted(spans.tolist()) == [1, 2, 4]
 
 
 def test_moments_may_be_cut_over_data_too():
