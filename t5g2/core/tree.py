@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 LeafKey = tuple[str, int | None]
 Shape = tuple[int, ...]
@@ -261,7 +262,7 @@ def _init(node: Any) -> Callable[..., Any] | None:
 def _slice(value: Any, index: int) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
         return _layer(value, np.int32(index))
     return value[index]
 
