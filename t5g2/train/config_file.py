@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import os
 import runpy
 import sys
 import traceback
@@ -102,7 +103,8 @@ def _add_neighbours(path: Path) -> None:
     others = [other for other in _config_folders if other != str(folder)]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file and str(Path(file).parent) in others and (folder / f"{name}.py").is_file():
+        # of thousands of modules, which a Path for each would make slow
+        if file and os.path.dirname(file) in others and (folder / f"{name}.py").is_file():
             del sys.modules[name]
     sys.path[:] = [entry for entry in sys.path if entry not in others]
     for entry in (str(folder), *others, str(Path.cwd())):

