@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
 
 LeafKey = tuple[str, int | None]
 Shape = tuple[int, ...]
@@ -262,15 +261,7 @@ def _init(node: Any) -> Callable[..., Any] | None:
 def _slice(value: Any, index: int) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        return _layer(value, np.int32(index))
     return value[index]
-
-
-@jax.jit
-def _layer(stacked: jax.Array, index: np.int32) -> jax.Array:
-    """Returns one layer: one program for all layers, where an index in the program would make one for each."""
-    return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
 
 
 def _checked(value: Any, key: LeafKey, shape: tuple[int, ...], dtype: Any) -> Any:
