@@ -128,6 +128,18 @@ def test_comes_back_on_another_mesh(tmp_path, devices):
         assert_equal(weights.params, saved.params)
 
 
+def test_a_small_array_that_all_devices_hold_is_written_by_one(tmp_path, devices, caplog):
+    """To cut it into a part for each would take a program on each device, and as many files."""
+    whole = jax.NamedSharding(jax.sharding.Mesh(np.array(devices), ("x",)), P())
+    norm = {"scale": jax.device_put(np.ones(64, np.float32), whole)}
+    with Checkpoints(tmp_path / "c") as checkpoints, jax.log_compiles(), caplog.at_level("WARNING"):
+        checkpoints.save(1, norm, {}, data=DATA, meta=META)
+        checkpoints.wait()
+    assert not [message for message in caplog.messages if message.startswith("Compiling jit(slice)")]
+    [chunk] = [path for path in (tmp_path / "c" / "1" / "params" / "scale" / "c").rglob("*") if path.is_file()]
+    assert chunk.stat().st_size >= 4 * 64  # all of it, and what Zarr adds
+
+
 def test_a_state_without_arrays_is_fine(tmp_path):
     params = make().params
     with Checkpoints(tmp_path / "c") as checkpoints:
