@@ -84,17 +84,17 @@ def train(
         # 5 compile: once; memory, FLOPs and tokens are logged before the first step
         update, teacher = plan.compile(), plans.load_teacher(plan)
         record = stack.enter_context(recorder.Recorder(experiment, workdir, step=step, write=writes))
-        profiled = stack.enter_context(profiled_steps.ProfiledSteps(experiment.train.profiled, workdir, write=writes))
+        profiled = stack.enter_context(
+            profiled_steps.ProfiledSteps(experiment.train.profiled, workdir, record.pause, write=writes)
+        )
 
         # 6 loop
         while True:
             stop_signal, last = preempted.agreed(), step == experiment.train.steps
             if writes and (stop_signal or due(step, experiment.save.every_steps, last=last)):
-                record.flush()  # raises if the step before was not finite
-                with record.pause():
+                with record.pause():  # raises if the step before was not finite
                     workdirs.save_checkpoint(checkpoints, experiment, step, state, pipeline=pipeline, teacher=digest)
             if not stop_signal and due(step, experiment.eval.every_steps, first=True, last=last):
-                record.flush()  # the step before is not part of the pause
                 with record.pause(), contextlib.suppress(EvaluationStopped):
                     record.evaluation(step, evaluator.run(evaluated(experiment, state), task_names(experiment, last)))
                 if preempted.agreed():  # once more around, to save this step
@@ -107,8 +107,8 @@ def train(
             profiled.begin(step + 1, state)
             state, metrics = update(state, batch, teacher)
             step += 1
-            profiled.end(step, state)
             record.step(step, metrics, host_batch)
+            profiled.end(step, state)
 
         # 7 close: wait for the writers, however long they take; the weights as a model folder
         waiting.end()

@@ -6,6 +6,7 @@ the programs' operations with their named scopes (core/scopes.py), and what the 
 
 import contextlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,16 @@ class ProfiledSteps(contextlib.AbstractContextManager):
     Args:
       steps: as from `parse`; none = no trace.
       workdir: the trace is written into a folder in it.
+      pause: records the step before, and returns a context whose time is not that of a step: what it takes to begin and
+        to write a trace.
       write: False = no trace.
     """
 
-    def __init__(self, steps: range, workdir: Path, *, write: bool = True):
+    def __init__(
+        self, steps: range, workdir: Path, pause: Callable[[], contextlib.AbstractContextManager], *, write: bool = True
+    ):
         self._steps = steps if write and jax.process_index() == 0 else range(0)
-        self._folder, self._tracing = workdir / FOLDER, False
+        self._folder, self._pause, self._tracing = workdir / FOLDER, pause, False
 
     def __exit__(self, *_: object) -> None:
         self._end()
@@ -61,15 +66,17 @@ class ProfiledSteps(contextlib.AbstractContextManager):
     def begin(self, step: int, state: Any) -> None:
         """Starts the trace if `step` is the next, once `state`, the steps before, is computed."""
         if step in self._steps and not self._tracing:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
+            with self._pause():
+                jax.block_until_ready(state)
+                jax.profiler.start_trace(self._folder)
             self._tracing = True
 
     def end(self, step: int, state: Any) -> None:
         """Ends the trace after the last step, once `state`, its result, is computed."""
         if self._tracing and step + 1 not in self._steps:
-            jax.block_until_ready(state)
-            self._end()
+            with self._pause():
+                jax.block_until_ready(state)
+                self._end()
 
     def _end(self) -> None:
         if self._tracing:

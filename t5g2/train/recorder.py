@@ -82,7 +82,12 @@ class Recorder:
             self._writer.close()
 
     def pause(self) -> AbstractContextManager:
-        """Returns a context whose time does not count as training time."""
+        """Waits for the last step and records it; returns a context whose time does not count as training time.
+
+        Raises:
+          UserError: as `flush`.
+        """
+        self.flush()
         return self._throughput.paused()
 
     def step(self, step: int, metrics: Metrics, batch: HostBatch) -> None:

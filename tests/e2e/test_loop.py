@@ -48,6 +48,16 @@ def test_steps_follow_each_other(corpus, one_device, tmp_path, capsys, monkeypat
         events.append(f"recorded {step}")
         record(self, step, *rest)
 
+    def begin(*arguments, start=jax.profiler.start_trace):
+        events.append("trace begins")
+        start(*arguments)
+
+    def end(stop=jax.profiler.stop_trace):
+        events.append("trace ends")
+        stop()
+
+    monkeypatch.setattr(jax.profiler, "start_trace", begin)
+    monkeypatch.setattr(jax.profiler, "stop_trace", end)
     monkeypatch.setattr(Plan, "compile", compile_watched)
     monkeypatch.setattr(Recorder, "_record", record_watched)
     jax.monitoring.register_event_duration_secs_listener(count)
@@ -59,8 +69,11 @@ def test_steps_follow_each_other(corpus, one_device, tmp_path, capsys, monkeypat
     finally:
         jax.config.update("jax_transfer_guard", "allow")
         jax.monitoring.unregister_event_duration_listener(count)
-    pairs = [(f"step {step}", f"recorded {step - 1}") for step in range(2, STEPS + 1)]
-    assert events == ["step 1", *(event for pair in pairs for event in pair), f"recorded {STEPS}"]
+    wanted = ["step 1", "step 2", "recorded 1"]
+    # beginning and writing the trace is no step's time: the steps before are recorded first
+    wanted += ["recorded 2", "trace begins", "step 3", "step 4", "recorded 3", "recorded 4", "trace ends", "step 5"]
+    wanted += [event for step in range(6, STEPS + 1) for event in (f"step {step}", f"recorded {step - 1}")]
+    assert events == [*wanted, f"recorded {STEPS}"]
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
     folder = tmp_path / "run" / "profile"
     assert f"profile of the steps 3 to 4: {folder}; to see it: pip install xprof" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Steps that a trace is written of: how they are named, and that the trace ends with the run."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -52,7 +54,7 @@ def test_a_trace_ends_with_the_run_and_is_off_by_default(tmp_path):
         (range(2, 4), False, 0),
     ):
         workdir = tmp_path / f"{steps}{write}"
-        with ProfiledSteps(steps, workdir, write=write) as profiled:
+        with ProfiledSteps(steps, workdir, contextlib.nullcontext, write=write) as profiled:
             for step in range(1, 5):
                 profiled.begin(step, x)
                 x = double(x)
