@@ -79,7 +79,7 @@ def get_config(arm="adapted"):
     heldout = {"kind": "jsonl", "path": str(folder / "heldout.jsonl")}
     # UL2 for all encoder-decoders, so that their numbers can be compared; the source has the targets of suffix_r75
     asked = {"kind": "causal", "context": 0.25} if source else ul2
-    tasks = [{"kind": "heldout_loss", "text": heldout, "objective": asked, "examples": 16}]
+    tasks = [{"kind": "heldout_loss", "text": heldout, "objective": asked, "examples": 8}]
     if arm in ("source", "adapted"):
         tasks.append({"kind": "samples", "text": heldout})
     config.eval = {"every_steps": 10, "tasks": tasks}

@@ -51,18 +51,19 @@ def needle(name, model, after):
 def get_sweep():
     stored = ("--teacher=" + SOURCE, "--out={sweep}/teacher", "--method=top_k", "--per_token=64")
     others = (
-        adapted("prefix_lm", "prefix_lm"),
-        adapted("separate", "separate", {"init.adapt.choices.cross_norms": "none"}),
         adapted("offset", "offset"),
+        adapted("separate", "separate", {"init.adapt.choices.cross_norms": "none"}),
         adapted("scale_0.1", overrides={"init.adapt.choices.encoder_scale": 0.1}),
         adapted("scale_0.01", overrides={"init.adapt.choices.encoder_scale": 0.01}),
+        adapted("prefix_lm", "prefix_lm"),
         adapted("causal", "causal"),
         adapted("distilled", overrides={"distill": {"cache": "{sweep}/teacher", **TEACHER}}, after=("teacher",)),
     )
-    grid = tuple(run for peak in PEAKS for run in at_peak(peak))
+    first, *grid = (at_peak(peak) for peak in PEAKS)
     parts = (
-        *grid,
+        *first,
         *others,
+        *(run for runs in grid for run in runs),
         Step(
             "teacher",
             ("cache-logits", f"--config={CONFIG}:adapted", f"--config.init.adapt.source={SOURCE}", *stored),
