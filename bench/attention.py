@@ -20,10 +20,10 @@ from t5g2.models.backends import blockwise, reference
 from t5g2.models.masks import ALL, Keys, Mask
 
 HEADS, SIZE, WINDOW, LENGTH = 4, 256, 512, 8192
-NOTES = """Global attention of both sides is not faster in blocks where dense attention fits: each is bound by its matrix
-products, of which a block's backward pass computes one more, the scores. Blocks save memory there, and are twice as fast
-where half of them are masked (global, causal). A local layer computes what its windows meet, and is faster by five to
-ten times; runs of one day have given 0.7 and 1.0 s for the same local layer, so its ratio is known to a third."""
+NOTES = """Global attention of both sides is not faster in blocks where dense attention fits: each is bound by its
+matrix products, of which a block's backward pass computes one more, the scores. Blocks save memory there, and are twice
+as fast where half of them are masked (global, causal). A local layer computes what its windows meet, and is faster by
+five to ten times; runs of one day have given 0.7 and 1.0 s for the same layer, so its ratio is known to a third."""
 PRODUCTS = {"dense": 6, "blockwise": 7}  # of queries x keys x head size: scores and output, and their gradients
 
 
