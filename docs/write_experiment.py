@@ -1,0 +1,177 @@
+"""Writes docs/experiments/NAME.md and its picture from a finished sweep: what was run, where, and what came out.
+
+    python docs/write_experiment.py experiments/NAME.py WORKDIR     (on the machine that ran it)
+
+The numbers are those of `t5g2 report`. What is written by hand, from "## What it shows" to the next heading, is kept; a
+new page has the heading alone.
+"""
+
+import ast
+import datetime
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from t5g2.core import logs
+from t5g2.report import comparison, contents, deltas, page_parts, tables
+from t5g2.report.contents import Report
+from t5g2.report.run_records import RunGroup, RunRecord
+from t5g2.report.text_table import TextTable
+
+FOLDER = Path(__file__).with_name("experiments")
+BY_HAND = "## What it shows"
+# is read on a white page and on a dark one
+INK = "#808890"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "t5g2",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+def main(experiment: str, workdir: str) -> None:
+    """Writes the page of an experiment.
+
+    Args:
+      experiment: path of the experiment's file.
+      workdir: that of its sweep.
+    """
+    name, report = Path(experiment).stem, contents.read(Path(workdir))
+    unfinished = [run.name for run in report.runs if not run.done]
+    if unfinished:
+        print(f"not finished: {', '.join(unfinished)}", file=sys.stderr)
+    picture, page = FOLDER / f"{name}.svg", FOLDER / f"{name}.md"
+    figure = _curves(report)
+    if figure:
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(picture, metadata={"Date": None, "Creator": None})
+    parts = [
+        f"# {report.title}",
+        _question(Path(experiment)),
+        f"```sh\nt5g2 sweep --sweep={experiment} --workdir=runs/{name}\n```",
+        _where(report),
+        f"{BY_HAND}\n\n{_by_hand(page)}".rstrip(),
+        *([f"## Held-out loss\n\n![Held-out loss by tokens]({name}.svg)"] if figure else []),
+        *(f"## {title}\n\n" + "\n".join(table.lines()) for title, table in _tables(report)),
+        *_paper(report.paper),
+    ]
+    page.write_text("\n\n".join(parts) + "\n")
+
+
+def _question(experiment: Path) -> str:
+    """Returns the docstring of an experiment: its paragraphs, without the indented ones, which are commands."""
+    text = ast.get_docstring(ast.parse(experiment.read_text())) or ""
+    title, *paragraphs = [part for part in text.split("\n\n") if not part.startswith("    ")]
+    return "\n\n".join([f"{title} File: `{experiment}`.", *paragraphs])
+
+
+def _by_hand(page: Path) -> str:
+    """Returns the text below the heading in a page that there is already."""
+    _, found, rest = page.read_text().partition(f"{BY_HAND}\n") if page.exists() else ("", "", "")
+    return re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0].strip() if found else ""
+
+
+def _where(report: Report) -> str:
+    """Returns the day, the machine and the time that the runs took."""
+    walls = [row["wall"] for run in report.runs for row in run.rows if "wall" in row]
+    seconds = sum(run.seconds or 0 for run in report.runs)
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("jax", "flax"))
+    return (
+        f"Run on {datetime.date.fromtimestamp(max(walls))}: {len(os.sched_getaffinity(0))} CPU cores ({_processor()}), "
+        f"Python {platform.python_version()}, {versions}; {len(report.runs)} runs, {logs.duration(seconds)} in all, "
+        f"shared sources included, compiling and the commands between them not."
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _tables(report: Report) -> Iterator[tuple[str, TextTable]]:
+    """Yields (title, table): those of `t5g2 report`, without the one that has a column for each run."""
+    results = comparison.results(report.comparisons, list(report.tasks(report.compared)))
+    if results is not None:
+        yield "Results" + (f", {tables.MEANS}" if report.has_seeds else ""), results
+    rows = deltas.deltas(report)
+    for title, table in (("Scores", deltas.score_table(rows)), ("Against the paper", deltas.against_paper(rows))):
+        if table is not None:
+            yield title, table
+    yield "Runs", tables.over_seeds(report) if report.has_seeds else tables.summary(report)
+
+
+def _paper(paper: Mapping[str, Any]) -> list[str]:
+    """Returns what the paper printed, as the experiment has it."""
+    if not paper:
+        return []
+    columns, rows = [str(column) for column in paper["columns"]], [[str(cell) for cell in row] for row in paper["rows"]]
+    return [
+        f"## What the paper printed\n\n{paper['source']}.",
+        "\n".join(TextTable(columns, rows).lines()),
+        *([paper["note"]] if paper.get("note") else []),
+    ]
+
+
+def _curves(report: Report) -> Figure | None:
+    """Returns a plot of the first held-out loss for each comparison, by trained tokens; None = none has a curve."""
+    for task in report.tasks(report.compared):
+        sets = {
+            compared.title: {arm: group for arm, group in compared.arms.items() if len(group.steps(_loss(task))) > 1}
+            for compared in report.comparisons
+        }
+        sets = {title: arms for title, arms in sets.items() if arms}
+        if sets:
+            return _plots(sets, _loss(task))
+    return None
+
+
+def _loss(task: str) -> str:
+    return f"eval/{task}/loss"
+
+
+def _plots(sets: Mapping[str, Mapping[str, RunGroup]], metric: str) -> Figure:
+    """Returns two plots for each comparison: the whole curves, and the last half, where arms may be close together."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.4 * len(sets)), layout="constrained")
+        for (whole, end), (title, arms) in zip(figure.subplots(len(sets), 2, squeeze=False), sets.items(), strict=True):
+            for arm, group in arms.items():
+                steps, losses = group.series(metric)
+                tokens = group.total(RunRecord.tokens, steps) or steps
+                whole.plot(tokens, losses, color=group.color, marker="o", markersize=4, label=arm)
+                late = [(x, y) for x, y in zip(tokens, losses, strict=True) if x >= tokens[-1] / 2]
+                end.plot(*zip(*late, strict=True), color=group.color, marker="o", markersize=4)
+                for run in group.counted if group.has_seeds else ():
+                    steps, losses = run.series(metric)
+                    points = zip(run.tokens(steps) or steps, losses, strict=True)
+                    late = [(x, y) for x, y in points if x >= tokens[-1] / 2]
+                    end.plot(*zip(*late, strict=True), color=group.color, linewidth=0.7, alpha=0.6)
+            whole.set_title(title, loc="left")
+            whole.legend(frameon=False)
+            whole.set_ylabel(page_parts.UNIT)
+            end.set_title("the last half" + (", means and seeds" if _has_seeds(arms) else ""), loc="left")
+            for axes in (whole, end):
+                axes.set_xlabel("tokens")
+                axes.xaxis.set_major_formatter(lambda value, _: logs.short(value))
+                axes.grid(axis="y", color=INK, alpha=0.2)
+    return figure
+
+
+def _has_seeds(arms: Mapping[str, RunGroup]) -> bool:
+    return any(group.has_seeds for group in arms.values())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
