@@ -69,5 +69,18 @@ def test_links_lead_somewhere(page):
         assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{target}: no such heading"
 
 
+def test_every_experiment_is_in_the_index_with_its_results():
+    """A row for each file; it leads to the page that has been written from the runs, whose words are not missing."""
+    index = (ROOT / "docs/experiments/index.md").read_text(encoding="utf-8")
+    states = dict(re.findall(r"^\| `(\w+)\.py` \|.*\| ([^|]*) \|$", index, re.MULTILINE))
+    assert set(states) == {file.stem for file in (ROOT / "experiments").glob("*.py")} - {"bases"}
+    for name, state in states.items():
+        page = ROOT / f"docs/experiments/{name}.md"
+        assert (f"({name}.md)" in state) == page.exists(), f"{name}: {state}"
+        if page.exists():
+            _, _, words = page.read_text(encoding="utf-8").partition("## What it shows\n")
+            assert len(re.split(r"^## ", words, flags=re.MULTILINE)[0].split()) > 30, f"{page} says nothing of its numbers"
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
