@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,8 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     try:
         # JAX reads JAX_COORDINATOR_ADDRESS by itself, but not these two
         processes, process = (int(os.environ[k]) if k in os.environ else None for k in _PROCESS_VARIABLES)
-        jax.distributed.initialize(num_processes=processes, process_id=process)
+        devices = [] if _is_alone_on_its_host(os.environ) else None
+        jax.distributed.initialize(num_processes=processes, process_id=process, local_device_ids=devices)
         sys.excepthook = _print_and_leave
     except ValueError as error:
         raise UserError(
@@ -62,6 +64,26 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
             f"and, with the package kubernetes, Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, "
             f"JAX_NUM_PROCESSES and JAX_PROCESS_ID, or use --distributed=off"
         ) from None
+
+
+def _is_alone_on_its_host(environ: Mapping[str, str]) -> bool:
+    """True if a process of Slurm or Open MPI is the only one of its host, and has all of the host's GPUs.
+
+    JAX gives a process of theirs the one GPU that has its number on the host, which leaves the others without one. An
+    empty list of devices is all; JAX_LOCAL_DEVICE_IDS chooses some.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in environ:
+        return False
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in environ:
+        return environ["OMPI_COMM_WORLD_LOCAL_SIZE"] == "1"
+    # "2(x3),1" = two tasks on each of three nodes, one on the fourth
+    tasks = [
+        int(count)
+        for count, repeats in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        for _ in range(int(repeats or 1))
+    ]
+    node = int(environ.get("SLURM_NODEID", 0))
+    return node < len(tasks) and tasks[node] == 1
 
 
 def leave(status: int) -> None:

@@ -103,7 +103,8 @@ def test_the_first_pod_joins_where_the_cluster_can_be_asked_for_the_others(monke
 
 def join(choice: str, environ: dict[str, str]) -> subprocess.Popen:
     code = "import jax, json; from t5g2.core.distributed import initialize; "
-    code += f"initialize({choice!r}); print(json.dumps([jax.process_index(), jax.process_count()]))"
+    code += f"initialize({choice!r}); "
+    code += "print(json.dumps([jax.process_index(), jax.process_count(), jax.config.values['jax_cuda_visible_devices']]))"
     theirs = ("SLURM", "OMPI", "KUBERNETES", "XLA_FLAGS")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     return subprocess.Popen(
@@ -127,9 +128,17 @@ def by_slurm(port: int, process: int) -> dict[str, str]:
         "SLURM_STEP_NUM_NODES": "1",
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NTASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
         "SLURM_PROCID": str(process),
         "SLURM_LOCALID": str(process),
     }
+
+
+def by_slurm_on_two_nodes(port: int, process: int) -> dict[str, str]:
+    """One task on each; both "nodes" are this machine."""
+    alone = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    return by_slurm(port, process) | alone | {"SLURM_NODEID": str(process)}
 
 
 def free_port() -> int:
@@ -141,17 +150,38 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-@pytest.mark.parametrize("environ", [by_coordinator, by_slurm])
-def test_two_processes_become_one_run(environ):
+@pytest.mark.parametrize(
+    ("environ", "gpus"),
+    [(by_coordinator, ["all", "all"]), (by_slurm, ["0", "1"]), (by_slurm_on_two_nodes, ["all", "all"])],
+)
+def test_two_processes_become_one_run(environ, gpus):
+    """A task of Slurm that shares its node has the GPU of its number; one that does not has all of them."""
     port = free_port()
     processes = [join("auto", environ(port, i)) for i in range(2)]
     results = [process.communicate(timeout=60) for process in processes]
-    assert [json.loads(output) for output, _ in results] == [[0, 2], [1, 2]], results
+    assert [json.loads(output) for output, _ in results] == [[0, 2, gpus[0]], [1, 2, gpus[1]]], results
+
+
+@pytest.mark.parametrize(
+    ("environ", "alone"),
+    [
+        (SLURM, False),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_NODEID": "3"}, True),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_NODEID": "1"}, True),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1", "SLURM_NODEID": "0"}, False),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "JAX_LOCAL_DEVICE_IDS": "4,5"}, False),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, False),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1234"}, False),
+    ],
+)
+def test_a_process_that_is_alone_on_its_host_has_all_its_gpus(environ, alone):
+    assert distributed._is_alone_on_its_host(environ) == alone
 
 
 def test_joining_when_nobody_is_there():
     alone = join("on", {})
     assert "UserError: this process cannot join the others: " in alone.communicate(timeout=60)[1]
-    assert json.loads(join("auto", {}).communicate(timeout=60)[0]) == [0, 1]
+    assert json.loads(join("auto", {}).communicate(timeout=60)[0]) == [0, 1, "all"]
     with pytest.raises(UserError, match=r"unknown value 'of' of --distributed; did you mean 'off'"):
         distributed.initialize("of")
