@@ -4,9 +4,10 @@
 #   launch/local.sh 2 t5g2 train --config=configs/quickstart.py:adapted --workdir=runs/adapted
 #   RETRIES=0 launch/local.sh 4 t5g2 evaluate --config=… --workdir=…
 #
-# For a machine whose accelerators want a process each, or to try on a laptop what a cluster will do (one device each:
-# JAX_PLATFORMS=cpu). Exit status: 0 all have ended well; 2 the input is wrong, which is not tried again; 143 and 130
-# after SIGTERM and Ctrl-C, which all processes get; else that of a process that died more than RETRIES times (3).
+# For a machine whose GPUs want a process each (process i has GPU i; JAX_LOCAL_DEVICE_IDS=0,1,2,3 gives all to each), or
+# to try on a laptop what a cluster will do (one device each: JAX_PLATFORMS=cpu). Exit status: 0 all have ended well; 2 the
+# input is wrong, which is not tried again; 143 and 130 after SIGTERM and Ctrl-C, which all processes get; else that of a
+# process that died more than RETRIES times (3).
 set -euo pipefail
 
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -36,13 +37,21 @@ run_once() {
   port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
   pids=()
   for ((i = 0; i < processes; i++)); do
+    # a signal may come before the first process, or between two
+    if [ -n "$stopped" ]; then break; fi
     # a shell that is no terminal lets background processes ignore Ctrl-C, which they are to obey
     JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$processes JAX_PROCESS_ID=$i \
+      JAX_LOCAL_DEVICE_IDS=${JAX_LOCAL_DEVICE_IDS-$i} \
       python3 -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])' \
       "$@" &
     pids+=($!)
   done
   status=0
+  if [ -n "$stopped" ]; then
+    status=$((128 + $(kill -l "$stopped")))
+    # one may have been started while the signal was passed on
+    forward "$stopped"
+  fi
   for pid in "${pids[@]}"; do
     # a signal ends `wait` too, while the process goes on to save
     while true; do

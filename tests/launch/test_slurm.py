@@ -16,7 +16,8 @@ def cluster(tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     played = 'echo "srun $*" >> "$PLAYED/log"; n=$(wc -l < "$PLAYED/log"); exit $(sed -n "${n}p" "$PLAYED/statuses")'
-    for name, text in {"srun": played, "scontrol": 'echo "$*" > "$PLAYED/requeued"'}.items():
+    others = {"scontrol": 'echo "$*" > "$PLAYED/requeued"', "squeue": "echo ${STATE-RUNNING}"}
+    for name, text in {"srun": played, **others}.items():
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
 
@@ -55,6 +56,13 @@ def test_what_is_queued_again(cluster, tmp_path, statuses, ended):
     assert cluster(*statuses)[0] == ended
     # a job of the same number would begin anew
     assert not list(tmp_path.glob(".t5g2-failures-*"))
+
+
+def test_what_scancel_has_ended_is_not_queued_again(cluster):
+    assert cluster(143, STATE="COMPLETING")[0] == [143]
+    assert cluster(1, STATE="CANCELLED")[0] == [1]
+    # where Slurm cannot be asked, a preempted run goes on
+    assert cluster(143, 0, STATE="")[0] == [143, 0]
 
 
 def test_failures_are_counted_up_to_a_number(cluster):

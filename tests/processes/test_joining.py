@@ -104,7 +104,8 @@ def test_the_first_pod_joins_where_the_cluster_can_be_asked_for_the_others(monke
 def join(choice: str, environ: dict[str, str]) -> subprocess.Popen:
     code = "import jax, json; from t5g2.core.distributed import initialize; "
     code += f"initialize({choice!r}); "
-    code += "print(json.dumps([jax.process_index(), jax.process_count(), jax.config.values['jax_cuda_visible_devices']]))"
+    code += "gpus = jax.config.values['jax_cuda_visible_devices']; "
+    code += "print(json.dumps([jax.process_index(), jax.process_count(), gpus]))"
     theirs = ("SLURM", "OMPI", "KUBERNETES", "XLA_FLAGS")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     return subprocess.Popen(

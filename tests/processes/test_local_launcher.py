@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -67,6 +68,23 @@ def test_a_signal_is_passed_on_and_nothing_starts_again(tmp_path, number, status
     assert child.returncode == status, written
     assert all((tmp_path / f"saved{i}").exists() for i in range(2))
     assert "start again" not in written
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_process_starts_none(tmp_path, number):
+    """It comes while the port is chosen."""
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\nkill -{number.value} $PPID\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = local(2, "touch", tmp_path / "started", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 128 + number
+    assert not (tmp_path / "started").exists()
+
+
+def test_each_process_has_a_gpu_of_its_own():
+    shown = "echo $JAX_LOCAL_DEVICE_IDS"
+    assert local(2, "sh", "-c", shown).stdout.split() in (["0", "1"], ["1", "0"])
+    assert local(2, "sh", "-c", shown, JAX_LOCAL_DEVICE_IDS="0,1").stdout.split() == ["0,1", "0,1"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("2",), ("0", "true"), ("two", "true"), ("-1", "true")])

@@ -75,16 +75,22 @@ srun --kill-on-bad-exit=0 "${command[@]}"
 status=$?
 
 echo "$status" >"$marks/launched/$name.status"
+requeue() {
+  # what scancel has ended stays so: its steps get SIGTERM, as at a time limit, but Slurm does not call it running
+  case $(squeue --noheader --format=%T --jobs="$job") in
+    RUNNING | "") scontrol requeue "$job" ;;
+  esac
+}
 failures="$marks/launched/$name.failures"
 failed=$(cat "$failures" 2>/dev/null || echo 0)
 case $status in
   0) echo "\\"$identity\\"" >"$marks/$name.json" ;;
   2) ;;
-  143) scontrol requeue "$job" ;;
+  143) requeue ;;
   *)
     if [ "$failed" -lt 3 ]; then
       echo $((failed + 1)) >"$failures"
-      scontrol requeue "$job"
+      requeue
     fi
     ;;
 esac
@@ -212,6 +218,7 @@ def test_a_script_is_queued_again(slurm, tmp_path, statuses, ended, marked):
     launch.run(Sweep("x", (Variant("a", "c.py", seeds=(5, 7)),)), folder, Slurm(retries=2))
     slurm.play("srun", SRUN)
     slurm.play("scontrol", '(folder / "requeued").touch()')
+    slurm.play("squeue", 'print("RUNNING")')
     (slurm.folder / "statuses").write_text(" ".join(map(str, statuses)))
     environ = os.environ | {"SLURM_JOB_ID": "100", "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": "1"}
     slurm.take_calls()
@@ -226,12 +233,26 @@ def test_a_script_is_queued_again(slurm, tmp_path, statuses, ended, marked):
         if not (slurm.folder / "requeued").exists():
             break
         # not the whole array, whose number one of its tasks has
-        assert calls[1:] == ["scontrol requeue 100_1"]
+        assert calls[1:] == ["squeue --noheader --format=%T --jobs=100_1", "scontrol requeue 100_1"]
     assert results == ended
     assert (folder / ".sweep" / "a-s7.json").exists() == marked
     assert (folder / ".sweep" / "launched" / "a-s7.status").read_text() == f"{ended[-1]}\n"
     if marked:
         assert json.loads((folder / ".sweep" / "a-s7.json").read_text()) == identity(folder, "a-s7")
+
+
+@pytest.mark.parametrize("status", [143, 1])
+def test_what_scancel_has_ended_is_not_queued_again(slurm, tmp_path, status):
+    folder = tmp_path / "x"
+    launch.run(Sweep("x", (Variant("a", "c.py"),)), folder, Slurm())
+    slurm.play("srun", f"sys.exit({status})")
+    slurm.play("scontrol", "")
+    slurm.play("squeue", 'print("COMPLETING")')
+    slurm.take_calls()
+    environ = os.environ | {"SLURM_JOB_ID": "100"}
+    done = subprocess.run(["bash", folder / ".sweep/slurm/a.sbatch"], env=environ, cwd=tmp_path, check=False)
+    assert done.returncode == status
+    assert [call.split()[0] for call in slurm.take_calls()] == ["srun", "squeue"]
 
 
 def test_a_refused_job_and_a_missing_client(slurm, tmp_path, monkeypatch):

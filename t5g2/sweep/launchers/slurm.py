@@ -34,16 +34,22 @@ srun --kill-on-bad-exit=0 "${{command[@]}}"
 status=$?
 
 echo "$status" >"$marks/launched/$name.status"
+requeue() {{
+  # what scancel has ended stays so: its steps get SIGTERM, as at a time limit, but Slurm does not call it running
+  case $(squeue --noheader --format=%T --jobs="$job") in
+    RUNNING | "") scontrol requeue "$job" ;;
+  esac
+}}
 failures="$marks/launched/$name.failures"
 failed=$(cat "$failures" 2>/dev/null || echo 0)
 case $status in
   0) echo "\"$identity\"" >"$marks/$name.json" ;;
   2) ;;
-  143) scontrol requeue "$job" ;;
+  143) requeue ;;
   *)
     if [ "$failed" -lt {retries} ]; then
       echo $((failed + 1)) >"$failures"
-      scontrol requeue "$job"
+      requeue
     fi
     ;;
 esac
