@@ -86,8 +86,10 @@ def _evaluate_folder(flags: Parsed) -> None:
     if flags.harness or flags.include_path:
         _evaluate_on_harness(flags)
         return
+    from t5g2.core import distributed
     from t5g2.jobs import folder_evaluation
 
+    distributed.initialize(flags.distributed)
     options = folder_evaluation.FolderOptions(
         flags.rows, flags.seed, flags.chunk_tokens, flags.dtype, flags.cost, flags.mesh
     )
@@ -104,6 +106,15 @@ def _evaluate_on_harness(flags: Parsed) -> None:
     from t5g2.core.optional import require
 
     require("lm_eval", "harness")
+    import jax
+
+    from t5g2.core import distributed
+
+    distributed.initialize(flags.distributed)
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--harness runs in one process, and these are {jax.process_count()}; start one, or evaluate --tasks"
+        )
     from t5g2.jobs import harness_evaluation
 
     tasks = harness_evaluation.TaskFolder(flags.names("harness"), flags.include_path)

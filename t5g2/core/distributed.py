@@ -5,15 +5,17 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import numpy as np
 
 from t5g2.core.errors import UserError, unknown
+
+Result = TypeVar("Result")
 
 
 def is_primary() -> bool:
@@ -28,6 +30,22 @@ def any_process(flags: Sequence[bool]) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
+
+
+def on_primary(function: Callable[[], Result]) -> Result | None:
+    """Returns what the function returns in process 0, None in the others, where it is not called.
+
+    All processes call this. If process 0 has a UserError, all have one, where the others would wait for it.
+    """
+    result, failure = None, None
+    if is_primary():
+        try:
+            result = function()
+        except UserError as error:
+            failure = error
+    if any_process([failure is not None])[0]:
+        raise failure or UserError("process 0 cannot go on; its message says why")
+    return result
 
 
 LEAVE_SECS = 5

@@ -237,6 +237,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(RULES["rows"]))
 
 
+def own_rows(mesh: Mesh, rows: int) -> range:
+    """Returns the rows of a batch of `rows` that this process holds; the mesh's devices divide them evenly."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    # the devices of a process are neighbours on the row axis, so that its rows are one range
+    spans = [index[0].indices(rows) for index in indices if index is not None]
+    return range(min(first for first, _, _ in spans), max(end for _, end, _ in spans))
+
+
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> Tree:
     """Returns a tree like `tree` with every leaf's NamedSharding, from the logical axes of its declaration.
 

@@ -3,11 +3,13 @@
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -41,7 +43,8 @@ class FolderOptions:
       chunk_tokens: tokens of a chunk of text for tasks of held-out loss.
       dtype: dtype of the weights; None = as they are stored.
       cost: also FLOPs and latency of the queries of tasks that generate.
-      mesh: devices of weights and rows, as sharding.shape_of reads them; None = one device.
+      mesh: devices of weights and rows, as sharding.shape_of reads them; None = one device, or, of several processes,
+        all devices.
     """
 
     rows: int = 8
@@ -56,7 +59,7 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
     """Scores a model on tasks; writes scores.json, predictions.jsonl and index.html, and prints the scores.
 
     Each task's result is written whole, to OUT/tasks, when the task is finished; a rerun goes on with the next one and
-    writes the same files.
+    writes the same files. Several processes work as one, of which the first writes.
 
     Args:
       model: a model folder, a Hugging Face folder or an official Flax one.
@@ -67,7 +70,7 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
       UserError: a task or the model cannot be read, or does not fit the other; OUT has results of another model or of
         other settings.
     """
-    logs.setup()
+    logs.setup(process=jax.process_index())
     chosen = task_files.load(tasks)
     mesh = mesh_for(options.mesh, options.rows)
     loaded = loading.load(model, dtype=options.dtype, mesh=mesh)
@@ -103,11 +106,17 @@ def _measure(
 
 
 def mesh_for(text: str | None, rows: int) -> Mesh | None:
-    """Returns the mesh over the devices of this machine that a text spells, for batches of so many rows.
+    """Returns the mesh that a text spells, for batches of so many rows; None = one device.
+
+    The devices are those of this process, or of all if there are several, which is also the mesh without a text.
 
     Raises:
       UserError: as loading.mesh_of; or the rows cannot be split evenly over the devices.
     """
+    if text is None and jax.process_count() > 1:
+        # rows need not be a multiple of the devices: those that are left over share the work on a row
+        groups = math.gcd(rows, jax.device_count())
+        text = f"fsdp={groups},tensor={jax.device_count() // groups}"
     mesh = loading.mesh_of(text)
     if mesh is not None and rows % (groups := sharding.devices("rows", mesh)):
         raise UserError(
@@ -119,6 +128,11 @@ def mesh_for(text: str | None, rows: int) -> Mesh | None:
 
 def _check_kind(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task]) -> None:
     is_dual = isinstance(loaded, DualEncoder)
+    if is_dual and jax.process_count() > 1:
+        raise UserError(
+            f"{loaded.folder.path} is a dual encoder, which one process evaluates, and these are "
+            f"{jax.process_count()}; start one, or give --distributed=off to one of them"
+        )
     for task in tasks:
         if isinstance(task, ImageTask) != is_dual:
             kinds = ("a dual encoder (SigLIP)", "a language model")
@@ -155,7 +169,13 @@ def _context(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task], options
     )
     reading = reading_of(loaded) if isinstance(loaded, LanguageModel) else None
     return EvalContext(
-        data, seed=options.seed, compute=loaded.compute, mesh=loaded.mesh, reading=reading, cost=options.cost
+        data,
+        seed=options.seed,
+        compute=loaded.compute,
+        mesh=loaded.mesh,
+        rows=None if loaded.mesh is None else sharding.own_rows(loaded.mesh, options.rows),
+        reading=reading,
+        cost=options.cost,
     )
 
 

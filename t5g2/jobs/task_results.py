@@ -1,5 +1,6 @@
 """Results of the tasks of an evaluation: a file for each that is finished, and the files made of all of them."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t5g2.core import files, settings, tree
+from t5g2.core.distributed import any_process, is_primary, on_primary
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
 from t5g2.core.terminal import escaped
@@ -25,6 +27,8 @@ def complete_folder(
 ) -> None:
     """Runs the tasks that are not finished; writes the files of the folder, and prints the scores.
 
+    Of several processes all call this, and the first alone reads, writes and prints.
+
     Args:
       folder: the folder, made if it does not exist.
       records: the settings that each result is of, by the name of the task.
@@ -35,18 +39,30 @@ def complete_folder(
     Raises:
       UserError: the folder has results of another model or of other settings; another process writes to it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder, busy=f"another process writes to {folder}; wait for it, or give another folder"):
-        finished = {name: _finished(folder, name, record) for name, record in records.items()}
-        measures = {name: prepare(name) for name, result in finished.items() if result is None}
+    with contextlib.ExitStack() as stack:
+
+        def read() -> dict[str, dict[str, Any]]:
+            folder.mkdir(parents=True, exist_ok=True)
+            busy = f"another process writes to {folder}; wait for it, or give another folder"
+            stack.enter_context(files.locked(folder, busy=busy))
+            results = {name: _finished(folder, name, record) for name, record in records.items()}
+            return {name: result for name, result in results.items() if result is not None}
+
+        finished = on_primary(read) or {}
+        done = dict(zip(records, any_process([name in finished for name in records]), strict=True))
+        measures = {name: prepare(name) for name in records if not done[name]}
         for name, record in records.items():
-            if name not in measures:
+            if done[name]:
                 log.info("task %s is finished already: %s", name, result_file(folder, name))
                 continue
             finished[name] = _as_json(record, measures[name]())
-            files.write_json(result_file(folder, name), finished[name])
-        _write_summary(folder, model, weights, list(finished.values()))
-    _print(finished)
+            if is_primary():
+                files.write_json(result_file(folder, name), finished[name])
+        if not is_primary():
+            return
+        in_order = {name: finished[name] for name in records}
+        _write_summary(folder, model, weights, list(in_order.values()))
+    _print(in_order)
 
 
 def result_file(folder: Path, task: str) -> Path:

@@ -288,8 +288,4 @@ def local_rows(experiment: Experiment, mesh: Mesh) -> range:
     Raises:
       UserError: rows, query heads or the encoder's length cannot be split evenly over the devices.
     """
-    rows = len(all_rows(experiment, mesh))
-    indices = sharding.batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    # the devices of a process are neighbours on the row axis, so that its rows are one range
-    spans = [index[0].indices(rows) for index in indices if index is not None]
-    return range(min(first for first, _, _ in spans), max(end for _, end, _ in spans))
+    return sharding.own_rows(mesh, len(all_rows(experiment, mesh)))

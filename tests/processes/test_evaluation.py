@@ -7,7 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from t5g2.core import distributed
+from t5g2 import cli
+from t5g2.checkpoint.folder import save_model
+from t5g2.core import distributed, files
 from t5g2.core import sharding as meshes
 from t5g2.data.config import DataConfig, Source
 from t5g2.data.sources.text_files import TextFiles
@@ -71,3 +73,41 @@ def test_several_processes_score_as_one(tmp_path, number, one_device):
     for i in range(number):
         result = json.loads((tmp_path / f"scores-{i}.json").read_text())
         assert result == pytest.approx(expected, rel=1e-5, abs=1e-5), written[i]
+
+
+TASKS = """
+def get_tasks():
+    records = [{"q": text, "a": text[::-1]} for text in "one two three four five six seven".split()]
+    shared = {"data": {"kind": "rows", "records": records}}
+    asked = {**shared, "template": "{q}"}
+    return [
+        {"kind": "choose", **asked, "name": "choice", "choices": ["eno", "owt"], "answer": "eno"},
+        {"kind": "generate", **asked, "name": "words", "reference": "{a}", "metrics": ["chrf"], "max_new_tokens": 4},
+        {"kind": "text_loss", **shared, "name": "loss", "target": "{q} {a}"},
+    ]
+"""
+
+
+def test_a_model_folder_is_scored_by_several_processes_as_by_one(tmp_path):
+    """Process 0 alone writes, and what keeps it from that ends all."""
+    stacks = dataclasses.replace(tiny.T5GEMMA2, encoder=STACK, decoder=STACK)
+    save_model(tmp_path / "model", weights.model(stacks), tokenizer=TOKENIZER.to_dict())
+    (tmp_path / "tasks.py").write_text(TASKS)
+    command = ["evaluate", f"--model={tmp_path / 'model'}", f"--tasks={tmp_path / 'tasks.py'}", "--rows=4"]
+    # six devices, of which four rows can be cut over two alone
+    start.run([*start.T5G2, *command, f"--out={tmp_path / 'two'}"], 2, devices=3)
+    assert cli.main([*command, f"--out={tmp_path / 'one'}"]) == 0
+    one, two = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two"))
+    assert two["weights"] == one["weights"]
+    for name, score in one["scores"].items():
+        assert two["scores"][name]["value"] == pytest.approx(score["value"], rel=1e-5), name
+    outputs = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two")]
+    assert [json.loads(line).get("output") for line in outputs[0].splitlines()] == [
+        json.loads(line).get("output") for line in outputs[1].splitlines()
+    ]
+
+    with files.locked(tmp_path / "two"), start.started([*start.T5G2, *command, f"--out={tmp_path / 'two'}"], 2) as both:
+        written = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], written
+    assert f"another process writes to {tmp_path / 'two'}" in written[0]
+    assert "process 0 cannot go on" in written[1]
