@@ -185,6 +185,11 @@ def pair(scale: str, name: str, steps: int = 125) -> Base:
     )
 
 
+def cross_attention_alone(updates: int) -> list[dict[str, Any]]:
+    """Returns rules by which all but cross-attention is frozen for the first updates."""
+    return [{"pattern": "decoder.layers.*cross*", "end": 0}, {"pattern": "*", "end": updates}]
+
+
 def released(scale: str, sizes: tuple[str, ...]) -> None:
     """Raises UserError unless the scale is one of these sizes."""
     if scale not in sizes:

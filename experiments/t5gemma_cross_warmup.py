@@ -22,17 +22,13 @@ PAPER = Paper(
 )
 
 
-def frozen_for(updates):
-    """Rules by which all but cross-attention is frozen for the first updates."""
-    return [{"pattern": "decoder.layers.*cross*", "end": 0}, {"pattern": "*", "end": updates}]
-
-
 def get_sweep(scale=bases.LAPTOP):
-    bases.released(scale, ("9b-2b",)) if scale != bases.LAPTOP else None
+    if scale != bases.LAPTOP:
+        bases.released(scale, ("9b-2b",))
     base = bases.pair(scale, "96-64" if scale == bases.LAPTOP else scale)
     arms = dict(zip(("short", "none", "long"), UPDATES[scale], strict=True))
     ul2 = {} if base.laptop else {"data.sources.0.objective": bases.CYCLIC_UL2, **bases.rows_for_ul2(scale)}
-    overrides = {name: {"optim.freeze": frozen_for(k) if k else [], **ul2} for name, k in arms.items()}
+    overrides = {name: {"optim.freeze": bases.cross_attention_alone(k) if k else [], **ul2} for name, k in arms.items()}
     return Sweep(
         title="Updates of new cross-attention alone, before all weights are trained",
         parts=base.arms(overrides, tokens=800e9),
