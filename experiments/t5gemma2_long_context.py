@@ -6,8 +6,8 @@
 The source, its adaptation, and the same with positions of global layers divided by 8 (the factor of the released
 270M-270M) are asked for a needle and for one of several equal requests (MRCR), at 1, 2, 4 and 8 times the length of
 training. On a laptop all are trained on texts of 1024 bytes. Known deviation: the factor is there from the first update
-of the adaptation on; the paper (arXiv 2512.14856v2) does not say when it is introduced. At the released sizes the source
-is measured in a folder of its own, scores-source.
+of the adaptation on; the paper (arXiv 2512.14856v2) does not say when it is introduced. At the released sizes the
+source is measured in a folder of its own, scores-source.
 """
 
 from dataclasses import replace
