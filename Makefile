@@ -76,7 +76,7 @@ test-beam: .venv-beam/.installed
 real: $(VENV)/.installed-dev
 	$(VENV)/bin/python tests/real/fetch_model.py $(REAL)
 	REAL=$(abspath $(REAL)) $(VENV)/bin/python -m pytest -s $(PYTEST) tests/real
-	REAL=$(abspath $(REAL)) $(VENV)/bin/t5g2 sweep --sweep=experiments/real_model.py --workdir=$(REAL)/runs
+	MODELS=$(abspath $(REAL)) $(VENV)/bin/t5g2 sweep --sweep=experiments/real_model.py --workdir=$(REAL)/runs
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -11,6 +11,7 @@ An experiment takes its scale as the argument of its file, FILE:SCALE:
 Nothing but the scale of a run depends on the argument: the variants of a table are the same overrides in both.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,15 +26,17 @@ from t5g2.train import config_file
 
 LAPTOP = "laptop"
 SEEDS = (0, 1, 2)
-CORPUS = {"kind": "jsonl", "path": "corpus/*.jsonl"}
-HELDOUT = {"kind": "jsonl", "path": "heldout/*.jsonl"}
+# folders of released models and of texts, such as a mounted bucket, which is at the same path where the runs are
+MODELS, TEXTS = os.environ.get("MODELS", "models"), os.environ.get("TEXTS", "")
+CORPUS = {"kind": "jsonl", "path": os.path.join(TEXTS, "corpus/*.jsonl")}
+HELDOUT = {"kind": "jsonl", "path": os.path.join(TEXTS, "heldout/*.jsonl")}
 # released decoder-only models, as folders in any format that `t5g2 import` reads
 SOURCES = {
-    "2b-2b": "models/gemma-2-2b",
-    "9b-2b": "models/gemma-2-9b,models/gemma-2-2b",
-    "9b-9b": "models/gemma-2-9b",
-    "270m-270m": "models/gemma-3-270m",
-    "1b-1b": "models/gemma-3-1b-pt",
+    "2b-2b": f"{MODELS}/gemma-2-2b",
+    "9b-2b": f"{MODELS}/gemma-2-9b,{MODELS}/gemma-2-2b",
+    "9b-9b": f"{MODELS}/gemma-2-9b",
+    "270m-270m": f"{MODELS}/gemma-3-270m",
+    "1b-1b": f"{MODELS}/gemma-3-1b-pt",
 }
 PREFIX_LM, UL2 = {"kind": "prefix_lm"}, {"kind": "ul2"}
 # Gemma 2's tokenizer has 99 pieces that can be sentinels, and a text of 8192 tokens has up to 410 spans

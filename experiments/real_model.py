@@ -1,24 +1,23 @@
 """From a released model to an adapted one, step by step: Gemma 3 270M, with ordinary commands, in about an hour.
 
-    make real REAL=DIR        # or: REAL=DIR t5g2 sweep --sweep=experiments/real_model.py --workdir=DIR/runs
+    make real REAL=DIR        # or: MODELS=DIR t5g2 sweep --sweep=experiments/real_model.py --workdir=DIR/runs
 
 DIR/gemma-3-270m is the model as a Hugging Face folder. It is imported and compared with transformers, adapted to
 T5Gemma 2 270M-270M with an account of every weight, trained a little (6 updates, UL2), evaluated and exported; the
 report has the held-out loss before and after. experiments/gemma3_270m.py is the comparison with other recipes.
 """
 
-import os
+import bases
 
 from t5g2.sweep import Step, Sweep, Variant
 
-SOURCE = os.environ.get("REAL", "models") + "/gemma-3-270m"
+SOURCE = f"{bases.MODELS}/gemma-3-270m"
 TRAINED = "{sweep}/trained/model"
 SHORT = {
     "init.adapt.source": SOURCE,
     "train.steps": 6,
     "optim.schedule.warmup_steps": 2,
     "eval.every_steps": 0,
-    "eval.tasks.0.examples": 8,
     "eval.final": ("samples",),
     "save.model": True,
 }

@@ -175,7 +175,6 @@ def test_an_experiment_resolves_at_each_scale(sweep, with_releases, monkeypatch)
     """Every variant is an experiment, and every other command has the flags and the tasks that it names."""
     monkeypatch.chdir(with_releases)
     monkeypatch.setenv("T5G2_CACHE", str(with_releases / "cache"))
-    monkeypatch.setenv("REAL", "models")
     if "vision" in sweep:
         pytest.importorskip("sklearn")
     loaded = sweep_file.load(sweep)
@@ -227,3 +226,12 @@ def test_memory_that_a_device_does_not_have_is_an_error(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cli.main(["check", "--config=configs/quickstart.py:source", "--hbm_gib=0.001"]) == 2
     assert "a device has --hbm_gib=0.001; use more devices" in capsys.readouterr().err
+
+
+def test_released_models_and_texts_may_lie_elsewhere(monkeypatch):
+    monkeypatch.setenv("MODELS", "/bucket/models")
+    monkeypatch.setenv("TEXTS", "/bucket")
+    part = sweep_file.load(ROOT / "experiments/t5gemma2_table1.py:2b-2b").ordered()[0]
+    assert part.overrides["init.adapt.source"] == "/bucket/models/gemma-2-2b"
+    assert part.overrides["data.sources.0.text"]["path"] == "/bucket/corpus/*.jsonl"
+    assert part.overrides["eval.tasks.0.text"]["path"] == "/bucket/heldout/*.jsonl"
