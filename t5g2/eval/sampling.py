@@ -141,6 +141,12 @@ def row_keys(seed: int, indices_B: Int[Array, " B"], samples: int) -> Array:
     """
     key = jax.random.key(seed % 2**32)
     key = key if seed < 2**32 else jax.random.fold_in(key, seed // 2**32)
+    return _row_keys(key, indices_B, samples=samples)
+
+
+@partial(jax.jit, static_argnames="samples")
+def _row_keys(key: Array, indices_B: Int[Array, " B"], *, samples: int) -> Array:
+    """Returns the keys of all rows: one program, where each operation would be one for each number of rows."""
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(indices_B)
     keys_Bs = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys_B, jnp.arange(samples))
     return keys_Bs.reshape(-1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5g2.core import tree
 from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
@@ -18,27 +19,19 @@ from t5g2.eval.sampling import row_keys
 from t5g2.eval.stop_strings import stop_table
 from t5g2.models import build
 from t5g2.models.layers import Compute
-from tests import tiny
+from tests import tiny, weights
 from tests.models.test_loss import equations
 
 COMPUTE = Compute(dtype="float32")
 INF = -np.inf
 NO_EOS = 96  # of the tiny vocabulary; not what these models say
+LENGTH = 24  # of rows in full forward passes: one, so that they are one program
 
 
 def model_of(config):
     """Blocks that outweigh the embedding: otherwise, as it is tied, the likeliest next token is the last one again."""
-
-    @jax.jit
-    def make(key, noise_key):
-        leaves, structure = jax.tree.flatten(build.make(config, key=key))
-        keys = jax.random.split(noise_key, len(leaves))
-        noise = [0.5 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-        is_table = [x.shape[0] > 90 for x in leaves]
-        noisy = [x if t else x + n for x, n, t in zip(leaves, noise, is_table, strict=True)]
-        return jax.tree.unflatten(structure, noisy)
-
-    return make(jax.random.key(3), jax.random.key(4))
+    drawn = {key: (0.3 if len(x) > 90 else 3) * x for key, x in weights.weights(config).items()}
+    return tree.build(build.abstract(config), drawn.__getitem__)
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +49,20 @@ def prompts(lengths, seed=0):
     return [rng.integers(8, 90, n).astype(np.int32) for n in lengths]
 
 
-def options(new, ends=(NO_EOS,), sampler=g.GREEDY, suppressed=()):
-    return g.GenerationOptions(
-        new, stop_ids=ends, pad_id=0, sampler=sampler, compute=COMPUTE, suppressed_ids=suppressed
-    )
+def options(new, ends=(NO_EOS,), **others):
+    return g.GenerationOptions(new, stop_ids=ends, pad_id=0, compute=COMPUTE, **others)
 
 
-def generate(model, encoder, prompt, options, indices=None):
+# samples and beams of each prompt, which end at different lengths
+SEVERAL = [
+    dataclasses.replace(options(6, ends=(5, 6, 7, 8, 9), **extra), num_return_sequences=2, min_new_tokens=2)
+    for extra in ({"sampler": g.TopK(5, t=2.0)}, {"num_beams": 3})
+]
+
+
+def generate(model, encoder, prompt, options):
     """Returns int32[P, N], the tokens of one output of each prompt."""
-    keys = row_keys(1, jnp.arange(len(prompt.tokens)) if indices is None else jnp.array(indices), 1)
+    keys = None if options.sampler == g.GREEDY else row_keys(1, np.arange(len(prompt.tokens)), 1)
     generated = g.generate(model, g.Prompts(prompt, encoder), options=options, keys_R=keys)
     return np.asarray(generated.tokens_PnN[:, 0])
 
@@ -84,20 +82,20 @@ def full_logits(model, encoder, decoder, images=None):
 
 def by_full_forward(model, encoder, start, new, images=None):
     """The likeliest token again and again, each from a forward pass over everything so far."""
-    length = len(start) + new
     tokens = [int(t) for t in start]
-    while len(tokens) < length:
-        row = np.array([tokens + [0] * (length - len(tokens))], np.int32)
-        here = (np.arange(length) < len(tokens)).astype(np.int32)[None]
+    while len(tokens) < len(start) + new:
+        row = np.array([tokens + [0] * (LENGTH - len(tokens))], np.int32)
+        here = (np.arange(LENGTH) < len(tokens)).astype(np.int32)[None]
         blocks = None if images is None or encoder is not None else image_blocks(row, tiny.IMAGES.token)
-        decoder = Sequences(row, here, np.arange(length, dtype=np.int32)[None], blocks)
-        tokens.append(int(jnp.argmax(full_logits(model, encoder, decoder, images)[0, len(tokens) - 1])))
+        decoder = Sequences(row, here, np.arange(LENGTH, dtype=np.int32)[None], blocks)
+        logits = np.asarray(full_logits(model, encoder, decoder, images))
+        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
     return tokens[len(start) :]
 
 
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(gemma):
     [start] = prompts([6])
-    generated = generate(gemma, None, g.pad_rows([start], pad=0, left=True, multiple=1), options(8))
+    generated = generate(gemma, None, g.pad_rows([start], pad=0, left=True), options(8))
     expected = by_full_forward(gemma, None, start, 8)
     assert generated[0].tolist() == expected
     assert len(set(expected)) > 3  # it does not just repeat itself
@@ -106,24 +104,25 @@ def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_decoder_only(ge
 def test_a_prompt_that_sees_both_ways_is_a_prefix(gemma):
     """As the full forward pass has it, with the prompt as a block and what follows from left to right."""
     for prompt in prompts((3, 9)):
-        tokens, places = prompt, np.arange(15, dtype=np.int32)  # one length, so that it is compiled once
-        for _ in range(6):
+        tokens, places = prompt, np.arange(LENGTH, dtype=np.int32)
+        for _ in range(8):
             row = np.pad(tokens, (0, len(places) - len(tokens)))
             here, block = (places < len(tokens)).astype(np.int32), (places < len(prompt)).astype(np.int32)
             line = Sequences(*(x[None] for x in (row, here, places, block)))
-            tokens = np.append(tokens, np.int32(np.argmax(full_logits(gemma, None, line)[0, len(tokens) - 1])))
-        both_ways = dataclasses.replace(options(6), prompt_both_ways=True)
+            logits = np.asarray(full_logits(gemma, None, line))
+            tokens = np.append(tokens, np.int32(logits[0, len(tokens) - 1].argmax()))
+        both_ways = dataclasses.replace(options(8), prompt_both_ways=True)
         [generated] = tokens_of(complete(gemma, [prompt], bos=2, options=both_ways))
         np.testing.assert_array_equal(generated, tokens[len(prompt) :])
-        [causal] = tokens_of(complete(gemma, [prompt], bos=2, options=options(6)))
+        [causal] = tokens_of(complete(gemma, [prompt], bos=2, options=options(8)))
         assert generated.tolist() != causal.tolist()
 
 
 def test_greedy_from_the_cache_is_the_argmax_of_the_full_forward_encoder_decoder(t5gemma):
     [read], start = prompts([11]), np.array([2], np.int32)
-    encoder = g.pad_rows([read], pad=0, left=False, multiple=1)
-    generated = generate(t5gemma, encoder, g.pad_rows([start], pad=0, left=True, multiple=1), options(9))
-    expected = by_full_forward(t5gemma, encoder, start, 9)
+    encoder = g.pad_rows([read], pad=0, left=False)
+    generated = generate(t5gemma, encoder, g.pad_rows([start], pad=0, left=True, multiple=1), options(8))
+    expected = by_full_forward(t5gemma, encoder, start, 8)
     assert generated[0].tolist() == expected
     assert len(set(expected)) > 3
 
@@ -169,7 +168,7 @@ def test_what_is_suppressed_is_never_made(gemma):
     free = np.asarray(generate(gemma, None, starts, options(8)))
     unwanted = (0, NO_EOS, *free[:, 0].tolist())
     for sampler in (g.GREEDY, g.Temperature(5.0)):
-        restricted = options(8, sampler=sampler, suppressed=unwanted)
+        restricted = options(8, sampler=sampler, suppressed_ids=unwanted)
         generated = generate(gemma, None, starts, restricted)
         assert not np.isin(generated, unwanted).any()
         assert generated.all()
@@ -186,24 +185,19 @@ def test_images_are_read_with_the_prompt(config):
     for row, read in enumerate(reads):
         encoder, start = None, read
         if config is tiny.T5GEMMA2_IMAGES:
-            encoder, start = g.pad_rows([read], pad=0, left=False, multiple=1), np.array([2], np.int32)
+            encoder, start = g.pad_rows([read], pad=0, left=False), np.array([2], np.int32)
         assert together[row].tolist() == by_full_forward(model, encoder, start, 6, images[row : row + 1])
     others = tokens_of(complete(model, reads, -images, bos=2, options=options(6, ends=())))
     assert [a.tolist() == b.tolist() for a, b in zip(together, others, strict=True)] == [False, False, True]
 
 
 @pytest.mark.parametrize(
-    ("extra", "cut"),
-    [
-        ({}, "context"),
-        ({"sampler": g.TopK(5), "num_return_sequences": 2}, "tensor"),
-        ({"num_beams": 3, "num_return_sequences": 2}, "tensor"),
-    ],
+    ("settings", "cut"), [(options(8), "context"), *((settings, "tensor") for settings in SEVERAL)]
 )
-def test_eight_devices_generate_what_one_does(t5gemma, devices, extra, cut):
+def test_eight_devices_generate_what_one_does(t5gemma, devices, settings, cut):
     """Three prompts on four parts of rows, one of which is empty; heads are cut too, or the columns of prompts."""
-    reads, settings = prompts([9, 13, 5]), dataclasses.replace(options(6), **extra)
-    alone = complete(t5gemma, reads, bos=2, options=settings)
+    reads, rows = prompts([9, 13, 5]), 8 if settings in SEVERAL else 3
+    alone = complete(t5gemma, reads, bos=2, options=settings, rows=rows)
     with jax.set_mesh(make_mesh(MeshShape(**{"data": 2, "fsdp": 2, cut: 2}), devices)):
         batch, keys = g.batch_of(t5gemma, reads, setup=g.GenerationSetup(settings, bos=2))
         together = g.generate(t5gemma, batch, options=settings, keys_R=keys)
@@ -219,15 +213,15 @@ def test_complete_takes_prompts_of_any_length():
     special = tokenizer.special_tokens
     config = dataclasses.replace(tiny.GEMMA3, vocab_size=tokenizer.vocab_size)
     greedy = options(5, ends=(special.eos,))
-    nucleus = options(7, ends=(special.eos,), sampler=g.TopP(0.9))
+    nucleus = options(5, ends=(special.eos,), sampler=g.TopP(0.9))
     for model in (model_of(config), model_of(dataclasses.replace(tiny.T5GEMMA2, encoder=config, decoder=config))):
         reads = [np.append(np.int32(special.bos), tokenizer.encode(text)) for text in ("def f(", "")]
         both = tokens_of(complete(model, reads, bos=special.bos, options=greedy))
         assert [type(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in both] == [str, str]
-        [alone] = tokens_of(complete(model, reads[:1], bos=special.bos, options=greedy))
+        [alone] = tokens_of(complete(model, reads[:1], bos=special.bos, options=greedy, rows=2))
         assert alone.tolist() == both[0].tolist()
         [sampled] = tokens_of(complete(model, [tokenizer.encode("x")], bos=special.bos, options=nucleus))
-        assert len(sampled) <= 7
+        assert len(sampled) <= 5
         assert not np.isin(sampled, (special.eos, special.pad)).any()
     assert complete(model, [], bos=special.bos, options=greedy) == []
 
@@ -277,12 +271,12 @@ def test_nucleus_by_literal_probabilities(p, t, expected):
 
 def random_operations(model, sampler):
     """Those of a program that generates the first token of two rows."""
-    starts = jax.tree.map(jnp.asarray, g.pad_rows(prompts([3, 4]), pad=0, left=True))
+    starts = g.pad_rows(prompts([3, 4]), pad=0, left=True)
     greedy = sampler == g.GREEDY
     program = jax.make_jaxpr(
         lambda keys: sample_search.start(model, g.Prompts(starts), keys, options=options(4, sampler=sampler))
     )
-    keys = None if greedy else row_keys(0, jnp.arange(2), 1)
+    keys = None if greedy else row_keys(0, np.arange(2), 1)
     names = {equation.primitive.name for equation in equations(program(keys).jaxpr)}
     return {name for name in names if "random" in name or "threefry" in name}
 
@@ -294,19 +288,20 @@ def test_greedy_draws_no_random_number(gemma):
 
 def test_a_greedy_draw_is_the_first_of_the_likeliest():
     logits = jnp.array([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])
-    key, step = row_keys(0, jnp.arange(2), 1), jnp.int32(5)
+    key, step = row_keys(0, np.arange(2), 1), jnp.int32(5)
     assert g.GREEDY.draw(logits, key, step).tolist() == [1, 0]
     # as a sampler of one token draws it, whatever the key
     assert g.TopK(1).draw(logits, key, step).tolist() == [1, 0]
 
 
 def test_a_row_draws_the_same_token_whatever_is_in_the_others():
-    logits, step = jax.random.normal(jax.random.key(1), (5, 50)), jnp.int32(3)
-    keys = row_keys(0, jnp.arange(5), 1)
-    together = g.Temperature().draw(logits, keys, step)
-    others = logits.at[jnp.array([0, 1, 3])].set(0.0)
-    assert g.Temperature().draw(others, keys, step)[jnp.array([2, 4])].tolist() == together[jnp.array([2, 4])].tolist()
-    assert g.Temperature().draw(logits, keys, step + 1).tolist() != together.tolist()
+    logits, keys = np.random.default_rng(1).normal(size=(5, 50)).astype(np.float32), row_keys(0, np.arange(5), 1)
+    others = logits.copy()
+    others[[0, 1, 3]] = 0.0
+    draw = jax.jit(lambda logits, step: g.Temperature().draw(logits, keys, step))
+    together = np.asarray(draw(logits, np.int32(3)))
+    assert np.asarray(draw(others, np.int32(3)))[[2, 4]].tolist() == together[[2, 4]].tolist()
+    assert draw(logits, np.int32(4)).tolist() != together.tolist()
 
 
 def test_draws_follow_the_restricted_distribution():
@@ -360,13 +355,13 @@ def test_a_drawn_row_of_composed_samplers():
 
 def test_a_draw_depends_on_seed_index_and_sample_alone():
     keys = {
-        (seed, index, sample): tuple(jax.random.key_data(row_keys(seed, jnp.array([index]), 3)[sample]).tolist())
+        (seed, index, sample): tuple(data)
         for seed in (1, 2**32 + 1, 2**62 + 1, 2**63 - 1)
         for index in (0, 1, 7)
-        for sample in range(3)
+        for sample, data in enumerate(jax.random.key_data(row_keys(seed, np.array([index]), 3)).tolist())
     }
     assert len(set(keys.values())) == len(keys)
-    both = jax.random.key_data(row_keys(2**62 + 1, jnp.array([7, 1]), 2)).tolist()
+    both = jax.random.key_data(row_keys(2**62 + 1, np.array([7, 1]), 2)).tolist()
     assert [tuple(key) for key in both] == [keys[2**62 + 1, index, sample] for index in (7, 1) for sample in (0, 1)]
 
 
@@ -409,8 +404,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one(gemma, t5gemma):
     """Whatever the other prompts and their padding: the same tokens, and in the same program the same scores."""
     reads = prompts([9, 1, 4, 30, 12, 7, 2, 5])
     for model in (gemma, t5gemma):
-        for extra in ({"sampler": g.Temperature(2.0), "num_return_sequences": 2}, {"num_beams": 3}):
-            settings = dataclasses.replace(options(6, ends=(5, 6, 7, 8, 9)), **extra, min_new_tokens=2)
+        for settings in SEVERAL:
             n = settings.num_return_sequences
             together = complete(model, reads, bos=2, options=settings, seed=3)
             for i, rows in ((0, 8), (7, 8), (3, 1)):
@@ -436,13 +430,13 @@ def test_log_probabilities_are_those_of_the_full_forward(t5gemma):
     """In the model's own distribution, whatever the sampler, the penalty and what is suppressed."""
     [read] = prompts([11])
     settings = dataclasses.replace(
-        options(5, sampler=g.TopK(3, t=2.0), suppressed=(40,)), log_probs=True, repetition_penalty=1.5
+        options(5, sampler=g.TopK(3, t=2.0), suppressed_ids=(40,)), log_probs=True, repetition_penalty=1.5
     )
     [output] = complete(t5gemma, [read], bos=2, options=settings, seed=1)
-    row = np.append(np.int32(2), output.tokens[:-1])[None]
-    decoder = Sequences(row, np.ones_like(row), np.arange(row.shape[1], dtype=np.int32)[None])
-    logits = full_logits(t5gemma, g.pad_rows([read], pad=0, left=False), decoder)[0]
-    expected = jax.nn.log_softmax(logits)[np.arange(len(output.tokens)), output.tokens]
+    decoder = g.pad_rows([np.append(np.int32(2), output.tokens[:-1])], pad=0, left=False, multiple=LENGTH)
+    logits = np.asarray(full_logits(t5gemma, g.pad_rows([read], pad=0, left=False), decoder), np.float64)[0]
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = log_probs[np.arange(len(output.tokens)), output.tokens]
     np.testing.assert_allclose(output.log_probs, expected, rtol=1e-5)
 
 
