@@ -1,10 +1,12 @@
 """Metrics by step: metrics.jsonl, TensorBoard events and Weights & Biases."""
 
+import contextlib
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -92,6 +94,19 @@ class MetricsWriter:
         self._sinks = []
 
 
+@contextlib.contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Lets a library that can do without a module be imported as if that were not installed; one in use stays."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment] - how Python is told that there is none
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
 class _Lines:
     """metrics.jsonl, one unbuffered write per line."""
 
@@ -110,8 +125,10 @@ class _Events:
     """A TensorBoard event file. tensorboardX's own writer has a thread and a queue that its flush does not empty."""
 
     def __init__(self, folder: Path, step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
+        # it would import torch, which takes seconds of every start, to draw what is not drawn here
+        with hidden("torch"):
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
 
         self._proto: Any = {**vars(event_pb2), **vars(summary_pb2)}  # classes that protobuf makes at import
         # the process id, because a file is named by the second and a rerun may come within it

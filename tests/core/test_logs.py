@@ -1,6 +1,7 @@
 """metrics.jsonl after kills and resumes, rates, what the progress shows."""
 
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -121,6 +122,23 @@ def test_tensorboard_finds_the_scalars_at_once_and_forgets_what_is_run_again(tmp
     assert found.keys() == {"train/loss", "bad"}
     assert found["train/loss"] == 2.5
     writer.close()
+
+
+def test_a_library_is_imported_without_a_module_that_it_can_do_without(tmp_path, monkeypatch):
+    """Torch, which tensorboardX would import: hidden for that import alone, and not where it is in use already."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in (
+        ("heavy", ""),
+        *((name, "try:\n    import heavy\nexcept ImportError:\n    heavy = None\n") for name in ("before", "after")),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+    with metrics_writer.hidden("heavy"):
+        before = importlib.import_module("before")
+    heavy = importlib.import_module("heavy")
+    with metrics_writer.hidden("heavy"):
+        after = importlib.import_module("after")
+    assert before.heavy is None
+    assert after.heavy is heavy is sys.modules["heavy"]
 
 
 def test_tensorboard_can_be_left_out(tmp_path):

@@ -30,7 +30,7 @@ def train(corpus: Path, workdir: Path, *changes: str) -> list[str]:
 def alone(corpus, tmp_path_factory):
     """The run that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    run(*train(corpus, workdir))
+    run(*train(corpus, workdir), "--config.save.every_steps=24")
     return workdir
 
 
