@@ -27,11 +27,10 @@ def params():
     return weights.model(tiny.T5GEMMA2)
 
 
+@functools.cache
 def gradients(step):
-    keys = jax.random.split(jax.random.key(step), len(jax.tree.leaves(params())))
-    leaves, structure = jax.tree.flatten(params())
-    values = [jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, values)
+    draw = np.random.default_rng(step)
+    return jax.tree.map(lambda x: jax.device_put(draw.standard_normal(x.shape, np.float32)), params())
 
 
 def by_name(model):
@@ -42,7 +41,7 @@ def updated(optimizer, **settings):
     """The weights after some updates, by layer, and the optimizer's state."""
     config = OptimConfig(Constant(0.1, warmup_steps=0), optimizer, clip_norm=None, **settings)
     updater, after = optim.make(config, 10, params()), params()
-    state = updater.init(after)
+    state = jax.jit(updater.init)(after)
     apply = jax.jit(updater.apply)
     for step in range(STEPS):
         after, state, _ = apply(after, gradients(step), state, jnp.int32(step))
@@ -53,14 +52,19 @@ def reference(transform, names=None, shape=lambda name, x: x.shape):
     """The weights, all or of these names, by a transformation of optax on each of each layer, as this shape has it."""
     before, every = by_name(params()), [by_name(gradients(step)) for step in range(STEPS)]
     after = {}
+
+    @jax.jit  # a program for each shape
+    def apply(gradient, state, value):
+        step, state = transform.update(gradient, state, value)
+        return optax.apply_updates(value, step), state
+
     for name in before if names is None else names:
         value = before[name]
-        flat = jnp.asarray(value.reshape(shape(name, value)))
-        state = transform.init(flat)
+        flat = value.reshape(shape(name, value))
+        state = jax.jit(transform.init)(flat)
         for one in every:
             with jax.numpy_dtype_promotion("standard"):
-                step, state = transform.update(one[name].reshape(flat.shape), state, flat)
-                flat = optax.apply_updates(flat, step)
+                flat, state = apply(one[name].reshape(flat.shape), state, flat)
         after[name] = np.asarray(flat).reshape(value.shape)
     return after
 
@@ -99,7 +103,9 @@ def test_muon_is_that_of_optax_on_each_matrix_of_each_layer(nesterov):
 
 def test_a_direction_of_muon_is_nearly_orthogonal_and_as_large_as_that_of_adam():
     directions = Muon().directions()
-    made, _ = directions.update(gradients(0), directions.init(params()), params())
+    made, _ = jax.jit(lambda gradients, params: directions.update(gradients, directions.init(params), params))(
+        gradients(0), params()
+    )
     for name, value in by_name(made).items():
         if is_projection(name):
             matrix = value.reshape(matrix_shape(name, value))
