@@ -10,6 +10,7 @@ images/). A version that changes a format adds a specimen of its own and leaves 
 import hashlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,12 +44,29 @@ from tests.e2e.conftest import environment
 ARMS = ("source", "adapted", "scratch", "distilled", "cached", "tokens", "sft")
 
 
-@pytest.fixture(params=sorted((Path(__file__).parent / "specimens").glob("*.tar.xz")), ids=lambda p: p.name)
-def specimen(request, tmp_path):
-    """The folder of a specimen, which the test may change."""
+SPECIMENS = sorted((Path(__file__).parent / "specimens").glob("*.tar.xz"))
+
+
+@pytest.fixture(scope="module", params=SPECIMENS, ids=lambda p: p.name)
+def extracted(request, tmp_path_factory):
+    """The folder of a specimen, which no test changes."""
+    folder = tmp_path_factory.mktemp("extracted")
     with tarfile.open(request.param) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path / "specimen"
+        archive.extractall(folder, filter="data")
+    return folder / "specimen"
+
+
+@pytest.fixture
+def specimen(extracted, tmp_path):
+    """A copy that the test may change, without the checkpoints, which are nine of ten files."""
+    return shutil.copytree(extracted, tmp_path / "specimen", ignore=shutil.ignore_patterns("checkpoints"))
+
+
+@pytest.fixture
+def checkpoint(arm, extracted, specimen):
+    """The checkpoint of a run of the specimen."""
+    folder = Path("runs", arm, "checkpoints")
+    return shutil.copytree(extracted / folder, specimen / folder)
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +98,9 @@ def test_keys_and_paths_under_their_former_names():
 
 
 @pytest.mark.parametrize("arm", ["adapted", "sft"])
-def test_hashes_outlive_new_names(arm):
+def test_hashes_outlive_new_names(arm, checkpoint):
     """The hash of the experiment that the checkpoint was saved with; keys and a kind have other names now."""
-    meta = json.loads(Path(f"runs/{arm}/checkpoints/4/meta/data.json").read_text())["body"]["run"]
+    meta = json.loads((checkpoint / "4/meta/data.json").read_text())["body"]["run"]
     assert experiments.fingerprint(config_file.load(f"config.py:{arm}")) == meta["experiment"]
 
 
@@ -94,7 +112,7 @@ def test_a_key_under_both_of_its_names_is_refused():
 
 
 @pytest.mark.parametrize("arm", ["adapted", "sft"])
-def test_a_run_goes_on_from_its_checkpoint(arm, capfd):
+def test_a_run_goes_on_from_its_checkpoint(arm, checkpoint, capfd):
     """Two steps more; the metrics of the steps before stay, so the batches after them are the next ones."""
     before = lines(f"runs/{arm}/metrics.jsonl")
     flags = [f"--config=config.py:{arm}", f"--workdir=runs/{arm}", "--config.train.steps=6"]
@@ -107,7 +125,7 @@ def test_a_run_goes_on_from_its_checkpoint(arm, capfd):
 
 
 @pytest.mark.parametrize("arm", ["adapted", "sft"])
-def test_a_checkpoint_comes_back_on_a_mesh(arm, devices):
+def test_a_checkpoint_comes_back_on_a_mesh(arm, checkpoint, devices):
     """Bit for bit the state that one device has; that a run goes on from it is tested above."""
     workdir, experiment = Path(f"runs/{arm}"), config_file.load(f"config.py:{arm}")
     states = []

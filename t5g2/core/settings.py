@@ -9,6 +9,7 @@ user's own, whose "kind" is their dotted path.
 
 import ast
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from t5g2.core.errors import UserError, unknown
 from t5g2.core.own_classes import OpenTable
 
 KindTable = Mapping[str, type]
+PLAIN = (bool, int, float, str)
 
 
 def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence[KindTable] = ()) -> Any:
@@ -47,7 +49,7 @@ def build(annotation: Any, node: Any, *, where: str = "config", tables: Sequence
         return tuple(build(kind, item, where=f"{where}.{i}", tables=tables) for i, (kind, item) in enumerate(pairs))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return _build_dataclass(annotation, node, where, tables)
-    if _members((annotation,), tables) or _open_bases((annotation,), tables):
+    if annotation not in PLAIN and (_members((annotation,), tables) or _open_bases((annotation,), tables)):
         return _build_kind((annotation,), node, where, tables)
     if annotation is float and isinstance(node, int) and not isinstance(node, bool):
         return float(node)
@@ -69,7 +71,7 @@ def checked_types(value: Any, *, where: str, tables: Sequence[KindTable] = ()) -
     cls = next(c for c in type(value).__mro__ if c.__module__.startswith("t5g2."))
     if not dataclasses.is_dataclass(cls):
         return value
-    hints, changes = typing.get_type_hints(cls), {}
+    hints, changes = _hints(cls), {}
     for field in dataclasses.fields(cls):
         item = getattr(value, field.name)
         node = item.item() if isinstance(item, np.generic) else item
@@ -224,12 +226,17 @@ def _build_dataclass(cls: type, node: Any, where: str, tables: Sequence[KindTabl
     required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and n not in node]
     if required:
         raise UserError(f"{where} lacks {', '.join(required)}, which {cls.__name__} has no default for; add them")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values = {k: build(hints[k], node[k], where=f"{where}.{k}", tables=tables) for k in node if k in fields}
     try:
         return cls(**values)
     except UserError as error:  # from the class's own checks, which do not know the path
         raise UserError(f"{where}: {error}") from None
+
+
+@functools.lru_cache(maxsize=1024)  # to evaluate annotations that are text takes a sixth of reading a config
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _index(node: list, key: str, path: str) -> int:

@@ -101,11 +101,11 @@ def _add_neighbours(path: Path) -> None:
     """
     folder = path.absolute().parent
     others = [other for other in _config_folders if other != str(folder)]
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        # of thousands of modules, which a Path for each would make slow
-        if file and os.path.dirname(file) in others and (folder / f"{name}.py").is_file():
-            del sys.modules[name]
+    # the few files of the folder, not the thousands of modules
+    for neighbour in folder.glob("*.py") if others else ():
+        file = getattr(sys.modules.get(neighbour.stem), "__file__", None)
+        if file and os.path.dirname(file) in others:
+            del sys.modules[neighbour.stem]
     sys.path[:] = [entry for entry in sys.path if entry not in others]
     for entry in (str(folder), *others, str(Path.cwd())):
         if entry not in sys.path:

@@ -32,7 +32,7 @@ def test_from_the_source_to_every_result(corpus, devices, tmp_path, capsys, monk
         objective = {"kind": "causal" if arm == "source" else "ul2"}
         task = {"kind": "heldout_loss", "text": text, "objective": objective, "examples": 8}
         flags = [f"--config={CONFIG}:{arm}@corpus", f"--config.eval.tasks={[task]!r}", "--config.train.steps=12"]
-        return [*flags, "--config.log.every_steps=4"]
+        return [*flags, "--config.log.every_steps=4", "--config.save.every_steps=6"]
 
     with monkeypatch.context() as alone:
         alone.setattr(jax, "devices", lambda: devices[:1])
@@ -62,7 +62,7 @@ def test_from_the_source_to_every_result(corpus, devices, tmp_path, capsys, monk
     flags = [*config("scratch"), "--workdir=going_on", "--config.init.params=averaged", "--config.save.model=False"]
     with monkeypatch.context() as alone:
         alone.setattr(jax, "devices", lambda: devices[:1])
-        t5g2("train", *flags, "--config.train.steps=5")
+        t5g2("train", *flags, "--config.train.steps=5", "--config.save.every_steps=0")
 
     before = files(tmp_path / "adapted")
     t5g2("train", *config("adapted"), "--workdir=adapted", "--replay=8")
