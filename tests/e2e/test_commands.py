@@ -65,7 +65,7 @@ def test_from_the_source_to_every_result(corpus, devices, tmp_path, capsys, monk
         t5g2("train", *flags, "--config.train.steps=5", "--config.save.every_steps=0")
 
     before = files(tmp_path / "adapted")
-    t5g2("train", *config("adapted"), "--workdir=adapted", "--replay=8")
+    t5g2("train", *config("adapted"), "--workdir=adapted", "--replay=6")
     assert files(tmp_path / "adapted") == before
     assert "held-out loss at end" in t5g2("report", "--workdir=adapted")
     assert (tmp_path / "adapted" / "report" / "index.html").stat().st_size > 10_000

@@ -122,7 +122,8 @@ def update(experiment, batch, shape, microbatches, devices):
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), batch)
     settings = step.StepOptions(experiment.compute, 6, 2, microbatches)
     compiled = step.lower_step(step.make_train_step(updates, settings), abstract, shapes, mesh=mesh).compile()
-    params = jax.device_put(weights.model(experiment.model), jax.tree.map(lambda x: x.sharding, abstract.params))
+    host = jax.device_get(weights.model(experiment.model))  # parts of an array of the host need no programs
+    params = jax.device_put(host, jax.tree.map(lambda x: x.sharding, abstract.params))
     there = to_global(batch, place, rows=len(batch.targets))
     after, metrics = compiled(state.fresh(params, updates, abstract), there, None)
     return jax.device_get(metrics), jax.device_get(after.params)

@@ -82,7 +82,9 @@ def run(model: str, strategy: str, backend: str, microbatches: int = 1):
     )
     with jax.set_mesh(mesh):
         total, _, gradients = gradients_of(
-            jax.device_put(weights.model(config), places), jax.device_put(batch, jax.tree.map(lambda _: place, batch))
+            # parts of an array of the host need no programs
+            jax.device_put(jax.device_get(weights.model(config)), places),
+            jax.device_put(batch, jax.tree.map(lambda _: place, batch)),
         )
     return jax.device_get((total, gradients))
 
