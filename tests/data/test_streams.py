@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import grain
 import numpy as np
+import pytest
 
 from t5g2.core.seeds import derive_seed
+from t5g2.data import examples
 from t5g2.data.corpus import open_corpus
 from t5g2.data.examples import source_examples
 from t5g2.data.streams import StreamReader
@@ -25,12 +28,33 @@ def test_example_k_is_a_pure_function_of_k(tmp_path):
 
 def test_epochs_are_shuffled_anew_and_denoised_anew(tmp_path):
     opened = open_corpus(corpus.mixed(tmp_path, rows=2, streams=4))
-    examples, chunks = source_examples(opened, 0, seed=5), len(opened.chunks[0])
-    denoisers = np.array([examples[k]["ids"][0, 1] for k in range(2 * chunks)]).reshape(2, chunks)
+    source, chunks = source_examples(opened, 0, seed=5), len(opened.chunks[0])
+    denoisers = np.array([source[k]["ids"][0, 1] for k in range(2 * chunks)]).reshape(2, chunks)
     assert not np.array_equal(denoisers[0], denoisers[1])
     shuffled = opened.chunks[0]
     assert len({tokens.tobytes() for tokens in (shuffled[i] for i in range(chunks))}) == chunks
-    assert not np.array_equal(examples[0]["encoder"], examples[chunks]["encoder"])
+    assert not np.array_equal(source[0]["encoder"], source[chunks]["encoder"])
+
+
+@pytest.mark.parametrize("count", [10, examples.FEW + 1])
+def test_the_order_of_an_epoch_is_that_of_grain(count, monkeypatch):
+    """And that of few chunks, an entry of which takes milliseconds, is computed once for all who read it."""
+    numbers = [np.array([n]) for n in range(count)]
+
+    def order():
+        source = examples.SourceExamples(numbers, lambda k, chunk: chunk.index, seed=2**32 - 1)
+        return [[source[epoch * count + place] for place in range(min(count, 50))] for epoch in (0, 1)]
+
+    expected = [
+        list(grain.MapDataset.source(numbers).seed(0).shuffle(seed=seed).slice(slice(50))) for seed in (2**32 - 1, 0)
+    ]
+    assert order() == [[int(number[0]) for number in epoch] for epoch in expected]
+    monkeypatch.setattr("grain.experimental.index_shuffle", lambda *args, **settings: 1 / 0)
+    if count <= examples.FEW:
+        assert order() == [[int(number[0]) for number in epoch] for epoch in expected]
+    else:
+        with pytest.raises(ZeroDivisionError):
+            order()
 
 
 def test_streams_see_different_draws(tmp_path):
