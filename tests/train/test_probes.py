@@ -48,10 +48,9 @@ MODELS = {
     ),
 }
 CLASSES = ("low", "mid", "high")
-RECORDS = tuple(
-    {"text": text, "kind": CLASSES[n % 3], "number": f"{n / 2 - 1}"}
-    for n, text in enumerate(["cat", "dogs run far", "one", "a mole", "it saw", "under a tree", "box", "sat on"])
-)
+# of two lengths, each of which is a program of the states that are compared with
+TEXTS = ("cat", "dogs run far", "one", "a mole sleep", "it saw a dog", "under a tree", "box", "sat on a mat")
+RECORDS = tuple({"text": text, "kind": CLASSES[n % 3], "number": f"{n / 2 - 1}"} for n, text in enumerate(TEXTS))
 
 
 def probed(name, classes=CLASSES, state="last"):
