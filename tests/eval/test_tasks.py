@@ -23,10 +23,9 @@ from t5g2.eval import tasks
 from t5g2.eval.evaluation import Evaluator
 from t5g2.eval.generation import Output
 from t5g2.eval.tasks import EvalContext, HeldoutLoss, Samples, TaskResult
-from t5g2.models import build
 from t5g2.models.loss_config import LossConfig
 from t5g2.objectives import UL2, Causal, Denoiser, PrefixLM, PrefixLMDecoder
-from tests import tiny
+from tests import tiny, weights
 from tests.tiny import FLOAT32
 
 TOKENIZER = Bytes(sentinels=4)
@@ -51,7 +50,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def t5gemma():
-    return build.make(T5GEMMA, key=jax.random.key(0))
+    return weights.model(T5GEMMA)
 
 
 @functools.cache
@@ -102,7 +101,7 @@ def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5g
 
 
 def test_a_decoder_only_model_is_measured_too(text):
-    model = build.make(STACK, key=jax.random.key(0))
+    model = weights.model(STACK)
     task, setting = HeldoutLoss(text, Causal(), examples=12), context_of(text, encoder_length=0)
     scores = evaluate(model, [task], setting).scores
     assert scores["heldout/loss"] == pytest.approx(plain_means(model, task, setting)["causal"][0], abs=1e-5)
@@ -111,7 +110,7 @@ def test_a_decoder_only_model_is_measured_too(text):
 
 def test_a_prefix_that_sees_both_ways_is_measured_whatever_the_run_trains_on(text, devices):
     """Packed, alone and on eight devices; and not as if the prefix were read from left to right."""
-    model = build.make(STACK, key=jax.random.key(0))
+    model = weights.model(STACK)
     task, setting = HeldoutLoss(text, PrefixLMDecoder("uniform"), examples=12), context_of(text, encoder_length=0)
     prefix = dataclasses.replace(setting.data, sources=(Source(text, PrefixLMDecoder()),))
     mesh = meshes.make(meshes.MeshShape(data=2, fsdp=2, tensor=2), devices)
@@ -198,7 +197,7 @@ def test_samples_complete_and_fill_in(text, t5gemma):
 
 
 def test_a_decoder_only_model_only_completes(text):
-    model = build.make(STACK, key=jax.random.key(0))
+    model = weights.model(STACK)
     task = Samples(text, examples=2, prompt_tokens=16, span_tokens=4, max_new_tokens=6)
     outcome = evaluate(model, [task], context_of(text, encoder_length=0))
     assert [row["kind"] for row in outcome.predictions] == ["completion"] * 2

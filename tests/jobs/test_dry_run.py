@@ -17,7 +17,7 @@ from t5g2.models.config import TextConfig, to_dict
 from t5g2.train import experiment as experiments
 from t5g2.train import plan as plans
 from t5g2.train.weight_origin import Adapt, Init
-from tests import tiny
+from tests import tiny, weights
 from tests.models.row_counts import count_lengths
 
 # large enough that activations and logits outweigh what XLA rounds up
@@ -272,9 +272,9 @@ def test_devices_that_are_there_already_cannot_be_simulated():
 def test_sources_of_an_adaptation_that_are_there_are_compared(tmp_path, capsys):
     """Two of them; what is not there yet is named, and what does not fit is an error before a device is touched."""
     made = experiment(T5GEMMA2, mesh__fsdp=8)
-    folders.save_model(tmp_path / "one", build.make(GEMMA3, key=jax.random.key(0)))
+    folders.save_model(tmp_path / "one", weights.model(GEMMA3))
     narrow = replace(GEMMA3, mlp_width=40)
-    folders.save_model(tmp_path / "narrow", build.make(narrow, key=jax.random.key(0)))
+    folders.save_model(tmp_path / "narrow", weights.model(narrow))
 
     def checked(*names):
         adapt = Adapt(",".join(str(tmp_path / name) for name in names))

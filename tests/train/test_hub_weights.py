@@ -3,20 +3,18 @@
 import dataclasses
 import json
 
-import jax
 import pytest
 
 from t5g2 import cli
 from t5g2.checkpoint import folder as folders
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.subword import HuggingFace
-from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import adaptation, files_of_weights, image_rows
 from t5g2.train import experiment as experiments
 from t5g2.train import workdir as workdirs
 from t5g2.train.weight_origin import Adapt, Init, pinned
-from tests import hub_cache, tiny
+from tests import hub_cache, tiny, weights
 from tests.data import tokenizer_files
 from tests.hub_cache import COMMIT, OTHER_COMMIT
 
@@ -34,7 +32,7 @@ def cache(tmp_path_factory):
         for name, config in (("decoder", DECODER), ("encoder-decoder", ENCODER_DECODER)):
             folders.save_model(
                 root / name,
-                build.make(config, key=jax.random.key(0)),
+                weights.model(config),
                 tokenizer=pieces.to_dict(),
                 generation_config={"eos_token_id": [1, 106]},
                 extra_files=pieces.files,

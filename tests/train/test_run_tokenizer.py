@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import pytest
 
 from t5g2.checkpoint import folder as folders
@@ -13,12 +12,12 @@ from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.byte_level import Bytes
 from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
 from t5g2.jobs import dry_run
-from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.train import experiment as experiments
 from t5g2.train import run_tokenizer
 from tests import tiny
 from tests.data import tokenizer_files
+from tests.weights import model as model_of
 
 # room for every id of the tests' tokenizers
 DECODER = dataclasses.replace(tiny.GEMMA3, vocab_size=768)
@@ -32,9 +31,9 @@ def weights(tmp_path_factory):
     pieces = HuggingFace(str(tokenizer_files.huggingface(root)))
     model = tokenizer_files.sentencepiece(root)
     for name, config in (("decoder", DECODER), ("encoder_decoder", ENCODER_DECODER)):
-        params = build.make(config, key=jax.random.key(0))
+        params = model_of(config)
         folders.save_model(root / name, params, tokenizer=pieces.to_dict(), extra_files=(*pieces.files, model))
-    folders.save_model(root / "without", build.make(DECODER, key=jax.random.key(0)))
+    folders.save_model(root / "without", model_of(DECODER))
     return root
 
 
