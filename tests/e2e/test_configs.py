@@ -1,6 +1,7 @@
 """Every file in configs/ and experiments/ loads and passes `t5g2 check`, every released size among them."""
 
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -231,6 +232,9 @@ def test_memory_that_a_device_does_not_have_is_an_error(capsys, monkeypatch):
 def test_released_models_and_texts_may_lie_elsewhere(monkeypatch):
     monkeypatch.setenv("MODELS", "/bucket/models")
     monkeypatch.setenv("TEXTS", "/bucket")
+    # imported anew, here and after this test: another one may have imported it with other variables
+    monkeypatch.setitem(sys.modules, "bases", None)
+    del sys.modules["bases"]
     part = sweep_file.load(ROOT / "experiments/t5gemma2_table1.py:2b-2b").ordered()[0]
     assert part.overrides["init.adapt.source"] == "/bucket/models/gemma-2-2b"
     assert part.overrides["data.sources.0.text"]["path"] == "/bucket/corpus/*.jsonl"
