@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from t5g2.core.batch import Sequences
 from t5g2.eval import decoding
-from t5g2.eval.decoding import Generated, LanguageModule, Prompts, TokenRows
+from t5g2.eval.decoding import Generated, LanguageModule, Prefill, TokenRows
 from t5g2.eval.generation_options import GenerationOptions
 from t5g2.eval.stop_strings import StopTable
 
@@ -64,11 +65,13 @@ class BeamState(NamedTuple):
     rows: TokenRows
 
 
-def start(model: LanguageModule, prompts: Prompts, keys_R: Array, *, options: GenerationOptions) -> BeamState:
+def start(
+    decoder: Sequences, prefilled: Prefill, stops: StopTable | None, keys_R: Array, *, options: GenerationOptions
+) -> BeamState:
     """Returns the state after the prompts and one token of each sequence; the keys are not used."""
     del keys_R
-    logits_RV, rows = decoding.prefill(model, prompts, options)
-    prompt_count, n = len(prompts.decoder.tokens), options.num_beams
+    logits_RV, rows = decoding.first_rows(decoder, prefilled, stops, options)
+    prompt_count, n = len(decoder.tokens), options.num_beams
     shape = (prompt_count, n, options.max_new_tokens)
     none = Beams(
         jnp.full(shape, options.pad_id, jnp.int32),
@@ -78,9 +81,9 @@ def start(model: LanguageModule, prompts: Prompts, keys_R: Array, *, options: Ge
     )
     # one empty sequence, because n equal ones would have the same continuations
     running = none._replace(score_Pn=none.score_Pn.at[:, 0].set(0.0))
-    open_P = prompts.decoder.segments[:, -1] != 0
+    open_P = decoder.segments[:, -1] != 0
     state = BeamState(jnp.zeros((), jnp.int32), running, none, open_P, rows)
-    return _choose(state, logits_RV, prompts.stops, options)
+    return _choose(state, logits_RV, stops, options)
 
 
 def is_running(state: BeamState, options: GenerationOptions) -> Array:

@@ -18,6 +18,7 @@ from t5g2.eval.stop_strings import StopTable
 from t5g2.models import cache as caches
 from t5g2.models.cache import Cache
 from t5g2.models.gemma import Gemma
+from t5g2.models.layers import Compute
 from t5g2.models.t5gemma import T5Gemma
 
 LanguageModule = Gemma | T5Gemma
@@ -94,28 +95,41 @@ class TokenRows(NamedTuple):
         return self._replace(last=self.last._replace(segments=segment_R1))
 
 
-def prefill(
-    model: LanguageModule, prompts: Prompts, options: GenerationOptions
-) -> tuple[Float[Array, "R V"], TokenRows]:
-    """Reads the prompts in one pass; returns the logits of the first new token, and the rows.
+class Prefill(NamedTuple):
+    """The prompts as they were read.
 
-    The rows of a prompt share the keys of its encoder.
+    Attributes:
+      logits_PV: of the first new token of each prompt.
+      cache: keys and values of the prompts, with slots for the tokens to come.
     """
+
+    logits_PV: Array
+    cache: Cache
+
+
+def prefill(model: LanguageModule, prompts: Prompts, *, new_tokens: int, compute: Compute) -> Prefill:
+    """Reads the prompts in one pass; nothing in it depends on how tokens are chosen."""
     rows, length = prompts.decoder.tokens.shape
     # images go to the encoder where there is one, else to the prompt
     encoder_images, prompt_images = (None, prompts.images) if prompts.encoder is None else (prompts.images, None)
     sides: dict[str, Any] = {"encoder": prompts.encoder, "images": encoder_images}
-    slots = length + options.max_new_tokens - 1  # the last token is not read
-    cache = model.start_cache(rows, slots, **sides, compute=options.compute)
+    slots = length + new_tokens - 1  # the last token is not read
+    cache = model.start_cache(rows, slots, **sides, compute=compute)
     images: Any = prompt_images
-    hidden_PTD, cache = model.extend(prompts.decoder, cache, images, first=True, compute=options.compute)
-    logits_PV = model.logits(hidden_PTD[:, -1:])[:, 0]
-    last = Sequences(*(x[:, -1:] for x in prompts.decoder[:3]))
-    seen_PV = _seen(prompts.decoder, logits_PV.shape[-1]) if options.repetition_penalty != 1 else None
-    stop_P = None if prompts.stops is None else jnp.zeros(rows, jnp.int32)
+    hidden_PTD, cache = model.extend(prompts.decoder, cache, images, first=True, compute=compute)
+    return Prefill(model.logits(hidden_PTD[:, -1:])[:, 0], cache)
+
+
+def first_rows(
+    decoder: Sequences, prefilled: Prefill, stops: StopTable | None, options: GenerationOptions
+) -> tuple[Float[Array, "R V"], TokenRows]:
+    """Returns the logits of the first new token of each row, and the rows, which share their prompt's encoder."""
+    last = Sequences(*(x[:, -1:] for x in decoder[:3]))
+    seen_PV = _seen(decoder, prefilled.logits_PV.shape[-1]) if options.repetition_penalty != 1 else None
+    stop_P = None if stops is None else jnp.zeros(len(decoder.tokens), jnp.int32)
     n = options.copies
-    logits_RV, last, seen_RV, stop_R = caches.repeat_rows((logits_PV, last, seen_PV, stop_P), n)
-    return logits_RV, TokenRows(last, caches.repeat(cache, n), seen_RV, stop_R)
+    logits_RV, last, seen_RV, stop_R = caches.repeat_rows((prefilled.logits_PV, last, seen_PV, stop_P), n)
+    return logits_RV, TokenRows(last, caches.repeat(prefilled.cache, n), seen_RV, stop_R)
 
 
 def extend(model: LanguageModule, rows: TokenRows, options: GenerationOptions) -> tuple[Float[Array, "R V"], TokenRows]:

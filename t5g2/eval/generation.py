@@ -17,7 +17,7 @@ from t5g2.core.batch import Sequences, image_blocks
 from t5g2.core.device import device_memory
 from t5g2.core.errors import UserError
 from t5g2.core.sharding import constrain, parts
-from t5g2.eval import beam_search, sample_search
+from t5g2.eval import beam_search, decoding, sample_search
 from t5g2.eval.decoding import Generated, LanguageModule, Prompts
 from t5g2.eval.generation_options import FLOAT32, GenerationOptions
 from t5g2.eval.sampling import (
@@ -164,10 +164,27 @@ def stream_from(
         yield generated
 
 
-@partial(jax.jit, static_argnames="options")
 def prefilled(model: Any, prompts: Prompts, *, options: GenerationOptions, keys_R: Array | None = None) -> Any:
     """Returns the state after the prompts and one token of each output."""
-    return _search(options).start(model, prompts, keys_R, options=options)
+    # a program of its own, so that other samplers, beams and penalties need no other one to read the prompts
+    read = _prefill(model, prompts._replace(stops=None), new_tokens=options.max_new_tokens, compute=options.compute)
+    cache, memory = read.cache._replace(memory=None, encoder=None), (read.cache.memory, read.cache.encoder)
+    first_token = _first_token if options.copies == 1 else _first_token_of_copies
+    return first_token(prompts.decoder, read.logits_PV, cache, memory, prompts.stops, keys_R, options=options)
+
+
+_prefill = jax.jit(decoding.prefill, static_argnames=("new_tokens", "compute"))
+
+
+def _start(decoder, logits_PV, cache, memory, stops, keys_R, *, options: GenerationOptions):
+    """Returns the state after one token of each output; `memory` is what the cache has of the encoder."""
+    read = decoding.Prefill(logits_PV, cache._replace(memory=memory[0], encoder=memory[1]))
+    return _search(options).start(decoder, read, stops, keys_R, options=options)
+
+
+# keys and values go on in place, those of the prompt itself only where it has one output
+_first_token = jax.jit(_start, static_argnames="options", donate_argnames=("cache", "memory"))
+_first_token_of_copies = jax.jit(_start, static_argnames="options", donate_argnames="memory")
 
 
 # the caches in the state are updated in place

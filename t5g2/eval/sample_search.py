@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from t5g2.core.batch import Sequences
 from t5g2.eval import decoding
-from t5g2.eval.decoding import Generated, LanguageModule, Prompts, TokenRows
+from t5g2.eval.decoding import Generated, LanguageModule, Prefill, TokenRows
 from t5g2.eval.generation_options import GenerationOptions
 from t5g2.eval.stop_strings import StopTable
 
@@ -37,9 +38,11 @@ class SampleState(NamedTuple):
     rows: TokenRows
 
 
-def start(model: LanguageModule, prompts: Prompts, keys_R: Array, *, options: GenerationOptions) -> SampleState:
+def start(
+    decoder: Sequences, prefilled: Prefill, stops: StopTable | None, keys_R: Array, *, options: GenerationOptions
+) -> SampleState:
     """Returns the state after the prompts and one token of each row."""
-    logits_RV, rows = decoding.prefill(model, prompts, options)
+    logits_RV, rows = decoding.first_rows(decoder, prefilled, stops, options)
     shape = (len(logits_RV), options.max_new_tokens)
     state = SampleState(
         count=jnp.zeros((), jnp.int32),
@@ -50,7 +53,7 @@ def start(model: LanguageModule, prompts: Prompts, keys_R: Array, *, options: Ge
         keys_R=keys_R,
         rows=rows,
     )
-    return _choose(state, logits_RV, prompts.stops, options)
+    return _choose(state, logits_RV, stops, options)
 
 
 def is_running(state: SampleState, options: GenerationOptions) -> Array:

@@ -123,7 +123,7 @@ def extend(
 
 def repeat(cache: Cache, n: int) -> Cache:
     """Returns the cache with n copies of each row, one after the other; they share the row's encoder."""
-    return _with_rows(cache, lambda x: repeat_rows(x, n))
+    return cache if n == 1 else _with_rows(cache, lambda x: repeat_rows(x, n))
 
 
 def select(cache: Cache, row_Pn: Int[Array, "P n"]) -> Cache:

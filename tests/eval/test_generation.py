@@ -1,6 +1,7 @@
 """Generation from caches equals the full forward; rows do not know of each other; samplers by literal distributions."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.core.sharding import make as make_mesh
 from t5g2.data.tokenizers.byte_level import Bytes
-from t5g2.eval import beam_search, sample_search
+from t5g2.eval import decoding, sample_search
 from t5g2.eval import generation as g
 from t5g2.eval.sampling import row_keys
 from t5g2.eval.stop_strings import stop_table
@@ -273,11 +274,13 @@ def random_operations(model, sampler):
     """Those of a program that generates the first token of two rows."""
     starts = g.pad_rows(prompts([3, 4]), pad=0, left=True)
     greedy = sampler == g.GREEDY
+    prefill = partial(decoding.prefill, new_tokens=4, compute=g.FLOAT32)
     program = jax.make_jaxpr(
-        lambda keys: sample_search.start(model, g.Prompts(starts), keys, options=options(4, sampler=sampler))
+        lambda read, keys: sample_search.start(starts, read, None, keys, options=options(4, sampler=sampler))
     )
     keys = None if greedy else row_keys(0, np.arange(2), 1)
-    names = {equation.primitive.name for equation in equations(program(keys).jaxpr)}
+    read = jax.eval_shape(prefill, model, g.Prompts(starts))
+    names = {equation.primitive.name for equation in equations(program(read, keys).jaxpr)}
     return {name for name in names if "random" in name or "threefry" in name}
 
 
@@ -444,11 +447,50 @@ def test_log_probabilities_are_those_of_the_full_forward(t5gemma):
 def test_the_keys_of_an_encoder_are_stored_once(t5gemma, extra):
     settings = dataclasses.replace(options(6), **extra)
     batch, keys = g.batch_of(t5gemma, prompts([9, 3]), setup=g.GenerationSetup(settings, bos=2))
-    search = beam_search if settings.num_beams > 1 else sample_search
-    cache = jax.eval_shape(lambda: search.start(t5gemma, batch, keys, options=settings)).rows.cache
+    cache = jax.eval_shape(lambda: g.prefilled(t5gemma, batch, options=settings, keys_R=keys)).rows.cache
     memory_rows = {x.shape[-4] for x in jax.tree.leaves(cache.memory)}
     past_rows = {x.shape[-4] for x in jax.tree.leaves(cache.past)}
     assert (memory_rows, past_rows) == ({2}, {8})
+
+
+def test_prompts_are_read_by_one_program_whatever_is_chosen_after_them(gemma, caplog):
+    def compiled(**extra):
+        settings = dataclasses.replace(options(6), **extra)
+        batch, keys = g.batch_of(gemma, prompts([9, 3]), setup=g.GenerationSetup(settings, bos=2))
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            g.prefilled(gemma, batch, options=settings, keys_R=keys)
+        return [message.split()[1] for message in caplog.messages if message.startswith("Compiling jit(")]
+
+    compiled()
+    for extra in ({"sampler": g.TopK(3)}, {"num_beams": 4}, {"repetition_penalty": 1.5, "log_probs": True}):
+        programs = compiled(**extra)
+        assert "jit(_start)" in programs
+        assert "jit(prefill)" not in programs
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "parts"),
+    [("gemma", {}, ("past",)), ("t5gemma", {}, ("past", "memory")), ("t5gemma", {"num_beams": 4}, ("memory",))],
+)
+def test_the_first_token_copies_no_keys(name, extra, parts, request, monkeypatch):
+    """They are as many as the prompt is long; those of a decoder's own rows are copied for each beam alone."""
+    model, settings = request.getfixturevalue(name), dataclasses.replace(options(6), **extra)
+    batch, keys = g.batch_of(model, prompts([9, 3]), setup=g.GenerationSetup(settings, bos=2))
+    prefill, before = g._prefill, {}
+
+    def pointers(cache):
+        return {part: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(getattr(cache, part))] for part in parts}
+
+    def read(*arguments, **settings):
+        made = prefill(*arguments, **settings)
+        before.update(pointers(made.cache))
+        return made
+
+    monkeypatch.setattr(g, "_prefill", read)
+    state = g.prefilled(model, batch, options=settings, keys_R=keys)
+    assert pointers(state.rows.cache) == before
+    assert all(before.values())
 
 
 @pytest.mark.parametrize(
