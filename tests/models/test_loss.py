@@ -1,3 +1,4 @@
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -21,15 +22,21 @@ V, D, B, T = 96, 40, 16, 13  # no two sizes that occur in a program are equal: a
 
 @pytest.fixture(scope="module")
 def data():
+    return dict(zip(("hidden", "table", "targets", "weights"), draw(), strict=True))
+
+
+@jax.jit
+def draw():
     keys = jax.random.split(jax.random.key(0), 4)
-    return {
-        "hidden": jax.random.normal(keys[0], (B, T, D)),
-        "table": 0.5 * jax.random.normal(keys[1], (V, D)),
-        "targets": jax.random.randint(keys[2], (B, T), 0, V),
-        "weights": jnp.where(jnp.arange(T)[None, :] < 11, jax.random.uniform(keys[3], (B, T)), 0.0),
-    }
+    return (
+        jax.random.normal(keys[0], (B, T, D)),
+        0.5 * jax.random.normal(keys[1], (V, D)),
+        jax.random.randint(keys[2], (B, T), 0, V),
+        jnp.where(jnp.arange(T)[None, :] < 11, jax.random.uniform(keys[3], (B, T)), 0.0),
+    )
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def naive(hidden, table, targets, softcap):
     """-log p, log(Z)^2 and whether the target is the likeliest, from all logits at once."""
     logits = jnp.einsum("btd,vd->btv", hidden, table)
@@ -54,47 +61,65 @@ def loss_total(softcap=None, **settings):
     return total
 
 
-@pytest.mark.parametrize("settings", STRATEGIES.values(), ids=STRATEGIES)
-@pytest.mark.parametrize(("softcap", "z_loss"), [(None, 0.0), (3.0, 0.01)])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_loss, settings):
-    def expected(hidden, table, targets, weights):
+@functools.cache
+def program(softcap, z_loss, **settings):
+    """Loss and gradients; tests of one configuration share what is compiled."""
+    return jax.jit(jax.value_and_grad(loss_total(softcap, **settings, z_loss=z_loss), (0, 1)))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def expected(hidden, table, targets, weights, softcap, z_loss):
+    """Loss and gradients from all logits at once."""
+
+    def total(hidden, table):
         loss, z, _ = naive(hidden, table, targets, softcap)
         return jnp.sum(weights * (loss + z_loss * z))
 
-    want, want_gradients = jax.value_and_grad(expected, (0, 1))(*data.values())
-    got, got_gradients = jax.value_and_grad(loss_total(softcap, **settings, z_loss=z_loss), (0, 1))(*data.values())
+    return jax.value_and_grad(total, (0, 1))(hidden, table)
+
+
+@pytest.mark.parametrize("settings", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize(("softcap", "z_loss"), [(None, 0.0), (3.0, 0.01)])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(data, softcap, z_loss, settings):
+    want, want_gradients = expected(*data.values(), softcap, z_loss)
+    got, got_gradients = program(softcap, z_loss, **settings)(*data.values())
     np.testing.assert_allclose(got, want, rtol=2e-6)
     for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
         np.testing.assert_allclose(got_gradient, want_gradient, atol=5e-6)
 
 
+TOKEN_LOSSES = jax.jit(token_losses, static_argnums=3)
+
+
 @each_strategy
 def test_sums_are_the_weighted_losses_of_the_tokens(data, settings):
     hidden, table, targets, weights = data.values()
-    head = Head(table, 3.0)
-    sums = cross_entropy(hidden, head, targets, weights, LossConfig(**settings, z_loss=0.5))
-    loss, z, correct = naive(hidden, table, targets, 3.0)
-    for tokens in (sums.tokens, token_losses(hidden, head, targets, LossConfig(**settings))):
+    head, config = Head(table, 3.0), LossConfig(**settings, z_loss=0.5)
+    sums = jax.jit(cross_entropy, static_argnums=4)(hidden, head, targets, weights, config)
+    loss, z, correct = map(np.asarray, naive(hidden, table, targets, 3.0))
+    weights = np.asarray(weights)
+    for tokens in (sums.tokens, TOKEN_LOSSES(hidden, head, targets, LossConfig(**settings))):
         np.testing.assert_allclose(tokens.loss_BT, loss, atol=5e-6)
         np.testing.assert_allclose(tokens.z_BT, z, atol=2e-5)
         np.testing.assert_array_equal(tokens.correct_BT, correct)
     assert 0 < correct.sum() < B * T
-    np.testing.assert_allclose(sums.loss, jnp.sum(weights * loss), rtol=1e-6)
-    np.testing.assert_allclose(sums.z, jnp.sum(weights * z), rtol=1e-6)
-    np.testing.assert_allclose(sums.correct, jnp.sum(weights * correct.astype(jnp.float32)), rtol=1e-6)
-    np.testing.assert_allclose(sums.weight, jnp.sum(weights), rtol=1e-6)
-    np.testing.assert_allclose(sums.total, sums.loss + 0.5 * sums.z, rtol=1e-6)
+    np.testing.assert_allclose(sums.loss, np.sum(weights * loss), rtol=1e-6)
+    np.testing.assert_allclose(sums.z, np.sum(weights * z), rtol=1e-6)
+    np.testing.assert_allclose(sums.correct, np.sum(weights * correct), rtol=1e-6)
+    np.testing.assert_allclose(sums.weight, np.sum(weights), rtol=1e-6)
+    np.testing.assert_allclose(sums.total, np.float32(sums.loss) + 0.5 * np.float32(sums.z), rtol=1e-6)
 
 
 @each_strategy
 def test_a_row_without_weight_is_not_there(data, settings):
     """A row of weight 0 changes neither the loss nor the table's gradient, and gets no gradient itself."""
     hidden, table, targets, weights = data.values()
-    without = weights.at[3].set(0.0)
-    f = jax.grad(loss_total(**settings), (0, 1))
-    dx, dw = f(hidden, table, targets, without)
-    dx_rest, dw_rest = f(np.delete(hidden, 3, 0), table, np.delete(targets, 3, 0), np.delete(weights, 3, 0))
-    assert not np.any(dx[3])
+    without = np.array(weights)
+    without[3] = 0.0
+    f = program(None, 0.0, **settings)
+    _, (dx, dw) = f(hidden, table, targets, without)
+    _, (dx_rest, dw_rest) = f(np.delete(hidden, 3, 0), table, np.delete(targets, 3, 0), np.delete(weights, 3, 0))
+    assert not np.asarray(dx)[3].any()
     np.testing.assert_allclose(np.delete(dx, 3, 0), dx_rest, atol=1e-6)
     np.testing.assert_allclose(dw, dw_rest, atol=5e-6)
 
@@ -107,24 +132,26 @@ def test_only_the_total_has_a_gradient_and_it_scales(data, settings):
         sums = cross_entropy(hidden, Head(table, None), targets, weights, LossConfig(**settings))
         return sums.total / sums.weight + 7.0 * sums.loss + jnp.sum(sums.tokens.loss_BT)
 
-    total = jax.grad(loss_total(**settings))(hidden, table, targets, weights)
-    np.testing.assert_allclose(jax.grad(mean)(hidden), total / jnp.sum(weights), rtol=1e-5, atol=1e-8)
+    total = np.asarray(program(None, 0.0, **settings)(hidden, table, targets, weights)[1][0])
+    want = total / np.sum(np.asarray(weights))
+    np.testing.assert_allclose(jax.jit(jax.grad(mean))(hidden), want, rtol=1e-5, atol=1e-8)
 
 
 @each_strategy
 def test_bfloat16_states_have_float32_logits_and_table_gradients(data, settings):
     hidden, table, targets, weights = data.values()
-    half = hidden.astype(jnp.bfloat16)
-    dx, dw = jax.grad(loss_total(**settings), (0, 1))(half, table, targets, weights)
+    half = np.asarray(hidden).astype(jnp.bfloat16)
+    f = program(None, 0.0, **settings)
+    _, (dx, dw) = f(half, table, targets, weights)
     assert (dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.float32)
     # exactly the loss of the rounded states and table in float32: nothing after them is rounded
-    rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
-    loss, _, _ = naive(half.astype(jnp.float32), rounded, targets, None)
+    rounded = np.asarray(table).astype(jnp.bfloat16).astype(np.float32)
+    loss, _, _ = naive(half.astype(np.float32), rounded, targets, None)
     np.testing.assert_allclose(
-        token_losses(half, Head(table, None), targets, LossConfig(**settings)).loss_BT, loss, atol=5e-6
+        TOKEN_LOSSES(half, Head(table, None), targets, LossConfig(**settings)).loss_BT, loss, atol=5e-6
     )
-    want = jax.grad(loss_total(**settings), 1)(half.astype(jnp.float32), rounded, targets, weights)
-    assert jnp.abs(dw - want).max() < 0.01 * jnp.abs(want).max()
+    want = np.asarray(f(half.astype(np.float32), rounded, targets, weights)[1][1])
+    assert np.abs(dw - want).max() < 0.01 * np.abs(want).max()
 
 
 def equations(jaxpr):
@@ -145,14 +172,13 @@ def shapes(jaxpr):
 @each_strategy
 def test_the_loss_may_be_computed_in_bfloat16(data, settings):
     """Near the exact one, off by no less than bfloat16's rounding of single losses, and summed in float32."""
-    run = jax.value_and_grad(loss_total(3.0, **settings, z_loss=0.01, dtype="bfloat16"), (0, 1))
-    got, got_gradients = run(*data.values())
-    want, want_gradients = jax.value_and_grad(loss_total(3.0, **settings, z_loss=0.01), (0, 1))(*data.values())
+    got, got_gradients = program(3.0, 0.01, **settings, dtype="bfloat16")(*data.values())
+    want, want_gradients = program(3.0, 0.01, **settings)(*data.values())
     assert got.dtype == jnp.float32
-    assert 1e-5 < abs(got / want - 1) < 0.02
+    assert 1e-5 < abs(float(got) / float(want) - 1) < 0.02
     for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
         assert got_gradient.dtype == jnp.float32
-        np.testing.assert_allclose(got_gradient, want_gradient, atol=0.02 * float(jnp.max(jnp.abs(want_gradient))))
+        np.testing.assert_allclose(got_gradient, want_gradient, atol=0.02 * np.abs(want_gradient).max())
 
 
 @each_strategy
@@ -178,9 +204,9 @@ def test_a_gradient_that_nobody_reads_costs_nothing(data, settings):
 
 @each_strategy
 def test_gradients_do_not_depend_on_which_are_read(data, settings):
-    both = jax.grad(loss_total(3.0, **settings, z_loss=0.01), (0, 1))(*data.values())
+    _, both = program(3.0, 0.01, **settings)(*data.values())
     for read in (0, 1):
-        one = jax.grad(loss_total(3.0, **settings, z_loss=0.01), read)(*data.values())
+        one = jax.jit(jax.grad(loss_total(3.0, **settings, z_loss=0.01), read))(*data.values())
         np.testing.assert_allclose(one, both[read], atol=1e-6)
 
 
@@ -188,15 +214,11 @@ def test_gradients_do_not_depend_on_which_are_read(data, settings):
 @pytest.mark.parametrize(("rows", "length", "vocab"), [(1, 1, 7), (3, 5, 97), (1, 13, 2)])
 def test_odd_sizes(data, settings, rows, length, vocab):
     """One row of one token; sizes that have no divisor; a vocabulary of two."""
-    hidden, table, targets, weights = data.values()
-    table = jnp.concatenate([table, table[:1] + 0.1])[:vocab]
-    values = hidden[:rows, :length], table, targets[:rows, :length] % vocab, weights[:rows, :length] + 0.5
-
-    def expected(hidden, table, targets, weights):
-        return jnp.sum(weights * naive(hidden, table, targets, None)[0])
-
-    got = jax.value_and_grad(loss_total(**settings), (0, 1))(*values)
-    want = jax.value_and_grad(expected, (0, 1))(*values)
+    hidden, table, targets, weights = map(np.asarray, data.values())
+    table = np.concatenate([table, table[:1] + np.float32(0.1)])[:vocab]
+    cut = slice(rows), slice(length)
+    values = hidden[cut], table, targets[cut] % vocab, weights[cut] + np.float32(0.5)
+    got, want = program(None, 0.0, **settings)(*values), expected(*values, None, 0.0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=5e-6), got, want)
 
 
@@ -204,9 +226,9 @@ def test_odd_sizes(data, settings, rows, length, vocab):
 def test_a_target_counts_as_correct_where_it_is_one_of_the_highest(data, settings):
     """Equal logits, in one block and in two; and without any weight there is no gradient."""
     hidden, _, targets, weights = data.values()
-    table = jnp.ones((V, D))
-    assert token_losses(hidden, Head(table, None), targets, LossConfig(**settings)).correct_BT.all()
-    dx, dw = jax.grad(loss_total(**settings), (0, 1))(hidden, table, targets, 0.0 * weights)
+    table = np.ones((V, D), np.float32)
+    assert np.all(TOKEN_LOSSES(hidden, Head(table, None), targets, LossConfig(**settings)).correct_BT)
+    _, (dx, dw) = program(None, 0.0, **settings)(hidden, table, targets, 0.0 * np.asarray(weights))
     assert not np.any(dx)
     assert not np.any(dw)
 
@@ -295,8 +317,7 @@ def sharded(devices, request):
 
 def test_eight_devices_give_what_one_gives(data, sharded):
     got, got_gradients = sharded.compiled(*jax.device_put(tuple(data.values()), sharded.places))
-    f = jax.value_and_grad(loss_total(3.0, **BOTH["tiles of 64"], z_loss=0.01), (0, 1))
-    want, want_gradients = f(*data.values())
+    want, want_gradients = program(3.0, 0.01, **BOTH["tiles of 64"])(*data.values())
     np.testing.assert_allclose(got, want, rtol=1e-6)
     for got_gradient, want_gradient in zip(got_gradients, want_gradients, strict=True):
         np.testing.assert_allclose(got_gradient, want_gradient, atol=5e-6)
