@@ -43,6 +43,11 @@ def model(config: ModelConfig):
     return tree.build(build.abstract(config), weights(config).__getitem__)
 
 
+def on_host(config: ModelConfig):
+    """The same model of NumPy arrays, to be written to a folder: on a device every slice of a stack is a program."""
+    return jax.device_get(model(config))
+
+
 def rounded(model):
     """The model with weights that bfloat16 holds, rounded by NumPy, so that nothing is compiled."""
     return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf).astype(jnp.bfloat16).astype(np.float32)), model)

@@ -48,13 +48,13 @@ class Case:
 
 def source(config: ModelConfig) -> SourceModel:
     """A decoder-only source."""
-    return SourceModel(config, tree.leaves(weights.model(config)), "the source")
+    return SourceModel(config, tree.leaves(weights.on_host(config)), "the source")
 
 
 def tower(config: ModelConfig) -> SourceModel:
     """A folder for the sake of its image tower, as train/adaptation.py opens one."""
     vision: VisionConfig = config.vision if not isinstance(config, TextConfig) else config.images.vision
-    return SourceModel(vision, tree.leaves(weights.model(config)), "the tower's folder")
+    return SourceModel(vision, tree.leaves(weights.on_host(config)), "the tower's folder")
 
 
 def run(case: Case, dtype=jnp.float32, seed: int = 0) -> tuple[SourceModels, Any, Provenance]:

@@ -42,9 +42,9 @@ def adapted():
 
 
 def stream(tokens, segments=None, positions=None, blocks=None):
-    tokens = jnp.asarray(tokens, jnp.int32)
-    whole = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments, jnp.int32)
+    tokens = np.asarray(tokens, np.int32)
+    whole = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    segments = np.ones_like(tokens) if segments is None else np.asarray(segments, np.int32)
     return Sequences(tokens, segments, whole if positions is None else positions, blocks)
 
 
@@ -73,7 +73,7 @@ def close(a, b, tolerance=1e-5):
 def test_every_leaf_is_accounted_for_once(adapted, name):
     """On both sides; and what the account says of a leaf is what the leaf is."""
     sources, model, provenance = adapted(name)
-    named, targets = sources.by_name, tree.leaves(model)
+    named, targets = sources.by_name, tree.leaves(jax.device_get(model))
     row_sources = [(row.origin, row.source) for row in provenance.rows if row.source is not None]
     assert sorted(row_sources) == sorted((name, at) for name, source in named.items() for at in source.leaves)
     assert sorted(use.target for row in provenance.rows for use in row.uses) == sorted(targets)
@@ -152,7 +152,7 @@ def test_a_merged_decoder_alone_is_the_source(adapted, name):
     encoder = stream(tokens_with_eoi(length=5), segments=np.zeros((2, 5)))
     expected = logits(source, None, decoder)
     close(logits(model, encoder, decoder), expected)
-    seen = logits(model, encoder._replace(segments=jnp.ones_like(encoder.segments)), decoder)
+    seen = logits(model, encoder._replace(segments=np.ones_like(encoder.segments)), decoder)
     assert np.abs(seen - expected).max() > 0.1, "the mask must matter"
 
 
@@ -180,9 +180,9 @@ def test_a_decoder_without_what_cross_attention_adds_is_the_source(adapted, name
     decoder, encoder = stream(tokens_with_eoi()), stream(tokens_with_eoi(length=5))
     expected = logits(weights.model(sources.decoder.config), None, decoder)
     assert np.abs(logits(model, encoder, decoder) - expected).max() > 0.1
-    leaves = tree.leaves(model)
+    leaves = tree.leaves(jax.device_get(model))
     without = tree.build(
-        model, lambda key: jnp.full_like(leaves[key].read(), -1.0) if "post_cross" in key[0] else leaves[key].read()
+        model, lambda key: np.full_like(leaves[key].read(), -1.0) if "post_cross" in key[0] else leaves[key].read()
     )
     close(logits(without, encoder, decoder), expected)
 
@@ -218,7 +218,7 @@ def test_the_encoder_on_single_tokens_is_the_source(adapted):
     """A token that sees itself alone does not know causal from bidirectional: packed rows of segments of one token."""
     _, model, _ = adapted("gemma 3")
     tokens = tokens_with_eoi()
-    alone = {"segments": 1 + np.arange(22).reshape(2, 11), "positions": jnp.zeros((2, 11), jnp.int32)}
+    alone = {"segments": 1 + np.arange(22).reshape(2, 11), "positions": np.zeros((2, 11), np.int32)}
     source = HIDDEN(weights.model(tiny.GEMMA3), None, stream(tokens, **alone))
     close(encode(model, tokens, **alone), source)
 
@@ -228,7 +228,7 @@ def test_the_encoder_is_the_source_seeing_both_ways():
     config = replace(tiny.GEMMA3, window=64)
     _, model, _ = recipes.run(Case(config, "t5gemma2"))
     tokens = tokens_with_eoi()
-    both_ways = stream(tokens, blocks=jnp.ones(tokens.shape, jnp.int32))
+    both_ways = stream(tokens, blocks=np.ones(tokens.shape, np.int32))
     close(encode(model, tokens), HIDDEN(weights.model(config), None, both_ways))
 
 
@@ -259,8 +259,8 @@ def test_a_quiet_encoder_has_smaller_states_and_is_otherwise_the_same(adapted):
     assert "encoder.final_norm.scale (factors times 0.125)" in provenance.table()
     entry = {leaf["target"]: leaf for leaf in provenance.to_dict()["leaves"]}["encoder.final_norm.scale"]
     assert (entry["how"], entry["source"], entry["note"]) == ("derived", "final_norm.scale", "factors times 0.125")
-    before, after = tree.leaves(plain), tree.leaves(quiet)
-    changed = [key for key in after if np.any(np.asarray(after[key].read()) != np.asarray(before[key].read()))]
+    before, after = tree.leaves(jax.device_get(plain)), tree.leaves(jax.device_get(quiet))
+    changed = [key for key in after if np.any(after[key].read() != before[key].read())]
     assert changed == [("encoder.final_norm.scale", None)]
 
 
@@ -287,11 +287,11 @@ def test_rows_past_the_image_token_are_left_out_and_images_go_along(adapted):
     np.testing.assert_allclose(np.asarray(model.embedder.eoi[...]), kept[EOI] * np.sqrt(np.float32(32)), rtol=1e-6)
     assert "the first 91 of 97 rows" in provenance.table()
     assert "encoder.images.token: 91 in the source, 8 in the target" in provenance.settings
-    pixels = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 1, 16, 16, 3)), jnp.float32)
-    source = weights.model(recipes.IMAGES_GEMMA3)
-    ours, theirs = (
-        of.projector.project(of.vision.encode(pixels[:, 0], compute=COMPUTE), compute=COMPUTE) for of in (model, source)
+    pixels = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    run = jax.jit(
+        lambda projector, tower, pixels: projector.project(tower.encode(pixels, compute=COMPUTE), compute=COMPUTE)
     )
+    ours, theirs = (run(of.projector, of.vision, pixels) for of in (model, weights.model(recipes.IMAGES_GEMMA3)))
     close(ours, theirs)
 
 
@@ -308,7 +308,7 @@ def test_a_tower_from_elsewhere(adapted):
     """MedSigLIP's into a text-only Gemma 3: the tower is its, without the pooling head; the projector is new."""
     sources, model, provenance = adapted("gemma 3 and the tower of siglip")
     tower = sources.vision.leaves
-    for at, leaf in tree.leaves(model).items():
+    for at, leaf in tree.leaves(jax.device_get(model)).items():
         if at[0].startswith("vision."):
             np.testing.assert_array_equal(np.asarray(leaf.read()), np.asarray(tower[at].read()))
     text = " ".join(provenance.table().split())

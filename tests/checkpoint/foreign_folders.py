@@ -35,7 +35,7 @@ FAMILIES = {
 
 
 def save(directory, config, dtype=jnp.float32):
-    save_model(directory, jax.tree.map(lambda x: x.astype(dtype), weights.model(config)))
+    save_model(directory, jax.tree.map(lambda x: x.astype(dtype), weights.on_host(config)))
     return directory
 
 

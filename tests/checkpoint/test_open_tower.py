@@ -36,7 +36,7 @@ def bits(leaves):
 
 def expected(config, dtype=jnp.float32):
     """Every leaf of the tests' model, as bytes."""
-    model = jax.tree.map(lambda x: x.astype(dtype), weights.model(config))
+    model = jax.tree.map(lambda x: x.astype(dtype), weights.on_host(config))
     return bits(tree.leaves(model))
 
 
@@ -47,7 +47,7 @@ def tower_of(config):
 @pytest.fixture
 def alone(tmp_path):
     """A tower alone as transformers saves it, taken out of an exported SigLIP; (folder, tensors)."""
-    save_model(tmp_path / "ours", weights.model(tiny.SIGLIP))
+    save_model(tmp_path / "ours", weights.on_host(tiny.SIGLIP))
     export_model(tmp_path / "ours", tmp_path / "both")
     found = {name: tensor.read() for name, tensor in safetensors_io.read(tmp_path / "both").items()}
     tensors = {name: array for name, array in found.items() if name.startswith("vision_model.")}
@@ -73,7 +73,7 @@ def reconfigure(path, **changes):
 def test_model_folders_and_those_of_hugging_face(tmp_path, family, dtype):
     """Everything in the folder comes along, not the tower alone."""
     config, vision = FAMILIES[family]
-    save_model(tmp_path / "ours", jax.tree.map(lambda x: x.astype(dtype), weights.model(config)))
+    save_model(tmp_path / "ours", jax.tree.map(lambda x: x.astype(dtype), weights.on_host(config)))
     export_model(tmp_path / "ours", tmp_path / "theirs")
     for name in ("ours", "theirs"):
         tower = open_tower(tmp_path / name)
@@ -147,7 +147,7 @@ def test_a_folder_without_a_tower(tmp_path):
         r"Gemma 3 with images \(4b and larger\), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP, or a tower alone"
     )
     for name in ("GEMMA3", "T5GEMMA2", "T5GEMMA"):
-        save_model(tmp_path / name, weights.model(getattr(tiny, name)))
+        save_model(tmp_path / name, weights.on_host(getattr(tiny, name)))
         export_model(tmp_path / name, tmp_path / f"{name}_HF")
         for folder in (name, f"{name}_HF"):
             with pytest.raises(UserError, match=rf"{folder} is a language model without an image tower.*{kinds}"):

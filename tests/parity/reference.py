@@ -1,5 +1,6 @@
 """The reference: transformers' models, loaded from what we export. Imports torch; only live tests import this file."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,30 @@ from t5g2.models.config import ModelConfig
 from tests.parity.cases import Case
 
 
-def make(model, folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """transformers' model with the weights of ours, by way of two folders that are written into `folder`.
+def make(model, folder: Path) -> torch.nn.Module:
+    """transformers' model with the weights of ours, in float32, by way of two folders that are written into `folder`.
 
     Every tensor is accounted for by transformers itself.
     """
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    if not (folder / "hf").exists():
-        save_model(folder / "ours", model)
-        export_model(folder / "ours", folder / "hf")
+    save_model(folder / "ours", model)
+    export_model(folder / "ours", folder / "hf")
     settings = transformers.AutoConfig.from_pretrained(folder / "hf")
     loader = getattr(transformers, settings.architectures[0])
     made, loading_info = loader.from_pretrained(
-        folder / "hf", dtype=dtype, attn_implementation="eager", output_loading_info=True
+        folder / "hf", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(loading_info.values()), loading_info
     return made.eval()
+
+
+def in_dtype(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy with all weights in this dtype, as transformers casts them when it loads; buffers stay in float32."""
+    cast = copy.deepcopy(model)
+    for parameter in cast.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return cast
 
 
 def run(model: torch.nn.Module, case: Case) -> torch.Tensor:

@@ -116,7 +116,7 @@ def texts(config: DualEncoderConfig) -> np.ndarray:
 
 def checksum(model) -> int:
     """A number that is another one if any bit of the weights is."""
-    return zlib.crc32(b"".join(np.asarray(leaf.read()).tobytes() for leaf in tree.leaves(model).values()))
+    return zlib.crc32(b"".join(leaf.read().tobytes() for leaf in tree.leaves(jax.device_get(model)).values()))
 
 
 def _draw(key: tree.LeafKey, shape: tuple[int, ...]) -> np.ndarray:

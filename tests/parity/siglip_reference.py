@@ -6,6 +6,7 @@ Imports torch; only live tests and make_golden_siglip import this file.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import transformers
@@ -45,7 +46,7 @@ def projector(model, width: int, dtype: torch.dtype = torch.float32) -> torch.nn
 
 def leaves(model) -> Mapping[tree.LeafKey, np.ndarray]:
     """Our weights, or gradients by them."""
-    return {key: np.asarray(leaf.read()) for key, leaf in tree.leaves(model).items()}
+    return {key: np.asarray(leaf.read()) for key, leaf in tree.leaves(jax.device_get(model)).items()}
 
 
 def gradients(module: torch.nn.Module) -> Arrays:

@@ -49,7 +49,7 @@ EXPORTED = (
 
 def hugging_face(folder, name, config):
     """A Hugging Face folder with the weights of tests/weights.py."""
-    save_model(folder / f"{name}-ours", weights.model(config))
+    save_model(folder / f"{name}-ours", weights.on_host(config))
     export_model(folder / f"{name}-ours", folder / name)
     return str(folder / name)
 

@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -61,7 +62,7 @@ FAMILIES = {
 
 def export(folder, config):
     """A Hugging Face folder in small files, and the model folder that it was made from."""
-    save_model(folder / "ours", weights.model(config))
+    save_model(folder / "ours", weights.on_host(config))
     export_model(folder / "ours", folder / "hf", shard_bytes=20_000)
     return folder / "hf"
 
@@ -187,12 +188,18 @@ def test_dual_encoder(tmp_path):
     with torch.no_grad():
         pixels = torch.tensor(images.transpose(0, 3, 1, 2))
         expected = theirs(input_ids=torch.tensor(texts).long(), pixel_values=pixels)
-    model = weights.model(config)
-    seen = model.embed_images(images, compute=tiny.FLOAT32)
-    read = model.embed_texts(texts, compute=tiny.FLOAT32)
+
+    @jax.jit
+    def ours(model, images, texts):
+        seen, read = (
+            of(x, compute=tiny.FLOAT32) for of, x in ((model.embed_images, images), (model.embed_texts, texts))
+        )
+        return seen, read, model.logits(read, seen)
+
+    seen, read, logits = ours(weights.model(config), images, texts)
     np.testing.assert_allclose(seen, expected.image_embeds.numpy(), atol=1e-5, rtol=0)
     np.testing.assert_allclose(read, expected.text_embeds.numpy(), atol=1e-5, rtol=0)
-    np.testing.assert_allclose(model.logits(read, seen), expected.logits_per_text.numpy(), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, expected.logits_per_text.numpy(), atol=1e-5, rtol=0)
 
 
 # ---- the official layout, made of transformers' tensors as google-deepmind/gemma's own converter would ----

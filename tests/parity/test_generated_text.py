@@ -56,7 +56,7 @@ def model_folder(root, target, name, provenance=None, generation=None):
     folders.save_leaves(
         target,
         config,
-        tree.leaves(weights.model(config)),
+        tree.leaves(weights.on_host(config)),
         json_files={
             folders.TOKENIZER: tokenizer.to_dict(),
             folders.PROVENANCE: provenance,

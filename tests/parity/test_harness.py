@@ -79,7 +79,7 @@ def root(tmp_path_factory):
         folders.save_leaves(
             root / name,
             config,
-            tree.leaves(weights.model(config)),
+            tree.leaves(weights.on_host(config)),
             json_files={
                 folders.TOKENIZER: tokenizer.to_dict(),
                 folders.PROVENANCE: {"kind": "import", "source": "x", "notes": []},

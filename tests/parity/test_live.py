@@ -3,6 +3,7 @@
 Runs wherever torch and transformers are installed. In CI on Python 3.11, where they are pinned, their absence fails.
 """
 
+import functools
 import os
 import sys
 from dataclasses import replace
@@ -39,12 +40,22 @@ def theirs(model, case) -> np.ndarray:
         return reference.run(model, case).float().numpy()
 
 
+@pytest.fixture(scope="module")
+def their_model(tmp_path_factory):
+    """A function: transformers' model of a case, in float32, loaded once."""
+
+    @functools.cache
+    def of(name):
+        return reference.make(weights.on_host(cases.ALL[name].config), tmp_path_factory.mktemp("model"))
+
+    return of
+
+
 @pytest.mark.parametrize("name", cases.ALL)
-def test_logits(name, tmp_path):
+def test_logits(name, their_model):
     case = cases.ALL[name]
-    model = weights.model(case.config)
-    expected = theirs(reference.make(model, tmp_path), case)
-    got = ours(model, case)
+    expected = theirs(their_model(name), case)
+    got = ours(weights.model(case.config), case)
     valid = case.streams[1].segments == 1
     assert np.std(expected[valid]) > 0.3  # a model that says nothing would agree with anything
     np.testing.assert_allclose(got[valid], expected[valid], atol=TOLERANCE, rtol=0)
@@ -52,16 +63,14 @@ def test_logits(name, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", cases.FAMILIES)
-def test_bfloat16_is_no_farther_from_float32_than_transformers_is(family, tmp_path):
+def test_bfloat16_is_no_farther_from_float32_than_transformers_is(family, their_model):
     """On the same weights, which bfloat16 holds exactly, over all configs of a family: the mean and the largest."""
     compute = replace(FLOAT32, dtype="bfloat16", backend="reference")
     off: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
-    for number, case in enumerate(cases.FAMILIES[family].values()):
+    for name, case in cases.FAMILIES[family].items():
         model = weights.rounded(weights.model(case.config))
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        exact = theirs(reference.make(model, folder), case)
-        rough = theirs(reference.make(model, folder, torch.bfloat16), case)
+        half = reference.in_dtype(their_model(f"{family}: {name}"), torch.bfloat16)
+        exact, rough = theirs(reference.in_dtype(half, torch.float32), case), theirs(half, case)
         got = ours(model, case, compute)
         valid = case.streams[1].segments == 1
         off["ours"].append(np.abs(got - exact)[valid].ravel())
@@ -76,13 +85,13 @@ def test_bfloat16_is_no_farther_from_float32_than_transformers_is(family, tmp_pa
 
 
 @pytest.mark.parametrize("name", cases.GRADIENTS)
-def test_gradients(name, tmp_path):
+def test_gradients(name, their_model):
     case = cases.GRADIENTS[name]
     decoder = case.streams[1]
     model = weights.model(case.config)
     targets = np.random.RandomState(2).randint(0, 90, decoder.tokens.shape)
     counted = (decoder.segments == 1) & (np.arange(targets.shape[1]) > 2)
-    theirs, expected = reference.gradients(reference.make(model, tmp_path), case, np.where(counted, targets, -100))
+    theirs, expected = reference.gradients(their_model(name), case, np.where(counted, targets, -100))
 
     def loss(model):
         encoder, decoder = case.streams
@@ -92,7 +101,7 @@ def test_gradients(name, tmp_path):
 
     mine, gradient = jax.jit(jax.value_and_grad(loss))(model)
     assert float(mine) == pytest.approx(theirs, rel=1e-6)
-    got = {key: np.asarray(leaf.read()) for key, leaf in tree.leaves(gradient).items()}
+    got = {key: leaf.read() for key, leaf in tree.leaves(jax.device_get(gradient)).items()}
     assert got.keys() == expected.keys()
     for key in got:
         largest = np.abs(expected[key]).max()
@@ -145,6 +154,6 @@ def test_the_window_that_t5gemma_was_trained_with_is_one_narrower_than_transform
     )
     np.testing.assert_array_equal(same, other)
     # the same mask of transformers, with a window that is one less
-    expected = theirs(reference.make(weights.model(narrow), tmp_path), replace(case, config=narrow))
+    expected = theirs(reference.make(weights.on_host(narrow), tmp_path), replace(case, config=narrow))
     valid = case.streams[1].segments == 1
     np.testing.assert_allclose(np.asarray(other)[valid], expected[valid], atol=TOLERANCE, rtol=0)
