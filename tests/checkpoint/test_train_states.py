@@ -288,7 +288,7 @@ def test_steps_may_be_listed_while_others_are_removed(tmp_path):
             polling = threading.Event()
 
             def poll():
-                while not polling.is_set():
+                while not polling.wait(0.001):  # without a pause it takes the time of those who save
                     listed.append(reader.steps())
 
             with ThreadPoolExecutor() as pool:

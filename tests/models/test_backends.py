@@ -50,7 +50,7 @@ def tokens(segments, positions=None, blocks=None) -> Sequences:
             same = column and segments[row, column] == segments[row, column - 1]
             positions[row, column] = positions[row, column - 1] + 1 if same else 0
     arrays = (np.zeros_like(segments), segments, np.array(positions, np.int32))
-    return Sequences(*map(jnp.asarray, arrays), None if blocks is None else jnp.asarray(blocks, jnp.int32))
+    return Sequences(*arrays, None if blocks is None else np.asarray(blocks, np.int32))
 
 
 def runs(length: int, *lengths: int) -> list[int]:
@@ -76,7 +76,7 @@ def arrays(heads: tuple[int, int], dtype) -> tuple:
     draw = np.random.RandomState(0)
 
     def array(length: int, number: int):
-        return jnp.asarray(draw.standard_normal((ROWS, length, number, SIZE)), dtype)
+        return draw.standard_normal((ROWS, length, number, SIZE)).astype(dtype)
 
     query_heads, kv_heads = heads
     own, memory = ((array(n, kv_heads), array(n, kv_heads)) for n in (LENGTH, MEMORY))
@@ -84,14 +84,14 @@ def arrays(heads: tuple[int, int], dtype) -> tuple:
 
 
 @functools.cache
-def program(variant: str, mask: Mask, merged: bool, softcap: float | None):
+def program(variant: str, mask: Mask, merged: bool, softcap: float | None, dtype: str = "float32"):
     """Output and gradients by queries, keys and values, compiled once for all tokens."""
 
     def run(q_BTNH, own, memory, do_BTNH, query, encoder):
         def total(q_BTNH, own, memory):
             sources = [(Keys(*memory, encoder), ALL)] if merged else []
             sources.append((Keys(*own, query), mask))
-            o_BTNH = VARIANTS[variant](q_BTNH, query, sources, scale=0.09, softcap=softcap, dtype="float32")
+            o_BTNH = VARIANTS[variant](q_BTNH, query, sources, scale=0.09, softcap=softcap, dtype=dtype)
             return jnp.sum(o_BTNH * do_BTNH).astype(jnp.float32), o_BTNH
 
         gradients, o_BTNH = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q_BTNH, own, memory)
@@ -111,7 +111,7 @@ def compare(
         expected, got = (program(name, mask, merged, softcap)(*run) for name in ("reference", variant))
         assert got[0].dtype == dtype
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=atol)
+            np.testing.assert_allclose(*(np.asarray(x).astype(np.float32) for x in (a, b)), atol=atol)
 
 
 def site(mask: Mask, merged: bool, softcap: float | None, blocks: bool = False) -> Site:
@@ -170,6 +170,9 @@ def offset_program(variant: str, softcap: float | None):
     return jax.jit(run)
 
 
+visible = jax.jit(reference.visible, static_argnums=2)
+
+
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("variant", GENERAL)
 def test_an_offset_on_the_scores_of_a_source(variant, softcap):
@@ -179,7 +182,7 @@ def test_an_offset_on_the_scores_of_a_source(variant, softcap):
     run = q_BTNH, own, memory, do_BTNH, query, encoder
     o_BTNH, gradients = offset_program(variant, softcap)(*run, jnp.float32(-2.5))
 
-    shown = [reference.visible(query, encoder, ALL), reference.visible(query, query, MASKS["causal window"])]
+    shown = [visible(query, encoder, ALL), visible(query, query, MASKS["causal window"])]
     k_BSNH, v_BSNH = (np.repeat(np.concatenate([m, o], axis=1), 2, axis=2) for m, o in zip(memory, own, strict=True))
     s_BNTS = 0.09 * np.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH)
     s_BNTS = s_BNTS if softcap is None else softcap * np.tanh(s_BNTS / softcap)
@@ -217,16 +220,12 @@ def test_a_softmax_in_bfloat16(variant, softcap):
     q_BTNH, own, memory, do_BTNH = arrays(HEADS["GQA"], jnp.float32)
     query, encoder = (tokens(segments) for segments in ROWS_OF["packed"])
 
-    def run(name, dtype):
-        def output(q_BTNH, own, memory):
-            sources = [(Keys(*memory, encoder), ALL), (Keys(*own, query), MASKS["causal window"])]
-            return VARIANTS[name](q_BTNH, query, sources, scale=0.09, softcap=softcap, dtype=dtype)
-
-        o_BTNH, gradients = jax.vjp(jax.jit(output), q_BTNH, own, memory)
-        return o_BTNH, gradients(do_BTNH)
-
-    exact, expected, got = run("reference", "float32"), run("reference", "bfloat16"), run(variant, "bfloat16")
-    for a, b, c in zip(*map(jax.tree.leaves, (got, expected, exact)), strict=True):
+    run = q_BTNH, own, memory, do_BTNH, query, encoder
+    exact, expected, got = (
+        jax.tree.leaves(jax.device_get(program(name, MASKS["causal window"], True, softcap, *dtype)(*run)))
+        for name, *dtype in (("reference",), ("reference", "bfloat16"), (variant, "bfloat16"))
+    )
+    for a, b, c in zip(got, expected, exact, strict=True):
         assert np.abs(b - c).max() > 1e-4 * np.abs(c).max(), "the reference rounds"
         np.testing.assert_allclose(a, c, atol=0.03 * np.abs(c).max())
 
@@ -292,6 +291,9 @@ def test_kernels_that_know_columns_give_nan_where_positions_differ(variant):
     assert np.isnan(o_BTNH[1]).all()
 
 
+IN_ORDER = jax.jit(columns.in_order)
+
+
 @pytest.mark.parametrize(
     ("segments", "positions", "expected"),
     [
@@ -309,7 +311,7 @@ def test_kernels_that_know_columns_give_nan_where_positions_differ(variant):
     ],
 )
 def test_rows_in_order(segments, positions, expected):
-    assert columns.in_order(tokens([segments], [positions])).tolist() == [expected]
+    assert IN_ORDER(tokens([segments], [positions])).tolist() == [expected]
 
 
 def test_rows_of_data_and_prompts_are_in_order():
@@ -327,7 +329,10 @@ def test_rows_of_data_and_prompts_are_in_order():
     holes = np.array([[1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], bool)
     sides.append(model_inputs.sequences(np.ones((3, 6), np.int32), holes, counted=False))
     for side in sides:
-        assert columns.in_order(jax.tree.map(jnp.asarray, side)).all()
+        assert np.all(IN_ORDER(side))
+
+
+block_ranges = jax.jit(blockwise.block_ranges, static_argnums=0)
 
 
 @pytest.mark.parametrize("kind", ["whole", "packed", "padded right", "padded left"])
@@ -338,10 +343,10 @@ def test_blocks_without_a_visible_pair_are_not_computed(mask, kind):
     query = tokens(segments)
     source = blockwise.SourceShape(MASKS[mask], LENGTH, block, same=True)
     problem = blockwise.Problem(1.0, None, "float32", block, (source,))
-    [(first_n, end_n)] = blockwise.block_ranges(problem, query, [query])
-    visible = np.any(reference.visible(query, query, MASKS[mask]), axis=0)
+    [(first_n, end_n)] = jax.device_get(block_ranges(problem, query, [query]))
+    seen_TS = np.any(visible(query, query, MASKS[mask]), axis=0)
     for n, (first, end) in enumerate(zip(first_n, end_n, strict=True)):
-        seen = np.flatnonzero(visible[n * block : (n + 1) * block].any(axis=0)) // block
+        seen = np.flatnonzero(seen_TS[n * block : (n + 1) * block].any(axis=0)) // block
         if len(seen):
             assert (first, end) == (seen[0], seen[-1] + 1)
         else:
@@ -405,7 +410,7 @@ FAMILIES = {
 def test_loss_and_gradients_of_a_whole_model(family, monkeypatch):
     """Packed rows and images, several blocks a row: equal to the reference backend to 1e-5 of the largest entry."""
     monkeypatch.setattr(blockwise, "CPU", blockwise.CPU._replace(most=8, least=4))
-    config = FAMILIES[family]
+    config = one_pattern(FAMILIES[family])
     model, draw = weights.model(config), np.random.RandomState(0)
     decoder, encoder = (stream_of(draw, n) for n in (25, 19))
     images = jnp.asarray(draw.uniform(-1, 1, (2, 1, 16, 16, 3)), jnp.float32) if "images" in family else None
@@ -441,6 +446,13 @@ def test_loss_and_gradients_of_a_whole_model(family, monkeypatch):
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (got[1], expected[1])), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1e-2, np.abs(b).max()))
+
+
+def one_pattern(config):
+    """A local and a global layer in each stack: each kind is compiled once, and how layers are stored is not asked."""
+    if isinstance(config, EncoderDecoderConfig):
+        return replace(config, encoder=one_pattern(config.encoder), decoder=one_pattern(config.decoder))
+    return replace(config, layers=len(config.pattern))
 
 
 def stream_of(draw, length: int) -> Sequences:

@@ -18,6 +18,7 @@ from tests.tiny import GEMMA3, T5GEMMA2
 COMPUTE = Compute(dtype="float32")
 PROMPTS, DECODED = (7, 3), 8  # two rows; every window is 4 or 5
 ENCODER_LENGTHS = (9, 6)
+SLOTS = max(PROMPTS) + DECODED + 2  # and parts of one token or of a prompt's length, so that tests share programs
 FAMILIES = {
     "gemma 2": tiny.GEMMA2,
     "gemma 3": GEMMA3,
@@ -82,7 +83,7 @@ def test_cached_decoding_equals_the_full_forward_pass(config, side, text):
     expected = full(model, rows, encoder_rows)
     encoder = None if isinstance(config, TextConfig) else padded(encoder_rows, side)
     prompt = padded([row[:n] for row, n in zip(rows, PROMPTS, strict=True)], side)
-    cache = start(model, encoder, rows=2, length=max(PROMPTS) + DECODED + 2)
+    cache = start(model, encoder, rows=2, length=SLOTS)
     # the cache is empty, so that it need not be read
     states, cache = (BEGIN if side == "left" else EXTEND)(model, prompt, cache)
     for i, n in enumerate(PROMPTS):
@@ -102,9 +103,10 @@ def test_a_prompt_may_come_in_parts(config, text):
     encoder = None if isinstance(config, TextConfig) else padded(encoder_rows, "right")
     length = len(rows[1])
     whole = padded([row[:length] for row in rows], "right")
-    cache = start(model, encoder, rows=2, length=length)
+    cache = start(model, encoder, rows=2, length=SLOTS)
     chunks = []
-    for first, end in ((0, 5), (5, 6), (6, length)):
+    # the second is longer than a window, with keys before it and after
+    for first, end in ((0, 1), (1, 8), (8, 9), (9, 10), (10, length)):
         chunk = Sequences(*(leaf[:, first:end] for leaf in whole[:3]))
         states, cache = EXTEND(model, chunk, cache)
         chunks.append(states)
@@ -131,9 +133,9 @@ def test_a_bidirectional_prefix_is_remembered(text):
 def test_decoding_reads_the_encoder_no_more(text):
     rows, encoder_rows = text
     model = weights.model(T5GEMMA2)
-    cache = start(model, padded(encoder_rows, "right"), rows=2, length=4)
+    cache = start(model, padded(encoder_rows, "right"), rows=2, length=SLOTS)
     states, _ = EXTEND(model, token(rows, 0), cache)
-    model.encoder = jax.tree.map(jnp.zeros_like, model.encoder)
+    model.encoder = jax.tree.map(np.zeros_like, jax.device_get(model.encoder))
     again, _ = EXTEND(model, token(rows, 0), cache)
     np.testing.assert_array_equal(again, states)
 
@@ -217,7 +219,7 @@ def test_cached_decoding_with_images_equals_the_full_forward_pass(config, text):
         blocks(padded(whole, "right")) if encoder is None else padded(rows, "right"),
         images + 0.1,
     )
-    assert np.abs(np.asarray(other - expected)).max() > 1e-2  # the images tell
+    assert np.abs(np.asarray(other) - np.asarray(expected)).max() > 1e-2  # the images tell
 
 
 def test_a_local_layer_holds_no_more_than_its_window():

@@ -12,13 +12,13 @@ from t5g2.core import sharding as meshes
 from t5g2.core.batch import Sequences
 from t5g2.core.sharding import MeshShape
 from t5g2.models import masks
-from t5g2.models.backends import blockwise, columns, cut_columns, reference
+from t5g2.models.backends import blockwise, cut_columns, reference
 from t5g2.models.backends.cut_columns import LocalColumns, halo, local_columns
 from t5g2.models.backends.per_device import per_device
 from t5g2.models.masks import ALL, Keys, Mask
 from tests import hlo
 from tests.models.backend_variants import VARIANTS
-from tests.models.test_backends import runs, tokens
+from tests.models.test_backends import IN_ORDER, runs, tokens
 
 ROWS, MEMORY, LENGTH, HEADS, KV_HEADS = 4, 32, 12, 4, 2
 SHAPES = {
@@ -41,7 +41,7 @@ def arrays(size: int) -> tuple:
     draw = np.random.RandomState(0)
 
     def array(length: int, number: int):
-        return jnp.asarray(draw.standard_normal((ROWS, length, number, size)), jnp.float32)
+        return draw.standard_normal((ROWS, length, number, size)).astype(np.float32)
 
     own, memory = (tuple(array(n, KV_HEADS) for _ in range(2)) for n in (LENGTH, MEMORY))
     return array(MEMORY, HEADS), array(LENGTH, HEADS), own, memory
@@ -134,10 +134,10 @@ def test_rows_out_of_order_are_nan_where_a_halo_is_by_columns():
     arguments, wanted = expected(masks.bidirectional(6), "encoder", 8)
     positions = np.array(arguments[4].positions)
     positions[3, 7:] += 2
-    swapped = arguments[4]._replace(positions=jnp.asarray(positions))
+    swapped = arguments[4]._replace(positions=positions)
     with jax.set_mesh(meshes.make(SHAPES["data 2 x context 4"])):
         o_BTNH, _ = program(BACKENDS["small blocks"], masks.bidirectional(6), "encoder")(*arguments[:4], swapped)
-    assert columns.in_order(swapped).tolist() == [True, True, True, False]
+    assert IN_ORDER(swapped).tolist() == [True, True, True, False]
     np.testing.assert_allclose(o_BTNH[:3], wanted[0][:3], atol=1e-5)
     assert np.isnan(o_BTNH[3]).all()
 
