@@ -95,10 +95,11 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
     busy = f"another sweep still works in {folder}; this one goes on when it has ended"
     with files.locked(folder / ".lock", on_wait=lambda: say(busy)) as lock:
         job_files = JobFiles(folder, lock)
+        _refuse_made_from_others(jobs, job_files)
         shared_runs.link(jobs, job_files)
-        files.write_json(folder / "sweep.json", describe(sweep, folder))
         undone = _undone(jobs, job_files)
         _refuse_active(undone, job_files, launcher)
+        files.write_json(folder / "sweep.json", describe(sweep, folder))
         if undone and not launcher.launch(undone, job_files):
             say("run the same command again for what is done by then, with --status for the state of each part")
             return
@@ -114,12 +115,25 @@ def _refuse_active(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Laun
         if job.name not in active or record is None:
             continue
         here = LAUNCHERS[record.launcher] is type(launcher)
-        if not here or record.identity != job.identity:
+        if not here or not job.has_identity(record.identity):
             how = "with other settings than it has now" if here else f"by --launcher={record.launcher}"
             raise UserError(
                 f"{job.name} is {active[job.name]} as {record.where}, {how}, and two would write to one folder; end "
                 f"that, or wait for its end, and run the sweep again"
             )
+
+
+def _refuse_made_from_others(jobs: Sequence[SweepJob], job_files: JobFiles) -> None:
+    """Raises UserError if a job that has begun would go on with what was made from others than there are now."""
+    others = [(job, changed) for job in jobs if (changed := job_files.made_from_others(job))]
+    if not others:
+        return
+    shown = "; ".join(f"{job.name} was made from another {' and '.join(names)}" for job, names in others)
+    raise UserError(
+        f"{shown} than there is now, and cannot go on from it; nothing was started. Remove "
+        f"{' and '.join(str(job.output) for job, _ in others)} to make it anew, undo the change, or give the sweep "
+        f"another --workdir"
+    )
 
 
 def _undone(jobs: Iterable[SweepJob], job_files: JobFiles) -> list[SweepJob]:

@@ -33,7 +33,6 @@ The report shows each group's mean and interval. `compare` names groups, or seve
              "width 160": {"adapted": "adapted-160", "scratch": "scratch-160"}}
 """
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,13 +92,18 @@ class Variant:
         """Returns the file that exists once the part is done: the trainer writes it at the end."""
         return folder / self.name / "done.json"
 
-    def identity(self, folder: Path) -> str:
-        """Returns text that changes with every setting of the experiment.
+    def resolved(self, folder: Path) -> Any:
+        """Returns every setting of the experiment, as plain data.
 
         Raises:
           UserError: the config is wrong.
         """
-        return experiments.fingerprint(config_file.load(self._config(folder), self.changes(folder)))
+        return experiments.fingerprinted(config_file.load(self._config(folder), self.changes(folder)))
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts in which {sweep} and {seed} are filled."""
+        return [self.config, *map(flag_text, self.overrides.values())]
 
     def _config(self, folder: Path) -> str:
         return fill(self.config, folder, self.seed)
@@ -140,9 +144,14 @@ class Step:
         # the folder of an evaluation is there from its first task on
         return path if self.scores_of is None else path / EVALUATION_END
 
-    def identity(self, folder: Path) -> str:
-        """Returns text that changes with the command."""
-        return json.dumps(self.arguments(folder))
+    def resolved(self, folder: Path) -> Any:
+        """Returns the words of the command."""
+        return self.arguments(folder)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts in which {sweep} and {seed} are filled."""
+        return [*self.command, self.out]
 
 
 Part = Variant | Step
@@ -280,9 +289,7 @@ def _waits_for(run: Part, runs: Mapping[str, Sequence[Part]]) -> tuple[str, ...]
 def _check_seeds(part: Part) -> None:
     if part.seeds is None:
         # a {seed} that is never filled would be part of a path
-        texts = (*part.after, *part.command, part.out) if isinstance(part, Step) else (*part.after, part.config)
-        texts += tuple(map(flag_text, part.overrides.values())) if isinstance(part, Variant) else ()
-        if part.seed is None and any("{seed}" in text for text in texts):
+        if part.seed is None and any("{seed}" in text for text in (*part.after, *part.texts)):
             raise UserError(f"{part.name} contains {{seed}} and has no seeds; give it some, such as seeds=(0, 1, 2)")
         return
     if not part.seeds:
@@ -317,13 +324,12 @@ def _check_scores(part: Part, variants: Mapping[str, Variant]) -> None:
 
 
 def _check_shared(part: Part) -> None:
-    if isinstance(part, Variant) and part.shared:
-        texts = [part.config, *map(flag_text, part.overrides.values())]
-        if part.after or any("{sweep}" in text for text in texts):
-            raise UserError(
-                f"{part.name} is shared with other sweeps, and comes after others or names {{sweep}}, the workdir of "
-                f"this one; let it depend on nothing there, or leave out shared=True"
-            )
+    in_sweep = bool(part.after) or any("{sweep}" in text for text in part.texts)
+    if isinstance(part, Variant) and part.shared and in_sweep:
+        raise UserError(
+            f"{part.name} is shared with other sweeps, and comes after others or names {{sweep}}, the workdir of "
+            f"this one; let it depend on nothing there, or leave out shared=True"
+        )
 
 
 def flag_text(value: Any) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ if "workdir" in flags and out.name != "forgets":
 """
 
 
-IDENTITY = Variant.identity
+RESOLVED = Variant.resolved
 pytestmark = pytest.mark.usefixtures("no_real_configs")
 
 
@@ -114,15 +115,6 @@ def test_what_is_done_is_skipped(tmp_path, program, capfd):
     assert "report: " in out
 
 
-def test_a_part_whose_settings_changed_runs_again_and_so_does_what_comes_after(tmp_path, program):
-    folder = tmp_path / "sweep"
-    parts = (variant("a"), variant("b", after=("a",)), variant("c"))
-    run_local(Sweep("x", parts), folder, program=program)
-    longer = (variant("a", overrides={"train.steps": 9}), *parts[1:])
-    run_local(Sweep("x", longer), folder, program=program)
-    assert notes(folder) == ["a", "b", "c", "a", "b"]
-
-
 def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_path, program, capfd):
     folder, parts = tmp_path / "sweep", (variant("a"), variant("breaks"), variant("c"))
     with pytest.raises(SystemExit) as stopped:
@@ -153,12 +145,11 @@ def test_a_part_that_leaves_nothing_is_an_error(tmp_path, program):
 def start_waiting(tmp_path, program):
     """A sweep in a process of its own, in whose second part a run waits for a signal."""
     code = f"""
-import json
 from pathlib import Path
 from t5g2 import sweep
 from t5g2.sweep import launch
 from t5g2.sweep.launchers.local import Local
-sweep.Variant.identity = lambda self, folder: json.dumps(self.arguments(folder))
+sweep.Variant.resolved = lambda self, folder: self.arguments(folder)
 parts = tuple(sweep.Variant(name, config="configs/x.py:a") for name in ("a", "waits", "c"))
 launch.run(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), Local(program={shlex.join(program)!r}))
 """
@@ -291,14 +282,14 @@ def get_config(width=8):
 def test_a_variant_is_its_resolved_experiment(tmp_path):
     file = tmp_path / "config.py"
     file.write_text(CONFIG)
-    here = IDENTITY(Variant("a", config=str(file)), tmp_path)
-    assert here == IDENTITY(Variant("b", config=f"{file}:8", overrides={"train.steps": 3}), tmp_path)
-    assert here != IDENTITY(Variant("a", config=f"{file}:16"), tmp_path)
-    assert here != IDENTITY(Variant("a", config=str(file), overrides={"init.params": "{sweep}/b"}), tmp_path)
+    here = RESOLVED(Variant("a", config=str(file)), tmp_path)
+    assert here == RESOLVED(Variant("b", config=f"{file}:8", overrides={"train.steps": 3}), tmp_path)
+    assert here != RESOLVED(Variant("a", config=f"{file}:16"), tmp_path)
+    assert here != RESOLVED(Variant("a", config=str(file), overrides={"init.params": "{sweep}/b"}), tmp_path)
 
 
 def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monkeypatch):
-    monkeypatch.setattr(Variant, "identity", IDENTITY)
+    monkeypatch.setattr(Variant, "resolved", RESOLVED)
     (tmp_path / "config.py").write_text(CONFIG)
     file = str(tmp_path / "config.py")
     parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
@@ -570,7 +561,7 @@ SHARED = variant("source", seeds=(0, 1), shared=True)
 @pytest.fixture
 def by_settings(no_real_configs, monkeypatch):
     """Takes what a variant is from its settings, as a resolved experiment does, and not from its workdir."""
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps([self.config, self.changes(folder)]))
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: [self.config, self.changes(folder)])
 
 
 def shared_sweep(name, source=SHARED):
@@ -600,11 +591,18 @@ def test_a_shared_run_of_other_settings_is_another(tmp_path, program):
     run_local(shared_sweep("a"), folder, program=program)
     first = (folder / "source-s0").resolve()
     longer = variant("source", seeds=(0, 1), shared=True, overrides={"train.steps": 9})
+    with pytest.raises(UserError, match="a-s0 was made from another source-s0; a-s1 was made from another source-s1"):
+        run_local(shared_sweep("a", longer), folder, program=program)
+    assert (folder / "source-s0").resolve() == first, "nothing is changed"
+    (folder / "a-s0").rename(tmp_path / "a-s0")
+    (folder / "a-s1").rename(tmp_path / "a-s1")
     run_local(shared_sweep("a", longer), folder, program=program)
     assert notes(folder) == ["source-s0", "source-s1", "a-s0", "a-s1"] * 2
     assert (folder / "source-s0").resolve() != first
     assert (first / "done.json").exists()
     # and back: what was done is still there
+    for name in ("a-s0", "a-s1"):
+        shutil.rmtree(folder / name)
     run_local(shared_sweep("a"), folder, program=program)
     assert notes(folder)[8:] == ["a-s0", "a-s1"]
     assert (folder / "source-s0").resolve() == first

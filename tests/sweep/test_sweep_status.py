@@ -92,7 +92,7 @@ def test_settings_that_changed_since(sweep, tmp_path, clients, capsys, monkeypat
     clients.play("squeue", "")
     job = jobs_of(load(tmp_path / "sweep.py"), tmp_path / "x")[0]
     JobFiles(tmp_path / "x").set_done(job)
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: f"{self.name} longer")
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: f"{self.name} longer")
     assert cli.main(sweep) == 0
     assert "| done   |  unfinished |" in capsys.readouterr().out
 
