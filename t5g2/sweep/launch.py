@@ -84,6 +84,7 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
         raise UserError(f"--workdir={folder} is a file; give a folder, which is created if it is missing")
     if (folder / "experiment.json").exists():
         raise UserError(f"{folder} is the workdir of a single run; give the sweep a folder of its own")
+    folder = Path(os.path.abspath(folder)) if launcher.absolute else folder
     jobs = jobs_of(sweep, folder)
     if not launcher.writes:
         launcher.launch(jobs, JobFiles(folder))

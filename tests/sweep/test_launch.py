@@ -218,6 +218,10 @@ def compared(printed, compare=("a", "b")):
     return Sweep("x", (variant("a"), variant("b")), compare=compare, paper=Paper("p", (), (), printed=printed))
 
 
+def step(name, out, **fields):
+    return Step(name, ("average", "--out={sweep}/x"), out, **fields)
+
+
 def measured(name):
     return Step("measure", ("evaluate", "--out={sweep}/e"), "e", after=("a",), scores_of=name)
 
@@ -233,7 +237,37 @@ def measured(name):
         (lambda: Sweep("x", (Step("a", ("average",), out="/x"),)), "out = '/x' of a leads out of the sweep's workdir"),
         (lambda: Sweep("x", (variant("a", after=("sorce",)), variant("source"))), "did you mean 'source'"),
         (lambda: Sweep("x", (variant("a"),), compare=("b",)), "unknown variant to compare 'b'"),
-        (lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))), "a, b wait for each other"),
+        (
+            lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))),
+            "for themselves: a -> b -> a;",
+        ),
+        (lambda: Sweep("x", (variant("a", after=("a",)),)), "wait for each other, or for themselves: a -> a; take one"),
+        (
+            lambda: Sweep("x", (variant("c", after=("a",)), variant("a", after=("b",)), variant("b", after=("a",)))),
+            "themselves: a -> b -> a; take one out of an `after`",
+        ),
+        (lambda: Sweep("x", ()), "the sweep has no parts; give at least one Variant or Step"),
+        (
+            lambda: Sweep("x", variant("a")),
+            r"parts = Variant\(.* of the sweep is Variant; give a tuple, such as",
+        ),
+        (lambda: Sweep("x", ((variant("a"),),)), r"has the part \(Variant\(.*; give a Variant or a Step, or .*grid"),
+        (lambda: Sweep("x", (variant("a"), variant("b")), compare="ab"), "compare = 'ab' of the sweep is text; give a"),
+        (lambda: variant("a", after="source"), r"after = 'source' of a is text; give a tuple, such as \(\"source\",\)"),
+        (lambda: variant("a", seeds=3), r"seeds = 3 of a is int; give a tuple, such as \(0, 1, 2\)"),
+        (lambda: Step("a", "average", "m"), "command = 'average' of a is text; give a tuple"),
+        (
+            lambda: Sweep("x", (variant("report"),)),
+            "report writes report, which the sweep itself does; give",
+        ),
+        (lambda: Sweep("x", (variant("sweep.json"),)), "sweep.json writes sweep.json, which the sweep itself does"),
+        (lambda: Sweep("x", (Step("a", ("average",), ".sweep/a"),)), "a writes .sweep/a, which the sweep itself does"),
+        (lambda: Sweep("x", (Step("a", ("average",), "."),)), r"a writes \., which the sweep itself does"),
+        (lambda: Sweep("x", (step("a", "m"), step("b", "m"))), "b writes m too, which would show that a is done; give"),
+        (lambda: Sweep("x", (variant("a"), step("b", "a"))), "b writes a too, which would show that a is done"),
+        (lambda: Sweep("x", (variant("a"), step("b", "a/model"))), "a writes a/model too, .* show that b is done"),
+        (lambda: Sweep("x", (variant("a"), measured("a"), step("b", "e/index.html"))), "b writes e too, .* measure is"),
+        (lambda: Sweep("x", (step("m", "m{seed}", seeds=(1, 2)), step("b", "m1"))), "b writes m1 too, .* m-s1 is done"),
         (lambda: Paper("p", ("a", "b"), ((1,),)), r"has 1 entries for 2 columns \(a, b\); give each row one entry"),
         (lambda: Paper("p", (), (), printed={"a": "3"}), "the paper's `printed` has '3' for 'a'; give the number"),
         (lambda: Paper("p", (), (), printed={"a": float("nan")}), "the paper's `printed` has nan for 'a'"),
@@ -538,6 +572,14 @@ def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monk
     assert cli.main(command) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_parts_can_write_beside_and_into_each_other(tmp_path):
+    """Where one is done when the other begins; lists are tuples."""
+    parts = [variant("a"), step("b", "a/exported", after=["a"]), step("c", "s/c"), step("d", "s/d", seeds=None)]
+    sweep = Sweep("x", [*parts, step("e", "whole"), step("f", "whole/f", after=("e",))], compare=["a"])
+    assert [part.after for part in sweep.ordered()] == [(), ("a",), (), (), (), ("e",)]
+    assert sweep.compare == ("a",)
 
 
 def test_a_sweep_file_takes_an_argument(tmp_path, capsys):

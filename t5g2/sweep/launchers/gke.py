@@ -58,6 +58,7 @@ class Gke(Launcher):
 
     client: ClassVar[str | None] = "kubectl"
     outlives: ClassVar[bool] = True
+    absolute: ClassVar[bool] = True
 
     image: str
     tpu: str | None = None
@@ -97,9 +98,15 @@ class Gke(Launcher):
             )
 
         def start(job: SweepJob) -> JobSetRun:
-            name = jobset_name(folder, job)
+            record = job_files.last_launch(job)
+            # of an earlier version or another sweep, which has another name
+            known = record and record.launcher == "gke" and job.has_identity(record.identity)
+            namespace, _, there = record.handle.partition("/") if record and known else (self.namespace, "", "")
+            name = there if there and namespace == self.namespace else jobset_name(folder, job)
             status = _status(self.namespace, name)
-            if status is not None and status.get("terminalState") == "Failed":
+            state = (status or {}).get("terminalState")
+            # a complete one may have ended just now, or its result has been removed since
+            if state and not (state == "Completed" and job.result.exists()):
                 _kubectl(self.namespace, "delete", "jobset", name, "--wait=true")
                 status = None
             if status is None:
