@@ -5,6 +5,8 @@ made_from/NAME.json  what its result is made from: {part before it, or "init": h
 launched/NAME.json   how and where it was started last
 launched/NAME.status the exit status of its command, written by whoever has seen it end
 logs/NAME.log        the output of its command
+
+The start of a shared run is noted in ../shared/.launched/IDENTITY.json too, for the other sweeps.
 """
 
 import os
@@ -103,8 +105,9 @@ class JobFiles:
 
     def last_launch(self, job: SweepJob) -> LaunchRecord | None:
         """Returns how the job was started last, whatever settings it had; None = it never was."""
-        path = self._launch_file(job)
-        if not path.exists():
+        paths = [self._shared_launch_file(job), self._launch_file(job)]
+        path = next((path for path in paths if path is not None and path.exists()), None)
+        if path is None:
             return None
         fix = "remove it, and run the sweep again"
         return settings.build(LaunchRecord, files.read_json_object(path, fix=fix), where=str(path))
@@ -119,7 +122,9 @@ class JobFiles:
     def set_launched(self, job: SweepJob, launcher: str, handle: str, where: str, log: Path) -> None:
         """Notes that the job has been started."""
         record = LaunchRecord(launcher, handle, where, job.identity, str(log))
-        files.write_json(self._launch_file(job), asdict(record))
+        for path in (self._launch_file(job), self._shared_launch_file(job)):
+            if path is not None:
+                files.write_json(path, asdict(record))
 
     def status(self, job: SweepJob) -> int | None:
         """Returns the exit status with which the job's command ended last; None = it has not, or nobody has seen it."""
@@ -144,6 +149,13 @@ class JobFiles:
 
     def _launch_file(self, job: SweepJob) -> Path:
         return self.folder / ".sweep" / "launched" / f"{job.name}.json"
+
+    def _shared_launch_file(self, job: SweepJob) -> Path | None:
+        """Returns the file beside a shared run, which the other sweeps that have it see."""
+        if not job.shared or not job.folder.is_symlink():
+            return None
+        run = job.folder.resolve()
+        return run.parent / ".launched" / f"{run.name}.json"
 
 
 def _settings_then(job: SweepJob) -> str:

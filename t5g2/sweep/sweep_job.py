@@ -137,7 +137,10 @@ class _Identities:
           UserError: its config is wrong, or it is the same experiment as a variant before it.
         """
         depends = any("{sweep}" in text for text in part.texts)
-        spelled = [part.resolved(place) for place in (self._places if depends else self._places[:1])]
+        try:
+            spelled = [part.resolved(place) for place in (self._places if depends else self._places[:1])]
+        except UserError as error:
+            raise UserError(f"{part.name}: {error}") from None
         spelled += spelled[:1] * (len(self._places) - len(spelled))
         node = _unplaced(spelled[0], str(self._places[0])) if depends else spelled[0]
         own = _own(part, node)

@@ -302,6 +302,22 @@ def test_a_jobset_that_an_earlier_version_has_applied_is_waited_for(cluster, cli
     assert [call.split()[2] for call in calls] == ["logs", "apply", "logs"]
 
 
+def test_a_shared_run_is_one_jobset(cluster, clients, tmp_path, monkeypatch):
+    """The other sweep waits for that of the first."""
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: [self.name, self.config])
+    sweep = Sweep("x", (Variant("a", "c.py", shared=True),))
+    (clients.folder / "plan").write_text('{"one-": ["Failed"]}')
+    with pytest.raises(SystemExit):
+        launch.run(sweep, tmp_path / "one", Gke(image="i", claim="disk", mount=str(tmp_path)))
+    (clients.folder / "plan").write_text('{"one-": ["Running", "Running", "Running", "Failed"]}')
+    (jobset_file,) = (clients.folder / "sets").iterdir()
+    jobset_file.write_text("0")
+    clients.take_calls()
+    with pytest.raises(SystemExit):
+        launch.run(sweep, tmp_path / "two", Gke(image="i", claim="disk", mount=str(tmp_path)))
+    assert {call.split()[2] for call in clients.take_calls()} == {"get", "logs"}
+
+
 def test_a_jobset_with_other_settings_is_not_applied_beside_one_that_runs(cluster, clients, tmp_path):
     """Its name is another one, so the cluster would not mind."""
     with pytest.raises(SystemExit):

@@ -289,7 +289,7 @@ def test_a_wrong_sweep_is_refused(make, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no sweep file .*; give the path of a Python file that defines get_sweep"),
+        (None, r"no sweep file .*; give the path of a Python file that defines get_sweep\(\)"),
         ("x = 1", r"has no get_sweep\(\)"),
         ("def get_sweep(): return 3", r"get_sweep\(\) of .* returns int; it must return a t5g2.sweep.parts.Sweep"),
     ],
@@ -327,9 +327,53 @@ def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monke
     (tmp_path / "config.py").write_text(CONFIG)
     file = str(tmp_path / "config.py")
     parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
-    with pytest.raises(UserError, match=r"'stepz' in config\.train .*did you mean 'steps'"):
+    with pytest.raises(UserError, match=r"b: unknown key 'stepz' in config\.train .*did you mean 'steps'"):
         run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "is_other"),
+    [
+        ((variant("x"), variant("y")), True),
+        ((Variant("a", config="configs/x.py:2b-2b"), Variant("b", config="configs/x.py:2b-2b")), True),
+        ((variant("a", overrides={"train.steps": 9}),), False),
+        ((variant("b"), variant("c")), False),
+        ((step("a", "a"),), True),
+    ],
+    ids=["other names", "another scale", "other settings", "one run less and another more", "another command"],
+)
+def test_another_sweep_in_one_workdir(tmp_path, program, parts, is_other):
+    """Whatever its title is: it would take the place of the first one in sweep.json and in the report."""
+    run_local(Sweep("first", (variant("a"), variant("b"))), tmp_path / "x", program=program)
+    before = (tmp_path / "x" / "sweep.json").read_text()
+    if is_other:
+        message = (
+            r"x is the workdir of another sweep, 'first', none of whose runs \(a, b\) is one .* remove .*sweep.json"
+        )
+        with pytest.raises(UserError, match=message):
+            run_local(Sweep("second", parts), tmp_path / "x", program=program)
+        assert (tmp_path / "x" / "sweep.json").read_text() == before
+    else:
+        run_local(Sweep("second", parts), tmp_path / "x", program=program)
+        assert json.loads((tmp_path / "x" / "sweep.json").read_text())["title"] == "second"
+
+
+def test_a_sweep_json_that_cannot_be_read_is_written_anew(tmp_path, program):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "sweep.json").write_text("{")
+    run_local(Sweep("first", (variant("a"),)), tmp_path / "x", program=program)
+    assert json.loads((tmp_path / "x" / "sweep.json").read_text())["title"] == "first"
+
+
+def test_the_nearest_sweep_file_is_named(tmp_path, monkeypatch):
+    """Of those beside it, and of experiments/ where only the name is given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "t5gemma2_table1.py").touch()
+    for name in ("t5gemma2_table1", "experiments/t5gemma_table1.py"):
+        with pytest.raises(UserError, match=f"no sweep file {name}; did you mean experiments/t5gemma2_table1.py"):
+            sweep_file.load(name)
 
 
 def test_an_unknown_launcher_is_refused(tmp_path):
@@ -552,13 +596,21 @@ sys.exit(status)
         (["--launcher=gpu"], "unknown launcher 'gpu'"),
         (["--launcher=slurm", "--launcher.nodez=3"], "unknown key 'nodez' in --launcher=slurm (Slurm); did you mean"),
         (["--launcher=slurm", "--launcher.nodes=0"], "--launcher=slurm: nodes = 0; it must be at least 1"),
-        (["--launcher=gke"], "--launcher=gke lacks image, which Gke has no default for"),
+        (["--launcher=gke"], "--launcher=gke needs image; add --launcher.image=… (docs/sweeps.md)"),
+        (["--launcher=tpu-vm", "--launcher.zone=z"], "--launcher=tpu-vm needs tpu, zone; add --launcher.tpu=… ("),
         (["--launcher=slurm"], "--launcher=slurm needs the program sbatch, which is not installed here"),
         (["--launcher=gke", "--launcher.image=i", "--launcher.claim=c"], "needs the program kubectl"),
         (["--launcher=tpu-vm", "--launcher.tpu=v5e:2x4", "--launcher.zone=z"], "needs the program gcloud"),
         (["--at_once=0"], "at_once = 0; it must be at least 1"),
         (["--retries=-1"], "retries = -1; it must be at least 0"),
-        (["--launcher=print", "--retries=1"], "unknown key 'retries' in --launcher=print"),
+        (["--launcher=print", "--retries=1"], "--launcher=print has no settings; leave out --retries"),
+        (["--launcher=print", "--launcher.a=1"], "--launcher=print has no settings; leave out --launcher.a"),
+        (["--retries=x"], "--retries=x is not a whole number; give one: how often a run is started again after a fail"),
+        (["--status=x"], "--status=x is not true or false; give one: only print the state"),
+        (
+            ["--status", "--launcher=nope", "--at_once=0", "--launcher.x=y"],
+            "--status starts nothing, so --at_once, --launcher.x, --launcher would have no effect",
+        ),
     ],
 )
 def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
@@ -624,7 +676,35 @@ def test_a_shared_run_is_trained_by_the_first_sweep_that_asks(tmp_path, program,
     assert runs[0] == runs[1]
     assert runs[0].parent == tmp_path / "shared"
     assert (runs[0] / "done.json").exists()
-    assert len(list((tmp_path / "shared").iterdir())) == 2  # one for each seed
+    assert len(list((tmp_path / "shared").glob("[!.]*"))) == 2  # one for each seed
+
+
+@pytest.mark.usefixtures("by_settings")
+def test_a_shared_run_that_is_printed_is_shared(tmp_path, program, capsys):
+    """The lines, run by hand, train the source where a sweep finds it."""
+    launch.run(shared_sweep("a"), tmp_path / "one", launch.launcher_of("print"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "# source-s0"
+    assert lines[1].startswith(f"mkdir -p {tmp_path / 'one'} {tmp_path / 'shared'}/")
+    assert not (tmp_path / "one").exists()
+    for line in lines[:6]:
+        # t5g2 is the program of these tests
+        subprocess.run(line.replace("t5g2 train", shlex.join([*program, "train"])), shell=True, check=True)
+    run_local(shared_sweep("a"), tmp_path / "one", program=program)
+    run_local(shared_sweep("b"), tmp_path / "two", program=program)
+    assert notes(tmp_path / "one") == ["source-s0", "source-s1", "a-s0", "a-s1"]
+    assert notes(tmp_path / "two") == ["b-s0", "b-s1"]
+    capsys.readouterr()
+    launch.run(shared_sweep("a"), tmp_path / "one", launch.launcher_of("print"))
+    assert capsys.readouterr().out.splitlines() == lines, "links stay"
+
+
+@pytest.mark.usefixtures("by_settings")
+def test_a_run_that_was_not_shared_is_printed_without_a_link(tmp_path, program, capsys):
+    run_local(shared_sweep("a", variant("source", seeds=(0, 1))), tmp_path / "one", program=program)
+    capsys.readouterr()
+    launch.run(shared_sweep("a"), tmp_path / "one", launch.launcher_of("print"))
+    assert "ln -s" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("by_settings")

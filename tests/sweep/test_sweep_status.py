@@ -87,6 +87,13 @@ def test_a_folder_without_a_sweep(sweep, tmp_path, capsys):
     assert "x has no sweep.json, so no sweep has been started in it" in capsys.readouterr().err
 
 
+def test_the_status_of_another_sweep(sweep, tmp_path, capsys):
+    part = {"name": "other", "kind": "variant", "command": "t5g2 train --config=c.py", "result": "other/done.json"}
+    (tmp_path / "x" / "sweep.json").write_text(json.dumps({"title": "t", "parts": [part]}))
+    assert cli.main(sweep) == 2
+    assert "x is the workdir of another sweep, 't', none of whose runs (other) is" in capsys.readouterr().err
+
+
 def test_settings_that_changed_since(sweep, tmp_path, clients, capsys, monkeypatch):
     """A run that was done with other settings is not done with these."""
     clients.play("squeue", "")

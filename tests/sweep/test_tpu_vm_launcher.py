@@ -1,13 +1,18 @@
 """The launcher `tpu-vm` with a played gcloud: the script of a job, preemptions, failures; slices are always deleted."""
 
+import json
+import os
+import platform
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 
 import pytest
 
 from t5g2.core.errors import UserError
 from t5g2.sweep import Sweep, Variant, launch
+from t5g2.sweep.job_files import LaunchRecord
 from t5g2.sweep.launchers.tpu_vm import TpuVm, slice_name
 from t5g2.sweep.sweep_job import jobs_of
 
@@ -296,6 +301,25 @@ def test_a_gcloud_without_a_project(cloud, tmp_path, source):
     with pytest.raises(UserError, match=r"gcloud has no project of its own; give one: --launcher\.project=NAME"):
         launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", launcher)
     assert not (tmp_path / "x" / ".sweep" / "tpu-vm").exists()
+
+
+def test_a_shared_run_has_one_slice(cloud, tmp_path, source, monkeypatch):
+    """Another sweep's process is at work on it."""
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: [self.name, self.config])
+    sweep, launcher = Sweep("x", (Variant("a", "c.py", shared=True),)), TpuVm(tpu="v5e:2x4", zone="z", source=source)
+    (cloud.folder / "statuses").write_text("2")
+    with pytest.raises(SystemExit):
+        launch.run(sweep, tmp_path / "one", launcher)
+    (tmp_path / "one" / "a" / "done.json").unlink()
+    (record,) = (tmp_path / "shared" / ".launched").iterdir()
+    working = LaunchRecord("tpu-vm", f"{os.getpid()} on {platform.node()}", "slice s", "", "log")
+    record.write_text(json.dumps(asdict(working)))
+    cloud.take_calls()
+    with pytest.raises(
+        UserError, match="a is running as slice s, by --launcher=tpu-vm, and two would write to one fol"
+    ):
+        launch.run(sweep, tmp_path / "two", launcher)
+    assert cloud.take_calls() == []
 
 
 def test_two_slices_at_once(cloud, tmp_path, source):
