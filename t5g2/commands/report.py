@@ -6,7 +6,7 @@ FLAGS = {"workdir": Flag(None, "folder of a run or of a sweep; the report is wri
 
 
 def run(flags: Parsed) -> None:
-    """Writes report/index.html, metrics.csv and table.md of a run or a sweep, and prints the table.
+    """Writes report/index.html, table.md, metrics.csv and, where runs are compared, results.csv; prints the tables.
 
     Example: t5g2 report --workdir=runs/quickstart
     """

@@ -5,7 +5,8 @@
     runs/shared/3f2a91c04d5e6b78/                          an ordinary workdir, named after its settings
 
 So a source is shared by all sweeps whose workdirs lie side by side. Other settings have another folder, and a run that
-is done is done for all. Of two sweeps that ask at once, one trains; the other ends, and says that the folder is in use.
+is done is done for all. Of two sweeps that ask at once, one trains; the other waits for its job, or ends and says that
+it is at work (job_files.py).
 """
 
 import os
