@@ -127,7 +127,7 @@ def test_one_seed_decides_nothing(sweep, same_metric, size):
     ],
 )
 def test_a_metric_that_is_not_recorded_is_told(sweep, capsys, paper, told):
-    """Where the numbers beside the paper's would stand, in all forms of the report: misspelt, or not measured."""
+    """It is misspelt, or not measured; all forms of the report say it in place of the numbers."""
     folder = sweep(PAPER | paper)
     page = output.write(folder).read_text()
     text = (

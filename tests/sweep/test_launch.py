@@ -627,7 +627,7 @@ def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monk
 
 
 def test_parts_can_write_beside_and_into_each_other(tmp_path):
-    """Where one is done when the other begins; lists are tuples."""
+    """If one is done when the other begins; lists are tuples."""
     parts = [variant("a"), step("b", "a/exported", after=["a"]), step("c", "s/c"), step("d", "s/d", seeds=None)]
     sweep = Sweep("x", [*parts, step("e", "whole"), step("f", "whole/f", after=("e",))], compare=["a"])
     assert [part.after for part in sweep.ordered()] == [(), ("a",), (), (), (), ("e",)]
