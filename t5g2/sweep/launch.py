@@ -111,7 +111,7 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
     with files.locked(folder / ".lock", on_wait=lambda: say(busy)) as lock:
         job_files = JobFiles(folder, lock)
         refuse_other_sweep(sweep, folder)
-        _refuse_made_from_others(jobs, job_files)
+        _refuse_made_from_others(jobs, job_files, launcher)
         shared_runs.link(jobs, job_files)
         undone = _undone(jobs, job_files)
         _refuse_active(undone, job_files, launcher)
@@ -141,11 +141,13 @@ def _refuse_active(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Laun
             )
 
 
-def _refuse_made_from_others(jobs: Sequence[SweepJob], job_files: JobFiles) -> None:
+def _refuse_made_from_others(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Launcher) -> None:
     """Raises UserError if a job that has begun would go on with what was made from others than there are now."""
     others = [(job, changed) for job in jobs if (changed := job_files.made_from_others(job))]
     if not others:
         return
+    # what still runs is to be ended before its folder is removed
+    _refuse_active([job for job, _ in others], job_files, launcher)
     shown = "; ".join(f"{job.name} was made from another {' and '.join(names)}" for job, names in others)
     raise UserError(
         f"{shown} than there is now, and cannot go on from it; nothing was started. Remove "

@@ -78,6 +78,8 @@ class Variant:
 
     def __post_init__(self):
         _make_tuples(self, self.name, after='("source",)', seeds="(0, 1, 2)")
+        if not isinstance(self.overrides, Mapping):
+            raise UserError(f"overrides = {self.overrides!r} of {self.name}; give {{dotted path: value}}")
 
     @property
     def every_host(self) -> bool:
@@ -225,6 +227,8 @@ class Sweep:
         # names alone are one comparison, whose arms are called like their variants
         comparisons = list(compare.values()) if isinstance(compare, Mapping) else [{name: name for name in compare}]
         for arms in comparisons:
+            if not isinstance(arms, Mapping):
+                raise UserError(f"`compare` has {arms!r} under a title; give {{title: {{arm: variant}}}}")
             for name in arms.values():
                 if name not in variants:
                     raise unknown("variant to compare", name, variants)

@@ -254,6 +254,11 @@ def measured(name):
         (lambda: Sweep("x", ((variant("a"),),)), r"has the part \(Variant\(.*; give a Variant or a Step, or .*grid"),
         (lambda: Sweep("x", (variant("a"), variant("b")), compare="ab"), "compare = 'ab' of the sweep is text; give a"),
         (lambda: variant("a", after="source"), r"after = 'source' of a is text; give a tuple, such as \(\"source\",\)"),
+        (lambda: variant("a", overrides=("x", 1)), r"overrides = \('x', 1\) of a; give {dotted path: value}"),
+        (
+            lambda: Sweep("x", (variant("a"),), compare={"one": ("a",)}),
+            r"`compare` has \('a',\) under a title; give {title: {arm: variant}}",
+        ),
         (lambda: variant("a", seeds=3), r"seeds = 3 of a is int; give a tuple, such as \(0, 1, 2\)"),
         (lambda: Step("a", "average", "m"), "command = 'average' of a is text; give a tuple"),
         (

@@ -255,6 +255,19 @@ def test_what_scancel_has_ended_is_not_queued_again(slurm, tmp_path, status):
     assert [call.split()[0] for call in slurm.take_calls()] == ["srun", "squeue"]
 
 
+def test_what_runs_from_another_source_is_ended_before_its_folder_is_removed(slurm, tmp_path):
+    after = Variant("b", "c.py", after=("a",))
+    launch.run(Sweep("x", (Variant("a", "c.py"), after)), tmp_path / "x", Slurm())
+    (slurm.folder / "queue").write_text("101 RUNNING\n")
+    (tmp_path / "x" / "b").mkdir()
+    changed = Sweep("x", (Variant("a", "c.py", {"train.steps": 9}), after))
+    with pytest.raises(UserError, match="b is running as job 101, with other settings than it has now, and two would"):
+        launch.run(changed, tmp_path / "x", Slurm())
+    (slurm.folder / "queue").write_text("")
+    with pytest.raises(UserError, match=rf"b was made from another a than .* Remove {tmp_path}/x/b to make it anew"):
+        launch.run(changed, tmp_path / "x", Slurm())
+
+
 def test_a_shared_run_is_submitted_by_one_sweep(slurm, tmp_path, monkeypatch, capsys):
     """The other one's runs come after the same job; by another launcher it is refused."""
     monkeypatch.setattr(Variant, "resolved", lambda self, folder: [self.name, self.config, self.overrides])
