@@ -112,6 +112,11 @@ class JobFiles:
         fix = "remove it, and run the sweep again"
         return settings.build(LaunchRecord, files.read_json_object(path, fix=fix), where=str(path))
 
+    def started_here(self, job: SweepJob) -> bool:
+        """True unless another sweep has started the job, which is shared."""
+        record = self.last_launch(job)
+        return record is None or Path(record.log).is_relative_to(self.folder)
+
     def prepare(self, job: SweepJob) -> None:
         """Makes the folders of the job's files, and removes the status of an earlier start; called before it starts."""
         self._set_made_from(job)

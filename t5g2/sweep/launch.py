@@ -126,8 +126,9 @@ def _refuse_active(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Laun
     """Raises UserError if a job is still queued or running elsewhere, or with other settings than it has now."""
     lasting = {name: kind for name, kind in LAUNCHERS.items() if kind.outlives}
     active = dict(sweep_status.active_jobs(jobs, job_files, lasting))
-    # what this sweep has started here has ended, since the lock is held; of a shared run it may be another sweep's
-    active |= sweep_status.active_jobs([job for job in jobs if job.shared], job_files, {"tpu-vm": TpuVm})
+    # what this sweep has started here has ended, since the lock is held
+    others = [job for job in jobs if job.shared and not job_files.started_here(job)]
+    active |= sweep_status.active_jobs(others, job_files, {"tpu-vm": TpuVm})
     for job in jobs:
         record = job_files.last_launch(job)
         if job.name not in active or record is None:

@@ -291,15 +291,16 @@ def test_a_jobset_that_an_earlier_version_has_applied_is_waited_for(cluster, cli
     run = job(tmp_path / "x")
     record = {
         "launcher": "gke",
-        "handle": "default/x-a-former",
+        "handle": "lab/x-a-former",
         "where": "there",
         "identity": run.former[0],
         "log": "l",
     }
     (tmp_path / "x" / ".sweep" / "launched").mkdir(parents=True)
     (tmp_path / "x" / ".sweep" / "launched" / "a.json").write_text(json.dumps(record))
-    calls = cluster(a=["Running", "Completed"], b=["Completed"])
+    calls = cluster(a=["Running", "Running", "Completed"], b=["Completed"])
     assert [call.split()[2] for call in calls] == ["logs", "apply", "logs"]
+    assert "--namespace=lab" in calls[0], "that of the record"
 
 
 def test_a_shared_run_is_one_jobset(cluster, clients, tmp_path, monkeypatch):
