@@ -21,7 +21,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from t5g2.core import logs
-from t5g2.report import comparison, contents, deltas, page_parts, tables
+from t5g2.report import contents, page_parts, result_tables, tables
 from t5g2.report.contents import Report
 from t5g2.report.run_records import RunGroup, RunRecord
 from t5g2.report.text_table import TextTable
@@ -64,7 +64,7 @@ def main(experiment: str, workdir: str) -> None:
         _where(report),
         f"{BY_HAND}\n\n{_by_hand(page)}".rstrip(),
         *([f"## Held-out loss\n\n![Held-out loss by tokens]({name}.svg)"] if figure else []),
-        *(f"## {title}\n\n" + "\n".join(table.lines()) for title, table in _tables(report)),
+        *(f"## {title}\n\n{text}" for title, text in _tables(report)),
         *_paper(report.paper),
     ]
     page.write_text("\n\n".join(parts) + "\n")
@@ -101,16 +101,12 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _tables(report: Report) -> Iterator[tuple[str, TextTable]]:
-    """Yields (title, table): those of `t5g2 report`, without the one that has a column for each run."""
-    results = comparison.results(report.comparisons, list(report.tasks(report.compared)))
-    if results is not None:
-        yield "Results" + (f", {tables.MEANS}" if report.has_seeds else ""), results
-    rows = deltas.deltas(report)
-    for title, table in (("Scores", deltas.score_table(rows)), ("Against the paper", deltas.against_paper(rows))):
-        if table is not None:
-            yield title, table
-    yield "Runs", tables.over_seeds(report) if report.has_seeds else tables.summary(report)
+def _tables(report: Report) -> Iterator[tuple[str, str]]:
+    """Yields (title, text): those of `t5g2 report`, without the one that has a column for each run."""
+    for result in result_tables.of_results(report):
+        yield result.heading, "\n".join(result.table.lines()) if result.table else result.about
+    runs = tables.over_seeds(report) if report.has_seeds else tables.summary(report)
+    yield "Runs", "\n".join(runs.lines())
 
 
 def _paper(paper: Mapping[str, Any]) -> list[str]:

@@ -249,10 +249,11 @@ def test_valid_images_are_not_decoded_again(monkeypatch):
     assert len(source.open()) == 1
 
 
-def test_a_finished_sweep_is_finished(capfd):
-    """Nothing runs again: every part has the hash that it had."""
+@pytest.mark.parametrize("spelling", [Path, Path.absolute])
+def test_a_finished_sweep_is_finished(capfd, spelling):
+    """Nothing runs again: every part has the hash that it had, whatever way to its workdir is given now."""
     fails = shlex.join([sys.executable, "-c", "raise SystemExit(9)"])
-    launch.run(sweep_file.load("sweep.py"), Path("sweep"), Local(program=fails))
+    launch.run(sweep_file.load("sweep.py"), spelling(Path("sweep")), Local(program=fails))
     out = capfd.readouterr().out
     assert out.count("already done") == 7
     assert Path("sweep/report/index.html").exists()

@@ -57,7 +57,10 @@ def _missing(given: str, path: Path) -> UserError:
             f"{path} does not exist; if {given} is a model of Hugging Face's hub, give hf://{given}, and it is "
             f"downloaded into the hub's cache"
         )
-    return UserError(f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder")
+    return UserError(
+        f"{path} does not exist; give a Hugging Face folder, an official Flax one or a model folder, a GGUF file, or a "
+        f"model of the hub: hf://OWNER/NAME"
+    )
 
 
 def _refuse_cache(path: Path) -> None:

@@ -92,6 +92,9 @@ ALLOW_CHANGE = Flag(
 DISTRIBUTED = Flag("auto", "join the other processes of a pod: auto (if a cluster is detected), on, off")
 
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
 class HelpRequested(Exception):
     """Raised if --help is among the flags; the argument is the help text."""
 
@@ -138,6 +141,12 @@ def _parse_declared(command: str, declared: Mapping[str, Flag], argv: Sequence[s
     except absl_flags.UnrecognizedFlagError as error:
         names = [f"--{name}" for name in declared]
         raise unknown("flag", f"--{error.flagname}", names, where=f"of t5g2 {command}") from None
+    except absl_flags.IllegalFlagValueError as error:
+        # absl says which flag, and what Python's parser says
+        name, _, text = str(error).removeprefix("flag --").partition("=")
+        kind = KINDS.get(declared[name].kind or type(declared[name].default), "a text")
+        value = text.partition(": ")[0]
+        raise UserError(f"--{name}={value} is not {kind}; give one: {declared[name].help}") from None
     except absl_flags.Error as error:
         raise UserError(f"{error}; see t5g2 {command} --help") from None
     if rest:

@@ -6,7 +6,9 @@ FLAGS = {"workdir": Flag(None, "folder of a run or of a sweep; the report is wri
 
 
 def run(flags: Parsed) -> None:
-    """Writes report/index.html, metrics.csv and table.md of a run or a sweep, and prints the table.
+    """Writes index.html, table.md, metrics.csv and results.csv to report/, and prints the tables.
+
+    results.csv has what is compared: of a single run, and of a sweep that compares none, there is none.
 
     Example: t5g2 report --workdir=runs/quickstart
     """

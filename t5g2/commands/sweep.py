@@ -1,6 +1,7 @@
 """`t5g2 sweep`."""
 
 from t5g2.commands.flags import Flag, Parsed
+from t5g2.core.errors import UserError
 
 FLAGS = {
     "sweep": Flag(None, "FILE[:ARG]: a Python file with get_sweep(), and its argument", True),
@@ -29,6 +30,13 @@ def run(flags: Parsed) -> None:
     from t5g2.sweep.launch import run_sweep, show_status
 
     if flags.status:
+        given = [f"--{name}" for name in ("at_once", "retries") if flags.values[name] is not None]
+        given += [f"--launcher.{path}" for path, _ in flags.overrides]
+        given += ["--launcher"] if flags.launcher != FLAGS["launcher"].default else []
+        if given:
+            raise UserError(
+                f"--status starts nothing, so {', '.join(given)} would have no effect; leave out one of both"
+            )
         show_status(flags.sweep, flags.workdir)
         return
     changes = [(name, str(flags.values[name])) for name in ("at_once", "retries") if flags.values[name] is not None]

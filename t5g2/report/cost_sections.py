@@ -6,7 +6,8 @@ from functools import partial
 from t5g2.report import plots
 from t5g2.report.contents import Report
 from t5g2.report.markup import Html, figure, tag
-from t5g2.report.page_parts import UNIT, arms_of, groups_by_title, heading, legend
+from t5g2.report.page_parts import UNIT, arms_of, groups_by_title, heading, legend, note_missing
+from t5g2.report.result_tables import missing_metric
 from t5g2.report.run_records import Amount, RunGroup, RunRecord
 from t5g2.report.statistics import estimate
 
@@ -47,6 +48,8 @@ def frontier(report: Report) -> list[Html]:
     metric = paper["metric"] if paper.get("printed") else next(iter(losses), None)
     if metric is None:
         return []
+    if missing := missing_metric(report):
+        return [tag("h2", "Quality and cost"), note_missing(missing)]
     points = {name: _points(report, metric, cost) for name, cost in _costs(report).items()}
     # arms of one cost are compared by their quality alone
     points = {name: of_cost for name, of_cost in points.items() if len({point.cost for point in of_cost}) > 1}

@@ -9,6 +9,8 @@ from t5g2.report.contents import Report
 from t5g2.report.statistics import Estimate, estimate, paired
 from t5g2.report.text_table import NONE, TextTable, score
 
+ONE_SEED = "one seed"
+
 
 class Delta(NamedTuple):
     """One arm and metric of a comparison.
@@ -20,9 +22,9 @@ class Delta(NamedTuple):
       difference: from the first arm, paired by seed; None for the first arm itself, or where no seed has both.
       paper, paper_difference: the number printed, and its difference from the first arm's; None = none is printed.
       direction: of the paper's difference against ours: "agrees", "disagrees", or "within noise" where our interval
-        contains 0; "" = nothing is printed, or no difference.
+        contains 0; "one seed" = there is no interval, so neither; "" = nothing is printed, or no difference.
       size: the same: "agrees" where our interval contains the paper's difference, else "larger" or "smaller" than the
-        paper's; "" = the paper has another metric.
+        paper's, or "one seed"; "" = the paper has another metric.
     """
 
     comparison: str
@@ -75,18 +77,21 @@ def _beside(row: Delta, first: str, paper: Mapping[str, Any]) -> Delta:
     row = row._replace(paper_difference=gap)
     if gap == 0:
         return row
+    if difference.half is None:
+        return row._replace(direction=ONE_SEED, size=ONE_SEED if paper.get("same_metric") else "")
     same_sign = paper.get("higher_is_better", True) == paper.get("ours_higher_is_better", False)
-    noise = difference.half is not None and abs(difference.mean) <= difference.half
+    noise = abs(difference.mean) <= difference.half
     agrees = (difference.mean * gap > 0) == same_sign
     direction = "within noise" if noise else "agrees" if agrees else "disagrees"
-    return row._replace(direction=direction, size=_size(difference, gap) if paper.get("same_metric") else "")
+    return row._replace(
+        direction=direction, size=_size(difference.mean, difference.half, gap) if paper.get("same_metric") else ""
+    )
 
 
-def _size(difference: Estimate, gap: float) -> str:
-    # without an interval, as of one seed, only the number itself would agree
-    if abs(difference.mean - gap) <= (difference.half or 0.0):
+def _size(mean: float, half: float, gap: float) -> str:
+    if abs(mean - gap) <= half:
         return "agrees"
-    return "larger" if abs(difference.mean) > abs(gap) else "smaller"
+    return "larger" if abs(mean) > abs(gap) else "smaller"
 
 
 def against_paper(rows: Sequence[Delta]) -> TextTable | None:

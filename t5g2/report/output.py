@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from t5g2.core import files
-from t5g2.report import comparison, deltas, page
+from t5g2.report import deltas, page, result_tables
 from t5g2.report.contents import Report, read
 from t5g2.report.run_records import RunRecord
-from t5g2.report.tables import MEANS, over_seeds, summary
-from t5g2.report.text_table import TextTable
 
 
 def write(workdir: str | os.PathLike) -> Path:
@@ -22,7 +20,7 @@ def write(workdir: str | os.PathLike) -> Path:
     report = read(Path(workdir))
     out = report.folder / "report"
     out.mkdir(exist_ok=True)
-    table = "\n\n".join("\n".join([*heading, *text.lines()]) for heading, text in _printed_tables(report))
+    table = "\n\n".join(_printed_tables(report))
     if report.problems:
         table += "\n\n" + "\n".join(f"Not read: {problem}" for problem in report.problems)
     files.write_text(out / "index.html", page.render(report))
@@ -35,20 +33,13 @@ def write(workdir: str | os.PathLike) -> Path:
     return out / "index.html"
 
 
-def _printed_tables(report: Report) -> list[tuple[list[str], TextTable]]:
-    """Returns (heading, table) for each table: the runs, after the results over seeds if there are several."""
-    results = comparison.results(report.comparisons, list(report.tasks(report.compared)))
-    rows = deltas.deltas(report)
-    scores, printed = deltas.score_table(rows), deltas.against_paper(rows)
-    if results is None and printed is None and not report.has_seeds:
-        return [([], summary(report))]
-    return [
-        *([(["Results" + (f", {MEANS}" if report.has_seeds else ""), ""], results)] if results else []),
-        *([(["Scores", ""], scores)] if scores else []),
-        *([(["Against the paper", ""], printed)] if printed else []),
-        *([([f"Over seeds: {MEANS}", ""], over_seeds(report))] if report.has_seeds else []),
-        (["Runs", ""], summary(report)),
-    ]
+def _printed_tables(report: Report) -> list[str]:
+    """Returns each table under its heading, or alone if there is one."""
+    shown = [*result_tables.of_results(report), *result_tables.of_runs(report)]
+    texts = ["\n".join(result.table.lines()) if result.table else result.about for result in shown]
+    if len(shown) == 1:
+        return texts
+    return [f"{result.heading}\n\n{text}" for result, text in zip(shown, texts, strict=True)]
 
 
 def _write_csv(path: Path, rows: Iterable[tuple]) -> None:

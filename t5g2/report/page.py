@@ -2,12 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
 
 from t5g2.core.ranges import format_ranges
-from t5g2.report import comparison, deltas, plots
+from t5g2.report import comparison, plots, result_tables
 from t5g2.report.contents import Report
 from t5g2.report.cost_sections import by_amount, frontier
 from t5g2.report.markup import Html, document, figure, html_table, tag
@@ -21,8 +20,9 @@ from t5g2.report.page_parts import (
     run_label,
     sample_text,
 )
+from t5g2.report.result_tables import ResultTable
 from t5g2.report.run_records import RunGroup, RunRecord
-from t5g2.report.tables import MEANS, different_settings, over_seeds, state, summary
+from t5g2.report.tables import MEANS, different_settings, state
 from t5g2.report.text_table import NONE, TextTable
 
 NOTHING = "-"  # in provenance.json: the source of a leaf that is initialised, the target of one that is dropped
@@ -97,19 +97,7 @@ def held_out(report: Report) -> list[Html]:
 
 def results(report: Report) -> list[Html]:
     """Returns the results of the comparison, beside the numbers printed in a paper."""
-    parts, printed = [], report.paper
-    rows = deltas.deltas(report)
-    scores, against = deltas.score_table(rows), deltas.against_paper(rows)
-    table = comparison.results(report.comparisons, list(report.tasks(report.compared)))
-    if table is not None:
-        unit = tag("p", f"Held-out loss in nats per token. {_means(report)}", kind="quiet")
-        tokens = "Tokens are the trained ones of encoder and decoder; the loss between evaluations is a straight line."
-        parts.append(tag("div", tag("h2", "Results"), unit, html_table(table), tag("p", tokens, kind="quiet")))
-    if scores is not None:
-        text = "Each arm at its end, and its difference from the first one."
-        parts.append(tag("div", tag("h2", "Scores"), tag("p", text, kind="quiet"), html_table(scores)))
-    if against is not None:
-        parts.append(tag("div", tag("h2", "Against the paper"), *_agreement(printed, against)))
+    parts, printed = [_result(result) for result in result_tables.of_results(report)], report.paper
     if printed:
         rows = [[str(c) for c in row] for row in printed["rows"]]
         note = tag("p", printed["note"], kind="quiet") if printed["note"] else None
@@ -119,34 +107,27 @@ def results(report: Report) -> list[Html]:
     return [tag("div", *parts, kind="beside")] if parts else []
 
 
+def _result(result: ResultTable) -> Html:
+    table = html_table(result.table) if result.table else None
+    return tag("div", tag("h2", result.title), tag("p", result.about, kind="quiet"), table)
+
+
 def _thin(report: Report) -> str:
     """Returns the end of a caption about curves of single seeds, if there are any."""
     return " Thin: single seeds; strong: their mean." if report.has_seeds else ""
 
 
-def _agreement(printed: Mapping[str, Any], table: TextTable) -> list[Html]:
-    sizes = (
-        "Sizes are those of one metric."
-        if printed.get("same_metric")
-        else "Sizes are not compared, because the paper has another metric."
-    )
-    text = (
-        f"Ours is {printed['metric']}, each arm at its end. A direction is within noise where the interval of our "
-        f"difference, by seed, contains 0. {sizes}"
-    )
-    return [tag("p", text, kind="quiet"), html_table(table)]
-
-
-def _means(report: Report) -> str:
-    return f"{MEANS[0].upper()}{MEANS[1:]}." if report.has_seeds else ""
-
-
 def runs(report: Report) -> list[Html]:
     """Returns the table of runs, after the means over seeds if there are several."""
-    means = []
-    if report.has_seeds:
-        means = [tag("h2", "Over seeds"), tag("p", _means(report), kind="quiet"), html_table(over_seeds(report))]
-    return [*means, tag("h2", "Runs"), html_table(summary(report))]
+    return [
+        part
+        for result in result_tables.of_runs(report)
+        for part in (
+            tag("h2", result.title),
+            *([tag("p", f"{MEANS[0].upper()}{MEANS[1:]}.", kind="quiet")] if result.means else []),
+            *([html_table(result.table)] if result.table else []),
+        )
+    ]
 
 
 def denoisers(report: Report) -> list[Html]:

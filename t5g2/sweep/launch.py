@@ -1,5 +1,6 @@
 """Runs of a sweep: what is left to do goes to a launcher; what is done is skipped, and what has failed is said."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from t5g2.sweep.launchers.printed import Printed
 from t5g2.sweep.launchers.slurm import Slurm
 from t5g2.sweep.launchers.tpu_vm import TpuVm
 from t5g2.sweep.parts import Sweep
-from t5g2.sweep.sweep_file import describe, load
+from t5g2.sweep.sweep_file import describe, load, refuse_other_sweep
 from t5g2.sweep.sweep_job import SweepJob, jobs_of
 
 LAUNCHERS: dict[str, type[Launcher]] = {
@@ -56,10 +57,11 @@ def show_status(sweep_file: str | os.PathLike, workdir: str | os.PathLike) -> No
     Raises:
       UserError: no sweep has been started in the workdir, or the sweep file is wrong.
     """
-    folder = Path(workdir)
+    folder, sweep = Path(workdir), load(sweep_file)
     if not (folder / "sweep.json").exists():
         raise UserError(f"{folder} has no sweep.json, so no sweep has been started in it; give the sweep's --workdir")
-    sweep_status.show(jobs_of(load(sweep_file), folder), JobFiles(folder), LAUNCHERS)
+    refuse_other_sweep(sweep, folder)
+    sweep_status.show(jobs_of(sweep, folder), JobFiles(folder), LAUNCHERS)
 
 
 def launcher_of(name: str, changes: Iterable[tuple[str, str]] = ()) -> Launcher:
@@ -73,9 +75,21 @@ def launcher_of(name: str, changes: Iterable[tuple[str, str]] = ()) -> Launcher:
     node: dict = {}
     for path, text in changes:
         settings.override(node, path, text)
+    fields = dataclasses.fields(LAUNCHERS[name])
+    if node and not fields:
+        raise UserError(f"--launcher={name} has no settings; leave out {', '.join(map(_flag, node))}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    missing = [f"--launcher.{field}=…" for field in required if field not in node]
+    if missing:
+        raise UserError(f"--launcher={name} needs {', '.join(required)}; add {' '.join(missing)} (docs/sweeps.md)")
     launcher = settings.build(LAUNCHERS[name], node, where=f"--launcher={name}")
     launcher.check(name)
     return launcher
+
+
+def _flag(setting: str) -> str:
+    """Returns the flag of a launcher's setting."""
+    return f"--{setting}" if setting in ("at_once", "retries") else f"--launcher.{setting}"
 
 
 def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
@@ -84,6 +98,7 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
         raise UserError(f"--workdir={folder} is a file; give a folder, which is created if it is missing")
     if (folder / "experiment.json").exists():
         raise UserError(f"{folder} is the workdir of a single run; give the sweep a folder of its own")
+    folder = Path(os.path.abspath(folder)) if launcher.absolute else folder
     jobs = jobs_of(sweep, folder)
     if not launcher.writes:
         launcher.launch(jobs, JobFiles(folder))
@@ -95,10 +110,12 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
     busy = f"another sweep still works in {folder}; this one goes on when it has ended"
     with files.locked(folder / ".lock", on_wait=lambda: say(busy)) as lock:
         job_files = JobFiles(folder, lock)
+        refuse_other_sweep(sweep, folder)
+        _refuse_made_from_others(jobs, job_files, launcher)
         shared_runs.link(jobs, job_files)
-        files.write_json(folder / "sweep.json", describe(sweep, folder))
         undone = _undone(jobs, job_files)
         _refuse_active(undone, job_files, launcher)
+        files.write_json(folder / "sweep.json", describe(sweep, folder))
         if undone and not launcher.launch(undone, job_files):
             say("run the same command again for what is done by then, with --status for the state of each part")
             return
@@ -108,18 +125,36 @@ def run(sweep: Sweep, folder: Path, launcher: Launcher) -> None:
 def _refuse_active(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Launcher) -> None:
     """Raises UserError if a job is still queued or running elsewhere, or with other settings than it has now."""
     lasting = {name: kind for name, kind in LAUNCHERS.items() if kind.outlives}
-    active = sweep_status.active_jobs(jobs, job_files, lasting)
+    active = dict(sweep_status.active_jobs(jobs, job_files, lasting))
+    # what this sweep has started here has ended, since the lock is held
+    others = [job for job in jobs if job.shared and not job_files.started_here(job)]
+    active |= sweep_status.active_jobs(others, job_files, {"tpu-vm": TpuVm})
     for job in jobs:
         record = job_files.last_launch(job)
         if job.name not in active or record is None:
             continue
-        here = LAUNCHERS[record.launcher] is type(launcher)
-        if not here or record.identity != job.identity:
+        here = LAUNCHERS[record.launcher] is type(launcher) and launcher.outlives
+        if not here or not job.has_identity(record.identity):
             how = "with other settings than it has now" if here else f"by --launcher={record.launcher}"
             raise UserError(
                 f"{job.name} is {active[job.name]} as {record.where}, {how}, and two would write to one folder; end "
                 f"that, or wait for its end, and run the sweep again"
             )
+
+
+def _refuse_made_from_others(jobs: Sequence[SweepJob], job_files: JobFiles, launcher: Launcher) -> None:
+    """Raises UserError if a job that has begun would go on with what was made from others than there are now."""
+    others = [(job, changed) for job in jobs if (changed := job_files.made_from_others(job))]
+    if not others:
+        return
+    # what still runs is to be ended before its folder is removed
+    _refuse_active([job for job, _ in others], job_files, launcher)
+    shown = "; ".join(f"{job.name} was made from another {' and '.join(names)}" for job, names in others)
+    raise UserError(
+        f"{shown} than there is now, and cannot go on from it; nothing was started. Remove "
+        f"{' and '.join(str(job.output) for job, _ in others)} to make it anew, undo the change, or give the sweep "
+        f"another --workdir"
+    )
 
 
 def _undone(jobs: Iterable[SweepJob], job_files: JobFiles) -> list[SweepJob]:

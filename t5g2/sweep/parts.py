@@ -33,7 +33,6 @@ The report shows each group's mean and interval. `compare` names groups, or seve
              "width 160": {"adapted": "adapted-160", "scratch": "scratch-160"}}
 """
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,6 +47,9 @@ from t5g2.train import experiment as experiments
 
 # the file that `t5g2 evaluate` writes last
 EVALUATION_END = "index.html"
+# what a sweep writes to its workdir beside its parts, and a run to its own
+OURS = ("report", "sweep.json", ".sweep", ".lock")
+OURS_OF_RUN = ("checkpoints", "done.json", "experiment.json", "metrics.jsonl", "model", "model_ema", "samples")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Variant:
     seed: int | None = None
     shared: bool = False
 
+    def __post_init__(self):
+        _make_tuples(self, self.name, after='("source",)', seeds="(0, 1, 2)")
+        if not isinstance(self.overrides, Mapping):
+            raise UserError(f"overrides = {self.overrides!r} of {self.name}; give {{dotted path: value}}")
+
     @property
     def every_host(self) -> bool:
         """True: a training run's processes on several hosts are one run."""
@@ -93,13 +100,18 @@ class Variant:
         """Returns the file that exists once the part is done: the trainer writes it at the end."""
         return folder / self.name / "done.json"
 
-    def identity(self, folder: Path) -> str:
-        """Returns text that changes with every setting of the experiment.
+    def resolved(self, folder: Path) -> Any:
+        """Returns every setting of the experiment, as plain data.
 
         Raises:
           UserError: the config is wrong.
         """
-        return experiments.fingerprint(config_file.load(self._config(folder), self.changes(folder)))
+        return experiments.fingerprinted(config_file.load(self._config(folder), self.changes(folder)))
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts in which {sweep} and {seed} are filled."""
+        return [self.config, *map(flag_text, self.overrides.values())]
 
     def _config(self, folder: Path) -> str:
         return fill(self.config, folder, self.seed)
@@ -130,6 +142,9 @@ class Step:
     scores_of: str | None = None
     every_host: bool = False
 
+    def __post_init__(self):
+        _make_tuples(self, self.name, command='("average", "--last=3")', after='("source",)', seeds="(0, 1, 2)")
+
     def arguments(self, folder: Path) -> list[str]:
         """Returns the words after `t5g2` on the command line."""
         return [fill(word, folder, self.seed) for word in self.command]
@@ -140,9 +155,14 @@ class Step:
         # the folder of an evaluation is there from its first task on
         return path if self.scores_of is None else path / EVALUATION_END
 
-    def identity(self, folder: Path) -> str:
-        """Returns text that changes with the command."""
-        return json.dumps(self.arguments(folder))
+    def resolved(self, folder: Path) -> Any:
+        """Returns the words of the command."""
+        return self.arguments(folder)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts in which {sweep} and {seed} are filled."""
+        return [*self.command, self.out]
 
 
 Part = Variant | Step
@@ -166,7 +186,16 @@ class Sweep:
     paper: Paper | None = None
 
     def __post_init__(self):
+        _make_tuples(self, "the sweep", parts='(Variant("source", config="FILE"),)')
+        if not isinstance(self.compare, Mapping):
+            _make_tuples(self, "the sweep", compare='("adapted", "scratch")')
+        if not self.parts:
+            raise UserError("the sweep has no parts; give at least one Variant or Step")
         for part in self.parts:
+            if not isinstance(part, Variant | Step):
+                raise UserError(
+                    f"the sweep has the part {part!r}; give a Variant or a Step, or those of a grid: *grid(…)"
+                )
             _check_seeds(part)
             if isinstance(part, Step) and (part.out.startswith("/") or ".." in part.out.split("/")):
                 raise UserError(
@@ -191,13 +220,15 @@ class Sweep:
             _check_scores(part, variants)
             _check_shared(part)
         self._check_paper()
-        self.ordered()  # raises if parts wait for each other
+        _check_places(self.ordered())
 
     def _check_compare(self, variants: list[str]) -> None:
         compare = self.compare
         # names alone are one comparison, whose arms are called like their variants
         comparisons = list(compare.values()) if isinstance(compare, Mapping) else [{name: name for name in compare}]
         for arms in comparisons:
+            if not isinstance(arms, Mapping):
+                raise UserError(f"`compare` has {arms!r} under a title; give {{title: {{arm: variant}}}}")
             for name in arms.values():
                 if name not in variants:
                     raise unknown("variant to compare", name, variants)
@@ -239,7 +270,8 @@ class Sweep:
             done = {part.name for part in order}
             ready = next((part for part in waiting if done.issuperset(part.after)), None)
             if ready is None:
-                raise UserError(f"{', '.join(p.name for p in waiting)} wait for each other; check their `after`")
+                circle = " -> ".join(_circle(waiting))
+                raise UserError(f"parts wait for each other, or for themselves: {circle}; take one out of an `after`")
             order.append(ready)
             waiting.remove(ready)
         return order
@@ -277,12 +309,65 @@ def _waits_for(run: Part, runs: Mapping[str, Sequence[Part]]) -> tuple[str, ...]
     return tuple(names)
 
 
+def _circle(waiting: Sequence[Part]) -> list[str]:
+    """Returns the names of parts of which each waits for the next, and the last is the first again."""
+    after = {part.name: part.after for part in waiting}
+    path = [waiting[0].name]
+    # what nothing waits for is not in the circle, but leads to it
+    while len(set(path)) == len(path):
+        path.append(next(name for name in after[path[-1]] if name in after))
+    return path[path.index(path[-1]) :]
+
+
+def _make_tuples(owner: Any, name: str, **examples: str) -> None:
+    """Makes tuples of sequences in some fields, which None leaves alone.
+
+    Raises:
+      UserError: a value is text, whose letters would be taken for its entries, or no sequence.
+    """
+    for attribute, example in examples.items():
+        value = getattr(owner, attribute)
+        if isinstance(value, str) or not isinstance(value, Sequence | None):
+            kind = "text" if isinstance(value, str) else type(value).__name__
+            raise UserError(f"{attribute} = {value!r} of {name} is {kind}; give a tuple, such as {example}")
+        object.__setattr__(owner, attribute, None if value is None else tuple(value))
+
+
+def _place(run: Part) -> Path:
+    """Returns the path in the sweep's workdir whose existence shows that a run is done, or has begun."""
+    return Path(run.name if isinstance(run, Variant) else fill(run.out, Path(), run.seed))
+
+
+def _check_places(runs: Sequence[Part]) -> None:
+    """Raises UserError if a run would be taken for done because of what another one, or the sweep itself, has written.
+
+    Args:
+      runs: each after those that it waits for.
+    """
+    before: dict[str, set[str]] = {}
+    for run in runs:
+        before[run.name] = {*run.after}.union(*(before[name] for name in run.after))
+    for run in runs:
+        place = _place(run)
+        if not place.parts or place.parts[0] in OURS:
+            raise UserError(f"{run.name} writes {place}, which the sweep itself does; give it another name, or `out`")
+        for other in runs:
+            theirs = _place(other)
+            # a folder in that of a part before it is made when that one is done
+            early = isinstance(run, Step) and place in theirs.parents and run.name not in before[other.name]
+            if isinstance(other, Variant) and theirs in place.parents:
+                early = place.relative_to(theirs).parts[0] in OURS_OF_RUN
+            if other is not run and (place == theirs or early):
+                raise UserError(
+                    f"{other.name} writes {place} too, which would show that {run.name} is done; give each part an "
+                    f"`out` of its own"
+                )
+
+
 def _check_seeds(part: Part) -> None:
     if part.seeds is None:
         # a {seed} that is never filled would be part of a path
-        texts = (*part.after, *part.command, part.out) if isinstance(part, Step) else (*part.after, part.config)
-        texts += tuple(map(flag_text, part.overrides.values())) if isinstance(part, Variant) else ()
-        if part.seed is None and any("{seed}" in text for text in texts):
+        if part.seed is None and any("{seed}" in text for text in (*part.after, *part.texts)):
             raise UserError(f"{part.name} contains {{seed}} and has no seeds; give it some, such as seeds=(0, 1, 2)")
         return
     if not part.seeds:
@@ -317,13 +402,12 @@ def _check_scores(part: Part, variants: Mapping[str, Variant]) -> None:
 
 
 def _check_shared(part: Part) -> None:
-    if isinstance(part, Variant) and part.shared:
-        texts = [part.config, *map(flag_text, part.overrides.values())]
-        if part.after or any("{sweep}" in text for text in texts):
-            raise UserError(
-                f"{part.name} is shared with other sweeps, and comes after others or names {{sweep}}, the workdir of "
-                f"this one; let it depend on nothing there, or leave out shared=True"
-            )
+    in_sweep = bool(part.after) or any("{sweep}" in text for text in part.texts)
+    if isinstance(part, Variant) and part.shared and in_sweep:
+        raise UserError(
+            f"{part.name} is shared with other sweeps, and comes after others or names {{sweep}}, the workdir of "
+            f"this one; let it depend on nothing there, or leave out shared=True"
+        )
 
 
 def flag_text(value: Any) -> str:

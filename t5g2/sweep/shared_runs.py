@@ -5,10 +5,12 @@
     runs/shared/3f2a91c04d5e6b78/                          an ordinary workdir, named after its settings
 
 So a source is shared by all sweeps whose workdirs lie side by side. Other settings have another folder, and a run that
-is done is done for all. Of two sweeps that ask at once, one trains; the other ends, and says that the folder is in use.
+is done is done for all. Of two sweeps that ask at once, one trains; the other waits for its job, or ends and says that
+it is at work (job_files.py).
 """
 
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +19,24 @@ from t5g2.sweep.job_files import JobFiles
 from t5g2.sweep.sweep_job import SweepJob
 
 FOLDER = "shared"
+
+
+def shell_lines(jobs: Iterable[SweepJob]) -> dict[str, str]:
+    """Returns {name of a job: commands of a shell that do for it what `link` does}."""
+    lines = {}
+    for job in jobs:
+        if job.shared and (job.folder.is_symlink() or not job.folder.exists()):
+            run, target = _run_and_target(job)
+            words = ["mkdir", "-p", str(job.folder.parent), str(run)], ["ln", "-sfn", str(target), str(job.folder)]
+            lines[job.name] = " && ".join(map(shlex.join, words))
+    return lines
+
+
+def _run_and_target(job: SweepJob) -> tuple[Path, Path]:
+    """Returns the folder of a shared run, and the same as a link in the sweep's workdir names it."""
+    workdir = job.folder.parent.resolve()
+    run = workdir.parent / FOLDER / job.identity
+    return run, Path(os.path.relpath(run, workdir))
 
 
 def link(jobs: Iterable[SweepJob], job_files: JobFiles) -> None:
@@ -30,9 +50,7 @@ def link(jobs: Iterable[SweepJob], job_files: JobFiles) -> None:
     for job in jobs:
         if not job.shared or (job.folder.exists() and not job.folder.is_symlink()):
             continue
-        workdir = job.folder.parent.resolve()
-        run = workdir.parent / FOLDER / job.identity
-        target = Path(os.path.relpath(run, workdir))
+        run, target = _run_and_target(job)
         try:
             run.mkdir(parents=True, exist_ok=True)
             if job.folder.is_symlink() and job.folder.readlink() != target:

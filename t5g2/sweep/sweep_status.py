@@ -24,6 +24,8 @@ def show(jobs: Sequence[SweepJob], job_files: JobFiles, launchers: Mapping[str, 
             state = "done"
         elif job.name in active:
             state = active[job.name]
+        elif job_files.made_from_others(job):
+            state = "outdated"
         elif failed(status):
             state = f"failed ({status})"
             failures.append(job)

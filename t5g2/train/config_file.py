@@ -37,13 +37,22 @@ def read(config: str) -> dict[str, Any]:
     name, argument = split(config)
     path = Path(name)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give a Python file with get_config()"
-        raise UserError(f"no config file {name}{hint}")
+        raise no_such_file("config", name, "get_config", folder="configs")
     config_dict = call(path, "get_config", [argument] if argument else [], returns="a ConfigDict")
     if not hasattr(config_dict, "items"):
         raise UserError(f"get_config() of {name} returns {type(config_dict).__name__}; it must return a ConfigDict")
     return _plain(config_dict)
+
+
+def no_such_file(kind: str, name: str, function: str, *, folder: str) -> UserError:
+    """Returns the error for a missing file, with the nearest one beside it or in the folder of its kind."""
+    path = Path(name)
+    candidates = {file.name: file for place in (Path(folder), path.parent) for file in place.glob("*.py")}
+    near = difflib.get_close_matches(path.name, candidates)
+    hint = (
+        f"did you mean {candidates[near[0]]}?" if near else f"give the path of a Python file that defines {function}()"
+    )
+    return UserError(f"no {kind} file {name}; {hint}")
 
 
 def split(config: str) -> tuple[str, str]:

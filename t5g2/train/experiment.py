@@ -328,8 +328,18 @@ def dump(experiment: Experiment) -> dict[str, Any]:
 
 def fingerprint(experiment: Experiment) -> str:
     """16 hex digits that change with every setting."""
+    return digest(fingerprinted(experiment))
+
+
+def fingerprinted(experiment: Experiment) -> dict[str, Any]:
+    """Returns the plain data that a fingerprint is of."""
     # under the former names of keys, so that renaming a key changes no fingerprint
-    return hashlib.sha256(json.dumps(former_names(dump(experiment)), sort_keys=True).encode()).hexdigest()[:16]
+    return former_names(dump(experiment))
+
+
+def digest(node: Any) -> str:
+    """Returns 16 hex digits that change with the plain data."""
+    return hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

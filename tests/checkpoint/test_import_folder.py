@@ -61,7 +61,10 @@ def test_a_config_is_given(tmp_path, hugging_face):
 
 
 def test_a_folder_that_is_none(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere does not exist; give a Hugging Face folder, an official Flax one or"):
+    with pytest.raises(
+        UserError,
+        match=r"nowhere does not exist; give a Hugging Face folder, .* a GGUF file, or a model of the hub: hf://OWNER/NAME",
+    ):
         open_any(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds no known model: neither config.json and safetensors"):
         open_any(tmp_path)

@@ -105,6 +105,52 @@ def test_directions_and_sizes(sweep, change, direction, size):
     assert (tied.direction, tied.size) == (direction, size)
 
 
+@pytest.mark.parametrize(("same_metric", "size"), [(False, ""), (True, "one seed")])
+def test_one_seed_decides_nothing(sweep, same_metric, size):
+    """It has no interval; nor have two arms that share one seed."""
+    folder = sweep(PAPER | {"same_metric": same_metric})
+    record = json.loads((folder / "sweep.json").read_text())
+    record["parts"] = [part for part in record["parts"] if part["seed"] == 0 or part["group"] == "merged"]
+    (folder / "sweep.json").write_text(json.dumps(record))
+    rows = by_arm(folder)
+    assert (rows["tied"].direction, rows["tied"].size) == ("one seed", size)
+    assert rows["merged"].ours.n == 3
+    assert (rows["merged"].direction, rows["merged"].size) == ("one seed", size)
+
+
+@pytest.mark.parametrize(
+    ("paper", "told"),
+    [
+        ({"metric": "eval/held_out/loss"}, True),
+        ({"metric": "eval/arc/accuracy"}, True),
+        ({"metric": "eval/held_out/loss", "printed": {}}, False),
+    ],
+)
+def test_a_metric_that_is_not_recorded_is_told(sweep, capsys, paper, told):
+    """It is misspelt, or not measured; all forms of the report say it in place of the numbers."""
+    folder = sweep(PAPER | paper)
+    page = output.write(folder).read_text()
+    text = (
+        f"No arm with a number in the paper has the metric {paper['metric']}, so nothing is compared; recorded are "
+        f"eval/heldout/loss."
+    )
+    table = (folder / "report" / "table.md").read_text()
+    assert (f"Against the paper\n\n{text}\n" in table, text in capsys.readouterr().out) == (told, told)
+    # beside the paper's numbers, and in place of quality against cost
+    assert page.count(text) == 2 * told
+    assert ("Quality and cost" in page, "Against the paper" in page) == (True, told)
+
+
+def test_the_tables_of_all_forms_are_the_same(sweep):
+    folder = sweep()
+    page = output.write(folder).read_text()
+    table = (folder / "report" / "table.md").read_text()
+    titles = ["Results", "Against the paper", "Over seeds", "Runs"]
+    headings = [line.partition(",")[0] for line in table.splitlines() if line.partition(",")[0] in titles]
+    assert headings == titles
+    assert [title for _, title in sorted((page.index(f"<h2>{title}</h2>"), title) for title in titles)] == titles
+
+
 def test_one_table_and_its_numbers(sweep, capsys):
     folder = sweep()
     page = output.write(folder).read_text()

@@ -1,7 +1,5 @@
 """Sweeps whose configs do not exist, and the clients of clusters."""
 
-import json
-
 import pytest
 
 from t5g2.sweep import Variant
@@ -11,7 +9,7 @@ from tests.played_clients import PlayedClients
 @pytest.fixture
 def no_real_configs(monkeypatch):
     """Takes what a variant is from its command line; its config need not exist."""
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps(self.arguments(folder)))
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: self.arguments(folder))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The launcher `gke` with a played kubectl: the manifests, and what is asked of the cluster."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -37,8 +39,8 @@ elif verb == "get" and (sets / arguments[3]).exists():
         made.mkdir(parents=True, exist_ok=True)
         (made / "done.json").write_text('{"step": 1}')
     status = {"Running": {"replicatedJobsStatus": [{"name": "slice-job", "ready": 1}]}}.get(state, {})
-    if state in ("Completed", "Failed", "Wrong"):
-        status["terminalState"] = "Failed" if state == "Wrong" else state
+    if state in ("Completed", "Lost", "Failed", "Wrong"):
+        status["terminalState"] = {"Wrong": "Failed", "Lost": "Completed"}.get(state, state)
     if state in ("Failed", "Wrong"):
         reason = "FailJobSetFailurePolicyAction" if state == "Wrong" else "ReachedMaxRestarts"
         status["conditions"] = [{"type": "Failed", "status": "True", "reason": reason}]
@@ -253,6 +255,68 @@ def test_a_failed_jobset_is_deleted_and_applied_again(cluster, clients):
             cluster(a=["Failed"], b=[])
     verbs = [call.split()[2] for call in clients.take_calls()]
     assert [verb for verb in verbs if verb != "get"] == ["delete", "apply", "logs"]
+
+
+def test_a_complete_jobset_whose_result_is_gone_is_applied_again(cluster, clients, tmp_path):
+    """Its result was never where it should be; then, of one that was done, the user has removed it."""
+    with pytest.raises(UserError, match="a exited with status 0 but left no"):
+        cluster(a=["Lost"], b=[])
+    calls = cluster(a=["Completed", "Lost"], b=["Completed", "Lost"])
+    assert [call.split()[2] for call in calls] == ["apply", "logs", "delete", "apply", "logs", "apply", "logs"]
+    shutil.rmtree(tmp_path / "x" / "a")
+    calls = cluster(a=["Completed", "Lost"], b=[])
+    assert [call.split()[2] for call in calls] == ["delete", "apply", "logs"]
+
+
+def test_pods_get_the_absolute_path_of_a_relative_workdir(clients, tmp_path, monkeypatch):
+    clients.play("kubectl", KUBECTL)
+    (clients.folder / "plan").write_text(json.dumps({"x-": ["Failed"]}))
+    monkeypatch.chdir(tmp_path)
+    parts = (Variant("a", "c.py", {"init.params": "{sweep}/b"}), Variant("b", "c.py", after=("a",)))
+    for folder in ("x", "y/../x"):
+        with pytest.raises(SystemExit):
+            launch.run(Sweep("x", parts), Path(folder), Gke(image="i", claim="disk", mount=str(tmp_path)))
+        manifest = json.loads((tmp_path / "x" / ".sweep" / "gke" / "a.json").read_text())
+        pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        assert pod["containers"][0]["command"][-2:] == [
+            f"--workdir={tmp_path / 'x' / 'a'}",
+            f"--config.init.params={tmp_path / 'x' / 'b'}",
+        ]
+
+
+def test_a_jobset_that_an_earlier_version_has_applied_is_waited_for(cluster, clients, tmp_path, monkeypatch):
+    """Its name is of the identity that the job had then."""
+    (clients.folder / "sets").mkdir()
+    (clients.folder / "sets" / "x-a-former").write_text("0")
+    run = job(tmp_path / "x")
+    record = {
+        "launcher": "gke",
+        "handle": "lab/x-a-former",
+        "where": "there",
+        "identity": run.former[0],
+        "log": "l",
+    }
+    (tmp_path / "x" / ".sweep" / "launched").mkdir(parents=True)
+    (tmp_path / "x" / ".sweep" / "launched" / "a.json").write_text(json.dumps(record))
+    calls = cluster(a=["Running", "Running", "Completed"], b=["Completed"])
+    assert [call.split()[2] for call in calls] == ["logs", "apply", "logs"]
+    assert "--namespace=lab" in calls[0], "that of the record"
+
+
+def test_a_shared_run_is_one_jobset(cluster, clients, tmp_path, monkeypatch):
+    """The other sweep waits for that of the first."""
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: [self.name, self.config])
+    sweep = Sweep("x", (Variant("a", "c.py", shared=True),))
+    (clients.folder / "plan").write_text('{"one-": ["Failed"]}')
+    with pytest.raises(SystemExit):
+        launch.run(sweep, tmp_path / "one", Gke(image="i", claim="disk", mount=str(tmp_path)))
+    (clients.folder / "plan").write_text('{"one-": ["Running", "Running", "Running", "Failed"]}')
+    (jobset_file,) = (clients.folder / "sets").iterdir()
+    jobset_file.write_text("0")
+    clients.take_calls()
+    with pytest.raises(SystemExit):
+        launch.run(sweep, tmp_path / "two", Gke(image="i", claim="disk", mount=str(tmp_path)))
+    assert {call.split()[2] for call in clients.take_calls()} == {"get", "logs"}
 
 
 def test_a_jobset_with_other_settings_is_not_applied_beside_one_that_runs(cluster, clients, tmp_path):

@@ -79,7 +79,7 @@ def test_what_is_no_grid(over, overrides, message):
 
 def test_two_names_for_one_experiment_are_refused(tmp_path, monkeypatch):
     """Whatever it is that makes them the same: here an override with the config's own value."""
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: str(self.overrides.get("train.steps", 9)))
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: str(self.overrides.get("train.steps", 9)))
     parts = (*grid("g", "c.py", {"train.steps": (9, 10)}), Variant("base", "c.py"))
     with pytest.raises(UserError, match="g-steps9 and base are the same experiment, setting by setting; take one"):
         jobs_of(Sweep("x", parts), tmp_path)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ if "workdir" in flags and out.name != "forgets":
 """
 
 
-IDENTITY = Variant.identity
+RESOLVED = Variant.resolved
 pytestmark = pytest.mark.usefixtures("no_real_configs")
 
 
@@ -114,15 +115,6 @@ def test_what_is_done_is_skipped(tmp_path, program, capfd):
     assert "report: " in out
 
 
-def test_a_part_whose_settings_changed_runs_again_and_so_does_what_comes_after(tmp_path, program):
-    folder = tmp_path / "sweep"
-    parts = (variant("a"), variant("b", after=("a",)), variant("c"))
-    run_local(Sweep("x", parts), folder, program=program)
-    longer = (variant("a", overrides={"train.steps": 9}), *parts[1:])
-    run_local(Sweep("x", longer), folder, program=program)
-    assert notes(folder) == ["a", "b", "c", "a", "b"]
-
-
 def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_path, program, capfd):
     folder, parts = tmp_path / "sweep", (variant("a"), variant("breaks"), variant("c"))
     with pytest.raises(SystemExit) as stopped:
@@ -153,12 +145,11 @@ def test_a_part_that_leaves_nothing_is_an_error(tmp_path, program):
 def start_waiting(tmp_path, program):
     """A sweep in a process of its own, in whose second part a run waits for a signal."""
     code = f"""
-import json
 from pathlib import Path
 from t5g2 import sweep
 from t5g2.sweep import launch
 from t5g2.sweep.launchers.local import Local
-sweep.Variant.identity = lambda self, folder: json.dumps(self.arguments(folder))
+sweep.Variant.resolved = lambda self, folder: self.arguments(folder)
 parts = tuple(sweep.Variant(name, config="configs/x.py:a") for name in ("a", "waits", "c"))
 launch.run(sweep.Sweep("x", parts), Path({str(tmp_path / "sweep")!r}), Local(program={shlex.join(program)!r}))
 """
@@ -227,6 +218,10 @@ def compared(printed, compare=("a", "b")):
     return Sweep("x", (variant("a"), variant("b")), compare=compare, paper=Paper("p", (), (), printed=printed))
 
 
+def step(name, out, **fields):
+    return Step(name, ("average", "--out={sweep}/x"), out, **fields)
+
+
 def measured(name):
     return Step("measure", ("evaluate", "--out={sweep}/e"), "e", after=("a",), scores_of=name)
 
@@ -242,7 +237,42 @@ def measured(name):
         (lambda: Sweep("x", (Step("a", ("average",), out="/x"),)), "out = '/x' of a leads out of the sweep's workdir"),
         (lambda: Sweep("x", (variant("a", after=("sorce",)), variant("source"))), "did you mean 'source'"),
         (lambda: Sweep("x", (variant("a"),), compare=("b",)), "unknown variant to compare 'b'"),
-        (lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))), "a, b wait for each other"),
+        (
+            lambda: Sweep("x", (variant("a", after=("b",)), variant("b", after=("a",)))),
+            "for themselves: a -> b -> a;",
+        ),
+        (lambda: Sweep("x", (variant("a", after=("a",)),)), "wait for each other, or for themselves: a -> a; take one"),
+        (
+            lambda: Sweep("x", (variant("c", after=("a",)), variant("a", after=("b",)), variant("b", after=("a",)))),
+            "themselves: a -> b -> a; take one out of an `after`",
+        ),
+        (lambda: Sweep("x", ()), "the sweep has no parts; give at least one Variant or Step"),
+        (
+            lambda: Sweep("x", variant("a")),
+            r"parts = Variant\(.* of the sweep is Variant; give a tuple, such as",
+        ),
+        (lambda: Sweep("x", ((variant("a"),),)), r"has the part \(Variant\(.*; give a Variant or a Step, or .*grid"),
+        (lambda: Sweep("x", (variant("a"), variant("b")), compare="ab"), "compare = 'ab' of the sweep is text; give a"),
+        (lambda: variant("a", after="source"), r"after = 'source' of a is text; give a tuple, such as \(\"source\",\)"),
+        (lambda: variant("a", overrides=("x", 1)), r"overrides = \('x', 1\) of a; give {dotted path: value}"),
+        (
+            lambda: Sweep("x", (variant("a"),), compare={"one": ("a",)}),
+            r"`compare` has \('a',\) under a title; give {title: {arm: variant}}",
+        ),
+        (lambda: variant("a", seeds=3), r"seeds = 3 of a is int; give a tuple, such as \(0, 1, 2\)"),
+        (lambda: Step("a", "average", "m"), "command = 'average' of a is text; give a tuple"),
+        (
+            lambda: Sweep("x", (variant("report"),)),
+            "report writes report, which the sweep itself does; give",
+        ),
+        (lambda: Sweep("x", (variant("sweep.json"),)), "sweep.json writes sweep.json, which the sweep itself does"),
+        (lambda: Sweep("x", (Step("a", ("average",), ".sweep/a"),)), "a writes .sweep/a, which the sweep itself does"),
+        (lambda: Sweep("x", (Step("a", ("average",), "."),)), r"a writes \., which the sweep itself does"),
+        (lambda: Sweep("x", (step("a", "m"), step("b", "m"))), "b writes m too, which would show that a is done; give"),
+        (lambda: Sweep("x", (variant("a"), step("b", "a"))), "b writes a too, which would show that a is done"),
+        (lambda: Sweep("x", (variant("a"), step("b", "a/model"))), "a writes a/model too, .* show that b is done"),
+        (lambda: Sweep("x", (variant("a"), measured("a"), step("b", "e/index.html"))), "b writes e too, .* measure is"),
+        (lambda: Sweep("x", (step("m", "m{seed}", seeds=(1, 2)), step("b", "m1"))), "b writes m1 too, .* m-s1 is done"),
         (lambda: Paper("p", ("a", "b"), ((1,),)), r"has 1 entries for 2 columns \(a, b\); give each row one entry"),
         (lambda: Paper("p", (), (), printed={"a": "3"}), "the paper's `printed` has '3' for 'a'; give the number"),
         (lambda: Paper("p", (), (), printed={"a": float("nan")}), "the paper's `printed` has nan for 'a'"),
@@ -264,7 +294,7 @@ def test_a_wrong_sweep_is_refused(make, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no sweep file .*; give the path of a Python file that defines get_sweep"),
+        (None, r"no sweep file .*; give the path of a Python file that defines get_sweep\(\)"),
         ("x = 1", r"has no get_sweep\(\)"),
         ("def get_sweep(): return 3", r"get_sweep\(\) of .* returns int; it must return a t5g2.sweep.parts.Sweep"),
     ],
@@ -291,20 +321,64 @@ def get_config(width=8):
 def test_a_variant_is_its_resolved_experiment(tmp_path):
     file = tmp_path / "config.py"
     file.write_text(CONFIG)
-    here = IDENTITY(Variant("a", config=str(file)), tmp_path)
-    assert here == IDENTITY(Variant("b", config=f"{file}:8", overrides={"train.steps": 3}), tmp_path)
-    assert here != IDENTITY(Variant("a", config=f"{file}:16"), tmp_path)
-    assert here != IDENTITY(Variant("a", config=str(file), overrides={"init.params": "{sweep}/b"}), tmp_path)
+    here = RESOLVED(Variant("a", config=str(file)), tmp_path)
+    assert here == RESOLVED(Variant("b", config=f"{file}:8", overrides={"train.steps": 3}), tmp_path)
+    assert here != RESOLVED(Variant("a", config=f"{file}:16"), tmp_path)
+    assert here != RESOLVED(Variant("a", config=str(file), overrides={"init.params": "{sweep}/b"}), tmp_path)
 
 
 def test_a_wrong_config_is_found_before_anything_starts(tmp_path, program, monkeypatch):
-    monkeypatch.setattr(Variant, "identity", IDENTITY)
+    monkeypatch.setattr(Variant, "resolved", RESOLVED)
     (tmp_path / "config.py").write_text(CONFIG)
     file = str(tmp_path / "config.py")
     parts = (Variant("a", config=file), Variant("b", config=file, overrides={"train.stepz": 3}))
-    with pytest.raises(UserError, match=r"'stepz' in config\.train .*did you mean 'steps'"):
+    with pytest.raises(UserError, match=r"b: unknown key 'stepz' in config\.train .*did you mean 'steps'"):
         run_local(Sweep("x", parts), tmp_path / "sweep", program=program)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "is_other"),
+    [
+        ((variant("x"), variant("y")), True),
+        ((Variant("a", config="configs/x.py:2b-2b"), Variant("b", config="configs/x.py:2b-2b")), True),
+        ((variant("a", overrides={"train.steps": 9}),), False),
+        ((variant("b"), variant("c")), False),
+        ((step("a", "a"),), True),
+    ],
+    ids=["other names", "another scale", "other settings", "one run less and another more", "another command"],
+)
+def test_another_sweep_in_one_workdir(tmp_path, program, parts, is_other):
+    """Whatever its title is: it would take the place of the first one in sweep.json and in the report."""
+    run_local(Sweep("first", (variant("a"), variant("b"))), tmp_path / "x", program=program)
+    before = (tmp_path / "x" / "sweep.json").read_text()
+    if is_other:
+        message = (
+            r"x is the workdir of another sweep, 'first', none of whose runs \(a, b\) is one .* remove .*sweep.json"
+        )
+        with pytest.raises(UserError, match=message):
+            run_local(Sweep("second", parts), tmp_path / "x", program=program)
+        assert (tmp_path / "x" / "sweep.json").read_text() == before
+    else:
+        run_local(Sweep("second", parts), tmp_path / "x", program=program)
+        assert json.loads((tmp_path / "x" / "sweep.json").read_text())["title"] == "second"
+
+
+def test_a_sweep_json_that_cannot_be_read_is_written_anew(tmp_path, program):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "sweep.json").write_text("{")
+    run_local(Sweep("first", (variant("a"),)), tmp_path / "x", program=program)
+    assert json.loads((tmp_path / "x" / "sweep.json").read_text())["title"] == "first"
+
+
+def test_the_nearest_sweep_file_is_named(tmp_path, monkeypatch):
+    """Of those beside it, and of experiments/ where only the name is given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "t5gemma2_table1.py").touch()
+    for name in ("t5gemma2_table1", "experiments/t5gemma_table1.py"):
+        with pytest.raises(UserError, match=f"no sweep file {name}; did you mean experiments/t5gemma2_table1.py"):
+            sweep_file.load(name)
 
 
 def test_an_unknown_launcher_is_refused(tmp_path):
@@ -527,13 +601,21 @@ sys.exit(status)
         (["--launcher=gpu"], "unknown launcher 'gpu'"),
         (["--launcher=slurm", "--launcher.nodez=3"], "unknown key 'nodez' in --launcher=slurm (Slurm); did you mean"),
         (["--launcher=slurm", "--launcher.nodes=0"], "--launcher=slurm: nodes = 0; it must be at least 1"),
-        (["--launcher=gke"], "--launcher=gke lacks image, which Gke has no default for"),
+        (["--launcher=gke"], "--launcher=gke needs image; add --launcher.image=… (docs/sweeps.md)"),
+        (["--launcher=tpu-vm", "--launcher.zone=z"], "--launcher=tpu-vm needs tpu, zone; add --launcher.tpu=… ("),
         (["--launcher=slurm"], "--launcher=slurm needs the program sbatch, which is not installed here"),
         (["--launcher=gke", "--launcher.image=i", "--launcher.claim=c"], "needs the program kubectl"),
         (["--launcher=tpu-vm", "--launcher.tpu=v5e:2x4", "--launcher.zone=z"], "needs the program gcloud"),
         (["--at_once=0"], "at_once = 0; it must be at least 1"),
         (["--retries=-1"], "retries = -1; it must be at least 0"),
-        (["--launcher=print", "--retries=1"], "unknown key 'retries' in --launcher=print"),
+        (["--launcher=print", "--retries=1"], "--launcher=print has no settings; leave out --retries"),
+        (["--launcher=print", "--launcher.a=1"], "--launcher=print has no settings; leave out --launcher.a"),
+        (["--retries=x"], "--retries=x is not a whole number; give one: how often a run is started again after a fail"),
+        (["--status=x"], "--status=x is not true or false; give one: only print the state"),
+        (
+            ["--status", "--launcher=nope", "--at_once=0", "--launcher.x=y"],
+            "--status starts nothing, so --at_once, --launcher.x, --launcher would have no effect",
+        ),
     ],
 )
 def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monkeypatch, capsys, arguments, message):
@@ -547,6 +629,14 @@ def test_settings_of_launchers_are_checked_before_anything_starts(tmp_path, monk
     assert cli.main(command) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_parts_can_write_beside_and_into_each_other(tmp_path):
+    """If one is done when the other begins; lists are tuples."""
+    parts = [variant("a"), step("b", "a/exported", after=["a"]), step("c", "s/c"), step("d", "s/d", seeds=None)]
+    sweep = Sweep("x", [*parts, step("e", "whole"), step("f", "whole/f", after=("e",))], compare=["a"])
+    assert [part.after for part in sweep.ordered()] == [(), ("a",), (), (), (), ("e",)]
+    assert sweep.compare == ("a",)
 
 
 def test_a_sweep_file_takes_an_argument(tmp_path, capsys):
@@ -570,7 +660,7 @@ SHARED = variant("source", seeds=(0, 1), shared=True)
 @pytest.fixture
 def by_settings(no_real_configs, monkeypatch):
     """Takes what a variant is from its settings, as a resolved experiment does, and not from its workdir."""
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: json.dumps([self.config, self.changes(folder)]))
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: [self.config, self.changes(folder)])
 
 
 def shared_sweep(name, source=SHARED):
@@ -591,7 +681,35 @@ def test_a_shared_run_is_trained_by_the_first_sweep_that_asks(tmp_path, program,
     assert runs[0] == runs[1]
     assert runs[0].parent == tmp_path / "shared"
     assert (runs[0] / "done.json").exists()
-    assert len(list((tmp_path / "shared").iterdir())) == 2  # one for each seed
+    assert len(list((tmp_path / "shared").glob("[!.]*"))) == 2  # one for each seed
+
+
+@pytest.mark.usefixtures("by_settings")
+def test_a_shared_run_that_is_printed_is_shared(tmp_path, program, capsys):
+    """The lines, run by hand, train the source where a sweep finds it."""
+    launch.run(shared_sweep("a"), tmp_path / "one", launch.launcher_of("print"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "# source-s0"
+    assert lines[1].startswith(f"mkdir -p {tmp_path / 'one'} {tmp_path / 'shared'}/")
+    assert not (tmp_path / "one").exists()
+    for line in lines[:6]:
+        # t5g2 is the program of these tests
+        subprocess.run(line.replace("t5g2 train", shlex.join([*program, "train"])), shell=True, check=True)
+    run_local(shared_sweep("a"), tmp_path / "one", program=program)
+    run_local(shared_sweep("b"), tmp_path / "two", program=program)
+    assert notes(tmp_path / "one") == ["source-s0", "source-s1", "a-s0", "a-s1"]
+    assert notes(tmp_path / "two") == ["b-s0", "b-s1"]
+    capsys.readouterr()
+    launch.run(shared_sweep("a"), tmp_path / "one", launch.launcher_of("print"))
+    assert capsys.readouterr().out.splitlines() == lines, "links stay"
+
+
+@pytest.mark.usefixtures("by_settings")
+def test_a_run_that_was_not_shared_is_printed_without_a_link(tmp_path, program, capsys):
+    run_local(shared_sweep("a", variant("source", seeds=(0, 1))), tmp_path / "one", program=program)
+    capsys.readouterr()
+    launch.run(shared_sweep("a"), tmp_path / "one", launch.launcher_of("print"))
+    assert "ln -s" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("by_settings")
@@ -600,11 +718,18 @@ def test_a_shared_run_of_other_settings_is_another(tmp_path, program):
     run_local(shared_sweep("a"), folder, program=program)
     first = (folder / "source-s0").resolve()
     longer = variant("source", seeds=(0, 1), shared=True, overrides={"train.steps": 9})
+    with pytest.raises(UserError, match="a-s0 was made from another source-s0; a-s1 was made from another source-s1"):
+        run_local(shared_sweep("a", longer), folder, program=program)
+    assert (folder / "source-s0").resolve() == first, "nothing is changed"
+    (folder / "a-s0").rename(tmp_path / "a-s0")
+    (folder / "a-s1").rename(tmp_path / "a-s1")
     run_local(shared_sweep("a", longer), folder, program=program)
     assert notes(folder) == ["source-s0", "source-s1", "a-s0", "a-s1"] * 2
     assert (folder / "source-s0").resolve() != first
     assert (first / "done.json").exists()
     # and back: what was done is still there
+    for name in ("a-s0", "a-s1"):
+        shutil.rmtree(folder / name)
     run_local(shared_sweep("a"), folder, program=program)
     assert notes(folder)[8:] == ["a-s0", "a-s1"]
     assert (folder / "source-s0").resolve() == first

@@ -255,6 +255,38 @@ def test_what_scancel_has_ended_is_not_queued_again(slurm, tmp_path, status):
     assert [call.split()[0] for call in slurm.take_calls()] == ["srun", "squeue"]
 
 
+def test_what_runs_from_another_source_is_ended_before_its_folder_is_removed(slurm, tmp_path):
+    after = Variant("b", "c.py", after=("a",))
+    launch.run(Sweep("x", (Variant("a", "c.py"), after)), tmp_path / "x", Slurm())
+    (slurm.folder / "queue").write_text("101 RUNNING\n")
+    (tmp_path / "x" / "b").mkdir()
+    changed = Sweep("x", (Variant("a", "c.py", {"train.steps": 9}), after))
+    with pytest.raises(UserError, match="b is running as job 101, with other settings than it has now, and two would"):
+        launch.run(changed, tmp_path / "x", Slurm())
+    (slurm.folder / "queue").write_text("")
+    with pytest.raises(UserError, match=rf"b was made from another a than .* Remove {tmp_path}/x/b to make it anew"):
+        launch.run(changed, tmp_path / "x", Slurm())
+
+
+def test_a_shared_run_is_submitted_by_one_sweep(slurm, tmp_path, monkeypatch, capsys):
+    """The other one's runs come after the same job; by another launcher it is refused."""
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: [self.name, self.config, self.overrides])
+    source = Variant("source", "c.py", seeds=SEEDS, shared=True)
+    for name in ("one", "two"):
+        (slurm.folder / "queue").write_text("100_0 RUNNING\n100_1 PENDING\n")
+        parts = (source, Variant(name, "c.py", after=("source",), seeds=SEEDS))
+        launch.run(Sweep(name, parts), tmp_path / name, Slurm())
+    submitted = [call.partition(" --parsable ")[2] for call in slurm.take_calls() if call.startswith("sbatch")]
+    scripts = tmp_path / "two" / ".sweep" / "slurm"
+    assert submitted[2:] == [
+        f"--dependency=afterok:100_0 {scripts / 'two-s0.sbatch'}",
+        f"--dependency=afterok:100_1 {scripts / 'two-s1.sbatch'}",
+    ]
+    assert "source-s1 is queued already: job 100_1\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="source-s0 is running as job 100_0, by --launcher=slurm, and two would write"):
+        launch.run(Sweep("three", (source,)), tmp_path / "three", Local())
+
+
 def test_a_refused_job_and_a_missing_client(slurm, tmp_path, monkeypatch):
     slurm.play("sbatch", 'sys.exit("sbatch: error: Invalid account")')
     with pytest.raises(MachineError, match="failed with exit status 1: sbatch: error: Invalid account"):

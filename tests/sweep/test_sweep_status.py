@@ -87,12 +87,19 @@ def test_a_folder_without_a_sweep(sweep, tmp_path, capsys):
     assert "x has no sweep.json, so no sweep has been started in it" in capsys.readouterr().err
 
 
+def test_the_status_of_another_sweep(sweep, tmp_path, capsys):
+    part = {"name": "other", "kind": "variant", "command": "t5g2 train --config=c.py", "result": "other/done.json"}
+    (tmp_path / "x" / "sweep.json").write_text(json.dumps({"title": "t", "parts": [part]}))
+    assert cli.main(sweep) == 2
+    assert "x is the workdir of another sweep, 't', none of whose runs (other) is" in capsys.readouterr().err
+
+
 def test_settings_that_changed_since(sweep, tmp_path, clients, capsys, monkeypatch):
     """A run that was done with other settings is not done with these."""
     clients.play("squeue", "")
     job = jobs_of(load(tmp_path / "sweep.py"), tmp_path / "x")[0]
     JobFiles(tmp_path / "x").set_done(job)
-    monkeypatch.setattr(Variant, "identity", lambda self, folder: f"{self.name} longer")
+    monkeypatch.setattr(Variant, "resolved", lambda self, folder: f"{self.name} longer")
     assert cli.main(sweep) == 0
     assert "| done   |  unfinished |" in capsys.readouterr().out
 

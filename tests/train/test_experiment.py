@@ -167,6 +167,8 @@ def test_a_run_saved_before_there_was_a_setting_is_resumed_at_its_default():
 
 
 def test_errors_of_config_files(tmp_path):
+    with pytest.raises(UserError, match=r"no config file quickstart; did you mean configs/quickstart\.py\?"):
+        config_file.load("quickstart")
     with pytest.raises(UserError, match=r"no config file .*quickstrat\.py; did you mean .*quickstart\.py\?"):
         config_file.load(str(QUICKSTART.with_name("quickstrat.py")))
     (tmp_path / "empty.py").write_text("")

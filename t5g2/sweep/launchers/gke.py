@@ -58,6 +58,7 @@ class Gke(Launcher):
 
     client: ClassVar[str | None] = "kubectl"
     outlives: ClassVar[bool] = True
+    absolute: ClassVar[bool] = True
 
     image: str
     tpu: str | None = None
@@ -97,17 +98,25 @@ class Gke(Launcher):
             )
 
         def start(job: SweepJob) -> JobSetRun:
+            log, record = job_files.log(job), job_files.last_launch(job)
+            # of another sweep, namespace or version of t5g2, where it has another name
+            if record and record.launcher == "gke" and job.has_identity(record.identity) and self.states({"": record}):
+                job_files.set_launched(job, "gke", record.handle, record.where, log)
+                namespace, _, name = record.handle.partition("/")
+                return JobSetRun(namespace, name, log)
             name = jobset_name(folder, job)
             status = _status(self.namespace, name)
-            if status is not None and status.get("terminalState") == "Failed":
+            state = (status or {}).get("terminalState")
+            # a complete one may have ended just now, or its result has been removed since
+            if state and not (state == "Completed" and job.result.exists()):
                 _kubectl(self.namespace, "delete", "jobset", name, "--wait=true")
                 status = None
             if status is None:
                 file = folder / ".sweep" / "gke" / f"{job.name}.json"
                 files.write_text(file, json.dumps(self.manifest(name, job), indent=2) + "\n")
                 _kubectl(self.namespace, "apply", "--filename", str(file))
-            job_files.set_launched(job, "gke", f"{self.namespace}/{name}", f"jobset {name}", job_files.log(job))
-            return JobSetRun(self.namespace, name, job_files.log(job))
+            job_files.set_launched(job, "gke", f"{self.namespace}/{name}", f"jobset {name}", log)
+            return JobSetRun(self.namespace, name, log)
 
         # a JobSet starts itself again
         on_signal = "is left alone after {}, and goes on in the cluster; run the same command again to wait for it"

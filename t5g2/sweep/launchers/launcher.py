@@ -23,11 +23,13 @@ class Launcher(abc.ABC):
       client: program that it needs on this machine; None = none.
       writes: False if it starts and writes nothing.
       outlives: True if its jobs go on when this process ends; those of others hold the sweep's lock.
+      absolute: True if a relative path is another one where its jobs run, so that they get the workdir's absolute path.
     """
 
     client: ClassVar[str | None] = None
     writes: ClassVar[bool] = True
     outlives: ClassVar[bool] = False
+    absolute: ClassVar[bool] = False
 
     @abc.abstractmethod
     def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:

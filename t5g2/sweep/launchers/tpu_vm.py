@@ -23,7 +23,7 @@ from t5g2.core.bounds import Count, CountOrZero
 from t5g2.core.errors import UserError
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import JobQueue, QueueRules
-from t5g2.sweep.launchers.launcher import Launcher
+from t5g2.sweep.launchers.launcher import Launcher, client_output
 from t5g2.sweep.launchers.local import LocalProcess, is_alive
 from t5g2.sweep.launchers.tpu_slices import CLOUD_NAMES, accelerator_type, hosts, tpu_slice
 from t5g2.sweep.sweep_job import SweepJob
@@ -38,6 +38,8 @@ RUN = (
     "if [ -e t5g2.pid ]; then kill -TERM $(cat t5g2.pid); "
     "while kill -0 $(cat t5g2.pid); do sleep 1; done; fi 2>/dev/null; cd t5g2 && echo $$ >~/t5g2.pid && exec "
 )
+# what is being started may have no number yet
+END = "tries=0; until kill -TERM $(cat t5g2.pid) 2>/dev/null || [ $((tries += 1)) -gt 60 ]; do sleep 1; done"
 SCRIPT = r"""#!/usr/bin/env bash
 # {name}
 set -uo pipefail
@@ -46,6 +48,7 @@ place=({place})
 status=1
 pid=""
 stopped=""
+source=""
 
 state() {{ gcloud compute tpus queued-resources describe "$slice" "${{place[@]}}" --format='value(state.state)'; }}
 delete() {{ gcloud compute tpus queued-resources delete "$slice" "${{place[@]}}" --force --quiet; }}
@@ -57,10 +60,18 @@ copy() {{ gcloud compute tpus tpu-vm scp --recurse "$1" "$2" "${{place[@]}}" --w
 # the command saves and ends with 143, then the slice is deleted
 stop() {{
   stopped=1
-  [ -z "$pid" ] || on {workers} 'kill -TERM $(cat t5g2.pid)' &
+  [ -z "$pid" ] || on {workers} {end} &
 }}
 trap stop TERM INT
-trap delete EXIT
+trap 'rm -f "$source"; delete' EXIT
+
+# ends at a signal; bash looks at one only where it waits
+pause() {{
+  sleep {poll_secs} &
+  wait $!
+  kill $! 2>/dev/null
+  [ -z "$stopped" ]
+}}
 
 create() {{
   # of a call that was killed
@@ -72,22 +83,26 @@ create() {{
       ACTIVE) break ;;
       FAILED | SUSPENDED) return 1 ;;
     esac
-    [ -z "$stopped" ] || return 143
-    sleep {poll_secs}
+    pause || return 143
   done
+  [ -z "$stopped" ] || return 143
   copy "$source" "$slice:t5g2.tgz" all || return 1
+  [ -z "$stopped" ] || return 143
   on all {prepare} || return 1
-{send}}}
+{send}  [ -z "$stopped" ] || return 143
+}}
 
-# bash looks at signals only where it waits
 run() {{
   on {workers} {run} &
   pid=$!
+  # of a signal that came just before
+  [ -z "$stopped" ] || stop
   while true; do
     wait "$pid"
     status=$?
     kill -0 "$pid" 2>/dev/null || break
   done
+  pid=""
 }}
 
 source=$(mktemp --suffix=.tgz)
@@ -98,7 +113,7 @@ create || exit
 while true; do
   run
   if [ $status -eq 0 ] || [ $status -eq 2 ] || [ -n "$stopped" ]; then break; fi
-  sleep {poll_secs}
+  pause || break
   case $(state) in
     SUSPENDING | SUSPENDED | FAILED | DELETING)
       echo "the slice was preempted; another one is asked for"
@@ -110,7 +125,6 @@ while true; do
       ;;
   esac
 done
-rm -f "$source"
 {collect}exit $status
 """
 
@@ -170,6 +184,8 @@ class TpuVm(Launcher):
             raise UserError(f"source = {self.source} has no pyproject.toml; give the folder of t5g2's source")
         if self.shared and not job_files.folder.is_absolute():
             raise UserError(f"--workdir={job_files.folder} is relative; give the path that all hosts have it at")
+        if self.project is None and not client_output(["gcloud", "config", "get-value", "project"]).strip():
+            raise UserError("gcloud has no project of its own; give one: --launcher.project=NAME")
 
         def start(job: SweepJob) -> LocalProcess:
             name = slice_name(job_files.folder.absolute(), job)
@@ -213,6 +229,7 @@ class TpuVm(Launcher):
             prepare=shlex.quote(f"{self.setup} && {unpack} && {self.install}"),
             send="" if self.shared else self._send(job, folder),
             run=shlex.quote(f"{RUN}{self.program} {shlex.join(job.arguments)}"),
+            end=shlex.quote(END),
             workers="all" if job.every_host else "0",
             retries=self.retries,
             poll_secs=self.poll_secs,
@@ -247,4 +264,6 @@ def _on_host(folder: Path) -> str:
 def slice_name(folder: Path, job: SweepJob) -> str:
     """Returns the name of a job's slice: letters, digits and hyphens, at most 60."""
     words = re.sub(r"[^a-z0-9]+", "-", f"t5g2-{folder.name}-{job.name}".lower()).strip("-")
-    return f"{words[:40].rstrip('-')}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    # two names may begin alike, and a job deletes the slice of its name before it asks for one
+    digest = hashlib.sha256(f"{folder} {job.name}".encode()).hexdigest()[:8]
+    return f"{words[:40].rstrip('-')}-{digest}"
