@@ -129,7 +129,7 @@ class Step:
       after, seeds, seed: as in Variant.
       scores_of: variant whose model `t5g2 evaluate` measures here: its scores stand in the report with those of the run
         itself. A step with seeds measures the runs of the same seeds.
-      every_host: True for a command whose processes on several hosts work as one (evaluate, cache-logits), which a
+      every_host: True for a command whose processes on several hosts work as one (evaluate), which a
         launcher then starts on all of them; False = on one.
     """
 

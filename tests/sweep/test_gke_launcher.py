@@ -126,7 +126,11 @@ TPU = {
                                         "name": "sweeps",
                                         "csi": {
                                             "driver": "gcsfuse.csi.storage.gke.io",
-                                            "volumeAttributes": {"bucketName": "b", "mountOptions": "implicit-dirs"},
+                                            "volumeAttributes": {
+                                                "bucketName": "b",
+                                                "mountOptions": "implicit-dirs",
+                                                "hostNetworkPodKSA": "true",
+                                            },
                                         },
                                     }
                                 ],

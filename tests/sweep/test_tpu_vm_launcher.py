@@ -11,7 +11,7 @@ from dataclasses import asdict
 import pytest
 
 from t5g2.core.errors import UserError
-from t5g2.sweep import Sweep, Variant, launch
+from t5g2.sweep import Step, Sweep, Variant, launch
 from t5g2.sweep.job_files import LaunchRecord
 from t5g2.sweep.launchers.tpu_vm import TpuVm, slice_name
 from t5g2.sweep.sweep_job import jobs_of
@@ -185,6 +185,16 @@ def test_the_script_of_a_slice_of_several_hosts(tmp_path):
     launcher = TpuVm(tpu="v5p:2x2x2", **settings, **more)
     script = launcher.script("SLICE", job(tmp_path), tmp_path).replace(str(tmp_path), "/s/x")
     assert script == SCRIPT.replace("UNPACK", UNPACK).replace("END_FIRST", END_FIRST).replace("'END'", f"'{END}'")
+
+
+@pytest.mark.parametrize(("tpu", "shared", "on_cpu"), [("v5p:2x2x2", True, True), ("v5p:2x2x1", False, False)])
+def test_a_command_of_one_host_waits_for_no_others(tmp_path, tpu, shared, on_cpu):
+    """On one host of several the TPU would wait for the rest of its slice; a slice of one host is its own."""
+    averaged = job(tmp_path, Step("averaged", ("average", "--workdir=runs/a", "--out=o"), "o"))
+    script = TpuVm(tpu=tpu, zone="z", shared=shared).script("SLICE", averaged, tmp_path)
+    assert ("exec env JAX_PLATFORMS=cpu ~/venv/bin/t5g2 average" in script) == on_cpu
+    assert ("exec ~/venv/bin/t5g2 average" in script) != on_cpu
+    assert "JAX_PLATFORMS" not in TpuVm(tpu=tpu, zone="z", shared=shared).script("SLICE", job(tmp_path), tmp_path)
 
 
 def test_a_script_without_a_shared_file_system_copies_what_the_command_needs_and_leaves(tmp_path):

@@ -216,6 +216,8 @@ class TpuVm(Launcher):
         target = tpu_slice(self.tpu)
         place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
         options = [*(["--spot"] if self.spot else []), *shlex.split(self.options)]
+        # on a single host of several a TPU would wait for the others
+        on_cpu = "" if job.every_host or hosts(target) == 1 else "env JAX_PLATFORMS=cpu "
         # the command's relative paths are those in the copy
         unpack = "rm -rf t5g2 && mkdir t5g2 && tar --extract --file=t5g2.tgz --directory=t5g2 && cd t5g2"
         return SCRIPT.format(
@@ -228,7 +230,7 @@ class TpuVm(Launcher):
             source=shlex.quote(self.source),
             prepare=shlex.quote(f"{self.setup} && {unpack} && {self.install}"),
             send="" if self.shared else self._send(job, folder),
-            run=shlex.quote(f"{RUN}{self.program} {shlex.join(job.arguments)}"),
+            run=shlex.quote(f"{RUN}{on_cpu}{self.program} {shlex.join(job.arguments)}"),
             end=shlex.quote(END),
             workers="all" if job.every_host else "0",
             retries=self.retries,
