@@ -42,35 +42,41 @@ def report(plan: Plan, target: Target, most: int, *, used: int) -> str:
       most: bytes of a device that the step may take.
       used: those that the plan's step takes; estimates are corrected by what the compiler says of this one.
     """
-    factor = used / estimate(plan).total
-    devices = list(plan.mesh.devices.flat)
+    factor, devices = used / estimate(plan).total, list(plan.mesh.devices.flat)
+    lines = ["the nearest settings, by the estimate and then by the compiler:"]
+    for candidate, other, size in itertools.islice(_fitting(plan, devices, most / factor), TRIES):
+        with jax.set_mesh(other.mesh):
+            used = tpu_compiler.compile_step(other).used
+        verdict = "fits" if used <= most else "does not fit"
+        sizes = f"estimate {factor * size / GIB:.2f} GiB, compiled {used / GIB:.2f}"
+        lines.append(f"  {candidate.flags}: {sizes}, {verdict}")
+        if used <= most:
+            return "\n".join(lines)
+    if len(lines) == 1:
+        lines.append(f"  none: with every remat, microbatch and mesh the estimate is above {target}'s memory")
+    else:
+        lines.append(f"  none of these {len(lines) - 1} fits by the compiler; take more devices, or fewer data.rows")
+    return "\n".join(lines)
 
-    def estimated(candidate: Candidate) -> tuple[Plan, float]:
+
+def _fitting(plan: Plan, devices: list[Any], most: float) -> Iterator[tuple[Candidate, Plan, int]]:
+    """Yields (settings, their plan, its estimate) of those whose estimate is at most `most`, the nearest first."""
+
+    def estimated(candidate: Candidate) -> tuple[Plan, int]:
         mesh = sharding.make(candidate.experiment.mesh, devices)
         with jax.set_mesh(mesh):
             other = plans.make(candidate.experiment, mesh)
-            return other, factor * estimate(other).total
+            return other, estimate(other).total
 
-    lines, tries = ["the nearest settings, by the estimate and then by the compiler:"], 0
     for group in candidates(plan.experiment, plan.mesh.shape):
         possible = [candidate for candidate in group if _is_possible(candidate, devices)]
-        # more microbatches never take more
-        if not possible or estimated(possible[-1])[1] > most:
+        # of many the last takes least, of a few the first may: two microbatches have a sum of gradients, one has none
+        if not possible or min(estimated(candidate)[1] for candidate in (possible[0], possible[-1])) > most:
             continue
         for candidate in possible:
             other, size = estimated(candidate)
-            if size > most:
-                continue
-            with jax.set_mesh(other.mesh):
-                used = tpu_compiler.compile_step(other).used
-            tries += 1
-            verdict = "fits" if used <= most else "does not fit"
-            lines.append(f"  {candidate.flags}: estimate {size / GIB:.2f} GiB, compiled {used / GIB:.2f}, {verdict}")
-            if used <= most or tries == TRIES:
-                return "\n".join(lines)
-    if not tries:
-        lines.append(f"  none: with every remat, microbatch and mesh the estimate is above {target}'s memory")
-    return "\n".join(lines)
+            if size <= most:
+                yield candidate, other, size
 
 
 def _is_possible(candidate: Candidate, devices: list[Any]) -> bool:

@@ -21,6 +21,20 @@ MomentDtype = Literal["float32", "bfloat16"]
 Beta = Annotated[float, Bounds(least=0, below=1)]
 
 
+# of moments in bfloat16, which has 8 bits: where the gradient does not change, a moment that is rounded after each
+# update stops at 0.98 of it with 0.9, at 0.8 with 0.99, and at 0.25 with 0.999
+MOST_ROUNDED_BETA = 0.99
+
+
+def _check_rounding(name: str, dtype: str, beta_name: str, beta: float) -> None:
+    """Raises UserError if a moment is stored in bfloat16 and forgets so slowly that its updates round away."""
+    if dtype == "bfloat16" and beta > MOST_ROUNDED_BETA:
+        raise UserError(
+            f"{name} = 'bfloat16' with {beta_name} = {beta}: an update adds at most {1 - beta:.2g} of the moment, "
+            f"which bfloat16 rounds away; use a {beta_name} up to {MOST_ROUNDED_BETA}, or float32"
+        )
+
+
 class Moments(NamedTuple):
     """Adam's state: int32[] updates so far, and running means of the gradients and of their squares."""
 
@@ -35,8 +49,8 @@ class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101).
 
     Attributes:
-      moment_dtype: dtype of the first moment.
-      second_moment_dtype: dtype of the second moment. bfloat16 has 8 bits: with a large b2 additions round away.
+      moment_dtype: dtype of the first moment. bfloat16 has 8 bits: with a large b1 additions round away.
+      second_moment_dtype: dtype of the second moment, and b2 likewise.
     """
 
     b1: Beta = 0.9
@@ -46,11 +60,8 @@ class AdamW:
     second_moment_dtype: MomentDtype = "float32"
 
     def __post_init__(self):
-        if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
-            raise UserError(
-                f"second_moment_dtype = 'bfloat16' with b2 = {self.b2}: an update adds at most {1 - self.b2:.2g} of "
-                f"the moment, which bfloat16 rounds away; use a b2 up to 0.99, or float32"
-            )
+        _check_rounding("moment_dtype", self.moment_dtype, "b1", self.b1)
+        _check_rounding("second_moment_dtype", self.second_moment_dtype, "b2", self.b2)
 
     def directions(self) -> optax.GradientTransformation:
         """Returns gradients -> directions before learning rate and decay, in float32, however moments are stored."""
@@ -136,6 +147,9 @@ class Lion:
     b2: Beta = 0.99
     moment_dtype: MomentDtype = "float32"
 
+    def __post_init__(self):
+        _check_rounding("moment_dtype", self.moment_dtype, "b2", self.b2)
+
     def directions(self) -> optax.GradientTransformation:
         """Returns gradients -> directions, before learning rate and decay."""
         return _promoting(optax.scale_by_lion(self.b1, self.b2, mu_dtype=jnp.dtype(self.moment_dtype)))
@@ -167,6 +181,9 @@ class Muon:
     rms: Positive = 0.2
     moment_dtype: MomentDtype = "float32"
     others: AdamW = AdamW()
+
+    def __post_init__(self):
+        _check_rounding("moment_dtype", self.moment_dtype, "momentum", self.momentum)
 
     def directions(self) -> optax.GradientTransformation:
         """Returns gradients -> directions, before learning rate and decay."""

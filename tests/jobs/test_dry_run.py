@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -330,6 +331,28 @@ def test_settings_that_fit_by_the_estimate_are_confirmed_by_the_compiler(monkeyp
         # with a compiler that takes far more than the estimate, nothing is expected to fit
         none = fitting_settings.report(plan, target("v5e:1x1"), most, used=1000 * memory.total)
         assert none.endswith("none: with every remat, microbatch and mesh the estimate is above v5e:1x1's memory")
+
+
+def test_a_single_microbatch_may_be_the_only_number_that_fits(monkeypatch):
+    """Several have a sum of gradients that one lacks. And when three settings have failed, that is said."""
+    _, plan = plan_of(experiment(T5GEMMA2, data__rows=64, compute__remat="none"))
+
+    def estimate(other):
+        parts, remat = other.experiment.train.microbatches, other.experiment.compute.remat
+        return SimpleNamespace(total=10 if remat == "none" else 6 if parts == 1 else 9)
+
+    def compiled(size):
+        monkeypatch.setattr(tpu_compiler, "compile_step", lambda other: tpu_compiler.Verdict(None, size, None))
+        with jax.set_mesh(plan.mesh):
+            return fitting_settings.report(plan, target("v5e:1x1"), 7, used=10).splitlines()[1:]
+
+    monkeypatch.setattr(fitting_settings, "estimate", estimate)
+    [fits] = compiled(6)
+    assert re.match(r"  --config\.compute\.remat=attention: estimate .*, fits$", fits)
+    lines = compiled(8)
+    assert len(lines) == 3
+    assert all(re.search(r"remat=(attention|block): .* does not fit$", line) for line in lines[:2])
+    assert lines[2] == "  none of these 2 fits by the compiler; take more devices, or fewer data.rows"
 
 
 def test_settings_that_are_suggested_are_the_nearest_first():

@@ -382,8 +382,27 @@ def test_a_pattern_that_fits_nothing(params, how, message):
 def test_moments_that_would_lose_what_is_added():
     with pytest.raises(UserError, match=r"with b2 = 0\.999: an update adds at most 0\.001 of the moment"):
         AdamW(b2=0.999, second_moment_dtype="bfloat16")
+    with pytest.raises(UserError, match=r"moment_dtype = 'bfloat16' with b1 = 0\.995: .* use a b1 up to 0\.99, or"):
+        AdamW(b1=0.995, moment_dtype="bfloat16")
+    with pytest.raises(UserError, match=r"moment_dtype = 'bfloat16' with b2 = 0\.999"):
+        Lion(b2=0.999, moment_dtype="bfloat16")
+    with pytest.raises(UserError, match=r"moment_dtype = 'bfloat16' with momentum = 0\.995"):
+        Muon(momentum=0.995, moment_dtype="bfloat16")
     with pytest.raises(UserError, match="b1 = 1; it must be at least 0 and below 1"):
         AdamW(b1=1)
+
+
+@pytest.mark.parametrize(("beta", "share"), [(0.9, 0.98), (0.99, 0.8)])
+def test_a_rounded_moment_is_near_a_constant_gradient(beta, share):
+    """Each update is rounded to bfloat16; float32 reaches the gradient, and what is refused stays far below."""
+    updates = AdamW(b1=beta, moment_dtype="bfloat16").directions()
+
+    @jax.jit
+    def run(state):
+        return jax.lax.fori_loop(0, 3000, lambda _, state: updates.update(jnp.ones(1), state)[1], state)
+
+    mu = float(run(updates.init(jnp.zeros(1))).mu[0])
+    assert share - 0.01 < mu < share + 0.01
 
 
 def test_stored_leaves_of_one_path_have_random_bits_of_their_own():

@@ -197,7 +197,9 @@ class Gke(Launcher):
         volume: dict[str, Any] = {"name": "sweeps"}
         if self.bucket is not None:
             attributes = {"bucketName": self.bucket, "mountOptions": "implicit-dirs"}
-            if self._slice_of(job) is not None:  # on the host's network the node's account would open the bucket, not the pod's
+            if (
+                self._slice_of(job) is not None
+            ):  # on the host's network the node's account would open the bucket, not the pod's
                 attributes["hostNetworkPodKSA"] = "true"
             volume["csi"] = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
         else:
