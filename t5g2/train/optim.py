@@ -45,6 +45,13 @@ class Freeze:
     first: CountOrZero = 0
     end: CountOrZero | None = None
 
+    def __post_init__(self):
+        if self.end and self.end <= self.first:
+            raise UserError(
+                f"{self.pattern!r} is frozen from update {self.first} to {self.end} - 1, which is never; give an end "
+                f"above {self.first}, or 0 for an exemption from wider rules"
+            )
+
     def holds(self, step: jax.Array) -> jax.Array:
         """Returns bool[], True if the rule applies to the update after `step` completed ones."""
         return (step >= self.first) & (step < (2**31 - 1 if self.end is None else self.end))

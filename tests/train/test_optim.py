@@ -392,6 +392,12 @@ def test_moments_that_would_lose_what_is_added():
         AdamW(b1=1)
 
 
+def test_a_rule_that_never_freezes():
+    with pytest.raises(UserError, match=r"'a\.\*' is frozen from update 5 to 5 - 1, which is never; give an end above 5"):
+        Freeze("a.*", first=5, end=5)
+    assert Freeze("a.*", first=5, end=0).end == 0
+
+
 @pytest.mark.parametrize(("beta", "share"), [(0.9, 0.98), (0.99, 0.8)])
 def test_a_rounded_moment_is_near_a_constant_gradient(beta, share):
     """Each update is rounded to bfloat16; float32 reaches the gradient, and what is refused stays far below."""
