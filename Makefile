@@ -1,6 +1,7 @@
 # One virtual environment, installed once and again only when pyproject.toml or the constraints change.
 #   make quickstart            the main job, small, on real text
 #   make test                  the tests (PYTEST="-m 'not long'" for the short ones; WORKERS=2 at a time)
+#   make test-runs             runs that are stopped and killed, and the commands of every page
 #   make test-processes        runs of several processes
 #   make test-tpu              programs for TPUs, by their compiler
 #   make test-newer            what another jax can change, with the newest Python there is (PYTHON=python3.12 VENV=.venv312)
@@ -27,18 +28,23 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # every start of jax would look for a TPU and print that there is none.
 TPU_COMPILER := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(VENV)/tpu-compiler/.installed)
 
-.PHONY: quickstart test test-processes test-tpu test-newer test-beam real lint format imports settings commands docs bench \
+.PHONY: quickstart test test-runs test-processes test-tpu test-newer test-beam real lint format imports settings commands docs bench \
 	clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
-# Not those that want the whole machine (a run of four processes, a compiler with threads of its own) or a real model
-APART := tests/processes tests/tpu tests/real
+# The program as a whole: runs that are stopped and killed at every moment, and the commands of every page
+RUNS := tests/e2e/test_resume.py tests/e2e/test_kill.py tests/docs/test_code_of_pages.py
+# Nor those that want the whole machine (a run of four processes, a compiler with threads of its own) or a real model
+APART := $(RUNS) tests/processes tests/tpu tests/real
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) \
-		$(foreach folder,$(APART),--ignore=$(folder))
+		$(foreach path,$(APART),--ignore=$(path))
+
+test-runs: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST) $(RUNS)
 
 test-processes: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(PYTEST) tests/processes
