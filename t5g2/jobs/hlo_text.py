@@ -34,9 +34,9 @@ class ResultArray:
     layout: str = ""
 
     @property
-    def on_chip(self) -> bool:
-        """True if it stands in a memory of the core, and not in that of the device."""
-        return "S(1)" in self.layout
+    def on_device(self) -> bool:
+        """True if it stands in the device's memory, and not in one of its core, S(1), or the host's, S(5)."""
+        return re.search(r"S\([1-9]", self.layout) is None
 
     @property
     def size(self) -> int:

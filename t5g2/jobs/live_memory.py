@@ -127,7 +127,7 @@ def _made(instruction: Instruction, time: int, read: list[list[_Buffer | None]])
     if instruction.opcode in ("parameter", "constant"):
         return [None] * len(instruction.arrays)
     result: list[_Buffer | None] = [
-        None if array.on_chip else _Buffer(array.padded_size, instruction, time, time) for array in instruction.arrays
+        _Buffer(array.padded_size, instruction, time, time) if array.on_device else None for array in instruction.arrays
     ]
     if instruction.opcode.endswith("-start"):  # what it reads is among its results, and a semaphore
         copied = instruction.opcode == "copy-start"

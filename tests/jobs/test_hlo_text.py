@@ -121,19 +121,20 @@ def test_the_turns_of_a_loop_whose_condition_is_a_fusion():
 
 
 @pytest.mark.parametrize(
-    ("shape", "size", "padded", "on_chip"),
+    ("shape", "size", "padded", "on_device"),
     [
-        ("f32[8,128]{1,0:T(8,128)}", 4096, 4096, False),
-        ("bf16[3,130]{1,0:T(8,128)(2,1)S(1)}", 780, 2 * 8 * 256, True),
-        ("f32[100,3]{0,1:T(4,128)}", 1200, 4 * 128 * 4, False),
-        ("pred[10]", 10, 10, False),
-        ("f8e4m3fn[7]{0}", 7, 7, False),
-        ("s32[]{:T(128)}", 4, 4, False),
+        ("f32[8,128]{1,0:T(8,128)}", 4096, 4096, True),
+        ("bf16[3,130]{1,0:T(8,128)(2,1)S(1)}", 780, 2 * 8 * 256, False),
+        ("bf16[8,128]{1,0:T(8,128)(2,1)S(5)}", 2048, 2048, False),
+        ("f32[100,3]{0,1:T(4,128)}", 1200, 4 * 128 * 4, True),
+        ("pred[10]", 10, 10, True),
+        ("f8e4m3fn[7]{0}", 7, 7, True),
+        ("s32[]{:T(128)}", 4, 4, True),
     ],
 )
-def test_the_bytes_of_arrays(shape, size, padded, on_chip):
+def test_the_bytes_of_arrays(shape, size, padded, on_device):
     (array,) = hlo_text.arrays(shape)
-    assert (array.size, array.padded_size, array.on_chip) == (size, padded, on_chip)
+    assert (array.size, array.padded_size, array.on_device) == (size, padded, on_device)
 
 
 def test_the_arrays_of_a_tuple():

@@ -80,6 +80,24 @@ def test_views_and_updates_in_place_take_no_memory():
     assert memory.total == 4 * (2560 + 256)
 
 
+def test_what_is_offloaded_is_the_hosts():
+    """Kept for the backward pass there, it takes the device's memory only where it is made and where it is read."""
+    there, here = "f32[2560]{0:T(256)S(5)}", "f32[2560]{0:T(256)}"
+    memory = at_most(
+        program(
+            made("first", 2560, ["a"], "jvp(encoder)/mlp"),
+            f"  %out = ({there}, {here}, u32[]{{:S(2)}}) copy-start(%first)",
+            f"  %kept = {there} copy-done(%out)",
+            made("second", 2560, ["a"], "jvp(encoder)/mlp"),
+            made("third", 256, ["second"], "jvp(encoder)/mlp"),
+            f"  %in = ({here}, {there}, u32[]{{:S(2)}}) copy-start(%kept)",
+            f"  %back = {here} copy-done(%in)",
+            made("last", 256, ["third", "back"], "transpose(jvp(encoder))/mlp"),
+        )
+    )
+    assert memory.total == 4 * (2560 + 256 + 256)
+
+
 def test_a_loop_works_in_its_state_and_adds_what_its_body_needs():
     memory = at_most(
         program(
