@@ -132,14 +132,16 @@ def speed(rows: dict[str, dict[str, Any]]) -> str:
         shares = [f"{row[part] / row['seconds']:.1%}" for part in ("kernels", "others", "waited")]
         devices = math.prod(row["mesh"].values())
         tokens = row["rows"] * sum(row["lengths"]) // devices
-        times = f"{1e3 * row['seconds']:.1f}", f"{row['mfu']:.1%}", f"{row['executed'] / row['flops']:.2f}"
+        # a loop whose turns its data decide is charged with one, so the step is dearer
+        mark = " *" if row["loops"] else ""
+        times = f"{1e3 * row['seconds']:.1f}", f"{row['mfu']:.1%}{mark}", f"{row['executed'] / row['flops']:.2f}{mark}"
         lines.append((*described(name, row), f"{tokens:,}", *times, *shares))
     return measure.table(head, lines)
 
 
 def by_part(rows: dict[str, dict[str, Any]]) -> str:
     """Returns the table of what the core's time is for, as shares of the step."""
-    parts = ("encoder attention", "encoder MLP", "decoder attention", "decoder MLP", "head", "rest")
+    parts = ("vision", "encoder attention", "encoder MLP", "decoder attention", "decoder MLP", "head", "rest")
     lines = []
     for name, row in rows.items():
         if "seconds" not in row:
@@ -149,9 +151,22 @@ def by_part(rows: dict[str, dict[str, Any]]) -> str:
             side, *rest = scope.split(".")
             kinds = {"attention": "attention", "merged": "attention", "cross": "attention", "mlp": "MLP"}
             part = next((f"{side} {kinds[kind]}" for kind in rest if kind in kinds), side)
+            part = "vision" if "vision" in rest else part
             shares[part if part in parts else "rest"] += seconds / row["seconds"]
         lines.append((*described(name, row)[:2], *(f"{share:.1%}" for share in shares.values())))
     return measure.table(("step", "target", *parts), lines)
+
+
+def collectives(rows: dict[str, dict[str, Any]]) -> str:
+    """Returns the table of what crosses devices: by kind, what a device sends in a step, and the wait for it."""
+    lines = []
+    for name, row in rows.items():
+        for kind, cost in row.get("collectives", {}).items():
+            sent, waited = f"{cost['sent'] / 2**30:.2f}", f"{1e3 * cost['waited']:.1f}"
+            # of the time on the links, what the core does not wait for is hidden behind its work
+            hidden = max(0.0, 1 - cost["waited"] / cost["links"]) if cost["links"] else 0.0
+            lines.append((*described(name, row)[:2], kind, f"{cost['times']:,.0f}", sent, waited, f"{hidden:.0%}"))
+    return measure.table(("step", "target", "kind", "times", "GiB sent", "ms waited", "overlapped"), lines)
 
 
 def described(name: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -182,10 +197,16 @@ def main():
             "## Time of a step",
             speed(rows),
             "FLOPs: those of the program, recomputed ones included, by those of the model. Kernels and others have no "
-            "estimate and are charged at half of the peak. Waiting: for collectives. Each is a share of the time.",
+            "estimate and are charged at half of the peak. Waiting: for collectives. Each is a share of the time. "
+            "* A loop whose turns its data decide is counted once: FLOPs and time are too small, and MFU is too high.",
             "## What the time is for",
             by_part(rows),
             "Attention: kernels, and the products, norms and rotations around them.",
+            "## What crosses devices",
+            collectives(rows),
+            "Of a device, in a step. On 64 chips and more these steps have no all-gather, and their all-reduces send "
+            "about twice what gathers of the weights and sums of the gradients would: the compiler seems to gather by "
+            "all-reduce there.",
             "## What limits it, and what was tried",
             NOTES,
             *(["## Not in the tables", "\n".join([*errors, *missing])] if errors or missing else []),
