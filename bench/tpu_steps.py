@@ -34,7 +34,8 @@ scatter: 2% of the step of 1B-1B, 8% of that of 4B-4B. Not tried yet: less remat
 bfloat16 logits, larger blocks of the kernels.
 
 The estimate of the memory is too high by a quarter for 4B-4B on v5e:4x4, and too low by a quarter for 270M and 1B on
-v6e:4x4, where the compiler holds more at a time; why has not been looked into. `check --target` compiles, and says what is so."""
+v6e:4x4, where the compiler holds more at a time; why has not been looked into. `check --target` compiles, and says
+what is so."""
 TEXT = (("model.encoder.images", "None"), ("optim.freeze", "[]"))
 
 
