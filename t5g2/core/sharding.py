@@ -12,6 +12,7 @@ mesh of size 1 along every axis, without a code path of its own. Axes are Auto: 
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ class MeshShape:
       strategy: what becomes of the devices that tensor and context leave. "data" = rows over all of them; "zero1" = the
         same, and the optimizer's state is cut over data too (ZeRO-1): each device updates its part of the weights, and
         the parts are gathered; "fsdp" = rows and weights over all of them, within each slice; "axes" = what the sizes
-        say. With tensor or context, each is also the strategy with tensor or context parallelism.
+        say. With tensor or context, each is also the strategy with tensor or context parallelism. A size of 1 or -1 of
+        data and fsdp is what the strategy makes of it; another is kept, or is an error if it contradicts the strategy.
     """
 
     data: AxisSize = -1
@@ -90,10 +92,10 @@ class MeshShape:
     def __post_init__(self):
         if self.strategy not in get_args(MeshStrategy):
             raise unknown("strategy", self.strategy, get_args(MeshStrategy), where="of the mesh")
-        if self.strategy == "data" and self.fsdp != 1:
+        if self.strategy == "data" and self.fsdp not in (1, -1):
             raise UserError(
                 f"strategy = 'data' and fsdp = {self.fsdp}: the strategy keeps all weights on every device, and fsdp "
-                f"cuts them; leave fsdp at 1, or set strategy = 'fsdp'"
+                f"cuts them; set fsdp to 1, or strategy to 'fsdp'"
             )
         if list(self._sizes.values()).count(-1) > 1:
             raise UserError(
@@ -108,9 +110,12 @@ class MeshShape:
     def _sizes(self) -> dict[str, int]:
         """Sizes by axis, with those that the strategy stands for."""
         sizes = {axis: getattr(self, axis) for axis in AXES}
-        if self.strategy == "fsdp" and self.fsdp in (1, -1):
-            sizes |= {"data": self.slices if self.data == -1 else self.data, "fsdp": -1}
-        return sizes
+        if self.strategy == "axes" or self.fsdp not in (1, -1):
+            return sizes
+        is_open = self.data in (1, -1)
+        if self.strategy == "fsdp":
+            return sizes | {"data": self.slices if is_open else self.data, "fsdp": -1}
+        return sizes | ({"data": -1, "fsdp": 1} if is_open else {"fsdp": 1} if self.strategy == "data" else {})
 
     @property
     def zero1(self) -> bool:
@@ -121,7 +126,8 @@ class MeshShape:
         """Returns the size of each axis on this number of devices, in the order of AXES.
 
         Raises:
-          UserError: the axes do not multiply to the number of devices, or the slices do not divide the data axis.
+          UserError: the axes do not multiply to the number of devices, the slices do not divide the data axis, or the
+            sizes leave nothing to the strategy.
         """
         shape = list(self._sizes.values())
         fixed = math.prod(size for size in shape if size != -1)
@@ -136,6 +142,17 @@ class MeshShape:
             raise UserError(
                 f"the mesh {self} has slices={self.slices} and data={sizes[0]}; slices are equal parts of data, "
                 f"which must be a multiple of {self.slices}"
+            )
+        data, fsdp = sizes[:2]
+        if self.strategy == "fsdp" and fsdp == 1 and data > self.slices:
+            raise UserError(
+                f"strategy = 'fsdp' and data = {data}, which leaves no devices over which fsdp could cut the weights; "
+                f"set data to -1, or strategy to 'data' or 'zero1'"
+            )
+        if self.zero1 and data == 1 and fsdp > 1:
+            raise UserError(
+                f"strategy = 'zero1' and fsdp = {fsdp}, which leaves no devices of data over which the optimizer's "
+                f"state could be cut; set fsdp to 1 and data to -1, or strategy to 'fsdp'"
             )
         return sizes
 
@@ -172,7 +189,7 @@ def shape_of(text: str) -> MeshShape:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = (piece.strip() for piece in part.partition("="))
-        if not size.removeprefix("-").isdigit():
+        if not re.fullmatch("-?[0-9]{1,19}", size):
             raise UserError(f"mesh {text!r}: {part!r} is not axis=size; give for example data=2,fsdp=4")
         if name not in AXES:
             raise unknown("mesh axis", name, AXES)

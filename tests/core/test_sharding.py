@@ -50,6 +50,14 @@ def mesh():
         (MeshShape(strategy="fsdp", data=4), 8, (4, 2, 1, 1)),
         (MeshShape(strategy="fsdp", fsdp=2), 8, (4, 2, 1, 1)),
         (MeshShape(strategy="fsdp", slices=2), 8, (2, 4, 1, 1)),
+        # over the sizes of the released configs, data=1 and fsdp=-1
+        (MeshShape(1, -1, strategy="zero1"), 8, (8, 1, 1, 1)),
+        (MeshShape(1, -1, strategy="data", tensor=2), 8, (4, 1, 1, 2)),
+        (MeshShape(1, -1, strategy="fsdp", slices=2), 8, (2, 4, 1, 1)),
+        (MeshShape(-1, -1, strategy="data"), 8, (8, 1, 1, 1)),
+        (MeshShape(2, -1, strategy="zero1"), 8, (2, 4, 1, 1)),
+        (MeshShape(1, -1, strategy="zero1"), 1, (1, 1, 1, 1)),
+        (MeshShape(strategy="fsdp", tensor=8), 8, (1, 1, 1, 8)),
     ],
 )
 def test_sizes_multiply_to_the_devices(devices, shape, count, sizes):
@@ -68,6 +76,14 @@ def test_sizes_multiply_to_the_devices(devices, shape, count, sizes):
             MeshShape(strategy="fsdp", context=3),
             "strategy=fsdp: data=1 x fsdp=-1 x context=3 x tensor=1 needs a multiple of 3 devices, and there are 8",
         ),
+        (
+            MeshShape(8, strategy="fsdp"),
+            "'fsdp' and data = 8, which leaves no devices .*; set data to -1, or strategy to",
+        ),
+        (MeshShape(4, strategy="fsdp", tensor=2), "'fsdp' and data = 4, which leaves no devices"),
+        (MeshShape(1, 8, strategy="zero1"), "'zero1' and fsdp = 8, which leaves no devices .*; set fsdp to 1 and data"),
+        (MeshShape(1, 4, strategy="zero1"), "needs 4 devices, and there are 8"),
+        (MeshShape(4, -1, strategy="data"), "strategy=data: data=4 x fsdp=1 x .* needs 4 devices, and there are 8"),
         (MeshShape(slices=3, data=8), "slices=3 and data=8; slices are equal parts of data, .* a multiple of 3"),
     ],
 )
@@ -95,6 +111,18 @@ def test_a_shape_that_does_not_fit_names_both_numbers(devices, shape, message):
 def test_a_shape_that_cannot_be_meant(sizes, message):
     with pytest.raises(UserError, match=message):
         MeshShape(**sizes)
+
+
+@pytest.mark.parametrize("text", ["data=²", "data=2,fsdp=", "data=--2", f"data={'9' * 5000}"])
+def test_a_size_that_is_no_number(text):
+    with pytest.raises(UserError, match="is not axis=size; give for example data=2,fsdp=4"):
+        meshes.shape_of(text)
+
+
+def test_a_size_of_many_digits_has_the_allowed_ones():
+    assert meshes.shape_of("data=2, fsdp=-1") == MeshShape(2, -1)
+    with pytest.raises(UserError, match="data = 99999999; it must be at least 1 and at most 1048576"):
+        meshes.shape_of("data=99999999")
 
 
 def test_a_strategy_says_what_it_expands_to():
