@@ -3,7 +3,8 @@
 Models name axes by their meaning ("embed", "heads", "rows"); RULES alone maps them to mesh axes:
 
     data     rows of the batch; every device along it holds all weights
-    fsdp     rows of the batch and one axis of every weight; a layer's weights are gathered when it runs
+    fsdp     rows of the batch and one axis of every weight; a layer's weights are gathered when it runs. It is the axis
+             of width, or where its size does not divide that, the largest other one that it divides (`weight_spec`)
     context  tokens of the encoder, and one axis of every weight as along fsdp
     tensor   heads, MLP width and vocabulary, of weights and activations
 
@@ -156,29 +157,6 @@ class MeshShape:
             )
         return sizes
 
-    def describe(self, devices: int) -> str:
-        """Returns what the mesh expands to on this number of devices: its axes, and what is cut over which of them."""
-        sizes = dict(zip(AXES, self.sizes(devices), strict=True))
-
-        def over(*axes: str) -> str:
-            cut = [axis for axis in axes if sizes[axis] > 1]
-            parts = math.prod(sizes[axis] for axis in cut)
-            return f"over {' x '.join(cut)} ({parts} parts)" if cut else "whole"
-
-        weights = (*RULES["vocab"], *RULES["embed"])
-        state = (*weights, "data") if self.zero1 else weights
-        lines = {
-            "rows": over(*RULES["rows"]),
-            "encoder tokens": over(*RULES["encoder_length"]),
-            "heads, MLP, vocabulary": over(*RULES["heads"]),
-            "weights": over(*weights),
-            "optimizer state": over(*state),
-        }
-        axes = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-        slices = f", data in {self.slices} slices" if self.slices > 1 else ""
-        cut = "; ".join(f"{name} {how}" for name, how in lines.items())
-        return f"mesh.strategy={self.strategy}: {axes}{slices}; {cut}"
-
 
 def shape_of(text: str) -> MeshShape:
     """Returns the mesh shape that a text spells: "data=2,fsdp=4"; an axis that is left out has size 1.
@@ -265,7 +243,7 @@ def own_rows(mesh: Mesh, rows: int) -> range:
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> Tree:
     """Returns a tree like `tree` with every leaf's NamedSharding, from the logical axes of its declaration.
 
-    A logical axis whose size the mesh axes do not divide is not split. A leaf without logical axes is replicated.
+    They are those of `weight_spec`. A leaf without logical axes is replicated.
 
     Args:
       zero1: cut the largest logical axis that data divides over it too, as the state of an optimizer may be.
@@ -273,22 +251,39 @@ def shardings(tree: Tree, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> 
     result = []
     for leaf in jax.tree.leaves(tree, is_leaf=_is_variable):
         value = leaf.get_value() if _is_variable(leaf) else leaf
-        axes = _axes(leaf, value)
-        on_mesh = spec(axes, value.shape, mesh.shape)
-        result.append(NamedSharding(mesh, _over_data(on_mesh, axes, value.shape, mesh.shape) if zero1 else on_mesh))
+        on_mesh = weight_spec(_axes(leaf, value), value.shape, mesh.shape, zero1=zero1)
+        result.append(NamedSharding(mesh, on_mesh))
     return jax.tree.unflatten(jax.tree.structure(tree), result)
 
 
-def _over_data(on_mesh: P, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int]) -> P:
-    """Returns the spec with one axis cut over data too, within its other parts, so that a part lies on its weight's."""
+def weight_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int], *, zero1: bool = False
+) -> P:
+    """Returns the mesh axes of a weight's logical axes.
+
+    An axis of the mesh that should cut the width and does not divide it cuts the largest other logical axis that it
+    divides (256 devices of fsdp and a gate of [640, 2048]: the 2048). What it cannot cut either is whole along it.
+
+    Args:
+      zero1: cut the largest logical axis that data divides over it too, as the state of an optimizer may be.
+    """
     stacked = len(shape) - len(axes)
-    cut: list[tuple[str, ...]] = [(x,) if isinstance(x, str) else tuple(x or ()) for x in on_mesh]
-    for axis in sorted(range(stacked, len(shape)), key=lambda axis: -shape[axis]):
-        parts = mesh["data"] * math.prod(mesh[name] for name in cut[axis])
-        if mesh["data"] > 1 and axes[axis - stacked] is not None and shape[axis] % parts == 0:
-            cut[axis] = (*cut[axis], "data")
-            break
+    cut = names_of(spec(axes, shape, mesh))
+    for name in (*(RULES["embed"] if "embed" in axes else ()), *(["data"] if zero1 else [])):
+        if mesh.get(name, 1) == 1 or any(name in names for names in cut):
+            continue
+        for axis in sorted(range(stacked, len(shape)), key=lambda axis: -shape[axis]):
+            # within its other parts, so that a part of the state lies on its weight's
+            parts = mesh[name] * math.prod(mesh[other] for other in cut[axis])
+            if axes[axis - stacked] is not None and shape[axis] % parts == 0:
+                cut[axis] = (*cut[axis], name)
+                break
     return P(*(names or None for names in cut))
+
+
+def names_of(on_mesh: P) -> list[tuple[str, ...]]:
+    """Returns the mesh axes over which each axis of an array is cut, outermost first."""
+    return [(names,) if isinstance(names, str) else tuple(names or ()) for names in on_mesh]
 
 
 def shardings_like(tree: Tree, params: Any, mesh: Mesh, *, zero1: bool = False) -> Tree:
@@ -332,7 +327,15 @@ def sum_groups(x_RVD: jax.Array) -> jax.Array:
     # summed whole and then cut, for each use of the table: of several such sums XLA for TPU makes one reduce-scatter of
     # the sum of all; written out as reduce-scatters, it takes them apart into an all-reduce of the whole gradient
     x_VD = constrain(jnp.sum(x_RVD, axis=0), "vocab_act", None)
-    return constrain(x_VD, "vocab", "embed")
+    return constrain_table(x_VD)
+
+
+def constrain_table(x_VD: jax.Array) -> jax.Array:
+    """Returns a [vocab, embed] table, or its gradient, sharded as weights are if a mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x_VD
+    return jax.lax.with_sharding_constraint(x_VD, weight_spec(TABLE, x_VD.shape, mesh.shape))
 
 
 def constrain_weights(tree: Tree, *, zero1: bool = False) -> Tree:
@@ -346,8 +349,8 @@ def constrain_weights(tree: Tree, *, zero1: bool = False) -> Tree:
 def lay_out_tables(gradients: Tree) -> Tree:
     """Returns gradients of weights with those of [vocab, embed] tables stored by columns, on several TPUs.
 
-    A table is cut along its columns, and XLA for TPU cuts a sum over devices where it is made only if the axis is not
-    that of lanes, as that of the columns is otherwise: with long rows the sum would be whole on every device.
+    Of tables that are cut along their columns: XLA for TPU cuts a sum over devices where it is made only if the axis is
+    not that of lanes, as that of the columns is otherwise: with long rows the sum would be whole on every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or platform() != "tpu":
@@ -355,7 +358,7 @@ def lay_out_tables(gradients: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(gradients)
     by_columns = Layout(major_to_minor=(1, 0))
     tables = (
-        with_layout_constraint(x, by_columns) if of == TABLE else x
+        with_layout_constraint(x, by_columns) if of == TABLE and spec(of, x.shape, mesh.shape)[1] else x
         for x, of in zip(leaves, tree_axes(gradients), strict=True)
     )
     return jax.tree.unflatten(structure, tables)

@@ -78,7 +78,7 @@ def check(
         # the data first: a missing file is an error within seconds, compiling takes longer
         with Pipeline(plan.data, seed=experiment.train.seed, rows=rows) as pipeline:
             batch = pipeline.next()
-        print(f"{experiment.mesh.describe(mesh.size)}\n")
+        print(_mesh(plan))
         print(weights_table(plan))
         print(_attention(plan))
         memory = estimate(plan)
@@ -185,6 +185,12 @@ def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
     return f"weights: from {name}, {path}\n{line}"
 
 
+def _mesh(plan: Plan) -> str:
+    """Returns what the mesh expands to, and a warning for each axis that leaves weights whole."""
+    line, warnings = plan.mesh_lines()
+    return "\n".join([line, *(f"warning: {warning}" for warning in warnings), ""])
+
+
 def weights_table(plan: Plan) -> str:
     """Returns one line per path: its number of layers, its shape, and the mesh axes that its axes are split over."""
     leaves = tree.leaves(plan.abstract.params)
@@ -196,8 +202,7 @@ def weights_table(plan: Plan) -> str:
     lines = ["weights                                   layers  shape of one          split over"]
     for path, path_leaves in by_path.items():
         axes = path_leaves[0].axes
-        spec = specs[path][-len(axes) :]  # a stack of layers has an axis in front
-        over = [(entry,) if isinstance(entry, str) else entry for entry in spec]
+        over = sharding.names_of(specs[path])[-len(axes) :]  # a stack of layers has an axis in front
         cut = ", ".join(f"{axis}: {' x '.join(names)}" for axis, names in zip(axes, over, strict=True) if names)
         lines.append(f"{path:42}{len(path_leaves):6}  {list(path_leaves[0].shape)!s:20}  {cut or '-'}")
     components = collections.Counter()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5g2.core import sharding, tree
+from t5g2.core.sharding import RULES
 from t5g2.models import kept
 from t5g2.models.attention_sites import layers_of
 from t5g2.models.backends import blockwise
@@ -193,9 +194,16 @@ def _side(experiment: Experiment, name: str, config: TextConfig, length: int) ->
     layer = 6 * inputs + tokens * size * (2 * (heads + kv_heads) + 3 * hidden)
     # gathered weights are in the compute dtype, their gradients in float32
     matrices = config.width * (2 * (heads + kv_heads) + 3 * hidden)
-    gathered = matrices * (size + 4) if sharding.parts("embed", config.width) > 1 else 0
+    gathered = matrices * (size + 4) if _is_gathered(config) else 0
     attention, projections = (tokens * size * width for width in (heads, heads + 2 * kv_heads))
     return _LayerBytes(name, config, inputs, attention, projections, 2 * tokens * size * hidden, layer, gathered)
+
+
+def _is_gathered(config: TextConfig | VisionConfig) -> bool:
+    """True if the weights of a layer, most of which are those of its MLP, are cut and gathered when it runs."""
+    mesh = jax.sharding.get_abstract_mesh().shape
+    over = sharding.names_of(sharding.weight_spec(("embed", "mlp"), (config.width, config.mlp_width), mesh))
+    return any(axis in names for axis in RULES["embed"] for names in over)
 
 
 def _local_rows(experiment: Experiment) -> int:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from t5g2.core.sharding import constrain
+from t5g2.core.sharding import constrain, constrain_table
 from t5g2.models import block_targets
 from t5g2.models.distillation import TeacherOutputs
 from t5g2.models.layers import Head
@@ -133,7 +133,7 @@ def _gradients(softcap: float | None, config: LossConfig, residuals, cotangents)
     if dx_SRKD is not None:
         dx_BTD = merge_groups(jnp.sum(dx_SRKD, axis=0).astype(hidden_BTD.dtype), targets_BT.shape)
     if dw_SPD is not None:
-        dw_VD = constrain(dw_SPD.reshape(table_VD.shape), "vocab", "embed")
+        dw_VD = constrain_table(dw_SPD.reshape(table_VD.shape))
     return dx_BTD, dw_VD, None, None, None  # targets, weights and the teacher's outputs are data
 
 

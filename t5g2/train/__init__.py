@@ -9,7 +9,7 @@ In the order in which they are best read:
                     encoder_offset: a soft start of merged attention
     state, step     the state of a run, and its pure update; teachers: the distributions of distillation
     plan            shapes, shardings and the compiled step, before any array exists; mesh_fit: what a mesh can cut;
-                    flops_budget: the length of a run that has a budget
+                    mesh_description: what it does cut; flops_budget: the length of a run that has a budget
     workdir         the files of a run; resume: the settings that may differ from the saved ones; files_of_weights:
                     what the model folder takes over from the weights of the start
     restore         the state that a run starts from; adaptation: weights of a decoder-only model; data_resume: the data

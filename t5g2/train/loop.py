@@ -59,7 +59,7 @@ def train(
         waiting = stack.enter_context(HangTimeout(experiment.train.hang_timeout_secs))
         preempted = stack.enter_context(preemption.on_signals(waiting))
         stack.enter_context(jax.set_mesh(mesh))
-        recorder.log_devices(mesh, experiment.mesh)
+        recorder.log_devices(mesh)
 
         # 2 shapes: the state and its shardings; no array yet
         plan = plans.make(experiment, mesh)

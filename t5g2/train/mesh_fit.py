@@ -33,7 +33,7 @@ def _check_heads(experiment: Experiment, tensor: int) -> None:
         if stack.heads % tensor:
             raise UserError(
                 f"mesh.tensor = {tensor} does not divide the {stack.heads} query heads of the {name}, which are cut "
-                f"over it; set it to {_listed(_divisors(stack.heads))}, and use mesh.fsdp for the other devices"
+                f"over it; set it to {_listed(divisors(stack.heads))}, and use mesh.fsdp for the other devices"
             )
 
 
@@ -46,7 +46,7 @@ def _check_length(experiment: Experiment, context: int) -> None:
     length = experiment.data.encoder_length
     if length % context:
         lengths = [size for size in (length // context * context, -(-length // context) * context) if size]
-        sizes = _divisors(length)
+        sizes = divisors(length)
         near = [max(size for size in sizes if size < context), *(size for size in sizes if size > context)][:2]
         raise UserError(
             f"data.encoder_length = {length} cannot be cut into mesh.context = {context} equal parts; set it to "
@@ -76,7 +76,8 @@ def check_offload(compute: Compute, mesh: Mesh, *, platform: str | None = None) 
         )
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Returns the divisors of a number, from 1 to itself."""
     return [size for size in range(1, number + 1) if number % size == 0]
 
 

@@ -33,6 +33,7 @@ from t5g2.train import state as states
 from t5g2.train import step as steps
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
+from t5g2.train.mesh_description import WholeWeights, describe
 from t5g2.train.state import TrainState
 
 # of XLA for TPU. Products with weights that FSDP has cut are not computed step by step while the weights arrive: a step
@@ -88,6 +89,12 @@ class Plan:
             decoder.width,
             self.platform or self.mesh.devices.flat[0].platform,
         )
+
+    def mesh_lines(self) -> tuple[str, list[str]]:
+        """Returns the mesh in words, and a warning for each of its axes that leaves weights whole."""
+        shape = self.experiment.mesh
+        whole = WholeWeights(self.abstract.params, self.mesh.shape, zero1=shape.zero1)
+        return describe(shape, self.mesh.size, whole.shares), whole.warnings()
 
     @property
     def head_description(self) -> str:
@@ -160,7 +167,11 @@ class Plan:
             )
 
     def compile(self) -> Any:
-        """Compiles the train step; logs attention's backends, the loss head's strategy, time and memory."""
+        """Compiles the train step; logs what the mesh cuts, attention's backends, the loss head, time and memory."""
+        line, warnings = self.mesh_lines()
+        log.info("%s", line)
+        for warning in warnings:
+            log.warning("%s", warning)
         for name, chosen in self.attention().items():
             log.info("attention of %s layers: %s (%s)", name, chosen.name, chosen.reason)
         log.info("loss head: %s", self.head_description)

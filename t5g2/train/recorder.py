@@ -13,7 +13,6 @@ from jax.experimental import multihost_utils
 from t5g2.core import device, logs, metrics_writer
 from t5g2.core.batch import HostBatch
 from t5g2.core.logs import log
-from t5g2.core.sharding import MeshShape
 from t5g2.core.startup import START_UP
 from t5g2.eval import evaluation
 from t5g2.eval.tasks import TaskResult
@@ -24,15 +23,14 @@ from t5g2.train.experiment import Experiment
 from t5g2.train.step import Metrics
 
 
-def log_devices(mesh: jax.sharding.Mesh, shape: MeshShape) -> None:
-    """Logs the devices, the mesh and what its shape expands to, the number of processes and versions of libraries."""
+def log_devices(mesh: jax.sharding.Mesh) -> None:
+    """Logs the devices, the mesh, the number of processes and versions of libraries."""
     import flax
     import orbax.checkpoint
 
     kinds = sorted({d.device_kind for d in mesh.devices.flat})
     axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
     log.info("%d x %s as %s, %d processes", mesh.size, ", ".join(kinds), axes, jax.process_count())
-    log.info("%s", shape.describe(mesh.size))
     log.info("jax %s, flax %s, orbax %s", jax.__version__, flax.__version__, orbax.checkpoint.__version__)
     START_UP.ended("devices")
 

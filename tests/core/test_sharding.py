@@ -125,27 +125,6 @@ def test_a_size_of_many_digits_has_the_allowed_ones():
         meshes.shape_of("data=99999999")
 
 
-def test_a_strategy_says_what_it_expands_to():
-    assert MeshShape(strategy="zero1", tensor=2).describe(8) == (
-        "mesh.strategy=zero1: data=4 x fsdp=1 x context=1 x tensor=2; rows over data (4 parts); encoder tokens whole; "
-        "heads, MLP, vocabulary over tensor (2 parts); weights over tensor (2 parts); "
-        "optimizer state over tensor x data (8 parts)"
-    )
-    assert MeshShape(strategy="fsdp", context=4, slices=2).describe(16) == (
-        "mesh.strategy=fsdp: data=2 x fsdp=2 x context=4 x tensor=1, data in 2 slices; "
-        "rows over data x fsdp (4 parts); encoder tokens over context (4 parts); "
-        "heads, MLP, vocabulary whole; weights over fsdp x context (8 parts); "
-        "optimizer state over fsdp x context (8 parts)"
-    )
-    assert (
-        MeshShape()
-        .describe(1)
-        .endswith(
-            "; rows whole; encoder tokens whole; heads, MLP, vocabulary whole; weights whole; optimizer state whole"
-        )
-    )
-
-
 class Device:
     """A TPU as jax shows it: of a slice, at a place in its network of so many columns, and rows of a layer."""
 
@@ -192,6 +171,27 @@ def test_moments_may_be_cut_over_data_too():
     state = jax.eval_shape(optax.adamw(1e-3).init, params)
     cut = meshes.shardings_like(state, params, mesh, zero1=True)
     assert jax.tree.leaves(cut[0].mu) == jax.tree.leaves(places)
+
+
+def test_a_size_that_does_not_divide_the_width_cuts_another_axis():
+    """Of 270M, whose width is 640, on 256 and 512 devices; with tensor within its part; of 1B what 512 cannot cut."""
+    fsdp, gate = {"data": 1, "fsdp": 256, "context": 1, "tensor": 1}, ("embed", "mlp")
+
+    def cut(axes, shape, mesh, *, zero1=False):
+        return tuple(names or None for names in meshes.names_of(meshes.weight_spec(axes, shape, mesh, zero1=zero1)))
+
+    assert cut(gate, (640, 2048), fsdp) == (None, ("fsdp",))
+    assert cut(("vocab", "embed"), (262144, 640), fsdp) == (("fsdp",), None)
+    assert cut(("embed", "heads", "head_size"), (640, 4, 256), fsdp) == (None, None, ("fsdp",))
+    assert cut(gate, (9, 640, 2048), fsdp) == (None, None, ("fsdp",)), "a stack of layers is not cut"
+    assert cut(gate, (640, 2048), fsdp | {"tensor": 2}) == (None, ("tensor", "fsdp"))
+    assert cut(gate, (640, 2048), fsdp | {"fsdp": 512, "data": 2}, zero1=True) == (None, ("fsdp", "data"))
+    assert cut(gate, (1152, 6912), fsdp | {"fsdp": 512}) == (None, None)
+    assert cut(gate, (640, 2048), fsdp | {"fsdp": 64, "context": 4}) == (("fsdp",), ("context",))
+    # as ever where sizes divide the width, and of arrays that have none
+    assert cut(gate, (640, 2048), fsdp | {"fsdp": 128}) == (("fsdp",), None)
+    assert cut(gate, (640, 2048), fsdp | {"fsdp": 32, "context": 4}) == (("fsdp", "context"), None)
+    assert cut(("mlp",), (2048,), fsdp) == (None,)
 
 
 def test_weights_follow_their_logical_axes(mesh):

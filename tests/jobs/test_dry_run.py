@@ -259,6 +259,24 @@ def test_kernels_are_known_where_their_devices_are_simulated(capsys):
     assert "tpu_custom_call" not in lowered.as_text()
 
 
+def test_the_table_and_the_mesh_say_what_is_cut_of_an_odd_width(capsys):
+    """8 devices divide the MLP and the vocabulary, and neither the width nor the size of a head."""
+    model = replace(GEMMA3, width=60, head_size=12)
+    dry_run.check(experiment(model, mesh__fsdp=8), compiled=False)
+    text = capsys.readouterr().out
+    attention = 4 * 60 * 12 * (2 * 4 + 2 * 2)
+    share = attention / (attention + 4 * 3 * 60 * 256 + 2048 * 60)
+    assert f"; weights over fsdp (8 parts), {share:.1%} of them whole along fsdp; " in text
+    assert re.search(
+        rf"^warning: mesh.fsdp = 8 divides no axis of layers.attention.\w+ .* and 3 more: {share:.1%} of the weights "
+        r".*; set mesh.fsdp to 4 and mesh.data to 2$",
+        text,
+        re.MULTILINE,
+    )
+    assert re.search(r"^layers.mlp.gate +4  \[60, 256\] +mlp: fsdp$", text, re.MULTILINE)
+    assert re.search(r"^layers.attention.q +4  \[60, 4, 12\] +-$", text, re.MULTILINE)
+
+
 def test_what_no_device_has_is_not_compiled(capsys, monkeypatch):
     monkeypatch.setattr(dry_run, "MOST", 2**20)
     dry_run.check(experiment(T5GEMMA2, mesh__fsdp=8))

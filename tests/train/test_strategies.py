@@ -1,6 +1,7 @@
 """Strategies: loss and gradients of every mesh are those of one device; ZeRO-1, what crosses devices, what fits."""
 
 import functools
+import math
 from dataclasses import replace
 
 import jax
@@ -35,6 +36,12 @@ def shallow(config, **changes):
 MODELS = {
     "t5gemma 2": replace(tiny.T5GEMMA2, encoder=shallow(tiny.GEMMA3), decoder=shallow(tiny.GEMMA3, window=5)),
     "t5gemma": replace(tiny.T5GEMMA, encoder=shallow(tiny.T5GEMMA.encoder), decoder=shallow(tiny.T5GEMMA.decoder)),
+    # 8 devices divide its MLP, vocabulary and heads' size, and not its width
+    "odd width": replace(
+        tiny.T5GEMMA2,
+        encoder=shallow(tiny.GEMMA3, width=36, layers=1),
+        decoder=shallow(tiny.GEMMA3, width=36, layers=1, window=5),
+    ),
     "with images": replace(tiny.T5GEMMA2, encoder=shallow(tiny.GEMMA3_IMAGES), decoder=shallow(tiny.GEMMA3, window=5)),
 }
 STRATEGIES = {
@@ -42,6 +49,7 @@ STRATEGIES = {
     "zero1 + context": MeshShape(strategy="zero1", context=4),
     "fsdp + tensor + context": MeshShape(strategy="fsdp", tensor=2, context=2),
     "context": MeshShape(data=1, context=8),
+    "fsdp": MeshShape(strategy="fsdp"),
 }
 
 
@@ -70,7 +78,7 @@ def run(model: str, strategy: str, backend: str, microbatches: int = 1):
     shape, config, batch = STRATEGIES[strategy], MODELS[model], make_batch(model == "with images")
     mesh = meshes.make(shape, jax.devices()[: 1 if strategy == "one device" else 8])
     # both strategies of the head, with the decoder's tokens in equal parts
-    head = "vocabulary" if strategy == "context" else "tokens"
+    head = "vocabulary" if strategy in ("context", "fsdp") else "tokens"
     loss = LossConfig(tile_tokens=4, z_loss=0.01, strategy=head, block_rows=32)
     options = step.StepOptions(
         Compute(dtype="float32", backend=backend), microbatches=microbatches, loss=loss, zero1=shape.zero1
@@ -97,6 +105,7 @@ def run(model: str, strategy: str, backend: str, microbatches: int = 1):
         ("t5gemma 2", "context", "blockwise", 1),
         ("t5gemma", "fsdp + tensor + context", "blockwise", 1),
         ("with images", "zero1 + context", "blockwise", 1),
+        ("odd width", "fsdp", "blockwise", 1),
     ],
 )
 def test_every_strategy_has_the_loss_and_gradients_of_one_device(devices, model, strategy, backend, microbatches):
@@ -105,6 +114,16 @@ def test_every_strategy_has_the_loss_and_gradients_of_one_device(devices, model,
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5)
     for g, w in zip(*map(jax.tree.leaves, (got[1], wanted[1])), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=1e-5 * np.abs(w).max() + 1e-6)
+
+
+def test_a_width_that_the_devices_do_not_divide_is_no_reason_for_whole_weights(devices):
+    """Every weight but norms, and its moments, is in 8 parts: a device holds an eighth of them."""
+    updates = optim.make(optim.OptimConfig(Constant(0.1)), 10, build.abstract(MODELS["odd width"]))
+    mesh = meshes.make(STRATEGIES["fsdp"], devices)
+    on_mesh = state.abstract(MODELS["odd width"], updates, mesh=mesh, param_dtype="float32")
+    for x in jax.tree.leaves((on_mesh.params, on_mesh.opt)):
+        own, size = math.prod(x.sharding.shard_shape(x.shape)), x.size
+        assert own * 8 == size or size <= 36, (x.shape, x.sharding.spec)
 
 
 def test_cut_columns_of_a_row_meet_in_blocks(devices, monkeypatch):
