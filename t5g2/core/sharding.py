@@ -203,19 +203,22 @@ def _arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
 
 
 def _slices(devices: Sequence[Any], count: int) -> list[Sequence[Any]]:
-    """Returns the devices of each slice; of devices that know none, as many neighbours each.
+    """Returns the devices of each slice; of others than TPUs, which know none, as many neighbours each.
 
     Raises:
       UserError: the TPUs are in another number of slices.
     """
     by_slice = defaultdict(list)
     for device in devices:
-        by_slice[getattr(device, "slice_index", None)].append(device)
-    if devices[0].platform == "tpu" and None not in by_slice:
+        # TPUs of a slice that is described, and not there, know of no other one
+        by_slice[getattr(device, "slice_index", 0)].append(device)
+    if devices[0].platform == "tpu":
         if len(by_slice) != count:
+            slices = "one slice" if len(by_slice) == 1 else f"{len(by_slice)} slices"
+            data = "" if len(by_slice) == 1 else ", and mesh.data to a multiple of it"
             raise UserError(
-                f"mesh.slices = {count}, and the {len(devices)} TPUs are in {len(by_slice)} slices; set mesh.slices to "
-                f"{len(by_slice)}, and mesh.data to a multiple of it"
+                f"mesh.slices = {count}, and the {len(devices)} TPUs are in {slices}; set mesh.slices to "
+                f"{len(by_slice)}{data}"
             )
         return [by_slice[index] for index in sorted(by_slice)]
     size = len(devices) // count

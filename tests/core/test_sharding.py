@@ -148,6 +148,23 @@ def test_slices_are_the_outer_part_of_data(devices):
         meshes._slices([Device(i, 2) for i in range(8)], 1)
 
 
+class DescribedDevice(Device):
+    """A TPU of a slice that is described and not there, as jax shows it: it has no `slice_index`."""
+
+    def __init__(self, number: int):
+        super().__init__(number, 1, (2, 2))
+        del self.slice_index
+
+
+def test_a_slice_that_is_described_is_one():
+    tpus = [DescribedDevice(number) for number in range(4)]
+    assert meshes._slices(tpus, 1) == [tpus]
+    for shape in (MeshShape(slices=2), MeshShape(strategy="fsdp", slices=4)):
+        message = rf"mesh.slices = {shape.slices}, and the 4 TPUs are in one slice; set mesh.slices to 1$"
+        with pytest.raises(UserError, match=message):
+            meshes.make(shape, tpus)
+
+
 def test_an_axis_may_be_a_part_of_one_of_the_network():
     """8 of 4 x 4 x 4 chips are two rows of 4, one beside the other: no two neighbours of a group are apart."""
     made = meshes.make(MeshShape(fsdp=8, context=8, data=1), [Device(i, 1, (4, 4), "TPU v5") for i in range(64)])
