@@ -10,10 +10,11 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from t5g2.core.errors import unknown
+from t5g2.core.errors import UserError, unknown
 
 ATTENTION, PROJECTIONS, MLP = "attention", "projections", "mlp"
 NAMES = (ATTENTION, PROJECTIONS, MLP)
+ALONE = ("none", "block")  # settings that are no names
 INPUT = "input"  # of a block; kept with every policy, and named so that it can be moved to the host
 HOST = "pinned_host"  # the memory that jax moves arrays to
 
@@ -29,12 +30,17 @@ def names(remat: str) -> tuple[str, ...]:
     Raises:
       UserError: it is neither "none" nor "block" nor made of names.
     """
-    if remat in ("none", "block"):
+    if remat in ALONE:
         return ()
     parts = tuple(part.strip() for part in remat.split(","))
     for part in parts:
+        if part in ALONE:
+            raise UserError(
+                f"remat = {remat!r} joins {part!r} with others, and it stands alone; set remat to {part!r}, or to "
+                f"names of what is kept, joined by commas: {', '.join(NAMES)}"
+            )
         if part not in NAMES:
-            raise unknown("remat", part, ("none", "block", *NAMES))
+            raise unknown("remat", part, (*ALONE, *NAMES))
     return parts
 
 

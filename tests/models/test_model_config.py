@@ -52,6 +52,12 @@ def test_a_wrong_rope_is_refused():
     [
         ({"dtype": "float16"}, "unknown dtype 'float16'.*Allowed: bfloat16, float32"),
         ({"remat": "blocks"}, "unknown remat 'blocks'; did you mean 'block'.*attention, block, mlp, none, projections"),
+        (
+            {"remat": "attention,block"},
+            "^remat = 'attention,block' joins 'block' with others, and it stands alone; set remat to 'block', or to "
+            "names of what is kept, joined by commas: attention, projections, mlp$",
+        ),
+        ({"remat": "none, mlp"}, "^remat = 'none, mlp' joins 'none' with others, and it stands alone"),
         ({"backend": "refernce"}, "unknown attention backend 'refernce'; did you mean 'reference'"),
     ],
 )
