@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 from t5g2.core.errors import UserError, unknown
@@ -106,8 +107,9 @@ def target(text: str) -> Target:
     chip = CHIPS[name]
     if topology in chip.topologies:
         return Target(chip, _sides(topology))
-    parts = topology.split("x")
-    numbers = [int(part) for part in parts] if all(part.isdecimal() for part in parts) and topology else []
+    # longer numbers are no sides, and Python neither reads nor divides numbers of any length
+    is_sides = re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9}){0,3}", topology)
+    numbers = _sides(topology) if is_sides else ()
     chips = math.prod(numbers) if numbers else 4
     nearest = sorted(chip.topologies, key=lambda other: abs(math.log(math.prod(_sides(other)) / max(chips, 1))))[:3]
     given = f"no slice of {chips:,} chips with these sides" if numbers else "slices that are named by their sides"

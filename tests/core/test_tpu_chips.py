@@ -29,6 +29,10 @@ def test_targets(text, chips):
         ("v5p", r"--target=v5p: v5p has slices that are named by their sides; the nearest are v5p:2x2x1"),
         ("v5p:", r"v5p has slices that are named by their sides"),
         ("v5p:axb", r"v5p has slices that are named by their sides"),
+        (f"v5p:{'9' * 330}", r"9: v5p has slices that are named by their sides; the nearest are v5p:2x2x1"),
+        (f"v5e:2x{'9' * 5000}", r"9: v5e has slices that are named by their sides"),
+        ("v5e:²x2", r"v5e has slices that are named by their sides"),
+        ("v5e:999999999x999999999", r"no slice of 999,999,998,000,000,001 chips .*; the nearest are v5e:16x16, "),
         ("v5p:0x0x0", r"v5p has no slice of 0 chips with these sides"),
     ],
 )
