@@ -1,5 +1,6 @@
 """The rules between a mesh and an experiment: what does not fit is an error before anything is computed."""
 
+import math
 from typing import Any
 
 from jax.sharding import Mesh
@@ -16,28 +17,29 @@ def check(experiment: Experiment, mesh: Mesh) -> None:
     """Checks that rows, query heads and the encoder's length can be cut over the mesh.
 
     Raises:
-      UserError: one of them cannot; the message has the nearest that can.
+      UserError: one of them cannot; the message has what can, on as many devices.
     """
     check_rows(experiment.data.rows, experiment.train.microbatches, device_groups=sharding.devices("rows", mesh))
-    _check_heads(experiment, mesh.shape["tensor"])
+    _check_heads(experiment, mesh.shape["tensor"], mesh.size)
     if (context := mesh.shape["context"]) > 1:
-        _check_length(experiment, context)
+        _check_length(experiment, context, mesh.size)
 
 
-def _check_heads(experiment: Experiment, tensor: int) -> None:
+def _check_heads(experiment: Experiment, tensor: int, devices: int) -> None:
     model: Any = experiment.model
     stacks = {"decoder": model.decoder_stack}
     if isinstance(model, EncoderDecoderConfig):
         stacks = {"encoder": model.encoder, **stacks}
     for name, stack in stacks.items():
         if stack.heads % tensor:
+            sizes = divisors(math.gcd(stack.heads, devices))
             raise UserError(
                 f"mesh.tensor = {tensor} does not divide the {stack.heads} query heads of the {name}, which are cut "
-                f"over it; set it to {_listed(divisors(stack.heads))}, and use mesh.fsdp for the other devices"
+                f"over it; set it to {_listed(sizes)}, and use mesh.fsdp for the other devices"
             )
 
 
-def _check_length(experiment: Experiment, context: int) -> None:
+def _check_length(experiment: Experiment, context: int, devices: int) -> None:
     if not isinstance(experiment.model, EncoderDecoderConfig):
         raise UserError(
             f"mesh.context = {context} and the model is decoder-only; the axis cuts the tokens of an encoder: set it "
@@ -46,7 +48,7 @@ def _check_length(experiment: Experiment, context: int) -> None:
     length = experiment.data.encoder_length
     if length % context:
         lengths = [size for size in (length // context * context, -(-length // context) * context) if size]
-        sizes = divisors(length)
+        sizes = divisors(math.gcd(length, devices))
         near = [max(size for size in sizes if size < context), *(size for size in sizes if size > context)][:2]
         raise UserError(
             f"data.encoder_length = {length} cannot be cut into mesh.context = {context} equal parts; set it to "

@@ -158,9 +158,11 @@ def test_cut_columns_of_a_row_meet_in_blocks(devices, monkeypatch):
             MeshShape(data=1, context=8),
             100,
             r"encoder_length = 100 cannot be cut into mesh.context = 8 equal parts; set it to 96 or 104, or "
-            r"mesh.context to 5 or 10",
+            r"mesh.context to 4$",
         ),
-        (MeshShape(data=1, context=8), 101, "set it to 96 or 104, or mesh.context to 1 or 101$"),
+        (MeshShape(data=1, context=8), 196, "set it to 192 or 200, or mesh.context to 4$"),
+        (MeshShape(data=2, context=4), 202, "set it to 200 or 204, or mesh.context to 2$"),
+        (MeshShape(context=2), 101, "set it to 100 or 102, or mesh.context to 1$"),
         (MeshShape(data=1, context=8), 0, "mesh.context = 8 and the model is decoder-only; .* set it to 1, and use"),
         (MeshShape(data=4, context=2), 256, r"data.rows = 2 cannot be split evenly .* on 4 groups of devices"),
     ],
@@ -170,6 +172,12 @@ def test_a_mesh_that_does_not_fit_names_what_does(devices, shape, length, messag
     made = replace(made, data=replace(made.data, encoder_length=length))
     with pytest.raises(UserError, match=message):
         plans.local_rows(made, meshes.make(shape))
+
+
+def test_sizes_of_tensor_that_are_named_divide_the_devices_too(devices):
+    made = experiment(replace(GEMMA3, heads=6, kv_heads=2))
+    with pytest.raises(UserError, match=r"does not divide the 6 query heads of the decoder, .* set it to 1 or 2, and"):
+        plans.local_rows(made, meshes.make(MeshShape(tensor=4)))
 
 
 def test_offloading_where_there_is_one_memory_is_an_error(devices):
