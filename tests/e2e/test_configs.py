@@ -126,6 +126,15 @@ def test_a_size_that_is_not_released_names_those_that_are(family, argument, monk
     assert f"Allowed: {', '.join(sorted(ARGUMENTS[family]))}" in str(raised.value)
 
 
+@pytest.mark.parametrize("config", ["t5gemma2.py:270m-270m", "t5gemma.py:2b-2b", "gemma.py:gemma3:1b"])
+def test_a_strategy_holds_over_the_sizes_of_a_config(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    on_8 = {"zero1": (8, 1, 1, 1), "data": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "axes": (1, 8, 1, 1)}
+    for strategy, sizes in on_8.items():
+        mesh = config_file.load(f"configs/{config}", [("mesh.strategy", strategy)]).mesh
+        assert (mesh.sizes(8), mesh.zero1) == (sizes, strategy == "zero1")
+
+
 def test_what_the_reports_say_is_in_the_configs(monkeypatch):
     """T5Gemma 2: 2T tokens in batches of 4.2M, 16K on either side. T5Gemma 9B-2B: cross-attention alone at first."""
     monkeypatch.chdir(ROOT)
