@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command on one host of a slice, and starts it again when it fails. All hosts do, and find each other again: when a
-# process dies, the others end too (train.hang_timeout_secs).
+# process dies, the others end too (docs/howto/hosts.md).
 #
 #   RETRIES=3 launch/tpu_vm/host.sh ~/venv/bin/t5g2 train --config=… --workdir=…
 #

@@ -1,5 +1,6 @@
 """Joining of several processes into one run, and the process that writes."""
 
+import faulthandler
 import importlib.util
 import os
 import re
@@ -13,9 +14,11 @@ from typing import Literal, TypeVar
 import jax
 import numpy as np
 
-from t5g2.core.errors import UserError, unknown
+from t5g2.core.errors import MachineError, UserError, unknown
+from t5g2.core.terminal import escaped
 
 Result = TypeVar("Result")
+Default = TypeVar("Default")
 
 
 def is_primary() -> bool:
@@ -49,7 +52,16 @@ def on_primary(function: Callable[[], Result]) -> Result | None:
 
 
 LEAVE_SECS = 5
-_PROCESS_VARIABLES = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+JOIN_SECS = 300
+# JAX ends a process that learns of the death of another with SIGABRT, status 134 in a shell: of process 0, to which all
+# are connected, at once, of another after so long without a heartbeat. train.hang_timeout_secs is longer by default,
+# and is for those that live and are held up. Not longer here: nothing else finds the dead of an evaluation or a start.
+HEARTBEAT_SECS = 100
+_OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_REMEDY = (
+    f"JAX detects the processes of Cloud TPU, Slurm, Open MPI and, with the package kubernetes, Kubernetes by itself; "
+    f"elsewhere set {', '.join(_OURS[:-1])} and {_OURS[-1]}, or use --distributed=off"
+)
 
 
 def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
@@ -58,29 +70,83 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     JAX finds the coordinator and the process's number by itself on Cloud TPU, Slurm, Open MPI and, with the package
     kubernetes, Kubernetes; elsewhere set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
+    From then on, if another process dies, this one ends within HEARTBEAT_SECS, with the stacks of its threads. If not
+    all have joined after JOIN_SECS, it ends too.
+
     Args:
       distributed: "auto" joins if the environment describes several processes, "on" always, "off" never.
 
     Raises:
       UserError: the other processes cannot be joined, for example because nothing describes them.
+      MachineError: the coordinator cannot be started, for example because its port is in use.
     """
     if distributed not in ("auto", "on", "off"):
         raise unknown("value", distributed, ("auto", "on", "off"), where="of --distributed")
     if distributed == "off" or jax.distributed.is_initialized():
         return
     if distributed == "auto" and not _has_other_processes(os.environ):
+        _check_that_none_is_missing(os.environ)
         return
+    # JAX reads JAX_COORDINATOR_ADDRESS by itself, but not these two
+    processes, process = (_number(os.environ, name, None) for name in _OURS[1:])
+    address = _coordinator(os.environ)
+    print(
+        escaped(f"joining the other processes{f' at {address}' if address else ''}, for at most {JOIN_SECS} s"),
+        file=sys.stderr,
+        flush=True,
+    )
+    devices = [] if _is_alone_on_its_host(os.environ) else None
+    # JAX ends a process by SIGABRT, of which else only the stack of its own thread in C++ would be seen
+    faulthandler.enable(file=sys.__stderr__ or 2)
     try:
-        # JAX reads JAX_COORDINATOR_ADDRESS by itself, but not these two
-        processes, process = (int(os.environ[k]) if k in os.environ else None for k in _PROCESS_VARIABLES)
-        devices = [] if _is_alone_on_its_host(os.environ) else None
-        jax.distributed.initialize(num_processes=processes, process_id=process, local_device_ids=devices)
-        sys.excepthook = _print_and_leave
+        jax.distributed.initialize(
+            num_processes=processes,
+            process_id=process,
+            local_device_ids=devices,
+            initialization_timeout=JOIN_SECS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECS,
+        )
     except ValueError as error:
+        raise UserError(f"this process cannot join the others: {error} {_REMEDY}") from None
+    except jax.errors.JaxRuntimeError as error:
+        raise MachineError(
+            f"this process cannot join the others: {error}; if the coordinator's port is in use, give another"
+        ) from None
+    sys.excepthook = _print_and_leave
+
+
+def _check_that_none_is_missing(environ: Mapping[str, str]) -> None:
+    """Raises if the environment names other processes but not where they are: each would run the whole job."""
+    set_names = [name for name in _OURS if name in environ]
+    if set_names and _number(environ, "JAX_NUM_PROCESSES", None) != 1:
+        values = " and ".join(f"{name}={environ[name]}" for name in set_names)
+        missing = " and ".join(name for name in _OURS if name not in environ)
         raise UserError(
-            f"this process cannot join the others: {error} JAX detects the processes of Cloud TPU, Slurm, Open MPI "
-            f"and, with the package kubernetes, Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS, "
-            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID, or use --distributed=off"
+            f"{values} in the environment without {missing}, so this process cannot join the others; set all three, or "
+            f"use --distributed=off for a process that is alone"
+        )
+
+
+def _coordinator(environ: Mapping[str, str]) -> str | None:
+    """Returns JAX_COORDINATOR_ADDRESS; None = JAX has to find the coordinator."""
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"):
+        host, _, port = environ.get(name, "host:1").rpartition(":")
+        if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+            raise UserError(
+                f"{name}={environ[name]} in the environment is no host:port, with a port of 1 to 65535, such as "
+                f"10.0.0.1:8476; correct or unset it, or use --distributed=off"
+            )
+    return environ.get("JAX_COORDINATOR_ADDRESS")
+
+
+def _number(environ: Mapping[str, str], name: str, default: Default) -> int | Default:
+    """Returns the whole number that a variable holds, the default if it is not set."""
+    try:
+        return int(environ[name]) if name in environ else default
+    except ValueError:
+        raise UserError(
+            f"{name}={environ[name]} in the environment is no whole number; correct or unset it, or use "
+            f"--distributed=off"
         ) from None
 
 
@@ -100,7 +166,7 @@ def _is_alone_on_its_host(environ: Mapping[str, str]) -> bool:
         for count, repeats in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
         for _ in range(int(repeats or 1))
     ]
-    node = int(environ.get("SLURM_NODEID", 0))
+    node = _number(environ, "SLURM_NODEID", 0)
     return node < len(tasks) and tasks[node] == 1
 
 
@@ -127,12 +193,12 @@ def _print_and_leave(kind: type[BaseException], error: BaseException, trace: Tra
 
 def _has_other_processes(environ: Mapping[str, str]) -> bool:
     """True if the environment describes several processes, or this host may be one of several of a Cloud TPU."""
-    if "JAX_COORDINATOR_ADDRESS" in environ or int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if "JAX_COORDINATOR_ADDRESS" in environ or _number(environ, "OMPI_COMM_WORLD_SIZE", 1) > 1:
         return True
     # SLURM_STEP_NUM_TASKS counts what one srun started; without srun there is no step and this process is alone
-    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    if _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
         return True
-    if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or int(environ.get("MEGASCALE_NUM_SLICES", 1)) > 1:
+    if "," in environ.get("TPU_WORKER_HOSTNAMES", "") or _number(environ, "MEGASCALE_NUM_SLICES", 1) > 1:
         return True
     # a pod of an Indexed Job knows its number; of how many, the package asks the cluster
     if "KUBERNETES_SERVICE_HOST" in environ and (index := environ.get("JOB_COMPLETION_INDEX")) is not None:

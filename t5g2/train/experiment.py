@@ -108,7 +108,8 @@ class Train:
         and TensorBoard; None = no trace. It changes nothing that is computed.
       encoder_offset: soft start of merged attention: an offset on the scores of the encoder's keys that rises to 0.
       hang_timeout_secs: of several processes, one that is held up for so long between two steps, or two batches of an
-        evaluation, ends with status 1 and the stacks of its threads, because another one has died; run again to go on.
+        evaluation, ends with status 1 and the stacks of its threads; run again to go on. If another one has died, JAX
+        ends it with status 134 and the stacks, unless this comes first: at once for process 0, else after 50 to 100 s.
       flops: budget of the whole run, forward and backward, in place of `steps`, which are derived from the exact FLOPs
         of the run's own rows (flops_budget.py); None = no budget. experiment.json has both.
     """

@@ -48,7 +48,7 @@ def test_what_is_run(cluster, tmp_path):
     [
         ([2], [2]),
         ([143, 143, 143, 143, 143, 0], [143, 143, 143, 143, 143, 0]),  # preempted without end
-        ([1, 143, 137, 1, 1], [1, 143, 137, 1, 1]),  # three failures are tried again, the fourth is the last
+        ([1, 143, 137, 134, 1], [1, 143, 137, 134, 1]),  # three failures are tried again, the fourth is the last
         ([1, 2], [1, 2]),
     ],
 )

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from t5g2.core import distributed
@@ -186,3 +187,55 @@ def test_joining_when_nobody_is_there():
     assert json.loads(join("auto", {}).communicate(timeout=60)[0]) == [0, 1, "all"]
     with pytest.raises(UserError, match=r"unknown value 'of' of --distributed; did you mean 'off'"):
         distributed.initialize("of")
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            "JAX_NUM_PROCESSES=2 and JAX_PROCESS_ID=1 in the environment without JAX_COORDINATOR_ADDRESS, so this "
+            "process cannot join the others; set all three, or use --distributed=off for a process that is alone",
+        ),
+        (
+            {"JAX_PROCESS_ID": "0"},
+            "JAX_PROCESS_ID=0 in the environment without JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES, so",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "127.0.0.1"},
+            "JAX_COORDINATOR_ADDRESS=127.0.0.1 in the environment is no host:port, with a port of 1 to 65535, such as "
+            "10.0.0.1:8476; correct or unset it, or use --distributed=off",
+        ),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS= in the environment is no host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:65536"}, "JAX_COORDINATOR_ADDRESS=a:65536 in the environment is no host:port"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_COORDINATOR_BIND_ADDRESS": "[::]:²"},
+            "JAX_COORDINATOR_BIND_ADDRESS=[::]:² in the environment is no host:port",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two"},
+            "JAX_NUM_PROCESSES=two in the environment is no whole number; correct or unset it, or use "
+            "--distributed=off",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "x"}, "OMPI_COMM_WORLD_SIZE=x in the environment is no whole number"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS= in the environment is no whole number"),
+        (SLURM | {"SLURM_NODEID": "n1"}, "SLURM_NODEID=n1 in the environment is no whole number"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "this process cannot join the others: process_id and num_processes must be nonnegative, with process_id < "
+            "num_processes. Got process_id=2, num_processes=2. JAX detects",
+        ),
+    ],
+)
+def test_a_wrong_environment_is_named(monkeypatch, environ, message):
+    monkeypatch.setattr(os, "environ", CPU | environ)
+    with pytest.raises(UserError) as raised:
+        distributed.initialize("auto")
+    assert str(raised.value).startswith(message)
+    distributed.initialize("off")
+
+
+def test_one_process_needs_no_coordinator(monkeypatch):
+    monkeypatch.setattr(os, "environ", CPU | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"})
+    distributed.initialize("auto")
+    assert not jax.distributed.is_initialized()

@@ -568,7 +568,7 @@ if out.name == "late":
 
 @pytest.mark.parametrize(
     ("statuses", "retries", "code", "starts"),
-    [([1, 1, 0], 2, None, 3), ([1, 1, 0], 1, 1, 2), ([2, 0], 3, 2, 1), ([1, 2, 0], 3, 2, 2), ([137, 0], 1, None, 2)],
+    [([1, 1, 0], 2, None, 3), ([1, 1, 0], 1, 1, 2), ([2, 0], 3, 2, 1), ([1, 2, 0], 3, 2, 2), ([134, 0], 1, None, 2)],
 )
 def test_wrong_input_is_never_tried_again(tmp_path, capfd, statuses, retries, code, starts):
     counts = """

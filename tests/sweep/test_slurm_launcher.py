@@ -210,7 +210,7 @@ def test_what_runs_with_other_settings_is_not_submitted_again(slurm, tmp_path):
         ([0], [0], True),
         ([2], [2], False),
         ([143, 143, 143, 143, 143, 0], [143, 143, 143, 143, 143, 0], True),  # preempted without end
-        ([1, 143, 137, 1, 0], [1, 143, 137, 1], False),  # two failures are tried again, the third is the last
+        ([134, 143, 137, 1, 0], [134, 143, 137, 1], False),  # two failures are tried again, the third is the last
     ],
 )
 def test_a_script_is_queued_again(slurm, tmp_path, statuses, ended, marked):

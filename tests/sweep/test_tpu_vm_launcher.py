@@ -213,7 +213,7 @@ def test_a_script_without_a_shared_file_system_copies_what_the_command_needs_and
     [
         ("0", 0, [], ""),
         ("preempted preempted 0", 0, ["delete", "create", "scp", "ssh", "ssh", "ssh"] * 2, "the slice was preempted"),
-        ("1 1 0", 0, ["ssh", "ssh"], "exit status 1; the command starts again (2 of 2)"),
+        ("1 134 0", 0, ["ssh", "ssh"], "exit status 134; the command starts again (2 of 2)"),
         ("1 1 1", 1, ["ssh", "ssh"], "failed after 0:0"),
         ("2", 2, [], "failed after 0:0"),
     ],
