@@ -11,7 +11,7 @@ runs on the links while the core computes; the step waits for what is left of it
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -107,6 +107,17 @@ class ScheduleCost:
         """Seconds for which the core waits for collectives."""
         return sum(transfer.waited * transfer.times for transfer in self.transfers)
 
+    def add(self, part: "ScheduleCost") -> None:
+        """Adds what a part of the step is for; its seconds are on the clock of the step."""
+        self.estimated += part.estimated
+        self.kernels += part.kernels
+        self.others += part.others
+        self.transfers += part.transfers
+        self.loops += part.loops
+        for sums, added in ((self.flops, part.flops), (self.by_scope, part.by_scope)):
+            for scope, number in added.items():
+                sums[scope] += number
+
 
 class Network(NamedTuple):
     """The devices of a program in its order, and the slice that they are in."""
@@ -187,8 +198,19 @@ class _Clock:
             turns = 1 if turns is None else turns
             return turns * self.run(instruction.attribute("body"), times * turns)
         if instruction.opcode == "conditional":
-            return max(self.run(branch, times) for branch in instruction.branches)
+            return self._longest(instruction.branches, times)
         return self.run(instruction.called or "", times)
+
+    def _longest(self, branches: Sequence[str], times: int) -> float:
+        """Returns the seconds of the longest branch, whose cost alone is added: the program executes one of them."""
+        before, costs = self.cost, []
+        for branch in branches:
+            self.cost = ScheduleCost()
+            self.cost.seconds = self.run(branch, times)
+            costs.append(self.cost)
+        longest, self.cost = max(costs, key=lambda cost: cost.seconds), before
+        self.cost.add(longest)
+        return longest.seconds
 
     def _seconds(self, instruction: Instruction, times: int) -> float:
         """Returns the seconds that the core takes for an operation."""

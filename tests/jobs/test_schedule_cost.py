@@ -170,6 +170,74 @@ ENTRY""".replace("BACKEND", ESTIMATE.format(10))
 
 
 @pytest.mark.parametrize(
+    ("cycles", "seconds", "estimated", "collectives"),
+    [((700, 90), 1510, 10, 1), ((2000, 90), 2000, 2000, 0), ((2000, 3000), 3000, 3000, 0)],
+)
+def test_of_a_conditional_only_the_longest_branch_is_counted(cycles, seconds, estimated, collectives):
+    """Two branches compute; the third computes 10 cycles, and waits for a collective for 1500 ns."""
+    branches = "".join(
+        f"%branch.{i} (p.{i}: f32[1000]) -> f32[1000] {{\n"
+        f"  %p.{i} = f32[1000]{{0:T(1024)}} parameter(0)\n  {computes(f'x.{i}', f'p.{i}', number)}\n{more}}}\n\n"
+        for i, (number, more) in enumerate(((cycles[0], ""), (cycles[1], ""), (10, f"  %gather = {GATHER}\n")))
+    ).replace("all-gather(%b)", "all-gather(%quarter)")
+    branches = branches.replace("%gather =", "%quarter = f32[250]{0:T(256)} constant({...})\n  %gather =")
+    conditional = (
+        "%which = s32[] constant(1)",
+        "%one = f32[1000]{0:T(1024)} conditional(%which, %a, %a, %a), "
+        "branch_computations={%branch.0, %branch.1, %branch.2}",
+    )
+    text = PROGRAM.replace("LINES", "\n".join(f"  {line}" for line in conditional))
+    result = schedule_cost(hlo_text.read(text.replace("ENTRY", f"{branches}ENTRY")), SPEEDS, NETWORK)
+    assert (nanoseconds(result.seconds), nanoseconds(result.estimated)) == (seconds, estimated)
+    assert len(result.transfers) == collectives
+    assert nanoseconds(sum(result.by_scope.values())) == estimated
+    assert nanoseconds(result.estimated + result.waited + result.others) == seconds
+
+
+def test_a_conditional_in_a_loop_counts_once_for_each_turn():
+    text = """
+%less (l: f32[1000]) -> f32[1000] {
+  %l = f32[1000]{0:T(1024)} parameter(0)
+  ROOT LESS
+}
+
+%more (m: f32[1000]) -> f32[1000] {
+  %m = f32[1000]{0:T(1024)} parameter(0)
+  ROOT MORE
+}
+
+%body (s: (s32[], f32[1000])) -> (s32[], f32[1000]) {
+  %s = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) parameter(0)
+  %turn = s32[]{:T(128)} get-tuple-element(%s), index=0
+  %c = f32[1000]{0:T(1024)} get-tuple-element(%s), index=1
+  %step = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%turn, %step), BACKEND
+  %which = pred[] constant(true)
+  %one = f32[1000]{0:T(1024)} conditional(%which, %c, %c), true_computation=%less, false_computation=%more
+  ROOT %result = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) tuple(%next, %one)
+}
+
+%three (t: (s32[], f32[1000])) -> pred[] {
+  %t = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) parameter(0)
+  %turn.1 = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %end = s32[]{:T(128)} constant(3)
+  ROOT %before = pred[]{:T(512)} compare(%turn.1, %end), direction=LT
+}
+
+ENTRY"""
+    for name, value in (("LESS", computes("y", "l", 100)), ("MORE", computes("z", "m", 400))):
+        text = text.replace(name, value)
+    lines = (
+        "  %none = s32[]{:T(128)} constant(0)",
+        "%begin = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) tuple(%none, %a)",
+        "%loop = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) while(%begin), condition=%three, body=%body",
+    )
+    program = PROGRAM.replace("\nENTRY", text.replace("BACKEND", ESTIMATE.format(0)))
+    result = schedule_cost(hlo_text.read(program.replace("LINES", "\n  ".join(lines))), SPEEDS, NETWORK)
+    assert nanoseconds(result.seconds) == nanoseconds(result.estimated) == 3 * 400
+
+
+@pytest.mark.parametrize(
     ("text", "groups"),
     [
         ("replica_groups={{0,1},{2,3}}, dimensions={0}", [[0, 1], [2, 3]]),
