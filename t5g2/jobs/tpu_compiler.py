@@ -1,6 +1,7 @@
 """The compiler of TPU programs, which needs no TPU: libtpu, for a slice that is described and need not be there."""
 
 import contextlib
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -25,7 +26,11 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# what it says of a step that does not fit: while it places all arrays, or before that, of the temporary ones alone
+_USED = (
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+    re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -35,7 +40,8 @@ class Verdict(NamedTuple):
     Attributes:
       executable: the compiled step; None = it does not fit.
       used: bytes of a device's memory: those that are in use at the fullest moment, and the program. Where arrays are
-        placed leaves gaps of some percent between them, which only a step that does not fit is charged with.
+        placed leaves gaps of some percent between them, which only a step that does not fit is charged with. Of one
+        whose temporary arrays alone do not fit, these alone.
       most: bytes of a device that the compiler gives to programs; None = it does not say, because the step fits.
     """
 
@@ -48,12 +54,11 @@ def devices(target: Target) -> list[Any]:
     """Returns the devices of a slice; they compute nothing.
 
     Raises:
-      UserError: the compiler is not installed, or does not know the slice.
+      UserError: the compiler is not installed, is broken, or does not know the slice.
     """
-    if not Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file():
-        require("libtpu", "tpu-aot")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _load()
     # else this process would look for TPUs; where it has devices already, they do not matter
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")
@@ -73,17 +78,57 @@ def devices(target: Target) -> list[Any]:
         ) from None
 
 
+def _load() -> None:
+    """Loads the library that jax will take, so that what is wrong with it is not taken for a fault of the slice.
+
+    Raises:
+      UserError: there is none, or it is no TPU compiler.
+    """
+    library = os.environ.get("TPU_LIBRARY_PATH", "")
+    if not Path(library).is_file():
+        package = require("libtpu", "tpu-aot")
+        if not hasattr(package, "get_library_path"):
+            raise UserError(
+                f"{package} is not the TPU compiler, as it has no get_library_path; remove it, and run "
+                f"`pip install --force-reinstall 't5g2[tpu-aot]'`"
+            )
+        library = package.get_library_path()
+    try:
+        problem = None if hasattr(ctypes.CDLL(library), "GetPjrtApi") else "it has no GetPjrtApi"
+    except OSError as error:
+        problem = str(error)
+    if problem is not None:
+        raise UserError(
+            f"{library} is no TPU compiler: {problem}; set TPU_LIBRARY_PATH to libtpu.so, or unset it and run "
+            f"`pip install --force-reinstall 't5g2[tpu-aot]'`"
+        )
+
+
 def compile_step(plan: Plan) -> Verdict:
     """Compiles the step of a plan as a run does.
 
     Raises:
+      UserError: it does not fit, in words of the compiler that have no sizes.
       JaxRuntimeError: the compiler fails for another reason than memory.
     """
     try:
         executable = plan.lower().compile(compiler_options=plan.compiler_options)
     except jax.errors.JaxRuntimeError as error:
-        if (match := _USED.search(str(error))) is None:
-            raise
+        return _too_large(error)
+    return Verdict(executable, program_memory(executable, "tpu").total, None)
+
+
+def _too_large(error: RuntimeError) -> Verdict:
+    """Returns the answer that an error of the compiler is, if it is about memory; else it is raised."""
+    text = str(error)
+    match = next(filter(None, (pattern.search(text) for pattern in _USED)), None)
+    if match is not None:
         used, unit, most, most_unit = match.groups()
         return Verdict(None, round(float(used) * _UNITS[unit]), round(float(most) * _UNITS[most_unit]))
-    return Verdict(executable, program_memory(executable, "tpu").total, None)
+    if text.startswith("RESOURCE_EXHAUSTED"):
+        reason = text.splitlines()[0]
+        raise UserError(
+            f"the step does not fit a device, says the TPU compiler: {reason}; use more devices along mesh.fsdp or "
+            f"mesh.tensor, more train.microbatches, or fewer data.rows"
+        )
+    raise error

@@ -1,0 +1,86 @@
+"""The compiler of TPU programs, where nothing is compiled: when it is broken, and what it says of a step too large."""
+
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from t5g2.core.errors import UserError
+from t5g2.core.tpu_chips import target
+from t5g2.jobs import dry_run, tpu_compiler
+from t5g2.train import plan as plans
+from tests.jobs.test_dry_run import T5GEMMA2, experiment
+
+
+@pytest.mark.parametrize(
+    ("package", "library", "message"),
+    [
+        (
+            "",
+            None,
+            r"<module 'libtpu' from '.*'> is not the TPU compiler, as it has no get_library_path; remove it, and",
+        ),
+        ("def get_library_path(): return '/no/libtpu.so'", None, r"/no/libtpu\.so is no TPU compiler: .*such file"),
+        (None, "text", r"/text is no TPU compiler: .*/text: .*; set TPU_LIBRARY_PATH to libtpu\.so, or unset it"),
+        (None, "numpy", r"_umath_linalg.* is no TPU compiler: it has no GetPjrtApi; set TPU_LIBRARY_PATH"),
+    ],
+    ids=["a package of another kind", "no library in it", "no library", "another library"],
+)
+def test_a_broken_compiler_is_not_taken_for_a_fault_of_the_slice(monkeypatch, tmp_path, package, library, message):
+    monkeypatch.delitem(sys.modules, "libtpu", raising=False)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    for name in tpu_compiler.ENVIRONMENT:  # they are set by the call
+        monkeypatch.setenv(name, "")
+    if package is not None:
+        (tmp_path / "libtpu.py").write_text(package)
+        monkeypatch.syspath_prepend(tmp_path)
+    else:
+        (tmp_path / "text").write_text("no library")
+        spec = importlib.util.find_spec("numpy.linalg._umath_linalg")
+        assert spec is not None
+        files = {"text": tmp_path / "text", "numpy": spec.origin}
+        monkeypatch.setenv("TPU_LIBRARY_PATH", str(files[library]))
+    with pytest.raises(UserError, match=message):
+        tpu_compiler.devices(target("v5e:1x1"))
+    sys.modules.pop("libtpu", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 23.20G of 15.75G hbm. "
+            "Exceeded hbm capacity by 7.45G.\n\nTotal hbm usage >= 23.45G:",
+            "the run needs 23.20 GiB per device and a device has 15.75 on v5e:1x1; use more devices along mesh.fsdp or "
+            "mesh.tensor, more train.microbatches, or fewer data.rows",
+        ),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (71.56G) exceeds available HBM "
+            "(15.75G).",
+            "the run needs 71.56 GiB per device and a device has 15.75 on v5e:1x1; use more devices along mesh.fsdp",
+        ),
+        (
+            "Other words.\nAllocations:",
+            "the step does not fit a device, says the TPU compiler: RESOURCE_EXHAUSTED: Other words.; use more devices "
+            "along mesh.fsdp or mesh.tensor, more train.microbatches, or fewer data.rows",
+        ),
+    ],
+)
+def test_a_step_that_does_not_fit_a_target(monkeypatch, said, message):
+    """The words of libtpu, of two of its passes, and none that are known."""
+
+    def compile_step(compiler_options=None):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+    monkeypatch.setattr(tpu_compiler, "devices", lambda target: jax.devices()[: target.chips])
+    monkeypatch.setattr(plans.Plan, "lower", lambda self: SimpleNamespace(compile=compile_step))
+    with pytest.raises(UserError) as raised:
+        dry_run.check(experiment(T5GEMMA2), target="v5e:1x1")
+    assert str(raised.value).startswith(message)
+
+
+def test_another_failure_of_the_compiler_is_no_lack_of_memory():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"):
+        tpu_compiler._too_large(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
