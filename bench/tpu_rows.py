@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from measure import RESULTS
 
+from t5g2.core import files
+
 ROOT = Path(__file__).parent.parent
 COMPILER = Path(sys.prefix, "tpu-compiler")  # where `make test` puts it
 
@@ -58,9 +60,10 @@ def results(file: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
             continue
         start = time.perf_counter()
         figures = _in_a_process(row)
-        # read again: another process may have added rows since
-        others = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(others | {row.name: figures}, indent=1) + "\n")
+        # read again: another process may have added rows since, and may be about to add one
+        with files.locked(RESULTS):
+            others = json.loads(path.read_text()) if path.exists() else {}
+            files.write_json(path, others | {row.name: figures})
         print(f"{row.name}: {time.perf_counter() - start:.0f} s {figures.get('error', '')}", flush=True)
     return kept(file, rows)
 

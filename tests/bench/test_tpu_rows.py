@@ -1,0 +1,47 @@
+"""The file of rows that are compiled for TPUs: several processes may add to it at once."""
+
+import importlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+WRITERS = 8
+
+
+@pytest.fixture
+def tpu_rows(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "bench")
+    module = importlib.import_module("tpu_rows")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def test_rows_that_are_added_at_once_are_all_kept(tpu_rows, monkeypatch, tmp_path):
+    """All have been compiled when the first is written; a lock holds between threads as between processes."""
+    compiled = threading.Barrier(WRITERS)
+
+    def compiles(row):
+        compiled.wait(timeout=30)
+        return {"used": row.target}
+
+    monkeypatch.setattr(tpu_rows, "_in_a_process", compiles)
+    (tmp_path / "steps.json").write_text('{"old": {"used": 1}}\n')
+    rows = [tpu_rows.Row("a.py", f"v5e:{i}") for i in range(WRITERS)]
+    with ThreadPoolExecutor(WRITERS) as threads:
+        assert list(threads.map(lambda row: tpu_rows.results("steps", [row]), rows)) == [
+            {f"a.py v5e:{i}": {"used": f"v5e:{i}"}} for i in range(WRITERS)
+        ]
+    text = (tmp_path / "steps.json").read_text()
+    assert json.loads(text) == {"old": {"used": 1}} | {row.name: {"used": row.target} for row in rows}
+    assert text == json.dumps(json.loads(text), indent=1) + "\n"
+
+
+def test_a_row_in_the_file_is_not_compiled_again(tpu_rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(tpu_rows, "_in_a_process", None)
+    row = tpu_rows.Row("a.py", "v5e:2x2", (("train.microbatches", "2"),), "--flag")
+    figures = {"a.py v5e:2x2 train.microbatches=2 --flag": {"error": "too large"}}
+    (tmp_path / "steps.json").write_text(json.dumps(figures))
+    assert tpu_rows.results("steps", [row]) == figures
