@@ -1,4 +1,4 @@
-"""When a process dies, another one that is in no collective operation ends too, with the stacks of its threads."""
+"""The end of a process that is in no collective operation after another one has died: it leaves its stacks."""
 
 import re
 import signal
