@@ -91,7 +91,7 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     processes, process = (_number(os.environ, name, None) for name in _OURS[1:])
     address = _coordinator(os.environ)
     print(
-        escaped(f"joining the other processes{f' at {address}' if address else ''}, for at most {JOIN_SECS} s"),
+        escaped(f"joining the processes of this run{f' at {address}' if address else ''}, for at most {JOIN_SECS} s"),
         file=sys.stderr,
         flush=True,
     )

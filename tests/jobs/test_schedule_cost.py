@@ -169,25 +169,27 @@ ENTRY""".replace("BACKEND", ESTIMATE.format(10))
     assert (nanoseconds(unknown.seconds), unknown.loops) == (1510, 1)
 
 
+def branch(name, line):
+    parameter = f"  %of.{name} = f32[1000]{{0:T(1024)}} parameter(0)"
+    return f"%{name} (of.{name}: f32[1000]) -> f32[1000] {{\n{parameter}\n  ROOT {line}\n}}\n\n"
+
+
 @pytest.mark.parametrize(
     ("cycles", "seconds", "estimated", "collectives"),
-    [((700, 90), 1510, 10, 1), ((2000, 90), 2000, 2000, 0), ((2000, 3000), 3000, 3000, 0)],
+    [((700, 90), 4000, 0, 1), ((5000, 90), 5000, 5000, 0), ((5000, 6000), 6000, 6000, 0)],
 )
 def test_of_a_conditional_only_the_longest_branch_is_counted(cycles, seconds, estimated, collectives):
-    """Two branches compute; the third computes 10 cycles, and waits for a collective for 1500 ns."""
-    branches = "".join(
-        f"%branch.{i} (p.{i}: f32[1000]) -> f32[1000] {{\n"
-        f"  %p.{i} = f32[1000]{{0:T(1024)}} parameter(0)\n  {computes(f'x.{i}', f'p.{i}', number)}\n{more}}}\n\n"
-        for i, (number, more) in enumerate(((cycles[0], ""), (cycles[1], ""), (10, f"  %gather = {GATHER}\n")))
-    ).replace("all-gather(%b)", "all-gather(%quarter)")
-    branches = branches.replace("%gather =", "%quarter = f32[250]{0:T(256)} constant({...})\n  %gather =")
-    conditional = (
-        "%which = s32[] constant(1)",
-        "%one = f32[1000]{0:T(1024)} conditional(%which, %a, %a, %a), "
-        "branch_computations={%branch.0, %branch.1, %branch.2}",
-    )
-    text = PROGRAM.replace("LINES", "\n".join(f"  {line}" for line in conditional))
-    result = schedule_cost(hlo_text.read(text.replace("ENTRY", f"{branches}ENTRY")), SPEEDS, NETWORK)
+    """Two branches compute, and the third waits for a collective for 4000 ns."""
+    reduce = "all-reduce(%of.third), replica_groups={{0,1},{2,3}}, to_apply=%add"
+    branches = [
+        branch("first", computes("x", "of.first", cycles[0])),
+        branch("second", computes("y", "of.second", cycles[1])),
+        branch("third", f"%sum = f32[1000]{{0:T(1024)}} {reduce}"),
+    ]
+    conditional = "conditional(%which, %a, %a, %a), branch_computations={%first, %second, %third}"
+    lines = f"  %which = s32[] constant(1)\n  %one = f32[1000]{{0:T(1024)}} {conditional}"
+    text = PROGRAM.replace("ENTRY", "".join(branches) + "ENTRY").replace("LINES", lines)
+    result = schedule_cost(hlo_text.read(text), SPEEDS, NETWORK)
     assert (nanoseconds(result.seconds), nanoseconds(result.estimated)) == (seconds, estimated)
     assert len(result.transfers) == collectives
     assert nanoseconds(sum(result.by_scope.values())) == estimated
@@ -195,17 +197,7 @@ def test_of_a_conditional_only_the_longest_branch_is_counted(cycles, seconds, es
 
 
 def test_a_conditional_in_a_loop_counts_once_for_each_turn():
-    text = """
-%less (l: f32[1000]) -> f32[1000] {
-  %l = f32[1000]{0:T(1024)} parameter(0)
-  ROOT LESS
-}
-
-%more (m: f32[1000]) -> f32[1000] {
-  %m = f32[1000]{0:T(1024)} parameter(0)
-  ROOT MORE
-}
-
+    body = """
 %body (s: (s32[], f32[1000])) -> (s32[], f32[1000]) {
   %s = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) parameter(0)
   %turn = s32[]{:T(128)} get-tuple-element(%s), index=0
@@ -225,14 +217,13 @@ def test_a_conditional_in_a_loop_counts_once_for_each_turn():
 }
 
 ENTRY"""
-    for name, value in (("LESS", computes("y", "l", 100)), ("MORE", computes("z", "m", 400))):
-        text = text.replace(name, value)
+    less, more = (branch(name, computes(f"y.{name}", f"of.{name}", n)) for name, n in (("less", 100), ("more", 400)))
     lines = (
         "  %none = s32[]{:T(128)} constant(0)",
         "%begin = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) tuple(%none, %a)",
         "%loop = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) while(%begin), condition=%three, body=%body",
     )
-    program = PROGRAM.replace("\nENTRY", text.replace("BACKEND", ESTIMATE.format(0)))
+    program = PROGRAM.replace("\nENTRY", "\n" + less + more + body.replace("BACKEND", ESTIMATE.format(0)))
     result = schedule_cost(hlo_text.read(program.replace("LINES", "\n  ".join(lines))), SPEEDS, NETWORK)
     assert nanoseconds(result.seconds) == nanoseconds(result.estimated) == 3 * 400
 

@@ -52,6 +52,35 @@ def test_a_manifest_starts_a_run_and_is_started_again_as_the_launcher_says(path)
     assert workdir.startswith(container["volumeMounts"][0]["mountPath"] + "/")
 
 
+@pytest.mark.parametrize(
+    ("status", "action"),
+    [
+        (1, "RestartJobSet"),
+        (134, "RestartJobSet"),
+        (137, "RestartJobSet"),
+        (143, "RestartJobSetAndIgnoreMaxRestarts"),
+        (2, "FailJobSet"),
+    ],
+)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_the_status_of_a_pod_decides(path, status, action):
+    """By the first rule of the pods that has the status, then by the first rule of the set that has this reason."""
+    spec = read(path)["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    codes = [rule.get("onExitCodes", {}).get("values", ()) for rule in job["podFailurePolicy"]["rules"]]
+    place = next((i for i, values in enumerate(codes) if status in values), None)
+    # backoffLimit is 0, so a status without a rule is the end of the job too
+    reason = "BackoffLimitExceeded" if place is None else "PodFailurePolicy"
+    message = f"failed with exit code {status} matching FailJob rule at index {place}"
+    rules = (
+        rule["action"]
+        for rule in spec["failurePolicy"]["rules"]
+        if reason in rule["onJobFailureReasons"]
+        and any(re.search(pattern, message) for pattern in rule.get("onJobFailureMessagePatterns", [""]))
+    )
+    assert next(rules, "RestartJobSet") == action
+
+
 def test_the_image_is_made_of_what_is_there():
     text = (ROOT / "launch" / "docker" / "Dockerfile").read_text().replace("\\\n", "")
     sources = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()]

@@ -51,5 +51,5 @@ def test_who_joins_nobody_ends_with_its_stacks():
         processes[0].send_signal(signal.SIGKILL)
         _, written = processes[1].communicate(timeout=60)
     assert processes[1].returncode == -signal.SIGABRT, written
-    assert re.match(r"joining the other processes at localhost:\d+, for at most 2 s\n", written)
+    assert re.match(r"joining the processes of this run at localhost:\d+, for at most 2 s\n", written)
     assert re.search(r"Current thread .*\n.* in initialize\n", written), written
