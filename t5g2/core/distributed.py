@@ -90,6 +90,7 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     # JAX reads JAX_COORDINATOR_ADDRESS by itself, but not these two
     processes, process = (_number(os.environ, name, None) for name in _OURS[1:])
     address = _coordinator(os.environ)
+    _check_devices(os.environ)
     print(
         escaped(f"joining the processes of this run{f' at {address}' if address else ''}, for at most {JOIN_SECS} s"),
         file=sys.stderr,
@@ -137,6 +138,15 @@ def _coordinator(environ: Mapping[str, str]) -> str | None:
                 f"10.0.0.1:8476; correct or unset it, or use --distributed=off"
             )
     return environ.get("JAX_COORDINATOR_ADDRESS")
+
+
+def _check_devices(environ: Mapping[str, str]) -> None:
+    devices = environ.get("JAX_LOCAL_DEVICE_IDS")
+    if devices and not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", devices, re.ASCII):
+        raise UserError(
+            f"JAX_LOCAL_DEVICE_IDS={devices} in the environment is no list of numbers, such as 0,1; correct or unset "
+            f"it, or use --distributed=off"
+        )
 
 
 def _number(environ: Mapping[str, str], name: str, default: Default) -> int | Default:

@@ -217,6 +217,11 @@ def test_joining_when_nobody_is_there():
             "JAX_NUM_PROCESSES=two in the environment is no whole number; correct or unset it, or use "
             "--distributed=off",
         ),
+        (
+            SLURM | {"JAX_LOCAL_DEVICE_IDS": "0;1"},
+            "JAX_LOCAL_DEVICE_IDS=0;1 in the environment is no list of numbers, such as 0,1; correct or unset it, "
+            "or use --distributed=off",
+        ),
         ({"OMPI_COMM_WORLD_SIZE": "x"}, "OMPI_COMM_WORLD_SIZE=x in the environment is no whole number"),
         (SLURM | {"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS= in the environment is no whole number"),
         (SLURM | {"SLURM_NODEID": "n1"}, "SLURM_NODEID=n1 in the environment is no whole number"),
