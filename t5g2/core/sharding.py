@@ -235,12 +235,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(RULES["rows"]))
 
 
-def own_rows(mesh: Mesh, rows: int) -> range:
-    """Returns the rows of a batch of `rows` that this process holds; the mesh's devices divide them evenly."""
-    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    # the devices of a process are neighbours on the row axis, so that its rows are one range
-    spans = [index[0].indices(rows) for index in indices if index is not None]
-    return range(min(first for first, _, _ in spans), max(end for _, end, _ in spans))
+def own_rows(mesh: Mesh, rows: int, *, process: int | None = None) -> tuple[int, ...]:
+    """Returns the rows of a batch of `rows` that a process holds, in order; the mesh's devices divide them evenly.
+
+    They need not be neighbours, nor its own alone: on two hosts of TPU v5p, whose network is 2 x 2 x 2, neighbours on
+    the row axis are chips of both, and of 8 rows the hosts have 0, 2, 4, 6 and 1, 3, 5, 7. Where heads or tokens are
+    cut over the devices of several hosts, these have the same rows.
+
+    Args:
+      process: number of the process; None = this one.
+    """
+    process = jax.process_index() if process is None else process
+    parts = batch_sharding(mesh).devices_indices_map((rows,)).items()
+    spans = {index[0].indices(rows) for device, index in parts if device.process_index == process}
+    return tuple(row for span in sorted(spans) for row in range(*span))
 
 
 def shardings(tree: Tree, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> Tree:

@@ -39,7 +39,7 @@ class Pipeline:
     Args:
       config: data settings.
       seed: seed of everything that is random.
-      rows: the rows of the global batch that this process holds; None = all.
+      rows: the rows of the global batch that this process holds, in order; None = all.
       positions: positions of all streams to resume at, as StreamPositions.to_plain gives them; None = the start.
       corpus: the opened sources of the config; None = they are opened here.
 
@@ -52,13 +52,13 @@ class Pipeline:
         config: DataConfig,
         *,
         seed: int,
-        rows: range | None = None,
+        rows: Sequence[int] | None = None,
         positions: Mapping[Any, Sequence[Any]] | None = None,
         corpus: Corpus | None = None,
     ):
         rows = range(config.rows) if rows is None else rows
-        if rows.step != 1 or not 0 <= rows.start < rows.stop <= config.rows:
-            raise UserError(f"rows {rows} are not a part of the batch; it has rows 0 to {config.rows - 1}")
+        if not rows or list(rows) != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= config.rows:
+            raise UserError(f"rows {rows} are not a part of the batch; it has rows 0 to {config.rows - 1}, in order")
         row_memory.check(config, rows)
         self.config = config
         self.corpus = open_corpus(config) if corpus is None else corpus
@@ -72,8 +72,9 @@ class Pipeline:
         self.positions = {stream: START if start is None else start.positions[stream] for stream in streams}
         self.continuations = {} if start is None else start.continuations
         self.statistics = Statistics()
-        first = assignment.rows_of(groups.start).start
-        self._own_rows = slice(rows.start - first, rows.stop - first)
+        filled = [row for group in groups for row in assignment.rows_of(group)]
+        # where all are its own they are not copied
+        self._own_rows = slice(None) if filled == list(rows) else np.searchsorted(filled, rows)
         reader = functools.partial(MultiprocessReader, workers=config.workers) if config.workers else StreamGroupReader
         make_reader = functools.partial(
             reader, self.corpus, groups, seed=seed, positions=self.positions, continuations=self.continuations
@@ -201,7 +202,7 @@ def finite_batches(
     config: DataConfig,
     *,
     seed: int,
-    rows: range | None = None,
+    rows: Sequence[int] | None = None,
     denoiser: str | None = None,
     examples: int | None = None,
 ) -> Iterator[HostBatch]:
@@ -227,7 +228,7 @@ def finite_batches(
     return _batches(all_rows, corpus, range(config.rows) if rows is None else rows)
 
 
-def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, own_rows: range) -> Iterator[HostBatch]:
+def _batches(rows: Iterator[packed_rows.Rows], corpus: Corpus, own_rows: Sequence[int]) -> Iterator[HostBatch]:
     config = corpus.config
     empty = {name: array[0] for name, array in packed_rows.empty_rows(config, 1).items()}
     # every process packs all rows and keeps its own, because packing depends on all earlier examples
@@ -242,7 +243,7 @@ def to_global(batch: Any, sharding: Any, *, rows: int) -> Any:
     """Returns the global batch on the devices: jax.Arrays of `rows` rows, of which this process provides its own.
 
     Args:
-      batch: NumPy arrays of this process's rows: a Batch, or another tree.
+      batch: NumPy arrays of this process's rows in order (sharding.own_rows), or of all rows: a Batch, or another tree.
       sharding: a NamedSharding whose first axis is the rows.
       rows: number of rows of the global batch.
     """

@@ -1,6 +1,7 @@
 """The memory that a pipeline's rows take, compared with that of the machine before any of it is allocated."""
 
 import math
+from collections.abc import Sequence
 
 from t5g2.core.errors import UserError
 from t5g2.core.machine import machine_memory
@@ -9,7 +10,7 @@ from t5g2.data.config import DataConfig
 from t5g2.data.streams import StreamAssignment
 
 
-def check(config: DataConfig, rows: range) -> None:
+def check(config: DataConfig, rows: Sequence[int]) -> None:
     """Raises UserError if the rows that a process holds at a time do not fit into the machine's memory.
 
     Args:

@@ -165,9 +165,9 @@ class StreamAssignment:
         count = self.streams // self.groups
         return range(group * count, (group + 1) * count)
 
-    def groups_with(self, rows: range) -> range:
-        """Returns the groups that fill these rows; the first and the last may fill other rows too."""
-        return range(rows.start // self.rows_per_group, -(-rows.stop // self.rows_per_group))
+    def groups_with(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """Returns the groups that fill these rows, in order; each may fill other rows too."""
+        return tuple(sorted({row // self.rows_per_group for row in rows}))
 
 
 class StreamGroupReader:

@@ -59,7 +59,6 @@ class Scoring:
       compute: dtype and attention backend of the forward pass.
       loss: settings of the loss head; a teacher is not used.
       mesh: devices of the weights; None = one device.
-      own_rows: the rows of a batch that this process holds; None = all.
       advance: called with the number of pairs after each batch, and with that of all; may raise to end the work.
     """
 
@@ -68,7 +67,6 @@ class Scoring:
     compute: Compute = Compute()
     loss: LossConfig = LossConfig()
     mesh: Mesh | None = None
-    own_rows: range | None = None
     advance: Callable[[int, int], object] = max
 
 
@@ -149,8 +147,6 @@ def score_tokens(model: LanguageModule, pairs: Sequence[TokenPair], *, scoring: 
         scoring.advance(0, len(filled))
         arrays = _arrays([pairs[n] for n in numbers], lengths, scoring, is_encoder_decoder)
         if scoring.mesh is not None:
-            own = slice(None) if scoring.own_rows is None else slice(scoring.own_rows.start, scoring.own_rows.stop)
-            arrays = jax.tree.map(lambda x: x[own], arrays)  # noqa: B023
             arrays = to_global(arrays, batch_sharding(scoring.mesh), rows=scoring.rows)
         scores_B2 = np.asarray(_row_scores(model, *arrays, compute=scoring.compute, loss=scoring.loss), np.float64)
         for number, (total, wrong) in zip(numbers, scores_B2.tolist(), strict=False):

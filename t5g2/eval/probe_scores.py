@@ -158,8 +158,6 @@ def _outputs(model: LanguageModule, token_rows: Sequence[np.ndarray], context: E
             encoder, decoder = texts, pad_rows(start, pad=0, left=False, multiple=1)
         sides: Any = encoder, decoder
         if context.mesh is not None:
-            own = slice(None) if context.rows is None else slice(context.rows.start, context.rows.stop)
-            sides = jax.tree.map(lambda x: x[own], sides)  # noqa: B023
             sides = to_global(sides, batch_sharding(context.mesh), rows=rows)
         y_NC[batch] = np.asarray(_row_outputs(model, *sides, compute=context.compute))[: len(batch)]
         context.advance(len(batch), len(token_rows))

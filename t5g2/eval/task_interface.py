@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class EvalContext:
       compute: dtype and attention backend of the forward pass.
       loss: settings of the loss; a teacher is not used.
       mesh: devices of the weights; None = one device.
-      rows: the rows of a batch that this process holds; None = all.
+      rows: the rows of a batch that this process holds, in order; None = all.
       stopping: asked before every batch; true = raise EvaluationStopped. On several processes all get one answer.
       stop_ids: tokens that end a generated text beside the tokenizer's EOS: those of the weights that a run began with
         (instruction-tuned models end a turn otherwise).
@@ -43,7 +43,7 @@ class EvalContext:
     compute: Compute = Compute()
     loss: LossConfig = LossConfig()
     mesh: Mesh | None = None
-    rows: range | None = None
+    rows: Sequence[int] | None = None
     stopping: Callable[[], object] = bool
     stop_ids: tuple[TokenId, ...] = ()
     reading: Reading | None = None
@@ -68,7 +68,6 @@ class EvalContext:
             compute=self.compute,
             loss=dataclasses.replace(self.loss, distillation=None),
             mesh=self.mesh,
-            own_rows=self.rows,
             advance=advance,
         )
 

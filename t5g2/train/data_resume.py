@@ -58,7 +58,9 @@ class SavedData(NamedTuple):
         return ShuffledMixture if self.chunks is None else source_mixture
 
 
-def open_pipeline(saved: SavedData | None, plan: Plan, rows: range, *, allow_change: tuple[str, ...] = ()) -> Pipeline:
+def open_pipeline(
+    saved: SavedData | None, plan: Plan, rows: Sequence[int], *, allow_change: tuple[str, ...] = ()
+) -> Pipeline:
     """Returns the pipeline of a run: from the start, or from where a saved step left the data.
 
     Raises:

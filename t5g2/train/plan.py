@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -193,7 +193,7 @@ class Plan:
         START_UP.ended("compile")
         return compiled
 
-    def eval_context(self, rows: range, stopping: Callable[[], object] = bool) -> EvalContext:
+    def eval_context(self, rows: Sequence[int], stopping: Callable[[], object] = bool) -> EvalContext:
         """Returns the context of evaluation tasks, on the rows that this process holds.
 
         Args:
@@ -293,8 +293,8 @@ def all_rows(experiment: Experiment, mesh: Mesh) -> range:
     return range(rows)
 
 
-def local_rows(experiment: Experiment, mesh: Mesh) -> range:
-    """Returns the rows of the global batch that this process holds.
+def local_rows(experiment: Experiment, mesh: Mesh) -> tuple[int, ...]:
+    """Returns the rows of the global batch that this process holds, in order.
 
     Raises:
       UserError: rows, query heads or the encoder's length cannot be split evenly over the devices.

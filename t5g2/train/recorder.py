@@ -126,9 +126,10 @@ class Recorder:
         fetched = jax.device_get(metrics)
         if not fetched.finite:
             self._check_nonfinite(step, fetched, batch)
-        # FLOPs of this process's rows; every process has as many rows
+        # of this process's rows, which others may have too; all rows are about alike
         own_flops = flops.of_batch(self._experiment.model, batch.batch, **self._frozen)
-        self._throughput.add(tokens=int(fetched.tokens), steps=1, flop=own_flops * jax.process_count())
+        flop = own_flops * self._experiment.data.rows / len(batch.batch.targets)
+        self._throughput.add(tokens=int(fetched.tokens), steps=1, flop=flop)
         self._progress.advance(step)
         if step % self._experiment.log.every_steps and step != self._experiment.train.steps and self._write:
             return
@@ -204,9 +205,12 @@ def example_ids(batch: HostBatch) -> np.ndarray:
     if jax.process_count() == 1:
         return batch.example_ids
     rows = np.concatenate([batch.streams[:, None], batch.positions, batch.example_ids], axis=1).astype(np.int64)
+    # repeated up to the most rows that a process has
+    most = int(np.max(multihost_utils.process_allgather(np.int32(len(rows)))))
+    rows = np.pad(rows, ((0, most - len(rows)), (0, 0)), mode="edge")
     # two 32-bit halves: jax has no 64-bit integers by default
     gathered = np.asarray(multihost_utils.process_allgather(np.ascontiguousarray(rows).view(np.int32), tiled=True))
-    # in the order of the batch, by stream and position; devices of several processes may hold the same rows
+    # each once, in the order of the batch: by stream and position
     rows = np.unique(gathered.astype(np.int32).view(np.int64), axis=0)
     return rows[:, 1 + batch.positions.shape[1] :]
 

@@ -165,6 +165,41 @@ def test_a_slice_that_is_described_is_one():
             meshes.make(shape, tpus)
 
 
+class Chip:
+    """A device of a process."""
+
+    platform, device_kind = "cpu", "cpu"
+
+    def __init__(self, process: int):
+        self.process_index = process
+
+
+def rows_by_process(processes: list[int], rows: int, *, tensor: int = 1) -> list[tuple[int, ...]]:
+    """The rows of each process where the mesh has these processes' devices in turn."""
+    devices = np.array([Chip(process) for process in processes]).reshape(1, -1, 1, tensor)
+    mesh = jax.sharding.Mesh(devices, meshes.AXES)
+    return [meshes.own_rows(mesh, rows, process=process) for process in sorted(set(processes))]
+
+
+# the processes of a mesh over fsdp, as jax.make_mesh (0.10.2) arranges the devices of libtpu
+V5P_2X2X2 = [0, 1] * 4
+V5P_4X4X4 = [x for half in (0, 1) for _ in range(2) for pair in (0, 2) for x in [*range(half + pair, 16, 4)] * 2]
+
+
+def test_the_rows_of_a_process_are_those_of_its_devices():
+    """On slices of TPUs no range; processes whose devices share the work on rows have the same ones."""
+    assert rows_by_process([0] * 4 + [1] * 4, 16) == [tuple(range(8)), tuple(range(8, 16))]
+    assert rows_by_process(V5P_2X2X2, 8) == [(0, 2, 4, 6), (1, 3, 5, 7)]
+    assert rows_by_process(V5P_2X2X2, 16)[1] == (2, 3, 6, 7, 10, 11, 14, 15)
+    large = rows_by_process(V5P_4X4X4, 64)
+    assert large[0] == (0, 4, 16, 20)
+    assert large[15] == (43, 47, 59, 63)
+    assert sorted(row for held in large for row in held) == list(range(64))
+    assert rows_by_process(V5P_2X2X2, 8, tensor=8) == [tuple(range(8))] * 2
+    # hosts of two devices, groups of three: the second host has a part of each group
+    assert rows_by_process([0, 0, 1, 1, 2, 2], 4, tensor=3) == [(0, 1), (0, 1, 2, 3), (2, 3)]
+
+
 def test_an_axis_may_be_a_part_of_one_of_the_network():
     """8 of 4 x 4 x 4 chips are two rows of 4, one beside the other: no two neighbours of a group are apart."""
     made = meshes.make(MeshShape(fsdp=8, context=8, data=1), [Device(i, 1, (4, 4), "TPU v5") for i in range(64)])

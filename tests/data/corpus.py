@@ -46,7 +46,12 @@ def decoder_only(folder: Path, *, rows: int, streams: int, **changes) -> DataCon
 
 
 def batches(
-    config: DataConfig, *, count: int, rows: range | None = None, positions: Mapping | None = None, seed: int = 0
+    config: DataConfig,
+    *,
+    count: int,
+    rows: Sequence[int] | None = None,
+    positions: Mapping | None = None,
+    seed: int = 0,
 ) -> tuple[list[HostBatch], dict[int, tuple[int, ...]]]:
     """The next batches, and the positions after them."""
     with Pipeline(config, seed=seed, rows=rows, positions=positions) as pipeline:

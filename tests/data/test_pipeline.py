@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 import pytest
 
+from t5g2.core.batch import HostBatch
 from t5g2.core.errors import UserError
 from t5g2.core.seeds import derive_seed
 from t5g2.data.config import DataConfig, Source
@@ -38,6 +40,35 @@ def test_batches_are_the_same_on_1_2_4_and_8_hosts(tmp_path, rows, streams, made
     for hosts in (n for n in (2, 4, 8) if rows % n == 0):
         parts = [corpus.batches(config, count=6, rows=r)[0] for r in host_rows(rows, hosts)]
         corpus.assert_same(alone, corpus.joined(parts))
+
+
+def dealt_out(batches: list[HostBatch], rows: Sequence[int]) -> list[HostBatch]:
+    """These rows of every array of the batches."""
+    return jax.tree.map(lambda array: array[list(rows)], batches)
+
+
+@pytest.mark.parametrize(("rows", "streams"), SHAPES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_rows_of_a_host_need_not_be_neighbours(tmp_path, rows, streams, workers):
+    """Every second row, or any: of the same batches, from the same positions."""
+    config = corpus.mixed(tmp_path, rows=rows, streams=streams)
+    whole, end = corpus.batches(config, count=6)
+    with_workers = dataclasses.replace(config, workers=workers)
+    hosts = [range(0, rows, 2), range(1, rows, 2)] if workers else [range(0, rows, 2), range(1, rows, 2), (0, 2, 3)]
+    reached = {}
+    for held in hosts:
+        parts, positions = corpus.batches(with_workers, count=6, rows=held)
+        corpus.assert_same(dealt_out(whole, held), parts)
+        assert positions == {stream: end[stream] for stream in positions}
+        reached |= positions
+    assert reached == end
+
+
+@pytest.mark.parametrize("rows", [(), (1, 0), (1, 1), (-1, 0), (3, 4)])
+def test_rows_that_are_no_part_of_the_batch(tmp_path, rows):
+    config = corpus.mixed(tmp_path, rows=4, streams=4)
+    with pytest.raises(UserError, match=re.escape(f"rows {rows} are not a part of the batch; it has rows 0 to 3, in")):
+        Pipeline(config, seed=0, rows=rows)
 
 
 @pytest.mark.parametrize(("rows", "streams"), SHAPES)
@@ -95,8 +126,9 @@ def test_groups_hold_rows_and_streams():
         ([0, 1, 2], [0]),
         ([3, 4, 5], [1]),
     ]
-    assert many.groups_with(range(2, 4)) == range(2)
-    assert many.groups_with(range(3, 5)) == range(1, 2)
+    assert many.groups_with(range(2, 4)) == (0, 1)
+    assert many.groups_with(range(3, 5)) == (1,)
+    assert StreamAssignment(rows=8, streams=4).groups_with((1, 4, 5)) == (0, 2)
 
 
 def test_another_seed_gives_other_batches(tmp_path):
@@ -281,6 +313,7 @@ def test_finite_batches_have_every_piece_exactly_once(tmp_path, packing):
     corpus.assert_same(batches, list(finite_batches(config, seed=3)))
     parts = [list(finite_batches(config, seed=3, rows=r)) for r in host_rows(4, 2)]
     corpus.assert_same(batches, corpus.joined(parts))
+    corpus.assert_same(dealt_out(batches, (0, 2)), list(finite_batches(config, seed=3, rows=(0, 2))))
 
 
 def test_finite_batches_of_one_denoiser(tmp_path):

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from t5g2.core import sharding
+
 ROOT = Path(__file__).parents[2]
 DEVICES = "--xla_force_host_platform_device_count"
 T5G2 = [sys.executable, "-m", "t5g2"]
@@ -18,6 +20,17 @@ def calling(function: str, *arguments: object) -> list[str]:
     module, name = function.split(":")
     code = f"import sys; from {module} import {name}; {name}(*sys.argv[1:])"
     return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def interleave() -> None:
+    """Makes meshes of devices of all processes in turn, as on slices of TPUs, where a process's rows are no range."""
+    arranged = sharding._arranged
+
+    def in_turn(sizes, devices):
+        rank = {d: sum(o.process_index == d.process_index and o.id < d.id for o in devices) for d in devices}
+        return arranged(sizes, sorted(devices, key=lambda device: (rank[device], device.process_index)))
+
+    sharding._arranged = in_turn
 
 
 def flags(devices: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 
 import jax
@@ -29,14 +30,32 @@ def train(corpus, workdir, *settings):
     return ["train", f"--config={CONFIG}:scratch@{corpus}", f"--workdir={workdir}", *changes]
 
 
+def interleaved(*command: str) -> None:
+    """Runs a command with the devices of the processes in turn: of two with four each, one has rows 0, 2, 4, 6."""
+    start.interleave()
+    sys.exit(cli.main(list(command)))
+
+
+INTERLEAVED = start.calling("tests.processes.test_training:interleaved")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "devices", "mesh"), [(2, 2, "mesh.fsdp=2"), (4, 1, "mesh.data=4")])
-def test_several_processes_train_as_one(corpus, devices, number, mesh, tmp_path, monkeypatch):
-    """The same tokens in the same batches, the same losses and weights."""
-    start.run([*start.T5G2, *train(corpus, tmp_path / "several", mesh)], number, devices=devices)
+@pytest.mark.parametrize(
+    ("number", "devices", "mesh", "command"),
+    [
+        (2, 2, ["mesh.fsdp=2"], start.T5G2),
+        (4, 1, ["mesh.data=4"], start.T5G2),
+        (2, 4, ["mesh.strategy=fsdp"], INTERLEAVED),
+        (2, 2, ["mesh.strategy=zero1", "mesh.tensor=2"], start.T5G2),
+        (2, 2, ["mesh.fsdp=2", "mesh.context=2"], INTERLEAVED),
+    ],
+)
+def test_several_processes_train_as_one(corpus, devices, number, mesh, command, tmp_path, monkeypatch):
+    """The same tokens in the same batches, the same losses and weights, whosever devices are neighbours."""
+    start.run([*command, *train(corpus, tmp_path / "several", *mesh)], number, devices=devices)
     some = jax.devices()[: number * devices]
     monkeypatch.setattr(jax, "devices", lambda: some)
-    assert cli.main(train(corpus, tmp_path / "one", mesh)) == 0
+    assert cli.main(train(corpus, tmp_path / "one", *mesh)) == 0
     ours, expected = (metrics(tmp_path / name) for name in ("several", "one"))
     assert ours.keys() == expected.keys()
     assert {(step, name) for step, name in ours if name == "train/loss"} == {

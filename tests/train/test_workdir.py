@@ -58,7 +58,7 @@ def test_the_planned_batch_is_what_the_pipeline_gives(arm, objective, devices):
 
 def test_rows_that_cannot_be_dealt_out(tiny, devices):
     mesh = make(MeshShape(data=4, fsdp=2))
-    assert plan.local_rows(tiny, mesh) == range(8)
+    assert plan.local_rows(tiny, mesh) == tuple(range(8))
     with pytest.raises(
         UserError, match=r"data\.rows = 12 cannot be split evenly .* on 8 groups .* must be a multiple of 8"
     ):
