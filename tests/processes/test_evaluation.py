@@ -65,18 +65,15 @@ def one_of_several(folder: str) -> None:
     (Path(folder) / f"scores-{jax.process_index()}.json").write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize(("number", "devices"), [(2, 2)])
-def test_several_processes_score_as_one(tmp_path, number, devices, one_device):
+def test_several_processes_score_as_one(tmp_path, one_device):
     """The devices of the processes in turn, so that the first has rows 0 and 2."""
     (tmp_path / "text.txt").write_text("a text of some words, for chunks of tokens " * 4)
-    written = start.run(
-        start.calling("tests.processes.test_evaluation:one_of_several", tmp_path), number, devices=devices
-    )
+    written = start.run(start.calling("tests.processes.test_evaluation:one_of_several", tmp_path), 2, devices=2)
     expected = scores(str(tmp_path / "text.txt"))
     assert {"heldout/loss", "text/bits_per_byte", "choice/auc", "words/chrf"} <= set(expected)
-    for i in range(number):
+    for i, output in enumerate(written):
         result = json.loads((tmp_path / f"scores-{i}.json").read_text())
-        assert result == pytest.approx(expected, rel=1e-5, abs=1e-5), written[i]
+        assert result == pytest.approx(expected, rel=1e-5, abs=1e-5), output
 
 
 TASKS = """

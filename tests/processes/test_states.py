@@ -1,4 +1,4 @@
-"""Two processes save one state together, agree on what is damaged, and a single one goes on from there."""
+"""Two processes go on from what one saved, save a state together, agree on what is damaged; one goes on from there."""
 
 import os
 from pathlib import Path
@@ -19,13 +19,26 @@ from tests.processes import start
 TABLE = "2/params/embedder.table/c"
 
 
-def on_a_mesh():
-    """(the tiny model, cut over all devices of all processes; its abstract twin)."""
-    mesh = meshes.make(MeshShape(data=1, fsdp=2, tensor=-1))
-    abstract = build.abstract(tiny.GEMMA3)
+def on_a_mesh(**sizes: int):
+    """(the tiny model, cut over all devices of all processes; its moments; the abstract twin of each)."""
+    mesh = meshes.make(MeshShape(**sizes))
+    abstract, arrays = build.abstract(tiny.GEMMA3), weights.weights(tiny.GEMMA3)
     places = meshes.shardings(abstract, mesh)
-    model = tree.build(abstract, weights.weights(tiny.GEMMA3).__getitem__, shardings=places)
-    return model, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), model)
+    model = tree.build(abstract, arrays.__getitem__, shardings=places)
+    moments = {
+        name: tree.build(abstract, lambda leaf, scale=scale: scale * arrays[leaf], shardings=places)
+        for name, scale in (("mu", np.float32(-2)), ("nu", np.float32(4)))
+    }
+    return model, moments, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), model)
+
+
+def same_parts(left, right) -> bool:
+    """True if every device of this process holds the same of both trees."""
+    return all(
+        np.array_equal(a.data, b.data)
+        for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+        for a, b in zip(x.addressable_shards, y.addressable_shards, strict=True)
+    )
 
 
 def one_of_two(path: str) -> None:
@@ -36,37 +49,43 @@ def one_of_two(path: str) -> None:
     folder = Path(path)
     # not to standard output, where Gloo writes too, in chunks of lines
     output = (folder / f"output-{jax.process_index()}.txt").open("w")
-    model, abstract = on_a_mesh()
+    model, moments, abstract = on_a_mesh(data=1, fsdp=2, tensor=-1)
+    abstract_moments = dict.fromkeys(moments, abstract)
+    with Checkpoints(folder / "of_one", read_only=True) as checkpoints:
+        restored = checkpoints.restore(abstract, abstract_moments)
+        print(restored.data, same_parts((restored.params, restored.opt), (model, moments)), file=output)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, model, {"moment": model}, data={"0": [step]}, meta={})
-        print(checkpoints.restore(abstract, {"moment": abstract}).step, file=output)
+            checkpoints.save(step, model, moments, data={"0": [step]}, meta={})
+        print(checkpoints.restore(abstract, abstract_moments).step, file=output)
         save_model(folder / "model", model)
         if jax.process_index() == 0:  # one chunk, which only one of the processes reads
             chunk = max((folder / "checkpoints" / TABLE).rglob("*"), key=lambda path: (path.is_file(), str(path)))
             os.truncate(chunk, 10)
         multihost_utils.sync_global_devices("damaged")
-        restored = checkpoints.restore(abstract, {"moment": abstract})
-        same = [
-            np.array_equal(a.addressable_data(0), b.addressable_data(0))
-            for a, b in zip(jax.tree.leaves(restored.params), jax.tree.leaves(model), strict=True)
-        ]
-        print(restored.step, restored.data, all(same), file=output, flush=True)
+        restored = checkpoints.restore(abstract, abstract_moments)
+        same = same_parts((restored.params, restored.opt), (model, moments))
+        print(restored.step, restored.data, same, file=output, flush=True)
 
 
 @pytest.mark.long
 def test_two_processes(tmp_path):
+    """They go on from a state that one saved on another mesh, and one from theirs: weights, moments, positions."""
+    model, moments, abstract = on_a_mesh(data=1, fsdp=8)
+    with Checkpoints(tmp_path / "of_one") as checkpoints:
+        checkpoints.save(7, model, moments, data={"0": [3]}, meta={})
     written = start.run(start.calling("tests.processes.test_states:one_of_two", tmp_path), 2, devices=2)
     for process, err in enumerate(written):
         output = (tmp_path / f"output-{process}.txt").read_text().splitlines()
-        assert output == ["2", "1 {'0': [1]} True"], err
+        assert output == ["{'0': [3]} True", "2", "1 {'0': [1]} True"], err
         assert "params.embedder.table: " in err
     assert sum("unreadable in another process" in err for err in written) == 1
     assert sum("moved to 2.damaged" in err for err in written) == 1
 
-    expected = weights.model(tiny.GEMMA3)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        alone = checkpoints.restore(build.abstract(tiny.GEMMA3)).params
-    for model in (alone, load_model(tmp_path / "model")):
-        for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        alone = checkpoints.restore(abstract, dict.fromkeys(moments, abstract))
+    assert same_parts((alone.params, alone.opt), (model, moments))
+    assert alone.data == {"0": [1]}
+    expected = tree.named(model)
+    for name, value in tree.named(load_model(tmp_path / "model")).items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(expected[name]), err_msg=name)

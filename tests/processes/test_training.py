@@ -71,29 +71,38 @@ def test_several_processes_train_as_one(corpus, devices, number, mesh, command, 
 
 @pytest.mark.long
 def test_when_one_process_dies_the_others_end_and_a_rerun_goes_on(corpus, tmp_path):
+    """The rerun ends too: a SIGTERM to one process stops both at the same step, with that step saved."""
     workdir = tmp_path / "run"
     endless = [*start.T5G2, *train(corpus, workdir, "train.steps=100000", "train.hang_timeout_secs=20")]
     with start.started(endless, 2) as processes:
-        await_step(workdir, 6, processes)
+        wait_until(lambda: recorded_step(workdir) >= 6, processes)
         processes[1].send_signal(signal.SIGKILL)
         _, written = processes[0].communicate(timeout=100)
     assert processes[0].returncode == 1, written
     assert "Traceback" in written or "Timeout (0:00:20)!" in written
     last = saved_steps(workdir)[-1]
-    changes = [f"--config.train.steps={last + 2}", "--allow_change=optim.schedule"]
-    written = start.run([*start.T5G2, *train(corpus, workdir), *changes], 2)
+    with start.started(endless, 2) as processes:
+        wait_until(lambda: saved_steps(workdir)[-1] >= last + 2, processes)
+        processes[1].send_signal(signal.SIGTERM)
+        written = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, written
     assert f"weights: from step {last} of" in written[0]
-    assert saved_steps(workdir)[-1] == last + 2
+    stopped = saved_steps(workdir)[-1]
+    assert recorded_step(workdir) == stopped
+    assert f"stopped by SIGTERM at step {stopped}" in written[0]
 
 
-def await_step(workdir, step, processes):
-    """Returns when a step has been recorded."""
-    file, end = workdir / "metrics.jsonl", time.monotonic() + 120
-    while not (file.exists() and any(json.loads(line)["step"] >= step for line in whole_lines(file))):
+def wait_until(happened, processes):
+    """Returns when it has happened, while all processes run."""
+    end = time.monotonic() + 120
+    while not happened():
         assert all(process.poll() is None for process in processes)
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def whole_lines(file):
-    return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def recorded_step(workdir):
+    """The last step in the metrics; 0 = none yet."""
+    file = workdir / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
