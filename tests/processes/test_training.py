@@ -67,6 +67,8 @@ def test_several_processes_train_as_one(corpus, devices, number, mesh, command, 
     several, one = (folders.load_model(folders.open_model(tmp_path / name / "model")) for name in ("several", "one"))
     for name, value in tree.named(several).items():
         np.testing.assert_allclose(value, tree.named(one)[name], atol=1e-5, err_msg=name)
+    # of a process's own rows and as many for each other one, which it may share with others
+    np.testing.assert_allclose(*(step_flops(tmp_path / name) for name in ("several", "one")), rtol=0.3)
 
 
 @pytest.mark.long
@@ -99,6 +101,12 @@ def wait_until(happened, processes):
         assert all(process.poll() is None for process in processes)
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def step_flops(workdir):
+    """The FLOPs of each step, of which the metrics have the rate."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line["flops_per_s"] / line["steps_per_s"] for line in lines if "flops_per_s" in line]
 
 
 def recorded_step(workdir):
