@@ -21,6 +21,7 @@ from t5g2.train import experiment as experiments
 from t5g2.train import optim, state, step
 from t5g2.train import plan as plans
 from t5g2.train.former_names import former_names
+from t5g2.train.optimizers import Adafactor, Muon
 from t5g2.train.schedules import Constant
 from tests import hlo, tiny, weights
 from tests.jobs.test_dry_run import GEMMA3, T5GEMMA2, experiment
@@ -197,6 +198,41 @@ def test_later_settings_of_the_mesh_change_no_fingerprint():
     assert "offload" not in former["compute"]
     other = replace(made, mesh=MeshShape(strategy="zero1"))
     assert experiments.fingerprint(other) != experiments.fingerprint(made)
+
+
+@pytest.mark.parametrize("optimizer", [Muon(), Adafactor(min_dim_size_to_factor=8)], ids=lambda x: type(x).__name__)
+def test_a_cut_weight_is_updated_as_a_whole_one(devices, optimizer):
+    """Two updates: the orthogonalised momentum of a matrix, and row and column means, are those of all its parts."""
+    one = shallow(tiny.GEMMA3, layers=1, pattern=("global",))
+    config = replace(tiny.T5GEMMA2, encoder=one, decoder=one)
+    updates = optim.make(optim.OptimConfig(Constant(0.1), optimizer), 10, build.abstract(config))
+    draw = np.random.RandomState(0)
+    params, *gradients = (
+        jax.tree.map(lambda x: draw.standard_normal(x.shape).astype(np.float32), build.abstract(config))
+        for _ in range(3)
+    )
+
+    def updated(shape):
+        mesh = meshes.make(shape, devices[: 1 if shape.data == 1 else 8])
+        on = state.abstract(config, updates, mesh=mesh, param_dtype="float32", zero1=shape.zero1)
+        places, opt_places = state.shardings(on.params), state.shardings(on.opt)
+
+        @functools.partial(jax.jit, out_shardings=(places, opt_places))
+        def update(params, gradients, opt, step):
+            before = meshes.constrain_weights(params, zero1=shape.zero1)
+            return updates.apply(before, gradients, opt, step)[:2]
+
+        with jax.set_mesh(mesh):
+            weights_now = jax.device_put(params, places)
+            opt = state.fresh(weights_now, updates, on).opt
+            for number, gradient in enumerate(gradients):
+                weights_now, opt = update(weights_now, jax.device_put(gradient, places), opt, np.int32(number))
+        return jax.device_get((weights_now, opt))
+
+    expected = jax.tree.leaves(updated(MeshShape(data=1)))
+    for shape in (MeshShape(strategy="zero1"), MeshShape(strategy="fsdp", tensor=2)):
+        for got, whole in zip(jax.tree.leaves(updated(shape)), expected, strict=True):
+            np.testing.assert_allclose(got, whole, rtol=0, atol=2e-5 * np.abs(whole).max())
 
 
 def test_a_checkpoint_of_one_mesh_comes_back_on_any_other(devices, tmp_path):
