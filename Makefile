@@ -1,7 +1,7 @@
 # One virtual environment, installed once and again only when pyproject.toml or the constraints change.
 #   make quickstart            the main job, small, on real text
 #   make test                  the tests (PYTEST="-m 'not long'" for the short ones; WORKERS=2 at a time)
-#   make test-runs             runs that are stopped and killed, and the commands of every page
+#   make test-runs             commands from end to end, stopped and killed too, and those of every page
 #   make test-processes        runs of several processes
 #   make test-tpu              programs for TPUs, by their compiler
 #   make test-newer            what another jax can change, with the newest Python there is (PYTHON=python3.12 VENV=.venv312)
@@ -34,8 +34,8 @@ TPU_COMPILER := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/t5g2 sweep --sweep=experiments/quickstart.py --workdir=$(WORKDIR)
 
-# The program as a whole: runs that are stopped and killed at every moment, and the commands of every page
-RUNS := tests/e2e/test_resume.py tests/e2e/test_kill.py tests/docs/test_code_of_pages.py
+# The program as a whole: its commands from end to end, stopped and killed at every moment, and those of every page
+RUNS := tests/e2e tests/docs/test_code_of_pages.py
 # Nor those that want the whole machine (a run of four processes, a compiler with threads of its own) or a real model
 APART := $(RUNS) tests/processes tests/tpu tests/real
 
