@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import write_corpus
 from tests.e2e.run_results import saved_steps
 from tests.processes import start
-from tests.processes.test_training import await_step, train
+from tests.processes.test_training import recorded_step, train, wait_until
 
 LOCAL = start.ROOT / "launch" / "local.sh"
 
@@ -104,7 +104,7 @@ def test_a_run_goes_on_after_process_0_was_killed(tmp_path):
     environ = os.environ | {"XLA_FLAGS": start.flags(1)}
     child = subprocess.Popen(command, cwd=start.ROOT, stderr=subprocess.PIPE, text=True, env=environ)
     try:
-        await_step(workdir, 6, [child])
+        wait_until(lambda: recorded_step(workdir) >= 6, [child])
         children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
         _, written = child.communicate(timeout=240)
