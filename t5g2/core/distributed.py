@@ -89,6 +89,11 @@ def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
         return
     # JAX reads JAX_COORDINATOR_ADDRESS by itself, but not these two
     processes, process = (_number(os.environ, name, None) for name in _OURS[1:])
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise UserError(
+            f"JAX_PROCESS_ID={process} with JAX_NUM_PROCESSES={processes} in the environment: the processes are "
+            f"numbered from 0 to {processes} - 1; correct them, or use --distributed=off"
+        )
     address = _coordinator(os.environ)
     _check_devices(os.environ)
     print(

@@ -227,8 +227,8 @@ def test_joining_when_nobody_is_there():
         (SLURM | {"SLURM_NODEID": "n1"}, "SLURM_NODEID=n1 in the environment is no whole number"),
         (
             {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
-            "this process cannot join the others: process_id and num_processes must be nonnegative, with process_id < "
-            "num_processes. Got process_id=2, num_processes=2. JAX detects",
+            "JAX_PROCESS_ID=2 with JAX_NUM_PROCESSES=2 in the environment: the processes are numbered from 0 to 2 - 1; "
+            "correct them, or use --distributed=off",
         ),
     ],
 )
