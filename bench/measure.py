@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import flax
 import jax
 
-from t5g2.core.machine import machine_memory
+from t5g2.core.machine import machine_memory, processor
 
 LOAD = os.getloadavg()[0]  # of the last minute before the benchmark: above 0, other work disturbed it
 RESULTS = Path(__file__).parent / "results"
@@ -71,12 +71,3 @@ def write(name: str, title: str, *parts: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n")
     print(text)
-
-
-def processor() -> str:
-    """Returns the name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from t5g2.core import logs
+from t5g2.core import logs, machine
 from t5g2.report import contents, page_parts, result_tables, tables
 from t5g2.report.contents import Report
 from t5g2.report.run_records import RunGroup, RunRecord
@@ -88,17 +88,12 @@ def _where(report: Report) -> str:
     walls = [row["wall"] for run in report.runs for row in run.rows if "wall" in row]
     seconds = sum(run.seconds or 0 for run in report.runs)
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("jax", "flax"))
+    cores = f"{len(os.sched_getaffinity(0))} CPU cores ({machine.processor()})"
     return (
-        f"Run on {datetime.date.fromtimestamp(max(walls))}: {len(os.sched_getaffinity(0))} CPU cores ({_processor()}), "
+        f"Run on {datetime.date.fromtimestamp(max(walls))}: {cores}, "
         f"Python {platform.python_version()}, {versions}; {len(report.runs)} runs, {logs.duration(seconds)} in all, "
         f"shared sources included, compiling and the commands between them not."
     )
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _tables(report: Report) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
-"""The memory of this machine."""
+"""The memory and the processor of this machine."""
 
 import os
+import platform
 from pathlib import Path
 
 # limits of the container, in cgroups of version 2 and 1
@@ -12,3 +13,12 @@ def machine_memory() -> int:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [Path(path).read_text().strip() for path in LIMITS if os.access(path, os.R_OK)]
     return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def processor() -> str:
+    """Returns the name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

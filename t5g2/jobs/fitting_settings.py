@@ -71,10 +71,11 @@ def _fitting(plan: Plan, devices: list[Any], most: float) -> Iterator[tuple[Cand
     for group in candidates(plan.experiment, plan.mesh.shape):
         possible = [candidate for candidate in group if _is_possible(candidate, devices)]
         # of many the last takes least, of a few the first may: two microbatches have a sum of gradients, one has none
-        if not possible or min(estimated(candidate)[1] for candidate in (possible[0], possible[-1])) > most:
+        ends = {number: estimated(possible[number]) for number in {0, len(possible) - 1} if possible}
+        if all(size > most for _, size in ends.values()):
             continue
-        for candidate in possible:
-            other, size = estimated(candidate)
+        for number, candidate in enumerate(possible):
+            other, size = ends[number] if number in ends else estimated(candidate)
             if size <= most:
                 yield candidate, other, size
 
