@@ -59,7 +59,7 @@ JOIN_SECS = 300
 HEARTBEAT_SECS = 100
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _REMEDY = (
-    f"JAX detects the processes of Cloud TPU, Slurm, Open MPI and, with the package kubernetes, Kubernetes by itself; "
+    f"JAX detects the processes of Cloud TPU, Slurm, Open MPI 4 and, with the package kubernetes, Kubernetes; "
     f"elsewhere set {', '.join(_OURS[:-1])} and {_OURS[-1]}, or use --distributed=off"
 )
 
@@ -67,7 +67,7 @@ _REMEDY = (
 def initialize(distributed: Literal["auto", "on", "off"] = "auto") -> None:
     """Joins the processes of a run on several hosts into one; call it before anything asks for devices.
 
-    JAX finds the coordinator and the process's number by itself on Cloud TPU, Slurm, Open MPI and, with the package
+    JAX finds the coordinator and the process's number by itself on Cloud TPU, Slurm, Open MPI 4 and, with the package
     kubernetes, Kubernetes; elsewhere set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     From then on, if another process dies, this one ends within HEARTBEAT_SECS, with the stacks of its threads. If not

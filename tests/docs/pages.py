@@ -14,7 +14,7 @@ FENCE = re.compile(r'^```(\w*)(?: title="(.*)")?$')
 # of a page's commands; another program in a block of `sh` is an error
 PROGRAMS = (
     *("t5g2", "make", "pip", "python", "python3", ".venv/bin/pip", ".venv/bin/python"),
-    *("launch/local.sh", "sbatch"),
+    *("launch/local.sh", "sbatch", "mpirun"),
 )
 # a synopsis: …, [optional], A|B, a word in capitals for a value
 SYNOPSIS = re.compile(r"…|\[--|=[A-Z]{2,}\b|=(DIR|FILE)")
