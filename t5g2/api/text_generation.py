@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -81,8 +81,6 @@ class TextOptions:
                 f"sampler is {self.sampler!r} of type {type(self.sampler).__name__}; it must be a sampler, such as "
                 f"t5g2.TopK(40)"
             )
-        if self.on_long not in get_args(OnLong):
-            raise unknown("on_long", str(self.on_long), get_args(OnLong))
         chosen = [name for name in ("top_k", "top_p") if getattr(self, name) is not None]
         if self.sampler is not None and (chosen or self.temperature is not None or self.do_sample is not None):
             raise UserError("a sampler and temperature, top_k, top_p or do_sample are given; give one or the others")

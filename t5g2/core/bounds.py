@@ -1,11 +1,13 @@
-"""Ranges of numbers: declared in the annotation of a field, checked whenever a value of its class is made.
+"""Ranges of numbers and sets of words: declared in the annotation of a field, checked where a value is made.
 
     @dataclass(frozen=True)
     @checked
     class AdamW:
         eps: Annotated[float, Bounds(above=0)] = 1e-8
+        moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     AdamW(eps=0)  # UserError: eps = 0; it must be above 0
+    AdamW(moment_dtype="float16")  # UserError: unknown moment_dtype 'float16' of AdamW; did you mean …
 
 The one declaration is what the constructor checks, what the message says and what docs/settings.md prints.
 """
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from t5g2.core.errors import UserError
+from t5g2.core.errors import UserError, unknown
 
 INT32_MAX = 2**31 - 1
 # for lengths and sizes of arrays: a longer axis is a slip of the keyboard, and would be allocated before it is noticed
@@ -78,7 +80,8 @@ def checked(cls: Class) -> Class:
     Subclasses inherit the check, and it covers their fields too.
 
     Raises:
-      UserError: when a value is made with a number out of the bounds that its field declares.
+      UserError: when a value is made with a number out of the bounds that its field declares, or with a word that its
+        Literal does not have.
     """
     own = getattr(cls, "__post_init__", None)
 
@@ -89,6 +92,13 @@ def checked(cls: Class) -> Class:
                     allowed = ", or ".join([str(bounds), *("None for none" if x is None else repr(x) for x in others)])
                     hint = f"; {bounds.hint}" if bounds.hint else ""
                     raise UserError(f"{name} = {number}; it must be {allowed}{hint}")
+        for name, (words, numeric) in _words_of(type(self)).items():
+            for item in _items(getattr(self, name)):
+                is_number = isinstance(item, numbers.Real) and not isinstance(item, bool)
+                # an object of a class that the field takes too is neither, and is its class's to check
+                is_word = isinstance(item, str | bool | None) or (is_number and not numeric)
+                if is_word and item not in words:
+                    raise unknown(name, str(item), map(str, words), where=f"of {type(self).__name__}")
         if own is not None:
             own(self)
 
@@ -109,6 +119,22 @@ def of(cls: type) -> dict[str, tuple[Bounds, tuple[str | None, ...]]]:
     return fields
 
 
+@functools.cache
+def _words_of(cls: type) -> dict[str, tuple[tuple[str | bool | None, ...], bool]]:
+    """Returns {field: (the words, with None where it may be, that it may have; True if it may be a number too)}.
+
+    Of the fields that declare a Literal. One that may be any text is not among them.
+    """
+    fields = {}
+    for name, annotation in typing.get_type_hints(cls, include_extras=True).items():
+        parts = list(_parts(annotation))
+        words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+        if words and str not in parts:
+            none = [None] if type(None) in parts else []
+            fields[name] = (*words, *none), int in parts or float in parts
+    return fields
+
+
 def _parts(annotation: Any) -> Iterator[Any]:
     """Yields the annotation and all that it is composed of: the metadata of Annotated, members of unions and tuples."""
     yield annotation
@@ -117,13 +143,20 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """Yields the numbers of a field's value: itself, or those of a tuple; a word or None has none."""
+    """Yields the numbers of a field's value; a word or None has none."""
+    for item in _items(value):
+        # numpy's scalars too
+        if isinstance(item, numbers.Real) and not isinstance(item, bool):
+            yield item  # pyright: ignore[reportReturnType]
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """Yields a field's value, or those of the tuple that it is."""
     if isinstance(value, tuple):
         for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-        # numpy's scalars too
-        yield value  # pyright: ignore[reportReturnType]
+            yield from _items(item)
+    else:
+        yield value
 
 
 def _format(number: float) -> str:

@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +91,6 @@ class MeshShape:
     strategy: MeshStrategy = "axes"
 
     def __post_init__(self):
-        if self.strategy not in get_args(MeshStrategy):
-            raise unknown("strategy", self.strategy, get_args(MeshStrategy), where="of the mesh")
         if self.strategy == "data" and self.fsdp not in (1, -1):
             raise UserError(
                 f"strategy = 'data' and fsdp = {self.fsdp}: the strategy keeps all weights on every device, and fsdp "

@@ -190,8 +190,8 @@ class TextConfig:
             )
         if self.head_size % 2:
             raise UserError(f"head_size = {self.head_size}; rotary embedding rotates pairs, so it must be even")
-        if not self.pattern or set(self.pattern) - {"local", "global"}:
-            raise UserError(f"pattern = {self.pattern}; it must be a non-empty tuple of 'local' and 'global'")
+        if not self.pattern:
+            raise UserError("pattern = (); it must have the kind of at least one layer, such as ('local', 'global')")
 
     def kind(self, layer: int) -> LayerKind:
         """Returns the kind of a layer, counted from 0."""

@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from t5g2.core.bounds import checked
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.sharding import devices
 from t5g2.models import kept
@@ -27,6 +28,7 @@ Initializer = Callable[[jax.Array | None, tuple[int, ...], jnp.dtype], jax.Array
 
 
 @dataclass(frozen=True)
+@checked
 class Compute:
     """Precision, backend and memory options of a forward pass; they change its result by rounding only.
 
@@ -55,9 +57,6 @@ class Compute:
     scan: bool = True
 
     def __post_init__(self):
-        for name in ("dtype", "norm_dtype", "softmax_dtype", "loss_dtype", "vision_dtype"):
-            if getattr(self, name) not in get_args(Precision):
-                raise unknown(name, getattr(self, name), get_args(Precision))
         kept.names(self.remat)  # raises if it has an unknown one
         if self.offload and self.remat == "none":
             raise UserError(

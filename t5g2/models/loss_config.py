@@ -9,11 +9,10 @@ table's gradient is computed once, in the dtype of the table, and logits are com
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from t5g2.core import device
 from t5g2.core.bounds import NotNegative, Size, checked
-from t5g2.core.errors import unknown
 from t5g2.models.distillation import Distillation
 from t5g2.models.layers import Precision
 
@@ -47,10 +46,6 @@ class LossConfig:
     distillation: Distillation | None = None
     strategy: Strategy = "auto"
     block_rows: Size | None = None
-
-    def __post_init__(self):
-        if self.strategy not in get_args(Strategy):
-            raise unknown("strategy of the loss", self.strategy, get_args(Strategy))
 
 
 class HeadShape(NamedTuple):

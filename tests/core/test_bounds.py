@@ -6,7 +6,7 @@ import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
@@ -44,6 +44,11 @@ class Base:
     ids: tuple[TokenId, ...] = ()
     names: tuple[tuple[str, TokenId], ...] = ()
     limit: Count | None = None
+    order: Literal["first", "last"] | None = None
+    kinds: tuple[Literal["a", "b"], ...] = ()
+    width: Count | Literal["all"] = 1
+    early: Literal[True, False, "never"] = False
+    any: Literal["auto"] | str = "auto"
 
     def __post_init__(self):
         self.__dict__["ran_after_the_check"] = True
@@ -68,9 +73,20 @@ class Derived(Base):
         (lambda: Base(np.float32(-1)), r"rate = -1.0; it must be above 0"),
         (lambda: Base(np.float32("nan")), r"rate = nan; it must be above 0"),
         (lambda: Base(1, ids=(np.int64(-1),)), r"ids = -1; it must be at least 0 and at most 2147483647"),
+        (
+            lambda: Base(1, order="frist"),
+            r"unknown order 'frist' of Base; did you mean 'first'\? Allowed: None, first, last",
+        ),
+        (lambda: Derived(1, kinds=("a", "c")), r"unknown kinds 'c' of Derived\. Allowed: a, b"),
+        (lambda: Base(1, width="al"), r"unknown width 'al' of Base; did you mean 'all'"),
+        (lambda: Base(1, width=True), r"unknown width 'True' of Base"),
+        (lambda: Base(1, width=0), r"width = 0; it must be at least 1 and at most 2147483647, or 'all'"),
+        (lambda: Base(1, kinds=(1,)), r"unknown kinds '1' of Base"),
+        (lambda: Base(1, early="always"), r"unknown early 'always' of Base"),
+        (lambda: Base(1, early=None), r"unknown early 'None' of Base"),
     ],
 )
-def test_a_number_out_of_its_bounds_is_refused(make, message):
+def test_a_number_out_of_its_bounds_and_an_unknown_word_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
 
@@ -80,6 +96,8 @@ def test_numbers_within_their_bounds_are_taken():
     assert value.share == 0
     assert value.__dict__["ran_after_the_check"]
     assert dataclasses.replace(value, limit=1).limit == 1
+    words = Base(1, order="first", kinds=("a", "b", "a"), width="all", early="never", any="thing")
+    assert dataclasses.replace(words, order=None, width=3, early=True).width == 3
 
 
 def test_a_word_that_is_allowed_instead_is_named():
@@ -116,13 +134,13 @@ def test_numbers_that_would_ruin_a_run_are_refused(make):
 
 
 @pytest.mark.parametrize("cls", SETTINGS.classes(), ids=lambda cls: cls.__name__)
-def test_every_numeric_setting_has_a_range(cls):
+def test_every_numeric_setting_has_a_range_and_words_are_checked(cls):
     ranges = bounds.of(cls)
     hints = typing.get_type_hints(cls)
     numeric = {f.name for f in dataclasses.fields(cls) if f.init and {int, float} & set(flattened(hints[f.name]))}
     assert numeric <= set(ranges), f"without bounds: {numeric - set(ranges)}"
-    # a class that declares bounds and forgets @checked would not hold them
-    if ranges:
+    # a class that declares bounds or words and forgets @checked would not hold them
+    if ranges or any("Literal" in str(hint) for hint in hints.values()):
         assert any("checked" in vars(base).get("__post_init__", checked).__qualname__ for base in cls.__mro__)
 
 

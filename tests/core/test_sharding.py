@@ -104,7 +104,7 @@ def test_a_shape_that_does_not_fit_names_both_numbers(devices, shape, message):
         ),
         (
             {"strategy": "zero2"},
-            "unknown strategy 'zero2' of the mesh; did you mean 'zero1'",
+            "unknown strategy 'zero2' of MeshShape; did you mean 'zero1'",
         ),
     ],
 )

@@ -270,7 +270,7 @@ def test_the_choice_in_words():
     assert str(choose(LossConfig(), GPU)) == (
         "tiles of 1,024 tokens, because the table's float32 gradient is 640 MiB, a tile 2,048 MiB"
     )
-    with pytest.raises(UserError, match=r"strategy of the loss 'vocab'.*vocabulary"):
+    with pytest.raises(UserError, match=r"unknown strategy 'vocab' of LossConfig.*vocabulary"):
         LossConfig(strategy="vocab")  # pyright: ignore[reportArgumentType]
 
 

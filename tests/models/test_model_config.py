@@ -18,7 +18,7 @@ from tests.tiny import GEMMA3, T5GEMMA2
         ({"kv_heads": 3}, "heads = 4 and kv_heads = 3.*kv_heads must divide heads"),
         ({"head_size": 7}, "head_size = 7.*must be even"),
         ({"pattern": ()}, r"pattern = \(\)"),
-        ({"pattern": ("locale",)}, "it must be a non-empty tuple of 'local' and 'global'"),
+        ({"pattern": ("locale",)}, "unknown pattern 'locale' of TextConfig; did you mean 'local'"),
         ({"query_scalar": 0.0}, "query_scalar = 0.0; it must be above 0, or None"),
         ({"final_softcap": -30.0}, "final_softcap = -30.0; it must be above 0, or None"),
         ({"norm_eps": 0.0}, "norm_eps = 0.0; it must be above 0 and at most 1$"),
@@ -50,7 +50,7 @@ def test_a_wrong_rope_is_refused():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dtype": "float16"}, "unknown dtype 'float16'.*Allowed: bfloat16, float32"),
+        ({"dtype": "float16"}, "unknown dtype 'float16' of Compute.*Allowed: bfloat16, float32"),
         ({"remat": "blocks"}, "unknown remat 'blocks'; did you mean 'block'.*attention, block, mlp, none, projections"),
         (
             {"remat": "attention,block"},
