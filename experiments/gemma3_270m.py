@@ -81,12 +81,10 @@ def get_sweep():
         needle("needle_source", "imported", after="imported"),
         needle("needle_adapted", f"adapted-{PEAKS[0]}/model", after=f"adapted-{PEAKS[0]}"),
     )
-    against_scratch = {
-        f"scratch, peak {peak}": {"adapted": f"adapted-{peak}", "other": f"scratch-{peak}"} for peak in PEAKS
-    }
-    against_others = {run.name: {"adapted": f"adapted-{PEAKS[0]}", "other": run.name} for run in others}
+    rates = {f"{kind}, {peak}": f"{kind}-{peak}" for kind in ("adapted", "scratch") for peak in PEAKS}
+    recipes = {"adapted": f"adapted-{PEAKS[0]}", **{run.name: run.name for run in others}}
     return Sweep(
         title="Gemma 3 270M adapted to T5Gemma 2 270M-270M",
         parts=parts,
-        compare=against_scratch | against_others,
+        compare={"adapted and from scratch": rates, f"recipes, peak {PEAKS[0]}": recipes},
     )
