@@ -5,15 +5,16 @@
 
 The rule. A document is one of these, at most 4,000 characters of it:
 
-    python      a top-level module of the standard library, or a topic of the language reference; its name is its hash
+    python      a top-level module of the standard library, or a topic of the language reference
     packages    the description of an installed package, but of this one (its README, as pip has it)
     languages   one of five parts of the names of countries and languages in a language that has at least 150 of them,
                 six to a sentence, as Babel joins a list in that language, and dates in words
 
-Documents come in the order of the SHA-256 of their names. One whose hash is divisible by 10 is held out, the others are
-for training, each kind up to its number of characters. The files are written once, to the cache (T5G2_CACHE), and kept
-whatever is installed later, so that a run can be resumed; remove the folder to collect anew. Other releases of Python,
-Babel and the packages have other text here and there.
+Documents come in the order of the SHA-256 of their names (of python their text), each kind up to its number of
+characters. Held out are those of python that the kind "python" of text holds out too, so that the tasks that read them
+ask for nothing that was trained on, and of the others those whose hash is divisible by 10. The files are written once,
+to the cache (T5G2_CACHE), and kept whatever is installed later, so that a run can be resumed; remove the folder to
+collect anew. Other releases of Python, Babel and the packages have other text here and there.
 """
 
 import hashlib
@@ -45,13 +46,9 @@ def folder():
 def collect(target):
     """Writes the files; the held-out one, which mixes the kinds, last."""
     heldout = {}
-    for kind, documents in zip(KINDS, (python(), packages(), languages()), strict=True):
-        named = {f"{kind} {name}": text[:LONGEST] for name, text in documents.items()}
-        names = sorted(named, key=name_hash)
-        for_training = [name for name in names if name_hash(name) % 10]
-        files.write_text(target / f"train-{kind}.jsonl", lines(up_to(TRAIN_CHARACTERS, for_training, named)))
-        others = [name for name in names if not name_hash(name) % 10]
-        heldout |= up_to(HELDOUT_CHARACTERS, others, named)
+    for kind, (training, others) in zip(KINDS, (python(), by_hash(packages()), by_hash(languages())), strict=True):
+        files.write_text(target / f"train-{kind}.jsonl", lines(up_to(TRAIN_CHARACTERS, kind, training)))
+        heldout |= up_to(HELDOUT_CHARACTERS, kind, others)
     files.write_text(target / "heldout.jsonl", lines({name: heldout[name] for name in sorted(heldout, key=name_hash)}))
 
 
@@ -59,13 +56,14 @@ def name_hash(name):
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
-def up_to(characters, names, texts):
-    """The texts of the first names, until the next one would be too much."""
+def up_to(characters, kind, documents):
+    """The documents of a kind by their names' hashes, until the next one would be too much."""
+    named = {f"{kind} {name}": text[:LONGEST] for name, text in documents.items()}
     chosen = {}
-    for name in names:
-        if sum(map(len, chosen.values())) + len(texts[name]) > characters:
+    for name in sorted(named, key=name_hash):
+        if sum(map(len, chosen.values())) + len(named[name]) > characters:
             break
-        chosen[name] = texts[name]
+        chosen[name] = named[name]
     return chosen
 
 
@@ -73,10 +71,20 @@ def lines(texts):
     return "".join(json.dumps({"name": name, "text": text}, ensure_ascii=False) + "\n" for name, text in texts.items())
 
 
+def by_hash(documents):
+    """Documents for training, and those that are held out."""
+    training, heldout = {}, {}
+    for name, text in documents.items():
+        (training if name_hash(name) % 10 else heldout)[name] = text
+    return training, heldout
+
+
 def python():
-    documents = PythonText(split="all").open()
-    texts = [documents[number] for number in range(len(documents))]
-    return {hashlib.sha256(text.encode()).hexdigest(): text for text in texts}
+    """As by_hash."""
+    return tuple(
+        {hashlib.sha256(text.encode()).hexdigest(): text for text in map(documents.__getitem__, range(len(documents)))}
+        for documents in (PythonText(split=split).open() for split in ("train", "heldout"))
+    )
 
 
 def packages():
