@@ -81,10 +81,9 @@ def get_sweep():
         needle("needle_source", "imported", after="imported"),
         needle("needle_adapted", f"adapted-{PEAKS[0]}/model", after=f"adapted-{PEAKS[0]}"),
     )
-    rates = {f"{kind}, {peak}": f"{kind}-{peak}" for kind in ("adapted", "scratch") for peak in PEAKS}
-    recipes = {"adapted": f"adapted-{PEAKS[0]}", **{run.name: run.name for run in others}}
+    rates = [f"{kind}-{peak}" for kind in ("adapted", "scratch") for peak in PEAKS]
     return Sweep(
         title="Gemma 3 270M adapted to T5Gemma 2 270M-270M",
         parts=parts,
-        compare={"adapted and from scratch": rates, f"recipes, peak {PEAKS[0]}": recipes},
+        compare=(*rates, *(run.name for run in others)),
     )
