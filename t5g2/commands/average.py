@@ -12,7 +12,7 @@ FLAGS = {
 def run(flags: Parsed) -> None:
     """Writes the mean, in float32, of the last checkpoints of a run as a model folder.
 
-    Example: t5g2 average --workdir=runs/adapted --last=5 --out=models/averaged
+    Example: t5g2 average --workdir=runs/t5gemma2-270m --last=2 --out=models/trained
     """
     from t5g2.jobs.run_average import average_run
 

@@ -19,7 +19,7 @@ FLAGS = {
 def run(flags: Parsed) -> None:
     """Computes a teacher's logits for a config's sources ahead of a run, and stores a part of them.
 
-    Example: t5g2 cache-logits --config=configs/t5gemma2.py:1b-1b --teacher=models/gemma3-4b --out=logits
+    Example: t5g2 cache-logits --config=my_config.py --teacher=models/gemma-3-270m --out=logits --per_token=8 --shards=2
     """
     from t5g2.jobs import teacher_cache
     from t5g2.models.distillation import Distillation

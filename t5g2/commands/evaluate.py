@@ -46,7 +46,7 @@ def run(flags: Parsed) -> None:
 
     Example: t5g2 evaluate --model=models/t5gemma2-4b --tasks=my_tasks.py,docstrings:50 --out=evaluations/t5gemma2-4b
     Example: t5g2 evaluate --model=models/t5gemma2-4b --harness=arc_easy,gsm8k --out=evaluations/t5gemma2-4b
-    Example: t5g2 evaluate --config=configs/quickstart.py:adapted --workdir=runs/adapted --step=last
+    Example: t5g2 evaluate --config=configs/quickstart.py:adapted --workdir=runs/quickstart/adapted --step=last
     """
     if flags.model is not None:
         _evaluate_folder(flags)

@@ -15,7 +15,7 @@ def run(flags: Parsed) -> None:
 
     With --push it is uploaded to the Hugging Face hub.
 
-    Example: t5g2 export --model=runs/adapted/model --out=models/adapted-hf
+    Example: t5g2 export --model=runs/quickstart/adapted/model --out=models/adapted-hf
     """
     from t5g2.jobs import exported_model
 
