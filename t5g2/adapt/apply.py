@@ -51,7 +51,7 @@ def adapt(
     # initialised leaves come last: drawing them starts XLA, whose memory would otherwise add to that of the tables
     order = sorted(leaves, key=lambda key: origins[key].leaf is None)
     adapted = {key: replace(leaves[key], read=_reader(leaves[key], origins[key], pairing, seed)) for key in order}
-    return AdaptedModel(adapted, Provenance(pairing.recipe, source, rows, pairing.settings))
+    return AdaptedModel(adapted, Provenance(pairing.recipe, source, rows, pairing.settings, pairing.sources.notes))
 
 
 class _LeafOrigin(NamedTuple):

@@ -38,12 +38,14 @@ class SourceModel:
     Attributes:
       config: architecture of a decoder-only model, or of the image tower if only that is taken from the folder.
       leaves: all leaves of the folder, loaded by Leaf.read.
-      path: path of the folder, for messages.
+      path: folder, file or address of the weights, for messages.
+      notes: on the import of the weights.
     """
 
     config: ModelConfig | VisionConfig
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
     path: str = "the source"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,12 @@ class SourceModels:
         if self.encoder is self.decoder:
             sources = {"source" if self.vision else "": self.encoder}
         return sources if self.vision is None else {**sources, "vision": self.vision}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the import of each source, behind its name if there are several."""
+        by_name = self.by_name.items()
+        return tuple(f"{name}: {note}" if name else note for name, source in by_name for note in source.notes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,12 +49,14 @@ class Provenance:
       source: the caller's description of the folders that the weights come from.
       rows: every source leaf is in exactly one row, every target leaf in exactly one use.
       settings: lines for the settings in which the target's architecture differs from the sources.
+      notes: lines on the sources' own import: how their weights were quantised, what was assumed.
     """
 
     recipe: str
     source: str
     rows: tuple[ProvenanceRow, ...]
     settings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data: an entry for each target leaf and each dropped source leaf, and the table's lines."""
@@ -71,6 +73,7 @@ class Provenance:
             "recipe": self.recipe,
             "source": self.source,
             "settings": list(self.settings),
+            "notes": list(self.notes),
             "table": [list(COLUMNS), *map(list, self.lines())],
             "leaves": leaves,
         }
@@ -106,7 +109,7 @@ class Provenance:
         return lines
 
     def table(self) -> str:
-        """Returns the table for people: equal layers in one line, then the totals and the changed settings."""
+        """Returns the table for people: equal layers in one line, then totals, changed settings and notes."""
         cells = [COLUMNS, *self.lines()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         text = [
@@ -119,7 +122,8 @@ class Provenance:
         totals = ", ".join(f"{count} {operation}" for operation, count in counts.items())
         text.append(f"{len(uses)} target leaves: {totals}")
         text.append(f"{len(sources)} source leaves: {len(sources) - len(dropped)} used, {len(dropped)} dropped")
-        return "\n".join([*text, *(f"changed  {line}" for line in self.settings)])
+        text += [f"changed  {line}" for line in self.settings]
+        return "\n".join([*text, *(f"source   {line}" for line in self.notes)])
 
 
 def _layers(layers: list[int | None]) -> str:

@@ -46,7 +46,7 @@ class Model:
         self.params: Any = folders.load_model(without_tower, mesh=mesh, param_dtype=param_dtype)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.folder.path)!r}, {self.compute})"
+        return f"{type(self).__name__}({self.folder.origin!r}, {self.compute})"
 
     @property
     def config(self) -> ModelConfig:

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +19,12 @@ TABLES = ("embed_tokens.weight", "input_embedding", "token_embedding.weight")
 
 
 def with_canonical_names(
-    path: Path, tensor_format: TensorFormat, tensors: Mapping[str, Tensor]
+    where: str, tensor_format: TensorFormat, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Returns (the tensors under the names of the format's table, notes on renamed and unused tensors).
+
+    Args:
+      where: folder or file, for messages.
 
     Raises:
       UserError: two stored names are aliases of one tensor.
@@ -36,7 +38,7 @@ def with_canonical_names(
             continue
         if canonical in stored_names:
             raise UserError(
-                f"{path} holds {stored_names[canonical]} and {name}, which are two names of one tensor; remove one of "
+                f"{where} holds {stored_names[canonical]} and {name}, which are two names of one tensor; remove one of "
                 f"them"
             )
         stored_names[canonical] = name

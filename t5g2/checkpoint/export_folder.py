@@ -44,7 +44,7 @@ def export_model(
         opened.config, dtype=config_dtype, special_tokens=_special_tokens(opened)
     )
     tensors = {
-        match.name: cast_tensor(_join_leaves(match, opened.leaves), dtype, name=f"{opened.path}: {match.name}")
+        match.name: cast_tensor(_join_leaves(match, opened.leaves), dtype, name=f"{opened.origin}: {match.name}")
         for match in names.match_tensors(tensor_format, opened.leaves)
     }
     # transformers initialises missing tensors at random, with a warning, so its placeholders are written too

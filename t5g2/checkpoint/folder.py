@@ -60,17 +60,29 @@ class ModelFolder:
     """A model folder that was opened: its config is read, its weights are read when they are needed.
 
     Attributes:
+      path: folder of the files beside the weights; of a GGUF file, one in the cache.
+      origin: what records and messages name the weights by: a folder, a GGUF file, or an address of the hub.
       tokenizer, provenance: plain data as they were saved; None = not saved.
       leaves: (path, layer) -> Leaf with the shape from the config and the stored dtype.
       extra_files: files of the folder that are copied when the model is written elsewhere.
     """
 
     path: Path
+    origin: str
     config: ModelConfig
     tokenizer: dict[str, Any] | None
     provenance: dict[str, Any] | None
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
     extra_files: tuple[Path, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the import that the weights come from: how they were quantised, what was assumed."""
+        record = self.provenance or {}
+        # of a run, whose weights began as imported ones
+        record = record["weights"] if isinstance(record.get("weights"), dict) else record
+        notes = record.get("notes")
+        return tuple(map(str, notes)) if isinstance(notes, list) else ()
 
 
 def save_model(
@@ -200,7 +212,7 @@ def open_model(directory: str | PathLike) -> ModelFolder:
     tokenizer, provenance = (
         _read_json(path / name) if (path / name).is_file() else None for name in (TOKENIZER, PROVENANCE)
     )
-    return ModelFolder(path, config, tokenizer, provenance, leaves, extra_files(path))
+    return ModelFolder(path, str(path), config, tokenizer, provenance, leaves, extra_files(path))
 
 
 def read_architecture(path: str | PathLike) -> ModelConfig:
@@ -278,7 +290,7 @@ def with_image_size(folder: ModelFolder, size: int) -> ModelFolder:
     else:
         stack = config.image_stack
         if stack.images is None:
-            raise UserError(f"image_size = {size}, and {folder.path} has no image tower; leave it out")
+            raise UserError(f"image_size = {size}, and {folder.origin} has no image tower; leave it out")
         vision = _resized(stack.images.vision, size)
         stack = replace(stack, images=replace(stack.images, vision=vision))
         config = replace(config, encoder=stack) if config.is_encoder_decoder else stack
@@ -320,7 +332,7 @@ def load_model(folder: ModelFolder | str | PathLike, *, mesh: Mesh | None = None
     leaves = tree.leaves(abstract)
 
     def read(key: LeafKey) -> np.ndarray:
-        return cast_weights(folder.leaves[key].read(), leaves[key].dtype, name=f"{folder.path}: {tree.name(key)}")
+        return cast_weights(folder.leaves[key].read(), leaves[key].dtype, name=f"{folder.origin}: {tree.name(key)}")
 
     return tree.build(abstract, read, shardings=shardings)
 
@@ -336,7 +348,7 @@ def common_dtype(folder: ModelFolder, chosen: Any = None) -> np.dtype:
     dtypes = {str(leaf.dtype): leaf.dtype for leaf in folder.leaves.values()}
     if len(dtypes) > 1:
         names = ", ".join(sorted(dtypes))
-        raise UserError(f"the weights in {folder.path} have several dtypes: {names}; choose one (param_dtype)")
+        raise UserError(f"the weights in {folder.origin} have several dtypes: {names}; choose one (param_dtype)")
     return next(iter(dtypes.values()))
 
 

@@ -40,16 +40,25 @@ class GgufSource:
     tensors: dict[str, Tensor]
 
 
+def file_of(path: str | PathLike) -> Path | None:
+    """Returns the GGUF file that a path names, or that a folder holds and no other weights; None of any other path.
+
+    Raises:
+      UserError: there are several files in the folder.
+    """
+    given = Path(path).expanduser().absolute()
+    return given if given.is_file() and given.suffix == ".gguf" else _only_file(given)
+
+
 def folder_of(path: str | PathLike) -> Path:
     """Returns the folder of a GGUF file, or of a folder that holds one and no other weights; any other path as it is.
 
     Raises:
       UserError: there are several files in the folder; as gguf_file.describe.
     """
-    given = Path(path).expanduser().absolute()
-    file = given if given.is_file() and given.suffix == ".gguf" else _only_file(given)
+    file = file_of(path)
     if file is None:
-        return given
+        return Path(path).expanduser().absolute()
     stat = file.stat()
     identity = json.dumps([VERSION, str(file.resolve()), stat.st_size, stat.st_mtime_ns])
     folder = files.cache_folder() / "gguf" / hashlib.sha256(identity.encode()).hexdigest()[:16]

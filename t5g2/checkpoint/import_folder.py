@@ -67,7 +67,9 @@ def open_any(directory: str | PathLike) -> ModelFolder:
     """
     directory = source_folder.local(directory)
     path = Path(directory).expanduser().absolute()
-    return folders.open_model(path) if (path / folders.MODEL).is_file() else open_foreign(directory)
+    if not (path / folders.MODEL).is_file():
+        return open_foreign(directory)
+    return replace(folders.open_model(path), origin=hub.recorded(path))
 
 
 def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
@@ -87,12 +89,12 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     """
     directory = source_folder.local(directory)
     path = gguf_folder.folder_of(directory)
-    gguf = gguf_folder.source_of(path)
+    gguf, origin = gguf_folder.source_of(path), source_folder.recorded(directory)
     if gguf is None:
         unreadable_folders.refuse(directory)
     chosen = _chosen_config(config)
     if (path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors")):
-        weights = _read_hugging_face(path, chosen, safetensors_io.read(path) if gguf is None else gguf.tensors)
+        weights = _read_hugging_face(path, origin, chosen, safetensors_io.read(path) if gguf is None else gguf.tensors)
     elif flax_tree.is_flax(path):
         weights = _read_flax(path, chosen)
     elif any(next(path.glob(pattern), None) for pattern in safetensors_io.PICKLES):
@@ -104,7 +106,7 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
         )
     tensor_format, config = weights.tensor_format, weights.config
     abstract = tree.leaves(build.abstract(config))
-    tensors, notes = accounting.with_canonical_names(path, tensor_format, weights.tensors)
+    tensors, notes = accounting.with_canonical_names(origin, tensor_format, weights.tensors)
     notes += _ignored_config_notes(path, chosen)
     if gguf is not None:
         notes += gguf.notes
@@ -118,18 +120,18 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     tensors, tied_notes = accounting.with_originals(tensor_format, matches, tensors)
     notes += tied_notes
-    where = f"{path}, according to {weights.config_source}"
+    where = f"{origin}, according to {weights.config_source}"
     notes += accounting.check_tensors(where, tensor_format, config, matches, tensors)
     provenance = {
         "kind": "import",
-        "source": hub.recorded(path if gguf is None else gguf.file),
+        "source": origin,
         "layout": tensor_format.title if gguf is None else f"GGUF of {tensor_format.title}",
         "tensors": len(matches),
         "parameters": sum(math.prod(leaf.shape) for leaf in abstract.values()),
         "notes": notes,
     }
     leaves = _leaves_of_tensors(matches, tensors, abstract)
-    return ModelFolder(path, config, _tokenizer(path), provenance, leaves, folders.extra_files(path))
+    return ModelFolder(path, origin, config, _tokenizer(path), provenance, leaves, folders.extra_files(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +139,17 @@ class TowerFolder:
     """A folder that was opened for its image tower.
 
     Attributes:
+      origin: what records and messages name the folder by: its path, or its address at the hub.
       config: the tower's architecture as it is stored; `pool` is True if it has the pooling head.
       leaves: every leaf of the folder, the tower's under "vision."; loaded by Leaf.read.
+      notes: on the import, as of a ModelFolder.
     """
 
     path: Path
+    origin: str
     config: VisionConfig
     leaves: Mapping[LeafKey, Leaf] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def open_tower(directory: str | PathLike) -> TowerFolder:
@@ -165,7 +171,7 @@ def open_tower(directory: str | PathLike) -> TowerFolder:
     opened = open_any(directory)
     config = opened.config
     if isinstance(config, DualEncoderConfig):
-        return TowerFolder(path, config.vision, opened.leaves)
+        return TowerFolder(path, opened.origin, config.vision, opened.leaves, opened.notes)
     images = config.image_stack.images
     if images is None:
         raise UserError(
@@ -173,7 +179,7 @@ def open_tower(directory: str | PathLike) -> TowerFolder:
             f"images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP, or a tower alone, as "
             f"transformers saves it (siglip_vision_model)"
         )
-    return TowerFolder(path, images.vision, opened.leaves)
+    return TowerFolder(path, opened.origin, images.vision, opened.leaves, opened.notes)
 
 
 def import_model(
@@ -206,7 +212,7 @@ def import_model(
     if image_size is not None:
         opened = folders.with_image_size(opened, image_size)
     tensors = {
-        name: cast_tensor(tensor_from_leaf(leaf), dtype, name=f"{opened.path}: {name}")
+        name: cast_tensor(tensor_from_leaf(leaf), dtype, name=f"{opened.origin}: {name}")
         for name, leaf in ((tree.name(key), leaf) for key, leaf in opened.leaves.items())
     }
     json_files = {
@@ -240,7 +246,9 @@ def _chosen_config(config: ConfigChoice) -> ModelConfig | None:
     return from_dict(_read_json(path), where=str(path))
 
 
-def _read_hugging_face(path: Path, chosen: ModelConfig | None, tensors: Mapping[str, Tensor]) -> _ForeignWeights:
+def _read_hugging_face(
+    path: Path, origin: str, chosen: ModelConfig | None, tensors: Mapping[str, Tensor]
+) -> _ForeignWeights:
     if chosen is not None:
         # only the format is used, so the dtype of the config.json is arbitrary
         tensor_format, _ = hf_config_writer.write(chosen, dtype="float32")
@@ -254,7 +262,7 @@ def _read_hugging_face(path: Path, chosen: ModelConfig | None, tensors: Mapping[
     try:
         tensor_format, config = hf_config_reader.read(_read_json(path / CONFIG_FILE))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{origin}: {error}") from None
     return _ForeignWeights(tensor_format, config, CONFIG_FILE, tensors)
 
 
@@ -296,10 +304,11 @@ def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:
     # under "vision.", the path that the tower has in every model
     abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
     tensor_format = hf_names.SIGLIP_VISION
-    tensors, _ = accounting.with_canonical_names(path, tensor_format, safetensors_io.read(path))
+    tensors, notes = accounting.with_canonical_names(str(path), tensor_format, safetensors_io.read(path))
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     accounting.check_tensors(f"{path}, according to {CONFIG_FILE}", tensor_format, None, matches, tensors)
-    return TowerFolder(path, config, _leaves_of_tensors(matches, tensors, abstract))
+    leaves = _leaves_of_tensors(matches, tensors, abstract)
+    return TowerFolder(path, hub.recorded(path), config, leaves, tuple(notes))
 
 
 def _leaves_of_tensors(

@@ -24,6 +24,16 @@ def folder_of(source: str | PathLike) -> Path:
     return gguf_folder.folder_of(local(source))
 
 
+def recorded(source: str | PathLike) -> str:
+    """Returns what records and messages name a source by: its folder, its GGUF file, or its address with the commit.
+
+    Raises:
+      UserError, MachineError: as folder_of.
+    """
+    path = Path(local(source)).expanduser().absolute()
+    return hub.recorded(gguf_folder.file_of(path) or path)
+
+
 def pinned(source: str) -> str:
     """Returns an address of the hub with its commit; any other source as it is, or several separated by commas.
 

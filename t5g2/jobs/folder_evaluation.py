@@ -130,15 +130,15 @@ def _check_kind(loaded: LanguageModel | DualEncoder, tasks: Sequence[Task]) -> N
     is_dual = isinstance(loaded, DualEncoder)
     if is_dual and jax.process_count() > 1:
         raise UserError(
-            f"{loaded.folder.path} is a dual encoder, which one process evaluates, and these are "
+            f"{loaded.folder.origin} is a dual encoder, which one process evaluates, and these are "
             f"{jax.process_count()}; start one, or give --distributed=off to one of them"
         )
     for task in tasks:
         if isinstance(task, ImageTask) != is_dual:
             kinds = ("a dual encoder (SigLIP)", "a language model")
             raise UserError(
-                f"task {task.name!r} is for {kinds[is_dual]}, and {loaded.folder.path} is {kinds[not is_dual]}; leave "
-                f"the task out, or give another model"
+                f"task {task.name!r} is for {kinds[is_dual]}, and {loaded.folder.origin} is {kinds[not is_dual]}; "
+                f"leave the task out, or give another model"
             )
         if isinstance(task, ProbeScores) and isinstance(loaded, LanguageModel):
             task.check(loaded.config.probe)

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel
 from t5g2.api.text_generation import TextOptions
+from t5g2.checkpoint import hub
+from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.core.logs import log
@@ -95,7 +97,7 @@ def complete_file(model: LanguageModel | DualEncoder, path: str, out: str, optio
     files.refuse_existing(target)
     records = read_prompts(path)
     settings = {
-        "model": _identity(model.folder.path),
+        "model": _identity(model.folder),
         "prompts": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "options": dataclasses.asdict(options),
     }
@@ -199,7 +201,12 @@ def _line(record: PromptRecord, outputs: list[TextOutput]) -> dict[str, Any]:
     return line | {name if name == "log_probs" else f"{name}s": value for name, value in values.items()}
 
 
-def _identity(folder: Path) -> str:
+def _identity(folder: ModelFolder) -> str:
     """Returns a text that changes with the files of a model."""
-    contents = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
-    return f"{folder.resolve()} {hashlib.sha256(repr(contents).encode()).hexdigest()[:16]}"
+    if hub.is_address(folder.origin):
+        return folder.origin
+    # a GGUF file, and not its folder in the cache, which is made anew where it is lost
+    origin = Path(folder.origin)
+    paths = [origin] if origin.is_file() else [path for path in origin.iterdir() if path.is_file()]
+    contents = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+    return f"{origin.resolve()} {hashlib.sha256(repr(contents).encode()).hexdigest()[:16]}"

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import hub
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.core import logs, sharding
 from t5g2.core.batch import Sequences
@@ -174,7 +173,7 @@ class _Writer:
         """Returns the plan of a source's shards: everything that their content depends on."""
         distillation, objective = self._distillation, self._data.sources[source].objective
         plan: dict[str, Any] = {
-            "teacher": hub.recorded(self._folder.path),
+            "teacher": self._folder.origin,
             "teacher_fingerprint": self._fingerprint,
             "pieces_fingerprint": self._corpus.chunks_fingerprint(source),
             "pieces": layout.chunks,
@@ -190,8 +189,8 @@ class _Writer:
         # logits for one draw do not fit the draws of the next epoch
         if objective.is_stochastic:
             raise UserError(
-                f"source {self._data.names[source]!r}: the teacher, {self._folder.path}, is an encoder-decoder, whose "
-                f"logits depend on what {type(objective).__name__} draws for an example; run the teacher in the "
+                f"source {self._data.names[source]!r}: the teacher, {self._folder.origin}, is an encoder-decoder, "
+                f"whose logits depend on what {type(objective).__name__} draws for an example; run the teacher in the "
                 f"training run (distill.teacher), or take a decoder-only teacher, which reads the text"
             )
         return plan | {"objective": objective.identity}

@@ -200,6 +200,7 @@ def provenance(report: Report) -> list[Html]:
         tiles = [tag("div", tag("b", str(count)), tag("span", how)) for how, count in counts.items()]
         about = f"Recipe {record['recipe']}, from {record['source']}; leaves by operation:"
         changed = [tag("p", f"Changed: {line}", kind="quiet") for line in record["settings"]]
+        changed += [tag("p", f"Source: {line}", kind="quiet") for line in record.get("notes", ())]
         parts += [tag("h3", run_label(run)), tag("p", about, kind="quiet"), tag("div", *tiles, kind="tiles"), *changed]
         parts.append(html_table(weights(record["leaves"]), kind="words"))
     return (

@@ -106,8 +106,11 @@ def origin(record: dict) -> dict:
     """
     if "leaves" in record:
         _require(record, {"recipe": str, "source": str, "settings": list, "leaves": list})
-        if not all(isinstance(line, str) for line in record["settings"]):
-            raise ValueError("'settings' is not a list of texts")
+        # earlier versions wrote no notes
+        for name in ("settings", "notes"):
+            lines = record.get(name, [])
+            if not (isinstance(lines, list) and all(isinstance(line, str) for line in lines)):
+                raise ValueError(f"{name!r} is not a list of texts")
         for number, leaf in enumerate(record["leaves"]):
             if not isinstance(leaf, dict):
                 raise ValueError(f"leaf {number} is not an object")

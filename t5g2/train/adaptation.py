@@ -1,6 +1,6 @@
 """Adaptation of folders: decoder-only models become an encoder-decoder model folder, or the first weights of a run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,7 @@ from t5g2.adapt.options import AdaptOptions
 from t5g2.adapt.pairing import FAMILIES, Pairing, SourceModel, SourceModels
 from t5g2.adapt.provenance import Provenance
 from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import generation_ids, hub, import_folder, source_folder
+from t5g2.checkpoint import generation_ids, import_folder, source_folder
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.import_folder import TowerFolder
 from t5g2.core import files, settings, sharding, tree
@@ -135,8 +135,9 @@ def source_tokenizer(init: Adapt, target: ModelConfig) -> Tokenizer | None:
       UserError: a folder is missing or damaged, or the sources have different tokenizers.
     """
     # the folders' tokenizers alone: opening the weights reads copies of tied ones
-    paths = [source_folder.folder_of(source) for source in init.sources]
-    description, folder = _joint_tokenizer({path: import_folder.read_tokenizer(path) for path in paths})
+    paths = {source_folder.recorded(source): source_folder.folder_of(source) for source in init.sources}
+    described = [(name, path, import_folder.read_tokenizer(path)) for name, path in paths.items()]
+    description, folder = _joint_tokenizer(described)
     description = _with_image_token(description, target if isinstance(target, EncoderDecoderConfig) else None)
     return None if description is None else tokenizers.from_dict(description, folder)
 
@@ -173,10 +174,10 @@ class _OpenedFolders:
 
     @property
     def description(self) -> str:
-        """The paths of all sources, for the provenance."""
-        encoder, decoder = hub.recorded(self.encoder.path), hub.recorded(self.decoder.path)
+        """Folders, files or addresses of all sources, for the provenance."""
+        encoder, decoder = self.encoder.origin, self.decoder.origin
         parts = [encoder] if self.encoder is self.decoder else [f"encoder {encoder}", f"decoder {decoder}"]
-        return ", ".join([*parts, *([] if self.tower is None else [f"vision {hub.recorded(self.tower.path)}"])])
+        return ", ".join([*parts, *([] if self.tower is None else [f"vision {self.tower.origin}"])])
 
     @property
     def extra_files(self) -> tuple[Path, ...]:
@@ -210,8 +211,16 @@ class _OpenedFolders:
         Raises:
           UserError: the two sources have different tokenizers.
         """
-        tokenizer, _ = _joint_tokenizer({f.path: f.tokenizer for f in (self.encoder, self.decoder)})
+        tokenizer, _ = self.tokenizer_in_folder()
         return _with_image_token(tokenizer, target)
+
+    def tokenizer_in_folder(self) -> tuple[dict[str, Any] | None, Path]:
+        """Returns the tokenizer of the sources as plain data, and the folder of its file.
+
+        Raises:
+          UserError: the two sources have different tokenizers.
+        """
+        return _joint_tokenizer([(f.origin, f.path, f.tokenizer) for f in (self.encoder, self.decoder)])
 
     def dtype(self, chosen: Any) -> np.dtype:
         """Returns the chosen dtype, or else the one that all sources have.
@@ -221,12 +230,12 @@ class _OpenedFolders:
         """
         if chosen is not None:
             return np.dtype(chosen)
-        dtypes = {folder.path: folders.common_dtype(folder) for folder in (self.encoder, self.decoder)}
+        dtypes = {folder.origin: folders.common_dtype(folder) for folder in (self.encoder, self.decoder)}
         if self.tower is not None:
             # any leaf of the tower will do; this one exists in every folder with a tower
-            dtypes[self.tower.path] = self.tower.leaves["vision.positions", None].dtype
+            dtypes[self.tower.origin] = self.tower.leaves["vision.positions", None].dtype
         if len(set(dtypes.values())) > 1:
-            listed = ", ".join(f"{path}: {dtype}" for path, dtype in dtypes.items())
+            listed = ", ".join(f"{origin}: {dtype}" for origin, dtype in dtypes.items())
             raise UserError(f"the sources have weights of several dtypes ({listed}); choose one (dtype)")
         return next(iter(dtypes.values()))
 
@@ -236,8 +245,8 @@ def _open(init: Adapt) -> _OpenedFolders:
     encoder, *others = map(import_folder.open_any, init.sources)
     decoder = others[0] if others and others[0].path != encoder.path else encoder
     tower = None if init.vision is None else import_folder.open_tower(init.vision)
-    models = {f.path: SourceModel(f.config, f.leaves, str(f.path)) for f in (encoder, decoder)}
-    vision = None if tower is None else SourceModel(tower.config, tower.leaves, str(tower.path))
+    models = {f.path: SourceModel(f.config, f.leaves, f.origin, f.notes) for f in (encoder, decoder)}
+    vision = None if tower is None else SourceModel(tower.config, tower.leaves, tower.origin, tower.notes)
     return _OpenedFolders(SourceModels(models[encoder.path], models[decoder.path], vision), encoder, decoder, tower)
 
 
@@ -266,23 +275,28 @@ def _target(name: str, opened: _OpenedFolders, init: Adapt, changes: Changes) ->
     return from_dict(node, where="target")
 
 
-def _joint_tokenizer(by_folder: Mapping[Path, dict[str, Any] | None]) -> tuple[dict[str, Any] | None, Path]:
+def _joint_tokenizer(
+    described: Sequence[tuple[str, Path, dict[str, Any] | None]],
+) -> tuple[dict[str, Any] | None, Path]:
     """Returns (the tokenizer of the encoder's and the decoder's folder, the folder of its file), the decoder's first.
+
+    Args:
+      described: of the encoder and the decoder: the name for messages, the folder, and its tokenizer.
 
     Raises:
       UserError: the two have different tokenizers.
     """
-    folders_with_one = [path for path, tokenizer in by_folder.items() if tokenizer is not None]
-    if not folders_with_one:
-        return None, next(iter(by_folder))
-    encoder, decoder = (by_folder[folders_with_one[i]] or {} for i in (0, -1))
+    having_one = [(name, path, tokenizer) for name, path, tokenizer in described if tokenizer is not None]
+    if not having_one:
+        return None, described[0][1]
+    (encoder_name, _, encoder), (decoder_name, folder, decoder) = having_one[0], having_one[-1]
     # the file name may differ between two copies of one tokenizer; the hash may not
     if encoder | {"file": None} != decoder | {"file": None}:
         raise UserError(
-            f"{folders_with_one[0]} and {folders_with_one[-1]} have different tokenizers ({encoder} and {decoder}); "
+            f"{encoder_name} and {decoder_name} have different tokenizers ({encoder} and {decoder}); "
             f"encoder and decoder read the same tokens, so give sources of one tokenizer"
         )
-    return decoder, folders_with_one[-1]
+    return decoder, folder
 
 
 def _with_image_token(tokenizer: dict[str, Any] | None, target: EncoderDecoderConfig | None) -> dict[str, Any] | None:
@@ -295,7 +309,7 @@ def _with_image_token(tokenizer: dict[str, Any] | None, target: EncoderDecoderCo
 
 def _end_of_image(opened: _OpenedFolders) -> int | None:
     """Returns the id of the token after an image, if the source's tokenizer has one."""
-    tokenizer, folder = _joint_tokenizer({f.path: f.tokenizer for f in (opened.encoder, opened.decoder)})
+    tokenizer, folder = opened.tokenizer_in_folder()
     return None if tokenizer is None else tokenizers.from_dict(tokenizer, folder).named().get("end_of_image")
 
 

@@ -278,7 +278,7 @@ def load_teacher(plan: Plan) -> Any:
         return None
     folder, abstract = plan.teacher
     parameters = sum(x.size for x in jax.tree.leaves(abstract))
-    log.info("teacher: %s, %s parameters", folder.path, logs.short(parameters))
+    log.info("teacher: %s, %s parameters", folder.origin, logs.short(parameters))
     return folders.load_model(folder, mesh=plan.mesh)
 
 

@@ -155,9 +155,9 @@ def check_teacher(start: StartState, plan: Plan, *, allow_change: tuple[str, ...
     if start.teacher not in (None, fingerprint):
         if not {"distill", "distill.teacher"} & set(allow_change):
             raise UserError(
-                f"distill.teacher, {folder.path}, is another model than when step {start.step} was saved (fingerprint "
-                f"{start.teacher} -> {fingerprint}); restore it, use a new --workdir, or go on with it on purpose: "
-                f"--allow_change=distill.teacher"
+                f"distill.teacher, {folder.origin}, is another model than when step {start.step} was saved "
+                f"(fingerprint {start.teacher} -> {fingerprint}); restore it, use a new --workdir, or go on with it on "
+                f"purpose: --allow_change=distill.teacher"
             )
         log.warning("the teacher has changed since step %d was saved: %s -> %s", start.step, start.teacher, fingerprint)
     return fingerprint

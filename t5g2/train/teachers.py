@@ -34,7 +34,7 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
     folder = import_folder.open_any(directory)
     if isinstance(folder.config, DualEncoderConfig):
         raise UserError(
-            f"{folder.path} holds an image and text encoder, which predicts no tokens; give a language model"
+            f"{folder.origin} holds an image and text encoder, which predicts no tokens; give a language model"
         )
     folder = folders.without_images(folder)
     if folder.tokenizer is not None:
@@ -45,14 +45,14 @@ def open_teacher(directory: str | PathLike, tokenizer: Tokenizer, vocab_size: in
         )
         if any(teacher_tokenizer.get(key) != run_tokenizer.get(key) for key in compared):
             raise UserError(
-                f"the teacher, {folder.path}, has another tokenizer ({teacher_tokenizer}) than the run "
+                f"the teacher, {folder.origin}, has another tokenizer ({teacher_tokenizer}) than the run "
                 f"({run_tokenizer}), so it predicts other tokens; give a teacher with the run's tokenizer, or "
                 f"train with the teacher's"
             )
     teacher_size = _language_config(folder).decoder_stack.vocab_size
     if teacher_size < vocab_size:
         raise UserError(
-            f"the teacher, {folder.path}, has a vocabulary of {teacher_size} and the model one of {vocab_size}; a "
+            f"the teacher, {folder.origin}, has a vocabulary of {teacher_size} and the model one of {vocab_size}; a "
             f"teacher must know every token of the student, so give another teacher, or set the model's vocab_size to "
             f"{teacher_size}"
         )

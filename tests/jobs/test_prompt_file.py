@@ -20,7 +20,7 @@ class Model:
     """Answers a prompt with its letters reversed, its index and the seed; batches come back in the order of lengths."""
 
     def __init__(self, folder, killed_after=None):
-        self.folder, self.killed_after, self.asked = SimpleNamespace(path=folder), killed_after, []
+        self.folder, self.killed_after, self.asked = SimpleNamespace(origin=str(folder)), killed_after, []
 
     def check_prompts(self, prompts, counts, options, *, names):
         for prompt, name in zip(prompts, names, strict=True):
@@ -114,6 +114,21 @@ def test_other_settings_do_not_go_on(tmp_path, prompts):
     with pytest.raises(UserError, match=r"begun with other settings \(model, prompts\)"):
         complete(tmp_path)
     assert (tmp_path / "out.jsonl.partial").read_bytes() == before
+
+
+def test_a_model_at_the_hub_or_in_one_file_is_known_by_its_address_or_its_file(tmp_path, prompts):
+    """And not by its folder in a cache, which is made anew where it was lost."""
+    (tmp_path / "model.gguf").write_text("w")
+    for origin in ("hf://owner/name@0123/model.gguf", tmp_path / "model.gguf"):
+        with pytest.raises(Killed):
+            complete(tmp_path, Model(origin, killed_after=20), out="two.jsonl")
+        complete(tmp_path, Model(origin), out="two.jsonl")
+        (tmp_path / "two.jsonl").unlink()
+    with pytest.raises(Killed):
+        complete(tmp_path, Model(tmp_path / "model.gguf", killed_after=20))
+    (tmp_path / "model.gguf").write_text("others")
+    with pytest.raises(UserError, match=r"begun with other settings \(model\)"):
+        complete(tmp_path, Model(tmp_path / "model.gguf"))
 
 
 def test_a_refusal_leaves_nothing(tmp_path, prompts):

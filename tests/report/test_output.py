@@ -63,6 +63,7 @@ ACCOUNT = {
     "recipe": "merged",
     "source": "runs/source",
     "settings": ["window: 4 -> 5"],
+    "notes": ["weights were quantised: 3 tensors are Q8_0, of 9"],
     "leaves": [
         *(
             leaf("copied", f"layers.q.{i}", f"{s}.layers.q.{i}", "[8]")
@@ -146,7 +147,8 @@ def test_the_page_is_well_formed_and_shows_each_part(sweep):
         "Training loss",
         "Span fillings",
         "reference",
-        "leaves by operation: 6 copied 2 initialised 1 dropped Changed: window: 4 -&gt; 5",
+        "leaves by operation: 6 copied 2 initialised 1 dropped Changed: window: 4 -&gt; 5 "
+        "Source: weights were quantised: 3 tensors are Q8_0, of 9",
         "copied layers.q encoder.layers.q, decoder.layers.q 0-1, 3 [8]",
         "initialised – embedder.eoi (zeros) – [9]",
         "initialised – decoder.gate 2 [7]",
