@@ -22,8 +22,8 @@ INTRODUCTION = """# Settings of an experiment
 Written by `make settings` from the dataclasses that check them; do not edit. `t5g2 train --config=FILE` takes a file
 whose `get_config()` returns these as nested dicts, and `--config.data.rows=8` sets one. Where a setting has a "kind",
 the kind chooses one of several classes. `model` is every field of a kind; or `{"size": NAME}`, or `{"folder": PATH}` of
-a model folder or a model.json, with the fields that differ beside it. A number outside its range, a wrong type and an
-unknown key are errors. A class of your own is a frozen dataclass whose kind is its dotted path,
+a model in any format or a model.json, with the fields that differ beside it. A number outside its range, a wrong type
+and an unknown key are errors. A class of your own is a frozen dataclass whose kind is its dotted path,
 `{"kind": "my_package.my_tasks.Rouge", …}`.
 """
 

@@ -192,7 +192,7 @@ def open_model(directory: str | PathLike) -> ModelFolder:
     if not (path / MODEL).is_file():
         raise UserError(
             f"{path} is not a model folder: it has no {MODEL}. Model folders are written by train and adapt, and "
-            f"by `t5g2 import` from a Hugging Face or an official Flax folder"
+            f"by `t5g2 import` from a Hugging Face folder, an official Flax one or a GGUF file"
         )
     config = from_dict(_read_json(path / MODEL), where=str(path / MODEL))
     # the abstract model defines the tensors that the folder must hold
@@ -225,8 +225,8 @@ def read_architecture(path: str | PathLike) -> ModelConfig:
     file = file / MODEL if file.is_dir() else file
     if not file.is_file():
         raise UserError(
-            f"{file} does not exist; give a model folder, or a file like its {MODEL}. `t5g2 import` makes one of a "
-            f"Hugging Face or an official Flax folder"
+            f"{file} does not exist; give a file like the {MODEL} of a model folder, or the folder of a model, or its "
+            f"GGUF file"
         )
     return from_dict(_read_json(file), where=str(file))
 

@@ -72,6 +72,19 @@ def open_any(directory: str | PathLike) -> ModelFolder:
     return replace(folders.open_model(path), origin=hub.recorded(path))
 
 
+def read_architecture(source: str | PathLike) -> ModelConfig:
+    """Returns the architecture of what open_any opens, or of a folder or file with no more than a model.json.
+
+    Raises:
+      UserError: as open_any; a model.json does not exist, or is damaged.
+    """
+    source = source_folder.local(source)
+    path = Path(source).expanduser().absolute()
+    if path.suffix == ".json" or (path / folders.MODEL).is_file():
+        return folders.read_architecture(path)
+    return open_any(source).config
+
+
 def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> ModelFolder:
     """Opens a Hugging Face or an official Flax folder, or a GGUF file, as if it were a model folder.
 
@@ -102,7 +115,7 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     else:
         raise UserError(
             f"{path} holds no known model: neither {CONFIG_FILE} and safetensors (Hugging Face), nor an Orbax "
-            f"checkpoint (official Flax), nor {folders.MODEL} (a model folder)"
+            f"checkpoint (official Flax), nor a GGUF file, nor {folders.MODEL} (a model folder)"
         )
     tensor_format, config = weights.tensor_format, weights.config
     abstract = tree.leaves(build.abstract(config))

@@ -14,6 +14,7 @@ import collections
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from t5g2.models import flops
 from t5g2.report.data_preview import describe_padding
 from t5g2.train import adaptation, files_of_weights, flops_budget, image_rows, run_tokenizer
 from t5g2.train import plan as plans
+from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
@@ -175,14 +177,17 @@ def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
     missing = [folder for folder in sources if not source_folder.exists(folder)]
     if missing:
         return f"weights: {name}: {', '.join(missing)} does not exist yet; it must when the run starts"
+    notes: tuple[str, ...] = ()
     if init.adapt is not None:
-        adaptation.check_adapt(init.adapt, experiment.model)
+        notes = adaptation.check_adapt(init.adapt, experiment.model).sources.notes
     elif init.params is not None:
-        adaptation.open_same_architecture(path, experiment.model)
+        notes = adaptation.open_same_architecture(path, experiment.model).notes
+    else:
+        workdirs.refuse_model(Path(path))
     image_rows.check_processor(experiment.data.images, init)
     files_of_weights.read(init, experiment)
     line = run_tokenizer.check(tokenizer, init, experiment.model, allow_change=allow_change)
-    return f"weights: from {name}, {path}\n{line}"
+    return "\n".join([f"weights: from {name}, {path}", *(f"  {note}" for note in notes), line])
 
 
 def _mesh(plan: Plan) -> str:

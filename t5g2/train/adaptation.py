@@ -143,15 +143,15 @@ def source_tokenizer(init: Adapt, target: ModelConfig) -> Tokenizer | None:
 
 
 def open_same_architecture(path: str, config: ModelConfig, *, seed: int = 0) -> ModelFolder:
-    """Opens the model folder of `init.params`; a probe that it lacks is new.
+    """Opens the model of `init.params`, in any format; a probe that it lacks is new.
 
     Args:
       seed: seed of a new probe's weights.
 
     Raises:
-      UserError: the folder's architecture differs from the config's.
+      UserError: the folder's architecture differs from the config's; as open_any.
     """
-    folder = folders.open_model(source_folder.local(path))
+    folder = import_folder.open_any(path)
     if probes.lacks_probe(folder, config):
         return probes.with_new_probe(folder, config, seed=seed)
     if folder.config != config:

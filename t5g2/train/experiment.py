@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from t5g2 import objectives
-from t5g2.checkpoint import folder as folders
-from t5g2.checkpoint import source_folder
+from t5g2.checkpoint import import_folder
 from t5g2.core import settings
 from t5g2.core.bounds import Bounds, Count, CountOrZero, Seed, Size, checked
 from t5g2.core.errors import UserError, unknown
@@ -290,10 +289,10 @@ def check_rows(rows: int, microbatches: int, *, device_groups: int = 1) -> None:
 def build(node: Mapping[str, Any]) -> Experiment:
     """Returns the experiment that plain data describes.
 
-    `model` is every field of an architecture; or {"size": NAME}, or {"folder": PATH} of a model folder or a model.json,
-    with the fields that differ beside it, such as {"size": "t5gemma:2b-2b", "cross": "merged"}. `data.images` takes
-    per_row, and resampling; the rest is the model's. `data.tokenizer` may be left out (run_tokenizer.py). Models at the
-    hub get the commit that they are of now.
+    `model` is every field of an architecture; or {"size": NAME}, or {"folder": PATH} of a model in any format, of one
+    at the hub, or of a model.json, with the fields that differ beside it, such as {"size": "t5gemma:2b-2b", "cross":
+    "merged"}. `data.images` takes per_row, and resampling; the rest is the model's. `data.tokenizer` may be left out
+    (run_tokenizer.py). Models at the hub get the commit that they are of now.
     """
     node = dict(current_keys(node))
     # a shorthand: from here on there is one form, the whole architecture
@@ -318,7 +317,7 @@ def _architecture(node: Mapping[str, Any]) -> Mapping[str, Any]:
     value = node[given[0]]
     if not isinstance(value, str):
         raise UserError(f"model.{given[0]} is {value!r} of type {type(value).__name__}; it must be text")
-    architecture = size(value) if given[0] == "size" else folders.read_architecture(source_folder.local(value))
+    architecture = size(value) if given[0] == "size" else import_folder.read_architecture(value)
     return _merged(to_dict(architecture), changes)
 
 

@@ -67,6 +67,7 @@ def restore(
         workdirs.compare_saved(workdir, saved, experiment, allow_change=allow_change)
     if saved is None and init.resume is not None:
         origin, folder = f"init.resume, {init.resume}", Path(init.resume)
+        workdirs.refuse_model(folder)
         # read-only, because the other run may still be writing
         with Checkpoints(folder / workdirs.CHECKPOINTS, read_only=True) as other:
             saved = other.restore(plan.abstract.params, plan.abstract.opt)
@@ -136,6 +137,8 @@ def initial_params(plan: Plan, *, allow_change: tuple[str, ...] = ()) -> tuple[A
     if init.params is not None:
         log.info("weights: from init.params, %s", init.params)
         folder = adaptation.open_same_architecture(init.params, experiment.model, seed=seed)
+        for note in folder.notes:
+            log.info("  %s", note)
         return folders.load_model(folder, mesh=plan.mesh, param_dtype=dtype), folder.provenance
     log.info("weights: new, from seed %d", experiment.train.seed)
     return states.fresh_params(experiment.model, plan.abstract, key=jax.random.key(seed), param_dtype=dtype), None

@@ -1,4 +1,4 @@
-"""Origin of the weights of a run: a decoder-only model that is adapted, a model folder, another run, or none."""
+"""Origin of the weights of a run: a decoder-only model that is adapted, a model as it is, another run, or none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Adapt:
     """Weights of a decoder-only model, adapted to an encoder-decoder one.
 
     Attributes:
-      source: folder of the decoder-only model, in any format that `t5g2 import` reads; or two
-        folders separated by a comma, the encoder's first. A comma in the name of one that exists is part of it. Each
-        may be a model of the hub, hf://OWNER/NAME[@REVISION].
+      source: folder of the decoder-only model, in any format that `t5g2 import` reads, or its GGUF file; or two of
+        them separated by a comma, the encoder's first. A comma in the name of one that exists is part of it. Each may
+        be a model of the hub, hf://OWNER/NAME[@REVISION].
       vision: folder or address of an image tower, if it is not the source's own.
       choices: options that the architectures leave open.
     """
@@ -46,9 +46,11 @@ class Init:
     """Origin of the weights: at most one; none = new weights. A checkpoint in the workdir comes before all of them.
 
     Attributes:
-      resume: workdir of another run, whose whole state (weights, optimizer, data positions, step) is taken over.
+      resume: workdir of another run, whose whole state (weights, optimizer, data positions, step) is taken over; no
+        model and no address.
       adapt: a decoder-only model, adapted.
-      params: a model folder of this experiment's architecture, or its address at the hub.
+      params: a model of this experiment's architecture: a model folder, a Hugging Face folder, an official Flax one, a
+        GGUF file, or the address of one of them at the hub.
     """
 
     resume: str | None = None

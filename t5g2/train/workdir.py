@@ -158,6 +158,20 @@ def read_experiment(workdir: Path) -> Experiment:
     return experiments.build(files.read_json_object(path, fix="put the file back, or give another --workdir"))
 
 
+def refuse_model(resumed: Path) -> None:
+    """Checks that what init.resume names is a run, if it is there already.
+
+    Raises:
+      UserError: it is a file, or a folder that holds something else.
+    """
+    is_run = (resumed / EXPERIMENT).is_file() or (resumed / CHECKPOINTS).is_dir()
+    if not is_run and (resumed.is_file() or (resumed.is_dir() and any(resumed.iterdir()))):
+        raise UserError(
+            f"init.resume, {resumed}, is no workdir of a run: it has neither {EXPERIMENT} nor {CHECKPOINTS}. A run "
+            f"goes on from a workdir; to begin with the weights of a model alone, give init.params"
+        )
+
+
 def read_provenance(workdir: Path) -> Any:
     """Returns the provenance of a run's first weights, None if it has none."""
     path = workdir / PROVENANCE

@@ -57,8 +57,8 @@ def test_a_model_is_named_by_a_folder_or_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"folder": "nowhere"}, r"nowhere does not exist; give a model folder, or a file like its model\.json"),
-        ({"folder": "."}, r"model\.json does not exist; give a model folder"),
+        ({"folder": "nowhere"}, r"nowhere does not exist; give a Hugging Face folder, an official Flax one or a model"),
+        ({"folder": "."}, r"holds no known model: neither config\.json .* nor model\.json \(a model folder\)"),
         ({"folder": "bad.json"}, r"bad\.json is not JSON \(nested too deeply"),
         ({"folder": "list.json"}, r"list\.json holds list, not an object; write the folder again"),
         ({"folder": 3}, r"model\.folder is 3 of type int; it must be text"),

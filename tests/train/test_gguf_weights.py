@@ -1,19 +1,25 @@
-"""Runs, adaptations and teachers of GGUF files: what they are recorded as, and what is said of their weights."""
+"""Runs, adaptations and teachers of GGUF files and foreign folders: what may be given, is recorded, and is said."""
 
 import json
 
+import numpy as np
 import pytest
 
 from t5g2 import cli
-from t5g2.checkpoint import import_folder
-from t5g2.jobs import teacher_cache
+from t5g2.checkpoint import export_folder, import_folder
+from t5g2.core import sharding
+from t5g2.core.errors import UserError
+from t5g2.jobs import dry_run, teacher_cache
 from t5g2.models.config import to_dict
 from t5g2.models.distillation import Distillation
-from t5g2.train import adaptation
+from t5g2.train import adaptation, files_of_weights, restore
 from t5g2.train import experiment as experiments
+from t5g2.train import plan as plans
+from t5g2.train import workdir as workdirs
 from t5g2.train.weight_origin import Adapt
 from tests import hub_cache
 from tests.checkpoint import test_gguf as gguf_files
+from tests.checkpoint.test_gguf import PIECES
 
 ADDRESS = "hf://owner/tiny@{}/tiny.gguf"
 
@@ -39,6 +45,65 @@ def node(model, **parts):
         "train": {"steps": 2},
         **parts,
     }
+
+
+@pytest.fixture(scope="module")
+def given(file, tmp_path_factory):
+    """The same model in every form that it may be given in, by the name of the form."""
+    root = tmp_path_factory.mktemp("forms")
+    import_folder.import_model(file, root / "model folder")
+    export_folder.export_model(root / "model folder", root / "Hugging Face folder")
+    with hub_cache.empty(root / "hub", offline=True) as cache:
+        hub_cache.add(cache, "owner/tiny", file.parent)
+        hub_cache.add(cache, "owner/folder", root / "Hugging Face folder")
+        forms = {name: str(root / name) for name in ("model folder", "Hugging Face folder")}
+        addresses = {"address": "hf://owner/folder", "address of a file": ADDRESS.format("main")}
+        yield forms | {"GGUF file": str(file)} | addresses
+
+
+@pytest.mark.parametrize("form", ["model folder", "Hugging Face folder", "GGUF file", "address", "address of a file"])
+def test_a_run_begins_with_a_model_in_any_format(given, form, caplog):
+    """Its architecture, weights, tokenizer and settings of generation are those of the model."""
+    source = given[form]
+    experiment = experiments.build(node({"folder": source}, init={"params": source}))
+    model = import_folder.open_any(source)
+    assert experiment.model == model.config == import_folder.open_any(given["model folder"]).config
+    assert experiment.data.tokenizer.encode("the cat").tolist() == [PIECES.index(piece) for piece in ("the", "▁cat")]
+    assert files_of_weights.read(experiment.init, experiment).generation_config["eos_token_id"] == 1
+    lines = dry_run._origin(experiment, ()).splitlines()
+    assert lines[0] == f"weights: from init.params, {experiment.init.params}"
+    # an export has no room for the notes
+    assert any(map(is_of_quantisation, lines)) == (form not in ("Hugging Face folder", "address"))
+    params, provenance = restore.initial_params(plans.make(experiment, sharding.make(experiment.mesh)))
+    np.testing.assert_array_equal(params.embedder.table[...], model.leaves["embedder.table", None].read())
+    assert provenance == model.provenance
+
+
+def test_a_run_goes_on_from_no_model(given, tmp_path):
+    """An empty folder may become the workdir of a run before this one starts."""
+    message = r"init\.resume, .*, is no workdir of a run: .*begin with the weights of a model alone, give init\.params"
+    for form in ("model folder", "Hugging Face folder", "GGUF file"):
+        config = node({"folder": given[form]}, init={"resume": given[form]})
+        config["data"]["tokenizer"] = {"kind": "bytes", "sentinels": 5}
+        experiment = experiments.build(config)
+        with pytest.raises(UserError, match=message):
+            dry_run._origin(experiment, ())
+    for there in (tmp_path, tmp_path / "later"):
+        workdirs.refuse_model(there)
+
+
+def test_what_is_no_model_is_named(given, tmp_path):
+    (tmp_path / "a.bin").touch()
+    for name, message in (
+        ("none.gguf", r"none\.gguf does not exist; give a Hugging Face folder"),
+        ("a.bin", r"a\.bin is a file; give the folder that it is in"),
+    ):
+        wrong = str(tmp_path / name)
+        for config in (node({"folder": wrong}), node({"folder": given["GGUF file"]}, init={"params": wrong})):
+            with pytest.raises(UserError, match=message):
+                experiments.build(config)
+    with pytest.raises(UserError, match=r"none\.json does not exist; give a file like the model\.json of"):
+        experiments.build(node({"folder": str(tmp_path / "none.json")}))
 
 
 def is_of_quantisation(note):
