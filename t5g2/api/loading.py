@@ -29,8 +29,8 @@ def load(
     """Loads the model of a folder. The image tower of a language model is read when it is first needed.
 
     Args:
-      directory: a model folder, a Hugging Face folder, an official Flax one, or the address of one of them at the hub,
-        hf://OWNER/NAME[@REVISION].
+      directory: a model folder, a Hugging Face folder, an official Flax one, a GGUF file, or the address of one of
+        them at the hub, hf://OWNER/NAME[@REVISION].
       dtype: dtype of the weights; None = as they are stored (those of text and image tower may differ).
       compute: dtype and attention backend of the forward pass; None = float32 on a CPU, bfloat16 on an accelerator, and
         image towers in float32 on both.

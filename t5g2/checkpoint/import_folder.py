@@ -203,7 +203,7 @@ def import_model(
     dtype: Any = None,
     image_size: int | None = None,
 ) -> ModelFolder:
-    """Writes a Hugging Face or an official Flax folder as a model folder, and opens that.
+    """Writes a Hugging Face folder, an official Flax one or a GGUF file as a model folder, and opens that.
 
     Args:
       source, config: as in open_foreign.

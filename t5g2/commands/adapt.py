@@ -4,13 +4,16 @@ from t5g2.commands.flags import DTYPE, OUT, Flag, Parsed
 
 FLAGS = {
     "source": Flag(
-        None, "decoder-only model folder, Hugging Face or official Flax one; or two: ENCODER,DECODER", required=True
+        None,
+        "decoder-only model folder, a Hugging Face or an official Flax one, a GGUF file, or hf://OWNER/NAME[@REVISION]"
+        "; or two: ENCODER,DECODER",
+        required=True,
     ),
     "target": Flag(
         None, "t5gemma or t5gemma2 (the source's sizes), a size, a model.json; --target.a.b=VALUE", required=True
     ),
     "out": OUT,
-    "vision": Flag(None, "folder whose image tower is used, with a new projector"),
+    "vision": Flag(None, "folder or hf://OWNER/NAME[@REVISION] whose image tower is used, with a new projector"),
     "encoder_layers": Flag("all", "source layers for the encoder: all, first:N, last:N, every:K, or 0,2,5"),
     "decoder_layers": Flag("all", "source layers for the decoder: as --encoder_layers"),
     "cross_attention": Flag("auto", "separate cross-attention: self (copied), fresh, auto (self if widths are equal)"),

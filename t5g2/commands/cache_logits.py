@@ -5,7 +5,9 @@ from t5g2.commands.flags import CONFIG, SHARDS, SHARDS_OUT, SOURCES, Flag, Parse
 FLAGS = {
     "config": CONFIG,
     "teacher": Flag(
-        None, "folder of a model with the run's tokenizer; decoder-only where objectives are stochastic", required=True
+        None,
+        "model with the run's tokenizer, in any format that import reads; decoder-only where objectives are stochastic",
+        required=True,
     ),
     "out": SHARDS_OUT,
     "method": Flag("top_k", "top_k stores the likeliest tokens of each distribution; sampled draws the tokens"),

@@ -16,9 +16,9 @@ FLAGS = {
 
 
 def run(flags: Parsed) -> None:
-    """Writes a model folder from a Hugging Face folder or an official Flax one.
+    """Writes a model folder from a Hugging Face folder, an official Flax one or a GGUF file.
 
-    The former holds config.json and safetensors, the latter an Orbax checkpoint.
+    The first holds config.json and safetensors, the second an Orbax checkpoint.
 
     Example: t5g2 import --source=downloads/t5gemma-2-270m-270m --out=models/t5gemma2-270m --verify
     """

@@ -62,7 +62,7 @@ def evaluate_folder(model: str, tasks: Sequence[str], out: str, options: FolderO
     writes the same files. Several processes work as one, of which the first writes.
 
     Args:
-      model: a model folder, a Hugging Face folder or an official Flax one.
+      model: a model folder, a Hugging Face folder, an official Flax one, a GGUF file, or the address of one of them.
       tasks: as in task_files.load.
       out: the folder to write.
 

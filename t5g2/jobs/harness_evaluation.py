@@ -275,10 +275,10 @@ def _version() -> str:
 
 @_registry.register_model("t5g2")
 class FolderHarnessModel(HarnessModel):
-    """The model `t5g2` of lm_eval: a model folder, a Hugging Face folder or an official Flax one.
+    """The model `t5g2` of lm_eval: a model folder, a Hugging Face folder, an official Flax one or a GGUF file.
 
     Args:
-      path: the folder.
+      path: the folder or file, or its address at the hub.
       batch_size: rows of a batch.
       dtype: dtype of the weights; None = as they are stored.
       seed: seed of samples.

@@ -58,8 +58,8 @@ class Distill(Distillation):
     """A teacher, and how its distributions enter the loss.
 
     Attributes:
-      teacher: folder, or address at the hub, of a language model in any format that `t5g2 import` reads, decoder-only
-        or encoder-decoder. It is run in every step, on the student's inputs (encoder-decoder) or on the text that they
+      teacher: a language model in any format that `t5g2 import` reads, or its address at the hub, decoder-only or
+        encoder-decoder. It is run in every step, on the student's inputs (encoder-decoder) or on the text that they
         come from (decoder-only).
       cache: folder that `t5g2 cache-logits` wrote, instead of running the teacher. With a teacher beside it, the cache
         must be this teacher's.

@@ -1,7 +1,9 @@
 """Pages that are written from the code are up to date, every page is in the site, and every link leads somewhere."""
 
+import ast
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,32 @@ README_LINES = 150
 def test_the_reference_of_commands_is_up_to_date():
     assert WRITER["FILE"].read_text(encoding="utf-8") == WRITER["text"](), "run: make commands"
     assert "| `--last` | whole number, at least 1 | `5` | number of checkpoints" in WRITER["text"]()
+
+
+def _texts(page_or_code: Path) -> Iterator[str]:
+    text = page_or_code.read_text(encoding="utf-8")
+    if page_or_code.suffix != ".py":
+        yield text
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_what_lists_the_formats_of_a_model_has_all_of_them():
+    """Help, messages, docstrings and pages that say where a model may come from."""
+    incomplete = [
+        f"{file.relative_to(ROOT)}: {paragraph[:100]}"
+        for file in [*PAGES, *sorted((ROOT / "t5g2").rglob("*.py"))]
+        for text in _texts(file)
+        for paragraph in re.split(r"\n\s*\n", text)
+        if "Hugging Face" in paragraph
+        and re.search(r"official\s+Flax\s+(one|folder)", paragraph)
+        and "GGUF" not in paragraph
+    ]
+    assert incomplete == []
 
 
 def test_placeholders_of_help_are_code_in_the_reference():
