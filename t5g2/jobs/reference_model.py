@@ -1,47 +1,108 @@
-"""The outputs of transformers' model for each case, in float32."""
+"""The outputs of transformers' model for each case, in float32: of a Hugging Face folder, or of a GGUF file.
+
+A GGUF file is read by transformers' own reader of them, so that ours is compared with it. That reader leaves out some
+settings, such as the scale of the queries and of the rotary positions; all are taken from the import.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from t5g2.checkpoint import hf_config_reader, hf_config_writer
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
-from t5g2.core import files
+from t5g2.core import files, settings, tree
 from t5g2.core.errors import UserError
 from t5g2.core.optional import require
 from t5g2.jobs.verification_cases import BOS, NEW_TOKENS, Case, ModelOutput
-from t5g2.models.config import LanguageModelConfig
+from t5g2.models.config import DualEncoderConfig, LanguageModelConfig, ModelConfig, to_dict
 
 PACKAGES = ("torch", "transformers")
+# what transformers reads GGUF files with, beside the library gguf
+GGUF_PACKAGES = ("accelerate",)
+GGUF = ".gguf"
 
 
-def require_packages() -> None:
-    """Imports torch and transformers; raises UserError if one of them is not installed."""
-    for package in PACKAGES:
+def require_packages(*, gguf: bool = False) -> None:
+    """Imports torch and transformers; raises UserError if one of them is not installed.
+
+    Args:
+      gguf: also what transformers reads a GGUF file with.
+    """
+    for package in (*PACKAGES, *(GGUF_PACKAGES if gguf else ())):
         require(package, "hf", otherwise="import without --verify")
 
 
-def _load_reference(path: Path) -> Any:
+def other_settings(file: Path, config: ModelConfig) -> list[str]:
+    """Returns a line for each setting that transformers' reader of GGUF files finds otherwise: its value -> ours."""
+    import transformers
+
+    theirs = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name).to_dict()
+    try:
+        _, found = hf_config_reader.read(theirs)
+    except UserError as error:
+        return [f"all: {error}"]
+    theirs, ours = (settings.flatten(to_dict(architecture)) for architecture in (found, config))
+    # a file holds numbers in float32: 1e-6 is 9.999999974752427e-07
+    equal = {name for name, value in theirs.items() if isinstance(value, float) and value == _float32(ours.get(name))}
+    return tree.difference(theirs | {name: ours[name] for name in equal}, ours).splitlines()
+
+
+def _float32(number: Any) -> float | None:
+    return float(np.float32(number)) if isinstance(number, float) else None
+
+
+def _load_reference(path: Path, config: ModelConfig, dtype: Any) -> Any:
+    """Returns transformers' model of a folder or a GGUF file, its weights in float32.
+
+    Args:
+      config: architecture of a GGUF file.
+      dtype: dtype that the weights are rounded to before; None = none.
+    """
     import torch
     import transformers
 
     transformers.logging.disable_progress_bar()
-    data = files.read_json_object(path / CONFIG_FILE, fix="download it again")
-    names = data.get("architectures") or [""]
-    if not hasattr(transformers, names[0]):
-        raise UserError(
-            f"{path / CONFIG_FILE} has architectures = {names}, which transformers {transformers.__version__} does "
-            f"not have; install one that has it"
-        )
-    model = getattr(transformers, names[0]).from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    how: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if path.suffix == GGUF:
+        _, data = hf_config_writer.write(config, dtype="float32")
+        model_class = getattr(transformers, data["architectures"][0])
+        how |= {"gguf_file": path.name, "config": model_class.config_class.from_dict(data)}
+        model = model_class.from_pretrained(path.parent, **how)
+    else:
+        model = _model_class(path).from_pretrained(path, **how)
+    if dtype is not None:
+        rounded = getattr(torch, np.dtype(dtype).name)
+        for weight in model.parameters():
+            weight.data = weight.data.to(rounded).to(torch.float32)
     return model.eval()
 
 
-def reference_outputs(path: Path, config: LanguageModelConfig, cases: list[Case]) -> list[ModelOutput]:
-    """Returns the outputs of the model in a Hugging Face folder, for each case."""
+def _model_class(folder: Path) -> Any:
+    import transformers
+
+    data = files.read_json_object(folder / CONFIG_FILE, fix="download it again")
+    names = data.get("architectures") or [""]
+    if not hasattr(transformers, names[0]):
+        raise UserError(
+            f"{folder / CONFIG_FILE} has architectures = {names}, which transformers {transformers.__version__} does "
+            f"not have; install one that has it"
+        )
+    return getattr(transformers, names[0])
+
+
+def reference_outputs(
+    path: Path, config: LanguageModelConfig, cases: list[Case], *, dtype: Any = None
+) -> list[ModelOutput]:
+    """Returns the outputs of the model in a Hugging Face folder or a GGUF file, for each case.
+
+    Args:
+      config: the architecture.
+      dtype: dtype that the weights are rounded to, as an import may do; None = as they are stored.
+    """
     import torch
 
-    model = _load_reference(path)
+    model = _load_reference(path, config, dtype)
     outputs = []
     for case in cases:
         inputs = _tensors(*(case.encoder or case.decoder))
@@ -74,13 +135,15 @@ def _reference_tokens(model: Any, inputs: dict[str, Any], has_encoder: bool) -> 
     return generated[:, 1 if has_encoder else length :].flatten().tolist()
 
 
-def reference_similarity(path: Path, texts: np.ndarray, images: np.ndarray) -> ModelOutput:
-    """Returns the logits of texts [N, length] and images [M, side, side, 3]: [N, M]."""
+def reference_similarity(
+    path: Path, config: DualEncoderConfig, texts: np.ndarray, images: np.ndarray, *, dtype: Any = None
+) -> ModelOutput:
+    """Returns the logits of texts [N, length] and images [M, side, side, 3]: [N, M]; as reference_outputs."""
     import torch
 
     with torch.no_grad():
         pixels = torch.tensor(images.transpose(0, 3, 1, 2).copy())
-        outputs = _load_reference(path)(input_ids=torch.tensor(texts).long(), pixel_values=pixels)
+        outputs = _load_reference(path, config, dtype)(input_ids=torch.tensor(texts).long(), pixel_values=pixels)
     return ModelOutput(outputs.logits_per_text.numpy(), [])
 
 

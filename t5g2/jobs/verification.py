@@ -1,5 +1,7 @@
 """Verifies an imported model against transformers: both run on the same inputs, in float32.
 
+The reference is the source itself, which transformers reads on its own: a Hugging Face folder or a GGUF file. Of a
+source that it cannot read it is an export of the import; then only the computation is compared, and that is said.
 Every layer runs, on random ids padded on either side and longer than the sliding window, on real text where the folder
 has a tokenizer, and with images. The model of transformers is loaded, run and freed before ours is loaded, so memory
 holds one of them, 4 bytes for each parameter, and its activations.
@@ -18,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from t5g2.checkpoint import export_folder, import_folder, source_folder
+from t5g2.checkpoint import export_folder, gguf_folder, import_folder, source_folder
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.core import files
 from t5g2.core.device import GIB
 from t5g2.data.tokenizers import registry as tokenizers
+from t5g2.jobs import reference_model
 from t5g2.jobs.imported_model import model_outputs, model_similarity
 from t5g2.jobs.reference_model import reference_outputs, reference_similarity, require_packages
 from t5g2.jobs.verification_cases import PAST_WINDOW, TEXT_TOKENS, ModelOutput, draw_cases, siglip_inputs
@@ -83,8 +86,7 @@ def import_model(
       UserError: as import_folder.import_model; transformers or torch is not installed.
       SystemExit: with status 1, the model differs from transformers; the folder keeps the name `out`.unverified.
     """
-    if verify:
-        require_packages()
+    reference = _reference_of(source, image_size) if verify else None
     files.refuse_existing(out)
     target = Path(out).absolute()
     # the final name is only for a model that has passed
@@ -92,25 +94,38 @@ def import_model(
     folder = import_folder.import_model(source, place, image_size=image_size, **options)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())
     print(f"wrote {place}: {parameters:,} parameters")
-    for note in (folder.provenance or {}).get("notes", ()):
+    for note in folder.notes:
         print(f"  {note}")
     if verify:
-        # the source itself is the reference, unless transformers cannot load it or its tower was changed
-        local = source_folder.local(source)
-        is_reference = image_size is None and (Path(local) / CONFIG_FILE).is_file()
-        _verify(folder, local if is_reference else None, 4 * parameters)
+        _verify(folder, reference, options.get("dtype"), size_bytes=4 * parameters)
         place.rename(target)
         print(f"verified, and renamed {target}")
 
 
-def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: int) -> None:
-    print(
-        f"comparing with transformers: {size_bytes / GIB:.1f} GiB of weights in float32 at a time, and about "
-        f"{_activation_bytes(folder.config) / GIB:.1f} GiB of activations {_free_memory_note()}",
-        flush=True,
-    )
+def _reference_of(source: str | PathLike, image_size: int | None) -> Path | None:
+    """Returns the folder or file that transformers reads to be compared with; None = it reads none, or another model.
+
+    Raises:
+      UserError: a package that it needs is not installed; the hub has no such model.
+    """
+    require_packages()
+    path = Path(source_folder.local(source)).expanduser().absolute()
+    file = gguf_folder.file_of(path)
+    if file is not None:
+        require_packages(gguf=True)
+        return file
+    return path if image_size is None and (path / CONFIG_FILE).is_file() else None
+
+
+def _verify(folder: ModelFolder, reference: Path | None, dtype: Any, *, size_bytes: int) -> None:
     try:
-        rows = compare(folder.path, reference)
+        print("\n".join(_description(folder, reference)))
+        print(
+            f"comparing with transformers: {size_bytes / GIB:.1f} GiB of weights in float32 at a time, and about "
+            f"{_activation_bytes(folder.config) / GIB:.1f} GiB of activations {_free_memory_note()}",
+            flush=True,
+        )
+        rows = compare(folder.path, reference, dtype=dtype)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
@@ -119,17 +134,37 @@ def _verify(folder: ModelFolder, reference: str | PathLike | None, size_bytes: i
         raise SystemExit(f"t5g2 import: the model differs from transformers'; it is left as {folder.path}")
 
 
-def compare(model: str | PathLike, reference: str | PathLike | None = None) -> list[OutputDifference]:
+def _description(folder: ModelFolder, reference: Path | None) -> list[str]:
+    """Returns what the reference is, in words."""
+    if reference is None:
+        return [
+            "the reference is an export of this import, because transformers does not read the source, or not with "
+            "images of this size: only the computation is compared, and not what was read"
+        ]
+    if reference.suffix != reference_model.GGUF:
+        return [f"the reference is {reference}, as transformers reads it"]
+    lines = reference_model.other_settings(reference, folder.config)
+    return [
+        f"the reference is {reference}, as transformers' own reader of GGUF files reads its weights",
+        *(["settings that this reader has not, or has otherwise, are those of the import:"] if lines else []),
+        *(f"  {line}" for line in lines),
+    ]
+
+
+def compare(
+    model: str | PathLike, reference: str | PathLike | None = None, *, dtype: Any = None
+) -> list[OutputDifference]:
     """Compares the outputs of a model folder with those of transformers, for each kind of input.
 
     Args:
       model: the model folder.
-      reference: the Hugging Face folder to compare with; None = an export of the model folder.
+      reference: the Hugging Face folder or the GGUF file to compare with; None = an export of the model folder.
+      dtype: dtype that the import has cast the reference's weights to; None = none.
 
     Raises:
       UserError: transformers or torch is not installed.
     """
-    require_packages()
+    require_packages(gguf=Path(reference or "").suffix == reference_model.GGUF)
     opened = folders.open_model(model)
     with tempfile.TemporaryDirectory(prefix=".t5g2-verify-", dir=opened.path.parent) as temporary:
         if reference is None:
@@ -137,10 +172,10 @@ def compare(model: str | PathLike, reference: str | PathLike | None = None) -> l
             export_folder.export_model(opened.path, reference)
         if isinstance(opened.config, DualEncoderConfig):
             pairs = siglip_inputs(opened.config)
-            outputs = reference_similarity(Path(reference), *pairs), model_similarity(opened.path, *pairs)
-            return [_compare_outputs("texts and images", *outputs)]
+            theirs = reference_similarity(Path(reference), opened.config, *pairs, dtype=dtype)
+            return [_compare_outputs("texts and images", theirs, model_similarity(opened.path, *pairs))]
         cases = list(draw_cases(opened.config, _text(opened)))
-        expected = reference_outputs(Path(reference), opened.config, cases)
+        expected = reference_outputs(Path(reference), opened.config, cases, dtype=dtype)
     gc.collect()  # torch's model is freed before ours is loaded
     actual = model_outputs(opened.path, cases)
     return [

@@ -4,14 +4,16 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import export_folder, safetensors_io
+from t5g2.checkpoint import export_folder, gguf_file, safetensors_io
 from t5g2.checkpoint.folder import open_model, save_model
+from t5g2.checkpoint.import_folder import open_any
 from t5g2.checkpoint.tensor import Tensor
 from t5g2.core.errors import UserError
 from t5g2.data.tokenizers.byte_level import Bytes
@@ -20,10 +22,12 @@ from t5g2.jobs.verification import OutputDifference
 from t5g2.jobs.verification_cases import ModelOutput
 from t5g2.jobs.verification_text import TEXT
 from tests import tiny, weights
+from tests.checkpoint import test_gguf as gguf_files
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
-HAS_REFERENCE = all(importlib.util.find_spec(name) for name in reference_model.PACKAGES)
-live = pytest.mark.skipif(not (HAS_REFERENCE or MUST_RUN), reason="torch and transformers are not installed")
+PACKAGES = (*reference_model.PACKAGES, *reference_model.GGUF_PACKAGES)
+HAS_REFERENCE = all(importlib.util.find_spec(name) for name in PACKAGES)
+live = pytest.mark.skipif(not (HAS_REFERENCE or MUST_RUN), reason="torch, transformers or accelerate is not installed")
 SAME = OutputDifference("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
 
 
@@ -76,6 +80,58 @@ def test_what_is_imported_is_what_transformers_has(folders, name, tmp_path, caps
     assert "GiB of weights in float32 at a time" in output
     if name == "T5GEMMA":
         assert "each_side_inclusive" in output  # transformers 5.8 to 5.23
+
+
+@live
+@pytest.mark.long
+def test_weights_that_an_import_rounds_are_compared_as_they_are_rounded(folders, tmp_path):
+    verification.import_model(folders("GEMMA3"), tmp_path / "model", verify=True, dtype="bfloat16")
+    assert (tmp_path / "model" / "model.json").is_file()
+
+
+@live
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_a_gguf_file_is_compared_with_what_transformers_reads_of_it(architecture, tmp_path, monkeypatch, capsys):
+    """So that a tensor which our reader reads wrongly is found: an export of the import would have it too."""
+    file = tmp_path / "model.gguf"
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+    gguf_files.write(file, "Q8_0", architecture=architecture)
+    verification.import_model(file, tmp_path / "model", verify=True, dtype="bfloat16")
+    output = capsys.readouterr().out
+    assert f"the reference is {file}, as transformers' own reader of GGUF files reads its weights" in output
+    # what it leaves out, of which the files of the tests have one that is not its default
+    assert re.findall(r"changed  (.*)", output) == ["query_scalar: 256.0 -> None"]
+    assert output.count("  ok\n") == 5
+
+    wrong = "model.layers.1.post_feedforward_layernorm.weight"
+    read = gguf_file.read_tensors
+
+    def read_wrongly(*arguments):
+        tensors = read(*arguments)
+        norm = tensors[wrong]
+        return tensors | {wrong: Tensor(norm.shape, norm.dtype, lambda: norm.read() + norm.dtype.type(1))}
+
+    monkeypatch.setattr(gguf_file, "read_tensors", read_wrongly)
+    with pytest.raises(SystemExit):
+        verification.import_model(file, tmp_path / "wrong", verify=True, dtype="bfloat16")
+    assert capsys.readouterr().out.count("  DIFFERS\n") == 5
+
+
+def test_what_the_reference_is(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(verification, "require_packages", lambda **_: None)
+    folder, file = folders("GEMMA3"), tmp_path / "only" / "model.gguf"
+    opened = open_any(folder)
+    assert verification._reference_of(str(folder), None) == folder
+    assert verification._description(opened, folder) == [f"the reference is {folder}, as transformers reads it"]
+    file.parent.mkdir()
+    file.touch()
+    assert verification._reference_of(str(file), None) == verification._reference_of(str(file.parent), None) == file
+    # other images than the source's, a folder that transformers does not read
+    assert verification._reference_of(folder, 448) is verification._reference_of(tmp_path, None) is None
+    [line] = verification._description(opened, None)
+    assert "an export of this import" in line
+    assert "only the computation is compared, and not what was read" in line
 
 
 @live
@@ -157,7 +213,7 @@ def test_the_table():
 def test_what_differs_is_set_aside(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verification, "require_packages", lambda: None)
     monkeypatch.setattr(
-        verification, "compare", lambda *_: [SAME, OutputDifference("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)]
+        verification, "compare", lambda *_, **__: [SAME, OutputDifference("images", 32, 0.5, 0.5, 0.1, 0.5, 3, 16)]
     )
     with pytest.raises(SystemExit) as stop:
         verification.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
@@ -167,7 +223,7 @@ def test_what_differs_is_set_aside(folders, tmp_path, monkeypatch, capsys):
 
 
 def test_stopped_while_it_is_verified_nothing_is_left(folders, tmp_path, monkeypatch):
-    def stopped(model, reference):
+    def stopped(model, reference, *, dtype):
         assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
         raise KeyboardInterrupt
 
