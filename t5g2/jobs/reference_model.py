@@ -20,7 +20,6 @@ from t5g2.models.config import DualEncoderConfig, LanguageModelConfig, ModelConf
 PACKAGES = ("torch", "transformers")
 # what transformers reads GGUF files with, beside the library gguf
 GGUF_PACKAGES = ("accelerate",)
-GGUF = ".gguf"
 
 
 def require_packages(*, gguf: bool = False) -> None:
@@ -64,7 +63,7 @@ def _load_reference(path: Path, config: ModelConfig, dtype: Any) -> Any:
 
     transformers.logging.disable_progress_bar()
     how: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
-    if path.suffix == GGUF:
+    if path.is_file():
         _, data = hf_config_writer.write(config, dtype="float32")
         model_class = getattr(transformers, data["architectures"][0])
         how |= {"gguf_file": path.name, "config": model_class.config_class.from_dict(data)}

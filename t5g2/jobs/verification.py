@@ -141,7 +141,7 @@ def _description(folder: ModelFolder, reference: Path | None) -> list[str]:
             "the reference is an export of this import, because transformers does not read the source, or not with "
             "images of this size: only the computation is compared, and not what was read"
         ]
-    if reference.suffix != reference_model.GGUF:
+    if not reference.is_file():
         return [f"the reference is {reference}, as transformers reads it"]
     lines = reference_model.other_settings(reference, folder.config)
     return [
@@ -164,7 +164,7 @@ def compare(
     Raises:
       UserError: transformers or torch is not installed.
     """
-    require_packages(gguf=Path(reference or "").suffix == reference_model.GGUF)
+    require_packages(gguf=Path(reference or "").is_file())
     opened = folders.open_model(model)
     with tempfile.TemporaryDirectory(prefix=".t5g2-verify-", dir=opened.path.parent) as temporary:
         if reference is None:
