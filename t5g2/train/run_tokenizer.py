@@ -5,11 +5,13 @@
     {"kind": "of_weights", "without_weights": {"kind": "bytes", "sentinels": 819}}
 
 Left out, or of this kind, it becomes the tokenizer in the folder of init.params, init.adapt or distill.teacher, the
-first that is set; without any of them `without_weights`, by default bytes.
+first that is set; without any of them `without_weights`, by default bytes. A recorded tokenizer whose file is gone, as
+from a cache, is looked for there too.
 """
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from t5g2.checkpoint import import_folder, source_folder
@@ -44,7 +46,7 @@ class WeightsTokenizer(NamedTuple):
 
 
 def completed(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in data.tokenizer where it is left out or of the kind "of_weights".
+    """Fills in data.tokenizer where it is left out or of the kind "of_weights", and finds the file of a recorded one.
 
     Args:
       node: an experiment as plain data.
@@ -57,12 +59,11 @@ def completed(node: Mapping[str, Any]) -> dict[str, Any]:
         return node
     given = data.get("tokenizer")
     if given is not None and not (isinstance(given, Mapping) and given.get("kind") == KIND):
+        node["data"] = {**data, "tokenizer": _found_again(given, node) if isinstance(given, Mapping) else given}
         return node
     fallback = _without_weights(given or {})
-    init = settings.build(Init, node.get("init") or {}, where="config.init")
+    init, teacher = _origins(node)
     model = settings.build(LanguageModelConfig, node["model"], where="config.model", tables=(KINDS,))
-    distill = node.get("distill")
-    teacher = distill.get("teacher") if isinstance(distill, Mapping) else None
     source = of_weights(init, model, teacher)
     if source is None:
         tokenizer: Any = fallback
@@ -140,6 +141,27 @@ def _read(folder: str) -> Tokenizer | None:
     folder = str(source_folder.folder_of(folder))
     description = import_folder.read_tokenizer(folder)
     return None if description is None else registry.from_dict(description, folder)
+
+
+def _origins(node: Mapping[str, Any]) -> tuple[Init, str | None]:
+    """Returns an experiment's origin of weights, and its teacher."""
+    distill = node.get("distill")
+    teacher = distill.get("teacher") if isinstance(distill, Mapping) else None
+    return settings.build(Init, node.get("init") or {}, where="config.init"), teacher
+
+
+def _found_again(recorded: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a recorded tokenizer with its file beside the weights, if its own is gone, as from a cache."""
+    file, sha256 = recorded.get("file"), recorded.get("sha256")
+    if not isinstance(file, str) or sha256 is None or Path(file).is_file():
+        return recorded
+    init, teacher = _origins(node)
+    sources = init.adapt.sources if init.adapt is not None else [init.params or teacher or ""]
+    for source in filter(source_folder.exists, filter(None, sources)):
+        beside = source_folder.folder_of(source) / Path(file).name
+        if beside.is_file() and hashlib.sha256(beside.read_bytes()).hexdigest() == sha256:
+            return {**recorded, "file": str(beside)}
+    return recorded
 
 
 def _without_weights(node: Mapping[str, Any]) -> Any:

@@ -1,12 +1,15 @@
 """Runs, adaptations and teachers of GGUF files and foreign folders: what may be given, is recorded, and is said."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from t5g2 import cli
 from t5g2.checkpoint import export_folder, import_folder
+from t5g2.checkpoint.import_folder import open_any
 from t5g2.core import sharding
 from t5g2.core.errors import UserError
 from t5g2.jobs import dry_run, teacher_cache
@@ -77,6 +80,28 @@ def test_a_run_begins_with_a_model_in_any_format(given, form, caplog):
     params, provenance = restore.initial_params(plans.make(experiment, sharding.make(experiment.mesh)))
     np.testing.assert_array_equal(params.embedder.table[...], model.leaves["embedder.table", None].read())
     assert provenance == model.provenance
+
+
+@pytest.mark.parametrize("origin", ["params", "adapt", "teacher"])
+def test_a_record_is_read_where_the_cache_has_been_emptied(given, origin, tmp_path, monkeypatch):
+    """The tokenizer that it names is there again, of the same hash, made of the same file."""
+    file = given["GGUF file"]
+    init = {"params": {"params": file}, "adapt": {"adapt": {"source": file}}, "teacher": {}}[origin]
+    config = node({"folder": given["model folder"]}, init=init)
+    if origin == "teacher":
+        config["distill"] = {"teacher": file}
+    if origin == "adapt":
+        config["model"] = {"kind": "t5gemma", **dict.fromkeys(("encoder", "decoder"), to_dict(open_any(file).config))}
+        config["data"]["sources"][0]["objective"] = {"kind": "prefix_lm"}
+        config["data"] |= {"encoder_length": 64, "decoder_length": 64}
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "first"))
+    experiment = experiments.build(config)
+    record = json.loads(json.dumps(experiments.dump(experiment)))
+    assert Path(record["data"]["tokenizer"]["file"]).is_relative_to(tmp_path / "first")
+    shutil.rmtree(tmp_path / "first")
+    again = experiments.build(record)
+    assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
+    assert again.data.tokenizer.encode("the cat").tolist() == experiment.data.tokenizer.encode("the cat").tolist()
 
 
 def test_a_run_goes_on_from_no_model(given, tmp_path):
