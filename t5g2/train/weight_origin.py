@@ -61,10 +61,13 @@ class Init:
         origins = [name for name in ("resume", "adapt", "params") if getattr(self, name) is not None]
         if len(origins) > 1:
             raise UserError(f"{' and '.join(origins)} are both set; weights have one origin, so keep one of them")
-        if self.resume is not None and hub.is_address(self.resume):
+        # before anything is made of the other settings, such as a tokenizer that comes with the weights
+        resume = self.resume or ""
+        if hub.is_address(resume) or resume.lower().endswith(".gguf"):
+            what = "an address of the hub" if hub.is_address(resume) else "a GGUF file"
             raise UserError(
-                f"resume = {self.resume!r} is an address of the hub, and a run goes on from a workdir with its "
-                f"checkpoints; give the workdir's folder, or begin with the weights alone: init.params"
+                f"resume = {resume!r} is {what}, and a run goes on from a workdir with its checkpoints; give the "
+                f"workdir's folder, or begin with the weights alone: init.params"
             )
 
 

@@ -107,12 +107,14 @@ def test_a_record_is_read_where_the_cache_has_been_emptied(given, origin, tmp_pa
 def test_a_run_goes_on_from_no_model(given, tmp_path):
     """An empty folder may become the workdir of a run before this one starts."""
     message = r"init\.resume, .*, is no workdir of a run: .*begin with the weights of a model alone, give init\.params"
-    for form in ("model folder", "Hugging Face folder", "GGUF file"):
+    for form in ("model folder", "Hugging Face folder"):
         config = node({"folder": given[form]}, init={"resume": given[form]})
         config["data"]["tokenizer"] = {"kind": "bytes", "sentinels": 5}
         experiment = experiments.build(config)
         with pytest.raises(UserError, match=message):
             dry_run._origin(experiment, ())
+    with pytest.raises(UserError, match=r"tiny\.gguf' is a GGUF file, .*begin with the weights alone: init\.params"):
+        experiments.build(node({"folder": given["GGUF file"]}, init={"resume": given["GGUF file"]}))
     for there in (tmp_path, tmp_path / "later"):
         workdirs.refuse_model(there)
 
