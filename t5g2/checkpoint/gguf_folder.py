@@ -1,7 +1,8 @@
 """GGUF files as Hugging Face folders: what a file holds beside its weights is written once, to the cache of a machine.
 
-Such a folder has config.json, generation_config.json, tokenizer.json, and in gguf.json the file with the place of each
-tensor in it, so that the weights are read from the file itself and its metadata, hundreds of thousands of pieces, once.
+Such a folder has config.json, generation_config.json, tokenizer.json, a chat template, and in gguf.json the file with
+the place of each tensor in it, so that the weights are read from the file itself, and its metadata, hundreds of
+thousands of pieces, once.
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from t5g2.core.errors import UserError
 
 INDEX = "gguf.json"
 # of what is written here: another number makes the folders anew
-VERSION = 1
+VERSION = 2
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +116,5 @@ def _write(folder: Path, file: Path) -> None:
     with files.new_folder(folder) as part:
         for name, value in contents.items():
             files.write_json(part / name, value)
+        if described.chat_template:
+            files.write_text(part / CHAT_TEMPLATE_FILE, described.chat_template)

@@ -276,7 +276,7 @@ def _read_hugging_face(
         tensor_format, config = hf_config_reader.read(_read_json(path / CONFIG_FILE))
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
-    return _ForeignWeights(tensor_format, config, CONFIG_FILE, tensors)
+    return _ForeignWeights(tensor_format, config, _config_name(path), tensors)
 
 
 def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
@@ -302,10 +302,15 @@ def _ignored_config_notes(path: Path, chosen: ModelConfig | None) -> list[str]:
     try:
         _, described = hf_config_reader.read(data)
     except UserError as error:
-        return [*notes, f"{CONFIG_FILE} was not used: {error}"]
+        return [*notes, f"{_config_name(path)} was not used: {error}"]
     # a caller may mean to overrule the file, so differences are notes, not errors
     lines = tree.difference(settings.flatten(folders.to_dict(described)), settings.flatten(folders.to_dict(chosen)))
-    return [*notes, *(f"the chosen config overrules {CONFIG_FILE}: {line}" for line in lines.splitlines())]
+    return [*notes, *(f"the chosen config overrules {_config_name(path)}: {line}" for line in lines.splitlines())]
+
+
+def _config_name(path: Path) -> str:
+    """Returns what messages call a folder's config.json, which a GGUF file does not have."""
+    return "the metadata" if (path / gguf_folder.INDEX).is_file() else CONFIG_FILE
 
 
 def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:

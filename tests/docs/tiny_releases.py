@@ -44,6 +44,7 @@ from t5g2.train.optim import OptimConfig
 from t5g2.train.plan import Plan
 from t5g2.train.schedules import Constant
 from tests import hub_cache, tiny, weights
+from tests.checkpoint import gguf_files
 from tests.data import tokenizer_files
 from tests.docs.pages import PAGES, ROOT, blocks
 
@@ -200,6 +201,7 @@ def make_workplace(where: Path, patch: pytest.MonkeyPatch) -> None:
         patch.setitem(sizes.SIZES, name, shrunk(config))
     patch.setattr(plans.Plan, "lower", lowered_once(plans.Plan.lower))
     patch.chdir(where)
+    patch.setenv("T5G2_CACHE", str(where / "cache"))
     write_tokenizer(where / "tokenizer.json")
     tokenizer = HuggingFace(str(where / "tokenizer.json"))
     for name, size in MODELS.items():
@@ -212,6 +214,7 @@ def make_workplace(where: Path, patch: pytest.MonkeyPatch) -> None:
     for name, size in DOWNLOADS.items():
         ours = next(mine for mine, other in MODELS.items() if other == size)
         export_folder.export_model(where / "models" / ours, where / "downloads" / name)
+    gguf_files.write(where / "downloads" / "gemma-3-270m-Q8_0.gguf", "Q8_0")
     # for hf://google/gemma-3-270m
     hub_cache.add(where / "hub", "google/gemma-3-270m", where / "downloads" / "gemma-3-270m")
     write_files(where)
