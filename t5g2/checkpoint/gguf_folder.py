@@ -2,17 +2,18 @@
 
 Such a folder has config.json, generation_config.json, tokenizer.json, a chat template, and in gguf.json the file with
 the place of each tensor in it, so that the weights are read from the file itself, and its metadata, hundreds of
-thousands of pieces, once.
+thousands of pieces, once. The folders of one file stand in one folder; an older one goes when a new one is made.
 """
 
 import dataclasses
 import hashlib
 import json
+import shutil
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from t5g2.checkpoint import gguf_file
+from t5g2.checkpoint import flax_tree, gguf_file, gguf_metadata
 from t5g2.checkpoint.bos import TOKENIZER_FILE
 from t5g2.checkpoint.generation_ids import GENERATION_FILE
 from t5g2.checkpoint.gguf_file import StoredTensor
@@ -46,29 +47,29 @@ def file_of(path: str | PathLike) -> Path | None:
     """Returns the GGUF file that a path names, or that a folder holds and no other weights; None of any other path.
 
     Raises:
-      UserError: there are several files in the folder.
+      UserError: there are several files in the folder, or a config.json as well.
     """
     given = Path(path).expanduser().absolute()
-    return given if given.is_file() and given.suffix == ".gguf" else _only_file(given)
+    return given if gguf_metadata.is_gguf(given) else _only_file(given)
 
 
 def folder_of(path: str | PathLike) -> Path:
     """Returns the folder of a GGUF file, or of a folder that holds one and no other weights; any other path as it is.
 
     Raises:
-      UserError: there are several files in the folder; as gguf_file.describe.
+      UserError: there are several files in the folder, or a config.json as well; as gguf_file.describe.
     """
     file = file_of(path)
     if file is None:
         return Path(path).expanduser().absolute()
-    stat = file.stat()
-    identity = json.dumps([VERSION, str(file.resolve()), stat.st_size, stat.st_mtime_ns])
-    folder = files.cache_folder() / "gguf" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    of_file = files.cache_folder() / "gguf" / _digest(str(file.resolve()))
+    folder = of_file / _digest(json.dumps([VERSION, *_state(file)]))
     if not (folder / INDEX).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with files.locked(folder.with_name(f"{folder.name}.lock")):
+        files.make_folder(of_file)
+        with files.locked(of_file.with_suffix(".lock")):
             if not (folder / INDEX).is_file():
                 _write(folder, file)
+                _remove_others(folder)
     return folder
 
 
@@ -82,28 +83,57 @@ def source_of(folder: Path) -> GgufSource | None:
         return None
     index = files.read_json_object(folder / INDEX, fix="remove the folder")
     file = Path(index["file"])
-    if not file.is_file() or file.stat().st_size != index["size"]:
+    if not file.is_file() or _state(file) != (index["size"], index["mtime_ns"]):
         raise UserError(f"{file} is gone or has changed since {folder} was made of it; give the file again")
     entries = index["tensors"].items()
     stored = {name: StoredTensor(kind, tuple(shape), *place) for name, (kind, shape, *place) in entries}
     return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored))
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Returns (size in bytes, time of the last change in ns)."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 def _only_file(folder: Path) -> Path | None:
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf") if folder.is_dir() else []
+    if not found or any(folder.glob("*.safetensors")) or flax_tree.is_flax(folder):
         return None
-    found = sorted(folder.glob("*.gguf"))
     if len(found) > 1:
+        parts = {match[1] for file in found if (match := gguf_metadata.PART.search(file.name))}
+        if len(parts) == 1 and all(gguf_metadata.PART.search(file.name) for file in found):
+            raise gguf_metadata.part_of_several(found[0], int(parts.pop()))
         names = ", ".join(file.name for file in found[:4])
         raise UserError(f"{folder} holds {len(found)} GGUF files ({names}); give one of them")
-    return found[0] if found else None
+    if (folder / CONFIG_FILE).exists():
+        raise UserError(
+            f"{folder} holds {found[0].name}, which has a config of its own, and a {CONFIG_FILE}, which may be that of "
+            f"another model; give the file itself: {found[0]}"
+        )
+    return found[0]
+
+
+def _remove_others(folder: Path) -> None:
+    """Removes the folders that were made of the file when it was another one."""
+    for other in folder.parent.iterdir():
+        # those with a point are being written, or left by a writer that was killed
+        if other != folder and not other.name.startswith("."):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _write(folder: Path, file: Path) -> None:
+    size, mtime_ns = _state(file)
     described = gguf_file.describe(file)
     index: dict[str, Any] = {
-        "file": str(file),
-        "size": file.stat().st_size,
+        # at the hub, several commits may have the same file: links to it come and go
+        "file": str(file.resolve()),
+        "size": size,
+        "mtime_ns": mtime_ns,
         "notes": described.notes,
         "tensors": described.tensors,
     }

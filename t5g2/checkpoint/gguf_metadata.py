@@ -70,6 +70,17 @@ class GgufMetadata:
         )
 
 
+def is_gguf(path: Path) -> bool:
+    """True if a path is a file that ends in .gguf, however that is written, or begins as such a file does."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".gguf":
+        return True
+    # the files of ollama's store are named after their hash
+    with path.open("rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
+
+
 def read(file: Path) -> GgufMetadata:
     """Reads the metadata of a whole file, and the places of its tensors.
 

@@ -108,7 +108,7 @@ def snapshot(text: str) -> Path:
     """
     address = parse(pinned(text))
     prefix = glob.escape(address.path) + "/" if address.path else ""
-    if address.path.endswith(".gguf"):
+    if address.path.lower().endswith(".gguf"):
         file = _download(address, [glob.escape(address.path)]) / address.path
         if not file.is_file():
             raise UserError(f"{text}: there is no such file in the repository{_gguf_note(address)}")
@@ -209,7 +209,7 @@ def _gguf_note(address: Address) -> str:
         tree = library.get_cached_repo_tree(address.repository, revision=address.revision)
     except errors.CachedRepoTreeNotFoundError:
         return ""
-    names = sorted(file.path for file in tree if file.path.endswith(".gguf"))
+    names = sorted(file.path for file in tree if file.path.lower().endswith(".gguf"))
     return f"; name one of its GGUF files: {', '.join(str(address._replace(path=n)) for n in names[:4])}" * bool(names)
 
 

@@ -167,7 +167,7 @@ def test_an_adaptation_of_a_file(tmp_path):
     assert adapted.stop_ids == (1,)
 
 
-@pytest.mark.parametrize("ending", ["gguf"])
+@pytest.mark.parametrize("ending", ["gguf", "GGUF"])
 def test_a_file_of_the_hub_is_recorded_with_its_commit(tmp_path, ending):
     (tmp_path / "repository").mkdir()
     for kind in ("F32", "Q8_0"):

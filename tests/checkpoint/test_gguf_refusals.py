@@ -193,3 +193,4 @@ def test_one_of_several_parts(tmp_path):
     message = f"is one of 2 parts of a model; .*: llama-gguf-split --merge {re.escape(str(first))} OUT.gguf"
     refused(first, message)
     refused(second, message)
+    refused(tmp_path / "parts", message)

@@ -22,7 +22,7 @@ from t5g2.jobs.verification import OutputDifference
 from t5g2.jobs.verification_cases import ModelOutput
 from t5g2.jobs.verification_text import TEXT
 from tests import tiny, weights
-from tests.checkpoint import test_gguf as gguf_files
+from tests.checkpoint import gguf_files
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
 PACKAGES = (*reference_model.PACKAGES, *reference_model.GGUF_PACKAGES)
@@ -91,10 +91,10 @@ def test_weights_that_an_import_rounds_are_compared_as_they_are_rounded(folders,
 
 @live
 @pytest.mark.long
-@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
-def test_a_gguf_file_is_compared_with_what_transformers_reads_of_it(architecture, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("architecture", "name"), [("gemma2", "model.gguf"), ("gemma3", "sha256-0a1b")])
+def test_a_gguf_file_is_compared_with_what_transformers_reads_of_it(architecture, name, tmp_path, monkeypatch, capsys):
     """So that a tensor which our reader reads wrongly is found: an export of the import would have it too."""
-    file = tmp_path / "model.gguf"
+    file = tmp_path / name
     monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
     gguf_files.write(file, "Q8_0", architecture=architecture)
     verification.import_model(file, tmp_path / "model", verify=True, dtype="bfloat16")

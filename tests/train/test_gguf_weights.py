@@ -21,7 +21,7 @@ from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
 from t5g2.train.weight_origin import Adapt
 from tests import hub_cache
-from tests.checkpoint import test_gguf as gguf_files
+from tests.checkpoint import gguf_files
 from tests.checkpoint.test_gguf import PIECES
 
 ADDRESS = "hf://owner/tiny@{}/tiny.gguf"

@@ -1,0 +1,119 @@
+"""The folders of the cache that stand for GGUF files."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t5g2.checkpoint import gguf_folder
+from t5g2.checkpoint.import_folder import open_any, open_foreign
+from t5g2.core.errors import UserError
+from tests.checkpoint.gguf_files import arrays, write
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def refused(path, message):
+    with pytest.raises(UserError, match=message):
+        open_any(path)
+
+
+@pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-0a1b", "model"])
+def test_files_of_other_names(tmp_path, name):
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / name, "Q8_0")
+    assert open_any(tmp_path / "files" / name).provenance["source"] == str(tmp_path / "files" / name)
+    (tmp_path / "text").write_text("GGU")
+    refused(tmp_path / "text", "is a file; give the folder that it is in")
+
+
+def test_a_folder_with_one_file(tmp_path):
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "A.GGUF", "Q8_0")
+    assert open_any(tmp_path / "files").provenance["source"] == str(tmp_path / "files" / "A.GGUF")
+    shutil.copy(tmp_path / "files" / "A.GGUF", tmp_path / "files" / "b.gguf")
+    refused(tmp_path / "files", r"holds 2 GGUF files \(A\.GGUF, b\.gguf\); give one of them")
+
+
+def test_a_folder_that_may_be_another_model(tmp_path):
+    (tmp_path / "files").mkdir()
+    file = tmp_path / "files" / "model.gguf"
+    write(file, "Q8_0")
+    (tmp_path / "files" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    refused(tmp_path / "files", rf"holds model\.gguf, .*, and a config\.json, .*; give the file itself: {file}$")
+    assert open_any(file).config.layers == 2
+    # other weights are what the folder is
+    for name in ("model.safetensors", "_METADATA"):
+        (tmp_path / "files" / name).write_text("{}")
+        assert gguf_folder.folder_of(tmp_path / "files") == tmp_path / "files"
+        (tmp_path / "files" / name).unlink()
+
+
+def test_a_file_that_is_gone(tmp_path):
+    write(tmp_path / "model.gguf", "Q8_0")
+    folder = open_any(tmp_path / "model.gguf").path
+    (tmp_path / "model.gguf").unlink()
+    refused(folder, r"model\.gguf is gone or has changed since")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "gemma3_text"
+
+
+def test_a_file_that_is_written_again(tmp_path, cache):
+    """In as many bytes: the folder of what it was is of no use, and goes when it is read again."""
+    file = tmp_path / "model.gguf"
+    write(file)
+    first = open_any(file)
+    before = file.stat()
+    changed = arrays() | {"token_embd": arrays()["token_embd"] + 1}
+    write(file, tensors=changed)
+    assert file.stat().st_size == before.st_size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    refused(first.path, r"model\.gguf is gone or has changed since")
+    second = open_any(file)
+    np.testing.assert_array_equal(second.leaves["embedder.table", None].read(), changed["token_embd"])
+    assert [path.parent for path in cache.rglob("gguf.json")] == [second.path]
+    # those of other files stay
+    shutil.copy(file, tmp_path / "copy.gguf")
+    open_any(tmp_path / "copy.gguf")
+    assert len(list(cache.rglob("gguf.json"))) == 2
+
+
+def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
+    write(tmp_path / "model.gguf", "Q8_0")
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
+        monkeypatch.setenv("T5G2_CACHE", str(folder))
+        refused(tmp_path / "model.gguf", r"cannot be made: .*; give another path")
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+    write(tmp_path / "model.gguf", "Q8_0")
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    refused(tmp_path / "model.gguf", r"gguf is not installed; run `pip install 't5g2\[gguf\]'`")
+
+
+def test_a_chosen_config_overrules_the_metadata(tmp_path):
+    write(tmp_path / "model.gguf", "Q8_0")
+    config = replace(open_any(tmp_path / "model.gguf").config, window=8)
+    notes = open_foreign(tmp_path / "model.gguf", config).notes
+    assert any(note.startswith("the chosen config overrules the metadata: ") for note in notes)
+
+
+def test_two_links_to_one_file(tmp_path, cache):
+    """As commits at the hub have them: the folder serves both, and stays when one of them goes."""
+    (tmp_path / "blob").mkdir()
+    write(tmp_path / "blob" / "0a1b", "Q8_0")
+    for name in ("first.gguf", "second.gguf"):
+        (tmp_path / name).symlink_to(tmp_path / "blob" / "0a1b")
+    first = open_any(tmp_path / "first.gguf")
+    (tmp_path / "first.gguf").unlink()
+    second = open_any(tmp_path / "second.gguf")
+    assert (second.path, second.origin) == (first.path, str(tmp_path / "second.gguf"))
+    assert len(list(cache.rglob("gguf.json"))) == 1
