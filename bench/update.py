@@ -20,12 +20,13 @@ from t5g2.train import config_file
 CONFIG = Path(__file__).parent.parent / "configs/gemma3_270m.py"
 LARGEST = 5
 NOTE = (
-    "What was done about them. The head is the largest: 262,144 rows, in blocks of the vocabulary, so that no logits of "
-    "all tokens are held, with four products where the embedding is trained and three where it is frozen, whose "
-    "gradient, moments and update are then not computed. Attention goes block by block, without those that the window "
-    "or the mask hides, and holds no scores of all pairs. The MLPs are plain products, which a CPU computes at its "
-    "peak; what could be saved there is what remat computes again, for memory (compute.remat=none). A share above "
-    "100 % of the roofline is of bytes that stay in a cache, or of a machine that was busier when the peak was measured."
+    "What was done about them. The head is the largest: 262,144 rows, in blocks of the vocabulary, so that no "
+    "logits of all tokens are held, with four products where the embedding is trained and three where it is "
+    "frozen, whose gradient, moments and update are then not computed. Attention goes block by block, without "
+    "those that the window or the mask hides, and holds no scores of all pairs. The MLPs are plain products, "
+    "which a CPU computes at its peak; what could be saved there is what remat computes again, for memory "
+    "(compute.remat=none). A share above 100 % of the roofline is of bytes that stay in a cache, or of a machine "
+    "that was busier when the peak was measured."
 )
 
 
