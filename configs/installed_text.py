@@ -27,6 +27,7 @@ from t5g2.core import files
 from t5g2.core.optional import require
 from t5g2.data.sources.python_text import PythonText
 
+RULE = 2  # its version, in the name of the folder: of a former rule's texts others were held out
 KINDS = ("python", "packages", "languages")
 TRAIN_CHARACTERS, HELDOUT_CHARACTERS = 120_000, 40_000  # of a kind
 LONGEST, SHORTEST = 4_000, 1_000  # characters of a document
@@ -35,7 +36,7 @@ LEAST_NAMES, PARTS, IN_SENTENCE = 150, 5, 6
 
 def folder():
     """The folder of the files, which are written if they are not there."""
-    target = files.cache_folder() / "installed_text"
+    target = files.cache_folder() / f"installed_text-{RULE}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(target.with_suffix(".lock")):
         if not (target / "heldout.jsonl").exists():

@@ -15,6 +15,7 @@ The one declaration is what the constructor checks, what the message says and wh
 import functools
 import math
 import numbers
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,12 +93,9 @@ def checked(cls: Class) -> Class:
                     allowed = ", or ".join([str(bounds), *("None for none" if x is None else repr(x) for x in others)])
                     hint = f"; {bounds.hint}" if bounds.hint else ""
                     raise UserError(f"{name} = {number}; it must be {allowed}{hint}")
-        for name, (words, numeric) in _words_of(type(self)).items():
+        for name, (words, classes) in _words_of(type(self)).items():
             for item in _items(getattr(self, name)):
-                is_number = isinstance(item, numbers.Real) and not isinstance(item, bool)
-                # an object of a class that the field takes too is neither, and is its class's to check
-                is_word = isinstance(item, str | bool | None) or (is_number and not numeric)
-                if is_word and item not in words:
+                if not any(_is(item, word) for word in words) and not _is_of(item, classes):
                     raise unknown(name, str(item), map(str, words), where=f"of {type(self).__name__}")
         if own is not None:
             own(self)
@@ -120,19 +118,34 @@ def of(cls: type) -> dict[str, tuple[Bounds, tuple[str | None, ...]]]:
 
 
 @functools.cache
-def _words_of(cls: type) -> dict[str, tuple[tuple[str | bool | None, ...], bool]]:
-    """Returns {field: (the words, with None where it may be, that it may have; True if it may be a number too)}.
+def _words_of(cls: type) -> dict[str, tuple[tuple[str | bool | None, ...], frozenset[type]]]:
+    """Returns {field: (the words that it may have, None among them where it may be; the classes that it may be of)}.
 
-    Of the fields that declare a Literal. One that may be any text is not among them.
+    Of the fields that declare a Literal.
     """
     fields = {}
     for name, annotation in typing.get_type_hints(cls, include_extras=True).items():
         parts = list(_parts(annotation))
         words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
-        if words and str not in parts:
-            none = [None] if type(None) in parts else []
-            fields[name] = (*words, *none), int in parts or float in parts
+        if words:
+            classes = {typing.get_origin(part) or part for part in parts} - {Annotated, types.UnionType, tuple}
+            none = [None] if type(None) in classes else []
+            fields[name] = (*words, *none), frozenset(c for c in classes if isinstance(c, type) and c is not type(None))
     return fields
+
+
+def _is(item: Any, word: str | bool | None) -> bool:
+    # 1 is equal to True, and no word
+    return item == word if isinstance(item, str) else item is word
+
+
+def _is_of(item: Any, classes: frozenset[type]) -> bool:
+    """True if an item is of one of the classes; a number of NumPy is of int and float, and True of bool alone."""
+    if isinstance(item, bool):
+        return bool in classes
+    if isinstance(item, numbers.Real):
+        return int in classes or float in classes
+    return isinstance(item, tuple(classes))
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps, features
 
+from t5g2.core.bounds import checked
 from t5g2.core.errors import UserError, unknown
 
 Resampling = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
@@ -70,6 +71,7 @@ DECODER_ERRORS = (
 
 
 @dataclass(frozen=True)
+@checked
 class ImageProcessor:
     """Rule that makes a tower's inputs from pixels: resized, then (x * scale - mean) / std for each colour.
 

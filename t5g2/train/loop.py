@@ -90,7 +90,7 @@ def train(
 
         # 6 loop
         while True:
-            stop_signal, last = preempted.agreed(), step == experiment.train.steps
+            stop_signal, last = preempted.agreed_before(), step == experiment.train.steps
             if writes and (stop_signal or due(step, experiment.save.every_steps, last=last)):
                 with record.pause():  # raises if the step before was not finite
                     workdirs.save_checkpoint(checkpoints, experiment, step, state, pipeline=pipeline, teacher=digest)

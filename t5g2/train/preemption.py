@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5g2.core.hang_timeout import HangTimeout
 
@@ -27,30 +27,45 @@ class Preemption:
     def agreed(self) -> int:
         """Returns the signal, the same on every process: a signal to one process stops all.
 
-        All processes must call this at the same step, because it is a collective operation. Of several processes it
-        returns what was asked at the call before, so that the host does not wait for the step that it has just started.
+        All processes must call this at the same step, because it is a collective operation. It waits for what the
+        devices do.
+        """
+        self.agreed_before()
+        return self._result()
+
+    def agreed_before(self) -> int:
+        """Returns what `agreed` would have at the last call of either, and starts the next question.
+
+        The host does not wait for the step that it has just started. A process that is alone has no need of that.
         """
         self._waiting.beat()
+        earlier = self._result()
+        # one process that leaves the loop alone would leave the others waiting in a collective operation
+        self._asked = _largest(self.signal) if jax.process_count() > 1 else None
+        return earlier
+
+    def _result(self) -> int:
+        """Returns the answer to the last question."""
         if jax.process_count() == 1:
             return self.signal
-        # one process that leaves the loop alone would leave the others waiting in a collective operation
-        earlier, self._asked = self._asked, _largest(self.signal)
-        return 0 if earlier is None else int(earlier.addressable_data(0))
+        return 0 if self._asked is None else int(self._asked.addressable_data(0))
 
 
 def _largest(number: int) -> jax.Array:
     """Starts the computation of the largest of the numbers of all processes."""
-    each, largest = _program()
+    mesh, largest = _program()
     parts = [jax.device_put(np.array([number], np.int32), device) for device in jax.local_devices()]
-    return largest(jax.make_array_from_single_device_arrays((jax.device_count(),), each, parts))
+    of_devices = NamedSharding(mesh, PartitionSpec("devices"))
+    # the mesh of a run may have the devices in another order
+    with jax.set_mesh(mesh):
+        return largest(jax.make_array_from_single_device_arrays((mesh.size,), of_devices, parts))
 
 
 @functools.cache
-def _program() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
-    """Returns the sharding of a number for each device, and the program that gives the largest to all."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
-    each, all_alike = (NamedSharding(mesh, spec) for spec in (PartitionSpec("devices"), PartitionSpec()))
-    return each, jax.jit(jnp.max, out_shardings=all_alike)
+def _program() -> tuple[Mesh, Callable[[jax.Array], jax.Array]]:
+    """Returns a mesh of all devices, and the program that gives the largest of their numbers to each of them."""
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    return mesh, jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @contextlib.contextmanager

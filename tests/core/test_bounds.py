@@ -16,6 +16,7 @@ from t5g2.core.bounds import Bounds, Count, Positive, TokenId, checked
 from t5g2.core.errors import UserError
 from t5g2.eval.generation import GenerationOptions, TopK
 from t5g2.models.config import Rope
+from t5g2.models.layers import Compute
 from t5g2.objectives.prefix_lm import PrefixLM
 from t5g2.objectives.ul2 import UL2
 from t5g2.train.optim import Decay, Freeze, OptimConfig
@@ -49,6 +50,8 @@ class Base:
     width: Count | Literal["all"] = 1
     early: Literal[True, False, "never"] = False
     any: Literal["auto"] | str = "auto"
+    flag: bool | Literal["auto"] = "auto"
+    share: Bounds | Literal["none"] = "none"
 
     def __post_init__(self):
         self.__dict__["ran_after_the_check"] = True
@@ -84,6 +87,13 @@ class Derived(Base):
         (lambda: Base(1, kinds=(1,)), r"unknown kinds '1' of Base"),
         (lambda: Base(1, early="always"), r"unknown early 'always' of Base"),
         (lambda: Base(1, early=None), r"unknown early 'None' of Base"),
+        (lambda: Base(1, early=1), r"unknown early '1' of Base"),
+        (lambda: Base(1, order=object()), r"unknown order '<object object at .*>' of Base"),
+        (lambda: Base(1, order=b"first"), r"unknown order 'b'first'' of Base|unknown order \"b'first'\" of Base"),
+        (lambda: Base(1, kinds=["a"]), r"unknown kinds .*\['a'\].* of Base"),
+        (lambda: Base(1, flag=1), r"unknown flag '1' of Base"),
+        (lambda: Base(1, share=Count), r"unknown share .* of Base"),
+        (lambda: Compute(dtype=np.dtype("float16")), r"unknown dtype 'float16' of Compute"),
     ],
 )
 def test_a_number_out_of_its_bounds_and_an_unknown_word_are_refused(make, message):
@@ -96,8 +106,8 @@ def test_numbers_within_their_bounds_are_taken():
     assert value.share == 0
     assert value.__dict__["ran_after_the_check"]
     assert dataclasses.replace(value, limit=1).limit == 1
-    words = Base(1, order="first", kinds=("a", "b", "a"), width="all", early="never", any="thing")
-    assert dataclasses.replace(words, order=None, width=3, early=True).width == 3
+    words = Base(1, order="first", kinds=("a", "b", "a"), width="all", early="never", any="thing", flag=True)
+    assert dataclasses.replace(words, order=None, width=np.int64(3), early=True, share=Bounds(least=1)).width == 3
 
 
 def test_a_word_that_is_allowed_instead_is_named():

@@ -78,8 +78,8 @@ def resolve(command: Command) -> None:
         resolve_t5g2(words[3:])
     elif words[0] == "mpirun":
         # variables of the environment, then the command, in one text for a shell
-        assert words[3:5] == ["sh", "-c"], command
-        resolve_t5g2([word for word in words[5].split() if not re.match(r"[A-Z_]+=", word)][1:])
+        assert words[-3:-1] == ["sh", "-c"], command
+        resolve_t5g2([word for word in words[-1].split() if not re.match(r"[A-Z_]+=", word)][1:])
     elif words[0] == "sbatch":
         script = next(number for number, word in enumerate(words) if word.endswith(".sbatch"))
         assert (ROOT / words[script]).is_file(), command
