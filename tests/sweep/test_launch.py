@@ -676,7 +676,10 @@ def test_a_shared_run_is_trained_by_the_first_sweep_that_asks(tmp_path, program,
     run_local(shared_sweep("b"), tmp_path / "two", program=program)
     assert notes(tmp_path / "one") == ["source-s0", "source-s1", "a-s0", "a-s1"]
     assert notes(tmp_path / "two") == ["b-s0", "b-s1"]
-    assert capfd.readouterr().out.count("already done") == 2
+    out = capfd.readouterr().out
+    assert out.count("already done") == 2
+    assert "source-s0 starts: " in out
+    assert "resumes" not in out
     runs = [(tmp_path / sweep / "source-s1").resolve() for sweep in ("one", "two")]
     assert runs[0] == runs[1]
     assert runs[0].parent == tmp_path / "shared"

@@ -118,7 +118,9 @@ class JobQueue:
                 return
             if undone.isdisjoint(job.after):
                 waiting.remove(job)
-                say(f"{job.label} {'resumes' if job.folder.exists() else 'starts'}: {command_line(job.arguments)}")
+                # the folder of a shared run is there, empty, before the run is
+                begun = job.folder.is_dir() and any(job.folder.iterdir())
+                say(f"{job.label} {'resumes' if begun else 'starts'}: {command_line(job.arguments)}")
                 self._start(job)
 
     def _start(self, job: SweepJob, attempts: int = 1) -> None:
