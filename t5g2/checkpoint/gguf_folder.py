@@ -2,13 +2,17 @@
 
 Such a folder has config.json, generation_config.json, tokenizer.json, a chat template, and in gguf.json the file with
 the place of each tensor in it, so that the weights are read from the file itself, and its metadata, hundreds of
-thousands of pieces, once. The folders of one file stand in one folder; an older one goes when a new one is made.
+thousands of pieces, once. The folders of one file, as it was at different times and is on different machines, stand in
+one folder; when another is made, those go that nobody has used for a day.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import time
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -64,12 +68,14 @@ def folder_of(path: str | PathLike) -> Path:
         return Path(path).expanduser().absolute()
     of_file = files.cache_folder() / "gguf" / _digest(str(file.resolve()))
     folder = of_file / _digest(json.dumps([VERSION, *_state(file)]))
-    if not (folder / INDEX).is_file():
+    if not _marked_as_used(folder):
         files.make_folder(of_file)
         with files.locked(of_file.with_suffix(".lock")):
-            if not (folder / INDEX).is_file():
+            if not _marked_as_used(folder):
+                # what a removal that was cut short has left
+                shutil.rmtree(folder, ignore_errors=True)
                 _write(folder, file)
-                _remove_others(folder)
+                _remove_unused(folder)
     return folder
 
 
@@ -118,12 +124,34 @@ def _only_file(folder: Path) -> Path | None:
     return found[0]
 
 
-def _remove_others(folder: Path) -> None:
-    """Removes the folders that were made of the file when it was another one."""
+def _marked_as_used(folder: Path) -> bool:
+    """Marks a folder as used now, by the time of its index; False if it is not there."""
+    try:
+        os.utime(folder / INDEX)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a cache that others may write, or that nobody may
+        return (folder / INDEX).is_file()
+    return True
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes the folders beside one, made of the file when it was another one, that have not been used for long.
+
+    Others may be read now: by a run that began before the file changed, or by a machine that has the file with another
+    time.
+    """
     for other in folder.parent.iterdir():
         # those with a point are being written, or left by a writer that was killed
-        if other != folder and not other.name.startswith("."):
+        if other != folder and not other.name.startswith(".") and _unused_secs(other) >= files.ABANDONED_SECS:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _unused_secs(folder: Path) -> float:
+    mark = folder / INDEX
+    with contextlib.suppress(OSError):  # another process has removed it
+        return time.time() - (mark if mark.exists() else folder).stat().st_mtime
+    return 0.0
 
 
 def _write(folder: Path, file: Path) -> None:

@@ -104,7 +104,7 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     path = gguf_folder.folder_of(directory)
     gguf, origin = gguf_folder.source_of(path), source_folder.recorded(directory)
     if gguf is None:
-        unreadable_folders.refuse(directory)
+        _refuse_unreadable(directory, path)
     chosen = _chosen_config(config)
     if (path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors")):
         weights = _read_hugging_face(path, origin, chosen, safetensors_io.read(path) if gguf is None else gguf.tensors)
@@ -375,11 +375,24 @@ def read_tokenizer(directory: str | PathLike) -> dict[str, Any] | None:
     directory = source_folder.local(directory)
     path = gguf_folder.folder_of(directory)
     if not (path / gguf_folder.INDEX).is_file():
-        unreadable_folders.refuse(directory)
+        _refuse_unreadable(directory, path)
     if not (path / folders.MODEL).is_file():
         return _tokenizer(path)
     file = path / folders.TOKENIZER
     return _read_json(file) if file.is_file() else None
+
+
+def _refuse_unreadable(directory: str | PathLike, path: Path) -> None:
+    """Raises UserError for what holds no model for a known reason.
+
+    Args:
+      directory: what was given.
+      path: its folder, which is no folder of a GGUF file (any more).
+    """
+    file = gguf_folder.file_of(directory)
+    if file is not None:
+        raise UserError(f"{path}, made of {file}, was removed from the cache meanwhile; give the file again")
+    unreadable_folders.refuse(directory)
 
 
 def _tokenizer(path: Path) -> dict[str, Any] | None:

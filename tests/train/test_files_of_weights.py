@@ -120,6 +120,23 @@ def test_weights_that_are_gone_at_the_end(weights, tmp_path, caplog):
     assert "gone does not exist any more" in caplog.text
 
 
+def test_a_tokenizer_whose_file_is_gone_at_the_end(weights, tmp_path, caplog):
+    """The same file beside the weights takes its place; without one the trained weights are written in any case."""
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes((weights / "tokenizer.json").read_bytes())
+    data = experiments.dump(experiment_from(weights))["data"]
+    data["tokenizer"] = {"kind": "huggingface", "file": str(file)}
+    experiment = experiment_from(weights, data=data)
+    file.unlink()
+    assert weights / "tokenizer.json" in files_of_weights.read(experiment.init, experiment).files
+    (tmp_path / "others").mkdir()
+    for folder in (tmp_path / "others", tmp_path / "gone"):
+        with caplog.at_level(logging.WARNING, logger="t5g2"):
+            found = files_of_weights.read_or_warn(Init(params=str(folder)), experiment)
+        assert found.files == ()
+    assert f"{file}, the file of the run's tokenizer, does not exist any more" in caplog.text
+
+
 def test_a_damaged_file_is_named_when_the_run_starts(weights, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((weights / "tokenizer.json").read_bytes())
     (tmp_path / "generation_config.json").write_text("{")

@@ -1,9 +1,11 @@
 """Runs, adaptations and teachers of GGUF files and foreign folders: what may be given, is recorded, and is said."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,13 +14,16 @@ from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint.import_folder import open_any
 from t5g2.core import sharding
 from t5g2.core.errors import UserError
+from t5g2.data.tokenizers import registry
 from t5g2.jobs import dry_run, teacher_cache
+from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.models.distillation import Distillation
 from t5g2.train import adaptation, files_of_weights, restore
 from t5g2.train import experiment as experiments
 from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
+from t5g2.train.state import TrainState
 from t5g2.train.weight_origin import Adapt
 from tests import hub_cache
 from tests.checkpoint import gguf_files
@@ -102,6 +107,20 @@ def test_a_record_is_read_where_the_cache_has_been_emptied(given, origin, tmp_pa
     again = experiments.build(record)
     assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
     assert again.data.tokenizer.encode("the cat").tolist() == experiment.data.tokenizer.encode("the cat").tolist()
+
+
+def test_a_run_ends_where_its_folder_in_the_cache_is_gone(given, tmp_path, monkeypatch):
+    """And the file has another time: the tokenizer of the same hash beside the weights is the run's."""
+    file = Path(shutil.copy(given["GGUF file"], tmp_path))
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+    experiment = experiments.build(node({"folder": str(file)}, init={"params": str(file)}))
+    os.utime(file, (1, 1))
+    shutil.rmtree(tmp_path / "cache")
+    state = TrainState(2, build.make(experiment.model, key=jax.random.key(0)), None)
+    workdirs.finish(tmp_path / "run", experiment, 2, state, None)
+    model = open_any(tmp_path / "run" / "model")
+    assert registry.from_dict(model.tokenizer, model.path) == experiment.data.tokenizer
+    assert json.loads((model.path / "generation_config.json").read_text())["eos_token_id"] == 1
 
 
 def test_a_run_goes_on_from_no_model(given, tmp_path):
