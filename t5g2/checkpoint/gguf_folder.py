@@ -67,7 +67,7 @@ def folder_of(path: str | PathLike) -> Path:
     if file is None:
         return Path(path).expanduser().absolute()
     of_file = files.cache_folder() / "gguf" / _digest(str(file.resolve()))
-    folder = of_file / _digest(json.dumps([VERSION, *_state(file)]))
+    folder = of_file / _digest(json.dumps([VERSION, *gguf_file.state(file.stat())]))
     if not _marked_as_used(folder):
         files.make_folder(of_file)
         with files.locked(of_file.with_suffix(".lock")):
@@ -89,21 +89,16 @@ def source_of(folder: Path) -> GgufSource | None:
         return None
     index = files.read_json_object(folder / INDEX, fix="remove the folder")
     file = Path(index["file"])
-    if not file.is_file() or _state(file) != (index["size"], index["mtime_ns"]):
+    state = index["size"], index["mtime_ns"]
+    if not file.is_file() or gguf_file.state(file.stat()) != state:
         raise UserError(f"{file} is gone or has changed since {folder} was made of it; give the file again")
     entries = index["tensors"].items()
     stored = {name: StoredTensor(kind, tuple(shape), *place) for name, (kind, shape, *place) in entries}
-    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored))
+    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored, state))
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _state(file: Path) -> tuple[int, int]:
-    """Returns (size in bytes, time of the last change in ns)."""
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _only_file(folder: Path) -> Path | None:
@@ -155,7 +150,7 @@ def _unused_secs(folder: Path) -> float:
 
 
 def _write(folder: Path, file: Path) -> None:
-    size, mtime_ns = _state(file)
+    size, mtime_ns = gguf_file.state(file.stat())
     described = gguf_file.describe(file)
     index: dict[str, Any] = {
         # at the hub, several commits may have the same file: links to it come and go

@@ -83,6 +83,26 @@ def test_a_file_that_is_written_again(tmp_path, cache):
     assert {path.parent for path in cache.rglob("gguf.json")} == {first.path, second.path}
 
 
+@pytest.mark.parametrize("how", ["renamed", "overwritten", "removed"])
+def test_a_file_that_changes_while_its_weights_are_read(tmp_path, how):
+    """Weights of two models are no model: nothing of the new file is read as the old one's."""
+    file, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    write(file)
+    write(other, tensors=arrays() | {"token_embd": arrays()["token_embd"] + 1})
+    os.utime(other, (1, 1))
+    leaf = open_any(file).leaves["embedder.table", None]
+    np.testing.assert_array_equal(leaf.read(), arrays()["token_embd"])
+    if how == "renamed":
+        other.rename(file)
+    elif how == "overwritten":
+        file.write_bytes(other.read_bytes())
+        os.utime(file, (2, 2))
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=r"model\.gguf is gone or has changed since it was opened; give the file again"):
+        leaf.read()
+
+
 def test_folders_that_nobody_uses(tmp_path, cache):
     """Of what a file was go when it is read as something else; those that are used, and of other files, stay."""
     file = tmp_path / "model.gguf"
