@@ -109,7 +109,10 @@ def compare_saved(
         return
     if "settings" in saved.meta:
         _log_changes(resume.check_resume(saved.meta["settings"], experiments.dump(experiment), allow=allow_change))
-    elif saved.meta["experiment"] != experiments.fingerprint(experiment):
+    elif saved.meta["experiment"] not in (
+        experiments.fingerprint(experiment),
+        experiments.former_fingerprint(experiment),
+    ):
         raise UserError(
             f"{workdir / EXPERIMENT} is missing, and step {saved.step} in {workdir / CHECKPOINTS} was saved by another "
             f"experiment (fingerprint {saved.meta['experiment']} -> {experiments.fingerprint(experiment)}); put the "

@@ -19,7 +19,7 @@ from t5g2.jobs import dry_run, teacher_cache
 from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.models.distillation import Distillation
-from t5g2.train import adaptation, files_of_weights, restore
+from t5g2.train import adaptation, files_of_weights, restore, resume
 from t5g2.train import experiment as experiments
 from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
@@ -107,6 +107,21 @@ def test_a_record_is_read_where_the_cache_has_been_emptied(given, origin, tmp_pa
     again = experiments.build(record)
     assert experiments.fingerprint(again) == experiments.fingerprint(experiment)
     assert again.data.tokenizer.encode("the cat").tolist() == experiment.data.tokenizer.encode("the cat").tolist()
+
+
+def test_a_run_goes_on_with_another_cache(given, tmp_path, monkeypatch):
+    """While the one before is still there, and with another time of the file: the tokenizer is the same."""
+    file = Path(shutil.copy(given["GGUF file"], tmp_path))
+    built = []
+    for cache, time in (("first", 1), ("second", 1), ("second", 2)):
+        os.utime(file, (time, time))
+        monkeypatch.setenv("T5G2_CACHE", str(tmp_path / cache))
+        built.append(experiments.build(node({"folder": str(file)}, init={"params": str(file)})))
+    assert len({each.data.tokenizer.files for each in built}) == 3
+    before, *others = built
+    for other in others:
+        assert resume.check_resume(experiments.dump(before), experiments.dump(other)) == {}
+        assert experiments.fingerprint(other) == experiments.fingerprint(before)
 
 
 def test_a_run_ends_where_its_folder_in_the_cache_is_gone(given, tmp_path, monkeypatch):
