@@ -161,7 +161,7 @@ def read_experiment(workdir: Path) -> Experiment:
     return experiments.build(files.read_json_object(path, fix="put the file back, or give another --workdir"))
 
 
-def refuse_model(resumed: Path) -> None:
+def require_run(resumed: Path) -> None:
     """Checks that what init.resume names is a run, if it is there already.
 
     Raises:
@@ -288,8 +288,8 @@ def _write_model(target: Path, experiment: Experiment, params: Any, provenance: 
 def first_init(experiment: Experiment) -> Init:
     """Returns the origin of a run's first weights: of a run that took over another one's state, that of the other."""
     init = experiment.init
-    while init.resume is not None and (Path(init.resume) / EXPERIMENT).is_file():
-        init = read_experiment(Path(init.resume)).init
+    while init.resume is not None and (Path(init.resume).expanduser() / EXPERIMENT).is_file():
+        init = read_experiment(Path(init.resume).expanduser()).init
     return init
 
 

@@ -84,13 +84,15 @@ def test_a_trained_model_has_the_files_of_its_weights(weights, tmp_path):
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["top_k"] == 64
 
 
-def test_of_a_run_that_goes_on_from_another_ones_state(weights, tmp_path):
+def test_of_a_run_that_goes_on_from_another_ones_state(weights, tmp_path, monkeypatch):
     (tmp_path / "first").mkdir()
     workdirs.write_experiment(tmp_path / "first", experiment_from(weights), None)
     second = experiment_from(
         weights, init={"resume": str(tmp_path / "first")}, data=experiments.dump(experiment_from(weights))["data"]
     )
     assert workdirs.first_init(second) == Init(params=str(weights))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert workdirs.first_init(dataclasses.replace(second, init=Init("~/first"))) == Init(params=str(weights))
 
 
 def test_another_tokenizer_has_other_ids(weights):

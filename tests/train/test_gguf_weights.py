@@ -150,7 +150,7 @@ def test_a_run_goes_on_from_no_model(given, tmp_path):
     with pytest.raises(UserError, match=r"tiny\.gguf' is a GGUF file, .*begin with the weights alone: init\.params"):
         experiments.build(node({"folder": given["GGUF file"]}, init={"resume": given["GGUF file"]}))
     for there in (tmp_path, tmp_path / "later"):
-        workdirs.refuse_model(there)
+        workdirs.require_run(there)
 
 
 def test_what_is_no_model_is_named(given, tmp_path):
