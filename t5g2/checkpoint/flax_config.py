@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from t5g2.checkpoint import flax_names, names
 from t5g2.checkpoint.names import TensorFormat
@@ -17,8 +16,11 @@ from t5g2.models.config import EncoderDecoderConfig, ModelConfig, TextConfig
 GEMMA3_FLAX_ROWS = 262_144
 
 
-def find(path: Path, tensor_format: TensorFormat, shapes: Mapping[str, Shape]) -> ModelConfig:
+def find(origin: str, tensor_format: TensorFormat, shapes: Mapping[str, Shape]) -> ModelConfig:
     """Returns the released size whose tensors have exactly these names and shapes.
+
+    Args:
+      origin: what messages name the weights by.
 
     Raises:
       UserError: there is none, or there are several.
@@ -35,8 +37,8 @@ def find(path: Path, tensor_format: TensorFormat, shapes: Mapping[str, Shape]) -
     layers = len({match for name in shapes for match in re.findall(r"(?:\w+coder/)?layer_\d+/", name)})
     result = f"could be any of {', '.join(fitting)}" if fitting else "is none of the released sizes"
     raise UserError(
-        f"{path} ({tensor_format.title}: {tables or 'no embedding'}; {layers} layers) {result}; name its architecture: "
-        f"config = a size's name, such as gemma3:1b, or a file like model.json"
+        f"{origin} ({tensor_format.title}: {tables or 'no embedding'}; {layers} layers) {result}; name its "
+        f"architecture: config = a size's name, such as gemma3:1b, or a file like model.json"
     )
 
 

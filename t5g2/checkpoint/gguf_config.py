@@ -1,6 +1,7 @@
 """The config.json of a GGUF file of Gemma 2 or Gemma 3.
 
-The metadata lacks some fields of a config.json, for which those of the releases are taken, and said (ASSUMED).
+The metadata lacks some fields of a config.json, for which those of the releases are taken, and said (ASSUMED); for the
+head size, width / heads.
 Source: llama.cpp, src/llama-model.cpp (load_hparams) and convert_hf_to_gguf.py.
 
 Known deviation: without rope.freq_base llama.cpp takes 10 000, with which no Gemma 3 was trained; here it is 1 000 000,
@@ -48,6 +49,8 @@ ASSUMED = {
         "rope_theta": 10_000.0,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
+        # the first files of Gemma 2 do not have it
+        "sliding_window": 4096,
     },
 }
 # of the 27b sizes, whose queries are scaled by width / heads and not by the head size (llama.cpp, LLM_TYPE_27B)
@@ -67,17 +70,21 @@ def config(metadata: GgufMetadata, *, vocab_size: int, tied_head: bool) -> tuple
     """
     architecture = metadata.value("general.architecture", str)
     prefix = f"{architecture}."
-    sizes = {name: metadata.value(prefix + key, int, least=1) for name, key in SIZES.items()}
-    if missing := [prefix + SIZES[name] for name, size in sizes.items() if size is None]:
+    found = {name: metadata.value(prefix + key, int, least=1) for name, key in SIZES.items()}
+    found |= {name: _shortest(_number(metadata, prefix, key)) for name, key in NUMBERS.items()}
+    found[PATTERN] = metadata.value(f"{prefix}attention.{PATTERN}", int, least=1)
+    assumed = {name: default for name, default in ASSUMED[architecture].items() if found[name] is None}
+    known = {name: number for name, number in found.items() if number is not None}
+    given_or_derived = {*known, *assumed, "head_dim"}
+    if missing := [prefix + key for name, key in SIZES.items() if name not in given_or_derived]:
         raise metadata.missing(missing)
-    numbers = {name: _shortest(_number(metadata, prefix, key)) for name, key in NUMBERS.items()}
-    numbers[PATTERN] = metadata.value(f"{prefix}attention.{PATTERN}", int, least=1)
-    assumed = {name: default for name, default in ASSUMED[architecture].items() if numbers[name] is None}
-    is_27b = sizes["num_hidden_layers"] == LAYERS_OF_27B[architecture]
-    assumed["query_pre_attn_scalar"] = (
-        sizes["hidden_size"] // sizes["num_attention_heads"] if is_27b else sizes["head_dim"]
-    )
-    _refuse_others(metadata, prefix, sizes["head_dim"])
+    per_head = known["hidden_size"] // known["num_attention_heads"]
+    if "head_dim" not in known:
+        assumed["head_dim"] = per_head
+    head_size = (assumed | known)["head_dim"]
+    is_27b = known["num_hidden_layers"] == LAYERS_OF_27B[architecture]
+    assumed["query_pre_attn_scalar"] = per_head if is_27b else head_size
+    _refuse_others(metadata, prefix, head_size)
     factor = _rope_factor(metadata, prefix)
     fixed = {
         "model_type": MODEL_TYPES[architecture],
@@ -87,8 +94,7 @@ def config(metadata: GgufMetadata, *, vocab_size: int, tied_head: bool) -> tuple
         "tie_word_embeddings": tied_head,
         "rope_scaling": None if factor == 1 else {"rope_type": "linear", "factor": factor},
     }
-    known = {name: number for name, number in numbers.items() if number is not None}
-    data = fixed | assumed | sizes | known
+    data = fixed | assumed | known
     try:
         hf_config_reader.read(data)
     except UserError as error:

@@ -2,13 +2,17 @@
 
 Such a folder has config.json, generation_config.json, tokenizer.json, a chat template, and in gguf.json the file with
 the place of each tensor in it, so that the weights are read from the file itself, and its metadata, hundreds of
-thousands of pieces, once. The folders of one file stand in one folder; an older one goes when a new one is made.
+thousands of pieces, once. The folders of one file, as it was at different times and is on different machines, stand in
+one folder; when another is made, those go that nobody has used for a day.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import time
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -63,13 +67,15 @@ def folder_of(path: str | PathLike) -> Path:
     if file is None:
         return Path(path).expanduser().absolute()
     of_file = files.cache_folder() / "gguf" / _digest(str(file.resolve()))
-    folder = of_file / _digest(json.dumps([VERSION, *_state(file)]))
-    if not (folder / INDEX).is_file():
+    folder = of_file / _digest(json.dumps([VERSION, *gguf_file.state(file.stat())]))
+    if not _marked_as_used(folder):
         files.make_folder(of_file)
         with files.locked(of_file.with_suffix(".lock")):
-            if not (folder / INDEX).is_file():
+            if not _marked_as_used(folder):
+                # what a removal that was cut short has left
+                shutil.rmtree(folder, ignore_errors=True)
                 _write(folder, file)
-                _remove_others(folder)
+                _remove_unused(folder)
     return folder
 
 
@@ -83,21 +89,16 @@ def source_of(folder: Path) -> GgufSource | None:
         return None
     index = files.read_json_object(folder / INDEX, fix="remove the folder")
     file = Path(index["file"])
-    if not file.is_file() or _state(file) != (index["size"], index["mtime_ns"]):
+    state = index["size"], index["mtime_ns"]
+    if not file.is_file() or gguf_file.state(file.stat()) != state:
         raise UserError(f"{file} is gone or has changed since {folder} was made of it; give the file again")
     entries = index["tensors"].items()
     stored = {name: StoredTensor(kind, tuple(shape), *place) for name, (kind, shape, *place) in entries}
-    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored))
+    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored, state))
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _state(file: Path) -> tuple[int, int]:
-    """Returns (size in bytes, time of the last change in ns)."""
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _only_file(folder: Path) -> Path | None:
@@ -118,16 +119,38 @@ def _only_file(folder: Path) -> Path | None:
     return found[0]
 
 
-def _remove_others(folder: Path) -> None:
-    """Removes the folders that were made of the file when it was another one."""
+def _marked_as_used(folder: Path) -> bool:
+    """Marks a folder as used now, by the time of its index; False if it is not there."""
+    try:
+        os.utime(folder / INDEX)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a cache that others may write, or that nobody may
+        return (folder / INDEX).is_file()
+    return True
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes the folders beside one, made of the file when it was another one, that have not been used for long.
+
+    Others may be read now: by a run that began before the file changed, or by a machine that has the file with another
+    time.
+    """
     for other in folder.parent.iterdir():
         # those with a point are being written, or left by a writer that was killed
-        if other != folder and not other.name.startswith("."):
+        if other != folder and not other.name.startswith(".") and _unused_secs(other) >= files.ABANDONED_SECS:
             shutil.rmtree(other, ignore_errors=True)
 
 
+def _unused_secs(folder: Path) -> float:
+    mark = folder / INDEX
+    with contextlib.suppress(OSError):  # another process has removed it
+        return time.time() - (mark if mark.exists() else folder).stat().st_mtime
+    return 0.0
+
+
 def _write(folder: Path, file: Path) -> None:
-    size, mtime_ns = _state(file)
+    size, mtime_ns = gguf_file.state(file.stat())
     described = gguf_file.describe(file)
     index: dict[str, Any] = {
         # at the hub, several commits may have the same file: links to it come and go

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from t5g2.checkpoint.gguf_metadata import GgufMetadata
 from t5g2.core.errors import UserError
 
-CONTROL, USER_DEFINED, BYTE = 3, 4, 6
+CONTROL, USER_DEFINED = 3, 4
 SPACE = "▁"
 BOS, EOS, UNK, END_OF_TURN = "<bos>", "<eos>", "<unk>", "<end_of_turn>"
 # markers of a user's own, which files call control tokens too, and special tokens that they do not call so

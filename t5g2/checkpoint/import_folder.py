@@ -104,17 +104,17 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
     path = gguf_folder.folder_of(directory)
     gguf, origin = gguf_folder.source_of(path), source_folder.recorded(directory)
     if gguf is None:
-        unreadable_folders.refuse(directory)
+        _refuse_unreadable(directory, path)
     chosen = _chosen_config(config)
     if (path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors")):
         weights = _read_hugging_face(path, origin, chosen, safetensors_io.read(path) if gguf is None else gguf.tensors)
     elif flax_tree.is_flax(path):
-        weights = _read_flax(path, chosen)
+        weights = _read_flax(path, origin, chosen)
     elif any(next(path.glob(pattern), None) for pattern in safetensors_io.PICKLES):
         raise safetensors_io.no_weights(path)
     else:
         raise UserError(
-            f"{path} holds no known model: neither {CONFIG_FILE} and safetensors (Hugging Face), nor an Orbax "
+            f"{origin} holds no known model: neither {CONFIG_FILE} and safetensors (Hugging Face), nor an Orbax "
             f"checkpoint (official Flax), nor a GGUF file, nor {folders.MODEL} (a model folder)"
         )
     tensor_format, config = weights.tensor_format, weights.config
@@ -188,9 +188,9 @@ def open_tower(directory: str | PathLike) -> TowerFolder:
     images = config.image_stack.images
     if images is None:
         raise UserError(
-            f"{path} is a language model without an image tower; give the folder of one that has it: Gemma 3 with "
-            f"images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP, or a tower alone, as "
-            f"transformers saves it (siglip_vision_model)"
+            f"{opened.origin} is a language model without an image tower; give the folder of one that has it: "
+            f"Gemma 3 with images (4b and larger), MedGemma, T5Gemma 2 with images, SigLIP, MedSigLIP, or a tower "
+            f"alone, as transformers saves it (siglip_vision_model)"
         )
     return TowerFolder(path, opened.origin, images.vision, opened.leaves, opened.notes)
 
@@ -219,7 +219,7 @@ def import_model(
     dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     local = source_folder.local(source)
-    if (Path(local) / folders.MODEL).is_file():
+    if (Path(local).expanduser() / folders.MODEL).is_file():
         raise UserError(f"{source} is a model folder already: it has a {folders.MODEL}. Use it as it is, or copy it")
     opened = open_foreign(local, config)
     if image_size is not None:
@@ -279,7 +279,7 @@ def _read_hugging_face(
     return _ForeignWeights(tensor_format, config, _config_name(path), tensors)
 
 
-def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
+def _read_flax(path: Path, origin: str, chosen: ModelConfig | None) -> _ForeignWeights:
     tensors = flax_tree.read(path)
     # the two official formats differ in the names of their roots
     has_decoder = any(name.startswith("decoder/") for name in tensors)
@@ -288,7 +288,7 @@ def _read_flax(path: Path, chosen: ModelConfig | None) -> _ForeignWeights:
         return _ForeignWeights(tensor_format, chosen, "the chosen config", tensors)
     # a Flax tree has no config, so the released size with these shapes is taken
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return _ForeignWeights(tensor_format, flax_config.find(path, tensor_format, shapes), "its size", tensors)
+    return _ForeignWeights(tensor_format, flax_config.find(origin, tensor_format, shapes), "its size", tensors)
 
 
 def _ignored_config_notes(path: Path, chosen: ModelConfig | None) -> list[str]:
@@ -315,18 +315,19 @@ def _config_name(path: Path) -> str:
 
 def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:
     """Opens a folder that holds an image tower and nothing else."""
+    origin = hub.recorded(path)
     try:
         config = hf_config_reader.read_tower(data)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{origin}: {error}") from None
     # under "vision.", the path that the tower has in every model
     abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
     tensor_format = hf_names.SIGLIP_VISION
-    tensors, notes = accounting.with_canonical_names(str(path), tensor_format, safetensors_io.read(path))
+    tensors, notes = accounting.with_canonical_names(origin, tensor_format, safetensors_io.read(path))
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
-    accounting.check_tensors(f"{path}, according to {CONFIG_FILE}", tensor_format, None, matches, tensors)
+    accounting.check_tensors(f"{origin}, according to {CONFIG_FILE}", tensor_format, None, matches, tensors)
     leaves = _leaves_of_tensors(matches, tensors, abstract)
-    return TowerFolder(path, hub.recorded(path), config, leaves, tuple(notes))
+    return TowerFolder(path, origin, config, leaves, tuple(notes))
 
 
 def _leaves_of_tensors(
@@ -375,11 +376,24 @@ def read_tokenizer(directory: str | PathLike) -> dict[str, Any] | None:
     directory = source_folder.local(directory)
     path = gguf_folder.folder_of(directory)
     if not (path / gguf_folder.INDEX).is_file():
-        unreadable_folders.refuse(directory)
+        _refuse_unreadable(directory, path)
     if not (path / folders.MODEL).is_file():
         return _tokenizer(path)
     file = path / folders.TOKENIZER
     return _read_json(file) if file.is_file() else None
+
+
+def _refuse_unreadable(directory: str | PathLike, path: Path) -> None:
+    """Raises UserError for what holds no model for a known reason.
+
+    Args:
+      directory: what was given.
+      path: its folder, which is no folder of a GGUF file (any more).
+    """
+    file = gguf_folder.file_of(directory)
+    if file is not None:
+        raise UserError(f"{path}, made of {file}, was removed from the cache meanwhile; give the file again")
+    unreadable_folders.refuse(directory)
 
 
 def _tokenizer(path: Path) -> dict[str, Any] | None:

@@ -46,4 +46,4 @@ def pinned(source: str) -> str:
 
 def exists(source: str) -> bool:
     """True if a source is there; of the hub's models it is assumed."""
-    return hub.is_address(source) or Path(source).exists()
+    return hub.is_address(source) or Path(source).expanduser().exists()

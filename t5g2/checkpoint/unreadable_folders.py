@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from t5g2.checkpoint import hub
 from t5g2.checkpoint.folder import EXTRA_FILES
 from t5g2.checkpoint.hf_config_fields import CONFIG_FILE
 from t5g2.core.errors import UserError
@@ -23,22 +24,26 @@ def refuse(directory: str | os.PathLike) -> None:
       UserError: it is none, or is known to be something else; the message has what to give instead.
     """
     path = Path(directory).expanduser().absolute()
+    # of a model of the hub its address: its folder in the cache is not what the user gave
+    origin = hub.recorded(path)
     if path.is_file():
-        raise UserError(f"{path} is a file; give the folder that it is in")
+        raise UserError(f"{origin} is a file; give the folder that it is in")
     if not path.is_dir():
         raise _missing(str(directory), path)
     if (path / WORKDIR).is_file():
-        raise UserError(f"{path} is the workdir of a run: it has an {WORKDIR}. Its model folder is {path / 'model'}")
+        raise UserError(
+            f"{origin} is the workdir of a run: it has an {WORKDIR}. Its model folder is {hub.recorded(path / 'model')}"
+        )
     _refuse_cache(path)
     _refuse_dangling(path)
     if (path / "adapter_config.json").is_file() and not (path / CONFIG_FILE).is_file():
         raise UserError(
-            f"{path} is an adapter (peft), changes to the weights of another model; merge the two and give the result: "
-            f"AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)"
+            f"{origin} is an adapter (peft), changes to the weights of another model; merge the two and give the "
+            f"result: AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)"
         )
     if any((path / name).is_file() for name in OPEN_CLIP) and not (path / CONFIG_FILE).is_file():
         raise UserError(
-            f"{path} is a folder of open_clip, whose tensors have other names; give the same model as transformers "
+            f"{origin} is a folder of open_clip, whose tensors have other names; give the same model as transformers "
             f"has it, such as google/siglip-so400m-patch14-384 for ViT-SO400M-14-SigLIP-384"
         )
 

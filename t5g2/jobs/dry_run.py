@@ -183,7 +183,7 @@ def _origin(experiment: Experiment, allow_change: tuple[str, ...]) -> str:
     elif init.params is not None:
         notes = adaptation.open_same_architecture(path, experiment.model).notes
     else:
-        workdirs.refuse_model(Path(path))
+        workdirs.require_run(Path(path).expanduser())
     image_rows.check_processor(experiment.data.images, init)
     files_of_weights.read(init, experiment)
     line = run_tokenizer.check(tokenizer, init, experiment.model, allow_change=allow_change)

@@ -86,11 +86,13 @@ def import_model(
       UserError: as import_folder.import_model; transformers or torch is not installed.
       SystemExit: with status 1, the model differs from transformers; the folder keeps the name `out`.unverified.
     """
-    reference = _reference_of(source, image_size) if verify else None
-    files.refuse_existing(out)
     target = Path(out).absolute()
     # the final name is only for a model that has passed
     place = target.with_name(f"{target.name}.unverified") if verify else target
+    # both before the reference is looked for, which may be gigabytes at the hub
+    for path in dict.fromkeys((target, place)):
+        files.refuse_existing(path)
+    reference = _reference_of(source, image_size) if verify else None
     folder = import_folder.import_model(source, place, image_size=image_size, **options)
     parameters = sum(int(np.prod(leaf.shape)) for leaf in folder.leaves.values())
     print(f"wrote {place}: {parameters:,} parameters")

@@ -95,7 +95,7 @@ class JobFiles:
         path = self._made_from_file(job)
         if path.exists():
             then = files.read_json_object(path, fix=f"remove it and {job.output}, and run the sweep again")
-            return [name for name, digits in job.made_from.items() if digits not in then.values()]
+            return [name for name in job.made_from if not job.is_made_from(name, then.values())]
         # of an earlier version, which has noted all in one identity
         record = self.last_launch(job)
         identity = self._done_with(job) or (record and record.identity)
@@ -164,10 +164,10 @@ class JobFiles:
 
 
 def _settings_then(job: SweepJob) -> str:
-    """Returns the fingerprint of the settings with which a run has begun; "" = it is not known."""
+    """Returns the former fingerprint of the settings with which a run has begun; "" = it is not known."""
     try:
         saved = files.read_json_object(job.folder / "experiment.json", fix="its content is left out")
-        return experiments.fingerprint(experiments.build(saved))
+        return experiments.former_fingerprint(experiments.build(saved))
     except (OSError, UserError):
         return ""
 

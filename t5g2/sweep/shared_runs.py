@@ -35,7 +35,10 @@ def shell_lines(jobs: Iterable[SweepJob]) -> dict[str, str]:
 def _run_and_target(job: SweepJob) -> tuple[Path, Path]:
     """Returns the folder of a shared run, and the same as a link in the sweep's workdir names it."""
     workdir = job.folder.parent.resolve()
-    run = workdir.parent / FOLDER / job.identity
+    shared = workdir.parent / FOLDER
+    # a run of an earlier version keeps its name
+    names = (name for name in (job.identity, *job.former) if (shared / name).exists())
+    run = shared / next(names, job.identity)
     return run, Path(os.path.relpath(run, workdir))
 
 

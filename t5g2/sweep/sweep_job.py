@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ class SweepJob:
       folder: the file or folder in the sweep's workdir that the command writes.
       result: the file or folder that exists once the command has ended well.
       identity: hex digits that change with the job's settings, and with those of the jobs before it; not with the
-        place of the sweep's workdir.
-      former: identities of the same job in earlier versions, which change with the place as it is spelled.
+        place of the sweep's workdir, nor with that of a tokenizer's file.
+      former: identities of the same job in earlier versions, which change with these places as they are spelled.
       made_from: {name: hex digits} of what its result is made from: the jobs before it, and the origin of a run's
         weights ("init"). With other ones it cannot go on.
+      former_made_from: {name: hex digits} of the jobs before it in earlier versions.
       former_before: the identities of the jobs before it in earlier versions, each as one text.
       group: name that alike jobs share: runs of several seeds, or of other values of the same settings; None = no other
         job is like it.
@@ -50,12 +51,17 @@ class SweepJob:
     identity: str
     former: tuple[str, ...] = ()
     made_from: Mapping[str, str] = field(default_factory=dict)
+    former_made_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     former_before: tuple[str, ...] = ()
     group: str | None = None
     index: int = 0
     inputs: tuple[Path, ...] = ()
     every_host: bool = True
     shared: bool = False
+
+    def is_made_from(self, name: str, recorded: Collection[str]) -> bool:
+        """True if what is recorded has the digits of a name in `made_from`, in whatever version it was written."""
+        return not {self.made_from[name], *self.former_made_from.get(name, ())}.isdisjoint(recorded)
 
     def has_identity(self, identity: str) -> bool:
         """True for the job's identity, in whatever version it was written."""
@@ -106,6 +112,7 @@ def jobs_of(sweep: Sweep, folder: Path) -> list[SweepJob]:
                 identity=identity,
                 former=former,
                 made_from={job.name: job.identity for job in before} | origin,
+                former_made_from={job.name: job.former for job in before},
                 former_before=identities.before(part),
                 group=group,
                 index=index,
@@ -127,7 +134,8 @@ class _Identities:
     def __init__(self, folder: Path):
         # a place stands in settings as it was spelled when they were resolved
         self._places = spellings(folder)
-        self._known: dict[str, dict[str, str]] = {place: {} for place in ("", *map(str, self._places))}
+        # the identities by name: today's, those that change with a tokenizer's place, and with the sweep's spelled so
+        self._known: list[dict[str, str]] = [{} for _ in range(2 + len(self._places))]
         self._names: dict[str, str] = {}
 
     def add(self, part: Part) -> tuple[str, tuple[str, ...], dict[str, str]]:
@@ -143,7 +151,7 @@ class _Identities:
             raise UserError(f"{part.name}: {error}") from None
         spelled += spelled[:1] * (len(self._places) - len(spelled))
         node = _unplaced(spelled[0], str(self._places[0])) if depends else spelled[0]
-        own = _own(part, node)
+        own = _own(part, experiments.by_content(node))
         if isinstance(part, Variant):
             if own in self._names:
                 raise UserError(
@@ -151,16 +159,16 @@ class _Identities:
                     f"them out, or give it the overrides in which it differs"
                 )
             self._names[own] = part.name
-        texts = [own, *(_own(part, settings) for settings in spelled)]
-        for text, known in zip(texts, self._known.values(), strict=True):
+        texts = [own, *(_own(part, settings) for settings in (node, *spelled))]
+        for text, known in zip(texts, self._known, strict=True):
             known[part.name] = _whole(text, _text_before(part, known))
-        identity, *former = (known[part.name] for known in self._known.values())
+        identity, *former = (known[part.name] for known in self._known)
         has_origin = isinstance(node, Mapping) and ORIGIN in node
         return identity, tuple(dict.fromkeys(former)), {ORIGIN: experiments.digest(node[ORIGIN])} if has_origin else {}
 
     def before(self, part: Part) -> tuple[str, ...]:
         """Returns the identities of the parts before a part, as one text, for each spelling."""
-        return tuple(dict.fromkeys(_text_before(part, known) for known in self._known.values()))
+        return tuple(dict.fromkeys(_text_before(part, known) for known in self._known))
 
 
 def spellings(folder: Path) -> list[Path]:

@@ -327,7 +327,12 @@ def dump(experiment: Experiment) -> dict[str, Any]:
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """16 hex digits that change with every setting."""
+    """16 hex digits that change with every setting, and not with the place of the tokenizer's file."""
+    return digest(by_content(fingerprinted(experiment)))
+
+
+def former_fingerprint(experiment: Experiment) -> str:
+    """16 hex digits, the fingerprint in earlier versions: it changes with the place of the tokenizer's file too."""
     return digest(fingerprinted(experiment))
 
 
@@ -335,6 +340,20 @@ def fingerprinted(experiment: Experiment) -> dict[str, Any]:
     """Returns the plain data that a fingerprint is of."""
     # under the former names of keys, so that renaming a key changes no fingerprint
     return former_names(dump(experiment))
+
+
+def by_content(node: Any) -> Any:
+    """Returns an experiment's plain data without the place of its tokenizer's file, if that has a hash; else as it is.
+
+    The same file lies in other folders on other machines, and of a GGUF file's tokenizer in one of a cache.
+    """
+    if not isinstance(node, Mapping) or not isinstance(data := node.get("data"), Mapping):
+        return node
+    tokenizer = data.get("tokenizer")
+    if not isinstance(tokenizer, Mapping) or tokenizer.get("sha256") is None:
+        return node
+    kept = {key: value for key, value in tokenizer.items() if key != "file"}
+    return {**node, "data": {**data, "tokenizer": kept}}
 
 
 def digest(node: Any) -> str:

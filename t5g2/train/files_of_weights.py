@@ -42,17 +42,18 @@ def read(init: Init, experiment: Experiment) -> FilesOfWeights:
     Images that a run has trained with are read as in training, whatever its first weights say.
 
     Raises:
-      UserError: a file is damaged, or is a link that leads out of its folder.
+      UserError: a file is damaged, or is a link that leads out of its folder; the tokenizer's file is gone, and no file
+        beside the weights is the same.
     """
     tokenizer = experiment.data.tokenizer
     paths = [Path(path).absolute() for path in _folders(init)]
     # of two files with one name the later, the decoder's, stays
     by_name = {file.name: file for path in paths for file in folders.extra_files(path)}
-    own = {file.name: file for file in tokenizer.files}
-    is_beside, processor = _is_beside(tokenizer, by_name), _image_processor(init, experiment)
+    same, processor = _tokenizer_beside(tokenizer, by_name), _image_processor(init, experiment)
+    own = {file.name: _there(file, same) for file in tokenizer.files}
     if processor is not None:
         by_name = {name: file for name, file in by_name.items() if name not in image_processor.FILES}
-    if not is_beside:
+    if same is None:
         processor_files = {name: file for name, file in by_name.items() if name in image_processor.FILES}
         return FilesOfWeights(tuple((processor_files | own).values()), None, processor)
     return FilesOfWeights(tuple((by_name | own).values()), generation_ids.completed(paths[-1]), processor)
@@ -72,7 +73,8 @@ def read_or_warn(init: Init, experiment: Experiment) -> FilesOfWeights:
         log.warning(
             "the model folder has no settings of generation from the weights that the run began with: %s", error
         )
-        return FilesOfWeights(experiment.data.tokenizer.files, None, _image_processor(Init(), experiment))
+        own = tuple(file for file in experiment.data.tokenizer.files if file.is_file())
+        return FilesOfWeights(own, None, _image_processor(Init(), experiment))
 
 
 def stop_ids(init: Init, experiment: Experiment) -> tuple[int, ...]:
@@ -103,9 +105,22 @@ def _image_processor(init: Init, experiment: Experiment) -> dict[str, Any] | Non
     return None if is_copied and processor == original else image_processor.to_dict(processor, images.vision.image_size)
 
 
-def _is_beside(tokenizer: Tokenizer, by_name: dict[str, Path]) -> bool:
-    """True if a file of the weights' folder is the tokenizer's."""
-    files = [by_name[name] for name in generation_ids.TOKENIZER_FILES if name in by_name]
-    return isinstance(tokenizer, FileTokenizer) and any(
-        hashlib.sha256(file.read_bytes()).hexdigest() == tokenizer.sha256 for file in files
-    )
+def _tokenizer_beside(tokenizer: Tokenizer, by_name: dict[str, Path]) -> Path | None:
+    """Returns the file of the weights' folder that is the tokenizer's; None if there is none."""
+    if not isinstance(tokenizer, FileTokenizer):
+        return None
+    beside = [by_name[name] for name in generation_ids.TOKENIZER_FILES if name in by_name]
+    return next((file for file in beside if hashlib.sha256(file.read_bytes()).hexdigest() == tokenizer.sha256), None)
+
+
+def _there(file: Path, same: Path | None) -> Path:
+    """Returns a tokenizer's file, or the same one beside the weights if it is gone, as from a cache.
+
+    Raises:
+      UserError: neither is there.
+    """
+    if file.is_file():
+        return file
+    if same is None or same.name != file.name:
+        raise UserError(f"{file}, the file of the run's tokenizer, does not exist any more; put it back")
+    return same

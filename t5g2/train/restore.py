@@ -66,8 +66,8 @@ def restore(
     if saved is not None:
         workdirs.compare_saved(workdir, saved, experiment, allow_change=allow_change)
     if saved is None and init.resume is not None:
-        origin, folder = f"init.resume, {init.resume}", Path(init.resume)
-        workdirs.refuse_model(folder)
+        origin, folder = f"init.resume, {init.resume}", Path(init.resume).expanduser()
+        workdirs.require_run(folder)
         # read-only, because the other run may still be writing
         with Checkpoints(folder / workdirs.CHECKPOINTS, read_only=True) as other:
             saved = other.restore(plan.abstract.params, plan.abstract.opt)

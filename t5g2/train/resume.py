@@ -13,7 +13,7 @@ from t5g2.core.errors import UserError
 from t5g2.core.tree import difference, named
 from t5g2.models.build import abstract
 from t5g2.models.config import ModelConfig
-from t5g2.train.experiment import Train, build, dump
+from t5g2.train.experiment import Train, build, by_content, dump
 from t5g2.train.former_names import current_keys, current_path
 from t5g2.train.optim import OptimConfig
 from t5g2.train.optim import make as make_optimizer
@@ -49,7 +49,10 @@ def check_resume(saved: Mapping[str, Any], now: Mapping[str, Any], *, allow: Ite
     before = _with_defaults(saved)
     allow = tuple(map(current_path, allow))
     _check_paths(allow, settings.flatten(before).keys() | settings.flatten(now).keys())
-    old, new = (settings.flatten(_sources_by_name(node, other)) for node, other in ((before, now), (now, before)))
+    compared = [by_content(before), by_content(now)]
+    # of another content, both files are shown
+    compared = compared if _tokenizer_hash(before) == _tokenizer_hash(now) else [before, now]
+    old, new = (settings.flatten(_sources_by_name(*pair)) for pair in (compared, compared[::-1]))
     changed = {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
     free = {k for k in changed if any(_covers(path, k) for path in (*FREE_ON_RESUME, *allow))}
     refused = sorted(changed.keys() - free)
@@ -144,6 +147,10 @@ def _state_leaves(model: ModelConfig, optim: OptimConfig, train: Train) -> dict[
         return None
     state = {"params": params, "opt": jax.eval_shape(init, params)}
     return {name: (leaf.shape, leaf.dtype) for item in state.values() for name, leaf in named(item).items()}
+
+
+def _tokenizer_hash(node: Mapping[str, Any]) -> Any:
+    return settings.flatten(node).get("data.tokenizer.sha256")
 
 
 def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from t5g2.checkpoint import import_folder, source_folder
 from t5g2.core import settings
-from t5g2.core.errors import UserError, unknown
+from t5g2.core.errors import MachineError, UserError, unknown
+from t5g2.core.logs import log
 from t5g2.data.tokenizers import registry
 from t5g2.data.tokenizers.base import Tokenizer
 from t5g2.data.tokenizers.subword import FileTokenizer
@@ -158,7 +159,12 @@ def _found_again(recorded: Mapping[str, Any], node: Mapping[str, Any]) -> Mappin
     init, teacher = _origins(node)
     sources = init.adapt.sources if init.adapt is not None else [init.params or teacher or ""]
     for source in filter(source_folder.exists, filter(None, sources)):
-        beside = source_folder.folder_of(source) / Path(file).name
+        try:
+            beside = source_folder.folder_of(source) / Path(file).name
+        except (UserError, MachineError) as error:
+            # what is missing is the tokenizer's file, and the error about that comes
+            log.warning("%s is gone, and %s cannot be looked into for the same file: %s", file, source, error)
+            continue
         if beside.is_file() and hashlib.sha256(beside.read_bytes()).hexdigest() == sha256:
             return {**recorded, "file": str(beside)}
     return recorded

@@ -109,7 +109,10 @@ def compare_saved(
         return
     if "settings" in saved.meta:
         _log_changes(resume.check_resume(saved.meta["settings"], experiments.dump(experiment), allow=allow_change))
-    elif saved.meta["experiment"] != experiments.fingerprint(experiment):
+    elif saved.meta["experiment"] not in (
+        experiments.fingerprint(experiment),
+        experiments.former_fingerprint(experiment),
+    ):
         raise UserError(
             f"{workdir / EXPERIMENT} is missing, and step {saved.step} in {workdir / CHECKPOINTS} was saved by another "
             f"experiment (fingerprint {saved.meta['experiment']} -> {experiments.fingerprint(experiment)}); put the "
@@ -158,7 +161,7 @@ def read_experiment(workdir: Path) -> Experiment:
     return experiments.build(files.read_json_object(path, fix="put the file back, or give another --workdir"))
 
 
-def refuse_model(resumed: Path) -> None:
+def require_run(resumed: Path) -> None:
     """Checks that what init.resume names is a run, if it is there already.
 
     Raises:
@@ -285,8 +288,8 @@ def _write_model(target: Path, experiment: Experiment, params: Any, provenance: 
 def first_init(experiment: Experiment) -> Init:
     """Returns the origin of a run's first weights: of a run that took over another one's state, that of the other."""
     init = experiment.init
-    while init.resume is not None and (Path(init.resume) / EXPERIMENT).is_file():
-        init = read_experiment(Path(init.resume)).init
+    while init.resume is not None and (Path(init.resume).expanduser() / EXPERIMENT).is_file():
+        init = read_experiment(Path(init.resume).expanduser()).init
     return init
 
 

@@ -11,7 +11,7 @@ from t5g2.checkpoint.tensor import Tensor
 from t5g2.core.errors import UserError
 from t5g2.models.config import TextConfig
 from t5g2.models.sizes import SIZES
-from tests import tiny
+from tests import hub_cache, tiny
 from tests.checkpoint.foreign_folders import (
     nested,
     save_flax,
@@ -29,6 +29,8 @@ def test_an_official_tree_of_no_released_size(tmp_path):
         open_foreign(path)
     with pytest.raises(UserError, match=r"according to the chosen config, are not those of official Flax Gemma"):
         open_foreign(path, tiny.GEMMA2)
+    with pytest.raises(UserError, match=rf"^hf://owner/tree@{hub_cache.COMMIT} \(official Flax Gemma: "):
+        open_foreign(hub_cache.add(tmp_path / "hub", "owner/tree", path))
 
 
 OFFICIAL = [name for name in SIZES if not name.startswith(("t5gemma2", "medsiglip"))]

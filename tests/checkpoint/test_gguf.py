@@ -63,6 +63,16 @@ def test_the_architecture_is_that_of_the_metadata(tmp_path):
     assert (config.attention_softcap, config.final_softcap, config.qk_norm) == (50.0, 30.0, False)
 
 
+def test_sizes_that_the_first_files_lack(tmp_path):
+    """As llama.cpp takes them: Gemma 2's window, and of any model the head size."""
+    fields = {"gemma2.attention.sliding_window": None, "gemma2.attention.key_length": None}
+    write(tmp_path / "model.gguf", architecture="gemma2", fields=fields)
+    opened = open_any(tmp_path / "model.gguf")
+    assert (opened.config.window, opened.config.head_size, opened.config.query_scalar) == (4096, WIDTH // HEADS, None)
+    for name, value in {"sliding_window": 4096, "head_dim": WIDTH // HEADS}.items():
+        assert f"not in the file, and assumed: {name} = {value}" in opened.notes
+
+
 @pytest.mark.parametrize(
     ("fields", "base", "factor"),
     [

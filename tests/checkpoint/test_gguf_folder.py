@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from t5g2.checkpoint import gguf_folder
-from t5g2.checkpoint.import_folder import open_any, open_foreign
+from t5g2.checkpoint.import_folder import open_any, open_foreign, read_tokenizer
+from t5g2.core import files
 from t5g2.core.errors import UserError
 from tests.checkpoint.gguf_files import arrays, write
 
@@ -66,7 +68,7 @@ def test_a_file_that_is_gone(tmp_path):
 
 
 def test_a_file_that_is_written_again(tmp_path, cache):
-    """In as many bytes: the folder of what it was is of no use, and goes when it is read again."""
+    """In as many bytes: its folder is another one."""
     file = tmp_path / "model.gguf"
     write(file)
     first = open_any(file)
@@ -78,11 +80,73 @@ def test_a_file_that_is_written_again(tmp_path, cache):
     refused(first.path, r"model\.gguf is gone or has changed since")
     second = open_any(file)
     np.testing.assert_array_equal(second.leaves["embedder.table", None].read(), changed["token_embd"])
-    assert [path.parent for path in cache.rglob("gguf.json")] == [second.path]
-    # those of other files stay
-    shutil.copy(file, tmp_path / "copy.gguf")
-    open_any(tmp_path / "copy.gguf")
-    assert len(list(cache.rglob("gguf.json"))) == 2
+    assert {path.parent for path in cache.rglob("gguf.json")} == {first.path, second.path}
+
+
+@pytest.mark.parametrize("how", ["renamed", "overwritten", "removed"])
+def test_a_file_that_changes_while_its_weights_are_read(tmp_path, how):
+    """Weights of two models are no model: nothing of the new file is read as the old one's."""
+    file, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    write(file)
+    write(other, tensors=arrays() | {"token_embd": arrays()["token_embd"] + 1})
+    os.utime(other, (1, 1))
+    leaf = open_any(file).leaves["embedder.table", None]
+    np.testing.assert_array_equal(leaf.read(), arrays()["token_embd"])
+    if how == "renamed":
+        other.rename(file)
+    elif how == "overwritten":
+        file.write_bytes(other.read_bytes())
+        os.utime(file, (2, 2))
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=r"model\.gguf is gone or has changed since it was opened; give the file again"):
+        leaf.read()
+
+
+def test_folders_that_nobody_uses(tmp_path, cache):
+    """Of what a file was go when it is read as something else; those that are used, and of other files, stay."""
+    file = tmp_path / "model.gguf"
+    write(file, "Q8_0")
+    shutil.copy(file, tmp_path / "other.gguf")
+    long_ago = (time.time() - files.ABANDONED_SECS - 60,) * 2
+
+    def opened(at):
+        os.utime(file, (at, at))
+        return open_any(file).path
+
+    folders = [open_any(tmp_path / "other.gguf").path, *map(opened, (1, 2, 3, 4))]
+    for folder in folders:
+        os.utime(folder / "gguf.json", long_ago)
+    # of two machines that share the cache, each with the file, this one opens it again
+    assert opened(2) == folders[2]
+    # one whose removal was cut short
+    (folders[3] / "gguf.json").unlink()
+    os.utime(folders[3], long_ago)
+    new = opened(5)
+    assert {path.parent for path in cache.rglob("config.json")} == {folders[0], folders[2], new}
+
+
+def test_a_folder_that_has_lost_its_index_is_made_anew(tmp_path):
+    write(tmp_path / "model.gguf", "Q8_0")
+    folder = open_any(tmp_path / "model.gguf").path
+    (folder / "gguf.json").unlink()
+    assert open_any(tmp_path / "model.gguf").path == folder
+
+
+@pytest.mark.parametrize("read", [open_any, read_tokenizer])
+def test_a_folder_that_goes_while_it_is_opened(tmp_path, monkeypatch, read):
+    """As where somebody empties the cache."""
+    write(tmp_path / "model.gguf", "Q8_0")
+
+    def folder_of(path):
+        folder = real(path)
+        shutil.rmtree(folder)
+        return folder
+
+    real = gguf_folder.folder_of
+    monkeypatch.setattr(gguf_folder, "folder_of", folder_of)
+    with pytest.raises(UserError, match=r"model\.gguf, was removed from the cache meanwhile; give the file again"):
+        read(tmp_path / "model.gguf")
 
 
 def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_an_architecture_that_cannot_be(tmp_path):
     refused(tmp_path / "deep.gguf", "head_count is 0; it must be a whole number of at least 1")
 
 
-@pytest.mark.parametrize("name", ["attention.key_length", "attention.sliding_window", "block_count"])
+@pytest.mark.parametrize("name", ["attention.head_count", "attention.sliding_window", "block_count"])
 def test_fields_that_are_missing(tmp_path, name):
     write(tmp_path / "model.gguf", "Q8_0", fields={f"gemma3.{name}": None})
     refused(tmp_path / "model.gguf", rf"its metadata has no gemma3\.{re.escape(name)}; give another file")

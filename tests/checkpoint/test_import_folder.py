@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import folder, safetensors_io
+from t5g2.checkpoint import folder, safetensors_io, source_folder
 from t5g2.checkpoint.export_folder import export_model
 from t5g2.checkpoint.folder import open_model
 from t5g2.checkpoint.import_folder import import_model, open_any, open_foreign
@@ -79,6 +79,16 @@ def test_a_config_that_is_none(hugging_face, text):
     (hf_folder / "config.json").write_text(text, "latin1")
     with pytest.raises(UserError, match=r"config.json (is not JSON|holds list, not an object).*download it again"):
         open_foreign(hf_folder)
+
+
+def test_a_path_in_the_users_home(tmp_path, hugging_face, monkeypatch):
+    model = import_model(hugging_face(tiny.GEMMA3), tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_any("~/model").path == model.path
+    assert source_folder.exists("~/model")
+    assert not source_folder.exists("~/nowhere")
+    with pytest.raises(UserError, match="~/model is a model folder already"):
+        import_model("~/model", tmp_path / "again")
 
 
 def test_nothing_is_overwritten_and_nothing_half_is_left(tmp_path, hugging_face, monkeypatch):

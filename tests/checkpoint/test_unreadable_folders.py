@@ -7,8 +7,9 @@ import pytest
 
 from t5g2.checkpoint.import_folder import open_any, open_tower
 from t5g2.core.errors import UserError
-from tests import tiny
+from tests import hub_cache, tiny
 
+ADDRESS = f"hf://owner/tiny@{hub_cache.COMMIT}"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 536223056\n"
 
 
@@ -133,3 +134,28 @@ def test_the_folder_of_all_snapshots(tmp_path):
     snapshots = tmp_path / "models--google--gemma" / "snapshots"
     (snapshots / "abc").mkdir(parents=True)
     refused(snapshots, rf"each version has a folder of its own; give {snapshots}/abc")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("README.md", "holds no known model"),
+        ("adapter_config.json", "is an adapter"),
+        ("open_clip_config.json", "is a folder of open_clip"),
+        ("experiment.json", f"is the workdir of a run: .* Its model folder is {ADDRESS}/model"),
+    ],
+)
+def test_a_folder_of_the_hub_is_named_by_its_address(tmp_path, name, message):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / name).write_text("{}")
+    refused(hub_cache.add(tmp_path / "hub", "owner/tiny", tmp_path / "files"), f"^{ADDRESS} {message}")
+
+
+def test_a_folder_of_the_hub_without_a_tower_is_named_by_its_address(hugging_face, tmp_path):
+    folder = hub_cache.add(tmp_path / "hub", "owner/tiny", hugging_face(tiny.GEMMA3))
+    with pytest.raises(UserError, match=f"^{ADDRESS} is a language model without an image tower"):
+        open_tower(folder)
+    (tmp_path / "tower").mkdir()
+    (tmp_path / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model", "hidden_act": "relu"}')
+    with pytest.raises(UserError, match=rf"^hf://owner/tower@{hub_cache.COMMIT}: .*relu"):
+        open_tower(hub_cache.add(tmp_path / "hub", "owner/tower", tmp_path / "tower"))

@@ -33,7 +33,7 @@ from t5g2.core import paths
 from t5g2.core.errors import UserError
 from t5g2.train import config_file, experiment
 from tests import hub_cache
-from tests.docs import tiny_releases
+from tests.docs import page_commands, tiny_releases
 from tests.docs.page_commands import COMMANDS, NOT_RUN, SET_UP, TUTORIALS, Reader, page_name, run, why_not
 from tests.docs.pages import PAGES, ROOT, Command, blocks, commands, mentions
 
@@ -61,6 +61,22 @@ def reader(workplace):
 @pytest.fixture
 def small(workplace, devices, monkeypatch):
     tiny_releases.run_small(monkeypatch, devices)
+
+
+def test_a_command_that_fails_is_one_failure(monkeypatch):
+    """And not another one of each page that goes on from what it makes."""
+    given = []
+
+    def fail(command, capsys):
+        given.append(command.text)
+        raise AssertionError
+
+    monkeypatch.setattr(page_commands, "run", fail)
+    reader = Reader()
+    for _ in range(2):
+        with pytest.raises(AssertionError):
+            reader.follow(RUN_PAGES[0], None)
+    assert len(set(given)) == 2
 
 
 def resolve(command: Command) -> None:

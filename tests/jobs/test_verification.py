@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import export_folder, gguf_file, safetensors_io
+from t5g2.checkpoint import export_folder, gguf_file, safetensors_io, source_folder
 from t5g2.checkpoint.folder import open_model, save_model
 from t5g2.checkpoint.import_folder import open_any
 from t5g2.checkpoint.tensor import Tensor
@@ -25,9 +25,16 @@ from tests import tiny, weights
 from tests.checkpoint import gguf_files
 
 MUST_RUN = os.environ.get("CI") and sys.version_info[:2] == (3, 11)
-PACKAGES = (*reference_model.PACKAGES, *reference_model.GGUF_PACKAGES)
-HAS_REFERENCE = all(importlib.util.find_spec(name) for name in PACKAGES)
-live = pytest.mark.skipif(not (HAS_REFERENCE or MUST_RUN), reason="torch, transformers or accelerate is not installed")
+
+
+def needs(*packages):
+    """Skips a test where a package is not installed, unless the test must run there."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing and not MUST_RUN), reason=f"{', '.join(missing)} not installed")
+
+
+live = needs(*reference_model.PACKAGES)
+live_gguf = needs(*reference_model.PACKAGES, *reference_model.GGUF_PACKAGES)
 SAME = OutputDifference("no padding", 32, 1.7e-6, 0.6, 5e-14, 1.0, 16, 16)
 
 
@@ -89,7 +96,7 @@ def test_weights_that_an_import_rounds_are_compared_as_they_are_rounded(folders,
     assert (tmp_path / "model" / "model.json").is_file()
 
 
-@live
+@live_gguf
 @pytest.mark.long
 @pytest.mark.parametrize(("architecture", "name"), [("gemma2", "model.gguf"), ("gemma3", "sha256-0a1b")])
 def test_a_gguf_file_is_compared_with_what_transformers_reads_of_it(architecture, name, tmp_path, monkeypatch, capsys):
@@ -232,6 +239,16 @@ def test_stopped_while_it_is_verified_nothing_is_left(folders, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         verification.import_model(folders("GEMMA3"), tmp_path / "model", verify=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", ["model", "model.unverified"])
+def test_nothing_is_downloaded_for_a_folder_that_exists(tmp_path, monkeypatch, there):
+    """Of either name, as an import that did not pass has left it."""
+    monkeypatch.setattr(verification, "require_packages", lambda: None)
+    monkeypatch.setattr(source_folder, "local", lambda source: pytest.fail(f"{source} is downloaded"))
+    (tmp_path / there).mkdir()
+    with pytest.raises(UserError, match=rf"{tmp_path / there} exists already"):
+        verification.import_model("hf://owner/tiny", tmp_path / "model", verify=True)
 
 
 def test_without_the_reference_nothing_is_begun(folders, tmp_path, monkeypatch):

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from t5g2 import cli
+from t5g2.core import files
 from t5g2.core.errors import UserError
-from t5g2.sweep import Step, Sweep, Variant, launch
+from t5g2.sweep import Step, Sweep, Variant, launch, shared_runs
 from t5g2.sweep.job_files import JobFiles
 from t5g2.sweep.launchers.job_queue import JobQueue, QueueRules
 from t5g2.sweep.launchers.launcher import Launcher
 from t5g2.sweep.sweep_job import jobs_of
 from t5g2.train import config_file, experiment
+from tests.data import tokenizer_files
 
 CONFIG = """
 def get_config():
@@ -205,7 +207,7 @@ def identities_of_0_1(parts, folder):
     identities = {}
     for part in parts:
         step = isinstance(part, Step)
-        own = json.dumps(part.arguments(folder)) if step else experiment.fingerprint(load(part, folder))
+        own = json.dumps(part.arguments(folder)) if step else experiment.former_fingerprint(load(part, folder))
         text = own + "".join(identities[name] for name in part.after)
         identities[part.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return identities
@@ -247,3 +249,33 @@ def test_a_shared_run_is_named_as_in_an_earlier_version(tmp_path):
     shared = Variant("source", str(file), shared=True)
     (job,) = jobs_of(Sweep("x", (shared,)), tmp_path)
     assert job.identity == identities_of_0_1([shared], tmp_path)["source"]
+
+
+def test_the_place_of_a_tokenizer_is_no_setting(tmp_path):
+    """Results, records and shared runs of an earlier version, of whose identities it was a part, are known still."""
+    file, folder, pieces = tmp_path / "config.py", tmp_path / "x", tmp_path / "tokenizer.json"
+    tokenizer_files.huggingface(tmp_path)
+
+    def jobs(pieces):
+        config = CONFIG.replace("vocab_size=384", "vocab_size=768")
+        file.write_text(config.replace('{"kind": "bytes"}', repr({"kind": "huggingface", "file": str(pieces)})))
+        parts = (Variant("source", str(file), shared=True), adapted(file))
+        return jobs_of(Sweep("x", parts), folder), identities_of_0_1(parts, folder)
+
+    (source, job), before = jobs(pieces)
+    assert source.identity != before["source"]
+    assert source.has_identity(before["source"])
+    job_files = JobFiles(folder)
+    job_files.set_done(job)
+    job.output.mkdir(parents=True)
+    assert not job_files.made_from_others(job)
+    files.write_json(next((folder / ".sweep" / "made_from").iterdir()), dict(job.made_from) | before)
+    assert not job_files.made_from_others(job)
+
+    (tmp_path / "shared" / before["source"]).mkdir(parents=True)
+    shared_runs.link([source], job_files)
+    assert source.folder.resolve().name == before["source"]
+
+    (tmp_path / "moved").mkdir()
+    moved = jobs(pieces.rename(tmp_path / "moved" / "pieces.json"))[0]
+    assert [job.identity for job in moved] == [source.identity, job.identity]

@@ -84,13 +84,15 @@ def test_a_trained_model_has_the_files_of_its_weights(weights, tmp_path):
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["top_k"] == 64
 
 
-def test_of_a_run_that_goes_on_from_another_ones_state(weights, tmp_path):
+def test_of_a_run_that_goes_on_from_another_ones_state(weights, tmp_path, monkeypatch):
     (tmp_path / "first").mkdir()
     workdirs.write_experiment(tmp_path / "first", experiment_from(weights), None)
     second = experiment_from(
         weights, init={"resume": str(tmp_path / "first")}, data=experiments.dump(experiment_from(weights))["data"]
     )
     assert workdirs.first_init(second) == Init(params=str(weights))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert workdirs.first_init(dataclasses.replace(second, init=Init("~/first"))) == Init(params=str(weights))
 
 
 def test_another_tokenizer_has_other_ids(weights):
@@ -118,6 +120,23 @@ def test_weights_that_are_gone_at_the_end(weights, tmp_path, caplog):
         found = files_of_weights.read_or_warn(Init(params=str(tmp_path / "gone")), experiment)
     assert found == files_of_weights.FilesOfWeights(experiment.data.tokenizer.files, None, None)
     assert "gone does not exist any more" in caplog.text
+
+
+def test_a_tokenizer_whose_file_is_gone_at_the_end(weights, tmp_path, caplog):
+    """The same file beside the weights takes its place; without one the trained weights are written in any case."""
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes((weights / "tokenizer.json").read_bytes())
+    data = experiments.dump(experiment_from(weights))["data"]
+    data["tokenizer"] = {"kind": "huggingface", "file": str(file)}
+    experiment = experiment_from(weights, data=data)
+    file.unlink()
+    assert weights / "tokenizer.json" in files_of_weights.read(experiment.init, experiment).files
+    (tmp_path / "others").mkdir()
+    for folder in (tmp_path / "others", tmp_path / "gone"):
+        with caplog.at_level(logging.WARNING, logger="t5g2"):
+            found = files_of_weights.read_or_warn(Init(params=str(folder)), experiment)
+        assert found.files == ()
+    assert f"{file}, the file of the run's tokenizer, does not exist any more" in caplog.text
 
 
 def test_a_damaged_file_is_named_when_the_run_starts(weights, tmp_path):

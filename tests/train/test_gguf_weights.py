@@ -1,9 +1,11 @@
 """Runs, adaptations and teachers of GGUF files and foreign folders: what may be given, is recorded, and is said."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,13 +14,16 @@ from t5g2.checkpoint import export_folder, import_folder
 from t5g2.checkpoint.import_folder import open_any
 from t5g2.core import sharding
 from t5g2.core.errors import UserError
+from t5g2.data.tokenizers import registry
 from t5g2.jobs import dry_run, teacher_cache
+from t5g2.models import build
 from t5g2.models.config import to_dict
 from t5g2.models.distillation import Distillation
-from t5g2.train import adaptation, files_of_weights, restore
+from t5g2.train import adaptation, files_of_weights, restore, resume
 from t5g2.train import experiment as experiments
 from t5g2.train import plan as plans
 from t5g2.train import workdir as workdirs
+from t5g2.train.state import TrainState
 from t5g2.train.weight_origin import Adapt
 from tests import hub_cache
 from tests.checkpoint import gguf_files
@@ -104,6 +109,35 @@ def test_a_record_is_read_where_the_cache_has_been_emptied(given, origin, tmp_pa
     assert again.data.tokenizer.encode("the cat").tolist() == experiment.data.tokenizer.encode("the cat").tolist()
 
 
+def test_a_run_goes_on_with_another_cache(given, tmp_path, monkeypatch):
+    """While the one before is still there, and with another time of the file: the tokenizer is the same."""
+    file = Path(shutil.copy(given["GGUF file"], tmp_path))
+    built = []
+    for cache, time in (("first", 1), ("second", 1), ("second", 2)):
+        os.utime(file, (time, time))
+        monkeypatch.setenv("T5G2_CACHE", str(tmp_path / cache))
+        built.append(experiments.build(node({"folder": str(file)}, init={"params": str(file)})))
+    assert len({each.data.tokenizer.files for each in built}) == 3
+    before, *others = built
+    for other in others:
+        assert resume.check_resume(experiments.dump(before), experiments.dump(other)) == {}
+        assert experiments.fingerprint(other) == experiments.fingerprint(before)
+
+
+def test_a_run_ends_where_its_folder_in_the_cache_is_gone(given, tmp_path, monkeypatch):
+    """And the file has another time: the tokenizer of the same hash beside the weights is the run's."""
+    file = Path(shutil.copy(given["GGUF file"], tmp_path))
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+    experiment = experiments.build(node({"folder": str(file)}, init={"params": str(file)}))
+    os.utime(file, (1, 1))
+    shutil.rmtree(tmp_path / "cache")
+    state = TrainState(2, build.make(experiment.model, key=jax.random.key(0)), None)
+    workdirs.finish(tmp_path / "run", experiment, 2, state, None)
+    model = open_any(tmp_path / "run" / "model")
+    assert registry.from_dict(model.tokenizer, model.path) == experiment.data.tokenizer
+    assert json.loads((model.path / "generation_config.json").read_text())["eos_token_id"] == 1
+
+
 def test_a_run_goes_on_from_no_model(given, tmp_path):
     """An empty folder may become the workdir of a run before this one starts."""
     message = r"init\.resume, .*, is no workdir of a run: .*begin with the weights of a model alone, give init\.params"
@@ -116,7 +150,7 @@ def test_a_run_goes_on_from_no_model(given, tmp_path):
     with pytest.raises(UserError, match=r"tiny\.gguf' is a GGUF file, .*begin with the weights alone: init\.params"):
         experiments.build(node({"folder": given["GGUF file"]}, init={"resume": given["GGUF file"]}))
     for there in (tmp_path, tmp_path / "later"):
-        workdirs.refuse_model(there)
+        workdirs.require_run(there)
 
 
 def test_what_is_no_model_is_named(given, tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import logging
+import re
 
 import pytest
 
@@ -133,3 +135,13 @@ def test_a_run_does_not_go_on_from_the_hub(cache):
 def test_a_config_of_a_model_that_is_not_there_is_wrong(cache):
     with pytest.raises(UserError, match="hf://owner/other: the hub cannot be reached"):
         experiments.build(node(DECODER, init={"params": "hf://owner/other"}))
+
+
+def test_a_record_whose_tokenizer_is_gone_with_the_hubs_cache(cache, tmp_path, caplog):
+    """The error is about the tokenizer's file, which the hub might have; that it cannot be asked is a warning."""
+    record = {"kind": "huggingface", "file": str(tmp_path / "tokenizer.json"), "sha256": "0" * 64}
+    given = node(DECODER, init={"params": f"hf://owner/gone@{COMMIT}"})
+    given["data"]["tokenizer"] = record
+    with caplog.at_level(logging.WARNING, logger="t5g2"), pytest.raises(UserError, match="no tokenizer file"):
+        experiments.build(given)
+    assert re.search(r"tokenizer\.json is gone, and hf://owner/gone@.* cannot be looked into .* reached", caplog.text)

@@ -14,7 +14,7 @@ from t5g2.data.tokenizers.subword import HuggingFace, SentencePiece
 from t5g2.jobs import dry_run
 from t5g2.models.config import to_dict
 from t5g2.train import experiment as experiments
-from t5g2.train import run_tokenizer
+from t5g2.train import resume, run_tokenizer
 from tests import tiny
 from tests.data import tokenizer_files
 from tests.weights import model as model_of
@@ -83,6 +83,26 @@ def test_weights_without_a_tokenizer_need_one(weights):
     experiment = experiments.build(node(init=init, data={"tokenizer": {"kind": "bytes"}}))
     line = run_tokenizer.check(experiment.data.tokenizer, experiment.init, experiment.model)
     assert "bytes of 364 tokens; the weights of init.params" in line
+
+
+def test_the_place_of_a_tokenizer_is_no_setting(weights, tmp_path):
+    """Its content is: a run goes on with the same file elsewhere, and not with another one."""
+    first, second = experiments.build(node(init={"params": str(weights / "decoder")})), tmp_path / "tokenizer.json"
+    pieces = json.loads((weights / "tokenizer.json").read_text())
+    for content, same in ((json.dumps(pieces | {"version": "1.0"}, indent=7), False), (None, True)):
+        if content is None:
+            shutil.copy(weights / "tokenizer.json", second)
+        else:
+            second.write_text(content)
+        given = node(init={"params": str(weights / "decoder")}, data={"tokenizer": HuggingFace(str(second))})
+        other = experiments.build(given)
+        assert (experiments.fingerprint(other) == experiments.fingerprint(first)) is same
+        assert experiments.former_fingerprint(other) != experiments.former_fingerprint(first)
+        if same:
+            assert resume.check_resume(experiments.dump(first), experiments.dump(other)) == {}
+        else:
+            with pytest.raises(UserError, match=r"(?s)changed  data\.tokenizer\.file: .*data\.tokenizer\.sha256: "):
+                resume.check_resume(experiments.dump(first), experiments.dump(other))
 
 
 def test_no_weight_is_opened_for_a_tokenizer(weights, monkeypatch):
