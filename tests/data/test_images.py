@@ -304,7 +304,7 @@ def test_the_aspect_ratio_is_ignored_and_small_details_are_averaged():
 def test_resamplings_differ_and_others_are_refused():
     given = np.asarray(picture())
     assert np.abs(preprocess(given, 20) - preprocess(given, 20, ImageProcessor("bicubic"))).max() > 0.01
-    with pytest.raises(UserError, match=r"unknown resampling 'bilinaer'; did you mean 'bilinear'\?"):
+    with pytest.raises(UserError, match=r"unknown resampling 'bilinaer' of ImageProcessor; did you mean 'bilinear'\?"):
         preprocess(given, 20, ImageProcessor("bilinaer"))
     with pytest.raises(UserError, match=r"the image is float64\[2, 2, 3\]; it must be uint8\[height, width, 3\]"):
         preprocess(np.zeros((2, 2, 3)), 20)
