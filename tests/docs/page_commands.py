@@ -18,10 +18,13 @@ TUTORIALS = ("docs/tutorial/first_model.md", "docs/tutorial/real_checkpoint.md")
 COMMANDS = [command for page in PAGES for command in commands(page)]
 PROGRAM_OF_SET_UP = re.compile(r"(make|pip|python3?|\.venv/bin/\w+)$")
 SET_UP = "it sets up an environment, or runs tests"
+# each of its variants is read and checked; small, many would be the same, as they differ in what is made small
+RESULT = "it is the sweep of a page of results"
 
 NOT_RUN: dict[str, Callable[[Command], bool]] = {
     "a synopsis: the reader fills in its values": lambda command: command.is_synopsis,
     SET_UP: lambda command: bool(PROGRAM_OF_SET_UP.match(command.words[0])),
+    RESULT: lambda command: bool(re.match(r"docs/experiments/(?!index)", page_name(command))),
     "it takes several processes": lambda command: command.words[0] in ("launch/local.sh", "mpirun", "sbatch"),
     "it takes the compiler of TPUs": lambda command: "--target=v5p:" in command.text,
     "it takes torch": lambda command: "--verify" in command.words,
