@@ -20,7 +20,8 @@ T5Gemma 2's report; all else is ours: 40 updates of one row, about 2,200 tokens,
 moments in bfloat16 for the sake of memory. It takes 13 GiB at its fullest; an update takes 18 seconds on two idle
 cores, and 40 on one.
 
-Compiled for v5e:1x1 (t5g2 check --target): adapted takes 4.9 of 16 GiB, and 0.13 s an update by the compiler's estimates.
+Compiled for v5e:1x1 (t5g2 check --target): adapted takes 4.9 of 16 GiB, and 0.13 s an update by the compiler's
+estimates.
 """
 
 import installed_text
