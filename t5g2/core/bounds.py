@@ -112,8 +112,7 @@ def of(cls: type) -> dict[str, tuple[Bounds, tuple[str | None, ...]]]:
         parts = list(_parts(annotation))
         bounds = [part for part in parts if isinstance(part, Bounds)]
         if bounds:
-            words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
-            fields[name] = bounds[0], (*words, *([None] if type(None) in parts else []))
+            fields[name] = bounds[0], _words(parts)
     return fields
 
 
@@ -126,12 +125,16 @@ def _words_of(cls: type) -> dict[str, tuple[tuple[str | bool | None, ...], froze
     fields = {}
     for name, annotation in typing.get_type_hints(cls, include_extras=True).items():
         parts = list(_parts(annotation))
-        words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
-        if words:
+        if any(typing.get_origin(part) is Literal for part in parts):
             classes = {typing.get_origin(part) or part for part in parts} - {Annotated, types.UnionType, tuple}
-            none = [None] if type(None) in classes else []
-            fields[name] = (*words, *none), frozenset(c for c in classes if isinstance(c, type) and c is not type(None))
+            fields[name] = _words(parts), frozenset(c for c in classes if isinstance(c, type) and c is not type(None))
     return fields
+
+
+def _words(parts: list[Any]) -> tuple[Any, ...]:
+    """Returns the words of the Literals among the parts of an annotation, and None where it may be."""
+    words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+    return (*words, *([None] if type(None) in parts else []))
 
 
 def _is(item: Any, word: str | bool | None) -> bool:
