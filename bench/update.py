@@ -24,7 +24,7 @@ NOTE = (
     "logits of all tokens are held, with four products where the embedding is trained and three where it is "
     "frozen, whose gradient, moments and update are then not computed. Attention goes block by block, without "
     "those that the window or the mask hides, and holds no scores of all pairs. The MLPs are plain products, "
-    "which a CPU computes at its peak; what could be saved there is what remat computes again, for memory "
+    "which a CPU computes near its peak; what could be saved there is what remat computes again, for memory "
     "(compute.remat=none). A share above 100 % of the roofline is of bytes that stay in a cache, or of a machine "
     "that was busier when the peak was measured."
 )

@@ -1,4 +1,4 @@
-"""From a released model to an adapted one, step by step: Gemma 3 270M, with ordinary commands, in about an hour.
+"""From a released model to an adapted one, step by step: Gemma 3 270M, with ordinary commands.
 
     make real REAL=DIR        # or: MODELS=DIR t5g2 sweep --sweep=experiments/real_model.py --workdir=DIR/runs
 
