@@ -24,10 +24,11 @@ from t5g2.core import logs, machine
 from t5g2.report import contents, page_parts, result_tables, tables
 from t5g2.report.contents import Report
 from t5g2.report.run_records import RunGroup, RunRecord
-from t5g2.report.text_table import TextTable
+from t5g2.report.text_table import NONE, TextTable
 
 FOLDER = Path(__file__).with_name("experiments")
 BY_HAND = "## What it shows"
+MOST_STEPS = 12  # that a table has columns for
 # is read on a white page and on a dark one
 INK = "#808890"
 STYLE: dict[Any, Any] = {
@@ -64,7 +65,7 @@ def main(experiment: str, workdir: str) -> None:
         _where(report),
         f"{BY_HAND}\n\n{_by_hand(page)}".rstrip(),
         *([f"## Held-out loss\n\n![Held-out loss by tokens]({name}.svg)"] if figure else []),
-        *(f"## {title}\n\n{text}" for title, text in _tables(report)),
+        *(f"## {title}\n\n{text}" for title, text in (*_by_update(report), *_tables(report))),
         *_paper(report.paper),
     ]
     page.write_text("\n\n".join(parts) + "\n")
@@ -103,6 +104,23 @@ def _tables(report: Report) -> Iterator[tuple[str, str]]:
         yield result.heading, "\n".join(result.table.lines()) if result.table else result.about
     runs = tables.over_seeds(report) if report.has_seeds else tables.summary(report)
     yield "Runs", "\n".join(runs.lines())
+
+
+def _by_update(report: Report) -> Iterator[tuple[str, str]]:
+    """Yields (title, text): a table of held-out losses with a row an arm and a column a step, of arms without seeds."""
+    loss, bits = "eval/heldout/loss", "eval/heldout/bits_per_byte"
+    arms = {arm: group for each in report.comparisons for arm, group in each.arms.items() if group.steps(loss)}
+    steps = sorted({step for group in arms.values() for step in group.steps(loss)})
+    if not arms or len(steps) > MOST_STEPS or any(group.has_seeds for group in arms.values()):
+        return
+    rows = []
+    for arm, group in arms.items():
+        values = [dict(zip(*group.series(metric), strict=True)) for metric in (loss, bits)]
+        last = max(values[1], default=None)
+        cells = [f"{values[0][step]:.3f}" if step in values[0] else NONE for step in steps]
+        rows.append([arm, *cells, NONE if last is None else f"{values[1][last]:.3f}"])
+    columns = ["nats a token after", *(f"{step} updates" for step in steps), "bits a byte at the end"]
+    yield "Held-out loss by update", "\n".join(TextTable(columns, rows).lines())
 
 
 def _paper(paper: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,9 @@ from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import import_folder
 from t5g2.core import sharding
 from t5g2.core.errors import unknown
+from t5g2.core.logs import log
+from t5g2.core.whole_weights import WholeWeights
+from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ModelConfig
 from t5g2.models.layers import Compute
 
@@ -34,7 +37,8 @@ def load(
       dtype: dtype of the weights; None = as they are stored (those of text and image tower may differ).
       compute: dtype and attention backend of the forward pass; None = float32 on a CPU, bfloat16 on an accelerator, and
         image towers in float32 on both.
-      mesh: devices over which the weights are sharded, by the rules of core/sharding.py; None = the default device.
+      mesh: devices over which the weights are sharded, by the rules of core/sharding.py; an axis that leaves weights
+        whole is warned of. None = the default device.
       positions: positions of the tokens of a padded row. "raw" = the column, padding counted, as in transformers where
         no positions are given; "counted" = the number of tokens before it, as in google-deepmind/gemma. Both are the
         same for rows padded on the right. Generation always uses "counted".
@@ -52,6 +56,9 @@ def load(
     if image_size is not None:
         folder = folders.with_image_size(folder, image_size)
     compute = default_compute() if compute is None else compute
+    if mesh is not None:
+        for warning in WholeWeights(build.abstract(folder.config), mesh.shape, zero1=False).warnings():
+            log.warning("%s", warning)
     if isinstance(folder.config, DualEncoderConfig):
         return DualEncoder(folder, dtype, compute, mesh)
     return LanguageModel(folder, dtype, compute, mesh, positions)

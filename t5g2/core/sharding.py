@@ -423,3 +423,8 @@ def _axes(leaf: Any, value: Any) -> tuple[str | None, ...]:
 
 def _key(path: tuple) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def divisors(number: int) -> list[int]:
+    """Returns the divisors of a number, from 1 to itself."""
+    return [size for size in range(1, number + 1) if number % size == 0]

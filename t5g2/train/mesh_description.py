@@ -1,13 +1,9 @@
-"""The mesh of a run in words: what is cut over which of its axes, and which weights an axis leaves whole."""
+"""The mesh of a run in words: what is cut over which of its axes."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from t5g2.core import sharding, tree
 from t5g2.core.sharding import AXES, RULES, MeshShape
-from t5g2.core.tree import Leaf
-from t5g2.train.mesh_fit import divisors
 
 
 def describe(shape: MeshShape, devices: int, whole: Mapping[str, float] | None = None) -> str:
@@ -37,67 +33,3 @@ def describe(shape: MeshShape, devices: int, whole: Mapping[str, float] | None =
     slices = f", data in {shape.slices} slices" if shape.slices > 1 else ""
     cut = "; ".join(f"{name} {how}" for name, how in lines.items())
     return f"mesh.strategy={shape.strategy}: {axes}{slices}; {cut}"
-
-
-class WholeWeights:
-    """The weights that an axis of a mesh should cut and does not, as its size divides none of their axes.
-
-    Those that tensor should cut are tables, heads and MLPs; key/value heads that it does not divide are whole by
-    design. What data should cut is the state that ZeRO-1 keeps of weights.
-
-    Args:
-      params: a model, concrete or abstract.
-      sizes: number of devices along each axis of the mesh.
-      zero1: True = the optimizer's state is cut over data.
-    """
-
-    def __init__(self, params: Any, sizes: Mapping[str, int], *, zero1: bool):
-        self._leaves = list(tree.leaves(params).values())
-        self._sizes, self._zero1 = dict(sizes), zero1
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """For an axis that leaves weights whole, their share of the weights that it should cut, above 0 to 1."""
-        shares = {}
-        for axis in AXES:
-            whole = sum(math.prod(leaf.shape) for leaf in self._whole(axis, self._sizes))
-            if whole:
-                shares[axis] = whole / sum(math.prod(leaf.shape) for leaf in self._to_cut(axis, self._sizes))
-        return shares
-
-    def warnings(self) -> list[str]:
-        """Returns a line for each axis that leaves weights whole: which, how many, and a size that does not."""
-        return [self._warning(axis, share) for axis, share in self.shares.items()]
-
-    def _warning(self, axis: str, share: float) -> str:
-        size = self._sizes[axis]
-        shapes = {leaf.path: leaf.shape for leaf in self._whole(axis, self._sizes)}
-        largest = max(shapes, key=lambda path: math.prod(shapes[path]))
-        of = f"{largest} {list(shapes[largest])}" + (f" and {len(shapes) - 1} more" if len(shapes) > 1 else "")
-        noun = "the optimizer's state of the weights" if axis == "data" else "the weights"
-        start = f"mesh.{axis} = {size} divides no axis of {of}: {share:.1%} of {noun} that it should cut"
-        return f"{start} are whole on every device along it; {self._remedy(axis)}"
-
-    def _remedy(self, axis: str) -> str:
-        """Returns the largest smaller size with which the axis cuts all that it should, with what is left in data."""
-        size = self._sizes[axis]
-        if axis == "data":
-            return "use another number of devices, or mesh.fsdp or mesh.tensor for some of them"
-        for smaller in reversed(divisors(size)[:-1]):
-            data = self._sizes["data"] * size // smaller
-            if not any(self._whole(axis, self._sizes | {axis: smaller, "data": data})):
-                other = ", or use another number of devices" if smaller == 1 else ""
-                return f"set mesh.{axis} to {smaller} and mesh.data to {data}{other}"
-        raise AssertionError("one device along an axis leaves nothing whole")
-
-    def _whole(self, axis: str, sizes: Mapping[str, int]) -> Iterator[Leaf]:
-        for leaf in self._to_cut(axis, sizes):
-            over = sharding.names_of(sharding.weight_spec(leaf.axes, leaf.shape, sizes, zero1=self._zero1))
-            if not any(axis in names for names in over):
-                yield leaf
-
-    def _to_cut(self, axis: str, sizes: Mapping[str, int]) -> Iterator[Leaf]:
-        if sizes[axis] == 1 or (axis == "data" and not self._zero1):
-            return
-        logical = {name for name, axes in RULES.items() if axis in axes or axis == "data"} - {"kv_heads"}
-        yield from (leaf for leaf in self._leaves if logical & set(leaf.axes))

@@ -32,7 +32,7 @@ def _check_heads(experiment: Experiment, tensor: int, devices: int) -> None:
         stacks = {"encoder": model.encoder, **stacks}
     for name, stack in stacks.items():
         if stack.heads % tensor:
-            sizes = divisors(math.gcd(stack.heads, devices))
+            sizes = sharding.divisors(math.gcd(stack.heads, devices))
             raise UserError(
                 f"mesh.tensor = {tensor} does not divide the {stack.heads} query heads of the {name}, which are cut "
                 f"over it; set it to {_listed(sizes)}, and use mesh.fsdp for the other devices"
@@ -48,7 +48,7 @@ def _check_length(experiment: Experiment, context: int, devices: int) -> None:
     length = experiment.data.encoder_length
     if length % context:
         lengths = [size for size in (length // context * context, -(-length // context) * context) if size]
-        sizes = divisors(math.gcd(length, devices))
+        sizes = sharding.divisors(math.gcd(length, devices))
         near = [max(size for size in sizes if size < context), *(size for size in sizes if size > context)][:2]
         raise UserError(
             f"data.encoder_length = {length} cannot be cut into mesh.context = {context} equal parts; set it to "
@@ -76,11 +76,6 @@ def check_offload(compute: Compute, mesh: Mesh, *, platform: str | None = None) 
             "compute.offload is set, and simulated devices have no memory beside their own; check it with false, which "
             "needs more memory, or on the devices themselves"
         )
-
-
-def divisors(number: int) -> list[int]:
-    """Returns the divisors of a number, from 1 to itself."""
-    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _listed(numbers: list[int]) -> str:

@@ -18,6 +18,7 @@ from t5g2.core.device import GIB, program_memory
 from t5g2.core.logs import log
 from t5g2.core.seeds import derive_seed
 from t5g2.core.startup import START_UP
+from t5g2.core.whole_weights import WholeWeights
 from t5g2.data import packed_rows
 from t5g2.data.config import DataConfig, TeacherFeatures
 from t5g2.eval.tasks import EvalContext
@@ -33,7 +34,7 @@ from t5g2.train import state as states
 from t5g2.train import step as steps
 from t5g2.train import workdir as workdirs
 from t5g2.train.experiment import Experiment
-from t5g2.train.mesh_description import WholeWeights, describe
+from t5g2.train.mesh_description import describe
 from t5g2.train.state import TrainState
 
 # of XLA for TPU. Products with weights that FSDP has cut are not computed step by step while the weights arrive: a step

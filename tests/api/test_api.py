@@ -391,6 +391,15 @@ def test_a_mesh_gives_the_same(folders, devices):
     assert cut.generate(["ab"], max_new_tokens=3) == alone.generate(["ab"], max_new_tokens=3)
 
 
+def test_a_mesh_that_leaves_weights_whole_is_warned_of(folders, devices, caplog):
+    loading.load(folders / "gemma", mesh=make_mesh(MeshShape(fsdp=2), devices[:2]))
+    assert not caplog.messages
+    loading.load(folders / "gemma", mesh=make_mesh(MeshShape(fsdp=3), devices[:3]))
+    (warning,) = caplog.messages
+    assert warning.startswith("mesh.fsdp = 3 divides no axis of ")
+    assert "% of the weights that it should cut are whole on every device along it; set mesh.fsdp to 1" in warning
+
+
 def test_prompts_hold_images_where_they_say_so():
     """As transformers' Gemma3Processor: two newlines, start, the image's tokens, end, two newlines."""
     image = [5, 7, 7, 7, 7, 6]

@@ -7,8 +7,9 @@ import pytest
 
 from t5g2.core import tree
 from t5g2.core.sharding import AXES, MeshShape
+from t5g2.core.whole_weights import WholeWeights
 from t5g2.models import build, sizes
-from t5g2.train.mesh_description import WholeWeights, describe
+from t5g2.train.mesh_description import describe
 from tests import tiny
 
 
