@@ -78,7 +78,7 @@ test-beam: .venv-beam/.installed
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/beam.txt -e '.[beam]' hypothesis pytest
 	@touch $@
 
-# 8 GB of disk, 13 GB of memory; what is done is not done again
+# 8 GB of disk, 14 GB of memory; what is done is not done again
 real: $(VENV)/.installed-dev
 	$(VENV)/bin/python tests/real/fetch_model.py $(REAL)
 	REAL=$(abspath $(REAL)) $(VENV)/bin/python -m pytest -s $(PYTEST) tests/real

@@ -50,7 +50,7 @@ def sized(size: str, target: str, rows: int, *more: tuple[str, str], length: int
     return Row(f"t5gemma2.py:{size}", target, (*TEXT, *lengths, *more))
 
 
-ATTENTION = ("compute.remat", "attention")
+ATTENTION, NOTHING = ("compute.remat", "attention"), ("compute.remat", "none")
 # a layer a side, or one of each kind: compiled in a minute, for the memory alone
 ONE = (("model.encoder.layers", "1"), ("model.decoder.layers", "1"))
 SHORT = (
@@ -66,10 +66,10 @@ ROWS = (
     sized("270m-270m", "v6e:4x4", 64),
     sized("1b-1b", "v5p:2x2x2", 64),
     sized("4b-4b", "v5p:2x2x2", 16),
-    sized("270m-270m", "v5p:2x2x2", 64, ATTENTION),
+    sized("270m-270m", "v5p:2x2x2", 64, NOTHING),
     sized("1b-1b", "v5p:2x2x2", 64, ATTENTION),
-    sized("4b-4b", "v5p:2x2x2", 32),
-    sized("4b-4b", "v5p:2x2x2", 32, ATTENTION),
+    sized("1b-1b", "v5p:2x2x2", 64, NOTHING),
+    sized("4b-4b", "v5p:2x2x2", 16, NOTHING),
     sized("1b-1b", "v5e:4x4", 32),
     sized("4b-4b", "v5e:4x4", 16, ("train.tile_tokens", "2048")),
     sized("4b-4b", "v5p:4x4x8", 128, length=16_384),

@@ -89,11 +89,12 @@ def _where(report: Report) -> str:
     walls = [row["wall"] for run in report.runs for row in run.rows if "wall" in row]
     seconds = sum(run.seconds or 0 for run in report.runs)
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("jax", "flax"))
+    runs = len([run for run in report.runs if run.rows])
     count = len(os.sched_getaffinity(0))
     cores = f"{count} CPU core{'s' if count > 1 else ''} ({machine.processor()})"
     return (
         f"Run on {datetime.date.fromtimestamp(max(walls))}: {cores}, "
-        f"Python {platform.python_version()}, {versions}; {len(report.runs)} runs, {logs.duration(seconds)} in all, "
+        f"Python {platform.python_version()}, {versions}; {runs} runs, {logs.duration(seconds)} in all, "
         f"shared sources included, compiling and the commands between them not."
     )
 

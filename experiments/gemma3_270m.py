@@ -11,7 +11,7 @@ learning rates for the adapted model and for scratch; the other recipes, one cha
     distilled                              the source as teacher, its 64 likeliest tokens stored ahead of the run
     source                                 Gemma 3 270M, at first as it is, then trained on the same text
 
-On one CPU core a run takes 40 minutes, and 13 GiB of memory. It saves every 5 updates, so that the command can be
+On one CPU core a run takes 30 to 40 minutes, and 13 GiB of memory. It saves every 5 updates, so that the command can be
 stopped at any time and goes on when it is given again. A finished run needs its checkpoint no more (2.9 GB,
 RUN/checkpoints); with 12 GB of free disk remove it before the next ones are done.
 """
