@@ -237,7 +237,7 @@ def _statements(text: str) -> Iterator[str]:
     statement, within = "", False
     for line in text.splitlines():
         begins = within and _BEGIN.match(line)
-        ends = line == "}"
+        ends = line == "}" or line.startswith("}, execution_thread=")
         opens = not within and line.endswith("{") and not line[:1].isspace()
         if (begins or ends or opens) and statement:
             yield statement

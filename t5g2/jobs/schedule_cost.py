@@ -91,6 +91,7 @@ class ScheduleCost:
       flops: of matrix products by scope, those of kernels included; recomputed ones too.
       by_scope: seconds of the core by scope.
       loops: number of loops whose turns depend on data, and that are counted as one turn.
+      uncounted: number of collectives that stand in no operation whose time is known to hold them.
     """
 
     seconds: float = 0.0
@@ -101,6 +102,7 @@ class ScheduleCost:
     flops: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     by_scope: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     loops: int = 0
+    uncounted: int = 0
 
     @property
     def waited(self) -> float:
@@ -147,6 +149,8 @@ def schedule_cost(
     """
     schedule = _Clock(program, operations(program), speeds, network, sites or {})
     schedule.cost.seconds = schedule.run(program.entry, 1)
+    collectives = {i.name for i in program.by_name.values() if i.opcode.removesuffix("-start") in COLLECTIVES}
+    schedule.cost.uncounted = len(collectives - schedule.counted)
     return schedule.cost
 
 
@@ -163,6 +167,7 @@ class _Clock:
     ):
         self.program, self.parts, self.speeds, self.network, self.sites = program, parts, speeds, network, sites
         self.cost = ScheduleCost()
+        self.counted: set[str] = set()  # names of collectives
 
     def run(self, computation: str, times: int) -> float:
         """Returns the seconds of one execution of a computation that is executed so often."""
@@ -233,8 +238,11 @@ class _Clock:
         return seconds
 
     def _collective(self, instruction: Instruction) -> Instruction | None:
-        """Returns the collective that an instruction is, or has in it; None if there is none."""
-        inside = self.program.inside(instruction) if instruction.opcode == "async-start" else ()
+        """Returns the collective that an instruction is, or has in it; None if there is none.
+
+        What is begun ahead may have it in a computation of another unit of the chip (`async-start`, `call-start`).
+        """
+        inside = self.program.inside(instruction) if instruction.opcode.endswith("-start") else ()
         candidates = (instruction, *self.program.within(instruction), *inside)
         return next((i for i in candidates if i.opcode.removesuffix("-start") in COLLECTIVES), None)
 
@@ -243,6 +251,7 @@ class _Clock:
         collective = self._collective(instruction)
         if collective is None:
             return None
+        self.counted.add(collective.name)
         kind = collective.opcode.removesuffix("-start")
         inside = self.program.computations[collective.computation]
         # the compiler's own reduce-scatter is a fusion of an all-reduce and a slice

@@ -140,7 +140,9 @@ def time_lines(step: TargetStep, parts: Mapping[str, int], mesh: Mesh) -> str:
     if not cost.transfers:
         lines.append("  none")
     kernels, others = cost.kernels / cost.seconds, cost.others / cost.seconds
-    loops = f"; {cost.loops} loops turn as often as data says, and count once" if cost.loops else ""
+    left_out = f"; {cost.loops} loops turn as often as data says, and count once" if cost.loops else ""
+    if cost.uncounted:
+        left_out += f"; {cost.uncounted} collectives are not counted, as they stand where this estimate does not look"
     return "\n".join(
         [
             *lines,
@@ -149,7 +151,7 @@ def time_lines(step: TargetStep, parts: Mapping[str, int], mesh: Mesh) -> str:
             f"{speeds(step.target).flops_per_s / 1e12:.0f} TFLOP/s a device",
             f"  estimated cycles {1 - kernels - others - cost.waited / cost.seconds:.1%} of the time, kernels "
             f"{kernels:.1%} and others {others:.1%} (without an estimate: charged at half of the peak), waiting for "
-            f"collectives {cost.waited / cost.seconds:.1%}{loops}",
+            f"collectives {cost.waited / cost.seconds:.1%}{left_out}",
         ]
     )
 

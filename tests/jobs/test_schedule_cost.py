@@ -28,6 +28,12 @@ PROGRAM = """
   ROOT %slice = f32[250]{0:T(256)} dynamic-slice(%all-reduce.1, %zero), dynamic_slice_sizes={250}
 }
 
+%offloaded (part: f32[250], token: token[]) -> f32[1000] {
+  %token = token[] parameter(1)
+  %part.1 = f32[250]{0:T(256)} parameter(0)
+  ROOT %all-gather.2 = f32[1000]{0:T(1024)} all-gather(%part.1), replica_groups=[1,4]<=[4], dimensions={0}
+}, execution_thread="sparsecore"
+
 ENTRY %main (a: f32[1000], b: f32[250]) -> f32[1000] {
   %a = f32[1000]{0:T(1024)} parameter(0)
   %b = f32[250]{0:T(256)} parameter(1)
@@ -37,7 +43,10 @@ LINES
 
 
 def cost(*lines, sites=None):
-    text = PROGRAM.replace("LINES", "\n".join(f"  {line}" for line in lines))
+    body = "\n".join(f"  {line}" for line in lines)
+    *computations, main = PROGRAM.strip().split("\n\n")
+    called = [text for text in computations if text.split()[0] in body]
+    text = "\n\n".join([*called, main.replace("LINES", body)])
     return schedule_cost(hlo_text.read(text), SPEEDS, NETWORK, sites)
 
 
@@ -81,6 +90,23 @@ def test_a_collective_that_is_begun_ahead_is_waited_for_as_far_as_no_work_stands
     assert nanoseconds(result.waited) == seconds - 100 - between
     (transfer,) = result.transfers
     assert (transfer.kind, transfer.sent, transfer.overlapped) == ("all-gather", 3000, overlapped)
+
+
+def test_a_collective_of_another_unit_of_the_chip_is_waited_for_alike():
+    """SparseCores of v6e and tpu7x run collectives, in a computation that a call begins."""
+    thread = 'async_execution_thread="sparsecore", to_apply=%offloaded'
+    begun = f"%begun = ((f32[250]{{0}}, token[]), (f32[1000]{{0:T(1024)}})) call-start(%b, %after), {thread}"
+    after, done = "%after = token[] after-all()", "%done = f32[1000]{0:T(1024)} call-done(%begun)"
+    result = cost(after, begun, computes("x", "a", 900), done)
+    (transfer,) = result.transfers
+    assert (transfer.kind, transfer.group, transfer.sent) == ("all-gather", 4, 3000)
+    assert (nanoseconds(result.seconds), nanoseconds(transfer.waited)) == (1500, 600)
+    assert not result.uncounted
+
+
+def test_collectives_that_are_not_found_are_counted():
+    assert not cost(f"%gather = {GATHER}").uncounted
+    assert cost("%made = f32[1000]{0:T(1024)} custom-call(%b), called_computations={%offloaded}").uncounted == 1
 
 
 def test_transfers_share_the_links():
