@@ -94,7 +94,7 @@ class Instruction:
     @property
     def called(self) -> str | None:
         """The computation that it calls, if it calls one: of a fusion, a call, a reduction, an asynchronous start."""
-        match = re.search(r"(?:calls|to_apply)=%?([\w.-]+)", self.text)
+        match = re.search(r"(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)", self.text)
         return match and match[1]
 
     @property

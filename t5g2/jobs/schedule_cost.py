@@ -182,9 +182,12 @@ class _Clock:
                 transfer, end = begun.pop(instruction.operands[0], (None, now))
                 self._record(transfer, end - now)
                 now = max(now, end)
-            elif instruction.opcode.endswith("-start"):
-                if (transfer := self._transfer(instruction, times)) is not None:
-                    links_free = max(now, links_free) + transfer.seconds
+            elif instruction.opcode.endswith(("-start", "-update")):
+                # an update gives what was begun its operands, if the start has none
+                of = instruction.operands[0] if instruction.opcode.endswith("-update") else ""
+                transfer = begun.pop(of)[0] if of in begun else self._transfer(instruction, times)
+                if transfer is not None:
+                    links_free = max(now, links_free) + transfer.seconds if instruction.operands else links_free
                     begun[instruction.name] = transfer, links_free
             else:
                 transfer, seconds = self._transfer(instruction, times), self._seconds(instruction, times)

@@ -122,3 +122,18 @@ def test_a_copy_that_is_begun_ahead_is_one_array():
         )
     )
     assert memory.total == 4 * 2 * 2560
+
+
+def test_a_call_that_is_given_its_operands_later_has_one_result():
+    """Of the update's arrays only the result is new: what it is given and what the start made are there already."""
+    context, given, result = "s32[256]{0:T(256)}", "f32[2560]{0:T(256)}", "f32[1280]{0:T(256)}"
+    memory = at_most(
+        program(
+            made("first", 2560, ["a"], "jvp(encoder)/mlp"),
+            f"  %begun = ((), (), ({context})) custom-call-start(), called_computations={{%any}}",
+            f"  %given = (({given}), ({result}), ({context})) custom-call-update(%begun, %first)",
+            f"  %done = {result} custom-call-done(%given)",
+            made("last", 256, ["done"], "transpose(jvp(encoder))/mlp"),
+        )
+    )
+    assert memory.total == 4 * (2560 + 1280 + 256)

@@ -92,15 +92,26 @@ def test_a_collective_that_is_begun_ahead_is_waited_for_as_far_as_no_work_stands
     assert (transfer.kind, transfer.sent, transfer.overlapped) == ("all-gather", 3000, overlapped)
 
 
-def test_a_collective_of_another_unit_of_the_chip_is_waited_for_alike():
-    """SparseCores of v6e and tpu7x run collectives, in a computation that a call begins."""
-    thread = 'async_execution_thread="sparsecore", to_apply=%offloaded'
-    begun = f"%begun = ((f32[250]{{0}}, token[]), (f32[1000]{{0:T(1024)}})) call-start(%b, %after), {thread}"
-    after, done = "%after = token[] after-all()", "%done = f32[1000]{0:T(1024)} call-done(%begun)"
-    result = cost(after, begun, computes("x", "a", 900), done)
+@pytest.mark.parametrize(
+    "begun",
+    [
+        ["((f32[250]{0}, token[]), (f32[1000]{0:T(1024)})) call-start(%b, %after), to_apply=%offloaded"],
+        [  # libtpu 0.0.52: begun without operands, which are given later
+            "((), (), (s32[64]{0})) custom-call-start(), called_computations={%offloaded}",
+            "((f32[250]{0}), (f32[1000]{0:T(1024)}), (s32[64]{0})) custom-call-update(%begun0, %b)",
+        ],
+    ],
+)
+def test_a_collective_of_another_unit_of_the_chip_is_waited_for_alike(begun):
+    """SparseCores of tpu7x run collectives, in a computation that a call begins."""
+    lines = [f"%begun{number} = {line}" for number, line in enumerate(begun)]
+    if len(lines) > 1:
+        lines.insert(1, computes("w", "a", 100))
+    done = f"%done = f32[1000]{{0:T(1024)}} call-done(%begun{len(begun) - 1})"
+    result = cost("%after = token[] after-all()", *lines, computes("x", "a", 900), done)
     (transfer,) = result.transfers
     assert (transfer.kind, transfer.group, transfer.sent) == ("all-gather", 4, 3000)
-    assert (nanoseconds(result.seconds), nanoseconds(transfer.waited)) == (1500, 600)
+    assert (nanoseconds(result.seconds), nanoseconds(transfer.waited)) == (1400 + 100 * len(begun), 600)
     assert not result.uncounted
 
 
