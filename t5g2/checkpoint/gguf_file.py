@@ -38,6 +38,7 @@ NAMES = {
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 TOWER = ("v.", "mm.")
 TABLE = "model.embed_tokens.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -79,7 +80,12 @@ def describe(path: Path) -> Description:
     _check_architecture(metadata)
     tensors = _stored_tensors(metadata)
     rows = tensors[TABLE].shape[0]
-    config, assumed = gguf_config.config(metadata, vocab_size=rows, tied_head="lm_head.weight" not in tensors)
+    config, assumed = gguf_config.config(
+        metadata,
+        vocab_size=rows,
+        query_rows=tensors[QUERY].shape[0] if QUERY in tensors else None,
+        tied_head="lm_head.weight" not in tensors,
+    )
     texts = gguf_tokenizer.read(metadata, rows)
     types = Counter(tensor.type for tensor in tensors.values() if tensor.type not in FLOATS)
     counts = ", ".join(f"{number} tensors are {kind}" for kind, number in types.most_common())
