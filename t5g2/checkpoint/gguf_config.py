@@ -1,11 +1,12 @@
 """The config.json of a GGUF file of Gemma 2 or Gemma 3.
 
-The metadata lacks some fields of a config.json, for which those of the releases are taken, and said (ASSUMED); for the
-head size, width / heads.
+The metadata lacks some fields of a config.json, for which those of the releases are taken, and said (ASSUMED); the head
+size, which no field of the file but its tensors tell too, is the rows of attn_q / heads.
 Source: llama.cpp, src/llama-model.cpp (load_hparams) and convert_hf_to_gguf.py.
 
-Known deviation: without rope.freq_base llama.cpp takes 10 000, with which no Gemma 3 was trained; here it is 1 000 000,
-the base of all releases and the one that its converter writes where a config.json has none.
+Known deviations: without rope.freq_base llama.cpp takes 10 000, with which no Gemma 3 was trained; here it is
+1 000 000, the base of all releases and the one that its converter writes where a config.json has none. Without
+attention.key_length it takes width / heads, which is the head size of no release.
 """
 
 from typing import Any
@@ -57,12 +58,15 @@ ASSUMED = {
 LAYERS_OF_27B = {"gemma3": 62, "gemma2": 46}
 
 
-def config(metadata: GgufMetadata, *, vocab_size: int, tied_head: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def config(
+    metadata: GgufMetadata, *, vocab_size: int, query_rows: int | None, tied_head: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (a config.json, the fields of it that the file does not have).
 
     Args:
       metadata: that of a file whose architecture is one of MODEL_TYPES.
       vocab_size: number of rows of its embedding table.
+      query_rows: number of rows of attn_q in its first layer; None = it has no such tensor.
       tied_head: it has no table for its output.
 
     Raises:
@@ -75,15 +79,14 @@ def config(metadata: GgufMetadata, *, vocab_size: int, tied_head: bool) -> tuple
     found[PATTERN] = metadata.value(f"{prefix}attention.{PATTERN}", int, least=1)
     assumed = {name: default for name, default in ASSUMED[architecture].items() if found[name] is None}
     known = {name: number for name, number in found.items() if number is not None}
-    given_or_derived = {*known, *assumed, "head_dim"}
-    if missing := [prefix + key for name, key in SIZES.items() if name not in given_or_derived]:
+    heads = found["num_attention_heads"]
+    if found["head_dim"] is None and heads and query_rows:
+        assumed["head_dim"] = _head_size(metadata, query_rows, heads)
+    if missing := [prefix + key for name, key in SIZES.items() if name not in known and name not in assumed]:
         raise metadata.missing(missing)
-    per_head = known["hidden_size"] // known["num_attention_heads"]
-    if "head_dim" not in known:
-        assumed["head_dim"] = per_head
     head_size = (assumed | known)["head_dim"]
     is_27b = known["num_hidden_layers"] == LAYERS_OF_27B[architecture]
-    assumed["query_pre_attn_scalar"] = per_head if is_27b else head_size
+    assumed["query_pre_attn_scalar"] = known["hidden_size"] // heads if is_27b else head_size
     _refuse_others(metadata, prefix, head_size)
     factor = _rope_factor(metadata, prefix)
     fixed = {
@@ -100,6 +103,16 @@ def config(metadata: GgufMetadata, *, vocab_size: int, tied_head: bool) -> tuple
     except UserError as error:
         raise UserError(f"{metadata.file}: its metadata gives no architecture that is known: {error}") from None
     return data, assumed
+
+
+def _head_size(metadata: GgufMetadata, query_rows: int, heads: int) -> int:
+    """Returns the head size that attn_q has; raises UserError if it has another number of heads."""
+    if query_rows % heads:
+        raise UserError(
+            f"{metadata.file}: its tensor blk.0.attn_q.weight has {query_rows} rows, which {heads} heads "
+            f"(attention.head_count) cannot share; give another file"
+        )
+    return query_rows // heads
 
 
 def _number(metadata: GgufMetadata, prefix: str, key: str) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from t5g2.checkpoint import gguf_config, gguf_metadata, gguf_tokenizer
+from t5g2.checkpoint import gguf_config, gguf_metadata, gguf_state, gguf_tokenizer
 from t5g2.checkpoint.gguf_metadata import GgufMetadata
 from t5g2.checkpoint.tensor import Tensor
 from t5g2.core.errors import UserError, unknown
@@ -38,6 +38,7 @@ NAMES = {
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 TOWER = ("v.", "mm.")
 TABLE = "model.embed_tokens.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -79,7 +80,12 @@ def describe(path: Path) -> Description:
     _check_architecture(metadata)
     tensors = _stored_tensors(metadata)
     rows = tensors[TABLE].shape[0]
-    config, assumed = gguf_config.config(metadata, vocab_size=rows, tied_head="lm_head.weight" not in tensors)
+    config, assumed = gguf_config.config(
+        metadata,
+        vocab_size=rows,
+        query_rows=tensors[QUERY].shape[0] if QUERY in tensors else None,
+        tied_head="lm_head.weight" not in tensors,
+    )
     texts = gguf_tokenizer.read(metadata, rows)
     types = Counter(tensor.type for tensor in tensors.values() if tensor.type not in FLOATS)
     counts = ", ".join(f"{number} tensors are {kind}" for kind, number in types.most_common())
@@ -126,29 +132,24 @@ def _stored_tensors(metadata: GgufMetadata) -> dict[str, StoredTensor]:
     return tensors
 
 
-def state(stat: os.stat_result) -> tuple[int, int]:
-    """Returns what tells one content of a file from another: (size in bytes, time of the last change in ns)."""
-    return stat.st_size, stat.st_mtime_ns
-
-
-def read_tensors(path: Path, tensors: Mapping[str, StoredTensor], state_then: tuple[int, int]) -> dict[str, Tensor]:
+def read_tensors(path: Path, tensors: Mapping[str, StoredTensor], then: tuple[int, ...]) -> dict[str, Tensor]:
     """Returns the tensors of a file, none of them read yet.
 
     All are float32; or bfloat16 where all matrices are, whose norms are 1 + a bfloat16.
 
     Args:
-      state_then: `state` of the file that has these tensors; reading one of another file raises UserError.
+      then: `gguf_state.identity` of the file that has these tensors; reading one of another file raises UserError.
     """
     kinds = {stored.type for stored in tensors.values() if len(stored.shape) > 1}
     dtype = FLOATS["BF16" if kinds == {"BF16"} else "F32"]
-    return {name: _tensor(path, name, stored, dtype, state_then) for name, stored in tensors.items()}
+    return {name: _tensor(path, name, stored, dtype, then) for name, stored in tensors.items()}
 
 
-def _tensor(path: Path, name: str, stored: StoredTensor, dtype: np.dtype, state_then: tuple[int, int]) -> Tensor:
+def _tensor(path: Path, name: str, stored: StoredTensor, dtype: np.dtype, then: tuple[int, ...]) -> Tensor:
     is_norm = "norm" in name
 
     def read() -> np.ndarray:
-        data = _bytes_of(path, stored, state_then)
+        data = _bytes_of(path, stored, then)
         if stored.type in FLOATS:
             values = data.view(FLOATS[stored.type]).reshape(stored.shape)
         else:
@@ -161,16 +162,16 @@ def _tensor(path: Path, name: str, stored: StoredTensor, dtype: np.dtype, state_
     return Tensor(stored.shape, dtype, read)
 
 
-def _bytes_of(path: Path, stored: StoredTensor, state_then: tuple[int, int]) -> np.ndarray:
+def _bytes_of(path: Path, stored: StoredTensor, then: tuple[int, ...]) -> np.ndarray:
     """Returns uint8[size], the bytes of a tensor; raises UserError if the file is not what it was."""
     try:
         with path.open("rb") as file:
             data = np.fromfile(file, np.uint8, count=stored.size, offset=stored.offset)
             # of the file that was read, and after that, so that neither a new one nor a later write is missed
-            state_now = state(os.fstat(file.fileno()))
+            now = gguf_state.identity(os.fstat(file.fileno()))
     except FileNotFoundError:
-        state_now = None
-    if state_now != state_then:
+        now = None
+    if now != then:
         raise UserError(f"{path} is gone or has changed since it was opened; give the file again")
     return data
 

@@ -14,7 +14,7 @@ from t5g2.models.config import Rope
 from t5g2.train import adaptation
 from t5g2.train.weight_origin import Adapt
 from tests import hub_cache
-from tests.checkpoint.gguf_files import HEAD, HEADS, LAYERS, PIECES, READABLE, SCORES, TYPES, WIDTH, write
+from tests.checkpoint.gguf_files import HEAD, HEADS, LAYERS, PIECES, READABLE, SCORES, TYPES, WIDTH, arrays, write
 
 
 @pytest.fixture(autouse=True)
@@ -63,14 +63,28 @@ def test_the_architecture_is_that_of_the_metadata(tmp_path):
     assert (config.attention_softcap, config.final_softcap, config.qk_norm) == (50.0, 30.0, False)
 
 
-def test_sizes_that_the_first_files_lack(tmp_path):
-    """As llama.cpp takes them: Gemma 2's window, and of any model the head size."""
-    fields = {"gemma2.attention.sliding_window": None, "gemma2.attention.key_length": None}
-    write(tmp_path / "model.gguf", architecture="gemma2", fields=fields)
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_a_head_size_that_the_file_does_not_say(tmp_path, architecture):
+    """It is that of the tensors: no release has width / heads, here 64."""
+    tensors = arrays()
+    for layer in range(LAYERS):
+        of_layer = f"blk.{layer}."
+        tensors |= {f"{of_layer}attn_{name}": tensors[f"{of_layer}attn_{name}"][: HEADS * 32] for name in "qkv"}
+        tensors |= {f"{of_layer}attn_{name}_norm": tensors[f"{of_layer}attn_{name}_norm"][:32] for name in "qk"}
+        tensors[f"{of_layer}attn_output"] = tensors[f"{of_layer}attn_output"][:, : HEADS * 32]
+    fields = {f"{architecture}.attention.key_length": None}
+    write(tmp_path / "model.gguf", architecture=architecture, tensors=tensors, fields=fields)
     opened = open_any(tmp_path / "model.gguf")
-    assert (opened.config.window, opened.config.head_size, opened.config.query_scalar) == (4096, WIDTH // HEADS, None)
-    for name, value in {"sliding_window": 4096, "head_dim": WIDTH // HEADS}.items():
-        assert f"not in the file, and assumed: {name} = {value}" in opened.notes
+    assert (opened.config.head_size, opened.config.query_scalar) == (32, None)
+    assert "not in the file, and assumed: head_dim = 32" in opened.notes
+
+
+def test_the_window_that_the_first_files_lack(tmp_path):
+    """As llama.cpp takes it for Gemma 2."""
+    write(tmp_path / "model.gguf", architecture="gemma2", fields={"gemma2.attention.sliding_window": None})
+    opened = open_any(tmp_path / "model.gguf")
+    assert opened.config.window == 4096
+    assert "not in the file, and assumed: sliding_window = 4096" in opened.notes
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 
 from t5g2.checkpoint import gguf_folder
 from t5g2.checkpoint.import_folder import open_any, open_foreign, read_tokenizer
-from t5g2.core import files
 from t5g2.core.errors import UserError
 from tests.checkpoint.gguf_files import arrays, write
 
@@ -43,6 +41,22 @@ def test_a_folder_with_one_file(tmp_path):
     assert open_any(tmp_path / "files").provenance["source"] == str(tmp_path / "files" / "A.GGUF")
     shutil.copy(tmp_path / "files" / "A.GGUF", tmp_path / "files" / "b.gguf")
     refused(tmp_path / "files", r"holds 2 GGUF files \(A\.GGUF, b\.gguf\); give one of them")
+
+
+def test_what_counts_as_a_file_of_a_folder(tmp_path):
+    """No folder of that name, no hidden file, and no link to nothing."""
+    folder = tmp_path / "files"
+    (folder / "x.gguf").mkdir(parents=True)
+    (folder / "._model.gguf").write_bytes(b"\0\5\x16\7")
+    (folder / "y.gguf").symlink_to(folder / "none")
+    assert gguf_folder.file_of(folder) is None
+    write(folder / "model.gguf", "Q8_0")
+    assert gguf_folder.file_of(folder) == folder / "model.gguf"
+    for name in "bcd":
+        shutil.copy(folder / "model.gguf", folder / f"{name}.gguf")
+    refused(folder, r"holds 4 GGUF files \(b\.gguf, c\.gguf, d\.gguf, model\.gguf\); give one of them")
+    shutil.copy(folder / "model.gguf", folder / "e.gguf")
+    refused(folder, r"holds 5 GGUF files \(b\.gguf, c\.gguf, d\.gguf, e\.gguf, …\); give one of them")
 
 
 def test_a_folder_that_may_be_another_model(tmp_path):
@@ -85,52 +99,27 @@ def test_a_file_that_is_written_again(tmp_path, cache):
 
 @pytest.mark.parametrize("how", ["renamed", "overwritten", "removed"])
 def test_a_file_that_changes_while_its_weights_are_read(tmp_path, how):
-    """Weights of two models are no model: nothing of the new file is read as the old one's."""
+    """Weights of two models are no model: nothing of the new file is read as the old one's, of the same size and time.
+
+    As files of an archive are, all of one time.
+    """
     file, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
     write(file)
     write(other, tensors=arrays() | {"token_embd": arrays()["token_embd"] + 1})
-    os.utime(other, (1, 1))
+    for path in (file, other):
+        os.utime(path, (1, 1))
+    assert file.stat().st_size == other.stat().st_size
     leaf = open_any(file).leaves["embedder.table", None]
     np.testing.assert_array_equal(leaf.read(), arrays()["token_embd"])
     if how == "renamed":
         other.rename(file)
     elif how == "overwritten":
         file.write_bytes(other.read_bytes())
-        os.utime(file, (2, 2))
+        os.utime(file, (1, 1))
     else:
         file.unlink()
     with pytest.raises(UserError, match=r"model\.gguf is gone or has changed since it was opened; give the file again"):
         leaf.read()
-
-
-def test_folders_that_nobody_uses(tmp_path, cache):
-    """Of what a file was go when it is read as something else; those that are used, and of other files, stay."""
-    file = tmp_path / "model.gguf"
-    write(file, "Q8_0")
-    shutil.copy(file, tmp_path / "other.gguf")
-    long_ago = (time.time() - files.ABANDONED_SECS - 60,) * 2
-
-    def opened(at):
-        os.utime(file, (at, at))
-        return open_any(file).path
-
-    folders = [open_any(tmp_path / "other.gguf").path, *map(opened, (1, 2, 3, 4))]
-    for folder in folders:
-        os.utime(folder / "gguf.json", long_ago)
-    # of two machines that share the cache, each with the file, this one opens it again
-    assert opened(2) == folders[2]
-    # one whose removal was cut short
-    (folders[3] / "gguf.json").unlink()
-    os.utime(folders[3], long_ago)
-    new = opened(5)
-    assert {path.parent for path in cache.rglob("config.json")} == {folders[0], folders[2], new}
-
-
-def test_a_folder_that_has_lost_its_index_is_made_anew(tmp_path):
-    write(tmp_path / "model.gguf", "Q8_0")
-    folder = open_any(tmp_path / "model.gguf").path
-    (folder / "gguf.json").unlink()
-    assert open_any(tmp_path / "model.gguf").path == folder
 
 
 @pytest.mark.parametrize("read", [open_any, read_tokenizer])

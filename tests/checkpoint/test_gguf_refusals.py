@@ -161,6 +161,17 @@ def test_fields_that_are_missing(tmp_path, name):
     refused(tmp_path / "model.gguf", rf"its metadata has no gemma3\.{re.escape(name)}; give another file")
 
 
+def test_heads_that_the_tensors_do_not_have(tmp_path):
+    fields = {"gemma3.attention.key_length": None}
+    write(tmp_path / "model.gguf", "Q8_0", fields=fields | {"gemma3.attention.head_count": 3})
+    refused(
+        tmp_path / "model.gguf", r"its tensor blk\.0\.attn_q\.weight has 256 rows, which 3 heads .* cannot share; give"
+    )
+    few = {name: value for name, value in arrays().items() if name != "blk.0.attn_q"}
+    write(tmp_path / "few.gguf", "Q8_0", fields=fields, tensors=few)
+    refused(tmp_path / "few.gguf", r"its metadata has no gemma3\.attention\.key_length; give another file")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
