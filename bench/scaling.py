@@ -1,10 +1,9 @@
 """A step of 1B-1B and 4B-4B on 4 to 256 chips of TPU v5p, with as many rows a chip: time and bytes of collectives.
 
 From the compiler's schedule: no program runs (`t5g2 check --help`). Rows that are in results/scaling.json are not
-compiled again; --only=TEXT takes the rows whose names have it.
+compiled again; --only=TEXT takes the rows whose names have it, --only=none writes the page alone.
 """
 
-import sys
 import time
 from typing import Any
 
@@ -23,43 +22,62 @@ def row(size: str, chips: int) -> Row:
 
 def table(size: str, rows: dict[str, dict[str, Any]]) -> str:
     """Returns the table of a size, by number of chips."""
-    head = ("chips", "ms", "to 4 chips", "compute, ms", "waiting, ms", "MFU", "GiB", "bytes sent a chip, MiB")
-    lines, first = [], None
+    first, *_ = TARGETS
+    to_first = f"to {first} chips"
+    head = ("chips", "ms", to_first, "compute, ms", "waiting, ms", "charged", "MFU", "GiB", "bytes sent a chip, MiB")
+    base = rows.get(row(size, first).name, {}).get("seconds")
+    lines = []
     for chips in TARGETS:
-        figures = rows.get(row(size, chips).name, {})
-        if "seconds" not in figures:
-            lines.append((chips, figures.get("error", "not compiled yet"), *[""] * (len(head) - 2)))
+        figures = rows.get(row(size, chips).name)
+        if figures is None or "seconds" not in figures:
+            why = "not compiled yet" if figures is None else figures.get("error", "compiled, no estimate of its time")
+            lines.append((chips, why, *[""] * (len(head) - 2)))
             continue
         seconds, waited = figures["seconds"], figures["waited"]
-        first = first or seconds
         sent = ", ".join(f"{kind} {part['sent'] / 2**20:,.0f}" for kind, part in figures["collectives"].items())
         times = (
             f"{1e3 * seconds:.1f}",
-            f"{seconds / first:.2f}",
+            f"{seconds / base:.2f}" if base else "–",
             f"{1e3 * (seconds - waited):.1f}",
             f"{1e3 * waited:.1f}",
+            f"{(figures['kernels'] + figures['others']) / seconds:.1%}",
         )
         lines.append((chips, *times, f"{figures['mfu']:.1%}", f"{figures['used'] / measure.GIB:.2f}", sent))
     return measure.table(head, lines)
 
 
+def limits(rows: dict[str, dict[str, Any]]) -> str:
+    """Returns what the figures of rows leave out."""
+    ungathered = []
+    for size in ROWS_A_CHIP:
+        found = {chips: rows.get(row(size, chips).name, {}).get("collectives") for chips in TARGETS}
+        counts = [str(c) for c, kinds in found.items() if kinds and not any("all-gather" in kind for kind in kinds)]
+        ungathered += [f"{size} on {' and '.join(counts)} chips"] if counts else []
+    gathers = f" There is no all-gather in {', '.join(ungathered)}: the compiler seems to gather by all-reduce there."
+    return (
+        "Charged: the share of the time that is of kernels and other operations, which have no estimate and are "
+        "charged at half of the peak. The time on the links is that of the bytes alone, without any latency of hops."
+    ) + (gathers if ungathered else "")
+
+
 def main():
-    only = next((flag.removeprefix("--only=") for flag in sys.argv[1:] if flag.startswith("--only=")), "")
     wanted = [row(size, chips) for size in ROWS_A_CHIP for chips in TARGETS]
-    tpu_rows.results("scaling", [each for each in wanted if only in each.name])
+    tpu_rows.results("scaling", tpu_rows.chosen(wanted))
     rows = tpu_rows.kept("scaling", wanted)
     sections = [
         part
         for size, count in ROWS_A_CHIP.items()
         for part in (f"## {size}, {count} rows of 4096 in and 4096 out a chip, FSDP", table(size, rows))
     ]
+    versions = sorted({figures["versions"] for figures in rows.values() if "versions" in figures})
     text = "\n\n".join(
         [
             "# Steps on 4 to 256 chips of TPU v5p",
             "Nothing ran: the time is the compiler's estimate, with the bytes that a chip sends at the speed of its "
             "links to the others. Work a chip is the same in every line.",
+            limits(rows),
             *sections,
-            f"`python bench/scaling.py`, {time.strftime('%Y-%m-%d')}.",
+            f"`python bench/scaling.py`, {', '.join([*versions, time.strftime('%Y-%m-%d')])}.",
         ]
     )
     (measure.RESULTS / "scaling.md").write_text(text + "\n")

@@ -4,6 +4,7 @@ Each takes minutes, so a run goes on where the last one ended; a row that is rem
 Rows of tokens are full, as those of packed text nearly are: the FLOPs of the model count every token.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -43,6 +44,25 @@ class Row(NamedTuple):
         """All of it, which identifies the row in the file."""
         settings = [f"{path}={value}" for path, value in self.overrides]
         return " ".join(filter(None, [self.config, self.target, *settings, self.flags]))
+
+
+def chosen(rows: Sequence[Row], arguments: Sequence[str] | None = None) -> list[Row]:
+    """Returns the rows that a command line wants to have compiled: all, or those of --only=TEXT.
+
+    Args:
+      arguments: words of the command line; None = this process's. Wrong ones end it with status 2, and a message.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="the rows whose names have the text; none = write the page alone"
+    )
+    only = parser.parse_args(arguments).only
+    if only == "none":
+        return []
+    found = [row for row in rows if only in row.name]
+    if not found:
+        parser.error(f"no row has {only!r} in its name; give a part of one, or none: {'; '.join(r.name for r in rows)}")
+    return found
 
 
 def kept(file: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ takes the rows whose names have it.
 
 import math
 import re
-import sys
 import time
 from typing import Any
 
@@ -186,9 +185,8 @@ def described(name: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main():
-    only = next((flag.removeprefix("--only=") for flag in sys.argv[1:] if flag.startswith("--only=")), "")
     every = (*ROWS, *SHORT)
-    tpu_rows.results("tpu_steps", [row for row in every if only in row.name])
+    tpu_rows.results("tpu_steps", tpu_rows.chosen(every))
     rows = tpu_rows.kept("tpu_steps", every)
     errors = [f"- {name}: {row['error']}" for name, row in rows.items() if "error" in row]
     missing = [f"- {row.name}: not compiled yet" for row in every if row.name not in rows]

@@ -62,7 +62,7 @@ def _section(cls: type) -> str:
     rows = ["| setting | type | default | range | meaning |", "|---|---|---|---|---|"]
     for field in dataclasses.fields(cls):
         if field.init:
-            number = str(ranges[field.name][0]) if field.name in ranges else ""
+            number = str(ranges[field.name]) if field.name in ranges else ""
             cells = (f"`{field.name}`", _type(hints[field.name]), _default(field), number, meanings.get(field.name, ""))
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     table = "\n".join(rows) if len(rows) > 2 else "No settings."

@@ -107,18 +107,18 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
         _refuse_unreadable(directory, path)
     chosen = _chosen_config(config)
     if (path / CONFIG_FILE).is_file() or any(path.glob("*.safetensors")):
-        weights = _read_hugging_face(path, origin, chosen, safetensors_io.read(path) if gguf is None else gguf.tensors)
+        tensors = safetensors_io.read(path, origin=origin) if gguf is None else gguf.tensors
+        weights = _read_hugging_face(path, origin, chosen, tensors)
     elif flax_tree.is_flax(path):
         weights = _read_flax(path, origin, chosen)
     elif any(next(path.glob(pattern), None) for pattern in safetensors_io.PICKLES):
-        raise safetensors_io.no_weights(path)
+        raise safetensors_io.no_weights(path, origin)
     else:
         raise UserError(
             f"{origin} holds no known model: neither {CONFIG_FILE} and safetensors (Hugging Face), nor an Orbax "
             f"checkpoint (official Flax), nor a GGUF file, nor {folders.MODEL} (a model folder)"
         )
     tensor_format, config = weights.tensor_format, weights.config
-    abstract = tree.leaves(build.abstract(config))
     tensors, notes = accounting.with_canonical_names(origin, tensor_format, weights.tensors)
     notes += _ignored_config_notes(path, chosen)
     if gguf is not None:
@@ -127,8 +127,8 @@ def open_foreign(directory: str | PathLike, config: ConfigChoice = None) -> Mode
         notes.append("the adapter (peft) in the folder was left out: these are the weights without it")
     if text_only(config) != config and not any(TOWER_TENSORS.search(name) for name in tensors):
         config = text_only(config)
-        abstract = tree.leaves(build.abstract(config))
         notes.append(f"{weights.config_source} has an image tower and the folder no weights of it: text only")
+    abstract = tree.leaves(build.abstract(config))
     # the shapes decide between alternative rows of the table, so matching comes after the names are settled
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     tensors, tied_notes = accounting.with_originals(tensor_format, matches, tensors)
@@ -268,7 +268,7 @@ def _read_hugging_face(
         return _ForeignWeights(tensor_format, chosen, "the chosen config", tensors)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(
-            f"{path} has safetensors but no {CONFIG_FILE}, so its architecture is unknown; put the {CONFIG_FILE} "
+            f"{origin} has safetensors but no {CONFIG_FILE}, so its architecture is unknown; put the {CONFIG_FILE} "
             f"beside them, or name the architecture: config = a size's name, such as gemma3:1b, or a file like "
             f"model.json"
         )
@@ -323,7 +323,8 @@ def _open_single_tower(path: Path, data: Mapping[str, Any]) -> TowerFolder:
     # under "vision.", the path that the tower has in every model
     abstract = tree.leaves({"vision": jax.eval_shape(lambda: VisionTower(config, key=jax.random.key(0)))})
     tensor_format = hf_names.SIGLIP_VISION
-    tensors, notes = accounting.with_canonical_names(origin, tensor_format, safetensors_io.read(path))
+    stored = safetensors_io.read(path, origin=origin)
+    tensors, notes = accounting.with_canonical_names(origin, tensor_format, stored)
     matches = names.match_tensors(tensor_format, abstract, {name: tensor.shape for name, tensor in tensors.items()})
     accounting.check_tensors(f"{origin}, according to {CONFIG_FILE}", tensor_format, None, matches, tensors)
     leaves = _leaves_of_tensors(matches, tensors, abstract)

@@ -51,14 +51,17 @@ SHARD = re.compile(r"([^/\\:.][^/\\:]{0,99}/){0,3}[^/\\:]{1,200}\.safetensors")
 BLOCK_BYTES = 64 * 2**20  # an array that is not contiguous is copied in blocks of this size
 
 
-def read(folder: Path) -> dict[str, Tensor]:
+def read(folder: Path, *, origin: str | None = None) -> dict[str, Tensor]:
     """Returns the tensors of a folder by name, none of them read yet; files are open as long as their tensors live.
+
+    Args:
+      origin: what messages on the whole folder name it by, such as its address at the hub; None = its path.
 
     Raises:
       UserError: there are none, or only pickles; the index or a file is missing, truncated or damaged, or they do not
         agree; a tensor has a dtype that is not in DTYPES.
     """
-    file_of_tensor = _weight_map(folder)
+    file_of_tensor = _weight_map(folder, origin or str(folder))
     tensors: dict[str, Tensor] = {}
     for file in sorted({SINGLE} if file_of_tensor is None else set(file_of_tensor.values())):
         opened = _open_file(folder / file)
@@ -170,11 +173,11 @@ def _blocks(array: np.ndarray) -> Iterator[memoryview]:
         yield part.reshape(-1).view(np.uint8).data
 
 
-def _weight_map(folder: Path) -> dict[str, str] | None:
+def _weight_map(folder: Path, origin: str) -> dict[str, str] | None:
     """Returns the file of each tensor; None if there is no index but a single file."""
     index, single = folder / INDEX, folder / SINGLE
     if not index.is_file() and not single.is_file():
-        raise no_weights(folder)
+        raise no_weights(folder, origin)
     file_of_tensor = _read_index(index) if index.is_file() else None
     if file_of_tensor is not None and single.is_file() and SINGLE not in file_of_tensor.values():
         raise UserError(
@@ -184,20 +187,24 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     return file_of_tensor
 
 
-def no_weights(folder: Path) -> UserError:
-    """Returns the error for a folder without safetensors; the message names the weights that the folder has instead."""
+def no_weights(folder: Path, origin: str) -> UserError:
+    """Returns the error for a folder without safetensors; the message names the weights that the folder has instead.
+
+    Args:
+      origin: as in read.
+    """
     pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
     if pickles:
         shown = ", ".join(pickles[:4]) + (f" and {len(pickles) - 4} more" if len(pickles) > 4 else "")
         return UserError(
-            f"{folder} holds its weights only as pickles ({shown}), which can run code when they are opened, so they "
+            f"{origin} holds its weights only as pickles ({shown}), which can run code when they are opened, so they "
             f"are not opened; load the model with transformers where you trust its source, and write it with "
             f"save_pretrained(DIR, safe_serialization=True)"
         )
     other = sorted(path.name for path in folder.glob("*.safetensors"))
     note = f" ({', '.join(other[:4])} {'is' if len(other) == 1 else 'are'} there, without an index)" if other else ""
     return UserError(
-        f"{folder} holds no weights: neither {INDEX} nor {SINGLE} is in it{note}; give a folder of safetensors"
+        f"{origin} holds no weights: neither {INDEX} nor {SINGLE} is in it{note}; give a folder of safetensors"
     )
 
 

@@ -17,15 +17,20 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from t5g2.core.errors import UserError, unknown
 
 INT32_MAX = 2**31 - 1
 # for lengths and sizes of arrays: a longer axis is a slip of the keyboard, and would be allocated before it is noticed
 LONGEST = 2**24
+
+UNIONS = (typing.Union, types.UnionType)
+# what messages call values of a class
+NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
 
 
 @dataclass(frozen=True)
@@ -78,25 +83,22 @@ Class = TypeVar("Class", bound=type)
 def checked(cls: Class) -> Class:
     """Decorates a class, below `@dataclass`, so that its values are checked before its own __post_init__ runs.
 
-    Subclasses inherit the check, and it covers their fields too.
+    Checked are the fields whose annotation has bounds or a Literal: a value must fit the whole of it, item by item,
+    where a list stands for a tuple too. Subclasses inherit the check, and it covers their fields too.
 
     Raises:
-      UserError: when a value is made with a number out of the bounds that its field declares, or with a word that its
-        Literal does not have.
+      TypeError: such an annotation has a part that no value can be checked by.
+      UserError: when a value is made with a number out of the bounds that its field declares or of another type, or
+        with a word that its Literal does not have.
     """
+    _annotations(cls)
     own = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
-        for name, (bounds, others) in of(type(self)).items():
-            for number in _numbers(getattr(self, name)):
-                if number not in bounds:
-                    allowed = ", or ".join([str(bounds), *("None for none" if x is None else repr(x) for x in others)])
-                    hint = f"; {bounds.hint}" if bounds.hint else ""
-                    raise UserError(f"{name} = {number}; it must be {allowed}{hint}")
-        for name, (words, classes) in _words_of(type(self)).items():
-            for item in _items(getattr(self, name)):
-                if not any(_is(item, word) for word in words) and not _is_of(item, classes):
-                    raise unknown(name, str(item), map(str, words), where=f"of {type(self).__name__}")
+        for name, annotation in _annotations(type(self)).items():
+            misfit = _misfit(getattr(self, name), annotation)
+            if misfit is not None:
+                raise _error(type(self), name, *misfit)
         if own is not None:
             own(self)
 
@@ -105,36 +107,115 @@ def checked(cls: Class) -> Class:
 
 
 @functools.cache
-def of(cls: type) -> dict[str, tuple[Bounds, tuple[str | None, ...]]]:
-    """Returns {field: (its bounds, the words and None that it may be instead)} for the fields that declare bounds."""
-    fields = {}
-    for name, annotation in typing.get_type_hints(cls, include_extras=True).items():
-        parts = list(_parts(annotation))
-        bounds = [part for part in parts if isinstance(part, Bounds)]
-        if bounds:
-            fields[name] = bounds[0], _words(parts)
-    return fields
+def of(cls: type) -> dict[str, Bounds]:
+    """Returns {field: its bounds} for the fields that declare bounds."""
+    found = {name: _bounds(_parts(annotation)) for name, annotation in _annotations(cls).items()}
+    return {name: bounds[0] for name, bounds in found.items() if bounds}
 
 
 @functools.cache
-def _words_of(cls: type) -> dict[str, tuple[tuple[str | bool | None, ...], frozenset[type]]]:
-    """Returns {field: (the words that it may have, None among them where it may be; the classes that it may be of)}.
+def _annotations(cls: type) -> dict[str, Any]:
+    """Returns {field: its annotation} for the fields that declare bounds or words.
 
-    Of the fields that declare a Literal.
+    Raises:
+      TypeError: as `checked`.
     """
+    # a class may name itself before it has a name
+    hints = typing.get_type_hints(cls, localns={cls.__name__: cls}, include_extras=True)
     fields = {}
-    for name, annotation in typing.get_type_hints(cls, include_extras=True).items():
-        parts = list(_parts(annotation))
-        if any(typing.get_origin(part) is Literal for part in parts):
-            classes = {typing.get_origin(part) or part for part in parts} - {Annotated, types.UnionType, tuple}
-            fields[name] = _words(parts), frozenset(c for c in classes if isinstance(c, type) and c is not type(None))
+    for name, annotation in hints.items():
+        parts = [*_parts(annotation)]
+        if get_origin(annotation) is not ClassVar and (_bounds(parts) or any(get_origin(p) is Literal for p in parts)):
+            _refuse_unchecked(annotation, f"{cls.__name__}.{name}")
+            fields[name] = annotation
     return fields
 
 
-def _words(parts: list[Any]) -> tuple[Any, ...]:
-    """Returns the words of the Literals among the parts of an annotation, and None where it may be."""
-    words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
-    return (*words, *([None] if type(None) in parts else []))
+def _refuse_unchecked(annotation: Any, where: str) -> None:
+    """Raises TypeError if the annotation, or a part of it, is none that `_misfit` compares values with."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        is_checked = not _bounds(arguments) or {*_members(arguments[0])} <= {int, float}
+    elif origin is Literal:
+        is_checked = {*map(type, arguments)} <= {str, bool, NoneType}
+    elif origin is None:
+        # of a protocol there are no instances that Python could tell
+        is_checked = isinstance(annotation, type) and annotation is not Any
+        is_checked = is_checked and not getattr(annotation, "_is_protocol", False)
+    else:
+        is_checked = origin in (*UNIONS, tuple)
+    if not is_checked:
+        raise TypeError(
+            f"{where} has bounds or words, and its values cannot be checked by {annotation}; compose it of classes, "
+            f"numbers with bounds, Literal, None, unions and tuples of these"
+        )
+    inner = arguments[:1] if origin is Annotated else () if origin is Literal else arguments
+    for part in inner:
+        if part is not ...:
+            _refuse_unchecked(part, where)
+
+
+def _misfit(value: Any, annotation: Any) -> tuple[Any, Any] | None:
+    """Returns the first item of a value that does not fit its part of the annotation, and that part; None = all fit.
+
+    Of (("a", "zzz"),) and tuple[tuple[str, Literal["x", "y"]], ...] that is ("zzz", Literal["x", "y"]).
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in UNIONS:
+        misfits = [_misfit(value, member) for member in arguments]
+        if None in misfits:
+            return None
+        # of a tuple that is allowed, the item that is not
+        return next((misfit for misfit in misfits if misfit and misfit[0] is not value), (value, annotation))
+    if origin is tuple and isinstance(value, tuple | list):
+        parts = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
+        if len(parts) == len(value):
+            return next(filter(None, map(_misfit, value, parts)), None)
+    elif origin is Annotated:
+        misfit = _misfit(value, arguments[0])
+        if not _bounds(arguments):
+            return misfit
+        if misfit is None and all(value in bounds for bounds in _bounds(arguments)):
+            return None
+    elif origin is Literal:
+        if any(_is(value, word) for word in arguments):
+            return None
+    elif origin is None and _is_of(value, annotation):
+        return None
+    return value, annotation
+
+
+def _error(cls: type, name: str, item: Any, annotation: Any) -> UserError:
+    """Returns the error for an item of a field, and the part of the field's annotation that it does not fit."""
+    members = _members(annotation)
+    bounds = _bounds(part for member in members for part in get_args(member))
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    numbers_and_classes = [_described(m, item) for m in members if m is not NoneType and get_origin(m) is not Literal]
+    others = ["None for none"] if NoneType in members else []
+    if words and (isinstance(item, str) or not bounds):
+        allowed = [*words, *([None] if others else [])]
+        error = unknown(name, str(item), map(str, allowed), where=f"of {cls.__name__}")
+        return UserError(", or ".join([str(error), *numbers_and_classes]))
+    given = item if isinstance(item, numbers.Number) else repr(item)
+    hint = f"; {bounds[0].hint}" if bounds and bounds[0].hint else ""
+    allowed = ", or ".join([*numbers_and_classes, *map(repr, words), *others])
+    return UserError(f"{name} = {given}; it must be {allowed}{hint}")
+
+
+def _described(annotation: Any, item: Any) -> str:
+    """Returns what a part of an annotation allows; the type of a number only if the item has another."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is tuple:
+        kinds = dict.fromkeys(_described(part, None) for part in arguments if part is not ...)
+        count = "" if arguments[-1:] == (...,) else f" of {len(arguments)}"
+        return f"a tuple{count}, in it {' and '.join(kinds)}"
+    if origin is Annotated:
+        bounds = [*map(str, _bounds(arguments))]
+        kind = [] if bounds and _misfit(item, arguments[0]) is None else [_described(arguments[0], item)]
+        return " that is ".join([*kind, *bounds])
+    if origin in UNIONS or origin is Literal:
+        return " or ".join(_described(p, item) if origin in UNIONS else repr(p) for p in arguments)
+    return NOUNS.get(annotation) or f"of type {annotation.__name__}"
 
 
 def _is(item: Any, word: str | bool | None) -> bool:
@@ -142,37 +223,27 @@ def _is(item: Any, word: str | bool | None) -> bool:
     return item == word if isinstance(item, str) else item is word
 
 
-def _is_of(item: Any, classes: frozenset[type]) -> bool:
-    """True if an item is of one of the classes; a number of NumPy is of int and float, and True of bool alone."""
-    if isinstance(item, bool):
-        return bool in classes
-    if isinstance(item, numbers.Real):
-        return int in classes or float in classes
-    return isinstance(item, tuple(classes))
+def _is_of(item: Any, cls: type) -> bool:
+    """True if an item is of a class; a number of NumPy is of int or float, a whole one of both, and True of bool."""
+    if cls is int or cls is float:
+        return isinstance(item, numbers.Integral if cls is int else numbers.Real) and not isinstance(item, bool)
+    return isinstance(item, cls)
+
+
+def _bounds(parts: Iterable[Any]) -> list[Bounds]:
+    return [part for part in parts if isinstance(part, Bounds)]
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """Returns the members of a union; of any other annotation itself."""
+    return get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
     """Yields the annotation and all that it is composed of: the metadata of Annotated, members of unions and tuples."""
     yield annotation
-    for part in (*getattr(annotation, "__metadata__", ()), *typing.get_args(annotation)):
+    for part in get_args(annotation):
         yield from _parts(part)
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    """Yields the numbers of a field's value; a word or None has none."""
-    for item in _items(value):
-        # numpy's scalars too
-        if isinstance(item, numbers.Real) and not isinstance(item, bool):
-            yield item  # pyright: ignore[reportReturnType]
-
-
-def _items(value: Any) -> Iterator[Any]:
-    """Yields a field's value, or those of the tuple that it is."""
-    if isinstance(value, tuple):
-        for item in value:
-            yield from _items(item)
-    else:
-        yield value
 
 
 def _format(number: float) -> str:

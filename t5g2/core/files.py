@@ -42,15 +42,14 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 def cache_folder() -> Path:
     """Returns the folder of caches, which all runs on a machine share: compiled programs, plain copies, tokens, images.
 
-    It is T5G2_CACHE; else t5g2 in XDG_CACHE_HOME or ~/.cache.
+    It is T5G2_CACHE; else t5g2 in XDG_CACHE_HOME or ~/.cache. A ~ in them, which a shell has left, is the user's home.
 
     Raises:
       UserError: none of these exists, because the user has no home.
     """
-    if folder := os.environ.get("T5G2_CACHE"):
-        return Path(folder)
+    own, caches = (os.environ.get(name) for name in ("T5G2_CACHE", "XDG_CACHE_HOME"))
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t5g2"
+        return Path(own).expanduser() if own else Path(caches or Path.home() / ".cache").expanduser() / "t5g2"
     except RuntimeError:
         raise UserError("this user has no home for caches; set T5G2_CACHE to a folder that runs can share") from None
 

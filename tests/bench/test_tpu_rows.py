@@ -39,6 +39,31 @@ def test_rows_that_are_added_at_once_are_all_kept(tpu_rows, monkeypatch, tmp_pat
     assert text == json.dumps(json.loads(text), indent=1) + "\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "targets"),
+    [([], ["v5e:2x2", "v5p:2x2x1"]), (["--only=v5p"], ["v5p:2x2x1"]), (["--only=none"], [])],
+)
+def test_rows_are_chosen_by_a_part_of_their_names(tpu_rows, arguments, targets):
+    rows = [tpu_rows.Row("a.py", "v5e:2x2"), tpu_rows.Row("a.py", "v5p:2x2x1", (("compute.remat", "none"),))]
+    assert [row.target for row in tpu_rows.chosen(rows, arguments)] == targets
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--only=v5q", r"no row has 'v5q' in its name; give a part of one, or none: a.py v5e:2x2"),
+        ("--onyl=v5e", r"unrecognized arguments: --onyl=v5e"),
+        ("--on=v5e", r"unrecognized arguments: --on=v5e"),
+        ("v5e", r"unrecognized arguments: v5e"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_no_wish_for_all_rows(tpu_rows, capsys, argument, message):
+    with pytest.raises(SystemExit) as ended:
+        tpu_rows.chosen([tpu_rows.Row("a.py", "v5e:2x2")], [argument])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_row_in_the_file_is_not_compiled_again(tpu_rows, monkeypatch, tmp_path):
     monkeypatch.setattr(tpu_rows, "_in_a_process", None)
     row = tpu_rows.Row("a.py", "v5e:2x2", (("train.microbatches", "2"),), "--flag")

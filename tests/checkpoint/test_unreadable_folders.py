@@ -140,6 +140,7 @@ def test_the_folder_of_all_snapshots(tmp_path):
     ("name", "message"),
     [
         ("README.md", "holds no known model"),
+        ("pytorch_model.bin", "holds its weights only as pickles"),
         ("adapter_config.json", "is an adapter"),
         ("open_clip_config.json", "is a folder of open_clip"),
         ("experiment.json", f"is the workdir of a run: .* Its model folder is {ADDRESS}/model"),
@@ -151,6 +152,16 @@ def test_a_folder_of_the_hub_is_named_by_its_address(tmp_path, name, message):
     refused(hub_cache.add(tmp_path / "hub", "owner/tiny", tmp_path / "files"), f"^{ADDRESS} {message}")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("config.json", "has safetensors but no config.json"), ("model.safetensors", "holds no weights: neither ")],
+)
+def test_a_folder_of_the_hub_that_lacks_a_file_is_named_by_its_address(hugging_face, tmp_path, name, message):
+    folder = hugging_face(tiny.GEMMA3)
+    (folder / name).unlink()
+    refused(hub_cache.add(tmp_path / "hub", "owner/tiny", folder), f"^{ADDRESS} {message}")
+
+
 def test_a_folder_of_the_hub_without_a_tower_is_named_by_its_address(hugging_face, tmp_path):
     folder = hub_cache.add(tmp_path / "hub", "owner/tiny", hugging_face(tiny.GEMMA3))
     with pytest.raises(UserError, match=f"^{ADDRESS} is a language model without an image tower"):
@@ -159,3 +170,6 @@ def test_a_folder_of_the_hub_without_a_tower_is_named_by_its_address(hugging_fac
     (tmp_path / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model", "hidden_act": "relu"}')
     with pytest.raises(UserError, match=rf"^hf://owner/tower@{hub_cache.COMMIT}: .*relu"):
         open_tower(hub_cache.add(tmp_path / "hub", "owner/tower", tmp_path / "tower"))
+    (tmp_path / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model"}')
+    with pytest.raises(UserError, match=rf"^hf://owner/weightless@{hub_cache.COMMIT} holds no weights"):
+        open_tower(hub_cache.add(tmp_path / "hub", "owner/weightless", tmp_path / "tower"))

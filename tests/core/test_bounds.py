@@ -4,9 +4,10 @@ import dataclasses
 import importlib.util
 import math
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pytest
@@ -38,6 +39,10 @@ def load_settings_writer():
 SETTINGS = load_settings_writer()
 
 
+class Runs(Protocol):
+    def run(self): ...
+
+
 @dataclass(frozen=True)
 @checked
 class Base:
@@ -52,6 +57,8 @@ class Base:
     any: Literal["auto"] | str = "auto"
     flag: bool | Literal["auto"] = "auto"
     share: Bounds | Literal["none"] = "none"
+    pairs: tuple[tuple[str, Literal["a", "b"]], ...] = ()
+    spans: str | tuple[Count, Literal["a", "b"]] = ""
 
     def __post_init__(self):
         self.__dict__["ran_after_the_check"] = True
@@ -82,7 +89,33 @@ class Derived(Base):
         ),
         (lambda: Derived(1, kinds=("a", "c")), r"unknown kinds 'c' of Derived\. Allowed: a, b"),
         (lambda: Base(1, width="al"), r"unknown width 'al' of Base; did you mean 'all'"),
-        (lambda: Base(1, width=True), r"unknown width 'True' of Base"),
+        (
+            lambda: Base(1, width="al"),
+            r"Allowed: all, or a whole number that is at least 1 and at most 2147483647$",
+        ),
+        (lambda: Base(1, width=True), r"width = True; it must be a whole number that is at least 1 .*, or 'all'$"),
+        (lambda: Base(1, width=None), r"width = None; it must be a whole number that is at least 1 .*, or 'all'$"),
+        (
+            lambda: Base(1, limit=1.5),
+            r"limit = 1\.5; it must be a whole number that is .*, or None for none",
+        ),
+        (lambda: Base(1, limit=np.float32(2)), r"limit = 2\.0; it must be a whole number"),
+        (lambda: Base("x"), r"rate = 'x'; it must be a number that is above 0$"),
+        (lambda: Base(None), r"rate = None; it must be a number that is above 0$"),
+        (lambda: Base(True), r"rate = True; it must be a number that is above 0$"),
+        (lambda: Base(1, ids=3), r"ids = 3; it must be a tuple, in it a whole number that is at least 0 and at most"),
+        (lambda: Base(1, ids=[3, -1]), r"ids = -1; it must be at least 0"),
+        (
+            lambda: Base(1, names=(("S", 1, 2),)),
+            r"names = \('S', 1, 2\); it must be a tuple of 2, in it text and a",
+        ),
+        (lambda: Base(1, names=((4, 1),)), r"names = 4; it must be text$"),
+        (lambda: Base(1, pairs=(("k", "zzz"),)), r"unknown pairs 'zzz' of Base\. Allowed: a, b$"),
+        (lambda: Base(1, spans=(0, "b")), r"spans = 0; it must be at least 1"),
+        (
+            lambda: Base(1, spans=7),
+            r"spans = 7; it must be text, or a tuple of 2, in it a whole .* and 'a' or 'b'$",
+        ),
         (lambda: Base(1, width=0), r"width = 0; it must be at least 1 and at most 2147483647, or 'all'"),
         (lambda: Base(1, kinds=(1,)), r"unknown kinds '1' of Base"),
         (lambda: Base(1, early="always"), r"unknown early 'always' of Base"),
@@ -90,7 +123,8 @@ class Derived(Base):
         (lambda: Base(1, early=1), r"unknown early '1' of Base"),
         (lambda: Base(1, order=object()), r"unknown order '<object object at .*>' of Base"),
         (lambda: Base(1, order=b"first"), r"unknown order 'b'first'' of Base|unknown order \"b'first'\" of Base"),
-        (lambda: Base(1, kinds=["a"]), r"unknown kinds .*\['a'\].* of Base"),
+        (lambda: Base(1, kinds=["a", "c"]), r"unknown kinds 'c' of Base"),
+        (lambda: Base(1, kinds="a"), r"kinds = 'a'; it must be a tuple, in it 'a' or 'b'"),
         (lambda: Base(1, flag=1), r"unknown flag '1' of Base"),
         (lambda: Base(1, share=Count), r"unknown share .* of Base"),
         (lambda: Compute(dtype=np.dtype("float16")), r"unknown dtype 'float16' of Compute"),
@@ -108,6 +142,45 @@ def test_numbers_within_their_bounds_are_taken():
     assert dataclasses.replace(value, limit=1).limit == 1
     words = Base(1, order="first", kinds=("a", "b", "a"), width="all", early="never", any="thing", flag=True)
     assert dataclasses.replace(words, order=None, width=np.int64(3), early=True, share=Bounds(least=1)).width == 3
+    assert dataclasses.replace(words, pairs=(("any", "a"),), spans=(1, "b"), ids=[1]).spans == (1, "b")
+    assert dataclasses.replace(words, spans="any", rate=np.float32(2)).spans == "any"
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Literal["a"] | Any,
+        Literal["a"] | Callable[[int], str],
+        Literal["a"] | list[str],
+        tuple[Literal["a"] | Iterable, dict[str, int]],
+        Literal["a"] | Runs,
+        Annotated[str, Bounds(least=1)],
+        Literal[1, 2],
+    ],
+    ids=str,
+)
+def test_an_annotation_that_cannot_be_checked_is_refused_where_the_class_is_made(annotation):
+    def declare():
+        @checked
+        class Declared:
+            setting: annotation
+
+    with pytest.raises(TypeError, match=r"Declared\.setting has bounds or words, and its values cannot be checked by "):
+        declare()
+
+
+def test_annotations_without_bounds_and_words_are_left_alone():
+    @dataclass(frozen=True)
+    @checked
+    class Declared:
+        limit: "Count"
+        after: "Declared | Literal['none']" = "none"
+        function: Callable[[int], str] | Any = str
+        shared: ClassVar[Literal["a"]] = "a"
+
+    assert Declared(1, after=Declared(2), function=None).function is None
+    with pytest.raises(UserError, match=r"unknown after '3' of Declared.* Allowed: none, or of type Declared"):
+        Declared(1, after=3)
 
 
 def test_a_word_that_is_allowed_instead_is_named():
@@ -144,14 +217,60 @@ def test_numbers_that_would_ruin_a_run_are_refused(make):
 
 
 @pytest.mark.parametrize("cls", SETTINGS.classes(), ids=lambda cls: cls.__name__)
-def test_every_numeric_setting_has_a_range_and_words_are_checked(cls):
-    ranges = bounds.of(cls)
+def test_every_numeric_setting_has_a_range_that_is_checked_as_words_are(cls):
     hints = typing.get_type_hints(cls)
     numeric = {f.name for f in dataclasses.fields(cls) if f.init and {int, float} & set(flattened(hints[f.name]))}
-    assert numeric <= set(ranges), f"without bounds: {numeric - set(ranges)}"
-    # a class that declares bounds or words and forgets @checked would not hold them
-    if ranges or any("Literal" in str(hint) for hint in hints.values()):
-        assert any("checked" in vars(base).get("__post_init__", checked).__qualname__ for base in cls.__mro__)
+    assert numeric <= set(bounds.of(cls)), f"without bounds: {numeric - set(bounds.of(cls))}"
+    assert unchecked(cls) == [], "decorate the class with @checked"
+
+
+def test_a_class_that_is_not_decorated_is_found():
+    @dataclass
+    class Forgotten:
+        name: str
+        count: Count
+        word: Literal["a", "b"] = "a"
+
+    assert unchecked(Forgotten) == ["count", "word"]
+
+    @dataclass
+    @checked
+    class Decorated(Forgotten):
+        pass
+
+    assert unchecked(Decorated) == []
+
+
+def unchecked(cls):
+    """Returns the fields with bounds or words for which the constructor of a class takes NaN, which fits none."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    arguments = {name: fitting(hints[name]) for name in required}
+    taken = []
+    for name in fields:
+        if any(isinstance(part, Bounds) or typing.get_origin(part) is Literal for part in flattened(hints[name])):
+            try:
+                cls(**arguments | {name: math.nan})
+            except UserError as error:
+                if str(error).startswith((f"{name} = nan; it must be ", f"unknown {name} 'nan' of ")):
+                    continue
+            # by its own check, which may ask for the rest of what is required here
+            except (AttributeError, TypeError):
+                pass
+            taken.append(name)
+    return taken
+
+
+def fitting(annotation):
+    """Returns a value that fits bounds and words; None for what has neither."""
+    parts = flattened(annotation)
+    if typing.get_origin(annotation) is tuple:
+        return ()
+    words = [word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+    ranges = [part for part in parts if isinstance(part, Bounds)]
+    numbers = [number for number in (1, 0, 0.5, 16, 1024) for each in ranges if number in each]
+    return next(iter([*words, *numbers]), None)
 
 
 def test_the_reference_of_settings_is_up_to_date():

@@ -179,6 +179,11 @@ def test_there_is_one_folder_of_caches(tmp_path, monkeypatch):
     assert files.cache_folder() == tmp_path / "xdg" / "t5g2"
     monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "own"))
     assert files.cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("T5G2_CACHE", "~/own")
+    assert files.cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("T5G2_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")
+    assert files.cache_folder() == tmp_path / "xdg" / "t5g2"
 
 
 def test_a_user_without_a_home_gets_the_name_of_the_variable(monkeypatch):

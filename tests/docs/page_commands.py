@@ -24,7 +24,7 @@ RESULT = "it is the sweep of a page of results"
 NOT_RUN: dict[str, Callable[[Command], bool]] = {
     "a synopsis: the reader fills in its values": lambda command: command.is_synopsis,
     SET_UP: lambda command: bool(PROGRAM_OF_SET_UP.match(command.words[0])),
-    RESULT: lambda command: bool(re.match(r"docs/experiments/(?!index)", page_name(command))),
+    RESULT: lambda command: is_of_results(command) and command.words[1] == "sweep",
     "it takes several processes": lambda command: command.words[0] in ("launch/local.sh", "mpirun", "sbatch"),
     "it takes the compiler of TPUs": lambda command: "--target=v5p:" in command.text,
     "it takes torch": lambda command: "--verify" in command.words,
@@ -40,6 +40,10 @@ SMALL = {
 
 def page_name(command: Command) -> str:
     return str(command.page.relative_to(ROOT))
+
+
+def is_of_results(command: Command) -> bool:
+    return bool(re.match(r"docs/experiments/(?!index)", page_name(command)))
 
 
 def why_not(command: Command) -> str:

@@ -31,10 +31,22 @@ from t5g2.checkpoint import source_folder
 from t5g2.commands import flags
 from t5g2.core import paths
 from t5g2.core.errors import UserError
+from t5g2.sweep import sweep_file
 from t5g2.train import config_file, experiment
 from tests import hub_cache
 from tests.docs import page_commands, tiny_releases
-from tests.docs.page_commands import COMMANDS, NOT_RUN, RESULT, SET_UP, TUTORIALS, Reader, page_name, run, why_not
+from tests.docs.page_commands import (
+    COMMANDS,
+    NOT_RUN,
+    RESULT,
+    SET_UP,
+    TUTORIALS,
+    Reader,
+    is_of_results,
+    page_name,
+    run,
+    why_not,
+)
 from tests.docs.pages import PAGES, ROOT, Command, blocks, commands, mentions
 
 RUN_PAGES = tuple(dict.fromkeys(page_name(command) for command in COMMANDS if not why_not(command)))
@@ -130,6 +142,8 @@ def resolve_t5g2(words: Sequence[str]) -> None:
             assert Path(source_folder.local(path)).exists(), f"there is no {path}"
     if parsed.values.get("config") and name != "import":
         config_file.load(parsed.config, parsed.overrides)
+    if parsed.values.get("sweep"):
+        sweep_file.load(parsed.values["sweep"])
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page) if block.language == "python" and not block.title]
@@ -171,9 +185,11 @@ LEFT_OUT = {
 
 def test_every_command_is_run_but_these():
     """Whoever adds a command that is not run says so here, and why in NOT_RUN."""
-    # `make` and the like: no command of t5g2 is among them; and one command of each page of results
+    # `make` and the like: no command of t5g2 is among them
     reasons = [why for why in NOT_RUN if why not in (SET_UP, RESULT)]
     assert {why: Counter(page_name(c) for c in COMMANDS if why_not(c) == why) for why in reasons} == LEFT_OUT
+    sweeps = Counter(page_name(c) for c in COMMANDS if why_not(c) == RESULT)
+    assert sweeps == Counter({page_name(c) for c in COMMANDS if is_of_results(c)}), "one a page"
     assert {command.words[1] for command in COMMANDS if not why_not(command)} == {*cli.COMMANDS}
 
 
@@ -222,6 +238,8 @@ def test_the_commands_of_a_page_resolve(workplace, page):
         ("t5g2 check --config=configs/quickstar.py", "no config file configs/quickstar.py"),
         ("t5g2 import --source=downloads/nowhere --out=models/x --verify", "there is no downloads/nowhere"),
         ("launch/local.sh 2 t5g2 trane --config=configs/quickstart.py --workdir=x", "t5g2.commands.trane"),
+        ("t5g2 sweep --sweep=experiments/quickstar.py --workdir=x", "no sweep file experiments/quickstar.py"),
+        ("t5g2 sweep --sweep=experiments/quickstart.py:nonsense --workdir=x", "nonsense"),
         ("make doc", "doc"),
         ("pip install 't5g2[jax]'", "jax"),
         ("python -m tests.e2e.kil", "kil"),

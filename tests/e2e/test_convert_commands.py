@@ -198,7 +198,7 @@ def test_stopped_halfway_nothing_is_left(made, tmp_path, capsys, monkeypatch, co
     reads = []
     original = safetensors_io.read
 
-    def interrupted(folder):
+    def interrupted(folder, **named):
         def read(tensor):
             reads.append(tensor)
             if len(reads) == 8:
@@ -206,7 +206,7 @@ def test_stopped_halfway_nothing_is_left(made, tmp_path, capsys, monkeypatch, co
                 raise KeyboardInterrupt
             return tensor.read()
 
-        return {n: dataclasses.replace(t, read=lambda t=t: read(t)) for n, t in original(folder).items()}
+        return {n: dataclasses.replace(t, read=lambda t=t: read(t)) for n, t in original(folder, **named).items()}
 
     monkeypatch.setattr(safetensors_io, "read", interrupted)
     name, flag = command

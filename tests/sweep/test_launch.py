@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.report import contents
 from t5g2.sweep import Paper, Step, Sweep, Variant, launch, sweep_file
@@ -129,6 +130,18 @@ def test_a_failed_part_stops_the_sweep_with_its_status_and_can_be_resumed(tmp_pa
     run_local(Sweep("x", parts), folder, program=program)
     assert notes(folder) == ["a", "breaks", "breaks", "c"]
     assert "[2/3] breaks resumes: " in capfd.readouterr().out
+
+
+def test_a_step_whose_file_is_there_resumes(tmp_path, program, capfd):
+    """As a step does whose folder is there: here the file was made with other settings."""
+    folder = tmp_path / "sweep"
+    step = Step("cut", command=("convert", "--out={sweep}/cut.txt"), out="cut.txt")
+    files.write_text(folder / "cut.txt", "")
+    files.write_json(folder / ".sweep" / "cut.json", "another identity")
+    # the fake program makes a folder, where a file is
+    with pytest.raises(SystemExit):
+        run_local(Sweep("x", (step,)), folder, program=program)
+    assert "[1/1] cut resumes: " in capfd.readouterr().out
 
 
 def test_a_killed_part_gives_the_status_of_a_shell(tmp_path, program):

@@ -119,7 +119,7 @@ class JobQueue:
             if undone.isdisjoint(job.after):
                 waiting.remove(job)
                 # the folder of a shared run is there, empty, before the run is
-                begun = job.folder.is_dir() and any(job.folder.iterdir())
+                begun = any(job.folder.iterdir()) if job.folder.is_dir() else job.folder.exists()
                 say(f"{job.label} {'resumes' if begun else 'starts'}: {command_line(job.arguments)}")
                 self._start(job)
 
