@@ -94,7 +94,7 @@ def _where(report: Report) -> str:
     cores = f"{count} CPU core{'s' if count > 1 else ''} ({machine.processor()})"
     return (
         f"Run on {datetime.date.fromtimestamp(max(walls))}: {cores}, "
-        f"Python {platform.python_version()}, {versions}; {runs} runs, {logs.duration(seconds)} in all, "
+        f"Python {platform.python_version()}, {versions}; {runs} run{'s' if runs > 1 else ''}, {logs.duration(seconds)} in all, "
         f"shared sources included, compiling and the commands between them not."
     )
 
