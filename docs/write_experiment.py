@@ -89,12 +89,13 @@ def _where(report: Report) -> str:
     walls = [row["wall"] for run in report.runs for row in run.rows if "wall" in row]
     seconds = sum(run.seconds or 0 for run in report.runs)
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("jax", "flax"))
-    runs = len([run for run in report.runs if run.rows])
+    begun = len([run for run in report.runs if run.rows])
+    runs = f"{begun} run" + ("s" if begun > 1 else "")
     count = len(os.sched_getaffinity(0))
     cores = f"{count} CPU core{'s' if count > 1 else ''} ({machine.processor()})"
     return (
         f"Run on {datetime.date.fromtimestamp(max(walls))}: {cores}, "
-        f"Python {platform.python_version()}, {versions}; {runs} run{'s' if runs > 1 else ''}, {logs.duration(seconds)} in all, "
+        f"Python {platform.python_version()}, {versions}; {runs}, {logs.duration(seconds)} in all, "
         f"shared sources included, compiling and the commands between them not."
     )
 

@@ -98,9 +98,9 @@ class Base:
         """Returns the source's runs, and a run that is adapted for each {name: overrides}."""
         return (*self.parts, *(self.adapted(name, overrides, tokens=tokens) for name, overrides in arms.items()))
 
-    def evaluation(self, variant: str, tasks: str, *, options: tuple[str, ...] = ()) -> Step:
-        """Returns the scores of a variant's model on a file of tasks."""
-        out = f"scores-{variant}-s{{seed}}"
+    def evaluation(self, variant: str, tasks: str, *, name: str = "scores", options: tuple[str, ...] = ()) -> Step:
+        """Returns the scores of a variant's model on files of tasks; of several such steps each has a name."""
+        out = f"{name}-{variant}-s{{seed}}"
         command = (
             "evaluate",
             f"--model={{sweep}}/{variant}-s{{seed}}/model",
@@ -108,7 +108,7 @@ class Base:
             f"--out={{sweep}}/{out}",
         )
         return Step(
-            f"scores-{variant}", (*command, *options), out, (variant,), self.seeds, scores_of=variant, every_host=True
+            f"{name}-{variant}", (*command, *options), out, (variant,), self.seeds, scores_of=variant, every_host=True
         )
 
 

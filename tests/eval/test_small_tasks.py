@@ -130,3 +130,28 @@ def test_co_reference_at_short_lengths_fits_into_them():
         # less than a turn of room is left
         assert room - 200 < len(TOKENIZER.encode(example.prompt)) <= room
         assert len(example.answers[0][10:].split()) == 8
+
+
+def test_the_same_text_goes_on_after_beginnings_of_every_length(model, scores_of):
+    tasks = task_files.load(["continuation:64+16"])
+    assert [task.name for task in tasks] == ["continuation_16", "continuation_64"]
+    assert {task.examples for task in tasks} == {24}
+    for short, long in zip(*(task.data.records for task in tasks), strict=True):
+        assert (len(short["before"]), len(long["before"]), len(long["end"])) == (16, 64, 256)
+        assert long["before"].endswith(short["before"])
+        assert long["end"] == short["end"]
+    scores = scores_of(model, "continuation:16+64", keep=2)
+    assert {f"continuation_{length}/bits_per_byte" for length in (16, 64)} <= scores.keys()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ("99999999", r"no held-out document has 99999999 characters and 256 more; give at most \d+$"),
+        ("0", "lengths '0' of continuation; give numbers of characters"),
+        ("512,x", "lengths '512,x' of continuation; give numbers of characters"),
+    ],
+)
+def test_lengths_of_beginnings_that_cannot_be(lengths, message):
+    with pytest.raises(UserError, match=message):
+        task_files.load([f"continuation:{lengths}"])
