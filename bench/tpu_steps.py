@@ -29,10 +29,14 @@ quarter of them computed again. Of 4B-4B (aim 60%, 36% reached at 2 rows a chip)
 Tried: products with weights cut by FSDP were computed shard by shard while the weights came (windowed einsum), with
 sums in float32 arrays of all tokens. Without that, which is what a run sets for TPUs, 270M-270M takes 0.82 of the
 time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce-
-scatter: 2% of the step of 1B-1B, 8% of that of 4B-4B. Not tried yet: less remat, more rows a chip for 4B-4B,
-bfloat16 logits, larger blocks of the kernels.
+scatter: 2% of the step of 1B-1B, 8% of that of 4B-4B. Slices of four chips have reduce-scatters; on 8 and 16 a small
+program of two products a layer has none either, whether shards are multiples of a tile (widths of 2048, 8192) or not,
+and xla_sdy_export_all_reduce_scatter and three other options changed nothing. Less remat saves less than it computes:
+none takes 0.97 of the time of 270M-270M, in four times the memory, as what is kept has to be written and read, and
+attention 0.96 of that of 1B-1B. Not tried yet: more rows a chip for 4B-4B, bfloat16 logits, larger blocks of the
+kernels.
 
-The estimate of the memory is too high by a quarter for 4B-4B on v5e:4x4, and too low by a quarter for 270M and 1B on
+The estimate of the memory is too high by a quarter for 4B-4B on v5e:4x4 and by half with 131,072 tokens in, and too low by a quarter for 270M and 1B on
 v6e:4x4, where the compiler holds more at a time; why has not been looked into. `check --target` compiles, and says
 what is so."""
 TEXT = (("model.encoder.images", "None"), ("optim.freeze", "[]"))
