@@ -11,6 +11,7 @@ import jax
 from t5g2.core import sharding
 from t5g2.core.device import GIB
 from t5g2.core.errors import UserError
+from t5g2.core.logs import log
 from t5g2.core.sharding import MeshShape
 from t5g2.core.tpu_chips import Target
 from t5g2.jobs import tpu_compiler
@@ -45,6 +46,7 @@ def report(plan: Plan, target: Target, most: int, *, used: int) -> str:
     factor, devices = used / estimate(plan).total, list(plan.mesh.devices.flat)
     lines = ["the nearest settings, by the estimate and then by the compiler:"]
     for candidate, other, size in itertools.islice(_fitting(plan, devices, most / factor), TRIES):
+        log.info("compiling with %s, which takes %.2f GiB by the estimate", candidate.flags, factor * size / GIB)
         with jax.set_mesh(other.mesh):
             used = tpu_compiler.compile_step(other).used
         verdict = "fits" if used <= most else "does not fit"
