@@ -103,7 +103,7 @@ def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> TextTabl
     """Returns the results, one column per comparison; None if they add nothing to the table of the runs."""
     shown = [c for c in comparisons if c.others]
     # comparisons may have different rows, so the table has the union of their labels
-    columns = [dict(row for task in tasks for row in _comparison_rows(c, task)) for c in shown]
+    columns = [dict((*(row for task in tasks for row in _comparison_rows(c, task)), *_batch_rows(c))) for c in shown]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     tells_more = any(c.has_seeds for c in shown) or any(label.startswith("tokens until") for label in labels)
     if not labels or not tells_more:
@@ -146,6 +146,20 @@ def _comparison_rows(comparison: Comparison, task: str) -> list[tuple[str, str]]
                 rows.append((f"{prefix}tokens until {arm} is at {name}'s {end_name}", tokens.text()))
     seeds = {str(len(group.counted)) for group in comparison.groups}
     return [*([("seeds", ", ".join(sorted(seeds)))] if comparison.has_seeds and rows else []), *rows]
+
+
+def _batch_rows(comparison: Comparison) -> list[tuple[str, str]]:
+    """Returns (label, text) for each arm after the first: whether it has read the batches of the first, by seed."""
+    name, first = comparison.reference
+    rows = []
+    for arm, group in comparison.others:
+        pairs = [(a.batches, b.batches) for a in first.counted for b in group.counted if a.seed == b.seed]
+        common = [(a, b, a.keys() & b.keys()) for a, b in pairs]
+        differing = [step for a, b, steps in common for step in steps if a[step] != b[step]]
+        if any(steps for *_, steps in common):
+            text = f"others than {name}'s from step {min(differing)} on" if differing else f"those of {name}"
+            rows.append((f"{arm}: batches", text))
+    return rows
 
 
 def difference(group: RunGroup, other: RunGroup, metric: str, steps: tuple[int, int]) -> Estimate | None:

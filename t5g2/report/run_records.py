@@ -77,6 +77,11 @@ class RunRecord:
         return statistics.totals_at(list(steps), of_a_step)
 
     @property
+    def batches(self) -> dict[int, str]:
+        """{step: hash of the examples of its batch}; empty for runs of versions that did not write it."""
+        return {row["step"]: row["data/batch"] for row in self.rows if isinstance(row.get("data/batch"), str)}
+
+    @property
     def metrics(self) -> list[str]:
         """The names of all recorded metrics."""
         return list(dict.fromkeys(name for row in self.rows for name in row if name not in ("step", "wall")))

@@ -133,13 +133,18 @@ def test_co_reference_at_short_lengths_fits_into_them():
 
 
 def test_the_same_text_goes_on_after_beginnings_of_every_length(model, scores_of):
+    """All records are read, in every call the same places; what is predicted begins where the beginning ends."""
     tasks = task_files.load(["continuation:64+16"])
     assert [task.name for task in tasks] == ["continuation_16", "continuation_64"]
-    assert {task.examples for task in tasks} == {24}
-    for short, long in zip(*(task.data.records for task in tasks), strict=True):
-        assert (len(short["before"]), len(long["before"]), len(long["end"])) == (16, 64, 256)
-        assert long["before"].endswith(short["before"])
-        assert long["end"] == short["end"]
+    assert {task.examples for task in tasks} == {None}, "each name would draw others"
+    short, long = (task.data.records for task in tasks)
+    assert short == task_files.load(["continuation:16"])[0].data.records
+    assert len(short) == 24
+    for record, longer in zip(short, long, strict=True):
+        assert (len(record["before"]), len(longer["before"]), len(record["end"])) == (16, 64, 256)
+        assert longer["before"].endswith(record["before"])
+        assert longer["end"] == record["end"]
+        assert not record["before"][-1].isspace()
     scores = scores_of(model, "continuation:16+64", keep=2)
     assert {f"continuation_{length}/bits_per_byte" for length in (16, 64)} <= scores.keys()
 
@@ -147,7 +152,7 @@ def test_the_same_text_goes_on_after_beginnings_of_every_length(model, scores_of
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ("99999999", r"no held-out document has 99999999 characters and 256 more; give at most \d+$"),
+        ("99999999", r"no held-out document has 99999999 characters before a place; give at most \d+$"),
         ("0", "lengths '0' of continuation; give numbers of characters"),
         ("512,x", "lengths '512,x' of continuation; give numbers of characters"),
     ],

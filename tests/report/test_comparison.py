@@ -70,6 +70,30 @@ def test_the_table_of_results():
     assert second.startswith("width 9: Trained tokens until scratch is at adapted's start (3.200 ± 0.497): 133 ± ")
 
 
+def test_arms_that_have_not_read_the_same_batches_are_named():
+    """By seed, at the steps that both have; runs that wrote no hashes are not spoken of."""
+
+    def reads(name, *batches):
+        rows = [
+            [{"step": step, LOSS: 1.0, "data/batch": batch} for step, batch in enumerate(of_seed, 1)]
+            for of_seed in batches
+        ]
+        return RunGroup(
+            name, "#000", [RunRecord(name, "#000", r, None, None, [], True, seed=i) for i, r in enumerate(rows)]
+        )
+
+    arms = {
+        "first": reads("first", "abc", "def"),
+        "same": reads("same", "abcd", "de"),
+        "other": reads("other", "abc", "dxf"),
+        "former": ADAPTED,
+    }
+    rows = dict(comparison.results([Comparison("", arms, chosen=True)], ["heldout"]).rows)
+    assert rows["same: batches"] == "those of first"
+    assert rows["other: batches"] == "others than first's from step 2 on"
+    assert "former: batches" not in rows
+
+
 def test_runs_that_are_not_done_do_not_count_beside_those_that_are():
     runs = [run("a", [3.0, 2.0], seed=0), run("a", [9.0], seed=1, done=False)]
     assert RunGroup("a", "#000", runs).at(LOSS, 0).n == 1
