@@ -36,9 +36,10 @@ none takes 0.97 of the time of 270M-270M, in four times the memory, as what is k
 attention 0.96 of that of 1B-1B. Not tried yet: more rows a chip for 4B-4B, bfloat16 logits, larger blocks of the
 kernels.
 
-The estimate of the memory is too high by a quarter for 4B-4B on v5e:4x4 and by half with 131,072 tokens in, and too low by a quarter for 270M and 1B on
-v6e:4x4, where the compiler holds more at a time; why has not been looked into. `check --target` compiles, and says
-what is so."""
+The estimate of the memory is too high by a quarter for 4B-4B on v5e:4x4 and by half with 131,072 tokens in, for which
+it holds the five layers of the encoder that no loop has at a time, and the compiler one. It is too low by a quarter for
+270M and 1B on v6e:4x4, where the compiler holds more at a time; why has not been looked into. `check --target`
+compiles, and says what is so."""
 TEXT = (("model.encoder.images", "None"), ("optim.freeze", "[]"))
 
 
@@ -210,9 +211,9 @@ def main():
             "Attention: kernels, and the products, norms and rotations around them.",
             "## What crosses devices",
             collectives(rows),
-            "Of a device, in a step. On 64 chips and more these steps have no all-gather, and their all-reduces send "
-            "about twice what gathers of the weights and sums of the gradients would: the compiler seems to gather by "
-            "all-reduce there.",
+            "Of a device, in a step. Weights that are cut over 64 chips and more have no all-gather, and all-reduces "
+            "send about twice what gathers of the weights and sums of the gradients would: the compiler seems to "
+            "gather by all-reduce there.",
             "## What limits it, and what was tried",
             NOTES,
             *(["## Not in the tables", "\n".join([*errors, *missing])] if errors or missing else []),

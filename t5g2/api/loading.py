@@ -10,10 +10,8 @@ from t5g2.api.dual_encoder import DualEncoder
 from t5g2.api.language_model import LanguageModel, Positions
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint import import_folder
-from t5g2.core import sharding
+from t5g2.core import sharding, whole_weights
 from t5g2.core.errors import unknown
-from t5g2.core.logs import log
-from t5g2.core.whole_weights import WholeWeights
 from t5g2.models import build
 from t5g2.models.config import DualEncoderConfig, ModelConfig
 from t5g2.models.layers import Compute
@@ -57,8 +55,7 @@ def load(
         folder = folders.with_image_size(folder, image_size)
     compute = default_compute() if compute is None else compute
     if mesh is not None:
-        for warning in WholeWeights(build.abstract(folder.config), mesh.shape, zero1=False).warnings():
-            log.warning("%s", warning)
+        whole_weights.warn(build.abstract(folder.config), mesh)
     if isinstance(folder.config, DualEncoderConfig):
         return DualEncoder(folder, dtype, compute, mesh)
     return LanguageModel(folder, dtype, compute, mesh, positions)

@@ -4,9 +4,18 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from t5g2.core import sharding, tree
+from t5g2.core.logs import log
 from t5g2.core.sharding import AXES, RULES
 from t5g2.core.tree import Leaf
+
+
+def warn(params: Any, mesh: Mesh) -> None:
+    """Logs a warning for each axis of a mesh that leaves weights of a model, concrete or abstract, whole."""
+    for warning in WholeWeights(params, mesh.shape, zero1=False).warnings():
+        log.warning("%s", warning)
 
 
 class WholeWeights:
@@ -23,7 +32,8 @@ class WholeWeights:
 
     def __init__(self, params: Any, sizes: Mapping[str, int], *, zero1: bool):
         self._leaves = list(tree.leaves(params).values())
-        self._sizes, self._zero1 = dict(sizes), zero1
+        # a mesh of a caller's own may lack axes
+        self._sizes, self._zero1 = dict.fromkeys(AXES, 1) | dict(sizes), zero1
 
     @property
     def shares(self) -> dict[str, float]:

@@ -135,6 +135,8 @@ def _made(instruction: Instruction, time: int, read: list[list[_Buffer | None]])
         return [None if i in taken else buffer for i, buffer in enumerate(result)]
     if instruction.opcode.endswith("-update"):  # what it reads, then its results, then what the start has made
         given, of_start = sum(len(value) for value in read[1:]), len(read[0])
+        if not given:
+            return read[0]
         return [buffer if given <= i < len(result) - of_start else None for i, buffer in enumerate(result)]
     # numbers of operands, and after them of results, that have the same memory
     for same in re.findall(r'"indices":\[([^\]]*)\]', instruction.text.partition('"aliasing_operands"')[2]):

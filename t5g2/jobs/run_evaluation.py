@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from t5g2.core import distributed, logs, sharding
+from t5g2.core import distributed, logs, sharding, whole_weights
 from t5g2.core.errors import UserError
 from t5g2.core.terminal import escaped
 from t5g2.eval import evaluation
@@ -43,6 +43,7 @@ def evaluate_run(
     rows = plans.local_rows(experiment, mesh)
     with jax.set_mesh(mesh):
         plan = plans.make(replace(experiment, distill=None), mesh)  # no task needs a teacher
+        whole_weights.warn(plan.abstract.params, mesh)
         with workdirs.open_checkpoints(workdir, experiment, read_only=True) as checkpoints:
             # without the optimizer's state, which no task needs but of the running mean
             opt = plan.abstract.opt if experiment.eval.ema else None

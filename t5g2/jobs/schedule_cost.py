@@ -172,7 +172,8 @@ class _Clock:
     def run(self, computation: str, times: int) -> float:
         """Returns the seconds of one execution of a computation that is executed so often."""
         now = links_free = 0.0
-        begun: dict[str, tuple[Transfer, float]] = {}
+        begun: dict[str, tuple[Transfer, float]] = {}  # with the time of its end
+        prepared: dict[str, Transfer] = {}  # begun without operands, which an update gives
         for instruction in self.program.computations[computation]:
             if instruction.opcode in _FREE:
                 continue
@@ -182,13 +183,16 @@ class _Clock:
                 transfer, end = begun.pop(instruction.operands[0], (None, now))
                 self._record(transfer, end - now)
                 now = max(now, end)
+            elif instruction.opcode.endswith("-update") and instruction.operands[0] in begun:
+                begun[instruction.name] = begun.pop(instruction.operands[0])
             elif instruction.opcode.endswith(("-start", "-update")):
-                # an update gives what was begun its operands, if the start has none
-                of = instruction.operands[0] if instruction.opcode.endswith("-update") else ""
-                transfer = begun.pop(of)[0] if of in begun else self._transfer(instruction, times)
-                if transfer is not None:
-                    links_free = max(now, links_free) + transfer.seconds if instruction.operands else links_free
+                transfer = prepared.pop(next(iter(instruction.operands), ""), None)
+                transfer = transfer or self._transfer(instruction, times)
+                if transfer is not None and instruction.operands:
+                    links_free = max(now, links_free) + transfer.seconds
                     begun[instruction.name] = transfer, links_free
+                elif transfer is not None:
+                    prepared[instruction.name] = transfer
             else:
                 transfer, seconds = self._transfer(instruction, times), self._seconds(instruction, times)
                 if transfer is not None:  # beside what the same operation computes

@@ -142,7 +142,7 @@ def time_lines(step: TargetStep, parts: Mapping[str, int], mesh: Mesh) -> str:
     kernels, others = cost.kernels / cost.seconds, cost.others / cost.seconds
     left_out = f"; {cost.loops} loops turn as often as data says, and count once" if cost.loops else ""
     if cost.uncounted:
-        left_out += f"; {cost.uncounted} collectives are not counted, as they stand where this estimate does not look"
+        left_out += f"; the time is too small, as {cost.uncounted} of the collectives stand where it does not look"
     return "\n".join(
         [
             *lines,

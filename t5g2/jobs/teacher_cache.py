@@ -17,7 +17,7 @@ import numpy as np
 
 from t5g2.checkpoint import folder as folders
 from t5g2.checkpoint.folder import ModelFolder
-from t5g2.core import logs, sharding
+from t5g2.core import logs, sharding, whole_weights
 from t5g2.core.batch import Sequences
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.files import replacing
@@ -140,6 +140,7 @@ class _Writer:
         self._mesh = sharding.make(experiment.mesh)
         self._reads_text = teachers.reads_text(folder)
         self._model = folders.load_model(folder, mesh=self._mesh)
+        whole_weights.warn(self._model, self._mesh)
         self._predict = jax.jit(
             functools.partial(
                 _predict,

@@ -398,6 +398,9 @@ def test_a_mesh_that_leaves_weights_whole_is_warned_of(folders, devices, caplog)
     (warning,) = caplog.messages
     assert warning.startswith("mesh.fsdp = 3 divides no axis of ")
     assert "% of the weights that it should cut are whole on every device along it; set mesh.fsdp to 1" in warning
+    caplog.clear()
+    loading.load(folders / "gemma", mesh=jax.sharding.Mesh(np.array(devices[:3]), ("fsdp",)))
+    assert caplog.messages == [warning], "of a mesh of a caller's own, without the other axes"
 
 
 def test_prompts_hold_images_where_they_say_so():

@@ -137,3 +137,17 @@ def test_a_call_that_is_given_its_operands_later_has_one_result():
         )
     )
     assert memory.total == 4 * (2560 + 1280 + 256)
+
+
+def test_an_update_without_operands_of_its_own_adds_nothing():
+    given, result = "f32[2560]{0:T(256)}", "f32[1280]{0:T(256)}"
+    memory = at_most(
+        program(
+            made("first", 2560, ["a"], "jvp(encoder)/mlp"),
+            f"  %begun = (({given}), {result}) async-start(%first), calls=%any",
+            f"  %on = (({given}), {result}) async-update(%begun)",
+            f"  %done = {result} async-done(%on)",
+            made("last", 256, ["done"], "transpose(jvp(encoder))/mlp"),
+        )
+    )
+    assert memory.total == 4 * (2560 + 1280)

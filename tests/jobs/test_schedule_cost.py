@@ -115,6 +115,15 @@ def test_a_collective_of_another_unit_of_the_chip_is_waited_for_alike(begun):
     assert not result.uncounted
 
 
+def test_an_update_of_a_collective_that_is_on_its_way_costs_nothing():
+    begin = "%begun = ((f32[250]{0}), f32[1000]{0:T(1024)}) async-start(%b), calls=%offloaded"
+    update = "%on = ((f32[250]{0}), f32[1000]{0:T(1024)}) async-update(%begun)"
+    done = "%done = f32[1000]{0:T(1024)} async-done(%on)"
+    result = cost(begin, computes("w", "a", 100), update, computes("x", "a", 900), done)
+    (transfer,) = result.transfers
+    assert (nanoseconds(result.seconds), nanoseconds(transfer.waited)) == (1500, 500)
+
+
 def test_collectives_that_are_not_found_are_counted():
     assert not cost(f"%gather = {GATHER}").uncounted
     assert cost("%made = f32[1000]{0:T(1024)} custom-call(%b), called_computations={%offloaded}").uncounted == 1
