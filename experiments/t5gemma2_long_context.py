@@ -6,9 +6,9 @@
 The source, its adaptation, and the same with positions of global layers divided by 8 (the factor of the released
 270M-270M) are asked for a needle and for one of several equal requests (MRCR), at 1, 2, 4 and 8 times the length of
 training. On a laptop all are trained on texts of 1024 bytes, too few to find anything; there the loss of the same 256
-characters after 1024, 2048, 4096 and 8192 others is measured too. Known deviation: the factor is there from the first update
-of the adaptation on; the paper (arXiv 2512.14856v2) does not say when it is introduced. At the released sizes the
-source is measured in a folder of its own, scores-source.
+characters after 1024, 2048, 4096 and 8192 others is measured too. Known deviation: the factor is there from the first
+update of the adaptation on; the paper (arXiv 2512.14856v2) does not say when it is introduced. At the released sizes
+the source is measured in a folder of its own, scores-source.
 """
 
 from dataclasses import replace
