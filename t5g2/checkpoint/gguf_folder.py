@@ -82,7 +82,7 @@ def folder_of(path: str | PathLike) -> Path:
         with files.locked(of_file.with_suffix(".lock")):
             if not _marked_as_used(folder, state.content):
                 described = gguf_file.describe(file)
-                gguf_state.check(file, state.identity)
+                gguf_state.check(file, state)
                 with contextlib.suppress(FileNotFoundError):  # it is there if it is damaged
                     shutil.rmtree(_put_aside(folder), ignore_errors=True)
                 _write(folder, resolved, state, described)
@@ -105,7 +105,7 @@ def source_of(folder: Path) -> GgufSource | None:
         raise UserError(f"{file} is gone or has changed since {folder} was made of it; give the file again")
     entries = index["tensors"].items()
     stored = {name: StoredTensor(kind, tuple(shape), *place) for name, (kind, shape, *place) in entries}
-    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored, state.identity))
+    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored, state))
 
 
 def _digest(text: str) -> str:
