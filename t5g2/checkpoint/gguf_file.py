@@ -4,7 +4,6 @@ A file is read by the library gguf. Weights are dequantised one tensor at a time
 1 + scale, from which 1 is taken.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import numpy as np
 
 from t5g2.checkpoint import gguf_config, gguf_metadata, gguf_state, gguf_tokenizer
 from t5g2.checkpoint.gguf_metadata import GgufMetadata
+from t5g2.checkpoint.gguf_state import FileState
 from t5g2.checkpoint.tensor import Tensor
 from t5g2.core.errors import UserError, unknown
 from t5g2.core.optional import require
@@ -132,20 +132,20 @@ def _stored_tensors(metadata: GgufMetadata) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_tensors(path: Path, tensors: Mapping[str, StoredTensor], then: tuple[int, ...]) -> dict[str, Tensor]:
+def read_tensors(path: Path, tensors: Mapping[str, StoredTensor], then: FileState) -> dict[str, Tensor]:
     """Returns the tensors of a file, none of them read yet.
 
     All are float32; or bfloat16 where all matrices are, whose norms are 1 + a bfloat16.
 
     Args:
-      then: `gguf_state.identity` of the file that has these tensors; reading one of another file raises UserError.
+      then: the file when it had these tensors; reading one when it has another content raises UserError.
     """
     kinds = {stored.type for stored in tensors.values() if len(stored.shape) > 1}
     dtype = FLOATS["BF16" if kinds == {"BF16"} else "F32"]
     return {name: _tensor(path, name, stored, dtype, then) for name, stored in tensors.items()}
 
 
-def _tensor(path: Path, name: str, stored: StoredTensor, dtype: np.dtype, then: tuple[int, ...]) -> Tensor:
+def _tensor(path: Path, name: str, stored: StoredTensor, dtype: np.dtype, then: FileState) -> Tensor:
     is_norm = "norm" in name
 
     def read() -> np.ndarray:
@@ -162,16 +162,16 @@ def _tensor(path: Path, name: str, stored: StoredTensor, dtype: np.dtype, then: 
     return Tensor(stored.shape, dtype, read)
 
 
-def _bytes_of(path: Path, stored: StoredTensor, then: tuple[int, ...]) -> np.ndarray:
+def _bytes_of(path: Path, stored: StoredTensor, then: FileState) -> np.ndarray:
     """Returns uint8[size], the bytes of a tensor; raises UserError if the file is not what it was."""
     try:
         with path.open("rb") as file:
             data = np.fromfile(file, np.uint8, count=stored.size, offset=stored.offset)
             # of the file that was read, and after that, so that neither a new one nor a later write is missed
-            now = gguf_state.identity(os.fstat(file.fileno()))
+            is_same = gguf_state.is_still(file, then)
     except FileNotFoundError:
-        now = None
-    if now != then:
+        is_same = False
+    if not is_same:
         raise UserError(f"{path} is gone or has changed since it was opened; give the file again")
     return data
 

@@ -5,8 +5,9 @@ the place of each tensor in it, so that the weights are read from the file itsel
 thousands of pieces, once. gguf.json also has the sizes of the others and a checksum of itself: a folder of which
 something is missing is made anew.
 
-The folders of one file, as it was at different times and is on different machines, stand in one folder. When another is
-made, those go that nobody has used for a day: of the same file, of files that are gone, and what killed processes left.
+The folders of one file, as it was at different times and is on different machines, stand in one folder, beside which is
+their lock. When another is made, those go that nobody has used for UNUSED_SECS: of the same file, and of files that are
+gone, with the lock of what is empty then. What killed processes left goes after a day, as everywhere.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from t5g2.core.errors import UserError
 INDEX = "gguf.json"
 # of what is written here: another number makes the folders anew
 VERSION = 3
+# longer than runs take, which need the tokenizer at their end, whatever has become of the file
+UNUSED_SECS = 30 * 24 * 3600
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -75,14 +78,14 @@ def folder_of(path: str | PathLike) -> Path:
         return Path(path).expanduser().absolute()
     # once, so that neither a name nor an index can be those of another content than was read
     resolved, state = file.resolve(), gguf_state.read(file)
-    of_file = files.cache_folder() / "gguf" / _digest(str(resolved))
+    of_file = _kept() / _digest(str(resolved))
     folder = of_file / _digest(json.dumps([VERSION, *state.content]))
     if not _marked_as_used(folder, state.content):
         files.make_folder(of_file)
-        with files.locked(of_file.with_suffix(".lock")):
+        with _locked(of_file):
             if not _marked_as_used(folder, state.content):
                 described = gguf_file.describe(file)
-                gguf_state.check(file, state.identity)
+                gguf_state.check(file, state)
                 with contextlib.suppress(FileNotFoundError):  # it is there if it is damaged
                     shutil.rmtree(_put_aside(folder), ignore_errors=True)
                 _write(folder, resolved, state, described)
@@ -105,7 +108,26 @@ def source_of(folder: Path) -> GgufSource | None:
         raise UserError(f"{file} is gone or has changed since {folder} was made of it; give the file again")
     entries = index["tensors"].items()
     stored = {name: StoredTensor(kind, tuple(shape), *place) for name, (kind, shape, *place) in entries}
-    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored, state.identity))
+    return GgufSource(file, tuple(index["notes"]), gguf_file.read_tensors(file, stored, state))
+
+
+def _kept() -> Path:
+    return files.cache_folder() / "gguf"
+
+
+@contextlib.contextmanager
+def _locked(of_file: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Holds the lock of a file's folders; `busy` as in files.locked."""
+    while True:
+        with files.locked(_lock(of_file), busy=busy) as handle:
+            # else it went with the folder while this process waited, and others hold a new one
+            if os.fstat(handle).st_nlink:
+                yield
+                return
+
+
+def _lock(of_file: Path) -> Path:
+    return of_file.with_suffix(".lock")
 
 
 def _digest(text: str) -> str:
@@ -151,15 +173,18 @@ def _marked_as_used(folder: Path, content: Content) -> bool:
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
     """Returns the index of a folder, None if it has none; raises UserError if it is damaged."""
-    path, fix = folder / INDEX, f"remove {folder}, and give the GGUF file again"
+    path = folder / INDEX
     if not path.is_file():
         return None
+    is_kept = folder.resolve().is_relative_to(_kept().resolve())
+    # a folder of the user's own may hold a file of this name, and more that must stay
+    fix = f"remove {folder}, and give the GGUF file again" if is_kept else f"move {path.name} out of the folder"
     try:
         index = files.read_json_object(path, fix=fix)
     except FileNotFoundError:  # another process has removed it
         return None
     if index.pop("checksum", None) != _digest(json.dumps(index)):
-        raise UserError(f"{path} is damaged; {fix}")
+        raise UserError(f"{path} is not as t5g2 writes it for a GGUF file; {fix}")
     return index
 
 
@@ -179,16 +204,26 @@ def _remove_unused(kept: Path) -> None:
     the file with another time.
     """
     # a pattern of pathlib finds the hidden ones too
-    for folder in list(kept.parent.parent.glob("*/*")):
-        if folder == kept or _unused_secs(folder) < files.ABANDONED_SECS:
-            continue
+    of_files = [path for path in kept.parent.parent.iterdir() if path.is_dir()]
+    for folder in (path for of_file in of_files for path in list(of_file.glob("*")) if path != kept):
         if folder.name.startswith("."):
             # left by a process that was killed, unless one that writes it has it locked
-            files.remove_abandoned(folder.parent, glob.escape(folder.name))
-        elif folder.parent == kept.parent or _is_of_no_file(folder):
+            if _unused_secs(folder) >= files.ABANDONED_SECS:
+                files.remove_abandoned(folder.parent, glob.escape(folder.name))
+        elif _unused_secs(folder) >= UNUSED_SECS and (folder.parent == kept.parent or _is_of_no_file(folder)):
             _remove_if_unused(folder)
-        with contextlib.suppress(OSError):  # it holds others
-            folder.parent.rmdir()
+    for of_file in of_files:
+        _remove_empty(of_file)
+
+
+def _remove_empty(of_file: Path) -> None:
+    """Removes the folder of a file if it holds nothing, and its lock, unless another process has that."""
+    # others are in it, or another process removes it too, or makes one in it
+    with contextlib.suppress(OSError, UserError):
+        if not any(of_file.iterdir()):
+            with _locked(of_file, busy="another process makes a folder"):
+                of_file.rmdir()
+                _lock(of_file).unlink()
 
 
 def _is_of_no_file(folder: Path) -> bool:
@@ -203,7 +238,7 @@ def _remove_if_unused(folder: Path) -> None:
     """Removes a folder that was unused when it was looked at, unless another process has marked it since."""
     with contextlib.suppress(OSError):  # another process removes it too
         aside = _put_aside(folder)
-        if _unused_secs(aside) < files.ABANDONED_SECS:
+        if _unused_secs(aside) < UNUSED_SECS:
             with contextlib.suppress(OSError):  # made anew meanwhile
                 aside.rename(folder)
         shutil.rmtree(aside, ignore_errors=True)

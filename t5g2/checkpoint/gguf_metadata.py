@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from t5g2.core import files
-from t5g2.core.errors import UserError
+from t5g2.core.errors import UserError, shortened
 from t5g2.core.optional import require
 
 MAGIC = b"GGUF"
@@ -57,7 +57,7 @@ class GgufMetadata:
         if isinstance(value, list) != is_list or not all(_is(entry, of, least) for entry in entries):
             wanted = f"{KINDS[of]}{f' of at least {least}' if of is int else ''}"
             raise UserError(
-                f"{self.file}: its field {name} is {_shown(value)}; it must be "
+                f"{self.file}: its field {name} is {shortened(repr(value))}; it must be "
                 f"{f'a list, each entry {wanted}' if is_list else wanted}; give another file"
             )
         return value
@@ -150,8 +150,3 @@ def _is(value: Any, kind: type, least: int) -> bool:
     if kind is int:
         return isinstance(value, int) and value >= least
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,6 +12,7 @@
 The one declaration is what the constructor checks, what the message says and what docs/settings.md prints.
 """
 
+import contextlib
 import functools
 import math
 import numbers
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from t5g2.core.errors import UserError, unknown
+from t5g2.core.errors import UserError, shortened, unknown
 
 INT32_MAX = 2**31 - 1
 # for lengths and sizes of arrays: a longer axis is a slip of the keyboard, and would be allocated before it is noticed
@@ -83,22 +84,29 @@ Class = TypeVar("Class", bound=type)
 def checked(cls: Class) -> Class:
     """Decorates a class, below `@dataclass`, so that its values are checked before its own __post_init__ runs.
 
-    Checked are the fields whose annotation has bounds or a Literal: a value must fit the whole of it, item by item,
-    where a list stands for a tuple too. Subclasses inherit the check, and it covers their fields too.
+    Checked are the fields whose annotation has bounds or a Literal: a value must fit the whole of it, item by item. A
+    list is taken where a tuple is, and stored as one, so that the value can be hashed and is equal to one of a config.
+    Subclasses inherit the check, and it covers their fields too.
 
     Raises:
       TypeError: such an annotation has a part that no value can be checked by.
       UserError: when a value is made with a number out of the bounds that its field declares or of another type, or
         with a word that its Literal does not have.
     """
-    _annotations(cls)
+    # what names a class that is defined further down is looked at when the first value is made
+    with contextlib.suppress(NameError):
+        _annotations(cls)
     own = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
         for name, annotation in _annotations(type(self)).items():
-            misfit = _misfit(getattr(self, name), annotation)
+            value = getattr(self, name)
+            misfit = _misfit(value, annotation)
             if misfit is not None:
                 raise _error(type(self), name, *misfit)
+            stored = _with_tuples(value, annotation)
+            if stored is not value:
+                object.__setattr__(self, name, stored)  # the class may be frozen
         if own is not None:
             own(self)
 
@@ -136,14 +144,12 @@ def _refuse_unchecked(annotation: Any, where: str) -> None:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         is_checked = not _bounds(arguments) or {*_members(arguments[0])} <= {int, float}
-    elif origin is Literal:
-        is_checked = {*map(type, arguments)} <= {str, bool, NoneType}
     elif origin is None:
         # of a protocol there are no instances that Python could tell
         is_checked = isinstance(annotation, type) and annotation is not Any
         is_checked = is_checked and not getattr(annotation, "_is_protocol", False)
     else:
-        is_checked = origin in (*UNIONS, tuple)
+        is_checked = origin in (*UNIONS, tuple, Literal)
     if not is_checked:
         raise TypeError(
             f"{where} has bounds or words, and its values cannot be checked by {annotation}; compose it of classes, "
@@ -185,6 +191,21 @@ def _misfit(value: Any, annotation: Any) -> tuple[Any, Any] | None:
     return value, annotation
 
 
+def _with_tuples(value: Any, annotation: Any) -> Any:
+    """Returns a value that fits an annotation, each list that stands for a tuple made one; itself, if there is none."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in UNIONS:
+        return _with_tuples(value, next(member for member in arguments if _misfit(value, member) is None))
+    if origin is Annotated:
+        return _with_tuples(value, arguments[0])
+    if origin is not tuple:
+        return value
+    parts = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
+    items = tuple(map(_with_tuples, value, parts))
+    same = isinstance(value, tuple) and all(item is old for item, old in zip(items, value, strict=True))
+    return value if same else items
+
+
 def _error(cls: type, name: str, item: Any, annotation: Any) -> UserError:
     """Returns the error for an item of a field, and the part of the field's annotation that it does not fit."""
     members = _members(annotation)
@@ -192,11 +213,12 @@ def _error(cls: type, name: str, item: Any, annotation: Any) -> UserError:
     words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
     numbers_and_classes = [_described(m, item) for m in members if m is not NoneType and get_origin(m) is not Literal]
     others = ["None for none"] if NoneType in members else []
-    if words and (isinstance(item, str) or not bounds):
-        allowed = [*words, *([None] if others else [])]
-        error = unknown(name, str(item), map(str, allowed), where=f"of {cls.__name__}")
+    names = [str(word) for word in [*words, *([None] if others else [])]]
+    # the text "1" is not the word 1, and would be asked whether it means "1"
+    if words and (isinstance(item, str) or not bounds) and str(item) not in names:
+        error = unknown(name, shortened(str(item)), names, where=f"of {cls.__name__}")
         return UserError(", or ".join([str(error), *numbers_and_classes]))
-    given = item if isinstance(item, numbers.Number) else repr(item)
+    given = shortened(str(item) if isinstance(item, numbers.Number) else repr(item))
     hint = f"; {bounds[0].hint}" if bounds and bounds[0].hint else ""
     allowed = ", or ".join([*numbers_and_classes, *map(repr, words), *others])
     return UserError(f"{name} = {given}; it must be {allowed}{hint}")
@@ -211,16 +233,20 @@ def _described(annotation: Any, item: Any) -> str:
         return f"a tuple{count}, in it {' and '.join(kinds)}"
     if origin is Annotated:
         bounds = [*map(str, _bounds(arguments))]
-        kind = [] if bounds and _misfit(item, arguments[0]) is None else [_described(arguments[0], item)]
-        return " that is ".join([*kind, *bounds])
+        if not bounds or _misfit(item, arguments[0]) is not None:
+            kind = [_described(arguments[0], item)]
+        else:
+            kind = ["a finite number"] if item != item or item in (math.inf, -math.inf) else []
+        return " that is ".join([*kind, *([" and ".join(bounds)] if bounds else [])])
     if origin in UNIONS or origin is Literal:
         return " or ".join(_described(p, item) if origin in UNIONS else repr(p) for p in arguments)
     return NOUNS.get(annotation) or f"of type {annotation.__name__}"
 
 
-def _is(item: Any, word: str | bool | None) -> bool:
-    # 1 is equal to True, and no word
-    return item == word if isinstance(item, str) else item is word
+def _is(item: Any, word: Any) -> bool:
+    # 1 is equal to True, and another word; text of NumPy is text
+    same_type = isinstance(item, str) if type(word) is str else type(item) is type(word)
+    return same_type and item == word
 
 
 def _is_of(item: Any, cls: type) -> bool:

@@ -65,6 +65,11 @@ def free_bytes(path: str | os.PathLike) -> int:
     return shutil.disk_usage(folder).free
 
 
+def shortened(text: str) -> str:
+    """Returns a text for a message, cut to 60 characters."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") -> UserError:
     """Returns the error for a name that is not allowed, with the closest allowed ones.
 

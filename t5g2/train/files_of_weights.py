@@ -62,7 +62,7 @@ def read(init: Init, experiment: Experiment) -> FilesOfWeights:
 def read_or_warn(init: Init, experiment: Experiment) -> FilesOfWeights:
     """Returns the files as `read`; those of the run's own settings, with a warning, if the others are gone or damaged.
 
-    At the end of a run the weights are written in any case.
+    Another warning says which of these are gone too. At the end of a run the weights are written in any case.
     """
     try:
         missing = [path for path in _folders(init) if not Path(path).is_dir()]
@@ -74,6 +74,14 @@ def read_or_warn(init: Init, experiment: Experiment) -> FilesOfWeights:
             "the model folder has no settings of generation from the weights that the run began with: %s", error
         )
         own = tuple(file for file in experiment.data.tokenizer.files if file.is_file())
+        for file in experiment.data.tokenizer.files:
+            if file not in own:
+                log.warning(
+                    "the model folder has no %s: the file of the run's tokenizer, %s, does not exist any more; put the "
+                    "same file into the model folder",
+                    file.name,
+                    file,
+                )
         return FilesOfWeights(own, None, _image_processor(Init(), experiment))
 
 

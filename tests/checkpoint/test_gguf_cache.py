@@ -1,5 +1,6 @@
 """Folders that the cache keeps of GGUF files: whole or made anew, of the content that is there, not for ever."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from t5g2.core import files
 from t5g2.core.errors import UserError
 from tests.checkpoint.gguf_files import PIECES, arrays, write
 
-LONG_AGO = (time.time() - files.ABANDONED_SECS - 60,) * 2
+LONG_AGO = (time.time() - gguf_folder.UNUSED_SECS - 60,) * 2
+WEEKS_AGO = (time.time() - gguf_folder.UNUSED_SECS + 24 * 3600,) * 2
+A_DAY_AGO = (time.time() - files.ABANDONED_SECS - 60,) * 2
 CHAT_TEMPLATE = {"tokenizer.chat_template": "{{ messages }}"}
 
 
@@ -68,6 +71,15 @@ def test_a_damaged_index_is_made_anew(file, text):
     with pytest.raises(UserError, match=r"gguf\.json .*; remove .*, and give the GGUF file again"):
         open_any(folder)
     assert contents(gguf_folder.folder_of(file)) == whole
+
+
+@pytest.mark.parametrize("text", ["", '{"tensors": 3}'])
+def test_an_index_in_a_folder_that_is_not_the_caches(tmp_path, text):
+    """Nobody is told to remove a folder with files of theirs."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "gguf.json").write_text(text)
+    with pytest.raises(UserError, match=r"mine/gguf\.json .*; move gguf\.json out of the folder$"):
+        open_any(tmp_path / "mine")
 
 
 def test_an_index_of_another_content_is_made_anew(file):
@@ -148,7 +160,7 @@ def test_other_weights_behind_the_same_head(tmp_path, monkeypatch):
     shutil.copy2(tmp_path / "a", tmp_path / "copy")
     again = gguf_state.read(tmp_path / "copy")
     assert again.content == first
-    assert again.identity != states[0].identity
+    assert not again.identities & states[0].identities
 
 
 def test_folders_that_nobody_uses(file, tmp_path, cache):
@@ -162,13 +174,15 @@ def test_folders_that_nobody_uses(file, tmp_path, cache):
     # one that has lost its index
     (folders[3] / "gguf.json").unlink()
     os.utime(folders[3], LONG_AGO)
+    # of a run that goes on for weeks, and needs the tokenizer at its end
+    os.utime(folders[4] / "gguf.json", WEEKS_AGO)
     new = opened(file, 5)
-    assert {path.parent for path in cache.rglob("config.json")} == {folders[0], folders[2], new}
+    assert {path.parent for path in cache.rglob("config.json")} == {folders[0], folders[2], folders[4], new}
 
 
 def test_folders_of_files_that_are_gone(file, tmp_path, cache):
     """Go when nobody has used them for long, whatever is left of them."""
-    names = ["old", "old, without an index", "old, with a damaged one", "new"]
+    names = ["old", "old, without an index", "old, with a damaged one", "of a run that goes on for weeks"]
     folders = []
     for name in names:
         shutil.copy(file, tmp_path / f"{name}.gguf")
@@ -179,9 +193,48 @@ def test_folders_of_files_that_are_gone(file, tmp_path, cache):
     (folders[2] / "gguf.json").write_text("{}")
     for folder in (folders[0], folders[2]):
         unused(folder)
+    os.utime(folders[3] / "gguf.json", WEEKS_AGO)
     new = gguf_folder.folder_of(file)
     assert {path.parent for path in cache.rglob("config.json")} == {folders[3], new}
-    assert {path for path in (cache / "gguf").iterdir() if path.is_dir()} == {folders[3].parent, new.parent}
+    left = {folder.parent.with_suffix(suffix) for folder in (folders[3], new) for suffix in ("", ".lock")}
+    assert set((cache / "gguf").iterdir()) == left
+
+
+def test_a_folder_that_another_process_fills_is_not_removed(file, tmp_path):
+    """The file is back: what makes its folder has the lock, which would be no lock if it were removed."""
+    of_gone = gguf_folder._kept() / "0a1b"
+    of_gone.mkdir(parents=True)
+    with files.locked(of_gone.with_suffix(".lock")):
+        gguf_folder.folder_of(file)
+        assert of_gone.exists()
+        assert of_gone.with_suffix(".lock").exists()
+    os.utime(file, (2, 2))
+    gguf_folder.folder_of(file)
+    assert not of_gone.exists()
+    assert not of_gone.with_suffix(".lock").exists()
+
+
+def test_a_lock_that_is_removed_while_a_process_waits_for_it(file, monkeypatch):
+    """The process locks the one that others see."""
+    locked, describe, removed = files.locked, gguf_file.describe, []
+
+    @contextlib.contextmanager
+    def removing(path, **options):
+        with locked(path, **options) as handle:
+            if path.suffix == ".lock" and not removed:
+                removed.append(path)
+                path.unlink()
+            yield handle
+
+    def in_lock(path):
+        with pytest.raises(UserError, match="busy"), locked(removed[0], busy="busy"):
+            pass
+        return describe(path)
+
+    monkeypatch.setattr(files, "locked", removing)
+    monkeypatch.setattr(gguf_file, "describe", in_lock)
+    assert (gguf_folder.folder_of(file) / "gguf.json").is_file()
+    assert removed
 
 
 class Killed(BaseException):
@@ -236,7 +289,7 @@ def test_what_writers_have_left(file, tmp_path):
         left[name].mkdir()
         (left[name] / "config.json").write_text("{}")
         if name != "new":
-            os.utime(left[name], LONG_AGO)
+            os.utime(left[name], A_DAY_AGO)
     with files.locked(left["written"]):
         opened(file, 2)
     assert [name for name, path in left.items() if path.exists()] == ["new", "written"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5g2.checkpoint import gguf_folder
+from t5g2.checkpoint import gguf_folder, gguf_state
 from t5g2.checkpoint.import_folder import open_any, open_foreign, read_tokenizer
 from t5g2.core.errors import UserError
 from tests.checkpoint.gguf_files import arrays, write
@@ -120,6 +120,28 @@ def test_a_file_that_changes_while_its_weights_are_read(tmp_path, how):
         file.unlink()
     with pytest.raises(UserError, match=r"model\.gguf is gone or has changed since it was opened; give the file again"):
         leaf.read()
+
+
+@pytest.mark.parametrize("how", ["rights", "link", "number"])
+def test_a_file_that_stays_the_same_while_its_weights_are_read(tmp_path, monkeypatch, how):
+    """Its rights change, a backup links it, or a network mount numbers it anew: it is looked at once more."""
+    file = tmp_path / "model.gguf"
+    write(file)
+    leaf = open_any(file).leaves["embedder.table", None]
+    before = file.stat()
+    if how == "rights":
+        file.chmod(0o444)
+    elif how == "link":
+        (tmp_path / "backup.gguf").hardlink_to(file)
+    else:
+        shutil.copy2(file, tmp_path / "copy.gguf")
+        (tmp_path / "copy.gguf").rename(file)
+    assert gguf_state.identity(file.stat()) != gguf_state.identity(before)
+    looks, real = [], gguf_state._content
+    monkeypatch.setattr(gguf_state, "_content", lambda *args: looks.append(args) or real(*args))
+    for _ in range(2):
+        np.testing.assert_array_equal(leaf.read(), arrays()["token_embd"])
+    assert len(looks) == 1
 
 
 @pytest.mark.parametrize("read", [open_any, read_tokenizer])

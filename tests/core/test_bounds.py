@@ -1,6 +1,7 @@
 """The range of every setting: declared, checked by every constructor, and printed in docs/settings.md."""
 
 import dataclasses
+import importlib
 import importlib.util
 import math
 import typing
@@ -16,7 +17,7 @@ from t5g2.core import bounds
 from t5g2.core.bounds import Bounds, Count, Positive, TokenId, checked
 from t5g2.core.errors import UserError
 from t5g2.eval.generation import GenerationOptions, TopK
-from t5g2.models.config import Rope
+from t5g2.models.config import Rope, TextConfig
 from t5g2.models.layers import Compute
 from t5g2.objectives.prefix_lm import PrefixLM
 from t5g2.objectives.ul2 import UL2
@@ -59,6 +60,8 @@ class Base:
     share: Bounds | Literal["none"] = "none"
     pairs: tuple[tuple[str, Literal["a", "b"]], ...] = ()
     spans: str | tuple[Count, Literal["a", "b"]] = ""
+    few: Annotated[Count, Bounds(most=3)] = 1
+    level: Literal[1, 2, b"a"] = 1
 
     def __post_init__(self):
         self.__dict__["ran_after_the_check"] = True
@@ -73,15 +76,16 @@ class Derived(Base):
     ("make", "message"),
     [
         (lambda: Base(0), r"rate = 0; it must be above 0"),
-        (lambda: Base(math.nan), r"rate = nan; it must be above 0"),
-        (lambda: Base(math.inf), r"rate = inf; it must be above 0"),
+        (lambda: Base(math.nan), r"rate = nan; it must be a finite number that is above 0$"),
+        (lambda: Base(-math.inf), r"rate = -inf; it must be a finite number that is above 0$"),
+        (lambda: Base(math.inf), r"rate = inf; it must be a finite number that is above 0$"),
         (lambda: Base(1, ids=(3, -1)), r"ids = -1; it must be at least 0 and at most 2147483647"),
         (lambda: Base(1, names=(("S", 2**31),)), r"names = 2147483648; it must be at least 0"),
         (lambda: Base(1, limit=0), r"limit = 0; it must be at least 1 and at most 2147483647, or None for none"),
         (lambda: Derived(1, share=1.0), r"share = 1\.0; it must be at least 0 and below 1"),
         (lambda: Derived(-1e-8), r"rate = -1e-08; it must be above 0"),
         (lambda: Base(np.float32(-1)), r"rate = -1.0; it must be above 0"),
-        (lambda: Base(np.float32("nan")), r"rate = nan; it must be above 0"),
+        (lambda: Base(np.float32("nan")), r"rate = nan; it must be a finite number that is above 0$"),
         (lambda: Base(1, ids=(np.int64(-1),)), r"ids = -1; it must be at least 0 and at most 2147483647"),
         (
             lambda: Base(1, order="frist"),
@@ -118,6 +122,14 @@ class Derived(Base):
         ),
         (lambda: Base(1, width=0), r"width = 0; it must be at least 1 and at most 2147483647, or 'all'"),
         (lambda: Base(1, kinds=(1,)), r"unknown kinds '1' of Base"),
+        (lambda: Base(1, few=5), r"few = 5; it must be at least 1 and at most 2147483647 and at most 3$"),
+        (lambda: Base(1, few="x"), r"few = 'x'; it must be a whole number that is at least 1 .* and at most 3$"),
+        (lambda: Base(1, level=3), r"unknown level '3' of Base\. Allowed: 1, 2, b'a'$"),
+        (lambda: Base(1, level=True), r"unknown level 'True' of Base"),
+        (lambda: Base(1, level="1"), r"level = '1'; it must be 1, or 2, or b'a'$"),
+        (lambda: Base(1, level=1.0), r"unknown level '1\.0' of Base"),
+        (lambda: Base(1, ids="x" * 999), r"ids = 'x{56}\.\.\.; it must be a tuple"),
+        (lambda: Base(1, order="x" * 999), r"unknown order 'x{57}\.\.\.' of Base\. Allowed: "),
         (lambda: Base(1, early="always"), r"unknown early 'always' of Base"),
         (lambda: Base(1, early=None), r"unknown early 'None' of Base"),
         (lambda: Base(1, early=1), r"unknown early '1' of Base"),
@@ -142,8 +154,25 @@ def test_numbers_within_their_bounds_are_taken():
     assert dataclasses.replace(value, limit=1).limit == 1
     words = Base(1, order="first", kinds=("a", "b", "a"), width="all", early="never", any="thing", flag=True)
     assert dataclasses.replace(words, order=None, width=np.int64(3), early=True, share=Bounds(least=1)).width == 3
-    assert dataclasses.replace(words, pairs=(("any", "a"),), spans=(1, "b"), ids=[1]).spans == (1, "b")
+    assert dataclasses.replace(words, pairs=(("any", "a"),), spans=(1, "b")).spans == (1, "b")
     assert dataclasses.replace(words, spans="any", rate=np.float32(2)).spans == "any"
+    # other objects than those of the annotation
+    assert dataclasses.replace(words, level=bytes(bytearray(b"a")), order=np.str_("last")).order == "last"
+    assert dataclasses.replace(words, level=2, few=3).level == 2
+
+
+def test_a_list_is_stored_as_the_tuple_that_it_stands_for():
+    """So that Python code makes the same value as a config, which compiled functions can be cached by."""
+    lists = Base(1, ids=[3, 4], names=[["S", 1], ("T", 2)], kinds=["a"], spans=[1, "b"])
+    tuples = Base(1, ids=(3, 4), names=(("S", 1), ("T", 2)), kinds=("a",), spans=(1, "b"))
+    assert lists == tuples
+    assert hash(lists) == hash(tuples)
+    assert lists.names == (("S", 1), ("T", 2))
+    names = (("S", 1),)
+    assert Base(1, names=names).names is names
+    text = {"vocab_size": 64, "width": 16, "layers": 2, "mlp_width": 32, "heads": 2, "kv_heads": 1, "head_size": 8}
+    made = TextConfig(**text, window=4, pattern=["local", "global"])
+    assert hash(made) == hash(TextConfig(**text, window=4, pattern=("local", "global")))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +184,6 @@ def test_numbers_within_their_bounds_are_taken():
         tuple[Literal["a"] | Iterable, dict[str, int]],
         Literal["a"] | Runs,
         Annotated[str, Bounds(least=1)],
-        Literal[1, 2],
     ],
     ids=str,
 )
@@ -167,6 +195,34 @@ def test_an_annotation_that_cannot_be_checked_is_refused_where_the_class_is_made
 
     with pytest.raises(TypeError, match=r"Declared\.setting has bounds or words, and its values cannot be checked by "):
         declare()
+
+
+FORWARD = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import Literal
+from t5g2.core.bounds import Count, checked
+
+@dataclass(frozen=True)
+@checked
+class Declared:
+    count: Count
+    tail: Later | Literal["none"] = "none"
+
+class Later:
+    pass
+"""
+
+
+def test_a_class_that_is_defined_further_down_may_be_named(tmp_path, monkeypatch):
+    (tmp_path / "forward_references.py").write_text(FORWARD)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("forward_references")
+    assert module.Declared(1, tail=module.Later()).count == 1
+    with pytest.raises(UserError, match=r"count = 0; it must be at least 1"):
+        module.Declared(0)
+    with pytest.raises(UserError, match=r"unknown tail '3' of Declared.* Allowed: none, or of type Later"):
+        module.Declared(1, tail=3)
 
 
 def test_annotations_without_bounds_and_words_are_left_alone():
@@ -212,7 +268,7 @@ def test_a_word_that_is_allowed_instead_is_named():
     ],
 )
 def test_numbers_that_would_ruin_a_run_are_refused(make):
-    with pytest.raises(UserError, match=r"it must be (at least|above)"):
+    with pytest.raises(UserError, match=r"it must be (a finite number that is )?(at least|above)"):
         make()
 
 

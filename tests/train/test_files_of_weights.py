@@ -136,6 +136,10 @@ def test_a_tokenizer_whose_file_is_gone_at_the_end(weights, tmp_path, caplog):
         with caplog.at_level(logging.WARNING, logger="t5g2"):
             found = files_of_weights.read_or_warn(Init(params=str(folder)), experiment)
         assert found.files == ()
+    missing = (
+        f"the model folder has no tokenizer.json: the file of the run's tokenizer, {file}, does not exist any more"
+    )
+    assert caplog.text.count(missing) == 2
     assert f"{file}, the file of the run's tokenizer, does not exist any more" in caplog.text
 
 
