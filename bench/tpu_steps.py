@@ -28,13 +28,13 @@ quarter of them computed again. Of 4B-4B (aim 60%, 36% reached at 2 rows a chip)
 
 Tried: products with weights cut by FSDP were computed shard by shard while the weights came (windowed einsum), with
 sums in float32 arrays of all tokens. Without that, which is what a run sets for TPUs, 270M-270M takes 0.82 of the
-time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce-
-scatter: 2% of the step of 1B-1B, 8% of that of 4B-4B. Slices of four chips have reduce-scatters; on 8 and 16 a small
-program of two products a layer has none either, whether shards are multiples of a tile (widths of 2048, 8192) or not,
-and xla_sdy_export_all_reduce_scatter and three other options changed nothing. Less remat saves less than it computes:
-none takes 0.97 of the time of 270M-270M, in four times the memory, as what is kept has to be written and read, 1.03 of
-that of 1B-1B, and 0.88 of that of 4B-4B, whose MFU is 40.6% then, in 74.8 of 95 GiB; attention 0.96 of that of 1B-1B. Not tried yet: more rows a chip for 4B-4B, bfloat16 logits, larger
-blocks of the kernels.
+time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce- scatter:
+2% of the step of 1B-1B, 8% of that of 4B-4B. Slices of four chips have reduce-scatters; on 8 and 16 a small program
+of two products a layer has none either, whether shards are multiples of a tile (widths of 2048, 8192) or not, and
+xla_sdy_export_all_reduce_scatter and three other options changed nothing. Less remat saves less than it computes:
+none takes 0.97 of the time of 270M-270M, in four times the memory, as what is kept has to be written and read, 1.03
+of that of 1B-1B, and 0.88 of that of 4B-4B, whose MFU is 40.6% then, in 74.8 of 95 GiB; attention 0.96 of that of
+1B-1B. Not tried yet: more rows a chip for 4B-4B, bfloat16 logits, larger blocks of the kernels.
 
 The estimate of the memory is too high by a quarter for 4B-4B on v5e:4x4 and by half with 131,072 tokens in, for which
 it holds the five layers of the encoder that no loop has at a time, and the compiler one. It is too low by a quarter for
