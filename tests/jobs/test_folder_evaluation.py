@@ -316,7 +316,10 @@ def test_no_task_is_run_before_all_can_be(folder, tmp_path, capsys):
         ),
         (["--tasks=none.py", "--out=x"], "no task file none.py; give a Python file with get_tasks()"),
         (["--tasks=docstrings"], "--out is missing"),
-        (["--out=x"], "--tasks is empty; give FILE.py[:ARG], or a name of continuation, coreference, digits, docstrings"),
+        (
+            ["--out=x"],
+            "--tasks is empty; give FILE.py[:ARG], or a name of continuation, coreference, digits, docstrings",
+        ),
         (["--workdir=x", "--out=x"], "--model and --workdir are both given"),
     ],
 )
