@@ -1,5 +1,7 @@
 """The temporary arrays of a small scheduled program, by hand."""
 
+import pytest
+
 from t5g2.jobs import hlo_text
 from t5g2.jobs.live_memory import at_most
 
@@ -124,30 +126,31 @@ def test_a_copy_that_is_begun_ahead_is_one_array():
     assert memory.total == 4 * 2 * 2560
 
 
-def test_a_call_that_is_given_its_operands_later_has_one_result():
-    """Of the update's arrays only the result is new: what it is given and what the start made are there already."""
-    context, given, result = "s32[256]{0:T(256)}", "f32[2560]{0:T(256)}", "f32[1280]{0:T(256)}"
-    memory = at_most(
-        program(
-            made("first", 2560, ["a"], "jvp(encoder)/mlp"),
-            f"  %begun = ((), (), ({context})) custom-call-start(), called_computations={{%any}}",
-            f"  %given = (({given}), ({result}), ({context})) custom-call-update(%begun, %first)",
-            f"  %done = {result} custom-call-done(%given)",
-            made("last", 256, ["done"], "transpose(jvp(encoder))/mlp"),
-        )
-    )
-    assert memory.total == 4 * (2560 + 1280 + 256)
-
-
-def test_an_update_without_operands_of_its_own_adds_nothing():
+@pytest.mark.parametrize(
+    ("begun", "context"),
+    [
+        # begun without operands, which are given later, with what the start made
+        (
+            [
+                "((), (), (s32[256]{0:T(256)})) custom-call-start(), called_computations={%any}",
+                "((GIVEN), (RESULT), (s32[256]{0:T(256)})) custom-call-update(%begun0, %first)",
+            ],
+            4 * 256,
+        ),
+        # begun with them
+        (["((GIVEN), RESULT) async-start(%first), calls=%any", "((GIVEN), RESULT) async-update(%begun0)"], 0),
+    ],
+)
+def test_an_update_of_what_is_begun_ahead_has_one_result(begun, context):
+    """Of its arrays only the result is new, and only once: what it is given and what the start made are there."""
     given, result = "f32[2560]{0:T(256)}", "f32[1280]{0:T(256)}"
+    lines = [line.replace("GIVEN", given).replace("RESULT", result) for line in begun]
     memory = at_most(
         program(
             made("first", 2560, ["a"], "jvp(encoder)/mlp"),
-            f"  %begun = (({given}), {result}) async-start(%first), calls=%any",
-            f"  %on = (({given}), {result}) async-update(%begun)",
-            f"  %done = {result} async-done(%on)",
+            *(f"  %begun{number} = {line}" for number, line in enumerate(lines)),
+            f"  %done = {result} call-done(%begun1)",
             made("last", 256, ["done"], "transpose(jvp(encoder))/mlp"),
         )
     )
-    assert memory.total == 4 * (2560 + 1280)
+    assert memory.total == 4 * (2560 + 1280) + context
