@@ -110,7 +110,7 @@ def _tables(report: Report) -> Iterator[tuple[str, str]]:
 
 def _by_update(report: Report) -> Iterator[tuple[str, str]]:
     """Yields (title, text): a table of held-out losses with a row an arm and a column a step, of arms without seeds."""
-    loss, bits = "eval/heldout/loss", "eval/heldout/bits_per_byte"
+    loss, bits = _loss("heldout"), "eval/heldout/bits_per_byte"
     arms = {arm: group for each in report.comparisons for arm, group in each.arms.items() if group.steps(loss)}
     steps = sorted({step for group in arms.values() for step in group.steps(loss)})
     if not arms or len(steps) > MOST_STEPS or any(group.has_seeds for group in arms.values()):
