@@ -37,6 +37,8 @@ class Chip(NamedTuple):
         peak on v5e and v5p. Those of v6e and tpu7x are not published: for v6e the one with which they do so too, for
         tpu7x one with which a product of 8192 x 8192 x 8192 reaches 80%, between those of v6e (62%) and v4 (93%).
       link_bytes_per_s: of one link between chips, in one direction (the same book, and chapter 12 of it for tpu7x).
+      network_bytes_per_s: that a chip sends to other slices, through its host (that documentation for v5p, v6e and
+        tpu7x, the book for v4 and v5e).
       most: chips of the largest slice (documentation of Google Cloud).
       flat: a torus of two axes, which only a side of 16 closes; else of three, which multiples of 4 close.
       devices: that jax has of a chip.
@@ -47,6 +49,7 @@ class Chip(NamedTuple):
     hbm_gib: float
     cycles_per_s: float
     link_bytes_per_s: float
+    network_bytes_per_s: float
     most: int
     flat: bool
     devices: int = 1
@@ -71,28 +74,38 @@ class Chip(NamedTuple):
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "TPU v4", 32, 1.05e9, 45e9, 4096, False),
-        Chip("v5e", "TPU v5 lite", 16, 1.5e9, 45e9, 256, True),
-        Chip("v5p", "TPU v5", 95, 1.75e9, 90e9, 6144, False),
-        Chip("v6e", "TPU v6 lite", 32, 1.53e9, 90e9, 256, True),
-        Chip("tpu7x", "TPU7x", 192, 2.2e9, 90e9, 9216, False, 2),
+        Chip("v4", "TPU v4", 32, 1.05e9, 45e9, 6.25e9, 4096, False),
+        Chip("v5e", "TPU v5 lite", 16, 1.5e9, 45e9, 3.125e9, 256, True),
+        Chip("v5p", "TPU v5", 95, 1.75e9, 90e9, 6.25e9, 6144, False),
+        Chip("v6e", "TPU v6 lite", 32, 1.53e9, 90e9, 12.5e9, 256, True),
+        Chip("tpu7x", "TPU7x", 192, 2.2e9, 90e9, 12.5e9, 9216, False, 2),
     )
 }
 
 
 class Target(NamedTuple):
-    """A slice of a kind of TPU: "v5p:4x4x4"."""
+    """A slice of a kind of TPU, "v5p:4x4x4", or several of them.
+
+    Attributes:
+      sides: chips of a slice along each axis.
+    """
 
     chip: Chip
     sides: tuple[int, ...]
+    slices: int = 1
 
     def __str__(self) -> str:
+        return self.topology if self.slices == 1 else f"{self.slices} slices of {self.topology}"
+
+    @property
+    def topology(self) -> str:
+        """The text of one slice, which is libtpu's name of it."""
         return f"{self.chip.name}:{'x'.join(map(str, self.sides))}"
 
     @property
     def chips(self) -> int:
-        """Number of chips."""
-        return math.prod(self.sides)
+        """Number of chips, of all slices."""
+        return self.slices * math.prod(self.sides)
 
 
 def target(text: str) -> Target:

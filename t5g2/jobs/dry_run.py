@@ -36,6 +36,7 @@ from t5g2.train.experiment import Experiment
 from t5g2.train.plan import Plan
 
 MOST = 2**40  # bytes; XLA for CPU in jax 0.12 divides by zero where a single array takes a quarter of this
+MOST_CHIPS = 2**17  # of all slices of a target; each of their devices is an object of this process
 SCORES = "; much of it is attention scores, which the reference backend holds whole: compute.backend=auto avoids it"
 
 
@@ -54,7 +55,8 @@ def check(
     Args:
       devices: number of devices to simulate (on CPU); 0 = those of this machine.
       hbm_gib: memory of a device; 0 = no limit, or that of the target.
-      target: a slice of TPUs that the step is compiled for, such as "v5p:4x4x4"; None = for `devices`.
+      target: a slice of TPUs that the step is compiled for, such as "v5p:4x4x4", or for as many of them as mesh.slices
+        says; None = for `devices`.
       suggest: if the step does not fit the target, search for settings with which it does.
       allow_change: as in a run: "data.tokenizer" = the weights may have another tokenizer.
       compiled: compile the step too, which takes about half a minute and 2 GB for the largest models.
@@ -62,17 +64,17 @@ def check(
     Raises:
       UserError: mesh and devices, lengths and text, memory and limit, or the initial weights and the model do not fit.
     """
-    slice_ = _slice(target, devices=devices, suggest=suggest)
+    slices = _slices(target, experiment.mesh.slices, devices=devices, suggest=suggest)
     if devices:
         _simulate(devices)
     logs.setup()
     metrics_writer.check_outputs(experiment.log.wandb)
     origin, experiment = _origin(experiment, allow_change), flops_budget.resolved(experiment)
-    if slice_ is None:
+    if slices is None:
         mesh = sharding.make(experiment.mesh)
         rows = plans.local_rows(experiment, mesh)
     else:  # none of its devices is of this process
-        mesh = sharding.make(experiment.mesh, tpu_compiler.devices(slice_))
+        mesh = sharding.make(experiment.mesh, tpu_compiler.devices(slices))
         rows = plans.all_rows(experiment, mesh)
     with jax.set_mesh(mesh):
         # simulated devices stand for accelerators, which compute the loss in their own way
@@ -88,8 +90,8 @@ def check(
         counts = flops.count_rows(experiment.model, batch.batch.encoder, batch.batch.decoder)
         parts = training_flops(experiment, counts)
         problem = None
-        if slice_ is not None and compiled:
-            problem = _check_target(plan, slice_, memory, parts, most_gib=hbm_gib, suggest=suggest)
+        if slices is not None and compiled:
+            problem = _check_target(plan, slices, memory, parts, most_gib=hbm_gib, suggest=suggest)
         else:
             needed = _print_compiled(plan, memory, simulated=devices > 0, compiled=compiled)
             if hbm_gib and needed / GIB > hbm_gib:
@@ -101,8 +103,8 @@ def check(
     print("check passed: the experiment can run")
 
 
-def _slice(target: str | None, *, devices: int, suggest: bool) -> Target | None:
-    """Returns the slice of TPUs of a text, if there is one.
+def _slices(target: str | None, count: int, *, devices: int, suggest: bool) -> Target | None:
+    """Returns so many slices of TPUs of a text, if there is one.
 
     Raises:
       UserError: it does not exist, or the flags do not go together.
@@ -114,7 +116,15 @@ def _slice(target: str | None, *, devices: int, suggest: bool) -> Target | None:
         )
     if target is None and suggest:
         raise UserError("--suggest is given without --target; give the slice of TPUs that the settings are to fit")
-    return None if target is None else tpu_chips.target(target)
+    if target is None:
+        return None
+    slices = tpu_chips.target(target)._replace(slices=count)
+    if slices.chips > MOST_CHIPS:
+        raise UserError(
+            f"--target={target} and mesh.slices = {count:,} are {slices.chips:,} chips, and at most {MOST_CHIPS:,} can "
+            f"be compiled for; set mesh.slices to {max(1, MOST_CHIPS * count // slices.chips):,} or less"
+        )
+    return slices
 
 
 def _check_target(

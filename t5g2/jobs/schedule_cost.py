@@ -2,10 +2,11 @@
 
 An operation takes the `estimated_cycles` that the compiler has written beside it, at the clock of the chip; the body of
 a loop counts once for each turn. The compiler writes none beside collectives, which are charged the bytes that a device
-sends at the speed of its links to the others of its group, nor beside kernels and a few others, which are charged their
-FLOPs at half of the peak, or their bytes at half of the memory's bandwidth, whichever is more. Copies between memory
-and core that are begun ahead cost nothing. A collective that is begun ahead, or is part of an operation that computes,
-runs on the links while the core computes; the step waits for what is left of it.
+sends at the speed of its links to the others of its group, or of its host's network to other slices, nor beside kernels
+and a few others, which are charged their FLOPs at half of the peak, or their bytes at half of the memory's bandwidth,
+whichever is more. Copies between memory and core that are begun ahead cost nothing. A collective that is begun ahead,
+or is part of an operation that computes, runs on the links while the core computes; the step waits for what is left of
+it.
 """
 
 import math
@@ -26,10 +27,20 @@ from t5g2.models.backends.site import Site
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 UNESTIMATED = 0.5  # of the peak, or of the bandwidth, that an operation without an estimate is charged
-# begun and ended around other work by a unit of their own, or nothing at all
-_FREE = (*NOTHING, "copy-start", "copy-done", "partition-id", "after-all", "opt-barrier")
+# begun and ended around other work by a unit of their own, or nothing at all; a send between slices ends in a recv-done
+_FREE = (*NOTHING, "copy-start", "copy-done", "partition-id", "after-all", "opt-barrier", "recv", "send-done")
 _IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 _KERNEL = re.compile(r"splash_m[qh]a_(fwd|dq|dkv)")
+# what hosts of several slices do with the arrays that their devices send and receive, by the compiler's name
+_BETWEEN_SLICES = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+_HOSTS_OPERATION = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
 # matrix products in a kernel of attention: two in the forward pass, five gradients of which two kernels share two
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
@@ -42,12 +53,14 @@ class Speeds(NamedTuple):
       bytes_per_s: bandwidth of its memory.
       cycles_per_s: clock.
       link_bytes_per_s: of a link to a neighbour, in one direction.
+      network_bytes_per_s: to other slices.
     """
 
     flops_per_s: float
     bytes_per_s: float
     cycles_per_s: float
     link_bytes_per_s: float
+    network_bytes_per_s: float
 
 
 @dataclass(frozen=True)
@@ -55,8 +68,9 @@ class Transfer:
     """A collective of a program.
 
     Attributes:
-      kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
-      group: devices that take part together.
+      kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute, with " of slices" after it if it is
+        between them.
+      group: devices that take part together, or slices.
       sent: bytes that a device sends, in one execution.
       times: executions in a step.
       seconds: of one execution on the links.
@@ -122,16 +136,19 @@ class ScheduleCost:
 
 
 class Network(NamedTuple):
-    """The devices of a program in its order, and the slice that they are in."""
+    """The devices of a program in its order, and the slice that they are in, which may be one of several.
+
+    Of several each has the same program, in which groups of devices are of its own slice.
+    """
 
     target: Target
-    coordinates: np.ndarray  # int[devices, axes of the slice]
+    coordinates: np.ndarray  # int[devices of a slice, axes of the slice]
 
     @classmethod
     def of(cls, target: Target, mesh: Mesh) -> "Network":
-        """Returns the network of a mesh of the slice's devices."""
-        axes = len(target.sides)
-        return cls(target, np.array([device.coords[:axes] for device in mesh.devices.flat]))
+        """Returns the network of a mesh of the target's devices, whose outermost part is the slices."""
+        axes, devices = len(target.sides), mesh.devices.size // target.slices
+        return cls(target, np.array([device.coords[:axes] for device in mesh.devices.flat[:devices]]))
 
     def links(self, group: np.ndarray) -> int:
         """Returns the links through which a device of a group sends to the others: at least one."""
@@ -149,7 +166,11 @@ def schedule_cost(
     """
     schedule = _Clock(program, operations(program), speeds, network, sites or {})
     schedule.cost.seconds = schedule.run(program.entry, 1)
-    collectives = {i.name for i in program.by_name.values() if i.opcode.removesuffix("-start") in COLLECTIVES}
+    collectives = {
+        i.name
+        for i in program.by_name.values()
+        if i.opcode.removesuffix("-start") in COLLECTIVES or (i.opcode == "send" and _HOSTS_OPERATION.search(i.text))
+    }
     schedule.cost.uncounted = len(collectives - schedule.counted)
     return schedule.cost
 
@@ -168,10 +189,12 @@ class _Clock:
         self.program, self.parts, self.speeds, self.network, self.sites = program, parts, speeds, network, sites
         self.cost = ScheduleCost()
         self.counted: set[str] = set()  # names of collectives
+        # where hosts of several slices exchange arrays, by the name that both sides know: the one that is received
+        self._received = {_rendezvous(i): i for i in program.by_name.values() if i.opcode == "recv"}
 
     def run(self, computation: str, times: int) -> float:
         """Returns the seconds of one execution of a computation that is executed so often."""
-        now = links_free = 0.0
+        now = links_free = network_free = 0.0
         begun: dict[str, tuple[Transfer, float]] = {}  # with the time of its end
         prepared: dict[str, Transfer] = {}  # begun without operands, which an update gives
         for instruction in self.program.computations[computation]:
@@ -179,6 +202,9 @@ class _Clock:
                 continue
             if instruction.opcode in CONTROL:
                 now += self._control(instruction, times)
+            elif instruction.opcode == "send" and (transfer := self._between_slices(instruction, times)) is not None:
+                network_free = max(now, network_free) + transfer.seconds
+                begun[self._received[_rendezvous(instruction)].name] = transfer, network_free
             elif instruction.opcode.endswith("-done"):
                 transfer, end = begun.pop(instruction.operands[0], (None, now))
                 self._record(transfer, end - now)
@@ -275,6 +301,19 @@ class _Clock:
         scope = self.parts[instruction.name].scope if instruction.name in self.parts else ""
         return Transfer(kind, groups.shape[1], sent, times, seconds, seconds, scope)
 
+    def _between_slices(self, send: Instruction, times: int) -> Transfer | None:
+        """Returns the collective between slices that begins with a send; None if it is none that is known."""
+        operation, received = _HOSTS_OPERATION.search(send.text), self._received.get(_rendezvous(send))
+        kind = _BETWEEN_SLICES.get(operation[1]) if operation else None
+        if kind is None or received is None:
+            return None
+        self.counted.add(send.name)
+        slices = self.network.target.slices
+        sent = _sent(kind, slices, given=send.arrays[0].size, result=received.arrays[0].size)
+        seconds = sent / self.speeds.network_bytes_per_s
+        scope = self.parts[send.name].scope if send.name in self.parts else ""
+        return Transfer(f"{kind} of slices", slices, sent, times, seconds, seconds, scope)
+
     def _record(self, transfer: Transfer | None, waited: float) -> None:
         if transfer is not None:
             self.cost.transfers.append(replace(transfer, waited=max(0.0, waited)))
@@ -290,6 +329,12 @@ def _sent(kind: str, group: int, *, given: int, result: int) -> int:
         return given
     whole = {"all-gather": result, "all-reduce": 2 * given}.get(kind, given)
     return whole * (group - 1) // group
+
+
+def _rendezvous(transfer: Instruction) -> str:
+    """Returns the name by which hosts know an array that is sent or received; "" = they do not."""
+    match = _RENDEZVOUS.search(transfer.text)
+    return match[1] if match else ""
 
 
 def _kernel_flops(instruction: Instruction, program: Program, site: Site | None) -> int | None:

@@ -62,12 +62,13 @@ def speeds(target: Target) -> Speeds:
     flops, memory = (device.of_kind(table, chip.kind) for table in (device.NAMED_PEAKS, device.NAMED_BANDWIDTHS))
     assert flops is not None
     assert memory is not None
-    # where a chip is two devices they share its links
-    return Speeds(flops, memory, chip.cycles_per_s, chip.link_bytes_per_s / chip.devices)
+    # where a chip is two devices they share its links, and its host's network
+    links, network = chip.link_bytes_per_s / chip.devices, chip.network_bytes_per_s / chip.devices
+    return Speeds(flops, memory, chip.cycles_per_s, links, network)
 
 
 def compile_for(plan: Plan, target: Target) -> TargetStep:
-    """Compiles the step of a plan on a mesh of the slice's devices; set the mesh around it.
+    """Compiles the step of a plan on a mesh of the target's devices; set the mesh around it.
 
     Raises:
       JaxRuntimeError: the compiler fails for another reason than memory.
@@ -129,13 +130,13 @@ def time_lines(step: TargetStep, parts: Mapping[str, int], mesh: Mesh) -> str:
         ratio = f"{made / of:9.2f}" if of else " " * 9
         if of or made or ms >= 0.05:
             lines.append(f"  {name:20}{of:14.3g}{made:17.3g}{ratio}{ms:10.1f}")
-    lines += ["", "collectives           group   times   MiB sent   ms on links   ms waited for   overlapped"]
+    lines += ["", f"{'collectives':28}group   times   MiB sent   ms on links   ms waited for   overlapped"]
     for (kind, group), transfers in _by_kind(cost.transfers).items():
         times, sent = sum(t.times for t in transfers), sum(t.sent * t.times for t in transfers)
         links, waited = (1e3 * sum(getattr(t, of) * t.times for t in transfers) for of in ("seconds", "waited"))
         hidden = sum(t.times for t in transfers if t.overlapped)
         lines.append(
-            f"  {kind:20}{group:5}{times:8}{sent / 2**20:11.1f}{links:14.2f}{waited:16.2f}   {hidden} of {times}"
+            f"  {kind:26}{group:5}{times:8}{sent / 2**20:11.1f}{links:14.2f}{waited:16.2f}   {hidden} of {times}"
         )
     if not cost.transfers:
         lines.append("  none")

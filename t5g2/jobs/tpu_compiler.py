@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
 
 
 def devices(target: Target) -> list[Any]:
-    """Returns the devices of a slice; they compute nothing.
+    """Returns the devices of a slice, or of several; they compute nothing.
 
     Raises:
       UserError: the compiler is not installed, is broken, or does not know the slice.
@@ -65,12 +65,14 @@ def devices(target: Target) -> list[Any]:
     from jax.experimental import topologies
 
     settings: dict[str, Any] = {}
-    if target.chip.flat and target.chips == 1:
+    if target.chip.flat and target.chips == target.slices:
         settings["chips_per_host_bounds"] = (1, 1, 1)  # as hosts of one chip have it; the others have four
     if target.chip.name == "v4":
         settings["chip_config_name"] = "megacore"  # both cores are one device, as they are where a program runs
+    if target.slices > 1:
+        settings["num_slices"] = target.slices
     try:
-        return list(topologies.get_topology_desc(str(target), "tpu", **settings).devices)
+        return list(topologies.get_topology_desc(target.topology, "tpu", **settings).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

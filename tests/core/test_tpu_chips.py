@@ -13,6 +13,11 @@ def test_targets(text, chips):
     assert (str(target(text)), target(text).chips) == (text, chips)
 
 
+def test_several_slices():
+    slices = target("v5p:2x2x1")._replace(slices=3)
+    assert (str(slices), slices.topology, slices.chips) == ("3 slices of v5p:2x2x1", "v5p:2x2x1", 12)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -11,7 +11,7 @@ from t5g2.jobs.schedule_cost import Network, Speeds, replica_groups, schedule_co
 from t5g2.models import masks
 from t5g2.models.backends.site import Site
 
-SPEEDS = Speeds(flops_per_s=1e12, bytes_per_s=1e11, cycles_per_s=1e9, link_bytes_per_s=1e9)
+SPEEDS = Speeds(1e12, bytes_per_s=1e11, cycles_per_s=1e9, link_bytes_per_s=1e9, network_bytes_per_s=1e8)
 # 2 x 2 chips: a group of all has two links, a group of two has one
 NETWORK = Network(target("v5p:2x2x1"), np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]))
 ESTIMATE = 'backend_config={{"window_config":{{"estimated_cycles":"{}"}}}}'
@@ -127,6 +127,61 @@ def test_an_update_of_a_collective_that_is_on_its_way_costs_nothing():
 def test_collectives_that_are_not_found_are_counted():
     assert not cost(f"%gather = {GATHER}").uncounted
     assert cost("%made = f32[1000]{0:T(1024)} custom-call(%b), called_computations={%offloaded}").uncounted == 1
+
+
+def between_slices(kind, given, received, name="r"):
+    """Returns the lines in which hosts of slices exchange an array: begun by a send, ended by a recv-done."""
+    attributes = (
+        f'is_host_transfer=true, frontend_attributes={{_xla_host_transfer_rendezvous="{name}",'
+        f'_xla_megascale_target="{{1,2}}x{{0:3}}",_xla_megascale_transfer_type="{kind}"}}'
+    )
+    return (
+        f"%send.{name} = (f32[{given}]{{0:T(256)}}, u32[], token[]) send(%b, %token.{name}), {attributes}",
+        f"%recv.{name} = (f32[{received}]{{0:T(256)}}, u32[], token[]) recv(%token.{name}), {attributes}",
+        f"%send-done.{name} = token[] send-done(%send.{name}), is_host_transfer=true",
+        f"%recv-done.{name} = (f32[{received}]{{0:T(256)}}, token[]) recv-done(%recv.{name}), is_host_transfer=true",
+    )
+
+
+def cost_on_slices(slices, *lines):
+    network = NETWORK._replace(target=NETWORK.target._replace(slices=slices))
+    text = PROGRAM.replace("LINES", "\n".join(f"  {line}" for line in lines))
+    return schedule_cost(hlo_text.read(text), SPEEDS, network)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "received", "slices", "name", "sent"),
+    [
+        ("ALL_REDUCE", 250, 250, 2, "all-reduce", 1000),  # half of the array there, the sums of it back
+        ("ALL_REDUCE", 240, 240, 3, "all-reduce", 2 * 960 * 2 // 3),
+        ("ALL_GATHER", 250, 750, 3, "all-gather", 2000),  # to each of two others
+        ("REDUCE_SCATTER", 250, 125, 2, "reduce-scatter", 500),
+        ("ALL_TO_ALL", 250, 250, 2, "all-to-all", 500),
+        ("ONE_TO_ONE", 250, 250, 3, "collective-permute", 1000),
+    ],
+)
+def test_hosts_of_slices_exchange_arrays_beside_other_work(kind, given, received, slices, name, sent):
+    """A device's part of its host's network sends a byte in ten nanoseconds, while the core and the links work."""
+    send, recv, sent_all, done = between_slices(kind, given, received)
+    result = cost_on_slices(slices, send, recv, sent_all, computes("x", "a", 700), f"%gather = {GATHER}", done)
+    between = next(transfer for transfer in result.transfers if transfer.kind.endswith("of slices"))
+    assert (between.kind, between.group, between.sent, between.times) == (f"{name} of slices", slices, sent, 1)
+    assert nanoseconds(between.seconds) == 10 * sent
+    assert nanoseconds(between.waited) == 10 * sent - 700 - 1500
+    assert nanoseconds(result.seconds) == 10 * sent
+    assert not result.uncounted
+
+
+def test_slices_exchange_one_array_after_the_other():
+    first, second = (between_slices("ALL_REDUCE", 250, 250, name) for name in ("r", "s"))
+    result = cost_on_slices(2, *first[:2], *second[:2], computes("x", "a", 700), *second[2:], *first[2:])
+    assert nanoseconds(result.seconds) == 20_000
+    assert [nanoseconds(transfer.waited) for transfer in result.transfers] == [19_300, 0]
+
+
+def test_an_exchange_between_slices_that_is_not_known_is_counted_as_such():
+    send, recv, *done = between_slices("BROADCAST", 250, 250)
+    assert cost_on_slices(2, send, recv, *done).uncounted == 1
 
 
 def test_transfers_share_the_links():

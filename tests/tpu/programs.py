@@ -9,7 +9,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from t5g2.core import sharding
@@ -83,10 +82,10 @@ def _compile(mesh, sources, name: str, kv_heads: int, softcap: float | None) -> 
     return step.lower(array(LENGTH, HEADS, own), keys_values, tokens(LENGTH), others).compile().as_text() or ""
 
 
-def check_step(topology: str, length: int = 4096) -> None:
-    """Checks a run of T5Gemma 2 270M-270M with one layer a side, rows of 4,096 tokens on both, and FSDP."""
+def one_layer(length: int, **mesh: int) -> experiments.Experiment:
+    """Returns a run of T5Gemma 2 270M-270M with one layer a side, rows of `length` tokens on both, and FSDP over 4."""
     one = {"layers": 1}
-    experiment = experiments.build(
+    return experiments.build(
         {
             "model": {"size": "t5gemma2:270m-270m", "encoder": {**one, "images": None}, "decoder": one},
             "data": {
@@ -101,9 +100,14 @@ def check_step(topology: str, length: int = 4096) -> None:
             "optim": {"optimizer": {"kind": "adamw"}, "schedule": {"kind": "constant", "peak": 1e-3}},
             "train": {"steps": 10, "tile_tokens": 4096},
             "compute": {"remat": "attention"},
-            "mesh": {"data": 1, "fsdp": 4},
+            "mesh": {"data": 1, "fsdp": 4, **mesh},
         }
     )
+
+
+def check_step(topology: str, length: int = 4096) -> None:
+    """Checks a run with rows of 4,096 tokens on both sides."""
+    experiment = one_layer(length)
     steps = []
 
     def compile_for(*arguments):
@@ -124,10 +128,11 @@ def check_step(topology: str, length: int = 4096) -> None:
 
 
 def two_slices(topology: str) -> None:
-    """Prints the slices of each part of the data axis of a mesh over two slices; nothing is compiled."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=2).devices
+    """Prints the slices of each part of the data axis of a mesh over two slices, and checks a run on it."""
+    devices = tpu_compiler.devices(target(topology)._replace(slices=2))
     mesh = sharding.make(MeshShape(strategy="fsdp", slices=2), devices)
     print(f"{topology} twice: {[sorted({device.slice_index for device in part.flat}) for part in mesh.devices]}")
+    dry_run.check(one_layer(256, data=2, slices=2), target=topology)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ COMPILER = Path(sys.prefix, "tpu-compiler")
 def test_programs_of_tpus():
     """Attention of packed rows on 2 x 2 devices, and with the encoder's columns cut over 4: one kernel forward and two
     backward, and no array of all pairs. A step with FSDP on 4, whose encoder and decoder layer keep their output, and
-    whose tied table's gradient, of two lookups and the head, is cut where it is summed over devices, never whole. Each
-    of two slices is a part of the data axis. The step is what `t5g2 check --target` compiles, whose estimate without
-    the compiler is near the compiler's figure.
+    whose tied table's gradient, of two lookups and the head, is cut where it is summed over devices, never whole. The
+    step is what `t5g2 check --target` compiles, whose estimate without the compiler is near the compiler's figure. Each
+    of two slices is a part of the data axis, between which the sums of the gradients cross the network.
     """
     path = os.pathsep.join([str(COMPILER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "tests.tpu.programs"]
@@ -26,9 +26,14 @@ def test_programs_of_tpus():
     assert result.returncode == 0, result.stderr[-4000:]
     step, *attention = [line for line in result.stdout.splitlines() if " kernels=" in line]
     assert step == "v5p:2x2x1 step kernels=6 pairs=False table reduce-scatters=1 all-reduces=0"
-    assert "v5e:2x2 twice: [[0], [1]]" in result.stdout
     assert len(attention) == 14
-    printed = result.stdout
+    printed, twice = result.stdout.split("v5e:2x2 twice: [[0], [1]]\n")
+    assert re.search(r"^it fits: .* of a device of 2 slices of v5e:2x2$", twice, re.MULTILINE)
+    (sums,) = re.findall(r"^  all-reduce of slices +2 +\d+ +([\d.]+) ", twice, re.MULTILINE)
+    # float32 gradients, each device's quarter; a device sends as much, as there is one other slice
+    table = 262_144 * 640 * 4 / 4 / 2**20
+    assert table < float(sums) < 1.1 * table
+    assert "stand where it does not look" not in twice
     by_formula, compiled = (
         float(re.search(rf"  {name} +([\d.]+)", printed)[1]) for name in ("in all, about", "in all")
     )
