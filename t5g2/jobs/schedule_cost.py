@@ -16,31 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import numpy as np
-from jax.sharding import Mesh
-
-from t5g2.core.tpu_chips import Target
 from t5g2.jobs.hlo_text import Instruction, Program
 from t5g2.jobs.kernel_blocks import site_of, visible_pairs
 from t5g2.jobs.program_operations import CONTROL, NOTHING, ProgramOperation, operations
+from t5g2.jobs.transfers import Network, Transfer, Transfers
 from t5g2.models.backends.site import Site
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 UNESTIMATED = 0.5  # of the peak, or of the bandwidth, that an operation without an estimate is charged
 # begun and ended around other work by a unit of their own, or nothing at all; a send between slices ends in a recv-done
 _FREE = (*NOTHING, "copy-start", "copy-done", "partition-id", "after-all", "opt-barrier", "recv", "send-done")
-_IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 _KERNEL = re.compile(r"splash_m[qh]a_(fwd|dq|dkv)")
-# what hosts of several slices do with the arrays that their devices send and receive, by the compiler's name
-_BETWEEN_SLICES = {
-    "ALL_GATHER": "all-gather",
-    "ALL_REDUCE": "all-reduce",
-    "REDUCE_SCATTER": "reduce-scatter",
-    "ALL_TO_ALL": "all-to-all",
-    "ONE_TO_ONE": "collective-permute",
-}
-_HOSTS_OPERATION = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-_RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
 # matrix products in a kernel of attention: two in the forward pass, five gradients of which two kernels share two
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
@@ -52,44 +37,11 @@ class Speeds(NamedTuple):
       flops_per_s: peak of matrix products.
       bytes_per_s: bandwidth of its memory.
       cycles_per_s: clock.
-      link_bytes_per_s: of a link to a neighbour, in one direction.
-      network_bytes_per_s: to other slices.
     """
 
     flops_per_s: float
     bytes_per_s: float
     cycles_per_s: float
-    link_bytes_per_s: float
-    network_bytes_per_s: float
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A collective of a program.
-
-    Attributes:
-      kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute, with " of slices" after it if it is
-        between them.
-      group: devices that take part together, or slices.
-      sent: bytes that a device sends, in one execution.
-      times: executions in a step.
-      seconds: of one execution on the links.
-      waited: seconds of one execution for which the core waits.
-      scope: part of the model, dotted.
-    """
-
-    kind: str
-    group: int
-    sent: int
-    times: int
-    seconds: float
-    waited: float
-    scope: str
-
-    @property
-    def overlapped(self) -> bool:
-        """True if the core does other work for most of it."""
-        return self.waited < self.seconds / 2
 
 
 @dataclass
@@ -135,27 +87,6 @@ class ScheduleCost:
                 sums[scope] += number
 
 
-class Network(NamedTuple):
-    """The devices of a program in its order, and the slice that they are in, which may be one of several.
-
-    Of several each has the same program, in which groups of devices are of its own slice.
-    """
-
-    target: Target
-    coordinates: np.ndarray  # int[devices of a slice, axes of the slice]
-
-    @classmethod
-    def of(cls, target: Target, mesh: Mesh) -> "Network":
-        """Returns the network of a mesh of the target's devices, whose outermost part is the slices."""
-        axes, devices = len(target.sides), mesh.devices.size // target.slices
-        return cls(target, np.array([device.coords[:axes] for device in mesh.devices.flat[:devices]]))
-
-    def links(self, group: np.ndarray) -> int:
-        """Returns the links through which a device of a group sends to the others: at least one."""
-        span = tuple(len(set(axis)) for axis in self.coordinates[group].T.tolist())
-        return max(1, self.target.chip.links(span, self.target.sides))
-
-
 def schedule_cost(
     program: Program, speeds: Speeds, network: Network, sites: Mapping[str, Site] | None = None
 ) -> ScheduleCost:
@@ -164,14 +95,9 @@ def schedule_cost(
     Args:
       sites: the attention of the model by kind of layer; a kernel of an unknown one is charged all its blocks.
     """
-    schedule = _Clock(program, operations(program), speeds, network, sites or {})
+    schedule = _Clock(program, operations(program), speeds, Transfers(program, network), sites or {})
     schedule.cost.seconds = schedule.run(program.entry, 1)
-    collectives = {
-        i.name
-        for i in program.by_name.values()
-        if i.opcode.removesuffix("-start") in COLLECTIVES or (i.opcode == "send" and _HOSTS_OPERATION.search(i.text))
-    }
-    schedule.cost.uncounted = len(collectives - schedule.counted)
+    schedule.cost.uncounted = schedule.transfers.unread
     return schedule.cost
 
 
@@ -183,50 +109,51 @@ class _Clock:
         program: Program,
         parts: Mapping[str, ProgramOperation],
         speeds: Speeds,
-        network: Network,
+        transfers: Transfers,
         sites: Mapping[str, Site],
     ):
-        self.program, self.parts, self.speeds, self.network, self.sites = program, parts, speeds, network, sites
+        self.program, self.parts, self.speeds, self.sites = program, parts, speeds, sites
+        self.transfers = transfers
         self.cost = ScheduleCost()
-        self.counted: set[str] = set()  # names of collectives
-        # where hosts of several slices exchange arrays, by the name that both sides know: the one that is received
-        self._received = {_rendezvous(i): i for i in program.by_name.values() if i.opcode == "recv"}
 
     def run(self, computation: str, times: int) -> float:
         """Returns the seconds of one execution of a computation that is executed so often."""
-        now = links_free = network_free = 0.0
-        begun: dict[str, tuple[Transfer, float]] = {}  # with the time of its end
-        prepared: dict[str, Transfer] = {}  # begun without operands, which an update gives
-        for instruction in self.program.computations[computation]:
-            if instruction.opcode in _FREE:
-                continue
+        instructions = [i for i in self.program.computations[computation] if i.opcode not in _FREE]
+        # a collective that is spread over several operations ends with the last of them
+        last = {name: i.name for i in instructions for name in self.transfers.collectives(i)}
+        timeline = _Timeline()
+        for instruction in instructions:
             if instruction.opcode in CONTROL:
-                now += self._control(instruction, times)
-            elif instruction.opcode == "send" and (transfer := self._between_slices(instruction, times)) is not None:
-                network_free = max(now, network_free) + transfer.seconds
-                begun[self._received[_rendezvous(instruction)].name] = transfer, network_free
+                timeline.now += self._control(instruction, times)
+            elif instruction.opcode == "send" and (exchange := self._exchange(instruction, times)) is not None:
+                timeline.begin(*exchange)
             elif instruction.opcode.endswith("-done"):
-                transfer, end = begun.pop(instruction.operands[0], (None, now))
-                self._record(transfer, end - now)
-                now = max(now, end)
-            elif instruction.opcode.endswith("-update") and instruction.operands[0] in begun:
-                begun[instruction.name] = begun.pop(instruction.operands[0])
+                self._record(timeline.end(instruction.operands[0]))
             elif instruction.opcode.endswith(("-start", "-update")):
-                transfer = prepared.pop(next(iter(instruction.operands), ""), None)
-                transfer = transfer or self._transfer(instruction, times)
-                if transfer is not None and instruction.operands:
-                    links_free = max(now, links_free) + transfer.seconds
-                    begun[instruction.name] = transfer, links_free
-                elif transfer is not None:
-                    prepared[instruction.name] = transfer
+                self._begin(instruction, timeline, times)
             else:
-                transfer, seconds = self._transfer(instruction, times), self._seconds(instruction, times)
-                if transfer is not None:  # beside what the same operation computes
-                    links_free = max(now, links_free) + transfer.seconds
-                    self._record(transfer, links_free - now - seconds)
-                    seconds = max(seconds, links_free - now)
-                now += seconds
-        return now
+                collectives = self.transfers.collectives(instruction)
+                for name in (name for name in collectives if name not in timeline.begun):
+                    timeline.begin(name, self._transfer(instruction, name, times))
+                timeline.now += self._seconds(instruction, times)
+                for name in collectives:
+                    if last[name] == instruction.name:
+                        self._record(timeline.end(name))
+        return timeline.now
+
+    def _begin(self, instruction: Instruction, timeline: "_Timeline", times: int) -> None:
+        """Begins a collective, or goes on with one that has begun, or that lacked its operands until now."""
+        before = next(iter(instruction.operands), "")
+        if instruction.opcode.endswith("-update") and before in timeline.begun:
+            timeline.begun[instruction.name] = timeline.begun.pop(before)
+            return
+        transfer = timeline.prepared.pop(before, None)
+        for name in self.transfers.collectives(instruction):
+            transfer = transfer or self._transfer(instruction, name, times)
+        if instruction.operands:
+            timeline.begin(instruction.name, transfer)
+        else:
+            timeline.prepared[instruction.name] = transfer
 
     def _control(self, instruction: Instruction, times: int) -> float:
         """Returns the seconds of a loop, a call, or the longest branch of a conditional."""
@@ -260,7 +187,7 @@ class _Clock:
         if cycles is not None:
             seconds = cycles / self.speeds.cycles_per_s
             cost.estimated += seconds * times
-        elif "AllocateBuffer" in instruction.text or self._collective(instruction) is not None:
+        elif "AllocateBuffer" in instruction.text or self.transfers.collectives(instruction):
             return 0.0
         else:
             moving = part.moved_bytes / self.speeds.bytes_per_s
@@ -270,71 +197,51 @@ class _Clock:
         cost.by_scope[part.scope] += seconds * times
         return seconds
 
-    def _collective(self, instruction: Instruction) -> Instruction | None:
-        """Returns the collective that an instruction is, or has in it; None if there is none.
+    def _transfer(self, instruction: Instruction, name: str, times: int) -> Transfer | None:
+        collective = self.transfers.collectives(instruction)[name]
+        return self.transfers.transfer(collective, instruction, self._scope(instruction), times)
 
-        What is begun ahead may have it in a computation of another unit of the chip (`async-start`, `call-start`).
-        """
-        inside = self.program.inside(instruction) if instruction.opcode.endswith("-start") else ()
-        candidates = (instruction, *self.program.within(instruction), *inside)
-        return next((i for i in candidates if i.opcode.removesuffix("-start") in COLLECTIVES), None)
+    def _exchange(self, send: Instruction, times: int) -> tuple[str, Transfer] | None:
+        return self.transfers.between_slices(send, self._scope(send), times)
 
-    def _transfer(self, instruction: Instruction, times: int) -> Transfer | None:
-        """Returns the collective of an instruction, `waited` for whole; None if it has none, or nobody to send to."""
-        collective = self._collective(instruction)
-        if collective is None:
-            return None
-        self.counted.add(collective.name)
-        kind = collective.opcode.removesuffix("-start")
-        inside = self.program.computations[collective.computation]
-        # the compiler's own reduce-scatter is a fusion of an all-reduce and a slice
-        if kind == "all-reduce" and collective is not instruction and inside[-1].opcode == "dynamic-slice":
-            kind = "reduce-scatter"
-        groups = replica_groups(collective.text, len(self.network.coordinates))
-        given = sum(self.program.by_name[name].size for name in collective.operands)
-        result = collective.size - given if collective.opcode.endswith("-start") else collective.size
-        sent = _sent(kind, groups.shape[1], given=given, result=result)
-        if not sent:
-            return None
-        links = 1 if kind == "collective-permute" else self.network.links(groups[0])
-        seconds = sent / (links * self.speeds.link_bytes_per_s)
-        scope = self.parts[instruction.name].scope if instruction.name in self.parts else ""
-        return Transfer(kind, groups.shape[1], sent, times, seconds, seconds, scope)
+    def _scope(self, instruction: Instruction) -> str:
+        return self.parts[instruction.name].scope if instruction.name in self.parts else ""
 
-    def _between_slices(self, send: Instruction, times: int) -> Transfer | None:
-        """Returns the collective between slices that begins with a send; None if it is none that is known."""
-        operation, received = _HOSTS_OPERATION.search(send.text), self._received.get(_rendezvous(send))
-        kind = _BETWEEN_SLICES.get(operation[1]) if operation else None
-        if kind is None or received is None:
-            return None
-        self.counted.add(send.name)
-        slices = self.network.target.slices
-        sent = _sent(kind, slices, given=send.arrays[0].size, result=received.arrays[0].size)
-        seconds = sent / self.speeds.network_bytes_per_s
-        scope = self.parts[send.name].scope if send.name in self.parts else ""
-        return Transfer(f"{kind} of slices", slices, sent, times, seconds, seconds, scope)
-
-    def _record(self, transfer: Transfer | None, waited: float) -> None:
+    def _record(self, transfer: Transfer | None) -> None:
         if transfer is not None:
-            self.cost.transfers.append(replace(transfer, waited=max(0.0, waited)))
+            self.cost.transfers.append(transfer)
 
 
-def _sent(kind: str, group: int, *, given: int, result: int) -> int:
-    """Returns the bytes that a device sends in a collective of a group on a ring.
+class _Timeline:
+    """The time of one execution of a computation: of the core, of the links, and of the network between slices.
 
-    Args:
-      given, result: bytes of the operands and of the results on one device.
+    Attributes:
+      now: seconds of the core.
+      begun: transfers on their way, by the instruction or collective that begins them, with the time of their end.
+      prepared: transfers that will begin.
     """
-    if kind == "collective-permute":
-        return given
-    whole = {"all-gather": result, "all-reduce": 2 * given}.get(kind, given)
-    return whole * (group - 1) // group
 
+    def __init__(self):
+        self.now = 0.0
+        self.begun: dict[str, tuple[Transfer, float]] = {}
+        self.prepared: dict[str, Transfer | None] = {}
+        self._free = {False: 0.0, True: 0.0}  # from when on the links are, and the network between slices
 
-def _rendezvous(transfer: Instruction) -> str:
-    """Returns the name by which hosts know an array that is sent or received; "" = they do not."""
-    match = _RENDEZVOUS.search(transfer.text)
-    return match[1] if match else ""
+    def begin(self, name: str, transfer: Transfer | None) -> None:
+        """Begins a transfer, if there is one, as soon as those before it have ended."""
+        if transfer is not None:
+            free = max(self.now, self._free[transfer.between_slices]) + transfer.seconds
+            self._free[transfer.between_slices] = free
+            self.begun[name] = transfer, free
+
+    def end(self, name: str) -> Transfer | None:
+        """Waits for a transfer, and returns it with the seconds that it is waited for; None if it has not begun."""
+        if name not in self.begun:
+            return None
+        transfer, end = self.begun.pop(name)
+        waited = max(0.0, end - self.now)
+        self.now = max(self.now, end)
+        return replace(transfer, waited=waited)
 
 
 def _kernel_flops(instruction: Instruction, program: Program, site: Site | None) -> int | None:
@@ -354,50 +261,3 @@ def _kernel_flops(instruction: Instruction, program: Program, site: Site | None)
     else:  # the table has a row of blocks for each block of queries or keys, as wide as the longest row
         pairs = table[1] * table[2] * math.prod(block)
     return 2 * math.prod(queries[:-2]) * pairs * queries[-1] * _PRODUCTS[match[1]]
-
-
-def replica_groups(text: str, devices: int) -> np.ndarray:
-    """Returns the groups of a collective, int[groups, devices of a group].
-
-    >>> replica_groups("replica_groups={{0,1},{2,3}}", 4).tolist()
-    [[0, 1], [2, 3]]
-    >>> replica_groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4).tolist()
-    [[0, 2], [1, 3]]
-    >>> replica_groups("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}", 4).tolist()
-    [[0, 2], [1, 3]]
-
-    Raises:
-      ValueError: they are written in another way.
-    """
-    if pairs := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
-        return np.array([_numbers(pair) for pair in re.findall(r"\{([\d, ]*)\}", pairs[1])])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text):
-        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        within = re.findall(r"'([^']+)'", mesh[3])
-        listed = _IOTA.search(mesh[2])
-        if ":" not in mesh[3] and (listed or not mesh[2].strip()):
-            ids = np.arange(math.prod(axes.values())) if listed is None else _iota(listed[0])
-            order = [list(axes).index(name) for name in (*(name for name in axes if name not in within), *within)]
-            grouped = math.prod(axes[name] for name in within)
-            return ids.reshape(tuple(axes.values())).transpose(order).reshape(-1, grouped)
-    if iota := re.search(rf"replica_groups=({_IOTA.pattern})", text):
-        return _iota(iota[1])
-    if listed := re.search(r"replica_groups=\{([\d,{} ]*)\}", text):
-        groups = [_numbers(group) for group in re.findall(r"\{([\d, ]*)\}", listed[1])]
-        return np.array(groups or [list(range(devices))])
-    raise ValueError(f"a collective has groups of devices that are not known: {text[:400]}")
-
-
-def _iota(text: str) -> np.ndarray:
-    """Returns the array that `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)` or `[2,2]T(1,0)`, of the same shape, stands for."""
-    match = _IOTA.fullmatch(text)
-    assert match is not None
-    shape, from_, order = (None if part is None else _numbers(part) for part in match.groups())
-    from_ = from_ or shape
-    assert from_ is not None
-    numbers = np.arange(math.prod(from_)).reshape(from_).transpose(order)
-    return numbers if match[2] is None else numbers.reshape(shape)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",") if number.strip()]

@@ -16,7 +16,8 @@ from t5g2.core.tpu_chips import Target
 from t5g2.jobs import hlo_text, live_memory, tpu_compiler
 from t5g2.jobs.live_memory import LiveMemory
 from t5g2.jobs.memory_estimate import MemoryEstimate
-from t5g2.jobs.schedule_cost import Network, ScheduleCost, Speeds, Transfer, schedule_cost
+from t5g2.jobs.schedule_cost import ScheduleCost, Speeds, schedule_cost
+from t5g2.jobs.transfers import Network, Transfer
 from t5g2.train.plan import Plan
 
 
@@ -62,9 +63,7 @@ def speeds(target: Target) -> Speeds:
     flops, memory = (device.of_kind(table, chip.kind) for table in (device.NAMED_PEAKS, device.NAMED_BANDWIDTHS))
     assert flops is not None
     assert memory is not None
-    # where a chip is two devices they share its links, and its host's network
-    links, network = chip.link_bytes_per_s / chip.devices, chip.network_bytes_per_s / chip.devices
-    return Speeds(flops, memory, chip.cycles_per_s, links, network)
+    return Speeds(flops, memory, chip.cycles_per_s)
 
 
 def compile_for(plan: Plan, target: Target) -> TargetStep:

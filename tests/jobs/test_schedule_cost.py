@@ -1,19 +1,22 @@
 """The time of small scheduled programs, by hand: a cycle is a nanosecond, a link sends a byte a nanosecond."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from t5g2.core.tpu_chips import target
 from t5g2.jobs import hlo_text, target_check
-from t5g2.jobs.schedule_cost import Network, Speeds, replica_groups, schedule_cost
+from t5g2.jobs.schedule_cost import Speeds, schedule_cost
+from t5g2.jobs.transfers import Network, replica_groups
 from t5g2.models import masks
 from t5g2.models.backends.site import Site
 
-SPEEDS = Speeds(1e12, bytes_per_s=1e11, cycles_per_s=1e9, link_bytes_per_s=1e9, network_bytes_per_s=1e8)
+SPEEDS = Speeds(flops_per_s=1e12, bytes_per_s=1e11, cycles_per_s=1e9)
 # 2 x 2 chips: a group of all has two links, a group of two has one
-NETWORK = Network(target("v5p:2x2x1"), np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]))
+COORDINATES = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]])
+NETWORK = Network(target("v5p:2x2x1"), COORDINATES, link_bytes_per_s=1e9, slices_bytes_per_s=1e8)
 ESTIMATE = 'backend_config={{"window_config":{{"estimated_cycles":"{}"}}}}'
 PROGRAM = """
 %part (p: f32[1000]) -> f32[1000] {
@@ -28,6 +31,22 @@ PROGRAM = """
   ROOT %slice = f32[250]{0:T(256)} dynamic-slice(%all-reduce.1, %zero), dynamic_slice_sizes={250}
 }
 
+%piece.1 (part.2: f32[250]) -> f32[1000] {
+  %part.2 = f32[250]{0:T(256)} parameter(0)
+  ROOT %all-gather.3 = f32[1000]{0:T(1024)} all-gather(%part.2), replica_groups={{0,1,2,3}}, CHAIN
+}
+
+%piece.2 (part.3: f32[250]) -> f32[1000] {
+  %part.3 = f32[250]{0:T(256)} parameter(0)
+  %all-gather.4 = f32[1000]{0:T(1024)} all-gather(%part.3), replica_groups={{0,1,2,3}}, CHAIN
+  ROOT %more = f32[1000]{0:T(1024)} add(%all-gather.4, %all-gather.4)
+}
+
+%piece.3 (part.4: f32[250]) -> f32[1000] {
+  %part.4 = f32[250]{0:T(256)} parameter(0)
+  ROOT %all-gather.5 = f32[1000]{0:T(1024)} all-gather(%part.4), replica_groups={{0,1,2,3}}, CHAIN
+}
+
 %offloaded (part: f32[250], token: token[]) -> f32[1000] {
   %token = token[] parameter(1)
   %part.1 = f32[250]{0:T(256)} parameter(0)
@@ -39,15 +58,16 @@ ENTRY %main (a: f32[1000], b: f32[250]) -> f32[1000] {
   %b = f32[250]{0:T(256)} parameter(1)
 LINES
 }
-"""
+""".replace("CHAIN", 'dimensions={0}, frontend_attributes={chain_id="7"}')
 
 
-def cost(*lines, sites=None):
+def cost(*lines, sites=None, slices=1):
     body = "\n".join(f"  {line}" for line in lines)
     *computations, main = PROGRAM.strip().split("\n\n")
     called = [text for text in computations if text.split()[0] in body]
     text = "\n\n".join([*called, main.replace("LINES", body)])
-    return schedule_cost(hlo_text.read(text), SPEEDS, NETWORK, sites)
+    network = NETWORK._replace(target=NETWORK.target._replace(slices=slices))
+    return schedule_cost(hlo_text.read(text), SPEEDS, network, sites)
 
 
 def computes(name, operand, cycles):
@@ -124,6 +144,18 @@ def test_an_update_of_a_collective_that_is_on_its_way_costs_nothing():
     assert (nanoseconds(result.seconds), nanoseconds(transfer.waited)) == (1500, 500)
 
 
+@pytest.mark.parametrize(("cycles", "seconds"), [(400, 1500), (1400, 1500), (1600, 1600)])
+def test_a_collective_that_is_spread_over_operations_is_one(cycles, seconds):
+    """It is begun, goes on in an operation that computes, and ends in a third one; the core computes beside it."""
+    pieces = [f"%f{n} = f32[1000]{{0:T(1024)}} fusion(%b), kind=kCustom, calls=%piece.{n}" for n in (1, 2, 3)]
+    pieces[1] += f", {ESTIMATE.format(cycles - 100)}"
+    result = cost(pieces[0], computes("x", "a", 100), *pieces[1:])
+    (transfer,) = result.transfers
+    assert (transfer.kind, transfer.group, transfer.sent, transfer.times) == ("all-gather", 4, 3000, 1)
+    assert (nanoseconds(result.seconds), nanoseconds(transfer.waited)) == (seconds, seconds - cycles)
+    assert not result.uncounted
+
+
 def test_collectives_that_are_not_found_are_counted():
     assert not cost(f"%gather = {GATHER}").uncounted
     assert cost("%made = f32[1000]{0:T(1024)} custom-call(%b), called_computations={%offloaded}").uncounted == 1
@@ -136,17 +168,12 @@ def between_slices(kind, given, received, name="r"):
         f'_xla_megascale_target="{{1,2}}x{{0:3}}",_xla_megascale_transfer_type="{kind}"}}'
     )
     return (
+        f"%token.{name} = token[] after-all()",
         f"%send.{name} = (f32[{given}]{{0:T(256)}}, u32[], token[]) send(%b, %token.{name}), {attributes}",
         f"%recv.{name} = (f32[{received}]{{0:T(256)}}, u32[], token[]) recv(%token.{name}), {attributes}",
         f"%send-done.{name} = token[] send-done(%send.{name}), is_host_transfer=true",
         f"%recv-done.{name} = (f32[{received}]{{0:T(256)}}, token[]) recv-done(%recv.{name}), is_host_transfer=true",
     )
-
-
-def cost_on_slices(slices, *lines):
-    network = NETWORK._replace(target=NETWORK.target._replace(slices=slices))
-    text = PROGRAM.replace("LINES", "\n".join(f"  {line}" for line in lines))
-    return schedule_cost(hlo_text.read(text), SPEEDS, network)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +189,8 @@ def cost_on_slices(slices, *lines):
 )
 def test_hosts_of_slices_exchange_arrays_beside_other_work(kind, given, received, slices, name, sent):
     """A device's part of its host's network sends a byte in ten nanoseconds, while the core and the links work."""
-    send, recv, sent_all, done = between_slices(kind, given, received)
-    result = cost_on_slices(slices, send, recv, sent_all, computes("x", "a", 700), f"%gather = {GATHER}", done)
+    *begin, done = between_slices(kind, given, received)
+    result = cost(*begin, computes("x", "a", 700), f"%gather = {GATHER}", done, slices=slices)
     between = next(transfer for transfer in result.transfers if transfer.kind.endswith("of slices"))
     assert (between.kind, between.group, between.sent, between.times) == (f"{name} of slices", slices, sent, 1)
     assert nanoseconds(between.seconds) == 10 * sent
@@ -174,14 +201,14 @@ def test_hosts_of_slices_exchange_arrays_beside_other_work(kind, given, received
 
 def test_slices_exchange_one_array_after_the_other():
     first, second = (between_slices("ALL_REDUCE", 250, 250, name) for name in ("r", "s"))
-    result = cost_on_slices(2, *first[:2], *second[:2], computes("x", "a", 700), *second[2:], *first[2:])
+    result = cost(*first[:3], *second[:3], computes("x", "a", 700), *second[3:], *first[3:], slices=2)
     assert nanoseconds(result.seconds) == 20_000
     assert [nanoseconds(transfer.waited) for transfer in result.transfers] == [19_300, 0]
 
 
 def test_an_exchange_between_slices_that_is_not_known_is_counted_as_such():
-    send, recv, *done = between_slices("BROADCAST", 250, 250)
-    assert cost_on_slices(2, send, recv, *done).uncounted == 1
+    assert not cost(*between_slices("ALL_REDUCE", 250, 250), slices=2).uncounted
+    assert cost(*between_slices("BROADCAST", 250, 250), slices=2).uncounted == 1
 
 
 def test_transfers_share_the_links():
@@ -355,7 +382,16 @@ def test_groups_that_are_written_in_another_way_are_an_error():
 
 
 def test_two_devices_share_a_chip():
-    """A TPU7x has 2307 TFLOP/s and 7380 GB/s; jax has two devices of it."""
-    device, chip = target_check.speeds(target("tpu7x:2x2x1")), target_check.speeds(target("v5p:2x2x1"))
-    assert device == Speeds(1153.5e12, 3690e9, 2.2e9, 45e9)
-    assert chip == Speeds(459e12, 2765e9, 1.75e9, 90e9)
+    """A TPU7x has 2307 TFLOP/s and 7380 GB/s, and 100 Gb/s to other slices; jax has two devices of it."""
+    assert target_check.speeds(target("tpu7x:2x2x1")) == Speeds(1153.5e12, 3690e9, 2.2e9)
+    assert target_check.speeds(target("v5p:2x2x1")) == Speeds(459e12, 2765e9, 1.75e9)
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(coords=(0, 0, 0))] * 2))
+    assert Network.of(target("tpu7x:2x2x1"), mesh)[2:] == (45e9, 6.25e9)
+    assert Network.of(target("v5p:2x2x1"), mesh)[2:] == (90e9, 6.25e9)
+
+
+def test_the_network_of_several_slices_is_that_of_one():
+    mesh = SimpleNamespace(devices=np.empty((2, 4), dtype=object))
+    mesh.devices.flat[:] = [SimpleNamespace(coords=tuple(chip)) for chip in (*COORDINATES, *COORDINATES)]
+    network = Network.of(target("v5p:2x2x1")._replace(slices=2), mesh)
+    assert network.coordinates.tolist() == COORDINATES.tolist()
