@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
     Attributes:
       config: file and argument, of configs/.
-      target: slice of TPUs.
+      target: slice of TPUs, of which mesh.slices says how many.
       overrides: settings that differ, by dotted path.
       flags: of the compiler, as LIBTPU_INIT_ARGS has them.
     """
@@ -114,8 +114,8 @@ def compile_row(row: Row) -> dict[str, Any]:
     from t5g2.train import config_file
     from t5g2.train import plan as plans
 
-    target = tpu_chips.target(row.target)
     experiment = config_file.load(str(ROOT / "configs" / row.config), list(row.overrides))
+    target = tpu_chips.target(row.target)._replace(slices=experiment.mesh.slices)
     mesh = sharding.make(experiment.mesh, tpu_compiler.devices(target))
     plans.all_rows(experiment, mesh)
     data = experiment.data
@@ -147,6 +147,8 @@ def compile_row(row: Row) -> dict[str, Any]:
         "rows": data.rows,
         "lengths": [data.encoder_length, data.decoder_length],
         "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
+        "slices": target.slices,
+        "strategy": experiment.mesh.strategy,
         "remat": experiment.compute.remat,
         "microbatches": experiment.train.microbatches,
         "flops": sum(parts.values()),

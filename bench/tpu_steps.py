@@ -95,6 +95,9 @@ ROWS = (
     sized("1b-1b", "v6e:4x4", 32),
     sized("4b-4b", "v6e:4x4", 16),
     Row("t5gemma.py:9b-2b", "v5p:4x4x4", (("data.rows", "128"),)),
+    sized("270m-270m", "v5p:2x2x2", 64, ("mesh.strategy", "data"), ("mesh.data", "-1"), ("mesh.fsdp", "1")),
+    sized("270m-270m", "v5p:2x2x2", 64, ("mesh.strategy", "zero1"), ("mesh.data", "-1"), ("mesh.fsdp", "1")),
+    sized("270m-270m", "v5p:2x2x2", 128, ("mesh.slices", "2"), ("mesh.data", "2")),
     Row(
         "t5gemma2.py:270m-270m",
         "v5p:2x2x2",
@@ -186,6 +189,9 @@ def described(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     images += f", {layers[1]} layer{'s' * (layers[1] != '1')} a side" if layers else ""
     mesh = " x ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
     parts = f", {row['microbatches']} microbatches" if row["microbatches"] > 1 else ""
+    slices, strategy = row.get("slices", 1), row.get("strategy", "fsdp")
+    target = target if slices == 1 else f"{slices} x {target}"
+    mesh += ", optimizer state cut" if strategy == "zero1" else ""
     return f"{config.replace('.py:', ' ')} {lengths}{images}{parts}", target, mesh, row["remat"]
 
 
