@@ -322,11 +322,18 @@ def test_a_target_without_its_compiler_names_what_to_install(monkeypatch):
             "--target=v5p:2x2x1 and --devices=8 are both given; .* leave out --dev",
         ),
         ({"suggest": True}, "--suggest is given without --target; give the slice"),
+        (
+            {"target": "v5e:16x16", "slices": 513},
+            r"--target=v5e:16x16 and mesh.slices = 513 are 131,328 chips, and at most 131,072 can be compiled for; set "
+            "mesh.slices to 512 or less",
+        ),
     ],
 )
 def test_targets_that_cannot_be(flags, message):
+    slices = flags.get("slices", 1)
+    flags = {name: value for name, value in flags.items() if name != "slices"}
     with pytest.raises(UserError, match=message):
-        dry_run.check(experiment(T5GEMMA2), **flags)
+        dry_run.check(experiment(T5GEMMA2, mesh__slices=slices, mesh__data=slices), **flags)
 
 
 def test_settings_that_fit_by_the_estimate_are_confirmed_by_the_compiler(monkeypatch):
