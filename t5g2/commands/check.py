@@ -5,7 +5,7 @@ from t5g2.commands.flags import ALLOW_CHANGE, CONFIG, Flag, Parsed
 FLAGS = {
     "config": CONFIG,
     "allow_change": ALLOW_CHANGE,
-    "target": Flag(None, "CHIP:SIDES, a slice of TPUs such as v5p:4x4x4 to compile for, or mesh.slices of them; needs no TPU"),
+    "target": Flag(None, "CHIP:SIDES, a slice of TPUs such as v5p:4x4x4 to compile for, or mesh.slices of them"),
     "suggest": Flag(False, "search for settings that fit the target, if these do not"),
     "devices": Flag(0, "simulated devices to shard over; 0 = those of this machine", least=0, most=8192),
     "hbm_gib": Flag(

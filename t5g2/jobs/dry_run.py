@@ -55,8 +55,7 @@ def check(
     Args:
       devices: number of devices to simulate (on CPU); 0 = those of this machine.
       hbm_gib: memory of a device; 0 = no limit, or that of the target.
-      target: a slice of TPUs that the step is compiled for, such as "v5p:4x4x4", or for as many of them as mesh.slices
-        says; None = for `devices`.
+      target: a slice of TPUs, mesh.slices of which the step is compiled for: "v5p:4x4x4"; None = for `devices`.
       suggest: if the step does not fit the target, search for settings with which it does.
       allow_change: as in a run: "data.tokenizer" = the weights may have another tokenizer.
       compiled: compile the step too, which takes about half a minute and 2 GB for the largest models.

@@ -284,6 +284,7 @@ def test_what_no_device_has_is_not_compiled(capsys, monkeypatch):
 
 
 def test_devices_that_are_there_already_cannot_be_simulated():
+    assert jax.device_count() == 8
     with pytest.raises(UserError, match=r"--devices=3, but this process has 8 already; check from a new process"):
         dry_run.check(experiment(T5GEMMA2), devices=3)
 
