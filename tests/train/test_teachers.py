@@ -24,6 +24,7 @@ from t5g2.models.distillation import Distillation
 from t5g2.train import experiment as experiments
 from t5g2.train import loop, step, teachers
 from t5g2.train import plan as plans
+from t5g2.train import workdir as workdirs
 from tests import programs, tiny, weights
 
 VOCAB = Bytes(sentinels=20).vocab_size
@@ -252,6 +253,21 @@ def test_an_evaluation_takes_no_teacher(one_device, corpus, tmp_path, capsys):
     shutil.rmtree(tmp_path / "gemma")
     run_evaluation.evaluate_run(run, str(tmp_path / "run"))
     assert "heldout/loss" in capsys.readouterr().out
+
+
+def test_a_mesh_that_leaves_weights_whole_is_warned_of(corpus, tmp_path, caplog):
+    """By both commands that load weights for it: two devices do not cut the vocabulary, whose size is odd."""
+    run = experiment(corpus, mesh={"data": -1, "tensor": 2})
+    how = Distillation(method="top_k", per_token=12)
+    teacher_cache.cache_teacher_logits(run, str(corpus / "gemma"), tmp_path / "logits", how, shards=3)
+    (tmp_path / "run").mkdir()
+    workdirs.write_experiment(tmp_path / "run", run, None)
+    with pytest.raises(UserError, match="run that has saved a checkpoint"):
+        run_evaluation.evaluate_run(run, str(tmp_path / "run"))
+    warnings = [message for message in caplog.messages if "are whole on every device along it" in message]
+    assert [message.split(":")[0] for message in warnings] == [
+        f"mesh.tensor = 2 divides no axis of embedder.table [{VOCAB}, {width}]" for width in (24, 32)
+    ]
 
 
 def test_a_run_with_cached_logits_is_resumed_and_refuses_others(one_device, corpus, cache, tmp_path):
