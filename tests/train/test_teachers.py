@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import types
 from typing import Any
@@ -255,18 +256,23 @@ def test_an_evaluation_takes_no_teacher(one_device, corpus, tmp_path, capsys):
     assert "heldout/loss" in capsys.readouterr().out
 
 
-def test_a_mesh_that_leaves_weights_whole_is_warned_of(corpus, tmp_path, caplog):
-    """By both commands that load weights for it: 8 devices do not cut the vocabulary."""
-    run = experiment(corpus, mesh={"data": 1, "tensor": 8})
+def test_a_mesh_that_leaves_weights_whole_is_warned_of(corpus, tmp_path, capsys):
+    """By both commands that load weights for it: two devices do not cut an MLP whose width is odd."""
+    run = experiment(corpus, mesh={"data": -1, "tensor": 2})
+    folders.save_model(
+        tmp_path / "odd", model(dataclasses.replace(GEMMA, mlp_width=45)), tokenizer=Bytes(sentinels=20).to_dict()
+    )
     how = Distillation(method="top_k", per_token=12)
-    teacher_cache.cache_teacher_logits(run, str(corpus / "gemma"), tmp_path / "logits", how, shards=3)
+    teacher_cache.cache_teacher_logits(run, str(tmp_path / "odd"), tmp_path / "logits", how, shards=3)
+    stack = dataclasses.replace(run.model.decoder, mlp_width=55)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, decoder=stack))
     (tmp_path / "run").mkdir()
     workdirs.write_experiment(tmp_path / "run", run, None)
     with pytest.raises(UserError, match="run that has saved a checkpoint"):
         run_evaluation.evaluate_run(run, str(tmp_path / "run"))
-    warnings = [message for message in caplog.messages if "are whole on every device along it" in message]
-    assert [message.split(":")[0] for message in warnings] == [
-        f"mesh.tensor = 8 divides no axis of embedder.table [{VOCAB}, {width}]" for width in (24, 32)
+    assert re.findall(r"mesh\.tensor = 2 divides no axis of (.*?):", capsys.readouterr().err) == [
+        "layers.mlp.down [45, 24] and 2 more",
+        "decoder.layers.mlp.down [55, 32] and 2 more",
     ]
 
 
