@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from t5g2.core.errors import UserError
 from t5g2.core.tree import Shape
 from t5g2.models.position_embeddings import resample_positions
+
+LARGEST_NORM_ERROR = 0.05  # relative, of a factor of a norm that is scaled; an eighth of it is usual in bfloat16
 
 
 @dataclass(frozen=True)
@@ -90,5 +93,20 @@ def scaled_norm(scale_D: np.ndarray, factor: float) -> np.ndarray:
     """Returns the scale of a norm whose factors, 1 + scale, are multiplied by `factor`; computed in float32.
 
     scaled_norm([0, 9], 0.1) is [-0.9, 0].
+
+    Raises:
+      UserError: the dtype of the scale does not hold them: what is stored is their small difference from -1.
     """
-    return (factor * (1.0 + scale_D.astype(np.float32)) - 1.0).astype(scale_D.dtype)
+    exact_D = factor * (1.0 + scale_D.astype(np.float32))
+    result_D = (exact_D - 1.0).astype(scale_D.dtype)
+    error_D = np.abs(1.0 + result_D.astype(np.float32) - exact_D)
+    # factors that are nothing beside the others may be rounded to nothing
+    least = 1e-3 * np.mean(np.abs(exact_D))
+    worst = float(np.max(error_D / np.maximum(np.abs(exact_D), least)))
+    if worst > LARGEST_NORM_ERROR:
+        raise UserError(
+            f"encoder_scale = {factor:g} and weights in {scale_D.dtype.name}, which stores a factor of the norm as its "
+            f"difference from 1: one would be wrong by {worst:.0%}, and at most {LARGEST_NORM_ERROR:.0%} is allowed; "
+            f"give --dtype=float32 (of a run, train.param_dtype = float32), or a larger encoder_scale"
+        )
+    return result_D

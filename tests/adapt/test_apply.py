@@ -15,6 +15,7 @@ from t5g2.adapt import rules
 from t5g2.adapt.apply import adapt
 from t5g2.adapt.options import AdaptOptions
 from t5g2.adapt.pairing import SourceModels
+from t5g2.adapt.shape_changes import scaled_norm
 from t5g2.core import sharding as meshes
 from t5g2.core import tree
 from t5g2.core.batch import Sequences
@@ -269,6 +270,17 @@ def test_a_quiet_encoder_in_bfloat16_is_rounded_once():
     stored = weights.weights(tiny.GEMMA3)["final_norm.scale", None].astype(jnp.bfloat16).astype(np.float32)
     expected = (0.125 * (1 + stored) - 1).astype(jnp.bfloat16)
     np.testing.assert_array_equal(np.asarray(quiet.encoder.final_norm.scale[...]), expected)
+
+
+def test_a_quiet_encoder_that_the_dtype_does_not_hold_is_refused():
+    """Factors of 0.1875 and 20 as a real model has them: times 0.01, the smaller is half of what bfloat16 rounds by."""
+    scale = np.array([-0.8125, 19.0, -1.0], np.float32)
+    np.testing.assert_allclose(1 + scaled_norm(scale, 0.01), [0.001875, 0.2, 0.0], rtol=1e-4)
+    stored = scaled_norm(scale.astype(jnp.bfloat16), 0.1).astype(np.float32)
+    np.testing.assert_allclose(1 + stored, [0.01875, 2.0, 0.0], rtol=0.05)
+    message = r"^encoder_scale = 0\.01 and weights in bfloat16, .* by 100%, and at most 5% is .*; give --dtype=float32"
+    with pytest.raises(UserError, match=message):
+        scaled_norm(scale.astype(jnp.bfloat16), 0.01)
 
 
 @pytest.mark.parametrize(

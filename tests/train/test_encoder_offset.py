@@ -59,6 +59,17 @@ def test_a_model_without_merged_attention_has_no_offset(arm, changes):
     assert config_file.load(f"{QUICKSTART}:{arm}", changes).train.encoder_offset is None
 
 
+@pytest.mark.parametrize(("steps", "fits"), [(19, True), (20, False), (500, False)])
+def test_the_last_update_has_no_offset(steps, fits):
+    changes = [(SETTING, str({"start": -8.0, "steps": steps})), ("train.steps", "20")]
+    if fits:
+        assert float(config_file.load(f"{QUICKSTART}:adapted", changes).train.encoder_offset.at(19)) == 0
+        return
+    message = rf"encoder_offset\.steps = {steps} and train\.steps = 20; the offset must be 0 .* at most 19 steps"
+    with pytest.raises(UserError, match=message):
+        config_file.load(f"{QUICKSTART}:adapted", changes)
+
+
 def test_an_update_has_the_offset_of_its_step_and_ends_as_one_without():
     """Its loss is that of the model with the offset; after the last it is the step without one, gradients included. It
     depends on the number of updates in the state alone, which is saved, so a resumed run goes on where it was.
