@@ -66,6 +66,7 @@ def read(metadata: GgufMetadata, rows: int) -> GgufTexts:
     if others := metadata.value("tokenizer.chat_templates", list[str]):
         notes.append(f"the chat templates {', '.join(others)} were left out: a folder has one, the default")
     generation, assumed = _generation(metadata, pieces, template)
+    _check_bos(metadata, pieces, generation.get("bos_token_id"))
     tokenizer = tokenizer_json(pieces, adds_bos=given["add_bos_token"] is not False)
     return GgufTexts(tokenizer, generation, template, notes + assumed)
 
@@ -97,6 +98,19 @@ def _pieces(metadata: GgufMetadata, rows: int) -> tuple[Pieces, list[str]]:
                 f"{file}: its tokenizer has the piece {text!r} twice, as {ids[text]} and {number}; give another file"
             )
     return pieces._replace(texts=texts), notes
+
+
+def _check_bos(metadata: GgufMetadata, pieces: Pieces, given: int | None) -> None:
+    """Raises UserError unless <bos> is a piece, and the one that a file says begins a text."""
+    if BOS not in pieces.texts:
+        raise UserError(
+            f"{metadata.file}: its tokenizer has no piece {BOS}, with which Gemma's texts begin; give another"
+        )
+    if given is not None and pieces.texts[given] != BOS:
+        raise UserError(
+            f"{metadata.file}: its field {PREFIX}bos_token_id is {given}, the piece {pieces.texts[given]!r}; Gemma's "
+            f"texts begin with {BOS}, here {pieces.texts.index(BOS)}. Give another file"
+        )
 
 
 def _generation(metadata: GgufMetadata, pieces: Pieces, template: str) -> tuple[dict[str, Any], list[str]]:
@@ -158,7 +172,7 @@ def tokenizer_json(pieces: Pieces, *, adds_bos: bool) -> dict[str, Any]:
             "behavior": "MergedWithPrevious",
             "invert": False,
         },
-        "post_processor": _post_processor(texts.index(BOS)) if adds_bos and BOS in texts else None,
+        "post_processor": _post_processor(texts.index(BOS)) if adds_bos else None,
         "decoder": {
             "type": "Sequence",
             "decoders": [

@@ -147,6 +147,22 @@ def test_fields_that_ask_for_another_model(tmp_path, name, value, message):
     refused(tmp_path / "model.gguf", rf"its field gemma3\.{re.escape(name)} {message}")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"bos_token_id": 7},
+            r"its field tokenizer\.ggml\.bos_token_id is 7, the piece '\\n'; .* begin with <bos>, here 2",
+        ),
+        ({"tokens": ["<s>" if piece == "<bos>" else piece for piece in PIECES]}, "its tokenizer has no piece <bos>"),
+    ],
+)
+def test_texts_that_begin_with_another_token_than_gemmas(tmp_path, fields, message):
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    write(tmp_path / "model.gguf", "Q8_0", fields=fields)
+    refused(tmp_path / "model.gguf", message)
+
+
 def test_an_architecture_that_cannot_be(tmp_path):
     write(tmp_path / "model.gguf", "Q8_0", fields={"gemma3.attention.head_count_kv": 3})
     refused(tmp_path / "model.gguf", "its metadata gives no architecture that is known: .*kv_heads = 3")

@@ -192,6 +192,15 @@ def test_an_interval_of_a_mean_is_that_of_the_normal_distribution():
     assert intervals.intervals(metric, rows, seed=1)["accuracy"] != interval
 
 
+@pytest.mark.parametrize(("right", "low", "high"), [(0, 0.0, 0.1684), (20, 0.8316, 1.0)])
+def test_an_interval_of_examples_that_are_all_wrong_or_all_right_is_not_empty(right, low, high):
+    """That of Clopper and Pearson, 0 to 16.84% for 0 of 20: scipy.stats.binomtest(0, 20).proportion_ci()."""
+    [metric] = catalogue.find(["accuracy"])
+    rows = metric.rows(["x"] * 20, [["x"]] * right + [["y"]] * (20 - right))
+    interval = intervals.intervals(metric, rows)["accuracy"]
+    assert (interval.value, interval.low, interval.high) == pytest.approx((right / 20, low, high), abs=5e-5)
+
+
 @pytest.mark.parametrize("name", ["bleu", "chrf", "mcc", "f1", "spearman", "auc"])
 def test_a_corpus_score_is_resampled_from_contributions(name, monkeypatch):
     """The scores of resampled rows are those of a corpus with these examples, made from the texts."""

@@ -1,5 +1,7 @@
 """Bootstrap intervals of scores (Efron 1979): how far a score would move with other examples of the same kind.
 
+Where all examples have the score 0, or all 1, so has every resample; the interval is Clopper and Pearson's then (1934).
+
 N examples, K numbers of an example, M scores, R resamples.
 """
 
@@ -10,9 +12,10 @@ import numpy as np
 from jaxtyping import Int
 
 from t5g2.core.seeds import derive_seed
-from t5g2.eval.metrics.metric import Contributions, Metric
+from t5g2.eval.metrics.metric import Contributions, MeanMetric, Metric
 
 RESAMPLES = 1000
+TAIL = 0.025  # probability on each side of an interval
 # numbers of draws in memory at a time
 BLOCK = 1 << 22
 
@@ -51,7 +54,10 @@ def intervals(
     result = {}
     for name, value, samples_R in zip(metric.names, values_M.tolist(), samples_RM.T, strict=True):
         defined = samples_R[np.isfinite(samples_R)]
-        low, high = np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else (np.nan, np.nan)
+        low, high = np.quantile(defined, [TAIL, 1 - TAIL]).tolist() if len(defined) else (np.nan, np.nan)
+        if isinstance(metric, MeanMetric) and low == high == value and value in (0, 1):
+            reach = 1 - TAIL ** (1 / number)
+            low, high = (0.0, reach) if value == 0 else (1 - reach, 1.0)
         result[name] = Interval(value, number, low, high)
     return result
 
