@@ -12,7 +12,7 @@ import sys
 
 from t5g2.commands.flags import HelpRequested, parse
 from t5g2.core.errors import OS_ERRORS, MachineError, UserError, os_error_message, unknown
-from t5g2.core.files import cache_folder
+from t5g2.core.files import cache_folder, cache_hint
 from t5g2.core.terminal import escaped
 
 # in the order of a run's life; each is t5g2/commands/<name>.py with FLAGS and run()
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OS_ERRORS:
             raise
-        message = os_error_message(error)
+        message = os_error_message(error) + cache_hint(str(error.filename or "/"))
         try:
             sys.stdout.flush()
         except OSError:  # the full disk is that of the output

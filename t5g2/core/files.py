@@ -54,6 +54,14 @@ def cache_folder() -> Path:
         raise UserError("this user has no home for caches; set T5G2_CACHE to a folder that runs can share") from None
 
 
+def cache_hint(path: str | os.PathLike) -> str:
+    """Returns what to add to a message about a path that nobody has given, as it is one of the caches; else ""."""
+    with contextlib.suppress(UserError):
+        if Path(path).absolute().is_relative_to(cache_folder().absolute()):
+            return ". It is in the folder of caches: set T5G2_CACHE to one that can be written"
+    return ""
+
+
 def refuse_existing(path: str | os.PathLike) -> None:
     """Raises UserError if the path exists, or nothing can be there; call it before the work whose result it gets."""
     if Path(path).exists():
@@ -77,7 +85,7 @@ def make_folder(path: Path) -> None:
 def _cannot_be_made(path: Path) -> UserError:
     nearest = _nearest(path)
     problem = "takes no folder" if nearest.is_dir() else "is in the way, and is no folder"
-    return UserError(f"{path.absolute()} cannot be made: {nearest} {problem}; give another path")
+    return UserError(f"{path.absolute()} cannot be made: {nearest} {problem}; give another path{cache_hint(path)}")
 
 
 def _nearest(path: Path) -> Path:

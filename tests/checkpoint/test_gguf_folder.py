@@ -165,7 +165,9 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
         monkeypatch.setenv("T5G2_CACHE", str(folder))
-        refused(tmp_path / "model.gguf", r"cannot be made: .*; give another path")
+        refused(
+            tmp_path / "model.gguf", r"cannot be made: .*; give another path\. .*: set T5G2_CACHE to one that can be"
+        )
 
 
 def test_without_the_library(tmp_path, monkeypatch):

@@ -211,6 +211,11 @@ def test_what_the_machine_refuses(tmp_path, capsys, monkeypatch, code, told):
     error = capsys.readouterr().err
     assert str(tmp_path / "out") in error
     assert told in error
+    assert "T5G2_CACHE" not in error
+    # of a path that nobody gave, the setting behind it
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path))
+    assert cli.main(["data"]) == 2
+    assert "set T5G2_CACHE to one that can be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("help", "check"), ("check", "--help")])

@@ -70,12 +70,12 @@ def context_of(text, *, encoder_length=48, objective=MIXTURE, **changes):
 
 
 def plain_means(model, task, setting):
-    """Mean loss and accuracy per denoiser from all logits of every batch, tokens in Python loops."""
+    """Mean loss, accuracy and bytes per denoiser from all logits of every batch, tokens in Python loops."""
     data = dataclasses.replace(setting.data, sources=(Source(task.text, task.objective, name=task.name),))
     forward = jax.jit(lambda e, d: jax.nn.log_softmax(model.logits(model.hidden(e, d, compute=FLOAT32))))
     found = {}
     for denoiser in task.objective.denoisers:
-        losses, right = [], []
+        losses, right, sizes = [], [], []
         seed = derive_seed(setting.seed, "held-out loss")
         for host in finite_batches(data, seed=seed, denoiser=denoiser, examples=task.examples):
             batch = host.batch
@@ -84,7 +84,8 @@ def plain_means(model, task, setting):
                 if not TOKENIZER.special_tokens.is_sentinel(batch.targets[b, t]):
                     losses.append(-float(scores[b, t, batch.targets[b, t]]))
                     right.append(int(np.argmax(scores[b, t])) == batch.targets[b, t])
-        found[denoiser] = (np.mean(losses), np.mean(right))
+                    sizes.append(int(0 <= batch.targets[b, t] - TOKENIZER.special_tokens.first_byte < 256))
+        found[denoiser] = (np.mean(losses), np.mean(right), np.mean(sizes))
     return found
 
 
@@ -97,6 +98,11 @@ def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5g
     assert scores["heldout/loss"] == pytest.approx(0.25 * means["short"][0] + 0.75 * means["suffix"][0], abs=1e-5)
     assert scores["heldout/accuracy"] == pytest.approx(0.25 * means["short"][1] + 0.75 * means["suffix"][1], abs=1e-5)
     assert scores["heldout/perplexity"] == pytest.approx(np.exp(scores["heldout/loss"]))
+    # EOS stands for no text, so that a target has less than a byte
+    bytes_a_target = 0.25 * means["short"][2] + 0.75 * means["suffix"][2]
+    assert 0.5 < bytes_a_target < 1
+    bits = scores["heldout/loss"] / np.log(2) / bytes_a_target
+    assert scores["heldout/bits_per_byte"] == pytest.approx(bits, rel=1e-6)
     assert abs(means["short"][0] - means["suffix"][0]) > 1e-3  # so that the weights matter
 
 
