@@ -84,6 +84,9 @@ def get_config(arm="adapted"):
     # UL2 for all encoder-decoders, so that their numbers can be compared; the source has the targets of suffix_r75
     asked = {"kind": "causal", "context": 0.25} if source else ul2
     tasks = [{"kind": "heldout_loss", "text": heldout, "objective": asked, "examples": 8}]
+    if not source:
+        # what the loss is without the encoder: only below that has it been read
+        tasks.append({**tasks[0], "name": "hidden", "encoder": "hidden"})
     if arm in ("source", "adapted"):
         tasks.append({"kind": "samples", "text": heldout})
     config.eval = {"every_steps": 10, "tasks": tasks}

@@ -8,6 +8,7 @@ new page has the heading alone.
 
 import ast
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -115,17 +116,19 @@ def _tables(report: Report) -> Iterator[tuple[str, str]]:
 
 def _by_update(report: Report) -> Iterator[tuple[str, str]]:
     """Yields (title, text): a table of held-out losses with a row an arm and a column a step, of arms without seeds."""
-    loss, bits = _loss("heldout"), "eval/heldout/bits_per_byte"
-    arms = {arm: group for each in report.comparisons for arm, group in each.arms.items() if group.steps(loss)}
-    steps = sorted({step for group in arms.values() for step in group.steps(loss)})
-    if not arms or len(steps) > MOST_STEPS or any(group.has_seeds for group in arms.values()):
+    arms = {arm: group for each in report.comparisons for arm, group in each.arms.items()}
+    tasks = {"heldout": "", **{task: f", {task}" for task in report.tasks(report.compared)}}
+    steps = sorted({step for group in arms.values() for step in group.steps(_loss("heldout"))})
+    if not steps or len(steps) > MOST_STEPS or any(group.has_seeds for group in arms.values()):
         return
     rows = []
-    for arm, group in arms.items():
-        values = [dict(zip(*group.series(metric), strict=True)) for metric in (loss, bits)]
-        last = max(values[1], default=None)
-        cells = [f"{values[0][step]:.3f}" if step in values[0] else NONE for step in steps]
-        rows.append([arm, *cells, NONE if last is None else f"{values[1][last]:.3f}"])
+    for (arm, group), (task, suffix) in itertools.product(arms.items(), tasks.items()):
+        losses, bits = (
+            dict(zip(*group.series(f"eval/{task}/{metric}"), strict=True)) for metric in ("loss", "bits_per_byte")
+        )
+        cells = [f"{losses[step]:.3f}" if step in losses else NONE for step in steps]
+        if losses:
+            rows.append([f"{arm}{suffix}", *cells, f"{bits[max(bits)]:.3f}" if bits else NONE])
     columns = ["nats a token after", *(f"{step} updates" for step in steps), "bits a byte at the end"]
     yield "Held-out loss by update", "\n".join(TextTable(columns, rows).lines())
 

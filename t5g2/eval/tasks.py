@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ from t5g2.models.layers import Compute
 from t5g2.models.loss import token_losses
 from t5g2.models.loss_config import LossConfig
 
+HIDDEN_SEGMENTS = 1 << 20  # more than a row has
 # the interface of tasks has its public names here too
 __all__ = [
     "BY_NAME",
@@ -85,15 +87,22 @@ class HeldoutLoss(Task):
       text: held-out text.
       objective: computes inputs and targets from the text.
       examples: number of chunks, the first in an order that depends on the seed alone; None = all.
+      encoder: "hidden" = the decoder sees no token of the encoder. What the loss is lower by when it is "visible" is
+        what reading it is worth: nothing, to a model that has not learnt to.
     """
 
     text: TextSource
     objective: Objective
     name: str = "heldout"
     examples: Count | None = 64
+    encoder: Literal["visible", "hidden"] = "visible"
 
     @override
     def prepare(self, context: EvalContext) -> MeasureFunction:
+        if self.encoder == "hidden" and not context.data.encoder_length:
+            raise UserError(
+                f"evaluation task {self.name!r} hides the encoder, and the model is decoder-only; leave encoder out"
+            )
         if self.objective.takes_labels:
             raise UserError(
                 f"evaluation task {self.name!r} is of the loss of tokens, and its objective predicts labels; take the "
@@ -114,7 +123,8 @@ class HeldoutLoss(Task):
         seed = derive_seed(context.seed, "held-out loss")
 
         def read(denoiser: str) -> Iterable[HostBatch]:
-            return finite_batches(data, seed=seed, rows=context.rows, denoiser=denoiser, examples=self.examples)
+            batches = finite_batches(data, seed=seed, rows=context.rows, denoiser=denoiser, examples=self.examples)
+            return batches if self.encoder == "visible" else map(_hide_encoder, batches)
 
         # a sample is small and kept; the whole text is read again at each evaluation
         kept = {d: list(read(d)) for d in self.objective.denoisers} if self.examples is not None else None
@@ -263,6 +273,14 @@ BY_NAME = {
     "frequent_words": FrequentWords,
     "coreference": Coreference,
 }
+
+
+def _hide_encoder(host: HostBatch) -> HostBatch:
+    """Returns a batch whose encoder reads segments that no decoder has."""
+    encoder = host.batch.encoder
+    assert encoder is not None
+    segments = np.where(encoder.segments > 0, encoder.segments + HIDDEN_SEGMENTS, 0)
+    return host._replace(batch=host.batch._replace(encoder=encoder._replace(segments=segments)))
 
 
 def _token_sums(model: LanguageModule, batches: Iterable[HostBatch], context: EvalContext) -> TokenSums:

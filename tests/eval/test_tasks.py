@@ -106,6 +106,29 @@ def test_held_out_loss_is_the_mean_over_the_mixture_of_the_plain_means(text, t5g
     assert abs(means["short"][0] - means["suffix"][0]) > 1e-3  # so that the weights matter
 
 
+@pytest.mark.parametrize("cross", ["separate", "merged"])
+def test_what_reading_the_encoder_is_worth(text, cross):
+    """A hidden encoder does not matter, whatever its weights are; a visible one does."""
+    stack = dataclasses.replace(tiny.T5GEMMA.encoder, vocab_size=TOKENIZER.vocab_size)
+    config = T5GEMMA if cross == "merged" else dataclasses.replace(tiny.T5GEMMA, encoder=stack, decoder=stack)
+    assert config.cross == cross
+    model, setting = weights.model(config), context_of(text)
+    visible = HeldoutLoss(text, MIXTURE, examples=12)
+    hidden = dataclasses.replace(visible, name="hidden", encoder="hidden")
+    before = evaluate(model, [visible, hidden], setting).scores
+    model.encoder.final_norm.scale[...] = 3.0 + model.encoder.final_norm.scale[...]
+    after = evaluate(model, [visible, hidden], setting).scores
+    assert after["hidden/loss"] == before["hidden/loss"]
+    assert abs(after["heldout/loss"] - before["heldout/loss"]) > 1e-3
+    assert abs(before["hidden/loss"] - before["heldout/loss"]) > 1e-3
+
+
+def test_a_decoder_only_model_has_no_encoder_to_hide(text):
+    task = HeldoutLoss(text, Causal(), encoder="hidden")
+    with pytest.raises(UserError, match="'heldout' hides the encoder, and the model is decoder-only; leave encoder"):
+        task.prepare(context_of(text, encoder_length=0))
+
+
 def test_a_decoder_only_model_is_measured_too(text):
     model = weights.model(STACK)
     task, setting = HeldoutLoss(text, Causal(), examples=12), context_of(text, encoder_length=0)
