@@ -117,7 +117,7 @@ def _tables(report: Report) -> Iterator[tuple[str, str]]:
 def _by_update(report: Report) -> Iterator[tuple[str, str]]:
     """Yields (title, text): a table of held-out losses with a row an arm and a column a step, of arms without seeds."""
     arms = {arm: group for each in report.comparisons for arm, group in each.arms.items()}
-    tasks = {"heldout": "", **{task: f", {task}" for task in report.tasks(report.compared)}}
+    tasks = {task: "" if task == "heldout" else f", {task}" for task in report.tasks(report.compared)}
     steps = sorted({step for group in arms.values() for step in group.steps(_loss("heldout"))})
     if not steps or len(steps) > MOST_STEPS or any(group.has_seeds for group in arms.values()):
         return
