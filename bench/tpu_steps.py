@@ -36,10 +36,14 @@ none takes 0.97 of the time of 270M-270M, in four times the memory, as what is k
 of that of 1B-1B, and 0.88 of that of 4B-4B, whose MFU is 40.6% then, in 74.8 of 95 GiB; attention 0.96 of that of
 1B-1B. Not tried yet: more rows a chip for 4B-4B, bfloat16 logits, larger blocks of the kernels.
 
+Of 270M-270M on 8 chips of v5p, data parallelism and ZeRO-1 take 1.03 of the time of FSDP, and 13.2 and 11.1 GiB
+instead of 9.3. On two slices of 8 chips each, FSDP within and data parallelism between them, a chip with as many rows
+takes 1.05 of it: it sends 0.17 GiB to the other slice, in 30 ms, for half of which the core waits.
+
 The estimate of the memory is too high by a quarter for 4B-4B on v5e:4x4 and by half with 131,072 tokens in, for which
-it holds the five layers of the encoder that no loop has at a time, and the compiler one. It is too low by a quarter for
-270M and 1B on v6e:4x4, where the compiler holds more at a time; why has not been looked into. `check --target`
-compiles, and says what is so."""
+it holds the five layers of the encoder that no loop has at a time, and the compiler one, and for 1B-1B of one layer a
+side on v5e:2x2. It is too low by a quarter for 270M and 1B on v6e:4x4, where the compiler holds more at a time; why has
+not been looked into. `check --target` compiles, and says what is so."""
 TEXT = (("model.encoder.images", "None"), ("optim.freeze", "[]"))
 
 
