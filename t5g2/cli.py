@@ -7,6 +7,7 @@ after Ctrl-C, with the checkpoint saved; 141 if the reader of the output is gone
 import contextlib
 import importlib
 import os
+import re
 import select
 import sys
 
@@ -15,6 +16,7 @@ from t5g2.core.errors import OS_ERRORS, MachineError, UserError, os_error_messag
 from t5g2.core.files import cache_folder, cache_hint
 from t5g2.core.terminal import escaped
 
+THREADS_OF_A_DEVICE = 8  # of a CPU that is several devices: more than the collectives that wait at a time
 # in the order of a run's life; each is t5g2/commands/<name>.py with FLAGS and run()
 COMMANDS = (
     "train",
@@ -43,6 +45,7 @@ def run_command(name: str, argv: list[str]) -> None:
         help_text = str(request)
     else:
         _keep_compiled_programs()
+        _give_threads_to_simulated_devices()
         command.run(flags)
         return
     # outside of `except`, so that an error of printing does not seem to come from the flags
@@ -120,6 +123,19 @@ def _keep_compiled_programs() -> None:
     with contextlib.suppress(UserError):  # without a folder, programs are compiled again each time
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "jax"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _give_threads_to_simulated_devices() -> None:
+    """Sets the number of XLA's threads, where a CPU is asked to be several devices, unless the environment says so.
+
+    A collective holds a thread of each device until all have come to it, and independent ones begin in any order: with
+    a thread for each device, which is what XLA takes, devices wait for each other for ever.
+    """
+    count = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    flag = re.search(r"--xla_force_host_platform_device_count=(\d{1,4})\b", os.environ.get("XLA_FLAGS", ""))
+    devices = int(count) if re.fullmatch(r"\d{1,4}", count) else int(flag[1]) if flag else 1
+    if devices > 1:
+        os.environ.setdefault("PJRT_NPROC", str(max(os.cpu_count() or 1, THREADS_OF_A_DEVICE * devices)))
 
 
 def load_command(name: str):

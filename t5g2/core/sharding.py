@@ -148,10 +148,11 @@ class MeshShape:
                 f"strategy = 'fsdp' and data = {data}, which leaves no devices over which fsdp could cut the weights; "
                 f"set data to -1, or strategy to 'data' or 'zero1'"
             )
-        if self.zero1 and data == 1 and fsdp > 1:
+        if self.zero1 and data == 1 and devices > 1:
+            others = ", ".join(f"{axis} = {size}" for axis, size in zip(AXES[1:], sizes[1:], strict=True) if size > 1)
             raise UserError(
-                f"strategy = 'zero1' and fsdp = {fsdp}, which leaves no devices of data over which the optimizer's "
-                f"state could be cut; set fsdp to 1 and data to -1, or strategy to 'fsdp'"
+                f"strategy = 'zero1' and {others}, which leaves no devices of data over which the optimizer's state "
+                f"could be cut; set {'fsdp to 1 and data to -1' if fsdp > 1 else 'them lower'}, or strategy to 'fsdp'"
             )
         return sizes
 

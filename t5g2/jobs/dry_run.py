@@ -151,7 +151,7 @@ def _too_much(experiment: Experiment, needed: int, limit: str, memory: MemoryEst
     return (
         f"the run needs {needed / GIB:.2f} GiB per device and a device has {limit}; use more devices along "
         f"mesh.fsdp or mesh.tensor, more train.microbatches, {remat}or fewer data.rows"
-        + (SCORES if memory.scores > memory.total / 4 else "")
+        + (SCORES if memory.scores > memory.total / 4 and experiment.compute.backend == "reference" else "")
     )
 
 

@@ -47,15 +47,22 @@ def report(plan: Plan, target: Target, most: int, *, used: int) -> str:
     lines = ["the nearest settings, by the estimate and then by the compiler:"]
     for candidate, other, size in itertools.islice(_fitting(plan, devices, most / factor), TRIES):
         log.info("compiling with %s, which takes %.2f GiB by the estimate", candidate.flags, factor * size / GIB)
-        with jax.set_mesh(other.mesh):
-            used = tpu_compiler.compile_step(other).used
+        try:
+            with jax.set_mesh(other.mesh):
+                used = tpu_compiler.compile_step(other).used
+        except UserError as error:  # too large, in words of the compiler that have no sizes
+            lines.append(f"  {candidate.flags}: estimate {factor * size / GIB:.2f} GiB, {error}")
+            continue
         verdict = "fits" if used <= most else "does not fit"
         sizes = f"estimate {factor * size / GIB:.2f} GiB, compiled {used / GIB:.2f}"
         lines.append(f"  {candidate.flags}: {sizes}, {verdict}")
         if used <= most:
             return "\n".join(lines)
     if len(lines) == 1:
-        lines.append(f"  none: with every remat, microbatch and mesh the estimate is above {target}'s memory")
+        lines.append(
+            f"  none: with remat, microbatches, ZeRO-1, FSDP and up to 8 times tensor and 4 times context parallelism "
+            f"the estimate is above the memory of {target}; take more devices, or fewer data.rows"
+        )
     else:
         lines.append(f"  none of these {len(lines) - 1} fits by the compiler; take more devices, or fewer data.rows")
     return "\n".join(lines)

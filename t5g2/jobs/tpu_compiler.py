@@ -59,6 +59,8 @@ def devices(target: Target) -> list[Any]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _load()
+    # a program for a slice that is not there cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)
     # else this process would look for TPUs; where it has devices already, they do not matter
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")

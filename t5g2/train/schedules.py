@@ -104,6 +104,11 @@ class WarmupStableDecay(_Schedule):
     @override
     def make(self, steps: int) -> LearningRate:
         stable = self._stable(steps)
+        if self.decay_fraction and stable == steps:
+            raise UserError(
+                f"optim.schedule.decay_fraction = {self.decay_fraction} of train.steps = {steps} is no update; give at "
+                f"least {1 / steps:.2g}, or 0 for no decay"
+            )
         if stable < self.warmup_steps < steps:
             raise UserError(
                 f"optim.schedule.warmup_steps = {self.warmup_steps}, and the decay begins after update {stable} of "

@@ -82,6 +82,10 @@ def test_sizes_multiply_to_the_devices(devices, shape, count, sizes):
         ),
         (MeshShape(4, strategy="fsdp", tensor=2), "'fsdp' and data = 4, which leaves no devices"),
         (MeshShape(1, 8, strategy="zero1"), "'zero1' and fsdp = 8, which leaves no devices .*; set fsdp to 1 and data"),
+        (
+            MeshShape(strategy="zero1", context=2, tensor=4),
+            "'zero1' and context = 2, tensor = 4, which leaves no devices .*; set them lower, or strategy to 'fsdp'",
+        ),
         (MeshShape(1, 4, strategy="zero1"), "needs 4 devices, and there are 8"),
         (MeshShape(4, -1, strategy="data"), "strategy=data: data=4 x fsdp=1 x .* needs 4 devices, and there are 8"),
         (MeshShape(slices=3, data=8), "slices=3 and data=8; slices are equal parts of data, .* a multiple of 3"),

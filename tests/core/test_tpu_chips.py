@@ -13,6 +13,25 @@ def test_targets(text, chips):
     assert (str(target(text)), target(text).chips) == (text, chips)
 
 
+@pytest.mark.parametrize(
+    ("name", "hbm_gib", "ghz", "link_gb_per_s", "network_gb_per_s", "devices"),
+    [
+        ("v4", 32, 1.05, 45, 6.25, 1),
+        ("v5e", 16, 1.5, 45, 3.125, 1),
+        ("v5p", 95, 1.75, 90, 6.25, 1),
+        ("v6e", 32, 1.53, 90, 12.5, 1),
+        ("tpu7x", 192, 2.2, 90, 12.5, 2),
+    ],
+)
+def test_the_figures_of_a_chip_are_those_that_are_published(
+    name, hbm_gib, ghz, link_gb_per_s, network_gb_per_s, devices
+):
+    """But for the clocks of v6e and tpu7x, which are fitted."""
+    chip = CHIPS[name]
+    assert (chip.hbm_gib, chip.cycles_per_s, chip.devices) == (hbm_gib, ghz * 1e9, devices)
+    assert (chip.link_bytes_per_s, chip.network_bytes_per_s) == (link_gb_per_s * 1e9, network_gb_per_s * 1e9)
+
+
 def test_several_slices():
     slices = target("v5p:2x2x1")._replace(slices=3)
     assert (str(slices), slices.topology, slices.chips) == ("3 slices of v5p:2x2x1", "v5p:2x2x1", 12)

@@ -356,7 +356,7 @@ def test_settings_that_fit_by_the_estimate_are_confirmed_by_the_compiler(monkeyp
         assert re.fullmatch(line.format(4, "fits"), second)
         # with a compiler that takes far more than the estimate, nothing is expected to fit
         none = fitting_settings.report(plan, target("v5e:1x1"), most, used=1000 * memory.total)
-        assert none.endswith("none: with every remat, microbatch and mesh the estimate is above v5e:1x1's memory")
+        assert none.endswith("the estimate is above the memory of v5e:1x1; take more devices, or fewer data.rows")
 
 
 def test_a_single_microbatch_may_be_the_only_number_that_fits(monkeypatch):
@@ -379,6 +379,54 @@ def test_a_single_microbatch_may_be_the_only_number_that_fits(monkeypatch):
     assert len(lines) == 3
     assert all(re.search(r"remat=(attention|block): .* does not fit$", line) for line in lines[:2])
     assert lines[2] == "  none of these 2 fits by the compiler; take more devices, or fewer data.rows"
+
+
+def test_a_suggestion_is_compiled_on_its_own_mesh_and_is_possible_there(monkeypatch):
+    """Of 16 rows on 8 devices there are no more than two microbatches, whatever the estimate of more is."""
+    _, plan = plan_of(experiment(T5GEMMA2, data__rows=16, mesh__data=8))
+    compiled = []
+
+    def estimate(other):
+        fits = other.experiment.train.microbatches > 2 or other.mesh.shape["fsdp"] == 8
+        return SimpleNamespace(total=5 if fits else 10)
+
+    def compile_step(other):
+        compiled.append((other.mesh.shape["fsdp"], other.experiment.train.microbatches))
+        return tpu_compiler.Verdict(None, 5, None)
+
+    monkeypatch.setattr(fitting_settings, "estimate", estimate)
+    monkeypatch.setattr(tpu_compiler, "compile_step", compile_step)
+    with jax.set_mesh(plan.mesh):
+        _, line = fitting_settings.report(plan, target("v5e:2x4"), 7, used=10).splitlines()
+    assert compiled == [(8, 1)]
+    assert re.match(r"  --config\.mesh\.data=-1 --config\.mesh\.strategy=fsdp: .*, fits$", line)
+
+
+def test_a_suggestion_that_the_compiler_refuses_in_other_words_is_passed_over(monkeypatch):
+    _, plan = plan_of(experiment(T5GEMMA2, data__rows=64))
+    sizes = iter([None, 6])
+
+    def compile_step(_):
+        size = next(sizes)
+        if size is None:
+            raise UserError("the step does not fit a device, says the TPU compiler: other words")
+        return tpu_compiler.Verdict(None, size, None)
+
+    monkeypatch.setattr(fitting_settings, "estimate", lambda other: SimpleNamespace(total=5))
+    monkeypatch.setattr(tpu_compiler, "compile_step", compile_step)
+    with jax.set_mesh(plan.mesh):
+        _, first, second = fitting_settings.report(plan, target("v5e:1x1"), 7, used=5).splitlines()
+    assert first.endswith("says the TPU compiler: other words")
+    assert second.endswith("compiled 0.00, fits")
+
+
+@pytest.mark.parametrize(("backend", "blamed"), [("auto", False), ("reference", True)])
+def test_scores_are_blamed_only_where_they_are_held_by_choice(one_device, monkeypatch, backend, blamed):
+    """As "auto" holds them whole where they are few alone."""
+    monkeypatch.setattr(memory_estimate.MemoryEstimate, "total", property(lambda memory: 2 * memory.scores))
+    with pytest.raises(UserError) as raised:
+        dry_run.check(experiment(T5GEMMA2, compute__backend=backend), hbm_gib=0.001, compiled=False)
+    assert ("compute.backend=auto avoids it" in str(raised.value)) == blamed
 
 
 def test_settings_that_are_suggested_are_the_nearest_first():

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from t5g2.core.device import GIB
 from t5g2.core.errors import UserError
 from t5g2.core.tpu_chips import target
-from t5g2.jobs import dry_run, tpu_compiler
+from t5g2.jobs import dry_run, target_check, tpu_compiler
+from t5g2.jobs.live_memory import LiveMemory
+from t5g2.jobs.schedule_cost import ScheduleCost
+from t5g2.jobs.target_check import TargetStep
 from t5g2.train import plan as plans
 from tests.jobs.test_dry_run import T5GEMMA2, experiment
 
@@ -84,3 +88,38 @@ def test_a_step_that_does_not_fit_a_target(monkeypatch, said, message):
 def test_another_failure_of_the_compiler_is_no_lack_of_memory():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"):
         tpu_compiler._too_large(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
+
+
+def step_of(name="v5e:1x1", used=3):
+    """A step as if it had been compiled, of so many GiB and a second."""
+    chip = target(name).chip
+    live = LiveMemory(total=GIB, gradients=0, kept=0, largest=())
+    most = round(chip.hbm_gib * GIB)
+    return TargetStep(target(name), used * GIB, most, GIB, 1.0, live, ScheduleCost(seconds=1.0), "", 0.0)
+
+
+@pytest.mark.parametrize(("hbm_gib", "limit"), [(0.0, None), (20.0, None), (3.5, None), (2.5, "2.50")])
+def test_the_limit_is_that_of_the_flag_or_of_the_chip(monkeypatch, capsys, hbm_gib, limit):
+    """Whichever is lower; a step that the compiler places is refused where the flag says less."""
+    monkeypatch.setattr(tpu_compiler, "devices", lambda target: jax.devices()[: target.chips])
+    monkeypatch.setattr(target_check, "compile_for", lambda plan, slices: step_of(str(slices)))
+    if limit is None:
+        dry_run.check(experiment(T5GEMMA2), target="v5e:1x1", hbm_gib=hbm_gib)
+        most = min(hbm_gib or 16.0, 16.0)
+        assert f"it fits: 3.00 of {most:.2f} GiB of a device of v5e:1x1\n" in capsys.readouterr().out
+        return
+    with pytest.raises(UserError, match=rf"the run needs 3\.00 GiB per device and a device has {limit} on v5e:1x1; .*"):
+        dry_run.check(experiment(T5GEMMA2), target="v5e:1x1", hbm_gib=hbm_gib)
+
+
+@pytest.mark.parametrize(("name", "most"), [("v5p:2x2x1", 95), ("tpu7x:2x2x1", 96), ("v5e:2x2", 16)])
+def test_a_device_has_the_memory_of_its_chip_or_half_of_it(monkeypatch, name, most):
+    """jax has two devices of a chip of tpu7x, of 192 GiB."""
+    monkeypatch.setattr(tpu_compiler, "compile_step", lambda plan: tpu_compiler.Verdict(None, GIB, None))
+    assert target_check.compile_for(SimpleNamespace(), target(name)).most == most * GIB
+
+
+def test_mfu_is_a_share_of_the_peak_of_all_devices():
+    """197 TFLOP/s of a v5e, and half of 2307 of a device of tpu7x."""
+    assert step_of("v5e:1x1").mfu(197e12, 4) == pytest.approx(0.25)
+    assert step_of("tpu7x:2x2x1").mfu(1153.5e12, 1) == pytest.approx(1)

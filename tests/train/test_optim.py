@@ -108,6 +108,10 @@ def test_a_warmup_ends_before_the_run():
         Cosine(1.0).make(100)
     with pytest.raises(UserError, match=r"warmup_steps = 7, and the decay begins after update 6 of 8; lower warmup"):
         WarmupStableDecay(1.0, 7, 0.25).make(8)
+    with pytest.raises(
+        UserError, match=r"decay_fraction = 0.0001 of train.steps = 100 is no update; give at least 0.01, or"
+    ):
+        WarmupStableDecay(1.0, 7, 0.0001).make(100)
     with pytest.raises(UserError, match=r"peak = -1\.0; it must be at least 0"):
         Cosine(-1.0)
 
