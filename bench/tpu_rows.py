@@ -13,6 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,11 @@ def results(file: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return kept(file, rows)
 
 
+def versions(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns what compiled the rows."""
+    return "; ".join(sorted({figures["versions"] for figures in rows.values() if "versions" in figures}))
+
+
 def _in_a_process(row: Row) -> dict[str, Any]:
     """Returns what `compile_row` returns in a process of its own, which libtpu needs, or its last words as "error"."""
     paths = [str(COMPILER), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -152,7 +158,7 @@ def compile_row(row: Row) -> dict[str, Any]:
         "remat": experiment.compute.remat,
         "microbatches": experiment.train.microbatches,
         "flops": sum(parts.values()),
-        "versions": f"jax {jax.__version__}",
+        "versions": f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}",
     }
     if step.cost is None or step.live is None:
         return figures

@@ -28,7 +28,7 @@ quarter of them computed again. Of 4B-4B (aim 60%, 36% reached at 2 rows a chip)
 
 Tried: products with weights cut by FSDP were computed shard by shard while the weights came (windowed einsum), with
 sums in float32 arrays of all tokens. Without that, which is what a run sets for TPUs, 270M-270M takes 0.82 of the
-time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce- scatter:
+time and 1B-1B 0.75. Gradients of layers in loops are then summed whole and cut, twice the bytes of a reduce-scatter:
 2% of the step of 1B-1B, 8% of that of 4B-4B. Slices of four chips have reduce-scatters; on 8 and 16 a small program
 of two products a layer has none either, whether shards are multiples of a tile (widths of 2048, 8192) or not, and
 xla_sdy_export_all_reduce_scatter and three other options changed nothing. Less remat saves less than it computes:
@@ -121,9 +121,12 @@ ROWS = (
 )
 
 
+DESCRIBED = ("step", "target", "mesh", "remat")
+
+
 def memory(rows: dict[str, dict[str, Any]]) -> str:
     """Returns the table of what a device holds, by the estimate and by the compiler."""
-    head = ("step", "target", "mesh", "remat", "state", "estimate", "compiler", "estimate / compiler", "fits")
+    head = (*DESCRIBED, "state", "estimate", "compiler", "estimate / compiler", "fits")
     lines = []
     for name, row in rows.items():
         if "error" in row:
@@ -139,7 +142,7 @@ def memory(rows: dict[str, dict[str, Any]]) -> str:
 
 def speed(rows: dict[str, dict[str, Any]]) -> str:
     """Returns the table of estimated times and MFU, with what the time is for."""
-    head = ("step", "target", "mesh", "remat", "tokens a device", "ms", "MFU", "FLOPs", "kernels", "others", "waiting")
+    head = (*DESCRIBED, "tokens a device", "ms", "MFU", "FLOPs", "kernels", "others", "waiting")
     lines = []
     for name, row in rows.items():
         if "seconds" not in row:
@@ -168,8 +171,8 @@ def by_part(rows: dict[str, dict[str, Any]]) -> str:
             part = next((f"{side} {kinds[kind]}" for kind in rest if kind in kinds), side)
             part = "vision" if "vision" in rest else part
             shares[part if part in parts else "rest"] += seconds / row["seconds"]
-        lines.append((*described(name, row)[:2], *(f"{share:.1%}" for share in shares.values())))
-    return measure.table(("step", "target", *parts), lines)
+        lines.append((*described(name, row), *(f"{share:.1%}" for share in shares.values())))
+    return measure.table((*DESCRIBED, *parts), lines)
 
 
 def collectives(rows: dict[str, dict[str, Any]]) -> str:
@@ -180,8 +183,8 @@ def collectives(rows: dict[str, dict[str, Any]]) -> str:
             sent, waited = f"{cost['sent'] / 2**30:.2f}", f"{1e3 * cost['waited']:.1f}"
             # of the time on the links, what the core does not wait for is hidden behind its work
             hidden = max(0.0, 1 - cost["waited"] / cost["links"]) if cost["links"] else 0.0
-            lines.append((*described(name, row)[:2], kind, f"{cost['times']:,.0f}", sent, waited, f"{hidden:.0%}"))
-    return measure.table(("step", "target", "kind", "times", "GiB sent", "ms waited", "overlapped"), lines)
+            lines.append((*described(name, row), kind, f"{cost['times']:,.0f}", sent, waited, f"{hidden:.0%}"))
+    return measure.table((*DESCRIBED, "kind", "times", "GiB sent", "ms waited", "overlapped"), lines)
 
 
 def described(name: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -203,31 +206,34 @@ def main():
     every = (*ROWS, *SHORT)
     tpu_rows.results("tpu_steps", tpu_rows.chosen(every))
     rows = tpu_rows.kept("tpu_steps", every)
+    whole = {row.name: rows[row.name] for row in ROWS if row.name in rows}
     errors = [f"- {name}: {row['error']}" for name, row in rows.items() if "error" in row]
     missing = [f"- {row.name}: not compiled yet" for row in every if row.name not in rows]
     text = "\n\n".join(
         [
             "# Train steps, compiled for slices of TPUs",
-            "Nothing ran: memory is the compiler's figure, the time its estimate.",
+            "Nothing ran: memory is the compiler's figure, the time its estimate. Steps of a layer or a few a side are "
+            "compiled for the memory alone.",
             "## Memory of a device, GiB",
             memory(rows),
             "## Time of a step",
-            speed(rows),
+            speed(whole),
             "FLOPs: those of the program, recomputed ones included, by those of the model. Kernels and others have no "
             "estimate and are charged at half of the peak. Waiting: for collectives. Each is a share of the time. "
-            "* A loop whose turns its data decide is counted once: FLOPs and time are too small, and MFU is too high.",
+            "* A loop whose turns its data decide is counted once: FLOPs and time are too small, and MFU is too high. "
+            "The clock of v6e is not published: its times, and their MFU, hang on one that is fitted.",
             "## What the time is for",
-            by_part(rows),
+            by_part(whole),
             "Attention: kernels, and the products, norms and rotations around them.",
             "## What crosses devices",
-            collectives(rows),
+            collectives(whole),
             "Of a device, in a step. Weights that are cut over 64 chips and more have no all-gather, and all-reduces "
             "send about twice what gathers of the weights and sums of the gradients would: the compiler seems to "
             "gather by all-reduce there.",
             "## What limits it, and what was tried",
             NOTES,
             *(["## Not in the tables", "\n".join([*errors, *missing])] if errors or missing else []),
-            f"`python bench/tpu_steps.py`, {time.strftime('%Y-%m-%d')}.",
+            f"`python bench/tpu_steps.py`, {tpu_rows.versions(rows)}, {time.strftime('%Y-%m-%d')}.",
         ]
     )
     (measure.RESULTS / "tpu_steps.md").write_text(text + "\n")
