@@ -14,13 +14,13 @@ from tpu_steps import sized
 
 TARGETS = {4: "v5p:2x2x1", 16: "v5p:2x2x4", 64: "v5p:4x4x4", 256: "v5p:4x8x8"}
 ROWS_A_CHIP = {"1b-1b": 8, "4b-4b": 2}
-KNEES = """From 4 to 16 chips a step becomes shorter, in its MLPs: on 4 their gradients are cut in the products that make
-them; from 16 on they are summed whole and cut afterwards. That is twice the bytes, and a chip has 2 links to the others
-of 4, 4 to those of 16 and 6 to those of 64 and 256, so that the waiting stays what it was. 4B-4B also has fewer weights
-a chip to update (rest). On 256 chips a shard of an MLP is narrower than a tile of the chip (27 of 6912 columns, 10 of
-2560), and the MLPs take longer: the knee of 1B-1B. 4B-4B has its knee at 64: what is more there stands in the head, and
-in its sides outside of attention and MLPs, where weights are that were gathered by all-reduce. On 256 that is gone, and
-the MLPs take as much more. Why it is so at 64 has not been looked into."""
+KNEES = """From 4 to 16 chips a step becomes shorter, in its MLPs: on 4 their gradients are cut in the products that
+make them; from 16 on they are summed whole and cut afterwards. That is twice the bytes, and a chip has 2 links to the
+others of 4, 4 to those of 16 and 6 to those of 64 and 256, so that the waiting stays what it was. 4B-4B also has fewer
+weights a chip to update (rest). On 256 chips a shard of an MLP is narrower than a tile of the chip (27 of 6912 columns,
+10 of 2560), and the MLPs take longer: the knee of 1B-1B. 4B-4B has its knee at 64: what is more there stands in the
+head, and in its sides outside of attention and MLPs, where weights are that were gathered by all-reduce. On 256 that is
+gone, and the MLPs take as much more. Why it is so at 64 has not been looked into."""
 PARTS = ("attention", "MLP", "head", "sides", "rest")
 
 
