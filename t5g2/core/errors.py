@@ -81,8 +81,11 @@ def unknown(kind: str, name: str, allowed: Iterable[str], *, where: str = "") ->
     "unknown objective 'ul3'; did you mean 'ul2'? Allowed: causal, ul2"
     >>> str(unknown("flag", "--confg", ["--config"], where="of t5g2 check"))
     "unknown flag '--confg' of t5g2 check; did you mean '--config'? Allowed: --config"
+    >>> str(unknown("chip", "V5P", ["v5p"]))
+    "unknown chip 'V5P'; did you mean 'v5p'? Allowed: v5p"
     """
     names = sorted(allowed)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    spelled = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(spelled[other]) for other in close)}?" if close else "."
     return UserError(f"unknown {kind} {name!r}{where and ' ' + where}{hint} Allowed: {', '.join(names)}")
