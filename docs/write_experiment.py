@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from t5g2.core import logs, machine
 from t5g2.report import contents, page_parts, result_tables, tables
 from t5g2.report.contents import Report
+from t5g2.report.heldout_tasks import ANOTHER_TASK
 from t5g2.report.run_records import RunGroup, RunRecord
 from t5g2.report.text_table import NONE, TextTable
 
@@ -102,8 +103,43 @@ def _where(report: Report) -> str:
     return (
         f"Run on {datetime.date.fromtimestamp(max(walls))}: {cores}, "
         f"Python {platform.python_version()}, {versions}; {runs}, {logs.duration(seconds)} in all, "
-        f"shared sources included, compiling and the commands between them not."
+        f"shared sources included, compiling and the commands between them not. {_wall_time(report)}"
     )
+
+
+def _wall_time(report: Report) -> str:
+    """Returns a sentence: the wall time of each seed, of all its commands, or that it was not recorded.
+
+    Of a command it is the time from its start to its end, as the sweep's files have them (t5g2/sweep/job_files.py).
+    """
+    begun = {run.name: next((row["wall"] for row in run.rows if "wall" in row), None) for run in report.runs}
+    commands: dict[int | None, list[float | None]] = {}
+    for part in report.sweep["parts"] if report.sweep else ():
+        taken = _command_seconds(report.folder / part["name"], begun.get(part["name"]))
+        commands.setdefault(part.get("seed"), []).append(taken)
+    seeds = {seed: None if None in taken else sum(filter(None, taken)) for seed, taken in commands.items()}
+    if not any(seeds.values()):
+        return "The wall time of a seed, with compiling and evaluations, was not recorded."
+    of = "each seed" if len(seeds) > 1 else "all commands"
+    each = ", ".join("not recorded" if seconds is None else logs.duration(seconds) for seconds in seeds.values())
+    return f"Wall time of {of}, with sources, compiling and evaluations: {each}."
+
+
+def _command_seconds(workdir: Path, first_row: float | None) -> float | None:
+    """Returns the seconds that the command of a part took; None = unknown, or it was interrupted.
+
+    Args:
+      first_row: when it wrote its first metrics.
+    """
+    launched = workdir.parent / ".sweep" / "launched"
+    begin, end = launched / f"{workdir.name}.json", launched / f"{workdir.name}.status"
+    if workdir.is_symlink():  # a source that several sweeps share
+        shared = workdir.resolve()
+        begin, end = shared.parent / ".launched" / f"{shared.name}.json", shared / "done.json"
+    if not begin.is_file() or not end.is_file():
+        return None
+    start = begin.stat().st_mtime
+    return None if first_row is not None and first_row < start else end.stat().st_mtime - start
 
 
 def _tables(report: Report) -> Iterator[tuple[str, str]]:
@@ -136,14 +172,18 @@ def _by_update(report: Report) -> Iterator[tuple[str, str]]:
 def _samples(report: Report, workdir: Path) -> Iterator[tuple[str, str]]:
     """Yields (title, text): how many of the sampled outputs differ, and the first of each kind, by run and step.
 
-    Outputs that are alike whatever the prompt is are those of a model that does not read it.
+    Outputs that are alike whatever the prompt is are those of a model that does not read it. Sources that several
+    sweeps share are left out.
     """
     rows, quoted = [], []
     for run in report.runs:
+        if (workdir / run.name).is_symlink():
+            continue
         files = sorted((workdir / run.name / "samples").glob("*.jsonl"), key=lambda file: int(file.stem))
         for file in dict.fromkeys((*files[:1], *files[-1:])):
             samples = [json.loads(line) for line in file.read_text().splitlines()]
-            kinds = {sample["kind"]: sample for sample in reversed(samples)}
+            # a probe's samples have no kind
+            kinds = {sample.get("kind", "sample"): sample for sample in reversed(samples)}
             distinct = len({sample["output"] for sample in samples})
             rows.append([run.name, file.stem, f"{distinct} of {len(samples)}"])
             quoted += [
@@ -182,7 +222,8 @@ def _curves(report: Report) -> Figure | None:
         }
         sets = {title: arms for title, arms in sets.items() if arms}
         if sets:
-            return _plots(sets, _loss(task))
+            apart = {compared.title: compared.asking_another(_loss(task)) for compared in report.comparisons}
+            return _plots(sets, _loss(task), apart)
     return None
 
 
@@ -190,15 +231,23 @@ def _loss(task: str) -> str:
     return f"eval/{task}/loss"
 
 
-def _plots(sets: Mapping[str, Mapping[str, RunGroup]], metric: str) -> Figure:
-    """Returns two plots for each comparison: the whole curves, and the last half, where arms may be close together."""
+def _plots(sets: Mapping[str, Mapping[str, RunGroup]], metric: str, apart: Mapping[str, Sequence[str]]) -> Figure:
+    """Returns two plots for each comparison: the whole curves, and the last half, where arms may be close together.
+
+    Args:
+      apart: {title: arms whose loss is of another task}; their curves are dotted, and not in the last half.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.4 * len(sets)), layout="constrained")
         for (whole, end), (title, arms) in zip(figure.subplots(len(sets), 2, squeeze=False), sets.items(), strict=True):
             for arm, group in arms.items():
                 steps, losses = group.series(metric)
                 tokens = group.total(RunRecord.tokens, steps) or steps
-                whole.plot(tokens, losses, color=group.color, marker="o", markersize=4, label=arm)
+                of_another = arm in apart[title]
+                style, label = (":", f"{arm} ({ANOTHER_TASK})") if of_another else ("-", arm)
+                whole.plot(tokens, losses, style, color=group.color, marker="o", markersize=4, label=label)
+                if of_another:
+                    continue
                 late = [(x, y) for x, y in zip(tokens, losses, strict=True) if x >= tokens[-1] / 2]
                 end.plot(*zip(*late, strict=True), color=group.color, marker="o", markersize=4)
                 for run in group.counted if group.has_seeds else ():

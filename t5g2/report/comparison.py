@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from t5g2.report.heldout_tasks import ANOTHER_TASK
 from t5g2.report.run_records import RunGroup
 from t5g2.report.statistics import Estimate, estimate, paired, reached
 from t5g2.report.text_table import NONE, TextTable, amount
@@ -37,6 +38,10 @@ class Comparison:
         """True if any group has runs under several seeds."""
         return any(group.has_seeds for group in self.groups)
 
+    def asking_another(self, metric: str) -> list[str]:
+        """Returns the arms in which a metric is of another held-out task than in the first arm."""
+        return [arm for arm, group in self.arms.items() if not group.asks_as(self.reference[1], metric)]
+
     @property
     def reference(self) -> tuple[str, RunGroup]:
         """The first arm."""
@@ -55,13 +60,15 @@ class CatchUp(NamedTuple):
     Attributes:
       tokens: one entry per seed; None = not reached.
       within: tokens that every run was trained on.
+      at_most: True if a run was there at its first evaluation, and that was not before its first update.
     """
 
     tokens: list[float | None]
     within: float
+    at_most: bool = False
 
     def text(self) -> str:
-        """Returns text such as "1.2M ± 0.1M", "at once" or "not within 3M".
+        """Returns text such as "1.2M ± 0.1M", "at once", "at most 1.2M" or "not within 3M".
 
         If only some seeds get there: "2 of 3 seeds, after 1.2M and 1.5M, the others not within 3M".
         """
@@ -71,8 +78,10 @@ class CatchUp(NamedTuple):
             return limit
         # a mean over the seeds that got there would hide those that did not
         if len(reached_after) < len(self.tokens):
-            after = " and ".join(amount(tokens) for tokens in sorted(reached_after))
+            after = "at most " * self.at_most + " and ".join(amount(tokens) for tokens in sorted(reached_after))
             return f"{len(reached_after)} of {len(self.tokens)} seeds, after {after}, the others {limit}"
+        if self.at_most:
+            return f"at most {amount(max(reached_after))}"
         mean = estimate(reached_after)
         return "at once" if mean is None or not any(reached_after) else mean.text(amount)
 
@@ -83,20 +92,24 @@ def catch_up(group: RunGroup, reference: RunGroup, *, metric: str, step: int | N
     Each run is compared with the reference's run of the same seed, or else with the mean of the reference. Between two
     evaluations the loss is a straight line in tokens.
     """
+    if not group.asks_as(reference, metric):
+        return None
     targets = {} if step is None else reference.by_seed(metric, step)
     mean = estimate(list(targets.values()))
     if mean is None:
         return None
     # by seed, because runs of one seed have read the same batches
-    tokens_needed, within = [], []
+    tokens_needed, within, at_most = [], [], False
     for run in group.counted:
         steps, values = run.series(metric)
         tokens = run.tokens(steps)
         if tokens:
-            tokens_needed.append(reached(tokens, values, targets.get(run.seed, mean.mean)))
+            needed = reached(tokens, values, targets.get(run.seed, mean.mean))
+            at_most |= needed is not None and needed == tokens[0] > 0
+            tokens_needed.append(needed)
             within.append(tokens[-1])
     # "not within" must hold for every run, so the shortest decides
-    return CatchUp(tokens_needed, min(within)) if tokens_needed else None
+    return CatchUp(tokens_needed, min(within), at_most) if tokens_needed else None
 
 
 def results(comparisons: Sequence[Comparison], tasks: Sequence[str]) -> TextTable | None:
@@ -127,6 +140,9 @@ def _comparison_rows(comparison: Comparison, task: str) -> list[tuple[str, str]]
     for arm, group in comparison.others:
         first_end, group_end = first.last_step(metric), group.last_step(metric)
         if first_end is None or group_end is None:
+            continue
+        if not group.asks_as(first, metric):
+            rows.append((f"{prefix}{arm} − {name}", ANOTHER_TASK))
             continue
         # arms of different lengths are compared at their last common step, and each at its own end
         step = max(set(first.steps(metric)) & set(group.steps(metric)), default=None)
@@ -187,6 +203,8 @@ def _sentences(comparison: Comparison, arm: tuple[str, RunGroup], task: str) -> 
     steps = sorted(losses_a.keys() & losses_b.keys())
     if not steps:
         return []
+    if not group.asks_as(first, metric):
+        return [f"The {loss} of {b} is of {ANOTHER_TASK} than that of {a}, so they are not compared."]
     step, below = steps[-1], sum(losses_a[at] < losses_b[at] for at in steps)
     text = (
         f"At step {step} the {loss} of {a} is {format_number(first.at(metric, step))} and that of {b} "
@@ -211,7 +229,11 @@ def _sentences(comparison: Comparison, arm: tuple[str, RunGroup], task: str) -> 
 def _trained(group: RunGroup, step: int) -> str:
     totals = [total[0] for run in group.counted if (total := run.tokens([step]))]
     mean = estimate(totals)
-    return NONE if mean is None else amount(mean.mean)
+    if mean is None:
+        return NONE
+    # of several seeds the first speaks for all
+    counted_from = group.counted[0].counted_from
+    return amount(mean.mean) + (f", {counted_from}" if counted_from else "")
 
 
 def format_number(

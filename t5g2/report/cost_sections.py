@@ -6,7 +6,7 @@ from functools import partial
 from t5g2.report import plots
 from t5g2.report.contents import Report
 from t5g2.report.markup import Html, figure, tag
-from t5g2.report.page_parts import UNIT, arms_of, groups_by_title, heading, legend, note_missing
+from t5g2.report.page_parts import UNIT, arms_of, asking_another, groups_by_title, heading, legend, note_missing
 from t5g2.report.result_tables import missing_metric
 from t5g2.report.run_records import Amount, RunGroup, RunRecord
 from t5g2.report.statistics import estimate
@@ -35,7 +35,11 @@ def by_amount(report: Report) -> list[Html]:
         }
         if amounts:
             plot = plots.along({title: groups for title, groups in curves.items() if groups}, metric, amounts, UNIT)
-            text = "Tokens and FLOPs (forward and backward) of the run itself, without its source; means over seeds."
+            text = (
+                "Tokens and FLOPs (forward and backward) of the run itself, without its source. A run that took over "
+                "the state of another has that one's too, or counts from its first logged step if it has no records. "
+                f"Means over seeds.{asking_another(report, metric)}"
+            )
             parts += [tag("h2", heading(task, "Held-out loss by tokens and FLOPs")), legend(arms_of(report))]
             parts.append(figure(plot, text))
     return parts
@@ -62,6 +66,7 @@ def frontier(report: Report) -> list[Html]:
     )
     text = (
         "Each arm at its end, with the interval over its seeds; the line joins those that no other one beats in both."
+        f"{asking_another(report, metric)}"
     )
     return [tag("h2", "Quality and cost"), figure(plot, text)]
 
@@ -89,7 +94,8 @@ def _costs(report: Report) -> dict[str, Callable[[RunGroup], float | None]]:
 def _points(report: Report, metric: str, cost: Callable[[RunGroup], float | None]) -> list[plots.FrontierPoint]:
     points = []
     for compared in report.comparisons:
-        for arm, group in compared.arms.items():
+        apart = compared.asking_another(metric)
+        for arm, group in ((arm, group) for arm, group in compared.arms.items() if arm not in apart):
             quality, used = estimate(list(group.ends(metric).values())), cost(group)
             if quality is not None and used is not None:
                 name = f"{compared.title}, {arm}" if compared.title else arm

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from t5g2.report.comparison import Comparison, format_number
 from t5g2.report.contents import Report
+from t5g2.report.heldout_tasks import ANOTHER_TASK
 from t5g2.report.statistics import Estimate, estimate, paired
 from t5g2.report.text_table import NONE, TextTable, score
 
@@ -19,10 +20,12 @@ class Delta(NamedTuple):
       comparison: its title; "" if the sweep has only one.
       arm, metric: names; the metric as in metrics.csv.
       ours: mean over seeds at the end.
-      difference: from the first arm, paired by seed; None for the first arm itself, or where no seed has both.
+      difference: from the first arm, paired by seed; None for the first arm itself, where no seed has both, or where
+        the two metrics are of different held-out tasks.
       paper, paper_difference: the number printed, and its difference from the first arm's; None = none is printed.
       direction: of the paper's difference against ours: "agrees", "disagrees", or "within noise" where our interval
-        contains 0; "one seed" = there is no interval, so neither; "" = nothing is printed, or no difference.
+        contains 0; "one seed" = there is no interval, so neither; "another task" = the metric is of another held-out
+        task than the first arm's; "" = nothing is printed, or no difference.
       size: the same: "agrees" where our interval contains the paper's difference, else "larger" or "smaller" than the
         paper's, or "one seed"; "" = the paper has another metric.
     """
@@ -61,6 +64,9 @@ def _rows(compared: Comparison, metric: str) -> Iterable[Delta]:
         ends = group.ends(metric)
         ours = estimate(list(ends.values()))
         if ours is not None:
+            if not group.asks_as(compared.reference[1], metric):
+                yield Delta(compared.title, arm, metric, ours, None, direction=ANOTHER_TASK)
+                continue
             difference = None if group is compared.reference[1] else paired(ends, first)
             yield Delta(compared.title, arm, metric, ours, difference)
 
@@ -139,6 +145,8 @@ def score_table(rows: Sequence[Delta]) -> TextTable | None:
     for row in shown:
         label = f"{row.metric.removeprefix('eval/')}, {row.arm}"
         cells.setdefault(label, {})[row.comparison] = format_number(row.ours, text=score)
+        if row.direction == ANOTHER_TASK:
+            cells.setdefault(f"{label} − first", {})[row.comparison] = ANOTHER_TASK
         if row.difference is not None:
             difference = format_number(row.difference, signed=True, text=score)
             cells.setdefault(f"{label} − first", {})[row.comparison] = difference

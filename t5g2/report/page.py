@@ -13,6 +13,7 @@ from t5g2.report.markup import Html, document, figure, html_table, tag
 from t5g2.report.page_parts import (
     UNIT,
     arms_of,
+    asking_another,
     groups_by_title,
     heading,
     legend,
@@ -86,7 +87,8 @@ def held_out(report: Report) -> list[Html]:
             figure(
                 plot,
                 "Mean over the denoisers, weighted with their shares of the mixture; sentinels are not counted. "
-                f"Lower is better; step 0 is before the first update.{_thin(report)}",
+                f"Lower is better; step 0 is before the first update.{_thin(report)}"
+                f"{asking_another(report, metric)}",
             ),
         ]
     return parts or [

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from t5g2.report.contents import Report
+from t5g2.report.heldout_tasks import ANOTHER_TASK
 from t5g2.report.markup import Html, tag
 from t5g2.report.run_records import RunGroup, RunRecord
 
@@ -50,6 +51,12 @@ def sample_text(text: str) -> Html:
 def note_missing(text: str) -> Html:
     """Returns a note on missing data."""
     return tag("p", text, kind="quiet")
+
+
+def asking_another(report: Report, metric: str) -> str:
+    """Returns a sentence that names the arms in which a metric is of another held-out task; "" = in none."""
+    names = list(dict.fromkeys(arm for compared in report.comparisons for arm in compared.asking_another(metric)))
+    return f" Of {ANOTHER_TASK} of this name, and not to be compared: {', '.join(names)}." if names else ""
 
 
 def heading(task: str, title: str) -> str:

@@ -1,14 +1,15 @@
 """Runs as the report reads them: one run, and the runs of one variant under several seeds."""
 
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from statistics import median as median_of
 from typing import Any
 
-from t5g2.report import record_files, statistics
+from t5g2.report import heldout_tasks, record_files, statistics
 from t5g2.report.statistics import Estimate, estimate
 
 COLORS = ("#3b78b8", "#d9773c", "#4d9a6c", "#9469a8", "#b19a35", "#4fa3b5", "#c2607c", "#7d8794")
@@ -28,6 +29,7 @@ class RunRecord:
       done: True if the trainer has finished.
       seed: seed of the run, if there are several under different seeds.
       claimed: True if a trainer holds its folder, or held it when it was killed.
+      first: the run whose whole state it took over (init.resume), if its records are there and end where this begins.
       problems: a line for each thing that cannot be read.
     """
 
@@ -40,6 +42,7 @@ class RunRecord:
     done: bool
     seed: int | None = None
     claimed: bool = False
+    first: "RunRecord | None" = None
     problems: tuple[str, ...] = ()
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
@@ -67,14 +70,49 @@ class RunRecord:
         return median_of(values) if values else None
 
     def tokens(self, steps: Iterable[int]) -> list[float] | None:
-        """Returns trained tokens, encoder and decoder together, after each of these steps; None = none were logged."""
-        return statistics.totals_at(list(steps), self.points("train/tokens"))
+        """Returns trained tokens, encoder and decoder together, after each of these steps; None = none were logged.
+
+        Those of `first` are among them. A resumed run without it begins to count at the first step that it logged.
+        """
+        return self._totals(steps, lambda run: run.points("train/tokens"))
 
     def flops(self, steps: Iterable[int]) -> list[float] | None:
-        """Returns the FLOPs of training, forward and backward, after each of these steps; None = none were logged."""
-        rates, per_second = self.points("flops_per_s"), self.points("steps_per_s")
-        of_a_step = {step: rate / per_second[step] for step, rate in rates.items() if per_second.get(step)}
-        return statistics.totals_at(list(steps), of_a_step)
+        """Returns the FLOPs of training, forward and backward, after each of these steps, counted as `tokens` are."""
+
+        def of_a_step(run: RunRecord) -> dict[int, float]:
+            rates, per_second = run.points("flops_per_s"), run.points("steps_per_s")
+            return {step: rate / per_second[step] for step, rate in rates.items() if per_second.get(step)}
+
+        return self._totals(steps, of_a_step)
+
+    def _totals(self, steps: Iterable[int], logged: "Callable[[RunRecord], dict[int, float]]") -> list[float] | None:
+        own = logged(self)
+        start, before = 0, None
+        if self.first is not None and self.first.step is not None:
+            start, before = self.first.step, self.first._totals([self.first.step], logged)
+        if own and self.resumed is not None and before is None:
+            # how many steps it took before this one, and how large, is not known
+            start = min(own) - 1
+        totals = statistics.totals_at(list(steps), own, start=start)
+        return None if totals is None else [total + (before[0] if before else 0.0) for total in totals]
+
+    @property
+    def resumed(self) -> str | None:
+        """The workdir of the run whose state it took over; None = it began by itself."""
+        init = (self.experiment or {}).get("init")
+        workdir = init.get("resume") if isinstance(init, dict) else None
+        return workdir if isinstance(workdir, str) and workdir else None
+
+    @property
+    def counted_from(self) -> str:
+        """Says what its tokens are counted from, where that is not its own first update: "since step 114"."""
+        if self.resumed is None:
+            return ""
+        if self.first is not None and self.first.points("train/tokens"):
+            # of several seeds, each has taken over the run of its own
+            return f"with those of {Path(self.resumed).name.removesuffix(f'-s{self.seed}')}"
+        logged = self.points("train/tokens")
+        return f"since step {min(logged)}" if logged else ""
 
     @property
     def batches(self) -> dict[int, str]:
@@ -132,6 +170,14 @@ class RunGroup:
         """The names of all recorded metrics."""
         return list(dict.fromkeys(name for run in self.runs for name in run.metrics))
 
+    def asks_as(self, other: "RunGroup", metric: str) -> bool:
+        """True if a metric is of the same held-out task in both groups, or one has recorded no settings of it."""
+        own, others = (
+            next((task for run in group.runs if (task := heldout_tasks.asked(run.experiment, metric))), None)
+            for group in (self, other)
+        )
+        return heldout_tasks.equal(own, others)
+
     def by_seed(self, metric: str, step: int) -> dict[int | None, float]:
         """Returns {seed: value at a step} of the counted runs."""
         values = {run.seed: run.points(metric).get(step) for run in self.counted}
@@ -177,12 +223,20 @@ def read_run(
     Args:
       evaluations: folders of `t5g2 evaluate`, whose scores are metrics of the last step.
     """
+    run = _read_alone(folder, name, color, seed, evaluations)
+    return replace(run, first=_first_run(folder, run, {folder.resolve()}))
+
+
+def _read_alone(
+    folder: Path, name: str, color: str = COLORS[0], seed: int | None = None, evaluations: Iterable[Path] = ()
+) -> RunRecord:
     problems: list[str] = []
     rows = record_files.read_lines(folder / "metrics.jsonl", record_files.metrics_row, problems)
     last = max((row["step"] for row in rows), default=0)
     for scores in evaluations:
         values = record_files.read_object(scores / "scores.json", record_files.scores_of_model, problems)
         rows += [] if values is None else [{"step": last, **{f"eval/{name}": value for name, value in values.items()}}]
+    experiment = record_files.read_object(folder / "experiment.json", dict, problems)
     samples = sorted((folder / "samples").glob("*.jsonl"), key=lambda path: (len(path.stem), path.stem))  # by step
     provenance = [folder / "provenance.json", folder / "model" / "provenance.json"]
     origins = (record_files.read_object(path, record_files.origin, problems) for path in provenance)
@@ -190,7 +244,7 @@ def read_run(
         name=name,
         color=color,
         rows=rows,
-        experiment=record_files.read_object(folder / "experiment.json", dict, problems),
+        experiment=experiment,
         provenance=next((origin for origin in origins if origin is not None), None),
         samples=record_files.read_lines(samples[-1], dict, problems) if samples else [],
         done=record_files.read_object(folder / "done.json", record_files.done_mark, problems) is not None,
@@ -198,3 +252,23 @@ def read_run(
         seed=seed,
         problems=tuple(problems),
     )
+
+
+def _first_run(folder: Path, run: RunRecord, passed: set[Path]) -> RunRecord | None:
+    """Returns the run whose state another one took over; None if its records do not tell what was done until then."""
+    workdir = Path(os.path.expanduser(run.resumed or ""))
+    if not workdir.name:
+        return None
+    # a sweep may have been moved as a whole
+    found = next((path for path in (workdir, folder.with_name(workdir.name)) if _is_recorded(path)), None)
+    if found is None or found.resolve() in passed:
+        return None
+    first, begins = _read_alone(found, workdir.name), min((row["step"] for row in run.rows), default=None)
+    # one that has not ended, or went on after it was taken over, has rows that this one does not stand on
+    if not first.done or first.step is None or begins is None or first.step > begins:
+        return None
+    return replace(first, first=_first_run(found, first, passed | {found.resolve()}))
+
+
+def _is_recorded(workdir: Path) -> bool:
+    return (workdir / "metrics.jsonl").is_file()

@@ -1,9 +1,13 @@
 """Comparisons of runs whose curves are drawn here."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from t5g2.report import comparison
+from t5g2.report import comparison, deltas
 from t5g2.report.comparison import Comparison, catch_up
+from t5g2.report.contents import Report
 from t5g2.report.run_records import RunGroup, RunRecord
 
 LOSS = "eval/heldout/loss"
@@ -116,3 +120,77 @@ def test_without_a_held_out_loss_there_is_no_table_of_results():
     }
     assert comparison.results([Comparison("", groups, chosen=True)], []) is None
     assert comparison.results([Comparison("", groups, chosen=True)], ["heldout"]) is None
+
+
+PREFIX = {"kind": "prefix_lm", "prefix": 0.5, "eos": True, "split_at": "token"}
+SUFFIX = {"kind": "ul2", "eos": True, "tasks": [{"name": "half", "rate": 0.5, "mean_span": None}]}
+
+
+def asking(group, objective, *, examples=128, path="a.jsonl", **data):
+    """The group, with experiment.json of a held-out task."""
+    text = {"kind": "jsonl", "path": path}
+    task = {"kind": "heldout_loss", "name": "heldout", "text": text, "objective": objective, "examples": examples}
+    record = {"eval": {"tasks": [{"name": "other", "objective": {"kind": "causal"}}, task]}, "data": data}
+    return RunGroup(group.name, "#000", [replace(run, experiment=record) for run in group.runs])
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (asking(SCRATCH, PREFIX), True),
+        (SCRATCH, True),  # nothing recorded
+        # the end of the same chunk, whatever the model that predicts it
+        (asking(SCRATCH, {"kind": "causal", "context": 0.5, "eos": True}), True),
+        (asking(SCRATCH, SUFFIX), True),
+        (asking(SCRATCH, {"kind": "causal", "context": 0.0, "eos": True}), False),
+        (asking(SCRATCH, {"kind": "causal", "context": 0.5, "eos": False}), False),
+        (asking(SCRATCH, PREFIX | {"split_at": "text"}), False),
+        (asking(SCRATCH, SUFFIX | {"tasks": [{"name": "spans", "rate": 0.5, "mean_span": 3.0}]}), False),
+        (asking(SCRATCH, PREFIX, examples=64), False),
+        (asking(SCRATCH, PREFIX, path="b.jsonl"), False),
+        (asking(SCRATCH, PREFIX, chunk_tokens=255), False),
+        (asking(SCRATCH, PREFIX | {"kind": "multimodal_prefix_lm"}), False),
+    ],
+)
+def test_losses_are_subtracted_only_of_equal_tasks(other, same):
+    """A task of one name may be another one in another run: texts, which of their tokens, how many of them."""
+    first = asking(ADAPTED, PREFIX, chunk_tokens=127)
+    both = Comparison("", {"adapted": first, "scratch": other}, chosen=True)
+    rows = dict(comparison.results([both], ["heldout"]).rows)
+    sentences = comparison.findings([both], ["heldout"])
+    report = Report("", Path(), both.groups, [both])
+    [_, delta] = deltas.deltas(report)
+    assert both.asking_another(LOSS) == ([] if same else ["scratch"])
+    assert ("scratch − adapted, step 1" in rows) == same
+    assert any(row.startswith("tokens until") for row in rows) == same
+    assert (delta.difference is not None) == same
+    if not same:
+        assert rows["scratch − adapted"] == delta.direction == "another task"
+        assert sentences == [
+            "The held-out loss of scratch is of another task than that of adapted, so they are not compared."
+        ]
+    assert rows["scratch: loss at end"].startswith("1.667 ± "), "each arm's own loss stands there"
+
+
+def test_scores_of_files_of_tasks_are_compared_whatever_the_runs_own_tasks_are():
+    groups = [asking(ADAPTED, PREFIX), asking(SCRATCH, {"kind": "causal", "context": 0.0})]
+    assert groups[1].asks_as(groups[0], "eval/arc/accuracy")
+    assert groups[1].asks_as(groups[0], "train/loss")
+    assert not groups[1].asks_as(groups[0], "eval/heldout/bits_per_byte")
+
+
+def test_a_curve_that_begins_late_was_there_at_some_time_before():
+    """The first evaluation of a resumed run, or its only one, says when at the latest, and not when."""
+    late = RunGroup(
+        "late",
+        "#000",
+        [
+            RunRecord("late", "#000", [{"step": 2, LOSS: loss, "train/tokens": 100}], None, None, [], True, seed=seed)
+            for seed, loss in enumerate((2.5, 2.9, 3.5))
+        ],
+    )
+    assert catch_up(late, ADAPTED, metric=LOSS, step=0).text() == (
+        "2 of 3 seeds, after at most 200 and 200, the others not within 200"
+    )
+    late = RunGroup("late", "#000", late.runs[:2])
+    assert catch_up(late, ADAPTED, metric=LOSS, step=0).text() == "at most 200"

@@ -60,3 +60,16 @@ def test_tokens_of_the_steps_that_were_not_logged():
     assert totals_at([0, 1, 2, 3, 5, 7], {2: 10, 5: 40}) == [0, 10, 20, 60, 140, 220]
     assert totals_at([3], {1: 1, 2: 2, 3: 3}) == [6]
     assert totals_at([0, 1], {}) is None
+
+
+def test_a_difference_of_rounding_is_none():
+    """Two encoders that compute the same at first differ by a float32's last digit, and one is there at once."""
+    assert reached([0, 100], [2.6950002, 1.9], 2.6950001) == 0.0
+    assert reached([0, 100, 200], [3.0, 2.0000001, 1.0], 2.0) == 100.0
+    assert reached([0, 100], [2.7, 1.7], 2.6) == pytest.approx(10.0)
+
+
+def test_totals_begin_where_another_run_ended():
+    """Steps up to `start` count nothing, also where the run has logged one of them."""
+    assert totals_at([0, 3, 4, 6, 8], {5: 10, 6: 40}, start=3) == [0, 0, 10, 60, 140]
+    assert totals_at([5], {2: 10, 5: 40}, start=3) == [80]
