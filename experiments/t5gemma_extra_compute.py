@@ -5,7 +5,7 @@
 
 Both runs start from the same source and have the same budget of FLOPs (train.flops): that of an adaptation of 125
 updates, or of 2T tokens. Both are scored on the second half of the same held-out chunks, given the first. Known
-deviation: the paper's source had 6T tokens more (arXiv 2504.06225v1), which is about twice the adaptation's compute.
+deviation: the paper's source had 6T tokens more (arXiv 2504.06225v1), 2.9 times the adaptation's FLOPs as counted here.
 """
 
 import bases
