@@ -37,12 +37,8 @@ def export_model(
     dtype = folders.weight_dtype(dtype)
     files.refuse_existing(out)
     opened = import_folder.open_any(model_dir)
-    dtypes = {str(leaf.dtype if dtype is None else dtype) for leaf in opened.leaves.values()}
-    # transformers casts all weights to one dtype when it loads them; float32 holds every other
-    config_dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    tensor_format, data = hf_config_writer.write(
-        opened.config, dtype=config_dtype, special_tokens=_special_tokens(opened)
-    )
+    config_dtype = _config_dtype(opened, dtype)
+    tensor_format, data = _config_json(opened, dtype)
     tensors = {
         match.name: cast_tensor(_join_leaves(match, opened.leaves), dtype, name=f"{opened.origin}: {match.name}")
         for match in names.match_tensors(tensor_format, opened.leaves)
@@ -61,6 +57,30 @@ def export_model(
         metadata={"format": "pt"},
     )
     return hf_config_writer.deviations(opened.config)
+
+
+def check_model(model_dir: str | PathLike, *, dtype: Any = None) -> None:
+    """Checks that a model can be exported, without reading its weights.
+
+    Raises:
+      UserError: as `export_model`, but for `out`.
+    """
+    opened, dtype = import_folder.open_any(model_dir), folders.weight_dtype(dtype)
+    tensor_format, _ = _config_json(opened, dtype)
+    names.match_tensors(tensor_format, opened.leaves)
+
+
+def _config_dtype(opened: ModelFolder, dtype: Any) -> str:
+    """Returns the dtype that config.json names: transformers casts all weights to one when it loads them."""
+    dtypes = {str(leaf.dtype if dtype is None else dtype) for leaf in opened.leaves.values()}
+    # float32 holds every other
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+def _config_json(opened: ModelFolder, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the format of the tensors and the content of config.json."""
+    dtype = _config_dtype(opened, dtype)
+    return hf_config_writer.write(opened.config, dtype=dtype, special_tokens=_special_tokens(opened))
 
 
 def _special_tokens(opened: ModelFolder) -> dict[str, Any]:

@@ -111,6 +111,9 @@ def snapshot(text: str) -> Path:
     if address.path.lower().endswith(".gguf"):
         file = _download(address, [glob.escape(address.path)]) / address.path
         if not file.is_file():
+            listed = _listed(address)
+            if listed is None or address.path in listed:
+                raise _not_cached(text, address, "this file", listed)
             raise UserError(f"{text}: there is no such file in the repository{_gguf_note(address)}")
         return file
     folder = _download(address, [prefix + name for name in WANTED], ignored=f"{prefix}*/*") / address.path
@@ -119,6 +122,10 @@ def snapshot(text: str) -> Path:
         _download(address, [f"{prefix}*{flax_tree.METADATA}"])
         roots = [mark.parent.relative_to(folder) for mark in folder.rglob(flax_tree.METADATA)]
         if not roots:
+            listed = _listed(address)
+            inside, weights = f"{address.path}/" if address.path else "", (".safetensors", flax_tree.METADATA)
+            if listed is None or any(name.startswith(inside) and name.endswith(weights) for name in listed):
+                raise _not_cached(text, address, "its weights", listed)
             raise UserError(
                 f"{text} has no weights in a format that is read: neither safetensors nor an Orbax checkpoint"
                 f"{_gguf_note(address) or '; give another repository, or hf://OWNER/NAME/FOLDER'}"
@@ -202,14 +209,27 @@ def _download(address: Address, wanted: list[str], *, ignored: str | None = None
         )
 
 
-def _gguf_note(address: Address) -> str:
-    """Returns the end of a message that names GGUF files of the repository; "" if there are none."""
+def _listed(address: Address) -> list[str] | None:
+    """Returns the names of all files of the repository; None = the hub was not reached, and the cache has no list."""
     library, errors = _library(str(address)), _errors(str(address))
     try:
-        tree = library.get_cached_repo_tree(address.repository, revision=address.revision)
+        return sorted(file.path for file in library.get_cached_repo_tree(address.repository, revision=address.revision))
     except errors.CachedRepoTreeNotFoundError:
-        return ""
-    names = sorted(file.path for file in tree if file.path.lower().endswith(".gguf"))
+        return None
+
+
+def _not_cached(text: str, address: Address, what: str, listed: list[str] | None) -> UserError:
+    unknown = ", so that it is not known whether the repository does" * (listed is None)
+    return UserError(
+        f"{text}: the hub's cache on this machine does not have {what}, and the hub was not reached{unknown}; check "
+        f"the network and that HF_HUB_OFFLINE is not set, download it where there is a network (hf download "
+        f"{address.repository}), or give a folder{_slash_note(parse(text))}"
+    )
+
+
+def _gguf_note(address: Address) -> str:
+    """Returns the end of a message that names GGUF files of the repository; "" if there are none."""
+    names = [name for name in _listed(address) or () if name.lower().endswith(".gguf")]
     return f"; name one of its GGUF files: {', '.join(str(address._replace(path=n)) for n in names[:4])}" * bool(names)
 
 
@@ -227,7 +247,7 @@ def _explained(address: Address, action: Literal["read", "write"]) -> Iterator[N
     except errors.RevisionNotFoundError:
         raise UserError(
             f"{address}: there is no revision {address.revision!r} in {address.repository}; give a branch, a tag or "
-            f"the 40 digits of a commit, which {page}/commits lists, or leave it out"
+            f"the 40 digits of a commit, which {page}/commits lists, or leave it out{_slash_note(address)}"
         ) from None
     except (errors.RepositoryNotFoundError, errors.LocalTokenNotFoundError) as error:
         raise _refused(address, action, error) from None
@@ -242,6 +262,17 @@ def _explained(address: Address, action: Literal["read", "write"]) -> Iterator[N
         raise MachineError(f"{address}: the hub fails ({_line(error)}); run the command again later") from None
     except errors.HTTPError as error:  # of the HTTP library, without an answer of the hub
         raise _unreachable(address, action, error) from None
+
+
+def _slash_note(address: Address) -> str:
+    """Returns the end of a message on an address whose path may be the rest of a branch's name; "" if it has none."""
+    if address.revision is None or not address.path or COMMIT.fullmatch(address.revision):
+        return ""
+    branch = f"{address.revision}/{address.path}"
+    return (
+        f" ({address.path!r} after it was read as a path in the repository; the branch {branch!r} is "
+        f"{address._replace(revision=branch.replace('/', '%2F'), path='')})"
+    )
 
 
 def _refused(address: Address, action: str, error: Exception) -> UserError:
@@ -266,7 +297,7 @@ def _unreachable(address: Address, action: str, error: Exception) -> UserError:
     return UserError(
         f"{address}: the hub cannot be reached ({reason}), and its cache on this machine does not have all of "
         f"the model; check the network and that HF_HUB_OFFLINE is not set, download it where there is a network (hf "
-        f"download {address.repository}), or give a folder"
+        f"download {address.repository}), or give a folder{_slash_note(address)}"
     )
 
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from t5g2.core.bounds import checked
 from t5g2.core.errors import UserError, unknown
-from t5g2.data.sources.record_templates import Record, Template
+from t5g2.data.sources.record_templates import Record, Template, class_name
 from t5g2.eval.generation import LanguageModule
 from t5g2.eval.likelihood import Likelihood, encode_pair, score_tokens
 from t5g2.eval.metrics import catalogue, choices
@@ -41,7 +41,7 @@ class ChooseByLikelihood(RecordTask):
     Attributes:
       choices: a template that is one field with a list, "{choices}", or a tuple of templates, the same for all records.
       answer: template of the right choice: its text, or its number from 0. Where the choices are numbers themselves, it
-        is their text if it can be in every record.
+        is their text if it can be in every record. A boolean of JSON is the choice true or yes, or false or no.
       unconditional: context of the log-likelihoods that `accuracy_pmi` subtracts (arXiv 2104.08315).
       metrics: names of metrics of labels that compare the output with the right choice: accuracy, f1, mcc; of two
         choices `auc` ranks the probability of the second. F1(positive=…) is of a choice's number from 0, or of its text
@@ -85,7 +85,7 @@ class ChooseByLikelihood(RecordTask):
         answers = Template(self.answer).texts(record)
         if len(answers) != 1:
             raise UserError(f"no reference: {self.answer!r} has {len(answers)} values; it is one")
-        return texts, answers[0]
+        return texts, class_name(answers[0], texts)
 
     def _choices(self, record: Record, *, by_number: bool) -> tuple[list[str], int]:
         """Returns the choices of a record, and the number of the right one."""

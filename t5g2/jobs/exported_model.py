@@ -29,6 +29,8 @@ def export(model: str, *, out: str | None = None, push: str | None = None, dtype
             raise UserError(f"--push={push} is no address of Hugging Face's hub; write hf://OWNER/NAME[@BRANCH]")
         if out is not None:
             files.refuse_existing(out)
+        # first what can be wrong here, which must not leave an empty repository
+        export_folder.check_model(model, dtype=dtype)
         # before the export, which takes minutes
         hub.create_repository(push)
     with ExitStack() as stack:

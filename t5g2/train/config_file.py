@@ -80,13 +80,16 @@ def call(path: Path, name: str, arguments: Sequence[str] = (), *, returns: str) 
             if not callable(function):
                 raise UserError(f"{path} has no {name}(); define one that returns {returns}")
             # bound first, so that a wrong number of arguments is not taken for an error inside the function
+            signature = inspect.signature(function)
             try:
-                inspect.signature(function).bind(*arguments)
+                signature.bind(*arguments)
             except TypeError:
-                raise UserError(
-                    f"{name}{inspect.signature(function)} of {path} was called with "
-                    f"{', '.join(arguments) or 'nothing'}; the text after the ':' of FILE:ARG is its only argument"
-                ) from None
+                only = "the text after the ':' of FILE:ARG is its only argument"
+                fix = (
+                    only if signature.parameters else f"the file takes no argument; leave out ':{':'.join(arguments)}'"
+                )
+                given = ", ".join(arguments) or "nothing"
+                raise UserError(f"{name}{signature} of {path} was called with {given}; {fix}") from None
             return function(*arguments)
     except UserError:
         raise

@@ -223,6 +223,40 @@ def test_offline_without_the_model(offline):
         open_any("hf://owner/tiny")
 
 
+@pytest.mark.parametrize("revision", ["", f"@{COMMIT}"])
+@pytest.mark.parametrize(("path", "lacks"), [("", "its weights"), ("/deep", "its weights"), ("/x.gguf", "this file")])
+def test_offline_the_cache_does_not_say_what_the_repository_has(offline, tmp_path, revision, path, lacks):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "config.json").write_text("{}")
+    hub_cache.add(offline, NAME, tmp_path / "part")
+    with pytest.raises(UserError) as raised:
+        open_any(f"hf://owner/tiny{revision}{path}")
+    assert str(raised.value).startswith(
+        f"hf://owner/tiny{revision}{path}: the hub's cache on this machine does not have {lacks}, and the hub was not "
+        f"reached, so that it is not known whether the repository does; check the network and that HF_HUB_OFFLINE is "
+        f"not set, download it where there is a network (hf download owner/tiny)"
+    )
+
+
+def test_a_branch_with_a_slash_in_its_name(offline):
+    """What follows the first slash is a path; the message has the address of the branch."""
+    address = "hf://owner/tiny@feature/x"
+    note = (
+        r"\('x' after it was read as a path in the repository; the branch 'feature/x' is hf://owner/tiny@feature%2Fx\)"
+    )
+    with pytest.raises(UserError, match=f"the hub cannot be reached .*{note}"):
+        open_any(address)
+    assert hub.parse("hf://owner/tiny@feature%2Fx") == ("owner/tiny", "feature/x", "")
+
+
+def test_a_branch_that_there_is_not_may_be_the_beginning_of_another(serve):
+    serve({("GET", "/api/models/owner/tiny/revision/feature"): (404, {"X-Error-Code": "RevisionNotFound"}, b"{}")})
+    with pytest.raises(
+        UserError, match=r"no revision 'feature' in owner/tiny; .*branch 'feature/x' is hf://owner/tiny@f"
+    ):
+        open_any("hf://owner/tiny@feature/x")
+
+
 def test_a_failure_of_the_hub_is_none_of_the_input(serve):
     commit = f"hf://owner/tiny@{COMMIT}"
     serve({("POST", "/api/repos/create"): (429, {}, b"{}")})
@@ -320,6 +354,18 @@ def test_where_an_export_goes_is_checked_first(uploads, exported, flags, message
     calls, _ = uploads
     assert cli.main(["export", f"--model={exported}", *flags]) == 2
     assert message in capsys.readouterr().err
+    assert not calls.mock_calls
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [("missing", []), ("empty", []), ("exported", ["--dtype=int4"])],
+)
+def test_no_repository_is_created_for_a_model_that_cannot_be_exported(uploads, exported, tmp_path, model, flags):
+    calls, _ = uploads
+    (tmp_path / "empty").mkdir()
+    folder = exported if model == "exported" else tmp_path / model
+    assert cli.main(["export", f"--model={folder}", "--push=hf://owner/new", *flags]) == 2
     assert not calls.mock_calls
 
 

@@ -241,6 +241,12 @@ def test_answers_are_numbers_or_texts_in_all_records_alike(labels, right):
     assert sorted(re.findall(r"\? (\d)", shown)) == sorted(right)
 
 
+def test_a_boolean_of_json_is_the_choice_that_it_means():
+    data = [{"sum": "?", "label": answer} for answer in (True, False)]
+    result = run(choosing(data=data, choices=("no", "yes")), weights.model(STACK))
+    assert [p["reference"] for p in result.predictions] == ["yes", "no"]
+
+
 def test_metrics_of_choices_take_a_choice_by_its_text():
     data = [{"sum": text, "label": label} for text, label in zip("abcd", ["yes", "no", "yes", "no"], strict=True)]
     metrics = (F1(positive="yes"), RocAuc(positive="yes"), "accuracy")

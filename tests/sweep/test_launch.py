@@ -663,8 +663,15 @@ def test_a_sweep_file_takes_an_argument(tmp_path, capsys):
     launch.run_sweep(str(file), tmp_path / "runs", launcher="print")
     assert "--config=configs/x.py:small" in capsys.readouterr().out
     file.write_text("def get_sweep(): ...")
-    with pytest.raises(UserError, match=r"get_sweep\(\) of .*sizes.py was called with 2b-2b; .* its only argument"):
+    with pytest.raises(
+        UserError, match=r"sizes.py was called with 2b-2b; the file takes no argument; leave out ':2b-2b'"
+    ):
         sweep_file.load(f"{file}:2b-2b")
+    file.write_text("def get_sweep(size): ...")
+    with pytest.raises(
+        UserError, match=r"get_sweep\(size\) of .*sizes.py was called with nothing; .* its only argument"
+    ):
+        sweep_file.load(str(file))
 
 
 SHARED = variant("source", seeds=(0, 1), shared=True)

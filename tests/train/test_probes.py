@@ -351,6 +351,11 @@ def test_a_number_has_no_f1_and_three_classes_no_area():
     [
         ({"text": "a", "kind": "none"}, CLASSES, "record 1: the label 'none' is no class; classes are low, mid, high"),
         ({"text": "a", "kind": 3}, CLASSES, "record 1: the label '3' is no class; .* from 0 to 2; mend it"),
+        (
+            {"text": "a", "kind": True},
+            CLASSES,
+            "label 'True' is no class; .*; a boolean of JSON is the class true or yes",
+        ),
         ({"text": "a", "number": "many"}, (), "record 1: the label 'many' is no number; name the classes"),
         ({"text": "a", "number": "nan"}, (), "record 1: the label 'nan' is no number"),
         ({"text": "", "kind": "mid"}, CLASSES, "record 1: the text of the template '{text}' is empty"),
@@ -392,3 +397,13 @@ def test_a_probe_alone_is_what_is_not_frozen():
     assert not alone("gemma")
     assert not alone("gemma", Freeze("probe.*", end=0), Freeze("layers.*"))
     assert not alone("no probe", Freeze("*"))
+
+
+@pytest.mark.parametrize("classes", [("no", "yes"), ("false", "true"), ("False", "True")])
+def test_booleans_of_json_are_classes_by_name(classes):
+    """BoolQ as it is published has "answer": true."""
+    records = [{"text": "a", "kind": answer} for answer in (False, True)]
+    text = labelled(classes, records)
+    assert [text.example(record)[1] for record in records] == [0.0, 1.0]
+    reverse = labelled(classes[::-1], records)
+    assert [reverse.example(record)[1] for record in records] == [1.0, 0.0]

@@ -41,7 +41,8 @@ class LabelledText:
     Attributes:
       records: where the records are; the `field` of files is left out.
       template: the text, with fields of the record in braces: "{premise}\\n{hypothesis}".
-      label: template of the label: the name of a class or its number from 0, or without classes a number.
+      label: template of the label: the name of a class or its number from 0, or without classes a number. A boolean of
+        JSON is the class true or yes, or false or no.
       classes: names of the classes, those of model.probe; () = labels are numbers (regression).
     """
 

@@ -8,6 +8,8 @@ from typing import Any
 from t5g2.core.errors import UserError
 
 Record = Mapping[str, Any]
+# classes that a boolean of JSON may be, as str.format writes it; BoolQ's answers are true and false
+BOOLEAN_CLASSES = {"True": ("true", "yes"), "False": ("false", "no")}
 
 
 @dataclass(frozen=True)
@@ -86,18 +88,29 @@ class Template:
         return UserError(f"the record has {what} for the template {self.text!r}; it has {', '.join(record) or 'none'}")
 
 
+def class_name(label: str, classes: Sequence[str]) -> str:
+    """Returns a label, or the class that it means as a boolean of JSON: true or yes, false or no, if there is one.
+
+    >>> class_name("True", ["no", "yes"])
+    'yes'
+    """
+    return next((name for name in (label, *BOOLEAN_CLASSES.get(label, ())) if name in classes), label)
+
+
 def class_number(label: str, classes: Sequence[str]) -> int:
     """Returns the number of the class that a label names, or of which it is the number from 0.
 
     Raises:
-      UserError: the label is neither.
+      UserError: the label is none of these.
     """
     # names come first: classes may be numbers themselves
-    if label in classes:
-        return classes.index(label)
+    if (name := class_name(label, classes)) in classes:
+        return classes.index(name)
     if label.isdecimal() and int(label) < len(classes):
         return int(label)
+    names = BOOLEAN_CLASSES.get(label)
+    boolean = f"; a boolean of JSON is the class {' or '.join(names)}" if names else ""
     raise UserError(
         f"the label {label!r} is no class; classes are {', '.join(classes)[:200]}, or their numbers from 0 to "
-        f"{len(classes) - 1}"
+        f"{len(classes) - 1}{boolean}"
     )
