@@ -181,9 +181,11 @@ def _samples(report: Report, workdir: Path) -> Iterator[tuple[str, str]]:
             continue
         files = sorted((workdir / run.name / "samples").glob("*.jsonl"), key=lambda file: int(file.stem))
         for file in dict.fromkeys((*files[:1], *files[-1:])):
-            samples = [json.loads(line) for line in file.read_text().splitlines()]
-            # a probe's samples have no kind
-            kinds = {sample.get("kind", "sample"): sample for sample in reversed(samples)}
+            # those of a probe are no texts
+            samples = [sample for line in file.read_text().splitlines() if "prompt" in (sample := json.loads(line))]
+            if not samples:
+                continue
+            kinds = {sample["kind"]: sample for sample in reversed(samples)}
             distinct = len({sample["output"] for sample in samples})
             rows.append([run.name, file.stem, f"{distinct} of {len(samples)}"])
             quoted += [

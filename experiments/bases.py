@@ -8,7 +8,8 @@ An experiment takes its scale as the argument of its file, FILE:SCALE:
     2b-2b, …      the released sizes that a table is of: weights of SOURCES, texts of CORPUS, held-out texts of HELDOUT;
                   one seed, because of what a run costs.
 
-Nothing but the scale of a run depends on the argument: the variants of a table are the same overrides in both.
+The variants of a table are the same overrides at both scales. Where one cannot do what the other does, the experiment's
+docstring says so: what is measured, an arm that only a laptop has, the length of a warm-up.
 """
 
 import os
@@ -27,9 +28,16 @@ from t5g2.train import config_file
 LAPTOP = "laptop"
 SEEDS = (0, 1, 2)
 # folders of released models and of texts, such as a mounted bucket, which is at the same path where the runs are
-MODELS, TEXTS = os.environ.get("MODELS", "models"), os.environ.get("TEXTS", "")
-CORPUS = {"kind": "jsonl", "path": os.path.join(TEXTS, "corpus/*.jsonl")}
-HELDOUT = {"kind": "jsonl", "path": os.path.join(TEXTS, "heldout/*.jsonl")}
+MODELS, TEXTS = os.environ.get("MODELS") or "models", os.environ.get("TEXTS", "")
+
+
+def text_path(pattern: str) -> str:
+    """Returns the path of texts, pictures or records in the folder TEXTS."""
+    return os.path.join(TEXTS, pattern)
+
+
+CORPUS = {"kind": "jsonl", "path": text_path("corpus/*.jsonl")}
+HELDOUT = {"kind": "jsonl", "path": text_path("heldout/*.jsonl")}
 # released decoder-only models, as folders in any format that `t5g2 import` reads
 SOURCES = {
     "2b-2b": f"{MODELS}/gemma-2-2b",

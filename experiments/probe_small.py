@@ -9,8 +9,9 @@ seeds, of all runs. The report has accuracy, F1, Matthews correlation and the ar
 documents, each with its mean and interval over seeds.
 
 2b-2b probes models/gemma-2-2b, and models/t5gemma-2b-2b, a model that was adapted from it, on BoolQ: the records
-superglue/boolq/train.jsonl and validation.jsonl with passage, question and answer. For another task of SuperGLUE change
-`BOOLQ`. Known deviations: no dropout, and no grid over learning rates and batches.
+superglue/boolq/train.jsonl and validation.jsonl with passage, question and answer (true or false, as published, or yes
+or no). For another task of SuperGLUE change `BOOLQ`. Known deviations: no dropout, and no grid over learning rates and
+batches.
 """
 
 from dataclasses import replace
@@ -25,7 +26,7 @@ BOOLQ = {
     "label": "{answer}",
     "classes": ["no", "yes"],
 }
-RECORDS = "superglue/boolq/{split}.jsonl"
+RECORDS = bases.text_path("superglue/boolq/{split}.jsonl")
 TABLE2 = Paper(
     source="T5Gemma, arXiv 2504.06225v1, table 2b: SuperGLUE, fine-tuned from pretrained models",
     columns=("size", "Gemma 2", "PrefixLM", "UL2"),
@@ -103,7 +104,7 @@ def released(scale):
     return Sweep(
         title="A probe of an adapted encoder, and of the decoder-only model that it comes from",
         parts=(
-            probe("encoder", base.config, f"models/t5gemma-{scale}", decoder=False),
+            probe("encoder", base.config, f"{bases.MODELS}/t5gemma-{scale}", decoder=False),
             probe("decoder", "configs/gemma.py:gemma2:2b", base.source, decoder=True),
         ),
         compare=("encoder", "decoder"),

@@ -25,7 +25,7 @@ from t5g2.sweep import Paper, Sweep
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINED = 1500  # pictures; the others are asked
-TOWER = "models/gemma-3-4b-pt"
+TOWER = f"{bases.MODELS}/gemma-3-4b-pt"
 CONFIG = "configs/t5gemma2_images.py"
 FROZEN, TRAINABLE = [{"pattern": "vision.*"}], [{"pattern": "vision.*", "end": 0}]
 CAPTIONS = {"kind": "multimodal_prefix_lm"}
@@ -85,12 +85,12 @@ def small(still):
 def released(scale):
     """The runs of a released size."""
     base = bases.t5gemma2(scale)
-    images = {"kind": "webdataset", "path": "shards/*.tar"}
+    images = {"kind": "webdataset", "path": bases.text_path("shards/*.tar")}
     sources = [
         {"text": bases.CORPUS, "objective": bases.UL2, "weight": 3, "name": "text"},
         {"text": images, "objective": CAPTIONS, "name": "images"},
     ]
-    held_out = {"kind": "webdataset", "path": "heldout/*.tar"}
+    held_out = {"kind": "webdataset", "path": bases.text_path("heldout/*.tar")}
     tasks = [
         {"kind": "heldout_loss", "name": "captions", "text": held_out, "objective": CAPTIONS, "examples": 256},
         *bases.heldout(scale, {"heldout": bases.UL2}),

@@ -1,6 +1,7 @@
 """Every file in configs/ and experiments/ loads and passes `t5g2 check`, every released size among them."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -238,13 +239,30 @@ def test_memory_that_a_device_does_not_have_is_an_error(capsys, monkeypatch):
     assert "a device has --hbm_gib=0.001; use more devices" in capsys.readouterr().err
 
 
-def test_released_models_and_texts_may_lie_elsewhere(monkeypatch):
-    monkeypatch.setenv("MODELS", "/bucket/models")
-    monkeypatch.setenv("TEXTS", "/bucket")
-    # imported anew, here and after this test: another one may have imported it with other variables
-    monkeypatch.setitem(sys.modules, "bases", None)
-    del sys.modules["bases"]
-    part = sweep_file.load(ROOT / "experiments/t5gemma2_table1.py:2b-2b").ordered()[0]
-    assert part.overrides["init.adapt.source"] == "/bucket/models/gemma-2-2b"
-    assert part.overrides["data.sources.0.text"]["path"] == "/bucket/corpus/*.jsonl"
-    assert part.overrides["eval.tasks.0.text"]["path"] == "/bucket/heldout/*.jsonl"
+@pytest.fixture
+def load_with(monkeypatch):
+    """A function: a sweep file, loaded with variables of the environment."""
+
+    def load(sweep, **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        # imported anew, here and after this test: another one may have imported them with other variables
+        for module in ("bases", *SCALES):
+            monkeypatch.setitem(sys.modules, module, None)
+            del sys.modules[module]
+        return sweep_file.load(ROOT / sweep)
+
+    return load
+
+
+@pytest.mark.parametrize("sweep", [sweep for sweep in SWEEPS if ":" in sweep], ids=short)
+def test_released_models_and_texts_may_lie_elsewhere(sweep, load_with):
+    """Of every experiment all of them do; a variable that is empty is none."""
+    here, there, as_here = (
+        [text for part in load_with(sweep, MODELS=models, TEXTS=texts).ordered() for text in part.texts]
+        for models, texts in (("models", ""), ("/bucket/models", "/bucket"), ("", ""))
+    )
+    folders = re.compile(r"(?<![\w/])(?=(?:models|corpus|heldout|shards|superglue)/)")
+    assert any(map(folders.search, here))
+    assert there == [folders.sub("/bucket/", text) for text in here]
+    assert as_here == here
