@@ -97,8 +97,19 @@ def test_links_lead_somewhere(page):
         assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{target}: no such heading"
 
 
+def verdicts(page: Path) -> set[str]:
+    """Returns what the table "Against the paper" says of the directions: agrees, disagrees, within noise, …."""
+    _, _, rest = page.read_text(encoding="utf-8").partition("## Against the paper")
+    table = re.findall(r"^\|.*\|$", re.split(r"^## ", rest, flags=re.MULTILINE)[0], re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {row[rows[0].index("direction")] for row in rows[2:]} - {"–"}
+
+
 def test_every_experiment_is_in_the_index_with_its_results():
-    """A row for each file; it leads to the page that has been written from the runs, whose words are not missing."""
+    """A row for each file; it leads to the page that has been written from the runs, whose words are not missing.
+
+    They say what the table does, whether the paper agrees.
+    """
     index = (ROOT / "docs/experiments/index.md").read_text(encoding="utf-8")
     states = dict(re.findall(r"^\| `(\w+)\.py` \|.*\| ([^|]*) \|$", index, re.MULTILINE))
     assert set(states) == {file.stem for file in (ROOT / "experiments").glob("*.py")} - {"bases"}
@@ -107,8 +118,10 @@ def test_every_experiment_is_in_the_index_with_its_results():
         assert (f"({name}.md)" in state) == page.exists(), f"{name}: {state}"
         if page.exists():
             _, _, words = page.read_text(encoding="utf-8").partition("## What it shows\n")
-            reading = re.split(r"^## ", words, flags=re.MULTILINE)[0]
+            reading = " ".join(re.split(r"^## ", words, flags=re.MULTILINE)[0].split())
             assert len(reading.split()) > 30, f"{page} says nothing of its numbers"
+            missing = {verdict for verdict in verdicts(page) if not re.search(rf"(?i)\b{verdict}\b", reading)}
+            assert not missing, f"{page} has {missing} in its table, and not in its words"
 
 
 def test_the_readme_is_short():

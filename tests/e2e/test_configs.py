@@ -1,4 +1,7 @@
-"""Every file in configs/ and experiments/ loads and passes `t5g2 check`, every released size among them."""
+"""Every file in configs/ loads and passes `t5g2 check`, every released size among them, and every laptop's experiment.
+
+Experiments at the released sizes resolve, with their tokenizers and tasks; their texts and weights are not here.
+"""
 
 import json
 import re
@@ -203,6 +206,31 @@ def test_an_experiment_resolves_at_each_scale(sweep, with_releases, monkeypatch)
             parsed = flags.parse(command, cli.load_command(command).run, cli.load_command(command).FLAGS, words)
             assert not parsed.values.get("tasks") or task_files.load(parsed.paths("tasks"))
     assert not loaded.paper or not loaded.paper.printed or set(loaded.paper.printed) <= arms(loaded.compare)
+
+
+# the others begin with a real model
+LAPTOPS = [name for name in SCALES if name not in ("gemma3_270m", "real_model")]
+
+
+@pytest.mark.parametrize("name", LAPTOPS)
+def test_an_experiment_of_a_laptop_passes_check(name, capsys, monkeypatch, tmp_path):
+    """Each variant without compiling; one that distils reads its teacher, which an earlier run makes."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("T5G2_CACHE", str(tmp_path / "cache"))
+    if name == "t5gemma2_vision":
+        pytest.importorskip("sklearn")
+    checked = 0
+    for part in sweep_file.load(f"experiments/{name}.py").ordered():
+        if isinstance(part, parts.Variant) and part.seed in (None, 0):
+            # with a row for each device; a laptop has one
+            changes = list(part.changes(tmp_path))
+            made = config_file.load(part.config, changes)
+            changes += [("data.rows", "8"), ("data.streams", "8")] if made.data.rows % 8 else []
+            if made.distill is None:
+                dry_run.check(config_file.load(part.config, changes), compiled=False)
+                checked += 1
+    assert checked
+    assert capsys.readouterr().out.count("check passed: the experiment can run\n") == checked
 
 
 def arms(compare):
