@@ -1,0 +1,94 @@
+"""Pages that docs/write_experiment.py writes from a sweep's files."""
+
+import json
+import os
+import runpy
+
+import pytest
+
+from t5g2.report import contents
+from tests.docs.pages import ROOT
+
+WRITER = runpy.run_path(str(ROOT / "docs/write_experiment.py"))
+LOSS = "eval/heldout/loss"
+PREFIX = {"kind": "prefix_lm", "prefix": 0.5, "eos": True, "split_at": "token"}
+CAUSAL = {"kind": "causal", "context": 0.0, "eos": True}
+
+
+def write(file, content, *, at=None):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    if at is not None:
+        os.utime(file, (at, at))
+
+
+def run(folder, wall, objective=PREFIX):
+    rows = [{"step": step, "wall": wall + step, LOSS: 3.0 - step, "train/tokens": 10} for step in (0, 1, 2)]
+    task = {"kind": "heldout_loss", "name": "heldout", "objective": objective}
+    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(folder / "experiment.json", json.dumps({"eval": {"tasks": [task]}}))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A source that sweeps share, two arms and scores of one, of seeds 0 and 1; each command took 60 s."""
+    folder, shared = tmp_path / "sweep", tmp_path / "shared"
+    folder.mkdir()
+    names = [
+        (name, kind, seed)
+        for seed in (0, 1)
+        for name, kind in (("source", "variant"), ("a", "variant"), ("b", "variant"), ("scores-a", "step"))
+    ]
+    parts = [
+        {"name": f"{name}-s{seed}", "kind": kind, "command": "t5g2", "seed": seed, "group": name}
+        for name, kind, seed in names
+    ]
+    record = {"title": "t", "parts": parts, "compare": ["a", "b"], "paper": None}
+    write(folder / "sweep.json", json.dumps(record))
+    for place, (name, kind, seed) in enumerate(names):
+        part, start = f"{name}-s{seed}", 1000.0 * (place + 1)
+        begin, end = (folder / ".sweep" / "launched" / f"{part}.{kind}" for kind in ("json", "status"))
+        if name == "source":
+            begin, end = shared / ".launched" / f"id{seed}.json", shared / f"id{seed}" / "done.json"
+            run(shared / f"id{seed}", start + 20)
+            (folder / part).symlink_to(shared / f"id{seed}")
+        elif kind == "variant":
+            run(folder / part, start + 20, CAUSAL if name == "b" else PREFIX)
+        write(begin, "{}", at=start)
+        write(end, json.dumps({"step": 2}), at=start + 60)
+    return folder
+
+
+def wall_time(folder):
+    return WRITER["_wall_time"](contents.read(folder))
+
+
+def test_the_wall_time_of_a_seed_is_that_of_all_its_commands(sweep):
+    assert wall_time(sweep) == "Wall time of each seed, with sources, compiling and evaluations: 4:00, 4:00."
+
+
+@pytest.mark.parametrize("command", ["a-s1", "scores-a-s1"])
+def test_without_the_times_of_a_command_that_of_its_seed_is_not_recorded(sweep, command):
+    (sweep / ".sweep" / "launched" / f"{command}.status").unlink()
+    assert wall_time(sweep).endswith(": 4:00, not recorded.")
+
+
+def test_a_run_that_was_started_again_has_no_wall_time(sweep):
+    """Its files have the last start alone; the first rows are of before."""
+    os.utime(sweep / ".sweep" / "launched" / "b-s0.json", (3030, 3030))
+    assert wall_time(sweep).endswith(": not recorded, 4:00.")
+
+
+def test_records_that_were_copied_have_no_wall_time(sweep):
+    for file in (sweep / ".sweep" / "launched").iterdir():
+        file.unlink()
+    assert wall_time(sweep) == "The wall time of a seed, with compiling and evaluations, was not recorded."
+
+
+def test_the_curve_of_another_task_is_dotted_and_not_in_the_last_half(sweep):
+    figure = WRITER["_curves"](contents.read(sweep))
+    whole, end = figure.axes
+    styles = {line.get_label(): line.get_linestyle() for line in whole.lines}
+    assert styles == {"a": "-", "b (another task)": ":"}
+    # the mean, and each of two seeds
+    assert len(end.lines) == 3
