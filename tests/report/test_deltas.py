@@ -230,3 +230,24 @@ def test_runs_of_earlier_versions_have_no_flops(sweep):
 )
 def test_scores_of_any_size(value, text):
     assert score(value) == text
+
+
+def test_an_arm_with_another_task_is_beside_the_others_and_not_compared(sweep):
+    folder = sweep()
+    objective = {"kind": "causal", "context": 0.0}
+    for arm, context in (("base", 0.5), ("small", 0.5), ("tied", 0.0)):
+        task = {"kind": "heldout_loss", "name": "heldout", "objective": objective | {"context": context}}
+        for run in folder.glob(f"{arm}-s?"):
+            (run / "experiment.json").write_text(json.dumps({"eval": {"tasks": [task]}}))
+    rows = by_arm(folder)
+    assert (rows["tied"].difference, rows["tied"].direction) == (None, "another task")
+    assert rows["small"].difference is not None
+    assert rows["merged"].difference is not None, "it has recorded no settings"
+    page = output.write(folder).read_text()
+    # under the curves by step and by tokens, and the quality by cost, where it has no point
+    assert page.count("Of another task of this name, and not to be compared: tied.") == 3
+    tables = (folder / "report" / "table.md").read_text()
+    assert "tied − base, " not in tables
+    with (folder / "report" / "results.csv").open() as file:
+        written = {row["arm"]: row["direction"] for row in csv.DictReader(file) if row["metric"].endswith("/loss")}
+    assert written["tied"] == "another task"
