@@ -42,17 +42,18 @@ def scored_tokens(objective: Mapping[str, Any]) -> dict[str, Any]:
 
         {"scores": "the end", "share": 0.75}
     """
+    by_token = objective.get("split_at", "token") == "token"  # earlier versions had no other
     match objective:
         case {"kind": "causal", "context": int() | float() as before}:
             share = 1.0 - before
-        case {"kind": "prefix_lm" | "prefix_lm_decoder", "prefix": int() | float() as before, "split_at": "token"}:
+        case {"kind": "prefix_lm" | "prefix_lm_decoder", "prefix": int() | float() as before} if by_token:
             share = 1.0 - before
         case {"kind": "ul2", "tasks": [{"rate": int() | float() as rate, "mean_span": None}]}:
             share = float(rate)
         case _:
             return {"scores": objective.get("kind"), **{f"objective.{key}": objective[key] for key in objective}}
     eos = {"objective.eos": objective["eos"]} if "eos" in objective else {}
-    return {"scores": "the end", "share": share, **eos}
+    return {"scores": "the end", "share": round(share, 9), **eos}  # 1 - 0.7 is not 0.3
 
 
 def _object(value: Any) -> Mapping[str, Any]:

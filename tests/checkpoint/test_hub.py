@@ -239,7 +239,7 @@ def test_offline_the_cache_does_not_say_what_the_repository_has(offline, tmp_pat
 
 
 def test_a_branch_with_a_slash_in_its_name(offline):
-    """What follows the first slash is a path; the message has the address of the branch."""
+    """The rest after the first slash is a path; the message has the address of the branch."""
     address = "hf://owner/tiny@feature/x"
     note = (
         r"\('x' after it was read as a path in the repository; the branch 'feature/x' is hf://owner/tiny@feature%2Fx\)"

@@ -142,6 +142,7 @@ def asking(group, objective, *, examples=128, path="a.jsonl", **data):
         # the end of the same chunk, whatever the model that predicts it
         (asking(SCRATCH, {"kind": "causal", "context": 0.5, "eos": True}), True),
         (asking(SCRATCH, SUFFIX), True),
+        (asking(SCRATCH, {"kind": "prefix_lm", "prefix": 0.5, "eos": True}), True),  # of an earlier version
         (asking(SCRATCH, {"kind": "causal", "context": 0.0, "eos": True}), False),
         (asking(SCRATCH, {"kind": "causal", "context": 0.5, "eos": False}), False),
         (asking(SCRATCH, PREFIX | {"split_at": "text"}), False),
@@ -170,6 +171,11 @@ def test_losses_are_subtracted_only_of_equal_tasks(other, same):
             "The held-out loss of scratch is of another task than that of adapted, so they are not compared."
         ]
     assert rows["scratch: loss at end"].startswith("1.667 ± "), "each arm's own loss stands there"
+
+
+def test_shares_that_add_up_to_one_are_of_one_end():
+    suffix = {"kind": "ul2", "tasks": [{"rate": 0.3, "mean_span": None}]}
+    assert asking(SCRATCH, {"kind": "causal", "context": 0.7}).asks_as(asking(ADAPTED, suffix), LOSS)
 
 
 def test_scores_of_files_of_tasks_are_compared_whatever_the_runs_own_tasks_are():
