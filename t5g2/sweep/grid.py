@@ -7,6 +7,7 @@ from typing import Any
 
 from t5g2.core.errors import UserError
 from t5g2.sweep.parts import Variant
+from t5g2.sweep.words import plain
 
 
 def grid(
@@ -42,6 +43,7 @@ def grid(
       UserError: a setting has no values or a value twice; two variants would have one name.
     """
     shared = dict(overrides or {})
+    over = {path: plain(values) for path, values in over.items()}
     for path, values in over.items():
         _check_values(path, values, shared)
     labels = _short_names([path for path, values in over.items() if len(values) > 1])
@@ -68,9 +70,9 @@ def _check_values(path: str, values: Sequence[Any] | Mapping[str, Any], shared: 
         raise UserError(f"the grid's {path} has no values, so the grid no variants; give at least one, or leave it out")
     if path in shared:
         raise UserError(f"{path} is in the grid and in its overrides; leave one of the two out")
-    plain = list(values.values()) if isinstance(values, Mapping) else list(values)
-    for value in plain:
-        if plain.count(value) > 1:
+    each = list(values.values()) if isinstance(values, Mapping) else list(values)
+    for value in each:
+        if each.count(value) > 1:
             raise UserError(f"the grid's {path} has {value!r} twice; each value is a variant, so they differ")
 
 

@@ -33,15 +33,17 @@ The report shows each group's mean and interval. `compare` names groups, or seve
              "width 160": {"adapted": "adapted-160", "scratch": "scratch-160"}}
 """
 
-import shlex
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from t5g2.core import settings
 from t5g2.core.errors import UserError, unknown
 from t5g2.sweep.paper import Paper
+from t5g2.sweep.words import fill, flag_text, plain
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
 
@@ -80,6 +82,7 @@ class Variant:
         _make_tuples(self, self.name, after='("source",)', seeds="(0, 1, 2)")
         if not isinstance(self.overrides, Mapping):
             raise UserError(f"overrides = {self.overrides!r} of {self.name}; give {{dotted path: value}}")
+        object.__setattr__(self, "overrides", {path: plain(value) for path, value in self.overrides.items()})
 
     @property
     def every_host(self) -> bool:
@@ -220,7 +223,12 @@ class Sweep:
             _check_scores(part, variants)
             _check_shared(part)
         self._check_paper()
-        _check_places(self.ordered())
+        runs = self.ordered()
+        before: dict[str, set[str]] = {}
+        for run in runs:
+            before[run.name] = {*run.after}.union(*(before[name] for name in run.after))
+        _check_places(runs, before)
+        _check_origins(runs, before)
 
     def _check_compare(self, variants: list[str]) -> None:
         compare = self.compare
@@ -338,15 +346,12 @@ def _place(run: Part) -> Path:
     return Path(run.name if isinstance(run, Variant) else fill(run.out, Path(), run.seed))
 
 
-def _check_places(runs: Sequence[Part]) -> None:
+def _check_places(runs: Sequence[Part], before: Mapping[str, set[str]]) -> None:
     """Raises UserError if a run would be taken for done because of what another one, or the sweep itself, has written.
 
     Args:
-      runs: each after those that it waits for.
+      before: the names of all that is done before each run.
     """
-    before: dict[str, set[str]] = {}
-    for run in runs:
-        before[run.name] = {*run.after}.union(*(before[name] for name in run.after))
     for run in runs:
         place = _place(run)
         if not place.parts or place.parts[0] in OURS:
@@ -362,6 +367,39 @@ def _check_places(runs: Sequence[Part]) -> None:
                     f"{other.name} writes {place} too, which would show that {run.name} is done; give each part an "
                     f"`out` of its own"
                 )
+
+
+def _check_origins(runs: Sequence[Part], before: Mapping[str, set[str]]) -> None:
+    """Raises UserError if a run names what another one writes, and does not come after it.
+
+    It might begin too early; and what it has made from a result of other settings would be taken for done.
+    """
+    places = {run.name: _place(run) for run in runs}
+    for run in runs:
+        own = places[run.name]
+        for named in _named(run):
+            for other, theirs in places.items():
+                # what is within the other's folder, or a folder around it that is not the run's own
+                within = _reaches(theirs, named) and not _reaches(own, named)
+                around = _reaches(named, theirs) and not (_reaches(named, own) or _reaches(own, named))
+                if (within or around) and other != run.name and other not in before[run.name]:
+                    raise UserError(
+                        f"{run.name} names {{sweep}}/{named}, which {other} writes, and does not come after that; "
+                        f"add {other!r}, or the name of its group, to the `after` of {run.name}"
+                    )
+
+
+def _named(run: Part) -> list[Path]:
+    """Returns the paths in the sweep's workdir that a run's texts name; * stands in them for any letters."""
+    texts = [fill(text.replace("{sweep}", "\0"), Path(), run.seed) for text in run.texts]
+    found = [path for text in texts for path in re.findall(r"\0/([^\s,;:'\"\[\](){}\0]+)", text)]
+    return [path for path in map(Path, map(normpath, found)) if path.parts]
+
+
+def _reaches(folder: Path, path: Path) -> bool:
+    """True if a path is a folder, or within it, where either may have letters that stand for others."""
+    pairs = zip(folder.parts, path.parts, strict=False)
+    return len(folder.parts) <= len(path.parts) and all(fnmatch(a, b) or fnmatch(b, a) for a, b in pairs)
 
 
 def _check_seeds(part: Part) -> None:
@@ -408,20 +446,3 @@ def _check_shared(part: Part) -> None:
             f"{part.name} is shared with other sweeps, and comes after others or names {{sweep}}, the workdir of "
             f"this one; let it depend on nothing there, or leave out shared=True"
         )
-
-
-def flag_text(value: Any) -> str:
-    """Returns the text of a flag that is parsed to `value` again."""
-    # a text such as "1" would be parsed to a number, so it is quoted
-    return value if isinstance(value, str) and settings.parse(value) == value else repr(value)
-
-
-def fill(text: str, folder: Path, seed: int | None) -> str:
-    """Replaces {sweep} and {seed} in a text by the sweep's workdir and the seed."""
-    text = text.replace("{sweep}", str(folder))
-    return text if seed is None else text.replace("{seed}", str(seed))
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """Returns the `t5g2` command, quoted for a shell."""
-    return shlex.join(["t5g2", *arguments])

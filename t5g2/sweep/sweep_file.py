@@ -9,7 +9,8 @@ from typing import Any
 
 from t5g2.core.errors import UserError
 from t5g2.report import record_files
-from t5g2.sweep.parts import Step, Sweep, command_line, expand
+from t5g2.sweep.parts import Step, Sweep, expand
+from t5g2.sweep.words import command_line
 from t5g2.train import config_file
 
 

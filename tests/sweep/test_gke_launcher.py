@@ -276,7 +276,7 @@ def test_pods_get_the_absolute_path_of_a_relative_workdir(clients, tmp_path, mon
     clients.play("kubectl", KUBECTL)
     (clients.folder / "plan").write_text(json.dumps({"x-": ["Failed"]}))
     monkeypatch.chdir(tmp_path)
-    parts = (Variant("a", "c.py", {"init.params": "{sweep}/b"}), Variant("b", "c.py", after=("a",)))
+    parts = (Variant("a", "c.py", {"init.params": "{sweep}/c"}), Variant("b", "c.py", after=("a",)))
     for folder in ("x", "y/../x"):
         with pytest.raises(SystemExit):
             launch.run(Sweep("x", parts), Path(folder), Gke(image="i", claim="disk", mount=str(tmp_path)))
@@ -284,7 +284,7 @@ def test_pods_get_the_absolute_path_of_a_relative_workdir(clients, tmp_path, mon
         pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         assert pod["containers"][0]["command"][-2:] == [
             f"--workdir={tmp_path / 'x' / 'a'}",
-            f"--config.init.params={tmp_path / 'x' / 'b'}",
+            f"--config.init.params={tmp_path / 'x' / 'c'}",
         ]
 
 

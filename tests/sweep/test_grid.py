@@ -1,5 +1,8 @@
 """Grids as products of lists: their names, their order, and what cannot be one."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from t5g2.core.errors import UserError
@@ -52,6 +55,20 @@ def test_names_are_made_from_what_varies():
 )
 def test_a_setting_is_named_by_the_shortest_end_that_is_its_own(over, words):
     assert [variant.name.removeprefix("g-") for variant in grid("g", "c.py", over)] == words
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    """A command line has them as a flag is read: not np.float64(0.001)."""
+    floats, other = np.array([1e-3, 2e-3]), np.float32(0.5)
+    variants = grid("g", "c.py", {"peak": list(floats), "x": (np.bool_(True), {"end": np.int64(3)})})
+    assert [variant.name for variant in variants[:3]] == [
+        "g-peak0.001-x_true",
+        "g-peak0.001-x_end_3",
+        "g-peak0.002-x_true",
+    ]
+    assert [variant.name for variant in grid("g", "c.py", {"peak": floats})] == ["g-peak0.001", "g-peak0.002"]
+    assert variants[1].changes(Path()) == [("peak", "0.001"), ("x", "{'end': 3}")]
+    assert Variant("a", "c.py", {"x": (other, [floats])}).changes(Path()) == [("x", "(0.5, [[0.001, 0.002]])")]
 
 
 def test_a_grid_is_part_of_a_sweep():

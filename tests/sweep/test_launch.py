@@ -231,8 +231,14 @@ def compared(printed, compare=("a", "b")):
     return Sweep("x", (variant("a"), variant("b")), compare=compare, paper=Paper("p", (), (), printed=printed))
 
 
-def step(name, out, **fields):
-    return Step(name, ("average", "--out={sweep}/x"), out, **fields)
+def step(name, out, read="models/x", **fields):
+    return Step(name, ("export", f"--model={read}", f"--out={{sweep}}/{out}"), out, **fields)
+
+
+def made_from(origin, **fields):
+    """A run that names this, beside parts that it does not come after unless `fields` say so."""
+    others = (variant("a"), variant("g", seeds=(0, 1)), step("m", "m"), step("t", "t/last/answers.json"))
+    return Sweep("x", (*others, variant("b", overrides={"init.x": origin}, **fields)))
 
 
 def measured(name):
@@ -286,6 +292,22 @@ def measured(name):
         (lambda: Sweep("x", (variant("a"), step("b", "a/model"))), "a writes a/model too, .* show that b is done"),
         (lambda: Sweep("x", (variant("a"), measured("a"), step("b", "e/index.html"))), "b writes e too, .* measure is"),
         (lambda: Sweep("x", (step("m", "m{seed}", seeds=(1, 2)), step("b", "m1"))), "b writes m1 too, .* m-s1 is done"),
+        (
+            lambda: made_from("{sweep}/a/model"),
+            r"b names {sweep}/a/model, which a writes, .* add 'a', .* to the `after` of b",
+        ),
+        (lambda: made_from("models/x,{sweep}/m"), r"b names {sweep}/m, which m writes, and does not come after that"),
+        (
+            lambda: made_from({"cache": "{sweep}/./t"}),
+            r"b names {sweep}/t, which t writes, and does not",
+        ),
+        (lambda: made_from("{sweep}/g-s{seed}/model", seeds=(0,)), r"b-s0 names {sweep}/g-s0/model, which g-s0 writes"),
+        (
+            lambda: made_from("{sweep}/g-s1/model", seeds=(0,), after=("g",)),
+            r"b-s0 names {sweep}/g-s1/model, which g-s1 writes, and does not come after that; .*'g-s1'",
+        ),
+        (lambda: made_from("{sweep}/g-*/model", after=("g-s0",)), r"b names {sweep}/g-\*/model, which g-s1 writes"),
+        (lambda: Sweep("x", (variant("a"), step("b", "b", read="{sweep}/a/model"))), "b names {sweep}/a/model, which"),
         (lambda: Paper("p", ("a", "b"), ((1,),)), r"has 1 entries for 2 columns \(a, b\); give each row one entry"),
         (lambda: Paper("p", (), (), printed={"a": "3"}), "the paper's `printed` has '3' for 'a'; give the number"),
         (lambda: Paper("p", (), (), printed={"a": float("nan")}), "the paper's `printed` has nan for 'a'"),
@@ -302,6 +324,18 @@ def measured(name):
 def test_a_wrong_sweep_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_part_names_what_comes_before_it():
+    """By whatever part in between; and its own folder, that of no part, or one in which a later part writes too."""
+    parts = (
+        variant("a", seeds=(0, 1)),
+        step("m", "m/{seed}", read="{sweep}/a-s{seed}/model", after=("a",), seeds=(0, 1)),
+        variant("b", after=("m",), overrides={"x": "{sweep}/a-s*/model,{sweep}/m/0", "y": "{sweep}/b/y,{sweep}/c.txt"}),
+        step("t", "t", read="{sweep}/t"),
+        step("u", "t/u", read="{sweep}/t/u/../v", after=("t",)),
+    )
+    assert [part.name for part in Sweep("x", parts).ordered()] == ["a-s0", "a-s1", "m-s0", "m-s1", "b", "t", "u"]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from t5g2.core.errors import UserError
 from t5g2.core.terminal import escaped
 from t5g2.sweep.job_files import JobFiles, indented, last_lines
 from t5g2.sweep.launchers.launcher import unfinished
-from t5g2.sweep.parts import command_line
 from t5g2.sweep.sweep_job import SweepJob
+from t5g2.sweep.words import command_line
 
 WRONG_INPUT = 2
 

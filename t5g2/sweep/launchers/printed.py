@@ -9,8 +9,8 @@ from typing_extensions import override
 from t5g2.sweep import shared_runs
 from t5g2.sweep.job_files import JobFiles
 from t5g2.sweep.launchers.launcher import Launcher
-from t5g2.sweep.parts import command_line
 from t5g2.sweep.sweep_job import SweepJob
+from t5g2.sweep.words import command_line
 
 
 @dataclass(frozen=True)
