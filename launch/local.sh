@@ -21,6 +21,10 @@ if ! [[ $retries =~ ^[0-9]+$ ]]; then
   echo "launch/local.sh: RETRIES=$retries; give a number from 0" >&2
   exit 2
 fi
+if ! type -P "$1" >/dev/null; then
+  echo "launch/local.sh: $1 is no program here (not in PATH, or not executable); install it, or give its path" >&2
+  exit 2
+fi
 
 pids=()
 stopped=""

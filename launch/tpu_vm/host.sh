@@ -13,6 +13,14 @@ if [ $# -eq 0 ]; then
   exit 2
 fi
 retries=${RETRIES:-3}
+if ! [[ $retries =~ ^[0-9]+$ ]]; then
+  echo "launch/tpu_vm/host.sh: RETRIES=$retries; give a number from 0" >&2
+  exit 2
+fi
+if ! type -P "$1" >/dev/null; then
+  echo "launch/tpu_vm/host.sh: $1 is no program here (not in PATH, or not executable); install it, or give its path" >&2
+  exit 2
+fi
 pid=""
 stopped=""
 stop() {

@@ -23,6 +23,10 @@ usage() {
 action=$1
 slice=$2
 shift 2
+if ! [[ $slice =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]]; then
+  echo "launch/tpu_vm/pod.sh: the slice is called '$slice'; give a name of small letters, digits and hyphens, such as my-slice" >&2
+  exit 2
+fi
 if [ -z "${ZONE:-}" ]; then
   echo "launch/tpu_vm/pod.sh: ZONE is not set; say where the slice is, such as ZONE=us-east5-a" >&2
   exit 2
@@ -40,6 +44,10 @@ case $action in
       echo "launch/tpu_vm/pod.sh: give TYPE, such as v5p-16, and VERSION, the software of the hosts" >&2
       exit 2
     fi
+    if [ "${SPOT:-1}" != 1 ]; then
+      echo "launch/tpu_vm/pod.sh: SPOT=$SPOT; give 1 for Spot VMs, or unset it for others" >&2
+      exit 2
+    fi
     queued create "$slice" --node-id="$slice" --accelerator-type="$TYPE" --runtime-version="$VERSION" ${SPOT:+--spot}
     while true; do
       state=$(queued describe "$slice" --format='value(state.state)')
@@ -52,6 +60,10 @@ case $action in
     done
     ;;
   install)
+    if [ ! -f pyproject.toml ] || [ ! -f constraints/py312.txt ]; then
+      echo "launch/tpu_vm/pod.sh: $PWD is not the folder of t5g2's source, with pyproject.toml and constraints/; call it there" >&2
+      exit 2
+    fi
     source=$(mktemp --suffix=.tgz)
     trap 'rm -f "$source"' EXIT
     tar --create --gzip --file="$source" --exclude=./.git --exclude='./.venv*' --exclude=./runs .
@@ -62,6 +74,10 @@ case $action in
     ;;
   run)
     [ $# -ge 1 ] || usage
+    if ! [[ ${RETRIES:-3} =~ ^[0-9]+$ ]]; then
+      echo "launch/tpu_vm/pod.sh: RETRIES=$RETRIES; give a number from 0" >&2
+      exit 2
+    fi
     printf -v arguments ' %q' "$@"
     # host.sh is the process whose number is kept, not a shell around it
     on all "cd t5g2 || exit; RETRIES=${RETRIES:-3} nohup launch/tpu_vm/host.sh ~/venv/bin/t5g2$arguments \

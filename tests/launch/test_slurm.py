@@ -34,6 +34,7 @@ def cluster(tmp_path):
             if not (tmp_path / "requeued").exists():
                 return ended, done.stderr
             assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+            assert len(ended) < 10, "it is queued again without end"
 
     return job
 
@@ -68,6 +69,29 @@ def test_what_scancel_has_ended_is_not_queued_again(cluster):
 def test_failures_are_counted_up_to_a_number(cluster):
     assert cluster(1, 1, RETRIES="1")[0] == [1, 1]
     assert cluster(1, RETRIES="0")[0] == [1]
+
+
+def test_a_failure_that_cannot_be_counted_is_the_last(cluster, tmp_path):
+    """As on a full disk, which may keep what was there without an error; a preemption needs no count."""
+    failures = tmp_path / ".t5g2-failures-7"
+    failures.mkdir()
+    ended, written = cluster(143, 1)
+    assert ended == [143, 1]
+    assert f"{failures} cannot be written, so the job is not queued again" in written
+    failures.rmdir()
+    (tmp_path / "bin" / "cat").write_text("#!/bin/sh\necho 0\n")
+    (tmp_path / "bin" / "cat").chmod(0o755)
+    ended, written = cluster(1)
+    assert ended == [1]
+    assert f"{failures} cannot be written, so the job is not queued again" in written
+
+
+@pytest.mark.parametrize("retries", ["many", "-1", "3x"])
+def test_retries_that_are_no_number(cluster, tmp_path, retries):
+    status, written = cluster(0, RETRIES=retries)
+    assert status == [2]
+    assert f"launch/slurm/run.sbatch: RETRIES={retries}; give a number from 0" in written
+    assert not (tmp_path / "log").exists()
 
 
 def test_without_a_command(cluster):

@@ -75,6 +75,10 @@ def pod(*arguments, **environ):
     )
 
 
+# of a slice that can be asked for
+SIZE = {"TYPE": "v5p-16", "VERSION": "x"}
+
+
 def installed(cloud, *statuses):
     """Two hosts as `install` leaves them, whose commands end with these statuses."""
     for host in (cloud.folder / "host0", cloud.folder / "host1"):
@@ -123,13 +127,19 @@ def test_this_folder_goes_to_all_hosts(cloud, tmp_path, monkeypatch):
     source = tmp_path / "source"
     (source / ".venv").mkdir(parents=True)
     (source / ".venv" / "large").touch()
-    (source / "pyproject.toml").touch()
+    (source / "constraints").mkdir()
     monkeypatch.chdir(source)
+    for file in ("pyproject.toml", "constraints/py312.txt"):
+        # else whatever is in the folder would be copied: a home, with its keys
+        done = pod("install", "mine")
+        assert (done.returncode, f"{source} is not the folder of t5g2's source" in done.stderr) == (2, True)
+        (source / file).touch()
+    assert cloud.take_calls() == []
     cloud.play("python3", "")
     assert pod("install", "mine", SETUP="touch mounted").returncode == 0
     for host in (cloud.folder / "host0", cloud.folder / "host1"):
         assert (host / "mounted").exists()
-        assert [path.name for path in (host / "t5g2").iterdir()] == ["pyproject.toml"]
+        assert sorted(path.name for path in (host / "t5g2").iterdir()) == ["constraints", "pyproject.toml"]
     assert (
         f"python3 -m uv pip install --python {host}/venv/bin/python --constraint constraints/py312.txt .[tpu]"
         in cloud.take_calls()
@@ -175,6 +185,12 @@ def test_what_a_run_left_is_collected_and_the_slice_deleted(cloud, tmp_path):
         (("run", "mine"), {}, "launch/tpu_vm/pod.sh run my-slice train"),
         (("create", "mine"), {}, "give TYPE, such as v5p-16, and VERSION"),
         (("create", "mine"), {"ZONE": ""}, "ZONE is not set; say where the slice is"),
+        (("create", "mine"), SIZE | {"SPOT": "0"}, "SPOT=0; give 1 for Spot VMs, or unset it"),
+        (("create", "mine"), SIZE | {"SPOT": "false"}, "SPOT=false; give 1 for Spot VMs"),
+        (("create", ""), SIZE, "the slice is called ''; give a name of small letters, digits and hyphens"),
+        (("create", "my slice"), SIZE, "the slice is called 'my slice'; give a name"),
+        (("delete", "--quiet"), {}, "the slice is called '--quiet'; give a name"),
+        (("run", "mine", "train"), {"RETRIES": "many"}, "RETRIES=many; give a number from 0"),
     ],
 )
 def test_what_is_missing_is_said(cloud, arguments, environ, message):
@@ -195,6 +211,21 @@ def test_a_host(tmp_path, statuses, retries, status, starts):
     command = [LAUNCH / "tpu_vm" / "host.sh", sys.executable, tmp_path / "t5g2", "train"]
     assert subprocess.run(command, env=environ, capture_output=True, check=False).returncode == status
     assert (tmp_path / "starts").read_text() == "train\n" * starts
+
+
+@pytest.mark.parametrize(
+    ("program", "retries", "message"),
+    [
+        ("true", "many", "launch/tpu_vm/host.sh: RETRIES=many; give a number from 0"),
+        ("no-such-program", "3", "launch/tpu_vm/host.sh: no-such-program is no program here"),
+    ],
+)
+def test_a_host_that_cannot_begin(program, retries, message):
+    command, environ = [LAUNCH / "tpu_vm" / "host.sh", program], os.environ | {"RETRIES": retries}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "starts again" not in done.stderr
 
 
 def test_a_host_without_a_command():

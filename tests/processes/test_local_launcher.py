@@ -96,6 +96,14 @@ def test_a_wrong_use_is_named(arguments):
     assert local(1, "true", RETRIES="many").returncode == 2
 
 
+@pytest.mark.parametrize("program", ["no-such-program", "./no-such-program", str(start.ROOT)])
+def test_a_program_that_there_is_not(program):
+    done = local(2, program)
+    assert done.returncode == 2
+    assert f"launch/local.sh: {program} is no program here" in done.stderr
+    assert "start again" not in done.stderr
+
+
 @pytest.mark.long
 def test_a_run_goes_on_after_process_0_was_killed(tmp_path):
     """The other one ends with status 134, or with 1 if it was in a collective operation."""

@@ -433,6 +433,12 @@ def test_an_unknown_launcher_is_refused(tmp_path):
         launch.run_sweep(tmp_path / "x.py", tmp_path, launcher="locl")
 
 
+@pytest.mark.parametrize("program", ["no-such-program --x", "", "./no-such-program"])
+def test_a_program_that_there_is_not(program):
+    with pytest.raises(UserError, match=f"program = '{program}' of --launcher=local is no program here"):
+        launch.launcher_of("local", [("program", program)])
+
+
 def test_the_workdir_of_a_run_is_no_place_for_a_sweep(tmp_path, program):
     (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(UserError, match="is the workdir of a single run; give the sweep a folder of its own"):

@@ -82,6 +82,10 @@ requeue() {
   esac
 }
 failures="$marks/launched/$name.failures"
+# read again, since a disk may say only then that it is full
+keep_count() {
+  echo "$1" >"$failures" && [ "$(cat "$failures")" = "$1" ]
+}
 failed=$(cat "$failures" 2>/dev/null || echo 0)
 case $status in
   0) echo "\\"$identity\\"" >"$marks/$name.json" ;;
@@ -89,8 +93,12 @@ case $status in
   143) requeue ;;
   *)
     if [ "$failed" -lt 3 ]; then
-      echo $((failed + 1)) >"$failures"
-      requeue
+      if keep_count $((failed + 1)); then
+        requeue
+      else
+        echo "$failures cannot be written, so the job is not queued again" >&2
+        rm -f "$failures"
+      fi
     fi
     ;;
 esac
@@ -253,6 +261,27 @@ def test_what_scancel_has_ended_is_not_queued_again(slurm, tmp_path, status):
     done = subprocess.run(["bash", folder / ".sweep/slurm/a.sbatch"], env=environ, cwd=tmp_path, check=False)
     assert done.returncode == status
     assert [call.split()[0] for call in slurm.take_calls()] == ["srun", "squeue"]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_failure_that_cannot_be_counted_is_the_last(slurm, tmp_path, silent):
+    """As on a full disk, which may keep what was there without an error."""
+    folder = tmp_path / "x"
+    launch.run(Sweep("x", (Variant("a", "c.py"),)), folder, Slurm())
+    slurm.play("srun", "sys.exit(1)")
+    slurm.play("scontrol", "")
+    failures = folder / ".sweep" / "launched" / "a.failures"
+    if silent:
+        slurm.play("cat", "print(0)")
+    else:
+        failures.mkdir()
+    slurm.take_calls()
+    environ = os.environ | {"SLURM_JOB_ID": "100"}
+    command = ["bash", folder / ".sweep/slurm/a.sbatch"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "scontrol" not in {call.split()[0] for call in slurm.take_calls()}
+    assert f"{failures} cannot be written, so the job is not queued again" in done.stderr
 
 
 def test_what_runs_from_another_source_is_ended_before_its_folder_is_removed(slurm, tmp_path):

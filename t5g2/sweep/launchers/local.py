@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing_extensions import override
 
 from t5g2.core import bounds
 from t5g2.core.bounds import Count, CountOrZero
+from t5g2.core.errors import UserError
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import JobQueue, QueueRules, append_to, exit_status
 from t5g2.sweep.launchers.launcher import Launcher
@@ -41,6 +43,15 @@ class Local(Launcher):
     at_once: Count = 1
     retries: CountOrZero = 0
     program: str = PROGRAM
+
+    @override
+    def check(self, name: str) -> None:
+        program = shlex.split(self.program)
+        if not program or shutil.which(program[0]) is None:
+            raise UserError(
+                f"program = {self.program!r} of --launcher={name} is no program here (not in PATH, or not executable); "
+                f"install it, give its path, or leave --launcher.program out for this Python's t5g2"
+            )
 
     @override
     def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:

@@ -1,8 +1,9 @@
 """The launcher `slurm`: one job per run, alike runs as an array, dependencies between them.
 
 Each script runs one command by srun, on every node or on one, and queues itself again: after SIGTERM (a preemption, or
-the time limit) without end, after a failure up to `retries` times, and never after wrong input. What is submitted needs
-no process here, so the sweep's command ends; run again, it leaves alone what is still in the queue.
+the time limit) without end, after a failure up to `retries` times, and never after wrong input, or where the failures
+cannot be counted (a full disk). What is submitted needs no process here, so the sweep's command ends; run again, it
+leaves alone what is still in the queue.
 
 Slurm's words: https://slurm.schedmd.com/sbatch.html (--dependency: aftercorr is afterok, task by task of two arrays).
 """
@@ -41,6 +42,10 @@ requeue() {{
   esac
 }}
 failures="$marks/launched/$name.failures"
+# read again, since a disk may say only then that it is full
+keep_count() {{
+  echo "$1" >"$failures" && [ "$(cat "$failures")" = "$1" ]
+}}
 failed=$(cat "$failures" 2>/dev/null || echo 0)
 case $status in
   0) echo "\"$identity\"" >"$marks/$name.json" ;;
@@ -48,8 +53,12 @@ case $status in
   143) requeue ;;
   *)
     if [ "$failed" -lt {retries} ]; then
-      echo $((failed + 1)) >"$failures"
-      requeue
+      if keep_count $((failed + 1)); then
+        requeue
+      else
+        echo "$failures cannot be written, so the job is not queued again" >&2
+        rm -f "$failures"
+      fi
     fi
     ;;
 esac
