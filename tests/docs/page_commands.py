@@ -5,7 +5,7 @@ NOT_RUN says why a command is not run: each of its rules is a reason. Any other 
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -51,11 +51,16 @@ def why_not(command: Command) -> str:
     return next((why for why, applies in NOT_RUN.items() if applies(command)), "")
 
 
-def run(command: Command, capsys) -> None:
-    """Runs a command, whose output is not there yet for the reader of the page."""
-    words = command.words[1:]
+def made_small(words: Sequence[str]) -> list[str]:
+    """Returns the words of a command, of the machines that are here."""
     for pattern, small in SMALL.items():
         words = [re.sub(pattern, small, word) for word in words]
+    return list(words)
+
+
+def run(command: Command, capsys) -> None:
+    """Runs a command, whose output is not there yet for the reader of the page."""
+    words = made_small(command.words[1:])
     for word in words:
         if word.startswith("--out=") and (path := Path(word.removeprefix("--out="))).exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()

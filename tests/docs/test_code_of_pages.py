@@ -16,6 +16,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ from tests.docs.page_commands import (
     TUTORIALS,
     Reader,
     is_of_results,
+    made_small,
     page_name,
     run,
     why_not,
@@ -107,7 +109,7 @@ def resolve(command: Command) -> None:
     elif words[0] == "mpirun":
         # variables of the environment, then the command, in one text for a shell
         assert words[-3:-1] == ["sh", "-c"], command
-        resolve_t5g2([word for word in words[-1].split() if not re.match(r"[A-Z_]+=", word)][1:])
+        resolve_t5g2([word for word in shlex.split(words[-1]) if not re.match(r"[A-Z_]+=", word)][1:])
     elif words[0] == "sbatch":
         script = next(number for number, word in enumerate(words) if word.endswith(".sbatch"))
         assert (ROOT / words[script]).is_file(), command
@@ -134,7 +136,7 @@ def check_python(words: Sequence[str]) -> None:
 
 
 def resolve_t5g2(words: Sequence[str]) -> None:
-    name, *argv = words
+    name, *argv = made_small(words)
     command = cli.load_command(name)
     parsed = flags.parse(name, command.run, command.FLAGS, argv)
     for flag in {*READ} & parsed.values.keys():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.pages import PAGES, ROOT
+from tests.docs.pages import PAGES, ROOT, commands
 
 WRITER = runpy.run_path(str(ROOT / "docs/write_commands.py"))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -122,6 +122,16 @@ def test_every_experiment_is_in_the_index_with_its_results():
             assert len(reading.split()) > 30, f"{page} says nothing of its numbers"
             missing = {verdict for verdict in verdicts(page) if not re.search(rf"(?i)\b{verdict}\b", reading)}
             assert not missing, f"{page} has {missing} in its table, and not in its words"
+
+
+def test_runs_of_released_sizes_have_weights_and_a_text():
+    """Without them the config trains new weights on the library of the Python that runs it, wherever that is."""
+    size = re.compile(r"\btrain\b.* --config=configs/t5gemma2?\.py:")
+    runs = [command for page in PAGES for command in commands(page) if size.search(command.text)]
+    assert len(runs) >= 3
+    for run in runs:
+        assert re.search(r"--config\.init\.", run.text), f"{run} names no weights"
+        assert re.search(r"--config\.data\.sources", run.text), f"{run} names no text"
 
 
 def test_the_readme_is_short():

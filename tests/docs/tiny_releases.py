@@ -231,6 +231,10 @@ def write_files(where: Path) -> None:
     for name in ("corpus/some.jsonl", "corpus/one.jsonl", "heldout/some.jsonl"):
         (where / name).parent.mkdir(exist_ok=True)
         (where / name).write_text(lines)
+    # the file system of all hosts
+    (where / "shared").mkdir()
+    for name in ("models", "corpus"):
+        (where / "shared" / name).symlink_to(where / name)
     (where / "data").mkdir()
     asked = [{"question": f"And after {n}?", "answer": f"{n + 1}", "choices": [f"{n + 1}", "x"]} for n in range(4)]
     (where / "data" / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from t5g2 import cli
+from t5g2.train import config_file
 from tests.launch import jobset
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,12 @@ def test_a_manifest_starts_a_run_and_is_started_again_as_the_launcher_says(path)
     assert (ROOT / config.partition(":")[0]).is_file()
     # the workdir is on the volume, which outlives the pod
     workdir = next(flag.removeprefix("--workdir=") for flag in flags if flag.startswith("--workdir="))
-    assert workdir.startswith(container["volumeMounts"][0]["mountPath"] + "/")
+    # and so are the weights and the text, which the image does not have
+    changes = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags if flag.startswith("--config."))
+    weights = changes.pop("init.adapt.source")
+    (source,) = config_file.load(str(ROOT / config), changes.items()).data.sources
+    for place in (workdir, weights, source.text.path):
+        assert place.startswith(container["volumeMounts"][0]["mountPath"] + "/")
 
 
 @pytest.mark.parametrize(
