@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -73,8 +74,12 @@ def launcher_of(name: str, changes: Iterable[tuple[str, str]] = ()) -> Launcher:
     if name not in LAUNCHERS:
         raise unknown("launcher", name, LAUNCHERS)
     node: dict = {}
+    hints = typing.get_type_hints(LAUNCHERS[name])
     for path, text in changes:
         settings.override(node, path, text)
+        # a number where text is meant, such as an account's, stays as it was written
+        if hints.get(path) in (str, str | None) and not isinstance(node[path], str | None):
+            node[path] = text
     fields = dataclasses.fields(LAUNCHERS[name])
     if node and not fields:
         raise UserError(f"--launcher={name} has no settings; leave out {', '.join(map(_flag, node))}")

@@ -272,6 +272,46 @@ def test_a_complete_jobset_whose_result_is_gone_is_applied_again(cluster, client
     assert [call.split()[2] for call in calls] == ["delete", "apply", "logs"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image": " ", "claim": "c"}, "image is empty; give the container image with t5g2"),
+        ({"image": "i", "bucket": ""}, "bucket = '' is no bucket's name"),
+        ({"image": "i", "bucket": "gs://b"}, "bucket = 'gs://b' is no bucket's name; give it alone, without gs://"),
+        ({"image": "i", "claim": ""}, "claim = '' is no claim's name"),
+        (
+            {"image": "i", "claim": "c", "program": "~/t5g2"},
+            "has a ~, and no shell that reads it; give the path in the",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        Gke(**settings)
+
+
+def test_shared_runs_are_on_the_volume(clients, tmp_path):
+    """They lie beside the workdir, which so is not all of the volume."""
+    clients.play("kubectl", "")
+    launcher = Gke(image="i", claim="disk", mount=str(tmp_path / "x"))
+    parts = (Variant("a", "c.py", shared=True),)
+    with pytest.raises(UserError, match=rf"is all of {tmp_path}/x, .* such as {tmp_path}/x/sweep"):
+        launch.run(Sweep("x", parts), tmp_path / "x", launcher)
+    assert clients.take_calls() == []
+
+
+def test_a_jobset_that_is_gone_is_said_to_be(clients, tmp_path, capsys, monkeypatch):
+    clients.play("kubectl", "")
+    monkeypatch.setattr(gke, "POLL_SECS", 0)
+    with pytest.raises(SystemExit):
+        launch.run(
+            Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", Gke(image="i", claim="disk", mount=str(tmp_path))
+        )
+    out = capsys.readouterr().out
+    assert "there is no JobSet x-a-" in out
+    assert "any more, and so no log of its pods" in out
+
+
 def test_pods_get_the_absolute_path_of_a_relative_workdir(clients, tmp_path, monkeypatch):
     clients.play("kubectl", KUBECTL)
     (clients.folder / "plan").write_text(json.dumps({"x-": ["Failed"]}))

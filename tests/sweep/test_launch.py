@@ -433,7 +433,30 @@ def test_an_unknown_launcher_is_refused(tmp_path):
         launch.run_sweep(tmp_path / "x.py", tmp_path, launcher="locl")
 
 
-@pytest.mark.parametrize("program", ["no-such-program --x", "", "./no-such-program"])
+@pytest.mark.parametrize(
+    "where", ["local program", "slurm program", "slurm options", "gke program", "tpu-vm program", "tpu-vm options"]
+)
+def test_an_open_quote_is_named(where):
+    launcher, setting = where.split()
+    needed = {"gke": {"image": "i", "claim": "c"}, "tpu-vm": {"tpu": "v5p:2x2x1", "zone": "z"}}
+    changes = needed.get(launcher, {}) | {setting: '--x="y'}
+    with pytest.raises(
+        UserError, match=rf"{setting} = '--x=\"y' cannot be read as a shell does \(No closing quotation\)"
+    ):
+        launch.launcher_of(launcher, changes.items())
+    if setting == "program":
+        with pytest.raises(UserError, match="program = ' ' has no word; name the program, or leave it out"):
+            launch.launcher_of(launcher, (changes | {setting: " "}).items())
+
+
+def test_a_program_in_the_home(tmp_path, monkeypatch):
+    (tmp_path / "t5g2").write_text("#!/bin/sh\n")
+    (tmp_path / "t5g2").chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    launch.launcher_of("local", [("program", "~/t5g2")])
+
+
+@pytest.mark.parametrize("program", ["no-such-program --x", "./no-such-program"])
 def test_a_program_that_there_is_not(program):
     with pytest.raises(UserError, match=f"program = '{program}' of --launcher=local is no program here"):
         launch.launcher_of("local", [("program", program)])

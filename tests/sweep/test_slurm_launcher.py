@@ -129,6 +129,22 @@ def test_the_script_of_an_array(slurm, tmp_path):
     assert (folder / ".sweep" / "slurm" / "adapted-s0+1.sbatch").read_text() == script
 
 
+def test_settings_that_are_numbers_and_words_with_spaces(slurm, tmp_path):
+    """Numbers are the text that they are; each option stays one word, and the home is that of the node."""
+    numbers = {"time": "60", "account": "007", "partition": "1e3"}
+    program = {"program": "~/'my venv'/bin/t5g2"}
+    launcher = launch.launcher_of("slurm", (numbers | program | {"options": '--qos="a b" --exclusive'}).items())
+    launch.run(Sweep("x", (Variant("a", "c.py"),)), tmp_path / "x", launcher)
+    script = (tmp_path / "x" / ".sweep" / "slurm" / "a.sbatch").read_text()
+    for name, value in numbers.items():
+        assert f"#SBATCH --{name}={value}\n" in script
+    assert "#SBATCH '--qos=a b'\n#SBATCH --exclusive\n" in script
+    command = script.partition("command=")[2].partition("\njob=")[0]
+    shown = f'command={command}; printf "%s\\n" "${{command[@]}}"'
+    done = subprocess.run(["bash", "-c", shown], env={"HOME": "/home/me"}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[:2] == ["/home/me/my venv/bin/t5g2", "train"]
+
+
 def test_the_script_of_a_command_on_one_node(slurm, tmp_path):
     launch.run(SWEEP, tmp_path / "x", Slurm(nodes=2))
     head = (tmp_path / "x" / ".sweep" / "slurm" / "mean.sbatch").read_text().partition("marks=")[0]

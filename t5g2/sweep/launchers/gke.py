@@ -11,7 +11,6 @@ JobSet: https://jobset.sigs.k8s.io, 0.10 or newer (onJobFailureMessagePatterns).
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,14 @@ from t5g2.core.errors import MachineError, UserError
 from t5g2.core.tpu_chips import Target
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import WRONG_INPUT, JobQueue, QueueRules, append_to
-from t5g2.sweep.launchers.launcher import Launcher, client_output
+from t5g2.sweep.launchers.launcher import Launcher, client_output, words_of
 from t5g2.sweep.launchers.tpu_slices import CHIPS_PER_HOST, CLOUD_NAMES, hosts, tpu_slice
 from t5g2.sweep.sweep_job import SweepJob
 
 # a pod's name has what JobSet adds, -slice-job-0-0-xxxxx, and at most 63 characters
 MOST_OF_NAME = 36
+# names of buckets (Google Cloud documentation, "About Cloud Storage buckets"; _ = all, of GCS FUSE) and of claims
+BUCKET, CLAIM = r"_|[a-z0-9]([a-z0-9._-]*[a-z0-9])?", r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
 POLL_SECS, MOST_UNANSWERED = 15, 20
 PORT = 8476
 STOPPED = 128 + 15
@@ -78,6 +79,12 @@ class Gke(Launcher):
     program: str = "t5g2"
 
     def __post_init__(self):
+        if any(word.startswith("~") for word in words_of("program", self.program, least=1)):
+            raise UserError(
+                f"program = {self.program!r} has a ~, and no shell that reads it; give the path in the image"
+            )
+        if not self.image.strip():
+            raise UserError("image is empty; give the container image with t5g2 (launch/docker)")
         if self.tpu is not None:
             tpu_slice(self.tpu)
         if self.tpu is not None and self.gpu is not None:
@@ -87,6 +94,14 @@ class Gke(Launcher):
                 f"bucket = {self.bucket} and claim = {self.claim}; pods lose their disks, so give one of the two, "
                 f"which has the sweep's workdir"
             )
+        if self.bucket is not None and not re.fullmatch(BUCKET, self.bucket):
+            raise UserError(
+                f"bucket = {self.bucket!r} is no bucket's name; give it alone, without gs:// and folders: my-bucket"
+            )
+        if self.claim is not None and not re.fullmatch(CLAIM, self.claim):
+            raise UserError(
+                f"claim = {self.claim!r} is no claim's name: small letters, digits, '-' and '.'; correct it"
+            )
 
     @override
     def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
@@ -95,6 +110,11 @@ class Gke(Launcher):
             raise UserError(
                 f"--workdir={job_files.folder} is not in {self.mount}, where pods have the volume that keeps it; give "
                 f"a folder in {self.mount}, or another --launcher.mount"
+            )
+        if any(job.shared for job in jobs) and not folder.parent.is_relative_to(self.mount):
+            raise UserError(
+                f"--workdir={job_files.folder} is all of {self.mount}, where pods have the volume; the sweep has "
+                f"shared runs, which lie beside its workdir; give a folder in {self.mount}, such as {folder / 'sweep'}"
             )
 
         def start(job: SweepJob) -> JobSetRun:
@@ -207,7 +227,7 @@ class Gke(Launcher):
         container: dict[str, Any] = {
             "name": "t5g2",
             "image": self.image,
-            "command": [*shlex.split(self.program), *job.arguments],
+            "command": [*words_of("program", self.program), *job.arguments],
             "volumeMounts": [{"name": "sweeps", "mountPath": self.mount}],
         }
         pod: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 120}
@@ -264,6 +284,11 @@ class JobSetRun:
             return None
         self._unanswered = 0
         if status is None:
+            with open(append_to(self._log), "w", encoding="utf-8") as file:
+                file.write(
+                    f"there is no JobSet {self._name} in the namespace {self._namespace} any more, and so no log "
+                    f"of its pods: it was deleted, or the cluster removed it (ttlSecondsAfterFinished)\n"
+                )
             return 1
         state = status.get("terminalState")
         if not state:

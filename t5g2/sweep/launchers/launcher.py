@@ -67,6 +67,25 @@ class Launcher(abc.ABC):
             )
 
 
+def words_of(setting: str, text: str, *, least: int = 0) -> list[str]:
+    """Returns the words of a setting as a shell reads them.
+
+    Args:
+      setting: its name.
+      least: fewest words that it may have.
+
+    Raises:
+      UserError: a quote is not closed, or there are too few words.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{setting} = {text!r} cannot be read as a shell does ({error}); close what is open") from None
+    if len(words) < least:
+        raise UserError(f"{setting} = {text!r} has no word; name the program, or leave it out")
+    return words
+
+
 def client_output(command: Sequence[str]) -> str:
     """Returns what a launcher's client prints.
 

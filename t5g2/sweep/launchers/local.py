@@ -12,12 +12,12 @@ from signal import SIGTERM
 
 from typing_extensions import override
 
-from t5g2.core import bounds
+from t5g2.core import bounds, paths
 from t5g2.core.bounds import Count, CountOrZero
 from t5g2.core.errors import UserError
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import JobQueue, QueueRules, append_to, exit_status
-from t5g2.sweep.launchers.launcher import Launcher
+from t5g2.sweep.launchers.launcher import Launcher, words_of
 from t5g2.sweep.sweep_job import SweepJob
 
 PROGRAM = shlex.join([sys.executable, "-m", "t5g2"])
@@ -44,10 +44,15 @@ class Local(Launcher):
     retries: CountOrZero = 0
     program: str = PROGRAM
 
+    def __post_init__(self):
+        words_of("program", self.program, least=1)
+
+    def _program(self) -> list[str]:
+        return list(map(paths.expand_home, words_of("program", self.program)))
+
     @override
     def check(self, name: str) -> None:
-        program = shlex.split(self.program)
-        if not program or shutil.which(program[0]) is None:
+        if shutil.which(self._program()[0]) is None:
             raise UserError(
                 f"program = {self.program!r} of --launcher={name} is no program here (not in PATH, or not executable); "
                 f"install it, give its path, or leave --launcher.program out for this Python's t5g2"
@@ -55,7 +60,7 @@ class Local(Launcher):
 
     @override
     def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
-        program = shlex.split(self.program)
+        program = self._program()
 
         def start(job: SweepJob) -> LocalProcess:
             process = LocalProcess([*program, *job.arguments], job_files, job)

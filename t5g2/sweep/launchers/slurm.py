@@ -20,7 +20,7 @@ from t5g2.core import bounds, files
 from t5g2.core.bounds import Count, CountOrZero
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import say
-from t5g2.sweep.launchers.launcher import Launcher, client_output
+from t5g2.sweep.launchers.launcher import Launcher, client_output, words_of
 from t5g2.sweep.sweep_job import SweepJob, needed
 
 # before the time limit: time to save
@@ -111,13 +111,13 @@ class Slurm(Launcher):
 
     Attributes:
       nodes: nodes of a run, with one process each; other commands have one.
-      time: limit of a job, such as 12:00:00; a run that reaches it saves and is queued again.
+      time: limit of a job, such as 12:00:00, or 90 for minutes; a run that reaches it saves and is queued again.
       gpus_per_node: GPUs of each node; None = none is asked for.
       account, partition: as sbatch takes them; None = the cluster's default.
       options: more options of sbatch, such as "--constraint=h100 --exclusive".
       at_once: most tasks of one array that run at a time; None = any number.
       retries: how often a job is queued again after it has failed.
-      program: the command for `t5g2` on the nodes.
+      program: the command for `t5g2` on the nodes, where ~/ is the home.
     """
 
     client: ClassVar[str | None] = "sbatch"
@@ -132,6 +132,10 @@ class Slurm(Launcher):
     at_once: Count | None = None
     retries: CountOrZero = 3
     program: str = "t5g2"
+
+    def __post_init__(self):
+        words_of("options", self.options)
+        words_of("program", self.program, least=1)
 
     @override
     def launch(self, jobs: Sequence[SweepJob], job_files: JobFiles) -> bool:
@@ -177,7 +181,8 @@ class Slurm(Launcher):
             "--chdir": str(Path.cwd()),
             "--signal": f"TERM@{SIGNAL_SECS}",
         }
-        flags = ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes", *shlex.split(self.options)]
+        flags = ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes"]
+        flags += map(shlex.quote, words_of("options", self.options))
         lines = [f"{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
         directives = "".join(f"#SBATCH {line}\n" for line in [*lines, *flags])
         marks = shlex.quote(str(folder / ".sweep"))
@@ -187,7 +192,7 @@ class Slurm(Launcher):
 
     def _commands(self, submission: Submission) -> str:
         def settings(job: SweepJob) -> str:
-            command = shlex.join([*shlex.split(self.program), *job.arguments])
+            command = " ".join([*map(_on_node, words_of("program", self.program)), shlex.join(job.arguments)])
             return f"name={job.name} identity={job.identity}\n    command=({command})"
 
         if not submission.is_array:
@@ -205,6 +210,11 @@ class Slurm(Launcher):
         in_queue = dict(line.split()[:2] for line in lines if len(line.split()) > 1)
         found = {name: in_queue[record.handle] for name, record in records.items() if record.handle in in_queue}
         return {name: "queued" if state == "PENDING" else "running" for name, state in found.items()}
+
+
+def _on_node(word: str) -> str:
+    """Returns a word for the shell of a node, where ~/ is the home there."""
+    return '"$HOME"/' + shlex.quote(word[2:]) if word.startswith("~/") else shlex.quote(word)
 
 
 def _submissions(jobs: Sequence[SweepJob], pending: Sequence[SweepJob], handles: Mapping[str, str]) -> list[Submission]:

@@ -23,7 +23,7 @@ from t5g2.core.bounds import Count, CountOrZero
 from t5g2.core.errors import UserError
 from t5g2.sweep.job_files import JobFiles, LaunchRecord
 from t5g2.sweep.launchers.job_queue import JobQueue, QueueRules
-from t5g2.sweep.launchers.launcher import Launcher, client_output
+from t5g2.sweep.launchers.launcher import Launcher, client_output, words_of
 from t5g2.sweep.launchers.local import LocalProcess, is_alive
 from t5g2.sweep.launchers.tpu_slices import CLOUD_NAMES, accelerator_type, hosts, tpu_slice
 from t5g2.sweep.sweep_job import SweepJob
@@ -172,6 +172,8 @@ class TpuVm(Launcher):
     def __post_init__(self):
         target = tpu_slice(self.tpu)
         accelerator_type(target)
+        words_of("options", self.options)
+        words_of("program", self.program, least=1)
         if not self.shared and hosts(target) > 1:
             raise UserError(
                 f"tpu = {self.tpu} has {hosts(target)} hosts, each of which writes its part of a checkpoint; let "
@@ -215,7 +217,7 @@ class TpuVm(Launcher):
         """
         target = tpu_slice(self.tpu)
         place = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
-        options = [*(["--spot"] if self.spot else []), *shlex.split(self.options)]
+        options = [*(["--spot"] if self.spot else []), *words_of("options", self.options)]
         # on a single host of several a TPU would wait for the others
         on_cpu = "" if job.every_host or hosts(target) == 1 else "env JAX_PLATFORMS=cpu "
         # the command's relative paths are those in the copy
