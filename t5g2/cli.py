@@ -5,35 +5,18 @@ after Ctrl-C, with the checkpoint saved; 141 if the reader of the output is gone
 """
 
 import contextlib
-import importlib
 import os
 import re
 import select
 import sys
 
+from t5g2.commands import COMMANDS, load_command
 from t5g2.commands.flags import HelpRequested, parse
 from t5g2.core.errors import OS_ERRORS, MachineError, UserError, os_error_message, unknown
 from t5g2.core.files import cache_folder, cache_hint
 from t5g2.core.terminal import escaped
 
 THREADS_OF_A_DEVICE = 8  # of a CPU that is several devices: more than the collectives that wait at a time
-# in the order of a run's life; each is t5g2/commands/<name>.py with FLAGS and run()
-COMMANDS = (
-    "train",
-    "evaluate",
-    "generate",
-    "import",
-    "export",
-    "adapt",
-    "average",
-    "check",
-    "profile",
-    "data",
-    "tokenize",
-    "cache-logits",
-    "sweep",
-    "report",
-)
 
 
 def run_command(name: str, argv: list[str]) -> None:
@@ -136,12 +119,6 @@ def _give_threads_to_simulated_devices() -> None:
     devices = int(count) if re.fullmatch(r"\d{1,4}", count) else int(flag[1]) if flag else 1
     if devices > 1:
         os.environ.setdefault("PJRT_NPROC", str(max(os.cpu_count() or 1, THREADS_OF_A_DEVICE * devices)))
-
-
-def load_command(name: str):
-    """Returns the module of a subcommand; `import` is a keyword of Python, so its file is import_.py."""
-    module = name.replace("-", "_")
-    return importlib.import_module(f"t5g2.commands.{'import_' if module == 'import' else module}")
 
 
 def _overview() -> str:

@@ -1,7 +1,11 @@
 """`t5g2 sweep`."""
 
-from t5g2.commands.flags import Flag, Parsed
-from t5g2.core.errors import UserError
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t5g2.commands import COMMANDS, load_command
+from t5g2.commands.flags import Flag, HelpRequested, Parsed, parse
+from t5g2.core.errors import UserError, unknown
 
 FLAGS = {
     "sweep": Flag(None, "FILE[:ARG]: a Python file with get_sweep(), and its argument", True),
@@ -40,4 +44,26 @@ def run(flags: Parsed) -> None:
         show_status(flags.sweep, flags.workdir)
         return
     changes = [(name, str(flags.values[name])) for name in ("at_once", "retries") if flags.values[name] is not None]
-    run_sweep(flags.sweep, flags.workdir, launcher=flags.launcher, changes=[*flags.overrides, *changes])
+    run_sweep(
+        flags.sweep,
+        flags.workdir,
+        launcher=flags.launcher,
+        changes=[*flags.overrides, *changes],
+        flags_of=_flags_of,
+    )
+
+
+def _flags_of(words: Sequence[str]) -> Mapping[str, Any]:
+    """Returns the values of the flags of a command.
+
+    Raises:
+      UserError: there is no such command or flag, or a value is wrong.
+    """
+    name, *argv = words
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    command = load_command(name)
+    try:
+        return parse(name, command.run, command.FLAGS, argv).values
+    except HelpRequested:
+        raise UserError("--help is among the flags, which does nothing but show them; leave it out") from None

@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from t5g2.core import files, settings
 from t5g2.core.errors import UserError, unknown
@@ -18,7 +19,7 @@ from t5g2.sweep.launchers.local import Local
 from t5g2.sweep.launchers.printed import Printed
 from t5g2.sweep.launchers.slurm import Slurm
 from t5g2.sweep.launchers.tpu_vm import TpuVm
-from t5g2.sweep.parts import Sweep
+from t5g2.sweep.parts import Step, Sweep
 from t5g2.sweep.sweep_file import describe, load, refuse_other_sweep
 from t5g2.sweep.sweep_job import SweepJob, jobs_of
 
@@ -37,19 +38,45 @@ def run_sweep(
     *,
     launcher: str = "local",
     changes: Iterable[tuple[str, str]] = (),
+    flags_of: Callable[[Sequence[str]], Mapping[str, Any]] | None = None,
 ) -> None:
     """Runs a sweep file in a workdir, and writes the report when all is done.
 
     Args:
       sweep_file: "FILE[:ARG]".
       changes: (name, text) of the launcher's settings.
+      flags_of: returns the flags of the words after `t5g2`, and raises UserError for wrong ones, by which the commands
+        of steps are checked; None = they are not.
 
     Raises:
-      UserError: the sweep file, a variant's config, or the launcher's settings are wrong; nothing was started then.
+      UserError: the sweep file, a variant's config, a step's command, or the launcher's settings are wrong; nothing was
+        started then.
       SystemExit: a part failed, with its exit status; or after SIGTERM or SIGINT, when the running part has ended.
     """
     chosen = launcher_of(launcher, changes)
-    run(load(sweep_file), Path(workdir), chosen)
+    sweep, folder = load(sweep_file), Path(workdir)
+    if flags_of is not None:
+        _check_steps(sweep, folder, flags_of)
+    run(sweep, folder, chosen)
+
+
+def _check_steps(sweep: Sweep, folder: Path, flags_of: Callable[[Sequence[str]], Mapping[str, Any]]) -> None:
+    """Raises UserError if a step's command would be refused, or would write something else than the step's `out`."""
+    for part in sweep.ordered():
+        if not isinstance(part, Step):
+            continue
+        words, result = part.arguments(folder), part.result(folder)
+        if not words:
+            raise UserError(f"the command of {part.name} has no words; give those after `t5g2`, such as ('average', …)")
+        try:
+            out = flags_of(words).get("out")
+        except UserError as error:
+            raise UserError(f"{part.name}: {error}") from None
+        # `out` may be the last file that the command writes to its folder
+        if out and not Path(os.path.abspath(result)).is_relative_to(os.path.abspath(out)):
+            raise UserError(
+                f"{part.name} writes --out={out}, and is done when {result} exists; let `out` name what is written"
+            )
 
 
 def show_status(sweep_file: str | os.PathLike, workdir: str | os.PathLike) -> None:

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from t5g2 import cli
 from t5g2.core import files
 from t5g2.core.errors import UserError
 from t5g2.report import contents
@@ -416,6 +417,45 @@ def test_a_sweep_json_that_cannot_be_read_is_written_anew(tmp_path, program):
     (tmp_path / "x" / "sweep.json").write_text("{")
     run_local(Sweep("first", (variant("a"),)), tmp_path / "x", program=program)
     assert json.loads((tmp_path / "x" / "sweep.json").read_text())["title"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ((), "the command of b has no words; give those after `t5g2`"),
+        (("averge", "--out={sweep}/m"), "b: unknown command 'averge'; did you mean 'average'"),
+        (("average", "--workdir={sweep}/a", "--lost=1", "--out={sweep}/m"), "b: unknown flag '--lost' of t5g2 average"),
+        (("average", "--workdir={sweep}/a", "--last=x", "--out={sweep}/m"), "b: --last=x is not a whole number"),
+        (("average", "--workdir={sweep}/a"), "b: --out is missing"),
+        (("average", "--help"), "b: --help is among the flags"),
+        (("average", "--workdir={sweep}/a", "--out={sweep}/n"), "b writes --out=x/n, and is done when x/m exists; let"),
+        (("average", "--workdir={sweep}/a", "--out={sweep}/m/n"), "b writes --out=x/m/n, and is done when x/m exists"),
+    ],
+)
+def test_a_step_that_would_fail_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys, command, message):
+    """Not after the training that it comes after."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.py").write_text(
+        "from t5g2.sweep import Step, Sweep, Variant\n"
+        f"step = Step('b', {command}, 'm', after=('a',))\n"
+        "def get_sweep(): return Sweep('x', (Variant('a', 'c.py'), step))\n"
+    )
+    assert cli.main(["sweep", "--sweep=sweep.py", "--workdir=x"]) == 2
+    assert f"t5g2 sweep: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_step_is_done_by_what_its_command_writes(tmp_path, capsys):
+    """The folder, a file in it, or what a run's workdir gets."""
+    (tmp_path / "sweep.py").write_text(
+        "from t5g2.sweep import Step, Sweep, Variant\n"
+        "words = ('evaluate', '--model=m', '--tasks=needle', '--out={sweep}/./e')\n"
+        "run = ('evaluate', '--config=c.py', '--workdir={sweep}/a')\n"
+        "steps = (Step('b', words, 'e/index.html'), Step('c', run, 'a/evaluations/9', after=('a',)))\n"
+        "def get_sweep(): return Sweep('x', (Variant('a', 'c.py'), *steps))\n"
+    )
+    assert cli.main(["sweep", f"--sweep={tmp_path}/sweep.py", f"--workdir={tmp_path}/x", "--launcher=print"]) == 0
+    assert "# c, after a" in capsys.readouterr().out
 
 
 def test_the_nearest_sweep_file_is_named(tmp_path, monkeypatch):
