@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from t5g2.core.errors import UserError
+from t5g2.sweep.tuples import as_tuple, make_tuples
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Paper:
     same_metric: bool = False
 
     def __post_init__(self):
+        make_tuples(self, "the paper", columns='("arm", "loss")', rows='(("a", 1.0),)')
+        rows = tuple(as_tuple(row, f"the row {row!r} of the paper", '("a", 1.0)') for row in self.rows)
+        object.__setattr__(self, "rows", rows)
+        for column in self.columns:
+            if not isinstance(column, str):
+                raise UserError(f"the paper's columns have {column!r}; give each column its heading, a text")
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise UserError(

@@ -43,6 +43,7 @@ from typing import Any
 
 from t5g2.core.errors import UserError, unknown
 from t5g2.sweep.paper import Paper
+from t5g2.sweep.tuples import make_tuples
 from t5g2.sweep.words import fill, flag_text, plain
 from t5g2.train import config_file
 from t5g2.train import experiment as experiments
@@ -79,7 +80,7 @@ class Variant:
     shared: bool = False
 
     def __post_init__(self):
-        _make_tuples(self, self.name, after='("source",)', seeds="(0, 1, 2)")
+        make_tuples(self, self.name, after='("source",)', seeds="(0, 1, 2)")
         if not isinstance(self.overrides, Mapping):
             raise UserError(f"overrides = {self.overrides!r} of {self.name}; give {{dotted path: value}}")
         object.__setattr__(self, "overrides", {path: plain(value) for path, value in self.overrides.items()})
@@ -146,7 +147,7 @@ class Step:
     every_host: bool = False
 
     def __post_init__(self):
-        _make_tuples(self, self.name, command='("average", "--last=3")', after='("source",)', seeds="(0, 1, 2)")
+        make_tuples(self, self.name, command='("average", "--last=3")', after='("source",)', seeds="(0, 1, 2)")
 
     def arguments(self, folder: Path) -> list[str]:
         """Returns the words after `t5g2` on the command line."""
@@ -189,9 +190,9 @@ class Sweep:
     paper: Paper | None = None
 
     def __post_init__(self):
-        _make_tuples(self, "the sweep", parts='(Variant("source", config="FILE"),)')
+        make_tuples(self, "the sweep", parts='(Variant("source", config="FILE"),)')
         if not isinstance(self.compare, Mapping):
-            _make_tuples(self, "the sweep", compare='("adapted", "scratch")')
+            make_tuples(self, "the sweep", compare='("adapted", "scratch")')
         if not self.parts:
             raise UserError("the sweep has no parts; give at least one Variant or Step")
         for part in self.parts:
@@ -325,20 +326,6 @@ def _circle(waiting: Sequence[Part]) -> list[str]:
     while len(set(path)) == len(path):
         path.append(next(name for name in after[path[-1]] if name in after))
     return path[path.index(path[-1]) :]
-
-
-def _make_tuples(owner: Any, name: str, **examples: str) -> None:
-    """Makes tuples of sequences in some fields, which None leaves alone.
-
-    Raises:
-      UserError: a value is text, whose letters would be taken for its entries, or no sequence.
-    """
-    for attribute, example in examples.items():
-        value = getattr(owner, attribute)
-        if isinstance(value, str) or not isinstance(value, Sequence | None):
-            kind = "text" if isinstance(value, str) else type(value).__name__
-            raise UserError(f"{attribute} = {value!r} of {name} is {kind}; give a tuple, such as {example}")
-        object.__setattr__(owner, attribute, None if value is None else tuple(value))
 
 
 def _place(run: Part) -> Path:

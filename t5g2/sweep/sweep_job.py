@@ -77,6 +77,11 @@ class SweepJob:
         return any(_whole(own, before) == identity for before in self.former_before)
 
     @property
+    def has_begun(self) -> bool:
+        """True if its command has written something: the folder of a shared run is there, empty, before the run is."""
+        return any(self.folder.iterdir()) if self.folder.is_dir() else self.folder.exists()
+
+    @property
     def output(self) -> Path:
         """The file or folder that the command writes, without which it begins anew."""
         # its page or mark is not all that a command has written

@@ -32,7 +32,7 @@ def show(jobs: Sequence[SweepJob], job_files: JobFiles, launchers: Mapping[str, 
         elif needed(job, undone):
             state = "waits"
         else:
-            state = "unfinished" if job.folder.exists() else "not started"
+            state = "unfinished" if job.has_begun else "not started"
         loss = number(run.last("train/loss"))
         rows.append([job.name, state, _step(run), loss, record.where if record else NONE])
     for line in TextTable(["", "state", "step", "train loss", "where"], rows).lines():

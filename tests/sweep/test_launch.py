@@ -279,6 +279,8 @@ def measured(name):
             lambda: Sweep("x", (variant("a"),), compare={"one": ("a",)}),
             r"`compare` has \('a',\) under a title; give {title: {arm: variant}}",
         ),
+        (lambda: variant("a", after=None), "after = None of a is NoneType; give a tuple"),
+        (lambda: Paper("p", None, ()), "columns = None of the paper is NoneType; give a tuple"),
         (lambda: variant("a", seeds=3), r"seeds = 3 of a is int; give a tuple, such as \(0, 1, 2\)"),
         (lambda: Step("a", "average", "m"), "command = 'average' of a is text; give a tuple"),
         (
@@ -310,6 +312,14 @@ def measured(name):
         (lambda: made_from("{sweep}/g-*/model", after=("g-s0",)), r"b names {sweep}/g-\*/model, which g-s1 writes"),
         (lambda: Sweep("x", (variant("a"), step("b", "b", read="{sweep}/a/model"))), "b names {sweep}/a/model, which"),
         (lambda: Paper("p", ("a", "b"), ((1,),)), r"has 1 entries for 2 columns \(a, b\); give each row one entry"),
+        (lambda: Paper("p", "ab", ((1, 2),)), "columns = 'ab' of the paper is text; give a tuple"),
+        (lambda: Paper("p", ("a", 2), ((1, 2),)), "the paper's columns have 2; give each column its heading, a text"),
+        (lambda: Paper("p", ("a", "b"), "cd"), "rows = 'cd' of the paper is text; give a tuple"),
+        (
+            lambda: Paper("p", ("a", "b"), ("cd",)),
+            "the row 'cd' of the paper is text; give a tuple",
+        ),
+        (lambda: Paper("p", ("a",), (1,)), "the row 1 of the paper is int; give a tuple, such as"),
         (lambda: Paper("p", (), (), printed={"a": "3"}), "the paper's `printed` has '3' for 'a'; give the number"),
         (lambda: Paper("p", (), (), printed={"a": float("nan")}), "the paper's `printed` has nan for 'a'"),
         (lambda: compared({"b": 1.0, "c": 2.0}), "unknown arm 'c' in the paper's `printed`. Allowed: a, b"),

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from t5g2 import cli
-from t5g2.sweep import Variant
+from t5g2.sweep import Variant, shared_runs
 from t5g2.sweep.job_files import JobFiles, last_lines
 from t5g2.sweep.sweep_file import load
 from t5g2.sweep.sweep_job import jobs_of
@@ -33,6 +33,7 @@ def sweep(tmp_path):
         log = job_files.log(jobs[name])
         job_files.set_launched(jobs[name], "slurm", str(number), f"job {number}", log)
         (folder / name).mkdir()
+        (folder / name / ".lock").touch()
         log.parent.mkdir(exist_ok=True)
         log.write_text("one\ntwo\nstep 1\rstep 2\x1b[2J\n")
     rows = [{"step": 5, "train/loss": 2.5}, {"step": 10, "train/loss": 2.25}]
@@ -79,6 +80,25 @@ def test_a_run_that_was_stopped_has_not_failed(sweep, tmp_path, clients, capsys)
     out = capsys.readouterr().out
     assert "| broken |  unfinished |" in out
     assert "exit status" not in out
+
+
+def test_a_shared_run_that_never_began(tmp_path, capsys):
+    """Its folder is a link to an empty one, which was made before another run failed."""
+    file, folder = tmp_path / "sweep.py", tmp_path / "x"
+    file.write_text(
+        "from t5g2.sweep import Sweep, Variant\n"
+        "def get_sweep(): return Sweep('x', (Variant('a', 'c.py', shared=True),))\n"
+    )
+    folder.mkdir()
+    (folder / "sweep.json").write_text("{}")
+    shared_runs.link(jobs_of(load(file), folder), JobFiles(folder))
+    assert (folder / "a").is_dir()
+    status = ["sweep", f"--sweep={file}", f"--workdir={folder}", "--status"]
+    assert cli.main(status) == 0
+    assert "| a | not started |" in capsys.readouterr().out
+    (folder / "a" / "experiment.json").write_text("{}")
+    assert cli.main(status) == 0
+    assert "| a | unfinished |" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_sweep(sweep, tmp_path, capsys):

@@ -118,9 +118,7 @@ class JobQueue:
                 return
             if undone.isdisjoint(job.after):
                 waiting.remove(job)
-                # the folder of a shared run is there, empty, before the run is
-                begun = any(job.folder.iterdir()) if job.folder.is_dir() else job.folder.exists()
-                say(f"{job.label} {'resumes' if begun else 'starts'}: {command_line(job.arguments)}")
+                say(f"{job.label} {'resumes' if job.has_begun else 'starts'}: {command_line(job.arguments)}")
                 self._start(job)
 
     def _start(self, job: SweepJob, attempts: int = 1) -> None:
