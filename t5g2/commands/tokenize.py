@@ -17,7 +17,7 @@ FLAGS = {
 def run(flags: Parsed) -> None:
     """Tokenises a config's sources ahead of a run, into shards that a run opens without reading the text.
 
-    Example: t5g2 tokenize --config=configs/t5gemma2.py:4b-4b --out=tokens --shards=64 --workers=16
+    Example: t5g2 tokenize --config=my_config.py --out=tokens --shards=64 --workers=16
     """
     from t5g2.data.shards import beam
     from t5g2.jobs.source_tokens import tokenize_sources

@@ -126,7 +126,7 @@ def test_every_experiment_is_in_the_index_with_its_results():
 
 def test_runs_of_released_sizes_have_weights_and_a_text():
     """Without them the config trains new weights on the library of the Python that runs it, wherever that is."""
-    size = re.compile(r"\btrain\b.* --config=configs/t5gemma2?\.py:")
+    size = re.compile(r"\b(train|tokenize)\b.* --config=configs/t5gemma2?\.py:")
     runs = [command for page in PAGES for command in commands(page) if size.search(command.text)]
     assert len(runs) >= 3
     for run in runs:
