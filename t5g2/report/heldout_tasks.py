@@ -23,7 +23,8 @@ def asked(experiment: Mapping[str, Any] | None, metric: str) -> dict[str, Any] |
         if task.get("name") == name:
             rest_of_task = {key: value for key, value in task.items() if key not in ("name", "objective")}
             chunk = {"chunk_tokens": data["chunk_tokens"]} if "chunk_tokens" in data else {}
-            return rest_of_task | chunk | scored_tokens(_object(task.get("objective")))
+            # a task of an earlier version has no `encoder`, which it saw
+            return {"encoder": "visible"} | rest_of_task | chunk | scored_tokens(_object(task.get("objective")))
     return None
 
 
