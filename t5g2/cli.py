@@ -115,8 +115,9 @@ def _give_threads_to_simulated_devices() -> None:
     a thread for each device, which is what XLA takes, devices wait for each other for ever.
     """
     count = os.environ.get("JAX_NUM_CPU_DEVICES", "")
-    flag = re.search(r"--xla_force_host_platform_device_count=(\d{1,4})\b", os.environ.get("XLA_FLAGS", ""))
-    devices = int(count) if re.fullmatch(r"\d{1,4}", count) else int(flag[1]) if flag else 1
+    flags = re.findall(r"--xla_force_host_platform_device_count=(\d{1,6})\b", os.environ.get("XLA_FLAGS", ""))
+    # of several flags the last counts
+    devices = int(next((text for text in (count, *reversed(flags)) if re.fullmatch(r"\d{1,6}", text)), 1))
     if devices > 1:
         os.environ.setdefault("PJRT_NPROC", str(max(os.cpu_count() or 1, THREADS_OF_A_DEVICE * devices)))
 

@@ -102,7 +102,8 @@ def scaled_norm(scale_D: np.ndarray, factor: float) -> np.ndarray:
     error_D = np.abs(1.0 + result_D.astype(np.float32) - exact_D)
     # factors that are nothing beside the others may be rounded to nothing
     least = 1e-3 * np.mean(np.abs(exact_D))
-    worst = float(np.max(error_D / np.maximum(np.abs(exact_D), least)))
+    relative_D = error_D / np.maximum(np.maximum(np.abs(exact_D), least), np.finfo(np.float32).tiny)
+    worst = float(np.max(relative_D))
     if worst > LARGEST_NORM_ERROR:
         raise UserError(
             f"encoder_scale = {factor:g} and weights in {scale_D.dtype.name}, which stores a factor of the norm as its "

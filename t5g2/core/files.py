@@ -55,9 +55,9 @@ def cache_folder() -> Path:
 
 
 def cache_hint(path: str | os.PathLike) -> str:
-    """Returns what to add to a message about a path that nobody has given, as it is one of the caches; else ""."""
-    with contextlib.suppress(UserError):
-        if Path(path).absolute().is_relative_to(cache_folder().absolute()):
+    """Returns what to add to a message about a path in the folder of caches, which few have named; else ""."""
+    with contextlib.suppress(UserError, OSError):  # no home, or no working folder
+        if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(cache_folder())):
             return ". It is in the folder of caches: set T5G2_CACHE to one that can be written"
     return ""
 

@@ -111,7 +111,7 @@ class ProbeScores(RecordTask):
             one_row = jnp.asarray(y_NC[None]), jnp.asarray(label_N[None], jnp.float32)
             loss_N1 = np.asarray(probe_head.label_losses(*one_row, probe).loss_BT, np.float64).T
             everything = range(len(examples))
-            scored = [Scored(NamedMeans(("loss",)), loss_N1, everything)]
+            scored = [Scored(NamedMeans(("loss",), shares=False), loss_N1, everything)]
             outputs, references = _readable(y_NC, probe), _readable_labels(label_N, probe)
             for metric in metrics:
                 answers, right = outputs, [[reference] for reference in references]

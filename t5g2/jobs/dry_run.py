@@ -68,7 +68,7 @@ def check(
         _simulate(devices)
     logs.setup()
     metrics_writer.check_outputs(experiment.log.wandb)
-    origin, experiment = _origin(experiment, allow_change), flops_budget.resolved(experiment)
+    origin, experiment = _origin(experiment, allow_change), flops_budget.of_new_run(experiment)
     if slices is None:
         mesh = sharding.make(experiment.mesh)
         rows = plans.local_rows(experiment, mesh)

@@ -49,14 +49,14 @@ def report(plan: Plan, target: Target, most: int, *, used: int) -> str:
         log.info("compiling with %s, which takes %.2f GiB by the estimate", candidate.flags, factor * size / GIB)
         try:
             with jax.set_mesh(other.mesh):
-                used = tpu_compiler.compile_step(other).used
+                compiled = tpu_compiler.compile_step(other).used
         except UserError as error:  # too large, in words of the compiler that have no sizes
             lines.append(f"  {candidate.flags}: estimate {factor * size / GIB:.2f} GiB, {error}")
             continue
-        verdict = "fits" if used <= most else "does not fit"
-        sizes = f"estimate {factor * size / GIB:.2f} GiB, compiled {used / GIB:.2f}"
+        verdict = "fits" if compiled <= most else "does not fit"
+        sizes = f"estimate {factor * size / GIB:.2f} GiB, compiled {compiled / GIB:.2f}"
         lines.append(f"  {candidate.flags}: {sizes}, {verdict}")
-        if used <= most:
+        if compiled <= most:
             return "\n".join(lines)
     if len(lines) == 1:
         lines.append(

@@ -147,7 +147,7 @@ class Transfers:
         given = sum(self._program.by_name[name].size for name in collective.operands)
         result = collective.size - given if collective.opcode.endswith("-start") else collective.size
         sent = _sent(kind, groups.shape[1], given=given, result=result)
-        if not sent:
+        if not sent or not len(groups):
             return None
         links = 1 if kind == "collective-permute" else self._network.links(groups[0])
         seconds = sent / (links * self._network.link_bytes_per_s)
@@ -197,8 +197,8 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
     Raises:
       ValueError: they are written in another way.
     """
-    if pairs := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
-        return np.array([_numbers(pair) for pair in re.findall(r"\{([\d, ]*)\}", pairs[1])])
+    if pairs := re.search(r"source_target_pairs=\{((?:\{[\d, ]*\}[, ]*)*)\}", text):
+        return np.array([_numbers(pair) for pair in re.findall(r"\{([\d, ]*)\}", pairs[1])]).reshape(-1, 2)
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         within = re.findall(r"'([^']+)'", mesh[3])

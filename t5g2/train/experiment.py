@@ -248,13 +248,6 @@ class Experiment:
             raise UserError(
                 "train.encoder_offset and model.probe are both set; a probe has no soft start, leave one out"
             )
-        # what is evaluated and exported has no offset, so that the last update should have none
-        if self.train.steps and self.train.encoder_offset.steps >= self.train.steps:
-            raise UserError(
-                f"train.encoder_offset.steps = {self.train.encoder_offset.steps} and train.steps = {self.train.steps}; "
-                f"the offset must be 0 before the run ends: give it at most {self.train.steps - 1} steps, or the run "
-                f"more"
-            )
 
     @property
     def loss(self) -> LossConfig:

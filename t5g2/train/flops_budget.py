@@ -1,4 +1,4 @@
-"""The length of a run that has a budget of FLOPs (train.flops) in place of a number of updates.
+"""The length of a run, which may have a budget of FLOPs (train.flops) in place of a number of updates.
 
     steps = floor(train.flops / FLOPs of an update)
 
@@ -17,8 +17,32 @@ from t5g2.core.logs import log
 from t5g2.data.pipeline import Pipeline
 from t5g2.models import flops
 from t5g2.train.experiment import Experiment
+from t5g2.train.schedules import WarmupStableDecay
 
 SAMPLE_ROWS = 256  # at least; in whole batches
+
+
+def of_new_run(experiment: Experiment) -> Experiment:
+    """Returns the experiment of a run that is to begin, or to go on, with the steps that it has, as `resolved` does.
+
+    Raises:
+      UserError: as there; or what is to end within the run does not. Not the constructor's to say, because runs of
+        versions that took it can be read and evaluated.
+    """
+    experiment = resolved(experiment)
+    steps, offset, schedule = experiment.train.steps, experiment.train.encoder_offset, experiment.optim.schedule
+    if isinstance(schedule, WarmupStableDecay):
+        schedule.check_length(steps)
+    # what is evaluated and exported has no offset, so that the last update should have none
+    if offset is not None and offset.steps >= steps:
+        remedy = (
+            f"give it at most {steps - 1} steps, or the run more" if steps > 1 else "leave it out, or give more steps"
+        )
+        raise UserError(
+            f"train.encoder_offset.steps = {offset.steps} and train.steps = {steps}; the offset must be 0 before the "
+            f"run ends: {remedy}"
+        )
+    return experiment
 
 
 def resolved(experiment: Experiment) -> Experiment:

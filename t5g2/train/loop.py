@@ -51,7 +51,7 @@ def train(
     logs.setup(process=jax.process_index())
     metrics_writer.check_outputs(experiment.log.wandb)
     mesh = sharding.make(experiment.mesh)
-    rows, experiment = plans.local_rows(experiment, mesh), flops_budget.resolved(experiment)
+    rows, experiment = plans.local_rows(experiment, mesh), flops_budget.of_new_run(experiment)
     row_memory.check(experiment.data, rows)
     workdir, writes = Path(folder), replay is None
     with ExitStack() as stack:

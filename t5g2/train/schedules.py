@@ -104,17 +104,20 @@ class WarmupStableDecay(_Schedule):
     @override
     def make(self, steps: int) -> LearningRate:
         stable = self._stable(steps)
-        if self.decay_fraction and stable == steps:
-            raise UserError(
-                f"optim.schedule.decay_fraction = {self.decay_fraction} of train.steps = {steps} is no update; give at "
-                f"least {1 / steps:.2g}, or 0 for no decay"
-            )
         if stable < self.warmup_steps < steps:
             raise UserError(
                 f"optim.schedule.warmup_steps = {self.warmup_steps}, and the decay begins after update {stable} of "
                 f"{steps}; lower warmup_steps or decay_fraction"
             )
         return super().make(steps)
+
+    def check_length(self, steps: int) -> None:
+        """Raises UserError if the decay is no update of so many."""
+        if self.decay_fraction and self._stable(steps) == steps:
+            raise UserError(
+                f"optim.schedule.decay_fraction = {self.decay_fraction} of train.steps = {steps} is no update; give at "
+                f"least {1 / steps:.2g}, or 0 for no decay"
+            )
 
     def _stable(self, steps: int) -> int:
         """Returns the number of updates before the decay."""

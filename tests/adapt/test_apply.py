@@ -276,6 +276,7 @@ def test_a_quiet_encoder_that_the_dtype_does_not_hold_is_refused():
     """Factors of 0.1875 and 20 as a real model has them: times 0.01, the smaller is half of what bfloat16 rounds by."""
     scale = np.array([-0.8125, 19.0, -1.0], np.float32)
     np.testing.assert_allclose(1 + scaled_norm(scale, 0.01), [0.001875, 0.2, 0.0], rtol=1e-4)
+    np.testing.assert_array_equal(scaled_norm(np.full(3, -1, jnp.bfloat16), 0.1), np.full(3, -1))
     stored = scaled_norm(scale.astype(jnp.bfloat16), 0.1).astype(np.float32)
     np.testing.assert_allclose(1 + stored, [0.01875, 2.0, 0.0], rtol=0.05)
     message = r"^encoder_scale = 0\.01 and weights in bfloat16, .* by 100%, and at most 5% is .*; give --dtype=float32"

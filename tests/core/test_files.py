@@ -198,6 +198,14 @@ def test_a_user_without_a_home_gets_the_name_of_the_variable(monkeypatch):
         files.cache_folder()
 
 
+def test_a_path_among_the_caches_is_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("T5G2_CACHE", "other/../caches")
+    assert "set T5G2_CACHE" in files.cache_hint(tmp_path / "caches" / "gguf" / "a")
+    assert not files.cache_hint(tmp_path / "caches" / ".." / "a")
+    assert not files.cache_hint("/")
+
+
 @pytest.mark.parametrize("chosen", [None, "elsewhere"])
 def test_every_command_keeps_compiled_programs_there(tmp_path, chosen):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"T5G2_CACHE": str(tmp_path)}

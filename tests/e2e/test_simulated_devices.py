@@ -17,6 +17,7 @@ from tests.e2e.conftest import CONFIG, command, environment
         ({"JAX_NUM_CPU_DEVICES": "many"}, "None"),  # jax says what is wrong with it
         ({"JAX_NUM_CPU_DEVICES": "64"}, "512"),
         ({"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=64"}, "512"),
+        ({"XLA_FLAGS": " ".join(f"--xla_force_host_platform_device_count={n}" for n in (2, 64))}, "512"),
         ({"JAX_NUM_CPU_DEVICES": "64", "PJRT_NPROC": "3"}, "3"),
     ],
 )

@@ -13,6 +13,7 @@ from rouge_score import rouge_scorer
 from t5g2.core.errors import UserError
 from t5g2.eval.metrics import catalogue, choices, intervals, labels, losses, vqa
 from t5g2.eval.metrics.losses import TokenSums
+from t5g2.eval.metrics.metric import NamedMeans
 
 
 def test_sums_are_added_and_divided_once():
@@ -199,6 +200,9 @@ def test_an_interval_of_examples_that_are_all_wrong_or_all_right_is_not_empty(ri
     rows = metric.rows(["x"] * 20, [["x"]] * right + [["y"]] * (20 - right))
     interval = intervals.intervals(metric, rows)["accuracy"]
     assert (interval.value, interval.low, interval.high) == pytest.approx((right / 20, low, high), abs=5e-5)
+    # a loss has no such bounds
+    loss = intervals.intervals(NamedMeans(("loss",), shares=False), np.full((20, 1), right / 20))["loss"]
+    assert (loss.low, loss.high) == (right / 20, right / 20)
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "mcc", "f1", "spearman", "auc"])

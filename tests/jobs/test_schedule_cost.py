@@ -199,6 +199,22 @@ def test_hosts_of_slices_exchange_arrays_beside_other_work(kind, given, received
     assert not result.uncounted
 
 
+@pytest.mark.parametrize("lines", [(START,), between_slices("ALL_REDUCE", 250, 250)[:3]])
+def test_what_is_begun_and_not_ended_there_is_waited_for(lines):
+    result = cost(*lines, computes("x", "a", 700), slices=2)
+    (transfer,) = result.transfers
+    assert nanoseconds(result.seconds) == nanoseconds(transfer.seconds) > 700
+    assert nanoseconds(transfer.waited) == nanoseconds(transfer.seconds) - 700
+
+
+def test_a_permutation_has_one_link_to_its_partner():
+    """Over the diagonal of 2 x 2 chips too; and nobody sends where there are no pairs."""
+    permuted = "%moved = f32[250]{0:T(256)} collective-permute(%b), source_target_pairs={PAIRS}"
+    (transfer,) = cost(permuted.replace("PAIRS", "{0,3},{3,0}")).transfers
+    assert (transfer.kind, transfer.sent, nanoseconds(transfer.seconds)) == ("collective-permute", 1000, 1000)
+    assert not cost(permuted.replace("PAIRS", "")).transfers
+
+
 def test_slices_exchange_one_array_after_the_other():
     first, second = (between_slices("ALL_REDUCE", 250, 250, name) for name in ("r", "s"))
     result = cost(*first[:3], *second[:3], computes("x", "a", 700), *second[3:], *first[3:], slices=2)
@@ -370,6 +386,7 @@ ENTRY"""
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a','b'}, dimensions={0}", [[0, 2, 1, 3]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+        ("source_target_pairs={}", []),
     ],
 )
 def test_groups_of_devices(text, groups):

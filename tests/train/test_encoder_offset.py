@@ -13,8 +13,9 @@ from t5g2.core.errors import UserError
 from t5g2.core.sharding import MeshShape
 from t5g2.models.config import to_dict
 from t5g2.models.layers import Compute
-from t5g2.train import config_file, optim, plan, resume, state, step
+from t5g2.train import config_file, flops_budget, optim, plan, resume, state, step
 from t5g2.train import experiment as experiments
+from t5g2.train import workdir as workdirs
 from t5g2.train.encoder_offset import EncoderOffset
 from tests import weights
 from tests.train.test_experiment import QUICKSTART
@@ -59,15 +60,28 @@ def test_a_model_without_merged_attention_has_no_offset(arm, changes):
     assert config_file.load(f"{QUICKSTART}:{arm}", changes).train.encoder_offset is None
 
 
-@pytest.mark.parametrize(("steps", "fits"), [(19, True), (20, False), (500, False)])
-def test_the_last_update_has_no_offset(steps, fits):
-    changes = [(SETTING, str({"start": -8.0, "steps": steps})), ("train.steps", "20")]
-    if fits:
-        assert float(config_file.load(f"{QUICKSTART}:adapted", changes).train.encoder_offset.at(19)) == 0
+@pytest.mark.parametrize(
+    ("steps", "of", "remedy"),
+    [
+        (19, 20, None),
+        (20, 20, "give it at most 19 steps, or the run more"),
+        (500, 20, "give it at most 19 steps, or the run more"),
+        (1, 1, "leave it out, or give more steps"),
+    ],
+)
+def test_the_last_update_of_a_new_run_has_no_offset(steps, of, remedy, tmp_path):
+    """A run that an earlier version let begin with one can still be read."""
+    changes = [(SETTING, str({"start": -8.0, "steps": steps})), ("train.steps", str(of))]
+    changes.append(("optim.schedule.warmup_steps", "0"))
+    made = config_file.load(f"{QUICKSTART}:adapted", changes)
+    workdirs.write_experiment(tmp_path, made, None)
+    assert workdirs.read_experiment(tmp_path).train.encoder_offset == made.train.encoder_offset
+    if remedy is None:
+        assert flops_budget.of_new_run(made) is made
         return
-    message = rf"encoder_offset\.steps = {steps} and train\.steps = 20; the offset must be 0 .* at most 19 steps"
+    message = rf"encoder_offset\.steps = {steps} and train\.steps = {of}; the offset must be 0 .*: {remedy}$"
     with pytest.raises(UserError, match=message):
-        config_file.load(f"{QUICKSTART}:adapted", changes)
+        flops_budget.of_new_run(made)
 
 
 def test_an_update_has_the_offset_of_its_step_and_ends_as_one_without():

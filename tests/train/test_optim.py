@@ -111,7 +111,9 @@ def test_a_warmup_ends_before_the_run():
     with pytest.raises(
         UserError, match=r"decay_fraction = 0.0001 of train.steps = 100 is no update; give at least 0.01, or"
     ):
-        WarmupStableDecay(1.0, 7, 0.0001).make(100)
+        WarmupStableDecay(1.0, 7, 0.0001).check_length(100)
+    WarmupStableDecay(1.0, 7, 0.0).check_length(100)
+    WarmupStableDecay(1.0, 7, 0.01).check_length(100)
     with pytest.raises(UserError, match=r"peak = -1\.0; it must be at least 0"):
         Cosine(-1.0)
 

@@ -55,7 +55,7 @@ def intervals(
     for name, value, samples_R in zip(metric.names, values_M.tolist(), samples_RM.T, strict=True):
         defined = samples_R[np.isfinite(samples_R)]
         low, high = np.quantile(defined, [TAIL, 1 - TAIL]).tolist() if len(defined) else (np.nan, np.nan)
-        if isinstance(metric, MeanMetric) and low == high == value and value in (0, 1):
+        if isinstance(metric, MeanMetric) and metric.shares and low == high == value and value in (0, 1):
             reach = 1 - TAIL ** (1 / number)
             low, high = (0.0, reach) if value == 0 else (1 - reach, 1.0)
         result[name] = Interval(value, number, low, high)

@@ -58,7 +58,13 @@ class Metric(abc.ABC):
 
 
 class MeanMetric(Metric):
-    """A metric that is the mean of scores of single examples: rows are these scores, K = M."""
+    """A metric that is the mean of scores of single examples: rows are these scores, K = M.
+
+    Attributes:
+      shares: the scores are from 0 to 1.
+    """
+
+    shares: bool = True
 
     @override
     def scores(self, rows_NK: Contributions, counts_N: ExampleCounts) -> Float[np.ndarray, " M"]:
@@ -79,9 +85,11 @@ class NamedMeans(MeanMetric):
 
     Attributes:
       columns: names of the M scores.
+      shares: the numbers are from 0 to 1.
     """
 
     columns: tuple[str, ...]
+    shares: bool = True
 
     @property
     @override
