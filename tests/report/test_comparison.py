@@ -126,10 +126,11 @@ PREFIX = {"kind": "prefix_lm", "prefix": 0.5, "eos": True, "split_at": "token"}
 SUFFIX = {"kind": "ul2", "eos": True, "tasks": [{"name": "half", "rate": 0.5, "mean_span": None}]}
 
 
-def asking(group, objective, *, examples=128, path="a.jsonl", **data):
+def asking(group, objective, *, examples=128, path="a.jsonl", encoder=None, **data):
     """The group, with experiment.json of a held-out task."""
     text = {"kind": "jsonl", "path": path}
     task = {"kind": "heldout_loss", "name": "heldout", "text": text, "objective": objective, "examples": examples}
+    task |= {"encoder": encoder} if encoder else {}  # earlier versions had none
     record = {"eval": {"tasks": [{"name": "other", "objective": {"kind": "causal"}}, task]}, "data": data}
     return RunGroup(group.name, "#000", [replace(run, experiment=record) for run in group.runs])
 
@@ -151,6 +152,8 @@ def asking(group, objective, *, examples=128, path="a.jsonl", **data):
         (asking(SCRATCH, PREFIX, path="b.jsonl"), False),
         (asking(SCRATCH, PREFIX, chunk_tokens=255), False),
         (asking(SCRATCH, PREFIX | {"kind": "multimodal_prefix_lm"}), False),
+        (asking(SCRATCH, PREFIX, encoder="visible"), True),
+        (asking(SCRATCH, PREFIX, encoder="hidden"), False),
     ],
 )
 def test_losses_are_subtracted_only_of_equal_tasks(other, same):
