@@ -24,6 +24,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
     "train.flops": None,
     "optim.ema": None,
     "eval.ema": False,
+    "eval.tasks.encoder": "visible",
     "model.probe": None,
     "model.encoder.probe": None,
     "model.decoder.probe": None,
