@@ -132,7 +132,7 @@ def two_slices(topology: str) -> None:
     devices = tpu_compiler.devices(target(topology)._replace(slices=2))
     mesh = sharding.make(MeshShape(strategy="fsdp", slices=2), devices)
     print(f"{topology} twice: {[sorted({device.slice_index for device in part.flat}) for part in mesh.devices]}")
-    dry_run.check(one_layer(256, data=2, slices=2), target=topology)
+    dry_run.check(one_layer(2048, data=2, slices=2), target=topology)
 
 
 if __name__ == "__main__":
